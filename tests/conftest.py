@@ -1,0 +1,50 @@
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import TypeVar
+
+import pytest
+
+T = TypeVar("T")
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: its idle threads must not spin on busy cores
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def calibrate() -> Callable:
+    """`sample_models.calibration.calibrate`: an untrained network in which every parameter and statistic matters."""
+    from sample_models.calibration import calibrate
+
+    return calibrate
+
+
+@pytest.fixture(scope="session")
+def torchvision() -> ModuleType:
+    """torchvision with its native operators, beside a CPU build of torch too. Where CI is set it must be there."""
+    from torchvision_for_tests import load_torchvision
+
+    return _or_skip(load_torchvision)
+
+
+@pytest.fixture(scope="session")
+def environment_with_torchvision() -> dict[str, str]:
+    """The environment for a process of its own that imports torchvision."""
+    from torchvision_for_tests import environment
+
+    return os.environ | _or_skip(environment)
+
+
+def _or_skip(load: Callable[[], T]) -> T:
+    try:
+        return load()
+    except ImportError as error:
+        if "CI" in os.environ:
+            raise
+        pytest.skip(str(error))
