@@ -6,7 +6,7 @@ from sample_models.blocks import CSP, SPPF, ConvUnit, Focus, SeparableConvUnit
 
 
 class DigitsFocus(nn.Module):
-    """Images (batch, 1, 32, 32) with values from 0 to 1 to one logit for each of the ten digits."""
+    """Images (batch, 1, 16, 16) with values from 0 to 1 to one logit for each of the ten digits."""
 
     def __init__(self) -> None:
         super().__init__()
