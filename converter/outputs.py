@@ -1,0 +1,58 @@
+"""Where artefacts go."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import UsageError
+
+ENDINGS = {"tf": "_saved_model", "keras": ".keras", "onnx": ".onnx"}
+
+
+def output_path(source: Path, format: str, output: Path | None, several: bool) -> Path:
+    """Name the file or folder of an artefact.
+
+    Args:
+        source: the checkpoint; its name without suffix is the artefact's.
+        format: a key of `ENDINGS`.
+        output: what `-o` says: the artefact itself, or the folder of `several` models or formats.
+        several: whether this call writes more than one artefact.
+
+    Raises:
+        UsageError: `output` names a file of another format.
+    """
+    if output is None:
+        return Path(source.stem + ENDINGS[format])
+    if several:
+        return output / (source.stem + ENDINGS[format])
+    suffixes = {ending for ending in ENDINGS.values() if ending.startswith(".")}
+    misnamed = output.suffix in suffixes and output.suffix != ENDINGS[format]
+    # Keras opens only what is called .keras.
+    if misnamed or (format == "keras" and output.suffix != ".keras"):
+        raise UsageError(
+            f"{output} is not a name for --to {format}.",
+            where="-o",
+            cure=f"name it {output.with_suffix(ENDINGS[format]) if format != 'tf' else output.with_suffix('')}",
+        )
+    return output
+
+
+def output_paths(sources: Sequence[Path], formats: Sequence[str], output: Path | None) -> dict[tuple[Path, str], Path]:
+    """Name every artefact of a call.
+
+    Raises:
+        UsageError: two checkpoints would be written to the same place, or `output` is of another format.
+    """
+    several = len(sources) * len(formats) > 1
+    taken: dict[Path, Path] = {}
+    paths = {}
+    for source in sources:
+        for format in formats:
+            path = output_path(source, format, output, several)
+            if path in taken:
+                raise UsageError(
+                    f"{taken[path]} and {source} would both be written to {path}.",
+                    cure="convert them in two calls with different -o",
+                )
+            taken[path] = source
+            paths[source, format] = path
+    return paths

@@ -1,0 +1,227 @@
+"""What conversion, verification and inspection found out, as plain data."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, Literal
+
+SCHEMA = 1
+
+Shape = tuple[int | str | None, ...]
+Status = Literal["verified", "not verified", "disagrees"]
+ProofName = Literal["function", "artefact", "weights"]
+
+
+@dataclass(frozen=True)
+class TensorFacts:
+    """An input or output of an artefact; `layout` is "channels_last", "channels_first" or "as PyTorch"."""
+
+    name: str
+    shape: Shape
+    dtype: str
+    layout: str
+
+
+@dataclass(frozen=True)
+class OutputComparison:
+    """Figures of one output over all rounds of inputs; each is the worst of its rounds.
+
+    Attributes:
+        agrees: every error is within the bound, NaN and infinities are in the same places, shapes are the same.
+        max_abs, mean_abs: error in the output's own unit.
+        max_rel: largest error relative to its element, among elements above a thousandth of the scale.
+        cosine, sqnr_db: similarity, signal to error in decibels (infinite where there is no error).
+        scale: largest magnitude of the reference in the worst round; `bound` is the error allowed there.
+        torch_rounding: PyTorch's own largest float32 error in the worst round; None where none was measured.
+        multiple_of_rounding: largest error over max(torch_rounding, 4 ulp of the scale).
+        top1_agreement: share of rows with the same largest column, for 2-D outputs of floats.
+        set_aside: positions where PyTorch's float32 and float64 themselves differ (integers, overflow).
+        proves_nothing: the output does not vary enough for its agreement to mean anything.
+    """
+
+    name: str
+    agrees: bool
+    max_abs: float
+    max_rel: float
+    mean_abs: float
+    cosine: float
+    sqnr_db: float
+    scale: float
+    bound: float
+    torch_rounding: float | None = None
+    multiple_of_rounding: float | None = None
+    top1_agreement: float | None = None
+    set_aside: int = 0
+    notes: tuple[str, ...] = ()
+    proves_nothing: bool = False
+
+
+@dataclass(frozen=True)
+class Proof:
+    """One of the three proofs; `failures` are sentences, `first_difference` the module path where it starts."""
+
+    name: ProofName
+    holds: bool
+    summary: str
+    outputs: tuple[OutputComparison, ...] = ()
+    failures: tuple[str, ...] = ()
+    first_difference: str | None = None
+
+    @property
+    def proves_nothing(self) -> bool:
+        """Nothing disagreed, but nothing could have."""
+        return not self.holds and bool(self.outputs) and all(output.agrees for output in self.outputs)
+
+
+def status_of(proofs: Iterable[Proof]) -> Status:
+    """Say "verified" only if there are proofs and all hold; one that proves nothing is "not verified"."""
+    proofs = tuple(proofs)
+    if any(not proof.holds and not proof.proves_nothing for proof in proofs):
+        return "disagrees"
+    return "verified" if proofs and all(proof.holds for proof in proofs) else "not verified"
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """What was rewritten, where, and how: "Focus -> SpaceToDepth", "stem.conv", "input channels permuted"."""
+
+    name: str
+    module: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Movement:
+    """An operator of the artefact that moves data at run time; `elements` per sample, or a formula of them."""
+
+    kind: str
+    module: str
+    reason: str
+    elements: int | str
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1 accuracy (0 to 1) on the user's labelled samples, and how many predictions are the same."""
+
+    samples: int
+    source: float
+    artefact: float
+    same_predictions: int
+
+
+@dataclass(frozen=True)
+class ArtefactReport:
+    """One written artefact; `path` is None where nothing was put in place, `seconds` what it took."""
+
+    format: str
+    path: Path | None
+    inputs: tuple[TensorFacts, ...]
+    outputs: tuple[TensorFacts, ...]
+    proofs: tuple[Proof, ...]
+    operators: Mapping[str, int]
+    movements: tuple[Movement, ...]
+    status: Status
+    seconds: float
+    accuracy: Accuracy | None = None
+
+
+class Report:
+    """A report that is written as JSON with a schema number."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values; a figure that is not finite is None, a path is a string."""
+        return {"schema": SCHEMA, **_jsonable(self)}
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+
+
+@dataclass(frozen=True)
+class ConversionReport(Report):
+    """One model, converted to one or more formats; `timings` in seconds, by step."""
+
+    source: str
+    source_sha256: str | None
+    kind: str
+    parameters: int
+    batch: int | Literal["dynamic"]
+    rewrites: tuple[Rewrite, ...]
+    notes: tuple[str, ...]
+    artefacts: tuple[ArtefactReport, ...]
+    timings: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def status(self) -> Status:
+        """The worst status of the artefacts."""
+        statuses = {artefact.status for artefact in self.artefacts}
+        if "disagrees" in statuses:
+            return "disagrees"
+        return "verified" if statuses == {"verified"} else "not verified"
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | {"status": self.status}
+
+
+@dataclass(frozen=True)
+class VerificationReport(Report):
+    """An artefact compared with its model."""
+
+    source: str
+    artefact: str
+    proofs: tuple[Proof, ...]
+    notes: tuple[str, ...]
+    status: Status
+    accuracy: Accuracy | None = None
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One module of the tree; shapes are those of its first tensor, None where it has none."""
+
+    path: str
+    type: str
+    shape_in: Shape | None
+    shape_out: Shape | None
+    parameters: int
+    becomes: str
+
+
+@dataclass(frozen=True)
+class UnsupportedOperator:
+    """An operator without a mapping, in the order of `errors.UnsupportedOperatorsError.operators`."""
+
+    operator: str
+    count: int
+    modules: str
+    source_line: str
+
+
+@dataclass(frozen=True)
+class ModelSummary(Report):
+    """The module tree, and which operators could not be converted."""
+
+    source: str
+    rows: tuple[LayerRow, ...]
+    unsupported: tuple[UnsupportedOperator, ...]
+    notes: tuple[str, ...]
+    inputs: tuple[TensorFacts, ...] = ()
+    outputs: tuple[TensorFacts, ...] = ()
+
+
+def _jsonable(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, PathLike):
+        return fspath(value)
+    return value

@@ -1,0 +1,111 @@
+"""Proof 3: every tensor of an artefact is its source, recomputed; every source tensor is accounted for."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..report import Proof
+
+FOLDED_ULP = 4
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a tensor of the artefact must be.
+
+    Attributes:
+        array: the tensor recomputed from its sources, in the artefact's shape; float64 where it was folded.
+        sources: the PyTorch tensors it is made of.
+        exact: permuted, reshaped or cast only, so equal bit for bit; else within rounding.
+    """
+
+    array: np.ndarray
+    sources: tuple[str, ...]
+    exact: bool
+
+
+def compare_weights(
+    expected: Mapping[str, Expected],
+    actual: Mapping[str, np.ndarray],
+    source_names: Collection[str],
+    unused: Mapping[str, str],
+) -> Proof:
+    """Compare all tensors of an artefact with what they must be.
+
+    Args:
+        source_names: every tensor of the PyTorch model.
+        unused: a source tensor that is not in the artefact, and why.
+    """
+    failures = [f"{name}: not in the artefact" for name in expected if name not in actual]
+    failures += [f"{name}: the artefact has it, no source explains it" for name in actual if name not in expected]
+    worst = 0.0
+    for name in expected.keys() & actual.keys():
+        fault, ulps = _compare_tensor(expected[name], np.asarray(actual[name]))
+        worst = max(worst, ulps)
+        if fault:
+            failures.append(f"{name} (from {', '.join(expected[name].sources) or 'nothing'}): {fault}")
+    failures += _unaccounted(expected, set(source_names), unused)
+    if failures:
+        summary = f"{len(failures)} {'fault' if len(failures) == 1 else 'faults'}: {'; '.join(sorted(failures)[:3])}"
+        return Proof("weights", False, summary, failures=tuple(sorted(failures)))
+    return Proof("weights", True, _summary(list(expected.values()), unused, worst))
+
+
+def _compare_tensor(expected: Expected, actual: np.ndarray) -> tuple[str | None, float]:
+    """Give what is wrong, if anything, and the error of a folded tensor in ulp of its scale."""
+    array = np.asarray(expected.array)
+    if array.shape != actual.shape:
+        return f"the shape is {list(actual.shape)}, expected {list(array.shape)}", 0.0
+    if array.dtype.kind != actual.dtype.kind:
+        # Tables of integers may be stored as floats, which is exact or it is wrong.
+        if not (array.dtype.kind in "iub" and actual.dtype.kind == "f"):
+            return f"the dtype is {actual.dtype}, expected {array.dtype}", 0.0
+        if not np.array_equal(array.astype(actual.dtype).astype(array.dtype), array):
+            return f"{actual.dtype} cannot hold the values of {array.dtype}", 0.0
+    with np.errstate(over="ignore"):
+        cast = array.astype(actual.dtype)
+    if expected.exact or actual.dtype.kind in "iub":
+        differs = (_bits(cast) != _bits(actual)).any(-1)
+        if not differs.any():
+            return None, 0.0
+        return f"{int(differs.sum())} of {array.size} values are not its source bit for bit", 0.0
+    finite = np.isfinite(cast)
+    if not np.array_equal(cast[~finite], actual[~finite], equal_nan=True):
+        return "NaN or infinities differ", 0.0
+    if not np.isfinite(actual[finite]).all():
+        return "it has NaN or infinities, its source has none", 0.0
+    error = float(np.abs(actual[finite] - array[finite]).max(initial=0.0))
+    scale = np.abs(array[finite]).max(initial=0.0)
+    ulps = error / float(np.spacing(np.finfo(actual.dtype).dtype.type(scale)))
+    if ulps <= FOLDED_ULP:
+        return None, ulps
+    return f"off by {error:.3g}, {ulps:.3g} ulp of its scale where {FOLDED_ULP} are allowed", ulps
+
+
+def _bits(array: np.ndarray) -> np.ndarray:
+    array = np.ascontiguousarray(array)
+    return array.reshape((*array.shape, 1)).view(np.uint8)
+
+
+def _unaccounted(expected: Mapping[str, Expected], sources: set[str], unused: Mapping[str, str]) -> list[str]:
+    used = {source for tensor in expected.values() for source in tensor.sources}
+    return [
+        *(f"{name}: a source tensor that is nowhere in the artefact" for name in sources - used - unused.keys()),
+        *(f"{name}: used, yet said to be unused ({unused[name]})" for name in used & unused.keys()),
+        *(f"{name}: named as a source, but the model has no such tensor" for name in (used | unused.keys()) - sources),
+    ]
+
+
+def _summary(expected: Sequence[Expected], unused: Mapping[str, str], worst: float) -> str:
+    if not expected:
+        return "there are no weights"
+    exact = sum(tensor.exact for tensor in expected)
+    parts = []
+    if exact:
+        parts.append(f"{exact} of {len(expected)} tensors bit for bit")
+    if exact < len(expected):
+        parts.append(f"{len(expected) - exact} folded, within {worst:.1f} ulp (bound {FOLDED_ULP})")
+    if unused:
+        parts.append(f"{len(unused)} of the source not needed ({', '.join(sorted(set(unused.values())))})")
+    return "; ".join(parts)
