@@ -1,0 +1,201 @@
+"""From a module and example inputs to one functional ATen graph (`torch.export`)."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import operator
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils._pytree import MappingKey, SequenceKey, tree_unflatten, tree_flatten_with_path
+
+from converter import ops
+from converter.errors import CaptureError
+from converter.program import Origin, Program, write_attribute
+
+aten = torch.ops.aten
+
+DROPPED = {aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten.sym_constrain_range.default}
+KEPT_WHOLE = {
+    aten.dropout.default: lambda x, p, train: torch.ops.converter.dropout(x, p),
+    aten.feature_dropout.default: lambda x, p, train: torch.ops.converter.dropout(x, p),
+}
+
+
+def capture(module: nn.Module, inputs: Sequence[Tensor], fixed_batch: int | None = None) -> Program:
+    """Capture `module`, in eval mode, called with `inputs`; their dimension 0 is the batch and stays free.
+
+    A model that works for one batch size only is captured for that of `inputs`, and the program says so in its notes.
+
+    Raises:
+        CaptureError: the forward fails, or does something `torch.export` cannot take.
+    """
+    run_forward(module, inputs)
+    reason = ""
+    if fixed_batch is None:
+        batch = Dim("batch", min=1)
+        shapes = tuple({0: batch} if x.ndim else None for x in inputs)
+        try:
+            return from_exported(_export(module, inputs, shapes), module)
+        except Exception as error:
+            reason = _first_line(error)
+    try:
+        program = from_exported(_export(module, inputs, None), module)
+    except Exception as error:
+        raise CaptureError(
+            f"torch.export cannot capture this model: {_first_line(error)}",
+            where=_user_frame(error),
+            cure="make the forward free of control flow that depends on values, or export a part of the model",
+        ) from error
+    program.fixed_batch = inputs[0].shape[0]
+    if reason:
+        program.notes.append(f"the model accepts batch {program.fixed_batch} only: {reason}")
+    return program
+
+
+def from_exported(exported: ExportedProgram, module: nn.Module | None = None) -> Program:
+    """An `ExportedProgram` as a `Program`: made functional, tensors as attributes, batch norm and dropout whole."""
+    with _quiet():
+        exported = exported.run_decompositions(dict(KEPT_WHOLE))
+    signature = exported.graph_signature
+    graph_module = fx.GraphModule(nn.Module(), exported.graph)
+    graph = graph_module.graph
+    inputs, origins = [], {}
+    tensors = {**exported.constants, **exported.state_dict, **exported.tensor_constants}
+    for spec, node in zip(signature.input_specs, graph.find_nodes(op="placeholder"), strict=True):
+        if spec.kind is InputKind.USER_INPUT:
+            if isinstance(node.meta.get("val"), torch.Tensor):
+                inputs.append(node.name)
+            elif node.users:
+                raise CaptureError(f"input `{node.name}` is not a tensor", cure="pass it through a wrapper module")
+            else:
+                graph.erase_node(node)
+            continue
+        if not isinstance(tensors.get(spec.target), torch.Tensor):
+            raise CaptureError(f"the program holds `{spec.target}`, which is no tensor ({spec.kind.name})")
+        write_attribute(graph_module, spec.target, tensors[spec.target])
+        origins[spec.target] = Origin((spec.target,))
+        with graph.inserting_before(node):
+            attribute = graph.get_attr(spec.target)
+        attribute.meta = dict(node.meta)
+        node.replace_all_uses_with(attribute)
+        graph.erase_node(node)
+
+    output = graph.output_node()
+    results = [
+        node
+        for spec, node in zip(signature.output_specs, output.args[0], strict=True)
+        if spec.kind is OutputKind.USER_OUTPUT
+    ]
+    names = _output_names(exported, len(results))
+    kept = [(n, r) for n, r in zip(names, results, strict=True) if isinstance(r, fx.Node)]
+    output.args = (tuple(r for _, r in kept),)
+    for node in list(graph.nodes):
+        if node.target in DROPPED:
+            graph.erase_node(node)
+    program = Program(graph_module, inputs, [n for n, _ in kept], origins)
+    if len(kept) < len(results):
+        program.notes.append("outputs that are no tensors were left out")
+    _restore_batch_norm(program)
+    program.finish()
+    first = program.placeholders[0].meta["val"].shape if program.placeholders else ()
+    if first and isinstance(first[0], int):
+        program.fixed_batch = first[0]
+    return program
+
+
+def run_forward(module: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """Call the module as the user would, so that a failure speaks of their layers and not of tracing."""
+    inside: list[str] = []
+    hooks = []
+    for name, child in module.named_modules():
+        hooks.append(child.register_forward_pre_hook(lambda *_, name=name: inside.append(name)))
+        hooks.append(child.register_forward_hook(lambda *_: inside.pop() and None))
+    try:
+        with torch.no_grad():
+            module(*(x.clone() for x in inputs))
+    except Exception as error:
+        shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
+        path = inside[-1] if inside else ""
+        raise CaptureError(
+            f"the model fails on an input of shape {shapes}: {_first_line(error)}",
+            where=f"module `{path}` ({type(module.get_submodule(path)).__name__})",
+            cure="give the shape that the model expects with --input-shape, batch first (for example 1,3,224,224)",
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _export(module: nn.Module, inputs: Sequence[Tensor], shapes) -> ExportedProgram:
+    with _quiet():
+        return torch.export.export(module, tuple(inputs), dynamic_shapes=_for_forward(module, shapes), strict=False)
+
+
+def _for_forward(module: nn.Module, shapes):
+    """`dynamic_shapes` for a forward that takes `*args` groups them in one more tuple; others take them as they are."""
+    import inspect
+
+    if shapes is None:
+        return None
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    for i, parameter in enumerate(parameters[: len(shapes)]):
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            return (*shapes[:i], shapes[i:])
+    return shapes
+
+
+def _restore_batch_norm(program: Program) -> None:
+    """Decomposition leaves `_native_batch_norm_legit_no_training` and its first item: one `batch_norm` again."""
+    target = aten._native_batch_norm_legit_no_training.default
+    for node in program.graph.find_nodes(op="call_function", target=target):
+        x, weight, bias, mean, variance, momentum, eps = node.args
+        with program.graph.inserting_before(node):
+            whole = program.call(
+                aten.batch_norm.default, (x, weight, bias, mean, variance, False, momentum, eps, False), node
+            )
+        for item in list(node.users):
+            if item.target is operator.getitem and item.args[1] == 0:
+                item.replace_all_uses_with(whole)
+
+
+def _output_names(exported: ExportedProgram, count: int) -> list[str]:
+    """Names by the structure that forward returns: dictionary keys and attributes stay, positions are numbered."""
+    spec = exported.call_spec.out_spec
+    paths = [path for path, _ in tree_flatten_with_path(tree_unflatten(list(range(spec.num_leaves)), spec))[0]]
+    names = []
+    for path in paths:
+        parts = [str(key.idx if isinstance(key, SequenceKey) else getattr(key, "key", getattr(key, "name", key))) for key in path]
+        name = "_".join(parts)
+        names.append("output" if not parts else name if isinstance(path[0], MappingKey) or not name[0].isdigit() else f"output_{name}")
+    if len(names) != count:
+        names = [f"output_{i}" for i in range(count)]
+    return names
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _user_frame(error: BaseException) -> str | None:
+    import traceback
+
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename and __file__ != f.filename]
+    return f"{frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else None
+
+
+@contextlib.contextmanager
+def _quiet():
+    """torch.export's own warnings concern its implementation, not the user's model."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+assert ops  # registers torch.ops.converter

@@ -1,0 +1,60 @@
+"""Every error a user can cause or meet. One root, caught once, in `cli.py`."""
+
+from collections.abc import Sequence
+
+
+class ConversionError(Exception):
+    """Says what is wrong, where, and what to do next.
+
+    Attributes:
+        what: one sentence.
+        where: file, module path and source line, or option it concerns, if any.
+        cure: what the user can do, if anything.
+        exit_status: what `convert` exits with.
+    """
+
+    exit_status = 1
+
+    def __init__(self, what: str, *, where: str | None = None, cure: str | None = None):
+        super().__init__(what, where, cure)
+        self.what, self.where, self.cure = what, where, cure
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.where:
+            lines.append(f"  where: {self.where}")
+        if self.cure:
+            lines.append(f"  cure: {self.cure}")
+        return "\n".join(lines)
+
+
+class UsageError(ConversionError):
+    """The call itself is wrong: an option, a shape, an output path that is taken."""
+
+    exit_status = 2
+
+
+class CheckpointError(ConversionError):
+    """The checkpoint cannot be read, or asks for something that was not trusted."""
+
+    exit_status = 4
+
+
+class CaptureError(ConversionError):
+    """The model ran or could be traced only in part."""
+
+
+class UnsupportedOperatorsError(ConversionError):
+    """Operators without a mapping, all of them at once.
+
+    Attributes:
+        operators: (operator, count, module paths, source line) of each.
+    """
+
+    def __init__(self, what: str, operators: Sequence[tuple[str, int, str, str]], *, cure: str | None = None):
+        super().__init__(what, cure=cure)
+        self.operators = list(operators)
+
+
+class OutputError(ConversionError):
+    """The artefact cannot be written: taken path, full disk, no permission."""

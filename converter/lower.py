@@ -1,0 +1,259 @@
+"""From a plan to arrays: as a Keras functional model, as a traced TensorFlow function, or run at once in float64.
+
+There is one way to carry out a step, whatever the arrays are: Keras' own operators and layers take symbolic Keras
+tensors, TensorFlow's graph tensors and eager ones alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+from converter.layout import Size
+from converter.plan import (
+    CallStep,
+    Constant,
+    ConstantStep,
+    InputStep,
+    ItemStep,
+    LayerStep,
+    MoveStep,
+    Plan,
+    Step,
+)
+from converter.precision import dtype_name, float32_is
+
+INLINE = 16  # a constant of so few elements may stand in a Keras file's JSON
+
+
+class NativeGroupedConv2D(layers.Conv2D):
+    """TensorFlow's own grouped convolution. Keras' runs as an XLA-compiled function on a CPU: 15 times slower."""
+
+    def convolution_op(self, inputs, kernel):
+        return tf.nn.conv2d(inputs, kernel, self.strides, self.padding.upper(), dilations=self.dilation_rate)
+
+
+@dataclass
+class Lowered:
+    """The layers and variables that a plan needs, in one precision; call it with the inputs' arrays.
+
+    Attributes:
+        precision: "float32" or "float64".
+        stock: stock Keras only, as a Keras file needs it: grouped convolutions as Keras has them, bare parameters in
+            layers. Otherwise grouped convolutions are native and bare parameters plain variables.
+        tensors: every variable made so far, by name, and the constant it holds.
+    """
+
+    plan: Plan
+    precision: str = "float32"
+    stock: bool = False
+    tensors: dict[str, tuple[Any, Constant]] = field(default_factory=dict)
+    _layers: dict[Hashable, layers.Layer] = field(default_factory=dict)
+    _constants: dict[Hashable, Any] = field(default_factory=dict)
+    _names: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._names |= {step.name for step in self.plan.input_steps}
+        self._order = in_order(self.plan.results)
+        with float32_is(self.precision):
+            for step in self._order:
+                if isinstance(step, LayerStep):
+                    self._layer(step)
+                elif isinstance(step, ConstantStep) and not self._inline(step.constant):
+                    self._variable(step)
+        uses: dict[int, int] = {}
+        for step in (*self.plan.results, *(i for s in self._order for i in s.inputs)):
+            uses[id(step)] = uses.get(id(step), 0) + 1
+        self._uses = uses
+
+    def __call__(self, *inputs) -> list:
+        """The results' arrays, in the plan's order, laid out as the plan says."""
+        arrays: dict[int, Any] = dict(zip(map(id, self.plan.input_steps), inputs, strict=True))
+        left = dict(self._uses)
+        with float32_is(self.precision):
+            for step in self._order:
+                if not isinstance(step, InputStep):
+                    arrays[id(step)] = self._carry_out(step, [arrays[id(i)] for i in step.inputs])
+                for used in step.inputs:
+                    left[id(used)] -= 1
+                    if not left[id(used)]:
+                        del arrays[id(used)]
+        return [arrays[id(step)] for step in self.plan.results]
+
+    def keras_model(self) -> keras.Model:
+        """A functional model; inputs and outputs bear the program's names."""
+        inputs = [
+            keras.Input(
+                batch_shape=tuple(known(n) for n in step.shape), dtype=dtype_name(step.dtype), name=step.name
+            )
+            for step in self.plan.input_steps
+        ]
+        results = self(*inputs)
+        names = [output.name for output in self.plan.outputs]
+        outputs = results[0] if len(results) == 1 else dict(zip(names, results, strict=True))
+        given = inputs[0] if len(inputs) == 1 else {step.name: x for step, x in zip(self.plan.input_steps, inputs, strict=True)}
+        return keras.Model(given, outputs)
+
+    def signature(self) -> list[tf.TensorSpec]:
+        with float32_is(self.precision):
+            return [
+                tf.TensorSpec([known(n) for n in step.shape], dtype_name(step.dtype), step.name)
+                for step in self.plan.input_steps
+            ]
+
+    def named(self, *inputs) -> dict[str, Any]:
+        """As a call, results by the outputs' names."""
+        results = self(*inputs)
+        return {
+            output.name: tf.identity(array, output.name)
+            for output, array in zip(self.plan.outputs, results, strict=True)
+        }
+
+    # -- one step
+
+    def _carry_out(self, step: Step, arrays: list):
+        match step:
+            case CallStep():
+                return step.function(*arrays)
+            case LayerStep():
+                return self._layer(step)(arrays[0])
+            case MoveStep():
+                return moved(arrays[0], step.move)
+            case ItemStep():
+                return arrays[0][step.position]
+            case ConstantStep():
+                return self._constant(step, arrays[0])
+        raise TypeError(f"no way to carry out {type(step).__name__}")
+
+    def _layer(self, step: LayerStep) -> layers.Layer:
+        if step.key in self._layers:
+            return self._layers[step.key]
+        kind = step.kind
+        if kind is layers.Conv2D and step.config.get("groups", 1) > 1 and not self.stock:
+            kind = NativeGroupedConv2D
+        layer = kind(**step.config, name=self._unique(step.name), dtype=self.precision)
+        if not layer.built:
+            layer.build(tuple(known(n) for n in step.input_shape))
+        if len(layer.weights) != len(step.weights):
+            raise AssertionError(f"{layer.name}: {len(layer.weights)} weights wanted, {len(step.weights)} given")
+        for variable, constant in zip(layer.weights, step.weights, strict=True):
+            self._fill(variable, constant)
+        layer.trainable = step.trainable
+        self._layers[step.key] = layer
+        return layer
+
+    def _fill(self, variable: keras.Variable, constant: Constant) -> None:
+        variable.assign(constant.array())
+        name = variable.path if self.stock else self._unique(constant.sources[0] if constant.sources else variable.path)
+        self.tensors[name] = (variable.value, constant)
+
+    def _inline(self, constant: Constant) -> bool:
+        return not constant.trainable and constant.tensor.numel() <= INLINE
+
+    def _variable(self, step: ConstantStep):
+        constant = step.constant
+        if constant.key in self._constants:
+            return self._constants[constant.key]
+        if self.stock:
+            made = self._bare_layer(step)
+        else:
+            name = self._unique(constant.sources[0] if constant.sources else f"{step.name}.constant")
+            made = tf.Variable(constant.array(), trainable=False, dtype=dtype_name(constant.dtype))
+            self.tensors[name] = (made, constant)
+        self._constants[constant.key] = made
+        return made
+
+    def _bare_layer(self, step: ConstantStep) -> layers.Layer:
+        """A layer of stock Keras that returns its kernel: EinsumDense on a one."""
+        constant = step.constant
+        letters = "abcdefgh"[: len(constant.shape)]
+        name = constant.sources[0] if constant.sources else f"{step.name}.constant"
+        layer = layers.EinsumDense(
+            f"yz,z{letters}->y{letters}", output_shape=constant.shape, name=self._unique(name), dtype=self.precision
+        )
+        layer.build((None, 1))
+        batched = constant.rearranged(constant.tensor[None].to(constant.tensor.dtype), "batched")
+        self._fill(layer.kernel, batched)
+        layer.trainable = constant.trainable
+        return layer
+
+    def _constant(self, step: ConstantStep, like):
+        constant = step.constant
+        dtype = dtype_name(constant.dtype)
+        if self._inline(constant):
+            return keras.ops.convert_to_tensor(constant.array().astype(dtype), dtype)
+        made = self._variable(step)
+        if not self.stock:
+            return made.value() if isinstance(made, tf.Variable) else made
+        first = like[(0,) * (len(like.shape) - 1) + (slice(0, 1),)]
+        ones = keras.ops.reshape(keras.ops.ones_like(first, dtype=self.precision), (1, 1))
+        return keras.ops.cast(keras.ops.squeeze(made(ones), 0), dtype)
+
+    def _unique(self, name: str) -> str:
+        name = name.replace("/", ".")
+        chosen, n = name, 0
+        while chosen in self._names:
+            n += 1
+            chosen = f"{name}_{n}"
+        self._names.add(chosen)
+        return chosen
+
+
+def in_order(results: Sequence[Step]) -> list[Step]:
+    """The steps that `results` need, each after its inputs."""
+    order: list[Step] = []
+    seen: set[int] = set()
+    stack = [(step, False) for step in reversed(results)]
+    while stack:
+        step, ready = stack.pop()
+        if ready:
+            order.append(step)
+        elif id(step) not in seen:
+            seen.add(id(step))
+            stack.append((step, True))
+            stack.extend((i, False) for i in reversed(step.inputs) if id(i) not in seen)
+    return order
+
+
+def moved(array, move):
+    """Reshape, transpose, reshape."""
+    if move.order is None:
+        return keras.ops.reshape(array, runtime_shape(move.merge))
+    array = reshaped(array, move.split)
+    return reshaped(keras.ops.transpose(array, move.order), move.merge)
+
+
+def reshaped(array, shape: Sequence[Size]):
+    target = runtime_shape(shape)
+    have = [known(n) for n in array.shape]
+    return array if have == [None if n == -1 else n for n in target] else keras.ops.reshape(array, target)
+
+
+def runtime_shape(shape: Sequence[Size]) -> list[int]:
+    unknown = [n for n in shape if not isinstance(n, int)]
+    if len(unknown) > 1:
+        raise ValueError(f"a reshape to {tuple(shape)} has more than one size that is unknown at conversion")
+    return [n if isinstance(n, int) else -1 for n in shape]
+
+
+def known(size) -> int | None:
+    return size if isinstance(size, int) else None
+
+
+def expected(lowered: Lowered) -> dict[str, tuple[np.ndarray, tuple[str, ...], bool]]:
+    """For each tensor of the artefact: its value, the checkpoint's tensors behind it, and whether only rearranged."""
+    origins = lowered.plan.program.origins
+    return {
+        name: (
+            constant.array(),
+            tuple(dict.fromkeys(s for t in constant.sources for s in origins[t].sources)),
+            constant.exact,
+        )
+        for name, (_, constant) in lowered.tensors.items()
+    }

@@ -1,0 +1,198 @@
+"""The captured program: one functional ATen graph whose tensors are attributes, so that it runs as it stands."""
+
+from __future__ import annotations
+
+import copy
+import linecache
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_map_only
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a tensor of the program comes from.
+
+    Attributes:
+        sources: names of the checkpoint's tensors it was made of.
+        exact: it holds the source's values, at most in another order; otherwise it was computed.
+    """
+
+    sources: tuple[str, ...]
+    exact: bool = True
+
+
+@dataclass
+class Program:
+    """A functional ATen graph, its tensors, and the names under which a user knows its inputs and outputs.
+
+    Attributes:
+        graph_module: placeholders are the user's inputs, `get_attr` nodes the tensors. It returns a tuple. Tensors a
+            rewrite computed are float64 whatever their nominal type (`meta["val"].dtype` of the node); `at` gives a
+            program of one precision.
+        origins: for each tensor, the checkpoint's tensors behind it.
+        fixed_batch: the batch size, if the program allows no other.
+    """
+
+    graph_module: fx.GraphModule
+    inputs: list[str]
+    outputs: list[str]
+    origins: dict[str, Origin]
+    fixed_batch: int | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def graph(self) -> fx.Graph:
+        return self.graph_module.graph
+
+    @property
+    def placeholders(self) -> list[fx.Node]:
+        return self.graph.find_nodes(op="placeholder")
+
+    @property
+    def results(self) -> list[fx.Node]:
+        return list(self.graph.output_node().args[0])
+
+    def copy(self) -> Program:
+        """A program with a graph of its own; tensors are shared until a rewrite replaces them."""
+        memo = {id(t): t for t in (*self.graph_module.parameters(), *self.graph_module.buffers())}
+        return Program(
+            copy.deepcopy(self.graph_module, memo),
+            list(self.inputs),
+            list(self.outputs),
+            dict(self.origins),
+            self.fixed_batch,
+            list(self.notes),
+        )
+
+    def run(self, *inputs: Tensor) -> list[Tensor]:
+        with torch.no_grad():
+            return list(self.graph_module(*inputs))
+
+    # -- tensors
+
+    def is_tensor(self, node) -> bool:
+        return isinstance(node, fx.Node) and node.op == "get_attr"
+
+    def tensor(self, node: fx.Node) -> Tensor:
+        return read_attribute(self.graph_module, node.target)
+
+    def trainable(self, node: fx.Node) -> bool:
+        return isinstance(self.tensor(node), nn.Parameter)
+
+    def new_tensor(self, name: str, value: Tensor, like: fx.Node, origin: Origin) -> fx.Node:
+        """A `get_attr` node for `value` under `name` (made unique), placed before `like`, with its nominal type."""
+        while name in self.origins:
+            name += "_"
+        trained = self.trainable(like)
+        write_attribute(self.graph_module, name, nn.Parameter(value, requires_grad=False) if trained else value)
+        self.origins[name] = origin
+        with self.graph.inserting_before(like):
+            node = self.graph.get_attr(name)
+        dtype = like.meta["val"].dtype
+        node.meta = {"val": like.meta["val"].new_empty(value.shape, dtype=dtype), **module_meta(like)}
+        return node
+
+    def replace_tensor(self, node: fx.Node, value: Tensor, origin: Origin, users: Sequence[fx.Node]) -> None:
+        """Give `users` of the tensor `node` another value: under its own name if nobody else reads it."""
+        others = [
+            user
+            for twin in self.graph.find_nodes(op="get_attr")
+            if twin.target == node.target
+            for user in twin.users
+            if user not in users
+        ]
+        if others:
+            changed = self.new_tensor(f"{node.target}_reordered", value, node, origin)
+            for user in users:
+                user.replace_input_with(node, changed)
+            return
+        trained = self.trainable(node)
+        write_attribute(self.graph_module, node.target, nn.Parameter(value, requires_grad=False) if trained else value)
+        self.origins[node.target] = origin
+        node.meta = node.meta | {"val": node.meta["val"].new_empty(value.shape)}
+
+    def call(self, target, args: tuple, like: fx.Node) -> fx.Node:
+        """Insert a call at the graph's insert point, with the meta data that capture would have given it."""
+        node = self.graph.call_function(target, args)
+        fakes = tree_map_only(fx.Node, lambda n: n.meta["val"], args)
+        node.meta = {"val": target(*fakes), **module_meta(like)}
+        return node
+
+    def finish(self) -> None:
+        """After a rewrite: drop what nobody uses, check the graph and compile it again."""
+        self.graph.eliminate_dead_code()
+        self.graph.lint()
+        self.graph_module.recompile()
+
+    # -- precision
+
+    def at(self, dtype: torch.dtype) -> Program:
+        """The same program with every float32 in it, tensors and operators alike, in `dtype` (float32 or float64)."""
+        result = self.copy()
+        for node in result.graph.nodes:
+            if node.op == "get_attr":
+                tensor = result.tensor(node)
+                if node.meta["val"].dtype == torch.float32 and tensor.dtype != dtype:
+                    raised = tensor.detach().to(dtype)
+                    trained = isinstance(tensor, nn.Parameter)
+                    value = nn.Parameter(raised, requires_grad=False) if trained else raised
+                    write_attribute(result.graph_module, node.target, value)
+            elif dtype != torch.float32:
+                node.args = tree_map_only(torch.dtype, lambda d: dtype if d == torch.float32 else d, node.args)
+                node.kwargs = tree_map_only(torch.dtype, lambda d: dtype if d == torch.float32 else d, node.kwargs)
+        result.graph_module.recompile()
+        return result
+
+
+def read_attribute(module: nn.Module, name: str) -> Tensor:
+    *path, last = name.split(".")
+    for part in path:
+        module = getattr(module, part)
+    return getattr(module, last)
+
+
+def write_attribute(module: nn.Module, name: str, value: Tensor) -> None:
+    """Set a parameter or buffer under a dotted name, adding the modules on its way."""
+    *path, last = name.split(".")
+    for part in path:
+        if not hasattr(module, part):
+            module.add_module(part, nn.Module())
+        module = getattr(module, part)
+    module._parameters.pop(last, None)
+    module._buffers.pop(last, None)
+    if isinstance(value, nn.Parameter):
+        module.register_parameter(last, value)
+    else:
+        module.register_buffer(last, value)
+
+
+def module_meta(node: fx.Node) -> dict:
+    return {key: node.meta[key] for key in ("nn_module_stack", "stack_trace") if key in node.meta}
+
+
+def module_path(node: fx.Node) -> str:
+    """The dotted path of the module that called this operator, "" for the model itself."""
+    stack: Mapping[str, tuple] = node.meta.get("nn_module_stack") or {}
+    path = list(stack.values())[-1][0] if stack else ""
+    return "" if path.startswith("_empty_nn_module_stack") else re.sub(r"@\d+", "", path)
+
+
+def module_class(node: fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    kind = list(stack.values())[-1][1] if stack else ""
+    return kind if isinstance(kind, str) else kind.__name__
+
+
+def source_line(node: fx.Node) -> str:
+    """The innermost line of the user's own code behind this operator, as `file:line: code`; "" if unknown."""
+    frames = re.findall(r'File "([^"]+)", line (\d+), in ', node.meta.get("stack_trace") or "")
+    if not frames:
+        return ""
+    own = [frame for frame in frames if "/torch/" not in frame[0]]
+    name, line = (own or frames)[-1]
+    return f"{name}:{line}: {linecache.getline(name, int(line)).strip()}"

@@ -1,0 +1,36 @@
+"""The table of mappings: one function per ATen operator, keyed by the operator itself."""
+
+from collections.abc import Callable
+
+from torch._ops import OpOverload
+
+Mapping = Callable[..., object]
+MAPPINGS: dict[OpOverload, Mapping] = {}
+CHANNELS_LAST: set[OpOverload] = set()
+
+
+def maps(*targets: OpOverload, channels_last: bool = False) -> Callable[[Mapping], Mapping]:
+    """Register the decorated function as the Keras translation of `targets`.
+
+    It is called as `function(plan, *args, **kwargs)` with the operator's own arguments, so its parameters follow the
+    ATen schema, defaults included; a tensor arrives as a `Value` or, where known at conversion, a `Constant`. It
+    returns the result as a `Value` (a list of them for several).
+
+    Args:
+        channels_last: the operator asks for channels last, which decides the layout of graph inputs before it and of
+            graph outputs behind it.
+
+    Raises:
+        ValueError: an operator is registered twice.
+    """
+
+    def register(function: Mapping) -> Mapping:
+        for target in targets:
+            if target in MAPPINGS:
+                raise ValueError(f"{target} is already mapped by {getattr(MAPPINGS[target], '__qualname__', '?')}")
+            MAPPINGS[target] = function
+            if channels_last:
+                CHANNELS_LAST.add(target)
+        return function
+
+    return register

@@ -1,0 +1,89 @@
+"""Rewrites of the captured program. Each leaves a program that runs in PyTorch and computes the same function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from converter.errors import ConversionError
+from converter.program import Program
+from converter.rewrites.change import Change
+from converter.rewrites.drop_dropout import drop_dropout
+from converter.rewrites.drop_identities import drop_identities
+from converter.rewrites.focus import focus_to_space_to_depth
+from converter.rewrites.fold_batch_norm import fold_batch_norm
+from converter.rewrites.fold_channel_order import fold_channel_order
+from converter.rewrites.separable import merge_separable
+
+Rewrite = Callable[[Program], list[Change]]
+
+# In order: channels must be reordered before kernels are folded or merged into others.
+REWRITES: dict[str, tuple[Rewrite, ...]] = {
+    "keras": (drop_identities, focus_to_space_to_depth, fold_channel_order, merge_separable),
+    "tf": (
+        drop_identities,
+        drop_dropout,
+        focus_to_space_to_depth,
+        fold_channel_order,
+        fold_batch_norm,
+        merge_separable,
+    ),
+    "onnx": (drop_identities, drop_dropout, focus_to_space_to_depth, fold_channel_order, fold_batch_norm),
+}
+KEEP_BATCHNORM = (fold_batch_norm,)
+BOUND = 1e-10  # of the output's scale, in float64
+
+
+def rewrite(program: Program, rewrites: Sequence[Rewrite], inputs: Sequence[Tensor]) -> tuple[Program, list[Change]]:
+    """A rewritten copy of `program`, and what was changed.
+
+    The copy is run on `inputs` in float64 and compared with the original.
+
+    Raises:
+        ConversionError: a rewrite changed the function; it is named.
+    """
+    rewritten, changes = _applied(program, rewrites)
+    if not changes:
+        return rewritten, changes
+    expected = outputs(program, inputs)
+    if departs(expected, outputs(rewritten, inputs)):
+        for count in range(1, len(rewrites) + 1):
+            partial, _ = _applied(program, rewrites[:count])
+            if departs(expected, outputs(partial, inputs)):
+                culprit, before = rewrites[count - 1].__name__, [r.__name__ for r in rewrites[: count - 1]]
+                raise ConversionError(
+                    f"the rewrite `{culprit}` changed what the model computes (after {', '.join(before) or 'none'})",
+                    cure="this is a fault of the converter: please report it with the model",
+                )
+    return rewritten, changes
+
+
+def _applied(program: Program, rewrites: Sequence[Rewrite]) -> tuple[Program, list[Change]]:
+    copied = program.copy()
+    changes: list[Change] = []
+    for apply in rewrites:
+        found = apply(copied)
+        if found:
+            copied.finish()
+        changes += found
+    return copied, changes
+
+
+def outputs(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
+    raised = [x.double() if x.dtype == torch.float32 else x for x in inputs]
+    return program.at(torch.float64).run(*raised)
+
+
+def departs(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> bool:
+    """Whether any output differs by more than rounding, or differs in its NaNs and infinities."""
+    return any(
+        a.shape != b.shape or not torch.allclose(a, b, rtol=0, atol=BOUND * _scale(a), equal_nan=True)
+        for a, b in zip(expected, actual, strict=True)
+    )
+
+
+def _scale(x: Tensor) -> float:
+    finite = x[torch.isfinite(x)].abs()
+    return float(finite.max()) if finite.numel() and x.is_floating_point() else 0.0

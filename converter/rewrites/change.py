@@ -1,0 +1,20 @@
+"""What a rewrite says of itself."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Change:
+    """One place where a rewrite fired.
+
+    Attributes:
+        name: what became what, "Focus -> SpaceToDepth".
+        module: path of the module it happened in.
+        description: what became of the weights.
+        minor: of no interest to most users.
+    """
+
+    name: str
+    module: str
+    description: str = ""
+    minor: bool = False

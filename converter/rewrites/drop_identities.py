@@ -1,0 +1,35 @@
+"""Drop operators that return their input.
+
+    relu(clone(x)) -> relu(x)
+
+Clones, aliases, detaches, casts to the type that is there, slices of everything.
+"""
+
+import torch
+
+from converter.program import Program, module_path
+from converter.rewrites.change import Change
+
+aten = torch.ops.aten
+COPIES = {
+    aten.clone.default,
+    aten.alias.default,
+    aten.detach.default,
+    aten.contiguous.default,
+    aten.lift_fresh_copy.default,
+}
+SAME_IF_UNCHANGED = {aten._to_copy.default, aten.to.dtype, aten.slice.Tensor, aten.expand.default}
+
+
+def drop_identities(program: Program) -> list[Change]:
+    changes = []
+    for node in list(program.graph.nodes):
+        if node.target not in COPIES | SAME_IF_UNCHANGED:
+            continue
+        source = node.args[0]
+        before, after = source.meta["val"], node.meta["val"]
+        if node.target in SAME_IF_UNCHANGED and (before.dtype, before.shape) != (after.dtype, after.shape):
+            continue
+        node.replace_all_uses_with(source)
+        changes.append(Change("identity dropped", module_path(node), str(node.target), minor=True))
+    return changes

@@ -1,0 +1,67 @@
+"""Turn a Focus stem into space_to_depth.
+
+    join x[..., r::b, c::b] over channels, for all b * b offsets (r, c)
+    -> reorder_channels(space_to_depth(x, b))
+
+YOLOv5 lists the four quadrants column by column, space_to_depth has them row by row; any order will do, it is read
+off the slices. `fold_channel_order` moves the reordering into the weights that follow.
+"""
+
+import math
+import sys
+
+import torch
+from torch import fx
+
+from converter import ops
+from converter.program import Program, module_path
+from converter.rewrites.change import Change
+
+aten, ours = torch.ops.aten, torch.ops.converter
+HEIGHT, WIDTH = 2, 3
+assert ops  # registers torch.ops.converter
+
+
+def focus_to_space_to_depth(program: Program) -> list[Change]:
+    changes = []
+    for cat in program.graph.find_nodes(op="call_function", target=aten.cat.default):
+        if (found := match_focus(cat)) is None:
+            continue
+        x, block, offsets = found
+        channels = x.meta["val"].shape[1]
+        order = [(r * block + c) * channels + i for r, c in offsets for i in range(channels)]
+        with program.graph.inserting_before(cat):
+            packed = program.call(ours.space_to_depth.default, (x, block), like=cat)
+            if order != sorted(order):
+                packed = program.call(ours.reorder_channels.default, (packed, order), like=cat)
+        cat.replace_all_uses_with(packed)
+        listed = " ".join(f"({r},{c})" for r, c in offsets)
+        changes.append(
+            Change("Focus -> SpaceToDepth", module_path(cat), f"block {block}, slices joined in the order {listed}")
+        )
+    return changes
+
+
+def match_focus(cat: fx.Node) -> tuple[fx.Node, int, list[tuple[int, int]]] | None:
+    """Focus's input, its block size, and the (row, column) offsets in the order in which they are joined."""
+    parts, dim = cat.args[0], cat.args[1] if len(cat.args) > 1 else 0
+    block = math.isqrt(len(parts))
+    if block < 2 or block * block != len(parts) or cat.meta["val"].dim() != 4 or dim not in (1, -3):
+        return None
+    sources, offsets = zip(*(read_offset(part, block) for part in parts), strict=True)
+    if len(set(sources)) != 1 or sorted(offsets) != [(r, c) for r in range(block) for c in range(block)]:
+        return None
+    return sources[0], block, list(offsets)
+
+
+def read_offset(node: fx.Node, block: int) -> tuple[fx.Node, tuple[int, int]]:
+    """Follow x[..., r::block, c::block] up to x; an offset that no such slice set stays -1."""
+    offset = {HEIGHT: -1, WIDTH: -1}
+    while node.target is aten.slice.Tensor:
+        source, dim, start, end, step = (*node.args, *(0, None, None, 1)[len(node.args) - 1 :])
+        size = source.meta["val"].shape[dim]
+        whole = end is None or end == sys.maxsize or (isinstance(size, int) and end >= size)
+        if step != block or not whole or offset.get(dim % 4) != -1 or (isinstance(size, int) and size % block):
+            break
+        node, offset[dim % 4] = source, start or 0
+    return node, (offset[HEIGHT], offset[WIDTH])

@@ -1,0 +1,68 @@
+"""Fold batch norm into the convolution or linear layer before it (inference artefacts).
+
+    batch_norm(conv(x, W, b), gamma, beta, mean, var)
+    -> conv(x, W * s, beta + (b - mean) * s),  s = gamma / sqrt(var + eps)
+"""
+
+import torch
+from torch import fx
+
+from converter.program import Origin, Program, module_path
+from converter.rewrites.change import Change
+
+aten = torch.ops.aten
+FOLDABLE = {
+    aten.conv1d.default,
+    aten.conv2d.default,
+    aten.conv3d.default,
+    aten.conv1d.padding,
+    aten.conv2d.padding,
+    aten.conv3d.padding,
+    aten.linear.default,
+}
+
+
+def fold_batch_norm(program: Program) -> list[Change]:
+    changes = []
+    for norm in program.graph.find_nodes(op="call_function", target=aten.batch_norm.default):
+        producer = norm.args[0]
+        if not foldable(program, producer, norm):
+            continue
+        _, gamma, beta, mean, var, _, _, eps, *_ = norm.args
+        weight, bias = producer.args[1], producer.args[2] if len(producer.args) > 2 else None
+        read = {n: program.tensor(n).detach().double() for n in (weight, bias, gamma, beta, mean, var) if n is not None}
+        scale = (read[var] + eps).rsqrt() * (read[gamma] if gamma is not None else 1)
+        folded = read[weight] * scale.reshape(-1, *[1] * (read[weight].dim() - 1))
+        shift = ((read[bias] if bias is not None else 0) - read[mean]) * scale
+        shift = shift + (read[beta] if beta is not None else 0)
+
+        statistics = [n for n in (gamma, beta, mean, var) if n is not None]
+        program.replace_tensor(weight, folded, made_of(program, [weight, gamma, var]), [producer])
+        origin = made_of(program, [bias, *statistics])
+        if bias is not None:
+            program.replace_tensor(bias, shift, origin, [producer])
+        else:
+            name = f"{weight.target.rpartition('.')[0]}.bias".lstrip(".")
+            added = program.new_tensor(name, shift, producer.args[1], origin)
+            producer.args = (*producer.args[:2], added, *producer.args[3:])
+        norm.replace_all_uses_with(producer)
+        changes.append(
+            Change("BatchNorm folded", module_path(norm), f"into the weights of `{module_path(producer)}`", minor=True)
+        )
+    return changes
+
+
+def foldable(program: Program, producer: fx.Node, norm: fx.Node) -> bool:
+    if producer.target not in FOLDABLE or len(producer.users) > 1:
+        return False
+    if producer.target is aten.linear.default and producer.meta["val"].dim() != 2:
+        return False
+    tensors = [*producer.args[1:3], *norm.args[1:5]]
+    return not norm.args[5] and all(n is None or program.is_tensor(n) for n in tensors)
+
+
+def made_of(program: Program, nodes: list[fx.Node | None]) -> Origin:
+    sources = (s for n in nodes if n is not None for s in program.origins[n.target].sources)
+    return Origin(tuple(dict.fromkeys(sources)), exact=False)
+
+

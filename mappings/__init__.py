@@ -1,0 +1,10 @@
+"""What each ATen operator becomes in Keras: one file per family of operators."""
+
+import importlib
+import pkgutil
+
+
+def load() -> None:
+    """Import every family, which registers its mappings."""
+    for family in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{family.name}")

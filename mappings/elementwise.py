@@ -1,0 +1,158 @@
+"""Operators that treat every element alike: any layout will do."""
+
+import torch
+from keras import layers, ops
+
+from converter.plan import Value
+from converter.precision import dtype_name
+from converter.program import module_class
+from converter.registry import maps
+
+aten = torch.ops.aten
+
+# Exact in every precision: `keras.ops.gelu`, `leaky_relu` and others round to float32 on their way.
+UNARY = {
+    aten.abs.default: ops.abs,
+    aten.ceil.default: ops.ceil,
+    aten.cos.default: ops.cos,
+    aten.erf.default: ops.erf,
+    aten.exp.default: ops.exp,
+    aten.floor.default: ops.floor,
+    aten.log.default: ops.log,
+    aten.neg.default: ops.negative,
+    aten.reciprocal.default: ops.reciprocal,
+    aten.rsqrt.default: ops.rsqrt,
+    aten.sign.default: ops.sign,
+    aten.sin.default: ops.sin,
+    aten.sqrt.default: ops.sqrt,
+    aten.square.default: ops.square,
+}
+ACTIVATIONS = {
+    aten.relu.default: ("relu", ops.relu),
+    aten.relu6.default: ("relu6", ops.relu6),
+    aten.silu.default: ("silu", ops.silu),
+    aten.sigmoid.default: ("sigmoid", ops.sigmoid),
+    aten.tanh.default: ("tanh", ops.tanh),
+    aten.hardswish.default: ("hard_silu", ops.hard_silu),
+    aten.hardsigmoid.default: ("hard_sigmoid", ops.hard_sigmoid),
+    aten.log_sigmoid.default: ("log_sigmoid", ops.log_sigmoid),
+}
+
+
+def activate(plan, x, name, function):
+    """A layer under the module's name where the model has a module for it, else an operator."""
+    if module_class(plan.node).startswith("torch.nn.modules.activation"):
+        return plan.layer(layers.Activation, {"activation": name}, x, layout=x.layout)
+    return plan.elementwise(function, x)
+
+
+for target, function in UNARY.items():
+    maps(target)(lambda plan, x, function=function: plan.elementwise(function, x))
+for target, (name, function) in ACTIVATIONS.items():
+    maps(target)(lambda plan, x, name=name, function=function: activate(plan, x, name, function))
+
+
+@maps(aten.hardtanh.default)
+def hardtanh(plan, x, min_val=-1.0, max_val=1.0):
+    if (min_val, max_val) == (0, 6):
+        return activate(plan, x, "relu6", ops.relu6)
+    return plan.elementwise(lambda a: ops.clip(a, min_val, max_val), x)
+
+
+@maps(aten.clamp.default)
+def clamp(plan, x, min=None, max=None):
+    def clipped(a):
+        a = a if min is None else ops.maximum(a, min)
+        return a if max is None else ops.minimum(a, max)
+
+    return plan.elementwise(clipped, x)
+
+
+@maps(aten.leaky_relu.default)
+def leaky_relu(plan, x, negative_slope=0.01):
+    return plan.elementwise(lambda a: ops.where(a > 0, a, a * negative_slope), x)
+
+
+@maps(aten.elu.default)
+def elu(plan, x, alpha=1, scale=1, input_scale=1):
+    def exact(a):
+        below = scale * alpha * ops.expm1(ops.minimum(a, 0) * input_scale)
+        return ops.where(a > 0, scale * a, below)
+
+    return plan.elementwise(exact, x)
+
+
+@maps(aten.gelu.default)
+def gelu(plan, x, approximate="none"):
+    if approximate == "tanh":  # https://arxiv.org/abs/1606.08415
+        return plan.elementwise(
+            lambda a: 0.5 * a * (1 + ops.tanh((2 / torch.pi) ** 0.5 * (a + 0.044715 * a * a * a))), x
+        )
+    return plan.elementwise(lambda a: a * 0.5 * (1 + ops.erf(a * 2**-0.5)), x)
+
+
+@maps(aten.add.Tensor)
+def add(plan, x, other, alpha=1):
+    return arithmetic(plan, lambda a, b: a + b if alpha == 1 else a + b * alpha, x, other)
+
+
+@maps(aten.sub.Tensor)
+def subtract(plan, x, other, alpha=1):
+    return arithmetic(plan, lambda a, b: a - b if alpha == 1 else a - b * alpha, x, other)
+
+
+@maps(aten.rsub.Scalar)
+def reverse_subtract(plan, x, other, alpha=1):
+    return arithmetic(plan, lambda a, b: b - a * alpha, x, other)
+
+
+@maps(aten.mul.Tensor)
+def multiply(plan, x, other):
+    return arithmetic(plan, lambda a, b: a * b, x, other)
+
+
+@maps(aten.div.Tensor)
+def divide(plan, x, other):
+    return arithmetic(plan, lambda a, b: a / b, x, other)
+
+
+@maps(aten.maximum.default)
+def maximum(plan, x, other):
+    return arithmetic(plan, ops.maximum, x, other)
+
+
+@maps(aten.minimum.default)
+def minimum(plan, x, other):
+    return arithmetic(plan, ops.minimum, x, other)
+
+
+@maps(aten.pow.Tensor_Scalar)
+def power(plan, x, exponent):
+    if exponent == 2:
+        return arithmetic(plan, lambda a: a * a, x)
+    return arithmetic(plan, lambda a: ops.power(a, exponent), x)
+
+
+def arithmetic(plan, function, *operands):
+    """`function` of operands raised to the type that PyTorch gives the result."""
+    target = plan.dtype
+    needs_cast = [isinstance(o, Value) and o.dtype != target for o in operands]
+
+    def apply(*arrays):
+        raised = [
+            ops.cast(a, dtype_name(target)) if cast else a for a, cast in zip(arrays, needs_cast, strict=True)
+        ]
+        return function(*raised)
+
+    return plan.elementwise(apply, *operands)
+
+
+@maps(aten.clone.default, aten.alias.default, aten.detach.default, aten.contiguous.default, aten.lift_fresh_copy.default)
+def identity(plan, x, memory_format=None):
+    return x
+
+
+@maps(aten._to_copy.default, aten.to.dtype)
+def cast(plan, x, *_, **__):
+    target = plan.dtype
+    return x if x.dtype == target else plan.elementwise(lambda a: ops.cast(a, dtype_name(target)), x)

@@ -1,0 +1,29 @@
+"""Linear layers: features are taken in any order, the kernel's rows follow."""
+
+import torch
+from keras import layers
+
+from converter.layout import Layout
+from converter.plan import Constant, Unsupported
+from converter.registry import maps
+
+aten = torch.ops.aten
+
+
+@maps(aten.linear.default)
+def linear(plan, x, weight, bias=None):
+    if not isinstance(weight, Constant):
+        raise Unsupported("a weight that is computed from the input")
+    if len(x.shape) == 1:
+        raise Unsupported("an input without a batch dimension")
+    dim = len(x.shape) - 1
+    x = plan.request(x, x.layout.last(dim), "features last")
+    layout = x.layout
+    kernel = weight.take(1, layout.index(layout.dims[dim], layout.axes[-1])).permute(1, 0)
+    units = weight.shape[0]
+    fresh = max(layout.size, default=-1) + 1
+    run = (fresh,) if units != 1 else ()
+    kept = {a: n for a, n in layout.size.items() if a not in layout.dims[dim]}
+    result = Layout((*layout.dims[:-1], run), (*layout.axes[:-1], run), kept | dict.fromkeys(run, units))
+    config = {"units": units, "use_bias": bias is not None}
+    return plan.layer(layers.Dense, config, x, weights=(kernel, bias), layout=result)

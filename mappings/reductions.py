@@ -1,0 +1,59 @@
+"""Reductions: their dimensions may lie anywhere and in any order."""
+
+import torch
+from keras import ops
+
+from converter.layout import Layout
+from converter.plan import Unsupported, Value
+from converter.precision import dtype_name
+from converter.registry import maps
+
+aten = torch.ops.aten
+
+
+def reduced(plan, x, dims, keepdim, function):
+    rank = len(x.shape)
+    dims = sorted({d % rank for d in dims}) if dims else list(range(rank))
+    x = plan.request(x, x.layout.axes_within(dims).axes, "a reduction")
+    layout = x.layout
+    gone = {a for d in dims for a in layout.dims[d]}
+    axes = tuple(i for i, axis in enumerate(layout.axes) if not axis or axis[0] in gone)
+    kept_axes = tuple(axis for i, axis in enumerate(layout.axes) if i not in axes)
+    kept_dims = tuple(() if d in dims else run for d, run in enumerate(layout.dims) if keepdim or d not in dims)
+    size = {a: n for a, n in layout.size.items() if a not in gone}
+    result = Layout(kept_dims, kept_axes, size)
+    target = plan.dtype
+    cast = x.dtype != target
+
+    def apply(a):
+        return function(ops.cast(a, dtype_name(target)) if cast else a, axes)
+
+    return plan.call(apply, x, layout=result)
+
+
+@maps(aten.mean.dim, aten.mean.default)
+def mean(plan, x, dim=None, keepdim=False, dtype=None):
+    return reduced(plan, x, dim, keepdim, lambda a, axes: ops.mean(a, axis=axes))
+
+
+@maps(aten.sum.dim_IntList, aten.sum.default)
+def total(plan, x, dim=None, keepdim=False, dtype=None):
+    return reduced(plan, x, dim, keepdim, lambda a, axes: ops.sum(a, axis=axes))
+
+
+@maps(aten.amax.default)
+def largest(plan, x, dim=(), keepdim=False):
+    return reduced(plan, x, dim, keepdim, lambda a, axes: ops.max(a, axis=axes))
+
+
+@maps(aten.amin.default)
+def smallest(plan, x, dim=(), keepdim=False):
+    return reduced(plan, x, dim, keepdim, lambda a, axes: ops.min(a, axis=axes))
+
+
+@maps(aten.softmax.int, aten._softmax.default)
+def softmax(plan, x, dim, *_):
+    if not isinstance(x, Value):
+        raise Unsupported
+    x, axis = plan.one_axis(x, dim % len(x.shape), "a softmax")
+    return plan.call(lambda a: ops.softmax(a, axis=axis), x, layout=x.layout)

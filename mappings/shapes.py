@@ -1,0 +1,116 @@
+"""Views, joins and cuts. Most only relabel; what moves, moves when somebody asks for it."""
+
+import torch
+from keras import ops
+
+from converter.layout import Layout
+from converter.plan import Constant, Unsupported, Value
+from converter.registry import maps
+
+aten = torch.ops.aten
+
+
+def relabelled(value, layout):
+    return Value(layout, value.dtype, value.step)
+
+
+@maps(
+    aten.view.default,
+    aten.reshape.default,
+    aten._unsafe_view.default,
+    aten.flatten.using_ints,
+    aten.unflatten.int,
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.unsqueeze.default,
+)
+def view(plan, x, *_):
+    return plan.reshape(x, plan.shape())
+
+
+@maps(aten.permute.default)
+def permute(plan, x, dims):
+    return relabelled(x, x.layout.permute([d % len(dims) for d in dims]))
+
+
+@maps(aten.transpose.int)
+def transpose(plan, x, dim0, dim1):
+    order = list(range(len(x.shape)))
+    order[dim0], order[dim1] = order[dim1], order[dim0]
+    return relabelled(x, x.layout.permute(order))
+
+
+@maps(aten.t.default)
+def matrix_transpose(plan, x):
+    return relabelled(x, x.layout.permute(range(len(x.shape))[::-1]))
+
+
+@maps(aten.expand.default)
+def expand(plan, x, size, implicit=False):
+    shape = plan.shape()
+    if isinstance(x, Constant):
+        raise Unsupported("a constant repeated along the batch")
+    x = plan.reshape(x, (1,) * (len(shape) - len(x.shape)) + tuple(x.shape))
+    for d, (have, want) in enumerate(zip(x.shape, shape, strict=True)):
+        if have != want:
+            if not isinstance(want, int):
+                raise Unsupported("repetition along an unknown size")
+            layout, axis = x.layout.with_axis(d, want)
+            x = plan.call(lambda a, axis=axis, n=want: ops.repeat(ops.expand_dims(a, axis), n, axis), x, layout=layout)
+    return x
+
+
+@maps(aten.cat.default)
+def concatenate(plan, tensors, dim=0):
+    like = next(t for t in tensors if isinstance(t, Value))
+    values, axis, layout = plan.join([plan.as_value(t, like) for t in tensors], dim)
+    return plan.call(lambda *arrays: ops.concatenate(arrays, axis), *values, layout=layout)
+
+
+@maps(aten.stack.default)
+def stack(plan, tensors, dim=0):
+    shape = plan.shape()
+    one = (*shape[: dim % len(shape)], 1, *shape[dim % len(shape) + 1 :])
+    like = next(t for t in tensors if isinstance(t, Value))
+    parts = [plan.reshape(plan.as_value(t, like), one) for t in tensors]
+    values, axis, layout = plan.join(parts, dim % len(shape))
+    return plan.call(lambda *arrays: ops.concatenate(arrays, axis), *values, layout=layout)
+
+
+@maps(aten.slice.Tensor)
+def slice_(plan, x, dim=0, start=None, end=None, step=1):
+    dim %= len(x.shape)
+    if x.shape == plan.shape():
+        return x
+    start, end = start or 0, x.shape[dim] if end is None else end
+    if not all(isinstance(n, int) for n in (start, end, step)):
+        raise Unsupported("bounds that depend on the input")
+    x, axis = plan.one_axis(x, dim, "a slice")
+    layout, _ = x.layout.resized(dim, plan.shape()[dim])
+    cut = (*(slice(None),) * axis, slice(start, end, step))
+    return plan.call(lambda a: a[cut], x, layout=layout)
+
+
+@maps(aten.select.int)
+def select(plan, x, dim, index):
+    if not isinstance(index, int):
+        raise Unsupported("an index that depends on the input")
+    dim %= len(x.shape)
+    x, axis = plan.one_axis(x, dim, "a selection")
+    layout, _ = x.layout.resized(dim, 1)
+    index %= x.shape[dim]
+    cut = (*(slice(None),) * axis, slice(index, index + 1))
+    return plan.reshape(plan.call(lambda a: a[cut], x, layout=layout), plan.shape())
+
+
+@maps(aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default)
+def split(plan, x, _, dim=0):
+    dim %= len(x.shape)
+    parts = [plan.shape(i)[dim] for i in range(len(plan.node.meta["val"]))]
+    if len(parts) == 1:
+        return [x]
+    x, axis = plan.one_axis(x, dim, "a split")
+    cuts = [sum(parts[: i + 1]) for i in range(len(parts) - 1)]
+    layouts: list[Layout] = [x.layout.resized(dim, n)[0] for n in parts]
+    return plan.calls(lambda a: ops.split(a, cuts, axis), x, layouts=layouts)
