@@ -1,0 +1,84 @@
+"""The process that opens an artefact, given only its path. Run as a script: `python -P child.py keras_file`.
+
+It refuses to import `converter` and `mappings`, so what it opens stands on stock TensorFlow, Keras or onnxruntime.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from .messages import Fact
+
+OURS = ("converter", "mappings")
+
+
+class Reader(Protocol):
+    """What each format's module has. Building one imports the runtime; what it tells is asked after `open`."""
+
+    inputs: list[Fact]
+    outputs: list[Fact]
+
+    def __init__(self) -> None: ...
+    def open(self, path: Path) -> None: ...
+    def run(self, arrays: Mapping[str, Any]) -> Mapping[str, Any]: ...
+    def tensors(self) -> Mapping[str, Any]: ...
+    def operators(self) -> Mapping[str, int]: ...
+    def xla_functions(self) -> list[str]: ...
+
+
+def main(module: str) -> None:
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # the runtimes print to standard output; only answers may go there
+    for name in OURS:
+        sys.modules[name] = None  # type: ignore[assignment]  # makes importing it an ImportError
+    package = types.ModuleType("artefacts")
+    package.__path__ = [str(Path(__file__).resolve().parent)]
+    sys.modules[package.__name__] = package
+    messages = importlib.import_module("artefacts.messages")
+    try:
+        reader: Reader | Exception = importlib.import_module(f"artefacts.{module}").Reader()
+    except Exception as error:
+        traceback.print_exc()
+        reader = error
+    while True:
+        try:
+            request, arrays = messages.receive(requests)
+        except EOFError:
+            os._exit(0)  # the parent is done; tearing the runtimes down takes seconds and can crash
+        _answer(messages, answers, reader, request, arrays)
+
+
+def _answer(
+    messages: Any, answers: IO[bytes], reader: Reader | Exception, request: dict[str, Any], arrays: dict[str, Any]
+) -> None:
+    content: dict[str, Any] = {}
+    results: Mapping[str, Any] = {}
+    try:
+        if isinstance(reader, Exception):
+            raise reader
+        match request["action"]:
+            case "open":
+                reader.open(Path(request["path"]))
+                content = {"inputs": reader.inputs, "outputs": reader.outputs}
+            case "run":
+                results = reader.run(arrays)
+            case "tensors":
+                results = reader.tensors()
+            case "operators":
+                content = {"operators": dict(reader.operators()), "xla_functions": reader.xla_functions()}
+        messages.send(answers, content, results)
+    except Exception as error:
+        traceback.print_exc()
+        messages.send(answers, {"error": f"{type(error).__name__}: {error}"})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,86 @@
+"""Which format a file or folder is in, by what it holds, not by its name. Imports nothing heavy."""
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Literal, get_args
+
+Format = Literal["tf", "keras", "onnx"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+# onnx.proto, ModelProto: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
+_IR_VERSION, _GRAPH, _OPSET_IMPORT = 1, 7, 8
+
+
+def detect_format(path: Path) -> Format:
+    """Raises ConversionError when there is nothing, or nothing that is known."""
+    from ..errors import ConversionError
+
+    if not path.exists():
+        raise ConversionError("There is no such artefact.", where=str(path))
+    found = recognise(path)
+    if found is None:
+        raise ConversionError(
+            "This is not an artefact of a known format.",
+            where=str(path),
+            cure="Give a SavedModel folder, a .keras file of Keras 3 or an .onnx file.",
+        )
+    return found
+
+
+def recognise(path: Path) -> Format | None:
+    if path.is_dir():
+        return "tf" if (path / "saved_model.pb").is_file() else None
+    if not path.is_file():
+        return None
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return "keras" if {"config.json", "metadata.json"} <= set(archive.namelist()) else None
+    with path.open("rb") as file:
+        numbers = set()
+        try:
+            for number, length in protobuf_fields(file):
+                numbers.add(number)
+                if length is not None:
+                    file.seek(length, 1)
+        except ValueError:
+            return None
+    return "onnx" if {_IR_VERSION, _GRAPH, _OPSET_IMPORT} <= numbers else None
+
+
+def protobuf_fields(file: BinaryIO) -> Iterator[tuple[int, int | None]]:
+    """The fields of one message: (number, length); whoever iterates reads or skips the `length` bytes.
+
+    Length is None for a field that is not delimited by one: its value has been read already. Raises ValueError where
+    the file is not a protobuf message. https://protobuf.dev/programming-guides/encoding
+    """
+    size = file.seek(0, 2)
+    file.seek(0)
+    while file.tell() < size:
+        tag = _varint(file)
+        number, wire_type = tag >> 3, tag & 7
+        length = None
+        match wire_type:
+            case 0:
+                _varint(file)
+            case 1 | 5:
+                file.seek(8 if wire_type == 1 else 4, 1)
+            case 2:
+                length = _varint(file)
+            case _:
+                raise ValueError("no such wire type")
+        if number == 0 or file.tell() + (length or 0) > size:
+            raise ValueError("not a protobuf message")
+        yield number, length
+
+
+def _varint(file: BinaryIO) -> int:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = file.read(1)
+        if not byte:
+            raise ValueError("ends in mid-number")
+        value |= (byte[0] & 0x7F) << shift
+        if byte[0] < 0x80:
+            return value
+    raise ValueError("a number of more than 64 bits")

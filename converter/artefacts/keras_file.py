@@ -1,0 +1,176 @@
+"""The `.keras` file: written so that stock Keras opens it and the same model gives the same bytes; opened again."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import stamp as stamps
+from .messages import Fact
+from .operators import count_operators, find_xla
+
+if TYPE_CHECKING:
+    import keras
+
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can hold
+_CONFIG, _METADATA = "config.json", "metadata.json"
+
+
+def write(model: keras.Model, path: Path, stamp: Mapping[str, Any]) -> None:
+    """Writes `model` to the file `path`; for a moment, the folder also holds what Keras itself writes."""
+    import keras
+
+    unsettled = path.with_name(f".{path.name}.unsettled.keras")
+    try:
+        keras.saving.save_model(model, unsettled)
+        with zipfile.ZipFile(unsettled) as source, zipfile.ZipFile(path, "w") as target:
+            members = sorted(name for name in source.namelist() if not name.endswith("/"))
+            for name in members:
+                with source.open(name) as content, _open_member(target, name) as settled:
+                    if name == _CONFIG:
+                        settled.write(_canonical_config(content.read()))
+                    elif name == _METADATA:
+                        settled.write(json.dumps({"keras_version": keras.__version__, "date_saved": ""}).encode())
+                    else:
+                        shutil.copyfileobj(content, settled, 1 << 20)
+            with _open_member(target, stamps.KERAS_MEMBER) as member:
+                member.write(stamps.stamp_text(stamp).encode())
+    finally:
+        unsettled.unlink(missing_ok=True)
+
+
+def _open_member(archive: zipfile.ZipFile, name: str) -> Any:
+    return archive.open(zipfile.ZipInfo(name, _EPOCH), "w", force_zip64=True)
+
+
+def _canonical_config(text: bytes) -> bytes:
+    """What differs between two runs, settled: ids of shared objects are addresses in memory, and operations without
+    a name (`keras.ops`) are numbered by how many there have been in the process."""
+    config = json.loads(text)
+    _renumber_shared_objects(config, {})
+    if "layers" in config.get("config", {}):
+        _rename_operations(config["config"])
+    return json.dumps(config).encode()
+
+
+def _renumber_shared_objects(config: Any, numbers: dict[int, int]) -> None:
+    if isinstance(config, dict):
+        if "shared_object_id" in config:
+            config["shared_object_id"] = numbers.setdefault(config["shared_object_id"], len(numbers) + 1)
+        config = list(config.values())
+    if isinstance(config, list):
+        for part in config:
+            _renumber_shared_objects(part, numbers)
+
+
+def _rename_operations(functional: dict[str, Any]) -> None:
+    taken = {layer["name"] for layer in functional["layers"] if not _is_operation(layer)}
+    names: dict[str, str] = {}
+    for layer in functional["layers"]:
+        if _is_operation(layer):
+            stem = re.sub(r"_\d+$", "", layer["name"])
+            number = 0
+            while (name := f"{stem}_{number}" if number else stem) in taken:
+                number += 1
+            taken.add(name)
+            names[layer["name"]] = layer["name"] = layer["config"]["name"] = name
+    for layer in functional["layers"]:
+        _rename_histories(layer["inbound_nodes"], names)
+    _rename_ends(functional["input_layers"], names)
+    _rename_ends(functional["output_layers"], names)
+
+
+def _is_operation(layer: dict[str, Any]) -> bool:
+    return layer["module"].startswith(("keras.ops", "keras.src.ops"))
+
+
+def _rename_histories(nodes: Any, names: dict[str, str]) -> None:
+    if isinstance(nodes, dict):
+        history = nodes.get("keras_history")
+        if history:
+            history[0] = names.get(history[0], history[0])
+        nodes = list(nodes.values())
+    if isinstance(nodes, list):
+        for part in nodes:
+            _rename_histories(part, names)
+
+
+def _rename_ends(ends: Any, names: dict[str, str]) -> None:
+    if isinstance(ends, list) and len(ends) == 3 and isinstance(ends[0], str):
+        ends[0] = names.get(ends[0], ends[0])
+    elif isinstance(ends, list | dict):
+        for end in ends.values() if isinstance(ends, dict) else ends:
+            _rename_ends(end, names)
+
+
+class Reader:
+    """Opens a `.keras` file with stock Keras on TensorFlow, no custom objects, safe mode. On the CPU."""
+
+    def __init__(self) -> None:
+        import keras
+        import tensorflow as tf
+
+        tf.config.set_visible_devices([], "GPU")  # TF32 and cuDNN would answer for their own rounding
+        self._keras, self._tf = keras, tf
+        self.inputs: list[Fact] = []
+        self.outputs: list[Fact] = []
+
+    def open(self, path: Path) -> None:
+        with tempfile.TemporaryDirectory() as folder:  # Keras goes by the name
+            named = path if path.suffix == ".keras" else Path(folder, "model.keras")
+            if named != path:
+                named.symlink_to(path.resolve())
+            model = self._keras.saving.load_model(named, compile=False)
+        if isinstance(model, self._keras.Sequential):
+            model = self._keras.Model(model.inputs, model.outputs, name=model.name)
+        if not hasattr(model, "output_names"):
+            raise ValueError(f"{type(model).__name__} is no functional model: its inputs and outputs are not known")
+        self._model = model
+        input_names = [tensor.name for tensor in self._keras.tree.flatten(model.input)]
+        self.inputs = self._facts(model.input, input_names)
+        self.outputs = self._facts(model.output, model.output_names)
+
+    def _facts(self, structure: Any, names: list[str]) -> list[Fact]:
+        """Names are a dict's keys, where it is one; else those given."""
+        facts: list[Fact] = []
+        taken = set()
+        for (keys, tensor), name in zip(self._keras.tree.flatten_with_path(structure), names, strict=True):
+            name = stem = str(keys[-1]) if isinstance(structure, dict) else name
+            number = 1
+            while name in taken:  # two outputs of one layer
+                name, number = f"{stem}_{number}", number + 1
+            taken.add(name)
+            facts.append((name, list(tensor.shape), tensor.dtype))
+        return facts
+
+    def run(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        given = [self._tf.constant(arrays[name]) for name, _, _ in self.inputs]
+        results = self._model(self._keras.tree.pack_sequence_as(self._model.input, given), training=False)
+        flat = self._keras.tree.flatten(results)
+        return {name: np.asarray(result) for (name, _, _), result in zip(self.outputs, flat, strict=True)}
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        paths = [variable.path for variable in self._model.variables]
+        if len(set(paths)) < len(paths):
+            raise ValueError("two weights have the same path")
+        return {variable.path: np.asarray(variable.value) for variable in self._model.variables}
+
+    def _graph(self) -> Any:
+        specs = [self._tf.TensorSpec(shape, dtype, name) for name, shape, dtype in self.inputs]
+        structure = self._keras.tree.pack_sequence_as(self._model.input, specs)
+        traced = self._tf.function(lambda inputs: self._model(inputs, training=False), autograph=False)
+        return traced.get_concrete_function(structure).graph
+
+    def operators(self) -> dict[str, int]:
+        return count_operators(self._graph())
+
+    def xla_functions(self) -> list[str]:
+        return find_xla(self._graph())

@@ -1,0 +1,65 @@
+"""What passes between a `Runner` and its child: a JSON header, then the raw bytes of the arrays that it lists.
+
+Never pickles. Each message is the header's length (8 bytes, little endian), the header, the arrays one after another.
+"""
+
+import json
+import struct
+from collections.abc import Mapping
+from typing import IO, Any
+
+import numpy as np
+
+Fact = tuple[str, list[int | None] | None, str]  # of an input or output: name, shape (None: free), dtype
+
+_LENGTH = struct.Struct("<Q")
+
+
+def send(stream: IO[bytes], content: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> None:
+    """Raises TypeError for an array that is not of numbers, BrokenPipeError when the other side is gone."""
+    arrays = {name: np.asarray(array, order="C") for name, array in (arrays or {}).items()}
+    facts = [[name, _dtype_name(name, array), array.shape] for name, array in arrays.items()]
+    header = json.dumps({"content": content, "arrays": facts}).encode()
+    stream.write(_LENGTH.pack(len(header)))
+    stream.write(header)
+    for array in arrays.values():
+        stream.write(array.reshape(-1).view(np.uint8).data)
+    stream.flush()
+
+
+def receive(stream: IO[bytes]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The next message; raises EOFError when the other side is gone, also in mid-message."""
+    length = np.empty(_LENGTH.size, np.uint8)
+    _fill(stream, length)
+    header = np.empty(_LENGTH.unpack(length.tobytes())[0], np.uint8)
+    _fill(stream, header)
+    facts = json.loads(header.tobytes())
+    arrays = {}
+    for name, dtype, shape in facts["arrays"]:
+        arrays[name] = np.empty(shape, _dtype(dtype))
+        _fill(stream, arrays[name].reshape(-1).view(np.uint8))
+    return facts["content"], arrays
+
+
+def _fill(stream: IO[bytes], buffer: np.ndarray) -> None:
+    unread = buffer.data
+    while unread.nbytes:
+        count = stream.readinto(unread)  # type: ignore[attr-defined]  # typeshed lacks it
+        if not count:
+            raise EOFError
+        unread = unread[count:]
+
+
+def _dtype_name(name: str, array: np.ndarray) -> str:
+    if array.dtype.kind in "OSU":
+        raise TypeError(f"{name!r} holds {array.dtype}, not numbers")
+    return array.dtype.name if array.dtype.kind == "V" else array.dtype.str
+
+
+def _dtype(name: str) -> np.dtype:
+    try:
+        return np.dtype(name)
+    except TypeError:  # bfloat16 and float8: numpy knows them once ml_dtypes is imported
+        import ml_dtypes  # noqa: F401
+
+        return np.dtype(name)

@@ -1,0 +1,192 @@
+"""The `.onnx` file: written by PyTorch's own exporter, checked, the same bytes for the same program; opened again."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import stamp as stamps
+from .messages import Fact
+
+if TYPE_CHECKING:
+    import torch
+
+# Of what the exporter notes on each node, this says where in the model it is from. The rest is longer than the graph
+# and holds paths of the machine it ran on.
+_KEPT_NOTE = "namespace"
+BOOKKEEPING = frozenset({"Constant", "Identity"})  # hold or name a value: no work on a tensor
+
+
+def write(
+    module: torch.nn.Module,
+    inputs: Sequence[torch.Tensor],
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    dynamic_shapes: Any,
+    path: Path,
+    stamp: Mapping[str, Any],
+    opset: int | None = None,
+    *,
+    external_data: bool | None = None,
+) -> None:
+    """Writes `module`, traced on `inputs`, to `path`; weights of more than 2 GB go to `path` + `.data` beside it.
+
+    Args:
+        module: in evaluation mode, such as `ExportedProgram.module()`.
+        dynamic_shapes: as for `torch.export.export`; a `Dim("batch")` is a dimension named batch in the file.
+        opset: of ONNX; the exporter's own choice if None.
+        external_data: forces the weights into the file beside, or decides by their size if None.
+
+    Raises ConversionError for what the exporter cannot translate or the checker refuses.
+    """
+    import onnx
+    import torch
+
+    from ..errors import ConversionError
+
+    try:
+        with _silence():
+            program = torch.onnx.export(
+                module,
+                tuple(inputs),
+                dynamo=True,
+                verbose=False,
+                input_names=list(input_names),
+                output_names=list(output_names),
+                dynamic_shapes=dynamic_shapes,
+                opset_version=opset,
+                custom_translation_table=_translations(),
+                optimize=True,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise ConversionError(
+            f"PyTorch's ONNX exporter cannot translate this model: {_cause(error)}",
+            cure="Leave --to onnx away, or try another --opset.",
+        ) from error
+    assert program is not None  # it is None only for the exporter before dynamo
+    _strip_notes(program.model)
+    program.model.metadata_props[stamps.ONNX_KEY] = stamps.stamp_text(stamp)
+    program.save(path, external_data=external_data)
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ConversionError(f"ONNX's checker refuses the exported model: {error}", where=str(path)) from error
+
+
+def _translations() -> dict[Any, Any]:
+    """Of the operators that our rewrites introduce: {overload: function of onnxscript}."""
+    import torch
+    from onnxscript import opset18
+
+    from .. import ops  # noqa: F401  # registers them
+
+    def space_to_depth(x: Any, block: int) -> Any:
+        return opset18.SpaceToDepth(x, blocksize=block)
+
+    def reorder_channels(x: Any, order: Sequence[int]) -> Any:
+        return opset18.Gather(x, opset18.Constant(value_ints=list(order)), axis=1)
+
+    def dropout(x: Any, rate: float) -> Any:
+        return opset18.Identity(x)
+
+    translations = [space_to_depth, reorder_channels, dropout]
+    return {getattr(torch.ops.converter, translation.__name__).default: translation for translation in translations}
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """The exporter prints its steps, and warns of what is none of the user's doing."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _strip_notes(model: Any) -> None:
+    for graph in [model.graph, *model.functions.values()]:
+        for node in graph.all_nodes():
+            for key in set(node.metadata_props) - {_KEPT_NOTE}:
+                del node.metadata_props[key]
+            for value in node.outputs:
+                value.metadata_props.clear()
+        graph.metadata_props.clear()
+    for value in [*model.graph.inputs, *model.graph.initializers.values()]:
+        value.metadata_props.clear()
+
+
+class Reader:
+    """Opens an `.onnx` file of any tool with onnxruntime on the CPU."""
+
+    def __init__(self) -> None:
+        import onnx
+        import onnxruntime
+
+        self._onnx, self._runtime = onnx, onnxruntime
+        self.inputs: list[Fact] = []
+        self.outputs: list[Fact] = []
+
+    def open(self, path: Path) -> None:
+        self._path = path
+        self._session = self._runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        self.inputs = [_fact(node) for node in self._session.get_inputs()]
+        self.outputs = [_fact(node) for node in self._session.get_outputs()]
+
+    def run(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        names = [name for name, _, _ in self.outputs]
+        return dict(zip(names, self._session.run(names, dict(arrays)), strict=True))
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """The initialisers of the main graph."""
+        model = self._onnx.load(str(self._path))
+        return {tensor.name: self._onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+    def operators(self) -> dict[str, int]:
+        """How often each operator stands in the graph, those of its branches and loops once, those of a local
+        function once per call, without `BOOKKEEPING`."""
+        model = self._onnx.load(str(self._path), load_external_data=False)
+        functions = {(function.domain, function.name): function for function in model.functions}
+
+        def count(nodes: Iterable[Any]) -> Counter[str]:
+            total: Counter[str] = Counter()
+            for node in nodes:
+                if (node.domain, node.op_type) in functions:
+                    total += count(functions[node.domain, node.op_type].node)
+                elif node.op_type not in BOOKKEEPING:
+                    total[node.op_type] += 1
+                for attribute in node.attribute:
+                    for graph in [attribute.g, *attribute.graphs]:
+                        total += count(graph.node)
+            return total
+
+        return dict(sorted(count(model.graph.node).items(), key=lambda item: (-item[1], item[0])))
+
+    def xla_functions(self) -> list[str]:
+        return []
+
+
+def _fact(node: Any) -> Fact:
+    """Onnxruntime's types read `tensor(float)`, its named dimensions are strings."""
+    kind = node.type.removeprefix("tensor(").removesuffix(")")
+    dtype = {"float": "float32", "double": "float64"}.get(kind, kind)
+    return node.name, [size if isinstance(size, int) else None for size in node.shape], dtype

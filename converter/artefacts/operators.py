@@ -1,0 +1,81 @@
+"""Counting the operators of a traced TensorFlow graph."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+# Holds or names a value, or calls a function whose own nodes are counted in its place: no work on a tensor.
+BOOKKEEPING = frozenset(
+    {"Const", "Identity", "IdentityN", "NoOp", "Placeholder", "ReadVariableOp", "VarHandleOp"}
+    | {"PartitionedCall", "StatefulPartitionedCall"}
+)
+
+
+def count_operators(graph: Any) -> dict[str, int]:
+    """How often each operator type stands in what the outputs of a `FuncGraph` depend on, most frequent first.
+
+    The nodes of a function count once per call of it, those of a loop's body once. `BOOKKEEPING` is left out.
+    """
+    definition = graph.as_graph_def()
+    functions = {function.signature.name: function for function in definition.library.function}
+    counted: dict[str, Counter[str]] = {}
+
+    def count_function(name: str) -> Counter[str]:
+        if name not in counted:
+            function = functions[name]
+            counted[name] = count(function.node_def, [*function.ret.values(), *function.control_ret.values()])
+        return counted[name]
+
+    def count(nodes: Iterable[Any], results: Iterable[str]) -> Counter[str]:
+        total: Counter[str] = Counter()
+        for node in _reached(nodes, results):
+            if node.op in functions:
+                total += count_function(node.op)
+            elif node.op not in BOOKKEEPING:
+                total[node.op] += 1
+            for name in called_functions(node):
+                if name in functions:
+                    total += count_function(name)
+        return total
+
+    total = count(definition.node, [tensor.op.name for tensor in graph.outputs])
+    return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
+
+
+def called_functions(node: Any) -> list[str]:
+    """The functions that a NodeDef's attributes name, in the order of the attributes' names."""
+    names = []
+    for _, value in sorted(node.attr.items()):
+        match value.WhichOneof("value"):
+            case "func":
+                names.append(value.func.name)
+            case "list":
+                names.extend(function.name for function in value.list.func)
+    return names
+
+
+def find_xla(graph: Any) -> list[str]:
+    """Functions and nodes of a `FuncGraph` that are compiled by XLA, or are XLA's own operators."""
+    definition = graph.as_graph_def()
+    found = {node.name for node in definition.node if _is_xla(node.op, node.attr)}
+    for function in definition.library.function:
+        if _is_xla("", function.attr):
+            found.add(function.signature.name)
+        found |= {f"{function.signature.name}/{node.name}" for node in function.node_def if _is_xla(node.op, node.attr)}
+    return sorted(found)
+
+
+def _is_xla(operator: str, attributes: Mapping[str, Any]) -> bool:
+    compiled = any(attributes[key].b for key in ("_XlaMustCompile", "jit_compile") if key in attributes)
+    return compiled or operator.startswith("Xla")
+
+
+def _reached(nodes: Iterable[Any], results: Iterable[str]) -> list[Any]:
+    by_name = {node.name: node for node in nodes}
+    pending, reached = list(results), {}
+    while pending:
+        name = pending.pop().removeprefix("^").partition(":")[0]
+        if name in by_name and name not in reached:
+            reached[name] = by_name[name]
+            pending.extend(by_name[name].input)
+    return list(reached.values())

@@ -1,0 +1,278 @@
+"""Putting an artefact in place once it is verified: all of it or nothing, and never over what is not ours.
+
+    with Placement(Path("digits.onnx")) as placement:
+        write(placement.temporary)          # .converter-k3x9/digits.onnx, and what stands beside it
+        verify(placement.temporary)
+        placement.commit()
+
+The temporary folder stands beside the target, on the same disk, and is locked while its process lives. What a process
+that died has left is taken up by the next run in that folder: a commit that had begun is finished, all else is removed.
+"""
+
+import contextlib
+import ctypes
+import errno
+import os
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from ..errors import ConversionError, OutputError
+from .formats import recognise
+from .stamp import bears_our_stamp
+
+if sys.platform != "win32":
+    import fcntl
+
+_WRITING, _COMMITTING = ".converter-", ".converter-committing-"
+_LOCK, _REPLACED = ".lock", ".replaced"  # in the temporary folder, besides what shall be put in place
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+
+
+class Placement:
+    """A context: leaving it without `commit` or `keep_failed` removes all that was written.
+
+    An error within it that says that the disk is full becomes an OutputError.
+
+    Attributes:
+        target: where the artefact shall stand, a file or a folder; links are followed.
+        temporary: where to write it meanwhile, under the same name. What is written beside it (ONNX's external data)
+            is put in place beside `target`.
+    """
+
+    def __init__(self, target: Path, *, force: bool = False):
+        """Makes missing parent folders. Raises OutputError where `target` is taken or cannot be written."""
+        self._force = force
+        self._created: list[Path] = []
+        self._done = False
+        with _explained(target):
+            self.target = target.resolve()
+            self._refuse_taken_target()
+            try:
+                for folder in reversed([parent for parent in self.target.parents if not parent.exists()]):
+                    folder.mkdir(exist_ok=True)
+                    self._created.append(folder)
+                _sweep(self.target.parent)
+                self._folder, self._lock = _locked_folder(self.target.parent)
+            except BaseException:
+                self._remove_created()
+                raise
+        self.temporary = self._folder / self.target.name
+
+    def commit(self) -> None:
+        """Puts what was written in the place of what stood there. Raises OutputError, and then has changed nothing."""
+        with _explained(self.target):
+            names = [entry.name for entry in _entries(self._folder)]
+            if self.target.name not in names:
+                raise OutputError("Nothing was written.", where=str(self.target))
+            self._refuse_taken_target()
+            for name in names:
+                self._refuse_taken_neighbour(self.target.with_name(name))
+            _synchronise(self._folder)
+            if len(names) > 1 or not _replace_at_once(self.temporary, self.target):
+                self._folder = self._folder.rename(
+                    self._folder.with_name(self._folder.name.replace(_WRITING, _COMMITTING, 1))
+                )
+                _finish_commit(self._folder)
+            _synchronise(self.target.parent, deep=False)
+        self._done = True
+        self._remove_folder()
+
+    def keep_failed(self) -> Path:
+        """Keeps what was written, as `NAME.failed/NAME`, and gives that path. Raises OutputError."""
+        with _explained(self.target):
+            if not self.temporary.exists():
+                raise OutputError("Nothing was written.", where=str(self.target))
+            kept, number = self.target.with_name(f"{self.target.name}.failed"), 2
+            while kept.exists():
+                kept, number = self.target.with_name(f"{self.target.name}.failed-{number}"), number + 1
+            self._folder.chmod(0o755)
+            self._folder.rename(kept)
+            (kept / _LOCK).unlink()
+        self._done = True
+        os.close(self._lock)
+        return kept / self.target.name
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._done:
+            if self._folder.name.startswith(_COMMITTING):  # interrupted half-way
+                _finish_commit(self._folder)
+            self._remove_folder()
+            self._remove_created()
+        if isinstance(error, Exception) and not isinstance(error, ConversionError) and _says_full(error):
+            raise _full_disk(self.target) from error
+
+    def _refuse_taken_target(self) -> None:
+        if not self.target.exists() or bears_our_stamp(self.target):
+            return
+        mode = self.target.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise OutputError("The output path is a device.", where=str(self.target), cure="Give another -o.")
+        if not self._force:
+            raise OutputError(
+                "The output path is taken by something that this program did not write.",
+                where=str(self.target),
+                cure="Give another -o, or replace it with --force.",
+            )
+        if stat.S_ISDIR(mode) and recognise(self.target) is None and any(self.target.iterdir()):
+            raise OutputError(
+                "The output path is a folder of other things, which not even --force removes.",
+                where=str(self.target),
+                cure="Give another -o, or remove the folder yourself.",
+            )
+
+    def _refuse_taken_neighbour(self, path: Path) -> None:
+        """What stands beside a target of ours is ours too."""
+        if path.exists() and not self.target.exists() and not self._force:
+            raise OutputError(
+                f"The artefact needs the file {path.name} beside it, which exists already.",
+                where=str(path),
+                cure="Give another -o, or replace it with --force.",
+            )
+
+    def _remove_folder(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)  # what cannot be removed now, the next run sweeps
+        os.close(self._lock)
+
+    def _remove_created(self) -> None:
+        for folder in reversed(self._created):
+            with contextlib.suppress(OSError):  # something else has been put into it
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def _explained(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if _says_full(error):
+            raise _full_disk(target) from error
+        raise OutputError(
+            f"The output cannot be written: {error.strerror or error}.", where=str(error.filename or target)
+        ) from error
+
+
+def _says_full(error: BaseException | None) -> bool:
+    """Also of the errors that h5py and TensorFlow raise, which hold the system's words only."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        if any(os.strerror(number) in str(error) for number in _FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _full_disk(target: Path) -> OutputError:
+    return OutputError(
+        "The output cannot be written: the disk is full.",
+        where=str(target),
+        cure="Make room, or give another -o. Nothing was left behind.",
+    )
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if entry.name not in (_LOCK, _REPLACED))
+
+
+def _synchronise(path: Path, *, deep: bool = True) -> None:
+    """Waits until a file, or a folder and all in it, is on the disk."""
+    if deep and path.is_dir():
+        for entry in path.iterdir():
+            _synchronise(entry)
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        if path.is_dir():  # Windows opens no folders
+            return
+        raise
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _replace_at_once(source: Path, target: Path) -> bool:
+    """False, and nothing done, where this system cannot. What stood at `target` may stand at `source` then."""
+    if target.is_dir() or (target.exists() and source.is_dir()):
+        return _exchange(source, target)
+    source.replace(target)
+    return True
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):  # not Linux, or an old C library
+        return False
+    paths = os.fsencode(one), os.fsencode(other)
+    if renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL):  # an old kernel, or a file system without it
+        return False
+    raise OSError(number, os.strerror(number), str(other))
+
+
+def _finish_commit(folder: Path) -> None:
+    """Moves all that is in `folder` beside it; may be called again after it was broken off anywhere."""
+    for entry in _entries(folder):
+        target = folder.with_name(entry.name)
+        if target.is_dir() or (target.exists() and entry.is_dir()):
+            (folder / _REPLACED).mkdir(exist_ok=True)
+            target.rename(Path(tempfile.mkdtemp(dir=folder / _REPLACED), target.name))
+        entry.replace(target)
+
+
+def _locked_folder(parent: Path) -> tuple[Path, int]:
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_WRITING, dir=parent))
+        (folder / _LOCK).touch()
+        lock = _lock(folder)
+        if lock is not None:
+            return folder, lock
+        # a sweeping process was quicker
+
+
+def _lock(folder: Path) -> int | None:
+    """The open lock file of the folder; None if a living process has it, or it was removed meanwhile."""
+    descriptor = os.open(folder / _LOCK, os.O_RDWR)
+    try:
+        if sys.platform != "win32":
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), (folder / _LOCK).stat()):
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    os.close(descriptor)
+    return None
+
+
+def _sweep(parent: Path) -> None:
+    """Takes up what processes that no longer live have left in `parent`."""
+    if sys.platform == "win32":  # no locks: what a living process writes looks like a leftover
+        return
+    for folder in parent.glob(f"{_WRITING}*"):
+        try:
+            lock = _lock(folder)
+            if lock is None:
+                continue
+            try:
+                if folder.name.startswith(_COMMITTING):
+                    _finish_commit(folder)
+                shutil.rmtree(folder)
+            finally:
+                os.close(lock)
+        except OSError:  # another user's, or no folder of ours: it is in nobody's way
+            continue

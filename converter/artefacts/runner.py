@@ -1,0 +1,158 @@
+"""The parent's side of the process that opens an artefact."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from ..errors import ConversionError
+from .formats import Format
+from .messages import Fact, receive, send
+
+_MODULES: dict[Format, str] = {"tf": "saved_model", "keras": "keras_file", "onnx": "onnx_file"}
+# Unless the user set them. Spinning threads would take the processor from the parent.
+_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "TF_CPP_MIN_LOG_LEVEL": "2"}
+_TAIL = 2000  # characters of what a crashed child wrote
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output of an artefact. None in `shape` is a free dimension; `shape` is None if the rank is free."""
+
+    name: str
+    shape: tuple[int | None, ...] | None
+    dtype: str
+
+
+class Runner:
+    """Opens an artefact in a fresh process that is given only its path, and runs it there.
+
+    Start it early: the process imports its runtime while the parent works. Every method raises ConversionError when
+    the process fails, dies or takes longer than `timeout` seconds.
+    """
+
+    def __init__(self, format: Format, *, timeout: float = 900):
+        self.format = format
+        self.inputs: tuple[TensorSpec, ...] = ()
+        self.outputs: tuple[TensorSpec, ...] = ()
+        self._timeout = timeout
+        self._path: Path | None = None
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `close`
+        # -P: nothing in the current directory may pass for a module of the runtime.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(Path(__file__).with_name("child.py")), _MODULES[format]],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            env=_ENVIRONMENT | os.environ | {"KERAS_BACKEND": "tensorflow"},
+        )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def open(self, path: Path) -> None:
+        """Sets `inputs` and `outputs`. Another artefact of the format may be opened after it."""
+        self._path = path
+        content, _ = self._ask({"action": "open", "path": str(path.resolve())}, "does not open")
+        self.inputs, self.outputs = _specs(content["inputs"]), _specs(content["outputs"])
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The outputs by name. Inputs are of the dtype that `inputs` says, and named as there."""
+        expected = {spec.name for spec in self.inputs}
+        if set(inputs) != expected:
+            raise ConversionError(
+                f"The artefact takes the inputs {sorted(expected)}, not {sorted(inputs)}.", where=str(self._path)
+            )
+        return self._ask({"action": "run"}, "does not run", inputs)[1]
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """The weights that the artefact holds, by name.
+
+        SavedModel: the variables by the names in the checkpoint. Keras: by `layer/weight`. ONNX: the initialisers.
+        """
+        return self._ask({"action": "tensors"}, "does not give its weights")[1]
+
+    def operators(self) -> dict[str, int]:
+        """How often each operator type stands in the graph for inference, most frequent first.
+
+        A function's operators count once per call of it, those of a loop's body or a branch once. What only holds,
+        reads or names a value (Const, ReadVariableOp, Identity, NoOp, the call itself) is left out.
+        """
+        return self._ask({"action": "operators"}, "does not show its graph")[0]["operators"]
+
+    def xla_functions(self) -> list[str]:
+        """What in the graph is compiled by XLA; empty for ONNX."""
+        return self._ask({"action": "operators"}, "does not show its graph")[0]["xla_functions"]
+
+    def close(self) -> None:
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):  # what was still to be flushed has no reader
+                    pipe.close()
+        try:
+            self._process.wait(1)
+        except subprocess.TimeoutExpired:  # still importing, or computing
+            self._process.kill()
+            self._process.wait()
+        self._stderr.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _ask(
+        self, request: dict[str, Any], failure: str, arrays: Mapping[str, np.ndarray] | None = None
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        late = threading.Event()
+
+        def stop() -> None:
+            late.set()
+            self._process.kill()
+
+        timer = threading.Timer(self._timeout, stop)
+        timer.start()
+        try:
+            send(self._process.stdin, request, arrays)
+            content, results = receive(self._process.stdout)
+        except (EOFError, BrokenPipeError) as error:
+            reason = f"took longer than {self._timeout:g} s" if late.is_set() else f"died ({self._exit()})"
+            raise ConversionError(
+                f"The artefact {failure}: the process that opened it {reason}.{self._tail()}", where=str(self._path)
+            ) from error
+        except BaseException:  # interrupted: the answer that is still to come would be taken for the next one's
+            self._process.kill()
+            raise
+        finally:
+            timer.cancel()
+        if "error" in content:
+            raise ConversionError(f"The artefact {failure}: {content['error']}", where=str(self._path))
+        return content, results
+
+    def _exit(self) -> str:
+        status = self._process.wait()
+        return f"signal {-status}" if status < 0 else f"status {status}"
+
+    def _tail(self) -> str:
+        self._stderr.seek(0)
+        text = self._stderr.read().decode(errors="replace").strip()
+        return f" It wrote:\n{text[-_TAIL:]}" if text else ""
+
+
+def _specs(facts: list[Fact]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(name, None if shape is None else tuple(shape), dtype) for name, shape, dtype in facts)

@@ -1,0 +1,188 @@
+"""The SavedModel: a lean one for inference, the same bytes for the same function; opened again."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import stamp as stamps
+from .messages import Fact
+from .operators import called_functions, count_operators, find_xla
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+# Keys of the checkpoint: weights/stem..conv..weight/.ATTRIBUTES/VARIABLE_VALUE
+_PREFIX, _SUFFIX = "weights/", "/.ATTRIBUTES/VARIABLE_VALUE"
+
+
+def write(
+    function: Callable[..., Mapping[str, tf.Tensor]],
+    signature: Sequence[tf.TensorSpec],
+    variables: Mapping[str, tf.Variable],
+    path: Path,
+    stamp: Mapping[str, Any],
+) -> None:
+    """Writes a SavedModel folder with one signature, `serving_default`.
+
+    Args:
+        function: takes one tensor per entry of `signature`, in that order, and returns its outputs by name.
+        signature: each with a name, which the input keeps.
+        variables: all that `function` reads, by the names they shall have in the checkpoint.
+        path: the folder; it need not exist.
+    """
+    import tensorflow as tf
+
+    def serving(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
+        return dict(function(*tensors))
+
+    traced = tf.function(serving, input_signature=list(signature), autograph=False).get_concrete_function()
+    module = tf.Module()
+    module.weights = dict(variables)
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+    tf.saved_model.save(module, str(path), signatures={"serving_default": traced}, options=options)
+    _settle(path)
+    file = path / stamps.SAVED_MODEL_FILE
+    file.parent.mkdir()
+    file.write_text(stamps.stamp_text(stamp), encoding="utf-8")
+
+
+def _settle(path: Path) -> None:
+    """Takes out what differs between two runs: numbers that TensorFlow counts up per process, and the fingerprint,
+    which holds a random number and is optional."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    file = path / "saved_model.pb"
+    saved = saved_model_pb2.SavedModel.FromString(file.read_bytes())
+    for meta_graph in saved.meta_graphs:
+        _rename_functions(meta_graph)
+        for function in meta_graph.graph_def.library.function:
+            _rename_captures(function)
+    file.write_bytes(saved.SerializeToString(deterministic=True))
+    (path / "fingerprint.pb").unlink(missing_ok=True)
+
+
+def _rename_functions(meta_graph: Any) -> None:
+    """Numbers the functions by where the graph first calls them, and leaves custom gradients to their parts."""
+    graph = meta_graph.graph_def
+    library = {function.signature.name: copy.deepcopy(function) for function in graph.library.function}
+    names: dict[str, str] = {}
+
+    def name_function(name: str) -> None:
+        if name in library and name not in names:
+            names[name] = re.sub(r"_\d+$", "", name) + f"_{len(names)}"
+            name_functions_called_by(library[name].node_def)
+
+    def name_functions_called_by(nodes: Iterable[Any]) -> None:
+        for node in nodes:
+            for name in [node.op, *called_functions(node)]:
+                name_function(name)
+
+    name_functions_called_by(graph.node)
+    for name in library:
+        name_function(name)
+
+    graph.library.ClearField("function")
+    graph.library.function.extend(library[name] for name in names)
+    for function in graph.library.function:
+        function.signature.name = names[function.signature.name]
+    for nodes in [graph.node, *(function.node_def for function in graph.library.function)]:
+        for node in nodes:
+            node.op = names.get(node.op, node.op)
+            for value in node.attr.values():
+                for called in [value.func] if value.WhichOneof("value") == "func" else value.list.func:
+                    called.name = names.get(called.name, called.name)
+            # Counted up per process; without it the gradient is that of the operators inside.
+            node.attr.pop("_gradient_op_type", None)
+    objects = meta_graph.object_graph_def
+    signatures = {name: copy.deepcopy(function) for name, function in objects.concrete_functions.items()}
+    objects.ClearField("concrete_functions")
+    for name, function in signatures.items():
+        objects.concrete_functions[names[name]].CopyFrom(function)
+    for node in objects.nodes:
+        if node.WhichOneof("kind") == "bare_concrete_function":
+            signature = node.bare_concrete_function
+            signature.concrete_function_name = names[signature.concrete_function_name]
+
+
+def _rename_captures(function: Any) -> None:
+    """Names by position the arguments that TensorFlow names by a number of the process. They are passed by position."""
+    names = {}
+    for index, argument in enumerate(function.signature.input_arg):
+        attributes = function.arg_attr[index].attr if index in function.arg_attr else {}
+        if "_user_specified_name" in attributes and attributes["_user_specified_name"].s.isdigit():
+            attributes.pop("_user_specified_name")
+        elif "___redundant_placeholder" not in argument.name:
+            continue
+        names[argument.name] = argument.name = f"captured_{index}"
+
+    def rename(reference: str) -> str:
+        """Of the forms `name`, `name:0` and `^name`."""
+        name = reference.removeprefix("^").partition(":")[0]
+        return reference.replace(name, names[name], 1) if name in names else reference
+
+    for node in function.node_def:
+        node.input[:] = [rename(reference) for reference in node.input]
+    for result, reference in function.ret.items():
+        function.ret[result] = rename(reference)
+
+
+class Reader:
+    """Opens a SavedModel, of any tool, by its signature `serving_default` or the only one it has. On the CPU."""
+
+    def __init__(self) -> None:
+        import tensorflow as tf
+
+        tf.config.set_visible_devices([], "GPU")  # TF32 and cuDNN would answer for their own rounding
+        self._tf = tf
+        self.inputs: list[Fact] = []
+        self.outputs: list[Fact] = []
+
+    def open(self, path: Path) -> None:
+        self._path = path
+        self._model = self._tf.saved_model.load(str(path))  # kept: the signature does not hold the variables
+        signatures = self._model.signatures
+        if "serving_default" not in signatures and len(signatures) != 1:
+            raise ValueError(f"it has no signature serving_default, but {sorted(signatures)}")
+        name = "serving_default" if "serving_default" in signatures else next(iter(signatures))
+        self._signature = signatures[name]
+        self.inputs = _facts(self._signature.structured_input_signature[1])
+        self.outputs = _facts(self._signature.structured_outputs)
+
+    def run(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        results = self._signature(**{name: self._tf.constant(array) for name, array in arrays.items()})
+        return {name: result.numpy() for name, result in results.items()}
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """The checkpoint's variables, those of ours by the names given to `write`."""
+        checkpoint = self._tf.train.load_checkpoint(str(self._path / "variables" / "variables"))
+        return {
+            _variable_name(key): np.asarray(checkpoint.get_tensor(key))
+            for key in sorted(checkpoint.get_variable_to_shape_map())
+            if key.endswith(_SUFFIX)
+        }
+
+    def operators(self) -> dict[str, int]:
+        return count_operators(self._signature.graph)
+
+    def xla_functions(self) -> list[str]:
+        return find_xla(self._signature.graph)
+
+
+def _facts(specs: Mapping[str, tf.TensorSpec]) -> list[Fact]:
+    """In the order of their names: TensorFlow keeps no other."""
+    return [
+        (name, None if spec.shape.rank is None else spec.shape.as_list(), spec.dtype.name)
+        for name, spec in sorted(specs.items())
+    ]
+
+
+def _variable_name(key: str) -> str:
+    """TensorFlow writes a dot in a name as two and a slash as `.S`."""
+    name = key.removeprefix(_PREFIX).removesuffix(_SUFFIX)
+    return re.sub(r"\.[.S]", lambda escape: "." if escape[0] == ".." else "/", name)

@@ -1,0 +1,63 @@
+"""The stamp that every artefact of ours bears: the facts of its conversion, as JSON.
+
+Where it stands: an extra member of the `.keras` zip, a file in a SavedModel's `assets.extra`, an entry of ONNX's
+`metadata_props`. Read without TensorFlow, Keras or onnx.
+"""
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from .formats import protobuf_fields, recognise
+
+KERAS_MEMBER = "converter_stamp.json"
+SAVED_MODEL_FILE = Path("assets.extra") / "converter_stamp.json"
+ONNX_KEY = "converter_stamp"
+
+_METADATA_PROPS, _KEY, _VALUE = 14, 1, 2  # onnx.proto: ModelProto.metadata_props, StringStringEntryProto
+
+
+def stamp_text(stamp: Mapping[str, Any]) -> str:
+    """Same stamp, same text, whatever the order of its keys."""
+    return json.dumps(stamp, sort_keys=True, ensure_ascii=False)
+
+
+def read_stamp(path: Path) -> dict[str, Any] | None:
+    """None if there is no artefact, or one that bears no stamp of ours."""
+    text: bytes | None = None
+    match recognise(path):
+        case "tf":
+            file = path / SAVED_MODEL_FILE
+            text = file.read_bytes() if file.is_file() else None
+        case "keras":
+            with zipfile.ZipFile(path) as archive:
+                text = archive.read(KERAS_MEMBER) if KERAS_MEMBER in archive.namelist() else None
+        case "onnx":
+            with path.open("rb") as opened:
+                text = _onnx_metadata(opened).get(ONNX_KEY)
+    if text is None:
+        return None
+    try:
+        stamp = json.loads(text)
+    except ValueError:
+        return None
+    return stamp if isinstance(stamp, dict) else None
+
+
+def bears_our_stamp(path: Path) -> bool:
+    return read_stamp(path) is not None
+
+
+def _onnx_metadata(file: BinaryIO) -> dict[str, bytes]:
+    entries = {}
+    for number, length in protobuf_fields(file):
+        if number == _METADATA_PROPS and length is not None:
+            entry = io.BytesIO(file.read(length))
+            fields = {part: entry.read(size) for part, size in protobuf_fields(entry) if size is not None}
+            entries[fields.get(_KEY, b"").decode()] = fields.get(_VALUE, b"")
+        elif length is not None:
+            file.seek(length, 1)
+    return entries
