@@ -24,15 +24,12 @@ def output_path(source: Path, format: str, output: Path | None, several: bool) -
         return Path(source.stem + ENDINGS[format])
     if several:
         return output / (source.stem + ENDINGS[format])
-    suffixes = {ending for ending in ENDINGS.values() if ending.startswith(".")}
-    misnamed = output.suffix in suffixes and output.suffix != ENDINGS[format]
+    other = {ending for ending in ENDINGS.values() if ending.startswith(".")} - {ENDINGS[format]}
+    stem = output.with_suffix("") if output.suffix in other else output
     # Keras opens only what is called .keras.
-    if misnamed or (format == "keras" and output.suffix != ".keras"):
-        raise UsageError(
-            f"{output} is not a name for --to {format}.",
-            where="-o",
-            cure=f"name it {output.with_suffix(ENDINGS[format]) if format != 'tf' else output.with_suffix('')}",
-        )
+    if stem != output or (format == "keras" and output.suffix != ".keras"):
+        name = stem if format == "tf" else f"{stem}{ENDINGS[format]}"
+        raise UsageError(f"{output} is not a name for --to {format}.", where="-o", cure=f"name it {name}")
     return output
 
 

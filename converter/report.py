@@ -180,6 +180,19 @@ class VerificationReport(Report):
 
 
 @dataclass(frozen=True)
+class Failure(Report):
+    """A model that could not be converted, compared or read; `operators` are those without a mapping."""
+
+    source: str
+    error: str
+    what: str
+    where: str | None
+    cure: str | None
+    exit_status: int
+    operators: tuple["UnsupportedOperator", ...] = ()
+
+
+@dataclass(frozen=True)
 class LayerRow:
     """One module of the tree; shapes are those of its first tensor, None where it has none."""
 
@@ -224,4 +237,6 @@ def _jsonable(value: Any) -> Any:
         return float(value) if math.isfinite(value) else None
     if isinstance(value, PathLike):
         return fspath(value)
+    if hasattr(value, "item"):  # a number of numpy's
+        return _jsonable(value.item())
     return value

@@ -1,0 +1,26 @@
+"""`python -m converter`. Loads our `cli.py` by its place: the user may have a module of that name too."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> None:
+    spec = importlib.util.spec_from_file_location("converter._cli", ROOT / "cli.py")
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{ROOT / 'cli.py'} is missing")
+    cli = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = cli
+    spec.loader.exec_module(cli)
+    cli.main()
+
+
+if __name__ == "__main__":
+    # -m puts the current directory first, where modules of the user would stand before ours.
+    if Path(sys.path[0]).resolve() == Path.cwd():
+        del sys.path[0]
+    if str(ROOT) not in sys.path:
+        sys.path.append(str(ROOT))
+    main()

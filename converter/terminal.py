@@ -1,0 +1,360 @@
+"""What the command shows: progress while it works, reports when it is done. All of it on standard error."""
+
+import contextlib
+import io
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import IO
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from .report import (
+    Accuracy,
+    ArtefactReport,
+    ConversionReport,
+    Failure,
+    LayerRow,
+    ModelSummary,
+    OutputComparison,
+    Proof,
+    Report,
+    Shape,
+    TensorFacts,
+    UnsupportedOperator,
+    VerificationReport,
+)
+
+FORMATS = {"tf": "SavedModel", "keras": "Keras file", "onnx": "ONNX"}
+PROOFS = {"function": "1 same function", "artefact": "2 same artefact", "weights": "3 same weights"}
+COLOURS = {"verified": "green", "not verified": "yellow", "disagrees": "red", "failed": "red"}
+WIDTH_WITHOUT_TERMINAL = 120
+MOST_LINES = 6
+
+
+class Terminal:
+    """Standard error, kept apart from what libraries print there.
+
+    Args:
+        quiet: show only what went wrong.
+        verbose: show every figure, tracebacks, and what libraries print.
+    """
+
+    def __init__(self, quiet: bool = False, verbose: bool = False):
+        self.quiet, self.verbose = quiet, verbose
+        file = _own_stderr()
+        self.console = Console(
+            file=file,
+            width=None if file.isatty() else WIDTH_WITHOUT_TERMINAL,
+            highlight=False,
+            markup=False,
+            emoji=False,
+        )
+        self._bars: Progress | None = None
+
+    @contextmanager
+    def quiet_libraries(self) -> Iterator[None]:
+        """Send what is printed meanwhile, by C++ and child processes too, to standard error if verbose, else nowhere.
+
+        Standard output is for results.
+        """
+        sys.stdout.flush()
+        sys.stderr.flush()
+        with contextlib.ExitStack() as stack:
+            if self.verbose:
+                sink: IO[str] = sys.stderr
+                stack.enter_context(_descriptor(1, 2))
+            else:
+                sink = stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace"))
+                for descriptor in (1, 2):
+                    stack.enter_context(_descriptor(descriptor, sink.fileno()))
+            stack.enter_context(contextlib.redirect_stdout(sink))
+            stack.enter_context(contextlib.redirect_stderr(sink))
+            yield
+
+    @contextmanager
+    def progress(self, step: str) -> Iterator[None]:
+        """Show a step while it runs, and how long it took."""
+        started, outermost, mark, style = time.perf_counter(), self._bars is None, "✗", "red"
+        bars = self._bars
+        if bars is None:
+            bars = self._bars = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description}", markup=False),
+                TimeElapsedColumn(),
+                console=self.console,
+                transient=True,
+                disable=self.quiet or not self.console.is_terminal,
+            )
+            bars.start()
+        task = bars.add_task(step, total=None)
+        try:
+            yield
+            mark, style = "✓", "green"
+        finally:
+            bars.remove_task(task)
+            if outermost:
+                bars.stop()
+                self._bars = None
+            self.say(Text.assemble("  ", (mark, style), f" {step} ", (_seconds(time.perf_counter() - started), "dim")))
+
+    def say(self, message: RenderableType) -> None:
+        if not self.quiet:
+            self.console.print(message)
+
+    def show_failure(self, failure: Failure, trace: str) -> None:
+        self.console.print(Text.assemble(("error: ", "bold red"), failure.what), soft_wrap=True)
+        if failure.operators:
+            self.console.print(_operators(failure.operators))
+        for label, text in (("where", failure.where), ("cure", failure.cure)):
+            if text:
+                self.console.print(Text.assemble((f"  {label}: ", "bold"), text), soft_wrap=True)
+        if self.verbose:
+            self.console.print(Text(trace, style="dim"), soft_wrap=True)
+
+    def show_conversion(self, report: ConversionReport) -> None:
+        if self.quiet and all(proof.holds for artefact in report.artefacts for proof in artefact.proofs):
+            return
+        batch = "dynamic batch" if report.batch == "dynamic" else f"batch {report.batch} only"
+        parts: list[RenderableType] = [Text(f"{report.kind}, {report.parameters:,} parameters, {batch}")]
+        if report.rewrites:
+            rewrites = _grid()
+            for rewrite in report.rewrites:
+                rewrites.add_row(rewrite.name, Text.assemble((rewrite.module, "cyan"), f" {rewrite.description}"))
+            parts += [_heading("Rewritten"), rewrites]
+        for artefact in report.artefacts:
+            parts += [_heading(_artefact_title(artefact)), self._artefact(artefact)]
+        parts += _notes(report.notes)
+        seconds = sum(report.timings.values())
+        self._panel(parts, report.source, f"{report.status}, {_seconds(seconds)}" if seconds else None, report.status)
+
+    def show_verification(self, report: VerificationReport) -> None:
+        if self.quiet and report.status == "verified":
+            return
+        grid = _grid()
+        self._add_proofs(grid, report.proofs)
+        if report.accuracy:
+            grid.add_row("accuracy", _accuracy(report.accuracy))
+        title = f"{report.artefact} against {report.source}"
+        self._panel([grid, *_notes(report.notes)], title, report.status, report.status)
+
+    def show_summary(self, summary: ModelSummary) -> None:
+        tree = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for column in ("module", "type", "in", "out"):
+            tree.add_column(column, overflow="fold")
+        tree.add_column("parameters", justify="right")
+        tree.add_column("becomes", overflow="fold")
+        for row in summary.rows:
+            tree.add_row(*_layer(row))
+        parts: list[RenderableType] = [tree]
+        if summary.inputs or summary.outputs:
+            grid = _grid()
+            _add_tensors(grid, summary.inputs, summary.outputs)
+            parts.insert(0, grid)
+        if summary.unsupported:
+            parts += [_heading("Operators without a mapping"), _operators(summary.unsupported)]
+        parts += _notes(summary.notes)
+        status = "failed" if summary.unsupported else "verified"
+        if not self.quiet or summary.unsupported:
+            self._panel(parts, summary.source, None, status)
+
+    def show_table(self, results: Sequence[Report]) -> None:
+        """Show one row for each model of several."""
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for column in ("model", "result", "written"):
+            table.add_column(column, overflow="fold")
+        for result in results:
+            if isinstance(result, ConversionReport):
+                written = ", ".join(str(artefact.path) for artefact in result.artefacts if artefact.path) or "nothing"
+                table.add_row(Text(result.source), Text(result.status, COLOURS[result.status]), Text(written))
+            elif isinstance(result, Failure):
+                table.add_row(Text(result.source), Text("failed", COLOURS["failed"]), Text(result.what))
+        self.say(table)
+
+    def _artefact(self, artefact: ArtefactReport) -> RenderableType:
+        grid = _grid()
+        _add_tensors(grid, artefact.inputs, artefact.outputs)
+        self._add_proofs(grid, artefact.proofs)
+        if not artefact.proofs:
+            grid.add_row("proofs", Text("none: not verified", "yellow"))
+        if artefact.accuracy:
+            grid.add_row("accuracy", _accuracy(artefact.accuracy))
+        shown = artefact.movements if self.verbose else artefact.movements[:MOST_LINES]
+        for number, movement in enumerate(shown):
+            elements = f"{movement.elements:,}" if isinstance(movement.elements, int) else movement.elements
+            where = Text.assemble(
+                (movement.module, "cyan"), f" {movement.kind} of {elements} elements: {movement.reason}"
+            )
+            grid.add_row("" if number else "moves data", where)
+        if len(artefact.movements) > len(shown):
+            grid.add_row("", _more(len(artefact.movements) - len(shown)))
+        if not artefact.movements:
+            grid.add_row("moves data", "no operator")
+        if self.verbose and artefact.operators:
+            grid.add_row("operators", _counted(artefact.operators))
+        return grid
+
+    def _add_proofs(self, grid: Table, proofs: Sequence[Proof]) -> None:
+        for proof in proofs:
+            mark, style = ("✓", "green") if proof.holds else ("?", "yellow") if proof.proves_nothing else ("✗", "red")
+            grid.add_row(PROOFS[proof.name], Text.assemble((f"{mark} ", style), proof.summary))
+            if proof.first_difference:
+                grid.add_row("", Text.assemble("  differs first in ", (proof.first_difference, "cyan")))
+            failures = proof.failures if self.verbose else proof.failures[:MOST_LINES]
+            # A summary can be the only failure there is.
+            for failure in failures if proof.failures != (proof.summary,) else ():
+                grid.add_row("", Text(f"  {failure}", style))
+            if len(proof.failures) > len(failures):
+                grid.add_row("", _more(len(proof.failures) - len(failures)))
+            if proof.proves_nothing:
+                grid.add_row("", Text("  give --inputs with samples that the model responds to", style))
+            outputs = proof.outputs if self.verbose or proof.name == "artefact" else ()
+            shown = outputs if self.verbose else outputs[:MOST_LINES]
+            for output in shown:
+                grid.add_row("", Text(f"  {output.name}: {_figures(output, self.verbose)}", "dim"))
+                for note in output.notes if proof.holds else ():
+                    grid.add_row("", Text(f"    {note}", "dim"))
+            if len(outputs) > len(shown):
+                grid.add_row("", _more(len(outputs) - len(shown)))
+
+    def _panel(self, parts: Sequence[RenderableType], title: str, subtitle: str | None, status: str) -> None:
+        self.console.print(
+            Panel(
+                Group(*parts),
+                title=Text(title, "bold"),
+                subtitle=Text(subtitle) if subtitle else None,
+                title_align="left",
+                subtitle_align="left",
+                border_style=COLOURS[status],
+                padding=(0, 1),
+            )
+        )
+
+
+def _own_stderr() -> IO[str]:
+    """Give a standard error of our own, so that descriptor 2 can be closed to libraries."""
+    try:
+        if sys.stderr.fileno() == 2:
+            return os.fdopen(os.dup(2), "w", encoding=sys.stderr.encoding, errors="backslashreplace", buffering=1)
+    except (OSError, io.UnsupportedOperation):
+        pass
+    return sys.stderr
+
+
+@contextmanager
+def _descriptor(descriptor: int, target: int) -> Iterator[None]:
+    """Let a file descriptor be another one for a while."""
+    kept = os.dup(descriptor)
+    os.dup2(target, descriptor)
+    try:
+        yield
+    finally:
+        os.dup2(kept, descriptor)
+        os.close(kept)
+
+
+def _grid() -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    return grid
+
+
+def _heading(text: str | Text) -> Text:
+    heading = Text("\n")
+    return heading.append(text, "bold") if isinstance(text, str) else heading.append_text(text)
+
+
+def _artefact_title(artefact: ArtefactReport) -> Text:
+    written = Text(str(artefact.path), "bold") if artefact.path else Text("nothing written", "bold red")
+    return Text.assemble(
+        (FORMATS.get(artefact.format, artefact.format), "bold"),
+        "  ",
+        written,
+        "  ",
+        (artefact.status, COLOURS[artefact.status]),
+        (f"  {_seconds(artefact.seconds)}", "dim"),
+    )
+
+
+def _add_tensors(grid: Table, inputs: Sequence[TensorFacts], outputs: Sequence[TensorFacts]) -> None:
+    for label, tensors in (("input", inputs), ("output", outputs)):
+        for number, tensor in enumerate(tensors):
+            facts = f" {tensor.dtype} {_shape(tensor.shape)} {tensor.layout.replace('_', ' ')}"
+            grid.add_row(
+                "" if number else label + "s" * (len(tensors) > 1), Text.assemble((tensor.name, "cyan"), facts)
+            )
+
+
+def _layer(row: LayerRow) -> tuple[Text, ...]:
+    depth = row.path.count(".") if row.path else 0
+    parameters = f"{row.parameters:,}" if row.parameters else ""
+    shapes = (_shape(shape) if shape is not None else "" for shape in (row.shape_in, row.shape_out))
+    return tuple(map(Text, ("  " * depth + row.path, row.type, *shapes, parameters, row.becomes)))
+
+
+def _operators(operators: Sequence[UnsupportedOperator]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("operator", "count", "modules", "source"):
+        table.add_column(column, overflow="fold")
+    for one in operators:
+        table.add_row(Text(one.operator), str(one.count), Text(one.modules), Text(one.source_line))
+    return table
+
+
+def _notes(notes: Sequence[str]) -> list[RenderableType]:
+    return [_heading("Notes"), *(Text(f"- {note}") for note in notes)] if notes else []
+
+
+def _figures(output: OutputComparison, all_of_them: bool) -> str:
+    figures = [f"largest error {output.max_abs:.1e}, {output.bound:.1e} allowed"]
+    if output.multiple_of_rounding is not None:
+        multiple = output.multiple_of_rounding
+        figures.append(f"{multiple:{'.1f' if multiple < 1000 else '.1e'}} x PyTorch's rounding")
+    if output.top1_agreement is not None:
+        figures.append(f"top-1 {_percent(output.top1_agreement)} the same")
+    if all_of_them:
+        figures.append(
+            f"relative {output.max_rel:.1e}, mean {output.mean_abs:.1e}, cosine {output.cosine:.9f}, "
+            f"SQNR {output.sqnr_db:.0f} dB, scale {output.scale:.3g}"
+        )
+    return ", ".join(figures)
+
+
+def _accuracy(accuracy: Accuracy) -> str:
+    same = "all" if accuracy.same_predictions == accuracy.samples else f"{accuracy.same_predictions}"
+    return (
+        f"{_percent(accuracy.source)} before, {_percent(accuracy.artefact)} after; "
+        f"{same} of {accuracy.samples} predictions the same"
+    )
+
+
+def _percent(share: float) -> str:
+    # 99.96 % is not 100 %.
+    return "100 %" if share == 1 else f"{min(share * 100, 99.9):.1f} %"
+
+
+def _shape(shape: Shape) -> str:
+    return "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"
+
+
+def _counted(operators: Mapping[str, int]) -> str:
+    return ", ".join(
+        f"{count} {name}" for name, count in sorted(operators.items(), key=lambda item: (-item[1], item[0]))
+    )
+
+
+def _more(count: int) -> Text:
+    return Text(f"  and {count} more, shown with -v", "dim")
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s"

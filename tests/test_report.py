@@ -1,0 +1,122 @@
+"""Reports as JSON, and the statuses they add up to."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from converter.errors import UsageError
+from converter.outputs import output_path, output_paths
+from converter.report import ArtefactReport, ConversionReport, Failure, OutputComparison, Proof, status_of
+
+
+def comparison(agrees=True, proves_nothing=False):
+    nan, inf = math.nan, math.inf
+    return OutputComparison(
+        "y", agrees, nan, inf, np.float32(0.5), 1.0, inf, 1.0, 1.0, None, proves_nothing=proves_nothing
+    )
+
+
+HOLDS = Proof("function", True, "equal", (comparison(),))
+SILENT = Proof("artefact", False, "nothing", (comparison(proves_nothing=True),))
+DIFFERS = Proof("artefact", False, "differs", (comparison(agrees=False),))
+DIFFERS_AND_SILENT = Proof(
+    "artefact", False, "differs", (comparison(agrees=False), comparison(agrees=True, proves_nothing=True))
+)
+WRONG_WEIGHTS = Proof("weights", False, "one tensor")
+
+
+@pytest.mark.parametrize(
+    "proofs, status",
+    [
+        pytest.param([], "not verified", id="no proof is no success"),
+        pytest.param([HOLDS], "verified", id="all hold"),
+        pytest.param([HOLDS, SILENT], "not verified", id="one proves nothing"),
+        pytest.param([HOLDS, DIFFERS], "disagrees", id="one differs"),
+        pytest.param([DIFFERS_AND_SILENT], "disagrees", id="a dead output does not excuse another that differs"),
+        pytest.param([SILENT, WRONG_WEIGHTS], "disagrees", id="weights have no outputs to be silent"),
+    ],
+)
+def test_status_of_proofs(proofs, status):
+    assert status_of(proofs) == status
+    assert status_of(iter(proofs)) == status
+
+
+def conversion(*statuses):
+    artefacts = tuple(
+        ArtefactReport("tf", Path("a/m_saved_model"), (), (), (HOLDS,), {"Conv2D": np.int64(3)}, (), status, 1.0)
+        for status in statuses
+    )
+    return ConversionReport("m.pt", "0f", "module", 3, "dynamic", (), (), artefacts, {"capture": 1.5})
+
+
+@pytest.mark.parametrize(
+    "statuses, worst",
+    [
+        (["verified", "verified"], "verified"),
+        (["verified", "not verified"], "not verified"),
+        (["not verified", "disagrees", "verified"], "disagrees"),
+        ([], "not verified"),
+    ],
+)
+def test_a_conversion_has_the_worst_status_of_its_artefacts(statuses, worst):
+    assert conversion(*statuses).status == worst
+
+
+def test_json_has_a_schema_and_only_what_json_knows():
+    read = json.loads(conversion("verified").to_json(), parse_constant=pytest.fail)
+    assert read["schema"] == 1
+    assert read["status"] == "verified"
+    (artefact,) = read["artefacts"]
+    assert artefact["path"] == "a/m_saved_model"
+    assert artefact["operators"] == {"Conv2D": 3}
+    figures = artefact["proofs"][0]["outputs"][0]
+    assert figures["max_abs"] is figures["sqnr_db"] is None
+    assert figures["mean_abs"] == 0.5
+
+
+def test_a_failure_is_json_too():
+    assert json.loads(Failure("m.pt", "CheckpointError", "empty", None, None, 4).to_json())["exit_status"] == 4
+
+
+@pytest.mark.parametrize(
+    "format, output, several, path",
+    [
+        ("tf", None, False, "best_saved_model"),
+        ("keras", None, True, "best.keras"),
+        ("onnx", None, False, "best.onnx"),
+        ("tf", "out/net", False, "out/net"),
+        ("keras", "out/net.keras", False, "out/net.keras"),
+        ("onnx", "net.onnx", False, "net.onnx"),
+        ("onnx", "out", True, "out/best.onnx"),
+        ("tf", "out.d", True, "out.d/best_saved_model"),
+    ],
+)
+def test_output_path(format, output, several, path):
+    assert output_path(Path("runs/best.pt"), format, output and Path(output), several) == Path(path)
+
+
+@pytest.mark.parametrize(
+    "format, output, cure",
+    [
+        pytest.param("keras", "net", "net.keras", id="Keras opens only .keras"),
+        pytest.param("keras", "net.v2", "net.v2.keras", id="a dot in the name is no suffix of ours"),
+        pytest.param("onnx", "net.keras", "net.onnx", id="another format's suffix"),
+        pytest.param("tf", "net.onnx", "name it net", id="a folder called .onnx"),
+    ],
+)
+def test_output_path_of_another_format_is_refused(format, output, cure):
+    with pytest.raises(UsageError, match=cure):
+        output_path(Path("best.pt"), format, Path(output), False)
+
+
+def test_two_checkpoints_of_one_name_do_not_overwrite_each_other():
+    with pytest.raises(UsageError, match=r"a/best.pt and b/best.pt would both be written to best_saved_model"):
+        output_paths([Path("a/best.pt"), Path("b/best.pt")], ["tf"], None)
+
+
+def test_output_is_a_folder_for_several_models_of_one_format():
+    paths = output_paths([Path("a.pt"), Path("b.pt")], ["onnx"], Path("out"))
+    assert list(paths.values()) == [Path("out/a.onnx"), Path("out/b.onnx")]
