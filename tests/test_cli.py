@@ -305,9 +305,12 @@ def test_help_shows_the_options_of_the_main_job(run):
     assert {"--to", "--trust", "--input-shape"} <= set(run("--help").output.replace(",", " ").split())
 
 
-def test_what_the_user_set_in_the_environment_stays(run):
+@pytest.mark.parametrize("set_by_user, seen", [("ACTIVE", "ACTIVE"), (None, "PASSIVE")], ids=["kept", "set"])
+def test_threads_wait_passively_unless_the_user_says_otherwise(run, monkeypatch, set_by_user, seen):
+    if set_by_user is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
     run("good.pt", "--to", "tf")
-    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+    assert os.environ["OMP_WAIT_POLICY"] == seen
 
 
 # As real processes
