@@ -1,0 +1,135 @@
+"""From a file to a module or an exported program, without running anything that the user did not vouch for."""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from converter.checkpoint.detect import Format, file_format
+from converter.checkpoint.exported import LIFTED_BY, load_exported
+from converter.checkpoint.factory import build
+from converter.checkpoint.isolation import user_code
+from converter.checkpoint.pickles import load_pickled
+from converter.checkpoint.trust import Trust
+from converter.checkpoint.weights import as_float32, find_model, fit
+from converter.errors import CheckpointError
+
+__all__ = ["Checkpoint", "code_folders", "load", "user_code"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model as read from a file.
+
+    Attributes:
+        path: of the file.
+        sha256: of its content.
+        kind: "module", "state dict" or "exported program".
+        module: in eval mode on the CPU, floating point weights in float32; None for an exported program.
+        program: of a `.pt2`; None otherwise.
+        notes: what was taken, dropped or changed, each a sentence without full stop.
+    """
+
+    path: Path
+    sha256: str
+    kind: str
+    module: nn.Module | None
+    program: ExportedProgram | None
+    notes: tuple[str, ...]
+
+
+def load(
+    path: Path | str,
+    *,
+    factory: str | None = None,
+    factory_args: dict[str, Any] | None = None,
+    trust: Sequence[str] = (),
+) -> Checkpoint:
+    """Reads a checkpoint of any format; the content decides which, never the name.
+
+    Args:
+        path: a file of torch.save (module, state dict or training checkpoint), .safetensors, or .pt2.
+        factory: the architecture of a state dict: package.module:name, file.py:name, timm:NAME, torchvision:NAME.
+        factory_args: keyword arguments of the factory.
+        trust: packages, modules and Python files whose classes and functions the file may use; "pt2" lifts the
+            guard of exported programs. They are looked for in the current directory and beside the checkpoint first.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, no checkpoint, asks for code that was not trusted, or its weights
+            do not fit the factory's module.
+        UsageError: `factory`, `factory_args` or `trust` name what is not there.
+        ConversionError: the user's own code raised.
+    """
+    path = Path(path)
+    trusted = Trust.of(trust)
+    content_format = file_format(path)
+    digest = _sha256(path)
+    if content_format is Format.EXPORTED:
+        program, notes = load_exported(path, trusted=LIFTED_BY in trust)
+        return Checkpoint(path, digest, "exported program", None, program, (*notes, *_unneeded(factory)))
+    with _code_of(path, trusted):
+        if content_format is Format.SAFETENSORS:
+            content: Any = _safetensors(path)
+        else:
+            content = load_pickled(path, content_format, trusted)
+        model, notes = find_model(content, path)
+        if isinstance(model, nn.Module):
+            module, changes = as_float32(model)
+            return Checkpoint(path, digest, "module", module, None, (*notes, *changes, *_unneeded(factory)))
+    if factory is None:
+        raise _needs_factory(path, model)
+    module = build(factory, factory_args or {}, *code_folders(path))
+    halves = sorted({str(value.dtype) for value in model.values() if _is_half(value)})
+    with user_code(*code_folders(path)):
+        notes += fit(module, model, path, factory)
+        module, changes = as_float32(module)
+    notes += [note for dtype in halves if (note := f"weights were {dtype.removeprefix('torch.')}, raised to float32")]
+    return Checkpoint(path, digest, "state dict", module, None, tuple(dict.fromkeys([*notes, *changes])))
+
+
+def code_folders(path: Path) -> tuple[Path, Path]:
+    """Where the user's own code is looked for: the current directory, then beside the checkpoint."""
+    return Path.cwd(), path.resolve().parent
+
+
+def _code_of(path: Path, trusted: Trust) -> contextlib.AbstractContextManager[None]:
+    """Without trust nothing of the user's is imported, nor could be."""
+    if not trusted:
+        return contextlib.nullcontext()
+    return user_code(*code_folders(path), *(script.resolve().parent for script in trusted.scripts))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _safetensors(path: Path) -> dict[str, Any]:
+    try:
+        return safetensors.torch.load_file(path, device="cpu")
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        what = f"the file is damaged: {error}"
+        raise CheckpointError(what, where=str(path), cure="copy or download it again") from error
+
+
+def _is_half(value: Any) -> bool:
+    return getattr(value, "is_floating_point", bool)() and value.dtype.itemsize < 4
+
+
+def _unneeded(factory: str | None) -> Iterator[str]:
+    if factory is not None:
+        yield f"--model {factory} was not needed: the file holds the model itself"
+
+
+def _needs_factory(path: Path, state: Any) -> CheckpointError:
+    keys = ", ".join(list(state)[:5])
+    what = f"this is a state dict: weights without the model they belong to ({len(state)} keys: {keys}, ...)"
+    cure = "name the class or function that builds the model: --model package.module:factory (or file.py:factory)"
+    return CheckpointError(what, where=str(path), cure=cure)

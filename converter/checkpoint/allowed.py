@@ -1,0 +1,254 @@
+"""What a pickle may name without anybody's trust: the parts of tensors, torch's own modules, plain Python values.
+
+Every name stands for a `Named`, which also says whether the pickle may call the object while it is read. Modules are
+never called: they are made empty and given their state. What could do more than its use in a model (numpy's
+constructors, `getattr`, `codecs.encode`) is replaced by a narrow equal.
+"""
+
+import argparse
+import collections
+import datetime
+import enum
+import functools
+import importlib
+import importlib.metadata
+import pathlib
+import re
+import sys
+import types
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from converter.checkpoint.trust import NotFoundError
+
+
+@dataclass(frozen=True)
+class Named:
+    """What a name in a pickle stands for.
+
+    Attributes:
+        value: the object put in its place.
+        called: the pickle may call it.
+        built: the pickle may make an empty instance of it, and give that its `__dict__`.
+    """
+
+    value: Any
+    called: bool = False
+    built: bool = False
+
+
+class Refused(Exception):  # noqa: N818, it is a verdict on the file
+    """The pickle uses an allowed name in a way that no model does."""
+
+
+class TorchFunctions:
+    """Stands for the class that torch's built-in functions are pickled as attributes of."""
+
+
+def _latin1(text: str, encoding: str = "latin1") -> bytes:
+    if encoding not in ("latin1", "latin-1"):
+        raise Refused(f"codecs.encode to {encoding!r}")
+    return text.encode("latin1")
+
+
+def _plain_dtype(code: str, align: bool = False, copy: bool = False) -> np.dtype:
+    if not isinstance(code, str) or not re.fullmatch(r"[<=|]?([biufc?]\d{0,2}|[SU]\d+)", code):
+        raise Refused(f"a numpy array of {code!r}")
+    return np.dtype(code)
+
+
+def _numpy_scalar(dtype: np.dtype, data: bytes) -> Any:
+    if type(data) is not bytes or len(data) != dtype.itemsize:
+        raise Refused("a numpy number of the wrong size")
+    return np.frombuffer(data, dtype)[0]
+
+
+def _empty_array(kind: type, shape: tuple, code: bytes) -> np.ndarray:
+    if kind is not np.ndarray:
+        raise Refused("a numpy array of a class of its own")
+    return np.empty(0, np.uint8)
+
+
+def _defaultdict(factory: type | None = None) -> collections.defaultdict:
+    if factory not in (None, list, dict, int, float, set, str):
+        raise Refused("a defaultdict that calls something")
+    return collections.defaultdict(factory)
+
+
+def _partial(function: Callable) -> functools.partial:
+    return functools.partial(function)
+
+
+def _tensor_with_attributes(rebuild: Callable, kind: type, arguments: tuple, state: Any) -> torch.Tensor:
+    if rebuild not in TENSOR_REBUILDERS or kind is not torch.Tensor:
+        raise Refused("a tensor of a class of its own")
+    return torch._tensor._rebuild_from_type_v2(rebuild, kind, arguments, state)
+
+
+def _no_backend() -> None:
+    """PyTorch before 1.0 kept its backend in every module; nothing reads it any more."""
+
+
+TENSOR_REBUILDERS = (
+    torch._utils._rebuild_tensor,
+    torch._utils._rebuild_tensor_v2,
+    torch._utils._rebuild_tensor_v3,
+    torch._utils._rebuild_parameter,
+    torch._utils._rebuild_parameter_with_state,
+    torch._utils._rebuild_qtensor,
+)
+
+# What state dicts are made of; torch's own `weights_only` reader allows at least these.
+TENSOR_NAMES: dict[str, Named] = {
+    **{f"torch._utils.{rebuild.__name__}": Named(rebuild, called=True) for rebuild in TENSOR_REBUILDERS},
+    "torch._tensor._rebuild_from_type_v2": Named(_tensor_with_attributes, called=True),
+    "torch.Tensor": Named(torch.Tensor),
+    "torch.Size": Named(torch.Size, called=True),
+    "torch.device": Named(torch.device, called=True),
+    "torch.serialization._get_layout": Named(torch.serialization._get_layout, called=True),
+    "collections.OrderedDict": Named(collections.OrderedDict, called=True),
+    "collections.Counter": Named(collections.Counter, called=True),
+    "builtins.set": Named(set, called=True),
+    "builtins.complex": Named(complex, called=True),
+    "_codecs.encode": Named(_latin1, called=True),
+}
+
+OTHER_NAMES: dict[str, Named] = {
+    "builtins.frozenset": Named(frozenset, called=True),
+    "builtins.slice": Named(slice, called=True),
+    "builtins.range": Named(range, called=True),
+    **{f"builtins.{kind.__name__}": Named(kind) for kind in (bool, int, float, str, bytes, list, tuple, dict)},
+    "collections.defaultdict": Named(_defaultdict, called=True),
+    "functools.partial": Named(_partial, called=True),
+    "argparse.Namespace": Named(argparse.Namespace, built=True),
+    "types.SimpleNamespace": Named(types.SimpleNamespace, called=True, built=True),
+    "datetime.datetime": Named(datetime.datetime, called=True),
+    "datetime.timedelta": Named(datetime.timedelta, called=True),
+    "torch.torch_version.TorchVersion": Named(str, called=True),
+    "numpy.dtype": Named(_plain_dtype, called=True),
+    "numpy.ndarray": Named(np.ndarray),
+    "torch._C._VariableFunctionsClass": Named(TorchFunctions),
+    "torch.nn.backends.thnn._get_thnn_function_backend": Named(_no_backend, called=True),
+    "torch.nn.utils.weight_norm.WeightNorm": Named(
+        importlib.import_module("torch.nn.utils.weight_norm").WeightNorm, built=True
+    ),
+    **{
+        f"torch.nn.utils.spectral_norm.{name}": Named(
+            getattr(importlib.import_module("torch.nn.utils.spectral_norm"), name), built=True
+        )
+        for name in ("SpectralNorm", "SpectralNormStateDictHook", "SpectralNormLoadStateDictPreHook")
+    },
+    **{
+        f"{module}.{name}": Named(pathlib.PureWindowsPath if "Windows" in name else pathlib.PurePosixPath, called=True)
+        for module in ("pathlib", "pathlib._local")
+        for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
+    },
+    **{
+        f"numpy.{core}.multiarray.{name}": Named(function, called=True)
+        for core in ("core", "_core")
+        for name, function in (("scalar", _numpy_scalar), ("_reconstruct", _empty_array))
+    },
+}
+
+# As a user keeps them in an attribute: `self.activation = torch.relu`
+ACTIVATIONS = (
+    *("relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "celu", "selu", "gelu", "silu", "mish", "softplus"),
+    *("sigmoid", "log_sigmoid", "hardsigmoid", "hardswish", "hardtanh", "tanh", "softmax", "log_softmax"),
+)
+
+MODULE_PLACES = (
+    "torch.nn.modules",
+    "torch.nn.parallel.data_parallel",
+    "torchvision.models",
+    "torchvision.ops",
+    "timm.models",
+    "timm.layers",
+)
+
+
+def find_allowed(module: str, name: str) -> Named | None:
+    """What a name stands for, or None if it is not allowed.
+
+    torchvision and timm are imported if they are installed, never from the current directory.
+
+    Raises:
+        NotFoundError: it belongs to torchvision or timm, which are not installed or have no such name.
+    """
+    full = f"{module}.{name}"
+    if full in TENSOR_NAMES:
+        return TENSOR_NAMES[full]
+    if full in OTHER_NAMES:
+        return OTHER_NAMES[full]
+    if module == "torch":
+        value = getattr(torch, name, None) if name.isidentifier() else None
+        kinds = (torch.dtype, torch.layout, torch.memory_format, torch.qscheme)
+        return Named(value) if isinstance(value, kinds) else None
+    if module == "torch._C._nn":
+        return Named(getattr(torch._C._nn, name)) if name in ACTIVATIONS else None
+    if module == "torch.nn.functional":
+        value = vars(torch.nn.functional).get(name)
+        own = isinstance(value, types.FunctionType) and value.__module__ == module and not name.startswith("_")
+        return Named(value) if own else None
+    if _in_places(module):
+        return _part_of_a_library(module, name)
+    return None
+
+
+def is_tensor_name(module: str, name: str) -> bool:
+    """Whether the name is one that `torch.load(weights_only=True)` knows."""
+    if module in ("torch", "torch.storage"):
+        return name.endswith("Storage") or isinstance(getattr(torch, name, None), torch.dtype) or name == "Size"
+    return f"{module}.{name}" in TENSOR_NAMES
+
+
+def attribute(owner: object, name: str) -> Any:
+    """What `getattr(torch's functions, name)` may give: torch.relu and its like."""
+    if owner is TorchFunctions and name in ACTIVATIONS:
+        return getattr(torch, name)
+    raise Refused(f"getattr(..., {name!r})")
+
+
+def is_library_module(kind: object) -> bool:
+    """Whether this is a class of torch.nn's, torchvision's or timm's models, which are built and never called."""
+    return isinstance(kind, type) and issubclass(kind, torch.nn.Module) and _in_places(kind.__module__)
+
+
+def _in_places(module: str) -> bool:
+    return any(module == place or module.startswith(f"{place}.") for place in MODULE_PLACES)
+
+
+def _part_of_a_library(module: str, name: str) -> Named | None:
+    value = vars(_installed(module)).get(name)
+    if value is None:
+        raise NotFoundError(f"{module} has no `{name}` in the version that is installed")
+    if is_library_module(value):
+        return Named(value, built=True)
+    if isinstance(value, type) and issubclass(value, enum.Enum) and _in_places(value.__module__):
+        return Named(value, called=True)
+    return None
+
+
+def _installed(module: str) -> types.ModuleType:
+    """Imports a module of torch, torchvision or timm, as installed: a folder `timm` beside a checkpoint is not it."""
+    package = module.split(".")[0]
+    if module in sys.modules:
+        return sys.modules[module]
+    try:
+        importlib.metadata.distribution(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise NotFoundError(f"the package {package}, which is not installed: pip install {package}") from None
+    path = list(sys.path)
+    sys.path[:] = [entry for entry in path if entry and Path(entry).resolve() != Path.cwd()]
+    try:
+        return importlib.import_module(module)
+    except (ImportError, RuntimeError) as error:
+        raise NotFoundError(f"{module}, which cannot be imported: {error}") from error
+    finally:
+        with suppress(ValueError):
+            sys.path[:] = path

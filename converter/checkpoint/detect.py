@@ -1,0 +1,218 @@
+"""What a file is, by its content."""
+
+import difflib
+import json
+import os
+import tarfile
+import zipfile
+from enum import StrEnum
+from pathlib import Path
+from stat import S_ISLNK
+
+import torch
+
+from converter.errors import CheckpointError
+
+PICKLE_CURE = 'save the model with `torch.save(model.state_dict(), "weights.pt")` or as .safetensors'
+
+
+class Format(StrEnum):
+    ZIP = "torch.save"
+    LEGACY = "torch.save before PyTorch 1.6"
+    SAFETENSORS = "safetensors"
+    EXPORTED = "torch.export.save"
+
+
+# torch.serialization.MAGIC_NUMBER as every pickle protocol from 2 on writes it
+LEGACY_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+EXPANSION_LIMIT = 100  # decompressed size of an archive, as a multiple of the file's
+
+OTHER_FILES: tuple[tuple[bytes, str], ...] = (
+    (b"\x89HDF", "a HDF5 file, as Keras and TensorFlow write them"),
+    (b"\x1f\x8b", "a gzip archive: unpack it first"),
+    (b"BZh", "a bzip2 archive: unpack it first"),
+    (b"\xfd7zXZ", "an xz archive: unpack it first"),
+    (b"Rar!", "a RAR archive: unpack it first"),
+    (b"7z\xbc\xaf", "a 7z archive: unpack it first"),
+    (b"GGUF", "a GGUF file"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"\x7fELF", "a program"),
+    (b"%PDF", "a PDF document"),
+    (b"\x89PNG", "a picture"),
+    (b"\xff\xd8\xff", "a picture"),
+)
+
+
+def file_format(path: Path) -> Format:
+    """The format of a checkpoint.
+
+    Raises:
+        CheckpointError: the file is missing, empty, damaged or no checkpoint.
+    """
+    head = _first_bytes(path)
+    if head.startswith(b"PK\x03\x04"):
+        return _zip_format(path)
+    if head[:1] == b"\x80" and LEGACY_MAGIC in head[:32]:
+        # A file can be a tar and a pickle at once: torch's reader would take it for the tar.
+        if tarfile.is_tarfile(path):
+            raise _not_a_checkpoint(path, "a tar archive in the disguise of a checkpoint")
+        return Format.LEGACY
+    if _is_safetensors(head, path.stat().st_size):
+        return Format.SAFETENSORS
+    raise _not_a_checkpoint(path, _what_else(path, head))
+
+
+def _first_bytes(path: Path) -> bytes:
+    if path.is_dir():
+        raise CheckpointError("this is a folder, not a checkpoint", where=str(path), cure=_folder_cure(path))
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096)
+    except FileNotFoundError:
+        raise CheckpointError("there is no such file", where=str(path), cure=_near(path)) from None
+    except OSError as error:
+        raise CheckpointError(f"the file cannot be read: {error.strerror}", where=str(path)) from error
+    if not head:
+        raise CheckpointError("the file is empty", where=str(path), cure="copy or download it again")
+    return head
+
+
+def _near(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent} either"
+    near = difflib.get_close_matches(path.name, [other.name for other in path.parent.iterdir()])
+    return f"did you mean {' or '.join(near)}?" if near else f"look into {path.parent.resolve()}"
+
+
+def _folder_cure(path: Path) -> str:
+    if (path / "saved_model.pb").exists():
+        return "it is a TensorFlow SavedModel, which is what this program writes; give the PyTorch checkpoint"
+    endings = {".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".pt2"}
+    inside = sorted(file.name for file in path.iterdir() if file.suffix in endings)
+    return f"give a file in it: {', '.join(inside[:5])}" if inside else "give the checkpoint's file"
+
+
+def _not_a_checkpoint(path: Path, what: str) -> CheckpointError:
+    cure = "give a file written by torch.save or torch.export.save, or a .safetensors file"
+    return CheckpointError(f"this is not a PyTorch checkpoint but {what}", where=str(path), cure=cure)
+
+
+def _damaged(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(f"the file is damaged: {reason}", where=str(path), cure="copy or download it again")
+
+
+def _zip_format(path: Path) -> Format:
+    names = archive_names(path)
+    root = names[0].split("/")[0]
+    inner = {name.removeprefix(f"{root}/") for name in names}
+    if "archive_format" in inner:
+        return Format.EXPORTED
+    if "serialized_exported_program.json" in names:
+        cure = "open it with the PyTorch that wrote it and save it again with a current one, or export again"
+        raise CheckpointError("this exported program was written by PyTorch before 2.8", where=str(path), cure=cure)
+    if "constants.pkl" in inner or "model.json" in inner or any(name.startswith("code/") for name in inner):
+        cure = "export the original model with torch.export.export and torch.export.save, or give its plain checkpoint"
+        raise CheckpointError("this is TorchScript, which is not supported yet", where=str(path), cure=cure)
+    if "data.pkl" in inner:
+        return Format.ZIP
+    if "config.json" in names and "model.weights.h5" in names:
+        raise _not_a_checkpoint(path, "a Keras model")
+    if all(name.endswith(".npy") for name in names):
+        raise _not_a_checkpoint(path, "a NumPy .npz archive")
+    raise _not_a_checkpoint(path, "a zip archive of something else")
+
+
+def archive_names(path: Path) -> list[str]:
+    """The names of a zip archive's entries, once it is sure that unpacking it is harmless.
+
+    Raises:
+        CheckpointError: the archive is damaged, has links, doubled or escaping names, expands without measure, or is
+            not the same to Python's reader and to torch's.
+    """
+    size = path.stat().st_size
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, OSError) as error:
+        raise _damaged(path, f"it begins as a zip archive and is cut off or broken ({error})") from error
+    names = [entry.filename for entry in entries]
+    if not names:
+        raise _damaged(path, "it is an empty zip archive")
+    flaws = {
+        "names twice": len(set(names)) != len(names),
+        "a link": any(S_ISLNK(entry.external_attr >> 16) for entry in entries),
+        "names that lead elsewhere": any(_escapes(name) for name in names),
+        "encrypted entries": any(entry.flag_bits & 1 for entry in entries),
+        "overlapping entries": sum(entry.compress_size for entry in entries) > size,
+        "entries that expand without measure": sum(entry.file_size for entry in entries) > EXPANSION_LIMIT * size,
+    }
+    found = [flaw for flaw, present in flaws.items() if present]
+    if found:
+        cure = "do not trust this file: no version of PyTorch writes such an archive"
+        raise CheckpointError(f"the archive has {' and '.join(found)}", where=str(path), cure=cure)
+    return names
+
+
+def _escapes(name: str) -> bool:
+    return name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/") or ":" in name.split("/")[0]
+
+
+def torch_records(path: Path, names: list[str]) -> torch._C.PyTorchFileReader:
+    """torch's own reader of the archive, which must see in it what Python's reader sees.
+
+    Raises:
+        CheckpointError: they differ: what was checked would not be what is loaded.
+    """
+    try:
+        reader = torch._C.PyTorchFileReader(os.fspath(path))
+        seen = reader.get_all_records()
+    except RuntimeError as error:
+        raise _damaged(path, str(error).splitlines()[0]) from error
+    root = names[0].split("/")[0]
+    if sorted(f"{root}/{name}" for name in seen) != sorted(names):
+        cure = "do not trust this file, or write it again with torch.save"
+        raise CheckpointError("the archive is not the same to every zip reader", where=str(path), cure=cure)
+    return reader
+
+
+def _is_safetensors(head: bytes, size: int) -> bool:
+    if len(head) < 9 or head[8:9] != b"{":
+        return False
+    return int.from_bytes(head[:8], "little") < 2**40 and size > 8
+
+
+def _what_else(path: Path, head: bytes) -> str:
+    for magic, what in OTHER_FILES:
+        if head.startswith(magic):
+            return what
+    if head[4:8] == b"TFL3":
+        return "a TensorFlow Lite model"
+    if head[:1] == b"\x80":
+        return f"a plain pickle, which is never opened: {PICKLE_CURE}"
+    if tarfile.is_tarfile(path):
+        return "a tar archive (also PyTorch before 0.1.10 wrote them): unpack it, or save it again with a newer PyTorch"
+    # field 1 (ir_version, a small number), followed by a field that a ModelProto has
+    if len(head) > 3 and head[0] == 0x08 and 0 < head[1] < 32 and head[2] in (0x12, 0x1A, 0x22, 0x2A, 0x32, 0x3A, 0x42):
+        return "an ONNX model"
+    return _kind_of_text(head)
+
+
+def _kind_of_text(head: bytes) -> str:
+    try:
+        text = head.decode("utf-8", errors="strict")
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 4:
+            return "unknown data"
+        text = head[: error.start].decode("utf-8")
+    if any(ord(letter) < 32 and letter not in "\t\n\r\f" for letter in text):
+        return "unknown data"
+    opening = text.lstrip().lower()
+    if opening.startswith(("<!doctype html", "<html")):
+        return "a web page: the download gave a page in place of the file"
+    if opening.startswith("version https://git-lfs"):
+        return "a Git LFS pointer: `git lfs pull` fetches the file itself"
+    try:
+        json.loads(text)
+    except ValueError:
+        return "text"
+    return "JSON text"

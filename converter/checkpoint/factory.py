@@ -1,0 +1,139 @@
+"""Builds the module that a state dict belongs to, from what `--model` names."""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from converter.checkpoint.isolation import user_code
+from converter.checkpoint.source import load_file, place_of_error
+from converter.errors import ConversionError, UsageError
+
+FORMS = "package.module:name, file.py:name, timm:NAME or torchvision:NAME"
+
+
+def build(factory: str, arguments: dict[str, Any], *folders: Path) -> nn.Module:
+    """The module that a factory gives: `package.module:name`, `file.py:name`, `timm:NAME`, `torchvision:NAME`.
+
+    The name is a class or function, called with the arguments, or a module itself. Nothing is downloaded. Packages are
+    looked for in the folders first.
+
+    Raises:
+        UsageError: there is no such factory, or the arguments are not its own.
+        ConversionError: the factory raises, or returns something else than a module.
+    """
+    home, separator, name = factory.rpartition(":")
+    if not separator or not home or not name:
+        raise UsageError(f"{factory!r} does not name a factory", where=_where(factory), cure=f"write {FORMS}")
+    if home in ("timm", "torchvision"):
+        make, arguments = _of_library(home, name, arguments, factory)
+    elif home.endswith(".py"):
+        file = Path(home)
+        if not file.is_file():
+            near = sorted(str(other) for other in file.parent.glob("*.py")) if file.parent.is_dir() else []
+            raise UsageError(f"there is no file {home}", where=_where(factory), cure=_close(home, near))
+        folders = (file.resolve().parent, *folders)
+        with user_code(*folders):
+            make = _attribute(load_file(file), name, factory)
+    else:
+        with user_code(*folders):
+            make = _attribute(_imported(home, factory), name, factory)
+    with user_code(*folders):
+        return _made(make, arguments, factory)
+
+
+def _where(factory: str) -> str:
+    return f"--model {factory}"
+
+
+def _close(name: str, names: Iterable[str]) -> str | None:
+    names = [known for known in names if not known.startswith("_")]
+    near = difflib.get_close_matches(name, names, n=5, cutoff=0.5)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"there are: {', '.join(names[:10])}" if names else None
+
+
+def _imported(module: str, factory: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = error.name or module
+        if module == missing or module.startswith(f"{missing}."):
+            cure = "run from the folder that holds it, put it beside the checkpoint, or install it"
+            raise UsageError(f"there is no module {missing}", where=_where(factory), cure=cure) from error
+        what = f"{module} imports {missing}, which is not installed"
+        raise ConversionError(what, where=place_of_error(error), cure=f"install {missing}") from error
+    except (Exception, SystemExit) as error:
+        what = f"importing {module} failed: {type(error).__name__}: {error}"
+        raise ConversionError(what, where=place_of_error(error)) from error
+
+
+def _attribute(home: ModuleType, name: str, factory: str) -> Any:
+    found: Any = home
+    for part in name.split("."):
+        if not hasattr(found, part):
+            usable = [known for known, value in vars(found).items() if callable(value) or isinstance(value, nn.Module)]
+            what = f"{getattr(found, '__name__', home.__name__)} has no `{part}`"
+            raise UsageError(what, where=_where(factory), cure=_close(part, usable))
+        found = getattr(found, part)
+    return found
+
+
+def _of_library(library: str, name: str, arguments: dict[str, Any], factory: str) -> tuple[Callable, dict[str, Any]]:
+    try:
+        models = importlib.import_module("torchvision.models" if library == "torchvision" else "timm")
+    except (ImportError, RuntimeError) as error:
+        what = f"{library} cannot be imported: {error}"
+        missing = isinstance(error, ModuleNotFoundError) and error.name == library
+        cure = f"pip install {library}" if missing else f"install a build of {library} that goes with this torch"
+        raise UsageError(what, where=_where(factory), cure=cure) from error
+    known = models.list_models()
+    if name.split(".")[0] not in known:
+        raise UsageError(f"{library} has no model {name!r}", where=_where(factory), cure=_close(name, known))
+    if library == "timm":
+        return models.create_model, {"model_name": name, "pretrained": False, **arguments}
+    make = models.get_model_builder(name)
+    downloads = {option for option in ("weights", "weights_backbone") if option in inspect.signature(make).parameters}
+    return make, {**dict.fromkeys(downloads), **arguments}
+
+
+def _made(make: Any, arguments: dict[str, Any], factory: str) -> nn.Module:
+    if isinstance(make, nn.Module):
+        if arguments:
+            raise UsageError(f"{factory} is a module itself and takes no arguments", where="--model-args")
+        return make
+    if not callable(make):
+        what = f"{factory} is a {type(make).__name__}, not a class, a function or a module"
+        raise UsageError(what, where=_where(factory))
+    _check_arguments(make, arguments, factory)
+    try:
+        module = make(**arguments)
+    except ConversionError:
+        raise
+    except (Exception, SystemExit) as error:
+        what = f"the factory failed: {type(error).__name__}: {error}"
+        raise ConversionError(what, where=place_of_error(error) or _where(factory)) from error
+    if not isinstance(module, nn.Module):
+        what = f"the factory returned a {type(module).__name__}, not a torch.nn.Module"
+        raise ConversionError(what, where=_where(factory))
+    return module
+
+
+def _check_arguments(make: Callable, arguments: dict[str, Any], factory: str) -> None:
+    try:
+        signature = inspect.signature(make)
+    except (ValueError, TypeError):  # some callables have none; then the call itself tells
+        return
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        cure = f"it takes {signature}; give them as JSON with --model-args"
+        raise UsageError(
+            f"{factory} does not take these arguments: {error}", where="--model-args", cure=cure
+        ) from error

@@ -1,0 +1,130 @@
+"""Reads what torch.save wrote, without running anything that nobody vouched for.
+
+`torch.load` takes the archive apart; the unpickler inside is ours wherever there is more than tensors to read. torch's
+own restricted one calls the constructors of the classes it is given, and cannot read modules of before 1.6.
+"""
+
+from pathlib import Path
+from types import ModuleType
+from typing import IO, Any
+
+import torch
+
+from converter.checkpoint.allowed import Refused, is_tensor_name
+from converter.checkpoint.detect import Format, archive_names, torch_records
+from converter.checkpoint.names import Asked, names_asked_for, resolve
+from converter.checkpoint.source import place_of_error
+from converter.checkpoint.trust import NotFoundError, Trust, is_part_of_python
+from converter.checkpoint.unpickler import NameRefused, RestrictedUnpickler, TrustedCodeError
+from converter.errors import CheckpointError, ConversionError
+
+HOSTILE_CURE = "do not trust this file: no model needs this. Ask whoever made it for a state dict or .safetensors"
+
+
+def load_pickled(path: Path, file_format: Format, trust: Trust) -> Any:
+    """The object in a file of torch.save, its tensors in main memory.
+
+    Raises:
+        CheckpointError: the file is damaged, or asks for code that was not trusted or cannot be found.
+        ConversionError: trusted code raised while it was imported or run.
+    """
+    if file_format is Format.ZIP:
+        torch_records(path, archive_names(path))
+    asked = names_asked_for(path, file_format)
+    check_names(path, asked, trust)
+    protocol_2 = all(protocol <= 2 for protocol in asked.protocols)
+    if protocol_2 and all(is_tensor_name(*name) for name in asked.names):
+        return _load(path, weights_only=True)
+    return _load(path, weights_only=False, pickle_module=_restricted_pickle(trust, path.stat().st_size))
+
+
+def _restricted_pickle(trust: Trust, size: int) -> ModuleType:
+    """In the place of the module `pickle`; torch derives a class of its own from `Unpickler`."""
+
+    class Unpickler(RestrictedUnpickler):
+        def __init__(self, file: IO[bytes], **options: Any):
+            super().__init__(file, trust=trust, size=size, **options)
+
+    module = ModuleType("restricted pickle")
+    vars(module).update(Unpickler=Unpickler, load=lambda file, **options: Unpickler(file, **options).load())
+    return module
+
+
+def _load(path: Path, **options: Any) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", **options)
+    except ConversionError as error:
+        error.where = error.where or str(path)
+        raise
+    except NameRefused as refused:
+        raise _refusal(path, [str(refused)]) from refused
+    except Refused as refused:
+        raise _misuse(path, refused) from refused
+    except TrustedCodeError as error:
+        cause = error.__cause__
+        what = f"the model's own code failed: {type(cause).__name__}: {cause}"
+        raise ConversionError(what, where=place_of_error(error)) from cause
+    except NotFoundError as error:
+        raise _not_found(path, [str(error)]) from error
+    except Exception as error:  # a damaged or hostile pickle can raise anything
+        what = f"the file is damaged: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise CheckpointError(what.rstrip(": "), where=str(path), cure="copy or download it again") from error
+
+
+def check_names(path: Path, asked: Asked, trust: Trust) -> None:
+    """Refuses a file that names more than it may, all at once.
+
+    Raises:
+        CheckpointError: it names what was not trusted, or what cannot be found.
+    """
+    refused: list[str] = []
+    missing: list[str] = []
+    for module, name in asked.names:
+        if module in ("torch", "torch.storage") and name.endswith("Storage"):
+            continue
+        if (module, name) == ("builtins", "getattr"):
+            continue
+        try:
+            if resolve(module, name, trust) is None:
+                refused.append(f"{module}.{name}")
+        except NotFoundError as error:
+            missing.append(str(error))
+    if refused:
+        raise _refusal(path, refused)
+    if missing:
+        raise _not_found(path, missing)
+
+
+def _refusal(path: Path, names: list[str]) -> CheckpointError:
+    what = f"the file asks for code that a checkpoint may not use unasked:{_listing(names)}"
+    if any(is_part_of_python(name) for name in names):
+        return CheckpointError(what, where=str(path), cure=HOSTILE_CURE)
+    options = ["--trust SCRIPT.py (the script that defines them)"] if any(_in_script(name) for name in names) else []
+    options += dict.fromkeys(f"--trust {_package(name)}" for name in names if not _in_script(name))
+    cure = (
+        f"if you trust its maker and that code, run again with {' '.join(options)}; the code is looked for in the "
+        "current directory, beside the checkpoint and among what is installed. Or convert a state dict with --model"
+    )
+    return CheckpointError(what, where=str(path), cure=cure)
+
+
+def _misuse(path: Path, refused: Refused) -> CheckpointError:
+    return CheckpointError(f"the file does what no model needs: {refused}", where=str(path), cure=HOSTILE_CURE)
+
+
+def _listing(names: list[str]) -> str:
+    return "".join(f"\n    {name}" for name in dict.fromkeys(names))
+
+
+def _in_script(name: str) -> bool:
+    return name.startswith("__main__.")
+
+
+def _package(name: str) -> str:
+    parts = name.split(".")
+    return ".".join(parts[:2]) if parts[0] in ("torch", "torchvision", "timm") and len(parts) > 2 else parts[0]
+
+
+def _not_found(path: Path, missing: list[str]) -> CheckpointError:
+    cure = "run from the folder that holds the model's code, or install what is missing"
+    return CheckpointError(f"the model's code is not complete; missing:{_listing(missing)}", where=str(path), cure=cure)

@@ -1,0 +1,60 @@
+"""Python files of the user's: loading one, and where in one an error came from."""
+
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+from converter.errors import ConversionError
+
+_OUR_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def load_file(path: Path) -> ModuleType:
+    """The module of a Python file, loaded once, under the file's name without `.py`.
+
+    Raises:
+        ConversionError: the file itself raises while it is loaded; says what and where.
+    """
+    path = path.resolve()
+    loaded = sys.modules.get(path.stem)
+    if loaded is not None and _file_of(loaded) == path:
+        return loaded
+    name = path.stem if loaded is None else f"{path.stem} of {path.parent}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ConversionError(f"{path} is not a Python file", where=str(path))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        what = f"loading {path.name} failed: {type(error).__name__}: {error}"
+        raise ConversionError(what, where=place_of_error(error)) from error
+    return module
+
+
+def _file_of(module: ModuleType) -> Path | None:
+    file = getattr(module, "__file__", None)
+    return Path(file).resolve() if file else None
+
+
+def place_of_error(error: BaseException) -> str | None:
+    """`file:line, in function` of the innermost frame in code that is the user's, or else of the innermost frame."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith("<") and not Path(frame.filename).is_relative_to(_OUR_PACKAGE)
+    ]
+    if not frames:
+        return None
+    installed = ("site-packages", "dist-packages", "importlib")
+    own = [frame for frame in frames if not any(part in Path(frame.filename).parts for part in installed)]
+    frame = (own or frames)[-1]
+    return f"{frame.filename}:{frame.lineno}, in {frame.name}"

@@ -1,0 +1,115 @@
+"""Whose code a checkpoint may use: what the user named with `--trust`."""
+
+import importlib
+import sys
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from converter.checkpoint.source import load_file, place_of_error
+from converter.errors import CheckpointError, ConversionError, UsageError
+
+RESERVED = {"pt2", "torchscript"}  # not packages: they lift a guard
+
+
+class NotFoundError(Exception):
+    """A trusted package does not have what the file asks for."""
+
+
+@dataclass(frozen=True)
+class Trust:
+    """The packages, modules and Python files whose classes and functions may be unpickled.
+
+    Attributes:
+        packages: dotted names; each allows itself and everything below it.
+        scripts: Python files; they also stand for `__main__`, under which a script's own classes are pickled.
+    """
+
+    packages: tuple[str, ...]
+    scripts: tuple[Path, ...]
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> "Trust":
+        """Reads the values of `--trust`.
+
+        Raises:
+            UsageError: a value is no package name, or names a part of Python itself.
+        """
+        packages, scripts = [], []
+        for name in names:
+            if name.endswith(".py"):
+                if not Path(name).is_file():
+                    raise UsageError(f"there is no file {name}", where=f"--trust {name}")
+                scripts.append(Path(name))
+            elif not all(part.isidentifier() for part in name.split(".")) or name == "__main__":
+                cure = "name the package that the model's classes live in, or the Python file that defines them"
+                raise UsageError(f"{name!r} is not the name of a package", where=f"--trust {name}", cure=cure)
+            elif is_part_of_python(name):
+                cure = "trust the package that defines the model; a checkpoint has no need of more"
+                what = f"{name!r} is a part of Python: with it, the file could do anything"
+                raise UsageError(what, where=f"--trust {name}", cure=cure)
+            elif name not in RESERVED:
+                packages.append(name)
+        return cls(tuple(packages), tuple(scripts))
+
+    def __bool__(self) -> bool:
+        return bool(self.packages or self.scripts)
+
+    def covers(self, module: str) -> bool:
+        """Whether code of this module was trusted."""
+        if any(module == package or module.startswith(f"{package}.") for package in self.packages):
+            return True
+        return module in {"__main__", *(script.stem for script in self.scripts)} if self.scripts else False
+
+    def find(self, module: str, name: str) -> Any:
+        """The class or function `name` of a trusted module. The module is imported.
+
+        Raises:
+            NotFoundError: the module cannot be imported or has no such name; the text says which.
+            CheckpointError: the name leads out of what was trusted.
+        """
+        found: Any = None
+        for home in self._homes(module):
+            found = home
+            for part in name.split("."):
+                found = getattr(found, part, None)
+            if found is not None:
+                break
+        if found is None:
+            raise NotFoundError(f"{module} has no `{name}`")
+        if not self.owns(found):
+            owner = getattr(found, "__module__", type(found).__name__)
+            cure = "do not trust this file" if is_part_of_python(str(owner)) else f"--trust {str(owner).split('.')[0]}"
+            raise CheckpointError(f"the file asks for {module}.{name}, which really belongs to {owner}", cure=cure)
+        return found
+
+    def owns(self, found: object) -> bool:
+        """Whether this is a class or function that is defined in a trusted module."""
+        return isinstance(found, type | types.FunctionType) and self.covers(found.__module__)
+
+    def _homes(self, module: str) -> list[types.ModuleType]:
+        if self.scripts and module in {"__main__", *(script.stem for script in self.scripts)}:
+            return [load_file(script) for script in self.scripts if module in ("__main__", script.stem)]
+        try:
+            return [importlib.import_module(module)]
+        except ModuleNotFoundError as error:
+            raise NotFoundError(_missing(module, error)) from error
+        except ConversionError:
+            raise
+        except (Exception, SystemExit) as error:
+            what = f"importing {module} failed: {type(error).__name__}: {error}"
+            raise ConversionError(what, where=place_of_error(error)) from error
+
+
+def _missing(module: str, error: ModuleNotFoundError) -> str:
+    name = error.name or ""
+    if module == name or module.startswith(f"{name}."):
+        return f"the module {name} (not in the current directory, beside the checkpoint or installed)"
+    return f"the module {name}, which {module} imports"
+
+
+def is_part_of_python(module: str) -> bool:
+    """Whether a module belongs to Python's standard library."""
+    return module.split(".")[0] in sys.stdlib_module_names

@@ -1,0 +1,235 @@
+"""An unpickler that makes only what it was allowed to."""
+
+import collections
+import functools
+import pickle
+import types
+from collections.abc import Callable
+from typing import IO, Any, ClassVar
+
+import numpy as np
+import torch
+
+from converter.checkpoint.allowed import Named, Refused, attribute, is_library_module
+from converter.checkpoint.names import python_3_name, resolve
+from converter.checkpoint.trust import Trust
+
+MAPPINGS = (dict, collections.OrderedDict, collections.defaultdict, collections.Counter)
+
+# Of pickle's two unpicklers, the one whose instructions can be replaced.
+PurePython: Any = pickle._Unpickler
+
+
+class NameRefused(Refused):
+    """The pickle names what is not allowed; the text is the name."""
+
+
+class TrustedCodeError(Exception):
+    """Code that the user trusted raised; the cause says what."""
+
+
+class RestrictedUnpickler(PurePython):
+    """Makes only what the names of `resolve` allow.
+
+    Modules of torch, torchvision and timm are made by `object.__new__` and given their state by torch's own
+    `__setstate__`; they are never called. Values are set and added in plain containers only, or in objects of trusted
+    classes. A call goes only to a function that is allowed to be called.
+    """
+
+    dispatch: ClassVar[dict[int, Callable]] = dict(PurePython.dispatch)
+
+    def __init__(self, file: IO[bytes], *, trust: Trust, size: int, **options: Any):
+        super().__init__(file, **options)
+        self.trust = trust
+        self.size = size
+        self.named: dict[int, Named] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        module, name = python_3_name(module, name, self.proto)
+        if (module, name) == ("builtins", "getattr"):
+            named: Named | None = Named(self._attribute, called=True)
+        else:
+            named = resolve(module, name, self.trust)
+        if named is None:
+            raise NameRefused(f"{module}.{name}")
+        self.named[id(named.value)] = named
+        return named.value
+
+    def _attribute(self, owner: Any, name: str) -> Any:
+        if isinstance(owner, type) and self.trust.owns(owner):
+            value = vars(owner).get(name)
+            if self.trust.owns(value):
+                self.named[id(value)] = Named(value, called=True, built=True)
+                return value
+        if isinstance(owner, torch.nn.Module) and self.trust.owns(type(owner)) and not name.startswith("_"):
+            function = getattr(type(owner), name, None)
+            if isinstance(function, types.FunctionType) and self.trust.owns(function):
+                return types.MethodType(function, owner)  # as in `self.forward = self.forward_fused`
+        return attribute(owner, name)
+
+    def _allowed(self, value: object) -> Named:
+        named = self.named.get(id(value))
+        if named is None or named.value is not value:
+            raise Refused(f"a call of {_describe(value)}")
+        return named
+
+    def load_reduce(self) -> None:
+        arguments = self.stack.pop()
+        function = self.stack[-1]
+        if not self._allowed(function).called or type(arguments) is not tuple:
+            raise Refused(f"a call of {_describe(function)}")
+        self.stack[-1] = self._run(function, *arguments)
+
+    dispatch[pickle.REDUCE[0]] = load_reduce
+
+    def load_newobj(self) -> None:
+        arguments = self.stack.pop()
+        self.stack.append(self._make(self.stack.pop(), arguments, {}))
+
+    dispatch[pickle.NEWOBJ[0]] = load_newobj
+
+    def load_newobj_ex(self) -> None:
+        keywords = self.stack.pop()
+        arguments = self.stack.pop()
+        self.stack.append(self._make(self.stack.pop(), arguments, keywords))
+
+    dispatch[pickle.NEWOBJ_EX[0]] = load_newobj_ex
+
+    def _make(self, kind: Any, arguments: tuple, keywords: dict) -> Any:
+        named = self._allowed(kind)
+        if not named.built or not isinstance(kind, type):
+            raise Refused(f"an object of {_describe(kind)}")
+        if self.trust.owns(kind):
+            return self._run(kind.__new__, kind, *arguments, **keywords)
+        if arguments or keywords:
+            raise Refused(f"an object of {_describe(kind)} made from arguments")
+        return object.__new__(kind)
+
+    def _instantiate(self, kind: Any, arguments: Any) -> None:
+        raise Refused(f"a call of {_describe(kind)}")
+
+    def load_build(self) -> None:
+        state = self.stack.pop()
+        target = self.stack[-1]
+        kind = type(target)
+        if self.trust.owns(kind):
+            self._run(_give_state, target, state)
+        elif is_library_module(kind):
+            if type(state) is not dict:
+                raise Refused(f"a state of {_describe(kind)} that is no dict")
+            kind.__setstate__(target, state)
+        elif kind is functools.partial:
+            self._fill_partial(target, state)
+        elif isinstance(target, np.dtype):
+            pass  # `_plain_dtype` was told all there is to tell
+        elif kind is np.ndarray:
+            _fill_array(target, state)
+        elif (named := self.named.get(id(kind))) and (named.built or kind is collections.OrderedDict):
+            if type(state) is not dict:
+                raise Refused(f"a state of {_describe(kind)} that is no dict")
+            target.__dict__.update(state)
+        else:
+            raise Refused(f"a state for {_describe(kind)}")
+
+    dispatch[pickle.BUILD[0]] = load_build
+
+    def _fill_partial(self, target: functools.partial, state: Any) -> None:
+        function, arguments, keywords, attributes = state
+        if id(function) not in self.named or type(arguments) is not tuple or type(keywords) is not dict or attributes:
+            raise Refused("a functools.partial of something else than torch's functions and modules")
+        target.__setstate__((function, arguments, keywords, None))  # type: ignore[attr-defined]
+
+    def _check_container(self, target: object, *plain: type) -> None:
+        if type(target) not in plain and not self.trust.owns(type(target)):
+            raise Refused(f"values put into {_describe(type(target))}")
+
+    def load_append(self) -> None:
+        self._check_container(self.stack[-2], list)
+        super().load_append()
+
+    dispatch[pickle.APPEND[0]] = load_append
+
+    def load_appends(self) -> None:
+        self._check_container(self.metastack[-1][-1], list)
+        super().load_appends()
+
+    dispatch[pickle.APPENDS[0]] = load_appends
+
+    def load_setitem(self) -> None:
+        self._check_container(self.stack[-3], *MAPPINGS)
+        super().load_setitem()
+
+    dispatch[pickle.SETITEM[0]] = load_setitem
+
+    def load_setitems(self) -> None:
+        self._check_container(self.metastack[-1][-1], *MAPPINGS)
+        super().load_setitems()
+
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+
+    def load_additems(self) -> None:
+        self._check_container(self.metastack[-1][-1], set)
+        super().load_additems()
+
+    dispatch[pickle.ADDITEMS[0]] = load_additems
+
+    def load_binpersid(self) -> None:
+        key = self.stack.pop()
+        if type(key) is not tuple or not key:
+            raise Refused("an object from outside the file")
+        if key[0] == "module":  # PyTorch before 1.6: (class, source file, source)
+            self.stack.append(key[1])
+            return
+        if key[0] == "storage" and (type(key[4]) is not int or not 0 <= key[4] <= self.size):
+            raise Refused("a tensor that is larger than the file")
+        self.stack.append(self.persistent_load(key))
+
+    dispatch[pickle.BINPERSID[0]] = load_binpersid
+
+    def _refuse_opcode(self) -> None:
+        raise Refused("a pickle instruction that torch.save never writes")
+
+    for _opcode in (pickle.PERSID, pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER):
+        dispatch[_opcode[0]] = _refuse_opcode
+    dispatch[pickle.BYTEARRAY8[0]] = _refuse_opcode
+
+    def _run(self, function: Any, *arguments: Any, **keywords: Any) -> Any:
+        """Calls what is allowed; an error of the user's own code is told from a damaged file."""
+        trusted = self.trust.owns(function) or any(self.trust.owns(type(argument)) for argument in arguments[:1])
+        trusted = trusted or any(self.trust.owns(argument) for argument in arguments[:1])
+        if not trusted:
+            return function(*arguments, **keywords)
+        try:
+            return function(*arguments, **keywords)
+        except (Exception, SystemExit) as error:
+            raise TrustedCodeError from error
+
+
+def _give_state(target: Any, state: Any) -> None:
+    """What pickle does for BUILD."""
+    if hasattr(target, "__setstate__"):
+        target.__setstate__(state)
+        return
+    slots = None
+    if type(state) is tuple and len(state) == 2:
+        state, slots = state
+    if state:
+        target.__dict__.update(state)
+    for name, value in (slots or {}).items():
+        setattr(target, name, value)
+
+
+def _fill_array(target: np.ndarray, state: Any) -> None:
+    _, shape, dtype, fortran, data = state
+    count = int(np.prod(shape, dtype=object))
+    if not isinstance(dtype, np.dtype) or dtype.hasobject or dtype.fields or type(data) is not bytes:
+        raise Refused("a numpy array of Python objects")
+    if any(type(size) is not int or size < 0 for size in shape) or len(data) != count * dtype.itemsize:
+        raise Refused("a numpy array of the wrong size")
+    target.__setstate__((1, tuple(shape), np.dtype(dtype.str), bool(fortran), data))  # type: ignore[arg-type]
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, type | types.FunctionType | types.BuiltinFunctionType):
+        return f"{value.__module__}.{value.__qualname__}"
+    return f"a {type(value).__name__}"

@@ -1,0 +1,171 @@
+"""Finds the model in what a checkpoint holds, and puts a state dict into a module."""
+
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from converter.errors import CheckpointError
+
+# Averaged weights first: they are what the training was for.
+ENTRIES = (
+    *("ema", "model_ema", "state_dict_ema", "ema_state_dict", "params_ema"),
+    *("model", "state_dict", "model_state_dict", "model_state", "net", "network", "module", "weights", "params"),
+)
+SHOWN = 10
+
+StateDict = Mapping[str, torch.Tensor]
+
+
+def find_model(content: Any, path: Path) -> tuple[nn.Module | StateDict, list[str]]:
+    """The module or the state dict in what was unpickled, and notes on what was taken.
+
+    Raises:
+        CheckpointError: there is none, or several and none by a usual name.
+    """
+    if isinstance(content, nn.Module):
+        return _unwrapped(content)
+    if _is_state_dict(content):
+        return content, []
+    if not isinstance(content, Mapping):
+        what = f"the checkpoint holds a {type(content).__name__}, not a model"
+        raise CheckpointError(what, where=str(path), cure="save the model or its state dict with torch.save")
+    return _entry(content, path)
+
+
+def _entry(content: Mapping, path: Path) -> tuple[nn.Module | StateDict, list[str]]:
+    found = {name: value for name, value in content.items() if isinstance(value, nn.Module) or _is_state_dict(value)}
+    nested = {name: value for name, value in content.items() if isinstance(value, Mapping) and name in ENTRIES}
+    if not found and len(nested) == 1:
+        ((name, inner),) = nested.items()
+        model, notes = _entry(inner, path)
+        return model, [f"took `{name}` of the training checkpoint", *notes]
+    usual = [name for name in ENTRIES if name in found]
+    if not usual and len(found) != 1:
+        held = ", ".join(f"`{name}`" for name in list(found or content)[:SHOWN])
+        what = f"the checkpoint holds {'several models' if found else 'no model'}: {held}"
+        raise CheckpointError(
+            what, where=str(path), cure="save the one to convert in a file of its own with torch.save"
+        )
+    chosen = usual[0] if usual else next(iter(found))
+    note = f"took `{chosen}` of the training checkpoint"
+    others = [f"`{name}`" for name in found if name != chosen]
+    if others:
+        note += f"; {', '.join(others)} left aside"
+    value = found[chosen]
+    if not isinstance(value, nn.Module):
+        return value, [note]
+    module, notes = _unwrapped(value)
+    return module, [note, *notes]
+
+
+def _is_state_dict(value: Any) -> bool:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        return False
+    tensors = [isinstance(entry, torch.Tensor) for entry in value.values()]
+    return any(tensors) and all(
+        is_tensor or name.endswith("_extra_state") for name, is_tensor in zip(value, tensors, strict=True)
+    )
+
+
+def _unwrapped(module: nn.Module) -> tuple[nn.Module, list[str]]:
+    if isinstance(module, nn.DataParallel):
+        return module.module, ["took the module out of its DataParallel"]
+    return module, []
+
+
+def as_float32(module: nn.Module) -> tuple[nn.Module, list[str]]:
+    """The module with all floating point weights and buffers in float32, in eval mode, and notes on what they were."""
+    tensors = [tensor for tensor in (*module.parameters(), *module.buffers()) if not is_lazy(tensor)]
+    kinds = {tensor.dtype for tensor in tensors if tensor.is_floating_point()} - {torch.float32}
+    notes = []
+    for kind in sorted(kinds, key=str):
+        change = "rounded" if kind is torch.float64 else "raised"
+        notes.append(f"weights were {str(kind).removeprefix('torch.')}, {change} to float32")
+    return (module.float() if kinds else module).eval(), notes
+
+
+def fit(module: nn.Module, state: StateDict, path: Path, factory: str) -> list[str]:
+    """Loads a state dict into a module, every key and shape matching, and returns notes.
+
+    What wrappers put before the keys (`module.`, `_orig_mod.`, and `model.`) is dropped where the keys match without.
+
+    Raises:
+        CheckpointError: keys are missing or left over, or shapes differ; names the first ten of each.
+    """
+    own = module.state_dict()
+    renamed, dropped = _best_names(state, own.keys())
+    missing = [name for name in own if name not in renamed]
+    left_over = [name for name in renamed if name not in own]
+    shapes = [
+        f"{name} is {tuple(renamed[name].shape)} in the file, {tuple(own[name].shape)} in the model"
+        for name in own
+        if isinstance(renamed.get(name), torch.Tensor)
+        and isinstance(own[name], torch.Tensor)
+        and not is_lazy(own[name])
+        and own[name].shape != renamed[name].shape
+    ]
+    if not shapes:
+        # Modules may rename keys while they load, so that what is missing is known afterwards only.
+        try:
+            result = module.load_state_dict(renamed, strict=False)
+        except RuntimeError as error:
+            raise CheckpointError(str(error), where=str(path), cure=_fit_cure(factory)) from error
+        missing, left_over = result.missing_keys, result.unexpected_keys
+    if missing or left_over or shapes:
+        parts = [
+            _enumerated("keys missing in the file", missing),
+            _enumerated("keys the model does not have", left_over),
+            _enumerated("shapes that differ", shapes),
+        ]
+        what = "the weights do not fit the model:" + "".join(parts)
+        raise CheckpointError(what, where=f"{path} and --model {factory}", cure=_fit_cure(factory))
+    return [f"dropped `{dropped}` before the keys"] if dropped else []
+
+
+def _fit_cure(factory: str) -> str:
+    return f"give the arguments the model was built with (--model-args), or another --model than {factory}"
+
+
+def _enumerated(title: str, names: list[str]) -> str:
+    if not names:
+        return ""
+    more = f"\n      and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"\n    {title} ({len(names)}):" + "".join(f"\n      {name}" for name in names[:SHOWN]) + more
+
+
+def _best_names(state: StateDict, own: Any) -> tuple[OrderedDict[str, torch.Tensor], str]:
+    """The state dict under the naming that matches most keys; among equals, the one that changes least."""
+    best, best_matches, dropped = _renamed(state, lambda name: name), -1, ""
+    for prefix, rename in NAMINGS.items():
+        candidate = _renamed(state, rename)
+        if len(candidate) != len(state):
+            continue
+        matches = sum(name in own for name in candidate)
+        if matches > best_matches:
+            best, best_matches, dropped = candidate, matches, prefix
+    return best, dropped
+
+
+def _unwrapped_name(name: str) -> str:
+    return re.sub(r"^(module\.)+", "", re.sub(r"(^|\.)_orig_mod\.", r"\1", name))
+
+
+NAMINGS: dict[str, Callable[[str], str]] = {
+    "": lambda name: name,
+    "module.": _unwrapped_name,
+    "model.": lambda name: _unwrapped_name(_unwrapped_name(name).removeprefix("model.")),
+}
+
+
+def _renamed(state: StateDict, rename: Callable[[str], str]) -> OrderedDict[str, torch.Tensor]:
+    renamed = OrderedDict((rename(name), value) for name, value in state.items())
+    versions = getattr(state, "_metadata", None)
+    if isinstance(versions, Mapping):
+        renamed._metadata = {rename(f"{name}.").rstrip("."): version for name, version in versions.items()}  # type: ignore[attr-defined]
+    return renamed
