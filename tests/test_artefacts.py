@@ -324,6 +324,14 @@ def test_the_same_model_gives_the_same_bytes_in_another_process(artefacts, tmp_p
         assert contents(tmp_path / NAMES[format]) == contents(path), format
 
 
+def test_others_may_read_what_is_written(artefacts):
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in artefacts.values():
+        for file in [path] if path.is_file() else path.rglob("*"):
+            assert file.stat().st_mode & 0o444 == 0o444 & ~umask, file
+
+
 def test_nothing_but_the_artefact_is_left_beside_it(artefacts):
     assert sorted(path.name for path in artefacts["keras"].parent.iterdir()) == sorted(NAMES.values())
 
@@ -382,6 +390,16 @@ def test_a_keras_file_of_any_name_opens(runners, artefacts, tmp_path):
     assert runners["keras"].outputs[1].name == "total"
 
 
+@pytest.mark.parametrize("name", [None, "images.0", "0", "größe"])
+def test_an_input_name_that_tensorflow_would_change_is_refused(tmp_path, name):
+    import tensorflow as tf
+
+    from converter.artefacts import saved_model
+
+    with pytest.raises(ValueError, match="rename"):
+        saved_model.write(lambda x: {"y": x}, [tf.TensorSpec((1,), name=name)], {}, tmp_path / "m", STAMP)
+
+
 def test_the_saved_model_keeps_its_weights_by_name_and_once(artefacts):
     import tensorflow as tf
 
@@ -428,10 +446,55 @@ def test_onnx_names_the_batch_and_no_path_of_this_machine(artefacts):
     assert any("conv" in prop.value for node in model.graph.node for prop in node.metadata_props)
 
 
-def test_the_exporter_is_silent(tmp_path, capfd, recwarn):
-    write_onnx(tmp_path / "net.onnx")
+@pytest.mark.parametrize("format", WRITERS)
+def test_writing_is_silent(tmp_path, capfd, format):
+    WRITERS[format](tmp_path / NAMES[format])
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_exporter_does_not_warn(tmp_path, recwarn):
+    write_onnx(tmp_path / "net.onnx")
     assert [str(warning.message) for warning in recwarn] == []
+
+
+@pytest.mark.parametrize("opset", [17, 20])
+def test_onnx_has_the_opset_asked_for(tmp_path, opset):
+    import onnx
+    import torch
+
+    from converter.artefacts import onnx_file
+
+    onnx_file.write(torch.nn.GELU(), (torch.zeros(2, 3),), ["x"], ["y"], None, tmp_path / "a.onnx", STAMP, opset)
+    assert [entry.version for entry in onnx.load(tmp_path / "a.onnx").opset_import] == [opset]
+
+
+def test_an_opset_that_the_exporter_does_not_reach_is_no_other_one(tmp_path):
+    import torch
+
+    from converter.artefacts import onnx_file
+
+    with pytest.raises(ConversionError, match="gave opset 18, not 12"):
+        onnx_file.write(torch.nn.ReLU(), (torch.zeros(2, 3),), ["x"], ["y"], None, tmp_path / "a.onnx", STAMP, 12)
+
+
+def test_operators_of_ours_come_out_as_onnx_operators(tmp_path, runners, artefacts):
+    import torch
+
+    from converter.artefacts import onnx_file
+
+    class Ours(torch.nn.Module):
+        def forward(self, x):
+            ours = torch.ops.converter
+            return ours.dropout(ours.reorder_channels(ours.space_to_depth(x, 2), [1, 0, 3, 2]), 0.5)
+
+    image = torch.arange(48.0).reshape(2, 1, 4, 6)
+    onnx_file.write(Ours().eval(), (image,), ["x"], ["y"], None, tmp_path / "a.onnx", STAMP)
+    try:
+        runners["onnx"].open(tmp_path / "a.onnx")
+        assert runners["onnx"].operators() == {"Gather": 1, "SpaceToDepth": 1}
+        np.testing.assert_array_equal(runners["onnx"].run({"x": image.numpy()})["y"], Ours()(image).numpy())
+    finally:
+        runners["onnx"].open(artefacts["onnx"])
 
 
 def test_onnx_of_an_operator_without_translation_is_explained(tmp_path):
@@ -479,6 +542,22 @@ def test_a_child_that_dies_is_told_with_what_it_wrote(artefacts):
             runner.run({"image": np.zeros((1, 3, 10, 8), np.float32)})
         with pytest.raises(ConversionError, match="signal 9"):
             runner.tensors()
+
+
+def test_what_a_crashing_child_wrote_is_told(artefacts, monkeypatch):
+    monkeypatch.setenv("PYTHONFAULTHANDLER", "1")
+    with Runner("onnx") as runner:
+        runner.open(artefacts["onnx"])
+        os.kill(runner.pid, signal.SIGSEGV)
+        with pytest.raises(ConversionError, match="Segmentation fault"):
+            runner.tensors()
+
+
+def test_a_runtime_that_cannot_be_imported_is_told(artefacts, tmp_path, monkeypatch):
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError('libfoo.so is missing')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with Runner("onnx") as runner, pytest.raises(ConversionError, match=r"libfoo\.so is missing"):
+        runner.open(artefacts["onnx"])
 
 
 def test_a_child_that_takes_too_long_is_stopped(artefacts):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
@@ -134,6 +135,7 @@ class Reader:
         if not hasattr(model, "output_names"):
             raise ValueError(f"{type(model).__name__} is no functional model: its inputs and outputs are not known")
         self._model = model
+        self.__dict__.pop("_graph", None)  # of the artefact before
         input_names = [tensor.name for tensor in self._keras.tree.flatten(model.input)]
         self.inputs = self._facts(model.input, input_names)
         self.outputs = self._facts(model.output, model.output_names)
@@ -158,19 +160,21 @@ class Reader:
         return {name: np.asarray(result) for (name, _, _), result in zip(self.outputs, flat, strict=True)}
 
     def tensors(self) -> dict[str, np.ndarray]:
-        paths = [variable.path for variable in self._model.variables]
+        weights = self._model.weights  # not the states of random generators
+        paths = [weight.path for weight in weights]
         if len(set(paths)) < len(paths):
             raise ValueError("two weights have the same path")
-        return {variable.path: np.asarray(variable.value) for variable in self._model.variables}
+        return {weight.path: weight.numpy() for weight in weights}
 
+    def operators(self) -> dict[str, int]:
+        return count_operators(self._graph)
+
+    def xla_functions(self) -> list[str]:
+        return find_xla(self._graph)
+
+    @functools.cached_property
     def _graph(self) -> Any:
         specs = [self._tf.TensorSpec(shape, dtype, name) for name, shape, dtype in self.inputs]
         structure = self._keras.tree.pack_sequence_as(self._model.input, specs)
         traced = self._tf.function(lambda inputs: self._model(inputs, training=False), autograph=False)
         return traced.get_concrete_function(structure).graph
-
-    def operators(self) -> dict[str, int]:
-        return count_operators(self._graph())
-
-    def xla_functions(self) -> list[str]:
-        return find_xla(self._graph())

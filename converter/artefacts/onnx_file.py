@@ -72,6 +72,12 @@ def write(
             cure="Leave --to onnx away, or try another --opset.",
         ) from error
     assert program is not None  # it is None only for the exporter before dynamo
+    written = program.model.opset_imports[""]
+    if opset is not None and written != opset:
+        raise ConversionError(
+            f"PyTorch's ONNX exporter gave opset {written}, not {opset}.",
+            cure="Ask for another --opset, or leave the option away.",
+        )
     _strip_notes(program.model)
     program.model.metadata_props[stamps.ONNX_KEY] = stamps.stamp_text(stamp)
     program.save(path, external_data=external_data)

@@ -32,11 +32,15 @@ def write(
 
     Args:
         function: takes one tensor per entry of `signature`, in that order, and returns its outputs by name.
-        signature: each with a name, which the input keeps.
+        signature: each with a name, which the input keeps: letters, digits and underscores, no digit first.
         variables: all that `function` reads, by the names they shall have in the checkpoint.
         path: the folder; it need not exist.
     """
     import tensorflow as tf
+
+    for spec in signature:
+        if not (spec.name and spec.name.isidentifier() and spec.name.isascii()):
+            raise ValueError(f"TensorFlow would rename the input {spec.name!r}")
 
     def serving(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
         return dict(function(*tensors))
