@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import operator
+import traceback
 import warnings
 from collections.abc import Sequence
 
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.utils._pytree import MappingKey, SequenceKey, tree_unflatten, tree_flatten_with_path
+from torch.utils._pytree import MappingKey, SequenceKey, tree_flatten_with_path, tree_unflatten
 
 from converter import ops
 from converter.errors import CaptureError
@@ -21,13 +23,10 @@ from converter.program import Origin, Program, write_attribute
 aten = torch.ops.aten
 
 DROPPED = {aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten.sym_constrain_range.default}
-KEPT_WHOLE = {
-    aten.dropout.default: lambda x, p, train: torch.ops.converter.dropout(x, p),
-    aten.feature_dropout.default: lambda x, p, train: torch.ops.converter.dropout(x, p),
-}
+DROPOUTS = {aten.dropout.default, aten.feature_dropout.default}
 
 
-def capture(module: nn.Module, inputs: Sequence[Tensor], fixed_batch: int | None = None) -> Program:
+def capture(module: nn.Module, inputs: Sequence[Tensor], fixed_batch: bool = False) -> Program:
     """Capture `module`, in eval mode, called with `inputs`; their dimension 0 is the batch and stays free.
 
     A model that works for one batch size only is captured for that of `inputs`, and the program says so in its notes.
@@ -37,31 +36,44 @@ def capture(module: nn.Module, inputs: Sequence[Tensor], fixed_batch: int | None
     """
     run_forward(module, inputs)
     reason = ""
-    if fixed_batch is None:
+    if not fixed_batch and any(x.ndim for x in inputs):
         batch = Dim("batch", min=1)
         shapes = tuple({0: batch} if x.ndim else None for x in inputs)
         try:
-            return from_exported(_export(module, inputs, shapes), module)
+            return from_exported(_export(module, [_at_least_two(x) for x in inputs], shapes))
         except Exception as error:
-            reason = _first_line(error)
+            reason = _why_specialised(error)
     try:
-        program = from_exported(_export(module, inputs, None), module)
+        program = from_exported(_export(module, inputs, None))
+    except CaptureError:
+        raise
     except Exception as error:
         raise CaptureError(
             f"torch.export cannot capture this model: {_first_line(error)}",
             where=_user_frame(error),
-            cure="make the forward free of control flow that depends on values, or export a part of the model",
+            cure="keep control flow that depends on tensors' values out of forward",
         ) from error
-    program.fixed_batch = inputs[0].shape[0]
     if reason:
-        program.notes.append(f"the model accepts batch {program.fixed_batch} only: {reason}")
+        program.notes.append(f"converted for batch {program.fixed_batch} only, the model takes no other: {reason}")
     return program
 
 
-def from_exported(exported: ExportedProgram, module: nn.Module | None = None) -> Program:
+def _at_least_two(x: Tensor) -> Tensor:
+    """A batch of 1 would be taken for a constant."""
+    return x if x.ndim == 0 or x.shape[0] > 1 else torch.cat([x, x])
+
+
+def _why_specialised(error: Exception) -> str:
+    lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "batch" in line and ("specialized" in line or "satisfy" in line)]
+    return (telling or lines or [type(error).__name__])[0]
+
+
+def from_exported(exported: ExportedProgram) -> Program:
     """An `ExportedProgram` as a `Program`: made functional, tensors as attributes, batch norm and dropout whole."""
+    _keep_dropouts(exported.graph_module)
     with _quiet():
-        exported = exported.run_decompositions(dict(KEPT_WHOLE))
+        exported = exported.run_decompositions({})
     signature = exported.graph_signature
     graph_module = fx.GraphModule(nn.Module(), exported.graph)
     graph = graph_module.graph
@@ -139,8 +151,6 @@ def _export(module: nn.Module, inputs: Sequence[Tensor], shapes) -> ExportedProg
 
 def _for_forward(module: nn.Module, shapes):
     """`dynamic_shapes` for a forward that takes `*args` groups them in one more tuple; others take them as they are."""
-    import inspect
-
     if shapes is None:
         return None
     parameters = list(inspect.signature(module.forward).parameters.values())
@@ -148,6 +158,14 @@ def _for_forward(module: nn.Module, shapes):
         if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
             return (*shapes[:i], shapes[i:])
     return shapes
+
+
+def _keep_dropouts(graph_module: fx.GraphModule) -> None:
+    """Decomposition would make clones of them."""
+    for node in graph_module.graph.nodes:
+        if node.target in DROPOUTS:
+            node.target, node.args, node.kwargs = ops.dropout._opoverload, (node.args[0], float(node.args[1])), {}
+    graph_module.recompile()
 
 
 def _restore_batch_norm(program: Program) -> None:
@@ -170,9 +188,9 @@ def _output_names(exported: ExportedProgram, count: int) -> list[str]:
     paths = [path for path, _ in tree_flatten_with_path(tree_unflatten(list(range(spec.num_leaves)), spec))[0]]
     names = []
     for path in paths:
-        parts = [str(key.idx if isinstance(key, SequenceKey) else getattr(key, "key", getattr(key, "name", key))) for key in path]
-        name = "_".join(parts)
-        names.append("output" if not parts else name if isinstance(path[0], MappingKey) or not name[0].isdigit() else f"output_{name}")
+        name = "_".join(str(key.idx if isinstance(key, SequenceKey) else getattr(key, "key", key)) for key in path)
+        by_key = path and isinstance(path[0], MappingKey)
+        names.append(name if by_key else f"output_{name}".rstrip("_"))
     if len(names) != count:
         names = [f"output_{i}" for i in range(count)]
     return names
@@ -184,9 +202,8 @@ def _first_line(error: BaseException) -> str:
 
 
 def _user_frame(error: BaseException) -> str | None:
-    import traceback
-
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename and __file__ != f.filename]
+    trace = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in trace if "/torch/" not in frame.filename and frame.filename != __file__]
     return f"{frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else None
 
 
@@ -197,5 +214,3 @@ def _quiet():
         warnings.simplefilter("ignore")
         yield
 
-
-assert ops  # registers torch.ops.converter

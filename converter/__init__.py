@@ -1,0 +1,25 @@
+"""Converts PyTorch models to Keras files, TensorFlow SavedModels and ONNX, and proves that they are the same function.
+
+    import converter
+    report = converter.convert("model.pt", to=["tf"], input_shapes=["1,3,224,224"])
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from converter.conversion import convert
+    from converter.inspection import inspect
+    from converter.comparison import verify
+
+__all__ = ["convert", "inspect", "verify"]
+
+_HOMES = {"convert": "converter.conversion", "inspect": "converter.inspection", "verify": "converter.comparison"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch and what else is heavy only when it is used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,127 @@
+"""What a model consists of, and what each part becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from converter.checkpoint import user_code
+from converter.conversion import Clock, Options, build, facts, open_source
+from converter.errors import UnsupportedOperatorsError, UsageError
+from converter.plan import CallStep, LayerStep, Plan
+from converter.program import module_path
+from converter.report import LayerRow, ModelSummary, Shape, TensorFacts, UnsupportedOperator
+from converter.rewrites.change import Change
+
+
+def inspect(
+    model: str | Path | nn.Module,
+    *,
+    factory: str | None = None,
+    factory_args: Mapping[str, Any] | None = None,
+    input_shapes: Sequence[str] = (),
+    trust: Sequence[str] = (),
+) -> ModelSummary:
+    """The module tree with shapes, weights, and what each module becomes in a Keras file.
+
+    Operators that cannot be converted are listed, not raised.
+
+    Raises:
+        ConversionError: the model cannot be read, or does not run on the inputs given.
+    """
+    clock = Clock(None)
+    source = open_source(
+        model, factory=factory, factory_args=factory_args, input_shapes=input_shapes, trust=trust, fixed_batch=None,
+        seed=0, clock=clock,
+    )  # fmt: skip
+    unsupported: tuple[UnsupportedOperator, ...] = ()
+    inputs: tuple[TensorFacts, ...] = ()
+    outputs: tuple[TensorFacts, ...] = ()
+    becomes: dict[str, str] = {}
+    try:
+        built = build(source, "keras", Options(), clock)
+        if built.plan is None:
+            raise AssertionError("a Keras file is planned")
+        becomes = what_becomes(built.plan, built.changes)
+        inputs, outputs = tuple(map(facts, built.inputs)), tuple(map(facts, built.outputs))
+    except UnsupportedOperatorsError as error:
+        unsupported = tuple(UnsupportedOperator(*row) for row in error.operators)
+    rows: list[LayerRow] = []
+    if source.module is not None:
+        shapes = module_shapes(source.module, source.examples, source.folders)
+        for path, module in source.module.named_modules():
+            own = sum(p.numel() for p in module.parameters(recurse=False))
+            shape_in, shape_out = shapes.get(path, (None, None))
+            rows.append(
+                LayerRow(path, type(module).__name__, shape_in, shape_out, own, becomes.get(path, _nothing(module)))
+            )
+    else:
+        if not becomes and not unsupported:
+            raise UsageError("the program is empty")
+        rows = [LayerRow(path, "", None, None, 0, what) for path, what in becomes.items()]
+    return ModelSummary(
+        source=source.name,
+        rows=tuple(rows),
+        unsupported=unsupported,
+        notes=tuple(dict.fromkeys((*source.notes, *source.program.notes))),
+        inputs=inputs,
+        outputs=outputs,
+    )
+
+
+def what_becomes(plan: Plan, changes: Sequence[Change]) -> dict[str, str]:
+    """For each module's path, the Keras layers and operators made for it, and what was rewritten there."""
+    from converter.lower import in_order
+
+    found: dict[str, list[str]] = {}
+    for step in in_order(plan.results):
+        if isinstance(step, LayerStep):
+            found.setdefault(module_path(step.node), []).append(step.kind.__name__)
+        elif isinstance(step, CallStep):
+            name = str(step.node.target).removeprefix("aten.").removeprefix("converter.").split(".")[0]
+            found.setdefault(module_path(step.node), []).append(name)
+    texts = {path: " + ".join(_counted(names)) for path, names in found.items()}
+    for change in changes:
+        if not change.minor:
+            told = f"{change.name}: {change.description}" if change.description else change.name
+            texts[change.module] = f"{texts[change.module]} ({told})" if change.module in texts else told
+    return texts
+
+
+def _counted(names: Sequence[str]) -> list[str]:
+    return [f"{names.count(n)} {n}" if names.count(n) > 1 else n for n in dict.fromkeys(names)]
+
+
+def _nothing(module: nn.Module) -> str:
+    return "" if next(module.children(), None) is not None else "no operator of its own"
+
+
+def module_shapes(
+    module: nn.Module, inputs: Sequence[Tensor], folders: Sequence[Path]
+) -> dict[str, tuple[Shape | None, Shape | None]]:
+    """Shapes of each module's first tensor in and out, the batch named."""
+    shapes: dict[str, tuple[Shape | None, Shape | None]] = {}
+    hooks = []
+    for path, child in module.named_modules():
+
+        def note(_, args, result, path=path):
+            shapes.setdefault(path, (_first_shape(args), _first_shape(result)))
+
+        hooks.append(child.register_forward_hook(note))
+    try:
+        with user_code(*folders), torch.no_grad():
+            module(*(x.clone() for x in inputs))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return shapes
+
+
+def _first_shape(values) -> Shape | None:
+    tensors = [v for v in tree_leaves(values) if isinstance(v, Tensor)]
+    return ("batch", *tensors[0].shape[1:]) if tensors and tensors[0].ndim else None
