@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from converter.artefacts.formats import detect_format
 from converter.artefacts.runner import Runner, TensorSpec
@@ -281,6 +283,20 @@ def test_what_is_no_artefact_has_no_format_and_no_stamp(tmp_path, occupy):
     with pytest.raises(ConversionError) as refused:
         detect_format(path)
     assert str(path) in str(refused.value)
+
+
+@pytest.mark.parametrize("format", ["keras", "onnx"])
+@given(data=st.data())
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damaged_bytes_never_break_the_telling(artefacts, tmp_path, format, data):
+    content = bytearray(artefacts[format].read_bytes())
+    places = st.integers(0, len(content) - 1) | st.integers(max(0, len(content) - 600), len(content) - 1)
+    for place in data.draw(st.lists(places, max_size=4)):
+        content[place] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.none() | places)
+    path = tmp_path / "damaged"
+    path.write_bytes(content[:cut])
+    assert read_stamp(path) is None or isinstance(read_stamp(path), dict)
 
 
 @pytest.mark.parametrize("format", WRITERS)

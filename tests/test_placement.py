@@ -315,6 +315,18 @@ def test_what_a_living_process_writes_is_not_swept(tmp_path):
     assert names(tmp_path) == ["one", "two"]
 
 
+def test_without_locks_a_file_is_placed_and_nothing_swept(tmp_path, monkeypatch):
+    def no_locks(descriptor, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(placing.fcntl, "flock", no_locks)
+    with Placement(tmp_path / "one") as first:
+        first.temporary.write_text("one")
+        place(tmp_path / "two", "two")
+        first.commit()
+    assert names(tmp_path) == ["one", "two"]
+
+
 def test_a_folder_that_only_looks_like_a_leftover_is_left_alone(tmp_path):
     (tmp_path / ".converter-mine").mkdir()
     (tmp_path / ".converter-mine" / "thesis").write_text("")

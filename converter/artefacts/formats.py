@@ -1,6 +1,8 @@
 """Which format a file or folder is in, by what it holds, not by its name. Imports nothing heavy."""
 
+import errno
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal, get_args
@@ -34,8 +36,13 @@ def recognise(path: Path) -> Format | None:
     if not path.is_file():
         return None
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            return "keras" if {"config.json", "metadata.json"} <= set(archive.namelist()) else None
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return "keras" if {"config.json", "metadata.json"} <= set(archive.namelist()) else None
+        except Exception as error:
+            if says_damaged(error):
+                return None
+            raise
     with path.open("rb") as file:
         numbers = set()
         try:
@@ -46,6 +53,12 @@ def recognise(path: Path) -> Format | None:
         except ValueError:
             return None
     return "onnx" if {_IR_VERSION, _GRAPH, _OPSET_IMPORT} <= numbers else None
+
+
+def says_damaged(error: Exception) -> bool:
+    """Whether an error met in reading a file is for what it holds, such as all that a damaged zip can raise."""
+    damage = (ValueError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+    return isinstance(error, damage) or (isinstance(error, OSError) and error.errno == errno.EINVAL)  # seeks to -1
 
 
 def protobuf_fields(file: BinaryIO) -> Iterator[tuple[int, int | None]]:

@@ -238,25 +238,26 @@ def _finish_commit(folder: Path) -> None:
 def _locked_folder(parent: Path) -> tuple[Path, int]:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_WRITING, dir=parent))
-        (folder / _LOCK).touch()
-        lock = _lock(folder)
-        if lock is not None:
-            return folder, lock
-        # a sweeping process was quicker
+        try:
+            descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT)
+        except FileNotFoundError:  # swept before it was locked: once more
+            continue
+        try:
+            if _lock(folder, descriptor):
+                return folder, descriptor
+        except OSError:  # a file system without locks: there, leftovers are not swept
+            return folder, descriptor
+        os.close(descriptor)  # being swept: once more
 
 
-def _lock(folder: Path) -> int | None:
-    """The open lock file of the folder; None if a living process has it, or it was removed meanwhile."""
-    descriptor = os.open(folder / _LOCK, os.O_RDWR)
+def _lock(folder: Path, descriptor: int) -> bool:
+    """False if a living process has the lock file of the folder, or it was removed meanwhile."""
     try:
         if sys.platform != "win32":
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(descriptor), (folder / _LOCK).stat()):
-            return descriptor
+        return os.path.samestat(os.fstat(descriptor), (folder / _LOCK).stat())
     except (BlockingIOError, FileNotFoundError):
-        pass
-    os.close(descriptor)
-    return None
+        return False
 
 
 def _sweep(parent: Path) -> None:
@@ -264,15 +265,12 @@ def _sweep(parent: Path) -> None:
     if sys.platform == "win32":  # no locks: what a living process writes looks like a leftover
         return
     for folder in parent.glob(f"{_WRITING}*"):
-        try:
-            lock = _lock(folder)
-            if lock is None:
-                continue
+        with contextlib.suppress(OSError):  # another user's, or no folder of ours: it is in nobody's way
+            descriptor = os.open(folder / _LOCK, os.O_RDWR)
             try:
-                if folder.name.startswith(_COMMITTING):
-                    _finish_commit(folder)
-                shutil.rmtree(folder)
+                if _lock(folder, descriptor):
+                    if folder.name.startswith(_COMMITTING):
+                        _finish_commit(folder)
+                    shutil.rmtree(folder)
             finally:
-                os.close(lock)
-        except OSError:  # another user's, or no folder of ours: it is in nobody's way
-            continue
+                os.close(descriptor)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .formats import protobuf_fields, recognise
+from .formats import protobuf_fields, recognise, says_damaged
 
 KERAS_MEMBER = "converter_stamp.json"
 SAVED_MODEL_FILE = Path("assets.extra") / "converter_stamp.json"
@@ -26,29 +26,32 @@ def stamp_text(stamp: Mapping[str, Any]) -> str:
 
 
 def read_stamp(path: Path) -> dict[str, Any] | None:
-    """None if there is no artefact, or one that bears no stamp of ours."""
-    text: bytes | None = None
-    match recognise(path):
-        case "tf":
-            file = path / SAVED_MODEL_FILE
-            text = file.read_bytes() if file.is_file() else None
-        case "keras":
-            with zipfile.ZipFile(path) as archive:
-                text = archive.read(KERAS_MEMBER) if KERAS_MEMBER in archive.namelist() else None
-        case "onnx":
-            with path.open("rb") as opened:
-                text = _onnx_metadata(opened).get(ONNX_KEY)
-    if text is None:
-        return None
+    """None if there is no artefact, or one that bears no stamp of ours, or a damaged one."""
     try:
-        stamp = json.loads(text)
-    except ValueError:
-        return None
+        stamp = json.loads(_stamp_of(path) or "null")
+    except Exception as error:
+        if says_damaged(error):
+            return None
+        raise
     return stamp if isinstance(stamp, dict) else None
 
 
 def bears_our_stamp(path: Path) -> bool:
     return read_stamp(path) is not None
+
+
+def _stamp_of(path: Path) -> bytes | None:
+    match recognise(path):
+        case "tf":
+            file = path / SAVED_MODEL_FILE
+            return file.read_bytes() if file.is_file() else None
+        case "keras":
+            with zipfile.ZipFile(path) as archive:
+                return archive.read(KERAS_MEMBER) if KERAS_MEMBER in archive.namelist() else None
+        case "onnx":
+            with path.open("rb") as opened:
+                return _onnx_metadata(opened).get(ONNX_KEY)
+    return None
 
 
 def _onnx_metadata(file: BinaryIO) -> dict[str, bytes]:
