@@ -18,7 +18,7 @@ from converter.checkpoint.factory import build
 from converter.checkpoint.isolation import user_code
 from converter.checkpoint.pickles import load_pickled
 from converter.checkpoint.trust import Trust
-from converter.checkpoint.weights import as_float32, find_model, fit
+from converter.checkpoint.weights import as_float32, check_measure, find_model, fit
 from converter.errors import CheckpointError
 
 __all__ = ["Checkpoint", "code_folders", "load", "user_code"]
@@ -81,8 +81,10 @@ def load(
             content = load_pickled(path, content_format, trusted)
         model, notes = find_model(content, path)
         if isinstance(model, nn.Module):
+            check_measure((*model.parameters(), *model.buffers()), path)
             module, changes = as_float32(model)
             return Checkpoint(path, digest, "module", module, None, (*notes, *changes, *_unneeded(factory)))
+    check_measure(model.values(), path)
     if factory is None:
         raise _needs_factory(path, model)
     module = build(factory, factory_args or {}, *code_folders(path))

@@ -91,6 +91,10 @@ def _tensor_with_attributes(rebuild: Callable, kind: type, arguments: tuple, sta
     return torch._tensor._rebuild_from_type_v2(rebuild, kind, arguments, state)
 
 
+def _version(text: str) -> str:
+    return text
+
+
 def _no_backend() -> None:
     """PyTorch before 1.0 kept its backend in every module; nothing reads it any more."""
 
@@ -103,6 +107,8 @@ TENSOR_REBUILDERS = (
     torch._utils._rebuild_parameter_with_state,
     torch._utils._rebuild_qtensor,
 )
+
+WRAPPED_HOOK = torch.nn.modules.module._WrappedHook
 
 # What state dicts are made of; torch's own `weights_only` reader allows at least these.
 TENSOR_NAMES: dict[str, Named] = {
@@ -130,11 +136,12 @@ OTHER_NAMES: dict[str, Named] = {
     "types.SimpleNamespace": Named(types.SimpleNamespace, called=True, built=True),
     "datetime.datetime": Named(datetime.datetime, called=True),
     "datetime.timedelta": Named(datetime.timedelta, called=True),
-    "torch.torch_version.TorchVersion": Named(str, called=True),
+    "torch.torch_version.TorchVersion": Named(_version, called=True),
     "numpy.dtype": Named(_plain_dtype, called=True),
     "numpy.ndarray": Named(np.ndarray),
     "torch._C._VariableFunctionsClass": Named(TorchFunctions),
     "torch.nn.backends.thnn._get_thnn_function_backend": Named(_no_backend, called=True),
+    "torch.nn.modules.module._WrappedHook": Named(WRAPPED_HOOK, built=True),
     "torch.nn.utils.weight_norm.WeightNorm": Named(
         importlib.import_module("torch.nn.utils.weight_norm").WeightNorm, built=True
     ),
@@ -215,7 +222,11 @@ def attribute(owner: object, name: str) -> Any:
 
 
 def is_library_module(kind: object) -> bool:
-    """Whether this is a class of torch.nn's, torchvision's or timm's models, which are built and never called."""
+    """Whether this is a class of torch.nn's, torchvision's or timm's, which is built and takes its own state."""
+    return kind is WRAPPED_HOOK or _is_library_module(kind)
+
+
+def _is_library_module(kind: object) -> bool:
     return isinstance(kind, type) and issubclass(kind, torch.nn.Module) and _in_places(kind.__module__)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
+from torch.export.pt2_archive._package import load_pt2
 
 from converter.checkpoint.detect import archive_names, torch_records
 from converter.checkpoint.expressions import is_size_expression
@@ -61,6 +62,10 @@ def _is_operator(text: str) -> bool:
     return OPERATORS.fullmatch(text) is not None and not text.startswith(FILE_OPERATORS)
 
 
+def _is_module_path(text: str) -> bool:
+    return QUOTABLE.fullmatch(text) is not None and not re.search(r"(^|\.)__\w+__(\.|$)", text)
+
+
 def _anything(_: str) -> bool:
     return True
 
@@ -74,10 +79,10 @@ TEXTS: dict[str, Callable[[str], bool]] = {
     "as_name": _matches(IDENTIFIER),
     "user_input_name": _matches(IDENTIFIER),
     "forward_arg_names": _matches(IDENTIFIER),
-    "parameter_name": _matches(QUOTABLE),
-    "buffer_name": _matches(QUOTABLE),
-    "tensor_constant_name": _matches(QUOTABLE),
-    "fqn": _matches(QUOTABLE),
+    "parameter_name": _is_module_path,
+    "buffer_name": _is_module_path,
+    "tensor_constant_name": _is_module_path,
+    "fqn": _is_module_path,
     "field_names": _matches(QUOTABLE),
     "as_string": _matches(QUOTABLE),
     "as_strings": _matches(QUOTABLE),
@@ -86,6 +91,8 @@ TEXTS: dict[str, Callable[[str], bool]] = {
     "torch_version": _matches(QUOTABLE),
     "path_name": _matches(re.compile(r"(weight|tensor)_\d+")),
     "as_float": _matches(re.compile(r"-?Infinity|NaN")),
+    "real": _matches(re.compile(r"-?Infinity|NaN")),
+    "imag": _matches(re.compile(r"-?Infinity|NaN")),
     "as_floats": _matches(re.compile(r"-?Infinity|NaN")),
     "guards_code": _anything,  # dropped after loading, before anything could compile it
 }
@@ -104,7 +111,8 @@ def load_exported(path: Path, *, trusted: bool) -> tuple[ExportedProgram, list[s
         check_archive(path)
     try:
         with path.open("rb") as file:
-            program = torch.export.load(file)
+            # What torch.export.load calls; it would answer an error by trying the file as an older format.
+            program = load_pt2(file).exported_programs["model"]
     except Exception as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         cure = "export on the CPU with the PyTorch that is installed here, and save again with torch.export.save"
@@ -156,7 +164,7 @@ def _json(path: Path, reader: torch._C.PyTorchFileReader, record: str) -> Any:
     try:
         if reader.get_record_size(record) > LARGEST_JSON:
             raise CheckpointError(f"{record} is larger than any model's", where=str(path))
-        return json.loads(reader.get_record(record))
+        return json.loads(reader.get_record(record).decode("utf-8"))
     except (RuntimeError, ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         what = f"the exported program is damaged: {record}: {reason}"
@@ -173,7 +181,7 @@ def _odd_payloads(config: Any, reader: torch._C.PyTorchFileReader, folder: str) 
             yield f"{name}: a pickle"
             continue
         yield from _odd_parts(entry)
-        if not QUOTABLE.fullmatch(name):
+        if not _is_module_path(name):
             yield f"{name}: a name that is no module path"
         sizes = (entry.get("tensor_meta") or {}).get("sizes")
         if not isinstance(sizes, list) or not all(type(size.get("as_int")) is int for size in sizes):
@@ -186,7 +194,7 @@ def _odd_payloads(config: Any, reader: torch._C.PyTorchFileReader, folder: str) 
 
 
 def _odd_parts(value: Any, field: str = "", operand: bool = False) -> Iterator[str]:
-    """Walks the program as JSON; `operand`: within the arguments of an operator, where text is quoted by PyTorch."""
+    """Walks the program as JSON; `operand`: in a node, where PyTorch quotes text."""
     if isinstance(value, dict):
         if field in NAMED_BY or field in QUOTED_KEYS:
             pattern = IDENTIFIER if field in NAMED_BY else QUOTABLE
@@ -202,7 +210,7 @@ def _odd_parts(value: Any, field: str = "", operand: bool = False) -> Iterator[s
             if key in CUSTOM_OBJECTS and inner:
                 yield f"a custom object ({key})"
             else:
-                yield from _odd_parts(inner, key, operand or key == "inputs")
+                yield from _odd_parts(inner, key, key == "nodes" or (operand and key != "graph"))
     elif isinstance(value, list):
         for inner in value:
             yield from _odd_parts(inner, field, operand)

@@ -78,6 +78,8 @@ class RestrictedUnpickler(PurePython):
         function = self.stack[-1]
         if not self._allowed(function).called or type(arguments) is not tuple:
             raise Refused(f"a call of {_describe(function)}")
+        if any(type(argument) is range for argument in arguments):
+            raise Refused("a collection of as many numbers as it likes")
         self.stack[-1] = self._run(function, *arguments)
 
     dispatch[pickle.REDUCE[0]] = load_reduce

@@ -2,7 +2,7 @@
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ ENTRIES = (
     *("model", "state_dict", "model_state_dict", "model_state", "net", "network", "module", "weights", "params"),
 )
 SHOWN = 10
+LARGEST_EXPANSION = 1000  # elements to a byte of the file
 
 StateDict = Mapping[str, torch.Tensor]
 
@@ -77,6 +78,18 @@ def _unwrapped(module: nn.Module) -> tuple[nn.Module, list[str]]:
     if isinstance(module, nn.DataParallel):
         return module.module, ["took the module out of its DataParallel"]
     return module, []
+
+
+def check_measure(tensors: Iterable[torch.Tensor], path: Path) -> None:
+    """Refuses weights that would take far more room than their file, as views of one number can.
+
+    Raises:
+        CheckpointError: more than a thousand elements for each byte of the file.
+    """
+    elements = sum(tensor.numel() for tensor in tensors if isinstance(tensor, torch.Tensor) and not is_lazy(tensor))
+    if elements > LARGEST_EXPANSION * path.stat().st_size:
+        what = f"the weights have {elements} elements in a file of {path.stat().st_size} bytes"
+        raise CheckpointError(what, where=str(path), cure="do not trust this file, or save the weights contiguously")
 
 
 def as_float32(module: nn.Module) -> tuple[nn.Module, list[str]]:

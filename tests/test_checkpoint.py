@@ -1,0 +1,694 @@
+import contextlib
+import io
+import os
+import shutil
+import sys
+import zipfile
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hostile_checkpoints as hostile
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from converter.checkpoint import load, user_code
+from converter.checkpoint.expressions import is_size_expression
+from converter.checkpoint.weights import fit
+from converter.errors import CheckpointError, ConversionError, UsageError
+
+OWN_MODULE = """
+import torch
+from torch import nn
+
+class Block(nn.Module):
+    def __init__(self, width=4, activation=torch.relu):
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3)
+        self.norm = nn.BatchNorm2d(width)
+        self.activation = activation
+    def forward(self, x):
+        return self.activation(self.norm(self.conv(x)))
+
+def small(width=4):
+    return Block(width)
+
+def broken(width=4):
+    raise KeyError("no such width")
+
+def nothing():
+    return 3
+
+ready = Block()
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty current directory; what is imported from it is forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    known = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - known:
+        if str(getattr(sys.modules[name], "__file__", "") or "").startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def marker(here: Path) -> Path:
+    """Exists once a payload has run."""
+    return here / "executed"
+
+
+def stock_model() -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 3), norm=nn.BatchNorm2d(4), activation=nn.SiLU()))
+    model.norm.running_mean.normal_()
+    return model
+
+
+def block_in(folder: Path, package: str = "own_model") -> nn.Module:
+    """A module of a user's class, which is importable from the folder only."""
+    (folder / f"{package}.py").write_text(OWN_MODULE)
+    with user_code(folder):
+        return __import__(package).Block()
+
+
+def forget(package: str) -> None:
+    sys.modules.pop(package, None)
+
+
+def same_function(module: nn.Module, reference: nn.Module, tolerance: float = 0) -> bool:
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        return bool((module(x) - reference.float().eval()(x)).abs().max() <= tolerance)
+
+
+SAVES: dict[str, tuple[Callable[[nn.Module], Any], dict[str, Any], str | None]] = {
+    "module": (lambda m: m, {}, None),
+    "module, before 1.6": (lambda m: m, {"_use_new_zipfile_serialization": False}, None),
+    "module, pickle protocol 4": (lambda m: m, {"pickle_protocol": 4}, None),
+    "module, before 1.6, pickle protocol 4": (
+        lambda m: m,
+        {"_use_new_zipfile_serialization": False, "pickle_protocol": 4},
+        None,
+    ),
+    "YOLO checkpoint": (lambda m: {"epoch": 3, "model": None, "ema": m, "opt": {"lr": 0.1}}, {}, "took `ema`"),
+    "YOLO checkpoint without averaged weights": (lambda m: {"ema": None, "model": m}, {}, "took `model`"),
+    "YOLO checkpoint before 1.6": (
+        lambda m: {"ema": m, "model": nn.Linear(1, 1)},
+        {"_use_new_zipfile_serialization": False},
+        "`model` left aside",
+    ),
+    "half precision": (lambda m: m.half(), {}, "weights were float16, raised to float32"),
+    "bfloat16": (lambda m: m.bfloat16(), {}, "weights were bfloat16, raised to float32"),
+    "float64": (lambda m: m.double(), {}, "weights were float64, rounded to float32"),
+    "DataParallel": (nn.DataParallel, {}, "DataParallel"),
+    "metadata of numpy, argparse, pathlib": (
+        lambda m: {
+            "model": m,
+            "fitness": np.float64(0.5),
+            "history": np.arange(3.0),
+            "where": Path("runs/1"),
+            "counts": defaultdict(list, a=[1]),
+        },
+        {},
+        "took `model`",
+    ),
+}
+
+
+@pytest.mark.parametrize("save, options, note", SAVES.values(), ids=SAVES)
+def test_pickled_modules_load(here: Path, save: Callable, options: dict[str, Any], note: str | None):
+    model = stock_model()
+    torch.save(save(model), here / "model.bin", **options)
+    checkpoint = load(here / "model.bin")
+    assert checkpoint.kind == "module"
+    assert checkpoint.module is not None
+    assert not checkpoint.module.training
+    assert {tensor.dtype for tensor in checkpoint.module.parameters()} == {torch.float32}
+    assert same_function(checkpoint.module, model)
+    assert (note is None and not checkpoint.notes) or any(note in text for text in checkpoint.notes)
+    assert len(checkpoint.sha256) == 64
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        pytest.param(nn.TransformerEncoderLayer(8, 2, activation=F.gelu), id="activation kept as a builtin function"),
+        pytest.param(nn.TransformerEncoderLayer(8, 2, activation=torch.relu), id="activation kept as torch.relu"),
+        pytest.param(nn.LSTM(3, 4, 2, bidirectional=True), id="lists of weight names"),
+        pytest.param(nn.MultiheadAttention(8, 2), id="own __setstate__"),
+        pytest.param(nn.ParameterDict({"a": torch.ones(2)}), id="parameter dict"),
+        pytest.param(nn.utils.spectral_norm(nn.Linear(3, 4)), id="spectral norm by hooks"),
+        pytest.param(nn.Sequential(nn.ModuleDict({"a-b": nn.ModuleList([nn.Linear(1, 1)])})), id="nested containers"),
+    ],
+)
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before 1.6"])
+def test_what_torch_modules_keep_is_allowed(here: Path, module: nn.Module, zipped: bool):
+    torch.save(module, "model.pt", _use_new_zipfile_serialization=zipped)
+    loaded = load(here / "model.pt").module
+    assert loaded is not None
+    for (name, value), (own_name, own) in zip(module.state_dict().items(), loaded.state_dict().items(), strict=True):
+        assert name == own_name
+        assert torch.equal(value, own)
+
+
+def test_partial_functions_of_torch_are_allowed(here: Path):
+    model = stock_model()
+    model.norm_layer = partial(nn.LayerNorm, eps=1e-6)
+    torch.save(model, "model.pt")
+    loaded = load("model.pt").module
+    assert loaded is not None
+    assert loaded.norm_layer(4).eps == 1e-6
+
+
+STATE_DICTS: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str | None]] = {
+    "plain": (lambda s: s, None),
+    "in `state_dict`": (lambda s: {"epoch": 1, "state_dict": s}, "took `state_dict`"),
+    "in `model_state_dict`": (lambda s: {"model_state_dict": s, "optimizer": {}}, "took `model_state_dict`"),
+    "in `model`, nested": (lambda s: {"model": {"state_dict": s, "best": 0.1}}, "took `state_dict`"),
+    "under a name of its own": (lambda s: {"generator_a": s, "step": 1}, "took `generator_a`"),
+    "of DistributedDataParallel": (lambda s: {f"module.{k}": v for k, v in s.items()}, "dropped `module.`"),
+    "of torch.compile": (lambda s: {f"_orig_mod.{k}": v for k, v in s.items()}, "dropped"),
+    "of Lightning": (lambda s: {"state_dict": {f"model.{k}": v for k, v in s.items()}}, "dropped `model.`"),
+    "of all three": (lambda s: {f"model._orig_mod.module.{k}": v for k, v in s.items()}, "dropped `model.`"),
+    "half precision": (
+        lambda s: {k: v.half() if v.is_floating_point() else v for k, v in s.items()},
+        "weights were float16, raised to float32",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrap, note", STATE_DICTS.values(), ids=STATE_DICTS)
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before 1.6"])
+def test_state_dicts_load_into_what_the_factory_builds(here: Path, wrap: Callable, note: str | None, zipped: bool):
+    block = block_in(here)
+    torch.save(wrap(block.state_dict()), "weights.pt", _use_new_zipfile_serialization=zipped)
+    checkpoint = load("weights.pt", factory="own_model:Block")
+    assert checkpoint.kind == "state dict"
+    assert checkpoint.module is not None
+    assert same_function(checkpoint.module, block, 1e-2 if "half" in str(note) or "float16" in str(note) else 0)
+    assert (note is None and not checkpoint.notes) or any(note in text for text in checkpoint.notes)
+
+
+def test_safetensors_load_whatever_the_name(here: Path):
+    block = block_in(here)
+    safetensors.torch.save_file(block.state_dict(), "weights.pt")
+    checkpoint = load("weights.pt", factory="own_model.py:small")
+    assert checkpoint.module is not None
+    assert same_function(checkpoint.module, block)
+
+
+@pytest.mark.parametrize(
+    "factory, arguments",
+    [
+        pytest.param("own_model:Block", {}, id="class in a module"),
+        pytest.param("own_model.py:small", {"width": 4}, id="function in a file, with arguments"),
+        pytest.param("own_model:ready", {}, id="module instance"),
+        pytest.param("package.inner:Block", {}, id="class in a package"),
+    ],
+)
+def test_factories(here: Path, factory: str, arguments: dict[str, Any]):
+    block = block_in(here)
+    (here / "package").mkdir()
+    (here / "package/__init__.py").touch()
+    shutil.copy("own_model.py", "package/inner.py")
+    torch.save(block.state_dict(), "weights.pt")
+    module = load("weights.pt", factory=factory, factory_args=arguments).module
+    assert module is not None
+    assert same_function(module, block)
+
+
+def test_factory_beside_the_checkpoint(here: Path):
+    (here / "elsewhere").mkdir()
+    block = block_in(here / "elsewhere")
+    torch.save(block.state_dict(), "elsewhere/weights.pt")
+    forget("own_model")
+    assert load("elsewhere/weights.pt", factory="own_model:Block").module is not None
+    assert str(here / "elsewhere") not in sys.path
+
+
+def test_torchvision_factory_downloads_nothing(here: Path, torchvision: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: pytest.fail("downloads"))
+    model = torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None)
+    torch.save(model.state_dict(), "weights.pt")
+    assert load("weights.pt", factory="torchvision:lraspp_mobilenet_v3_large").module is not None
+    with pytest.raises(UsageError, match=r"did you mean .*resnet50"):
+        load("weights.pt", factory="torchvision:resnet51")
+
+
+def test_torchvision_modules_need_no_trust(here: Path, torchvision: Any):
+    model = torchvision.models.shufflenet_v2_x0_5(weights=None).eval()
+    torch.save(model, "model.pt")
+    loaded = load("model.pt").module
+    x = torch.randn(1, 3, 64, 64)
+    assert loaded is not None
+    assert torch.equal(loaded(x), model(x))
+
+
+class Exported(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4))
+        self.scale = torch.full((1,), 2.0)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        y = self.features(x) * self.scale
+        return {"a-b": torch.einsum("bchw,bc->bhw", y, y.mean((2, 3))), "flat": y.reshape(y.shape[0], -1)}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("exported") / "model.pt2"
+    shapes = {"x": {0: torch.export.Dim("batch", min=2, max=1024), 2: torch.export.Dim.AUTO}}
+    program = torch.export.export(Exported().eval(), (torch.randn(2, 3, 17, 16),), dynamic_shapes=shapes)
+    torch.export.save(program, path)
+    return path
+
+
+def test_exported_programs_load_without_trust(exported: Path):
+    checkpoint = load(exported)
+    assert checkpoint.kind == "exported program"
+    assert checkpoint.program is not None
+    x = torch.randn(5, 3, 21, 16)
+    reference = torch.export.load(exported).module()(x)
+    for name, value in checkpoint.program.module()(x).items():
+        assert torch.equal(value, reference[name])
+
+
+def test_exported_programs_of_real_networks_pass_the_guard(here: Path, torchvision: Any):
+    model = torchvision.models.mobilenet_v3_small(weights=None).eval()
+    shapes = {"x": {0: torch.export.Dim("batch", min=1, max=64)}}
+    torch.export.save(torch.export.export(model, (torch.randn(2, 3, 64, 64),), dynamic_shapes=shapes), "model.pt2")
+    assert load("model.pt2").program is not None
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before 1.6"])
+@pytest.mark.parametrize("build", hostile.OBJECTS.values(), ids=hostile.OBJECTS)
+def test_hostile_objects_are_refused(here: Path, marker: Path, build: Callable, legacy: bool):
+    hostile.write_object(here / "model.pt", build(marker), legacy=legacy)
+    with pytest.raises(CheckpointError) as refusal:
+        load(here / "model.pt")
+    assert refusal.value.cure
+    assert refusal.value.exit_status == 4
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before 1.6"])
+@pytest.mark.parametrize("build", hostile.PICKLES.values(), ids=hostile.PICKLES)
+def test_hostile_instructions_are_refused(here: Path, marker: Path, build: Callable, legacy: bool):
+    hostile.write_pickle(here / "model.pt", build(marker), legacy=legacy)
+    with pytest.raises(CheckpointError) as refusal:
+        load(here / "model.pt")
+    assert "not a PyTorch checkpoint" not in str(refusal.value)
+    assert not marker.exists()
+    assert not any(hasattr(thing, "polluted") for thing in (nn.Linear, Tensor, F.relu))
+
+
+def test_the_builders_of_hostile_files_do_run_code(here: Path, marker: Path):
+    """Without this, a payload that is broken would pass as refused."""
+    hostile.write_object(here / "model.pt", hostile.OBJECTS["os.system"](marker))
+    torch.load(here / "model.pt", weights_only=False)
+    assert marker.exists()
+    marker.unlink()
+    for legacy in (False, True):
+        hostile.write_pickle(here / "model.pt", hostile.PICKLES["STACK_GLOBAL"](marker), legacy=legacy)
+        torch.load(here / "model.pt", weights_only=False)
+        assert marker.exists()
+        marker.unlink()
+    hostile.write_tar_in_disguise(here / "model.pt", marker)
+    with pytest.raises(EOFError):
+        torch.load(here / "model.pt", weights_only=False)
+    assert marker.exists()
+
+
+@pytest.mark.parametrize(
+    "write", [hostile.write_tar, hostile.write_tar_in_disguise], ids=["tar", "tar that begins like a pickle"]
+)
+def test_tar_archives_are_refused(here: Path, marker: Path, write: Callable):
+    write(here / "model.pt", marker)
+    with pytest.raises(CheckpointError, match="tar archive"):
+        load(here / "model.pt")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("change, runs", hostile.PROGRAMS.values(), ids=hostile.PROGRAMS)
+def test_hostile_exported_programs_are_refused(here: Path, marker: Path, exported: Path, change: Callable, runs: bool):
+    (here / "payload_module.py").write_text(f"open({str(marker)!r}, 'w')\nclass Kind: A = 1\n")
+    shutil.copy(exported, "model.pt2")
+    change(here / "model.pt2", marker)
+    with user_code(here):
+        with pytest.raises(CheckpointError) as refusal:
+            load("model.pt2")
+        assert refusal.value.cure
+        assert not marker.exists()
+        if runs:  # or else the row proves nothing
+            with Path("model.pt2").open("rb") as file, contextlib.suppress(Exception):
+                torch.export.load(file)
+            assert marker.exists()
+
+
+def test_guards_of_exported_programs_are_not_compiled(here: Path, marker: Path, exported: Path):
+    shutil.copy(exported, "model.pt2")
+    hostile.edit_program(here / "model.pt2", lambda program: program.update(guards_code=[hostile.python(marker)]))
+    for trust, runs in (((), False), (("pt2",), True)):
+        program = load("model.pt2", trust=trust).program
+        assert program is not None
+        with contextlib.suppress(AssertionError):
+            program.module()(torch.randn(3, 3, 17, 16))
+        assert marker.exists() is runs
+
+
+def test_trust_lifts_the_guard_of_exported_programs(here: Path, marker: Path, exported: Path):
+    shutil.copy(exported, "model.pt2")
+    hostile.edit_record(here / "model.pt2", "extra/note", lambda _: b"x")
+    hostile.edit_program(here / "model.pt2", lambda program: program["graph_module"].update(hook="x"))
+    with pytest.raises(CheckpointError, match="--trust pt2"):
+        load("model.pt2")
+    assert load("model.pt2", trust=["pt2"]).program is not None
+
+
+def test_users_classes_are_refused_by_name_and_load_with_trust(here: Path):
+    block = block_in(here)
+    torch.save({"model": block, "epoch": 1}, "model.pt")
+    forget("own_model")
+    with pytest.raises(CheckpointError, match=r"(?s)own_model\.Block.*--trust own_model"):
+        load("model.pt")
+    assert "own_model" not in sys.modules
+    checkpoint = load("model.pt", trust=["own_model"])
+    assert checkpoint.module is not None
+    assert same_function(checkpoint.module, block)
+
+
+def test_users_classes_of_before_1_6_load_with_trust(here: Path):
+    block = block_in(here)
+    torch.save(block, "model.pt", _use_new_zipfile_serialization=False)
+    assert load("model.pt", trust=["own_model"]).module is not None
+
+
+def test_classes_of_a_script_load_when_the_script_is_trusted(here: Path):
+    (here / "train.py").write_text(OWN_MODULE)
+    with user_code(here):
+        import train
+
+        train.Block.__module__ = "__main__"
+        sys.modules["__main__"].Block = train.Block
+        torch.save(train.Block(), "model.pt")
+        del sys.modules["__main__"].Block
+    forget("train")
+    with pytest.raises(CheckpointError, match=r"--trust SCRIPT\.py"):
+        load("model.pt")
+    assert type(load("model.pt", trust=["train.py"]).module).__name__ == "Block"
+
+
+def test_trusted_code_runs_and_nothing_else(here: Path, marker: Path):
+    (here / "evil.py").write_text("from os import system\nimport os\n")
+    for name in ("system", "os.system", "os"):
+        text = hostile._text
+        instructions = text("evil") + text(name) + b"\x93" + text(hostile.touch(marker)) + b"\x85R."
+        hostile.write_pickle(here / "model.pt", instructions)
+        with pytest.raises(CheckpointError):
+            load("model.pt", trust=["evil"])
+        assert not marker.exists()
+
+
+def test_trust_of_one_package_is_no_trust_of_another(here: Path, marker: Path):
+    block = block_in(here)
+    torch.save({"model": block, "note": hostile.Call(os.system, hostile.touch(marker))}, "model.pt")
+    with pytest.raises(CheckpointError, match=r"system"):
+        load("model.pt", trust=["own_model"])
+    assert not marker.exists()
+
+
+def test_bound_methods_of_trusted_modules_are_kept(here: Path):
+    """YOLOv5 saves fused layers with `self.forward = self.forward_fuse`."""
+    (here / "own_model.py").write_text(OWN_MODULE + "\nBlock.forward_fused = lambda self, x: x\n")
+    source = OWN_MODULE.replace(
+        "def forward(self, x)", "def forward_fused(self, x):\n        return x\n    def forward(self, x)"
+    )
+    (here / "own_model.py").write_text(source)
+    with user_code(here):
+        import own_model
+
+        block = own_model.Block()
+    block.forward = block.forward_fused
+    torch.save(block, "model.pt")
+    module = load("model.pt", trust=["own_model"]).module
+    assert module is not None
+    assert torch.equal(module(torch.ones(3)), torch.ones(3))
+
+
+def test_missing_code_of_a_trusted_package_is_named(here: Path):
+    block = block_in(here)
+    torch.save(block, "model.pt")
+    forget("own_model")
+    (here / "own_model.py").unlink()
+    with pytest.raises(CheckpointError, match="the module own_model"):
+        load("model.pt", trust=["own_model"])
+    (here / "own_model.py").write_text("import no_such_package\n")
+    with pytest.raises(CheckpointError, match="no_such_package, which own_model imports"):
+        load("model.pt", trust=["own_model"])
+    forget("own_model")
+    (here / "own_model.py").write_text("Other = 1\n")
+    with pytest.raises(CheckpointError, match="own_model has no `Block`"):
+        load("model.pt", trust=["own_model"])
+
+
+@pytest.mark.parametrize("name", ["os", "builtins", "subprocess.Popen", "not a name", "__main__", "no_such_script.py"])
+def test_trust_that_cannot_be_given(here: Path, name: str):
+    torch.save(stock_model(), "model.pt")
+    with pytest.raises(UsageError):
+        load("model.pt", trust=[name])
+
+
+def write(data: bytes) -> Callable[[Path], None]:
+    return lambda path: path.write_bytes(data)  # type: ignore[return-value]
+
+
+def zipped(**entries: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def truncated(part: float, **options: Any) -> Callable[[Path], None]:
+    def save(path: Path) -> None:
+        torch.save(stock_model(), path, **options)
+        path.write_bytes(path.read_bytes()[: int(path.stat().st_size * part)])
+
+    return save
+
+
+def scripted(path: Path) -> None:
+    torch.jit.save(torch.jit.trace(nn.Linear(1, 1), torch.ones(1, 1)), path)
+
+
+def bomb(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02N.")
+        archive.writestr("archive/data/0", bytes(10**7))
+
+
+BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (lambda path: None, "there is no such file"),
+    "empty": (write(b""), "the file is empty"),
+    "folder": (lambda path: path.mkdir(), "this is a folder"),
+    "cut off zip": (truncated(0.7), "cut off"),
+    "cut off in the tensors, before 1.6": (truncated(0.95, _use_new_zipfile_serialization=False), "damaged"),
+    "cut off in the pickle, before 1.6": (truncated(0.2, _use_new_zipfile_serialization=False), "cut off"),
+    "text": (write(b"import torch\n"), "but text"),
+    "web page": (write(b"<!DOCTYPE html><html>Not found</html>"), "web page"),
+    "Git LFS pointer": (write(b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n"), "git lfs pull"),
+    "JSON": (write(b'{"a": 1}'), "JSON"),
+    "HDF5": (write(b"\x89HDF\r\n\x1a\n" + bytes(100)), "HDF5"),
+    "Keras": (write(zipped(**{"metadata.json": b"", "config.json": b"", "model.weights.h5": b""})), "Keras"),
+    "ONNX": (write(b"\x08\x0a\x12\x07pytorch\x1a\x052.13.0:" + bytes(50)), "ONNX"),
+    "TFLite": (write(b"\x1c\x00\x00\x00TFL3" + bytes(50)), "TensorFlow Lite"),
+    "NumPy": (write(zipped(**{"a.npy": b"", "b.npy": b""})), "NumPy"),
+    "plain pickle": (write(b"\x80\x04\x95\x02\x00\x00\x00\x00\x00\x00\x00N."), "plain pickle"),
+    "random bytes": (write(bytes(range(200, 256)) * 4), "unknown data"),
+    "other zip": (write(zipped(a=b"x")), "zip archive of something else"),
+    "TorchScript": (scripted, "TorchScript, which is not supported yet"),
+    "zip that expands without measure": (bomb, "expand without measure"),
+    "safetensors with a broken header": (write((10).to_bytes(8, "little") + b"{" + bytes(9)), "damaged"),
+    "a tensor": (lambda path: torch.save(torch.ones(2), path), "holds a Tensor"),
+    "a list": (lambda path: torch.save([1, 2], path), "holds a list"),
+    "an optimiser's state": (lambda path: torch.save({"optimizer": {"lr": 1}}, path), "holds no model"),
+    "several models": (
+        lambda path: torch.save({"encoder": stock_model(), "decoder": stock_model()}, path),
+        "several models: `encoder`, `decoder`",
+    ),
+    "views of one number": (
+        lambda path: torch.save({"weight": torch.ones(1).expand(1 << 20, 1 << 20)}, path),
+        "1099511627776 elements in a file of",
+    ),
+    "state dict without a factory": (lambda path: torch.save(stock_model().state_dict(), path), "--model"),
+}
+
+
+@pytest.mark.parametrize("make, text", BAD_FILES.values(), ids=BAD_FILES)
+def test_bad_files(here: Path, make: Callable[[Path], object], text: str):
+    make(here / "model.pt")
+    with pytest.raises(CheckpointError) as error:
+        load(here / "model.pt")
+    assert text in str(error.value)
+    assert error.value.where
+    assert error.value.cure
+
+
+BAD_FACTORIES: dict[str, tuple[str, dict[str, Any], type[ConversionError], str]] = {
+    "no colon": ("own_model", {}, UsageError, "package.module:name"),
+    "no such module": ("no_such_module:Block", {}, UsageError, "no module no_such_module"),
+    "no such file": ("own_modle.py:Block", {}, UsageError, "did you mean own_model.py or"),
+    "no such name": ("own_model:Blok", {}, UsageError, "did you mean Block?"),
+    "no model at all": ("own_model:OWN", {}, UsageError, "has no `OWN`"),
+    "wrong argument": ("own_model:Block", {"widht": 3}, UsageError, "widht"),
+    "raises": ("own_model:broken", {}, ConversionError, "own_model.py:18"),
+    "returns no module": ("own_model:nothing", {}, ConversionError, "returned a int"),
+    "not callable": ("own_model:__name__", {}, UsageError, "is a str"),
+    "raises when imported": ("failing.py:Block", {}, ConversionError, "failing.py:2"),
+    "is no Python": ("nonsense.py:Block", {}, ConversionError, "nonsense.py:1"),
+    "unknown timm model": ("timm:resnet5000", {}, UsageError, "timm"),
+    "arguments for a module": ("own_model:ready", {"width": 3}, UsageError, "takes no arguments"),
+}
+
+
+@pytest.mark.parametrize("factory, arguments, kind, text", BAD_FACTORIES.values(), ids=BAD_FACTORIES)
+def test_bad_factories(here: Path, factory: str, arguments: dict, kind: type[ConversionError], text: str):
+    torch.save(block_in(here).state_dict(), "weights.pt")
+    (here / "failing.py").write_text("import os\nos.environ['NO SUCH VARIABLE']\n")
+    (here / "nonsense.py").write_text("def ]\n")
+    with pytest.raises(ConversionError) as error:
+        load("weights.pt", factory=factory, factory_args=arguments)
+    assert type(error.value) is kind
+    assert text in str(error.value)
+    assert error.value.where
+
+
+def test_weights_that_do_not_fit_are_named_ten_of_each():
+    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(12)))
+    state = {f"other.{name}": value for name, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError) as error:
+        fit(model, state, Path("weights.pt"), "models:build")
+    text = str(error.value)
+    assert "missing in the file (24)" in text
+    assert "the model does not have (24)" in text
+    assert text.count("other.") == 10
+    assert "and 14 more" in text
+
+
+def test_shapes_that_differ_are_named():
+    wider = nn.Linear(2, 5).state_dict()
+    with pytest.raises(
+        CheckpointError, match=r"(?s)differ \(2\).*weight is \(5, 2\) in the file, \(3, 2\) in the model"
+    ):
+        fit(nn.Linear(2, 3), wider, Path("weights.pt"), "models:build")
+
+
+def test_prefix_is_kept_where_the_model_has_it():
+    model = nn.Sequential(OrderedDict(model=nn.Linear(2, 3)))
+    assert fit(model, model.state_dict(), Path("weights.pt"), "models:build") == []
+
+
+OUR_NAMES = ("cli", "mappings", "converter")
+
+
+@pytest.mark.parametrize("name", OUR_NAMES)
+def test_users_modules_of_our_names_are_theirs_inside_and_ours_outside(here: Path, name: str):
+    import converter as ours
+
+    (here / f"{name}.py").write_text("WIDTH = 7\n")
+    (here / "model.py").write_text(
+        f"from torch import nn\nfrom {name} import WIDTH\ndef build():\n    import {name}\n"
+        f"    return nn.Linear({name}.WIDTH, WIDTH)\n"
+    )
+    torch.save(nn.Linear(7, 7).state_dict(), "weights.pt")
+    before = {key: value for key, value in sys.modules.items() if key.split(".")[0] in OUR_NAMES}
+    module = load("weights.pt", factory="model.py:build").module
+    assert isinstance(module, nn.Linear)
+    after = {key: value for key, value in sys.modules.items() if key.split(".")[0] in OUR_NAMES}
+    assert after == before
+    import converter
+
+    assert converter is ours
+    assert str(here) not in sys.path
+
+
+def test_factory_in_a_file_of_our_name(here: Path):
+    (here / "converter.py").write_text(OWN_MODULE)
+    torch.save(block_in(here).state_dict(), "weights.pt")
+    assert load("weights.pt", factory="converter.py:Block").module is not None
+    assert load("weights.pt", factory="converter:Block").module is not None
+    assert hasattr(sys.modules["converter"], "__path__")
+
+
+def test_user_code_nests_and_remembers(here: Path):
+    (here / "mappings").mkdir()
+    (here / "mappings/__init__.py").write_text("COUNT = []\n")
+    (here / "mappings/inner.py").write_text("")
+    with user_code(here):
+        import mappings.inner
+
+        import mappings
+
+        first = mappings
+        with user_code(here, here.parent):
+            import mappings
+
+            assert mappings is first
+        assert sys.modules["mappings"] is first
+    assert sys.modules.get("mappings") is not first
+    with contextlib.suppress(KeyError), user_code(here):
+        import mappings.inner
+
+        assert mappings is first
+        raise KeyError
+    assert sys.modules.get("mappings") is not first
+
+
+def test_folder_without_modules_of_our_names_changes_nothing(here: Path):
+    (here / "mappings").mkdir()  # data, not a package
+    before = dict(sys.modules)
+    with user_code(here):
+        assert sys.modules["converter"] is before["converter"]
+    assert sys.path.count(str(here)) == 0
+
+
+@pytest.mark.parametrize(
+    "text, allowed",
+    [
+        ("Add(Mul(Integer(2), Symbol('s53', positive=True, integer=True)), Integer(-3))", True),
+        ("FloorDiv(s0 + 3, 2)", True),
+        ("Max(1, s0*s1 - 1) // 2", True),
+        ("Eq(Mod(s0, 32), 0)", True),
+        ("Pow(Symbol('s1', integer=True), Integer(2))", True),
+        ("(s0 > 1) & (s0 <= 1024)", True),
+        ("s0**2", True),
+        ("__import__('os')", False),
+        ("Symbol('x').__class__", False),
+        ("Symbol(__import__('os').getcwd())", False),
+        ("eval('1')", False),
+        ("s0[0]", False),
+        ("[s0 for s0 in x]", False),
+        ("lambda: 1", False),
+        ("9**9**9", False),
+        ("Pow(Integer(9), Pow(Integer(9), Integer(9)))", False),
+        ("LShift(1, 100000000000)", False),
+        ("'text'", False),
+        ("10**1000", False),
+        ("(" * 3000 + "1" + ")" * 3000, False),
+        ("s0; import os", False),
+        ("", False),
+    ],
+)
+def test_size_expressions(text: str, allowed: bool):
+    assert is_size_expression(text) is allowed
