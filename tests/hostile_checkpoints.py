@@ -186,6 +186,13 @@ PICKLES: dict[str, Callable[[Path], bytes]] = {
     "tensor larger than the file": lambda m: (
         b"(" + _text("storage") + _global("torch", "FloatStorage") + _text("0") + _text("cpu") + b"J\xff\xff\xff\x7ftQ."
     ),
+    "tensor larger than the file, before 1.6": lambda m: (
+        b"(" + _text("storage") + _global("torch", "FloatStorage") + _text("0") + _text("cpu")
+        + b"J\xff\xff\xff\x7fNtQ."
+    ),
+    "dotted name through an allowed module, to another": lambda m: (
+        _text("torchvision.models.resnet") + _text("nn.functional.relu") + b"\x93."
+    ),
     "tensor that reaches beyond its storage": lambda m: (
         _global("torch._utils", "_rebuild_tensor_v2") + b"((" + _text("storage") + _global("torch", "FloatStorage")
         + _text("0") + _text("cpu") + b"K\x01tQK\x00J\xff\xff\xff\x7f\x85K\x01\x85\x89"

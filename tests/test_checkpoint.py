@@ -427,6 +427,30 @@ def test_trust_of_one_package_is_no_trust_of_another(here: Path, marker: Path):
     assert not marker.exists()
 
 
+@pytest.mark.parametrize("trust", [(), ("own_model",)], ids=["without trust", "with trust in another"])
+def test_library_planted_beside_the_checkpoint_is_not_imported(
+    here: Path, marker: Path, monkeypatch: pytest.MonkeyPatch, trust: tuple[str, ...]
+):
+    block_in(here)
+    (here / "timm/models").mkdir(parents=True)
+    (here / "timm/__init__.py").write_text(hostile.python(marker))
+    (here / "timm/models/planted.py").touch()
+    (here / "timm/models/__init__.py").touch()
+    monkeypatch.syspath_prepend(here)
+    for name in [name for name in sys.modules if name.split(".")[0] == "timm"]:
+        monkeypatch.delitem(sys.modules, name)
+    hostile.write_pickle(here / "model.pt", hostile._global("timm.models.planted", "Planted") + b")\x81.")
+    with pytest.raises(CheckpointError):
+        load("model.pt", trust=trust)
+    assert not marker.exists()
+
+
+def test_traced_graph_modules_are_refused_with_their_own_cure(here: Path):
+    torch.save(torch.fx.symbolic_trace(nn.Linear(1, 1)), "model.pt")
+    with pytest.raises(CheckpointError, match=r"GraphModule is Python source"):
+        load("model.pt")
+
+
 def test_bound_methods_of_trusted_modules_are_kept(here: Path):
     """YOLOv5 saves fused layers with `self.forward = self.forward_fuse`."""
     (here / "own_model.py").write_text(OWN_MODULE + "\nBlock.forward_fused = lambda self, x: x\n")
@@ -461,7 +485,9 @@ def test_missing_code_of_a_trusted_package_is_named(here: Path):
         load("model.pt", trust=["own_model"])
 
 
-@pytest.mark.parametrize("name", ["os", "builtins", "subprocess.Popen", "not a name", "__main__", "no_such_script.py"])
+@pytest.mark.parametrize(
+    "name", ["os", "torch", "builtins", "subprocess.Popen", "not a name", "__main__", "no_such_script.py"]
+)
 def test_trust_that_cannot_be_given(here: Path, name: str):
     torch.save(stock_model(), "model.pt")
     with pytest.raises(UsageError):

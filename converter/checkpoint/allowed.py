@@ -17,14 +17,13 @@ import re
 import sys
 import types
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from converter.checkpoint.isolation import installed_code
 from converter.checkpoint.trust import NotFoundError
 
 
@@ -122,10 +121,10 @@ TENSOR_NAMES: dict[str, Named] = {
     "collections.Counter": Named(collections.Counter, called=True),
     "builtins.set": Named(set, called=True),
     "builtins.complex": Named(complex, called=True),
-    "_codecs.encode": Named(_latin1, called=True),
 }
 
 OTHER_NAMES: dict[str, Named] = {
+    "_codecs.encode": Named(_latin1, called=True),
     "builtins.frozenset": Named(frozenset, called=True),
     "builtins.slice": Named(slice, called=True),
     "builtins.range": Named(range, called=True),
@@ -202,7 +201,7 @@ def find_allowed(module: str, name: str) -> Named | None:
         value = vars(torch.nn.functional).get(name)
         own = isinstance(value, types.FunctionType) and value.__module__ == module and not name.startswith("_")
         return Named(value) if own else None
-    if _in_places(module):
+    if _in_places(module) and name.isidentifier():
         return _part_of_a_library(module, name)
     return None
 
@@ -254,12 +253,8 @@ def _installed(module: str) -> types.ModuleType:
         importlib.metadata.distribution(package)
     except importlib.metadata.PackageNotFoundError:
         raise NotFoundError(f"the package {package}, which is not installed: pip install {package}") from None
-    path = list(sys.path)
-    sys.path[:] = [entry for entry in path if entry and Path(entry).resolve() != Path.cwd()]
     try:
-        return importlib.import_module(module)
+        with installed_code():
+            return importlib.import_module(module)
     except (ImportError, RuntimeError) as error:
         raise NotFoundError(f"{module}, which cannot be imported: {error}") from error
-    finally:
-        with suppress(ValueError):
-            sys.path[:] = path

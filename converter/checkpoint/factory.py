@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from converter.checkpoint.isolation import user_code
-from converter.checkpoint.source import load_file, place_of_error
+from converter.checkpoint.source import blamed, load_file, place_of_error
 from converter.errors import ConversionError, UsageError
 
 FORMS = "package.module:name, file.py:name, timm:NAME or torchvision:NAME"
@@ -61,17 +61,18 @@ def _close(name: str, names: Iterable[str]) -> str | None:
 
 def _imported(module: str, factory: str) -> ModuleType:
     try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
+        with blamed(f"importing {module}"):
+            return importlib.import_module(module)
+    except ConversionError as failure:
+        error = failure.__cause__
+        if not isinstance(error, ModuleNotFoundError):
+            raise
         missing = error.name or module
         if module == missing or module.startswith(f"{missing}."):
             cure = "run from the folder that holds it, put it beside the checkpoint, or install it"
             raise UsageError(f"there is no module {missing}", where=_where(factory), cure=cure) from error
         what = f"{module} imports {missing}, which is not installed"
         raise ConversionError(what, where=place_of_error(error), cure=f"install {missing}") from error
-    except (Exception, SystemExit) as error:
-        what = f"importing {module} failed: {type(error).__name__}: {error}"
-        raise ConversionError(what, where=place_of_error(error)) from error
 
 
 def _attribute(home: ModuleType, name: str, factory: str) -> Any:
@@ -112,13 +113,8 @@ def _made(make: Any, arguments: dict[str, Any], factory: str) -> nn.Module:
         what = f"{factory} is a {type(make).__name__}, not a class, a function or a module"
         raise UsageError(what, where=_where(factory))
     _check_arguments(make, arguments, factory)
-    try:
+    with blamed("the factory"):
         module = make(**arguments)
-    except ConversionError:
-        raise
-    except (Exception, SystemExit) as error:
-        what = f"the factory failed: {type(error).__name__}: {error}"
-        raise ConversionError(what, where=place_of_error(error) or _where(factory)) from error
     if not isinstance(module, nn.Module):
         what = f"the factory returned a {type(module).__name__}, not a torch.nn.Module"
         raise ConversionError(what, where=_where(factory))

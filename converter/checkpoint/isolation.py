@@ -13,6 +13,7 @@ OUR_FOLDER = Path(__file__).resolve().parents[2]
 
 # Who holds each of our names in `sys.modules` now (None: we do), and the modules of those who do not.
 _holder: dict[str, Path | None] = dict.fromkeys(OUR_NAMES)
+_importable: list[str] = []
 _set_aside: dict[tuple[str, Path | None], dict[str, ModuleType]] = {}
 
 
@@ -28,6 +29,7 @@ def user_code(*folders: Path) -> Iterator[None]:
     entries = [str(place) for place in places]
     before = dict(_holder)
     sys.path[:0] = entries
+    _importable[:0] = entries
     importlib.invalidate_caches()
     try:
         for name in OUR_NAMES:
@@ -38,9 +40,23 @@ def user_code(*folders: Path) -> Iterator[None]:
     finally:
         for name, owner in before.items():
             _hand_over(name, owner)
+        del _importable[: len(entries)]
         for entry in entries:
             if entry in sys.path:
                 sys.path.remove(entry)
+
+
+@contextmanager
+def installed_code() -> Iterator[None]:
+    """Only what is installed is importable: neither the current directory nor the folders of `user_code`."""
+    path = list(sys.path)
+    hidden = {*_importable, str(Path.cwd()), ""}
+    sys.path[:] = [entry for entry in path if entry not in hidden]
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path[:] = path
 
 
 def _has_module(folder: Path, name: str) -> bool:

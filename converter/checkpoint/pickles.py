@@ -4,6 +4,7 @@
 own restricted one calls the constructors of the classes it is given, and cannot read modules of before 1.6.
 """
 
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
@@ -19,6 +20,10 @@ from converter.checkpoint.unpickler import NameRefused, RestrictedUnpickler, Tru
 from converter.errors import CheckpointError, ConversionError
 
 HOSTILE_CURE = "do not trust this file: no model needs this. Ask whoever made it for a state dict or .safetensors"
+GRAPH_MODULE_CURE = (
+    "a traced torch.fx.GraphModule is Python source, which is never run: give the original model, its state dict with "
+    "--model, or torch.export.save of it"
+)
 
 
 def load_pickled(path: Path, file_format: Format, trust: Trust) -> Any:
@@ -32,8 +37,8 @@ def load_pickled(path: Path, file_format: Format, trust: Trust) -> Any:
         torch_records(path, archive_names(path))
     asked = names_asked_for(path, file_format)
     check_names(path, asked, trust)
-    protocol_2 = all(protocol <= 2 for protocol in asked.protocols)
-    if protocol_2 and all(is_tensor_name(*name) for name in asked.names):
+    plain = file_format is Format.ZIP and all(protocol <= 2 for protocol in asked.protocols)
+    if plain and all(is_tensor_name(*name) for name in asked.names):
         return _load(path, weights_only=True)
     return _load(path, weights_only=False, pickle_module=_restricted_pickle(trust, path.stat().st_size))
 
@@ -67,8 +72,14 @@ def _load(path: Path, **options: Any) -> Any:
     except NotFoundError as error:
         raise _not_found(path, [str(error)]) from error
     except Exception as error:  # a damaged or hostile pickle can raise anything
-        what = f"the file is damaged: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        raise CheckpointError(what.rstrip(": "), where=str(path), cure="copy or download it again") from error
+        what = f"the file is damaged: {type(error).__name__}: {_reason(error)}".rstrip(": ")
+        raise CheckpointError(what, where=str(path), cure="copy or download it again") from error
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    _, found, reason = text.partition("WeightsUnpickler error:")  # torch puts its advice before it
+    return (reason if found else text).strip().splitlines()[0] if text.strip() else ""
 
 
 def check_names(path: Path, asked: Asked, trust: Trust) -> None:
@@ -89,6 +100,9 @@ def check_names(path: Path, asked: Asked, trust: Trust) -> None:
                 refused.append(f"{module}.{name}")
         except NotFoundError as error:
             missing.append(str(error))
+        except CheckpointError as error:
+            error.where = str(path)
+            raise
     if refused:
         raise _refusal(path, refused)
     if missing:
@@ -97,7 +111,9 @@ def check_names(path: Path, asked: Asked, trust: Trust) -> None:
 
 def _refusal(path: Path, names: list[str]) -> CheckpointError:
     what = f"the file asks for code that a checkpoint may not use unasked:{_listing(names)}"
-    if any(is_part_of_python(name) for name in names):
+    if any(name.startswith("torch.fx.") for name in names):
+        return CheckpointError(what, where=str(path), cure=GRAPH_MODULE_CURE)
+    if any(is_part_of_python(name) or _is_function_of_torch(name) for name in names):
         return CheckpointError(what, where=str(path), cure=HOSTILE_CURE)
     options = ["--trust SCRIPT.py (the script that defines them)"] if any(_in_script(name) for name in names) else []
     options += dict.fromkeys(f"--trust {_package(name)}" for name in names if not _in_script(name))
@@ -114,6 +130,14 @@ def _misuse(path: Path, refused: Refused) -> CheckpointError:
 
 def _listing(names: list[str]) -> str:
     return "".join(f"\n    {name}" for name in dict.fromkeys(names))
+
+
+def _is_function_of_torch(name: str) -> bool:
+    """Known without importing anything; the quantized modules are classes that are imported late."""
+    if not name.startswith("torch.") or name.startswith("torch.ao."):
+        return False
+    module, _, attribute = name.rpartition(".")
+    return not isinstance(getattr(sys.modules.get(module), attribute, None), type)
 
 
 def _in_script(name: str) -> bool:

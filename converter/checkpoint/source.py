@@ -3,6 +3,8 @@
 import importlib.util
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -30,12 +32,24 @@ def load_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+        with blamed(f"loading {path.name}"):
+            spec.loader.exec_module(module)
+    except ConversionError:
         del sys.modules[name]
-        what = f"loading {path.name} failed: {type(error).__name__}: {error}"
-        raise ConversionError(what, where=place_of_error(error)) from error
+        raise
     return module
+
+
+@contextmanager
+def blamed(action: str) -> Iterator[None]:
+    """Around code of the user's: what it raises becomes a ConversionError that says so, and where it came from."""
+    try:
+        yield
+    except ConversionError:
+        raise
+    except (Exception, SystemExit) as error:
+        text = f"{action} failed: {type(error).__name__}: {error}"
+        raise ConversionError(text, where=place_of_error(error)) from error
 
 
 def _file_of(module: ModuleType) -> Path | None:

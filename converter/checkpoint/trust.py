@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint.source import load_file, place_of_error
+from converter.checkpoint.source import blamed, load_file
 from converter.errors import CheckpointError, ConversionError, UsageError
 
 RESERVED = {"pt2", "torchscript"}  # not packages: they lift a guard
@@ -50,6 +50,10 @@ class Trust:
                 cure = "trust the package that defines the model; a checkpoint has no need of more"
                 what = f"{name!r} is a part of Python: with it, the file could do anything"
                 raise UsageError(what, where=f"--trust {name}", cure=cure)
+            elif name == "torch":
+                cure = "name the part of it that defines the class, such as torch.ao"
+                what = "torch has functions that run whatever they are given"
+                raise UsageError(what, where="--trust torch", cure=cure)
             elif name not in RESERVED:
                 packages.append(name)
         return cls(tuple(packages), tuple(scripts))
@@ -93,14 +97,12 @@ class Trust:
         if self.scripts and module in {"__main__", *(script.stem for script in self.scripts)}:
             return [load_file(script) for script in self.scripts if module in ("__main__", script.stem)]
         try:
-            return [importlib.import_module(module)]
-        except ModuleNotFoundError as error:
-            raise NotFoundError(_missing(module, error)) from error
-        except ConversionError:
+            with blamed(f"importing {module}"):
+                return [importlib.import_module(module)]
+        except ConversionError as failure:
+            if isinstance(failure.__cause__, ModuleNotFoundError):
+                raise NotFoundError(_missing(module, failure.__cause__)) from failure
             raise
-        except (Exception, SystemExit) as error:
-            what = f"importing {module} failed: {type(error).__name__}: {error}"
-            raise ConversionError(what, where=place_of_error(error)) from error
 
 
 def _missing(module: str, error: ModuleNotFoundError) -> str:

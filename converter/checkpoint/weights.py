@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from converter.checkpoint.source import blamed
 from converter.errors import CheckpointError
 
 # Averaged weights first: they are what the training was for.
@@ -100,7 +101,8 @@ def as_float32(module: nn.Module) -> tuple[nn.Module, list[str]]:
     for kind in sorted(kinds, key=str):
         change = "rounded" if kind is torch.float64 else "raised"
         notes.append(f"weights were {str(kind).removeprefix('torch.')}, {change} to float32")
-    return (module.float() if kinds else module).eval(), notes
+    with blamed(f"putting {type(module).__name__} into float32 and eval mode"):
+        return (module.float() if kinds else module).eval(), notes
 
 
 def fit(module: nn.Module, state: StateDict, path: Path, factory: str) -> list[str]:
@@ -125,10 +127,8 @@ def fit(module: nn.Module, state: StateDict, path: Path, factory: str) -> list[s
     ]
     if not shapes:
         # Modules may rename keys while they load, so that what is missing is known afterwards only.
-        try:
+        with blamed(f"load_state_dict of {type(module).__name__}"):
             result = module.load_state_dict(renamed, strict=False)
-        except RuntimeError as error:
-            raise CheckpointError(str(error), where=str(path), cure=_fit_cure(factory)) from error
         missing, left_over = result.missing_keys, result.unexpected_keys
     if missing or left_over or shapes:
         parts = [
