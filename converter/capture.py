@@ -114,6 +114,7 @@ def from_exported(exported: ExportedProgram) -> Program:
     if len(kept) < len(results):
         program.notes.append("outputs that are no tensors were left out")
     _restore_batch_norm(program)
+    _free_views(program)
     program.finish()
     first = program.placeholders[0].meta["val"].shape if program.placeholders else ()
     if first and isinstance(first[0], int):
@@ -180,6 +181,12 @@ def _restore_batch_norm(program: Program) -> None:
         for item in list(node.users):
             if item.target is operator.getitem and item.args[1] == 0:
                 item.replace_all_uses_with(whole)
+
+
+def _free_views(program: Program) -> None:
+    """A view asks for a tensor that lies right in memory, which rewrites need not keep: reshape does not ask."""
+    for node in program.graph.find_nodes(op="call_function", target=aten.view.default):
+        node.target = aten.reshape.default
 
 
 def _output_names(exported: ExportedProgram, count: int) -> list[str]:

@@ -379,8 +379,8 @@ class Built:
         """Proof 3: what the artefact holds is what the checkpoint holds, rearranged or folded."""
         expected = self.expected(tensors)
         used = {s for e in expected.values() for s in e.sources}
-        if self.plan is None:  # integers without a name of ours are the exporter's own: shapes, axes
-            tensors = {n: t for n, t in tensors.items() if n in expected or t.dtype.kind not in "iu"}
+        if self.plan is None:  # the exporter's own, without a name of ours: shapes, axes, operators' arguments
+            tensors = {n: t for n, t in tensors.items() if n in expected or (t.dtype.kind == "f" and t.size > 1)}
         return compare_weights(expected, tensors, self.source.tensor_names | used, self._unused(used))
 
     def expected(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Expected]:
@@ -392,12 +392,7 @@ class Built:
 
     def _unused(self, used: set[str]) -> dict[str, str]:
         """Why a tensor of the checkpoint is in no tensor of the artefact."""
-        in_graph = {s for o in self.source.program.origins.values() for s in o.sources}
-        live = {
-            s
-            for node in self.program.graph.find_nodes(op="get_attr")
-            for s in self.program.origins[node.target].sources
-        }
+        in_graph, live = tensors_read(self.source.program), tensors_read(self.program)
         reasons = {}
         for name in self.source.tensor_names - used:
             if name not in in_graph:
@@ -457,6 +452,12 @@ def expected_initialisers(program: Program, tensors: Mapping[str, np.ndarray]) -
             array = array.T
         expected[name] = Expected(array, origin.sources, origin.exact)
     return expected
+
+
+def tensors_read(program: Program) -> set[str]:
+    """The checkpoint's tensors that some operator of the program reads."""
+    nodes = [node for node in program.graph.find_nodes(op="get_attr") if node.users]
+    return {s for node in nodes for s in program.origins[node.target].sources}
 
 
 # -- arrays between PyTorch's layout and the artefact's

@@ -16,7 +16,7 @@ import numpy as np
 import sympy
 import torch
 from torch import Tensor, fx
-from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from converter.errors import ConversionError, UnsupportedOperatorsError
 from converter.layout import (
@@ -180,7 +180,7 @@ class Movement:
     kind: str
     module: str
     reason: str
-    elements: str
+    elements: int
 
 
 @dataclass
@@ -303,7 +303,7 @@ class Plan:
                 joined = Move(before.move.split, before.move.order, move.merge)
                 return MoveStep(before.inputs, self.node, joined)
             return MoveStep((value.step,), self.node, move)
-        self.movements.append(Movement("Transpose", module_path(self.node), reason, str(move.elements)))
+        self.movements.append(Movement("Transpose", module_path(self.node), reason, per_example(move.elements)))
         source = value.step
         if isinstance(source, MoveStep) and source.move.order is None:
             source = source.inputs[0]
@@ -346,7 +346,7 @@ class Plan:
 
     def gathers(self, value: Value, reason: str) -> None:
         """Note that `value` is gathered from."""
-        self.movements.append(Movement("Gather", module_path(self.node), reason, str(product(value.shape))))
+        self.movements.append(Movement("Gather", module_path(self.node), reason, per_example(product(value.shape))))
 
     def as_torch(self, value: Value, reason: str) -> Value:
         """`value` with its axes as PyTorch has its dimensions."""
@@ -475,15 +475,14 @@ def arrange(constant: Constant, layout: Layout, axes: Runs) -> tuple[Constant, L
     return moved.reshape(*(int(layout.extent(axis)) for axis in axes)), Layout(layout.dims, axes, layout.size)
 
 
-def elements(moves: Iterable[Move]) -> float:
-    """Moved elements, an unknown batch counted as one."""
-    total = 0.0
-    for move in moves:
-        moved = move.elements
-        if not isinstance(moved, int):
-            moved = moved.subs(dict.fromkeys(moved.free_symbols, 1))
-        total += float(moved)
-    return total
+def elements(moves: Iterable[Move]) -> int:
+    """Moved elements, for one example."""
+    return sum(per_example(move.elements) for move in moves)
+
+
+def per_example(n: Size) -> int:
+    """A size with the unknown batch as one."""
+    return n if isinstance(n, int) else int(n.subs(dict.fromkeys(n.free_symbols, 1)))
 
 
 def sizes(tensor: Tensor) -> tuple[Size, ...]:
@@ -581,47 +580,9 @@ def _map_node(plan: Plan, node: fx.Node):
     kwargs = tree_map_only(fx.Node, lambda n: plan.values[n], node.kwargs)
     if node.target is operator.getitem:
         return args[0][args[1]]
-    leaves = tree_leaves((args, kwargs))
-    if not any(isinstance(leaf, (Value, sympy.Expr)) for leaf in leaves):
-        return _evaluate(node, args, kwargs)
     if node.target not in MAPPINGS:
         raise Unsupported
     return MAPPINGS[node.target](plan, *args, **kwargs)
-
-
-REARRANGING = {
-    aten.permute.default, aten.transpose.int, aten.view.default, aten.reshape.default, aten.unsqueeze.default,
-    aten.squeeze.dim, aten.squeeze.dims, aten.t.default, aten.clone.default, aten.alias.default, aten.detach.default,
-    aten.slice.Tensor, aten.select.int, aten.flip.default, aten.expand.default,
-}  # fmt: skip
-
-
-def _evaluate(node: fx.Node, args, kwargs) -> Constant | list[Constant]:
-    """An operator of constants only: computed now, in the best precision."""
-    constants = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Constant)]
-    raised = tree_map(lambda d: torch.float64 if d is torch.float32 else d, (args, kwargs))
-    plain_args, plain_kwargs = tree_map(
-        lambda leaf: (leaf.tensor.double() if leaf.tensor.dtype == torch.float32 else leaf.tensor)
-        if isinstance(leaf, Constant)
-        else leaf,
-        raised,
-    )
-    if "device" in plain_kwargs:
-        plain_kwargs = plain_kwargs | {"device": "cpu"}
-    result = node.target(*plain_args, **plain_kwargs)
-    exact = node.target in REARRANGING and all(c.exact for c in constants)
-    sources = tuple(dict.fromkeys(s for c in constants for s in c.sources))
-    trainable = exact and any(c.trainable for c in constants)
-
-    def constant(tensor: Tensor, fake: Tensor, position: int) -> Constant:
-        if fake.dtype == torch.float32 and tensor.dtype != torch.float64:
-            tensor = tensor.double()
-        key = (str(node.target), position, tuple(c.key for c in constants), node.name if not constants else repr(node.args))
-        return Constant(tensor, fake.dtype, sources, exact, trainable, key)
-
-    if isinstance(result, torch.Tensor):
-        return constant(result, node.meta["val"], 0)
-    return [constant(t, fake, i) for i, (t, fake) in enumerate(zip(result, node.meta["val"], strict=True))]
 
 
 def _placeholder_result(node: fx.Node):

@@ -84,18 +84,22 @@ class Program:
     def trainable(self, node: fx.Node) -> bool:
         return isinstance(self.tensor(node), nn.Parameter)
 
-    def new_tensor(self, name: str, value: Tensor, like: fx.Node, origin: Origin) -> fx.Node:
-        """A `get_attr` node for `value` under `name` (made unique), placed before `like`, with its nominal type."""
+    def new_tensor(self, name: str, value: Tensor, before: fx.Node, origin: Origin, *, trainable: bool) -> fx.Node:
+        """A `get_attr` node for `value` under `name` (made unique), placed before another node."""
         while name in self.origins:
             name += "_"
-        trained = self.trainable(like)
-        write_attribute(self.graph_module, name, nn.Parameter(value, requires_grad=False) if trained else value)
+        self._write(name, value, trainable)
         self.origins[name] = origin
-        with self.graph.inserting_before(like):
+        with self.graph.inserting_before(before):
             node = self.graph.get_attr(name)
-        dtype = like.meta["val"].dtype
-        node.meta = {"val": like.meta["val"].new_empty(value.shape, dtype=dtype), **module_meta(like)}
+        dtype = torch.float32 if value.dtype == torch.float64 else value.dtype
+        fake = before.meta["val"]
+        node.meta = {"val": fake.new_empty(value.shape, dtype=dtype), **module_meta(before)}
         return node
+
+    def _write(self, name: str, value: Tensor, trainable: bool) -> None:
+        kept = nn.Parameter(value, requires_grad=False) if trainable else value
+        write_attribute(self.graph_module, name, kept)
 
     def replace_tensor(self, node: fx.Node, value: Tensor, origin: Origin, users: Sequence[fx.Node]) -> None:
         """Give `users` of the tensor `node` another value: under its own name if nobody else reads it."""
@@ -107,12 +111,11 @@ class Program:
             if user not in users
         ]
         if others:
-            changed = self.new_tensor(f"{node.target}_reordered", value, node, origin)
+            changed = self.new_tensor(f"{node.target}_changed", value, node, origin, trainable=self.trainable(node))
             for user in users:
                 user.replace_input_with(node, changed)
             return
-        trained = self.trainable(node)
-        write_attribute(self.graph_module, node.target, nn.Parameter(value, requires_grad=False) if trained else value)
+        self._write(node.target, value, self.trainable(node))
         self.origins[node.target] = origin
         node.meta = node.meta | {"val": node.meta["val"].new_empty(value.shape)}
 
@@ -138,10 +141,7 @@ class Program:
             if node.op == "get_attr":
                 tensor = result.tensor(node)
                 if node.meta["val"].dtype == torch.float32 and tensor.dtype != dtype:
-                    raised = tensor.detach().to(dtype)
-                    trained = isinstance(tensor, nn.Parameter)
-                    value = nn.Parameter(raised, requires_grad=False) if trained else raised
-                    write_attribute(result.graph_module, node.target, value)
+                    result._write(node.target, tensor.detach().to(dtype), isinstance(tensor, nn.Parameter))
             elif dtype != torch.float32:
                 node.args = tree_map_only(torch.dtype, lambda d: dtype if d == torch.float32 else d, node.args)
                 node.kwargs = tree_map_only(torch.dtype, lambda d: dtype if d == torch.float32 else d, node.kwargs)

@@ -10,11 +10,14 @@ BOOKKEEPING = frozenset(
     | {"PartitionedCall", "StatefulPartitionedCall"}
 )
 
+HANDLES = frozenset({"resource", "variant"})  # of captured variables, among a graph's inputs
+
 
 def count_operators(graph: Any) -> dict[str, int]:
-    """How often each operator type stands in what the outputs of a `FuncGraph` depend on, most frequent first.
+    """How often each operator type stands between the inputs and outputs of a `FuncGraph`, most frequent first.
 
-    The nodes of a function count once per call of it, those of a loop's body once. `BOOKKEEPING` is left out.
+    What only prepares a weight (a bias reshaped) is no work on an activation and not counted. The nodes of a function
+    count once per call of it, those of a loop's body once. `BOOKKEEPING` is left out.
     """
     definition = graph.as_graph_def()
     functions = {function.signature.name: function for function in definition.library.function}
@@ -23,12 +26,14 @@ def count_operators(graph: Any) -> dict[str, int]:
     def count_function(name: str) -> Counter[str]:
         if name not in counted:
             function = functions[name]
-            counted[name] = count(function.node_def, [*function.ret.values(), *function.control_ret.values()])
+            arguments = [argument.name for argument in function.signature.input_arg]
+            results = [*function.ret.values(), *function.control_ret.values()]
+            counted[name] = count(function.node_def, results, arguments)
         return counted[name]
 
-    def count(nodes: Iterable[Any], results: Iterable[str]) -> Counter[str]:
+    def count(nodes: Iterable[Any], results: Iterable[str], inputs: Iterable[str]) -> Counter[str]:
         total: Counter[str] = Counter()
-        for node in _reached(nodes, results):
+        for node in _behind(_reached(nodes, results), inputs):
             if node.op in functions:
                 total += count_function(node.op)
             elif node.op not in BOOKKEEPING:
@@ -38,7 +43,8 @@ def count_operators(graph: Any) -> dict[str, int]:
                     total += count_function(name)
         return total
 
-    total = count(definition.node, [tensor.op.name for tensor in graph.outputs])
+    given = [tensor.op.name for tensor in graph.inputs if tensor.dtype.name not in HANDLES]
+    total = count(definition.node, [tensor.op.name for tensor in graph.outputs], given)
     return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
 
 
@@ -74,8 +80,22 @@ def _reached(nodes: Iterable[Any], results: Iterable[str]) -> list[Any]:
     by_name = {node.name: node for node in nodes}
     pending, reached = list(results), {}
     while pending:
-        name = pending.pop().removeprefix("^").partition(":")[0]
+        name = _name(pending.pop())
         if name in by_name and name not in reached:
             reached[name] = by_name[name]
             pending.extend(by_name[name].input)
     return list(reached.values())
+
+
+def _behind(nodes: Iterable[Any], inputs: Iterable[str]) -> list[Any]:
+    """Those nodes that depend on one of `inputs`."""
+    nodes, behind = list(nodes), set(inputs)
+    while True:
+        found = [n for n in nodes if n.name not in behind and any(_name(i) in behind for i in n.input)]
+        if not found:
+            return [node for node in nodes if node.name in behind]
+        behind.update(node.name for node in found)
+
+
+def _name(reference: str) -> str:
+    return reference.removeprefix("^").partition(":")[0]

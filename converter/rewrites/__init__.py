@@ -14,6 +14,7 @@ from converter.rewrites.drop_dropout import drop_dropout
 from converter.rewrites.drop_identities import drop_identities
 from converter.rewrites.focus import focus_to_space_to_depth
 from converter.rewrites.fold_batch_norm import fold_batch_norm
+from converter.rewrites.fold_constants import fold_constants
 from converter.rewrites.fold_channel_order import fold_channel_order
 from converter.rewrites.separable import merge_separable
 
@@ -21,16 +22,17 @@ Rewrite = Callable[[Program], list[Change]]
 
 # In order: channels must be reordered before kernels are folded or merged into others.
 REWRITES: dict[str, tuple[Rewrite, ...]] = {
-    "keras": (drop_identities, focus_to_space_to_depth, fold_channel_order, merge_separable),
+    "keras": (drop_identities, fold_constants, focus_to_space_to_depth, fold_channel_order, merge_separable),
     "tf": (
         drop_identities,
         drop_dropout,
+        fold_constants,
         focus_to_space_to_depth,
         fold_channel_order,
         fold_batch_norm,
         merge_separable,
     ),
-    "onnx": (drop_identities, drop_dropout, focus_to_space_to_depth, fold_channel_order, fold_batch_norm),
+    "onnx": (drop_identities, drop_dropout, fold_constants, focus_to_space_to_depth, fold_channel_order, fold_batch_norm),
 }
 KEEP_BATCHNORM = (fold_batch_norm,)
 BOUND = 1e-10  # of the output's scale, in float64

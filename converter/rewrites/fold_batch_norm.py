@@ -43,7 +43,7 @@ def fold_batch_norm(program: Program) -> list[Change]:
             program.replace_tensor(bias, shift, origin, [producer])
         else:
             name = f"{weight.target.rpartition('.')[0]}.bias".lstrip(".")
-            added = program.new_tensor(name, shift, producer.args[1], origin)
+            added = program.new_tensor(name, shift, producer, origin, trainable=program.trainable(weight))
             producer.args = (*producer.args[:2], added, *producer.args[3:])
         norm.replace_all_uses_with(producer)
         changes.append(

@@ -1,0 +1,69 @@
+"""Compute what does not depend on any input.
+
+    x + permute(view(p, ...)) * 2 -> x + c
+
+A parameter that is only rearranged stays exact; one that is computed with (weight norm) becomes one tensor that can
+be trained as a whole. Done in the best precision known.
+"""
+
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_map_only
+
+from converter.program import Origin, Program, module_path
+from converter.rewrites.change import Change
+
+aten = torch.ops.aten
+REARRANGING = {
+    aten.permute.default, aten.transpose.int, aten.view.default, aten.reshape.default, aten.unsqueeze.default,
+    aten.squeeze.dim, aten.squeeze.dims, aten.t.default, aten.clone.default, aten.alias.default, aten.detach.default,
+    aten.slice.Tensor, aten.select.int, aten.flip.default, aten.expand.default,
+}  # fmt: skip
+
+
+def fold_constants(program: Program) -> list[Change]:
+    changes = []
+    made: dict[tuple, fx.Node] = {}
+    for node in list(program.graph.nodes):
+        if not is_constant(program, node):
+            continue
+        key = (node.target, repr(node.args), repr(node.kwargs))
+        sources = node.all_input_nodes
+        if key not in made:
+            exact = node.target in REARRANGING and all(program.origins[n.target].exact for n in sources)
+            origin = Origin(tuple(dict.fromkeys(s for n in sources for s in program.origins[n.target].sources)), exact)
+            name = ".".join(filter(None, (module_path(node), node.name)))
+            trainable = any(program.trainable(n) for n in sources) and node.meta["val"].is_floating_point()
+            made[key] = program.new_tensor(name, evaluate(program, node), node, origin, trainable=trainable)
+        node.replace_all_uses_with(made[key])
+        changes.append(Change("constant computed", module_path(node), str(node.target), minor=True))
+    return changes
+
+
+def is_constant(program: Program, node: fx.Node) -> bool:
+    return (
+        node.op == "call_function"
+        and isinstance(node.meta.get("val"), Tensor)
+        and isinstance(node.target, torch._ops.OpOverload)
+        and torch.Tag.nondeterministic_seeded not in node.target.tags
+        and all(program.is_tensor(n) for n in node.all_input_nodes)
+        and all(isinstance(n, int) for n in node.meta["val"].shape)
+    )
+
+
+def evaluate(program: Program, node: fx.Node) -> Tensor:
+    """The operator's result, float32 raised to float64."""
+
+    def raised(n: fx.Node) -> Tensor:
+        tensor = program.tensor(n).detach()
+        return tensor.double() if tensor.dtype == torch.float32 else tensor
+
+    args, kwargs = tree_map_only(
+        torch.dtype, lambda d: torch.float64 if d is torch.float32 else d, (node.args, node.kwargs)
+    )
+    args, kwargs = tree_map_only(fx.Node, raised, (args, kwargs))
+    if "device" in kwargs:
+        kwargs = {**kwargs, "device": "cpu"}
+    if node.meta["val"].dtype == torch.float32 and "dtype" in {a.name for a in node.target._schema.arguments}:
+        kwargs = {**kwargs, "dtype": kwargs.get("dtype") or torch.float64} if not node.all_input_nodes else kwargs
+    return node.target(*args, **kwargs).contiguous()
