@@ -93,7 +93,21 @@ def gelu(plan, x, approximate="none"):
 
 @maps(aten.add.Tensor)
 def add(plan, x, other, alpha=1):
-    return arithmetic(plan, lambda a, b: a + b if alpha == 1 else a + b * alpha, x, other)
+    return arithmetic(plan, lambda a, b: sum_of(a, b if alpha == 1 else b * alpha), x, other)
+
+
+def sum_of(a, b):
+    """a + b, kept from what `keras.ops.add` does to a second operand that looks like a bias.
+
+    It adds such a one, (1, C, 1, 1) say, along whatever axis has C elements, the last one first.
+    """
+    if not hasattr(a, "shape") or not hasattr(b, "shape") or not looks_like_bias(b) or a.shape == b.shape:
+        return a + b
+    return a - (-b) if looks_like_bias(a) else b + a
+
+
+def looks_like_bias(x) -> bool:
+    return len([n for n in x.shape if n is None or n > 1]) == 1
 
 
 @maps(aten.sub.Tensor)

@@ -25,5 +25,14 @@ def linear(plan, x, weight, bias=None):
     run = (fresh,) if units != 1 else ()
     kept = {a: n for a, n in layout.size.items() if a not in layout.dims[dim]}
     result = Layout((*layout.dims[:-1], run), (*layout.axes[:-1], run), kept | dict.fromkeys(run, units))
-    config = {"units": units, "use_bias": bias is not None}
-    return plan.layer(layers.Dense, config, x, weights=(kernel, bias), layout=result)
+    if len(layout.axes) == 2:
+        config = {"units": units, "use_bias": bias is not None}
+        return plan.layer(layers.Dense, config, x, weights=(kernel, bias), layout=result)
+    # Dense would transpose more than two axes on its way
+    letters = "abcdefghijklmnop"[: len(layout.axes) - 1]
+    config = {
+        "equation": f"{letters}y,yz->{letters}z",
+        "output_shape": (*(n if isinstance(n, int) else None for n in layout.physical_shape[1:-1]), units),
+        "bias_axes": "z" if bias is not None else None,
+    }
+    return plan.layer(layers.EinsumDense, config, x, weights=(kernel, bias), layout=result)

@@ -56,4 +56,10 @@ def softmax(plan, x, dim, *_):
     if not isinstance(x, Value):
         raise Unsupported
     x, axis = plan.one_axis(x, dim % len(x.shape), "a softmax")
-    return plan.call(lambda a: ops.softmax(a, axis=axis), x, layout=x.layout)
+    target = plan.dtype
+    cast = x.dtype != target
+
+    def apply(a):
+        return ops.softmax(ops.cast(a, dtype_name(target)) if cast else a, axis=axis)
+
+    return plan.call(apply, x, layout=x.layout)

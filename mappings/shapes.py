@@ -56,8 +56,9 @@ def expand(plan, x, size, implicit=False):
         if have != want:
             if not isinstance(want, int):
                 raise Unsupported("repetition along an unknown size")
-            layout, axis = x.layout.with_axis(d, want)
-            x = plan.call(lambda a, axis=axis, n=want: ops.repeat(ops.expand_dims(a, axis), n, axis), x, layout=layout)
+            x, axis = plan.one_axis(x, d, "a repetition")
+            layout, _ = x.layout.resized(d, want)
+            x = plan.call(lambda a, axis=axis, n=want: ops.repeat(a, n, axis), x, layout=layout)
     return x
 
 

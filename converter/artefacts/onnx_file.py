@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # Of what the exporter notes on each node, this says where in the model it is from. The rest is longer than the graph
 # and holds paths of the machine it ran on.
 _KEPT_NOTE = "namespace"
+ARGUMENTS = {"Clip": (1, 2), "Pad": (1, 2, 3), "Resize": (1, 2, 3)}  # inputs that are no data: bounds, widths, scales
 BOOKKEEPING = frozenset({"Constant", "Identity"})  # hold or name a value: no work on a tensor
 
 
@@ -163,9 +164,17 @@ class Reader:
         return dict(zip(names, self._session.run(names, dict(arrays)), strict=True))
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """The initialisers of the main graph."""
+        """The initialisers of the main graph, those left out that only say how an operator works."""
         model = self._onnx.load(str(self._path))
-        return {tensor.name: self._onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+        places: dict[str, set[bool]] = {}
+        for node in model.graph.node:
+            for position, name in enumerate(node.input):
+                places.setdefault(name, set()).add(position in ARGUMENTS.get(node.op_type, ()))
+        return {
+            tensor.name: self._onnx.numpy_helper.to_array(tensor)
+            for tensor in model.graph.initializer
+            if places.get(tensor.name) != {True}
+        }
 
     def operators(self) -> dict[str, int]:
         """How often each operator stands in the graph, those of its branches and loops once, those of a local

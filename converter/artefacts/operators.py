@@ -11,6 +11,7 @@ BOOKKEEPING = frozenset(
 )
 
 HANDLES = frozenset({"resource", "variant"})  # of captured variables, among a graph's inputs
+HANDLE_TYPES = frozenset({20, 21})  # the same as numbers, types.proto: DT_RESOURCE, DT_VARIANT
 
 
 def count_operators(graph: Any) -> dict[str, int]:
@@ -26,7 +27,7 @@ def count_operators(graph: Any) -> dict[str, int]:
     def count_function(name: str) -> Counter[str]:
         if name not in counted:
             function = functions[name]
-            arguments = [argument.name for argument in function.signature.input_arg]
+            arguments = [a.name for a in function.signature.input_arg if a.type not in HANDLE_TYPES]
             results = [*function.ret.values(), *function.control_ret.values()]
             counted[name] = count(function.node_def, results, arguments)
         return counted[name]

@@ -141,13 +141,14 @@ def check_archive(path: Path) -> None:
         raise CheckpointError("the exported program has no model", where=str(path), cure="export it again")
     weights = _json(path, reader, "data/weights/model_weights_config.json")
     constants = _json(path, reader, "data/constants/model_constants_config.json")
-    _refuse_if(path, "weights that are not plain tensors", _odd_payloads(weights, reader, "data/weights"))
-    _refuse_if(path, "constants that are not plain tensors", _odd_payloads(constants, reader, "data/constants"))
     program = _json(path, reader, "models/model.json")
     try:
+        _refuse_if(path, "weights that are not plain tensors", _odd_payloads(weights, reader, "data/weights"))
+        _refuse_if(path, "constants that are not plain tensors", _odd_payloads(constants, reader, "data/constants"))
         _refuse_if(path, "a graph with parts that are not plain operators on tensors", _odd_parts(program))
-    except RecursionError:
-        raise CheckpointError("the exported program is nested without end", where=str(path)) from None
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:  # RecursionError is a RuntimeError
+        what = f"the exported program is damaged: {type(error).__name__}: {error}"
+        raise CheckpointError(what, where=str(path), cure="copy or export it again") from error
     _check_sample_inputs(path, reader)
 
 

@@ -44,8 +44,8 @@ def names_asked_for(path: Path, file_format: Format) -> Asked:
             with path.open("rb") as file:
                 for _ in range(LEGACY_PICKLES):
                     _scan(file, asked)
-    except (ValueError, IndexError, EOFError, zipfile.BadZipFile, OverflowError) as error:
-        what = f"the file is damaged or cut off: {error}"
+    except Exception as error:  # broken archives and pickles raise anything, down to zlib.error and MemoryError
+        what = f"the file is damaged or cut off: {str(error) or type(error).__name__}"
         raise CheckpointError(what, where=str(path), cure="copy or download it again") from error
     return asked
 

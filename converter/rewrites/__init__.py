@@ -16,6 +16,7 @@ from converter.rewrites.focus import focus_to_space_to_depth
 from converter.rewrites.fold_batch_norm import fold_batch_norm
 from converter.rewrites.fold_constants import fold_constants
 from converter.rewrites.fold_channel_order import fold_channel_order
+from converter.rewrites.linear_to_matmul import linear_to_matmul
 from converter.rewrites.separable import merge_separable
 
 Rewrite = Callable[[Program], list[Change]]
@@ -32,7 +33,15 @@ REWRITES: dict[str, tuple[Rewrite, ...]] = {
         fold_batch_norm,
         merge_separable,
     ),
-    "onnx": (drop_identities, drop_dropout, fold_constants, focus_to_space_to_depth, fold_channel_order, fold_batch_norm),
+    "onnx": (
+        drop_identities,
+        drop_dropout,
+        fold_constants,
+        focus_to_space_to_depth,
+        fold_channel_order,
+        fold_batch_norm,
+        linear_to_matmul,
+    ),
 }
 KEEP_BATCHNORM = (fold_batch_norm,)
 BOUND = 1e-10  # of the output's scale, in float64
