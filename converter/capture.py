@@ -18,11 +18,11 @@ from torch.utils._pytree import MappingKey, SequenceKey, tree_flatten_with_path,
 
 from converter import ops
 from converter.errors import CaptureError
+from converter.functional import ASSERTIONS, make_functional
 from converter.program import Origin, Program, write_attribute
 
 aten = torch.ops.aten
 
-DROPPED = {aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten.sym_constrain_range.default}
 DROPOUTS = {aten.dropout.default, aten.feature_dropout.default}
 
 
@@ -72,8 +72,9 @@ def _why_specialised(error: Exception) -> str:
 def from_exported(exported: ExportedProgram) -> Program:
     """An `ExportedProgram` as a `Program`: made functional, tensors as attributes, batch norm and dropout whole."""
     _keep_dropouts(exported.graph_module)
-    with _quiet():
-        exported = exported.run_decompositions({})
+    if not make_functional(exported.graph_module):
+        with _quiet():
+            exported = exported.run_decompositions({})
     signature = exported.graph_signature
     graph_module = fx.GraphModule(nn.Module(), exported.graph)
     graph = graph_module.graph
@@ -108,7 +109,7 @@ def from_exported(exported: ExportedProgram) -> Program:
     kept = [(n, r) for n, r in zip(names, results, strict=True) if isinstance(r, fx.Node)]
     output.args = (tuple(r for _, r in kept),)
     for node in list(graph.nodes):
-        if node.target in DROPPED:
+        if node.target in ASSERTIONS:
             graph.erase_node(node)
     program = Program(graph_module, inputs, [n for n, _ in kept], origins)
     if len(kept) < len(results):

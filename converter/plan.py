@@ -271,9 +271,11 @@ class Plan:
         Operands take any layout on which they agree; where they do not, what has fewer elements moves. Scalars are
         passed on as Python numbers, other constants are arranged to fit.
         """
-        tensors = [o for o in operands if isinstance(o, Value) or (isinstance(o, Constant) and not o.is_scalar)]
+        rank = max(len(o.shape) for o in operands if isinstance(o, Value))
+        scalars = [isinstance(o, Constant) and o.is_scalar and len(o.shape) <= rank for o in operands]
+        tensors = [o for o, scalar in zip(operands, scalars, strict=True) if isinstance(o, Value | Constant) and not scalar]
         arranged, layout = self._align(tensors)
-        fixed = [o.scalar() if isinstance(o, Constant) and o.is_scalar else o for o in operands]
+        fixed = [o.scalar() if scalar else o for o, scalar in zip(operands, scalars, strict=True)]
         holes = [any(o is t for t in tensors) for o in operands]
 
         def apply(*arrays):

@@ -1,0 +1,120 @@
+"""Make an exported graph functional the short way.
+
+`run_decompositions` traces the whole program twice more to do so. Most models mutate nothing but the fresh result of
+the operator before (`relu_` after a convolution): there the functional operator is written in its place. What is not
+that plain is left to PyTorch.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import fx
+from torch._ops import OpOverload
+
+aten = torch.ops.aten
+
+# Composite operators that are wanted whole, as `run_decompositions({})` leaves them.
+WHOLE = {
+    aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default,
+    aten.batch_norm.default, aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding,
+    aten.conv2d.padding, aten.conv3d.padding, aten.conv_transpose1d.default, aten.conv_transpose2d.input,
+    aten.conv_transpose3d.input, aten.flatten.using_ints, aten.gelu.default, aten.group_norm.default,
+    aten.layer_norm.default, aten.linear.default, aten.matmul.default, aten.max_pool1d.default,
+    aten.max_pool2d.default, aten.max_pool3d.default, aten.reshape.default, aten.unflatten.int,
+    aten.scaled_dot_product_attention.default, aten.softmax.int, aten.upsample_nearest2d.vec, aten.prelu.default,
+    aten.chunk.default, aten.contiguous.default, aten.relu6.default, aten.silu.default, aten.pixel_shuffle.default,
+}  # fmt: skip
+ASSERTIONS = {aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten.sym_constrain_range.default}
+# Their schemas do not say that the result may share memory.
+MAY_SHARE = {
+    aten.chunk.default, aten.contiguous.default, aten.flatten.using_ints, aten.reshape.default, aten.unflatten.int,
+}  # fmt: skip
+
+
+def make_functional(graph_module: fx.GraphModule) -> bool:
+    """Rewrite the in-place operators of an exported graph, if all of them are plain; False, and nothing done, if not."""
+    calls = [n for n in graph_module.graph.nodes if n.op == "call_function" and n.target not in ASSERTIONS]
+    if not all(n.op in ("placeholder", "get_attr", "call_function", "output") for n in graph_module.graph.nodes):
+        return False
+    mutating = [n for n in calls if is_mutating(n)]
+    if not all(is_plain(n) for n in calls if n not in set(mutating)):
+        return False
+    if not all(can_be_functional(n) for n in mutating):
+        return False
+    names: dict[fx.Node, list[fx.Node]] = {}  # of each mutated tensor, so far
+    for node, root in [(node, fresh(node)) for node in mutating]:
+        for name in names.setdefault(root, [root]):
+            name.replace_all_uses_with(node, delete_user_cb=lambda user, node=node: user > node)
+        names[root].append(node)
+    for node in mutating:
+        node.target = functional(node.target)
+    graph_module.recompile()
+    return True
+
+
+def is_mutating(node: fx.Node) -> bool:
+    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
+
+
+def is_plain(node: fx.Node) -> bool:
+    """An operator that run_decompositions would leave as it is."""
+    target = node.target
+    if not isinstance(target, OpOverload):
+        return target is operator.getitem or getattr(target, "__module__", "") in ("_operator", "math", "torch")
+    return is_kept(target)
+
+
+def is_kept(target: OpOverload) -> bool:
+    composite = torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), "CompositeImplicitAutograd")
+    return not composite or target in WHOLE
+
+
+def functional(target: OpOverload) -> OpOverload | None:
+    """`relu_` to `relu`, of the same overload."""
+    name = target._schema.name.removeprefix("aten::")
+    packet = getattr(aten, name.removesuffix("_"), None) if name.endswith("_") else None
+    return getattr(packet, target._overloadname, None)
+
+
+def can_be_functional(node: fx.Node) -> bool:
+    """Whether it mutates the fresh result of another operator, of which there are no views, and keeps its type."""
+    arguments = node.target._schema.arguments
+    written = [i for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write]
+    if written != [0] or functional(node.target) is None or not is_kept(functional(node.target)):
+        return False
+    root = fresh(node)
+    if root.op != "call_function" or not isinstance(root.target, OpOverload) or is_view(root):
+        return False
+    if any(is_view(user) for name in all_names(root) for user in name.users):
+        return False
+    value = root.meta["val"]
+    same = [n.meta["val"].dtype == value.dtype for n in node.all_input_nodes if isinstance(n.meta["val"], torch.Tensor)]
+    return value.is_floating_point() and all(same)
+
+
+def fresh(node: fx.Node) -> fx.Node:
+    """The operator that made the tensor which `node` mutates."""
+    while isinstance(node, fx.Node) and is_mutating(node):
+        node = node.args[0]
+    return node
+
+
+def all_names(root: fx.Node) -> list[fx.Node]:
+    """The nodes that stand for the same tensor: what made it, and what mutated it."""
+    names = [root]
+    for name in names:
+        names += [user for user in name.users if is_mutating(user) and user.args[0] is name and user not in names]
+    return names
+
+
+def is_view(node: fx.Node) -> bool:
+    """Whether the result may share memory with an input (an in-place operator's does, and is followed as a value)."""
+    if node.op == "output":
+        return False
+    if not isinstance(node.target, OpOverload):
+        return node.target is operator.getitem
+    if node.target._schema.is_mutable:
+        return False
+    return node.target in MAY_SHARE or any(r.alias_info is not None for r in node.target._schema.returns)
