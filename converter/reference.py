@@ -44,7 +44,8 @@ def input_specs(program: Program) -> list[InputSpec]:
     specs = []
     for name, node in zip(program.inputs, program.placeholders, strict=True):
         value = node.meta["val"]
-        shape = tuple(n if isinstance(n, int) else ("batch" if i == 0 else str(n)) for i, n in enumerate(value.shape))
+        batch = program.fixed_batch or "batch"
+        shape = tuple(n if isinstance(n, int) else (batch if i == 0 else str(n)) for i, n in enumerate(value.shape))
         dtype = str(value.dtype).removeprefix("torch.")
         specs.append(InputSpec(name, shape, dtype, high=_rows_of_embedding(node)))
     return specs
@@ -81,13 +82,15 @@ def take_reference(
         given = list(batches(arrays, specs))
     every = [*drawn, *given]
     raised = program.at(torch.float64)
-    float64, float32, own = [], [], []
-    for each in every:
+    float64: list[Outputs] = []
+    float32: list[Outputs] = []
+    own: list[Outputs] = []
+    for number, each in enumerate(every):
         tensors = [torch.from_numpy(np.ascontiguousarray(each.arrays[spec.name])) for spec in specs]
         float32.append(_named(program, program.run(*tensors)))
         doubled = [x.double() if x.dtype == torch.float32 else x for x in tensors]
         float64.append(_named(raised, raised.run(*doubled)))
-        if module is not None and each in drawn:
+        if module is not None and number < len(drawn):
             with running(), torch.no_grad():
                 results = [r for r in tree_leaves(module(*(x.clone() for x in tensors))) if isinstance(r, Tensor)]
             own.append(_named(program, results))
