@@ -8,7 +8,8 @@ import io
 import operator
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -146,12 +147,12 @@ def run_forward(module: nn.Module, inputs: Sequence[Tensor]) -> None:
             hook.remove()
 
 
-def _export(module: nn.Module, inputs: Sequence[Tensor], shapes) -> ExportedProgram:
+def _export(module: nn.Module, inputs: Sequence[Tensor], shapes: Any) -> ExportedProgram:
     with _quiet():
         return torch.export.export(module, tuple(inputs), dynamic_shapes=_for_forward(module, shapes), strict=False)
 
 
-def _for_forward(module: nn.Module, shapes):
+def _for_forward(module: nn.Module, shapes: Any) -> Any:
     """`dynamic_shapes` for a forward that takes `*args` groups them in one more tuple; others take them as they are."""
     if shapes is None:
         return None
@@ -216,7 +217,7 @@ def _user_frame(error: BaseException) -> str | None:
 
 
 @contextlib.contextmanager
-def _quiet():
+def _quiet() -> Iterator[None]:
     """torch.export's own warnings concern its implementation, not the user's model."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")

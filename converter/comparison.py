@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from converter.artefacts.formats import detect_format
 from converter.artefacts.runner import Runner, TensorSpec
@@ -99,7 +99,7 @@ def verify(
 def interfaces(program: Program) -> tuple[list[Interface], list[Interface]]:
     """The program's inputs and outputs in PyTorch's layout."""
 
-    def of(names: Sequence[str], nodes) -> list[Interface]:
+    def of(names: Sequence[str], nodes: Sequence[fx.Node]) -> list[Interface]:
         values = [node.meta["val"] for node in nodes]
         return [
             Interface(name, sizes(v), v.dtype, tuple(range(v.ndim))) for name, v in zip(names, values, strict=True)
@@ -113,7 +113,7 @@ def stamped_interfaces(program: Program, stamp: Mapping[str, Any]) -> tuple[list
     if not stamp.get("options"):
         return None
 
-    def read(entries) -> list[Interface]:
+    def read(entries: Sequence[Mapping[str, Any]]) -> list[Interface]:
         return [
             Interface(e["name"], tuple(e["shape"]), getattr(torch, e["dtype"]), tuple(e["order"])) for e in entries
         ]

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -41,6 +41,9 @@ from converter.rewrites.change import Change
 from converter.shapes import example_inputs
 from converter.verification.compare import Outputs, accuracy, compare_artefact, compare_function
 from converter.verification.weights import Expected, compare_weights
+
+if TYPE_CHECKING:
+    from converter.lower import Lowered
 
 Progress = Callable[[str], AbstractContextManager]
 
@@ -411,7 +414,7 @@ class Built:
             if node.target == name
         )
 
-    def _lowered(self, precision: str):
+    def _lowered(self, precision: str) -> Lowered:
         from converter.lower import Lowered
 
         key = f"_{precision}"
@@ -483,7 +486,7 @@ def run_artefact(
     input_names = _matched([s.name for s in runner.inputs], [i.name for i in inputs])
     output_names = _matched([s.name for s in runner.outputs], [o.name for o in outputs])
     dtypes = {s.name: s.dtype for s in runner.inputs}
-    results = []
+    results: list[Outputs] = []
     for each in reference.rounds:
         fed = {
             theirs: to_artefact(each.arrays[i.name], i).astype(dtypes[theirs])
@@ -537,7 +540,7 @@ def own_version() -> str:
         return "0"
 
 
-def _as_torch(name: str, node) -> Interface:
+def _as_torch(name: str, node: torch.fx.Node) -> Interface:
     from converter.plan import sizes
 
     shape = sizes(node.meta["val"])
@@ -561,7 +564,7 @@ def _raised(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float64) if array.dtype == np.float32 else array
 
 
-def _eager(array: np.ndarray):
+def _eager(array: np.ndarray) -> Any:
     import tensorflow as tf
 
     return tf.constant(array)

@@ -46,7 +46,7 @@ def make_functional(graph_module: fx.GraphModule) -> bool:
     names: dict[fx.Node, list[fx.Node]] = {}  # of each mutated tensor, so far
     for node, root in [(node, fresh(node)) for node in mutating]:
         for name in names.setdefault(root, [root]):
-            name.replace_all_uses_with(node, delete_user_cb=lambda user, node=node: user > node)
+            name.replace_all_uses_with(node, delete_user_cb=node.__lt__)
         names[root].append(node)
     for node in mutating:
         node.target = functional(node.target)

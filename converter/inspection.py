@@ -109,7 +109,7 @@ def module_shapes(
     hooks = []
     for path, child in module.named_modules():
 
-        def note(_, args, result, path=path):
+        def note(_: nn.Module, args: Any, result: Any, path: str = path) -> None:
             shapes.setdefault(path, (_first_shape(args), _first_shape(result)))
 
         hooks.append(child.register_forward_hook(note))
@@ -122,6 +122,6 @@ def module_shapes(
     return shapes
 
 
-def _first_shape(values) -> Shape | None:
+def _first_shape(values: Any) -> Shape | None:
     tensors = [v for v in tree_leaves(values) if isinstance(v, Tensor)]
     return ("batch", *tensors[0].shape[1:]) if tensors and tensors[0].ndim else None

@@ -19,11 +19,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
+from typing import Any, TypeAlias
 
 import numpy as np
 import sympy
 
-Size = int | sympy.Expr
+Size: TypeAlias = Any  # int, or a sympy expression in the unknown batch
 Run = tuple[int, ...]
 Runs = tuple[Run, ...]
 
@@ -52,7 +53,7 @@ def quotient(size: Size, divisor: Size) -> Size | None:
     return as_size(numerator) if denominator == 1 else None
 
 
-def as_size(expression) -> Size:
+def as_size(expression: Any) -> Size:
     return int(expression) if getattr(expression, "is_Integer", True) else expression
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from converter.layout import Size
+from converter.layout import Move, Size
 from converter.plan import (
     CallStep,
     Constant,
@@ -35,7 +35,7 @@ INLINE = 16  # a constant of so few elements may stand in a Keras file's JSON
 class NativeGroupedConv2D(layers.Conv2D):
     """TensorFlow's own grouped convolution. Keras' runs as an XLA-compiled function on a CPU: 15 times slower."""
 
-    def convolution_op(self, inputs, kernel):
+    def convolution_op(self, inputs: Any, kernel: Any) -> Any:
         return tf.nn.conv2d(inputs, kernel, self.strides, self.padding.upper(), dilations=self.dilation_rate)
 
 
@@ -72,7 +72,7 @@ class Lowered:
             uses[id(step)] = uses.get(id(step), 0) + 1
         self._uses = uses
 
-    def __call__(self, *inputs) -> list:
+    def __call__(self, *inputs: Any) -> list:
         """The results' arrays, in the plan's order, laid out as the plan says."""
         arrays: dict[int, Any] = dict(zip(map(id, self.plan.input_steps), inputs, strict=True))
         left = dict(self._uses)
@@ -107,7 +107,7 @@ class Lowered:
                 for step in self.plan.input_steps
             ]
 
-    def named(self, *inputs) -> dict[str, Any]:
+    def named(self, *inputs: Any) -> dict[str, Any]:
         """As a call, results by the outputs' names."""
         results = self(*inputs)
         return {
@@ -117,7 +117,7 @@ class Lowered:
 
     # -- one step
 
-    def _carry_out(self, step: Step, arrays: list):
+    def _carry_out(self, step: Step, arrays: list) -> Any:
         match step:
             case CallStep():
                 return step.function(*arrays)
@@ -156,7 +156,7 @@ class Lowered:
     def _inline(self, constant: Constant) -> bool:
         return not constant.trainable and constant.tensor.numel() <= INLINE
 
-    def _variable(self, step: ConstantStep):
+    def _variable(self, step: ConstantStep) -> Any:
         constant = step.constant
         if constant.key in self._constants:
             return self._constants[constant.key]
@@ -183,7 +183,7 @@ class Lowered:
         layer.trainable = constant.trainable
         return layer
 
-    def _constant(self, step: ConstantStep, like):
+    def _constant(self, step: ConstantStep, like: Any) -> Any:
         constant = step.constant
         dtype = dtype_name(constant.dtype)
         if self._inline(constant):
@@ -221,7 +221,7 @@ def in_order(results: Sequence[Step]) -> list[Step]:
     return order
 
 
-def moved(array, move):
+def moved(array: Any, move: Move) -> Any:
     """Reshape, transpose, reshape."""
     if move.order is None:
         return keras.ops.reshape(array, runtime_shape(move.merge))
@@ -229,7 +229,7 @@ def moved(array, move):
     return reshaped(keras.ops.transpose(array, move.order), move.merge)
 
 
-def reshaped(array, shape: Sequence[Size]):
+def reshaped(array: Any, shape: Sequence[Size]) -> Any:
     target = runtime_shape(shape)
     have = [known(n) for n in array.shape]
     return array if have == [None if n == -1 else n for n in target] else keras.ops.reshape(array, target)
@@ -242,7 +242,7 @@ def runtime_shape(shape: Sequence[Size]) -> list[int]:
     return [n if isinstance(n, int) else -1 for n in shape]
 
 
-def known(size) -> int | None:
+def known(size: Size) -> int | None:
     return size if isinstance(size, int) else None
 
 

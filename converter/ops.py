@@ -57,6 +57,14 @@ def separable_conv2d(
 
 
 @separable_conv2d.register_fake
-def _(x, depthwise, pointwise, bias, stride, padding, dilation):
+def _(
+    x: Tensor,
+    depthwise: Tensor,
+    pointwise: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> Tensor:
     x = F.conv2d(x, depthwise, None, stride, padding, dilation, groups=x.shape[1])
     return F.conv2d(x, pointwise, bias)

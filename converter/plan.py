@@ -278,7 +278,7 @@ class Plan:
         fixed = [o.scalar() if scalar else o for o, scalar in zip(operands, scalars, strict=True)]
         holes = [any(o is t for t in tensors) for o in operands]
 
-        def apply(*arrays):
+        def apply(*arrays: Any) -> Any:
             left = iter(arrays)
             return function(*(next(left) if hole else o for hole, o in zip(holes, fixed, strict=True)))
 
@@ -492,7 +492,7 @@ def sizes(tensor: Tensor) -> tuple[Size, ...]:
     return tuple(size_of(n) for n in tensor.shape)
 
 
-def size_of(n) -> Size:
+def size_of(n: Any) -> Size:
     return as_size(sympy.sympify(n.node.expr)) if isinstance(n, torch.SymInt) else int(n)
 
 
@@ -559,7 +559,7 @@ def make_plan(program: Program, layout: str = "auto") -> Plan:
     return plan
 
 
-def _map_node(plan: Plan, node: fx.Node):
+def _map_node(plan: Plan, node: fx.Node) -> Any:
     if node.op == "placeholder":
         return _map_input(plan, node)
     if node.op == "get_attr":
@@ -587,7 +587,7 @@ def _map_node(plan: Plan, node: fx.Node):
     return MAPPINGS[node.target](plan, *args, **kwargs)
 
 
-def _placeholder_result(node: fx.Node):
+def _placeholder_result(node: fx.Node) -> Any:
     """Stands for the result of an operator that cannot be mapped, so that all of them are found in one go."""
     value = node.meta["val"]
     if isinstance(value, torch.Tensor):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import linecache
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -36,6 +38,7 @@ class Program:
             program of one precision.
         origins: for each tensor, the checkpoint's tensors behind it.
         fixed_batch: the batch size, if the program allows no other.
+        precision: the floats that integers become where nothing else says (3 * 0.5 in a tensor of integers).
     """
 
     graph_module: fx.GraphModule
@@ -44,6 +47,7 @@ class Program:
     origins: dict[str, Origin]
     fixed_batch: int | None = None
     notes: list[str] = field(default_factory=list)
+    precision: torch.dtype = torch.float32
 
     @property
     def graph(self) -> fx.Graph:
@@ -67,15 +71,16 @@ class Program:
             dict(self.origins),
             self.fixed_batch,
             list(self.notes),
+            self.precision,
         )
 
     def run(self, *inputs: Tensor) -> list[Tensor]:
-        with torch.no_grad():
+        with torch.no_grad(), default_dtype(self.precision):
             return list(self.graph_module(*inputs))
 
     # -- tensors
 
-    def is_tensor(self, node) -> bool:
+    def is_tensor(self, node: object) -> bool:
         return isinstance(node, fx.Node) and node.op == "get_attr"
 
     def tensor(self, node: fx.Node) -> Tensor:
@@ -119,7 +124,7 @@ class Program:
         self.origins[node.target] = origin
         node.meta = node.meta | {"val": node.meta["val"].new_empty(value.shape)}
 
-    def call(self, target, args: tuple, like: fx.Node) -> fx.Node:
+    def call(self, target: Any, args: tuple, like: fx.Node) -> fx.Node:
         """Insert a call at the graph's insert point, with the meta data that capture would have given it."""
         node = self.graph.call_function(target, args)
         fakes = tree_map_only(fx.Node, lambda n: n.meta["val"], args)
@@ -137,6 +142,7 @@ class Program:
     def at(self, dtype: torch.dtype) -> Program:
         """The same program with every float32 in it, tensors and operators alike, in `dtype` (float32 or float64)."""
         result = self.copy()
+        result.precision = dtype
         for node in result.graph.nodes:
             if node.op == "get_attr":
                 tensor = result.tensor(node)
@@ -147,6 +153,16 @@ class Program:
                 node.kwargs = tree_map_only(torch.dtype, lambda d: dtype if d == torch.float32 else d, node.kwargs)
         result.graph_module.recompile()
         return result
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def read_attribute(module: nn.Module, name: str) -> Tensor:

@@ -6,6 +6,7 @@ The exporter would transpose W itself and lose its name.
 """
 
 import torch
+from torch import fx
 
 from converter.program import Origin, Program, module_path
 from converter.rewrites.change import Change
@@ -34,6 +35,6 @@ def linear_to_matmul(program: Program) -> list[Change]:
     return changes
 
 
-def twins(program: Program, node):
+def twins(program: Program, node: fx.Node) -> list[fx.Node]:
     """All nodes that read the same tensor."""
     return [n for n in program.graph.find_nodes(op="get_attr") if n.target == node.target]
