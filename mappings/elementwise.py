@@ -3,7 +3,7 @@
 import torch
 from keras import layers, ops
 
-from converter.plan import Value
+from converter.plan import Constant, Value
 from converter.precision import dtype_name
 from converter.program import module_class
 from converter.registry import maps
@@ -93,6 +93,8 @@ def gelu(plan, x, approximate="none"):
 
 @maps(aten.add.Tensor)
 def add(plan, x, other, alpha=1):
+    if plan.dtype == torch.bool:
+        return arithmetic(plan, ops.logical_or, x, other)
     return arithmetic(plan, lambda a, b: sum_of(a, b if alpha == 1 else b * alpha), x, other)
 
 
@@ -122,7 +124,7 @@ def reverse_subtract(plan, x, other, alpha=1):
 
 @maps(aten.mul.Tensor)
 def multiply(plan, x, other):
-    return arithmetic(plan, lambda a, b: a * b, x, other)
+    return arithmetic(plan, ops.logical_and if plan.dtype == torch.bool else lambda a, b: a * b, x, other)
 
 
 @maps(aten.div.Tensor)
@@ -150,11 +152,12 @@ def power(plan, x, exponent):
 def arithmetic(plan, function, *operands):
     """`function` of operands raised to the type that PyTorch gives the result."""
     target = plan.dtype
-    needs_cast = [isinstance(o, Value) and o.dtype != target for o in operands]
+    needs_cast = [isinstance(o, Value | Constant) and o.dtype != target for o in operands]
 
     def apply(*arrays):
         raised = [
-            ops.cast(a, dtype_name(target)) if cast else a for a, cast in zip(arrays, needs_cast, strict=True)
+            ops.cast(a, dtype_name(target)) if cast and not isinstance(a, int | float) else a
+            for a, cast in zip(arrays, needs_cast, strict=True)
         ]
         return function(*raised)
 

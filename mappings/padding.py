@@ -53,6 +53,21 @@ def pad_spatial(plan: Plan, x: Value, pads: Pads, value: float = 0.0) -> Value:
 
 @maps(aten.constant_pad_nd.default)
 def constant_pad_nd(plan, x, pad, value=0):
+    value = value if x.dtype.is_floating_point else int(value)
+    return padded(plan, x, pad, lambda a, widths: ops.pad(a, widths, constant_values=value))
+
+
+@maps(aten.pad.default)
+def pad(plan, x, pad, mode="constant", value=None):
+    if mode == "constant":
+        return constant_pad_nd(plan, x, pad, value or 0)
+    if mode == "reflect":
+        return padded(plan, x, pad, lambda a, widths: ops.pad(a, widths, mode="reflect"))
+    return padded(plan, x, pad, lambda a, widths: extended(a, widths, replicate if mode == "replicate" else wrap))
+
+
+def padded(plan: Plan, x: Value, pad: Sequence[int], function) -> Value:
+    """`function` of the array and its axes' widths, for PyTorch's `pad`: last dimension first, before and after."""
     widths = [(0, 0)] * (len(x.shape) - len(pad) // 2) + list(zip(pad[::2], pad[1::2], strict=True))[::-1]
     if any(n < 0 for pair in widths for n in pair):
         raise Unsupported("negative padding")
@@ -64,4 +79,26 @@ def constant_pad_nd(plan, x, pad, value=0):
     for d in dims:
         layout, axis = layout.resized(d, layout.shape[d] + sum(widths[d]))
         by_axis[axis] = widths[d]
-    return plan.call(lambda a: ops.pad(a, by_axis, constant_values=value), x, layout=layout)
+    return plan.call(lambda a: function(a, by_axis), x, layout=layout) if dims else x
+
+
+def extended(array, widths: Pads, border):
+    """`array` with `border`'s two arrays joined to it along every axis that is to grow."""
+    for axis, (before, after) in enumerate(widths):
+        if before or after:
+            first, last = border(array, axis, before, after)
+            array = ops.concatenate([*([first] if before else []), array, *([last] if after else [])], axis)
+    return array
+
+
+def replicate(array, axis: int, before: int, after: int):
+    first, last = (along(array, axis, cut) for cut in (slice(0, 1), slice(-1, None)))
+    return ops.repeat(first, before, axis), ops.repeat(last, after, axis)
+
+
+def wrap(array, axis: int, before: int, after: int):
+    return along(array, axis, slice(-before or None, None)), along(array, axis, slice(0, after))
+
+
+def along(array, axis: int, cut: slice):
+    return array[(*(slice(None),) * axis, cut)]

@@ -1,0 +1,145 @@
+"""What the tables of mappings, rewrites and plans assert: the same function, in float64 to rounding."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from converter.capture import capture
+from converter.plan import Interface, Plan, make_plan
+from converter.program import Program
+from converter.rewrites.fold_constants import fold_constants
+
+logging.getLogger("torch.__trace").propagate = False  # pytest would format every traced graph: 5 times slower
+EXACT = 1e-12  # of the scale: float64 leaves a thousandth of it, any other function exceeds it a billion times
+ROUNDING = 16  # times PyTorch's own float32 rounding, as the product's second proof has it
+
+
+@dataclass(frozen=True)
+class Input:
+    """A random input: integers from `low` to `high` (exclusive), booleans, or floats with a deviation of 2."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    low: int = -5
+    high: int = 6
+
+    def draw(self, batch: int, generator: torch.Generator) -> Tensor:
+        shape = (batch, *self.shape[1:])
+        if self.dtype.is_floating_point:
+            return 2 * torch.randn(shape, generator=generator, dtype=torch.float64).to(self.dtype)
+        if self.dtype == torch.bool:
+            return torch.rand(shape, generator=generator) < 0.5
+        return torch.randint(self.low, self.high, shape, generator=generator).to(self.dtype)
+
+
+class Call(nn.Module):
+    """A function as a module; `parts` are submodules, parameters and buffers that it finds on its first argument."""
+
+    def __init__(self, function: Callable, **parts):
+        super().__init__()
+        self.function, self.bound = function, bool(parts)
+        for name, part in parts.items():
+            if isinstance(part, Tensor) and not isinstance(part, nn.Parameter):
+                self.register_buffer(name, part)
+            else:
+                setattr(self, name, part)
+
+    def forward(self, *inputs: Tensor):
+        return self.function(self, *inputs) if self.bound else self.function(*inputs)
+
+
+def examples(inputs: Sequence[Input | tuple[int, ...]], batch: int = 2) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(batch)
+    return [(x if isinstance(x, Input) else Input(x)).draw(batch, generator) for x in inputs]
+
+
+@torch.no_grad()
+def with_random_tensors(module: nn.Module) -> nn.Module:
+    """`module` in eval mode with no two weights alike: initialisation leaves scales at 1 and biases at 0."""
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_floating_point():
+            tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=torch.float64))
+        if name.endswith("running_var"):
+            tensor.abs_().add_(0.5)
+    return module.eval()
+
+
+def captured(module: nn.Module | Callable, *inputs: Input | tuple[int, ...]) -> Program:
+    """`module` captured with an unknown batch; one that allows a single batch size fails."""
+    module = module if isinstance(module, nn.Module) else Call(module)
+    program = capture(with_random_tensors(module), examples(inputs))
+    assert program.fixed_batch is None, program.notes
+    return program
+
+
+def planned(program: Program, layout: str = "auto") -> Plan:
+    """A plan of `program` with its constants computed, which planning takes for granted."""
+    copied = program.copy()
+    fold_constants(copied)
+    copied.finish()
+    return make_plan(copied, layout)
+
+
+def in_float64(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [t.double() if t.dtype == torch.float32 else t for t in tensors]
+
+
+def to_artefact(tensors: Sequence[Tensor], interfaces: Sequence[Interface]) -> list[np.ndarray]:
+    return [t.numpy().transpose(i.order).copy() for t, i in zip(tensors, interfaces, strict=True)]
+
+
+def to_torch(arrays: Sequence, interfaces: Sequence[Interface]) -> list[np.ndarray]:
+    return [np.asarray(a).transpose(np.argsort(i.order)) for a, i in zip(arrays, interfaces, strict=True)]
+
+
+def run_in_float64(plan: Plan, inputs: Sequence[Tensor]) -> list[np.ndarray]:
+    """The plan's results in PyTorch's layout; their shapes are checked against what the plan says of its outputs."""
+    from converter.lower import Lowered
+
+    results = Lowered(plan, "float64")(*to_artefact(in_float64(inputs), plan.inputs))
+    for array, output in zip(results, plan.outputs, strict=True):
+        known = [n if isinstance(n, int) else actual for n, actual in zip(output.shape, array.shape, strict=True)]
+        assert list(array.shape) == known, f"{output.name}: {array.shape} where the plan says {output.shape}"
+    return to_torch(results, plan.outputs)
+
+
+def assert_plan_is_exact(program: Program, inputs: Sequence[Input | tuple[int, ...]], layout: str = "auto") -> Plan:
+    """Plan `program` and compare it with PyTorch, both in float64, at two batch sizes."""
+    plan = planned(program, layout)
+    raised = program.at(torch.float64)
+    for batch in (2, 3):
+        tensors = examples(inputs, batch)
+        assert_same(run_in_float64(plan, tensors), raised.run(*in_float64(tensors)), f"{layout}, batch {batch}")
+    return plan
+
+
+def assert_same(actual: Sequence, expected: Sequence, what: str, bound: float = EXACT) -> None:
+    """Equal types, shapes, NaNs and infinities, and values within `bound` of the scale; integers are equal."""
+    assert len(actual) == len(expected)
+    for i, (a, e) in enumerate(zip(map(np.asarray, actual), map(np.asarray, expected), strict=True)):
+        assert (a.dtype, a.shape) == (e.dtype, e.shape), f"{what}: output {i}"
+        scale = np.abs(e[np.isfinite(e)]).max(initial=0) if e.dtype.kind == "f" else 0
+        np.testing.assert_allclose(a, e, rtol=0, atol=bound * scale, err_msg=f"{what}: output {i}")
+
+
+def assert_float32_rounds_alike(actual: Sequence, float32: Sequence, float64: Sequence, what: str) -> None:
+    """`actual` is no further from float64 than a small multiple of PyTorch's own rounding."""
+    for i, (a, single, double) in enumerate(zip(map(np.asarray, actual), float32, float64, strict=True)):
+        single, double = np.asarray(single), np.asarray(double)
+        assert (a.dtype, a.shape) == (single.dtype, single.shape), f"{what}: output {i}"
+        finite = np.isfinite(double)
+        if single.dtype == np.float32:
+            scale = np.abs(double[finite]).max(initial=0)
+            own = np.abs(single.astype(np.float64) - double)[finite].max(initial=0)
+            bound = ROUNDING * max(own, 4 * np.finfo(np.float32).eps * scale)
+        else:
+            bound = 1e-12 * np.abs(single[np.isfinite(single)]).max(initial=0) if single.dtype.kind == "f" else 0
+            double = single
+        np.testing.assert_allclose(a, double, rtol=0, atol=bound, err_msg=f"{what}: output {i}")
