@@ -2,19 +2,23 @@
 
     python -P reopened.py CASE.json
 
-CASE: {"arrays": FILE.npz, "to": FILE.npz, "artefacts": {format: path}}. Each array is fed, in PyTorch's layout or
-channels last, as the input of that name; results are written as FORMAT/OUTPUT. Facts of the graphs go to standard
-output as JSON.
+CASE: {"arrays": {ROUND: FILE.npz}, "to": FILE.npz, "artefacts": {FORMAT: path}}. Each array is fed, in PyTorch's layout
+or channels last, as the input of that name; results are written as FORMAT/ROUND/OUTPUT. Facts of the graphs go to
+standard output as JSON.
 """
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 for ours in ("converter", "mappings", "cli"):
     sys.modules[ours] = None  # type: ignore[assignment]  # whoever imports one of them gets an ImportError
 
 import numpy as np  # noqa: E402
+
+Arrays = dict[str, np.ndarray]
+Opened = tuple[Callable[[Arrays], Arrays], dict]
 
 
 def tensorflow_facts(concrete) -> dict:
@@ -43,56 +47,52 @@ def upstream(node, by_name) -> list[str]:
     return found
 
 
-def fed(arrays: dict, name: str, shape: list) -> np.ndarray:
+def fed(arrays: Arrays, name: str, shape: list) -> np.ndarray:
     """The array of that name; channels last where only so it fits."""
     array = arrays[name]
     fits = all(want in (None, -1, size) or isinstance(want, str) for want, size in zip(shape, array.shape, strict=True))
     return array if fits else np.moveaxis(array, 1, -1)
 
 
-def open_tf(path: str, arrays: dict) -> tuple[dict, dict]:
+def open_tf(path: str) -> Opened:
     import tensorflow as tf
 
     signature = tf.saved_model.load(path).signatures["serving_default"]
-    specs = signature.structured_input_signature[1]
-    inputs = {name: tf.constant(fed(arrays, name, spec.shape.as_list())) for name, spec in specs.items()}
-    results = {name: value.numpy() for name, value in signature(**inputs).items()}
-    shapes = {name: spec.shape.as_list() for name, spec in specs.items()}
-    return results, tensorflow_facts(signature) | {"inputs": shapes}
+    shapes = {name: spec.shape.as_list() for name, spec in signature.structured_input_signature[1].items()}
+
+    def run(arrays: Arrays) -> Arrays:
+        inputs = {name: tf.constant(fed(arrays, name, shape)) for name, shape in shapes.items()}
+        return {name: value.numpy() for name, value in signature(**inputs).items()}
+
+    return run, tensorflow_facts(signature) | {"inputs": shapes}
 
 
-def open_keras(path: str, arrays: dict) -> tuple[dict, dict]:
+def open_keras(path: str) -> Opened:
     import keras
     import tensorflow as tf
 
     model = keras.saving.load_model(path)
-    inputs = [fed(arrays, x.name, list(x.shape)) for x in model.inputs]
-    results = model(inputs if len(inputs) > 1 else inputs[0])
-    values = (
-        results if isinstance(results, dict) else dict(zip(model.output_names, tf.nest.flatten(results), strict=True))
-    )
-    traced = tf.function(model).get_concrete_function(
-        *(
-            [tf.TensorSpec(x.shape, x.dtype) for x in model.inputs]
-            if len(inputs) == 1
-            else [[tf.TensorSpec(x.shape, x.dtype) for x in model.inputs]]
-        )
-    )
-    facts = tensorflow_facts(traced) | {
+    specs = [tf.TensorSpec(x.shape, x.dtype) for x in model.inputs]
+    facts = tensorflow_facts(tf.function(model).get_concrete_function(specs if len(specs) > 1 else specs[0])) | {
         "inputs": {x.name: list(x.shape) for x in model.inputs},
         "layers": [layer.name for layer in model.layers],
         "trainable": sum(int(np.prod(v.shape)) for v in model.trainable_variables),
-        "classes": sorted({f"{type(layer).__module__}" for layer in model.layers}),
+        "classes": sorted({type(layer).__module__ for layer in model.layers}),
     }
-    return {name: np.asarray(value) for name, value in values.items()}, facts
+
+    def run(arrays: Arrays) -> Arrays:
+        inputs = [fed(arrays, x.name, list(x.shape)) for x in model.inputs]
+        results = tf.nest.flatten(model(inputs if len(inputs) > 1 else inputs[0]))
+        return {name: np.asarray(value) for name, value in zip(model.output_names, results, strict=True)}
+
+    return run, facts
 
 
-def open_onnx(path: str, arrays: dict) -> tuple[dict, dict]:
+def open_onnx(path: str) -> Opened:
     import onnx
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    inputs = {x.name: arrays[x.name] for x in session.get_inputs()}
     names = [x.name for x in session.get_outputs()]
     model = onnx.load(path)
     produced = {name: node for node in model.graph.node for name in node.output}
@@ -105,16 +105,22 @@ def open_onnx(path: str, arrays: dict) -> tuple[dict, dict]:
         "stem": before,
         "inputs": {x.name: x.shape for x in session.get_inputs()},
     }
-    return dict(zip(names, session.run(names, inputs), strict=True)), facts
+
+    def run(arrays: Arrays) -> Arrays:
+        inputs = {x.name: arrays[x.name] for x in session.get_inputs()}
+        return dict(zip(names, session.run(names, inputs), strict=True))
+
+    return run, facts
 
 
 def main(case: dict) -> None:
-    with np.load(case["arrays"]) as archive:
-        arrays = dict(archive)
     results, facts = {}, {}
     for format, path in case["artefacts"].items():
-        found, facts[format] = {"tf": open_tf, "keras": open_keras, "onnx": open_onnx}[format](path, arrays)
-        results.update({f"{format}/{name}": value for name, value in found.items()})
+        run, facts[format] = {"tf": open_tf, "keras": open_keras, "onnx": open_onnx}[format](path)
+        for number, file in case["arrays"].items():
+            with np.load(file) as archive:
+                given = run(dict(archive))
+            results.update({f"{format}/{number}/{name}": value for name, value in given.items()})
     np.savez(case["to"], **results)
     print(json.dumps(facts))
 

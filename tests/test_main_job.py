@@ -17,6 +17,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from torch import Tensor, nn
+from user_tools import Reopened, reopen
 
 import cli
 from sample_models.detect_head import build
@@ -37,8 +38,7 @@ class Job:
     folder: Path
     name: str
     run: subprocess.CompletedProcess[str]
-    facts: dict[str, Any]
-    results: dict[str, np.ndarray]
+    opened: Reopened
 
     @property
     def report(self) -> dict[str, Any]:
@@ -50,30 +50,20 @@ class Job:
 
     def outputs(self, format: str) -> dict[str, np.ndarray]:
         """By the names in the report; a Keras model's own are its layers', but their order is the same."""
-        given = {name.split("/", 1)[1]: array for name, array in self.results.items() if name.startswith(f"{format}/")}
+        given = self.opened.outputs(format, "0")
         (artefact,) = (artefact for artefact in self.report["artefacts"] if artefact["format"] == format)
         names = [output["name"] for output in artefact["outputs"]]
         return dict(zip(names, given.values(), strict=True)) if format == "keras" else given
 
-    def counts(self, format: str) -> Counter:
-        return Counter(self.facts[format]["operators"])
+    def facts(self, format: str) -> dict[str, Any]:
+        return self.opened.facts[format]
+
+    def counts(self, format: str) -> Counter[str]:
+        return self.opened.counts(format)
 
 
 def real_run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([COMMAND, *arguments], cwd=folder, capture_output=True, text=True, check=False)
-
-
-def reopened(folder: Path, arrays: dict[str, np.ndarray], artefacts: dict[str, str]) -> tuple[dict, dict]:
-    """What the artefacts compute in a process that cannot import `converter`, and facts of their graphs."""
-    given, written, case = folder / "given.npz", folder / "computed.npz", folder / "case.json"
-    np.savez(given, **arrays)  # type: ignore[arg-type]  # its stub takes the arrays' names for other parameters
-    case.write_text(json.dumps({"arrays": str(given), "to": str(written), "artefacts": artefacts}))
-    run = subprocess.run(
-        [sys.executable, "-P", REPOSITORY / "tests/reopened.py", case], cwd=folder, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    with np.load(written) as archive:
-        return json.loads(run.stdout), dict(archive)
 
 
 def convert_all(folder: Path, name: str, arrays: dict[str, np.ndarray], *arguments: str) -> Job:
@@ -81,8 +71,10 @@ def convert_all(folder: Path, name: str, arrays: dict[str, np.ndarray], *argumen
     to = [part for format in FORMATS for part in ("--to", format)]
     run = real_run(folder, *arguments, *to, "--json")
     assert run.returncode == 0, run.stderr
-    facts, results = reopened(folder, arrays, {format: str(folder / (name + ENDINGS[format])) for format in FORMATS})
-    return Job(folder, name, run, facts, results)
+    work = folder.with_name(f"{folder.name}-reopened")
+    work.mkdir()
+    opened = reopen(work, {format: folder / (name + ENDINGS[format]) for format in FORMATS}, {"0": arrays})
+    return Job(folder, name, run, opened)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +117,7 @@ def test_every_held_back_digit_is_taken_for_the_same_as_by_pytorch(digits: Job, 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_focus_is_one_space_to_depth_before_the_first_convolution(digits: Job, format: str):
-    stem = [operator for operator in digits.facts[format]["stem"] if operator != "Placeholder"]
+    stem = [operator for operator in digits.facts(format)["stem"] if operator != "Placeholder"]
     assert stem == ["SpaceToDepth"]
     assert digits.counts(format)["SpaceToDepth"] == 1
 
@@ -140,13 +132,13 @@ def test_nothing_moves_data_but_the_blocks_own_concatenations(digits: Job, forma
 
 @pytest.mark.parametrize("format, channels", [("tf", -1), ("keras", -1), ("onnx", 1)])
 def test_image_has_its_channels_where_the_format_wants_them(digits: Job, format: str, channels: int):
-    shape = digits.facts[format]["inputs"]["images"]
+    shape = digits.facts(format)["inputs"]["images"]
     assert shape[channels] == 1
     assert sorted(n for n in shape if isinstance(n, int)) == [1, 16, 16], "the batch is free"
 
 
 def test_keras_file_holds_stock_layers_with_pytorchs_names_and_parameters(digits: Job):
-    facts = digits.facts["keras"]
+    facts = digits.facts("keras")
     model = torch.load(REPOSITORY / DIGITS[0], weights_only=False)
     weighted = {name for name, part in model.named_modules() if list(part.parameters(recurse=False))}
     separable = {"stages.2.depthwise", "stages.2.pointwise"}  # one layer, under the name of the second
@@ -163,8 +155,8 @@ def test_inference_graphs_hold_no_batch_norm(digits: Job):
 
 
 def test_folder_holds_the_artefacts_and_nothing_else(digits: Job):
-    ours = {"sample_models", "given.npz", "computed.npz", "case.json"}
-    assert {p.name for p in digits.folder.iterdir()} - ours == {f"digits_focus{ending}" for ending in ENDINGS.values()}
+    written = {f"digits_focus{ending}" for ending in ENDINGS.values()}
+    assert {p.name for p in digits.folder.iterdir()} == {"sample_models"} | written
 
 
 def test_report_tells_the_whole_story(digits: Job):
@@ -219,7 +211,7 @@ def test_detector_gives_every_output_under_its_name(detector: Job, images, forma
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_detectors_focus_is_one_space_to_depth(detector: Job, format: str):
-    assert [op for op in detector.facts[format]["stem"] if op not in ("Placeholder", "Pad")] == ["SpaceToDepth"]
+    assert [op for op in detector.facts(format)["stem"] if op not in ("Placeholder", "Pad")] == ["SpaceToDepth"]
 
 
 def test_detectors_backbone_moves_nothing(detector: Job):
