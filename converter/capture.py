@@ -187,8 +187,9 @@ def _restore_batch_norm(program: Program) -> None:
 
 def _free_views(program: Program) -> None:
     """A view asks for a tensor that lies right in memory, which rewrites need not keep: reshape does not ask."""
-    for node in program.graph.find_nodes(op="call_function", target=aten.view.default):
-        node.target = aten.reshape.default
+    for target in (aten.view.default, aten._unsafe_view.default):
+        for node in program.graph.find_nodes(op="call_function", target=target):
+            node.target = aten.reshape.default
 
 
 def _output_names(exported: ExportedProgram, count: int) -> list[str]:

@@ -14,10 +14,10 @@ from converter.artefacts.runner import Runner, TensorSpec
 from converter.artefacts.stamp import read_stamp
 from converter.conversion import Clock, Options, Progress, build, labelled_accuracy, open_source, run_artefact
 from converter.errors import ConversionError, UsageError
-from converter.plan import Interface, sizes
 from converter.program import Program
 from converter.reference import take_reference
 from converter.report import Proof, VerificationReport, status_of
+from converter.steps import Interface, sizes
 from converter.verification.compare import compare_artefact
 
 

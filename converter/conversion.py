@@ -23,7 +23,8 @@ from converter.checkpoint import Checkpoint, load, user_code
 from converter.errors import ConversionError, UsageError
 from converter.layout import Size
 from converter.outputs import ENDINGS, output_path
-from converter.plan import Interface, Plan, make_plan
+from converter.plan import Plan
+from converter.planning import make_plan
 from converter.program import Program
 from converter.reference import Reference, take_reference
 from converter.report import (
@@ -39,6 +40,7 @@ from converter.report import (
 from converter.rewrites import KEEP_BATCHNORM, REWRITES, rewrite
 from converter.rewrites.change import Change
 from converter.shapes import example_inputs
+from converter.steps import Interface, sizes
 from converter.verification.compare import Outputs, accuracy, compare_artefact, compare_function
 from converter.verification.weights import Expected, compare_weights
 
@@ -541,8 +543,6 @@ def own_version() -> str:
 
 
 def _as_torch(name: str, node: torch.fx.Node) -> Interface:
-    from converter.plan import sizes
-
     shape = sizes(node.meta["val"])
     return Interface(name, shape, node.meta["val"].dtype, tuple(range(len(shape))))
 

@@ -13,10 +13,11 @@ from torch.utils._pytree import tree_leaves
 from converter.checkpoint import user_code
 from converter.conversion import Clock, Options, build, facts, open_source
 from converter.errors import UnsupportedOperatorsError, UsageError
-from converter.plan import CallStep, LayerStep, Plan
+from converter.plan import Plan
 from converter.program import module_path
 from converter.report import LayerRow, ModelSummary, Shape, TensorFacts, UnsupportedOperator
 from converter.rewrites.change import Change
+from converter.steps import CallStep, LayerStep
 
 
 def inspect(

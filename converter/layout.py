@@ -65,11 +65,46 @@ class Move:
         split: sizes before the transpose.
         order: the transpose, or None where only the shape changes.
         merge: sizes after it.
+        given: the array's own shape before.
     """
 
     split: tuple[Size, ...]
     order: tuple[int, ...] | None
     merge: tuple[Size, ...]
+    given: tuple[Size, ...] = ()
+
+    @cached_property
+    def named(self) -> tuple[str, int] | None:
+        """The operator that is this move of a channels-last image, and its block size, if there is one.
+
+        SpaceToDepth is (B h) i w (j C) -> (B h) w i (j C) from B, h i, w j, C, with i = j; DepthToSpace its inverse.
+        """
+        if self.order != (0, 2, 1, 3) or len(self.given) != 4 or len(self.merge) != 4:
+            return None
+        for name, (batch, height, width, channels), wide in (
+            ("SpaceToDepth", self.merge, self.given),
+            ("DepthToSpace", self.given, self.merge),
+        ):
+            block = self.split[1] if name == "SpaceToDepth" else self.split[2]
+            apart = (batch * height, *((block, width) if name == "SpaceToDepth" else (width, block)), block * wide[3])
+            exact = wide[:3] == (batch, height * block, width * block) and channels == block * block * wide[3]
+            if exact and self.split == apart and isinstance(block, int):
+                return name, block
+        return None
+
+    @property
+    def kind(self) -> str:
+        """"Reshape", "Transpose", or the name of the operator that this move is."""
+        return "Reshape" if self.order is None else self.named[0] if self.named else "Transpose"
+
+    @property
+    def cost(self) -> float:
+        """Elements per example; a move of many small blocks counts a little more, one with a name a little less."""
+        if self.order is None:
+            return 0.0
+        elements = self.elements
+        count = elements if isinstance(elements, int) else int(elements.subs(dict.fromkeys(elements.free_symbols, 1)))
+        return count * (0.9 if self.named else 1 + 0.01 * len(self.split))
 
     @property
     def elements(self) -> Size:
@@ -181,7 +216,7 @@ class Layout:
         moves = order != tuple(range(len(order)))
         split = tuple(self.extent(tuple(block)) for block in blocks)
         merge = tuple(self.extent(run) for run in axes)
-        return Layout(self.dims, axes, self.size), Move(split, order if moves else None, merge)
+        return Layout(self.dims, axes, self.size), Move(split, order if moves else None, merge, self.physical_shape)
 
     def index(self, logical: Run, physical: Run) -> np.ndarray:
         """For each position of the run `physical`, its position in the run `logical` (the same atoms)."""

@@ -15,19 +15,10 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from converter.layout import Move, Size
-from converter.plan import (
-    CallStep,
-    Constant,
-    ConstantStep,
-    InputStep,
-    ItemStep,
-    LayerStep,
-    MoveStep,
-    Plan,
-    Step,
-)
+from converter.layout import Size
+from converter.plan import Plan
 from converter.precision import dtype_name, float32_is
+from converter.steps import CallStep, Constant, ConstantStep, InputStep, ItemStep, LayerStep, MoveStep, Step
 
 INLINE = 16  # a constant of so few elements may stand in a Keras file's JSON
 
@@ -124,7 +115,7 @@ class Lowered:
             case LayerStep():
                 return self._layer(step)(arrays[0])
             case MoveStep():
-                return moved(arrays[0], step.move)
+                return moved(arrays[0], step)
             case ItemStep():
                 return arrays[0][step.position]
             case ConstantStep():
@@ -221,10 +212,15 @@ def in_order(results: Sequence[Step]) -> list[Step]:
     return order
 
 
-def moved(array: Any, move: Move) -> Any:
-    """Reshape, transpose, reshape."""
+def moved(array: Any, step: MoveStep) -> Any:
+    """Reshape, transpose, reshape; or the operator that is just that."""
+    move = step.move
     if move.order is None:
         return keras.ops.reshape(array, runtime_shape(move.merge))
+    if move.named is not None:
+        name, block = move.named
+        function = {"SpaceToDepth": keras.ops.space_to_depth, "DepthToSpace": keras.ops.depth_to_space}[name]
+        return function(reshaped(array, move.given), block)
     array = reshaped(array, move.split)
     return reshaped(keras.ops.transpose(array, move.order), move.merge)
 

@@ -1,202 +1,57 @@
 """The plan: every value of the program with its layout, every movement with its reason, before anything is built.
 
-`make_plan` runs the mappings over a program. They see layouts, not arrays, and answer with steps, which `lower`
-carries out later, as often and in whatever precision it likes.
+`Plan` is what a mapping talks to. Mappings see layouts, not arrays, and answer with steps, which `lower` carries out
+later, as often and in whatever precision it likes.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
-import sympy
 import torch
-from torch import Tensor, fx
-from torch.utils._pytree import tree_map_only
+from torch import fx
 
-from converter.errors import ConversionError, UnsupportedOperatorsError
-from converter.layout import (
-    Layout,
-    Move,
-    MustMerge,
-    Run,
-    Runs,
-    Size,
-    as_size,
-    cut_axes,
-    joint_order,
-    product,
-    refine,
+from converter.layout import Layout, Move, MustMerge, Run, Runs, Size, cut_axes, joint_order, product, refine
+from converter.program import Program, module_path
+from converter.steps import (
+    CallStep,
+    Constant,
+    ConstantStep,
+    InputStep,
+    Interface,
+    ItemStep,
+    LayerStep,
+    Movement,
+    MoveStep,
+    Step,
+    Unsupported,
+    Value,
+    arrange,
+    elements,
+    per_example,
+    size_of,
+    sizes,
 )
-from converter.program import Program, module_path, source_line
-from converter.registry import CHANNELS_LAST, MAPPINGS
 
-aten = torch.ops.aten
-LAYOUTS = ("auto", "nhwc", "nchw")
-
-
-class Unsupported(Exception):
-    """Raised by a mapping that knows the operator, but not with these arguments."""
-
-
-@dataclass(frozen=True, eq=False)
-class Constant:
-    """A tensor known at conversion: a weight, or what was computed from weights.
-
-    Attributes:
-        tensor: its values in the best precision known, dimensions in PyTorch's order.
-        dtype: its type in the program.
-        sources: the program's tensors it was made of.
-        exact: it holds the values of its source, at most rearranged.
-        trainable: it is a parameter, or a parameter rearranged.
-        key: equal for equal ways of making it, so that a module called twice becomes one layer.
-    """
-
-    tensor: Tensor
-    dtype: torch.dtype
-    sources: tuple[str, ...]
-    exact: bool
-    trainable: bool
-    key: Hashable
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.tensor.shape)
-
-    def rearranged(self, tensor: Tensor, *step: Hashable) -> Constant:
-        return Constant(tensor, self.dtype, self.sources, self.exact, self.trainable, (self.key, *step))
-
-    def permute(self, *order: int) -> Constant:
-        return self.rearranged(self.tensor.permute(order), "permute", order)
-
-    def reshape(self, *shape: int) -> Constant:
-        return self.rearranged(self.tensor.reshape(shape), "reshape", shape)
-
-    def take(self, dim: int, index: np.ndarray) -> Constant:
-        """Reorder `dim`: position i of the result is position index[i]."""
-        if np.array_equal(index, np.arange(len(index))):
-            return self
-        chosen = torch.from_numpy(np.ascontiguousarray(index))
-        return self.rearranged(self.tensor.index_select(dim, chosen), "take", dim, tuple(index.tolist()))
-
-    def array(self) -> np.ndarray:
-        return self.tensor.detach().contiguous().numpy()
-
-    def scalar(self) -> float | int | bool:
-        return self.tensor.item()
-
-    @property
-    def is_scalar(self) -> bool:
-        return self.tensor.numel() == 1 and not self.trainable
-
-
-# -- steps: how arrays are made. `lower` gives each kind its meaning.
-
-
-@dataclass(eq=False)
-class Step:
-    """One operation on arrays. `inputs` are the steps it takes its arrays from; `node` the operator it serves."""
-
-    inputs: tuple[Step, ...]
-    node: fx.Node
-
-
-@dataclass(eq=False)
-class InputStep(Step):
-    name: str
-    shape: tuple[Size, ...]
-    dtype: torch.dtype
-
-
-@dataclass(eq=False)
-class CallStep(Step):
-    function: Callable
-
-
-@dataclass(eq=False)
-class LayerStep(Step):
-    """A Keras layer of class `kind` with `weights` in the order in which the layer creates its own."""
-
-    kind: type
-    config: dict[str, Any]
-    weights: tuple[Constant, ...]
-    name: str
-    input_shape: tuple[Size, ...]
-    trainable: bool
-
-    @cached_property
-    def key(self) -> Hashable:
-        config = tuple(sorted((k, repr(v)) for k, v in self.config.items()))
-        fixed = tuple(n for n in self.input_shape[1:]) if not self.weights else ()
-        return self.kind, config, tuple(w.key for w in self.weights), fixed, self.name
-
-
-@dataclass(eq=False)
-class ConstantStep(Step):
-    """A constant as an array; `inputs` holds one step whose array it may be derived from in a Keras model."""
-
-    constant: Constant
-    name: str
-
-
-@dataclass(eq=False)
-class MoveStep(Step):
-    move: Move
-
-
-@dataclass(eq=False)
-class ItemStep(Step):
-    position: int
-
-
-@dataclass(frozen=True, eq=False)
-class Value:
-    """A tensor of the program in the plan: its layout, its PyTorch type, and the step that makes its array."""
-
-    layout: Layout
-    dtype: torch.dtype
-    step: Step
-
-    @property
-    def shape(self) -> tuple[Size, ...]:
-        return self.layout.shape
+__all__ = ["Constant", "Plan", "Unsupported", "Value", "arrange", "size_of", "sizes"]
 
 
 @dataclass(frozen=True)
-class Movement:
-    """An activation that has to move.
+class Choices:
+    """What is free to be decided, for the movements it saves elsewhere.
 
     Attributes:
-        kind: "Transpose" or "Gather".
-        module: path of the module that asked for it.
-        reason: what it asked for.
-        elements: how many elements move, per example where the batch is unknown.
+        early: operators whose result is brought into PyTorch's order at once.
+        last: graph inputs to be held channels last, besides those of which an operator next to them asks it.
+        orders: for producers of channels, the factors of their number, and the order in which to emit them.
     """
 
-    kind: str
-    module: str
-    reason: str
-    elements: int
-
-
-@dataclass
-class Interface:
-    """A graph input or output as the artefact has it: its shape in the artefact, and PyTorch's dimension per axis."""
-
-    name: str
-    shape: tuple[Size, ...]
-    dtype: torch.dtype
-    order: tuple[int, ...]
-
-    @property
-    def layout(self) -> str:
-        if self.order == tuple(range(len(self.order))):
-            return "as PyTorch"
-        return "channels last"
+    early: frozenset[fx.Node] = frozenset()
+    last: frozenset[fx.Node] = frozenset()
+    orders: Mapping[fx.Node, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
 
 
 @dataclass
@@ -205,6 +60,7 @@ class Plan:
 
     program: Program
     layout: str = "auto"
+    choices: Choices = field(default_factory=lambda: Choices())
     inputs: list[Interface] = field(default_factory=list)
     outputs: list[Interface] = field(default_factory=list)
     input_steps: list[InputStep] = field(default_factory=list)
@@ -220,6 +76,11 @@ class Plan:
         """The operator's result shape (of result `result` where there are several)."""
         value = self.node.meta["val"]
         return sizes(value if result is None else value[result])
+
+    @property
+    def cost(self) -> float:
+        """Of all movements."""
+        return sum(movement.cost for movement in self.movements)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -284,6 +145,25 @@ class Plan:
 
         return self.call(apply, *arranged, layout=layout)
 
+    def produced(self, layout: Layout, dim: int) -> tuple[Layout, np.ndarray]:
+        """Choose the order in which a producer emits its channels, new and held as one atom in `layout`.
+
+        Returns the layout of the result, and for each position the channel to put there: the kernel's output axis and
+        the bias are to be permuted by it.
+        """
+        channels = int(layout.extent(layout.dims[dim]))
+        if self.node not in self.choices.orders:
+            return layout, np.arange(channels)
+        factors, order = self.choices.orders[self.node]
+        axis = layout.axes.index(layout.dims[dim])
+        for factor in factors[:0:-1]:  # split the minor factors off, last first
+            major = layout.dims[dim][0]
+            layout, _ = layout.factor(major, int(layout.size[major]) // factor)
+        run = layout.dims[dim]
+        held = tuple(run[i] for i in order)
+        axes = (*layout.axes[:axis], held, *layout.axes[axis + 1 :])
+        return Layout(layout.dims, axes, layout.size), layout.index(run, held)
+
     # -- requests
 
     def request(self, value: Value, axes: Runs, reason: str) -> Value:
@@ -305,7 +185,9 @@ class Plan:
                 joined = Move(before.move.split, before.move.order, move.merge)
                 return MoveStep(before.inputs, self.node, joined)
             return MoveStep((value.step,), self.node, move)
-        self.movements.append(Movement("Transpose", module_path(self.node), reason, per_example(move.elements)))
+        self.movements.append(
+            Movement(move.kind, module_path(self.node), reason, per_example(move.elements), move.cost, self.node)
+        )
         source = value.step
         if isinstance(source, MoveStep) and source.move.order is None:
             source = source.inputs[0]
@@ -348,7 +230,8 @@ class Plan:
 
     def gathers(self, value: Value, reason: str) -> None:
         """Note that `value` is gathered from."""
-        self.movements.append(Movement("Gather", module_path(self.node), reason, per_example(product(value.shape))))
+        count = per_example(product(value.shape))
+        self.movements.append(Movement("Gather", module_path(self.node), reason, count, 1.5 * count, self.node))
 
     def as_torch(self, value: Value, reason: str) -> Value:
         """`value` with its axes as PyTorch has its dimensions."""
@@ -422,6 +305,10 @@ class Plan:
         size = {a: n for layout in refined for a, n in layout.size.items()} | {joint: total}
         return parts, next(i for i, axis in enumerate(axes) if joint in axis), Layout(dims, axes, size)
 
+    def common_atoms(self, values: Sequence[Value | Constant]) -> tuple[list[Layout], list[Any]]:
+        """Values of one rank that broadcast against each other: layouts in atoms common to all, and the values."""
+        return self._refined(list(values))
+
     def _refined(self, values: list[Any], ignore: int | None = None) -> tuple[list[Layout], list[Any]]:
         """Common atoms for all; values (not constants) whose atoms do not fit are given one atom a dimension."""
         while True:
@@ -468,34 +355,6 @@ class Plan:
         return arranged, Layout(dims, axes, size)
 
 
-def arrange(constant: Constant, layout: Layout, axes: Runs) -> tuple[Constant, Layout]:
-    """`constant`, whose dimensions are `layout.dims`, rearranged into `axes`."""
-    atoms = tuple(a for run in layout.dims for a in run)
-    factored = constant.reshape(*(int(layout.size[a]) for a in atoms))
-    order = [atoms.index(a) for axis in axes for a in axis]
-    moved = factored.permute(*order) if order != sorted(order) else factored
-    return moved.reshape(*(int(layout.extent(axis)) for axis in axes)), Layout(layout.dims, axes, layout.size)
-
-
-def elements(moves: Iterable[Move]) -> int:
-    """Moved elements, for one example."""
-    return sum(per_example(move.elements) for move in moves)
-
-
-def per_example(n: Size) -> int:
-    """A size with the unknown batch as one."""
-    return n if isinstance(n, int) else int(n.subs(dict.fromkeys(n.free_symbols, 1)))
-
-
-def sizes(tensor: Tensor) -> tuple[Size, ...]:
-    """A fake tensor's shape, unknown sizes as sympy expressions."""
-    return tuple(size_of(n) for n in tensor.shape)
-
-
-def size_of(n: Any) -> Size:
-    return as_size(sympy.sympify(n.node.expr)) if isinstance(n, torch.SymInt) else int(n)
-
-
 def _insert_before(order: Run, atom: int, new: int) -> Run:
     at = order.index(atom)
     return (*order[:at], new, *order[at:])
@@ -518,154 +377,3 @@ def _skeleton(axes: Runs, layout: Layout) -> Runs:
     while runs and not runs[0]:
         runs.pop(0)
     return tuple(runs)
-
-
-# -- making a plan
-
-
-def make_plan(program: Program, layout: str = "auto") -> Plan:
-    """Map every operator of `program`.
-
-    Args:
-        layout: "auto" (inputs and outputs channels last where an operator near them asks for it), "nhwc" (all of rank
-            3 to 5), "nchw" (PyTorch's own).
-
-    Raises:
-        UnsupportedOperatorsError: all operators without a mapping.
-    """
-    import mappings
-
-    mappings.load()
-    plan = Plan(program, layout)
-    unsupported: dict[str, list[tuple[fx.Node, str]]] = {}
-    for node in program.graph.nodes:
-        plan.node = node
-        try:
-            plan.values[node] = _map_node(plan, node)
-        except Unsupported as reason:
-            target = f"{node.target}" + (f" ({reason})" if str(reason) else "")
-            unsupported.setdefault(target, []).append((node, str(reason)))
-            plan.values[node] = _placeholder_result(node)
-    if unsupported:
-        rows = [
-            (target, len(found), ", ".join(dict.fromkeys(module_path(n) or "(model)" for n, _ in found)), source_line(found[0][0]))
-            for target, found in unsupported.items()
-        ]
-        listed = "\n".join(f"    {target} x{count} in {paths}  {line}" for target, count, paths, line in rows)
-        raise UnsupportedOperatorsError(
-            f"{len(rows)} operator{'s' * (len(rows) > 1)} cannot be converted:\n{listed}", rows,
-            cure="convert a part of the model without them, or add a mapping for each (a function in `mappings/`)",
-        )
-    return plan
-
-
-def _map_node(plan: Plan, node: fx.Node) -> Any:
-    if node.op == "placeholder":
-        return _map_input(plan, node)
-    if node.op == "get_attr":
-        tensor = plan.program.tensor(node)
-        origin = plan.program.origins[node.target]
-        return Constant(
-            tensor.detach(),
-            node.meta["val"].dtype,
-            (node.target,),
-            origin.exact,
-            plan.program.trainable(node),
-            node.target,
-        )
-    if node.op == "output":
-        return _map_outputs(plan, node)
-    if isinstance(node.meta.get("val"), (torch.SymInt, torch.SymBool, torch.SymFloat, int, float, bool)):
-        value = node.meta["val"]
-        return size_of(value) if isinstance(value, torch.SymInt) else value
-    args = tree_map_only(fx.Node, lambda n: plan.values[n], node.args)
-    kwargs = tree_map_only(fx.Node, lambda n: plan.values[n], node.kwargs)
-    if node.target is operator.getitem:
-        return args[0][args[1]]
-    if node.target not in MAPPINGS:
-        raise Unsupported
-    return MAPPINGS[node.target](plan, *args, **kwargs)
-
-
-def _placeholder_result(node: fx.Node) -> Any:
-    """Stands for the result of an operator that cannot be mapped, so that all of them are found in one go."""
-    value = node.meta["val"]
-    if isinstance(value, torch.Tensor):
-        return Value(Layout.of(sizes(value)), value.dtype, Step((), node))
-    return [Value(Layout.of(sizes(v)), v.dtype, Step((), node)) for v in value]
-
-
-def _map_input(plan: Plan, node: fx.Node) -> Value:
-    name = plan.program.inputs[len(plan.inputs)]
-    shape = sizes(node.meta["val"])
-    dtype = node.meta["val"].dtype
-    rank = len(shape)
-    last = 3 <= rank <= 5 and (plan.layout == "nhwc" or (plan.layout == "auto" and _feeds_channels_last(node)))
-    order = (0, *range(2, rank), 1) if last else tuple(range(rank))
-    layout = Layout.of(shape, order)
-    step = InputStep((), node, name, layout.physical_shape, dtype)
-    plan.inputs.append(Interface(name, layout.physical_shape, dtype, order))
-    plan.input_steps.append(step)
-    return Value(layout, dtype, step)
-
-
-def _map_outputs(plan: Plan, node: fx.Node) -> list[Step]:
-    source = next((v for v in plan.values.values() if isinstance(v, Value)), None)
-    for name, result in zip(plan.program.outputs, node.args[0], strict=True):
-        value = plan.values[result]
-        if isinstance(value, Constant):
-            if source is None:
-                raise ConversionError("the model's outputs do not depend on any input")
-            plan.program.notes.append(f"output `{name}` does not depend on the input")
-            value = plan.as_value(value, source)
-        rank = len(value.shape)
-        last = tuple((0, *range(2, rank), 1)) if rank > 1 else (0,)
-        lies = value.layout.axes == value.layout.in_order(last) and _follows_channels_last(result)
-        wants_last = 3 <= rank <= 5 and (plan.layout == "nhwc" or (plan.layout == "auto" and lies))
-        order = last if wants_last else tuple(range(rank))
-        value = plan.request(value, value.layout.in_order(order), f"layout of output `{name}`")
-        plan.outputs.append(Interface(name, value.layout.physical_shape, value.dtype, order))
-        plan.results.append(value.step)
-    return plan.results
-
-
-PASSED_THROUGH = 64  # operators between a graph input and the one that decides its layout
-
-
-def _feeds_channels_last(node: fx.Node) -> bool:
-    """Whether the nearest operator that cares asks for channels last."""
-    seen, ring = {node}, [node]
-    for _ in range(PASSED_THROUGH):
-        users = [user for n in ring for user in n.users if user not in seen]
-        if any(user.target in CHANNELS_LAST for user in users):
-            return True
-        ring = [u for u in users if u.op == "call_function" and _keeps_dimensions(u)]
-        seen.update(ring)
-        if not ring:
-            return False
-    return False
-
-
-def _follows_channels_last(node: fx.Node) -> bool:
-    seen, ring = {node}, [node]
-    for _ in range(PASSED_THROUGH):
-        if any(n.target in CHANNELS_LAST for n in ring):
-            return True
-        ring = [
-            m for n in ring if n.op == "call_function" and _keeps_dimensions(n) for m in n.all_input_nodes
-            if m not in seen and m.op == "call_function"
-        ]
-        seen.update(ring)
-        if not ring:
-            return False
-    return False
-
-
-MIXING = {
-    aten.view.default, aten.reshape.default, aten.permute.default, aten.transpose.int, aten.flatten.using_ints,
-    aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.linear.default, aten.matmul.default,
-}  # fmt: skip
-
-
-def _keeps_dimensions(node: fx.Node) -> bool:
-    return node.target not in MIXING

@@ -7,9 +7,12 @@ from torch._ops import OpOverload
 Mapping = Callable[..., object]
 MAPPINGS: dict[OpOverload, Mapping] = {}
 CHANNELS_LAST: set[OpOverload] = set()
+PRODUCERS: dict[OpOverload, int] = {}
 
 
-def maps(*targets: OpOverload, channels_last: bool = False) -> Callable[[Mapping], Mapping]:
+def maps(
+    *targets: OpOverload, channels_last: bool = False, produces: int | None = None
+) -> Callable[[Mapping], Mapping]:
     """Register the decorated function as the Keras translation of `targets`.
 
     It is called as `function(plan, *args, **kwargs)` with the operator's own arguments, so its parameters follow the
@@ -19,6 +22,7 @@ def maps(*targets: OpOverload, channels_last: bool = False) -> Callable[[Mapping
     Args:
         channels_last: the operator asks for channels last, which decides the layout of graph inputs before it and of
             graph outputs behind it.
+        produces: the dimension of its result whose order it leaves to the plan (`Plan.produced`).
 
     Raises:
         ValueError: an operator is registered twice.
@@ -31,6 +35,8 @@ def maps(*targets: OpOverload, channels_last: bool = False) -> Callable[[Mapping
             MAPPINGS[target] = function
             if channels_last:
                 CHANNELS_LAST.add(target)
+            if produces is not None:
+                PRODUCERS[target] = produces
         return function
 
     return register

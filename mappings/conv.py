@@ -22,14 +22,14 @@ def each(value, rank):
     return tuple(value) * (rank if len(value) == 1 else 1)
 
 
-@maps(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, channels_last=True)
+@maps(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, channels_last=True, produces=1)
 def convolution(plan, x, weight, bias=None, stride=(1,), padding=(0,), dilation=(1,), groups=1):
     rank = len(weight.shape) - 2
     pads = [(p, p) for p in each(padding, rank)]
     return padded_convolution(plan, x, weight, bias, each(stride, rank), pads, each(dilation, rank), groups)
 
 
-@maps(aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding, channels_last=True)
+@maps(aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding, channels_last=True, produces=1)
 def named_padding(plan, x, weight, bias=None, stride=(1,), padding="valid", dilation=(1,), groups=1):
     rank = len(weight.shape) - 2
     dilation = each(dilation, rank)
@@ -79,11 +79,13 @@ def padded_convolution(plan, x, weight, bias, stride, pads, dilation, groups):
             weight = weight.take(1, order)
         elif rank == 3:
             raise Unsupported("a grouped 3-D convolution")
+        layout = channels_last_result(x.layout, shape)
+        if groups == 1:
+            layout, emitted = plan.produced(layout, 1)
+            weight, bias = weight.take(0, emitted), None if bias is None else bias.take(0, emitted)
         kernel = weight.permute(*range(2, rank + 2), 1, 0)
         config |= {"filters": out, "groups": groups}
-        y = plan.layer(
-            CONV[rank], config, x, weights=(kernel, bias), layout=channels_last_result(x.layout, shape)
-        )
+        y = plan.layer(CONV[rank], config, x, weights=(kernel, bias), layout=layout)
     return strided(plan, y, subsample) if subsample else y
 
 

@@ -10,7 +10,7 @@ from converter.registry import maps
 aten = torch.ops.aten
 
 
-@maps(aten.linear.default)
+@maps(aten.linear.default, produces=-1)
 def linear(plan, x, weight, bias=None):
     if not isinstance(weight, Constant):
         raise Unsupported("a weight that is computed from the input")
@@ -19,12 +19,15 @@ def linear(plan, x, weight, bias=None):
     dim = len(x.shape) - 1
     x = plan.request(x, x.layout.last(dim), "features last")
     layout = x.layout
-    kernel = weight.take(1, layout.index(layout.dims[dim], layout.axes[-1])).permute(1, 0)
+    kernel = weight.take(1, layout.index(layout.dims[dim], layout.axes[-1]))
     units = weight.shape[0]
     fresh = max(layout.size, default=-1) + 1
     run = (fresh,) if units != 1 else ()
     kept = {a: n for a, n in layout.size.items() if a not in layout.dims[dim]}
     result = Layout((*layout.dims[:-1], run), (*layout.axes[:-1], run), kept | dict.fromkeys(run, units))
+    result, emitted = plan.produced(result, dim)
+    kernel = kernel.take(0, emitted).permute(1, 0)
+    bias = None if bias is None else bias.take(0, emitted)
     if len(layout.axes) == 2:
         config = {"units": units, "use_bias": bias is not None}
         return plan.layer(layers.Dense, config, x, weights=(kernel, bias), layout=result)

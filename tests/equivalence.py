@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from converter.capture import capture
-from converter.plan import Interface, Plan, make_plan
+from converter.plan import Plan
+from converter.planning import make_plan
+from converter.steps import Interface
 from converter.program import Program
 from converter.rewrites.fold_constants import fold_constants
 

@@ -29,7 +29,7 @@ from torch import nn
 import mappings
 from converter.errors import UnsupportedOperatorsError
 from converter.lower import Lowered
-from converter.plan import make_plan
+from converter.planning import make_plan
 from converter.program import Program
 from converter.registry import MAPPINGS
 

@@ -1,0 +1,115 @@
+"""Which of the free choices of a plan save movement: tried on the whole graph, kept if the plan gets cheaper.
+
+Three things are free. A graph input that no operator next to it decides may be held channels last. A convolution or a Linear may emit its channels in any order, which its consumers may prefer
+(heads, a pixel shuffle). And a value whose dimensions were permuted may be moved at once, which pays where several
+consumers would each move what they made of it. Places that are alike are decided alike, so that a deep network needs
+no more trials than a shallow one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import permutations
+
+import torch
+from torch import fx
+
+from converter.layout import Layout, MustMerge
+from converter.plan import Choices, Plan
+from converter.registry import PRODUCERS
+from converter.steps import sizes
+
+aten = torch.ops.aten
+TRIALS = 40
+MOST_FACTORS = 3
+REACH = 60  # operators between a movement and the choice that caused it
+PERMUTING = {aten.permute.default, aten.transpose.int, aten.t.default}
+
+
+def improved(plan: Plan, again: Callable[[Choices], Plan]) -> Plan:
+    """The cheapest plan found; `again` makes one with other choices."""
+    trials = 0
+    for candidate in candidates(plan):
+        if trials == TRIALS or not plan.movements:
+            break
+        trials += 1
+        made = plan.choices
+        tried = again(
+            Choices(made.early | candidate.early, made.last | candidate.last, {**made.orders, **candidate.orders})
+        )
+        if tried.cost < plan.cost:
+            plan = tried
+    return plan
+
+
+def candidates(plan: Plan) -> Iterator[Choices]:
+    """Choices that may save some of the movements, alike places together."""
+    behind = [ancestors(m.asked_by) for m in plan.movements if m.asked_by is not None]
+    reached = dict.fromkeys(node for nodes in behind for node in nodes)
+    if plan.layout == "auto":
+        for node in plan.program.placeholders:
+            if node in reached and 3 <= node.meta["val"].dim() <= 5:
+                yield Choices(last=frozenset({node}))
+    for places in alike(n for n in reached if n.target in PERMUTING):
+        yield Choices(early=frozenset(places))
+    yield Choices(early=frozenset(n for n in reached if n.target in PERMUTING))
+    producers: dict[int, dict[fx.Node, tuple[int, ...]]] = {}
+    for node in reached:
+        factors = factors_asked(node) if node.target in PRODUCERS else None
+        if factors is not None:
+            producers.setdefault(len(factors), {})[node] = factors
+    for count, found in producers.items():
+        for places in alike(found):
+            for order in list(permutations(range(count)))[1:]:
+                yield Choices(orders={node: (found[node], order) for node in places})
+
+
+def alike(nodes) -> list[list[fx.Node]]:
+    """Nodes grouped by what they are: their operator, and the operators of their users."""
+    groups: dict[tuple, list[fx.Node]] = {}
+    for node in nodes:
+        plain = tuple(a for a in node.args[1:] if not isinstance(a, fx.Node) and node.target in PERMUTING)
+        key = (node.target, repr(plain), tuple(sorted(str(u.target) for u in node.users)))
+        groups.setdefault(key, []).append(node)
+    return list(groups.values())
+
+
+def ancestors(node: fx.Node) -> list[fx.Node]:
+    """What the operator was made from, back to the operators that produce channels."""
+    seen: dict[fx.Node, None] = {}
+    ring = [node]
+    while ring and len(seen) < REACH:
+        ring = [
+            n
+            for user in ring
+            if user is node or user.target not in PRODUCERS
+            for n in user.all_input_nodes
+            if n.op in ("call_function", "placeholder") and n not in seen
+        ]
+        seen.update(dict.fromkeys(ring))
+    return list(seen)
+
+
+def factors_asked(producer: fx.Node) -> tuple[int, ...] | None:
+    """The sizes into which views behind a producer cut its channels, None if none does."""
+    value = producer.meta["val"]
+    dim = PRODUCERS[producer.target] % value.dim()
+    ring, seen = [producer], {producer}
+    while ring and len(seen) < REACH:
+        ring = [u for n in ring for u in n.users if u not in seen and u.op == "call_function"]
+        seen.update(ring)
+        for user in list(ring):
+            after = user.meta.get("val")
+            if user.target in PRODUCERS or not isinstance(after, torch.Tensor):
+                ring.remove(user)
+            elif after.shape != value.shape and after.numel() == value.numel():
+                try:
+                    layout = Layout.of(sizes(value)).reshape(sizes(after))
+                except (MustMerge, ValueError):
+                    ring.remove(user)
+                    continue
+                factors = tuple(int(layout.size[a]) for a in layout.axes[dim])
+                if 2 <= len(factors) <= MOST_FACTORS:
+                    return factors
+                ring.remove(user)
+    return None

@@ -1,0 +1,181 @@
+"""Making a plan: the mappings run over a program, layouts of inputs and outputs decided."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils._pytree import tree_map_only
+
+from converter.errors import ConversionError, UnsupportedOperatorsError
+from converter.layout import Layout
+from converter.choosing import improved
+from converter.plan import Choices, Plan
+from converter.program import Program, module_path, source_line
+from converter.registry import CHANNELS_LAST, MAPPINGS
+from converter.steps import Constant, InputStep, Interface, Step, Unsupported, Value, size_of, sizes
+
+aten = torch.ops.aten
+
+
+def make_plan(program: Program, layout: str = "auto") -> Plan:
+    """Map every operator of `program`, so that little moves.
+
+    Args:
+        layout: "auto" (inputs and outputs channels last where an operator near them asks for it), "nhwc" (all of rank
+            3 to 5), "nchw" (PyTorch's own).
+
+    Raises:
+        UnsupportedOperatorsError: all operators without a mapping.
+    """
+    import mappings
+
+    mappings.load()
+    plan = planned(program, layout, Choices())
+    return improved(plan, lambda choices: planned(program, layout, choices)) if plan.movements else plan
+
+
+def planned(program: Program, layout: str, choices: Choices) -> Plan:
+    plan = Plan(program, layout, choices)
+    unsupported: dict[str, list[fx.Node]] = {}
+    for node in program.graph.nodes:
+        plan.node = node
+        try:
+            value = _map_node(plan, node)
+        except Unsupported as reason:
+            target = f"{node.target}" + (f" ({reason})" if str(reason) else "")
+            unsupported.setdefault(target, []).append(node)
+            value = _placeholder_result(node)
+        if node in choices.early and isinstance(value, Value):
+            value = plan.as_torch(value, "several consumers ask for it")
+        plan.values[node] = value
+    if unsupported:
+        raise _all_unsupported(unsupported)
+    return plan
+
+
+def _all_unsupported(found: dict[str, list[fx.Node]]) -> UnsupportedOperatorsError:
+    rows = []
+    for target, nodes in found.items():
+        paths = ", ".join(dict.fromkeys(module_path(n) or "(model)" for n in nodes))
+        rows.append((target, len(nodes), paths, source_line(nodes[0])))
+    listed = "\n".join(f"    {target} x{count} in {paths}  {line}" for target, count, paths, line in rows)
+    return UnsupportedOperatorsError(
+        f"{len(rows)} operator{'s' * (len(rows) > 1)} cannot be converted:\n{listed}",
+        rows,
+        cure="convert a part of the model without them, or add a mapping for each (a function in `mappings/`)",
+    )
+
+
+def _map_node(plan: Plan, node: fx.Node) -> Any:
+    if node.op == "placeholder":
+        return _map_input(plan, node)
+    if node.op == "get_attr":
+        tensor = plan.program.tensor(node)
+        origin = plan.program.origins[node.target]
+        return Constant(
+            tensor.detach(),
+            node.meta["val"].dtype,
+            (node.target,),
+            origin.exact,
+            plan.program.trainable(node),
+            node.target,
+        )
+    if node.op == "output":
+        return _map_outputs(plan, node)
+    if isinstance(node.meta.get("val"), (torch.SymInt, torch.SymBool, torch.SymFloat, int, float, bool)):
+        value = node.meta["val"]
+        return size_of(value) if isinstance(value, torch.SymInt) else value
+    args = tree_map_only(fx.Node, lambda n: plan.values[n], node.args)
+    kwargs = tree_map_only(fx.Node, lambda n: plan.values[n], node.kwargs)
+    if node.target is operator.getitem:
+        return args[0][args[1]]
+    if node.target not in MAPPINGS:
+        raise Unsupported
+    return MAPPINGS[node.target](plan, *args, **kwargs)
+
+
+def _placeholder_result(node: fx.Node) -> Any:
+    """Stands for the result of an operator that cannot be mapped, so that all of them are found in one go."""
+    value = node.meta["val"]
+    if isinstance(value, torch.Tensor):
+        return Value(Layout.of(sizes(value)), value.dtype, Step((), node))
+    return [Value(Layout.of(sizes(v)), v.dtype, Step((), node)) for v in value]
+
+
+def _map_input(plan: Plan, node: fx.Node) -> Value:
+    name = plan.program.inputs[len(plan.inputs)]
+    shape = sizes(node.meta["val"])
+    dtype = node.meta["val"].dtype
+    rank = len(shape)
+    last = 3 <= rank <= 5 and (plan.layout == "nhwc" or (plan.layout == "auto" and (_feeds_channels_last(node) or node in plan.choices.last)))
+    order = (0, *range(2, rank), 1) if last else tuple(range(rank))
+    layout = Layout.of(shape, order)
+    step = InputStep((), node, name, layout.physical_shape, dtype)
+    plan.inputs.append(Interface(name, layout.physical_shape, dtype, order))
+    plan.input_steps.append(step)
+    return Value(layout, dtype, step)
+
+
+def _map_outputs(plan: Plan, node: fx.Node) -> list[Step]:
+    source = next((v for v in plan.values.values() if isinstance(v, Value)), None)
+    for name, result in zip(plan.program.outputs, node.args[0], strict=True):
+        value = plan.values[result]
+        if isinstance(value, Constant):
+            if source is None:
+                raise ConversionError("the model's outputs do not depend on any input")
+            plan.program.notes.append(f"output `{name}` does not depend on the input")
+            value = plan.as_value(value, source)
+        rank = len(value.shape)
+        last = tuple((0, *range(2, rank), 1)) if rank > 1 else (0,)
+        lies = value.layout.axes == value.layout.in_order(last) and _follows_channels_last(result)
+        wants_last = 3 <= rank <= 5 and (plan.layout == "nhwc" or (plan.layout == "auto" and lies))
+        order = last if wants_last else tuple(range(rank))
+        value = plan.request(value, value.layout.in_order(order), f"layout of output `{name}`")
+        plan.outputs.append(Interface(name, value.layout.physical_shape, value.dtype, order))
+        plan.results.append(value.step)
+    return plan.results
+
+
+PASSED_THROUGH = 64  # operators between a graph input and the one that decides its layout
+
+
+def _feeds_channels_last(node: fx.Node) -> bool:
+    """Whether the nearest operator that cares asks for channels last."""
+    seen, ring = {node}, [node]
+    for _ in range(PASSED_THROUGH):
+        users = [user for n in ring for user in n.users if user not in seen]
+        if any(user.target in CHANNELS_LAST for user in users):
+            return True
+        ring = [u for u in users if u.op == "call_function" and _keeps_dimensions(u)]
+        seen.update(ring)
+        if not ring:
+            return False
+    return False
+
+
+def _follows_channels_last(node: fx.Node) -> bool:
+    seen, ring = {node}, [node]
+    for _ in range(PASSED_THROUGH):
+        if any(n.target in CHANNELS_LAST for n in ring):
+            return True
+        ring = [
+            m for n in ring if n.op == "call_function" and _keeps_dimensions(n) for m in n.all_input_nodes
+            if m not in seen and m.op == "call_function"
+        ]
+        seen.update(ring)
+        if not ring:
+            return False
+    return False
+
+
+MIXING = {
+    aten.view.default, aten.reshape.default, aten.permute.default, aten.transpose.int, aten.flatten.using_ints,
+    aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.linear.default, aten.matmul.default,
+}  # fmt: skip
+
+
+def _keeps_dimensions(node: fx.Node) -> bool:
+    return node.target not in MIXING

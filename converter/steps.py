@@ -1,0 +1,210 @@
+"""What a plan consists of: values with their layouts, the constants they meet, and the steps that make arrays.
+
+A step says how an array is made from others; `lower` gives each kind its meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import sympy
+import torch
+from torch import Tensor, fx
+
+from converter.layout import Layout, Move, Runs, Size, as_size
+
+
+class Unsupported(Exception):
+    """Raised by a mapping that knows the operator, but not with these arguments."""
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """A tensor known at conversion: a weight, or what was computed from weights.
+
+    Attributes:
+        tensor: its values in the best precision known, dimensions in PyTorch's order.
+        dtype: its type in the program.
+        sources: the program's tensors it was made of.
+        exact: it holds the values of its source, at most rearranged.
+        trainable: it is a parameter, or a parameter rearranged.
+        key: equal for equal ways of making it, so that a module called twice becomes one layer.
+    """
+
+    tensor: Tensor
+    dtype: torch.dtype
+    sources: tuple[str, ...]
+    exact: bool
+    trainable: bool
+    key: Hashable
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
+
+    def rearranged(self, tensor: Tensor, *step: Hashable) -> Constant:
+        return Constant(tensor, self.dtype, self.sources, self.exact, self.trainable, (self.key, *step))
+
+    def permute(self, *order: int) -> Constant:
+        return self.rearranged(self.tensor.permute(order), "permute", order)
+
+    def reshape(self, *shape: int) -> Constant:
+        return self.rearranged(self.tensor.reshape(shape), "reshape", shape)
+
+    def take(self, dim: int, index: np.ndarray) -> Constant:
+        """Reorder `dim`: position i of the result is position index[i]."""
+        if np.array_equal(index, np.arange(len(index))):
+            return self
+        chosen = torch.from_numpy(np.ascontiguousarray(index))
+        return self.rearranged(self.tensor.index_select(dim, chosen), "take", dim, tuple(index.tolist()))
+
+    def array(self) -> np.ndarray:
+        return self.tensor.detach().contiguous().numpy()
+
+    def scalar(self) -> float | int | bool:
+        return self.tensor.item()
+
+    @property
+    def is_scalar(self) -> bool:
+        return self.tensor.numel() == 1 and not self.trainable
+
+
+# -- steps: how arrays are made. `lower` gives each kind its meaning.
+
+
+@dataclass(eq=False)
+class Step:
+    """One operation on arrays. `inputs` are the steps it takes its arrays from; `node` the operator it serves."""
+
+    inputs: tuple[Step, ...]
+    node: fx.Node
+
+
+@dataclass(eq=False)
+class InputStep(Step):
+    name: str
+    shape: tuple[Size, ...]
+    dtype: torch.dtype
+
+
+@dataclass(eq=False)
+class CallStep(Step):
+    function: Callable
+
+
+@dataclass(eq=False)
+class LayerStep(Step):
+    """A Keras layer of class `kind` with `weights` in the order in which the layer creates its own."""
+
+    kind: type
+    config: dict[str, Any]
+    weights: tuple[Constant, ...]
+    name: str
+    input_shape: tuple[Size, ...]
+    trainable: bool
+
+    @cached_property
+    def key(self) -> Hashable:
+        config = tuple(sorted((k, repr(v)) for k, v in self.config.items()))
+        fixed = tuple(n for n in self.input_shape[1:]) if not self.weights else ()
+        return self.kind, config, tuple(w.key for w in self.weights), fixed, self.name
+
+
+@dataclass(eq=False)
+class ConstantStep(Step):
+    """A constant as an array; `inputs` holds one step whose array it may be derived from in a Keras model."""
+
+    constant: Constant
+    name: str
+
+
+@dataclass(eq=False)
+class MoveStep(Step):
+    move: Move
+
+
+@dataclass(eq=False)
+class ItemStep(Step):
+    position: int
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """A tensor of the program in the plan: its layout, its PyTorch type, and the step that makes its array."""
+
+    layout: Layout
+    dtype: torch.dtype
+    step: Step
+
+    @property
+    def shape(self) -> tuple[Size, ...]:
+        return self.layout.shape
+
+
+@dataclass(frozen=True)
+class Movement:
+    """An activation that has to move.
+
+    Attributes:
+        kind: "Transpose" or "Gather".
+        module: path of the module that asked for it.
+        reason: what it asked for.
+        elements: how many elements move, per example where the batch is unknown.
+        cost: what a plan counts it for.
+        asked_by: the operator that asked for it.
+    """
+
+    kind: str
+    module: str
+    reason: str
+    elements: int
+    cost: float = field(default=0.0, compare=False)
+    asked_by: fx.Node | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass
+class Interface:
+    """A graph input or output as the artefact has it: its shape in the artefact, and PyTorch's dimension per axis."""
+
+    name: str
+    shape: tuple[Size, ...]
+    dtype: torch.dtype
+    order: tuple[int, ...]
+
+    @property
+    def layout(self) -> str:
+        if self.order == tuple(range(len(self.order))):
+            return "as PyTorch"
+        return "channels last"
+
+
+def arrange(constant: Constant, layout: Layout, axes: Runs) -> tuple[Constant, Layout]:
+    """`constant`, whose dimensions are `layout.dims`, rearranged into `axes`."""
+    atoms = tuple(a for run in layout.dims for a in run)
+    factored = constant.reshape(*(int(layout.size[a]) for a in atoms))
+    order = [atoms.index(a) for axis in axes for a in axis]
+    moved = factored.permute(*order) if order != sorted(order) else factored
+    return moved.reshape(*(int(layout.extent(axis)) for axis in axes)), Layout(layout.dims, axes, layout.size)
+
+
+def elements(moves: Iterable[Move]) -> int:
+    """Moved elements, for one example."""
+    return sum(per_example(move.elements) for move in moves)
+
+
+def per_example(n: Size) -> int:
+    """A size with the unknown batch as one."""
+    return n if isinstance(n, int) else int(n.subs(dict.fromkeys(n.free_symbols, 1)))
+
+
+def sizes(tensor: Tensor) -> tuple[Size, ...]:
+    """A fake tensor's shape, unknown sizes as sympy expressions."""
+    return tuple(size_of(n) for n in tensor.shape)
+
+
+def size_of(n: Any) -> Size:
+    return as_size(sympy.sympify(n.node.expr)) if isinstance(n, torch.SymInt) else int(n)
