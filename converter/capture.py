@@ -139,8 +139,8 @@ def run_forward(module: nn.Module, inputs: Sequence[Tensor]) -> None:
         path = inside[-1] if inside else ""
         raise CaptureError(
             f"the model fails on an input of shape {shapes}: {_first_line(error)}",
-            where=f"module `{path}` ({type(module.get_submodule(path)).__name__})",
-            cure="give the shape that the model expects with --input-shape, batch first (for example 1,3,224,224)",
+            where=f"{f'module `{path}`' if path else 'the model itself'} ({type(module.get_submodule(path)).__name__})",
+            cure="give every input the shape that the model expects, as in --input-shape 1,3,224,224, batch first",
         ) from error
     finally:
         for hook in hooks:

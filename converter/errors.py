@@ -29,7 +29,7 @@ class ConversionError(Exception):
 
 
 class UsageError(ConversionError):
-    """The call itself is wrong: an option, a shape, an output path that is taken."""
+    """The call itself is wrong: an option, a shape, a factory that is not there."""
 
     exit_status = 2
 

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO
 
 from rich import box
@@ -111,7 +112,9 @@ class Terminal:
             self.console.print(message)
 
     def show_failure(self, failure: Failure, trace: str) -> None:
-        self.console.print(Text.assemble(("error: ", "bold red"), failure.what), soft_wrap=True)
+        # The operators' own lines in the message are for those who see no table.
+        what = failure.what.partition("\n")[0] if failure.operators else failure.what
+        self.console.print(Text.assemble(("error: ", "bold red"), what), soft_wrap=True)
         if failure.operators:
             self.console.print(_operators(failure.operators))
         for label, text in (("where", failure.where), ("cure", failure.cure)):
@@ -306,7 +309,8 @@ def _operators(operators: Sequence[UnsupportedOperator]) -> Table:
     for column in ("operator", "count", "modules", "source"):
         table.add_column(column, overflow="fold")
     for one in operators:
-        table.add_row(Text(one.operator), str(one.count), Text(one.modules), Text(one.source_line))
+        source = one.source_line.removeprefix(f"{Path.cwd()}{os.sep}")
+        table.add_row(Text(one.operator), str(one.count), Text(one.modules), Text(source))
     return table
 
 

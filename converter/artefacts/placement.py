@@ -159,7 +159,7 @@ def _explained(target: Path) -> Iterator[None]:
         if _says_full(error):
             raise _full_disk(target) from error
         raise OutputError(
-            f"The output cannot be written: {error.strerror or error}.", where=str(error.filename or target)
+            f"The output cannot be written: {error.strerror or error}.", where=str(target), cure="Give another -o."
         ) from error
 
 

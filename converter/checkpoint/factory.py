@@ -80,7 +80,7 @@ def _attribute(home: ModuleType, name: str, factory: str) -> Any:
     for part in name.split("."):
         if not hasattr(found, part):
             usable = [known for known, value in vars(found).items() if callable(value) or isinstance(value, nn.Module)]
-            what = f"{getattr(found, '__name__', home.__name__)} has no `{part}`"
+            what = f"{factory.rpartition(':')[0]} has no `{name}`"
             raise UsageError(what, where=_where(factory), cure=_close(part, usable))
         found = getattr(found, part)
     return found
@@ -116,7 +116,7 @@ def _made(make: Any, arguments: dict[str, Any], factory: str) -> nn.Module:
     with blamed("the factory"):
         module = make(**arguments)
     if not isinstance(module, nn.Module):
-        what = f"the factory returned a {type(module).__name__}, not a torch.nn.Module"
+        what = f"the factory's result is no torch.nn.Module but of type {type(module).__name__}"
         raise ConversionError(what, where=_where(factory))
     return module
 
