@@ -16,7 +16,7 @@ from torch import fx
 
 from converter.layout import Layout, MustMerge
 from converter.plan import Choices, Plan
-from converter.registry import PRODUCERS
+from converter.registry import CHANNELS_LAST, PRODUCERS
 from converter.steps import sizes
 
 aten = torch.ops.aten
@@ -48,7 +48,7 @@ def candidates(plan: Plan) -> Iterator[Choices]:
     reached = dict.fromkeys(node for nodes in behind for node in nodes)
     if plan.layout == "auto":
         for node in plan.program.placeholders:
-            if node in reached and 3 <= node.meta["val"].dim() <= 5:
+            if node in reached and 3 <= node.meta["val"].dim() <= 5 and leads_to_channels_last(node):
                 yield Choices(last=frozenset({node}))
     for places in alike(n for n in reached if n.target in PERMUTING):
         yield Choices(early=frozenset(places))
@@ -88,6 +88,17 @@ def ancestors(node: fx.Node) -> list[fx.Node]:
         ]
         seen.update(dict.fromkeys(ring))
     return list(seen)
+
+
+def leads_to_channels_last(node: fx.Node) -> bool:
+    """Whether an operator that asks for channels last stands behind, with views between at most."""
+    seen, ring = {node}, [node]
+    while ring and len(seen) < REACH:
+        ring = [user for n in ring for user in n.users if user not in seen and user.op == "call_function"]
+        if any(user.target in CHANNELS_LAST for user in ring):
+            return True
+        seen.update(ring)
+    return False
 
 
 def factors_asked(producer: fx.Node) -> tuple[int, ...] | None:

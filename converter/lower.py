@@ -30,6 +30,17 @@ class NativeGroupedConv2D(layers.Conv2D):
         return tf.nn.conv2d(inputs, kernel, self.strides, self.padding.upper(), dilations=self.dilation_rate)
 
 
+class NativeGroupedConv1D(layers.Conv1D):
+    """The same along one axis."""
+
+    def call(self, inputs: Any) -> Any:
+        y = tf.nn.conv1d(inputs, self.kernel, self.strides, self.padding.upper(), dilations=self.dilation_rate)
+        return tf.nn.bias_add(y, self.bias) if self.use_bias else y
+
+
+NATIVE = {layers.Conv1D: NativeGroupedConv1D, layers.Conv2D: NativeGroupedConv2D}
+
+
 @dataclass
 class Lowered:
     """The layers and variables that a plan needs, in one precision; call it with the inputs' arrays.
@@ -126,8 +137,8 @@ class Lowered:
         if step.key in self._layers:
             return self._layers[step.key]
         kind = step.kind
-        if kind is layers.Conv2D and step.config.get("groups", 1) > 1 and not self.stock:
-            kind = NativeGroupedConv2D
+        if step.config.get("groups", 1) > 1 and not self.stock:
+            kind = NATIVE.get(kind, kind)
         layer = kind(**step.config, name=self._unique(step.name), dtype=self.precision)
         if not layer.built:
             layer.build(tuple(known(n) for n in step.input_shape))

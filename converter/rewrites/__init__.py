@@ -10,6 +10,7 @@ from torch import Tensor
 from converter.errors import ConversionError
 from converter.program import Program
 from converter.rewrites.change import Change
+from converter.rewrites.channel_permutation import find_channel_permutations
 from converter.rewrites.drop_dropout import drop_dropout
 from converter.rewrites.drop_identities import drop_identities
 from converter.rewrites.focus import focus_to_space_to_depth
@@ -23,12 +24,13 @@ Rewrite = Callable[[Program], list[Change]]
 
 # In order: channels must be reordered before kernels are folded or merged into others.
 REWRITES: dict[str, tuple[Rewrite, ...]] = {
-    "keras": (drop_identities, fold_constants, focus_to_space_to_depth, fold_channel_order, merge_separable),
+    "keras": (drop_identities, fold_constants, focus_to_space_to_depth, find_channel_permutations, fold_channel_order, merge_separable),
     "tf": (
         drop_identities,
         drop_dropout,
         fold_constants,
         focus_to_space_to_depth,
+        find_channel_permutations,
         fold_channel_order,
         fold_batch_norm,
         merge_separable,
@@ -38,6 +40,7 @@ REWRITES: dict[str, tuple[Rewrite, ...]] = {
         drop_dropout,
         fold_constants,
         focus_to_space_to_depth,
+        find_channel_permutations,
         fold_channel_order,
         fold_batch_norm,
         linear_to_matmul,

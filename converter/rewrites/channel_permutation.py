@@ -1,0 +1,53 @@
+"""Recognise a fixed permutation of channels, however it is written.
+
+    index_select(x, 1, [2, 0, 1]), x[:, [2, 0, 1]], flip(x, [1])
+    -> reorder_channels(x, [2, 0, 1])
+
+`fold_channel_order` then moves it into weights. An index that repeats or leaves out a channel is left alone.
+"""
+
+import torch
+from torch import fx
+
+from converter import ops
+from converter.program import Program, module_path
+from converter.rewrites.change import Change
+
+aten = torch.ops.aten
+
+
+def find_channel_permutations(program: Program) -> list[Change]:
+    changes = []
+    for node in list(program.graph.nodes):
+        order = fixed_order(program, node)
+        if order is None:
+            continue
+        with program.graph.inserting_before(node):
+            reordered = program.call(ops.reorder_channels._opoverload, (node.args[0], order), like=node)
+        node.replace_all_uses_with(reordered)
+        changes.append(Change("channels permuted", module_path(node), str(node.target)))
+    return changes
+
+
+def fixed_order(program: Program, node: fx.Node) -> list[int] | None:
+    """The channel that each position of the result holds, if the operator permutes channels and does nothing else."""
+    if node.op != "call_function" or node.target not in (
+        aten.index_select.default, aten.index.Tensor, aten.flip.default
+    ):  # fmt: skip
+        return None
+    x = node.args[0]
+    if program.is_tensor(x) or not isinstance(channels := x.meta["val"].shape[1] if x.meta["val"].dim() > 1 else None, int):
+        return None
+    if node.target is aten.flip.default:
+        return list(range(channels))[::-1] if [d % x.meta["val"].dim() for d in node.args[1]] == [1] else None
+    if node.target is aten.index_select.default:
+        dim, index = node.args[1] % x.meta["val"].dim(), node.args[2]
+    else:
+        given = [(d, i) for d, i in enumerate(node.args[1]) if i is not None]
+        if len(given) != 1:
+            return None
+        dim, index = given[0]
+    if dim != 1 or not program.is_tensor(index) or program.tensor(index).dtype not in (torch.int32, torch.int64):
+        return None
+    order = [n % channels for n in program.tensor(index).flatten().tolist()]
+    return order if program.tensor(index).dim() == 1 and sorted(order) == list(range(channels)) else None
