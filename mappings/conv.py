@@ -9,7 +9,7 @@ import torch
 from keras import layers, ops
 
 from converter.layout import channels_last_result
-from converter.plan import Constant, Unsupported
+from converter.plan import Constant, Unsupported, Value
 from converter.registry import maps
 from mappings.padding import is_same, pad_spatial, same_padding
 
@@ -39,13 +39,19 @@ def named_padding(plan, x, weight, bias=None, stride=(1,), padding="valid", dila
     return padded_convolution(plan, x, weight, bias, each(stride, rank), pads, dilation, groups)
 
 
-def padded_convolution(plan, x, weight, bias, stride, pads, dilation, groups):
+def padded_convolution(plan, x, weight, bias, stride, pads, dilation, groups, shape=None):
+    """A convolution of `x`, its result of logical `shape` (the operator's own, where left out)."""
     if not isinstance(weight, Constant):
         raise Unsupported("a kernel that is computed from the input")
-    if len(x.shape) != len(weight.shape):
-        raise Unsupported("an input without a batch dimension")
+    if len(x.shape) < len(weight.shape):
+        return without_batch(
+            plan, x, lambda x, shape: padded_convolution(plan, x, weight, bias, stride, pads, dilation, groups, shape)
+        )
+    shape = shape or plan.shape()
     out, in_per_group, *size = weight.shape
     rank = len(size)
+    if rank == 3 and groups > 1:
+        return grouped_volume(plan, x, weight, bias, stride, pads, dilation, groups, shape)
     depthwise = in_per_group == 1 and groups > 1 and rank < 3 and len(set(stride)) == 1
     x, order = plan.channels_last(x) if groups == 1 or depthwise else (plan.channels_in_order(x), None)
 
@@ -55,7 +61,7 @@ def padded_convolution(plan, x, weight, bias, stride, pads, dilation, groups):
     same = is_same(x.shape[2:], size, stride, dilation, pads) and subsample is None
     if not same:
         x = pad_spatial(plan, x, pads)
-    shape = plan.shape()
+    asked = shape
     if subsample:
         reach = [d * (k - 1) for k, d in zip(size, dilation, strict=True)]
         shape = (*shape[:2], *(n - r for n, r in zip(x.shape[2:], reach, strict=True)))
@@ -77,8 +83,6 @@ def padded_convolution(plan, x, weight, bias, stride, pads, dilation, groups):
     else:
         if groups == 1:
             weight = weight.take(1, order)
-        elif rank == 3:
-            raise Unsupported("a grouped 3-D convolution")
         layout = channels_last_result(x.layout, shape)
         if groups == 1:
             layout, emitted = plan.produced(layout, 1)
@@ -86,13 +90,42 @@ def padded_convolution(plan, x, weight, bias, stride, pads, dilation, groups):
         kernel = weight.permute(*range(2, rank + 2), 1, 0)
         config |= {"filters": out, "groups": groups}
         y = plan.layer(CONV[rank], config, x, weights=(kernel, bias), layout=layout)
-    return strided(plan, y, subsample) if subsample else y
+    return strided(plan, y, subsample, asked) if subsample else y
 
 
-def strided(plan, y, stride):
+def without_batch(plan, x, operator):
+    """`operator(x, shape)`, which needs a batch, of an `x` without one; `shape` is the result's."""
+    y = operator(plan.reshape(x, (1, *x.shape)), (1, *plan.shape()))
+    return plan.reshape(y, plan.shape())
+
+
+def grouped_volume(plan, x, weight, bias, stride, pads, dilation, groups, shape):
+    """A grouped 3-D convolution, which a CPU does not have: a 2-D one for each plane of the kernel, summed."""
+    x = pad_spatial(plan, plan.channels_last(x)[0], pads)
+    x, axis = plan.one_axis(x, 2, "planes of a volume")
+    out, _, depth, *_ = weight.shape
+    batch, _, planes, *sizes = shape
+    total = None
+    for k in range(depth):
+        first = k * dilation[0]
+        cut = (*(slice(None),) * axis, slice(first, first + (planes - 1) * stride[0] + 1, stride[0]))
+        part = plan.call(lambda a, cut=cut: a[cut], x, layout=x.layout.resized(2, planes)[0])
+        image = Value(part.layout.permute((0, 2, 1, 3, 4)), part.dtype, part.step)
+        image = plan.reshape(image, (batch * planes, x.shape[1], *x.shape[3:]))
+        kernel = weight.rearranged(weight.tensor[:, :, k], "plane", k)
+        y = padded_convolution(
+            plan, image, kernel, bias if k == 0 else None, stride[1:], [(0, 0)] * 2, dilation[1:], groups,
+            (batch * planes, out, *sizes),
+        )  # fmt: skip
+        total = y if total is None else plan.elementwise(lambda a, b: a + b, total, y)
+    y = plan.reshape(total, (batch, planes, out, *sizes))
+    return plan.channels_last(Value(y.layout.permute((0, 2, 1, 3, 4)), y.dtype, y.step))[0]
+
+
+def strided(plan, y, stride, shape):
     """Every stride-th position of the spatial axes."""
     steps = (slice(None), *(slice(None, None, s) for s in stride))
-    layout = channels_last_result(y.layout, plan.shape(), channels=1)
+    layout = channels_last_result(y.layout, shape, channels=1)
     return plan.call(lambda a: a[steps], y, layout=layout)
 
 

@@ -6,7 +6,7 @@ import torch
 from keras import layers, ops
 
 from converter.layout import Size, channels_last_result
-from converter.plan import Plan, Unsupported, Value
+from converter.plan import Plan, Value
 from converter.registry import maps
 
 aten = torch.ops.aten
@@ -37,18 +37,28 @@ def is_same(shape: Sequence[Size], kernel, stride, dilation, pads: Pads) -> bool
 
 
 def pad_spatial(plan: Plan, x: Value, pads: Pads, value: float = 0.0) -> Value:
-    """Pad the spatial axes of a channels-last value with a constant."""
+    """Pad the spatial axes of a channels-last value with a constant; negative pads cut off."""
     if not any(any(pad) for pad in pads):
         return x
+    if any(n < 0 for pad in pads for n in pad):
+        x = cropped(plan, x, [(max(-before, 0), max(-after, 0)) for before, after in pads])
+        pads = [(max(before, 0), max(after, 0)) for before, after in pads]
+        return pad_spatial(plan, x, pads, value)
     sizes = [n + before + after for n, (before, after) in zip(x.shape[2:], pads, strict=True)]
     layout = channels_last_result(x.layout, (*x.shape[:2], *sizes), channels=1)
-    if value == 0 and all(n >= 0 for pad in pads for n in pad):
+    if value == 0:
         config = {"padding": tuple(pads) if len(pads) > 1 else pads[0]}
         return plan.layer(ZERO_PADDING[len(pads)], config, x, layout=layout, name=f"{plan.name}.padding")
-    if any(n < 0 for pad in pads for n in pad):
-        raise Unsupported("negative padding")
     widths = [(0, 0), *pads, (0, 0)]
     return plan.call(lambda a: ops.pad(a, widths, constant_values=value), x, layout=layout)
+
+
+def cropped(plan: Plan, x: Value, crops: Pads) -> Value:
+    """A channels-last value without that many elements before and after each spatial axis."""
+    sizes = [n - before - after for n, (before, after) in zip(x.shape[2:], crops, strict=True)]
+    layout = channels_last_result(x.layout, (*x.shape[:2], *sizes), channels=1)
+    cut = (slice(None), *(slice(before, -after or None) for before, after in crops))
+    return plan.call(lambda a: a[cut], x, layout=layout)
 
 
 @maps(aten.constant_pad_nd.default)
@@ -66,11 +76,27 @@ def pad(plan, x, pad, mode="constant", value=None):
     return padded(plan, x, pad, lambda a, widths: extended(a, widths, replicate if mode == "replicate" else wrap))
 
 
+@maps(aten.reflection_pad1d.default, aten.reflection_pad2d.default, aten.reflection_pad3d.default)
+def reflection_pad(plan, x, padding):
+    return pad(plan, x, padding, "reflect")
+
+
+@maps(aten.replication_pad1d.default, aten.replication_pad2d.default, aten.replication_pad3d.default)
+def replication_pad(plan, x, padding):
+    return pad(plan, x, padding, "replicate")
+
+
 def padded(plan: Plan, x: Value, pad: Sequence[int], function) -> Value:
     """`function` of the array and its axes' widths, for PyTorch's `pad`: last dimension first, before and after."""
     widths = [(0, 0)] * (len(x.shape) - len(pad) // 2) + list(zip(pad[::2], pad[1::2], strict=True))[::-1]
-    if any(n < 0 for pair in widths for n in pair):
-        raise Unsupported("negative padding")
+    for d, (before, after) in enumerate(widths):
+        if min(before, after) < 0:
+            before, after = max(-before, 0), max(-after, 0)
+            x, axis = plan.one_axis(x, d, "padding")
+            cut = (*(slice(None),) * axis, slice(before, -after or None))
+            layout, _ = x.layout.resized(d, x.shape[d] - before - after)
+            x = plan.call(lambda a, cut=cut: a[cut], x, layout=layout)
+    widths = [(max(before, 0), max(after, 0)) for before, after in widths]
     dims = [d for d, width in enumerate(widths) if any(width)]
     for d in dims:
         x, _ = plan.one_axis(x, d, "padding")

@@ -6,6 +6,7 @@ A row is named by what it would catch. No two axes of a shape have the same size
 import functools
 import operator
 
+import mapping_rows
 import pytest
 import tensorflow as tf
 import torch
@@ -666,6 +667,7 @@ RESAMPLING = {
 }
 
 CASES = CONVOLUTIONS | POOLS | LAYERS | ACTIVATIONS | ELEMENTWISE | SHAPES | REDUCTIONS | RESAMPLING
+CASES |= mapping_rows.CASES
 # Capture leaves none of these; they are put into a program by hand.
 BY_HAND = {
     "reshape": (aten.reshape.default, [-1, 54, 8]),
@@ -752,9 +754,7 @@ def test_rounds_as_pytorch_does_in_float32(case, tmp_path):
     "module, shape",
     [
         pytest.param(nn.MaxPool2d(3, dilation=2), IMAGE, id="a dilated pool"),
-        pytest.param(nn.Conv3d(4, 4, 2, groups=2), VOLUME, id="a grouped 3-D convolution"),
         pytest.param(nn.BatchNorm2d(6, track_running_stats=False), IMAGE, id="statistics of the batch"),
-        pytest.param(Call(lambda x: F.pad(x, (-1, 2))), IMAGE, id="negative padding"),
         pytest.param(Call(lambda x: F.conv2d(x, x.mean(0)[None, :, :2, :3])), IMAGE, id="a kernel made of the input"),
     ],
 )
