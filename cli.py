@@ -253,6 +253,7 @@ def verify(
 @main.command()
 @click.argument("model", type=PATH)
 @architecture_options
+@click.option("--layout", is_flag=True, help="Show the plan too: how each value lies, and what moves for which reason.")
 @message_options
 def inspect(model: Path, as_json: bool, quiet: bool, verbose: bool, **arguments: Any) -> None:
     """Show a model's modules, shapes, weights, and what each becomes."""

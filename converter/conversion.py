@@ -34,6 +34,7 @@ from converter.report import (
     Movement,
     Proof,
     Rewrite,
+    Shape,
     TensorFacts,
     status_of,
 )
@@ -515,14 +516,15 @@ def labelled_accuracy(reference: Reference, results: Sequence[Outputs]) -> Accur
 
 
 def facts(interface: Interface) -> TensorFacts:
-    shape = tuple(_size(n, i) for i, n in enumerate(interface.shape))
+    shape = sizes_shown(interface.shape)
     rank = len(interface.order)
     layout = "as PyTorch" if interface.layout == "as PyTorch" or rank < 3 else "channels_last"
     return TensorFacts(interface.name, shape, str(interface.dtype).removeprefix("torch."), layout)
 
 
-def _size(n: Size, axis: int) -> int | str:
-    return n if isinstance(n, int) else "batch" if axis == 0 else str(n)
+def sizes_shown(shape: Sequence[Size]) -> Shape:
+    """A shape as reports give it, the unknown batch by its name."""
+    return tuple(n if isinstance(n, int) else "batch" if i == 0 else str(n) for i, n in enumerate(shape))
 
 
 def described(changes: Sequence[Change]) -> list[Rewrite]:

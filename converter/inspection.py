@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from converter.checkpoint import user_code
-from converter.conversion import Clock, Options, build, facts, open_source
+from converter.conversion import Clock, Options, build, facts, open_source, sizes_shown
 from converter.errors import UnsupportedOperatorsError, UsageError
 from converter.plan import Plan
 from converter.program import module_path
-from converter.report import LayerRow, ModelSummary, Shape, TensorFacts, UnsupportedOperator
+from converter.report import LayerRow, ModelSummary, PlanRow, Shape, TensorFacts, UnsupportedOperator
 from converter.rewrites.change import Change
-from converter.steps import CallStep, LayerStep
+from converter.steps import CallStep, LayerStep, Value
 
 
 def inspect(
@@ -27,10 +28,14 @@ def inspect(
     factory_args: Mapping[str, Any] | None = None,
     input_shapes: Sequence[str] = (),
     trust: Sequence[str] = (),
+    layout: bool = False,
 ) -> ModelSummary:
     """The module tree with shapes, weights, and what each module becomes in a Keras file.
 
     Operators that cannot be converted are listed, not raised.
+
+    Args:
+        layout: give the plan too, every value with its axes and every movement with its reason.
 
     Raises:
         ConversionError: the model cannot be read, or does not run on the inputs given.
@@ -44,11 +49,13 @@ def inspect(
     inputs: tuple[TensorFacts, ...] = ()
     outputs: tuple[TensorFacts, ...] = ()
     becomes: dict[str, str] = {}
+    plan: tuple[PlanRow, ...] = ()
     try:
         built = build(source, "keras", Options(), clock)
         if built.plan is None:
             raise AssertionError("a Keras file is planned")
         becomes = what_becomes(built.plan, built.changes)
+        plan = plan_rows(built.plan) if layout else ()
         inputs, outputs = tuple(map(facts, built.inputs)), tuple(map(facts, built.outputs))
     except UnsupportedOperatorsError as error:
         unsupported = tuple(UnsupportedOperator(*row) for row in error.operators)
@@ -72,7 +79,26 @@ def inspect(
         notes=tuple(dict.fromkeys((*source.notes, *source.program.notes))),
         inputs=inputs,
         outputs=outputs,
+        plan=plan,
     )
+
+
+def plan_rows(plan: Plan) -> tuple[PlanRow, ...]:
+    """Every value of the plan, in the program's order."""
+    rows = []
+    for node, value in plan.values.items():
+        if node.target is operator.getitem:
+            continue
+        moves = tuple(f"{m.kind} of {m.elements} elements: {m.reason}" for m in plan.movements if m.asked_by is node)
+        for i, each in enumerate(value if isinstance(value, list | tuple) else [value]):
+            if isinstance(each, Value):
+                shape = sizes_shown(each.shape)
+                name = node.name if each is value else f"{node.name}[{i}]"
+                target = node.op if node.op == "placeholder" else operator_name(node)
+                rows.append(PlanRow(name, target, module_path(node), shape, str(each.layout), moves))
+        if node.op == "output" and moves:
+            rows.append(PlanRow("output", "output", "", (), "", moves))
+    return tuple(rows)
 
 
 def what_becomes(plan: Plan, changes: Sequence[Change]) -> dict[str, str]:
@@ -84,14 +110,17 @@ def what_becomes(plan: Plan, changes: Sequence[Change]) -> dict[str, str]:
         if isinstance(step, LayerStep):
             found.setdefault(module_path(step.node), []).append(step.kind.__name__)
         elif isinstance(step, CallStep):
-            name = str(step.node.target).removeprefix("aten.").removeprefix("converter.").split(".")[0]
-            found.setdefault(module_path(step.node), []).append(name)
+            found.setdefault(module_path(step.node), []).append(operator_name(step.node))
     texts = {path: " + ".join(_counted(names)) for path, names in found.items()}
     for change in changes:
         if not change.minor:
             told = f"{change.name}: {change.description}" if change.description else change.name
             texts[change.module] = f"{texts[change.module]} ({told})" if change.module in texts else told
     return texts
+
+
+def operator_name(node: fx.Node) -> str:
+    return str(node.target).removeprefix("aten.").removeprefix("converter.").split(".")[0]
 
 
 def _counted(names: Sequence[str]) -> list[str]:

@@ -142,6 +142,13 @@ class Layout:
         """All atoms in physical order."""
         return tuple(chain(*self.axes))
 
+    def __str__(self) -> str:
+        """The axes, each as the dimensions it holds: "0 | 2 | 3 | 1"; 1.0 and 1.1 are the factors of dimension 1."""
+        names = {
+            atom: str(d) if len(run) == 1 else f"{d}.{i}" for d, run in enumerate(self.dims) for i, atom in enumerate(run)
+        }
+        return " | ".join(" ".join(names[a] for a in axis) or "-" for axis in self.axes)
+
     def extent(self, run: Run) -> Size:
         return product(self.size[atom] for atom in run)
 

@@ -205,6 +205,23 @@ class LayerRow:
 
 
 @dataclass(frozen=True)
+class PlanRow:
+    """One value of the plan: how the array lies in a Keras file, and what had to move for the operator.
+
+    Attributes:
+        axes: PyTorch's dimension of each axis, "0 | 2 | 3 | 1"; 1.0 and 1.1 are factors of dimension 1.
+        moves: kind, number of elements per example, and reason of each movement.
+    """
+
+    value: str
+    operator: str
+    module: str
+    shape: Shape
+    axes: str
+    moves: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class UnsupportedOperator:
     """An operator without a mapping, in the order of `errors.UnsupportedOperatorsError.operators`."""
 
@@ -224,6 +241,7 @@ class ModelSummary(Report):
     notes: tuple[str, ...]
     inputs: tuple[TensorFacts, ...] = ()
     outputs: tuple[TensorFacts, ...] = ()
+    plan: tuple[PlanRow, ...] = ()
 
 
 def _jsonable(value: Any) -> Any:

@@ -26,6 +26,7 @@ from .report import (
     LayerRow,
     ModelSummary,
     OutputComparison,
+    PlanRow,
     Proof,
     Report,
     Shape,
@@ -162,6 +163,8 @@ class Terminal:
             grid = _grid()
             _add_tensors(grid, summary.inputs, summary.outputs)
             parts.insert(0, grid)
+        if summary.plan:
+            parts += [_heading("Layout: PyTorch's dimension of each axis"), _plan(summary.plan)]
         if summary.unsupported:
             parts += [_heading("Operators without a mapping"), _operators(summary.unsupported)]
         parts += _notes(summary.notes)
@@ -362,3 +365,13 @@ def _more(count: int) -> Text:
 
 def _seconds(seconds: float) -> str:
     return f"{seconds:.1f} s"
+
+
+def _plan(rows: Sequence[PlanRow]) -> RenderableType:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("value", "operator", "shape", "axes", "moves"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        shape = f"[{', '.join(map(str, row.shape))}]" if row.shape else ""
+        table.add_row(row.value, row.operator, Text(shape), row.axes, Text("; ".join(row.moves), "yellow"))
+    return table

@@ -46,6 +46,7 @@ def fold_batch_norm(program: Program) -> list[Change]:
             added = program.new_tensor(name, shift, producer, origin, trainable=program.trainable(weight))
             producer.args = (*producer.args[:2], added, *producer.args[3:])
         norm.replace_all_uses_with(producer)
+        program.graph.erase_node(norm)
         changes.append(
             Change("BatchNorm folded", module_path(norm), f"into the weights of `{module_path(producer)}`", minor=True)
         )
