@@ -29,6 +29,12 @@ CHANNELWISE = {
     aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.clone.default,
     aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec, aten.mean.dim, ours.dropout.default,
 }  # fmt: skip
+PADS = {aten.pad.default, aten.constant_pad_nd.default}
+CHANNELWISE |= PADS
+RESHAPES = {
+    aten.reshape.default, aten.view.default, aten.flatten.using_ints, aten.squeeze.dim, aten.squeeze.dims,
+    aten.unsqueeze.default,
+}  # fmt: skip
 PER_CHANNEL = {aten.batch_norm.default: (1, 2, 3, 4), aten.prelu.default: (1,)}
 BINARY = {
     aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.maximum.default, aten.minimum.default,
@@ -68,11 +74,14 @@ class Region:
     def grow(self, start: fx.Node) -> bool:
         """Take in all that must change with `start`; False if something cannot."""
         self.channels = start.meta["val"].shape[1]
+        other = self.reordering.args[0] if start is self.reordering else self.reordering
         waiting = [start]
         while waiting:
             value = waiting.pop()
             if value in self.values:
                 continue
+            if value is other or not self._has_channels(value):
+                return False
             self.values[value] = None
             for found in (self._producer(value), self._consumers(value)):
                 if found is None:
@@ -112,7 +121,7 @@ class Region:
             return [args[0]] if self._keeps_channels(value) else None
         if target in BINARY:
             return self._operands(value)
-        if target is aten.reshape.default and self._drops_ones(value):
+        if target in RESHAPES and self._drops_ones(value):
             return [args[0]]
         return None
 
@@ -121,8 +130,6 @@ class Region:
         found: list[fx.Node] = []
         for user in value.users:
             if user is self.reordering:
-                if user not in self.values and value is not user.args[0]:
-                    return None
                 continue
             target = user.target
             if target in CONVOLUTIONS and user.args[0] is value and self.program.is_tensor(user.args[1]):
@@ -136,7 +143,7 @@ class Region:
                 self.weights.append((user, 1, 1))
             elif target in PER_CHANNEL or target in CHANNELWISE or target in BINARY:
                 found.append(user)
-            elif target is aten.reshape.default and self._drops_ones(user):
+            elif target in RESHAPES and self._drops_ones(user):
                 found.append(user)
             else:
                 return None
@@ -171,7 +178,13 @@ class Region:
         if value.target is aten.mean.dim:
             rank = value.args[0].meta["val"].dim()
             return all(d % rank > 1 for d in value.args[1])
+        if value.target in PADS:
+            return len(value.args[1]) // 2 <= value.meta["val"].dim() - 2
         return value.meta["val"].shape[1] == self.channels
+
+    def _has_channels(self, value: fx.Node) -> bool:
+        shape = value.meta["val"].shape
+        return len(shape) > 1 and isinstance(shape[1], int) and shape[1] == self.channels
 
     def _drops_ones(self, node: fx.Node) -> bool:
         before, after = node.args[0].meta["val"].shape, node.meta["val"].shape

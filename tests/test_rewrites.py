@@ -1,0 +1,825 @@
+"""Every rewrite: what it makes of what it was written for, and what it leaves alone though it looks alike.
+
+A picture is the program's operators in their order. After every rewrite the program still runs, computes the same in
+float64 at two batch sizes, and the user's module has its own tensors.
+"""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+import torch.nn.functional as F
+from equivalence import Call, Input, assert_same, captured, examples, in_float64
+from torch import nn
+
+from converter.errors import ConversionError
+from converter.program import Program
+from converter.rewrites import REWRITES, rewrite
+from converter.rewrites.change import Change
+from converter.rewrites.channel_permutation import find_channel_permutations
+from converter.rewrites.drop_dropout import drop_dropout
+from converter.rewrites.drop_identities import drop_identities
+from converter.rewrites.focus import focus_to_space_to_depth
+from converter.rewrites.fold_batch_norm import fold_batch_norm
+from converter.rewrites.fold_channel_order import fold_channel_order
+from converter.rewrites.fold_constants import fold_constants
+from converter.rewrites.linear_to_matmul import linear_to_matmul
+from converter.rewrites.separable import merge_separable
+
+aten, ours = torch.ops.aten, torch.ops.converter
+
+SEQUENCE = (2, 6, 11)
+IMAGE = (2, 6, 9, 8)
+VOLUME = (2, 6, 5, 7, 4)
+FOCUS = (2, 3, 8, 12)
+ALIKE = (2, 4, 4, 4)
+YOLOV5 = [(0, 0), (1, 0), (0, 1), (1, 1)]  # (row, column), joined column by column
+ORDER = [3, 1, 4, 0, 5, 2]  # not its own inverse
+
+
+def parameter(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.zeros(shape))
+
+
+# -- Focus
+
+
+def offsets(block: int, shift: int = 0) -> list[tuple[int, int]]:
+    """Column by column, or, with `shift`, in an order of no kind."""
+    pairs = [(r, c) for c in range(block) for r in range(block)]
+    return [pairs[(i * shift + i // 2) % len(pairs)] for i in range(len(pairs))] if shift else pairs
+
+
+def quadrants(x, order=YOLOV5, step=2):
+    return [x[..., r::step, c::step] for r, c in order]
+
+
+def focus(order=YOLOV5, step=2, dim=1):
+    return lambda x: torch.cat(quadrants(x, order, step), dim)
+
+
+def columns_first(x):
+    return torch.cat([x[..., c::2][..., r::2, :] for r, c in YOLOV5], 1)
+
+
+def negative_dimensions(x):
+    parts = [aten.slice.Tensor(aten.slice.Tensor(x, -2, r, 2**63 - 1, 2), -1, c, 2**63 - 1, 2) for r, c in YOLOV5]
+    return torch.cat(parts, -3)
+
+
+def explicit_ends(x):
+    return torch.cat([x[:, :, r:8:2, c:12:2] for r, c in YOLOV5], 1)
+
+
+ANY_ORDER = [(1, 1), (0, 0), (0, 1), (1, 0)]
+FOCUS_FIRES = {
+    "by column, as YOLOv5 has it": (focus(), FOCUS, "space_to_depth reorder_channels"),
+    "by row, as TensorFlow has it": (focus(sorted(YOLOV5)), FOCUS, "space_to_depth"),
+    "in an order of no kind": (focus(ANY_ORDER), FOCUS, "space_to_depth reorder_channels"),
+    "block 3": (focus(offsets(3), 3), (2, 2, 6, 9), "space_to_depth reorder_channels"),
+    "block 4, by row": (focus(sorted(offsets(4)), 4), (2, 2, 8, 12), "space_to_depth"),
+    "block 4 of equal sizes": (focus(offsets(4), 4), ALIKE, "space_to_depth reorder_channels"),
+    "all sizes alike": (focus(), ALIKE, "space_to_depth reorder_channels"),
+    "one channel": (focus(), (2, 1, 6, 8), "space_to_depth reorder_channels"),
+    "columns cut before rows": (columns_first, FOCUS, "space_to_depth reorder_channels"),
+    "dimensions counted from the end": (negative_dimensions, FOCUS, "space_to_depth reorder_channels"),
+    "slices with an end": (explicit_ends, FOCUS, "space_to_depth reorder_channels"),
+    "several consumers": (
+        lambda x: (lambda y: (y.relu(), y.sigmoid()))(focus()(x)),
+        FOCUS,
+        "space_to_depth reorder_channels relu sigmoid",
+    ),
+    "behind another operator": (lambda x: focus()(x.relu()), FOCUS, "relu space_to_depth reorder_channels"),
+    "one behind the other": (
+        lambda x: focus(sorted(YOLOV5))(focus()(x)),
+        (2, 2, 8, 12),
+        "space_to_depth reorder_channels space_to_depth",
+    ),
+    "slices that others read too": (
+        lambda x: (lambda parts: (torch.cat(parts, 1), parts[1]))(quadrants(x)),
+        FOCUS,
+        "slice slice space_to_depth reorder_channels",
+    ),
+}
+FOCUS_LEAVES = {
+    "a step of 4": (focus(step=4), (2, 3, 8, 12)),
+    "joined over the batch": (focus(dim=0), FOCUS),
+    "joined over rows": (focus(dim=2), FOCUS),
+    "a quadrant missing": (focus(YOLOV5[:3]), FOCUS),
+    "a quadrant twice": (focus([(0, 0), (1, 0), (0, 1), (0, 1)]), FOCUS),
+    "one quadrant four times": (focus([(0, 0)] * 4), FOCUS),
+    "a fifth part": (focus([*YOLOV5, (0, 0)]), FOCUS),
+    "offsets that start beyond the block": (focus([(r + 2, c + 2) for r, c in YOLOV5]), FOCUS),
+    "rows only": (lambda x: torch.cat([x[:, :, r::4] for r in range(4)], 1), FOCUS),
+    "rows cut twice": (lambda x: torch.cat([x[:, :, r::2][:, :, c::2] for r, c in YOLOV5], 1), FOCUS),
+    "odd sizes, the last row left out": (
+        lambda x: torch.cat([x[:, :, r:8:2, c:12:2] for r, c in YOLOV5], 1),
+        (2, 3, 9, 13),
+    ),
+    "odd sizes, quadrants that overlap": (
+        lambda x: torch.cat([x[:, :, 2 * r :: 2, 2 * c :: 2][:, :, :3, :5] for r, c in YOLOV5], 1),
+        (2, 3, 9, 13),
+    ),
+    "quadrants of two values": (
+        lambda x: torch.cat([*quadrants(x)[:2], *quadrants(x.relu())[2:]], 1),
+        FOCUS,
+    ),
+    "a quadrant changed on its way": (lambda x: torch.cat([quadrants(x)[0].relu(), *quadrants(x)[1:]], 1), FOCUS),
+    "channels cut as well": (lambda x: torch.cat([part[:, :2] for part in quadrants(x)], 1), FOCUS),
+    "5-D": (lambda x: torch.cat([x[:, :, r::2, c::2] for r, c in YOLOV5], 1), (2, 3, 4, 6, 5)),
+    "3-D": (lambda x: torch.cat([x[:, r::2, c::2] for r, c in YOLOV5], 1), (2, 4, 6)),
+    "one slice joined with nothing": (lambda x: torch.cat([x[..., ::1, ::1]], 1), FOCUS),
+}
+
+# -- the order of channels
+
+
+def reordered(x, order=ORDER):
+    return ours.reorder_channels(x, order)
+
+
+def behind(*layers: nn.Module) -> nn.Module:
+    """Layers behind a reordering."""
+    return Call(lambda self, x: self.layers(reordered(x)), layers=nn.Sequential(*layers))
+
+
+def pools(x):
+    return F.adaptive_avg_pool2d(F.avg_pool2d(F.max_pool2d(x, 3, 1, 1), 2, 1), (3, 4))
+
+
+CHANNEL_ORDER_FIRES = {
+    "into a kernel": (behind(nn.Conv2d(6, 4, 3)), IMAGE, "conv2d"),
+    "into a kernel of equal sizes": (behind(nn.Conv2d(6, 6, 6)), (2, 6, 6, 6), "conv2d"),
+    "into a kernel padded by name": (behind(nn.Conv2d(6, 4, 3, padding="same")), IMAGE, "conv2d"),
+    "into a 1-D kernel": (behind(nn.Conv1d(6, 4, 3)), SEQUENCE, "conv1d"),
+    "into a 3-D kernel": (behind(nn.Conv3d(6, 4, 2)), VOLUME, "conv3d"),
+    "through a norm and an activation": (
+        behind(nn.BatchNorm2d(6), nn.SiLU(), nn.Conv2d(6, 4, 1)),
+        IMAGE,
+        "batch_norm silu conv2d",
+    ),
+    "through a norm without scale and shift": (
+        behind(nn.BatchNorm2d(6, affine=False), nn.Conv2d(6, 4, 1)),
+        IMAGE,
+        "batch_norm conv2d",
+    ),
+    "through a depthwise convolution and its bias": (
+        behind(nn.Conv2d(6, 6, 3, groups=6), nn.ReLU(), nn.Conv2d(6, 4, 1)),
+        IMAGE,
+        "conv2d relu conv2d",
+    ),
+    "through slopes per channel": (behind(nn.PReLU(6), nn.Conv2d(6, 4, 1)), IMAGE, "prelu conv2d"),
+    "through one slope for all": (behind(nn.PReLU(), nn.Conv2d(6, 4, 1)), IMAGE, "prelu conv2d"),
+    "through pools": (
+        Call(lambda self, x: self.conv(pools(reordered(x))), conv=nn.Conv2d(6, 4, 1)),
+        IMAGE,
+        "max_pool2d avg_pool2d adaptive_avg_pool2d conv2d",
+    ),
+    "through padding": (behind(nn.ZeroPad2d((1, 0, 2, 3)), nn.Conv2d(6, 4, 3)), IMAGE, "pad conv2d"),
+    "through reflected padding": (
+        behind(nn.Conv2d(6, 4, 3, padding=1, padding_mode="reflect")),
+        IMAGE,
+        "pad conv2d",
+    ),
+    "through upsampling and dropout": (
+        behind(nn.Dropout(), nn.Upsample(scale_factor=2), nn.Conv2d(6, 4, 1)),
+        IMAGE,
+        "dropout upsample_nearest2d conv2d",
+    ),
+    "two consumers": (
+        Call(
+            lambda self, x: (lambda y: (self.a(y), self.b(y.relu())))(reordered(x)),
+            a=nn.Conv2d(6, 4, 3),
+            b=nn.Conv2d(6, 5, 1),
+        ),
+        IMAGE,
+        "conv2d relu conv2d",
+    ),
+    "a kernel that also reads what was not reordered": (
+        Call(lambda self, x: (self.conv(reordered(x)), self.conv(x)), conv=nn.Conv2d(6, 4, 3)),
+        IMAGE,
+        "conv2d conv2d",
+    ),
+    "a kernel that reads two orders": (
+        Call(lambda self, x: (self.conv(reordered(x)), self.conv(reordered(x, ORDER[::-1]))), conv=nn.Conv2d(6, 4, 3)),
+        IMAGE,
+        "conv2d conv2d",
+    ),
+    "a norm called twice": (
+        Call(
+            lambda self, x: self.conv(self.norm(self.norm(reordered(x)).relu())),
+            norm=nn.BatchNorm2d(6),
+            conv=nn.Conv2d(6, 4, 1),
+        ),
+        IMAGE,
+        "batch_norm relu batch_norm conv2d",
+    ),
+    "one tensor as scale and shift": (
+        Call(
+            lambda self, x: self.conv(F.batch_norm(reordered(x), self.mean, self.var, self.scale, self.scale)),
+            mean=torch.zeros(6),
+            var=torch.ones(6),
+            scale=parameter(6),
+            conv=nn.Conv2d(6, 4, 1),
+        ),
+        IMAGE,
+        "batch_norm conv2d",
+    ),
+    "into a kernel of what is read before and behind": (
+        Call(
+            lambda self, x: (lambda y: (self.b(reordered(y)), self.c(y)))(self.a(x)),
+            a=nn.Conv2d(6, 6, 1),
+            b=nn.Conv2d(6, 4, 1),
+            c=nn.Conv2d(6, 5, 1),
+        ),
+        IMAGE,
+        "conv2d conv2d conv2d",
+    ),
+    "backwards into a kernel, an output behind": (
+        Call(
+            lambda self, x: reordered(self.norm(self.conv(x)).relu()), conv=nn.Conv2d(4, 6, 3), norm=nn.BatchNorm2d(6)
+        ),
+        (2, 4, 9, 8),
+        "conv2d batch_norm relu",
+    ),
+    "backwards over a residual add": (
+        Call(
+            lambda self, x: self.c(reordered(x) + self.b(self.a(x))),
+            a=nn.Conv2d(6, 4, 1),
+            b=nn.Conv2d(4, 6, 1),
+            c=nn.Conv2d(6, 5, 3),
+        ),
+        IMAGE,
+        "conv2d conv2d add conv2d",
+    ),
+    "backwards over a gate": (
+        Call(
+            lambda self, x: (lambda y: self.c(y * self.b(y.mean((2, 3), keepdim=True)).sigmoid()))(reordered(x)),
+            b=nn.Conv2d(6, 6, 1),
+            c=nn.Conv2d(6, 5, 3),
+        ),
+        IMAGE,
+        "mean conv2d sigmoid mul conv2d",
+    ),
+    "through a scale per channel": (
+        Call(lambda self, x: self.conv(reordered(x) * self.scale), conv=nn.Conv2d(6, 4, 1), scale=parameter(6, 1, 1)),
+        IMAGE,
+        "mul conv2d",
+    ),
+    "through a scale over rows, as many as channels": (
+        Call(lambda self, x: self.conv(reordered(x) * self.scale), conv=nn.Conv2d(6, 6, 1), scale=parameter(6, 1)),
+        (2, 6, 6, 6),
+        "mul conv2d",
+    ),
+    "through a sum with one channel": (
+        Call(lambda self, x: self.conv(reordered(x) + x[:, :1]), conv=nn.Conv2d(6, 4, 1)),
+        IMAGE,
+        "slice add conv2d",
+    ),
+    "pooled, into a linear layer": (
+        Call(lambda self, x: self.linear(reordered(x).mean((2, 3))), linear=nn.Linear(6, 4)),
+        IMAGE,
+        "mean linear",
+    ),
+    "pooled and flattened, into a linear layer": (
+        behind(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)),
+        IMAGE,
+        "adaptive_avg_pool2d flatten linear",
+    ),
+    "one reordering behind the other": (
+        Call(lambda self, x: self.conv(reordered(reordered(x).relu())), conv=nn.Conv2d(6, 4, 1)),
+        IMAGE,
+        "reorder_channels relu conv2d",
+    ),
+}
+CHANNEL_ORDER_LEAVES = {
+    "it reaches an output": (lambda x: reordered(x), IMAGE),
+    "it reaches an output through a depthwise convolution": (behind(nn.Conv2d(6, 6, 3, groups=6)), IMAGE),
+    "one consumer cannot take it": (
+        Call(lambda self, x: (lambda y: (self.conv(y), y.mean(1)))(reordered(x)), conv=nn.Conv2d(6, 4, 3)),
+        IMAGE,
+    ),
+    "added to what was not reordered": (
+        Call(lambda self, x: self.conv(reordered(x).relu() + x), conv=nn.Conv2d(6, 4, 3)),
+        IMAGE,
+    ),
+    "flattened into a linear layer": (behind(nn.Flatten(), nn.Linear(432, 4)), IMAGE),
+    "groups that mix channels": (behind(nn.Conv2d(6, 4, 3, groups=2)), IMAGE),
+    "a depthwise multiplier": (behind(nn.Conv2d(6, 12, 3, groups=6), nn.Conv2d(12, 4, 1)), IMAGE),
+    "a value of a lower rank": (
+        Call(lambda self, x: self.conv(reordered(x) + x.mean(0)), conv=nn.Conv2d(6, 4, 3)),
+        (2, 6, 6, 6),
+    ),
+    "added to the value that it reorders": (
+        Call(
+            lambda self, x: (lambda y: self.b(reordered(y).relu() + y))(self.a(x)),
+            a=nn.Conv2d(6, 6, 1),
+            b=nn.Conv2d(6, 4, 1),
+        ),
+        IMAGE,
+    ),
+    "added to the value that it reorders, as outputs": (
+        Call(lambda self, x: (lambda y: reordered(y).relu() * y.sigmoid())(self.a(x)), a=nn.Conv2d(6, 6, 1)),
+        IMAGE,
+    ),
+    "made of an input, two rows long": (lambda x: reordered(x[:, :, :2]).relu().mean(1), IMAGE),
+    "softmax over channels": (Call(lambda self, x: self.conv(reordered(x).softmax(1)), conv=nn.Conv2d(6, 4, 1)), IMAGE),
+    "padded channels": (
+        Call(lambda self, x: self.conv(F.pad(reordered(x), (0, 0, 0, 0, 1, 0))), conv=nn.Conv2d(7, 4, 1)),
+        IMAGE,
+    ),
+    "a kernel that is computed from the input": (
+        lambda x: F.conv2d(reordered(x), x.mean((0, 2, 3)).view(1, 6, 1, 1)),
+        IMAGE,
+    ),
+}
+
+PERMUTATION_FIRES = {
+    "a list as index": (lambda x: x[:, ORDER], IMAGE, "reorder_channels"),
+    "an index counted from the end": (lambda x: x[:, [3, 1, -2, 0, -1, 2]], IMAGE, "reorder_channels"),
+    "index_select": (
+        Call(lambda self, x: x.index_select(-3, self.order), order=torch.tensor(ORDER)),
+        IMAGE,
+        "reorder_channels",
+    ),
+    "a buffer as index, all sizes alike": (
+        Call(lambda self, x: x[:, self.order].relu(), order=torch.tensor(ORDER)),
+        (2, 6, 6, 6),
+        "reorder_channels relu",
+    ),
+    "flip": (lambda x: x.flip(1), IMAGE, "reorder_channels"),
+    "features": (lambda x: x[:, ORDER], (2, 6), "reorder_channels"),
+}
+PERMUTATION_LEAVES = {
+    "a channel twice": (lambda x: x[:, [3, 1, 4, 0, 5, 5]], IMAGE),
+    "a channel left out": (lambda x: x[:, [3, 1, 4, 0, 2]], IMAGE),
+    "rows": (lambda x: x[:, :, [3, 1, 4, 0, 5, 2]], (2, 6, 6, 6)),
+    "an index of two dimensions": (lambda x: x[:, [[3, 1, 4], [0, 5, 2]]], IMAGE),
+    "two indices": (lambda x: x[:, ORDER, ORDER], (2, 6, 6, 5)),
+    "flip of rows": (lambda x: x.flip(2), IMAGE),
+    "flip of channels and rows": (lambda x: x.flip(1, 2), IMAGE),
+    "an index made of the input": (lambda x: x.index_select(1, x[0, :, 0, 0].argsort()), IMAGE),
+}
+
+# -- batch norm
+
+BATCH_NORM_FIRES = {
+    "convolution with a bias": (nn.Sequential(nn.Conv2d(6, 4, 3), nn.BatchNorm2d(4)), IMAGE, "conv2d"),
+    "convolution without a bias": (nn.Sequential(nn.Conv2d(6, 4, 3, bias=False), nn.BatchNorm2d(4)), IMAGE, "conv2d"),
+    "strided, padded, without a bias": (
+        nn.Sequential(nn.Conv2d(6, 4, 3, 2, 1, bias=False), nn.BatchNorm2d(4, eps=0.3)),
+        IMAGE,
+        "conv2d",
+    ),
+    "output channels scaled along the inputs, sizes alike": (
+        nn.Sequential(nn.Conv2d(6, 6, 6, bias=False), nn.BatchNorm2d(6)),
+        (2, 6, 6, 6),
+        "conv2d",
+    ),
+    "no scale and shift": (nn.Sequential(nn.Conv2d(6, 4, 3), nn.BatchNorm2d(4, affine=False)), IMAGE, "conv2d"),
+    "neither bias, scale nor shift": (
+        nn.Sequential(nn.Conv2d(6, 4, 3, bias=False), nn.BatchNorm2d(4, affine=False)),
+        IMAGE,
+        "conv2d",
+    ),
+    "grouped": (nn.Sequential(nn.Conv2d(6, 4, 3, groups=2, bias=False), nn.BatchNorm2d(4)), IMAGE, "conv2d"),
+    "depthwise with a multiplier": (nn.Sequential(nn.Conv2d(6, 12, 3, groups=6), nn.BatchNorm2d(12)), IMAGE, "conv2d"),
+    "padded by name": (nn.Sequential(nn.Conv2d(6, 4, 3, padding="same"), nn.BatchNorm2d(4)), IMAGE, "conv2d"),
+    "1-D": (nn.Sequential(nn.Conv1d(6, 4, 3), nn.BatchNorm1d(4)), SEQUENCE, "conv1d"),
+    "3-D": (nn.Sequential(nn.Conv3d(6, 4, 2), nn.BatchNorm3d(4)), VOLUME, "conv3d"),
+    "linear": (nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4)), (2, 6), "linear"),
+    "linear without a bias": (nn.Sequential(nn.Linear(6, 4, bias=False), nn.BatchNorm1d(4)), (2, 6), "linear"),
+    "two norms behind one kernel": (
+        Call(
+            lambda self, x: (self.a(self.conv(x)), self.b(self.conv(x.relu()))),
+            conv=nn.Conv2d(6, 4, 3),
+            a=nn.BatchNorm2d(4),
+            b=nn.BatchNorm2d(4),
+        ),
+        IMAGE,
+        "conv2d relu conv2d",
+    ),
+    "two norms behind one kernel without a bias": (
+        Call(
+            lambda self, x: (self.a(self.conv(x)), self.b(self.conv(x.relu()))),
+            conv=nn.Conv2d(6, 4, 3, bias=False),
+            a=nn.BatchNorm2d(4),
+            b=nn.BatchNorm2d(4),
+        ),
+        IMAGE,
+        "conv2d relu conv2d",
+    ),
+    "one kernel with a norm here and none there": (
+        Call(
+            lambda self, x: (self.norm(self.conv(x)), self.conv(x.relu())),
+            conv=nn.Conv2d(6, 4, 3),
+            norm=nn.BatchNorm2d(4),
+        ),
+        IMAGE,
+        "conv2d relu conv2d",
+    ),
+    "one norm behind two kernels": (
+        Call(
+            lambda self, x: self.norm(self.a(x)) + self.norm(self.b(x)),
+            a=nn.Conv2d(6, 4, 3),
+            b=nn.Conv2d(6, 4, 3, bias=False),
+            norm=nn.BatchNorm2d(4),
+        ),
+        IMAGE,
+        "conv2d conv2d add",
+    ),
+    "one norm behind the other": (
+        nn.Sequential(nn.Conv2d(6, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4)),
+        IMAGE,
+        "conv2d",
+    ),
+    "one tensor as bias and shift": (
+        Call(
+            lambda self, x: F.batch_norm(F.conv2d(x, self.w, self.b), self.mean, self.var, None, self.b),
+            w=parameter(4, 6, 3, 3),
+            b=parameter(4),
+            mean=torch.zeros(4),
+            var=torch.full((4,), 2.0),
+        ),
+        IMAGE,
+        "conv2d",
+    ),
+}
+BATCH_NORM_LEAVES = {
+    "a norm before the convolution": (nn.Sequential(nn.BatchNorm2d(6), nn.Conv2d(6, 4, 3)), IMAGE),
+    "an activation between": (nn.Sequential(nn.Conv2d(6, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)), IMAGE),
+    "the convolution is read by others too": (
+        Call(
+            lambda self, x: (lambda y: self.norm(y) + y)(self.conv(x)), conv=nn.Conv2d(6, 4, 3), norm=nn.BatchNorm2d(4)
+        ),
+        IMAGE,
+    ),
+    "the convolution is an output too": (
+        Call(
+            lambda self, x: (lambda y: (self.norm(y), y))(self.conv(x)), conv=nn.Conv2d(6, 4, 3), norm=nn.BatchNorm2d(4)
+        ),
+        IMAGE,
+    ),
+    "statistics of the batch": (
+        nn.Sequential(nn.Conv2d(6, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)),
+        IMAGE,
+    ),
+    "a linear layer whose features are not the channels": (
+        nn.Sequential(nn.Linear(11, 6), nn.BatchNorm1d(6)),
+        SEQUENCE,
+    ),
+    "a linear layer whose features are as many as the channels": (
+        nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)),
+        (2, 6, 6),
+    ),
+    "a kernel that is computed from the input": (
+        Call(lambda self, x: self.norm(F.conv2d(x, x.mean((0, 2, 3)).view(1, 6, 1, 1))), norm=nn.BatchNorm2d(1)),
+        IMAGE,
+    ),
+    "nothing before it": (nn.BatchNorm2d(6), IMAGE),
+}
+
+# -- separable convolutions
+
+
+def separable(depthwise: dict | None = None, pointwise: dict | None = None, multiplier: int = 1) -> nn.Module:
+    channels = 6 * multiplier
+    return nn.Sequential(
+        nn.Conv2d(6, channels, **{"kernel_size": 3, "groups": 6, "bias": False} | (depthwise or {})),
+        nn.Conv2d(channels, 4, **{"kernel_size": 1} | (pointwise or {})),
+    )
+
+
+SEPARABLE_FIRES = {
+    "a bias behind": (separable(), IMAGE, "separable_conv2d"),
+    "no bias": (separable(pointwise={"bias": False}), IMAGE, "separable_conv2d"),
+    "strided and padded": (separable({"stride": 2, "padding": 1}), IMAGE, "separable_conv2d"),
+    "dilated, padded on one axis": (separable({"dilation": 2, "padding": (0, 2)}), IMAGE, "separable_conv2d"),
+    "a multiplier": (separable(multiplier=3), IMAGE, "separable_conv2d"),
+    "a rectangular kernel": (separable({"kernel_size": (1, 4)}), IMAGE, "separable_conv2d"),
+    "all sizes alike": (
+        nn.Sequential(nn.Conv2d(6, 6, 3, padding=1, groups=6, bias=False), nn.Conv2d(6, 6, 1)),
+        (2, 6, 6, 6),
+        "separable_conv2d",
+    ),
+    "two kernels shared by two places": (
+        Call(lambda self, x: (self.net(x), self.net(x.relu())), net=separable()),
+        IMAGE,
+        "separable_conv2d relu separable_conv2d",
+    ),
+    "a third convolution behind": (
+        nn.Sequential(*separable(), nn.Conv2d(4, 3, 1)),
+        IMAGE,
+        "separable_conv2d conv2d",
+    ),
+}
+SEPARABLE_LEAVES = {
+    "a bias of the depthwise part": (separable({"bias": True}), IMAGE),
+    "a pointwise part that is none": (separable(pointwise={"kernel_size": 3}), IMAGE),
+    "a pointwise part one row high": (separable(pointwise={"kernel_size": (1, 2)}), IMAGE),
+    "a pointwise part that is strided": (separable(pointwise={"stride": 2}), IMAGE),
+    "a pointwise part that is padded": (separable(pointwise={"padding": 1}), IMAGE),
+    "a pointwise part that is grouped": (separable(pointwise={"groups": 2}), IMAGE),
+    "a depthwise part that is merely grouped": (separable({"groups": 3}), IMAGE),
+    "a depthwise part of one channel": (
+        nn.Sequential(nn.Conv2d(1, 1, 3, bias=False), nn.Conv2d(1, 4, 1)),
+        (2, 1, 9, 8),
+    ),
+    "unequal strides": (separable({"stride": (1, 2)}), IMAGE),
+    "stride and dilation together": (separable({"stride": 2, "dilation": 2}), IMAGE),
+    "a norm between": (
+        nn.Sequential(nn.Conv2d(6, 6, 3, groups=6, bias=False), nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1)),
+        IMAGE,
+    ),
+    "the depthwise part is read by others too": (
+        Call(
+            lambda self, x: (lambda y: (self.p(y), y.relu()))(self.d(x)),
+            d=nn.Conv2d(6, 6, 3, groups=6, bias=False),
+            p=nn.Conv2d(6, 4, 1),
+        ),
+        IMAGE,
+    ),
+    "pointwise before depthwise": (
+        nn.Sequential(nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 3, groups=6, bias=False)),
+        IMAGE,
+    ),
+    "1-D": (nn.Sequential(nn.Conv1d(6, 6, 3, groups=6, bias=False), nn.Conv1d(6, 4, 1)), SEQUENCE),
+}
+
+# -- what does nothing, what is constant, what only ONNX wants
+
+DROPOUT_FIRES = {
+    "of elements": (nn.Sequential(nn.Dropout(0.5), nn.ReLU()), IMAGE, "relu"),
+    "of channels": (nn.Sequential(nn.ReLU(), nn.Dropout2d(0.5), nn.Sigmoid()), IMAGE, "relu sigmoid"),
+    "before an output": (nn.Sequential(nn.ReLU(), nn.Dropout(0.5)), IMAGE, "relu"),
+    "twice": (nn.Sequential(nn.ReLU(), nn.Dropout(0.5), nn.Dropout(0.1), nn.Tanh()), IMAGE, "relu tanh"),
+}
+DROPOUT_LEAVES = {"no dropout": (nn.Sequential(nn.ReLU(), nn.Sigmoid()), IMAGE)}
+
+IDENTITIES_FIRES = {
+    "copies": (lambda x: x.clone().detach().relu().contiguous().sigmoid(), IMAGE, "relu sigmoid"),
+    "a cast to the type that is there": (lambda x: aten._to_copy.default(x, dtype=torch.float32).relu(), IMAGE, "relu"),
+    "a slice of everything": (lambda x: x[:, :, 0:, :100].relu(), IMAGE, "relu"),
+    "an expansion that changes nothing": (lambda x: x.expand(-1, 6, -1, -1).relu(), IMAGE, "relu"),
+    "a copy as output": (lambda x: (x.relu().clone(), x.sigmoid()), IMAGE, "relu sigmoid"),
+    "a copy behind a permutation": (lambda x: x.permute(0, 2, 3, 1).contiguous().relu(), IMAGE, "permute relu"),
+}
+IDENTITIES_LEAVES = {
+    "a cast to another type": (lambda x: x.double().relu(), IMAGE),
+    "a cast there and back": (lambda x: x.int().float(), IMAGE),
+    "a slice of a part": (lambda x: x.narrow(1, 1, 5).relu(), IMAGE),
+    "a slice by steps": (lambda x: aten.slice.Tensor(x, 1, 0, 6, 6).relu(), IMAGE),
+    "an expansion that repeats": (lambda x: x.unsqueeze(1).expand(-1, 3, -1), (2, 6)),
+    "an expansion that adds a dimension": (lambda x: x.expand(1, -1, -1).relu(), (2, 6)),
+}
+
+CONSTANTS_FIRES = {
+    "a parameter rearranged": (Call(lambda self, x: x * self.p.view(6, 1, 1), p=parameter(6)), IMAGE, "mul"),
+    "a parameter computed with": (
+        Call(lambda self, x: x + (self.p.exp() * 2 + self.q), p=parameter(8), q=parameter(8)),
+        IMAGE,
+        "add",
+    ),
+    "a kernel with its norm": (
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(6, 4, 3), dim=0),
+        IMAGE,
+        "conv2d",
+    ),
+    "one expression twice": (
+        Call(lambda self, x: (x + self.p.exp(), x - self.p.exp()), p=parameter(8)),
+        IMAGE,
+        "add sub",
+    ),
+    "numbers made on the spot": (lambda x: x * torch.arange(8) / torch.linspace(1, 2, 8), IMAGE, "mul div"),
+    "a table cut": (Call(lambda self, x: x + self.p[:, :8].t()[None], p=parameter(9, 11)), (2, 8, 9), "add"),
+}
+CONSTANTS_LEAVES = {
+    "what depends on the input": (Call(lambda self, x: (x + self.p) * 2, p=parameter(8)), IMAGE),
+    "what depends on the batch": (lambda x: x + torch.ones(x.shape[0], 1), (2, 6)),
+    "what is drawn at random": (lambda x: x.relu() + torch.rand(6) * 0, (2, 6)),
+}
+
+MATMUL_FIRES = {
+    "of tokens": (nn.Linear(11, 4), SEQUENCE, "matmul add"),
+    "without a bias": (nn.Linear(11, 4, bias=False), SEQUENCE, "matmul"),
+    "of 4-D, all sizes alike": (nn.Linear(6, 6), (2, 6, 6, 6), "matmul add"),
+    "two of them": (
+        nn.Sequential(nn.Linear(11, 4), nn.ReLU(), nn.Linear(4, 3)),
+        SEQUENCE,
+        "matmul add relu matmul add",
+    ),
+}
+MATMUL_LEAVES = {
+    "of features": (nn.Linear(6, 4), (2, 6)),
+    "a weight read elsewhere as it is": (
+        Call(lambda self, x: (self.linear(x), x[:, :4] * self.linear.weight), linear=nn.Linear(11, 4)),
+        SEQUENCE,
+    ),
+    "a weight of two layers": (
+        Call(lambda self, x: self.linear(x) + self.linear(x.relu()), linear=nn.Linear(11, 4)),
+        SEQUENCE,
+    ),
+    "a weight that is computed from the input": (lambda x: F.linear(x, x.mean(0)[:4]), SEQUENCE),
+}
+
+TABLES = {
+    focus_to_space_to_depth: (FOCUS_FIRES, FOCUS_LEAVES),
+    find_channel_permutations: (PERMUTATION_FIRES, PERMUTATION_LEAVES),
+    fold_channel_order: (CHANNEL_ORDER_FIRES, CHANNEL_ORDER_LEAVES),
+    fold_batch_norm: (BATCH_NORM_FIRES, BATCH_NORM_LEAVES),
+    merge_separable: (SEPARABLE_FIRES, SEPARABLE_LEAVES),
+    drop_dropout: (DROPOUT_FIRES, DROPOUT_LEAVES),
+    drop_identities: (IDENTITIES_FIRES, IDENTITIES_LEAVES),
+    fold_constants: (CONSTANTS_FIRES, CONSTANTS_LEAVES),
+    linear_to_matmul: (MATMUL_FIRES, MATMUL_LEAVES),
+}
+
+
+def rows(table: int):
+    return [
+        pytest.param(change, *row, id=f"{change.__name__}: {name}")
+        for change, tables in TABLES.items()
+        for name, row in tables[table].items()
+    ]
+
+
+@pytest.mark.parametrize("change, module, shape, picture", rows(0))
+def test_fires(change, module, shape, picture):
+    before, tensors, program = start(change, module, shape)
+    rewritten, changes = applied(change, program)
+    assert operators(rewritten) == picture
+    assert changes
+    assert all(isinstance(c, Change) and c.name for c in changes)
+    assert_computes_the_same(program, rewritten, shape)
+    assert_tensors_are(before, tensors)
+
+
+@pytest.mark.parametrize("change, module, shape", rows(1))
+def test_leaves_alone(change, module, shape):
+    before, tensors, program = start(change, module, shape)
+    rewritten, changes = applied(change, program)
+    assert changes == []
+    assert rewritten.graph_module.code == program.graph_module.code
+    assert_tensors_are(before, tensors)
+
+
+def start(change, module, shape) -> tuple[dict, dict, Program]:
+    """The module's tensors, copied and as they are, and its program behind the first two rewrites."""
+    module = module if isinstance(module, nn.Module) else Call(module)
+    program = captured(module, shape)
+    tensors = module.state_dict()
+    for earlier in (drop_identities, fold_constants):
+        if change is earlier:
+            break
+        program, _ = applied(earlier, program)
+    return {name: t.clone() for name, t in tensors.items()}, tensors, program
+
+
+def applied(change, program: Program) -> tuple[Program, list[Change]]:
+    copied = program.copy()
+    changes = change(copied)
+    copied.finish()
+    return copied, changes
+
+
+def operators(program: Program) -> str:
+    nodes = [node for node in program.graph.nodes if node.op == "call_function"]
+    return " ".join(node.target._opname for node in nodes if node.target is not aten.sym_size.int)
+
+
+def assert_computes_the_same(program: Program, rewritten: Program, shape) -> None:
+    for batch in (2, 3):
+        inputs = examples([shape], batch)
+        results = [p.at(torch.float64).run(*in_float64(inputs)) for p in (rewritten, program)]
+        assert_same(*results, f"batch {batch}")
+    for before, after in zip(program.results, rewritten.results, strict=True):
+        facts = [(n.meta["val"].dtype, n.meta["val"].dim(), tuple(n.meta["val"].shape)[1:]) for n in (before, after)]
+        assert facts[0] == facts[1]
+
+
+def assert_tensors_are(before: dict, tensors: dict) -> None:
+    assert before.keys() == tensors.keys()
+    assert all(torch.equal(before[name], tensors[name]) for name in before)
+
+
+def test_every_rewrite_has_both_tables():
+    known = {change for pipeline in REWRITES.values() for change in pipeline}
+    assert known - TABLES.keys() == set()
+    assert all(fires and leaves for fires, leaves in TABLES.values())
+
+
+# -- what becomes of weights
+
+
+@pytest.mark.parametrize(
+    "change, module, shape, exact",
+    [
+        pytest.param(fold_channel_order, behind(nn.Conv2d(6, 4, 3)), IMAGE, True, id="permuted: bit for bit"),
+        pytest.param(
+            fold_batch_norm, nn.Sequential(nn.Conv2d(6, 4, 3), nn.BatchNorm2d(4)), IMAGE, False, id="folded: computed"
+        ),
+        pytest.param(fold_constants, *CONSTANTS_FIRES["a parameter rearranged"][:2], True, id="constant rearranged"),
+        pytest.param(fold_constants, *CONSTANTS_FIRES["a parameter computed with"][:2], False, id="constant computed"),
+        pytest.param(linear_to_matmul, nn.Linear(11, 4), SEQUENCE, True, id="transposed"),
+    ],
+)
+def test_changed_tensors_know_their_sources(change, module, shape, exact):
+    *_, program = start(change, module, shape)
+    rewritten, _ = applied(change, program)
+    originals = set(program.origins)
+    for node in rewritten.graph.find_nodes(op="get_attr"):
+        origin = rewritten.origins[node.target]
+        assert origin.sources
+        assert set(origin.sources) <= originals
+        new = rewritten.tensor(node)
+        if node.target in originals and torch.equal(new, program.graph_module.get_parameter(node.target)):
+            continue
+        assert origin.exact == exact
+        values = [program.graph_module.get_parameter(s) for s in origin.sources if "running" not in s]
+        if exact:
+            assert torch.equal(new.flatten().sort().values, values[0].flatten().sort().values.to(new.dtype))
+        else:
+            assert new.dtype == torch.float64, "folded in the best precision known"
+
+
+def test_one_expression_of_constants_becomes_one_tensor():
+    *_, program = start(fold_constants, *CONSTANTS_FIRES["one expression twice"][:2])
+    rewritten, _ = applied(fold_constants, program)
+    assert len({node.target for node in rewritten.graph.find_nodes(op="get_attr")}) == 1
+
+
+# -- the runner
+
+
+def as_sigmoid(program: Program) -> list[Change]:
+    """Wrong by far."""
+    for node in program.graph.find_nodes(op="call_function", target=aten.relu.default):
+        node.target = aten.sigmoid.default
+    return [Change("relu -> sigmoid", "")]
+
+
+def with_another_epsilon(program: Program) -> list[Change]:
+    """Wrong in the sixth digit."""
+    for node in program.graph.find_nodes(op="call_function", target=aten.batch_norm.default):
+        node.args = (*node.args[:7], 1.1e-5, *node.args[8:])
+    return [Change("epsilon", "")]
+
+
+def without_batch(program: Program) -> list[Change]:
+    """Right for the values, wrong in the shape."""
+    (result,) = program.results
+    with program.graph.inserting_after(result):
+        squeezed = program.graph.call_function(aten.unsqueeze.default, (result, 0))
+    program.graph.output_node().args = ((squeezed,),)
+    return [Change("unsqueezed", "")]
+
+
+MODEL = nn.Sequential(nn.Conv2d(6, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout())
+
+
+@pytest.mark.parametrize("fault", [as_sigmoid, with_another_epsilon, without_batch])
+def test_runner_names_the_rewrite_at_fault(fault):
+    program = captured(MODEL, IMAGE)
+    with pytest.raises(ConversionError, match=f"`{fault.__name__}` changed .*after drop_dropout") as raised:
+        rewrite(program, (drop_dropout, fault, drop_identities), examples([IMAGE]))
+    assert raised.value.cure
+
+
+def test_runner_leaves_the_program_it_was_given():
+    program = captured(MODEL, IMAGE)
+    code, tensors = program.graph_module.code, {n: t.clone() for n, t in program.graph_module.state_dict().items()}
+    rewritten, changes = rewrite(program, REWRITES["tf"], examples([IMAGE]))
+    assert [c.name for c in changes] == ["Dropout dropped", "BatchNorm folded"]
+    assert operators(rewritten) == "conv2d relu"
+    assert program.graph_module.code == code
+    assert_tensors_are(tensors, program.graph_module.state_dict())
+
+
+def stem(order: Sequence[tuple[int, int]]) -> nn.Module:
+    return Call(
+        lambda self, x: self.net(focus(order)(x)),
+        net=nn.Sequential(nn.Conv2d(12, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.SiLU()),
+    )
+
+
+@pytest.mark.parametrize(
+    "format, picture",
+    [
+        ("keras", "space_to_depth conv2d batch_norm silu"),
+        ("tf", "space_to_depth conv2d silu"),
+        ("onnx", "space_to_depth conv2d silu"),
+    ],
+)
+@pytest.mark.parametrize("order", [YOLOV5, sorted(YOLOV5), ANY_ORDER], ids=["by column", "by row", "in any order"])
+def test_focus_stem_costs_one_space_to_depth(format, picture, order):
+    program = captured(stem(order), FOCUS)
+    rewritten, _ = rewrite(program, REWRITES[format], examples([FOCUS]))
+    assert operators(rewritten) == picture
+    assert_computes_the_same(program, rewritten, FOCUS)
+
+
+def test_program_of_integers_is_rewritten_and_compared_too():
+    program = captured(lambda n: n[:, :].clone() + 1, Input((2, 6), torch.int64))
+    rewritten, changes = rewrite(program, (drop_identities,), examples([Input((2, 6), torch.int64)]))
+    assert changes
+    assert operators(rewritten) == "add"
