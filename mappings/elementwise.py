@@ -65,7 +65,7 @@ def clamp(plan, x, min=None, max=None):
         a = a if min is None else ops.maximum(a, min)
         return a if max is None else ops.minimum(a, max)
 
-    return plan.elementwise(clipped, x)
+    return arithmetic(plan, clipped, x)
 
 
 @maps(aten.leaky_relu.default)
@@ -149,9 +149,9 @@ def power(plan, x, exponent):
     return arithmetic(plan, lambda a: ops.power(a, exponent), x)
 
 
-def arithmetic(plan, function, *operands):
-    """`function` of operands raised to the type that PyTorch gives the result."""
-    target = plan.dtype
+def arithmetic(plan, function, *operands, dtype=None):
+    """`function` of operands raised to `dtype`, where left out to the type that PyTorch gives the result."""
+    target = dtype or plan.dtype
     needs_cast = [isinstance(o, Value | Constant) and o.dtype != target for o in operands]
 
     def apply(*arrays):

@@ -1,10 +1,12 @@
 """Normalisation. Keras' defaults for epsilon and momentum are not PyTorch's: both are always given."""
 
+import numpy as np
 import torch
-from keras import layers
+from keras import layers, ops
 
 from converter.layout import Layout
-from converter.plan import Constant, Unsupported, arrange
+from converter.plan import Constant, Unsupported, Value, arrange
+from converter.precision import dtype_name
 from converter.registry import maps
 
 aten = torch.ops.aten
@@ -51,3 +53,52 @@ def layer_norm(plan, x, normalized_shape, weight=None, bias=None, eps=1e-5, *_):
         "center": bias is not None,
     }
     return plan.layer(layers.LayerNormalization, config, x, weights=tensors, layout=x.layout)
+
+
+@maps(aten.group_norm.default, channels_last=True)
+def group_norm(plan, x, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=True):
+    """Keras wants the groups one behind the other; within a group the channels may lie in any order."""
+    channels = x.shape[1]
+    split = plan.reshape(x, (x.shape[0], num_groups, channels // num_groups, *x.shape[2:]))
+    group, within = (split.layout.dims[d] for d in (1, 2))
+    held = tuple(a for a in split.layout.atoms if a in group or a in within)
+    if held[: len(group)] != group:
+        held = (*group, *(a for a in held if a in within))
+    batch, *_ = split.layout.dims
+    spatial = split.layout.dims[3:]
+    layout = Layout((batch, (*group, *within), *spatial), split.layout.axes, split.layout.size)
+    y = plan.request(Value(layout, split.dtype, split.step), (batch, *spatial, held), "channels last, group by group")
+    order = layout.index((*group, *within), held)
+    tensors = [t.take(0, order) if t is not None else None for t in (weight, bias)]
+    config = {
+        "groups": num_groups,
+        "axis": len(y.layout.axes) - 1,
+        "epsilon": eps,
+        "scale": weight is not None,
+        "center": bias is not None,
+    }
+    return plan.layer(layers.GroupNormalization, config, y, weights=tensors, layout=y.layout)
+
+
+@maps(aten.instance_norm.default, channels_last=True)
+def instance_norm(plan, x, weight, bias, mean, variance, use_input_stats, momentum, eps, cudnn_enabled=False):
+    if not use_input_stats:
+        return batch_norm(plan, x, weight, bias, mean, variance, False, momentum, eps)
+    return group_norm(plan, x, x.shape[1], weight, bias, eps)
+
+
+@maps(aten.rms_norm.default)
+def rms_norm(plan, x, normalized_shape, weight=None, eps=None):
+    """Over dimensions that may lie anywhere; without `eps` PyTorch takes that of the type."""
+    rank = len(x.shape)
+    dims = list(range(rank - len(normalized_shape), rank))
+    x = plan.request(x, x.layout.axes_within(dims).axes, "RMS norm")
+    inside = {a for d in dims for a in x.layout.dims[d]}
+    axes = tuple(i for i, axis in enumerate(x.layout.axes) if axis and axis[0] in inside)
+
+    def normalised(a):
+        least = float(np.finfo(dtype_name(torch.float32)).eps) if eps is None else eps
+        return a * ops.rsqrt(ops.mean(a * a, axis=axes, keepdims=True) + least)
+
+    y = plan.call(normalised, x, layout=x.layout)
+    return y if weight is None else plan.elementwise(lambda a, scale: a * scale, y, weight)

@@ -1,4 +1,7 @@
-"""Pooling. Maximum pools pad with minus infinity, average pools count what PyTorch counts."""
+"""Pooling. Maximum pools pad with minus infinity, average pools count what PyTorch counts.
+
+A CPU has no 3-D pools in float64, and Keras none that are dilated: these go along one axis after the other.
+"""
 
 import numpy as np
 import torch
@@ -9,12 +12,34 @@ from converter.layout import channels_last_result
 from converter.plan import Constant, Unsupported
 from converter.registry import maps
 from mappings.conv import each
+from mappings.matrices import multiplied
 from mappings.padding import is_same, pad_spatial
 
 aten = torch.ops.aten
-MAXIMUM = {1: layers.MaxPooling1D, 2: layers.MaxPooling2D, 3: layers.MaxPooling3D}
-AVERAGE = {1: layers.AveragePooling1D, 2: layers.AveragePooling2D, 3: layers.AveragePooling3D}
+MAXIMUM = {1: layers.MaxPooling1D, 2: layers.MaxPooling2D}
+AVERAGE = {1: layers.AveragePooling1D, 2: layers.AveragePooling2D}
+GLOBAL_MAXIMUM = {1: layers.GlobalMaxPooling1D, 2: layers.GlobalMaxPooling2D, 3: layers.GlobalMaxPooling3D}
 GLOBAL_AVERAGE = {1: layers.GlobalAveragePooling1D, 2: layers.GlobalAveragePooling2D, 3: layers.GlobalAveragePooling3D}
+MAX_POOLS = {
+    aten.max_pool1d.default: 1,
+    aten.max_pool2d.default: 2,
+    aten.max_pool3d.default: 3,
+    aten.max_pool2d_with_indices.default: 2,
+    aten.max_pool3d_with_indices.default: 3,
+}
+AVERAGE_POOLS = {aten.avg_pool1d.default: 1, aten.avg_pool2d.default: 2, aten.avg_pool3d.default: 3}
+ADAPTIVE_MAX_POOLS = {
+    aten.adaptive_max_pool1d.default: 1,
+    aten.adaptive_max_pool2d.default: 2,
+    aten.adaptive_max_pool3d.default: 3,
+}
+ADAPTIVE_AVERAGE_POOLS = {
+    aten.adaptive_avg_pool1d.default: 1,
+    aten.adaptive_avg_pool2d.default: 2,
+    aten.adaptive_avg_pool3d.default: 3,
+    aten._adaptive_avg_pool2d.default: 2,
+    aten._adaptive_avg_pool3d.default: 3,
+}
 
 
 def overhang(size, out, kernel, stride, padding):
@@ -24,62 +49,150 @@ def overhang(size, out, kernel, stride, padding):
     return max(padding, (out - 1) * stride + kernel - size - padding)
 
 
-@maps(aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default, channels_last=True)
+def of_batch(plan, x, rank, pool, shape):
+    """`pool(x, shape)`, given a batch if `x` has none."""
+    if len(x.shape) == rank + 2:
+        return pool(x, shape)
+    y = pool(plan.reshape(x, (1, *x.shape)), (1, *shape))
+    return plan.reshape(y, shape)
+
+
+def without_indices(plan, pool):
+    """The result of an operator that returns maxima and where they are."""
+    if isinstance(plan.node.meta["val"], torch.Tensor):
+        return pool(plan.shape())
+    if any(user.args[1] == 1 and user.users for user in plan.node.users):
+        raise Unsupported("the indices of the maxima are used")
+    return [pool(plan.shape(0))]
+
+
+@maps(*MAX_POOLS, channels_last=True)
 def max_pool(plan, x, kernel_size, stride=(), padding=(0,), dilation=(1,), ceil_mode=False):
-    rank = len(x.shape) - 2
+    rank = MAX_POOLS[plan.node.target]
     kernel, padding, dilation = each(kernel_size, rank), each(padding, rank), each(dilation, rank)
     stride = each(stride, rank) if stride else kernel
-    if max(dilation) > 1:
-        raise Unsupported("a dilated pool")
-    x, _ = plan.channels_last(x)
-    shape = plan.shape()
-    pads = [
-        (p, overhang(n, out, k, s, p) if ceil_mode else p)
-        for n, out, k, s, p in zip(x.shape[2:], shape[2:], kernel, stride, padding, strict=True)
-    ]
-    same = is_same(x.shape[2:], kernel, stride, dilation, pads)
-    if not same:
-        x = pad_spatial(plan, x, pads, value=-np.inf)
-    config = {"pool_size": kernel, "strides": stride, "padding": "same" if same else "valid"}
-    return plan.layer(MAXIMUM[rank], config, x, layout=channels_last_result(x.layout, shape, channels=1))
+    reach = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))
+
+    def pool(x, shape):
+        pads = [
+            (p, overhang(n, out, r, s, p) if ceil_mode else p)
+            for n, out, r, s, p in zip(x.shape[2:], shape[2:], reach, stride, padding, strict=True)
+        ]
+        if rank == 3 or max(dilation) > 1:
+            return maximum_by_axis(plan, x, kernel, stride, pads, dilation, shape)
+        x, _ = plan.channels_last(x)
+        same = is_same(x.shape[2:], kernel, stride, dilation, pads)
+        if not same:
+            x = pad_spatial(plan, x, pads, value=-np.inf)
+        config = {"pool_size": kernel, "strides": stride, "padding": "same" if same else "valid"}
+        return plan.layer(MAXIMUM[rank], config, x, layout=channels_last_result(x.layout, shape, channels=1))
+
+    return without_indices(plan, lambda shape: of_batch(plan, x, rank, pool, shape))
 
 
-@maps(aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default, channels_last=True)
+def maximum_by_axis(plan, x, kernel, stride, pads, dilation, shape):
+    for dim, (k, s, pad, d) in enumerate(zip(kernel, stride, pads, dilation, strict=True), start=2):
+        if (k, s, tuple(pad)) == (1, 1, (0, 0)):
+            continue
+
+        def pool(a, axis, k=k, s=s, pad=pad, d=d, size=shape[dim]):
+            a = padded_along(a, axis, pad, -np.inf)
+            if d == 1:
+                return windows_along(a, axis, k, s, ops.max_pool)
+            result = None
+            for i in range(k):
+                part = a[(*(slice(None),) * axis, slice(i * d, i * d + (size - 1) * s + 1, s))]
+                result = part if result is None else ops.maximum(result, part)
+            return result
+
+        x = by_axis(plan, x, dim, shape[dim], pool)
+    return x
+
+
+def by_axis(plan, x, dim, size, function):
+    """`function(array, axis)`, which gives dimension `dim` another size, wherever that dimension lies."""
+    if not all(isinstance(n, int) for n in (x.shape[dim], size)):
+        raise Unsupported("an unknown size")
+    x, axis = plan.one_axis(x, dim, "a pool")
+    layout, _ = x.layout.resized(dim, size)
+    return plan.call(lambda a: function(a, axis), x, layout=layout)
+
+
+def padded_along(array, axis, pad, value):
+    if not any(pad):
+        return array
+    widths = [pad if i == axis else (0, 0) for i in range(len(array.shape))]
+    return ops.pad(array, widths, constant_values=value)
+
+
+def windows_along(array, axis, kernel, stride, pool):
+    """A pool without padding along one axis: that of an image of one column, whose channels are the axes behind."""
+    shape = tuple(array.shape)
+    behind = shape[axis + 1 :]
+    if None in behind:
+        raise ValueError(f"the axes behind {axis} must be known, not {behind}")
+    image = ops.reshape(array, (-1, shape[axis], 1, int(np.prod(behind, dtype=int))))
+    pooled = pool(image, (kernel, 1), strides=(stride, 1), padding="valid", data_format="channels_last")
+    before = tuple(-1 if n is None else n for n in shape[:axis])
+    return ops.reshape(pooled, (*before, pooled.shape[1], *behind))
+
+
+@maps(*AVERAGE_POOLS, channels_last=True)
 def average_pool(
     plan, x, kernel_size, stride=(), padding=(0,), ceil_mode=False, count_include_pad=True, divisor_override=None
 ):
-    rank = len(x.shape) - 2
+    rank = AVERAGE_POOLS[plan.node.target]
     kernel, padding = each(kernel_size, rank), each(padding, rank)
     stride = each(stride, rank) if stride else kernel
-    x, _ = plan.channels_last(x)
-    shape = plan.shape()
-    pads = [
-        (p, overhang(n, out, k, s, p) if ceil_mode else p)
-        for n, out, k, s, p in zip(x.shape[2:], shape[2:], kernel, stride, padding, strict=True)
-    ]
-    same = not count_include_pad and is_same(x.shape[2:], kernel, stride, (1,) * rank, pads) and not divisor_override
-    plain = not any(any(pad) for pad in pads)
-    sizes = x.shape[2:]
-    if not same:
-        x = pad_spatial(plan, x, pads)
-    config = {"pool_size": kernel, "strides": stride, "padding": "same" if same else "valid"}
-    y = plan.layer(AVERAGE[rank], config, x, layout=channels_last_result(x.layout, shape, channels=1))
-    if same or (plain and not divisor_override):
-        return y
-    window = float(np.prod(kernel))
-    if divisor_override:
-        return plan.elementwise(lambda a: a * (window / divisor_override), y)
-    if not all(isinstance(n, int) for n in sizes):
-        if count_include_pad and not ceil_mode:
+
+    def pool(x, shape):
+        sizes = x.shape[2:]
+        pads = [
+            (p, overhang(n, out, k, s, p) if ceil_mode else p)
+            for n, out, k, s, p in zip(sizes, shape[2:], kernel, stride, padding, strict=True)
+        ]
+        plain = not any(any(pad) for pad in pads)
+        same = (
+            rank < 3
+            and not count_include_pad
+            and is_same(sizes, kernel, stride, (1,) * rank, pads)
+            and not divisor_override
+        )
+        y = averaged(plan, x, kernel, stride, pads, same, shape)
+        if same or (plain and not divisor_override):
             return y
-        raise Unsupported("a divisor that depends on an unknown size")
-    counted = [list(padding), [(0, 0)] * rank]
-    share = divisors(sizes, kernel, stride, padding, ceil_mode, count_include_pad) / window
-    del counted
-    if bool((share == 1).all()):
-        return y
-    scale = Constant(1 / share, y.dtype, (), False, False, ("divisors", plan.node.name))
-    return plan.elementwise(lambda a, b: a * b, y, scale)
+        window = float(np.prod(kernel))
+        if divisor_override:
+            return plan.elementwise(lambda a: a * (window / divisor_override), y)
+        if not all(isinstance(n, int) for n in sizes):
+            if count_include_pad and not ceil_mode:
+                return y
+            raise Unsupported("a divisor that depends on an unknown size")
+        share = divisors(sizes, kernel, stride, padding, ceil_mode, count_include_pad) / window
+        if bool((share == 1).all()):
+            return y
+        scale = Constant(1 / share, y.dtype, (), False, False, ("divisors", plan.node.name))
+        return plan.elementwise(lambda a, b: a * b, y, scale)
+
+    return of_batch(plan, x, rank, pool, plan.shape())
+
+
+def averaged(plan, x, kernel, stride, pads, same, shape):
+    rank = len(kernel)
+    if rank < 3:
+        x, _ = plan.channels_last(x)
+        if not same:
+            x = pad_spatial(plan, x, pads)
+        config = {"pool_size": kernel, "strides": stride, "padding": "same" if same else "valid"}
+        return plan.layer(AVERAGE[rank], config, x, layout=channels_last_result(x.layout, shape, channels=1))
+    for dim, (k, s, pad) in enumerate(zip(kernel, stride, pads, strict=True), start=2):
+        if (k, s, tuple(pad)) != (1, 1, (0, 0)):
+
+            def pool(a, axis, k=k, s=s, pad=pad):
+                return windows_along(padded_along(a, axis, pad, 0.0), axis, k, s, ops.average_pool)
+
+            x = by_axis(plan, x, dim, shape[dim], pool)
+    return x
 
 
 def divisors(sizes, kernel, stride, padding, ceil_mode, count_include_pad) -> torch.Tensor:
@@ -97,46 +210,79 @@ def divisors(sizes, kernel, stride, padding, ceil_mode, count_include_pad) -> to
     return (total / mean)[0, 0]
 
 
-@maps(
-    aten.adaptive_avg_pool1d.default,
-    aten.adaptive_avg_pool2d.default,
-    aten.adaptive_avg_pool3d.default,
-    channels_last=True,
-)
+@maps(*ADAPTIVE_AVERAGE_POOLS, channels_last=True)
 def adaptive_average_pool(plan, x, output_size):
-    rank = len(x.shape) - 2
-    shape = plan.shape()
-    if x.shape == shape:
+    rank = ADAPTIVE_AVERAGE_POOLS[plan.node.target]
+
+    def pool(x, shape):
+        if x.shape == shape:
+            return x
+        if all(n == 1 for n in shape[2:]):
+            return whole(plan, x, GLOBAL_AVERAGE[rank], shape)
+        size = evenly(x.shape[2:], shape[2:])
+        if size:
+            return averaged(plan, x, size, size, [(0, 0)] * rank, False, shape)
+        for dim in range(2, rank + 2):
+            x = multiplied(plan, x, dim, averaging_matrix(x.shape[dim], shape[dim]), "an adaptive pool")
         return x
+
+    return of_batch(plan, x, rank, pool, plan.shape())
+
+
+def whole(plan, x, layer, shape):
     x, _ = plan.channels_last(x)
-    layout = channels_last_result(x.layout, shape, channels=1)
-    if all(n == 1 for n in shape[2:]):
-        return plan.layer(GLOBAL_AVERAGE[rank], {"keepdims": True}, x, layout=layout)
-    if not all(isinstance(n, int) for n in (*x.shape[2:], *shape[2:])):
+    return plan.layer(layer, {"keepdims": True}, x, layout=channels_last_result(x.layout, shape, channels=1))
+
+
+def evenly(sizes, out):
+    """The windows' size where all are alike."""
+    if not all(isinstance(n, int) for n in (*sizes, *out)):
         raise Unsupported("adaptive pooling of an unknown size")
-    if all(n % m == 0 for n, m in zip(x.shape[2:], shape[2:], strict=True)):
-        size = tuple(n // m for n, m in zip(x.shape[2:], shape[2:], strict=True))
-        return plan.layer(AVERAGE[rank], {"pool_size": size, "strides": size}, x, layout=layout)
-    for axis, (size, out) in enumerate(zip(x.shape[2:], shape[2:], strict=True), start=1):
-        matrix = averaging_matrix(size, out)
-        sizes = (*x.shape[: axis + 1], out, *x.shape[axis + 2 :])
-        x = plan.call(
-            lambda a, m=matrix, axis=axis: along(a, m, axis), x, layout=channels_last_result(x.layout, sizes, channels=1)
-        )
-    return x
+    if all(n % m == 0 for n, m in zip(sizes, out, strict=True)):
+        return tuple(n // m for n, m in zip(sizes, out, strict=True))
+    return None
+
+
+def bounds(size: int, out: int) -> list[tuple[int, int]]:
+    """Where the windows of an adaptive pool begin and end."""
+    return [(i * size // out, -(-(i + 1) * size // out)) for i in range(out)]
 
 
 def averaging_matrix(size: int, out: int) -> np.ndarray:
-    """(out, size): row i averages elements floor(i * size / out) to ceil((i + 1) * size / out)."""
+    """(out, size): row i averages what lies in window i."""
     matrix = np.zeros((out, size))
-    for i in range(out):
-        first, last = i * size // out, -(-(i + 1) * size // out)
+    for i, (first, last) in enumerate(bounds(size, out)):
         matrix[i, first:last] = 1 / (last - first)
     return matrix
 
 
-def along(array, matrix: np.ndarray, axis: int):
-    """Multiply `axis` of a channels-last array by a constant matrix (new size, old size)."""
-    letters = "abcdefg"[: len(array.shape)]
-    old = letters[axis]
-    return ops.einsum(f"{letters},z{old}->{letters.replace(old, 'z')}", array, ops.cast(matrix, array.dtype))
+@maps(*ADAPTIVE_MAX_POOLS, channels_last=True)
+def adaptive_max_pool(plan, x, output_size):
+    rank = ADAPTIVE_MAX_POOLS[plan.node.target]
+
+    def pool(x, shape):
+        if x.shape == shape:
+            return x
+        if all(n == 1 for n in shape[2:]):
+            return whole(plan, x, GLOBAL_MAXIMUM[rank], shape)
+        size = evenly(x.shape[2:], shape[2:])
+        if size and rank < 3:
+            x, _ = plan.channels_last(x)
+            layout = channels_last_result(x.layout, shape, channels=1)
+            return plan.layer(MAXIMUM[rank], {"pool_size": size, "strides": size}, x, layout=layout)
+        if size:
+            return maximum_by_axis(plan, x, size, size, [(0, 0)] * rank, (1,) * rank, shape)
+        for dim in range(2, rank + 2):
+            if x.shape[dim] != shape[dim]:
+
+                windows = bounds(x.shape[dim], shape[dim])
+
+                def parts(a, axis, windows=windows):
+                    before = (slice(None),) * axis
+                    held = [ops.max(a[(*before, slice(*w))], axis=axis, keepdims=True) for w in windows]
+                    return ops.concatenate(held, axis)
+
+                x = by_axis(plan, x, dim, shape[dim], parts)
+        return x
+
+    return without_indices(plan, lambda shape: of_batch(plan, x, rank, pool, shape))

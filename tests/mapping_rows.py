@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from equivalence import Call
+from equivalence import Call, Input
 from torch import nn
 
 aten = torch.ops.aten
@@ -126,4 +126,402 @@ PADS = {
     ),
 }
 
-CASES = CONVOLUTIONS | PADS
+
+def split_channels(x):
+    """Channels in an order that a view made: two atoms, physically the other way round."""
+    return x.view(-1, 2, 3, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
+
+
+NORMS = {
+    "group norm with Keras' epsilon, groups of neighbours": (nn.GroupNorm(3, 6), IMAGE),
+    "group norm behind a convolution": (nn.Sequential(nn.Conv2d(6, 4, 3), nn.GroupNorm(2, 4, eps=0.2)), IMAGE),
+    "group norm of one group": (nn.GroupNorm(1, 6), IMAGE),
+    "group norm of a group for each channel, all sizes alike": (nn.GroupNorm(6, 6), CUBE),
+    "group norm without scale and shift": (nn.GroupNorm(2, 6, affine=False), IMAGE),
+    "group norm of sequences, features and volumes": (
+        Call(
+            lambda self, x: (self.norm(x), self.norm(x.flatten(2)), self.norm(x.mean((2, 3, 4)))),
+            norm=nn.GroupNorm(2, 4),
+        ),
+        VOLUME,
+    ),
+    "group norm of channels that a view split, against the groups": (
+        Call(lambda self, x: self.norm(split_channels(x)), norm=nn.GroupNorm(2, 6)),
+        IMAGE,
+    ),
+    "group norm of channels that a view split, along the groups": (
+        Call(lambda self, x: self.conv(self.norm(split_channels(x))), norm=nn.GroupNorm(3, 6), conv=nn.Conv2d(6, 4, 1)),
+        IMAGE,
+    ),
+    "group norm of one column": (nn.GroupNorm(2, 6), (2, 6, 9, 1)),
+    "instance norm": (nn.InstanceNorm2d(6), IMAGE),
+    "instance norm with a scale, of channels that a view split": (
+        Call(lambda self, x: self.norm(split_channels(x)), norm=nn.InstanceNorm2d(6, affine=True, eps=0.1)),
+        IMAGE,
+    ),
+    "instance norm with the statistics of training": (
+        nn.InstanceNorm2d(6, affine=True, track_running_stats=True),
+        IMAGE,
+    ),
+    "instance norm of sequences and volumes": (
+        Call(
+            lambda self, x: (self.flat(x.flatten(2)), self.norm(x)),
+            flat=nn.InstanceNorm1d(4),
+            norm=nn.InstanceNorm3d(4),
+        ),
+        VOLUME,
+    ),
+    "RMS norm with the epsilon of its type": (nn.RMSNorm(8), IMAGE),
+    "RMS norm of several axes, another epsilon": (nn.RMSNorm((9, 8), eps=0.3), IMAGE),
+    "RMS norm without a scale, far from one": (
+        Call(lambda self, x: self.norm(x * 1e-3), norm=nn.RMSNorm(8, elementwise_affine=False)),
+        IMAGE,
+    ),
+    "RMS norm of the channels of a convolution": (
+        Call(
+            lambda self, x: self.norm(self.conv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
+            conv=nn.Conv2d(6, 4, 3),
+            norm=nn.RMSNorm(4),
+        ),
+        IMAGE,
+    ),
+    "local response norm": (nn.LocalResponseNorm(3, alpha=0.1, beta=0.6, k=0.8), IMAGE),
+    "local response norm of a convolution, an even width": (
+        nn.Sequential(nn.Conv2d(6, 4, 1), nn.LocalResponseNorm(2, 0.3)),
+        IMAGE,
+    ),
+}
+
+ACTIVATIONS = {
+    "prelu shared over space": (nn.PReLU(6), IMAGE),
+    "prelu with one slope for all": (nn.PReLU(), IMAGE),
+    "prelu on the wrong axis, all sizes alike": (nn.PReLU(6), CUBE),
+    "prelu behind a convolution": (nn.Sequential(nn.Conv2d(6, 4, 3), nn.PReLU(4)), IMAGE),
+    "prelu of channels that a view split": (Call(lambda self, x: self.act(split_channels(x)), act=nn.PReLU(6)), IMAGE),
+    "prelu of sequences and features": (
+        Call(lambda self, x: (self.act(x), self.act(x.mean(2)), self.act(x[0, :, 0].view(1, 6))), act=nn.PReLU(6)),
+        SEQUENCE,
+    ),
+    "prelu of what a permutation made channels": (
+        Call(lambda self, x: self.act(x.permute(0, 3, 1, 2)), act=nn.PReLU(8)),
+        IMAGE,
+    ),
+    "prelu where the batch does not lie first": (
+        Call(lambda self, x: self.act(x.transpose(0, 1)), act=nn.PReLU()),
+        IMAGE,
+    ),
+    "prelu called twice": (Call(lambda self, x: self.act(self.act(x) - 1), act=nn.PReLU(6)), IMAGE),
+    "prelu with a computed slope": (lambda x: F.prelu(x, x.mean((0, 2, 3))), IMAGE),
+    "selu, celu": (lambda x: (F.selu(x), F.celu(x), F.celu(x, 0.4)), IMAGE),
+    "softplus at its threshold": (lambda x: (F.softplus(x), F.softplus(9 * x), F.softplus(x, 0.7, 1.0)), IMAGE),
+    "mish, softsign, tanhshrink": (lambda x: (F.mish(x), F.mish(20 * x), F.softsign(x), F.tanhshrink(x)), IMAGE),
+    "hardshrink and softshrink": (
+        lambda x: (F.hardshrink(x), F.softshrink(x), F.hardshrink(x, 1), F.softshrink(x, 0.1)),
+        IMAGE,
+    ),
+    "hardshrink and softshrink beside what is decomposed": (
+        lambda x: (F.hardshrink(x), F.softshrink(x), x.movedim(1, 2)),
+        IMAGE,
+    ),
+    "threshold at its bound": (lambda x: (F.threshold(x, 0.3, -2), F.threshold(x.round(), 1, 7)), IMAGE),
+    "rrelu of a model that is not trained": (nn.RReLU(0.1, 0.5), IMAGE),
+    "glu of each half": (lambda x: (F.glu(x, 1), F.glu(x), F.glu(split_channels(x), 1)), IMAGE),
+    "glu of a convolution": (Call(lambda self, x: F.glu(self.conv(x), 1), conv=nn.Conv2d(6, 4, 3)), IMAGE),
+}
+
+POOLS = {
+    "max pool 3-D": (
+        lambda x: (
+            F.max_pool3d(x - 20, (3, 2, 2), 2, (1, 0, 1)),
+            F.max_pool3d(x, 2, ceil_mode=True),
+            F.max_pool3d(x, (1, 3, 2), 1),
+        ),
+        VOLUME,
+    ),
+    "max pool 3-D of a convolution, all sizes alike": (
+        nn.Sequential(nn.Conv3d(4, 4, 1), nn.MaxPool3d(2, (1, 2, 3))),
+        (2, 4, 4, 4, 4),
+    ),
+    "max pool dilated": (nn.MaxPool2d((3, 2), (2, 1), (1, 0), (2, 3)), IMAGE),
+    "max pool dilated, padded, ceil_mode, below zero": (
+        lambda x: F.max_pool2d(x - 20, 3, 2, 1, dilation=2, ceil_mode=True),
+        IMAGE,
+    ),
+    "max pool dilated, 1-D and 3-D": (
+        lambda x: (F.max_pool1d(x.flatten(2), 3, 2, 1, dilation=4), F.max_pool3d(x, 2, 1, 0, dilation=(1, 3, 2))),
+        VOLUME,
+    ),
+    "max pool with indices that nobody uses": (
+        lambda x: (
+            F.max_pool2d(x[:, 0], 2, return_indices=True)[0],
+            F.max_pool3d(x, 2, return_indices=True)[0],
+        ),
+        VOLUME,
+    ),
+    "pools without a batch": (
+        lambda x: (
+            x.mean((1, 2, 3), True)
+            + sum(
+                f(x[0]).mean()
+                for f in (
+                    nn.MaxPool2d(2),
+                    nn.AvgPool2d(3, 2, 1),
+                    nn.AdaptiveAvgPool2d((4, 3)),
+                    nn.AdaptiveMaxPool2d((4, 3)),
+                )
+            )
+        ),
+        IMAGE,
+    ),
+    "average pool 3-D": (
+        lambda x: (
+            F.avg_pool3d(x, 2, (1, 2, 3)),
+            F.avg_pool3d(x, 3, 2, 1, True, False),
+            F.avg_pool3d(x, (2, 1, 3), 1, (1, 0, 1), divisor_override=4),
+        ),
+        VOLUME,
+    ),
+    "adaptive max pool": (
+        lambda x: (
+            F.adaptive_max_pool2d(x, 1),
+            F.adaptive_max_pool2d(x, (3, 4)),
+            F.adaptive_max_pool2d(x, (4, 3)),
+            F.adaptive_max_pool2d(x, (None, 11)),
+            F.adaptive_max_pool2d(x, (9, 8)) + 1,
+        ),
+        IMAGE,
+    ),
+    "adaptive max pool behind a convolution": (nn.Sequential(nn.Conv2d(6, 4, 3), nn.AdaptiveMaxPool2d((2, 5))), IMAGE),
+    "adaptive pools of sequences and volumes": (
+        lambda x: tuple(
+            f(y, n)
+            for f, y, n in (
+                (F.adaptive_max_pool1d, x.flatten(2), 4),
+                (F.adaptive_max_pool1d, x.flatten(2), 7),
+                (F.adaptive_max_pool3d, x, (2, 3, 4)),
+                (F.adaptive_max_pool3d, x, (5, 1, 3)),
+                (F.adaptive_max_pool3d, x, 1),
+                (F.adaptive_avg_pool3d, x, (5, 7, 3)),
+                (F.adaptive_avg_pool3d, x, (2, 3, 4)),
+            )
+        ),
+        VOLUME,
+    ),
+    "adaptive pools of a decomposed program": (
+        lambda x: (aten._adaptive_avg_pool2d(x[:, 0], [3, 4]), aten._adaptive_avg_pool3d(x, [2, 7, 1])),
+        VOLUME,
+    ),
+    "power-average pools": (
+        lambda x: (F.lp_pool2d(x.abs(), 3, 2), F.lp_pool2d(x, 2, (3, 2), 2), F.lp_pool1d(x.flatten(2), 1, 4)),
+        IMAGE,
+    ),
+}
+
+INTS = Input((2, 6, 9), torch.int64)
+MASK = Input((2, 6, 9), torch.bool)
+FLOATS = (2, 6, 9)
+
+LOGIC = {
+    "comparisons the wrong way round": (lambda x, y: (x < y, x <= y, x == y, x != y, x >= y, x > y), FLOATS, FLOATS),
+    "comparisons at equality": (
+        lambda n, m: (n < m, n <= m, n == m, n != m, n >= m, n > m, n < 1, n <= 1, n == 1, n != 1, n >= 1, n > 1),
+        INTS,
+        INTS,
+    ),
+    "comparisons of integers with broken numbers": (
+        lambda n, x: (n < 0.5, n > -0.5, n == 1.5, n < x, x >= n, n.int() < n),
+        INTS,
+        FLOATS,
+    ),
+    "comparisons of truth values": (lambda b, c: (b == c, b != c, b > c, b == True), MASK, MASK),  # noqa: E712
+    "comparisons in different layouts": (
+        Call(lambda self, x: self.conv(x) > x.permute(0, 3, 2, 1)[:, :4, :7, :6], conv=nn.Conv2d(6, 4, 3)),
+        (2, 6, 9, 8),
+    ),
+    "comparisons with a parameter": (Call(lambda self, x: (x > self.p, self.p[0, 0] <= x), p=parameter(6, 1)), FLOATS),
+    "comparisons with NaN": (lambda x: ((x - 9).sqrt() < 1, (x - 9).sqrt() != 1, (x - 9).log() == x), FLOATS),
+    "logic of truth values": (lambda b, c: (b & c, b | c, ~b, b ^ c, b & ~c, torch.logical_not(b)), MASK, MASK),
+    "logic of numbers": (
+        lambda n, x: (
+            torch.logical_and(n, x),
+            torch.logical_or(n, n - 1),
+            torch.logical_xor(n, x),
+            torch.logical_not(n),
+            torch.logical_not(x),
+        ),
+        INTS,
+        FLOATS,
+    ),
+    "bits": (
+        lambda n, m: (n & m, n | m, n ^ m, ~n, n & 3, n | 4, n ^ 1, n << 2, n >> 1, m.int() >> 1, n << m.abs()),
+        INTS,
+        INTS,
+    ),
+    "bits by name": (
+        lambda n, m: (torch.bitwise_and(n, m), torch.bitwise_or(n, 2), torch.bitwise_xor(3, n)),
+        INTS,
+        INTS,
+    ),
+    "where by position and number": (
+        lambda b, x, y: (torch.where(b, x, y), torch.where(b, x, 0.5), torch.where(b, 1, x), torch.where(b, 1.0, -2.5)),
+        MASK,
+        FLOATS,
+        FLOATS,
+    ),
+    "where of two types": (
+        lambda b, n, x: (
+            torch.where(b, n, x),
+            torch.where(b, n, 0.5),
+            torch.where(b, 1, 2),
+            torch.where(b, x.double(), x),
+        ),
+        MASK,
+        INTS,
+        FLOATS,
+    ),
+    "where that broadcasts": (
+        lambda b, x, y: (torch.where(b[:, :1], x, y), torch.where(b, x[:, :, :1], y[:, :1])),
+        MASK,
+        FLOATS,
+        FLOATS,
+    ),
+    "where in different layouts": (
+        Call(lambda self, x: torch.where(x.mean(1) > 0, self.conv(x).amax(1), x[:, 0]), conv=nn.Conv2d(6, 4, 1)),
+        (2, 6, 9, 8),
+    ),
+    "where by a constant mask": (
+        Call(lambda self, x: (torch.where(self.m, x, 0.0), x.masked_fill(self.m, 2)), m=torch.ones(6, 9).tril() > 0),
+        FLOATS,
+    ),
+    "masked_fill with minus infinity": (
+        lambda b, x: (x.masked_fill(b, float("-inf")), x.masked_fill(b, torch.tensor(1.5)), x.masked_fill(b, x.mean())),
+        MASK,
+        FLOATS,
+    ),
+    "NaN and infinity by name": (
+        lambda x: tuple(f(y) for f in (torch.isnan, torch.isinf, torch.isfinite) for y in (x.log(), (x / x.floor()))),
+        FLOATS,
+    ),
+}
+
+ARITHMETIC = {
+    "floor division of floats": (
+        lambda x, y: (x // y, x // 2, x // -0.5, torch.floor_divide(x, y), torch.div(x, y, rounding_mode="floor")),
+        FLOATS,
+        FLOATS,
+    ),
+    "floor division that rounding would spoil": (lambda n: (n.double() // 0.1, (n * 3).double() // -0.3), INTS),
+    "division of integers that rounds": (
+        lambda n, m: tuple(
+            torch.div(n, d, rounding_mode=mode) for mode in ("floor", "trunc", None) for d in (m.abs() + 1, -2, 3)
+        ),
+        INTS,
+        INTS,
+    ),
+    "division of floats that truncates": (
+        lambda x, y: (torch.div(x, y, rounding_mode="trunc"), torch.div(x, 0.7, rounding_mode="trunc")),
+        FLOATS,
+        FLOATS,
+    ),
+    "remainders and their signs": (
+        lambda x, y, n: (
+            x % y,
+            x % 0.7,
+            x % -0.7,
+            2 % y,
+            torch.fmod(x, y),
+            torch.fmod(x, -0.7),
+            n % 3,
+            n % -3,
+            torch.fmod(n, 3),
+            torch.fmod(n, -3),
+            n % (n.abs() + 2),
+            7 % (n.abs() + 1),
+        ),
+        FLOATS,
+        FLOATS,
+        INTS,
+    ),
+    "powers of numbers and tensors": (
+        lambda x, n: (2**x, 0.5**x, x.abs() ** x, n.abs() ** 3, 2 ** n.abs(), torch.float_power(x.abs(), 1.5), x**3),
+        FLOATS,
+        INTS,
+    ),
+    "clamp with tensors": (
+        lambda x, y, n: (
+            x.clamp(x.mean(), y),
+            x.clamp(min=y),
+            x.clamp(max=y[:, :1]),
+            x.clamp_min(0.3),
+            x.clamp_max(-0.2),
+            torch.clamp_min(x, y),
+            torch.clamp_max(x, y),
+            n.clamp_min(1),
+            x.clip(y.mean()),
+            n.clamp(min=0.5),
+        ),
+        FLOATS,
+        FLOATS,
+        INTS,
+    ),
+    "larger and smaller by other names": (
+        lambda x, y: (torch.max(x, y), torch.min(x, y), torch.fmax(x.log(), y.log()), torch.fmin(x.log(), y.log())),
+        FLOATS,
+        FLOATS,
+    ),
+    "transcendental functions": (
+        lambda x: (x.exp2(), x.expm1(), x.tan(), x.atan(), x.sinh(), x.cosh(), x.asinh(), x.erfc(), torch.sinc(x)),
+        FLOATS,
+    ),
+    "transcendental functions with a domain": (
+        lambda x: (
+            lambda y: (y.asin(), y.acos(), y.atanh(), (y + 3).acosh(), y.abs().log2(), y.abs().log10(), y.log1p())
+        )(x.tanh() * 0.99),
+        FLOATS,
+    ),
+    "transcendental functions of integers": (
+        lambda n: (n.exp2(), n.atan(), n.sinh(), (n.abs() + 1).log2(), n.abs().log1p(), torch.special.expit(n)),
+        INTS,
+    ),
+    "roundings at a half and below zero": (
+        lambda x, n: (
+            (n / 2).round(),
+            (3 * x).trunc(),
+            (3 * x).frac(),
+            x.sgn(),
+            x.round(decimals=1),
+            (99 * x).round(decimals=-1),
+        ),
+        FLOATS,
+        INTS,
+    ),
+    "angles": (lambda x, y: (torch.atan2(x, y), torch.hypot(x, y), x.deg2rad(), x.rad2deg()), FLOATS, FLOATS),
+    "logits": (lambda x: (x.sigmoid().logit(), x.logit(0.1), torch.special.expit(x)), FLOATS),
+    "logarithms of sums and products": (
+        lambda x, y: (
+            torch.logaddexp(x, y),
+            torch.xlogy(x, y.abs()),
+            torch.xlogy(x.round(), y.abs()),
+            torch.xlogy(2, y.abs()),
+        ),
+        FLOATS,
+        FLOATS,
+    ),
+    "NaN and infinity replaced": (
+        lambda x: (x.log().nan_to_num(), x.log().nan_to_num(2.0), (x / x.floor()).nan_to_num(0.5, 7.0, -8.0)),
+        FLOATS,
+    ),
+    "sums of products": (
+        lambda x, y: (
+            x.lerp(y, 0.3),
+            x.lerp(y, y.sigmoid()),
+            x.addcmul(y, x, value=0.7),
+            x.addcdiv(x, y.exp(), value=-2),
+            x[:, :, 0].addcmul(y[0, :, 0], y[:, :, 1]),
+        ),
+        FLOATS,
+        FLOATS,
+    ),
+}
+
+CASES = CONVOLUTIONS | PADS | NORMS | ACTIVATIONS | POOLS | LOGIC | ARITHMETIC

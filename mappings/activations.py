@@ -1,0 +1,98 @@
+"""Activations that have a parameter, a threshold or a formula of their own."""
+
+import torch
+from keras import layers, ops
+
+from converter.plan import Constant, Unsupported
+from converter.registry import maps
+from mappings.elementwise import elu
+
+aten = torch.ops.aten
+
+
+@maps(aten.prelu.default)
+def prelu(plan, x, weight):
+    """Keras' layer has one slope for each position but along shared axes: all others than the channels."""
+    if not isinstance(weight, Constant):
+        return plan.elementwise(leaky, x, plan.reshape(weight, per_channel(weight, x)))
+    if weight.shape[0] > 1:
+        x, axis, order = plan.channel_axis(x)
+        weight = weight.take(0, order)
+    else:
+        axis = None
+    rank = len(x.layout.axes)
+    if axis == 0 or rank < 2:
+        return plan.elementwise(leaky, x, weight)
+    shared = [i for i in range(1, rank) if i != axis]
+    alpha = weight.reshape(*(weight.shape[0] if i == axis else 1 for i in range(1, rank)))
+    if any(i not in shared and not isinstance(x.layout.physical_shape[i], int) for i in range(1, rank)):
+        raise Unsupported("an unknown number of channels")
+    return plan.layer(layers.PReLU, {"shared_axes": shared}, x, weights=(alpha,), layout=x.layout)
+
+
+def per_channel(weight, x):
+    """The shape in which one number a channel broadcasts."""
+    return (weight.shape[0], *(1,) * max(len(x.shape) - 2, 0))
+
+
+def leaky(a, slope):
+    return ops.where(a > 0, a, a * slope)
+
+
+@maps(aten.selu.default)
+def selu(plan, x):
+    return elu(plan, x, 1.6732632423543772848170429916717, 1.0507009873554804934193349852946)
+
+
+@maps(aten.celu.default)
+def celu(plan, x, alpha=1.0):
+    return elu(plan, x, alpha, 1, 1 / alpha)
+
+
+@maps(aten.softplus.default)
+def softplus(plan, x, beta=1, threshold=20):
+    """PyTorch's is the identity above its threshold, which differs by 2e-9 there."""
+    return plan.elementwise(
+        lambda a: ops.where(a * beta > threshold, a, ops.softplus(ops.minimum(a * beta, threshold)) / beta), x
+    )
+
+
+@maps(aten.mish.default)
+def mish(plan, x):
+    return plan.elementwise(lambda a: a * ops.tanh(ops.softplus(a)), x)
+
+
+@maps(aten.hardshrink.default)
+def hardshrink(plan, x, lambd=0.5):
+    return plan.elementwise(lambda a: ops.where(ops.abs(a) <= lambd, a * 0, a), x)
+
+
+@maps(aten.softshrink.default)
+def softshrink(plan, x, lambd=0.5):
+    return plan.elementwise(lambda a: ops.where(ops.abs(a) > lambd, a - ops.sign(a) * lambd, a * 0), x)
+
+
+@maps(aten.threshold.default)
+def threshold(plan, x, threshold, value):
+    return plan.elementwise(lambda a: ops.where(a <= threshold, ops.full_like(a, value), a), x)
+
+
+@maps(aten.rrelu.default)
+def randomised_leaky_relu(plan, x, lower=0.125, upper=1 / 3, training=False, generator=None):
+    if training:
+        raise Unsupported("random slopes")
+    return plan.elementwise(lambda a: leaky(a, (lower + upper) / 2), x)
+
+
+@maps(aten.glu.default)
+def glu(plan, x, dim=-1):
+    dim %= len(x.shape)
+    half = plan.shape()[dim]
+    x, axis = plan.one_axis(x, dim, "a gated linear unit")
+    layout, _ = x.layout.resized(dim, half)
+
+    def gated(a):
+        value, gate = ops.split(a, 2, axis)
+        return value * ops.sigmoid(gate)
+
+    return plan.call(gated, x, layout=layout)
