@@ -55,11 +55,24 @@ def smallest(plan, x, dim=(), keepdim=False):
 def softmax(plan, x, dim, *_):
     if not isinstance(x, Value):
         raise Unsupported
-    x, axis = plan.one_axis(x, dim % len(x.shape), "a softmax")
-    target = plan.dtype
+    return softmax_over(plan, x, dim)
+
+
+def softmax_over(plan, x, dim):
+    """Softmax over a dimension that may lie anywhere; Keras' own would transpose one that does not lie last."""
+    target, dim = plan.dtype, dim % len(x.shape)
     cast = x.dtype != target
+    last = x.layout.last(dim)
+    ends = x.layout.to(last)[1].order is None
+    x = plan.request(x, last if ends else x.layout.axes_within([dim]).axes, "a softmax")
+    atoms = x.layout.dims[dim]
+    axes = tuple(i for i, axis in enumerate(x.layout.axes) if set(axis) & set(atoms))
 
     def apply(a):
-        return ops.softmax(ops.cast(a, dtype_name(target)) if cast else a, axis=axis)
+        a = ops.cast(a, dtype_name(target)) if cast else a
+        if ends:
+            return ops.softmax(a, axis=-1)
+        powers = ops.exp(a - ops.max(a, axis=axes, keepdims=True))
+        return powers / ops.sum(powers, axis=axes, keepdims=True)
 
     return plan.call(apply, x, layout=x.layout)

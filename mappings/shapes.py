@@ -46,22 +46,6 @@ def matrix_transpose(plan, x):
     return relabelled(x, x.layout.permute(range(len(x.shape))[::-1]))
 
 
-@maps(aten.expand.default)
-def expand(plan, x, size, implicit=False):
-    shape = plan.shape()
-    if isinstance(x, Constant):
-        raise Unsupported("a constant repeated along the batch")
-    x = plan.reshape(x, (1,) * (len(shape) - len(x.shape)) + tuple(x.shape))
-    for d, (have, want) in enumerate(zip(x.shape, shape, strict=True)):
-        if have != want:
-            if not isinstance(want, int):
-                raise Unsupported("repetition along an unknown size")
-            x, axis = plan.one_axis(x, d, "a repetition")
-            layout, _ = x.layout.resized(d, want)
-            x = plan.call(lambda a, axis=axis, n=want: ops.repeat(a, n, axis), x, layout=layout)
-    return x
-
-
 @maps(aten.cat.default)
 def concatenate(plan, tensors, dim=0):
     like = next(t for t in tensors if isinstance(t, Value))
@@ -100,8 +84,7 @@ def select(plan, x, dim, index):
     dim %= len(x.shape)
     x, axis = plan.one_axis(x, dim, "a selection")
     layout, _ = x.layout.resized(dim, 1)
-    index %= x.shape[dim]
-    cut = (*(slice(None),) * axis, slice(index, index + 1))
+    cut = (*(slice(None),) * axis, slice(index, index + 1 or None))
     return plan.reshape(plan.call(lambda a: a[cut], x, layout=layout), plan.shape())
 
 
@@ -109,6 +92,8 @@ def select(plan, x, dim, index):
 def split(plan, x, _, dim=0):
     dim %= len(x.shape)
     parts = [plan.shape(i)[dim] for i in range(len(plan.node.meta["val"]))]
+    if isinstance(x, Constant):
+        return [x.rearranged(t, "split", dim, i, *parts) for i, t in enumerate(x.tensor.split(parts, dim))]
     if len(parts) == 1:
         return [x]
     x, axis = plan.one_axis(x, dim, "a split")

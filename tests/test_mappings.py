@@ -6,6 +6,7 @@ A row is named by what it would catch. No two axes of a shape have the same size
 import functools
 import operator
 
+import attention_rows
 import mapping_rows
 import pytest
 import tensorflow as tf
@@ -667,7 +668,7 @@ RESAMPLING = {
 }
 
 CASES = CONVOLUTIONS | POOLS | LAYERS | ACTIVATIONS | ELEMENTWISE | SHAPES | REDUCTIONS | RESAMPLING
-CASES |= mapping_rows.CASES
+CASES |= mapping_rows.CASES | attention_rows.CASES
 # Capture leaves none of these; they are put into a program by hand.
 BY_HAND = {
     "reshape": (aten.reshape.default, [-1, 54, 8]),

@@ -20,6 +20,12 @@ REARRANGING = {
     aten.slice.Tensor, aten.select.int, aten.flip.default, aten.expand.default,
 }  # fmt: skip
 
+# Of a tensor they take the type only, or a shape that is known.
+FILLING = {
+    aten.new_zeros.default, aten.new_ones.default, aten.new_full.default, aten.zeros_like.default,
+    aten.ones_like.default, aten.full_like.default,
+}  # fmt: skip
+
 
 def fold_constants(program: Program) -> list[Change]:
     changes = []
@@ -29,6 +35,9 @@ def fold_constants(program: Program) -> list[Change]:
             continue
         key = (node.target, repr(node.args), repr(node.kwargs))
         sources = node.all_input_nodes
+        if is_filling(node):
+            key = (node.target, node.meta["val"].dtype, node.meta["val"].shape, repr(node.args[1:]), repr(node.kwargs))
+            sources = []
         if key not in made:
             exact = node.target in REARRANGING and all(program.origins[n.target].exact for n in sources)
             origin = Origin(tuple(dict.fromkeys(s for n in sources for s in program.origins[n.target].sources)), exact)
@@ -46,15 +55,24 @@ def is_constant(program: Program, node: fx.Node) -> bool:
         and isinstance(node.meta.get("val"), Tensor)
         and isinstance(node.target, torch._ops.OpOverload)
         and torch.Tag.nondeterministic_seeded not in node.target.tags
-        and all(program.is_tensor(n) for n in node.all_input_nodes)
+        and (is_filling(node) or all(program.is_tensor(n) for n in node.all_input_nodes))
         and all(isinstance(n, int) for n in node.meta["val"].shape)
     )
+
+
+def is_filling(node: fx.Node) -> bool:
+    return node.target in FILLING and node.all_input_nodes == [node.args[0]]
 
 
 def evaluate(program: Program, node: fx.Node) -> Tensor:
     """The operator's result, float32 raised to float64."""
 
     def raised(n: fx.Node) -> Tensor:
+        if is_filling(node):
+            known = all(isinstance(size, int) for size in n.meta["val"].shape)
+            dtype = n.meta["val"].dtype
+            kept = torch.float64 if dtype == torch.float32 else dtype
+            return torch.empty((), dtype=kept).expand(n.meta["val"].shape if known else ())
         tensor = program.tensor(n).detach()
         return tensor.double() if tensor.dtype == torch.float32 else tensor
 

@@ -1,0 +1,80 @@
+"""Scaled dot product attention, of exact operators. Batch and heads lie in front for both matrix products."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from keras import ops
+
+from converter.plan import Constant, Plan, Unsupported, Value
+from converter.registry import maps
+from mappings.matmul import contract
+from mappings.reductions import reduced, softmax_over
+
+aten = torch.ops.aten
+
+
+@maps(aten.scaled_dot_product_attention.default)
+def attention(plan, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False):
+    if dropout_p:
+        raise Unsupported("dropout that is active")
+    if isinstance(query, Constant):
+        raise Unsupported("a query that does not depend on the input")
+    *_, width = query.shape
+    *outer, rows, _ = plan.shape()
+    columns = key.shape[-2]
+    batch = in_front = list(range(len(outer)))
+    split = outer
+    if enable_gqa and key.shape[-3] != outer[-1]:  # several heads of the query share one of the key
+        heads = key.shape[-3]
+        query = plan.reshape(query, (*query.shape[:-3], heads, query.shape[-3] // heads, *query.shape[-2:]))
+        in_front, split = [*batch, "sharing"], [*outer[:-1], heads, outer[-1] // heads]
+
+    def labels(x, front, *last):
+        return [*front[len(front) - len(x.shape) + 2 :], *last]
+
+    factor = 1 / math.sqrt(width) if scale is None else scale
+    scaled = plan.elementwise(lambda q: q * factor, query)
+    of_query, of_key = labels(query, in_front, "rows", "width"), labels(key, batch, "columns", "width")
+    scores = contract(plan, scaled, key, of_query, of_key, [*in_front, "rows", "columns"])
+    scores = plan.reshape(scores, (*outer, rows, columns))
+    if is_causal:
+        attn_mask = causal_mask(rows, columns)
+    weights = masked_softmax(plan, scores, attn_mask)
+    weights = plan.reshape(weights, (*split, rows, columns))
+    of_weights, of_value = [*in_front, "rows", "columns"], labels(value, batch, "columns", "features")
+    result = contract(plan, weights, value, of_weights, of_value, [*in_front, "rows", "features"])
+    return plan.reshape(result, plan.shape())
+
+
+def causal_mask(rows: int, columns: int) -> Constant:
+    """Row i sees columns 0 to i."""
+    if not isinstance(rows, int) or not isinstance(columns, int):
+        raise Unsupported("a causal mask of unknown size")
+    mask = torch.ones(rows, columns, dtype=torch.bool).tril()
+    return Constant(mask, torch.bool, (), True, False, ("causal", rows, columns))
+
+
+def masked_softmax(plan: Plan, scores: Value, mask: Value | Constant | None) -> Value:
+    """Softmax over the last dimension; a row that the mask leaves nothing of becomes 0, as in PyTorch."""
+    rank = len(scores.shape)
+    if mask is None:
+        return softmax_over(plan, scores, rank - 1)
+    boolean = mask.dtype == torch.bool
+
+    def masked(s, m):
+        return ops.where(m, s, -math.inf) if boolean else s + m
+
+    scores = plan.elementwise(masked, scores, mask)
+    if isinstance(mask, Constant) and not dead_rows(mask.tensor):
+        return softmax_over(plan, scores, rank - 1)
+    best = reduced(plan, scores, [rank - 1], True, lambda a, axes: ops.max(a, axis=axes))
+    alive = plan.elementwise(lambda s, b: ops.where(ops.equal(b, -math.inf), 0.0, s), scores, best)
+    weights = softmax_over(plan, alive, rank - 1)
+    return plan.elementwise(lambda w, b: ops.where(ops.equal(b, -math.inf), 0.0, w), weights, best)
+
+
+def dead_rows(mask: torch.Tensor) -> bool:
+    allowed = mask if mask.dtype == torch.bool else mask > -math.inf
+    return not bool(allowed.any(-1).all())

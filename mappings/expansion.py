@@ -1,0 +1,100 @@
+"""Repetition along new or single dimensions, along the unknown batch too, and tensors filled with one number."""
+
+from __future__ import annotations
+
+import torch
+from keras import ops
+
+from converter.layout import Layout, Size, quotient
+from converter.plan import Constant, Plan, Unsupported, Value
+from converter.precision import dtype_name
+from converter.registry import maps
+
+aten = torch.ops.aten
+
+
+@maps(aten.expand.default)
+def expand(plan, x, size, implicit=False):
+    return expanded(plan, x, plan.shape())
+
+
+@maps(aten.full.default)
+def full(plan, size, fill_value, **_):
+    return filled(plan, fill_value)
+
+
+@maps(aten.new_full.default, aten.full_like.default)
+def full_like(plan, x, *arguments, **_):
+    return filled(plan, arguments[-1])
+
+
+@maps(aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default)
+def zeros(plan, *_, **__):
+    return filled(plan, 0)
+
+
+@maps(aten.ones.default, aten.ones_like.default, aten.new_ones.default)
+def ones(plan, *_, **__):
+    return filled(plan, 1)
+
+
+def filled(plan: Plan, number: float | bool) -> Value:
+    """The operator's result where every element is `number`."""
+    shape = plan.shape()
+    holds = plan.dtype if plan.dtype != torch.float32 else torch.float64
+    constant = Constant(torch.full((), number, dtype=holds), plan.dtype, (), True, False, ("full", number, plan.dtype))
+    return expanded(plan, constant, shape)
+
+
+def expanded(plan: Plan, x: Value | Constant, shape: tuple[Size, ...]) -> Value:
+    """`x`, an array of the graph from here on, broadcast to `shape`."""
+    have = (1,) * (len(shape) - len(x.shape)) + tuple(x.shape)
+    x = x.reshape(*have) if isinstance(x, Constant) else plan.reshape(x, have)
+    for d, (one, want) in enumerate(zip(have, shape, strict=True)):
+        if one != want and not isinstance(want, int):
+            zeros = zeros_along(plan, d, shape)
+            x = along(plan, x, zeros) if isinstance(x, Constant) else plan.elementwise(added, x, zeros)
+    if isinstance(x, Constant):
+        step = plan.input_steps[0]
+        x = plan.as_value(x, Value(Layout.of(step.shape), step.dtype, step))
+    for d, (one, want) in enumerate(zip(x.shape, shape, strict=True)):
+        if one != want:
+            x, axis = plan.one_axis(x, d, "a repetition")
+            layout, _ = x.layout.resized(d, want)
+            x = plan.call(lambda a, axis=axis, n=want: ops.repeat(a, n, axis), x, layout=layout)
+    return x
+
+
+def added(x, zeros):
+    return ops.logical_or(x, zeros) if zeros.dtype == "bool" else x + zeros
+
+
+def along(plan: Plan, constant: Constant, zeros: Value) -> Value:
+    """The constant, of size 1 where `zeros` has its one dimension, repeated along that."""
+    rank = len(zeros.shape)
+    (dim,) = (d for d, run in enumerate(zeros.layout.dims) if run)
+    shape = tuple(-1 if d == dim else 1 for d in range(rank))
+    held = Layout.of((*constant.shape[:dim], zeros.shape[dim], *constant.shape[dim + 1 :]))
+    if constant.is_scalar:
+        number = constant.scalar()
+        return plan.call(lambda z: added(number, ops.reshape(z, shape)), zeros, layout=held)
+    return plan.call(lambda z, c: added(c, ops.reshape(z, shape)), zeros, plan.as_value(constant, zeros), layout=held)
+
+
+def zeros_along(plan: Plan, dim: int, shape: tuple[Size, ...]) -> Value:
+    """Zeros of the operator's type, of the unknown size `shape[dim]` along `dim` and of size 1 along the others."""
+    size, dtype = shape[dim], plan.dtype
+    for step in plan.input_steps:
+        for axis, known in enumerate(step.shape):
+            times = None if isinstance(known, int) else quotient(size, known)
+            if isinstance(times, int):
+                cut = (*(0,) * axis, slice(None), *(0,) * (len(step.shape) - axis - 1))
+
+                def zeros(a, cut=cut, times=times):
+                    z = ops.zeros_like(a[cut], dtype=dtype_name(dtype))
+                    return z if times == 1 else ops.repeat(z, times, 0)
+
+                source = Value(Layout.of(step.shape), step.dtype, step)
+                dims = tuple((0,) if d == dim else () for d in range(len(shape)))
+                return plan.call(zeros, source, layout=Layout(dims, ((0,),), {0: size}))
+    raise Unsupported("repetition along an unknown size")
