@@ -41,7 +41,7 @@ from converter.report import (
 from converter.rewrites import KEEP_BATCHNORM, REWRITES, rewrite
 from converter.rewrites.change import Change
 from converter.shapes import example_inputs
-from converter.steps import Interface, sizes
+from converter.steps import Constant, Interface, sizes
 from converter.verification.compare import Outputs, accuracy, compare_artefact, compare_function
 from converter.verification.weights import Expected, compare_weights
 
@@ -67,6 +67,7 @@ class Source:
 
     Attributes:
         module: None where the checkpoint is an exported program.
+        probe: inputs of batch 1 and what the program makes of them in float64, once that is known.
         tensor_names: every tensor of the checkpoint's model.
     """
 
@@ -76,6 +77,7 @@ class Source:
     module: nn.Module | None
     program: Program
     examples: list[Tensor]
+    probe: tuple[list[Tensor], list[Tensor]] | None = field(default=None, init=False)
     tensor_names: set[str]
     parameters: int
     notes: list[str]
@@ -165,6 +167,7 @@ def convert(
                     inputs=Path(inputs) if inputs else None,
                     running=source.running,
                 )
+                source.probe = reference.probe(source.program)
         changes: list[Change] = []
         artefacts = []
         for format in formats:
@@ -312,6 +315,7 @@ class Built:
     inputs: list[Interface]
     outputs: list[Interface]
     plan: Plan | None = None
+    _constants: dict[str, Constant] | None = None
 
     @property
     def movements(self) -> tuple[Movement, ...]:
@@ -354,14 +358,12 @@ class Built:
                 self.options.opset,
             )
             return
+        from converter.artefacts import keras_file, saved_model
+
         lowered = self._lowered("float32")
         if self.format == "keras":
-            from converter.artefacts import keras_file
-
             keras_file.write(lowered.keras_model(), path, self.stamp())
         else:
-            from converter.artefacts import saved_model
-
             variables = {name: variable for name, (variable, _) in lowered.tensors.items()}
             saved_model.write(lowered.named, lowered.signature(), variables, path, self.stamp())
 
@@ -374,11 +376,12 @@ class Built:
                 tensors = [torch.from_numpy(_raised(each.arrays[name])) for name in self.program.inputs]
                 actual.append(dict(zip(raised.outputs, [r.numpy() for r in raised.run(*tensors)], strict=True)))
         else:
-            lowered = self._lowered("float64")
-            for each in reference.rounds:
-                arrays = [to_artefact(_raised(each.arrays[i.name]), i) for i in self.inputs]
-                results = [np.asarray(r) for r in lowered(*map(_eager, arrays))]
-                actual.append({o.name: to_torch(r, o) for o, r in zip(self.outputs, results, strict=True)})
+            rounds = [
+                [_eager(to_artefact(_raised(each.arrays[i.name]), i)) for i in self.inputs] for each in reference.rounds
+            ]
+            for results in self._lowered("float64").run_once(rounds):
+                named = zip(self.outputs, map(np.asarray, results), strict=True)
+                actual.append({o.name: to_torch(r, o) for o, r in named})
         return compare_function(reference.float64, actual, constant=reference.constant)
 
     def prove_weights(self, tensors: Mapping[str, np.ndarray]) -> Proof:
@@ -392,9 +395,13 @@ class Built:
     def expected(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Expected]:
         if self.plan is None:
             return expected_initialisers(self.program, tensors)
-        from converter.lower import expected
-
-        return {n: Expected(array, sources, exact) for n, (array, sources, exact) in expected(self._lowered("float32")).items()}
+        if self._constants is None:
+            self._lowered("float32")
+        origins = self.program.origins
+        return {
+            name: Expected(c, tuple(dict.fromkeys(s for t in c.sources for s in origins[t].sources)), c.exact)
+            for name, c in (self._constants or {}).items()
+        }
 
     def _unused(self, used: set[str]) -> dict[str, str]:
         """Why a tensor of the checkpoint is in no tensor of the artefact."""
@@ -418,19 +425,24 @@ class Built:
         )
 
     def _lowered(self, precision: str) -> Lowered:
+        """The plan with variables of its own: they are gone with it."""
         from converter.lower import Lowered
 
-        key = f"_{precision}"
-        if key not in self.__dict__:
-            stock = self.format == "keras" and precision == "float32"
-            self.__dict__[key] = Lowered(self.plan, precision, stock)
-        return self.__dict__[key]
+        if self.plan is None:
+            raise AssertionError("ONNX is not lowered")
+        stock = self.format == "keras" and precision == "float32"
+        lowered = Lowered(self.plan, precision, stock)
+        if precision == "float32":
+            lowered.prepare()
+            self._constants = {name: constant for name, (_, constant) in lowered.tensors.items()}
+        return lowered
 
 
 def build(source: Source, format: Format, options: Options, clock: Clock) -> Built:
     chosen = [r for r in REWRITES[format] if not (options.keep_batchnorm and r in KEEP_BATCHNORM)]
     with clock("rewrite"):
-        program, changes = rewrite(source.program, chosen, source.examples)
+        inputs, expected = source.probe or (source.examples, None)
+        program, changes = rewrite(source.program, chosen, inputs, expected)
     if format == "onnx":
         nodes = zip(program.inputs, program.placeholders, strict=True)
         results = zip(program.outputs, program.results, strict=True)

@@ -6,12 +6,12 @@ tensors, TensorFlow's graph tensors and eager ones alike.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import keras
-import numpy as np
 import tensorflow as tf
 from keras import layers
 
@@ -63,33 +63,61 @@ class Lowered:
     def __post_init__(self) -> None:
         self._names |= {step.name for step in self.plan.input_steps}
         self._order = in_order(self.plan.results)
+        self._uses = Counter(id(step) for step in self.plan.results)
+        self._uses.update(id(i) for step in self._order for i in step.inputs)
+
+    def prepare(self) -> Self:
+        """Make all layers and variables now: a function that is traced cannot."""
         with float32_is(self.precision):
             for step in self._order:
                 if isinstance(step, LayerStep):
                     self._layer(step)
                 elif isinstance(step, ConstantStep) and not self._inline(step.constant):
                     self._variable(step)
-        uses: dict[int, int] = {}
-        for step in (*self.plan.results, *(i for s in self._order for i in s.inputs)):
-            uses[id(step)] = uses.get(id(step), 0) + 1
-        self._uses = uses
+        return self
 
     def __call__(self, *inputs: Any) -> list:
         """The results' arrays, in the plan's order, laid out as the plan says."""
-        arrays: dict[int, Any] = dict(zip(map(id, self.plan.input_steps), inputs, strict=True))
-        left = dict(self._uses)
+        return self._run([inputs])[0]
+
+    def run_once(self, rounds: Sequence[Sequence[Any]]) -> list[list]:
+        """The results for each of several rounds of inputs. Variables live only while they are read.
+
+        All rounds take a step together, so that no step's weights are made twice.
+        """
+        return self._run(rounds, forget=True)
+
+    def _run(self, rounds: Sequence[Sequence[Any]], forget: bool = False) -> list[list]:
+        names = [id(step) for step in self.plan.input_steps]
+        arrays: list[dict[int, Any]] = [dict(zip(names, inputs, strict=True)) for inputs in rounds]
+        left = self._uses.copy()
+        again = Counter(step.key for step in self._order if isinstance(step, LayerStep)) if forget else Counter()
         with float32_is(self.precision):
             for step in self._order:
-                if not isinstance(step, InputStep):
-                    arrays[id(step)] = self._carry_out(step, [arrays[id(i)] for i in step.inputs])
+                for held in arrays:
+                    if not isinstance(step, InputStep):
+                        held[id(step)] = self._carry_out(step, [held[id(i)] for i in step.inputs])
                 for used in step.inputs:
                     left[id(used)] -= 1
                     if not left[id(used)]:
-                        del arrays[id(used)]
-        return [arrays[id(step)] for step in self.plan.results]
+                        for held in arrays:
+                            del held[id(used)]
+                if forget:
+                    self._forget(step, again)
+        return [[held[id(step)] for step in self.plan.results] for held in arrays]
+
+    def _forget(self, step: Step, again: Counter) -> None:
+        if isinstance(step, ConstantStep):
+            self._constants.pop(step.constant.key, None)
+        elif isinstance(step, LayerStep):
+            again[step.key] -= 1
+            if not again[step.key]:
+                del self._layers[step.key]
+        self.tensors.clear()
 
     def keras_model(self) -> keras.Model:
         """A functional model; inputs and outputs bear the program's names."""
+        self.prepare()
         inputs = [
             keras.Input(
                 batch_shape=tuple(known(n) for n in step.shape), dtype=dtype_name(step.dtype), name=step.name
@@ -251,16 +279,3 @@ def runtime_shape(shape: Sequence[Size]) -> list[int]:
 
 def known(size: Size) -> int | None:
     return size if isinstance(size, int) else None
-
-
-def expected(lowered: Lowered) -> dict[str, tuple[np.ndarray, tuple[str, ...], bool]]:
-    """For each tensor of the artefact: its value, the checkpoint's tensors behind it, and whether only rearranged."""
-    origins = lowered.plan.program.origins
-    return {
-        name: (
-            constant.array(),
-            tuple(dict.fromkeys(s for t in constant.sources for s in origins[t].sources)),
-            constant.exact,
-        )
-        for name, (_, constant) in lowered.tensors.items()
-    }

@@ -140,14 +140,23 @@ class Program:
     # -- precision
 
     def at(self, dtype: torch.dtype) -> Program:
-        """The same program with every float32 in it, tensors and operators alike, in `dtype` (float32 or float64)."""
+        """The same program with every float32 in it, tensors and operators alike, in `dtype` (float32 or float64).
+
+        In float64 a tensor is raised where it is read first, while the program runs: it takes no memory before.
+        """
         result = self.copy()
         result.precision = dtype
-        for node in result.graph.nodes:
+        for node in list(result.graph.nodes):
             if node.op == "get_attr":
                 tensor = result.tensor(node)
-                if node.meta["val"].dtype == torch.float32 and tensor.dtype != dtype:
+                if node.meta["val"].dtype != torch.float32 or tensor.dtype == dtype:
+                    continue
+                if dtype == torch.float32:
                     result._write(node.target, tensor.detach().to(dtype), isinstance(tensor, nn.Parameter))
+                elif node.users:
+                    with result.graph.inserting_before(min(node.users)):
+                        raised = result.graph.call_function(torch.ops.aten.to.dtype, (node, dtype))
+                    node.replace_all_uses_with(raised, delete_user_cb=raised.__ne__)
             elif dtype != torch.float32:
                 node.args = tree_map_only(torch.dtype, lambda d: dtype if d == torch.float32 else d, node.args)
                 node.kwargs = tree_map_only(torch.dtype, lambda d: dtype if d == torch.float32 else d, node.kwargs)

@@ -38,6 +38,11 @@ class Reference:
     first_given: int
     constant: frozenset[str]
 
+    def probe(self, program: Program) -> tuple[list[Tensor], list[Tensor]]:
+        """The first round's inputs and float64 results, in the program's order."""
+        inputs = [torch.from_numpy(self.rounds[0].arrays[name]) for name in program.inputs]
+        return inputs, [torch.from_numpy(np.ascontiguousarray(self.float64[0][name])) for name in program.outputs]
+
 
 def input_specs(program: Program) -> list[InputSpec]:
     """What the program's inputs are, integers within the range that the graph shows."""

@@ -62,7 +62,11 @@ class Constant:
         chosen = torch.from_numpy(np.ascontiguousarray(index))
         return self.rearranged(self.tensor.index_select(dim, chosen), "take", dim, tuple(index.tolist()))
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.array(), dtype)
+
     def array(self) -> np.ndarray:
+        """Its values, made contiguous at each call."""
         return self.tensor.detach().contiguous().numpy()
 
     def scalar(self) -> float | int | bool:

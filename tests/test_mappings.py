@@ -730,7 +730,7 @@ def test_rounds_as_pytorch_does_in_float32(case, tmp_path):
     model = Lowered(plan, stock=True).keras_model()
     model.save(tmp_path / "model.keras")
     reopened = load_model(tmp_path / "model.keras")
-    native = Lowered(plan)
+    native = Lowered(plan).prepare()
     traced = tf.function(native.named, input_signature=native.signature(), autograph=False)
     names = [output.name for output in plan.outputs]
 

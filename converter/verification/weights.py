@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..report import Proof
 
@@ -15,12 +16,13 @@ class Expected:
     """What a tensor of the artefact must be.
 
     Attributes:
-        array: the tensor recomputed from its sources, in the artefact's shape; float64 where it was folded.
+        array: the tensor recomputed from its sources, in the artefact's shape; float64 where it was folded. Made an
+            array when it is compared, so that not all need be in memory.
         sources: the PyTorch tensors it is made of.
         exact: permuted, reshaped or cast only, so equal bit for bit; else within rounding.
     """
 
-    array: np.ndarray
+    array: ArrayLike
     sources: tuple[str, ...]
     exact: bool
 
