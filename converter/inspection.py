@@ -12,12 +12,11 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from converter.checkpoint import user_code
-from converter.conversion import Clock, Options, build, facts, open_source, sizes_shown
+from converter.conversion import Clock, Options, build, described, facts, open_source, sizes_shown, tensors_read
 from converter.errors import UnsupportedOperatorsError, UsageError
 from converter.plan import Plan
 from converter.program import module_path
-from converter.report import LayerRow, ModelSummary, PlanRow, Shape, TensorFacts, UnsupportedOperator
-from converter.rewrites.change import Change
+from converter.report import LayerRow, ModelSummary, PlanRow, Rewrite, Shape, TensorFacts, UnsupportedOperator
 from converter.steps import CallStep, LayerStep, Value
 
 
@@ -50,11 +49,13 @@ def inspect(
     outputs: tuple[TensorFacts, ...] = ()
     becomes: dict[str, str] = {}
     plan: tuple[PlanRow, ...] = ()
+    rewrites: tuple[Rewrite, ...] = ()
     try:
         built = build(source, "keras", Options(), clock)
         if built.plan is None:
             raise AssertionError("a Keras file is planned")
-        becomes = what_becomes(built.plan, built.changes)
+        becomes = what_becomes(built.plan)
+        rewrites = tuple(described(built.changes))
         plan = plan_rows(built.plan) if layout else ()
         inputs, outputs = tuple(map(facts, built.inputs)), tuple(map(facts, built.outputs))
     except UnsupportedOperatorsError as error:
@@ -62,12 +63,12 @@ def inspect(
     rows: list[LayerRow] = []
     if source.module is not None:
         shapes = module_shapes(source.module, source.examples, source.folders)
+        read = tensors_read(source.program)
         for path, module in source.module.named_modules():
             own = sum(p.numel() for p in module.parameters(recurse=False))
             shape_in, shape_out = shapes.get(path, (None, None))
-            rows.append(
-                LayerRow(path, type(module).__name__, shape_in, shape_out, own, becomes.get(path, _nothing(module)))
-            )
+            made = becomes.get(path, _nothing(path, module, read)) if not unsupported else ""
+            rows.append(LayerRow(path, type(module).__name__, shape_in, shape_out, own, made))
     else:
         if not becomes and not unsupported:
             raise UsageError("the program is empty")
@@ -80,6 +81,7 @@ def inspect(
         inputs=inputs,
         outputs=outputs,
         plan=plan,
+        rewrites=rewrites,
     )
 
 
@@ -101,8 +103,8 @@ def plan_rows(plan: Plan) -> tuple[PlanRow, ...]:
     return tuple(rows)
 
 
-def what_becomes(plan: Plan, changes: Sequence[Change]) -> dict[str, str]:
-    """For each module's path, the Keras layers and operators made for it, and what was rewritten there."""
+def what_becomes(plan: Plan) -> dict[str, str]:
+    """For each module's path, the Keras layers and operators made for it."""
     from converter.lower import in_order
 
     found: dict[str, list[str]] = {}
@@ -111,12 +113,7 @@ def what_becomes(plan: Plan, changes: Sequence[Change]) -> dict[str, str]:
             found.setdefault(module_path(step.node), []).append(step.kind.__name__)
         elif isinstance(step, CallStep):
             found.setdefault(module_path(step.node), []).append(operator_name(step.node))
-    texts = {path: " + ".join(_counted(names)) for path, names in found.items()}
-    for change in changes:
-        if not change.minor:
-            told = f"{change.name}: {change.description}" if change.description else change.name
-            texts[change.module] = f"{texts[change.module]} ({told})" if change.module in texts else told
-    return texts
+    return {path: " + ".join(_counted(names)) for path, names in found.items()}
 
 
 def operator_name(node: fx.Node) -> str:
@@ -127,8 +124,14 @@ def _counted(names: Sequence[str]) -> list[str]:
     return [f"{names.count(n)} {n}" if names.count(n) > 1 else n for n in dict.fromkeys(names)]
 
 
-def _nothing(module: nn.Module) -> str:
-    return "" if next(module.children(), None) is not None else "no operator of its own"
+def _nothing(path: str, module: nn.Module, read: set[str]) -> str:
+    """For a module that no layer or operator was made for; `read` are the tensors that the program reads."""
+    if next(module.children(), None) is not None:
+        return ""
+    own = [f"{path}.{name}" for name, _ in module.named_parameters()]
+    if not own:
+        return "nothing"
+    return "in another layer" if read.intersection(own) else "not used"
 
 
 def module_shapes(

@@ -233,7 +233,7 @@ class UnsupportedOperator:
 
 @dataclass(frozen=True)
 class ModelSummary(Report):
-    """The module tree, and which operators could not be converted."""
+    """The module tree, what was rewritten in it, and which operators could not be converted."""
 
     source: str
     rows: tuple[LayerRow, ...]
@@ -242,6 +242,7 @@ class ModelSummary(Report):
     inputs: tuple[TensorFacts, ...] = ()
     outputs: tuple[TensorFacts, ...] = ()
     plan: tuple[PlanRow, ...] = ()
+    rewrites: tuple[Rewrite, ...] = ()
 
 
 def _jsonable(value: Any) -> Any:

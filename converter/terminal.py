@@ -29,6 +29,7 @@ from .report import (
     PlanRow,
     Proof,
     Report,
+    Rewrite,
     Shape,
     TensorFacts,
     UnsupportedOperator,
@@ -130,10 +131,7 @@ class Terminal:
         batch = "dynamic batch" if report.batch == "dynamic" else f"batch {report.batch} only"
         parts: list[RenderableType] = [Text(f"{report.kind}, {report.parameters:,} parameters, {batch}")]
         if report.rewrites:
-            rewrites = _grid()
-            for rewrite in report.rewrites:
-                rewrites.add_row(rewrite.name, Text.assemble((rewrite.module, "cyan"), f" {rewrite.description}"))
-            parts += [_heading("Rewritten"), rewrites]
+            parts += [_heading("Rewritten"), _rewrites(report.rewrites)]
         for artefact in report.artefacts:
             parts += [_heading(_artefact_title(artefact)), self._artefact(artefact)]
         parts += _notes(report.notes)
@@ -151,18 +149,14 @@ class Terminal:
         self._panel([grid, *_notes(report.notes)], title, report.status, report.status)
 
     def show_summary(self, summary: ModelSummary) -> None:
-        tree = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for column in ("module", "type", "in", "out"):
-            tree.add_column(column, overflow="fold")
-        tree.add_column("parameters", justify="right")
-        tree.add_column("becomes", overflow="fold")
-        for row in summary.rows:
-            tree.add_row(*_layer(row))
-        parts: list[RenderableType] = [tree]
+        parts: list[RenderableType] = []
         if summary.inputs or summary.outputs:
             grid = _grid()
             _add_tensors(grid, summary.inputs, summary.outputs)
-            parts.insert(0, grid)
+            parts += [grid, Text()]
+        parts.append(_tree(summary.rows))
+        if summary.rewrites:
+            parts += [_heading("Rewritten"), _rewrites(summary.rewrites)]
         if summary.plan:
             parts += [_heading("Layout: PyTorch's dimension of each axis"), _plan(summary.plan)]
         if summary.unsupported:
@@ -196,10 +190,8 @@ class Terminal:
         shown = artefact.movements if self.verbose else artefact.movements[:MOST_LINES]
         for number, movement in enumerate(shown):
             elements = f"{movement.elements:,}" if isinstance(movement.elements, int) else movement.elements
-            where = Text.assemble(
-                (movement.module, "cyan"), f" {movement.kind} of {elements} elements: {movement.reason}"
-            )
-            grid.add_row("" if number else "moves data", where)
+            what = f"{movement.kind} of {elements} elements: {movement.reason}"
+            grid.add_row("" if number else "moves data", _at(movement.module, what))
         if len(artefact.movements) > len(shown):
             grid.add_row("", _more(len(artefact.movements) - len(shown)))
         if not artefact.movements:
@@ -300,11 +292,54 @@ def _add_tensors(grid: Table, inputs: Sequence[TensorFacts], outputs: Sequence[T
             )
 
 
-def _layer(row: LayerRow) -> tuple[Text, ...]:
-    depth = row.path.count(".") if row.path else 0
-    parameters = f"{row.parameters:,}" if row.parameters else ""
-    shapes = (_shape(shape) if shape is not None else "" for shape in (row.shape_in, row.shape_out))
-    return tuple(map(Text, ("  " * depth + row.path, row.type, *shapes, parameters, row.becomes)))
+def _tree(rows: Sequence[LayerRow]) -> Table:
+    """The modules as a tree, each by the last part of its path."""
+    tree = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for column in ("module", "type", "of one sample"):
+        tree.add_column(column, no_wrap=True)
+    tree.add_column("parameters", justify="right", no_wrap=True)
+    tree.add_column("becomes", overflow="fold")
+    for row, (guides, name) in zip(rows, _branches([row.path for row in rows]), strict=True):
+        parameters = f"{row.parameters:,}" if row.parameters else ""
+        shapes = " → ".join(_sample(shape) for shape in (row.shape_in, row.shape_out) if shape is not None)
+        tree.add_row(Text.assemble((guides, "dim"), name), *map(Text, (row.type, shapes, parameters, row.becomes)))
+    return tree
+
+
+def _branches(paths: Sequence[str]) -> list[tuple[str, str]]:
+    """Guides and name of each path; its parent is the nearest one before it that it starts with."""
+    parents: list[int | None] = []
+    for number, path in enumerate(paths):
+        parent = number - 1 if number else None
+        while parent is not None and paths[parent] and not path.startswith(f"{paths[parent]}."):
+            parent = parents[parent]
+        parents.append(parent)
+    last = {parent: number for number, parent in enumerate(parents)}
+    branches = []
+    for number, path in enumerate(paths):
+        guides, at = "", number
+        while (parent := parents[at]) is not None:
+            bars = ("└ ", "├ ") if at == number else ("  ", "│ ")
+            guides, at = bars[last[parent] != at] + guides, parent
+        above = parents[number]
+        name = path.removeprefix(f"{paths[above]}.") if above is not None else path or "(model)"
+        branches.append((guides, name))
+    return branches
+
+
+def _sample(shape: Shape) -> str:
+    return "×".join("?" if size is None else str(size) for size in shape[1:]) or "1"
+
+
+def _rewrites(rewrites: Sequence[Rewrite]) -> Table:
+    grid = _grid()
+    for rewrite in rewrites:
+        grid.add_row(rewrite.name, _at(rewrite.module, rewrite.description))
+    return grid
+
+
+def _at(module: str, what: str) -> Text:
+    return Text.assemble((module, "cyan"), " " if module else "", what)
 
 
 def _operators(operators: Sequence[UnsupportedOperator]) -> Table:
