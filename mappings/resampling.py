@@ -1,4 +1,9 @@
-"""Resampling."""
+"""Resampling, one axis after the other: what PyTorch's own operator makes of a unit is the matrix, in float64.
+
+So every mode, `align_corners`, scale factor and antialiasing filter is PyTorch's, and the same in every precision.
+"""
+
+import functools
 
 import numpy as np
 import torch
@@ -7,26 +12,125 @@ from keras import layers, ops
 from converter.layout import channels_last_result
 from converter.plan import Unsupported
 from converter.registry import maps
+from mappings.matrices import multiplied
 
 aten = torch.ops.aten
+UPSAMPLING = {1: layers.UpSampling1D, 2: layers.UpSampling2D, 3: layers.UpSampling3D}
+NEAREST = {
+    aten.upsample_nearest1d: 1,
+    aten.upsample_nearest2d: 2,
+    aten.upsample_nearest3d: 3,
+    aten._upsample_nearest_exact1d: 1,
+    aten._upsample_nearest_exact2d: 2,
+    aten._upsample_nearest_exact3d: 3,
+}
+WEIGHTED = {
+    aten.upsample_linear1d: 1,
+    aten.upsample_bilinear2d: 2,
+    aten.upsample_trilinear3d: 3,
+    aten.upsample_bicubic2d: 2,
+    aten._upsample_bilinear2d_aa: 2,
+    aten._upsample_bicubic2d_aa: 2,
+}
 
 
-@maps(aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default, channels_last=True)
-def upsample_nearest2d(plan, x, output_size=None, scale_factors=None, *_):
-    x, _ = plan.channels_last(x)
-    shape = plan.shape()
-    old, new = x.shape[2:], shape[2:]
+def spatial(plan, x):
+    """The spatial sizes before and after."""
+    old, new = x.shape[2:], plan.shape()[2:]
     if not all(isinstance(n, int) for n in (*old, *new)):
         raise Unsupported("an unknown size")
-    layout = channels_last_result(x.layout, shape, channels=1)
-    if all(n % m == 0 for n, m in zip(new, old, strict=True)):
-        factors = tuple(n // m for n, m in zip(new, old, strict=True))
-        return plan.layer(layers.UpSampling2D, {"size": factors, "interpolation": "nearest"}, x, layout=layout)
-    scales = [
-        1 / f if f else m / n for f, m, n in zip(scale_factors or (None, None), old, new, strict=True)
+    return old, new
+
+
+def along_one_axis(packet, rank, axis, units, out, scale, *options):
+    """PyTorch's operator on `units` (batch, size), spread along one of `rank` axes: (batch, out)."""
+    shape, sizes, scales = [2] * rank, [2] * rank, [None] * rank  # of size 1, antialiasing goes wrong in PyTorch 2.13
+    shape[axis], sizes[axis], scales[axis] = units.shape[1], out, scale
+    lengthwise = [1] * rank
+    lengthwise[axis] = units.shape[1]
+    image = units.reshape(-1, 1, *lengthwise).expand(-1, 1, *shape).contiguous()
+    result = packet.default(image, sizes, *options, *scales).movedim(axis + 2, 1)
+    return result.reshape(units.shape[0], out, -1)[:, :, 0]
+
+
+@functools.cache
+def weights(packet, rank, axis, size, out, scale, align_corners) -> np.ndarray:
+    """(out, size)"""
+    units = torch.eye(size, dtype=torch.float64)
+    return along_one_axis(packet, rank, axis, units, out, scale, align_corners).numpy().T.copy()
+
+
+@functools.cache
+def positions(packet, rank, axis, size, out, scale) -> np.ndarray:
+    """Which element each of the `out` results is."""
+    elements = torch.arange(size, dtype=torch.float32)[None]
+    return along_one_axis(packet, rank, axis, elements, out, scale)[0].numpy().astype("int32")
+
+
+def resize(plan, packet, rank, x, align_corners, scales):
+    old, new = spatial(plan, x)
+    steps = [
+        (axis + 2, weights(packet, rank, axis, old[axis], new[axis], scales[axis], align_corners))
+        for axis in range(rank)
     ]
-    rows, columns = (
-        np.minimum(np.floor(np.arange(n, dtype="float32") * np.float32(s)), m - 1).astype("int32")
-        for n, m, s in zip(new, old, scales, strict=True)
-    )
-    return plan.call(lambda a: ops.take(ops.take(a, rows, axis=1), columns, axis=2), x, layout=layout)
+    for dim, matrix in sorted(steps, key=lambda step: step[1].shape[0] / step[1].shape[1]):  # what shrinks, first
+        x = multiplied(plan, x, dim, matrix, "a resize")
+    return x
+
+
+def pick(plan, packet, rank, x, scales):
+    old, new = spatial(plan, x)
+    chosen = [positions(packet, rank, axis, old[axis], new[axis], scales[axis]) for axis in range(rank)]
+    factors = tuple(n // m for n, m in zip(new, old, strict=True))
+    if all(np.array_equal(p, np.arange(n).repeat(f)) for p, n, f in zip(chosen, old, factors, strict=True)):
+        x, _ = plan.channels_last(x)
+        config = {"size": factors if rank > 1 else factors[0]}
+        layout = channels_last_result(x.layout, plan.shape(), channels=1)
+        return plan.layer(UPSAMPLING[rank], config, x, layout=layout, name=plan.name.lstrip("_"))
+    for dim, indices in enumerate(chosen, start=2):
+        x = picked(plan, x, dim, indices, "nearest by a broken factor")
+    return x
+
+
+def picked(plan, x, dim, indices, reason):
+    """The elements of `dim` at constant `indices`: a slice where they are evenly spaced, else a gather."""
+    count = len(indices)
+    if not isinstance(x.shape[dim], int):
+        raise Unsupported("an index into an unknown size")
+    if np.array_equal(indices, np.arange(x.shape[dim])):
+        return x
+    x, axis = plan.one_axis(x, dim, reason)
+    layout, _ = x.layout.resized(dim, count)
+    step = int(indices[1] - indices[0]) if count > 1 else 1
+    if step > 0 and np.array_equal(indices, indices[0] + step * np.arange(count)):
+        cut = (*(slice(None),) * axis, slice(int(indices[0]), int(indices[-1]) + 1, step))
+        return plan.call(lambda a: a[cut], x, layout=layout)
+    plan.gathers(x, reason)
+    held = np.asarray(indices, dtype="int32")
+    return plan.call(lambda a: ops.take(a, held, axis=axis), x, layout=layout)
+
+
+def register_weighted(packet, rank):
+    @maps(packet.default, channels_last=True)
+    def by_size(plan, x, output_size, align_corners, *scales):
+        return resize(plan, packet, rank, x, align_corners, scales or (None,) * rank)
+
+    @maps(packet.vec, channels_last=True)
+    def by_size_or_scale(plan, x, output_size, align_corners, scale_factors=None):
+        return resize(plan, packet, rank, x, align_corners, scale_factors or (None,) * rank)
+
+
+def register_nearest(packet, rank):
+    @maps(packet.default, channels_last=True)
+    def by_size(plan, x, output_size, *scales):
+        return pick(plan, packet, rank, x, scales or (None,) * rank)
+
+    @maps(packet.vec, channels_last=True)
+    def by_size_or_scale(plan, x, output_size, scale_factors=None):
+        return pick(plan, packet, rank, x, scale_factors or (None,) * rank)
+
+
+for packet, rank in WEIGHTED.items():
+    register_weighted(packet, rank)
+for packet, rank in NEAREST.items():
+    register_nearest(packet, rank)
