@@ -48,6 +48,8 @@ from converter.verification.weights import Expected, compare_weights
 if TYPE_CHECKING:
     from converter.lower import Lowered
 
+MOVING = {"Transpose": ("Transpose",), "Gather": ("Gather", "GatherV2", "GatherNd", "GatherND", "GatherElements")}
+
 Progress = Callable[[str], AbstractContextManager]
 
 
@@ -210,7 +212,7 @@ def convert(
                     outputs=tuple(facts(o) for o in built.outputs),
                     proofs=proofs,
                     operators=operators,
-                    movements=built.movements,
+                    movements=built.movements(operators),
                     status=status,
                     seconds=time.perf_counter() - started,
                     accuracy=labelled,
@@ -317,10 +319,16 @@ class Built:
     plan: Plan | None = None
     _constants: dict[str, Constant] | None = None
 
-    @property
-    def movements(self) -> tuple[Movement, ...]:
-        found = self.plan.movements if self.plan else []
-        return tuple(Movement(m.kind, m.module, m.reason, m.elements) for m in found)
+    def movements(self, operators: Mapping[str, int]) -> tuple[Movement, ...]:
+        """What the plan moves, and what else moves by the operators counted in the artefact."""
+        planned = self.plan.movements if self.plan else []
+        found = [Movement(m.kind, m.module, m.reason, m.elements) for m in planned]
+        by = "PyTorch's exporter" if self.format == "onnx" else "Keras"
+        for kind, names in MOVING.items():
+            more = sum(operators.get(name, 0) for name in names) - sum(m.kind == kind for m in planned)
+            if more > 0:
+                found.append(Movement(kind, "", f"{more} more in the graph, put there by {by}", "unknown"))
+        return tuple(found)
 
     def stamp(self) -> dict[str, Any]:
         return {

@@ -96,7 +96,7 @@ class Rewrite:
 
 @dataclass(frozen=True)
 class Movement:
-    """An operator of the artefact that moves data at run time; `elements` per sample, or a formula of them."""
+    """An operator of the artefact that moves data at run time; `elements` per sample, or "unknown"."""
 
     kind: str
     module: str
