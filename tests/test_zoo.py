@@ -30,7 +30,7 @@ class Converted:
     scope="module",
     params=[
         pytest.param(("mobilenet_v2", 64), id="mobilenet_v2-64"),
-        pytest.param(("shufflenet_v2_x0_5", 64), id="shufflenet_v2_x0_5-64", marks=pytest.mark.zoo),
+        pytest.param(("squeezenet1_1", 64), id="squeezenet1_1-64", marks=pytest.mark.zoo),
         pytest.param(("resnet50", 224), id="resnet50", marks=pytest.mark.zoo),
         pytest.param(("mobilenet_v2", 224), id="mobilenet_v2", marks=pytest.mark.zoo),
         pytest.param(("mobilenet_v3_large", 224), id="mobilenet_v3_large", marks=pytest.mark.zoo),
