@@ -30,9 +30,8 @@ def peak_megabytes() -> float:
 def torch_model(name: str):
     """An architecture of torchvision with random weights and norm statistics that keep the signal alive."""
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-    from torchvision_for_tests import load_torchvision
-
     import torch
+    from torchvision_for_tests import load_torchvision
 
     from sample_models.calibration import calibrate
 

@@ -1,0 +1,110 @@
+"""What moves in converted architectures of torchvision: converts each, verified, and writes a table.
+
+    python benchmarks/movement.py [NAME ...] [--to tf --to keras] [--write docs/MOVEMENT.md]
+
+Weights are random, norm statistics measured on random images. One process for each model.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+
+ROOT = Path(__file__).resolve().parents[1]
+ARCHITECTURES = {
+    "resnet50": 224, "resnext50_32x4d": 224, "mobilenet_v2": 224, "mobilenet_v3_large": 224, "efficientnet_b0": 224,
+    "densenet121": 224, "squeezenet1_1": 224, "regnet_y_400mf": 224, "convnext_tiny": 224, "inception_v3": 299,
+    "vgg11_bn": 224, "mnasnet1_0": 224, "alexnet": 224, "shufflenet_v2_x1_0": 224, "vit_b_16": 224, "swin_t": 224,
+}  # fmt: skip
+COLUMNS = {
+    "Transpose": ("Transpose",),
+    "Gather": ("Gather", "GatherV2", "GatherNd"),
+    "SpaceToDepth": ("SpaceToDepth", "DepthToSpace"),
+    "Reshape": ("Reshape", "Squeeze", "ExpandDims"),
+    "Pad": ("Pad", "PadV2", "MirrorPad"),
+    "Concat": ("ConcatV2",),
+    "Slice": ("Slice", "StridedSlice", "Split", "SplitV", "Unpack"),
+    "Einsum": ("Einsum",),
+}
+
+
+def measure(name: str, formats: list[str]) -> list[dict]:
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    import torch
+    from torchvision_for_tests import load_torchvision
+
+    import converter
+    from sample_models.calibration import calibrate
+
+    size = ARCHITECTURES[name]
+    torch.manual_seed(0)
+    model = getattr(load_torchvision().models, name)(weights=None)
+    calibrate(model, torch.randn(2, 3, size, size))
+    with tempfile.TemporaryDirectory() as folder:
+        report = converter.convert(
+            model.eval(), to=formats, output=Path(folder, "out"), input_shapes=[f"1,3,{size},{size}"]
+        )
+    return [
+        {
+            "name": name,
+            "format": artefact.format,
+            "status": artefact.status,
+            "operators": dict(artefact.operators),
+            "movements": [f"{m.kind}, {m.reason}" for m in artefact.movements],
+            "elements": sum(m.elements for m in artefact.movements if isinstance(m.elements, int)),
+        }
+        for artefact in report.artefacts
+    ]
+
+
+def table(rows: list[dict]) -> str:
+    lines = [
+        "# Operators that touch activations without arithmetic",
+        "",
+        "Written by `python benchmarks/movement.py --write docs/MOVEMENT.md`: counted in the written artefact, opened",
+        "again; what only prepares a weight is not counted. Elements moved are per image.",
+        "",
+        f"| model | format | proofs | {' | '.join(COLUMNS)} | elements moved | reasons |",
+        f"|---|---|---|{'---:|' * len(COLUMNS)}---:|---|",
+    ]
+    for row in rows:
+        counts = [sum(row["operators"].get(n, 0) for n in names) for names in COLUMNS.values()]
+        reasons = [f"{row['movements'].count(m)} x {m}" for m in dict.fromkeys(row["movements"])]
+        lines.append(
+            f"| {row['name']} | {row['format']} | {row['status']} | {' | '.join(map(str, counts))} "
+            f"| {row['elements']:,} | {'; '.join(reasons)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@click.option("--to", "formats", multiple=True, default=("tf", "keras"))
+@click.option("--write", type=click.Path(path_type=Path))
+@click.option("--only", hidden=True)
+def main(names: tuple[str, ...], formats: tuple[str, ...], write: Path | None, only: str | None) -> None:
+    if only:
+        click.echo(json.dumps(measure(only, list(formats))))
+        return
+    rows: list[dict] = []
+    for name in names or ARCHITECTURES:
+        options = [part for each in formats for part in ("--to", each)]
+        command = [sys.executable, __file__, "--only", name, *options]
+        run = subprocess.run(command, capture_output=True, text=True)
+        if run.returncode:
+            raise SystemExit(f"{name}:\n{run.stderr[-3000:]}")
+        rows += json.loads(run.stdout.splitlines()[-1])
+        click.echo(f"{name}: {', '.join(r['status'] for r in rows if r['name'] == name)}", err=True)
+    text = table(rows)
+    if write:
+        write.parent.mkdir(exist_ok=True)
+        write.write_text(text)
+    else:
+        click.echo(text)
+
+
+if __name__ == "__main__":
+    main()
