@@ -9,9 +9,9 @@ import torch
 from torch import fx
 from torch.utils._pytree import tree_map_only
 
+from converter.choosing import improved
 from converter.errors import ConversionError, UnsupportedOperatorsError
 from converter.layout import Layout
-from converter.choosing import improved
 from converter.plan import Choices, Plan
 from converter.program import Program, module_path, source_line
 from converter.registry import CHANNELS_LAST, MAPPINGS
@@ -129,7 +129,7 @@ def _map_outputs(plan: Plan, node: fx.Node) -> list[Step]:
             plan.program.notes.append(f"output `{name}` does not depend on the input")
             value = plan.as_value(value, source)
         rank = len(value.shape)
-        last = tuple((0, *range(2, rank), 1)) if rank > 1 else (0,)
+        last = tuple((0, *range(2, rank), 1)) if rank > 1 else tuple(range(rank))
         lies = value.layout.axes == value.layout.in_order(last) and _follows_channels_last(result)
         wants_last = 3 <= rank <= 5 and (plan.layout == "nhwc" or (plan.layout == "auto" and lies))
         order = last if wants_last else tuple(range(rank))
