@@ -75,7 +75,7 @@ def floored(a, b, floating):
     """The quotient towards minus infinity; of floats by the remainder, as a / b may round up to the next integer."""
     if not floating:
         return ops.floor_divide(a, b)
-    return ops.where(b == 0, a / b, ops.round((a - ops.mod(a, b)) / b))
+    return ops.where(ops.equal(b, 0), a / b, ops.round((a - ops.mod(a, b)) / b))
 
 
 def truncated(a, b, floating):
@@ -190,7 +190,7 @@ def logaddexp(plan, x, other):
 @maps(aten.xlogy.Tensor, aten.xlogy.Scalar_Self, aten.xlogy.Scalar_Other)
 def x_log_y(plan, x, other):
     def apply(a, b):
-        return ops.where(ops.logical_and(a == 0, ops.logical_not(ops.isnan(b))), a * 0, a * ops.log(b))
+        return ops.where(ops.logical_and(ops.equal(a, 0), ops.logical_not(ops.isnan(b))), a * 0, a * ops.log(b))
 
     return both(plan, apply, x, other)
 

@@ -7,11 +7,12 @@ import functools
 
 import numpy as np
 import torch
-from keras import layers, ops
+from keras import layers
 
 from converter.layout import channels_last_result
 from converter.plan import Unsupported
 from converter.registry import maps
+from mappings.indexing import picked
 from mappings.matrices import multiplied
 
 aten = torch.ops.aten
@@ -90,24 +91,6 @@ def pick(plan, packet, rank, x, scales):
     for dim, indices in enumerate(chosen, start=2):
         x = picked(plan, x, dim, indices, "nearest by a broken factor")
     return x
-
-
-def picked(plan, x, dim, indices, reason):
-    """The elements of `dim` at constant `indices`: a slice where they are evenly spaced, else a gather."""
-    count = len(indices)
-    if not isinstance(x.shape[dim], int):
-        raise Unsupported("an index into an unknown size")
-    if np.array_equal(indices, np.arange(x.shape[dim])):
-        return x
-    x, axis = plan.one_axis(x, dim, reason)
-    layout, _ = x.layout.resized(dim, count)
-    step = int(indices[1] - indices[0]) if count > 1 else 1
-    if step > 0 and np.array_equal(indices, indices[0] + step * np.arange(count)):
-        cut = (*(slice(None),) * axis, slice(int(indices[0]), int(indices[-1]) + 1, step))
-        return plan.call(lambda a: a[cut], x, layout=layout)
-    plan.gathers(x, reason)
-    held = np.asarray(indices, dtype="int32")
-    return plan.call(lambda a: ops.take(a, held, axis=axis), x, layout=layout)
 
 
 def register_weighted(packet, rank):

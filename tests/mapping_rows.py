@@ -410,6 +410,7 @@ ARITHMETIC = {
         FLOATS,
         FLOATS,
     ),
+    "floor division by zero": (lambda x, n: (x // n, torch.xlogy(n, n)), FLOATS, INTS),
     "floor division that rounding would spoil": (lambda n: (n.double() // 0.1, (n * 3).double() // -0.3), INTS),
     "division of integers that rounds": (
         lambda n, m: tuple(
@@ -613,4 +614,281 @@ RESAMPLING = {
     ),
 }
 
-CASES = CONVOLUTIONS | PADS | NORMS | ACTIVATIONS | POOLS | LOGIC | ARITHMETIC | RESAMPLING
+
+def of_convolution(function):
+    """`function` of what lies channels last."""
+    return Call(lambda self, x: function(self.conv(x)), conv=nn.Conv2d(6, 4, 1))
+
+
+REDUCTIONS = {
+    "variance, unbiased and not": (
+        lambda x: (x.var(1), x.var(-1, unbiased=False), x.var((1, 3), correction=2, keepdim=True), x.std(2)),
+        IMAGE,
+    ),
+    "variance of everything, the batch included": (
+        lambda x: (
+            x * x.var(),
+            x * x.std(),
+            x * x.std(unbiased=False),
+            x * x.var(correction=0),
+            x + x.std((0, 1), keepdim=True),
+        ),
+        IMAGE,
+    ),
+    "variance of a convolution": (
+        of_convolution(lambda y: (y.var(1), y.std((2, 3)), y.var((1, 2), correction=0))),
+        IMAGE,
+    ),
+    "variance of one": (lambda x: (x.var(1), x.var(1, correction=0)), (2, 1, 9)),
+    "variance and mean together": (
+        lambda x: (
+            *torch.var_mean(x, 1),
+            *torch.std_mean(x, (2, 3), correction=0, keepdim=True),
+            *torch.std_mean(x, -1),
+        ),
+        IMAGE,
+    ),
+    "variance and mean of what a view split": (lambda x: torch.var_mean(split_channels(x), 1, keepdim=True), IMAGE),
+    "norms of every order": (
+        lambda x: tuple(
+            torch.linalg.vector_norm(x, n, d, k)
+            for n, d, k in ((2, 1, False), (1, -1, True), (3, (1, 2), False), (0, 2, False), (0.5, 3, True))
+        ),
+        IMAGE,
+    ),
+    "norms of infinite order, of everything": (
+        lambda x: (x * x.norm(), x.norm(float("inf"), 1), x.norm(float("-inf"), 2), torch.linalg.norm(x, dim=1)),
+        IMAGE,
+    ),
+    "normalised vectors": (lambda x: (F.normalize(x), F.normalize(x, 1, -1), F.normalize(x * 0)), IMAGE),
+    "cosine similarity": (
+        lambda x, y: (F.cosine_similarity(x, y), F.cosine_similarity(x, y, -1, 9.0)),
+        IMAGE,
+        IMAGE,
+    ),
+    "products": (lambda x, n: (x.prod(1), x.prod(-1, keepdim=True), n.prod(1), n[:, 0] * x.prod()), FLOATS, INTS),
+    "extremes of everything": (lambda x, n: (x - x.max(), x - x.min(), n - n.max(), *x.aminmax(dim=1)), FLOATS, INTS),
+    "any and all": (
+        lambda b, n, x: (
+            b.any(1),
+            b.all(-1, keepdim=True),
+            torch.any(b, dim=(1, 2)),
+            torch.all(b | (x > 0), dim=(1, 2)),
+            n.any(2),
+            (0.3 * n).all(2),
+            b & b.any(),
+            b | b.all(),
+        ),
+        MASK,
+        INTS,
+        FLOATS,
+    ),
+    "logsumexp far from zero": (
+        lambda x: (x.logsumexp(1), (999 * x).logsumexp((1, 2)), x.logsumexp(-1, keepdim=True)),
+        IMAGE,
+    ),
+    "log softmax over each axis": (
+        lambda x: (F.log_softmax(x, 1), F.log_softmax(x, -1), F.log_softmax(99 * x, 2), F.softmin(x, 1)),
+        IMAGE,
+    ),
+    "log softmax of a convolution": (
+        of_convolution(lambda y: (F.log_softmax(y, 1), F.log_softmax(y.flatten(1), 1))),
+        IMAGE,
+    ),
+    "log softmax of what a view split, of one, and as an older program has it": (
+        lambda x: (
+            F.log_softmax(split_channels(x), 1),
+            F.log_softmax(x[:, :1], 1),
+            aten._log_softmax(x, 1, False),
+        ),
+        IMAGE,
+    ),
+    "log softmax of minus infinity": (lambda x: F.log_softmax(x.masked_fill(x > 1, float("-inf")), 1), IMAGE),
+    "running sums and products": (
+        lambda x, n: (x.cumsum(1), x.cumsum(-1), x.cumprod(2), n.cumsum(1), n.int().cumsum(2), (n > 0).cumsum(1)),
+        FLOATS,
+        INTS,
+    ),
+    "running sums of a convolution and a view": (
+        Call(lambda self, x: (self.conv(x).cumsum(1), self.conv(x).flatten(1).cumsum(1)), conv=nn.Conv2d(6, 4, 1)),
+        IMAGE,
+    ),
+}
+
+ORDER = {
+    "argmax and argmin, kept and not": (
+        lambda x: (x.argmax(1), x.argmin(-1), x.argmax(2, keepdim=True), x.argmin(1, keepdim=True)),
+        IMAGE,
+    ),
+    "argmax of equals is the first": (lambda n: (n.argmax(1), n.argmin(2), (n * 0).argmax(1)), INTS),
+    "argmax of negative zeros": (lambda x: torch.cat([-x.relu() * 0, x.relu() * 0], 1).argmax(1), FLOATS),
+    "argmax of everything": (lambda x: (x.argmax(), x.argmin(), x[:, 0].argmax(keepdim=True)), IMAGE),
+    "argmax of a convolution": (of_convolution(lambda y: (y.argmax(1), y.flatten(1).argmax(1), y.argmin(2))), IMAGE),
+    "argmax of what a view split": (lambda x: split_channels(x).argmax(1), IMAGE),
+    "max and min with positions": (lambda x: (*x.max(1), *x.min(-1, keepdim=True)), IMAGE),
+    "max and min, one of their results": (lambda x: (x.max(1)[0], x.min(2)[1], x.max(-1, keepdim=True).values), IMAGE),
+    "max of a convolution over its channels": (of_convolution(lambda y: (*y.max(1), y.min(3)[0])), IMAGE),
+    "topk, largest and smallest": (
+        lambda x: (*x.topk(3, 1), *x.topk(2), *x.topk(2, 2, largest=False), x.topk(1, 1)[0]),
+        IMAGE,
+    ),
+    "topk of integers": (lambda n: (n.topk(3, 1)[0], n.topk(3, 2, largest=False)[0]), INTS),
+    "topk of a convolution": (of_convolution(lambda y: (*y.topk(2, 1), y.flatten(1).topk(5)[1])), IMAGE),
+    "sorted up and down": (lambda x: (*x.sort(1), *x.sort(-1, descending=True), x.argsort(2), x.sort(1).values), IMAGE),
+    "sorted with equals in their order": (
+        lambda n: (
+            *n.sort(dim=1, stable=True),
+            *n.sort(dim=2, descending=True, stable=True),
+            n.argsort(dim=1, stable=True),
+        ),
+        INTS,
+    ),
+    "medians and the k-th": (
+        lambda x: (*x.median(1), *x.median(2, keepdim=True), *x.kthvalue(3, -1), x[:, 0, 0, 0] * x[0].median()),
+        IMAGE,
+    ),
+}
+
+INDEXING = {
+    "repeat each axis": (lambda x: (x.repeat(1, 2, 1, 3), x.repeat(1, 1, 3, 1), x.repeat(2, 1, 2, 1, 1)[0]), IMAGE),
+    "repeat of ones, of a convolution, and as a tile": (
+        Call(
+            lambda self, x: (x[:, :1].repeat(1, 4, 1, 1), self.conv(x).repeat(1, 3, 2, 1), x.tile(2), x.tile(3, 1, 2)),
+            conv=nn.Conv2d(6, 4, 1),
+        ),
+        IMAGE,
+    ),
+    "repeat along the batch": (lambda x: (x.repeat(2, 1, 3, 1), x.mean(0).repeat(x.shape[0], 1, 1, 1) + x), IMAGE),
+    "repeat each element": (
+        lambda x: (
+            x.repeat_interleave(3, 1),
+            x.repeat_interleave(2, -1),
+            x.repeat_interleave(2),
+            x.repeat_interleave(2, 0),
+        ),
+        IMAGE,
+    ),
+    "repeat what a view split": (lambda x: split_channels(x).repeat(1, 2, 1, 1), IMAGE),
+    "unbind each axis": (lambda x: (*x.unbind(1), *x.unbind(-1)), IMAGE),
+    "unbind of a convolution, of one, of a parameter": (
+        Call(
+            lambda self, x: (*self.conv(x).unbind(1), *x[:, :1].unbind(1), *(x[:, 0] + p for p in self.p.unbind(0))),
+            conv=nn.Conv2d(6, 4, 1),
+            p=parameter(2, 9, 8),
+        ),
+        IMAGE,
+    ),
+    "quarter turns": (lambda x: (*tuple(x.rot90(k, (2, 3)) for k in range(-1, 5)), x.rot90(1, (-1, 1))), IMAGE),
+    "moved dimensions": (lambda x: (x.movedim(1, -1), x.moveaxis((1, 2), (3, 1)), x.swapdims(1, 3)), IMAGE),
+    "index_select": (
+        Call(
+            lambda self, x: (x.index_select(1, self.i), x.index_select(-1, self.i), x.index_select(2, self.i[:1])),
+            i=torch.tensor([4, 0, 3, 3]),
+        ),
+        IMAGE,
+    ),
+    "index_select evenly spaced is a slice": (
+        Call(lambda self, x: (x.index_select(1, self.i), x[:, :, self.i]), i=torch.tensor([1, 3, 5])),
+        IMAGE,
+    ),
+    "index by one tensor": (
+        Call(
+            lambda self, x: (
+                x[:, self.i],
+                x[:, :, :, self.i],
+                x[:, self.i.view(2, 2)],
+                x[:, [1, -1, 0]],
+                x[:, self.i, 1:3],
+            ),
+            i=torch.tensor([4, 0, -2, 3]),
+        ),
+        IMAGE,
+    ),
+    "index by neighbours, and by tensors apart": (
+        Call(
+            lambda self, x: (
+                x[:, self.i, self.j],
+                x[:, self.i, :, self.j],
+                x[:, :, self.i[:, None], self.j],
+                x[:, 0, self.j],
+            ),
+            i=torch.tensor([4, 0, 2]),
+            j=torch.tensor([7, 1, -1]),
+        ),
+        IMAGE,
+    ),
+    "index of a convolution": (
+        Call(
+            lambda self, x: (self.conv(x)[:, self.i], self.conv(x)[:, :, self.i, self.i]),
+            conv=nn.Conv2d(6, 4, 1),
+            i=torch.tensor([3, 0, 2]),
+        ),
+        IMAGE,
+    ),
+    "index by more than the file's JSON should hold": (
+        Call(lambda self, x: x.flatten(1)[:, self.i], i=torch.arange(432).flip(0)[::2].clone()),
+        IMAGE,
+    ),
+    "index of what a view split": (
+        Call(lambda self, x: split_channels(x)[:, self.i], i=torch.tensor([3, 0, 2])),
+        IMAGE,
+    ),
+    "index that depends on the input": (
+        Call(lambda self, n, x: (self.p[n], x.mean(0)[:, n[0, 0].abs()], self.p.t()[:, n]), p=parameter(11, 3)),
+        INTS,
+        (2, 6, 9),
+    ),
+    "index_select that depends on the input": (lambda n, x: (x * 0).index_select(1, n[0, 0].abs()), INTS, (2, 6, 9)),
+    "flip of each axis": (lambda x: (x.flip(1), x.flip(-1, 2), x.flip(0), x.flip((1, 3)), x[:, :1].flip(1)), IMAGE),
+    "flip of a convolution, a merge and a split": (
+        Call(
+            lambda self, x: (
+                self.conv(x).flip(1),
+                self.conv(x).flatten(1, 2).flip(1),
+                split_channels(x).flip(1),
+                x.flatten(2).flip(2).view(-1, 6, 9, 8),
+            ),
+            conv=nn.Conv2d(6, 4, 1),
+        ),
+        IMAGE,
+    ),
+    "roll of each axis, back and far": (
+        lambda x: (
+            x.roll(1, 1),
+            x.roll((1, -2), (2, 3)),
+            x.roll(-11, -1),
+            x.roll(3),
+            x.roll((1, 1), (1, 1)),
+            x.roll(1, 0),
+        ),
+        IMAGE,
+    ),
+    "roll of a convolution, as in a shifted window": (
+        of_convolution(lambda y: (y.roll((-2, 3), (2, 3)), y.permute(0, 2, 3, 1).roll((-2, -3), (1, 2)))),
+        IMAGE,
+    ),
+    "roll of what a view split": (lambda x: split_channels(x).roll(2, 1), IMAGE),
+    "pixel shuffle, blocks against channels": (
+        Call(lambda self, x: F.pixel_shuffle(self.conv(x), 2), conv=nn.Conv2d(6, 12, 3)),
+        IMAGE,
+    ),
+    "pixel shuffle of block 3 between convolutions": (
+        nn.Sequential(nn.Conv2d(6, 18, 1), nn.PixelShuffle(3), nn.Conv2d(2, 4, 3)),
+        IMAGE,
+    ),
+    "pixel shuffle, all sizes alike": (lambda x: F.pixel_shuffle(x, 2), (2, 4, 4, 4)),
+    "pixel unshuffle, blocks against channels": (
+        Call(lambda self, x: self.conv(F.pixel_unshuffle(x, 2)), conv=nn.Conv2d(12, 5, 3)),
+        (2, 3, 10, 8),
+    ),
+    "pixel shuffles there and back": (lambda x: F.pixel_unshuffle(F.pixel_shuffle(x, 2) * 2, 2), (2, 8, 3, 5)),
+    "channel shuffle by the inverse": (
+        Call(lambda self, x: self.conv(F.channel_shuffle(x, 2)), conv=nn.Conv2d(6, 4, 1)),
+        IMAGE,
+    ),
+    "channel shuffle as an output": (lambda x: F.channel_shuffle(x, 3), IMAGE),
+}
+
+CASES = (
+    CONVOLUTIONS | PADS | NORMS | ACTIVATIONS | POOLS | LOGIC | ARITHMETIC | RESAMPLING | REDUCTIONS | ORDER | INDEXING
+)

@@ -1,0 +1,223 @@
+"""Variances, norms and other reductions, and running sums: dimensions may lie anywhere and in any order."""
+
+import math
+
+import torch
+from keras import ops
+
+from converter.layout import product
+from converter.plan import Unsupported
+from converter.precision import dtype_name
+from converter.registry import maps
+from mappings.elementwise import arithmetic
+from mappings.reductions import reduced
+
+aten = torch.ops.aten
+
+
+def elements_of(x, dims):
+    """How many elements a reduction of `x` over `dims` (all where None) takes together."""
+    return product(x.shape[d] for d in (dims if dims else range(len(x.shape))))
+
+
+def variance(plan, x, dims, correction, keepdim, root=False):
+    """The mean of squares around the mean, divided by the number of elements less `correction`."""
+    count = elements_of(x, dims)
+
+    def function(a, axes):
+        squares = ops.square(a - ops.mean(a, axis=axes, keepdims=True))
+        if isinstance(count, int):
+            result = ops.sum(squares, axis=axes) / max(count - correction, 0)
+        else:
+            number = ops.sum(ops.ones_like(a), axis=axes)
+            result = ops.sum(squares, axis=axes) / ops.maximum(number - correction, 0)
+        return ops.sqrt(result) if root else result
+
+    return reduced(plan, x, dims, keepdim, function)
+
+
+@maps(aten.var.default)
+def var(plan, x, unbiased=True):
+    return variance(plan, x, None, int(unbiased), False)
+
+
+@maps(aten.std.default)
+def std(plan, x, unbiased=True):
+    return variance(plan, x, None, int(unbiased), False, root=True)
+
+
+@maps(aten.var.dim)
+def var_dim(plan, x, dim, unbiased=True, keepdim=False):
+    return variance(plan, x, dim, int(unbiased), keepdim)
+
+
+@maps(aten.std.dim)
+def std_dim(plan, x, dim, unbiased=True, keepdim=False):
+    return variance(plan, x, dim, int(unbiased), keepdim, root=True)
+
+
+@maps(aten.var.correction)
+def var_correction(plan, x, dim=None, *, correction=None, keepdim=False):
+    return variance(plan, x, dim, 1 if correction is None else correction, keepdim)
+
+
+@maps(aten.std.correction)
+def std_correction(plan, x, dim=None, *, correction=None, keepdim=False):
+    return variance(plan, x, dim, 1 if correction is None else correction, keepdim, root=True)
+
+
+def with_mean(plan, x, spread, dim, keepdim):
+    return [spread, reduced(plan, x, dim, keepdim, lambda a, axes: ops.mean(a, axis=axes))]
+
+
+@maps(aten.var_mean.dim)
+def var_mean(plan, x, dim, unbiased=True, keepdim=False):
+    return with_mean(plan, x, var_dim(plan, x, dim, unbiased, keepdim), dim, keepdim)
+
+
+@maps(aten.std_mean.dim)
+def std_mean(plan, x, dim, unbiased=True, keepdim=False):
+    return with_mean(plan, x, std_dim(plan, x, dim, unbiased, keepdim), dim, keepdim)
+
+
+@maps(aten.var_mean.correction)
+def var_mean_correction(plan, x, dim=None, *, correction=None, keepdim=False):
+    return with_mean(plan, x, var_correction(plan, x, dim, correction=correction, keepdim=keepdim), dim, keepdim)
+
+
+@maps(aten.std_mean.correction)
+def std_mean_correction(plan, x, dim=None, *, correction=None, keepdim=False):
+    return with_mean(plan, x, std_correction(plan, x, dim, correction=correction, keepdim=keepdim), dim, keepdim)
+
+
+# -- norms
+
+
+def norm_of(order):
+    """The vector norm of that order, as a function of an array and its axes."""
+
+    def norm(a, axes):
+        size = ops.abs(a)
+        if order == math.inf:
+            return ops.max(size, axis=axes)
+        if order == -math.inf:
+            return ops.min(size, axis=axes)
+        if order == 0:
+            return ops.sum(ops.cast(ops.not_equal(a, 0), a.dtype), axis=axes)
+        if order == 1:
+            return ops.sum(size, axis=axes)
+        if order == 2:
+            return ops.sqrt(ops.sum(a * a, axis=axes))
+        return ops.power(ops.sum(ops.power(size, order), axis=axes), 1 / order)
+
+    return norm
+
+
+@maps(aten.linalg_vector_norm.default)
+def vector_norm(plan, x, ord=2, dim=None, keepdim=False, *, dtype=None):
+    return reduced(plan, x, dim, keepdim, norm_of(ord))
+
+
+@maps(aten.linalg_norm.default)
+def norm(plan, x, ord=None, dim=None, keepdim=False, *, dtype=None):
+    if ord is not None and (len(x.shape) if dim is None else len(dim)) > 1:
+        raise Unsupported("a matrix norm")
+    return vector_norm(plan, x, 2 if ord is None else ord, dim, keepdim)
+
+
+@maps(aten.cosine_similarity.default)
+def cosine_similarity(plan, a, b, dim=1, eps=1e-8):
+    def length(x):
+        return plan.elementwise(lambda n: ops.maximum(n, eps), reduced(plan, x, [dim], False, norm_of(2)))
+
+    products = arithmetic(plan, lambda x, y: x * y, a, b)
+    dot = reduced(plan, products, [dim], False, lambda x, axes: ops.sum(x, axis=axes))
+    return plan.elementwise(lambda x, m, n: x / m / n, dot, length(a), length(b))
+
+
+# -- other reductions
+
+
+@maps(aten.prod.default)
+def product_of_all(plan, x, *, dtype=None):
+    return reduced(plan, x, None, False, lambda a, axes: ops.prod(a, axis=axes))
+
+
+@maps(aten.prod.dim_int)
+def product_over(plan, x, dim, keepdim=False, *, dtype=None):
+    return reduced(plan, x, [dim], keepdim, lambda a, axes: ops.prod(a, axis=axes))
+
+
+@maps(aten.max.default)
+def largest(plan, x):
+    return reduced(plan, x, None, False, lambda a, axes: ops.max(a, axis=axes))
+
+
+@maps(aten.min.default)
+def smallest(plan, x):
+    return reduced(plan, x, None, False, lambda a, axes: ops.min(a, axis=axes))
+
+
+@maps(aten.aminmax.default)
+def extremes(plan, x, *, dim=None, keepdim=False):
+    dims = None if dim is None else [dim]
+    return [
+        reduced(plan, x, dims, keepdim, lambda a, axes: ops.min(a, axis=axes)),
+        reduced(plan, x, dims, keepdim, lambda a, axes: ops.max(a, axis=axes)),
+    ]
+
+
+def listed(dim):
+    return [dim] if isinstance(dim, int) else dim
+
+
+@maps(aten.any.default, aten.any.dim, aten.any.dims)
+def any_of(plan, x, dim=None, keepdim=False):
+    return reduced(plan, x, listed(dim), keepdim, lambda a, axes: ops.any(a, axis=axes))
+
+
+@maps(aten.all.default, aten.all.dim, aten.all.dims)
+def all_of(plan, x, dim=None, keepdim=False):
+    return reduced(plan, x, listed(dim), keepdim, lambda a, axes: ops.all(a, axis=axes))
+
+
+@maps(aten.logsumexp.default)
+def logsumexp(plan, x, dim, keepdim=False):
+    return reduced(plan, x, listed(dim), keepdim, lambda a, axes: ops.logsumexp(a, axis=axes))
+
+
+@maps(aten.log_softmax.int, aten._log_softmax.default)
+def log_softmax(plan, x, dim, *_):
+    """Keras' own would transpose a dimension that does not lie last."""
+    dim %= len(x.shape)
+    target = plan.dtype
+    x = plan.request(x, x.layout.axes_within([dim]).axes, "a softmax")
+    inside = set(x.layout.dims[dim])
+    axes = tuple(i for i, axis in enumerate(x.layout.axes) if inside.intersection(axis))
+
+    def function(a):
+        a = ops.cast(a, dtype_name(target))
+        below = a - ops.max(a, axis=axes, keepdims=True)
+        return below - ops.log(ops.sum(ops.exp(below), axis=axes, keepdims=True))
+
+    if not axes:
+        return plan.elementwise(lambda a: ops.cast(a * 0, dtype_name(target)), x)
+    return plan.call(function, x, layout=x.layout)
+
+
+def running(plan, x, dim, function):
+    if not x.shape:
+        return x
+    x, axis = plan.one_axis(x, dim % len(x.shape), "a running sum")
+    target = plan.dtype
+    return plan.call(lambda a: function(ops.cast(a, dtype_name(target)), axis=axis), x, layout=x.layout)
+
+
+@maps(aten.cumsum.default)
+def running_sum(plan, x, dim, *, dtype=None):
+    return running(plan, x, dim, ops.cumsum)
+
+
+@maps(aten.cumprod.default)
+def running_product(plan, x, dim, *, dtype=None):
+    return running(plan, x, dim, ops.cumprod)
