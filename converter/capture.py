@@ -15,15 +15,19 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.utils._pytree import MappingKey, SequenceKey, tree_flatten_with_path, tree_unflatten
+from torch.nn.modules import rnn
+from torch.utils._pytree import GetAttrKey, MappingKey, SequenceKey, tree_flatten_with_path, tree_unflatten
 
 from converter import ops
 from converter.errors import CaptureError
 from converter.functional import ASSERTIONS, make_functional
-from converter.program import Origin, Program, write_attribute
+from converter.program import Origin, Program, source_line, write_attribute
 
 aten = torch.ops.aten
 
+RECURRENT = {
+    "lstm": aten.lstm.input, "gru": aten.gru.input, "rnn_tanh": aten.rnn_tanh.input, "rnn_relu": aten.rnn_relu.input,
+}  # fmt: skip
 DROPOUTS = {aten.dropout.default, aten.feature_dropout.default}
 
 
@@ -76,6 +80,7 @@ def from_exported(exported: ExportedProgram) -> Program:
     if not make_functional(exported.graph_module):
         with _quiet():
             exported = exported.run_decompositions({})
+    _name_recurrent_layers(exported.graph_module)
     signature = exported.graph_signature
     graph_module = fx.GraphModule(nn.Module(), exported.graph)
     graph = graph_module.graph
@@ -148,7 +153,7 @@ def run_forward(module: nn.Module, inputs: Sequence[Tensor]) -> None:
 
 
 def _export(module: nn.Module, inputs: Sequence[Tensor], shapes: Any) -> ExportedProgram:
-    with _quiet():
+    with _quiet(), _recurrent_layers_whole():
         return torch.export.export(module, tuple(inputs), dynamic_shapes=_for_forward(module, shapes), strict=False)
 
 
@@ -163,10 +168,55 @@ def _for_forward(module: nn.Module, shapes: Any) -> Any:
     return shapes
 
 
+class _RecurrentWhole:
+    """Stands for PyTorch's functions of that name: capture would trace them step by step, half a second each."""
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(torch._VF, name)
+        if name not in RECURRENT:
+            return function
+
+        def whole(x: Tensor, states: Any, weights: Any, *settings: Any) -> Any:
+            if not isinstance(weights, (list, tuple)):  # a packed sequence: the second argument is its batch sizes
+                return function(x, states, weights, *settings)
+            held = [states] if isinstance(states, Tensor) else list(states)
+            return tuple(ops.recurrent(name, x, held, list(weights), *settings))
+
+        return whole
+
+
+@contextlib.contextmanager
+def _recurrent_layers_whole() -> Iterator[None]:
+    before = vars(rnn)["_VF"]
+    vars(rnn)["_VF"] = _RecurrentWhole()
+    try:
+        yield
+    finally:
+        vars(rnn)["_VF"] = before
+
+
+def _name_recurrent_layers(graph_module: fx.GraphModule) -> None:
+    """As PyTorch's own operators again."""
+    for node in graph_module.graph.find_nodes(op="call_function", target=ops.recurrent._opoverload):
+        kind, x, states, *rest = node.args
+        node.target, node.args = RECURRENT[kind], (x, states if kind == "lstm" else states[0], *rest)
+    graph_module.recompile()
+
+
 def _keep_dropouts(graph_module: fx.GraphModule) -> None:
-    """Decomposition would make clones of them."""
+    """Decomposition would make clones of them.
+
+    Raises:
+        CaptureError: one that drops in eval mode too.
+    """
     for node in graph_module.graph.nodes:
         if node.target in DROPOUTS:
+            if node.args[2]:
+                raise CaptureError(
+                    "a dropout drops at random in eval mode too",
+                    where=source_line(node) or None,
+                    cure="call it as F.dropout(x, rate, training=self.training), or use nn.Dropout",
+                )
             node.target, node.args, node.kwargs = ops.dropout._opoverload, (node.args[0], float(node.args[1])), {}
     graph_module.recompile()
 
@@ -196,14 +246,26 @@ def _output_names(exported: ExportedProgram, count: int) -> list[str]:
     """Names by the structure that forward returns: dictionary keys and attributes stay, positions are numbered."""
     spec = exported.call_spec.out_spec
     paths = [path for path, _ in tree_flatten_with_path(tree_unflatten(list(range(spec.num_leaves)), spec))[0]]
-    names = []
-    for path in paths:
-        name = "_".join(str(key.idx if isinstance(key, SequenceKey) else getattr(key, "key", key)) for key in path)
-        by_key = path and isinstance(path[0], MappingKey)
-        names.append(name if by_key else f"output_{name}".rstrip("_"))
-    if len(names) != count:
-        names = [f"output_{i}" for i in range(count)]
+    names: list[str] = []
+    for path in paths if len(paths) == count else [(SequenceKey(i),) for i in range(count)]:
+        name = "_".join(str(_read_key(key)) for key in path)
+        by_key = bool(path) and not isinstance(path[0], SequenceKey)
+        name = (name if by_key else f"output_{name}".rstrip("_")) or "output"
+        while name in names:
+            name += "_"
+        names.append(name)
     return names
+
+
+def _read_key(key: Any) -> Any:
+    match key:
+        case SequenceKey():
+            return key.idx
+        case MappingKey():
+            return key.key
+        case GetAttrKey():
+            return key.name
+    return key
 
 
 def _first_line(error: BaseException) -> str:
@@ -219,8 +281,9 @@ def _user_frame(error: BaseException) -> str | None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """torch.export's own warnings concern its implementation, not the user's model."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    """torch.export's own warnings, and the graphs it prints, concern its implementation, not the user's model."""
+    unread = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(unread), contextlib.redirect_stderr(unread):
         warnings.simplefilter("ignore")
         yield
 

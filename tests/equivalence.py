@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from converter.capture import capture
 from converter.plan import Plan
 from converter.planning import make_plan
-from converter.steps import Interface
 from converter.program import Program
 from converter.rewrites.fold_constants import fold_constants
+from converter.steps import Interface
 
 logging.getLogger("torch.__trace").propagate = False  # pytest would format every traced graph: 5 times slower
 EXACT = 1e-12  # of the scale: float64 leaves a thousandth of it, any other function exceeds it a billion times

@@ -261,6 +261,15 @@ CHANNEL_ORDER_FIRES = {
         IMAGE,
         "mean conv2d sigmoid mul conv2d",
     ),
+    "around a residual block": (
+        Call(
+            lambda self, x: (lambda y: self.c(y + self.b(y.relu())))(reordered(x)),
+            b=nn.Conv2d(6, 6, 3, padding=1),
+            c=nn.Conv2d(6, 5, 3),
+        ),
+        IMAGE,
+        "relu conv2d add conv2d",
+    ),
     "through a scale per channel": (
         Call(lambda self, x: self.conv(reordered(x) * self.scale), conv=nn.Conv2d(6, 4, 1), scale=parameter(6, 1, 1)),
         IMAGE,
