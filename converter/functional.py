@@ -24,7 +24,9 @@ WHOLE = {
     aten.layer_norm.default, aten.linear.default, aten.matmul.default, aten.max_pool1d.default,
     aten.max_pool2d.default, aten.max_pool3d.default, aten.reshape.default, aten.unflatten.int,
     aten.scaled_dot_product_attention.default, aten.softmax.int, aten.upsample_nearest2d.vec, aten.prelu.default,
-    aten.sym_size.int, aten.chunk.default, aten.contiguous.default, aten.relu6.default, aten.silu.default, aten.pixel_shuffle.default,
+    aten.sym_size.int, aten.chunk.default, aten.contiguous.default, aten.relu6.default, aten.silu.default,
+    aten.pixel_shuffle.default, aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input,
+    aten.einsum.default,
 }  # fmt: skip
 ASSERTIONS = {aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten.sym_constrain_range.default}
 # Their schemas do not say that the result may share memory.

@@ -152,7 +152,8 @@ class Lowered:
             case CallStep():
                 return step.function(*arrays)
             case LayerStep():
-                return self._layer(step)(arrays[0])
+                states = {"initial_state": arrays[1:]} if arrays[1:] else {}
+                return self._layer(step)(arrays[0], **states)
             case MoveStep():
                 return moved(arrays[0], step)
             case ItemStep():

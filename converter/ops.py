@@ -68,3 +68,42 @@ def _(
 ) -> Tensor:
     x = F.conv2d(x, depthwise, None, stride, padding, dilation, groups=x.shape[1])
     return F.conv2d(x, pointwise, bias)
+
+
+@torch.library.custom_op("converter::recurrent", mutates_args=())
+def recurrent(
+    kind: str,
+    x: Tensor,
+    states: list[Tensor],
+    weights: list[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> list[Tensor]:
+    """`aten.lstm`, `gru`, `rnn_tanh` or `rnn_relu` (`kind`), which capture would trace step by step."""
+    given = states if kind == "lstm" else states[0]
+    return list(
+        getattr(torch, kind)(
+            x, given, weights, has_biases, num_layers, dropout, train, bidirectional, batch_first
+        )
+    )
+
+
+@recurrent.register_fake
+def _(
+    kind: str,
+    x: Tensor,
+    states: list[Tensor],
+    weights: list[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> list[Tensor]:
+    features = weights[1].shape[1] * (2 if bidirectional else 1)
+    return [x.new_empty(*x.shape[:2], features), *(torch.empty_like(state) for state in states)]

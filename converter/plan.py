@@ -117,12 +117,17 @@ class Plan:
         layout: Layout,
         weights: Iterable[Constant | None] = (),
         name: str | None = None,
+        states: Sequence[Value] = (),
     ) -> Value:
-        """A Keras layer on one value; `weights` in the order in which the layer creates them, None left out."""
+        """A Keras layer on one value; `weights` in the order in which the layer creates them, None left out.
+
+        `states` are the initial ones of a recurrent layer, if they are not zero.
+        """
         held = tuple(w for w in weights if w is not None)
         trainable = not held or any(w.trainable for w in held)
+        inputs = (value.step, *(state.step for state in states))
         step = LayerStep(
-            (value.step,), self.node, kind, config, held, name or self.name, value.layout.physical_shape, trainable
+            inputs, self.node, kind, config, held, name or self.name, value.layout.physical_shape, trainable
         )
         return Value(layout, self.dtype, step)
 

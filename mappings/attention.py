@@ -24,7 +24,8 @@ def attention(plan, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=
     *_, width = query.shape
     *outer, rows, _ = plan.shape()
     columns = key.shape[-2]
-    batch = in_front = list(range(len(outer)))
+    batch: list = list(range(len(outer)))
+    in_front = batch
     split = outer
     if enable_gqa and key.shape[-3] != outer[-1]:  # several heads of the query share one of the key
         heads = key.shape[-3]

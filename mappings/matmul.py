@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import product as pairs
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -12,8 +13,9 @@ import torch
 from keras import ops
 
 from converter.layout import Layout, Run, Runs, joint_order
-from converter.plan import Constant, Plan, Unsupported, Value, arrange, elements
+from converter.plan import Constant, Plan, Unsupported, Value, arrange
 from converter.registry import maps
+from converter.steps import elements
 from mappings.linear import linear
 from mappings.reductions import reduced
 
@@ -71,7 +73,8 @@ def einsum(plan, equation, tensors, path=None):
         kept = [label for label in dict.fromkeys((*of, *of_other)) if label in wanted]
         total, of = contract(plan, total, other, of, of_other, kept), kept
     total, of = summed(plan, total, of, set(result))
-    return Value(total.layout.permute([of.index(label) for label in result]), total.dtype, total.step)
+    layout = total.layout.permute([of.index(label) for label in result])
+    return Value(layout, total.dtype, total.step)
 
 
 def labels_of(equation: str, ranks: Sequence[int]) -> tuple[list[list[str]], list[str]]:
@@ -94,7 +97,7 @@ def labels_of(equation: str, ranks: Sequence[int]) -> tuple[list[list[str]], lis
     return given, [*map(str, range(widest)), *once]
 
 
-def summed(plan: Plan, x: Value | Constant, of: list, wanted: set) -> tuple[Value | Constant, list]:
+def summed(plan: Plan, x: Any, of: list, wanted: set) -> tuple[Any, list]:
     """`x` summed over the dimensions whose label is not wanted, and the labels left."""
     gone = [d for d, label in enumerate(of) if label not in wanted]
     if not gone:
@@ -149,7 +152,7 @@ def contract(
     contracted = {n for d, label in enumerate(labels) if label not in result for n in layouts[0].dims[d]}
     shared = {n for n in layouts[0].size if n in layouts[1].size} - contracted
 
-    best = None
+    ways = []
     lying = [layout.atoms for layout, x in zip(layouts, held, strict=True) if isinstance(x, Value)]
     for k, s in pairs(lying, lying):
         k_order, s_order = tuple(n for n in k if n in contracted), tuple(n for n in s if n in shared)
@@ -164,10 +167,8 @@ def contract(
             given = zip(layouts, wanted, held, strict=True)
             moved = [layout.to(axes)[1] for layout, axes, x in given if isinstance(x, Value)]
             turned = sum(c.turned for c in chosen) if len(lying) == 1 else 0  # then the result lies like the operand
-            cost = (elements(moved), turned, left)
-            if best is None or cost < best[0]:
-                best = cost, chosen, lead, wanted
-    (_, _, left), chosen, lead, wanted = best
+            ways.append(((elements(moved), turned, left), chosen, lead, wanted))
+    (_, _, left), chosen, lead, wanted = min(ways, key=lambda way: way[0])
 
     like = next(x for x in held if isinstance(x, Value))
     arrays = []

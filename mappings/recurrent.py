@@ -1,0 +1,209 @@
+"""LSTM, GRU and plain recurrent layers, one Keras layer for each layer and direction.
+
+Keras holds sequences as (batch, time, features), whatever PyTorch's `batch_first` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from keras import layers, ops
+
+from converter.layout import Layout
+from converter.plan import Constant, Plan, Unsupported, Value
+from converter.registry import maps
+from converter.steps import ItemStep
+
+aten = torch.ops.aten
+ZEROS = {aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A kind of recurrent layer.
+
+    Attributes:
+        gates: Keras' order of PyTorch's gates.
+        states: how many it hands on.
+        two_biases: Keras has both, as rows of one tensor; otherwise their sum.
+    """
+
+    kind: type
+    gates: tuple[int, ...]
+    states: int
+    two_biases: bool
+    config: tuple[tuple[str, object], ...] = ()
+
+    def weights(self, held: Sequence[Constant], features: np.ndarray) -> list[Constant]:
+        """Keras' kernel, recurrent kernel and bias; `features` is the order in which the input lies."""
+        units = held[1].shape[1]
+        order = np.concatenate([np.arange(g * units, (g + 1) * units) for g in self.gates])
+        kernels = [held[0].take(1, features), held[1]]
+        result = [kernel.take(0, order).permute(1, 0) for kernel in kernels]
+        if len(held) > 2:
+            biases = [bias.take(0, order) for bias in held[2:]]
+            result.append(both(*biases) if self.two_biases else sum_of(*biases))
+        return result
+
+
+LSTM = Cell(layers.LSTM, (0, 1, 2, 3), 2, two_biases=False)
+GRU = Cell(layers.GRU, (1, 0, 2), 1, two_biases=True, config=(("reset_after", True),))  # reset, update, new
+TANH = Cell(layers.SimpleRNN, (0,), 1, two_biases=False, config=(("activation", "tanh"),))
+RELU = Cell(layers.SimpleRNN, (0,), 1, two_biases=False, config=(("activation", "relu"),))
+
+
+def sum_of(a: Constant, b: Constant) -> Constant:
+    return combined(a, b, a.tensor.double() + b.tensor.double(), "sum", exact=False)
+
+
+def both(a: Constant, b: Constant) -> Constant:
+    return combined(a, b, torch.stack([a.tensor, b.tensor]), "both", exact=a.exact and b.exact)
+
+
+def combined(a: Constant, b: Constant, tensor: torch.Tensor, how: str, exact: bool) -> Constant:
+    sources = tuple(dict.fromkeys((*a.sources, *b.sources)))
+    return Constant(tensor.detach(), a.dtype, sources, exact, a.trainable or b.trainable, (how, a.key, b.key))
+
+
+@maps(aten.lstm.input)
+def lstm(plan, x, hx, params, *settings):
+    return recurrent(plan, LSTM, x, hx, params, *settings)
+
+
+@maps(aten.gru.input)
+def gru(plan, x, hx, params, *settings):
+    return recurrent(plan, GRU, x, [hx], params, *settings)
+
+
+@maps(aten.rnn_tanh.input)
+def rnn_tanh(plan, x, hx, params, *settings):
+    return recurrent(plan, TANH, x, [hx], params, *settings)
+
+
+@maps(aten.rnn_relu.input)
+def rnn_relu(plan, x, hx, params, *settings):
+    return recurrent(plan, RELU, x, [hx], params, *settings)
+
+
+def recurrent(
+    plan: Plan,
+    cell: Cell,
+    x: Value,
+    given: Sequence[Value | Constant],
+    params: Sequence[Constant],
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> list[Value]:
+    """The sequence and the last states, each (layers and directions, batch, units)."""
+    if dropout and train:
+        raise Unsupported("dropout that is active")
+    if not all(isinstance(w, Constant) for w in params):
+        raise Unsupported("weights that are computed from the input")
+    directions = 2 if bidirectional else 1
+    count = 4 if has_biases else 2
+    if len(params) != count * num_layers * directions:
+        raise Unsupported("projected states")
+    batch, time = (0, 1) if batch_first else (1, 0)
+    lasting = any(user.args[1] != 0 for user in plan.node.users)
+    zero = are_zeros(plan, given)
+    lasts: list[list[Value]] = []  # of each layer and direction, its states
+    for layer in range(num_layers):
+        run = tuple(a for a in x.layout.atoms if a in x.layout.dims[2])
+        x = plan.request(x, (x.layout.dims[batch], x.layout.dims[time], run), "(batch, time, features)")
+        features = x.layout.index(x.layout.dims[2], run)
+        sequences = []
+        for direction in range(directions):
+            at = layer * directions + direction
+            held = params[count * at : count * (at + 1)]
+            name = plan.name if num_layers == directions == 1 else f"{plan.name}.l{layer}{'_reverse' * direction}"
+            states = [] if zero else [initial_state(plan, state, at) for state in given]
+            made = one_direction(plan, cell, x, held, features, states, direction, name, batch, time, lasting)
+            sequences.append(made[0])
+            lasts.append(made[1:])
+        x = sequences[0] if directions == 1 else side_by_side(plan, sequences)
+    return [x, *(stacked(plan, [last[i] for last in lasts]) for i in range(cell.states) if lasting)]
+
+
+def are_zeros(plan: Plan, given: Sequence[Value | Constant]) -> bool:
+    nodes = plan.node.args[1]
+    nodes = nodes if isinstance(nodes, (list, tuple)) else [nodes]
+    return all(
+        node.target in ZEROS or (isinstance(state, Constant) and not state.trainable and not state.tensor.any())
+        for node, state in zip(nodes, given, strict=True)
+    )
+
+
+def initial_state(plan: Plan, state: Value | Constant, at: int) -> Value:
+    """State `at` of (layers and directions, batch, units), as (batch, units)."""
+    step = plan.input_steps[0]
+    value = plan.as_value(state, Value(Layout.of(step.shape), step.dtype, step))
+    if value.shape[0] != 1:
+        value, axis = plan.one_axis(value, 0, "the states of one layer")
+        cut = (*(slice(None),) * axis, slice(at, at + 1))
+        value = plan.call(lambda a: a[cut], value, layout=value.layout.resized(0, 1)[0])
+    layout = Layout(value.layout.dims[1:], value.layout.axes, value.layout.size)
+    return plan.request(Value(layout, value.dtype, value.step), layout.dims, "a recurrent layer's state")
+
+
+def one_direction(
+    plan: Plan,
+    cell: Cell,
+    x: Value,
+    held: Sequence[Constant],
+    features: np.ndarray,
+    states: Sequence[Value],
+    backwards: int,
+    name: str,
+    batch: int,
+    time: int,
+    lasting: bool,
+) -> list[Value]:
+    """The sequence in its own order, and the states behind it if any is asked for."""
+    units = held[1].shape[1]
+    config = {
+        "units": units,
+        "use_bias": len(held) > 2,
+        "return_sequences": True,
+        "return_state": lasting,
+        "go_backwards": bool(backwards),
+        **dict(cell.config),
+    }
+    dims, size = x.layout.dims, x.layout.size
+    fresh = max(size, default=-1) + 1
+    run = (fresh,) if units != 1 else ()
+    size = {a: n for a, n in size.items() if a not in dims[2]} | dict.fromkeys(run, units)
+    sequence = Layout((dims[0], dims[1], run), (dims[batch], dims[time], run), size)
+    state = Layout((dims[batch], run), (dims[batch], run), {a: n for a, n in size.items() if a not in dims[time]})
+    whole = plan.layer(
+        cell.kind, config, x, weights=cell.weights(held, features), name=name, states=states, layout=sequence
+    )
+    made = [whole]
+    if lasting:
+        layouts = (sequence, *(state,) * cell.states)
+        made = [Value(out, whole.dtype, ItemStep((whole.step,), plan.node, i)) for i, out in enumerate(layouts)]
+    if backwards:  # Keras leaves the sequence in the order in which it was read
+        made[0] = plan.call(lambda a: ops.flip(a, axis=1), made[0], layout=sequence)
+    return made
+
+
+def side_by_side(plan: Plan, sequences: Sequence[Value]) -> Value:
+    """The features of both directions, one behind the other."""
+    values, axis, layout = plan.join(sequences, 2)
+    return plan.call(lambda *arrays: ops.concatenate(arrays, axis), *values, layout=layout)
+
+
+def stacked(plan: Plan, states: Sequence[Value]) -> Value:
+    """(batch, units) of every layer and direction as (layers and directions, batch, units)."""
+    first = states[0].layout
+    count = len(states)
+    fresh = max(first.size, default=-1) + 1
+    run = (fresh,) if count != 1 else ()
+    layout = Layout((run, *first.dims), (run, *first.axes), {**first.size, **dict.fromkeys(run, count)})
+    return plan.call(lambda *arrays: ops.stack(arrays, 0), *states, layout=layout)
