@@ -362,6 +362,26 @@ LOGIC = {
         INTS,
         INTS,
     ),
+    "bits of a decomposed program": (
+        lambda n, m: (
+            aten.bitwise_and.Tensor(n, m),
+            aten.bitwise_and.Scalar(n, 6),
+            aten.bitwise_and.Scalar_Tensor(5, n),
+            aten.bitwise_or.Tensor(n, m),
+            aten.bitwise_or.Scalar_Tensor(5, n),
+            aten.bitwise_xor.Tensor(n, m),
+            aten.bitwise_xor.Scalar(n, 3),
+            aten.bitwise_left_shift.Tensor(n, m.abs()),
+            aten.bitwise_left_shift.Tensor_Scalar(n, 2),
+            aten.bitwise_left_shift.Scalar_Tensor(3, n.abs()),
+            aten.bitwise_right_shift.Tensor(n, m.abs()),
+            aten.bitwise_right_shift.Tensor_Scalar(n, 2),
+            aten.bitwise_right_shift.Scalar_Tensor(99, n.abs()),
+            aten.__rshift__.Tensor(n, m.abs()),
+        ),
+        INTS,
+        INTS,
+    ),
     "where by position and number": (
         lambda b, x, y: (torch.where(b, x, y), torch.where(b, x, 0.5), torch.where(b, 1, x), torch.where(b, 1.0, -2.5)),
         MASK,
@@ -512,6 +532,22 @@ ARITHMETIC = {
         lambda x: (x.log().nan_to_num(), x.log().nan_to_num(2.0), (x / x.floor()).nan_to_num(0.5, 7.0, -8.0)),
         FLOATS,
     ),
+    "numbers as operands of a decomposed program": (
+        lambda x, n: (
+            aten.add.Scalar(x, 2, 3),
+            aten.sub.Scalar(x, 2, 3),
+            aten.mul.Scalar(n, 3),
+            aten.div.Scalar(n, 3),
+            aten.div.Scalar_mode(n, 3, rounding_mode="trunc"),
+            aten.floor_divide.Scalar(n, 3),
+            aten.rsub.Tensor(x, n, alpha=2),
+            aten.clip.default(x, -0.3, 0.4),
+            aten.xlogy.Scalar_Other(x, 2),
+            torch.float_power(x.abs(), n),
+        ),
+        FLOATS,
+        INTS,
+    ),
     "sums of products": (
         lambda x, y: (
             x.lerp(y, 0.3),
@@ -628,6 +664,7 @@ REDUCTIONS = {
     "variance of everything, the batch included": (
         lambda x: (
             x * x.var(),
+            x * x.var(unbiased=False),
             x * x.std(),
             x * x.std(unbiased=False),
             x * x.var(correction=0),
@@ -644,6 +681,7 @@ REDUCTIONS = {
         lambda x: (
             *torch.var_mean(x, 1),
             *torch.std_mean(x, (2, 3), correction=0, keepdim=True),
+            *torch.var_mean(x, (1, 2), correction=0),
             *torch.std_mean(x, -1),
         ),
         IMAGE,
