@@ -1,15 +1,15 @@
 """Converts PyTorch models to Keras files, TensorFlow SavedModels and ONNX, and proves that they are the same function.
 
-    import converter
-    report = converter.convert("model.pt", to=["tf"], input_shapes=["1,3,224,224"])
+import converter
+report = converter.convert("model.pt", to=["tf"], input_shapes=["1,3,224,224"])
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from converter.comparison import verify
     from converter.conversion import convert
     from converter.inspection import inspect
-    from converter.comparison import verify
 
 __all__ = ["convert", "inspect", "verify"]
 

@@ -1,15 +1,15 @@
 """Which of the free choices of a plan save movement: tried on the whole graph, kept if the plan gets cheaper.
 
-Three things are free. A graph input that no operator next to it decides may be held channels last. A convolution or a Linear may emit its channels in any order, which its consumers may prefer
-(heads, a pixel shuffle). And a value whose dimensions were permuted may be moved at once, which pays where several
+Three things are free. A graph input that no operator next to it decides may be held channels last. A convolution or a
+Linear may emit its channels in any order, which its consumers may prefer (heads, a pixel shuffle). And a value whose dimensions were permuted may be moved at once, which pays where several
 consumers would each move what they made of it. Places that are alike are decided alike, so that a deep network needs
 no more trials than a shallow one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import permutations
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice, permutations
 
 import torch
 from torch import fx
@@ -28,11 +28,9 @@ PERMUTING = {aten.permute.default, aten.transpose.int, aten.t.default}
 
 def improved(plan: Plan, again: Callable[[Choices], Plan]) -> Plan:
     """The cheapest plan found; `again` makes one with other choices."""
-    trials = 0
-    for candidate in candidates(plan):
-        if trials == TRIALS or not plan.movements:
+    for candidate in islice(candidates(plan), TRIALS):
+        if not plan.movements:
             break
-        trials += 1
         made = plan.choices
         tried = again(
             Choices(made.early | candidate.early, made.last | candidate.last, {**made.orders, **candidate.orders})
@@ -64,7 +62,7 @@ def candidates(plan: Plan) -> Iterator[Choices]:
                 yield Choices(orders={node: (found[node], order) for node in places})
 
 
-def alike(nodes) -> list[list[fx.Node]]:
+def alike(nodes: Iterable[fx.Node]) -> list[list[fx.Node]]:
     """Nodes grouped by what they are: their operator, and the operators of their users."""
     groups: dict[tuple, list[fx.Node]] = {}
     for node in nodes:

@@ -12,11 +12,13 @@ from torch import fx, nn
 from converter.artefacts.formats import detect_format
 from converter.artefacts.runner import Runner, TensorSpec
 from converter.artefacts.stamp import read_stamp
-from converter.conversion import Clock, Options, Progress, build, labelled_accuracy, open_source, run_artefact
+from converter.building import Options, build
 from converter.errors import ConversionError, UsageError
+from converter.interfaces import labelled_accuracy, run_artefact
 from converter.program import Program
 from converter.reference import take_reference
 from converter.report import Proof, VerificationReport, status_of
+from converter.source import Clock, Progress, open_source
 from converter.steps import Interface, sizes
 from converter.verification.compare import compare_artefact
 
@@ -53,7 +55,8 @@ def verify(
     stamp = read_stamp(artefact) or {}
     with Runner(format) as runner:
         source = open_source(
-            model, factory=factory, factory_args=factory_args, input_shapes=input_shapes or stamp.get("input_shapes", ()),
+            model, factory=factory, factory_args=factory_args,
+            input_shapes=input_shapes or stamp.get("input_shapes", ()),
             trust=trust, fixed_batch=stamp.get("options", {}).get("fixed_batch"), seed=seed, clock=clock,
         )  # fmt: skip
         notes = [*source.notes, *source.program.notes]
@@ -69,7 +72,11 @@ def verify(
             notes.append(f"the artefact takes batch {batch} only")
         with clock("run PyTorch"):
             reference = take_reference(
-                source.program, source.module, seed=seed, inputs=Path(inputs) if inputs else None, running=source.running
+                source.program,
+                source.module,
+                seed=seed,
+                inputs=Path(inputs) if inputs else None,
+                running=source.running,
             )
         with clock("run the artefact"):
             results = run_artefact(runner, taken, given, reference)
@@ -101,9 +108,7 @@ def interfaces(program: Program) -> tuple[list[Interface], list[Interface]]:
 
     def of(names: Sequence[str], nodes: Sequence[fx.Node]) -> list[Interface]:
         values = [node.meta["val"] for node in nodes]
-        return [
-            Interface(name, sizes(v), v.dtype, tuple(range(v.ndim))) for name, v in zip(names, values, strict=True)
-        ]
+        return [Interface(name, sizes(v), v.dtype, tuple(range(v.ndim))) for name, v in zip(names, values, strict=True)]
 
     return of(program.inputs, program.placeholders), of(program.outputs, program.results)
 
@@ -114,9 +119,7 @@ def stamped_interfaces(program: Program, stamp: Mapping[str, Any]) -> tuple[list
         return None
 
     def read(entries: Sequence[Mapping[str, Any]]) -> list[Interface]:
-        return [
-            Interface(e["name"], tuple(e["shape"]), getattr(torch, e["dtype"]), tuple(e["order"])) for e in entries
-        ]
+        return [Interface(e["name"], tuple(e["shape"]), getattr(torch, e["dtype"]), tuple(e["order"])) for e in entries]
 
     inputs, outputs = read(stamp["inputs"]), read(stamp["outputs"])
     if [i.name for i in inputs] != program.inputs or [o.name for o in outputs] != program.outputs:
@@ -165,5 +168,3 @@ def fixed_batch(inputs: Sequence[TensorSpec]) -> int | None:
     sizes = {spec.shape[0] for spec in inputs if spec.shape}
     known = [n for n in sizes if n is not None]
     return known[0] if known else None
-
-

@@ -36,7 +36,7 @@ MAY_SHARE = {
 
 
 def make_functional(graph_module: fx.GraphModule) -> bool:
-    """Rewrite the in-place operators of an exported graph, if all of them are plain; False, and nothing done, if not."""
+    """Write functional operators for the in-place ones, if all are plain; False, and nothing done, if not."""
     calls = [n for n in graph_module.graph.nodes if n.op == "call_function" and n.target not in ASSERTIONS]
     if not all(n.op in ("placeholder", "get_attr", "call_function", "output") for n in graph_module.graph.nodes):
         return False

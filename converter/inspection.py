@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
+from converter.building import Options, build, described, tensors_read
 from converter.checkpoint import user_code
-from converter.conversion import Clock, Options, build, described, facts, open_source, sizes_shown, tensors_read
 from converter.errors import UnsupportedOperatorsError, UsageError
+from converter.interfaces import facts, sizes_shown
 from converter.plan import Plan
 from converter.program import module_path
 from converter.report import LayerRow, ModelSummary, PlanRow, Rewrite, Shape, TensorFacts, UnsupportedOperator
+from converter.source import Clock, open_source
 from converter.steps import CallStep, LayerStep, Value
 
 

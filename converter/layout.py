@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -94,7 +94,7 @@ class Move:
 
     @property
     def kind(self) -> str:
-        """"Reshape", "Transpose", or the name of the operator that this move is."""
+        """ "Reshape", "Transpose", or the name of the operator that this move is."""
         return "Reshape" if self.order is None else self.named[0] if self.named else "Transpose"
 
     @property
@@ -145,7 +145,9 @@ class Layout:
     def __str__(self) -> str:
         """The axes, each as the dimensions it holds: "0 | 2 | 3 | 1"; 1.0 and 1.1 are the factors of dimension 1."""
         names = {
-            atom: str(d) if len(run) == 1 else f"{d}.{i}" for d, run in enumerate(self.dims) for i, atom in enumerate(run)
+            atom: str(d) if len(run) == 1 else f"{d}.{i}"
+            for d, run in enumerate(self.dims)
+            for i, atom in enumerate(run)
         }
         return " | ".join(" ".join(names[a] for a in axis) or "-" for axis in self.axes)
 
@@ -211,7 +213,7 @@ class Layout:
     def to(self, axes: Runs) -> tuple[Layout, Move]:
         """Bring the array into `axes`. Atoms that stay neighbours travel as one block."""
         want = tuple(chain(*axes))
-        follows = dict(zip(want, want[1:], strict=False))
+        follows = dict(pairwise(want))
         blocks: list[list[int]] = []
         for atom in self.atoms:
             if blocks and follows.get(blocks[-1][-1]) == atom:
@@ -346,9 +348,7 @@ def refine(layouts: Sequence[Layout], ignore: int | None = None) -> list[Layout]
         MustMerge: two values factor a dimension in ways that have no common refinement.
     """
     rank = max(len(layout.dims) for layout in layouts)
-    refined = [
-        Layout(((),) * (rank - len(layout.dims)) + layout.dims, layout.axes, layout.size) for layout in layouts
-    ]
+    refined = [Layout(((),) * (rank - len(layout.dims)) + layout.dims, layout.axes, layout.size) for layout in layouts]
     if not refined:
         return []
     names: list[dict[int, int]] = [{} for _ in refined]
@@ -358,7 +358,7 @@ def refine(layouts: Sequence[Layout], ignore: int | None = None) -> list[Layout]
             for layout, name in zip(refined, names, strict=True):
                 if len(layout.dims[d]) > 1:
                     raise MustMerge((d,))
-                name.update({atom: fresh for atom in layout.dims[d]})
+                name.update(dict.fromkeys(layout.dims[d], fresh))
             fresh += 1
             continue
         while True:
@@ -397,9 +397,7 @@ def joint_order(orders: Sequence[Run]) -> Run:
 def cut_axes(order: Run, layouts: Sequence[Layout]) -> Runs:
     """Group `order` into as few axes as every layout can broadcast along: each has all atoms of an axis or none."""
     axes: list[Run] = []
-    together = {
-        (a, b) for layout in layouts for axis in layout.axes for a, b in zip(axis, axis[1:], strict=False)
-    }
+    together = {(a, b) for layout in layouts for axis in layout.axes for a, b in pairwise(axis)}
     for atom in order:
         same = axes and all((axes[-1][-1] in layout.size) == (atom in layout.size) for layout in layouts)
         if same and (axes[-1][-1], atom) in together:

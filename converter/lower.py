@@ -119,15 +119,17 @@ class Lowered:
         """A functional model; inputs and outputs bear the program's names."""
         self.prepare()
         inputs = [
-            keras.Input(
-                batch_shape=tuple(known(n) for n in step.shape), dtype=dtype_name(step.dtype), name=step.name
-            )
+            keras.Input(batch_shape=tuple(known(n) for n in step.shape), dtype=dtype_name(step.dtype), name=step.name)
             for step in self.plan.input_steps
         ]
         results = self(*inputs)
         names = [output.name for output in self.plan.outputs]
         outputs = results[0] if len(results) == 1 else dict(zip(names, results, strict=True))
-        given = inputs[0] if len(inputs) == 1 else {step.name: x for step, x in zip(self.plan.input_steps, inputs, strict=True)}
+        given = (
+            inputs[0]
+            if len(inputs) == 1
+            else {step.name: x for step, x in zip(self.plan.input_steps, inputs, strict=True)}
+        )
         return keras.Model(given, outputs)
 
     def signature(self) -> list[tf.TensorSpec]:

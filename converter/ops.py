@@ -86,9 +86,7 @@ def recurrent(
     """`aten.lstm`, `gru`, `rnn_tanh` or `rnn_relu` (`kind`), which capture would trace step by step."""
     given = states if kind == "lstm" else states[0]
     return list(
-        getattr(torch, kind)(
-            x, given, weights, has_biases, num_layers, dropout, train, bidirectional, batch_first
-        )
+        getattr(torch, kind)(x, given, weights, has_biases, num_layers, dropout, train, bidirectional, batch_first)
     )
 
 

@@ -139,7 +139,9 @@ class Plan:
         """
         rank = max(len(o.shape) for o in operands if isinstance(o, Value))
         scalars = [isinstance(o, Constant) and o.is_scalar and len(o.shape) <= rank for o in operands]
-        tensors = [o for o, scalar in zip(operands, scalars, strict=True) if isinstance(o, Value | Constant) and not scalar]
+        tensors = [
+            o for o, scalar in zip(operands, scalars, strict=True) if isinstance(o, Value | Constant) and not scalar
+        ]
         arranged, layout = self._align(tensors)
         fixed = [o.scalar() if scalar else o for o, scalar in zip(operands, scalars, strict=True)]
         holes = [any(o is t for t in tensors) for o in operands]
@@ -257,9 +259,7 @@ class Plan:
     def _fused(self, value: Value, dims: tuple[int, ...], reason: str) -> Value:
         layout = value.layout
         run: Run = tuple(a for d in dims for a in layout.dims[d])
-        joined = Layout(
-            (*layout.dims[: dims[0]], run, *layout.dims[dims[-1] + 1 :]), layout.axes, layout.size
-        )
+        joined = Layout((*layout.dims[: dims[0]], run, *layout.dims[dims[-1] + 1 :]), layout.axes, layout.size)
         moved = self.request(Value(joined, value.dtype, value.step), joined.together(dims[0])[0], reason)
         fresh = max(layout.size) + 1
         size = {a: n for a, n in layout.size.items() if a not in run} | {fresh: layout.extent(run)}
@@ -289,7 +289,7 @@ class Plan:
             joint = max((a for layout in refined for a in layout.size), default=-1) + 1
         total = sum((layout.extent(layout.dims[dim]) for layout in refined), start=0)
 
-        best = None
+        arrangements = []
         for base in sorted(refined, key=lambda layout: joint not in layout.size):
             order = joint_order([base.atoms, *(layout.atoms for layout in refined)])
             if joint not in order:
@@ -298,9 +298,8 @@ class Plan:
             axes = _own_axis(cut_axes(order, [base]), joint)
             wanted = [tuple(tuple(a for a in axis if a in r.size) for axis in axes) for r in refined]
             cost = elements(r.to(w)[1] for r, w in zip(refined, wanted, strict=True))
-            if best is None or cost < best[0]:
-                best = cost, axes, wanted
-        _, axes, wanted = best
+            arrangements.append((cost, axes, wanted))
+        _, axes, wanted = min(arrangements, key=lambda a: a[0])
         parts = [
             self.request(Value(r, v.dtype, v.step), w, "concatenation")
             for r, v, w in zip(refined, values, wanted, strict=True)
@@ -333,16 +332,15 @@ class Plan:
     def _align(self, operands: Sequence[Value | Constant]) -> tuple[list[Value], Layout]:
         refined, held = self._refined(list(operands))
         values = [i for i, v in enumerate(held) if isinstance(v, Value)]
-        best = None
+        arrangements = []
         for i in sorted(values, key=lambda i: -len(refined[i].size)):
             others = [refined[j] for j in (*values, *range(len(held))) if j != i]
             order = joint_order([refined[i].atoms, *(layout.atoms for layout in others)])
             axes = cut_axes(order, [refined[i], *others])
             wanted = [_skeleton(axes, layout) for layout in refined]
             cost = elements(refined[j].to(wanted[j])[1] for j in values)
-            if best is None or cost < best[0]:
-                best = cost, axes, wanted
-        _, axes, wanted = best
+            arrangements.append((cost, axes, wanted))
+        _, axes, wanted = min(arrangements, key=lambda a: a[0])
         arranged = []
         for layout, operand, target in zip(refined, held, wanted, strict=True):
             if isinstance(operand, Value):
@@ -351,9 +349,7 @@ class Plan:
             else:
                 constant, _ = arrange(operand, layout, target)
                 like = held[values[0]].step
-                arranged.append(
-                    Value(layout, operand.dtype, ConstantStep((like,), self.node, constant, self.name))
-                )
+                arranged.append(Value(layout, operand.dtype, ConstantStep((like,), self.node, constant, self.name)))
         rank = max(len(layout.dims) for layout in refined)
         dims = tuple(next((layout.dims[d] for layout in refined if layout.dims[d]), ()) for d in range(rank))
         size = {a: n for layout in refined for a, n in layout.size.items()}

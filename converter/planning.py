@@ -110,7 +110,9 @@ def _map_input(plan: Plan, node: fx.Node) -> Value:
     shape = sizes(node.meta["val"])
     dtype = node.meta["val"].dtype
     rank = len(shape)
-    last = 3 <= rank <= 5 and (plan.layout == "nhwc" or (plan.layout == "auto" and (_feeds_channels_last(node) or node in plan.choices.last)))
+    last = 3 <= rank <= 5 and (
+        plan.layout == "nhwc" or (plan.layout == "auto" and (_feeds_channels_last(node) or node in plan.choices.last))
+    )
     order = (0, *range(2, rank), 1) if last else tuple(range(rank))
     layout = Layout.of(shape, order)
     step = InputStep((), node, name, layout.physical_shape, dtype)
@@ -129,7 +131,7 @@ def _map_outputs(plan: Plan, node: fx.Node) -> list[Step]:
             plan.program.notes.append(f"output `{name}` does not depend on the input")
             value = plan.as_value(value, source)
         rank = len(value.shape)
-        last = tuple((0, *range(2, rank), 1)) if rank > 1 else tuple(range(rank))
+        last = (0, *range(2, rank), 1) if rank > 1 else tuple(range(rank))
         lies = value.layout.axes == value.layout.in_order(last) and _follows_channels_last(result)
         wants_last = 3 <= rank <= 5 and (plan.layout == "nhwc" or (plan.layout == "auto" and lies))
         order = last if wants_last else tuple(range(rank))
@@ -162,7 +164,10 @@ def _follows_channels_last(node: fx.Node) -> bool:
         if any(n.target in CHANNELS_LAST for n in ring):
             return True
         ring = [
-            m for n in ring if n.op == "call_function" and _keeps_dimensions(n) for m in n.all_input_nodes
+            m
+            for n in ring
+            if n.op == "call_function" and _keeps_dimensions(n)
+            for m in n.all_input_nodes
             if m not in seen and m.op == "call_function"
         ]
         seen.update(ring)

@@ -48,7 +48,8 @@ def example_inputs(module: nn.Module, shapes: Sequence[str], batch: int | None, 
     parsed = [parse_input_shape(text) for text in shapes]
     if not parsed:
         raise UsageError(
-            "the checkpoint does not say what the model is called with", cure=f"give {EXAMPLE} (batch first, PyTorch's layout)"
+            "the checkpoint does not say what the model is called with",
+            cure=f"give {EXAMPLE} (batch first, PyTorch's layout)",
         )
     parameters = [
         p.name

@@ -35,7 +35,7 @@ def named_padding(plan, x, weight, bias=None, stride=(1,), padding="valid", dila
     dilation = each(dilation, rank)
     pads = [(0, 0)] * rank
     if padding == "same":  # strides are 1 then
-        pads = [same_padding(None, k, 1, d) for k, d in zip(weight.shape[2:], dilation, strict=True)]
+        pads = [same_padding(0, k, 1, d) or (0, 0) for k, d in zip(weight.shape[2:], dilation, strict=True)]
     return padded_convolution(plan, x, weight, bias, each(stride, rank), pads, dilation, groups)
 
 

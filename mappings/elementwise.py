@@ -164,7 +164,13 @@ def arithmetic(plan, function, *operands, dtype=None):
     return plan.elementwise(apply, *operands)
 
 
-@maps(aten.clone.default, aten.alias.default, aten.detach.default, aten.contiguous.default, aten.lift_fresh_copy.default)
+@maps(
+    aten.clone.default,
+    aten.alias.default,
+    aten.detach.default,
+    aten.contiguous.default,
+    aten.lift_fresh_copy.default,
+)
 def identity(plan, x, memory_format=None):
     return x
 

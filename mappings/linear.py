@@ -29,8 +29,8 @@ def linear(plan, x, weight, bias=None):
     kernel = kernel.take(0, emitted).permute(1, 0)
     bias = None if bias is None else bias.take(0, emitted)
     if len(layout.axes) == 2:
-        config = {"units": units, "use_bias": bias is not None}
-        return plan.layer(layers.Dense, config, x, weights=(kernel, bias), layout=result)
+        plain = {"units": units, "use_bias": bias is not None}
+        return plan.layer(layers.Dense, plain, x, weights=(kernel, bias), layout=result)
     # Dense would transpose more than two axes on its way
     letters = "abcdefghijklmnop"[: len(layout.axes) - 1]
     config = {

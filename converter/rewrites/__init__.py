@@ -24,7 +24,14 @@ Rewrite = Callable[[Program], list[Change]]
 
 # In order: channels must be reordered before kernels are folded or merged into others.
 REWRITES: dict[str, tuple[Rewrite, ...]] = {
-    "keras": (drop_identities, fold_constants, focus_to_space_to_depth, find_channel_permutations, fold_channel_order, merge_separable),
+    "keras": (
+        drop_identities,
+        fold_constants,
+        focus_to_space_to_depth,
+        find_channel_permutations,
+        fold_channel_order,
+        merge_separable,
+    ),
     "tf": (
         drop_identities,
         drop_dropout,

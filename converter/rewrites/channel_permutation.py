@@ -36,7 +36,9 @@ def fixed_order(program: Program, node: fx.Node) -> list[int] | None:
     ):  # fmt: skip
         return None
     x = node.args[0]
-    if program.is_tensor(x) or not isinstance(channels := x.meta["val"].shape[1] if x.meta["val"].dim() > 1 else None, int):
+    if program.is_tensor(x) or not isinstance(
+        channels := x.meta["val"].shape[1] if x.meta["val"].dim() > 1 else None, int
+    ):
         return None
     if node.target is aten.flip.default:
         return list(range(channels))[::-1] if [d % x.meta["val"].dim() for d in node.args[1]] == [1] else None

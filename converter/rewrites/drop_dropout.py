@@ -1,6 +1,6 @@
 """Drop dropouts, which do nothing in eval mode.
 
-    linear(dropout(x)) -> linear(x)
+linear(dropout(x)) -> linear(x)
 """
 
 import torch

@@ -58,7 +58,9 @@ def read_offset(node: fx.Node, block: int) -> tuple[fx.Node, tuple[int, int]]:
     """Follow x[..., r::block, c::block] up to x; an offset that no such slice set stays -1."""
     offset = {HEIGHT: -1, WIDTH: -1}
     while node.target is aten.slice.Tensor:
-        source, dim, start, end, step = (*node.args, *(0, None, None, 1)[len(node.args) - 1 :])
+        arguments = dict(enumerate(node.args))
+        source, dim, start = arguments[0], arguments.get(1, 0), arguments.get(2)
+        end, step = arguments.get(3), arguments.get(4, 1)
         size = source.meta["val"].shape[dim]
         whole = end is None or end == sys.maxsize or (isinstance(size, int) and end >= size)
         if step != block or not whole or offset.get(dim % 4) != -1 or (isinstance(size, int) and size % block):

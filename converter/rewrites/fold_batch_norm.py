@@ -1,7 +1,7 @@
 """Fold batch norm into the convolution or linear layer before it (inference artefacts).
 
-    batch_norm(conv(x, W, b), gamma, beta, mean, var)
-    -> conv(x, W * s, beta + (b - mean) * s),  s = gamma / sqrt(var + eps)
+batch_norm(conv(x, W, b), gamma, beta, mean, var)
+-> conv(x, W * s, beta + (b - mean) * s),  s = gamma / sqrt(var + eps)
 """
 
 import torch
@@ -65,5 +65,3 @@ def foldable(program: Program, producer: fx.Node, norm: fx.Node) -> bool:
 def made_of(program: Program, nodes: list[fx.Node | None]) -> Origin:
     sources = (s for n in nodes if n is not None for s in program.origins[n.target].sources)
     return Origin(tuple(dict.fromkeys(sources)), exact=False)
-
-

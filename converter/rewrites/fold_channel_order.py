@@ -99,7 +99,7 @@ class Region:
         told = {1: "input channels permuted", 0: "output channels permuted"}
         ends: dict[str, list[str]] = {}
         for user, position, dim in self.weights:
-            if user.target in CONVOLUTIONS and position == 1 or user.target is aten.linear.default:
+            if (user.target in CONVOLUTIONS and position == 1) or user.target is aten.linear.default:
                 ends.setdefault(told[dim], []).append(f"`{module_path(user)}`")
         return "; ".join(f"{', '.join(dict.fromkeys(names))} {what}" for what, names in ends.items())
 
@@ -113,7 +113,9 @@ class Region:
             out = args[1].meta["val"].shape[0]
             if groups != 1 and not (groups == out == args[0].meta["val"].shape[1]):
                 return None
-            return self._taken(value, (1, *((2,) if len(args) > 2 and args[2] is not None else ())), args[:1] * (groups > 1))
+            return self._taken(
+                value, (1, *((2,) if len(args) > 2 and args[2] is not None else ())), args[:1] * (groups > 1)
+            )
         if target in PER_CHANNEL:
             held = [p for p in PER_CHANNEL[target] if isinstance(args[p], fx.Node)]
             return self._taken(value, [p for p in held if self._per_channel(args[p])], args[:1])
@@ -141,9 +143,12 @@ class Region:
                 if not self.program.is_tensor(user.args[1]):
                     return None
                 self.weights.append((user, 1, 1))
-            elif target in PER_CHANNEL or target in CHANNELWISE or target in BINARY:
-                found.append(user)
-            elif target in RESHAPES and self._drops_ones(user):
+            elif (
+                target in PER_CHANNEL
+                or target in CHANNELWISE
+                or target in BINARY
+                or (target in RESHAPES and self._drops_ones(user))
+            ):
                 found.append(user)
             else:
                 return None

@@ -1,0 +1,268 @@
+"""One format of one model: its rewritten program, what is written, and what must be found there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from converter.artefacts.formats import Format
+from converter.interfaces import to_artefact, to_torch
+from converter.plan import Plan
+from converter.planning import make_plan
+from converter.program import Program
+from converter.reference import Reference
+from converter.report import Movement, Proof, Rewrite
+from converter.rewrites import KEEP_BATCHNORM, REWRITES, rewrite
+from converter.rewrites.change import Change
+from converter.source import Clock, Source
+from converter.steps import Constant, Interface, sizes
+from converter.verification.compare import Outputs, compare_function
+from converter.verification.weights import Expected, compare_weights
+
+if TYPE_CHECKING:
+    from converter.lower import Lowered
+
+MOVING = {"Transpose": ("Transpose",), "Gather": ("Gather", "GatherV2", "GatherNd", "GatherND", "GatherElements")}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides the bytes of an artefact, besides the model."""
+
+    layout: str = "auto"
+    fixed_batch: int | None = None
+    keep_batchnorm: bool = False
+    opset: int | None = None
+
+
+@dataclass
+class Built:
+    """A rewritten program and how it becomes an artefact of one format."""
+
+    source: Source
+    format: Format
+    options: Options
+    program: Program
+    changes: list[Change]
+    inputs: list[Interface]
+    outputs: list[Interface]
+    plan: Plan | None = None
+    _constants: dict[str, Constant] | None = None
+
+    def movements(self, operators: Mapping[str, int]) -> tuple[Movement, ...]:
+        """What the plan moves, and what else moves by the operators counted in the artefact."""
+        planned = self.plan.movements if self.plan else []
+        found = [Movement(m.kind, m.module, m.reason, m.elements) for m in planned]
+        by = "PyTorch's exporter" if self.format == "onnx" else "Keras"
+        for kind, names in MOVING.items():
+            more = sum(operators.get(name, 0) for name in names) - sum(m.kind == kind for m in planned)
+            if more > 0:
+                found.append(Movement(kind, "", f"{more} more in the graph, put there by {by}", "unknown"))
+        return tuple(found)
+
+    def stamp(self) -> dict[str, Any]:
+        return {
+            "schema": 1,
+            "converter": own_version(),
+            "format": self.format,
+            "source_sha256": self.source.sha256,
+            "options": vars(self.options),
+            "batch": self.source.program.fixed_batch or "dynamic",
+            "input_shapes": [
+                f"{name}={','.join(map(str, x.shape))}:{str(x.dtype).removeprefix('torch.')}"
+                for name, x in zip(self.source.program.inputs, self.source.examples, strict=True)
+            ],
+            "inputs": [_described(i) for i in self.inputs],
+            "outputs": [_described(o) for o in self.outputs],
+            "rewrites": [[c.name, c.module, c.description] for c in self.changes if not c.minor],
+        }
+
+    def write(self, path: Path) -> None:
+        if self.format == "onnx":
+            from converter.artefacts import onnx_file
+
+            batch = torch.export.Dim("batch", min=1)
+            dynamic = self.source.program.fixed_batch is None
+            lowest = self.program.at(torch.float32)
+            shapes = tuple({0: batch} if dynamic and x.ndim else None for x in self.source.examples)
+            onnx_file.write(
+                lowest.graph_module,
+                [_for_dynamic(x) if dynamic else x for x in self.source.examples],
+                self.program.inputs,
+                self.program.outputs,
+                shapes,
+                path,
+                self.stamp(),
+                self.options.opset,
+            )
+            return
+        from converter.artefacts import keras_file, saved_model
+
+        lowered = self._lowered("float32")
+        if self.format == "keras":
+            keras_file.write(lowered.keras_model(), path, self.stamp())
+        else:
+            variables = {name: variable for name, (variable, _) in lowered.tensors.items()}
+            saved_model.write(lowered.named, lowered.signature(), variables, path, self.stamp())
+
+    def prove_function(self, reference: Reference) -> Proof:
+        """Proof 1: in float64, the lowered graph (ONNX: the rewritten program) against the captured one."""
+        actual: list[Outputs] = []
+        if self.plan is None:
+            raised = self.program.at(torch.float64)
+            for each in reference.rounds:
+                tensors = [torch.from_numpy(_raised(each.arrays[name])) for name in self.program.inputs]
+                actual.append(dict(zip(raised.outputs, [r.numpy() for r in raised.run(*tensors)], strict=True)))
+        else:
+            rounds = [
+                [_eager(to_artefact(_raised(each.arrays[i.name]), i)) for i in self.inputs] for each in reference.rounds
+            ]
+            for results in self._lowered("float64").run_once(rounds):
+                named = zip(self.outputs, map(np.asarray, results), strict=True)
+                actual.append({o.name: to_torch(r, o) for o, r in named})
+        return compare_function(reference.float64, actual, constant=reference.constant)
+
+    def prove_weights(self, tensors: Mapping[str, np.ndarray]) -> Proof:
+        """Proof 3: what the artefact holds is what the checkpoint holds, rearranged or folded."""
+        expected = self.expected(tensors)
+        used = {s for e in expected.values() for s in e.sources}
+        if self.plan is None:  # the exporter's own, without a name of ours: shapes, axes, operators' arguments
+            tensors = {n: t for n, t in tensors.items() if n in expected or (t.dtype.kind == "f" and t.size > 1)}
+        return compare_weights(expected, tensors, self.source.tensor_names | used, self._unused(used))
+
+    def expected(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Expected]:
+        if self.plan is None:
+            return expected_initialisers(self.program, tensors)
+        if self._constants is None:
+            self._lowered("float32")
+        origins = self.program.origins
+        return {
+            name: Expected(c, tuple(dict.fromkeys(s for t in c.sources for s in origins[t].sources)), c.exact)
+            for name, c in (self._constants or {}).items()
+        }
+
+    def _unused(self, used: set[str]) -> dict[str, str]:
+        """Why a tensor of the checkpoint is in no tensor of the artefact."""
+        in_graph, live = tensors_read(self.source.program), tensors_read(self.program)
+        reasons = {}
+        for name in self.source.tensor_names - used:
+            if name not in in_graph:
+                reasons[name] = "not read by forward"
+            elif name in live and self._inlined(name):
+                reasons[name] = "a constant of the graph"
+            elif name.endswith("num_batches_tracked"):
+                reasons[name] = "read in training only"
+        return reasons
+
+    def _inlined(self, name: str) -> bool:
+        """Small constants stand in the graph itself; weights never do."""
+        return not any(
+            self.source.program.trainable(node)
+            for node in self.source.program.graph.find_nodes(op="get_attr")
+            if node.target == name
+        )
+
+    def _lowered(self, precision: str) -> Lowered:
+        """The plan with variables of its own: they are gone with it."""
+        from converter.lower import Lowered
+
+        if self.plan is None:
+            raise AssertionError("ONNX is not lowered")
+        stock = self.format == "keras" and precision == "float32"
+        lowered = Lowered(self.plan, precision, stock)
+        if precision == "float32":
+            lowered.prepare()
+            self._constants = {name: constant for name, (_, constant) in lowered.tensors.items()}
+        return lowered
+
+
+def build(source: Source, format: Format, options: Options, clock: Clock) -> Built:
+    chosen = [r for r in REWRITES[format] if not (options.keep_batchnorm and r in KEEP_BATCHNORM)]
+    with clock("rewrite"):
+        inputs, expected = source.probe or (source.examples, None)
+        program, changes = rewrite(source.program, chosen, inputs, expected)
+    if format == "onnx":
+        nodes = zip(program.inputs, program.placeholders, strict=True)
+        results = zip(program.outputs, program.results, strict=True)
+        return Built(
+            source, format, options, program, changes,
+            [_as_torch(name, node) for name, node in nodes],
+            [_as_torch(name, node) for name, node in results],
+        )  # fmt: skip
+    with clock("plan"):
+        plan = make_plan(program, options.layout)
+    return Built(source, format, options, program, changes, plan.inputs, plan.outputs, plan)
+
+
+def expected_initialisers(program: Program, tensors: Mapping[str, np.ndarray]) -> dict[str, Expected]:
+    """What ONNX's initialisers must be: the rewritten program's tensors; the exporter may transpose a matrix."""
+    expected = {}
+    for name, origin in program.origins.items():
+        if name not in tensors:
+            continue
+        node = next((n for n in program.graph.find_nodes(op="get_attr") if n.target == name), None)
+        if node is None:
+            continue
+        array = program.tensor(node).detach().numpy()
+        if array.ndim == 2 and array.shape != tensors[name].shape == array.T.shape:
+            array = array.T
+        expected[name] = Expected(array, origin.sources, origin.exact)
+    return expected
+
+
+def tensors_read(program: Program) -> set[str]:
+    """The checkpoint's tensors that some operator of the program reads."""
+    nodes = [node for node in program.graph.find_nodes(op="get_attr") if node.users]
+    return {s for node in nodes for s in program.origins[node.target].sources}
+
+
+def own_version() -> str:
+    try:
+        return version("pt-convert")
+    except PackageNotFoundError:
+        return "0"
+
+
+def _as_torch(name: str, node: torch.fx.Node) -> Interface:
+    shape = sizes(node.meta["val"])
+    return Interface(name, shape, node.meta["val"].dtype, tuple(range(len(shape))))
+
+
+def _described(interface: Interface) -> dict[str, Any]:
+    return {
+        "name": interface.name,
+        "shape": [n if isinstance(n, int) else None for n in interface.shape],
+        "dtype": str(interface.dtype).removeprefix("torch."),
+        "order": list(interface.order),
+    }
+
+
+def _for_dynamic(x: Tensor) -> Tensor:
+    return x if x.ndim == 0 or x.shape[0] > 1 else torch.cat([x, x])
+
+
+def _raised(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float64) if array.dtype == np.float32 else array
+
+
+def _eager(array: np.ndarray) -> Any:
+    import tensorflow as tf
+
+    return tf.constant(array)
+
+
+def described(changes: Sequence[Change]) -> list[Rewrite]:
+    """Every telling change, and one line for each kind of minor one."""
+    told = [Rewrite(c.name, c.module, c.description) for c in changes if not c.minor]
+    minor: dict[str, int] = {}
+    for change in changes:
+        if change.minor:
+            minor[change.name] = minor.get(change.name, 0) + 1
+    return told + [Rewrite(name, "", f"{count} times" if count > 1 else "once") for name, count in minor.items()]

@@ -1,0 +1,74 @@
+"""Between PyTorch's layout of inputs and outputs and an artefact's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from converter.artefacts.runner import Runner
+from converter.errors import ConversionError
+from converter.layout import Size
+from converter.reference import Reference
+from converter.report import Accuracy, Shape, TensorFacts
+from converter.steps import Interface
+from converter.verification.compare import Outputs, accuracy
+
+
+def to_artefact(array: np.ndarray, interface: Interface) -> np.ndarray:
+    return np.ascontiguousarray(array.transpose(interface.order))
+
+
+def to_torch(array: np.ndarray, interface: Interface) -> np.ndarray:
+    return array.transpose(np.argsort(interface.order)) if array.ndim == len(interface.order) else array
+
+
+def run_artefact(
+    runner: Runner, inputs: Sequence[Interface], outputs: Sequence[Interface], reference: Reference
+) -> list[Outputs]:
+    """The opened artefact's results on every round, in PyTorch's layout."""
+    if len(runner.inputs) != len(inputs) or len(runner.outputs) != len(outputs):
+        raise ConversionError(
+            f"the artefact has {len(runner.inputs)} inputs and {len(runner.outputs)} outputs, "
+            f"the model {len(inputs)} and {len(outputs)}"
+        )
+    input_names = _matched([s.name for s in runner.inputs], [i.name for i in inputs])
+    output_names = _matched([s.name for s in runner.outputs], [o.name for o in outputs])
+    dtypes = {s.name: s.dtype for s in runner.inputs}
+    results: list[Outputs] = []
+    for each in reference.rounds:
+        fed = {
+            theirs: to_artefact(each.arrays[i.name], i).astype(dtypes[theirs])
+            for theirs, i in zip(input_names, inputs, strict=True)
+        }
+        given = runner.run(fed)
+        results.append({o.name: to_torch(given[n], o) for n, o in zip(output_names, outputs, strict=True)})
+    return results
+
+
+def _matched(theirs: Sequence[str], ours: Sequence[str]) -> list[str]:
+    """Their names in our order: by name where all are the same, else by position."""
+    return list(ours) if set(theirs) == set(ours) else list(theirs)
+
+
+def labelled_accuracy(reference: Reference, results: Sequence[Outputs]) -> Accuracy | None:
+    if reference.labels is None:
+        return None
+    given = slice(reference.first_given, None)
+    before, after = (
+        np.concatenate([next(iter(each.values())) for each in outputs[given]])
+        for outputs in (reference.float32, results)
+    )
+    return accuracy(before, after, reference.labels) if before.ndim == 2 else None
+
+
+def facts(interface: Interface) -> TensorFacts:
+    shape = sizes_shown(interface.shape)
+    rank = len(interface.order)
+    layout = "as PyTorch" if interface.layout == "as PyTorch" or rank < 3 else "channels_last"
+    return TensorFacts(interface.name, shape, str(interface.dtype).removeprefix("torch."), layout)
+
+
+def sizes_shown(shape: Sequence[Size]) -> Shape:
+    """A shape as reports give it, the unknown batch by its name."""
+    return tuple(n if isinstance(n, int) else "batch" if i == 0 else str(n) for i, n in enumerate(shape))

@@ -1,0 +1,125 @@
+"""A model on its way: loaded, captured, with inputs to call it with."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from converter.capture import capture, from_exported
+from converter.checkpoint import Checkpoint, load, user_code
+from converter.program import Program
+from converter.reference import input_specs
+from converter.shapes import example_inputs
+from converter.verification.inputs import draw
+
+Progress = Callable[[str], AbstractContextManager]
+
+
+@dataclass
+class Clock:
+    """Times the steps and tells the caller which one runs."""
+
+    progress: Progress | None
+    timings: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, step: str) -> Iterator[None]:
+        started = time.perf_counter()
+        with self.progress(step) if self.progress else contextlib.nullcontext():
+            yield
+        self.timings[step] = self.timings.get(step, 0.0) + time.perf_counter() - started
+
+
+@dataclass
+class Source:
+    """A model, loaded and captured.
+
+    Attributes:
+        module: None where the checkpoint is an exported program.
+        probe: inputs of batch 1 and what the program makes of them in float64, once that is known.
+        tensor_names: every tensor of the checkpoint's model.
+    """
+
+    name: str
+    sha256: str | None
+    kind: str
+    module: nn.Module | None
+    program: Program
+    examples: list[Tensor]
+    probe: tuple[list[Tensor], list[Tensor]] | None = field(default=None, init=False)
+    tensor_names: set[str]
+    parameters: int
+    notes: list[str]
+    folders: tuple[Path, ...]
+
+    def running(self) -> AbstractContextManager:
+        """A context in which the user's code may run."""
+        return user_code(*self.folders)
+
+
+def open_source(
+    model: str | Path | nn.Module,
+    *,
+    factory: str | None,
+    factory_args: Mapping[str, Any] | None,
+    input_shapes: Sequence[str],
+    trust: Sequence[str],
+    fixed_batch: int | None,
+    seed: int,
+    clock: Clock,
+) -> Source:
+    """Load a checkpoint, or take a module, and capture it."""
+    if isinstance(model, nn.Module):
+        checkpoint = Checkpoint(Path("model"), "", "module", model.eval(), None, ())
+        folders: tuple[Path, ...] = (Path.cwd(),)
+    else:
+        path = Path(model)
+        folders = (Path.cwd(), path.resolve().parent)
+        with clock("load"):
+            checkpoint = load(path, factory=factory, factory_args=dict(factory_args or {}), trust=trust)
+    notes = list(checkpoint.notes)
+    if checkpoint.module is not None:
+        examples = example_inputs(checkpoint.module, input_shapes, fixed_batch, seed)
+        with clock("capture"), user_code(*folders):
+            program = capture(checkpoint.module, examples, fixed_batch is not None)
+        tensors = {**dict(checkpoint.module.named_parameters()), **dict(checkpoint.module.named_buffers())}
+        parameters = sum(p.numel() for p in checkpoint.module.parameters())
+    else:
+        if checkpoint.program is None:
+            raise AssertionError("a checkpoint holds a module or a program")
+        with clock("capture"):
+            program = from_exported(checkpoint.program)
+        if input_shapes:
+            notes.append("--input-shape is not needed: an exported program has its own")
+        if program.fixed_batch is not None:
+            notes.append(f"exported for batch {program.fixed_batch}, converted for that batch only")
+        examples = program_examples(program, seed)
+        tensors = {**checkpoint.program.state_dict, **checkpoint.program.constants}
+        parameters = sum(p.numel() for p in checkpoint.program.parameters())
+    return Source(
+        name=str(model) if not isinstance(model, nn.Module) else type(model).__name__,
+        sha256=checkpoint.sha256 or None,
+        kind=checkpoint.kind,
+        module=checkpoint.module,
+        program=program,
+        examples=examples,
+        tensor_names=set(tensors),
+        parameters=parameters,
+        notes=notes,
+        folders=folders,
+    )
+
+
+def program_examples(program: Program, seed: int) -> list[Tensor]:
+    """Seeded random inputs of the shapes that the program has, free sizes as 2."""
+    specs = input_specs(program)
+    sizes = {str(n): 2 for spec in specs for n in spec.shape if not isinstance(n, int)}
+    return [torch.from_numpy(array) for array in draw(specs, 2, seed, sizes).values()]
