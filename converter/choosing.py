@@ -1,9 +1,9 @@
 """Which of the free choices of a plan save movement: tried on the whole graph, kept if the plan gets cheaper.
 
 Three things are free. A graph input that no operator next to it decides may be held channels last. A convolution or a
-Linear may emit its channels in any order, which its consumers may prefer (heads, a pixel shuffle). And a value whose dimensions were permuted may be moved at once, which pays where several
-consumers would each move what they made of it. Places that are alike are decided alike, so that a deep network needs
-no more trials than a shallow one.
+Linear may emit its channels in any order, which its consumers may prefer (heads, a pixel shuffle). And a value whose
+dimensions were permuted may be moved at once, which pays where several consumers would each move what they made of it.
+Places that are alike are decided alike, so that a deep network needs no more trials than a shallow one.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def padded_convolution(plan, x, weight, bias, stride, pads, dilation, groups, sh
     if rank == 3 and groups > 1:
         return grouped_volume(plan, x, weight, bias, stride, pads, dilation, groups, shape)
     depthwise = in_per_group == 1 and groups > 1 and rank < 3 and len(set(stride)) == 1
-    x, order = plan.channels_last(x) if groups == 1 or depthwise else (plan.channels_in_order(x), None)
+    x, order = plan.channels_last(x) if groups == 1 or depthwise else (plan.channels_in_order(x), np.arange(x.shape[1]))
 
     subsample = None
     if max(stride) > 1 and max(dilation) > 1:  # Keras takes one of them only

@@ -3,6 +3,8 @@
 A CPU has no 3-D pools in float64, and Keras none that are dilated: these go along one axis after the other.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -197,7 +199,7 @@ def averaged(plan, x, kernel, stride, pads, same, shape):
 
 def divisors(sizes, kernel, stride, padding, ceil_mode, count_include_pad) -> torch.Tensor:
     """How many elements PyTorch divides each window's sum by, (spatial sizes of the result)."""
-    pool = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[len(sizes)]
+    pool: Any = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[len(sizes)]
     ones = torch.ones(1, 1, *sizes, dtype=torch.float64)
     if len(sizes) == 1:
         total = F.avg_pool2d(

@@ -42,7 +42,7 @@ class Named:
     built: bool = False
 
 
-class Refused(Exception):  # noqa: N818, it is a verdict on the file
+class Refused(Exception):, it is a verdict on the file
     """The pickle uses an allowed name in a way that no model does."""
 
 
