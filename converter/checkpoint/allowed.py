@@ -42,7 +42,7 @@ class Named:
     built: bool = False
 
 
-class Refused(Exception):, it is a verdict on the file
+class Refused(Exception):
     """The pickle uses an allowed name in a way that no model does."""
 
 
