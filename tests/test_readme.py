@@ -1,4 +1,4 @@
-"""README's commands and examples, run as written there. Set-up and tests are run by `.ci/run`, in a fresh environment."""
+"""README.md's commands and examples, run as written. Set-up and tests are run by `.ci/run`, in a fresh environment."""
 
 import os
 import re
