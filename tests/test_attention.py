@@ -1,0 +1,175 @@
+"""How often attention, products and recurrent layers move activations: counted in the plan and in the traced graph."""
+
+import pytest
+import tensorflow as tf
+import torch
+import torch.nn.functional as F
+from equivalence import Call, Input, assert_plan_is_exact, captured
+from torch import nn
+
+from converter.capture import capture
+from converter.lower import Lowered
+from converter.plan import Plan
+
+TOKENS = (2, 9, 24)
+
+
+class PackedAttention(nn.Module):
+    """Queries, keys and values from one Linear, heads split and merged as in most vision transformers."""
+
+    def __init__(self, take, attend):
+        super().__init__()
+        self.qkv, self.out, self.take, self.attend = nn.Linear(24, 72), nn.Linear(24, 24), take, attend
+
+    def forward(self, x):
+        packed = self.qkv(x).reshape(x.shape[0], x.shape[1], 3, 4, 6).permute(2, 0, 3, 1, 4)
+        return self.out(self.attend(*self.take(packed)).transpose(1, 2).flatten(2))
+
+
+class SplitAttention(nn.Module):
+    """A Linear for each of queries, keys and values."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(24, 24) for _ in range(4))
+
+    def forward(self, x):
+        q, k, v = (f(x).view(x.shape[0], x.shape[1], 4, 6).transpose(1, 2) for f in (self.q, self.k, self.v))
+        return x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class WindowAttention(nn.Module):
+    """Windows of 3 x 3, shifted, with a trained bias for each pair of positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out, self.norm = nn.Linear(24, 72), nn.Linear(24, 24), nn.LayerNorm(24)
+        self.bias = nn.Parameter(torch.zeros(4, 9, 9))
+
+    def forward(self, x):  # (batch, height, width, channels)
+        b, h, w, c = x.shape
+        y = torch.roll(self.norm(x), (-1, -1), (1, 2))
+        y = y.view(b, h // 3, 3, w // 3, 3, c).permute(0, 1, 3, 2, 4, 5).reshape(-1, 9, c)
+        q, k, v = self.qkv(y).reshape(-1, 9, 3, 4, 6).permute(2, 0, 3, 1, 4).unbind(0)
+        weights = (q * 6**-0.5 @ k.transpose(-2, -1) + self.bias).softmax(-1)
+        y = self.out((weights @ v).transpose(1, 2).reshape(-1, 9, c))
+        y = y.view(b, h // 3, w // 3, 3, 3, c).permute(0, 1, 3, 2, 4, 5).reshape(b, h, w, c)
+        return x + torch.roll(y, (1, 1), (1, 2))
+
+
+def by_hand(q, k, v):
+    return (q @ k.transpose(-2, -1) * 6**-0.5).softmax(-1) @ v
+
+
+def multi_head(**how):
+    return Call(lambda self, x: self.mha(x, x, x, **how)[0], mha=nn.MultiheadAttention(24, 4, batch_first=True))
+
+
+ONE_EACH = 4  # queries, keys, values and the result
+MOST = {
+    "heads of one Linear, unbound": (
+        PackedAttention(lambda p: p.unbind(0), F.scaled_dot_product_attention),
+        ONE_EACH,
+        TOKENS,
+    ),
+    "heads of one Linear, selected": (
+        PackedAttention(lambda p: (p[0], p[1], p[2]), F.scaled_dot_product_attention),
+        ONE_EACH,
+        TOKENS,
+    ),
+    "heads of one Linear, multiplied by hand": (PackedAttention(lambda p: p.unbind(0), by_hand), ONE_EACH, TOKENS),
+    "heads of three Linears": (SplitAttention(), ONE_EACH, TOKENS),
+    "windows: one more for their inverse": (WindowAttention(), ONE_EACH + 2, (2, 6, 9, 24)),
+    "multi-head attention": (multi_head(need_weights=False), ONE_EACH, TOKENS),
+    "multi-head attention and its weights": (multi_head(), ONE_EACH, TOKENS),
+    "an encoder layer": (nn.TransformerEncoderLayer(24, 4, 40, batch_first=True), ONE_EACH, TOKENS),
+    "heads that lie in front": (
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v),
+        0,
+        (2, 3, 5, 4),
+        (2, 3, 7, 4),
+        (2, 3, 7, 6),
+    ),
+    "products of transposed operands": (lambda x: (x @ x.mT, x.mT @ x), 0, (2, 6, 11)),
+    "tokens of a convolution": (
+        Call(
+            lambda self, x: self.linear(self.conv(x).flatten(2).transpose(1, 2)).mean(1),
+            conv=nn.Conv2d(3, 8, 2, 2),
+            linear=nn.Linear(8, 5),
+        ),
+        0,
+        (2, 3, 8, 6),
+    ),
+    "a class token and positions": (
+        Call(
+            lambda self, x: torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.places,
+            token=nn.Parameter(torch.zeros(1, 1, 24)),
+            places=nn.Parameter(torch.zeros(1, 10, 24)),
+        ),
+        0,
+        TOKENS,
+    ),
+    "softmax over what does not lie last": (lambda x: x.softmax(1), 0, TOKENS),
+    "tokens mixed by a matrix": (
+        Call(lambda self, x: x + (x.mT @ self.w).mT, w=nn.Parameter(torch.zeros(9, 9))),
+        0,
+        TOKENS,
+    ),
+    "embedded words": (
+        Call(lambda self, x: self.linear(self.words(x)), words=nn.Embedding(9, 5), linear=nn.Linear(5, 4)),
+        0,
+        Input((2, 7), torch.int64, 0, 9),
+    ),
+}
+RECURRENT = {  # with the number of Keras' layers, one for each layer and direction
+    "GRU between convolutions": (
+        Call(
+            lambda self, x: self.after(self.gru(self.before(x).transpose(1, 2))[0].transpose(1, 2)),
+            before=nn.Conv1d(6, 4, 3),
+            gru=nn.GRU(4, 5, 2, batch_first=True, bidirectional=True),
+            after=nn.Conv1d(10, 3, 1),
+        ),
+        4,
+        (2, 6, 11),
+    ),
+    "LSTM with time first": (
+        Call(
+            lambda self, x: self.linear(self.lstm(x.transpose(0, 1))[0].transpose(0, 1)),
+            lstm=nn.LSTM(6, 5),
+            linear=nn.Linear(5, 4),
+        ),
+        1,
+        (2, 7, 6),
+    ),
+}
+
+
+def transposes(plan: Plan) -> int:
+    """In the graph that is written, while loops left out."""
+    lowered = Lowered(plan).prepare()
+    traced = tf.function(lowered.named, input_signature=lowered.signature(), autograph=False).get_concrete_function()
+    return sum(op.type == "Transpose" for op in traced.graph.get_operations())
+
+
+@pytest.mark.parametrize("case", MOST)
+def test_moves_at_most(case):
+    module, most, *inputs = MOST[case]
+    plan = assert_plan_is_exact(captured(module, *inputs), inputs)
+    assert len(plan.movements) <= most, [(m.kind, m.reason) for m in plan.movements]
+    assert transposes(plan) == len(plan.movements), "Keras hides some"
+
+
+@pytest.mark.parametrize("case", RECURRENT)
+def test_nothing_moves_between_recurrent_layers_and_their_neighbours(case):
+    """Keras' layers transpose what they read and write step by step; that is all there is."""
+    module, layers, *inputs = RECURRENT[case]
+    plan = assert_plan_is_exact(captured(module, *inputs), inputs)
+    assert not plan.movements
+    assert transposes(plan) == 2 * layers
+
+
+def test_recurrent_layers_are_captured_whole():
+    """Traced step by step, as torch.export does by itself, this takes minutes."""
+    program = capture(nn.LSTM(6, 5, 2, batch_first=True, bidirectional=True).eval(), [torch.randn(2, 300, 6)])
+    assert program.fixed_batch is None
+    assert len(program.graph.find_nodes(op="call_function", target=torch.ops.aten.lstm.input)) == 1
