@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from converter.artefacts.formats import Format
+from converter.artefacts.recurrent_weights import recurrent_weights
 from converter.interfaces import to_artefact, to_torch
 from converter.plan import Plan
 from converter.planning import make_plan
@@ -214,7 +215,7 @@ def expected_initialisers(program: Program, tensors: Mapping[str, np.ndarray]) -
         if array.ndim == 2 and array.shape != tensors[name].shape == array.T.shape:
             array = array.T
         expected[name] = Expected(array, origin.sources, origin.exact)
-    return expected
+    return expected | recurrent_weights(program, {n: t for n, t in tensors.items() if n not in expected})
 
 
 def tensors_read(program: Program) -> set[str]:

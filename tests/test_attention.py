@@ -1,5 +1,6 @@
 """How often attention, products and recurrent layers move activations: counted in the plan and in the traced graph."""
 
+import numpy as np
 import pytest
 import tensorflow as tf
 import torch
@@ -7,6 +8,8 @@ import torch.nn.functional as F
 from equivalence import Call, Input, assert_plan_is_exact, captured
 from torch import nn
 
+import converter
+from converter.artefacts.recurrent_weights import recurrent_weights
 from converter.capture import capture
 from converter.lower import Lowered
 from converter.plan import Plan
@@ -173,3 +176,29 @@ def test_recurrent_layers_are_captured_whole():
     program = capture(nn.LSTM(6, 5, 2, batch_first=True, bidirectional=True).eval(), [torch.randn(2, 300, 6)])
     assert program.fixed_batch is None
     assert len(program.graph.find_nodes(op="call_function", target=torch.ops.aten.lstm.input)) == 1
+
+
+class EveryCell(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(6, 5, 2, batch_first=True, bidirectional=True)
+        self.gru, self.rnn = nn.GRU(10, 4, batch_first=True), nn.RNN(4, 3, bias=False, batch_first=True)
+
+    def forward(self, x):
+        return self.rnn(self.gru(self.lstm(x)[0])[0])[0]
+
+
+def test_onnx_weights_of_recurrent_layers_are_accounted_for(tmp_path):
+    """The exporter joins, reorders and renames them."""
+    report = converter.convert(EveryCell().eval(), to=["onnx"], output=tmp_path / "m.onnx", input_shapes=["1,7,6"])
+    assert report.status == "verified"
+
+
+def test_a_weight_with_two_gates_exchanged_is_not_explained():
+    program = captured(nn.LSTM(6, 5, batch_first=True), (2, 3, 6))
+    (node,) = program.graph.find_nodes(op="call_function", target=torch.ops.aten.lstm.input)
+    i, f, g, o = program.tensor(node.args[2][0]).detach().numpy().reshape(4, 5, 6)
+    right, wrong = np.concatenate([i, o, f, g])[None], np.concatenate([i, f, g, o])[None]
+    found = recurrent_weights(program, {"right": right, "wrong": wrong})
+    assert list(found) == ["right"]
+    assert found["right"].sources == (node.args[2][0].target,)

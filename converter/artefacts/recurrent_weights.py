@@ -1,0 +1,67 @@
+"""What PyTorch's exporter makes of the weights of recurrent layers: the tensors that ONNX's operators take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import fx
+
+from converter.program import Program
+from converter.verification.weights import Expected
+
+aten = torch.ops.aten
+# ONNX's order of PyTorch's gates: https://onnx.ai/onnx/operators/onnx__LSTM.html, onnx__GRU.html
+GATES = {aten.lstm.input: (0, 3, 1, 2), aten.gru.input: (1, 0, 2)}
+STEP_BY_STEP = {aten.rnn_tanh.input, aten.rnn_relu.input}  # matrix products, their matrices transposed
+
+
+def recurrent_weights(program: Program, tensors: Mapping[str, np.ndarray]) -> dict[str, Expected]:
+    """Those of `tensors`, whose names are the exporter's, that equal a recurrent layer's weights."""
+    made = [expected for node in program.graph.nodes for expected in _made_for(program, node)]
+    return {
+        name: expected
+        for name, tensor in tensors.items()
+        for expected in made
+        if np.asarray(expected.array).shape == tensor.shape and np.array_equal(expected.array, tensor)
+    }
+
+
+def _made_for(program: Program, node: fx.Node) -> Iterator[Expected]:
+    if node.target in STEP_BY_STEP:
+        for weight in _nodes(node.args[2]):
+            yield _expected(program, [weight], program.tensor(weight).detach().t())
+    if node.target not in GATES:
+        return
+    _, _, held, has_biases, layers, _, _, bidirectional, _ = node.args
+    weights, count, directions = _nodes(held), 4 if has_biases else 2, 2 if bidirectional else 1
+    order = GATES[node.target]
+
+    def reordered(weight: fx.Node) -> torch.Tensor:
+        gates = program.tensor(weight).detach().chunk(len(order))
+        return torch.cat([gates[g] for g in order])
+
+    for layer in range(int(str(layers))):
+        each = [weights[count * (layer * directions + d) :][:count] for d in range(directions)]
+        for kernel in (0, 1):
+            used = [held[kernel] for held in each]
+            yield _expected(program, used, torch.stack([reordered(weight) for weight in used]))
+        if has_biases:
+            used = [bias for held in each for bias in held[2:]]
+            both = [torch.cat([reordered(bias) for bias in held[2:]]) for held in each]
+            yield _expected(program, used, torch.stack(both))
+
+
+def _expected(program: Program, nodes: list[fx.Node], tensor: torch.Tensor) -> Expected:
+    origins = [program.origins[str(node.target)] for node in nodes]
+    sources = tuple(dict.fromkeys(source for origin in origins for source in origin.sources))
+    return Expected(tensor.numpy(), sources, all(origin.exact for origin in origins))
+
+
+def _nodes(held: object) -> list[fx.Node]:
+    return (
+        [node for node in held if isinstance(node, fx.Node) and node.op == "get_attr"]
+        if isinstance(held, (list, tuple))
+        else []
+    )
