@@ -139,6 +139,11 @@ def index(plan, x, indices):
 
 @maps(aten.flip.default)
 def flip(plan, x, dims):
+    return flipped(plan, x, dims)
+
+
+def flipped(plan, x, dims):
+    """Turned round along `dims`: every axis that holds a part of them."""
     dims = {d % len(x.shape) for d in dims}
     x = plan.request(x, x.layout.axes_within(dims).axes, "a flip")
     turned = {a for d in dims for a in x.layout.dims[d]}
@@ -150,7 +155,7 @@ def flip(plan, x, dims):
 def quarter_turns(plan, x, k=1, dims=(0, 1)):
     first, second = (d % len(x.shape) for d in dims)
     turned = {0: (), 1: (second,), 2: (first, second), 3: (first,)}[k % 4]
-    y = flip(plan, x, turned)
+    y = flipped(plan, x, turned)
     order = list(range(len(x.shape)))
     if k % 2:
         order[first], order[second] = second, first
@@ -162,7 +167,7 @@ def roll(plan, x, shifts, dims=()):
     if not dims:
         flat = plan.reshape(x, (product(x.shape),))
         return plan.reshape(roll(plan, flat, shifts, (0,)), x.shape)
-    moved = {}
+    moved: dict[int, int] = {}
     for shift, d in zip(shifts, dims, strict=True):
         if x.layout.dims[d]:
             moved[d % len(x.shape)] = moved.get(d % len(x.shape), 0) + shift
