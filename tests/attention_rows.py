@@ -85,7 +85,7 @@ PRODUCTS = {
         (2, 6, 9, 8),
     ),
     "bmm": (lambda x, y: torch.bmm(x, y), TOKENS, (2, 11, 3)),
-    "mm of batches": (lambda x, y: x.t() @ y, (2, 11), (2, 3)),
+    "mm of batches": (lambda x, y: torch.mm(x.t(), y), (2, 11), (2, 3)),
     "addmm as a linear layer": (
         Call(lambda self, x: torch.addmm(self.b, x, self.w), w=parameter(11, 3), b=parameter(3)),
         (2, 11),
