@@ -132,7 +132,8 @@ def _map_outputs(plan: Plan, node: fx.Node) -> list[Step]:
             value = plan.as_value(value, source)
         rank = len(value.shape)
         last = (0, *range(2, rank), 1) if rank > 1 else tuple(range(rank))
-        lies = value.layout.axes == value.layout.in_order(last) and _follows_channels_last(result)
+        move = value.layout.to(value.layout.in_order(last))[1]
+        lies = move.named is not None or (move.order is None and _follows_channels_last(result))
         wants_last = 3 <= rank <= 5 and (plan.layout == "nhwc" or (plan.layout == "auto" and lies))
         order = last if wants_last else tuple(range(rank))
         value = plan.request(value, value.layout.in_order(order), f"layout of output `{name}`")
