@@ -611,7 +611,7 @@ BAD_FACTORIES: dict[str, tuple[str, dict[str, Any], type[ConversionError], str]]
     "no model at all": ("own_model:OWN", {}, UsageError, "has no `OWN`"),
     "wrong argument": ("own_model:Block", {"widht": 3}, UsageError, "widht"),
     "raises": ("own_model:broken", {}, ConversionError, "own_model.py:18"),
-    "returns no module": ("own_model:nothing", {}, ConversionError, "returned a int"),
+    "returns no module": ("own_model:nothing", {}, ConversionError, "no torch.nn.Module but of type int"),
     "not callable": ("own_model:__name__", {}, UsageError, "is a str"),
     "raises when imported": ("failing.py:Block", {}, ConversionError, "failing.py:2"),
     "is no Python": ("nonsense.py:Block", {}, ConversionError, "nonsense.py:1"),
