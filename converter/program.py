@@ -156,7 +156,7 @@ class Program:
                 elif node.users:
                     with result.graph.inserting_before(min(node.users)):
                         raised = result.graph.call_function(torch.ops.aten.to.dtype, (node, dtype))
-                    node.replace_all_uses_with(raised, delete_user_cb=raised.__ne__)
+                    node.replace_all_uses_with(raised, delete_user_cb=lambda user, raised=raised: user is not raised)
             elif dtype != torch.float32:
                 node.args = tree_map_only(torch.dtype, lambda d: dtype if d == torch.float32 else d, node.args)
                 node.kwargs = tree_map_only(torch.dtype, lambda d: dtype if d == torch.float32 else d, node.kwargs)

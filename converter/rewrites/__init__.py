@@ -23,35 +23,18 @@ from converter.rewrites.separable import merge_separable
 Rewrite = Callable[[Program], list[Change]]
 
 # In order: channels must be reordered before kernels are folded or merged into others.
+FOR_ALL: tuple[Rewrite, ...] = (
+    drop_identities,
+    fold_constants,
+    focus_to_space_to_depth,
+    find_channel_permutations,
+    fold_channel_order,
+)
+FOR_INFERENCE = (drop_dropout, *FOR_ALL, fold_batch_norm)
 REWRITES: dict[str, tuple[Rewrite, ...]] = {
-    "keras": (
-        drop_identities,
-        fold_constants,
-        focus_to_space_to_depth,
-        find_channel_permutations,
-        fold_channel_order,
-        merge_separable,
-    ),
-    "tf": (
-        drop_identities,
-        drop_dropout,
-        fold_constants,
-        focus_to_space_to_depth,
-        find_channel_permutations,
-        fold_channel_order,
-        fold_batch_norm,
-        merge_separable,
-    ),
-    "onnx": (
-        drop_identities,
-        drop_dropout,
-        fold_constants,
-        focus_to_space_to_depth,
-        find_channel_permutations,
-        fold_channel_order,
-        fold_batch_norm,
-        linear_to_matmul,
-    ),
+    "keras": (*FOR_ALL, merge_separable),
+    "tf": (*FOR_INFERENCE, merge_separable),
+    "onnx": (*FOR_INFERENCE, linear_to_matmul),
 }
 KEEP_BATCHNORM = (fold_batch_norm,)
 BOUND = 1e-10  # of the output's scale, in float64
