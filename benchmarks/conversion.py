@@ -10,6 +10,7 @@ the two imports take, in multiples of the weights.
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import click
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does; read when torch is imported
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -101,25 +101,45 @@ def to_torch(arrays: Sequence, interfaces: Sequence[Interface]) -> list[np.ndarr
     return [np.asarray(a).transpose(np.argsort(i.order)) for a, i in zip(arrays, interfaces, strict=True)]
 
 
-def run_in_float64(plan: Plan, inputs: Sequence[Tensor]) -> list[np.ndarray]:
-    """The plan's results in PyTorch's layout; their shapes are checked against what the plan says of its outputs."""
+def run_in_float64(plan: Plan, *batches: Sequence[Tensor]) -> list[list[np.ndarray]]:
+    """The plan's results for each of `batches` in PyTorch's layout, of the shapes that the plan says."""
     from converter.lower import Lowered
 
-    results = Lowered(plan, "float64")(*to_artefact(in_float64(inputs), plan.inputs))
-    for array, output in zip(results, plan.outputs, strict=True):
-        known = [n if isinstance(n, int) else actual for n, actual in zip(output.shape, array.shape, strict=True)]
-        assert list(array.shape) == known, f"{output.name}: {array.shape} where the plan says {output.shape}"
-    return to_torch(results, plan.outputs)
+    lowered = Lowered(plan, "float64")
+    made = []
+    for inputs in batches:
+        results = lowered(*to_artefact(in_float64(inputs), plan.inputs))
+        for array, output in zip(results, plan.outputs, strict=True):
+            known = [n if isinstance(n, int) else actual for n, actual in zip(output.shape, array.shape, strict=True)]
+            assert list(array.shape) == known, f"{output.name}: {array.shape} where the plan says {output.shape}"
+        made.append(to_torch(results, plan.outputs))
+    return made
 
 
-def assert_plan_is_exact(program: Program, inputs: Sequence[Input | tuple[int, ...]], layout: str = "auto") -> Plan:
-    """Plan `program` and compare it with PyTorch, both in float64, at two batch sizes."""
-    plan = planned(program, layout)
+def assert_plan_is_exact(program: Program, inputs: Sequence[Input | tuple[int, ...]], *layouts: str) -> Plan:
+    """Plan `program` and compare it with PyTorch, both in float64, at two batch sizes.
+
+    Args:
+        layouts: "auto" by default; one that holds inputs and outputs as the one before is not run again.
+
+    Returns the first plan.
+    """
+    batches = [examples(inputs, batch) for batch in (2, 3)]
     raised = program.at(torch.float64)
-    for batch in (2, 3):
-        tensors = examples(inputs, batch)
-        assert_same(run_in_float64(plan, tensors), raised.run(*in_float64(tensors)), f"{layout}, batch {batch}")
-    return plan
+    expected = [raised.run(*in_float64(batch)) for batch in batches]
+    plans: list[Plan] = []
+    for layout in layouts or ("auto",):
+        plan = planned(program, layout)
+        if not any(orders(plan) == orders(other) for other in plans):
+            for results, wanted in zip(run_in_float64(plan, *batches), expected, strict=True):
+                assert_same(results, wanted, f"{layout}, batch {len(wanted[0]) if wanted[0].ndim else 0}")
+        plans.append(plan)
+    return plans[0]
+
+
+def orders(plan: Plan) -> list[tuple[int, ...]]:
+    """How inputs and outputs are held."""
+    return [interface.order for interface in (*plan.inputs, *plan.outputs)]
 
 
 def assert_same(actual: Sequence, expected: Sequence, what: str, bound: float = EXACT) -> None:

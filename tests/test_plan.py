@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 import torch.nn.functional as F
-from equivalence import Call, Input, assert_plan_is_exact, captured, planned
+from equivalence import Call, Input, assert_plan_is_exact, captured, orders, planned
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -261,10 +261,6 @@ def test_layouts_by_rule(module, shapes, inputs, outputs):
     assert orders(forced) == [LAST.get(len(i.order), as_pytorch(i)) for i in (*forced.inputs, *forced.outputs)]
     kept = planned(program, "nchw")
     assert orders(kept) == [as_pytorch(i) for i in (*kept.inputs, *kept.outputs)]
-
-
-def orders(plan: Plan) -> list[tuple[int, ...]]:
-    return [interface.order for interface in (*plan.inputs, *plan.outputs)]
 
 
 def interfaces(plan: Plan, inputs, outputs):
