@@ -4,12 +4,16 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 import pytest
+import torch
+from torch import Tensor, nn
 
 import cli
+import converter
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text()
@@ -91,6 +95,42 @@ def test_other_commands_work_as_written(main_job, commands: str):
 def test_example_works_as_written(tmp_path: Path, example: str):
     done = run([sys.executable, "-c", example], tmp_path)
     assert done.stdout.startswith("verified\n")
+
+
+def shuffled(x: Tensor) -> Tensor:
+    return x.view(len(x), 3, 4, 10, 8).transpose(1, 2).reshape(len(x), 12, 10, 8)
+
+
+class Between(nn.Module):
+    """A function between two layers."""
+
+    def __init__(self, first: nn.Module, function: Callable[[Tensor], Tensor], second: nn.Module):
+        super().__init__()
+        self.first, self.function, self.second = first, function, second
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.function(self.first(x)))
+
+
+@pytest.mark.parametrize(
+    "channels, function, second, operators",
+    [
+        pytest.param(12, lambda x: x[:, [*range(1, 12), 0]], nn.Conv2d(12, 5, 3), {"Conv2D": 2}, id="channel index"),
+        pytest.param(12, lambda x: x.flip(1), nn.Conv2d(12, 5, 3), {"Conv2D": 2}, id="flip"),
+        pytest.param(12, shuffled, nn.Conv2d(12, 5, 3), {"Conv2D": 2}, id="channel shuffle"),
+        pytest.param(12, nn.PixelShuffle(2), nn.Conv2d(3, 5, 3), {"Conv2D": 2, "DepthToSpace": 1}, id="pixel shuffle"),
+        pytest.param(
+            3, nn.PixelUnshuffle(2), nn.Conv2d(12, 5, 3), {"Conv2D": 2, "SpaceToDepth": 1}, id="pixel unshuffle"
+        ),
+        pytest.param(4, nn.Flatten(), nn.Linear(4 * 10 * 8, 5), {"Conv2D": 1, "Reshape": 1, "MatMul": 1}, id="flatten"),
+    ],
+)
+def test_pattern_becomes_what_the_table_says(tmp_path: Path, channels: int, function, second, operators: dict):
+    torch.manual_seed(0)
+    model = Between(nn.Conv2d(3, channels, 3, padding=1), function, second).eval()
+    report = converter.convert(model, to=["tf"], output=tmp_path / "model", input_shapes=["1,3,10,8"])
+    assert report.status == "verified"
+    assert report.artefacts[0].operators == operators | {"BiasAdd": 2}
 
 
 @pytest.mark.parametrize("mark", MARKS)
