@@ -205,17 +205,34 @@ def build(source: Source, format: Format, options: Options, clock: Clock) -> Bui
 def expected_initialisers(program: Program, tensors: Mapping[str, np.ndarray]) -> dict[str, Expected]:
     """What ONNX's initialisers must be: the rewritten program's tensors; the exporter may transpose a matrix."""
     expected = {}
-    for name, origin in program.origins.items():
+    returned = {n.target: name for name, n in zip(program.outputs, program.results, strict=True) if n.op == "get_attr"}
+    for target, origin in program.origins.items():
+        name = returned.get(target, target)
         if name not in tensors:
             continue
-        node = next((n for n in program.graph.find_nodes(op="get_attr") if n.target == name), None)
+        node = next((n for n in program.graph.find_nodes(op="get_attr") if n.target == target), None)
         if node is None:
             continue
         array = program.tensor(node).detach().numpy()
         if array.ndim == 2 and array.shape != tensors[name].shape == array.T.shape:
             array = array.T
         expected[name] = Expected(array, origin.sources, origin.exact)
+    _add_merged(program, expected)
     return expected | recurrent_weights(program, {n: t for n, t in tensors.items() if n not in expected})
+
+
+def _add_merged(program: Program, expected: dict[str, Expected]) -> None:
+    """The exporter keeps one of equal initialisers, as the biases of two fresh norms: it then comes from both."""
+    for node in program.graph.find_nodes(op="get_attr"):
+        if not node.users or node.target in expected:
+            continue
+        array, origin = program.tensor(node).detach().numpy(), program.origins[node.target]
+        for name, one in expected.items():
+            kept = np.asarray(one.array)
+            if (kept.shape, kept.dtype) == (array.shape, array.dtype) and kept.tobytes() == array.tobytes():
+                sources = tuple(dict.fromkeys((*one.sources, *origin.sources)))
+                expected[name] = Expected(one.array, sources, one.exact and origin.exact)
+                break
 
 
 def tensors_read(program: Program) -> set[str]:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import keyword
 import operator
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
-from torch.export.graph_signature import InputKind, OutputKind
+from torch.export.graph_signature import ExportGraphSignature, InputKind, OutputKind
 from torch.nn.modules import rnn
 from torch.utils._pytree import GetAttrKey, MappingKey, SequenceKey, tree_flatten_with_path, tree_unflatten
 
@@ -28,6 +29,7 @@ aten = torch.ops.aten
 RECURRENT = {
     "lstm": aten.lstm.input, "gru": aten.gru.input, "rnn_tanh": aten.rnn_tanh.input, "rnn_relu": aten.rnn_relu.input,
 }  # fmt: skip
+RESERVED = set(dir(fx.GraphModule(nn.Module(), fx.Graph())))
 DROPOUTS = {aten.dropout.default, aten.feature_dropout.default}
 
 
@@ -46,6 +48,8 @@ def capture(module: nn.Module, inputs: Sequence[Tensor], fixed_batch: bool = Fal
         shapes = tuple({0: batch} if x.ndim else None for x in inputs)
         try:
             return from_exported(_export(module, [_at_least_two(x) for x in inputs], shapes))
+        except CaptureError:
+            raise
         except Exception as error:
             reason = _why_specialised(error)
     try:
@@ -84,7 +88,8 @@ def from_exported(exported: ExportedProgram) -> Program:
     signature = exported.graph_signature
     graph_module = fx.GraphModule(nn.Module(), exported.graph)
     graph = graph_module.graph
-    inputs, origins = [], {}
+    inputs: list[str] = []
+    origins: dict[str, Origin] = {}
     tensors = {**exported.constants, **exported.state_dict, **exported.tensor_constants}
     for spec, node in zip(signature.input_specs, graph.find_nodes(op="placeholder"), strict=True):
         if spec.kind is InputKind.USER_INPUT:
@@ -97,10 +102,11 @@ def from_exported(exported: ExportedProgram) -> Program:
             continue
         if not isinstance(tensors.get(spec.target), torch.Tensor):
             raise CaptureError(f"the program holds `{spec.target}`, which is no tensor ({spec.kind.name})")
-        write_attribute(graph_module, spec.target, tensors[spec.target])
-        origins[spec.target] = Origin((spec.target,))
+        name = _attribute_name(spec.target, origins)
+        write_attribute(graph_module, name, tensors[spec.target])
+        origins[name] = Origin((spec.target,))
         with graph.inserting_before(node):
-            attribute = graph.get_attr(spec.target)
+            attribute = graph.get_attr(name)
         attribute.meta = dict(node.meta)
         node.replace_all_uses_with(attribute)
         graph.erase_node(node)
@@ -123,6 +129,7 @@ def from_exported(exported: ExportedProgram) -> Program:
     _restore_batch_norm(program)
     _free_views(program)
     program.finish()
+    _refuse_state(program, signature)
     first = program.placeholders[0].meta["val"].shape if program.placeholders else ()
     if first and isinstance(first[0], int):
         program.fixed_batch = first[0]
@@ -201,6 +208,35 @@ def _name_recurrent_layers(graph_module: fx.GraphModule) -> None:
         kind, x, states, *rest = node.args
         node.target, node.args = RECURRENT[kind], (x, states if kind == "lstm" else states[0], *rest)
     graph_module.recompile()
+
+
+def _attribute_name(name: str, taken: Container[str]) -> str:
+    """`name`, unless it is a keyword or an attribute of every `GraphModule`, as `graph` and `code` are."""
+    first, *rest = [f"{part}_" if keyword.iskeyword(part) else part for part in name.split(".")]
+    if first in RESERVED:
+        first += "_"
+    name = ".".join((first, *rest))
+    while name in taken:
+        name += "_"
+    return name
+
+
+def _refuse_state(program: Program, signature: ExportGraphSignature) -> None:
+    """A forward may count its calls, but what it returns must not hang on a tensor that it changes itself.
+
+    Raises:
+        CaptureError: it does.
+    """
+    read = {
+        source for node in program.graph.find_nodes(op="get_attr") for source in program.origins[node.target].sources
+    }
+    changed = sorted(read & set(signature.buffers_to_mutate.values()))
+    if changed:
+        names = ", ".join(f"`{name}`" for name in changed)
+        raise CaptureError(
+            f"forward changes {names} and reads what the call before left there: a converted model keeps no state",
+            cure="pass the state in as an input, or keep it as it is in eval mode",
+        )
 
 
 def _keep_dropouts(graph_module: fx.GraphModule) -> None:

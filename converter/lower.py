@@ -6,6 +6,7 @@ tensors, TensorFlow's graph tensors and eager ones alike.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -122,7 +123,10 @@ class Lowered:
             keras.Input(batch_shape=tuple(known(n) for n in step.shape), dtype=dtype_name(step.dtype), name=step.name)
             for step in self.plan.input_steps
         ]
-        results = self(*inputs)
+        results = [
+            result if isinstance(result, keras.KerasTensor) else _as_output(result, inputs[0])
+            for result in self(*inputs)
+        ]
         names = [output.name for output in self.plan.outputs]
         outputs = results[0] if len(results) == 1 else dict(zip(names, results, strict=True))
         given = (
@@ -143,7 +147,7 @@ class Lowered:
         """As a call, results by the outputs' names."""
         results = self(*inputs)
         return {
-            output.name: tf.identity(array, output.name)
+            output.name: tf.identity(array, scope_name(output.name))
             for output, array in zip(self.plan.outputs, results, strict=True)
         }
 
@@ -229,13 +233,24 @@ class Lowered:
         return keras.ops.cast(keras.ops.squeeze(made(ones), 0), dtype)
 
     def _unique(self, name: str) -> str:
-        name = name.replace("/", ".")
+        name = scope_name(name)
         chosen, n = name, 0
         while chosen in self._names:
             n += 1
             chosen = f"{name}_{n}"
         self._names.add(chosen)
         return chosen
+
+
+def _as_output(constant: Any, like: Any) -> Any:
+    """`constant` as a tensor of a functional model, which takes none for an output that hangs on no input."""
+    one = keras.ops.ones_like(like[(slice(0, 1),) * len(like.shape)], dtype="bool")
+    return keras.ops.where(keras.ops.reshape(one, (1,) * len(constant.shape)), constant, constant)
+
+
+def scope_name(name: str) -> str:
+    """`name` as TensorFlow takes it for a scope: keys of ModuleDicts and of outputs may be any text."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name.replace("/", ".")).lstrip("_-") or "unnamed"
 
 
 def in_order(results: Sequence[Step]) -> list[Step]:

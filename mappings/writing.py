@@ -53,6 +53,11 @@ def copy(plan, x, src, non_blocking=False):
     return y if src.dtype == target else plan.elementwise(lambda a: ops.cast(a, dtype_name(target)), y)
 
 
+@maps(aten.zero.default)
+def zero(plan, x):
+    return filled(plan, 0)
+
+
 @maps(aten.fill.Scalar, aten.fill.Tensor)
 def fill(plan, x, value):
     if isinstance(value, Value):

@@ -972,7 +972,7 @@ WRITING = {
         IMAGE,
     ),
     "written over, in another type": (
-        lambda x, n: (x.clone().copy_(n), x.clone().fill_(2), n.clone().copy_(x)),
+        lambda x, n: (x.clone().copy_(n), x.clone().fill_(2), n.clone().zero_(), n.clone().copy_(x)),
         FLOATS,
         INTS,
     ),

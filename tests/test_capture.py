@@ -212,6 +212,40 @@ def test_tensors_bear_the_checkpoint_names():
     assert all(torch.equal(program.tensor(n), model.get_parameter(t)) for t, n in attributes.items() if t != "shift")
 
 
+@pytest.mark.parametrize("name", ["graph", "code", "meta", "recompile", "class", "training_", "x/y"])
+def test_tensors_may_bear_names_that_a_graph_module_has_itself(name):
+    """Or that are keywords of Python: the checkpoint's name is that of the source all the same."""
+    model = Call(lambda self, x: getattr(self, name)(x), **{name: nn.Linear(3, 3)})
+    program = captured(model, FEATURES)
+    sources = {source for origin in program.origins.values() for source in origin.sources}
+    assert sources == {f"{name}.weight", f"{name}.bias"}
+    x = examples([FEATURES], 3)
+    with torch.no_grad():
+        assert_same(program.run(*x), [model(*x)], "the captured program", bound=1e-6)
+
+
+class Counts(nn.Module):
+    def __init__(self, reads: bool):
+        super().__init__()
+        self.reads = reads
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x):
+        self.calls.add_(1)
+        return x * self.calls if self.reads else x * 2
+
+
+def test_state_that_outputs_hang_on_is_refused():
+    with pytest.raises(CaptureError, match="`calls`") as raised:
+        capture(Counts(reads=True).eval(), examples([FEATURES]))
+    assert "input" in raised.value.cure
+
+
+def test_state_that_no_output_reads_is_left_out():
+    program = capture(Counts(reads=False).eval(), examples([FEATURES]))
+    assert not program.graph.find_nodes(op="get_attr")
+
+
 def tied() -> nn.Module:
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model[1].weight = model[0].weight

@@ -92,5 +92,7 @@ def departs(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> bool:
 
 
 def _scale(x: Tensor) -> float:
+    if not x.is_floating_point():  # there is no abs of booleans
+        return 0.0
     finite = x[torch.isfinite(x)].abs()
-    return float(finite.max()) if finite.numel() and x.is_floating_point() else 0.0
+    return float(finite.max()) if finite.numel() else 0.0

@@ -1,0 +1,56 @@
+"""Whole conversions of models that are odd in their names, outputs and weights, in all formats at once."""
+
+import pytest
+import torch
+from torch import nn
+
+import converter
+
+
+class OddNames(nn.Module):
+    """Any text is a key of a ModuleDict and of a dictionary of outputs; `graph` and `code` are fx's own."""
+
+    def __init__(self):
+        super().__init__()
+        self._stem = nn.Conv2d(3, 4, 3)
+        self.graph = nn.ModuleDict({"a b": nn.Conv2d(4, 4, 1), "a_b": nn.Conv2d(4, 4, 1), "x/ü": nn.Conv2d(4, 4, 1)})
+        self.code = nn.ModuleDict({"class": nn.Linear(4, 2)})
+
+    def forward(self, x):
+        x = self.graph["x/ü"](self.graph["a b"](self._stem(x)).relu() * self.graph["a_b"](self._stem(x)))
+        return {"a/b c": x, "größe": self.code["class"](x.mean((2, 3))), "_x": x.amax(1)}
+
+
+class ConstantOutput(nn.Module):
+    def forward(self, x):
+        return x * 2, torch.arange(4.0), torch.arange(3) > 1
+
+
+class EqualTensors(nn.Module):
+    """Fresh norms hold the same values: PyTorch's exporter writes them once."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.LayerNorm(4) for _ in range(3))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x).relu() + x
+        return x
+
+
+@pytest.mark.parametrize(
+    "model, shape, outputs",
+    [
+        pytest.param(OddNames, "1,3,6,6", ["a/b c", "größe", "_x"], id="names that are no scopes and no attributes"),
+        pytest.param(ConstantOutput, "1,4", ["output_0", "output_1", "output_2"], id="outputs that hang on no input"),
+        pytest.param(EqualTensors, "1,4", ["output"], id="equal weights, which the exporter merges"),
+    ],
+)
+def test_odd_model_is_converted_and_verified(tmp_path, model, shape, outputs):
+    torch.manual_seed(0)
+    report = converter.convert(model().eval(), to=["tf", "keras", "onnx"], output=tmp_path, input_shapes=[shape])
+    assert [a.status for a in report.artefacts] == ["verified"] * 3, [
+        p.summary for a in report.artefacts for p in a.proofs
+    ]
+    assert all([o.name for o in a.outputs] == outputs for a in report.artefacts)
