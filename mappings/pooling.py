@@ -276,7 +276,6 @@ def adaptive_max_pool(plan, x, output_size):
             return maximum_by_axis(plan, x, size, size, [(0, 0)] * rank, (1,) * rank, shape)
         for dim in range(2, rank + 2):
             if x.shape[dim] != shape[dim]:
-
                 windows = bounds(x.shape[dim], shape[dim])
 
                 def parts(a, axis, windows=windows):
