@@ -5,6 +5,8 @@ import pkgutil
 
 
 def load() -> None:
-    """Import every family, which registers its mappings."""
+    """Import every family, which registers its mappings; those of other libraries' operators once these are there."""
     for family in pkgutil.iter_modules(__path__):
-        importlib.import_module(f"{__name__}.{family.name}")
+        module = importlib.import_module(f"{__name__}.{family.name}")
+        if hasattr(module, "register"):
+            module.register()

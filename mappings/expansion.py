@@ -9,6 +9,7 @@ from converter.layout import Layout, Size, quotient
 from converter.plan import Constant, Plan, Unsupported, Value
 from converter.precision import dtype_name
 from converter.registry import maps
+from mappings.elementwise import sum_of
 
 aten = torch.ops.aten
 
@@ -66,7 +67,7 @@ def expanded(plan: Plan, x: Value | Constant, shape: tuple[Size, ...]) -> Value:
 
 
 def added(x, zeros):
-    return ops.logical_or(x, zeros) if zeros.dtype == "bool" else x + zeros
+    return ops.logical_or(x, zeros) if zeros.dtype == "bool" else sum_of(x, zeros)
 
 
 def along(plan: Plan, constant: Constant, zeros: Value) -> Value:

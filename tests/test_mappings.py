@@ -9,6 +9,7 @@ import operator
 import attention_rows
 import mapping_rows
 import pytest
+import sampling_rows
 import tensorflow as tf
 import torch
 import torch.nn.functional as F
@@ -667,7 +668,7 @@ RESAMPLING = {
 }
 
 CASES = CONVOLUTIONS | POOLS | LAYERS | ACTIVATIONS | ELEMENTWISE | SHAPES | REDUCTIONS | RESAMPLING
-CASES |= mapping_rows.CASES | attention_rows.CASES
+CASES |= mapping_rows.CASES | attention_rows.CASES | sampling_rows.CASES
 # Capture leaves none of these; they are put into a program by hand.
 BY_HAND = {
     "reshape": (aten.reshape.default, [-1, 54, 8]),

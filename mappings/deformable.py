@@ -1,0 +1,100 @@
+"""Deformable convolution: a convolution that reads each pixel of its window where an offset says.
+
+Offsets are added in pixels, so (0, 0) everywhere gives an ordinary convolution. The taps of the window are sampled
+one after the other and multiplied with their part of the kernel: memory does not grow with the window.
+"""
+
+import itertools
+
+import numpy as np
+import torch
+from keras import ops
+
+from converter.layout import channels_last_result, product
+from converter.plan import Constant, Unsupported, Value
+from converter.registry import MAPPINGS, maps
+from mappings.elementwise import sum_of
+from mappings.sampling import ZEROS, batch_index, combined, linear, padded, total, weighted
+
+
+def deform_conv2d(
+    plan, x, weight, offset, mask, bias, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
+    groups, offset_groups, use_mask,
+):  # fmt: skip
+    if not isinstance(weight, Constant):
+        raise Unsupported("a kernel that is computed from the input")
+    if not all(isinstance(n, int) for n in x.shape[1:]):
+        raise Unsupported("an image of unknown size")
+    out, _, height, width = weight.shape
+    channels, *sizes = x.shape[1:]
+    _, _, *made = plan.shape()
+    if groups == offset_groups == 1:
+        x, order = plan.channels_last(x)
+        weight = weight.take(1, order)
+    else:
+        x = plan.channels_in_order(x)
+    layout, emitted = channels_last_result(x.layout, plan.shape()), np.arange(out)
+    if groups == 1:
+        layout, emitted = plan.produced(layout, 1)
+    kernel = plan.as_value(weight.take(0, emitted).permute(2, 3, 1, 0), x)
+    operands = [x, plan.channels_in_order(plan.as_value(offset, x)), kernel]
+    if use_mask:
+        operands.append(plan.channels_in_order(plan.as_value(mask, x)))
+    if isinstance(bias, Constant) and not (bias.tensor == 0).all():
+        operands.append(plan.as_value(bias.take(0, emitted), x))
+    elif not isinstance(bias, Constant):
+        raise Unsupported("a bias that is computed from the input")
+    window = list(itertools.product(range(height), range(width)))
+    read = channels_last_result(x.layout, (*x.shape[:2], *made), channels=1)
+    for _ in range(4 * len(window)):
+        plan.gathers(Value(read, x.dtype, x.step), "offsets of a deformable convolution")
+    held = [n + 2 for n in sizes]
+
+    def apply(image, offsets, kernel, *others):
+        left = list(others)
+        masks = left.pop(0) if use_mask else None
+        pixels = ops.reshape(padded(image, (1, 1)), (-1, channels // offset_groups))
+        by_tap = ops.reshape(offsets, (-1, *made, offset_groups, len(window), 2))
+        strengths = None if masks is None else ops.reshape(masks, (-1, *made, offset_groups, len(window)))
+        first = batch_index(by_tap, 4) * product(held)
+        groups_apart = ops.cast(list(range(offset_groups)), "int32")
+        parts = []
+        for tap, (row, column) in enumerate(window):
+            starts = ((row * dilation_h - pad_h, stride_h), (column * dilation_w - pad_w, stride_w))
+            along = []
+            for axis, ((start, stride), size) in enumerate(zip(starts, sizes, strict=True)):
+                at = (start + stride * np.arange(made[axis])).reshape(-1, *(1,) * (2 - axis))
+                p = sum_of(by_tap[..., tap, axis], ops.cast(at.tolist(), by_tap.dtype))
+                along.append(linear(ops.clip(p, -1, size), size, ZEROS))
+            sampled = total(
+                weighted(ops.take(pixels, sum_of(sum_of(index, first) * offset_groups, groups_apart), axis=0), w)
+                for index, w in combined(along, held)
+            )
+            if strengths is not None:
+                sampled = weighted(sampled, strengths[..., tap])
+            parts.append(multiplied(ops.reshape(sampled, (-1, channels)), kernel[row, column], groups))
+        y = ops.reshape(total(parts), (-1, *made, out))
+        return y + left[0] if left else y
+
+    return plan.call(apply, *operands, layout=layout)
+
+
+def multiplied(rows, matrix, groups):
+    """Rows times a matrix (in / groups, out), group by group."""
+    if groups == 1:
+        return ops.matmul(rows, matrix)
+    inputs, outputs = rows.shape[-1] // groups, matrix.shape[-1] // groups
+    return ops.concatenate(
+        [
+            ops.matmul(rows[:, g * inputs : (g + 1) * inputs], matrix[:, g * outputs : (g + 1) * outputs])
+            for g in range(groups)
+        ],
+        -1,
+    )
+
+
+def register() -> None:
+    """Once torchvision, which has the operator, is imported."""
+    packet = getattr(torch.ops.torchvision, "deform_conv2d", None)
+    if packet is not None and packet.default not in MAPPINGS:
+        maps(packet.default, channels_last=True, produces=1)(deform_conv2d)
