@@ -6,13 +6,21 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
 from converter.errors import ConversionError, UnsupportedOperatorsError
 from converter.outputs import ENDINGS, output_paths
-from converter.report import SCHEMA, ConversionReport, Failure, Report, UnsupportedOperator, VerificationReport
+from converter.report import (
+    SCHEMA,
+    ConversionReport,
+    ExplanationKind,
+    Failure,
+    Report,
+    UnsupportedOperator,
+    VerificationReport,
+)
 
 if TYPE_CHECKING:
     from converter.terminal import Terminal
@@ -226,6 +234,13 @@ def convert(
 @click.argument("artefact", type=PATH)
 @architecture_options
 @comparison_options
+@click.option(
+    "--accept",
+    multiple=True,
+    type=click.Choice(get_args(ExplanationKind)),
+    help="Count an artefact as agreeing that agrees after this only; repeatable.",
+)
+@click.option("--signature", metavar="NAME", help="Of a SavedModel or TFLite file that has several.")
 @report_option
 @message_options
 def verify(

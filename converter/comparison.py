@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import fx, nn
@@ -14,13 +15,17 @@ from converter.artefacts.runner import Runner, TensorSpec
 from converter.artefacts.stamp import read_stamp
 from converter.building import Options, build
 from converter.errors import ConversionError, UsageError
-from converter.interfaces import labelled_accuracy, run_artefact
+from converter.interfaces import labelled_accuracy
+from converter.matching import Matching
+from converter.pairing import shown
 from converter.program import Program
 from converter.reference import take_reference
-from converter.report import Proof, VerificationReport, status_of
+from converter.report import ExplanationKind, VerificationReport, status_of
+from converter.shapes import NO_SHAPES
 from converter.source import Clock, Progress, open_source
 from converter.steps import Interface, sizes
-from converter.verification.compare import compare_artefact
+
+EXPLANATIONS: tuple[ExplanationKind, ...] = get_args(ExplanationKind)
 
 
 def verify(
@@ -35,16 +40,21 @@ def verify(
     rtol: float | None = None,
     seed: int = 0,
     inputs: str | Path | None = None,
+    accept: Sequence[str] = (),
+    signature: str | None = None,
     progress: Progress | None = None,
 ) -> VerificationReport:
     """Compare what an artefact computes with its model; of one that bears our stamp, the weights too.
 
     Inputs and outputs are matched by name, or by position where the names are others. An artefact of another tool may
-    hold images channels last, where its input's shape says so.
+    hold them channels last, where shapes say so, and may take one batch size only. If it does not agree, a softmax, a
+    sigmoid, boxes in units of the image size, another order, a layout that shapes do not tell are tried, and said.
 
     Args:
-        artefact: a SavedModel folder, a `.keras` or an `.onnx` file.
+        artefact: a SavedModel folder, a `.keras`, an `.onnx` or a `.tflite` file.
         input_shapes: as for `convert`; an artefact of ours knows them.
+        accept: kinds of explanations (`report.ExplanationKind`) that may make it agree.
+        signature: of a SavedModel or a TFLite file that has several.
 
     Raises:
         ConversionError: either side cannot be read or run.
@@ -53,19 +63,21 @@ def verify(
     clock = Clock(progress)
     format = detect_format(artefact)
     stamp = read_stamp(artefact) or {}
+    accepted = explanation_kinds(accept)
     with Runner(format) as runner:
-        source = open_source(
-            model, factory=factory, factory_args=factory_args,
-            input_shapes=input_shapes or stamp.get("input_shapes", ()),
-            trust=trust, fixed_batch=stamp.get("options", {}).get("fixed_batch"), seed=seed, clock=clock,
-        )  # fmt: skip
+        if missing := not (input_shapes or stamp):  # then it is asked what it takes
+            runner.open(artefact, signature)
+        with proposing_shapes(runner):
+            source = open_source(
+                model, factory=factory, factory_args=factory_args,
+                input_shapes=input_shapes or stamp.get("input_shapes", ()),
+                trust=trust, fixed_batch=stamp.get("options", {}).get("fixed_batch"), seed=seed, clock=clock,
+            )  # fmt: skip
         notes = [*source.notes, *source.program.notes]
-        with clock("open"):
-            runner.open(artefact)
+        if not missing:
+            with clock("open"):
+                runner.open(artefact, signature)
         ours = stamped_interfaces(source.program, stamp)
-        program_inputs, program_outputs = interfaces(source.program)
-        taken = ours[0] if ours else matched(program_inputs, runner.inputs)
-        given = ours[1] if ours else matched(program_outputs, runner.outputs)
         batch = fixed_batch(runner.inputs)
         if batch is not None and source.program.fixed_batch is None:
             source.program.fixed_batch = batch
@@ -79,12 +91,13 @@ def verify(
                 running=source.running,
             )
         with clock("run the artefact"):
-            results = run_artefact(runner, taken, given, reference)
-        proofs: list[Proof] = [
-            compare_artefact(
-                reference.float64, reference.float32, results, atol=atol, rtol=rtol, constant=reference.constant
-            )
-        ]
+            matching = Matching(
+                runner, *(ours or interfaces(source.program)), reference,
+                told=ours is not None, accepted=accepted, atol=atol, rtol=rtol,
+            )  # fmt: skip
+            match = matching.match()
+        notes += match.notes
+        proofs = [match.proof]
         if ours:
             if stamp.get("source_sha256") not in (None, source.sha256):
                 notes.append("the artefact says that it was made from another file than this")
@@ -99,8 +112,34 @@ def verify(
         proofs=tuple(proofs),
         notes=tuple(dict.fromkeys(notes)),
         status=status_of(proofs),
-        accuracy=labelled_accuracy(reference, results),
+        accuracy=labelled_accuracy(reference, match.results),
+        explanations=tuple(match.explanations),
+        timings=clock.timings,
     )
+
+
+def explanation_kinds(accept: Sequence[str]) -> frozenset[ExplanationKind]:
+    """Raises UsageError for what is none."""
+    unknown = [kind for kind in accept if kind not in EXPLANATIONS]
+    if unknown:
+        raise UsageError(f"no such explanation: {', '.join(unknown)}", cure=f"one of {', '.join(EXPLANATIONS)}")
+    return frozenset(accept)  # type: ignore[arg-type]
+
+
+@contextmanager
+def proposing_shapes(runner: Runner) -> Iterator[None]:
+    """Where input shapes are missing, say those of the artefact, if it is open."""
+    try:
+        yield
+    except UsageError as error:
+        if error.what != NO_SHAPES or not runner.inputs:
+            raise
+        taken = ", ".join(f"`{spec.name}` {shown(spec.shape)}" for spec in runner.inputs)
+        raise UsageError(
+            f"{NO_SHAPES}; the artefact takes {taken}",
+            where=error.where,
+            cure=f"{error.cure}, as the artefact takes it",
+        ) from error
 
 
 def interfaces(program: Program) -> tuple[list[Interface], list[Interface]]:
@@ -129,38 +168,6 @@ def stamped_interfaces(program: Program, stamp: Mapping[str, Any]) -> tuple[list
             f"the model {', '.join(program.inputs)} and {', '.join(program.outputs)}"
         )
     return inputs, outputs
-
-
-def matched(ours: Sequence[Interface], theirs: Sequence[TensorSpec]) -> list[Interface]:
-    """Our inputs or outputs as an artefact of another tool holds them: as PyTorch does, or channels last."""
-    if len(ours) != len(theirs):
-        raise UsageError(
-            f"the model has {len(ours)} inputs or outputs where the artefact has {len(theirs)}: "
-            f"{', '.join(o.name for o in ours)} against {', '.join(t.name for t in theirs)}"
-        )
-    by_name = {t.name: t for t in theirs}
-    same_names = set(by_name) == {o.name for o in ours}
-    found = []
-    for position, interface in enumerate(ours):
-        spec = by_name[interface.name] if same_names else theirs[position]
-        rank = len(interface.shape)
-        last = (0, *range(2, rank), 1)
-        straight = fits(interface.shape, spec.shape)
-        if not straight and rank >= 3 and fits([interface.shape[d] for d in last], spec.shape):
-            shape = tuple(interface.shape[d] for d in last)
-            found.append(Interface(interface.name, shape, interface.dtype, last))
-        else:
-            found.append(interface)
-    return found
-
-
-def fits(shape: Sequence[Any], other: Sequence[int | None] | None) -> bool:
-    """Whether a shape may be another, unknown sizes being anything."""
-    if other is None:
-        return True
-    return len(shape) == len(other) and all(
-        a == b for a, b in zip(shape, other, strict=True) if isinstance(a, int) and isinstance(b, int)
-    )
 
 
 def fixed_batch(inputs: Sequence[TensorSpec]) -> int | None:

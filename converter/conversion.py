@@ -15,7 +15,7 @@ from converter.artefacts.placement import Placement
 from converter.artefacts.runner import Runner
 from converter.building import Options, build, described
 from converter.errors import UsageError
-from converter.interfaces import facts, labelled_accuracy, run_artefact
+from converter.interfaces import facts, free_batch, labelled_accuracy, run_artefact
 from converter.outputs import ENDINGS, output_path
 from converter.reference import take_reference
 from converter.report import ArtefactReport, ConversionReport, Proof, status_of
@@ -127,8 +127,8 @@ def convert(
                 ArtefactReport(
                     format=format,
                     path=path,
-                    inputs=tuple(facts(i) for i in built.inputs),
-                    outputs=tuple(facts(o) for o in built.outputs),
+                    inputs=tuple(facts(i, free_batch(source.program)) for i in built.inputs),
+                    outputs=tuple(facts(o, free_batch(source.program)) for o in built.outputs),
                     proofs=proofs,
                     operators=operators,
                     movements=built.movements(operators),

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import sympy
 
 from converter.artefacts.runner import Runner
 from converter.errors import ConversionError
 from converter.layout import Size
+from converter.program import Program
 from converter.reference import Reference
 from converter.report import Accuracy, Shape, TensorFacts
-from converter.steps import Interface
+from converter.steps import Interface, sizes
 from converter.verification.compare import Outputs, accuracy
 
 
@@ -62,13 +64,26 @@ def labelled_accuracy(reference: Reference, results: Sequence[Outputs]) -> Accur
     return accuracy(before, after, reference.labels) if before.ndim == 2 else None
 
 
-def facts(interface: Interface) -> TensorFacts:
-    shape = sizes_shown(interface.shape)
+def facts(interface: Interface, batch: Size | None = None) -> TensorFacts:
+    """For a report; `batch` as `free_batch` gives it."""
+    shape = sizes_shown(interface.shape, batch)
     rank = len(interface.order)
     layout = "as PyTorch" if interface.layout == "as PyTorch" or rank < 3 else "channels_last"
     return TensorFacts(interface.name, shape, str(interface.dtype).removeprefix("torch."), layout)
 
 
-def sizes_shown(shape: Sequence[Size]) -> Shape:
-    """A shape as reports give it, the unknown batch by its name."""
-    return tuple(n if isinstance(n, int) else "batch" if i == 0 else str(n) for i, n in enumerate(shape))
+def free_batch(program: Program) -> Size | None:
+    """The symbol of the program's batch size, None where it is fixed."""
+    shapes = [sizes(node.meta["val"]) for node in program.placeholders]
+    return next((shape[0] for shape in shapes if shape and not isinstance(shape[0], int)), None)
+
+
+def sizes_shown(shape: Sequence[Size], batch: Size | None = None) -> Shape:
+    """A shape as reports give it, the unknown batch by its name, also where it is a factor."""
+    return tuple(n if isinstance(n, int) else _with_batch(n, batch, first=not i) for i, n in enumerate(shape))
+
+
+def _with_batch(size: Size, batch: Size | None, first: bool) -> str:
+    if batch is not None:
+        return str(size.subs(batch, sympy.Symbol("batch")))
+    return "batch" if first else str(size)

@@ -14,6 +14,7 @@ SCHEMA = 1
 Shape = tuple[int | str | None, ...]
 Status = Literal["verified", "not verified", "disagrees"]
 ProofName = Literal["function", "artefact", "weights"]
+ExplanationKind = Literal["softmax", "sigmoid", "boxes", "output-order", "input-order", "layout"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,22 @@ class OutputComparison:
     set_aside: int = 0
     notes: tuple[str, ...] = ()
     proves_nothing: bool = False
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What makes an artefact agree that does not agree as it stands; `kind` is what `--accept` takes.
+
+    Attributes:
+        name: the model's output or input that it concerns; "" for all.
+        description: which side does what the other does not.
+        accepted: the user said that it may be so.
+    """
+
+    kind: ExplanationKind
+    name: str
+    description: str
+    accepted: bool
 
 
 @dataclass(frozen=True)
@@ -169,7 +186,7 @@ class ConversionReport(Report):
 
 @dataclass(frozen=True)
 class VerificationReport(Report):
-    """An artefact compared with its model."""
+    """An artefact compared with its model; `timings` in seconds, by step."""
 
     source: str
     artefact: str
@@ -177,6 +194,8 @@ class VerificationReport(Report):
     notes: tuple[str, ...]
     status: Status
     accuracy: Accuracy | None = None
+    explanations: tuple[Explanation, ...] = ()
+    timings: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from converter.errors import UsageError
 
 EXAMPLE = "--input-shape 1,3,224,224"
+NO_SHAPES = "the checkpoint does not say what the model is called with"
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def example_inputs(module: nn.Module, shapes: Sequence[str], batch: int | None, 
     parsed = [parse_input_shape(text) for text in shapes]
     if not parsed:
         raise UsageError(
-            "the checkpoint does not say what the model is called with",
+            NO_SHAPES,
             cure=f"give {EXAMPLE} (batch first, PyTorch's layout)",
         )
     parameters = [

@@ -10,12 +10,12 @@ import os
 import sys
 import traceback
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from .messages import Fact
+    from .messages import Fact, Value
 
 OURS = ("converter", "mappings")
 
@@ -27,9 +27,11 @@ class Reader(Protocol):
     outputs: list[Fact]
 
     def __init__(self) -> None: ...
-    def open(self, path: Path) -> None: ...
+    def open(self, path: Path, signature: str | None = None) -> None: ...
     def run(self, arrays: Mapping[str, Any]) -> Mapping[str, Any]: ...
     def tensors(self) -> Mapping[str, Any]: ...
+    def held(self) -> Mapping[str, Any]: ...
+    def trace(self, arrays: Mapping[str, Any]) -> Iterable[Value]: ...
     def operators(self) -> Mapping[str, int]: ...
     def xla_functions(self) -> list[str]: ...
 
@@ -66,12 +68,16 @@ def _answer(
             raise reader
         match request["action"]:
             case "open":
-                reader.open(Path(request["path"]))
+                reader.open(Path(request["path"]), request["signature"])
                 content = {"inputs": reader.inputs, "outputs": reader.outputs}
             case "run":
                 results = reader.run(arrays)
             case "tensors":
                 results = reader.tensors()
+            case "held":
+                results = reader.held()
+            case "trace":
+                content = {"values": list(reader.trace(arrays))}
             case "operators":
                 content = {"operators": dict(reader.operators()), "xla_functions": reader.xla_functions()}
         messages.send(answers, content, results)

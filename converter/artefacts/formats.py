@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal, get_args
 
-Format = Literal["tf", "keras", "onnx"]
+Format = Literal["tf", "keras", "onnx", "tflite"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
 # onnx.proto, ModelProto: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 _IR_VERSION, _GRAPH, _OPSET_IMPORT = 1, 7, 8
+# schema.fbs: https://github.com/tensorflow/tensorflow/blob/master/tensorflow/compiler/mlir/lite/schema/schema.fbs
+_TFLITE_IDENTIFIER = b"TFL3"
 
 
 def detect_format(path: Path) -> Format:
@@ -25,7 +27,7 @@ def detect_format(path: Path) -> Format:
         raise ConversionError(
             "This is not an artefact of a known format.",
             where=str(path),
-            cure="Give a SavedModel folder, a .keras file of Keras 3 or an .onnx file.",
+            cure="Give a SavedModel folder, a .keras file of Keras 3, an .onnx or a .tflite file.",
         )
     return found
 
@@ -44,6 +46,8 @@ def recognise(path: Path) -> Format | None:
                 return None
             raise
     with path.open("rb") as file:
+        if file.read(8)[4:] == _TFLITE_IDENTIFIER:
+            return "tflite"
         numbers = set()
         try:
             for number, length in protobuf_fields(file):

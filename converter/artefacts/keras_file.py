@@ -8,15 +8,16 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import stamp as stamps
-from .messages import Fact
+from .messages import Fact, Value
 from .operators import count_operators, find_xla
+from .tf_values import trace_function
 
 if TYPE_CHECKING:
     import keras
@@ -112,6 +113,13 @@ def _rename_ends(ends: Any, names: dict[str, str]) -> None:
             _rename_ends(end, names)
 
 
+def _reason(message: str) -> str:
+    reason = message.rpartition("Exception encountered: ")[2].partition("\n")[0]
+    if "custom class" in reason:
+        reason += " Such a model can be verified once it is exported as a SavedModel, with model.export(...)"
+    return reason
+
+
 class Reader:
     """Opens a `.keras` file with stock Keras on TensorFlow, no custom objects, safe mode. On the CPU."""
 
@@ -124,18 +132,23 @@ class Reader:
         self.inputs: list[Fact] = []
         self.outputs: list[Fact] = []
 
-    def open(self, path: Path) -> None:
+    def open(self, path: Path, signature: str | None = None) -> None:
+        if signature is not None:
+            raise ValueError("a Keras file has no signatures")
         with tempfile.TemporaryDirectory() as folder:  # Keras goes by the name
             named = path if path.suffix == ".keras" else Path(folder, "model.keras")
             if named != path:
                 named.symlink_to(path.resolve())
-            model = self._keras.saving.load_model(named, compile=False)
+            try:
+                model = self._keras.saving.load_model(named, compile=False)
+            except TypeError as error:  # it quotes the whole configuration
+                raise ValueError(_reason(str(error))) from error
         if isinstance(model, self._keras.Sequential):
             model = self._keras.Model(model.inputs, model.outputs, name=model.name)
         if not hasattr(model, "output_names"):
             raise ValueError(f"{type(model).__name__} is no functional model: its inputs and outputs are not known")
         self._model = model
-        self.__dict__.pop("_graph", None)  # of the artefact before
+        self.__dict__.pop("_function", None)  # of the artefact before
         input_names = [tensor.name for tensor in self._keras.tree.flatten(model.input)]
         self.inputs = self._facts(model.input, input_names)
         self.outputs = self._facts(model.output, model.output_names)
@@ -166,15 +179,35 @@ class Reader:
             raise ValueError("two weights have the same path")
         return {weight.path: weight.numpy() for weight in weights}
 
+    def held(self) -> dict[str, np.ndarray]:
+        arrays: dict[str, np.ndarray] = {}
+        for weight in self._model.weights:
+            name, number = weight.path, 1
+            while name in arrays:
+                number += 1
+                name = f"{weight.path}#{number}"
+            arrays[name] = weight.numpy()
+        return arrays
+
+    def trace(self, arrays: Mapping[str, np.ndarray]) -> Iterator[Value]:
+        specs = self._function.structured_input_signature[0][0]
+        names = [spec.name for spec in self._tf.nest.flatten(specs)]
+        by_name = dict(zip(names, (arrays[name] for name, _, _ in self.inputs), strict=True))
+        return trace_function(self._function, by_name)
+
     def operators(self) -> dict[str, int]:
         return count_operators(self._graph)
 
     def xla_functions(self) -> list[str]:
         return find_xla(self._graph)
 
-    @functools.cached_property
+    @property
     def _graph(self) -> Any:
-        specs = [self._tf.TensorSpec(shape, dtype, name) for name, shape, dtype in self.inputs]
+        return self._function.graph
+
+    @functools.cached_property
+    def _function(self) -> Any:
+        specs = [self._tf.TensorSpec(shape, dtype, f"given_{i}") for i, (_, shape, dtype) in enumerate(self.inputs)]
         structure = self._keras.tree.pack_sequence_as(self._model.input, specs)
         traced = self._tf.function(lambda inputs: self._model(inputs, training=False), autograph=False)
-        return traced.get_concrete_function(structure).graph
+        return traced.get_concrete_function(structure)

@@ -11,6 +11,8 @@ from typing import IO, Any
 import numpy as np
 
 Fact = tuple[str, list[int | None] | None, str]  # of an input or output: name, shape (None: free), dtype
+Value = tuple[str, str, list[int], list[float]]  # within an artefact: name, operator, shape, figures
+FIGURES = ("mean", "deviation", "least", "greatest", "mean_magnitude")
 
 _LENGTH = struct.Struct("<Q")
 
@@ -63,3 +65,14 @@ def _dtype(name: str) -> np.dtype:
         import ml_dtypes  # noqa: F401
 
         return np.dtype(name)
+
+
+def figures(array: np.ndarray) -> list[float]:
+    """Of `FIGURES`, in float64. None of them depends on the order of the elements, and none changes by more than the
+    largest change of an element. NaN where the array holds NaN; an array without elements has zeros."""
+    wide = np.asarray(array).astype(np.float64, copy=False)
+    if not wide.size:
+        return [0.0] * len(FIGURES)
+    with np.errstate(invalid="ignore", over="ignore"):
+        found = wide.mean(), wide.std(), wide.min(), wide.max(), np.abs(wide).mean()
+    return [float(figure) for figure in found]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import stamp as stamps
-from .messages import Fact
+from .messages import Fact, Value, figures
 
 if TYPE_CHECKING:
     import torch
 
+_AT_ONCE = 48  # values of a trace held in memory together; each such group is another run of the graph
 # Of what the exporter notes on each node, this says where in the model it is from. The rest is longer than the graph
 # and holds paths of the machine it ran on.
 _KEPT_NOTE = "namespace"
@@ -153,7 +155,9 @@ class Reader:
         self.inputs: list[Fact] = []
         self.outputs: list[Fact] = []
 
-    def open(self, path: Path) -> None:
+    def open(self, path: Path, signature: str | None = None) -> None:
+        if signature is not None:
+            raise ValueError("an ONNX file has no signatures")
         self._path = path
         self._session = self._runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         self.inputs = [_fact(node) for node in self._session.get_inputs()]
@@ -175,6 +179,53 @@ class Reader:
             for tensor in model.graph.initializer
             if places.get(tensor.name) != {True}
         }
+
+    def held(self) -> dict[str, np.ndarray]:
+        """All initialisers and constants, of the main graph, its branches and loops, and of local functions."""
+        model = self._onnx.load(str(self._path))
+        arrays: dict[str, np.ndarray] = {}
+
+        def add(name: str, tensor: Any) -> None:
+            array = self._onnx.numpy_helper.to_array(tensor)
+            if array.dtype.kind not in "OSU":
+                arrays[name if name not in arrays else f"{name}#{len(arrays)}"] = array
+
+        def visit(nodes: Iterable[Any]) -> None:
+            for node in nodes:
+                for attribute in node.attribute:
+                    if node.op_type == "Constant" and attribute.HasField("t"):
+                        add(node.output[0], attribute.t)
+                    for graph in [attribute.g, *attribute.graphs]:
+                        for tensor in graph.initializer:
+                            add(tensor.name, tensor)
+                        visit(graph.node)
+
+        for tensor in model.graph.initializer:
+            add(tensor.name, tensor)
+        visit(model.graph.node)
+        for function in model.functions:
+            visit(function.node)
+        return arrays
+
+    def trace(self, arrays: Mapping[str, np.ndarray]) -> Iterator[Value]:
+        """Of the main graph's operators. Onnxruntime gives outputs only, so that all of them are made outputs."""
+        model = self._onnx.load(str(self._path))
+        given = {value.name for value in model.graph.input} | {tensor.name for tensor in model.graph.initializer}
+        makers = {name: node for node in model.graph.node for name in node.output if name and name not in given}
+        names = [name for name, node in makers.items() if node.op_type != "Constant"]
+        del model.graph.output[:]
+        model.graph.output.extend(self._onnx.ValueInfoProto(name=name) for name in names)
+        with tempfile.TemporaryDirectory() as folder:  # a model of more than 2 GB is no message in memory
+            file = str(Path(folder, "traced.onnx"))
+            self._onnx.save(model, file, save_as_external_data=True)
+            options = self._runtime.SessionOptions()
+            options.graph_optimization_level = self._runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            session = self._runtime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        for start in range(0, len(names), _AT_ONCE):
+            group = names[start : start + _AT_ONCE]
+            for name, array in zip(group, session.run(group, dict(arrays)), strict=True):
+                if isinstance(array, np.ndarray) and array.dtype.kind in "fiub":
+                    yield name, makers[name].op_type, list(array.shape), figures(array)
 
     def operators(self) -> dict[str, int]:
         """How often each operator stands in the graph, those of its branches and loops once, those of a local

@@ -34,7 +34,7 @@ def count_operators(graph: Any) -> dict[str, int]:
 
     def count(nodes: Iterable[Any], results: Iterable[str], inputs: Iterable[str]) -> Counter[str]:
         total: Counter[str] = Counter()
-        for node in _behind(_reached(nodes, results), inputs):
+        for node in behind(_reached(nodes, results), inputs):
             if node.op in functions:
                 total += count_function(node.op)
             elif node.op not in BOOKKEEPING:
@@ -88,7 +88,7 @@ def _reached(nodes: Iterable[Any], results: Iterable[str]) -> list[Any]:
     return list(reached.values())
 
 
-def _behind(nodes: Iterable[Any], inputs: Iterable[str]) -> list[Any]:
+def behind(nodes: Iterable[Any], inputs: Iterable[str]) -> list[Any]:
     """Those nodes that depend on one of `inputs`."""
     nodes, behind = list(nodes), set(inputs)
     while True:

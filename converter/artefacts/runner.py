@@ -18,7 +18,9 @@ from ..errors import ConversionError
 from .formats import Format
 from .messages import Fact, receive, send
 
-_MODULES: dict[Format, str] = {"tf": "saved_model", "keras": "keras_file", "onnx": "onnx_file"}
+_MODULES: dict[Format, str] = {
+    "tf": "saved_model", "keras": "keras_file", "onnx": "onnx_file", "tflite": "tflite_file",
+}  # fmt: skip
 # Unless the user set them. Spinning threads would take the processor from the parent.
 _ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "TF_CPP_MIN_LOG_LEVEL": "2"}
 _TAIL = 2000  # characters of what a crashed child wrote
@@ -31,6 +33,16 @@ class TensorSpec:
     name: str
     shape: tuple[int | None, ...] | None
     dtype: str
+
+
+@dataclass(frozen=True)
+class Traced:
+    """One value within an artefact; `figures` as `messages.figures` gives them."""
+
+    name: str
+    operator: str
+    shape: tuple[int, ...]
+    figures: tuple[float, ...]
 
 
 class Runner:
@@ -60,10 +72,15 @@ class Runner:
     def pid(self) -> int:
         return self._process.pid
 
-    def open(self, path: Path) -> None:
-        """Sets `inputs` and `outputs`. Another artefact of the format may be opened after it."""
+    def open(self, path: Path, signature: str | None = None) -> None:
+        """Sets `inputs` and `outputs`. Another artefact of the format may be opened after it.
+
+        Args:
+            signature: of a SavedModel or a TFLite file; its `serving_default`, or the only one it has, if None.
+        """
         self._path = path
-        content, _ = self._ask({"action": "open", "path": str(path.resolve())}, "does not open")
+        request = {"action": "open", "path": str(path.resolve()), "signature": signature}
+        content, _ = self._ask(request, "does not open")
         self.inputs, self.outputs = _specs(content["inputs"]), _specs(content["outputs"])
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -81,6 +98,17 @@ class Runner:
         SavedModel: the variables by the names in the checkpoint. Keras: by `layer/weight`. ONNX: the initialisers.
         """
         return self._ask({"action": "tensors"}, "does not give its weights")[1]
+
+    def held(self) -> dict[str, np.ndarray]:
+        """Every array of numbers that the artefact holds, by name: its weights, and the constants of its graph."""
+        return self._ask({"action": "held"}, "does not give what it holds")[1]
+
+    def trace(self, inputs: Mapping[str, np.ndarray]) -> list[Traced]:
+        """What every operator of the artefact gives on `inputs`, in the order in which they run."""
+        content, _ = self._ask({"action": "trace"}, "does not show what its operators give", inputs)
+        return [
+            Traced(name, operator, tuple(shape), tuple(figures)) for name, operator, shape, figures in content["values"]
+        ]
 
     def operators(self) -> dict[str, int]:
         """How often each operator type stands in the graph for inference, most frequent first.

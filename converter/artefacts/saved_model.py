@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import stamp as stamps
-from .messages import Fact
+from .messages import Fact, Value
 from .operators import called_functions, count_operators, find_xla
+from .signatures import chosen_signature
+from .tf_values import trace_function
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
+_SIDE_EFFECTS = frozenset(
+    {"ReadFile", "WriteFile", "MatchingFiles", "PyFunc", "PyFuncStateless", "EagerPyFunc", "LoadLibrary"}
+    | {"WholeFileReaderV2", "TextLineReaderV2", "FixedLengthRecordReaderV2", "TFRecordReaderV2", "IdentityReaderV2"}
+)
 # Keys of the checkpoint: weights/stem..conv..weight/.ATTRIBUTES/VARIABLE_VALUE
 _PREFIX, _SUFFIX = "weights/", "/.ATTRIBUTES/VARIABLE_VALUE"
 
@@ -137,7 +143,7 @@ def _rename_captures(function: Any) -> None:
 
 
 class Reader:
-    """Opens a SavedModel, of any tool, by its signature `serving_default` or the only one it has. On the CPU."""
+    """Opens a SavedModel of any tool, on the CPU."""
 
     def __init__(self) -> None:
         import tensorflow as tf
@@ -147,14 +153,12 @@ class Reader:
         self.inputs: list[Fact] = []
         self.outputs: list[Fact] = []
 
-    def open(self, path: Path) -> None:
+    def open(self, path: Path, signature: str | None = None) -> None:
         self._path = path
+        _refuse_side_effects(path)
         self._model = self._tf.saved_model.load(str(path))  # kept: the signature does not hold the variables
         signatures = self._model.signatures
-        if "serving_default" not in signatures and len(signatures) != 1:
-            raise ValueError(f"it has no signature serving_default, but {sorted(signatures)}")
-        name = "serving_default" if "serving_default" in signatures else next(iter(signatures))
-        self._signature = signatures[name]
+        self._signature = signatures[chosen_signature(list(signatures), signature)]
         self.inputs = _facts(self._signature.structured_input_signature[1])
         self.outputs = _facts(self._signature.structured_outputs)
 
@@ -164,6 +168,8 @@ class Reader:
 
     def tensors(self) -> dict[str, np.ndarray]:
         """The checkpoint's variables, those of ours by the names given to `write`."""
+        if not (self._path / "variables" / "variables.index").is_file():  # all are constants of the graph
+            return {}
         checkpoint = self._tf.train.load_checkpoint(str(self._path / "variables" / "variables"))
         return {
             _variable_name(key): np.asarray(checkpoint.get_tensor(key))
@@ -171,11 +177,42 @@ class Reader:
             if key.endswith(_SUFFIX)
         }
 
+    def held(self) -> dict[str, np.ndarray]:
+        definition = self._signature.graph.as_graph_def()
+        parts = [("", definition.node), *((f.signature.name + "/", f.node_def) for f in definition.library.function)]
+        constants = {
+            prefix + node.name: self._tf.make_ndarray(node.attr["value"].tensor)
+            for prefix, nodes in parts
+            for node in nodes
+            if node.op == "Const"
+        }
+        return self.tensors() | {name: array for name, array in constants.items() if array.dtype.kind not in "OSU"}
+
+    def trace(self, arrays: Mapping[str, np.ndarray]) -> Iterator[Value]:
+        return trace_function(self._signature, arrays)
+
     def operators(self) -> dict[str, int]:
         return count_operators(self._signature.graph)
 
     def xla_functions(self) -> list[str]:
         return find_xla(self._signature.graph)
+
+
+def _refuse_side_effects(path: Path) -> None:
+    """A SavedModel is a program: one that reads or writes files, or calls Python, is not run for a comparison."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    saved = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
+    graphs = [meta_graph.graph_def for meta_graph in saved.meta_graphs]
+    nodes = [
+        node
+        for graph in graphs
+        for part in [graph.node, *(f.node_def for f in graph.library.function)]
+        for node in part
+    ]
+    found = sorted({node.op for node in nodes} & _SIDE_EFFECTS)
+    if found:
+        raise ValueError(f"its graph holds {', '.join(found)}, which reaches beyond the model: it is not run")
 
 
 def _facts(specs: Mapping[str, tf.TensorSpec]) -> list[Fact]:

@@ -1,0 +1,143 @@
+"""The `.tflite` file, opened with TensorFlow's own interpreter. It is read only: nothing here writes one."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .messages import Fact, Value, figures
+from .signatures import chosen_signature
+
+_GENERATED = "serving_default_"  # before the names of inputs, where a file has no signature
+
+
+class Reader:
+    """Opens a `.tflite` file of any tool. Quantised inputs and outputs are floats here, as their scales say."""
+
+    def __init__(self) -> None:
+        import tensorflow as tf
+
+        self._tf = tf
+        self.inputs: list[Fact] = []
+        self.outputs: list[Fact] = []
+
+    def open(self, path: Path, signature: str | None = None) -> None:
+        self._path = path
+        self._interpreter = self._interpret()
+        signatures = self._interpreter.get_signature_list()
+        name = chosen_signature(signatures, signature) if signatures or signature else None
+        self._signature = name
+        ins, outs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
+        if name is None:
+            self._ins = {_bare(detail["name"]): detail for detail in ins}
+            self._outs = {_bare(detail["name"]): detail for detail in outs}
+        else:
+            runner = self._interpreter.get_signature_runner(name)
+            self._ins, self._outs = runner.get_input_details(), runner.get_output_details()
+        if len(self._ins) < len(ins) and name is None:
+            raise ValueError("two of its inputs have the same name")
+        self.inputs = [_fact(name, detail) for name, detail in self._ins.items()]
+        self.outputs = [_fact(name, detail) for name, detail in self._outs.items()]
+
+    def _interpret(self, keep_all: bool = False) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the interpreter's future home
+            return self._tf.lite.Interpreter(model_path=str(self._path), experimental_preserve_all_tensors=keep_all)
+
+    def run(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return self._run(self._interpreter, arrays)
+
+    def _run(self, interpreter: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        given = {name: _quantised(array, self._ins[name]) for name, array in arrays.items()}
+        if self._signature is not None:
+            results = interpreter.get_signature_runner(self._signature)(**given)
+        else:
+            for name, array in given.items():
+                interpreter.resize_tensor_input(self._ins[name]["index"], array.shape)
+            interpreter.allocate_tensors()
+            for name, array in given.items():
+                interpreter.set_tensor(self._ins[name]["index"], array)
+            interpreter.invoke()
+            results = {name: interpreter.get_tensor(detail["index"]) for name, detail in self._outs.items()}
+        return {name: _dequantised(results[name], detail) for name, detail in self._outs.items()}
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """The constants of the graph: TFLite knows no variables."""
+        return dict(self._constants(self._interpret()))
+
+    held = tensors
+
+    def _constants(self, interpreter: Any) -> Iterator[tuple[str, np.ndarray]]:
+        taken: Counter[str] = Counter()
+        for detail in interpreter.get_tensor_details():
+            try:
+                array = interpreter.get_tensor(detail["index"])
+            except ValueError:  # what has no data before it is computed
+                continue
+            if array.dtype.kind in "OSU":
+                continue
+            name = detail["name"]
+            taken[name] += 1
+            yield name if taken[name] == 1 else f"{name}#{taken[name]}", _dequantised(array, detail)
+
+    def trace(self, arrays: Mapping[str, np.ndarray]) -> Iterator[Value]:
+        interpreter = self._interpret(keep_all=True)
+        constants = {name for name, _ in self._constants(self._interpret())}
+        self._run(interpreter, arrays)
+        makers: dict[int, str] = {}
+        for operator in interpreter._get_ops_details():  # what a delegate took over stands there once more, behind
+            for index in operator["outputs"]:
+                makers.setdefault(int(index), operator["op_name"])
+        for detail in interpreter.get_tensor_details():
+            if detail["name"] in constants:
+                continue
+            try:
+                array = _dequantised(interpreter.get_tensor(detail["index"]), detail)
+            except ValueError:  # of a part that did not run
+                continue
+            if array.dtype.kind in "fiub":
+                yield detail["name"], makers.get(detail["index"], "Input"), list(array.shape), figures(array)
+
+    def operators(self) -> dict[str, int]:
+        counted = Counter(operator["op_name"] for operator in self._interpret()._get_ops_details())
+        return dict(sorted(counted.items(), key=lambda item: (-item[1], item[0])))
+
+    def xla_functions(self) -> list[str]:
+        return []
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix(_GENERATED).rpartition(":")[0] or name
+
+
+def _fact(name: str, detail: Mapping[str, Any]) -> Fact:
+    shape = detail.get("shape_signature")
+    sizes = detail["shape"] if shape is None or not len(shape) else shape
+    dtype = "float32" if detail["quantization"][0] else np.dtype(detail["dtype"]).name
+    return name, [None if size < 0 else int(size) for size in sizes], dtype
+
+
+def _quantised(array: np.ndarray, detail: Mapping[str, Any]) -> np.ndarray:
+    """real = scale * (quantised - zero point): https://ai.google.dev/edge/litert/models/quantization_spec"""
+    scale, zero = detail["quantization"]
+    if not scale:
+        return array.astype(detail["dtype"], copy=False)
+    limits = np.iinfo(detail["dtype"])
+    return np.clip(np.round(array / scale) + zero, limits.min, limits.max).astype(detail["dtype"])
+
+
+def _dequantised(array: np.ndarray, detail: Mapping[str, Any]) -> np.ndarray:
+    parameters = detail["quantization_parameters"]
+    scales, zeros = parameters["scales"], parameters["zero_points"]
+    if not len(scales) or array.dtype.kind not in "iu":
+        return array
+    if len(scales) > 1:
+        shape = [1] * array.ndim
+        shape[parameters["quantized_dimension"]] = -1
+        scales, zeros = scales.reshape(shape), zeros.reshape(shape)
+    return ((array.astype(np.float32) - zeros) * scales).astype(np.float32)

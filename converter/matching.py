@@ -1,0 +1,376 @@
+"""Which input and output of an artefact, of any tool, is which of the model, and how it holds them.
+
+What shapes and names tell is taken from them. What they leave open is tried, and what makes the artefact agree is said:
+an `Explanation`, which the user accepts or does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice, permutations, product
+
+import numpy as np
+
+from converter.artefacts.runner import Runner, TensorSpec
+from converter.errors import ConversionError
+from converter.interfaces import sizes_shown
+from converter.pairing import cast, counted, fits, kind, paired, perfect_matching, plain_name, shown
+from converter.reference import Reference
+from converter.report import Explanation, ExplanationKind, Proof
+from converter.steps import Interface
+from converter.verification.compare import Outputs, compare_artefact
+from converter.verification.explanations import Way, explains, orders, transforms
+
+MOST_READINGS = 12  # of the inputs, each of which costs a run
+MOST_PERMUTED = 4  # inputs whose order is tried
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way to feed an artefact: for each of the model's inputs, the artefact's name and the axes' order.
+
+    Attributes:
+        open: what names and shapes do not tell, if this reading is the one that agrees.
+    """
+
+    names: tuple[str, ...]
+    orders: tuple[tuple[int, ...], ...]
+    open: tuple[tuple[ExplanationKind, str, str], ...] = ()
+
+
+@dataclass
+class Match:
+    """What came of a comparison.
+
+    Attributes:
+        proof: of the outputs as the model has them.
+        results: the artefact's, by the model's names, in PyTorch's layout, as they stand.
+        explanations: those without which it does not hold.
+    """
+
+    proof: Proof
+    results: list[Outputs]
+    explanations: list[Explanation] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Matching:
+    """Compares an opened artefact with a reference.
+
+    Args:
+        inputs, outputs: the model's; of an artefact of ours, as it holds them.
+        told: names and layouts are known, not only guessed.
+        accepted: the kinds of explanations that may make it agree.
+    """
+
+    runner: Runner
+    inputs: Sequence[Interface]
+    outputs: Sequence[Interface]
+    reference: Reference
+    told: bool = False
+    accepted: Collection[ExplanationKind] = ()
+    atol: float | None = None
+    rtol: float | None = None
+    _last: Match | None = field(default=None, init=False)
+
+    def match(self) -> Match:
+        """The first reading of the inputs under which the outputs agree, else the first that could be run.
+
+        Raises:
+            ConversionError: no reading can be run.
+        """
+        failure: ConversionError | None = None
+        first: Match | None = None
+        for reading in self._readings():
+            try:
+                found = self._tried(reading, first)
+            except ConversionError as error:
+                failure = failure or error
+                continue
+            if found is not None:
+                return found
+            first = first or self._last
+        if first is None:
+            raise failure or ConversionError("the artefact's inputs are not those of the model")
+        return first
+
+    def _tried(self, reading: Reading, first: Match | None) -> Match | None:
+        """What agrees under this reading; after the first reading, one round decides whether all are run."""
+        for rounds in (None,) if first is None else (1, None):
+            found = self._compare(list(self._run(reading, rounds)), reading)
+            if first is None:
+                self._last = found
+            if not agreed(found.proof) and not found.explanations:
+                return None
+        if first is not None and not found.proof.holds:  # the figures of the reading that was to be expected
+            found.proof = replace(found.proof, outputs=first.proof.outputs)
+        return found
+
+    # -- inputs
+
+    def _readings(self) -> Iterator[Reading]:
+        specs = self.runner.inputs
+        if len(specs) != len(self.inputs):
+            raise ConversionError(
+                f"the model has {counted(len(self.inputs), 'input')}, the artefact {len(specs)}: "
+                f"{', '.join(i.name for i in self.inputs)} against {', '.join(s.name for s in specs)}",
+                cure="compare models that take the same inputs",
+            )
+        ours = [i.name for i in self.inputs]
+        theirs = [s.name for s in specs]
+        baseline = paired(ours, theirs)
+        by_name = {s.name: s for s in specs}
+        assignments = [baseline]
+        if not self.told and 1 < len(ours) <= MOST_PERMUTED:
+            assignments += [p for p in permutations(baseline) if p != baseline]
+        fitting = [
+            names
+            for names in assignments
+            if all(self._fits(i, by_name[n]) for i, n in zip(self.inputs, names, strict=True))
+        ]
+        if not fitting:
+            raise self._unfit(baseline, by_name)
+        yield from islice(self._laid_out(fitting, by_name, baseline), MOST_READINGS)
+
+    def _laid_out(
+        self, assignments: Sequence[Sequence[str]], by_name: Mapping[str, TensorSpec], baseline: Sequence[str]
+    ) -> Iterator[Reading]:
+        for names in assignments:
+            swapped: tuple[tuple[ExplanationKind, str, str], ...] = ()
+            if assignments[0] == baseline != names:
+                pairs = ", ".join(f"`{n}` is `{i.name}`" for i, n in zip(self.inputs, names, strict=True))
+                swapped = (("input-order", "", f"its inputs are in another order: {pairs}"),)
+            each = [self._orders(i, by_name[n]) for i, n in zip(self.inputs, names, strict=True)]
+            for chosen in product(*each):
+                guessed = tuple(
+                    ("layout", i.name, f"the artefact takes `{i.name}` channels last, which its shape does not tell")
+                    for i, order, known in zip(self.inputs, chosen, each, strict=True)
+                    if order != known[0]
+                )
+                yield Reading(tuple(names), chosen, (*swapped, *guessed))  # type: ignore[arg-type]
+
+    def _orders(self, interface: Interface, spec: TensorSpec) -> list[tuple[int, ...]]:
+        if self.told:
+            return [interface.order]
+        return [o for o in orders(len(interface.shape)) if fits([interface.shape[d] for d in o], spec.shape)]
+
+    def _fits(self, interface: Interface, spec: TensorSpec) -> bool:
+        return bool(self._orders(interface, spec)) and kind(spec.dtype) in (kind(interface.dtype), "f")
+
+    def _unfit(self, names: Sequence[str], by_name: Mapping[str, TensorSpec]) -> ConversionError:
+        pairs = [(i, by_name[n]) for i, n in zip(self.inputs, names, strict=True)]
+        listed = "; ".join(
+            f"`{i.name}` is {str(i.dtype).removeprefix('torch.')} {shown(sizes_shown(i.shape))} in the model, "
+            f"`{s.name}` is {s.dtype} {shown(s.shape)}"
+            for i, s in pairs
+        )
+        return ConversionError(
+            f"the artefact's inputs are of other shapes or types than the model's: {listed}",
+            cure="give --input-shape with the sizes that the artefact takes, in PyTorch's layout",
+        )
+
+    def _run(self, reading: Reading, rounds: int | None) -> Iterator[Mapping[str, np.ndarray]]:
+        dtypes = {s.name: s.dtype for s in self.runner.inputs}
+        for each in self.reference.rounds[:rounds]:
+            fed = {
+                theirs: cast(np.ascontiguousarray(each.arrays[i.name].transpose(order)), dtypes[theirs], theirs)
+                for theirs, i, order in zip(reading.names, self.inputs, reading.orders, strict=True)
+            }
+            yield self.runner.run(fed)
+
+    # -- outputs
+
+    def _compare(self, given: Sequence[Mapping[str, np.ndarray]], reading: Reading) -> Match:
+        theirs = [s.name for s in self.runner.outputs]
+        names = self._expected_names(given)
+        plain = [self._plain(o, [g[n] for g in given]) for o, n in zip(self.outputs, names, strict=False)]
+        results = self._results(given, names, plain)
+        proof = self._proof([o.name for o in self.outputs], results)
+        ours = [o.name for o in self.outputs]
+        notes = [] if self.told else self._notes(reading, plain, [n for n in theirs if n not in names])
+        ways: Ways | None = (names, plain, [])
+        if not agreed(proof):
+            ways = self._explained(given, names, proof, plain) or self._reordered(given, theirs)
+        if ways is None or len(names) < len(ours):
+            return Match(proof, results, [], notes)
+        names, chosen, kinds = ways
+        explanations = [Explanation(k, name, what, k in self.accepted) for k, name, what in (*reading.open, *kinds)]
+        if not explanations:
+            return Match(proof, results, [], notes)
+        if not all(e.accepted for e in explanations):
+            return Match(_unaccepted(proof, explanations), results, explanations, notes)
+        explained = self._explained_proof(given, names, chosen, explanations)
+        return Match(explained, self._results(given, names, chosen), explanations, notes)
+
+    def _notes(self, reading: Reading, plain: Sequence[Way], more: Sequence[str]) -> list[str]:
+        ins = [
+            i.name for i, order in zip(self.inputs, reading.orders, strict=True) if order != tuple(range(len(order)))
+        ]
+        outs = [
+            o.name for o, way in zip(self.outputs, plain, strict=False) if way.order != tuple(range(len(way.order)))
+        ]
+        notes = [f"the artefact takes `{name}` channels last" for name in ins]
+        notes += [f"the artefact gives `{name}` channels last" for name in outs]
+        if more:
+            notes.append(f"the artefact has outputs that the model has not: {', '.join(more)}")
+        return notes
+
+    def _expected_names(self, given: Sequence[Mapping[str, np.ndarray]]) -> tuple[str, ...]:
+        """The artefact's outputs in the model's order. TensorFlow sorts them by name, so that where names say nothing
+        the shapes must."""
+        ours, theirs = [o.name for o in self.outputs], [s.name for s in self.runner.outputs]
+        names = paired(ours, theirs)
+        if self.runner.format != "tf" or self.told or set(map(plain_name, ours)) & set(map(plain_name, theirs)):
+            return names
+        shapes = {o.name: np.shape(self.reference.float64[0][o.name]) for o in self.outputs}
+        fitting = {
+            o: [n for n in theirs if any(tuple(s[d] for d in order) == given[0][n].shape for order in orders(len(s)))]
+            for o, s in shapes.items()
+        }
+        if all(len(found) == 1 for found in fitting.values()) and len({f[0] for f in fitting.values()}) == len(ours):
+            return tuple(fitting[o][0] for o in ours)
+        return names
+
+    def _plain(self, output: Interface, arrays: Sequence[np.ndarray]) -> Way:
+        """As the shapes tell; where they leave it open, as PyTorch has it."""
+        if self.told:
+            return Way(None, output.order)
+        shapes = [np.shape(outputs[output.name]) for outputs in self.reference.float64[: len(arrays)]]
+        for order in orders(len(output.shape)):
+            if all(tuple(s[d] for d in order) == a.shape for s, a in zip(shapes, arrays, strict=True)):
+                return Way(None, order)
+        return Way(None, tuple(range(len(output.shape))))
+
+    def _ways(self, output: Interface, plain: Way, arrays: Sequence[np.ndarray]) -> Iterator[Way]:
+        """All that fit the shapes, the plainest first."""
+        shape = np.shape(self.reference.float64[0][output.name])
+        layouts = [plain.order]
+        if not self.told:
+            layouts += [
+                o for o in orders(len(shape)) if o != plain.order and tuple(shape[d] for d in o) == arrays[0].shape
+            ]
+        yield plain
+        for order in layouts[1:]:
+            yield Way("layout", order, "the artefact holds it channels last, which its shape does not tell")
+        for way in transforms(shape, self._image_sizes()):
+            yield Way(way.kind, layouts[0], way.description, way.model, way.artefact)
+
+    def _image_sizes(self) -> list[tuple[int, int]]:
+        shapes = [np.shape(self.reference.rounds[0].arrays[i.name]) for i in self.inputs]
+        return [(s[2], s[3]) for s in shapes if len(s) == 4]
+
+    def _way(self, output: Interface, arrays: Sequence[np.ndarray]) -> Way | None:
+        """The plainest way in which these arrays are this output."""
+        r = self.reference
+        for way in self._ways(output, self._plain(output, arrays), arrays):
+            if way.model is None and way.artefact is None:
+                if agreed(self._proof([output.name], [{output.name: way.of_artefact(a)} for a in arrays])):
+                    return way
+            elif explains(
+                way,
+                output.name,
+                r.float64[: len(arrays)],
+                r.float32[: len(arrays)],
+                arrays,
+                atol=self.atol,
+                rtol=self.rtol,
+            ):
+                return way
+        return None
+
+    def _explained(
+        self, given: Sequence[Mapping[str, np.ndarray]], baseline: Sequence[str], proof: Proof, plain: Sequence[Way]
+    ) -> Ways | None:
+        """Each output by itself, under its own name."""
+        if len(baseline) < len(self.outputs):
+            return None
+        agrees = {output.name: output.agrees for output in proof.outputs}
+        chosen = []
+        for output, name, way in zip(self.outputs, baseline, plain, strict=True):
+            found = way if agrees[output.name] else self._way(output, [g[name] for g in given])
+            if found is None:
+                return None
+            chosen.append(found)
+        return tuple(baseline), chosen, _kinds(self.outputs, chosen)
+
+    def _reordered(self, given: Sequence[Mapping[str, np.ndarray]], theirs: Sequence[str]) -> Ways | None:
+        """Each output under the name of another: a perfect matching of those that agree."""
+        if len(theirs) < len(self.outputs) or len(theirs) == 1:
+            return None
+        edges = {
+            (o.name, n): way
+            for o in self.outputs
+            for n in theirs
+            if (way := self._way(o, [g[n] for g in given])) is not None
+        }
+        names = perfect_matching([o.name for o in self.outputs], theirs, edges)
+        if names is None:
+            return None
+        chosen = [edges[o.name, n] for o, n in zip(self.outputs, names, strict=True)]
+        pairs = ", ".join(f"`{n}` is `{o.name}`" for o, n in zip(self.outputs, names, strict=True))
+        kinds: list[tuple[ExplanationKind, str, str]] = [
+            ("output-order", "", f"its outputs are in another order: {pairs}")
+        ]
+        return tuple(names), chosen, [*kinds, *_kinds(self.outputs, chosen)]
+
+    def _results(
+        self, given: Sequence[Mapping[str, np.ndarray]], names: Iterable[str], ways: Sequence[Way]
+    ) -> list[Outputs]:
+        pairs = list(zip(self.outputs, names, ways, strict=False))
+        return [{o.name: Way(None, way.order).of_artefact(g[n]) for o, n, way in pairs} for g in given]
+
+    def _proof(self, names: Sequence[str], results: Sequence[Outputs]) -> Proof:
+        """Of these outputs of the model, on as many rounds as there are results."""
+        float64, float32 = (
+            [{name: one[name] for name in names} for one in rounds[: len(results)]]
+            for rounds in (self.reference.float64, self.reference.float32)
+        )
+        return compare_artefact(
+            float64, float32, results, atol=self.atol, rtol=self.rtol, constant=self.reference.constant
+        )
+
+    def _explained_proof(
+        self,
+        given: Sequence[Mapping[str, np.ndarray]],
+        names: Sequence[str],
+        ways: Sequence[Way],
+        explanations: Sequence[Explanation],
+    ) -> Proof:
+        pairs = list(zip(self.outputs, names, ways, strict=True))
+        r, count = self.reference, len(given)
+        with np.errstate(all="ignore"):
+            proof = compare_artefact(
+                [{o.name: way.of_model(np.asarray(one[o.name])) for o, _, way in pairs} for one in r.float64[:count]],
+                [{o.name: way.of_model(np.asarray(one[o.name])) for o, _, way in pairs} for one in r.float32[:count]],
+                [{o.name: way.of_artefact(g[n]) for o, n, way in pairs} for g in given],
+                atol=self.atol,
+                rtol=self.rtol,
+                constant=r.constant,
+            )
+        after = ", ".join(dict.fromkeys(e.kind for e in explanations))
+        return replace(proof, summary=f"{proof.summary}; after {after}, as accepted")
+
+
+Ways = tuple[tuple[str, ...], list[Way], list[tuple[ExplanationKind, str, str]]]
+
+
+def _kinds(outputs: Sequence[Interface], ways: Sequence[Way]) -> list[tuple[ExplanationKind, str, str]]:
+    return [
+        (w.kind, o.name, f"output `{o.name}`: {w.description}") for o, w in zip(outputs, ways, strict=True) if w.kind
+    ]
+
+
+def _unaccepted(proof: Proof, explanations: Sequence[Explanation]) -> Proof:
+    """That it agrees only after something that nobody said it may need."""
+    needed = [e for e in explanations if not e.accepted]
+    kinds = list(dict.fromkeys(e.kind for e in needed))
+    sentences = tuple(e.description for e in needed)
+    flags = " ".join(f"--accept {kind}" for kind in kinds)
+    cure = f"if that is meant, {flags} accepts it"
+    return Proof("artefact", False, f"agrees only after {', '.join(kinds)}", proof.outputs, (*sentences, cure))
+
+
+def agreed(proof: Proof) -> bool:
+    return proof.holds or proof.proves_nothing

@@ -1,0 +1,84 @@
+"""Pairing the inputs and outputs of an artefact with those of a model: by name, by shape, by type."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from converter.errors import ConversionError
+
+
+def paired(ours: Sequence[str], theirs: Sequence[str]) -> tuple[str, ...]:
+    """Their names in our order: by name where all of ours are there, letters and digits compared, else by position."""
+    if set(ours) <= set(theirs):
+        return tuple(ours)
+    plain = {plain_name(name): name for name in theirs}
+    if len(plain) == len(theirs) and {plain_name(name) for name in ours} <= set(plain):
+        return tuple(plain[plain_name(name)] for name in ours)
+    return tuple(theirs[: len(ours)])
+
+
+def plain_name(name: str) -> str:
+    return re.sub(r"[\W_]", "", name.casefold())
+
+
+def perfect_matching(
+    ours: Sequence[str], theirs: Sequence[str], edges: Collection[tuple[str, str]]
+) -> list[str] | None:
+    """For each of `ours` another one of `theirs` that it has an edge to (augmenting paths), None if there is none."""
+    taken: dict[str, str] = {}
+
+    def place(one: str, tried: set[str]) -> bool:
+        for other in theirs:
+            if (one, other) in edges and other not in tried:
+                tried.add(other)
+                if other not in taken or place(taken[other], tried):
+                    taken[other] = one
+                    return True
+        return False
+
+    if not all(place(one, set()) for one in ours):
+        return None
+    found = {one: other for other, one in taken.items()}
+    return [found[one] for one in ours]
+
+
+def fits(shape: Sequence[Any], other: Sequence[int | None] | None) -> bool:
+    """Whether a shape may be another, unknown sizes being anything."""
+    if other is None:
+        return True
+    return len(shape) == len(other) and all(
+        a == b for a, b in zip(shape, other, strict=True) if isinstance(a, int) and isinstance(b, int)
+    )
+
+
+def cast(array: np.ndarray, dtype: str, name: str) -> np.ndarray:
+    """`array` as the artefact takes it.
+
+    Raises:
+        ConversionError: that changes its values by more than rounding.
+    """
+    found = array.astype(dtype)
+    if kind(dtype) != "f" and not np.array_equal(found.astype(array.dtype), array):
+        raise ConversionError(
+            f"the artefact's input `{name}` is {dtype}, which cannot hold the {array.dtype} values of the model's",
+            cure="give --inputs with values that both take",
+        )
+    return found
+
+
+def kind(dtype: Any) -> str:
+    """ "f" for floats, "i" for integers, "b" for booleans."""
+    found = np.dtype(str(dtype).removeprefix("torch.")).kind if "bfloat" not in str(dtype) else "f"
+    return "i" if found == "u" else found
+
+
+def shown(shape: Iterable[Any] | None) -> str:
+    return "of any shape" if shape is None else "[" + ", ".join("?" if n is None else str(n) for n in shape) + "]"
+
+
+def counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"

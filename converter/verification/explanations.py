@@ -1,0 +1,156 @@
+"""What can make an artefact agree that does not agree as it stands: a softmax, a sigmoid, boxes in other units.
+
+Each is an exact statement, "softmax of the model's output is the artefact's output", compared within the same bounds
+on every round of inputs. One that would hide an error (a sigmoid that is flat wherever the outputs lie) explains
+nothing. Which of them hold is for `matching` to find out, and whether they may be is for the user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..report import ExplanationKind
+from .compare import FLOOR_ULP, ROUNDING_FACTOR, Outputs, compare_artefact
+
+Transform = Callable[[np.ndarray], np.ndarray]
+
+PLANTED = 1e-3  # of the scale: an error that a transform must not hide
+SEEN_SHARE = 0.25  # of the samples in which that error must exceed the bound
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to read an output of the artefact as one of the model.
+
+    Attributes:
+        kind: None for as it stands.
+        order: PyTorch's dimension of each of its axes.
+        model, artefact: what is done to the one side, and to the other in PyTorch's order of dimensions.
+    """
+
+    kind: ExplanationKind | None
+    order: tuple[int, ...]
+    description: str = ""
+    model: Transform | None = None
+    artefact: Transform | None = None
+
+    def of_model(self, array: np.ndarray) -> np.ndarray:
+        return array if self.model is None else self.model(array)
+
+    def of_artefact(self, array: np.ndarray) -> np.ndarray:
+        if array.ndim != len(self.order):
+            return array
+        arranged = array.transpose(np.argsort(self.order))
+        return arranged if self.artefact is None else self.artefact(arranged)
+
+
+def orders(rank: int) -> list[tuple[int, ...]]:
+    """PyTorch's order of dimensions, then channels last."""
+    straight = tuple(range(rank))
+    return [straight, (0, *range(2, rank), 1)] if rank >= 3 else [straight]
+
+
+def transforms(shape: Sequence[int], image_sizes: Sequence[tuple[int, int]]) -> Iterator[Way]:
+    """The explanations that an output of this shape admits, held in PyTorch's order.
+
+    Args:
+        image_sizes: height and width of each image that the model takes.
+    """
+    if not shape:
+        return
+    straight = tuple(range(len(shape)))
+    for axis in dict.fromkeys((len(shape) - 1, 1)) if len(shape) >= 2 else ():
+        if shape[axis] >= 2:
+            along = f" along dimension {axis}" if len(shape) > 2 else ""
+
+            def soft(array: np.ndarray, axis: int = axis) -> np.ndarray:
+                return softmax(array, axis)
+
+            yield Way("softmax", straight, f"the artefact applies a softmax{along} that the model does not", model=soft)
+            yield Way(
+                "softmax", straight, f"the model applies a softmax{along} that the artefact does not", artefact=soft
+            )
+    yield Way("sigmoid", straight, "the artefact applies a sigmoid that the model does not", model=sigmoid)
+    yield Way("sigmoid", straight, "the model applies a sigmoid that the artefact does not", artefact=sigmoid)
+    for height, width in dict.fromkeys(image_sizes):
+        for axis in range(1, len(shape)):
+            if shape[axis] >= 4:
+                yield from _boxes(straight, axis, shape[axis], height, width)
+
+
+def _boxes(straight: tuple[int, ...], axis: int, size: int, height: int, width: int) -> Iterator[Way]:
+    which = "the boxes" if size == 4 else f"the boxes, the first four along dimension {axis},"
+    for divisors in dict.fromkeys(((width, height) * 2, (height, width) * 2)):
+        divisor = np.ones((size,) + (1,) * (len(straight) - 1 - axis))
+        divisor[:4] = np.reshape(divisors, (4,) + (1,) * (divisor.ndim - 1))
+
+        def normalised(array: np.ndarray, divisor: np.ndarray = divisor) -> np.ndarray:
+            return array / divisor.astype(array.dtype)
+
+        by = " x ".join(map(str, divisors[:2]))
+        yield Way("boxes", straight, f"{which} are divided by the image size {by} in the artefact", model=normalised)
+        yield Way("boxes", straight, f"{which} are divided by the image size {by} in the model", artefact=normalised)
+
+
+def softmax(array: np.ndarray, axis: int) -> np.ndarray:
+    """exp(x - max) / sum, in the array's own precision."""
+    powers = np.exp(array - array.max(axis, keepdims=True))
+    return np.asarray(powers / powers.sum(axis, keepdims=True))
+
+
+def sigmoid(array: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-x)), in the array's own precision."""
+    powers = np.exp(-np.abs(array))
+    return np.asarray(np.where(array >= 0, 1, powers) / (1 + powers), array.dtype)
+
+
+def explains(
+    way: Way,
+    name: str,
+    float64: Sequence[Outputs],
+    float32: Sequence[Outputs],
+    given: Sequence[np.ndarray],
+    *,
+    atol: float | None,
+    rtol: float | None,
+) -> bool:
+    """Whether an output agrees this way on every round, and an error in it would still be seen."""
+    arrays = [np.asarray(outputs[name]) for outputs in float64]
+    if any(array.dtype.kind != "f" for array in (*arrays, *given)):
+        return False
+
+    def compared(changed: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> bool:
+        return compare_artefact(
+            [{name: way.of_model(array)} for array in changed],
+            [{name: way.of_model(np.asarray(outputs[name]))} for outputs in float32[: len(changed)]],
+            [{name: array} for array in results],
+            atol=atol,
+            rtol=rtol,
+        ).holds
+
+    with np.errstate(all="ignore"):
+        read = [way.of_artefact(array) for array in given]
+        if not compared(arrays[:1], read[:1]) and not compared(arrays[:2], read[:2]):
+            return False
+        if not compared(arrays, read):
+            return False
+        return _shows_errors(way, arrays, [np.asarray(o[name]) for o in float32], given)
+
+
+def _shows_errors(
+    way: Way, float64: Sequence[np.ndarray], float32: Sequence[np.ndarray], given: Sequence[np.ndarray]
+) -> bool:
+    """Whether an error of `PLANTED` of the scale, put before the transform, would leave the bound behind it."""
+    rng = np.random.default_rng(0)
+    seen = []
+    for wide, own, theirs in zip(float64, float32, given, strict=True):
+        side, read = (wide, way.of_model) if way.artefact is None else (theirs.astype(np.float64), way.of_artefact)
+        unit = np.abs(way.of_model(own).astype(np.float64) - way.of_model(wide)).max(initial=0.0)
+        floor = FLOOR_ULP * float(np.spacing(np.float32(np.abs(way.of_model(wide)).max(initial=0.0))))
+        error = PLANTED * np.abs(side).max(initial=0.0) * rng.choice([-1.0, 1.0], side.shape)
+        moved = np.abs(read(side + error) - read(side)).reshape(len(side), -1).max(1)
+        seen.append(moved > ROUNDING_FACTOR * max(unit, floor))
+    return bool(np.mean(np.concatenate(seen)) >= SEEN_SHARE)
