@@ -241,6 +241,7 @@ def convert(
     help="Count an artefact as agreeing that agrees after this only; repeatable.",
 )
 @click.option("--signature", metavar="NAME", help="Of a SavedModel or TFLite file that has several.")
+@click.option("--weights", is_flag=True, help="Only find every tensor in the artefact, by its content; run nothing.")
 @report_option
 @message_options
 def verify(

@@ -10,10 +10,11 @@ from typing import Any, get_args
 import torch
 from torch import fx, nn
 
-from converter.artefacts.formats import detect_format
+from converter.artefacts.formats import Format, detect_format
 from converter.artefacts.runner import Runner, TensorSpec
 from converter.artefacts.stamp import read_stamp
 from converter.building import Options, build
+from converter.checkpoint import load_tensors
 from converter.errors import ConversionError, UsageError
 from converter.interfaces import labelled_accuracy
 from converter.matching import Matching
@@ -24,7 +25,9 @@ from converter.report import ExplanationKind, VerificationReport, status_of
 from converter.shapes import NO_SHAPES
 from converter.source import Clock, Progress, open_source
 from converter.steps import Interface, sizes
+from converter.verification.find_weights import WeightSearch, weights_proof
 
+SHOWN = 5
 EXPLANATIONS: tuple[ExplanationKind, ...] = get_args(ExplanationKind)
 
 
@@ -42,6 +45,7 @@ def verify(
     inputs: str | Path | None = None,
     accept: Sequence[str] = (),
     signature: str | None = None,
+    weights: bool = False,
     progress: Progress | None = None,
 ) -> VerificationReport:
     """Compare what an artefact computes with its model; of one that bears our stamp, the weights too.
@@ -55,6 +59,8 @@ def verify(
         input_shapes: as for `convert`; an artefact of ours knows them.
         accept: kinds of explanations (`report.ExplanationKind`) that may make it agree.
         signature: of a SavedModel or a TFLite file that has several.
+        weights: only find every tensor of the checkpoint in the artefact by its content, without running anything: no
+            input shapes are needed, and a state dict needs no factory.
 
     Raises:
         ConversionError: either side cannot be read or run.
@@ -64,6 +70,8 @@ def verify(
     format = detect_format(artefact)
     stamp = read_stamp(artefact) or {}
     accepted = explanation_kinds(accept)
+    if weights:
+        return verify_weights(model, artefact, format, trust, signature, clock)
     with Runner(format) as runner:
         if missing := not (input_shapes or stamp):  # then it is asked what it takes
             runner.open(artefact, signature)
@@ -116,6 +124,50 @@ def verify(
         explanations=tuple(match.explanations),
         timings=clock.timings,
     )
+
+
+def verify_weights(
+    model: str | Path | nn.Module,
+    artefact: Path,
+    format: Format,
+    trust: Sequence[str],
+    signature: str | None,
+    clock: Clock,
+) -> VerificationReport:
+    """Find every tensor of the checkpoint in the artefact by its content."""
+    with Runner(format) as runner:
+        with clock("load"):
+            if isinstance(model, nn.Module):
+                module: nn.Module | None = model
+                tensors = dict((*model.named_parameters(), *model.named_buffers()))
+            else:
+                tensors, module = load_tensors(model, trust=trust)
+        with clock("open"):
+            runner.open(artefact, signature)
+            held = runner.held()
+    with clock("compare the weights"):
+        arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+        search = WeightSearch(arrays, held, epsilons(module) if module is not None else {})
+        matches = search.run()
+    notes = []
+    if more := search.unexplained():
+        listed = ", ".join(more[:SHOWN]) + (f" and {len(more) - SHOWN} more" if len(more) > SHOWN else "")
+        notes.append(f"the artefact holds what comes from no single tensor of the checkpoint: {listed}")
+    proof = weights_proof(matches)
+    return VerificationReport(
+        source=str(model) if not isinstance(model, nn.Module) else type(model).__name__,
+        artefact=str(artefact),
+        proofs=(proof,),
+        notes=tuple(notes),
+        status=status_of([proof]),
+        weights=matches,
+        timings=clock.timings,
+    )
+
+
+def epsilons(module: nn.Module) -> dict[str, float]:
+    """Of a module's batch norms, by path."""
+    return {path: m.eps for path, m in module.named_modules() if isinstance(getattr(m, "eps", None), float)}
 
 
 def explanation_kinds(accept: Sequence[str]) -> frozenset[ExplanationKind]:

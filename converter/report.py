@@ -103,6 +103,24 @@ def status_of(proofs: Iterable[Proof]) -> Status:
 
 
 @dataclass(frozen=True)
+class WeightMatch:
+    """A tensor of the checkpoint, looked for in an artefact by its content.
+
+    Attributes:
+        found: "derived" is joined with others, cut into pieces or added to another; "folded" has a batch norm in it, or
+            is one; "not needed" was not found and need not be.
+        name: of the artefact's tensor that holds it, or is nearest to it; "" if there is none.
+        how: how it lies there, or what is wrong.
+    """
+
+    tensor: str
+    shape: tuple[int, ...]
+    found: Literal["unchanged", "permuted", "derived", "folded", "not needed", "changed", "missing"]
+    name: str
+    how: str
+
+
+@dataclass(frozen=True)
 class Rewrite:
     """What was rewritten, where, and how: "Focus -> SpaceToDepth", "stem.conv", "input channels permuted"."""
 
@@ -195,6 +213,7 @@ class VerificationReport(Report):
     status: Status
     accuracy: Accuracy | None = None
     explanations: tuple[Explanation, ...] = ()
+    weights: tuple[WeightMatch, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -34,6 +34,7 @@ from .report import (
     TensorFacts,
     UnsupportedOperator,
     VerificationReport,
+    WeightMatch,
 )
 
 FORMATS = {"tf": "SavedModel", "keras": "Keras file", "onnx": "ONNX"}
@@ -146,7 +147,10 @@ class Terminal:
         if report.accuracy:
             grid.add_row("accuracy", _accuracy(report.accuracy))
         title = f"{report.artefact} against {report.source}"
-        self._panel([grid, *_notes(report.notes)], title, report.status, report.status)
+        parts: list[RenderableType] = [grid]
+        if report.weights:
+            parts += [_heading("Tensors of the checkpoint"), _weights(report.weights)]
+        self._panel([*parts, *_notes(report.notes)], title, report.status, report.status)
 
     def show_summary(self, summary: ModelSummary) -> None:
         parts: list[RenderableType] = []
@@ -400,6 +404,16 @@ def _more(count: int) -> Text:
 
 def _seconds(seconds: float) -> str:
     return f"{seconds:.1f} s"
+
+
+def _weights(matches: Sequence[WeightMatch]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("tensor", "shape", "found", "as", "how"):
+        table.add_column(column, overflow="fold")
+    for match in matches:
+        style = "red" if match.found in ("changed", "missing") else ""
+        table.add_row(match.tensor, _shape(match.shape), Text(match.found, style), match.name, match.how)
+    return table
 
 
 def _plan(rows: Sequence[PlanRow]) -> RenderableType:

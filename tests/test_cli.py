@@ -91,7 +91,7 @@ CALLS: list[dict] = []
 
 
 def verify(model, artefact, *, factory=None, factory_args=None, input_shapes=(), trust=(), atol=None, rtol=None,
-           seed=0, inputs=None, accept=(), signature=None, progress=None):  # fmt: skip
+           seed=0, inputs=None, accept=(), signature=None, weights=False, progress=None):  # fmt: skip
     CALLS.append(locals())
     proofs = PROOFS[artefact.stem][1:]
     return VerificationReport(str(model), str(artefact), proofs, ("no stamp",), status_of(proofs))

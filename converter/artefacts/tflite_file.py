@@ -81,27 +81,27 @@ class Reader:
                 continue
             if array.dtype.kind in "OSU":
                 continue
-            name = detail["name"]
+            name = detail["name"].partition(";")[0]  # what was fused bears the names of all its parts
             taken[name] += 1
             yield name if taken[name] == 1 else f"{name}#{taken[name]}", _dequantised(array, detail)
 
     def trace(self, arrays: Mapping[str, np.ndarray]) -> Iterator[Value]:
         interpreter = self._interpret(keep_all=True)
-        constants = {name for name, _ in self._constants(self._interpret())}
         self._run(interpreter, arrays)
         makers: dict[int, str] = {}
         for operator in interpreter._get_ops_details():  # what a delegate took over stands there once more, behind
             for index in operator["outputs"]:
                 makers.setdefault(int(index), operator["op_name"])
         for detail in interpreter.get_tensor_details():
-            if detail["name"] in constants:
+            if detail["index"] not in makers:
                 continue
             try:
                 array = _dequantised(interpreter.get_tensor(detail["index"]), detail)
             except ValueError:  # of a part that did not run
                 continue
             if array.dtype.kind in "fiub":
-                yield detail["name"], makers.get(detail["index"], "Input"), list(array.shape), figures(array)
+                name = detail["name"].partition(";")[0]
+                yield name, makers[detail["index"]], list(array.shape), figures(array)
 
     def operators(self) -> dict[str, int]:
         counted = Counter(operator["op_name"] for operator in self._interpret()._get_ops_details())

@@ -2,13 +2,14 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import nn
 from torch.export import ExportedProgram
 
@@ -21,7 +22,7 @@ from converter.checkpoint.trust import Trust
 from converter.checkpoint.weights import as_float32, check_measure, find_model, fit
 from converter.errors import CheckpointError
 
-__all__ = ["Checkpoint", "code_folders", "load", "user_code"]
+__all__ = ["Checkpoint", "code_folders", "load", "load_tensors", "user_code"]
 
 
 @dataclass(frozen=True)
@@ -69,22 +70,14 @@ def load(
     """
     path = Path(path)
     trusted = Trust.of(trust)
-    content_format = file_format(path)
     digest = _sha256(path)
-    if content_format is Format.EXPORTED:
-        program, notes = load_exported(path, trusted=LIFTED_BY in trust)
-        return Checkpoint(path, digest, "exported program", None, program, (*notes, *_unneeded(factory)))
-    with _code_of(path, trusted):
-        if content_format is Format.SAFETENSORS:
-            content: Any = _safetensors(path)
-        else:
-            content = load_pickled(path, content_format, trusted)
-        model, notes = find_model(content, path)
-        if isinstance(model, nn.Module):
-            check_measure((*model.parameters(), *model.buffers()), path)
+    model, notes = _read(path, trusted, trust)
+    if isinstance(model, ExportedProgram):
+        return Checkpoint(path, digest, "exported program", None, model, (*notes, *_unneeded(factory)))
+    if isinstance(model, nn.Module):
+        with _code_of(path, trusted):
             module, changes = as_float32(model)
-            return Checkpoint(path, digest, "module", module, None, (*notes, *changes, *_unneeded(factory)))
-    check_measure(model.values(), path)
+        return Checkpoint(path, digest, "module", module, None, (*notes, *changes, *_unneeded(factory)))
     if factory is None:
         raise _needs_factory(path, model)
     module = build(factory, factory_args or {}, *code_folders(path))
@@ -94,6 +87,45 @@ def load(
         module, changes = as_float32(module)
     notes += [note for dtype in halves if (note := f"weights were {dtype.removeprefix('torch.')}, raised to float32")]
     return Checkpoint(path, digest, "state dict", module, None, tuple(dict.fromkeys([*notes, *changes])))
+
+
+def load_tensors(path: Path | str, *, trust: Sequence[str] = ()) -> tuple[dict[str, torch.Tensor], nn.Module | None]:
+    """Every tensor of a checkpoint by name, those of half precision in float32, and the module if it holds one.
+
+    A state dict needs no architecture for that. Raises as `load` does.
+    """
+    path = Path(path)
+    model, _ = _read(path, Trust.of(trust), trust)
+    if isinstance(model, ExportedProgram):
+        named: Mapping[str, Any] = {**model.state_dict, **model.constants}
+    elif isinstance(model, nn.Module):
+        named = dict((*model.named_parameters(), *model.named_buffers()))
+    else:
+        named = model
+    tensors = {name: value.detach() for name, value in named.items() if isinstance(value, torch.Tensor)}
+    raised = {name: value.float() if _is_half(value) else value for name, value in tensors.items()}
+    return raised, model if isinstance(model, nn.Module) else None
+
+
+def _read(
+    path: Path, trusted: Trust, trust: Sequence[str]
+) -> tuple[nn.Module | ExportedProgram | Mapping[str, Any], list[str]]:
+    """What the file holds, and notes on what was taken of it."""
+    content_format = file_format(path)
+    if content_format is Format.EXPORTED:
+        program, told = load_exported(path, trusted=LIFTED_BY in trust)
+        return program, list(told)
+    with _code_of(path, trusted):
+        if content_format is Format.SAFETENSORS:
+            content: Any = _safetensors(path)
+        else:
+            content = load_pickled(path, content_format, trusted)
+        model, notes = find_model(content, path)
+        if isinstance(model, nn.Module):
+            check_measure((*model.parameters(), *model.buffers()), path)
+            return model, notes
+    check_measure(model.values(), path)
+    return model, notes
 
 
 def code_folders(path: Path) -> tuple[Path, Path]:
