@@ -137,6 +137,7 @@ comparison_options = options(
         "--inputs", type=PATH, metavar="FILE.npz", help="Compare on these arrays too; with labels, shows accuracy."
     ),
 )
+trace_option = click.option("--trace", is_flag=True, help="Show for every module what it computes on both sides.")
 report_option = click.option(
     "--report", "report_file", type=PATH, metavar="FILE.json", help="Write the report to this file."
 )
@@ -183,6 +184,7 @@ def main() -> None:
 @click.option("--no-verify", is_flag=True, help="Write without proof; the report says so.")
 @click.option("--keep-failed", is_flag=True, help="Keep an artefact that does not agree, under another name.")
 @comparison_options
+@trace_option
 @click.option("--force", is_flag=True, help="Replace what is in the way, even if it is not ours.")
 @report_option
 @message_options
@@ -242,6 +244,7 @@ def convert(
 )
 @click.option("--signature", metavar="NAME", help="Of a SavedModel or TFLite file that has several.")
 @click.option("--weights", is_flag=True, help="Only find every tensor in the artefact, by its content; run nothing.")
+@trace_option
 @report_option
 @message_options
 def verify(

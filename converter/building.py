@@ -19,11 +19,12 @@ from converter.plan import Plan
 from converter.planning import make_plan
 from converter.program import Program
 from converter.reference import Reference
-from converter.report import Movement, Proof, Rewrite
+from converter.report import Movement, Proof, Rewrite, TraceRow
 from converter.rewrites import KEEP_BATCHNORM, REWRITES, rewrite
 from converter.rewrites.change import Change
 from converter.source import Clock, Source
 from converter.steps import Constant, Interface, sizes
+from converter.tracing import departure, known_values, program_values, trace_plan, trace_values
 from converter.verification.compare import Outputs, compare_function
 from converter.verification.weights import Expected, compare_weights
 
@@ -129,6 +130,22 @@ class Built:
                 named = zip(self.outputs, map(np.asarray, results), strict=True)
                 actual.append({o.name: to_torch(r, o) for o, r in named})
         return compare_function(reference.float64, actual, constant=reference.constant)
+
+    def trace(self, reference: Reference) -> list[TraceRow]:
+        """Values along the graph on the first round, in float64: the plan beside the rewritten program, and where
+        these agree (ONNX has no plan), the rewritten program beside the captured one."""
+        arrays = reference.rounds[0].arrays
+        inputs = [torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in self.program.inputs]
+        rows: list[TraceRow] = []
+        if self.plan is not None:
+            given = [_eager(to_artefact(_raised(arrays[i.name]), i)) for i in self.inputs]
+            rows = trace_plan(self.program, self._lowered("float64"), inputs, given)
+        if departure(rows) is None:
+            known = known_values(self.source.program, inputs, exact=True)
+            before = trace_values(known, program_values(self.program, inputs))
+            if not rows or departure(before) is not None:
+                return before
+        return rows
 
     def prove_weights(self, tensors: Mapping[str, np.ndarray]) -> Proof:
         """Proof 3: what the artefact holds is what the checkpoint holds, rearranged or folded."""

@@ -21,10 +21,11 @@ from converter.matching import Matching
 from converter.pairing import shown
 from converter.program import Program
 from converter.reference import take_reference
-from converter.report import ExplanationKind, VerificationReport, status_of
+from converter.report import ExplanationKind, TraceRow, VerificationReport, status_of
 from converter.shapes import NO_SHAPES
 from converter.source import Clock, Progress, open_source
 from converter.steps import Interface, sizes
+from converter.tracing import by_module, disagrees, located, trace_artefact
 from converter.verification.find_weights import WeightSearch, weights_proof
 
 SHOWN = 5
@@ -46,6 +47,7 @@ def verify(
     accept: Sequence[str] = (),
     signature: str | None = None,
     weights: bool = False,
+    trace: bool = False,
     progress: Progress | None = None,
 ) -> VerificationReport:
     """Compare what an artefact computes with its model; of one that bears our stamp, the weights too.
@@ -61,6 +63,7 @@ def verify(
         signature: of a SavedModel or a TFLite file that has several.
         weights: only find every tensor of the checkpoint in the artefact by its content, without running anything: no
             input shapes are needed, and a state dict needs no factory.
+        trace: give what every module computes, on both sides; where they differ the first module is named in any case.
 
     Raises:
         ConversionError: either side cannot be read or run.
@@ -105,7 +108,14 @@ def verify(
             )  # fmt: skip
             match = matching.match()
         notes += match.notes
-        proofs = [match.proof]
+        proof = match.proof
+        rows: Sequence[TraceRow] = ()
+        if trace or (disagrees(proof) and not match.explanations):
+            with clock("trace"):
+                given = matching.fed(match.reading, reference.rounds[0].arrays)
+                rows = trace_artefact(source.program, reference, runner, given)
+                proof = located(proof, rows)
+        proofs = [proof]
         if ours:
             if stamp.get("source_sha256") not in (None, source.sha256):
                 notes.append("the artefact says that it was made from another file than this")
@@ -122,6 +132,7 @@ def verify(
         status=status_of(proofs),
         accuracy=labelled_accuracy(reference, match.results),
         explanations=tuple(match.explanations),
+        trace=by_module(rows) if trace else (),
         timings=clock.timings,
     )
 

@@ -15,12 +15,13 @@ from converter.artefacts.placement import Placement
 from converter.artefacts.runner import Runner
 from converter.building import Options, build, described
 from converter.errors import UsageError
-from converter.interfaces import facts, free_batch, labelled_accuracy, run_artefact
+from converter.interfaces import facts, fed, free_batch, labelled_accuracy, run_artefact
 from converter.outputs import ENDINGS, output_path
 from converter.reference import take_reference
-from converter.report import ArtefactReport, ConversionReport, Proof, status_of
+from converter.report import ArtefactReport, ConversionReport, Proof, TraceRow, status_of
 from converter.rewrites.change import Change
 from converter.source import Clock, Progress, open_source
+from converter.tracing import by_module, disagrees, located, trace_artefact
 from converter.verification.compare import compare_artefact
 
 
@@ -44,6 +45,7 @@ def convert(
     seed: int = 0,
     inputs: str | Path | None = None,
     force: bool = False,
+    trace: bool = False,
     progress: Progress | None = None,
 ) -> ConversionReport:
     """Convert a model to one or more formats, and prove for each that it is the same function.
@@ -58,6 +60,8 @@ def convert(
         layout: of inputs and outputs of Keras and TensorFlow artefacts: "auto", "nhwc", "nchw".
         atol, rtol: take the place of our own bound in the comparison of the artefact.
         inputs: an .npz of the user's arrays, to compare on besides random ones.
+        trace: give what every module computes, on both sides of the first proof; where it fails the first module that
+            differs is named in any case.
 
     Returns:
         The report; an artefact that does not agree is reported as such and not put in place.
@@ -100,9 +104,13 @@ def convert(
             proofs: tuple[Proof, ...] = ()
             operators: Mapping[str, int] = {}
             labelled = None
+            rows: Sequence[TraceRow] = ()
             if reference is not None:
                 with clock(f"prove {format}: the same function"):
                     first = built.prove_function(reference)
+                    if trace or disagrees(first):
+                        rows = built.trace(reference)
+                        first = located(first, rows)
                 with clock(f"prove {format}: the same artefact"):
                     runner = runners[format]
                     runner.open(placements[format].temporary)
@@ -111,6 +119,9 @@ def convert(
                         reference.float64, reference.float32, results, atol=atol, rtol=rtol, constant=reference.constant
                     )
                     labelled = labelled_accuracy(reference, results)
+                    if disagrees(second) and not disagrees(first):
+                        given = fed(runner, built.inputs, reference.rounds[0].arrays)
+                        second = located(second, trace_artefact(source.program, reference, runner, given))
                 with clock(f"prove {format}: the same weights"):
                     third = built.prove_weights(runner.tensors())
                 operators = runner.operators()
@@ -135,6 +146,7 @@ def convert(
                     status=status,
                     seconds=time.perf_counter() - started,
                     accuracy=labelled,
+                    trace=by_module(rows) if trace else (),
                 )
             )
     return ConversionReport(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import sympy
@@ -34,18 +34,21 @@ def run_artefact(
             f"the artefact has {len(runner.inputs)} inputs and {len(runner.outputs)} outputs, "
             f"the model {len(inputs)} and {len(outputs)}"
         )
-    input_names = _matched([s.name for s in runner.inputs], [i.name for i in inputs])
     output_names = _matched([s.name for s in runner.outputs], [o.name for o in outputs])
-    dtypes = {s.name: s.dtype for s in runner.inputs}
     results: list[Outputs] = []
     for each in reference.rounds:
-        fed = {
-            theirs: to_artefact(each.arrays[i.name], i).astype(dtypes[theirs])
-            for theirs, i in zip(input_names, inputs, strict=True)
-        }
-        given = runner.run(fed)
+        given = runner.run(fed(runner, inputs, each.arrays))
         results.append({o.name: to_torch(given[n], o) for n, o in zip(output_names, outputs, strict=True)})
     return results
+
+
+def fed(runner: Runner, inputs: Sequence[Interface], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`arrays`, by the model's names in PyTorch's layout, as the opened artefact of ours takes them."""
+    names = _matched([s.name for s in runner.inputs], [i.name for i in inputs])
+    dtypes = {s.name: s.dtype for s in runner.inputs}
+    return {
+        theirs: to_artefact(arrays[i.name], i).astype(dtypes[theirs]) for theirs, i in zip(names, inputs, strict=True)
+    }
 
 
 def _matched(theirs: Sequence[str], ours: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -106,6 +106,31 @@ class Lowered:
                 if forget:
                     self._forget(step, again)
         return [[held[id(step)] for step in self.plan.results] for held in arrays]
+
+    def in_turn(self, inputs: Sequence[Any], wanted: Sequence[Step]) -> Iterator[Any]:
+        """The arrays of some steps, one after another. Arrays and variables live only while something still to come
+        needs them."""
+        held = {id(step): array for step, array in zip(self.plan.input_steps, inputs, strict=True)}
+        order = in_order(wanted)
+        left = Counter(id(i) for step in order for i in step.inputs) + Counter(map(id, wanted))
+        again = Counter(step.key for step in order if isinstance(step, LayerStep))
+        done = set(held)
+
+        def drop(step: Step) -> None:
+            left[id(step)] -= 1
+            if not left[id(step)]:
+                del held[id(step)]
+
+        for target in wanted:
+            for step in in_order([target], done):
+                with float32_is(self.precision):
+                    held[id(step)] = self._carry_out(step, [held[id(i)] for i in step.inputs])
+                done.add(id(step))
+                self._forget(step, again)
+                for used in step.inputs:
+                    drop(used)
+            yield held[id(target)]
+            drop(target)
 
     def _forget(self, step: Step, again: Counter) -> None:
         if isinstance(step, ConstantStep):
@@ -253,10 +278,10 @@ def scope_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "_", name.replace("/", ".")).lstrip("_-") or "unnamed"
 
 
-def in_order(results: Sequence[Step]) -> list[Step]:
-    """The steps that `results` need, each after its inputs."""
+def in_order(results: Sequence[Step], done: Iterable[int] = ()) -> list[Step]:
+    """The steps that `results` need, each after its inputs; without those whose ids are `done`."""
     order: list[Step] = []
-    seen: set[int] = set()
+    seen = set(done)
     stack = [(step, False) for step in reversed(results)]
     while stack:
         step, ready = stack.pop()

@@ -46,11 +46,13 @@ class Match:
     Attributes:
         proof: of the outputs as the model has them.
         results: the artefact's, by the model's names, in PyTorch's layout, as they stand.
+        reading: of the inputs.
         explanations: those without which it does not hold.
     """
 
     proof: Proof
     results: list[Outputs]
+    reading: Reading
     explanations: list[Explanation] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -172,13 +174,16 @@ class Matching:
         )
 
     def _run(self, reading: Reading, rounds: int | None) -> Iterator[Mapping[str, np.ndarray]]:
-        dtypes = {s.name: s.dtype for s in self.runner.inputs}
         for each in self.reference.rounds[:rounds]:
-            fed = {
-                theirs: cast(np.ascontiguousarray(each.arrays[i.name].transpose(order)), dtypes[theirs], theirs)
-                for theirs, i, order in zip(reading.names, self.inputs, reading.orders, strict=True)
-            }
-            yield self.runner.run(fed)
+            yield self.runner.run(self.fed(reading, each.arrays))
+
+    def fed(self, reading: Reading, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """`arrays`, by the model's names in PyTorch's layout, as the artefact takes them."""
+        dtypes = {s.name: s.dtype for s in self.runner.inputs}
+        return {
+            theirs: cast(np.ascontiguousarray(arrays[i.name].transpose(order)), dtypes[theirs], theirs)
+            for theirs, i, order in zip(reading.names, self.inputs, reading.orders, strict=True)
+        }
 
     # -- outputs
 
@@ -194,15 +199,15 @@ class Matching:
         if not agreed(proof):
             ways = self._explained(given, names, proof, plain) or self._reordered(given, theirs)
         if ways is None or len(names) < len(ours):
-            return Match(proof, results, [], notes)
+            return Match(proof, results, reading, [], notes)
         names, chosen, kinds = ways
         explanations = [Explanation(k, name, what, k in self.accepted) for k, name, what in (*reading.open, *kinds)]
         if not explanations:
-            return Match(proof, results, [], notes)
+            return Match(proof, results, reading, [], notes)
         if not all(e.accepted for e in explanations):
-            return Match(_unaccepted(proof, explanations), results, explanations, notes)
+            return Match(_unaccepted(proof, explanations), results, reading, explanations, notes)
         explained = self._explained_proof(given, names, chosen, explanations)
-        return Match(explained, self._results(given, names, chosen), explanations, notes)
+        return Match(explained, self._results(given, names, chosen), reading, explanations, notes)
 
     def _notes(self, reading: Reading, plain: Sequence[Way], more: Sequence[str]) -> list[str]:
         ins = [

@@ -78,8 +78,49 @@ class Explanation:
 
 
 @dataclass(frozen=True)
+class Statistics:
+    """Of one tensor; `least` and `greatest` are its extremes."""
+
+    shape: tuple[int, ...]
+    mean: float
+    deviation: float
+    least: float
+    greatest: float
+
+
+@dataclass(frozen=True)
+class TraceRow:
+    """One value along the graph on both sides: what an operator of a module gives in PyTorch, in float64, and the same
+    value of what was converted.
+
+    Attributes:
+        module: path of the module; "" for the model itself.
+        operator: PyTorch's, as "aten.conv2d".
+        folded: modules that became part of it, whose effect its value holds.
+        actual: None where the artefact has no such value.
+        error: the largest of an element; of a value within an artefact, of its statistics. None without `actual`.
+        departs: the value differs; a value that is only not there, as fused operators have none, does not depart
+            while a later one that hangs on it agrees.
+        name: of the value in the artefact, "" for a graph that was not written.
+    """
+
+    module: str
+    operator: str
+    folded: tuple[str, ...]
+    expected: Statistics
+    actual: Statistics | None
+    error: float | None
+    departs: bool
+    name: str = ""
+
+
+@dataclass(frozen=True)
 class Proof:
-    """One of the three proofs; `failures` are sentences, `first_difference` the module path where it starts."""
+    """One of the three proofs; `failures` are sentences, `first_difference` the module path where it starts.
+
+    Attributes:
+        departure: the first value that differs, if values were compared along the graph.
+    """
 
     name: ProofName
     holds: bool
@@ -87,6 +128,7 @@ class Proof:
     outputs: tuple[OutputComparison, ...] = ()
     failures: tuple[str, ...] = ()
     first_difference: str | None = None
+    departure: TraceRow | None = None
 
     @property
     def proves_nothing(self) -> bool:
@@ -163,6 +205,7 @@ class ArtefactReport:
     status: Status
     seconds: float
     accuracy: Accuracy | None = None
+    trace: tuple[TraceRow, ...] = ()
 
 
 class Report:
@@ -214,6 +257,7 @@ class VerificationReport(Report):
     accuracy: Accuracy | None = None
     explanations: tuple[Explanation, ...] = ()
     weights: tuple[WeightMatch, ...] = ()
+    trace: tuple[TraceRow, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -84,7 +84,7 @@ class Constant:
 class Step:
     """One operation on arrays. `inputs` are the steps it takes its arrays from; `node` the operator it serves."""
 
-    inputs: tuple[Step, ...]
+    inputs: tuple[Step, ...] = field(repr=False)  # written out, a deep graph is endless
     node: fx.Node
 
 

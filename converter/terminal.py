@@ -31,7 +31,9 @@ from .report import (
     Report,
     Rewrite,
     Shape,
+    Statistics,
     TensorFacts,
+    TraceRow,
     UnsupportedOperator,
     VerificationReport,
     WeightMatch,
@@ -135,6 +137,8 @@ class Terminal:
             parts += [_heading("Rewritten"), _rewrites(report.rewrites)]
         for artefact in report.artefacts:
             parts += [_heading(_artefact_title(artefact)), self._artefact(artefact)]
+            if artefact.trace:
+                parts += [_heading("What each module gives, in float64"), _trace(artefact.trace)]
         parts += _notes(report.notes)
         seconds = sum(report.timings.values())
         self._panel(parts, report.source, f"{report.status}, {_seconds(seconds)}" if seconds else None, report.status)
@@ -150,6 +154,8 @@ class Terminal:
         parts: list[RenderableType] = [grid]
         if report.weights:
             parts += [_heading("Tensors of the checkpoint"), _weights(report.weights)]
+        if report.trace:
+            parts += [_heading("What each module gives"), _trace(report.trace)]
         self._panel([*parts, *_notes(report.notes)], title, report.status, report.status)
 
     def show_summary(self, summary: ModelSummary) -> None:
@@ -210,6 +216,9 @@ class Terminal:
             grid.add_row(PROOFS[proof.name], Text.assemble((f"{mark} ", style), proof.summary))
             if proof.first_difference:
                 grid.add_row("", Text.assemble("  differs first in ", (proof.first_difference, "cyan")))
+            if proof.departure:
+                for line in _departure(proof.departure):
+                    grid.add_row("", Text(f"    {line}"))
             failures = proof.failures if self.verbose else proof.failures[:MOST_LINES]
             # A summary can be the only failure there is.
             for failure in failures if proof.failures != (proof.summary,) else ():
@@ -404,6 +413,32 @@ def _more(count: int) -> Text:
 
 def _seconds(seconds: float) -> str:
     return f"{seconds:.1f} s"
+
+
+def _departure(row: TraceRow) -> list[str]:
+    folded = f", with {', '.join(row.folded)} folded in" if row.folded else ""
+    off = f", off by {row.error:.1e}" if row.error is not None else ""
+    lines = [f"{row.operator}{folded}{off}", f"PyTorch   {_statistics(row.expected)}"]
+    actual = _statistics(row.actual) if row.actual else "no value of its size"
+    return [*lines, f"artefact  {actual}" + (f"  {row.name}" if row.name else "")]
+
+
+def _statistics(one: Statistics) -> str:
+    return (
+        f"{_shape(one.shape)} mean {one.mean:.4g}, std {one.deviation:.4g}, from {one.least:.4g} to {one.greatest:.4g}"
+    )
+
+
+def _trace(rows: Sequence[TraceRow]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("module", "operator", "PyTorch", "converted", "error"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        actual = _statistics(row.actual) if row.actual else "part of another"
+        error = "" if row.error is None else f"{row.error:.1e}"
+        mark = Text.assemble(("✗ ", "red") if row.departs else ("✓ ", "green"), error)
+        table.add_row(Text(row.module or "(model)"), row.operator, _statistics(row.expected), actual, mark)
+    return table
 
 
 def _weights(matches: Sequence[WeightMatch]) -> Table:

@@ -70,7 +70,10 @@ def _dtype(name: str) -> np.dtype:
 def figures(array: np.ndarray) -> list[float]:
     """Of `FIGURES`, in float64. None of them depends on the order of the elements, and none changes by more than the
     largest change of an element. NaN where the array holds NaN; an array without elements has zeros."""
-    wide = np.asarray(array).astype(np.float64, copy=False)
+    array = np.asarray(array)
+    if array.dtype.kind == "c":
+        array = np.stack([array.real, array.imag])
+    wide = array.astype(np.float64, copy=False)
     if not wide.size:
         return [0.0] * len(FIGURES)
     with np.errstate(invalid="ignore", over="ignore"):

@@ -42,15 +42,20 @@ def compare_weights(
     failures = [f"{name}: not in the artefact" for name in expected if name not in actual]
     failures += [f"{name}: the artefact has it, no source explains it" for name in actual if name not in expected]
     worst = 0.0
-    for name in expected.keys() & actual.keys():
+    module: str | None = None
+    for name in expected:
+        if name not in actual:
+            continue
         fault, ulps = _compare_tensor(expected[name], np.asarray(actual[name]))
         worst = max(worst, ulps)
         if fault:
-            failures.append(f"{name} (from {', '.join(expected[name].sources) or 'nothing'}): {fault}")
+            sources = expected[name].sources
+            failures.append(f"{name} (from {', '.join(sources) or 'nothing'}): {fault}")
+            module = module or next((source.rpartition(".")[0] or "the model itself" for source in sources), None)
     failures += _unaccounted(expected, set(source_names), unused)
     if failures:
         summary = f"{len(failures)} {'fault' if len(failures) == 1 else 'faults'}: {'; '.join(sorted(failures)[:3])}"
-        return Proof("weights", False, summary, failures=tuple(sorted(failures)))
+        return Proof("weights", False, summary, failures=tuple(sorted(failures)), first_difference=module)
     return Proof("weights", True, _summary(list(expected.values()), unused, worst))
 
 

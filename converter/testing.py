@@ -1,0 +1,86 @@
+"""For test suites: an artefact is the same function as its model, or the test fails and says where they part.
+
+from converter.testing import assert_equivalent
+
+def test_exported_model():
+    assert_equivalent(Network().eval(), "network.onnx", input_shapes=["1,3,64,64"])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from converter.comparison import verify
+from converter.report import Proof, TraceRow, VerificationReport
+
+MOST = 8  # sentences of each proof
+
+
+def assert_equivalent(
+    model: str | Path | nn.Module,
+    artefact: str | Path,
+    *,
+    factory: str | None = None,
+    factory_args: Mapping[str, Any] | None = None,
+    input_shapes: Sequence[str] = (),
+    trust: Sequence[str] = (),
+    atol: float | None = None,
+    rtol: float | None = None,
+    seed: int = 0,
+    inputs: str | Path | None = None,
+    accept: Sequence[str] = (),
+    signature: str | None = None,
+) -> VerificationReport:
+    """Assert that an artefact of any tool computes what its model computes.
+
+    Args:
+        model: a module in eval mode, or a checkpoint file.
+        artefact: a SavedModel folder, a `.keras`, an `.onnx` or a `.tflite` file.
+        input_shapes: `[name=]1,3,224,224[:dtype]` for each input, batch first; an artefact of ours knows them.
+
+    The other arguments are those of `converter.verify`.
+
+    Returns:
+        The report, for its figures.
+
+    Raises:
+        AssertionError: they differ, or what was compared proves nothing. It names each output that differs, the first
+            module whose value departs, and both values' statistics.
+        ConversionError: either side cannot be read or run.
+    """
+    report = verify(
+        model, artefact, factory=factory, factory_args=factory_args, input_shapes=input_shapes, trust=trust, atol=atol,
+        rtol=rtol, seed=seed, inputs=inputs, accept=accept, signature=signature,
+    )  # fmt: skip
+    if report.status != "verified":
+        raise AssertionError(described(report))
+    return report
+
+
+def described(report: VerificationReport) -> str:
+    """A failing report in sentences."""
+    verb = "is not proven to be" if report.status == "not verified" else "is not"
+    lines = [f"{report.artefact} {verb} the function of {report.source}"]
+    for proof in report.proofs:
+        if not proof.holds:
+            lines += _proof(proof)
+    return "\n".join(lines)
+
+
+def _proof(proof: Proof) -> list[str]:
+    lines = [f"{proof.name}: {proof.summary}"]
+    lines += [f"  {failure}" for failure in proof.failures[:MOST] if failure != proof.summary]
+    if len(proof.failures) > MOST:
+        lines.append(f"  and {len(proof.failures) - MOST} more")
+    if proof.first_difference:
+        lines.append(f"  differs first in {proof.first_difference}")
+    return lines + (_departure(proof.departure) if proof.departure else [])
+
+
+def _departure(row: TraceRow) -> list[str]:
+    folded = f" (with {', '.join(row.folded)} folded in)" if row.folded else ""
+    return [f"    {row.operator}{folded}", f"    expected {row.expected}", f"    actual   {row.actual}"]

@@ -1,0 +1,313 @@
+"""Where two sides of a model part: values compared along the graph, one forward of each side, none held for long.
+
+Between PyTorch and the graph that was planned from it values correspond one to one and are compared element by element
+in float64. Within an artefact, or behind rewrites, operators are fused and channels reordered: there a value is known
+by its statistics, none of which depends on the order of its elements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from converter.artefacts.messages import figures
+from converter.artefacts.runner import Runner, Traced
+from converter.layout import Layout
+from converter.program import Program, default_dtype, module_path
+from converter.reference import Reference
+from converter.report import Proof, Statistics, TraceRow
+from converter.steps import Value
+from converter.verification.compare import FLOOR_ULP, FUNCTION_BOUND, ROUNDING_FACTOR
+
+if TYPE_CHECKING:
+    from converter.lower import Lowered
+
+aten = torch.ops.aten
+CANCELLED = 1e-5  # of an operator's inputs: a result this small may be rounding of theirs
+
+
+def walk(program: Program, inputs: Sequence[Tensor]) -> Iterator[tuple[fx.Node, Any]]:
+    """Every node of a program with what it gives, in order; values live until their last use."""
+    interpreter = fx.Interpreter(program.graph_module)
+    interpreter.env = {}
+    interpreter.args_iter = iter(inputs)
+    for node in program.graph.nodes:
+        if node.op == "output":
+            return
+        with torch.no_grad(), default_dtype(program.precision):
+            result = interpreter.run_node(node)
+        yield node, result.detach() if isinstance(result, Tensor) else result
+        interpreter.env[node] = result
+        for used in interpreter.user_to_last_uses.get(node, []):
+            del interpreter.env[used]
+
+
+def in_float64(inputs: Sequence[Tensor]) -> list[Tensor]:
+    return [x.double() if x.dtype == torch.float32 else x for x in inputs]
+
+
+# -- the graph as planned, element by element
+
+
+def trace_plan(program: Program, lowered: Lowered, inputs: Sequence[Tensor], arrays: Sequence[Any]) -> list[TraceRow]:
+    """Each operator of a rewritten program beside its value in the plan made from it, both in float64.
+
+    Args:
+        lowered: of that plan, in float64.
+        inputs: the program's, as PyTorch has them.
+        arrays: the same as the plan has them.
+    """
+    from converter.lower import in_order
+
+    values = {node.name: value for node, value in lowered.plan.values.items() if isinstance(value, Value)}
+    built = {id(step) for step in in_order(lowered.plan.results)}
+    names = [
+        node.name
+        for node in program.graph.nodes
+        if node.op == "call_function" and node.name in values and id(values[node.name].step) in built
+    ]
+    made = lowered.in_turn(arrays, [values[name].step for name in names])
+    scales: dict[str, float] = {}
+    rows = []
+    wanted = set(names)
+    originals = {node.name: node for node in program.graph.nodes}
+    for node, result in walk(program.at(torch.float64), in_float64(inputs)):
+        if isinstance(result, Tensor):
+            scales[node.name] = scale_of(result.numpy())
+        if node.name not in wanted:
+            continue
+        expected = result.numpy()
+        actual = logical(np.asarray(next(made)), values[node.name].layout, expected.shape)
+        before = max((scales.get(n.name, 0.0) for n in node.all_input_nodes), default=0.0)
+        error, departs = compared(expected, actual, max(scales[node.name], CANCELLED * before))
+        rows.append(
+            TraceRow(
+                module_path(node), operator_name(node), folded_into(program, originals[node.name]),
+                statistics(expected), statistics(actual), error, departs,
+            )
+        )  # fmt: skip
+    return rows
+
+
+def logical(array: np.ndarray, layout: Layout, shape: tuple[int, ...]) -> np.ndarray:
+    """An array of this layout with PyTorch's dimensions."""
+    from converter.lower import runtime_shape
+
+    move = layout.to(layout.dims)[1]
+    if move.order is not None:
+        array = array.reshape(runtime_shape(move.split)).transpose(move.order)
+    return array.reshape(shape)
+
+
+def compared(expected: np.ndarray, actual: np.ndarray, scale: float) -> tuple[float, bool]:
+    """The largest error, and whether it is more than rounding; NaN and infinities must be in the same places."""
+    if expected.dtype.kind in "iub" or actual.dtype.kind in "iub":
+        different = expected != actual
+        return float(np.abs(expected[different].astype(float) - actual[different]).max(initial=0.0)), bool(
+            different.any()
+        )
+    finite = np.isfinite(expected)
+    if not np.array_equal(expected[~finite], actual[~finite], equal_nan=True):
+        return float("inf"), True
+    error = float(np.abs(expected[finite] - actual[finite]).max(initial=0.0))
+    return error, not error <= FUNCTION_BOUND * scale
+
+
+# -- within an artefact, or behind rewrites: by statistics
+
+
+@dataclass(frozen=True)
+class Known:
+    """A value of the captured program: its node, figures in float64, and how far figures may be off by rounding."""
+
+    node: fx.Node
+    shape: tuple[int, ...]
+    figures: tuple[float, ...]
+    allowed: float
+
+
+def known_values(program: Program, inputs: Sequence[Tensor], *, exact: bool) -> list[Known]:
+    """All values of the program that hang on its inputs.
+
+    Args:
+        exact: the other side computes in float64; otherwise 16 times PyTorch's own float32 rounding is allowed.
+    """
+    behind = depending(program)
+    found = []
+    single = walk(program.at(torch.float32), inputs) if not exact else None
+    for node, result in walk(program.at(torch.float64), in_float64(inputs)):
+        if node not in behind:
+            continue
+        own = result
+        if single is not None:
+            own = next(value for other, value in single if other.name == node.name)
+        if not isinstance(result, Tensor) or node.op != "call_function":
+            continue
+        wide = result.numpy()
+        scale = scale_of(wide)
+        allowed = FUNCTION_BOUND * scale
+        if single is not None:
+            rounding = float(np.abs(np.nan_to_num(wide - own.numpy().astype(wide.dtype))).max(initial=0.0))
+            allowed = ROUNDING_FACTOR * max(rounding, FLOOR_ULP * float(np.spacing(np.float32(scale))))
+        found.append(Known(node, tuple(wide.shape), tuple(figures(wide)), allowed))
+    originals = {node.name: node for node in program.graph.nodes}
+    return [replace(one, node=originals[one.node.name]) for one in found]
+
+
+def depending(program: Program) -> Names:
+    """Names of the nodes that hang on an input's values."""
+    behind = Names()
+    for node in program.graph.nodes:
+        if node.op == "placeholder" or any(n in behind for n in node.all_input_nodes):
+            behind.add(node)
+    return behind
+
+
+class Names(set):
+    """Nodes by their names, which a program's copies in other precisions share."""
+
+    def add(self, node: fx.Node) -> None:
+        super().add(node.name)
+
+    def __contains__(self, node: object) -> bool:
+        return isinstance(node, fx.Node) and super().__contains__(node.name)
+
+
+def trace_values(known: Sequence[Known], values: Iterable[Traced]) -> list[TraceRow]:
+    """For each value of the program the one of the other side with its statistics.
+
+    What is not there departs, unless something that hangs on it is there: then it was fused, and is right.
+    """
+    by_size: dict[int, list[Traced]] = {}
+    for value in values:
+        by_size.setdefault(int(np.prod(value.shape, dtype=np.int64)), []).append(value)
+    nearest = {one.node.name: _nearest(one, by_size) for one in known}
+    right = Names()
+    for one in reversed(known):
+        close = nearest[one.node.name]
+        if (close is not None and close[1] <= one.allowed) or any(user in right for user in one.node.users):
+            right.add(one.node)
+    rows = []
+    for one in known:
+        close, departs = nearest[one.node.name], one.node not in right
+        there = close is not None and (departs or close[1] <= one.allowed)
+        held = close[0] if close is not None and there else None
+        error = close[1] if close is not None and there else None
+        rows.append(
+            TraceRow(
+                module_path(one.node), operator_name(one.node), folded_behind(one.node),
+                _statistics(one.shape, one.figures), _statistics(held.shape, held.figures) if held else None,
+                error, departs, held.name if held else "",
+            )
+        )  # fmt: skip
+    return rows
+
+
+def _nearest(one: Known, by_size: dict[int, list[Traced]]) -> tuple[Traced, float] | None:
+    candidates = by_size.get(int(np.prod(one.shape, dtype=np.int64)), [])
+    errors = [
+        (value, max(_apart(a, b) for a, b in zip(one.figures, value.figures, strict=True))) for value in candidates
+    ]
+    return min(errors, key=lambda pair: pair[1], default=None)
+
+
+def _apart(a: float, b: float) -> float:
+    if np.isnan(a) and np.isnan(b):
+        return 0.0
+    return 0.0 if a == b else abs(a - b) if np.isfinite(a - b) else float("inf")
+
+
+def program_values(program: Program, inputs: Sequence[Tensor]) -> Iterator[Traced]:
+    """Of a rewritten program, in float64."""
+    for node, result in walk(program.at(torch.float64), in_float64(inputs)):
+        if node.op == "call_function" and isinstance(result, Tensor):
+            yield Traced(node.name, operator_name(node), tuple(result.shape), tuple(figures(result.numpy())))
+
+
+def trace_artefact(
+    program: Program, reference: Reference, runner: Runner, given: Mapping[str, np.ndarray]
+) -> list[TraceRow]:
+    """The captured program beside what goes on within an opened artefact, on the first round of inputs.
+
+    Args:
+        given: that round as the artefact takes it.
+    """
+    arrays = reference.rounds[0].arrays
+    inputs = [torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in program.inputs]
+    return trace_values(known_values(program, inputs, exact=False), runner.trace(given))
+
+
+# -- what both have in common
+
+
+def disagrees(proof: Proof) -> bool:
+    return not proof.holds and not proof.proves_nothing
+
+
+def located(proof: Proof, rows: Sequence[TraceRow]) -> Proof:
+    """The proof, with where its values part if it does not hold."""
+    row = departure(rows)
+    if row is None or not disagrees(proof):
+        return proof
+    return replace(proof, departure=row, first_difference=row.module or "the model itself")
+
+
+def departure(rows: Sequence[TraceRow]) -> TraceRow | None:
+    """The first value that differs."""
+    return next((row for row in rows if row.departs), None)
+
+
+def by_module(rows: Sequence[TraceRow]) -> tuple[TraceRow, ...]:
+    """One row for each module, in the order of the last: its first value that differs, else what it gives."""
+    kept: dict[str, TraceRow] = {}
+    for row in rows:
+        before = kept.get(row.module)
+        if before is None or not before.departs:
+            kept.pop(row.module, None)
+            kept[row.module] = row
+    return tuple(kept.values())
+
+
+def folded_into(program: Program, node: fx.Node) -> tuple[str, ...]:
+    """Modules whose tensors became part of this operator's."""
+    own = module_path(node)
+    sources = [
+        source.rpartition(".")[0]
+        for n in node.all_input_nodes
+        if n.op == "get_attr"
+        for source in program.origins[str(n.target)].sources
+    ]
+    return tuple(path for path in dict.fromkeys(sources) if path not in (own, ""))
+
+
+def folded_behind(node: fx.Node) -> tuple[str, ...]:
+    """The batch norm that an artefact may have folded into this operator."""
+    users = list(node.users)
+    norms = (
+        len(users) == 1 and users[0].target is aten.batch_norm.default and node.target is not aten.batch_norm.default
+    )
+    return (module_path(users[0]),) if norms else ()
+
+
+def operator_name(node: fx.Node) -> str:
+    return str(node.target).rpartition(".")[0] if "." in str(node.target) else str(node.target)
+
+
+def scale_of(array: np.ndarray) -> float:
+    if array.dtype.kind not in "fc":
+        return 0.0
+    return float(np.abs(array[np.isfinite(array)]).max(initial=0.0))
+
+
+def statistics(array: np.ndarray) -> Statistics:
+    return _statistics(array.shape, figures(array))
+
+
+def _statistics(shape: Sequence[int], found: Sequence[float]) -> Statistics:
+    mean, deviation, least, greatest, _ = found
+    return Statistics(tuple(shape), mean, deviation, least, greatest)

@@ -1,0 +1,244 @@
+"""A fault planted at a random place of a deep network is found there: in the graph as planned, in the rewritten
+program, and in what was written."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from equivalence import with_random_tensors
+from torch import Tensor, nn
+
+import converter
+from converter.artefacts.runner import Runner
+from converter.building import Built, Options, build
+from converter.lower import in_order
+from converter.program import module_path
+from converter.reference import Reference, take_reference
+from converter.source import Clock, Source, open_source
+from converter.steps import CallStep, LayerStep
+from converter.tracing import by_module, departure
+
+CLOCK = Clock(None)
+
+
+class Residual(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+        self.second = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(torch.relu(self.norm(self.first(x))))
+
+
+class DeepConvolutions(nn.Module):
+    def __init__(self, depth: int = 12):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, stride=2)
+        self.blocks = nn.Sequential(*(Residual(6) for _ in range(depth)))
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.head(self.blocks(self.stem(image)).mean((2, 3)))
+
+
+class DeepTokens(nn.Module):
+    def __init__(self, depth: int = 4):
+        super().__init__()
+        layers = [nn.TransformerEncoderLayer(8, 2, 12, batch_first=True, norm_first=True) for _ in range(depth)]
+        self.layers = nn.ModuleList(layers)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        for layer in self.layers:
+            tokens = layer(tokens)
+        return self.head(tokens)
+
+
+NETWORKS = {"convolutions": (DeepConvolutions, "1,3,13,11"), "tokens": (DeepTokens, "1,7,8")}
+
+
+def scaled(module: nn.Module) -> nn.Module:
+    """Random weights that neither let the signal die nor explode over many layers."""
+    module = with_random_tensors(module)
+    with torch.no_grad():
+        for tensor in module.parameters():
+            if tensor.ndim > 1:
+                tensor /= tensor[0].numel() ** 0.5
+    return module
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def source(request) -> tuple[Source, Reference]:
+    kind, shape = NETWORKS[request.param]
+    opened = open_source(
+        scaled(kind()), factory=None, factory_args=None, input_shapes=[shape], trust=(), fixed_batch=None, seed=0,
+        clock=CLOCK,
+    )  # fmt: skip
+    reference = take_reference(opened.program, opened.module, seed=0, inputs=None, running=opened.running)
+    return opened, reference
+
+
+def built_for(source: Source, format: str) -> Built:
+    return build(source, format, Options(), CLOCK)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("format", ["tf", "keras", "onnx"])
+def test_right_conversion_departs_nowhere(source, format: str):
+    opened, reference = source
+    rows = built_for(opened, format).trace(reference)
+    assert departure(rows) is None
+    assert {row.module for row in by_module(rows)} >= {"head"}
+    assert all(row.actual is not None for row in rows if row.module == "head")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_fault_in_the_plan_is_found_at_its_operator(source, seed: int):
+    opened, reference = source
+    built = built_for(opened, "tf")
+    chosen = random.Random(seed)
+    steps = [s for s in in_order(built.plan.results) if isinstance(s, CallStep) or getattr(s, "weights", ())]
+    step = chosen.choice(steps)
+    if isinstance(step, LayerStep):
+        which = chosen.randrange(len(step.weights))
+        wrong = step.weights[which].tensor.detach().contiguous().clone()
+        wrong.view(-1)[chosen.randrange(wrong.numel())] += 1e-3
+        weights = list(step.weights)
+        weights[which] = weights[which].rearranged(wrong, "fault")
+        step.weights = tuple(weights)
+    else:
+        right = step.function
+        step.function = lambda *arrays: right(*arrays) + 1e-6
+    assert not built.prove_function(reference).holds
+    found = departure(built.trace(reference))
+    assert found.module == module_path(step.node)
+    assert found.operator == str(step.node.target).rpartition(".")[0]
+    assert found.error > 0
+
+
+def test_module_that_became_part_of_another_is_named(source):
+    opened, reference = source
+    rows = built_for(opened, "tf").trace(reference)
+    folded = {row.module: row.folded for row in rows if row.folded}
+    if "blocks.3.first" in {row.module for row in rows}:
+        assert folded["blocks.3.first"] == ("blocks.3.norm",)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_fault_in_a_rewritten_weight_is_found_at_its_module(source, seed: int):
+    """As of a rewrite that is wrong: ONNX is written from that program."""
+    opened, reference = source
+    built = built_for(opened, "onnx")
+    nodes = [
+        n for n in built.program.graph.find_nodes(op="get_attr") if n.users and built.program.tensor(n).numel() > 1
+    ]
+    node = random.Random(seed).choice(nodes)
+    tensor = built.program.tensor(node).detach().contiguous().clone()
+    tensor.view(-1)[0] += 0.1
+    built.program.replace_tensor(node, tensor, built.program.origins[node.target], list(node.users))
+    built.program.finish()
+    assert not built.prove_function(reference).holds
+    assert touches(departure(built.trace(reference)), node.target)
+
+
+def touches(row, tensor: str) -> bool:
+    """Whether the module named is that of a tensor, calls it, or is the one with which it was folded."""
+    owner = tensor.rpartition(".")[0]
+    return owner in row.folded or f"{owner}.".startswith(f"{row.module}.")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> dict[tuple[str, str], Path]:
+    folder = tmp_path_factory.mktemp("written")
+    found = {}
+    for name, (kind, shape) in NETWORKS.items():
+        report = converter.convert(
+            scaled(kind()), to=["onnx", "keras", "tf"], output=folder / name, input_shapes=[shape], verify=False
+        )
+        found |= {(name, artefact.format): artefact.path for artefact in report.artefacts}
+    return found
+
+
+@pytest.fixture(scope="module")
+def runners():
+    opened = {}
+    yield lambda format: opened.setdefault(format, Runner(format))
+    for runner in opened.values():
+        runner.close()
+
+
+def disturb_onnx(path: Path, to: Path, chosen: random.Random) -> str:
+    import onnx
+
+    model = onnx.load(path)
+    read = {name for node in model.graph.node for name in node.input}
+    tensors = [t for t in model.graph.initializer if "." in t.name and t.name in read]
+    tensor = chosen.choice(tensors)
+    array = onnx.numpy_helper.to_array(tensor).copy()
+    array.reshape(-1)[0] += 0.1
+    tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    onnx.save(model, to)
+    return tensor.name
+
+
+def disturb_keras(path: Path, to: Path, chosen: random.Random) -> str:
+    import keras
+
+    model = keras.saving.load_model(path)
+    weight = chosen.choice([w for w in model.weights if "." in w.path])
+    array = np.array(weight.numpy())
+    array.reshape(-1)[0] += 0.1
+    weight.assign(array)
+    keras.saving.save_model(model, to)
+    return weight.path.replace("/", ".")
+
+
+def disturb_saved_model(path: Path, to: Path, chosen: random.Random) -> str:
+    import shutil
+
+    import tensorflow as tf
+
+    shutil.copytree(path, to)
+    prefix = str(to / "variables/variables")
+    reader = tf.train.load_checkpoint(prefix)
+    values = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+    name = chosen.choice(sorted(n for n in values if n.endswith("VARIABLE_VALUE")))
+    values[name] = values[name].copy()
+    values[name].reshape(-1)[0] += 0.1
+    tf.raw_ops.SaveV2(
+        prefix=prefix, tensor_names=list(values), shape_and_slices=[""] * len(values), tensors=list(values.values())
+    )
+    return name.split("/")[1].replace("..", ".")
+
+
+DISTURB = {"onnx": disturb_onnx, "keras": disturb_keras, "tf": disturb_saved_model}
+
+
+@pytest.mark.parametrize("format", DISTURB)
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("seed", range(2))
+def test_fault_in_an_artefact_is_found_at_its_module(written, runners, tmp_path, network: str, format: str, seed: int):
+    kind, shape = NETWORKS[network]
+    ending = {"onnx": "d.onnx", "keras": "d.keras", "tf": "d"}[format]
+    tensor = DISTURB[format](written[network, format], tmp_path / ending, random.Random(seed))
+    module = scaled(kind())
+    opened = open_source(
+        module, factory=None, factory_args=None, input_shapes=[shape], trust=(), fixed_batch=None, seed=0, clock=CLOCK
+    )
+    reference = take_reference(opened.program, module, seed=0, inputs=None, running=opened.running)
+    runner = runners(format)
+    runner.open(tmp_path / ending)
+    from converter.comparison import interfaces
+    from converter.matching import Matching
+    from converter.tracing import trace_artefact
+
+    matching = Matching(runner, *interfaces(opened.program), reference)
+    match = matching.match()
+    assert not match.proof.holds
+    rows = trace_artefact(opened.program, reference, runner, matching.fed(match.reading, reference.rounds[0].arrays))
+    found = departure(rows)
+    assert touches(found, tensor), (tensor, found)
+    assert found.expected != found.actual
