@@ -217,9 +217,10 @@ def disturb_saved_model(path: Path, to: Path, chosen: random.Random) -> str:
 DISTURB = {"onnx": disturb_onnx, "keras": disturb_keras, "tf": disturb_saved_model}
 
 
-@pytest.mark.parametrize("format", DISTURB)
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(
+    "seed, network, format",
+    [(seed, *pair) for seed, pair in enumerate((network, format) for network in NETWORKS for format in DISTURB)],
+)
 def test_fault_in_an_artefact_is_found_at_its_module(written, runners, tmp_path, network: str, format: str, seed: int):
     kind, shape = NETWORKS[network]
     ending = {"onnx": "d.onnx", "keras": "d.keras", "tf": "d"}[format]
