@@ -20,7 +20,7 @@ from converter.planning import make_plan
 from converter.program import Program
 from converter.reference import Reference
 from converter.report import Movement, Proof, Rewrite, TraceRow
-from converter.rewrites import KEEP_BATCHNORM, REWRITES, rewrite
+from converter.rewrites import EXACT_SHIFTS, KEEP_BATCHNORM, REWRITES, rewrite
 from converter.rewrites.change import Change
 from converter.source import Clock, Source
 from converter.steps import Constant, Interface, sizes
@@ -42,6 +42,7 @@ class Options:
     fixed_batch: int | None = None
     keep_batchnorm: bool = False
     opset: int | None = None
+    exact_shifts: bool = False
 
 
 @dataclass
@@ -175,6 +176,8 @@ class Built:
                 reasons[name] = "not read by forward"
             elif name in live and self._inlined(name):
                 reasons[name] = "a constant of the graph"
+            elif name in self.program.absorbed:
+                reasons[name] = self.program.absorbed[name]
             elif name.endswith("num_batches_tracked"):
                 reasons[name] = "read in training only"
         return reasons
@@ -203,6 +206,8 @@ class Built:
 
 def build(source: Source, format: Format, options: Options, clock: Clock) -> Built:
     chosen = [r for r in REWRITES[format] if not (options.keep_batchnorm and r in KEEP_BATCHNORM)]
+    if options.exact_shifts:
+        chosen = [EXACT_SHIFTS.get(r, r) for r in chosen]
     with clock("rewrite"):
         inputs, expected = source.probe or (source.examples, None)
         program, changes = rewrite(source.program, chosen, inputs, expected)

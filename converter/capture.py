@@ -20,6 +20,7 @@ from torch.nn.modules import rnn
 from torch.utils._pytree import GetAttrKey, MappingKey, SequenceKey, tree_flatten_with_path, tree_unflatten
 
 from converter import ops
+from converter.aliasing import overlapping_writes
 from converter.errors import CaptureError
 from converter.functional import ASSERTIONS, make_functional
 from converter.program import Origin, Program, source_line, write_attribute
@@ -81,6 +82,7 @@ def _why_specialised(error: Exception) -> str:
 def from_exported(exported: ExportedProgram) -> Program:
     """An `ExportedProgram` as a `Program`: made functional, tensors as attributes, batch norm and dropout whole."""
     _keep_dropouts(exported.graph_module)
+    _refuse_overlapping_writes(exported.graph_module)
     if not make_functional(exported.graph_module):
         with _quiet():
             exported = exported.run_decompositions({})
@@ -236,6 +238,20 @@ def _refuse_state(program: Program, signature: ExportGraphSignature) -> None:
         raise CaptureError(
             f"forward changes {names} and reads what the call before left there: a converted model keeps no state",
             cure="pass the state in as an input, or keep it as it is in eval mode",
+        )
+
+
+def _refuse_overlapping_writes(graph_module: fx.GraphModule) -> None:
+    """
+    Raises:
+        CaptureError: an assignment in place reads what it has already written.
+    """
+    found = overlapping_writes(graph_module)
+    if found:
+        raise CaptureError(
+            "an assignment in place reads elements that it writes too: what PyTorch makes of it hangs on the processor",
+            where=source_line(found[0]) or None,
+            cure="assign a clone, as in x[1:] = x[:-1].clone()",
         )
 
 

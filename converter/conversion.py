@@ -38,6 +38,7 @@ def convert(
     fixed_batch: int | None = None,
     keep_batchnorm: bool = False,
     opset: int | None = None,
+    exact_shifts: bool = False,
     verify: bool = True,
     keep_failed: bool = False,
     atol: float | None = None,
@@ -58,6 +59,7 @@ def convert(
         input_shapes: `[name=]1,3,224,224[:dtype]` for each input, batch first.
         trust: packages whose classes may be unpickled.
         layout: of inputs and outputs of Keras and TensorFlow artefacts: "auto", "nhwc", "nchw".
+        exact_shifts: a grid_sample that interpolates on whole pixels becomes the shift that it is but for rounding.
         atol, rtol: take the place of our own bound in the comparison of the artefact.
         inputs: an .npz of the user's arrays, to compare on besides random ones.
         trace: give what every module computes, on both sides of the first proof; where it fails the first module that
@@ -71,7 +73,7 @@ def convert(
     """
     formats = _formats(to)
     clock = Clock(progress)
-    options = Options(layout, fixed_batch, keep_batchnorm, opset)
+    options = Options(layout, fixed_batch, keep_batchnorm, opset, exact_shifts)
     source_path = Path("model" if isinstance(model, nn.Module) else model)
     paths = {f: output_path(source_path, f, Path(output) if output else None, len(formats) > 1) for f in formats}
 

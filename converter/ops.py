@@ -105,3 +105,51 @@ def _(
 ) -> list[Tensor]:
     features = weights[1].shape[1] * (2 if bidirectional else 1)
     return [x.new_empty(*x.shape[:2], features), *(torch.empty_like(state) for state in states)]
+
+
+@torch.library.custom_op("converter::shift", mutates_args=())
+def shift(x: Tensor, dim: int, sizes: list[int], dims: list[int], distances: list[int], border: str) -> Tensor:
+    """Move groups of `dim`, of `sizes` elements, along `dims`; what moves off the end is lost.
+
+    Args:
+        distances: for each group, one for each of `dims`: element i comes from i - distance.
+        border: what stands where nothing is moved to: "zeros", the nearest element that was moved ("replicate"), what
+            was lost at the other end ("circular"), or what stood there before ("keep").
+    """
+    moved, first = [], 0
+    for group, size in enumerate(sizes):
+        part = x.narrow(dim, first, size)
+        first += size
+        by = distances[group * len(dims) : (group + 1) * len(dims)]
+        y, inside = part, torch.ones((), dtype=torch.bool)
+        for d, distance in zip(dims, by, strict=True):
+            n = x.shape[d]
+            source = torch.arange(n) - distance
+            along = [n if i == d else 1 for i in range(x.dim())]
+            inside = inside & ((source >= 0) & (source < n)).reshape(along)
+            y = y.index_select(d, source % n if border == "circular" else source.clamp(0, n - 1))
+        if border == "zeros":
+            y = torch.where(inside, y, torch.zeros((), dtype=y.dtype))
+        elif border == "keep":
+            y = torch.where(inside, y, part)
+        moved.append(y)
+    return torch.cat(moved, dim)
+
+
+@shift.register_fake
+def _(x: Tensor, dim: int, sizes: list[int], dims: list[int], distances: list[int], border: str) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("converter::depth_to_space", mutates_args=())
+def depth_to_space(x: Tensor, block: int) -> Tensor:
+    """(B, block * block * C, H, W) to (B, C, H * block, W * block), channels ordered (row, column, channel)."""
+    b, c, h, w = x.shape
+    x = x.reshape(b, block, block, c // (block * block), h, w)
+    return x.permute(0, 3, 4, 1, 5, 2).reshape(b, c // (block * block), h * block, w * block)
+
+
+@depth_to_space.register_fake
+def _(x: Tensor, block: int) -> Tensor:
+    b, c, h, w = x.shape
+    return x.new_empty(b, c // (block * block), h * block, w * block)

@@ -39,6 +39,7 @@ class Program:
         origins: for each tensor, the checkpoint's tensors behind it.
         fixed_batch: the batch size, if the program allows no other.
         precision: the floats that integers become where nothing else says (3 * 0.5 in a tensor of integers).
+        absorbed: the checkpoint's tensors that a rewrite made a part of the graph, and what they became.
     """
 
     graph_module: fx.GraphModule
@@ -48,6 +49,7 @@ class Program:
     fixed_batch: int | None = None
     notes: list[str] = field(default_factory=list)
     precision: torch.dtype = torch.float32
+    absorbed: dict[str, str] = field(default_factory=dict)
 
     @property
     def graph(self) -> fx.Graph:
@@ -72,6 +74,7 @@ class Program:
             self.fixed_batch,
             list(self.notes),
             self.precision,
+            dict(self.absorbed),
         )
 
     def run(self, *inputs: Tensor) -> list[Tensor]:

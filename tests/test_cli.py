@@ -44,8 +44,8 @@ PROOFS = {"good": (FUNCTION, ARTEFACT), "bad": (FUNCTION, DIFFERS), "dead": (FUN
 
 
 def convert(model, *, to, output=None, factory=None, factory_args=None, input_shapes=(), trust=(), layout="auto",
-            fixed_batch=None, keep_batchnorm=False, opset=None, verify=True, keep_failed=False, atol=None, rtol=None,
-            seed=0, inputs=None, force=False, trace=False, progress=None):  # fmt: skip
+            fixed_batch=None, keep_batchnorm=False, opset=None, exact_shifts=False, verify=True, keep_failed=False,
+            atol=None, rtol=None, seed=0, inputs=None, force=False, trace=False, progress=None):  # fmt: skip
     """Do what the checkpoint's name says."""
     CALLS.append(locals())
     name = model.stem
@@ -253,8 +253,8 @@ def test_inspect_shows_the_tree(run):
 def test_options_reach_the_conversion(run):
     line = (
         "good.pt --to tf --to keras --to tf -o out --model net.py:build --input-shape x=1,3,8,8 --input-shape 1,2 "
-        "--trust ultralytics --layout nchw --fixed-batch 2 --keep-batchnorm --opset 18 --keep-failed --atol 0.1 "
-        "--rtol 0.2 --seed 7 --inputs in.npz --force"
+        "--trust ultralytics --layout nchw --fixed-batch 2 --keep-batchnorm --exact-shifts --opset 18 --keep-failed "
+        "--atol 0.1 --rtol 0.2 --seed 7 --inputs in.npz --force"
     )
     assert run(*line.split(), "--model-args", '{"classes": 10}').exit_code == 0
     (call,) = CALLS
@@ -266,6 +266,7 @@ def test_options_reach_the_conversion(run):
     assert (call["fixed_batch"], call["opset"], call["seed"]) == (2, 18, 7)
     assert (call["atol"], call["rtol"], call["inputs"]) == (0.1, 0.2, Path("in.npz"))
     assert call["keep_batchnorm"]
+    assert call["exact_shifts"]
     assert call["keep_failed"]
     assert call["force"]
     assert call["verify"]

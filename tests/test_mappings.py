@@ -681,6 +681,7 @@ BY_HAND = {
     "view of fresh memory": (aten._unsafe_view.default, [-1, 54, 8]),
     "lift_fresh_copy": (aten.lift_fresh_copy.default,),
     "to another type": (aten.to.dtype, torch.int32),
+    "shift": (ours.shift.default, 1, [1, 3, 2], [2, 3], [1, 0, -2, 3, 0, 0], "replicate"),
     "upsample to a size": (aten.upsample_nearest2d.default, [18, 16]),
 }
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from equivalence import Call, Input, assert_same, captured, examples, in_float64
+from shift_spellings import Spec, by_bilinear_grid, by_depthwise, by_grid, by_roll, by_slices
 from torch import nn
 
 from converter.errors import ConversionError
@@ -19,6 +20,7 @@ from converter.rewrites.change import Change
 from converter.rewrites.channel_permutation import find_channel_permutations
 from converter.rewrites.drop_dropout import drop_dropout
 from converter.rewrites.drop_identities import drop_identities
+from converter.rewrites.find_shifts import find_shifts, find_trained_shifts
 from converter.rewrites.focus import focus_to_space_to_depth
 from converter.rewrites.fold_batch_norm import fold_batch_norm
 from converter.rewrites.fold_channel_order import fold_channel_order
@@ -602,6 +604,14 @@ CONSTANTS_FIRES = {
     "numbers made on the spot": (lambda x: x * torch.arange(8) / torch.linspace(1, 2, 8), IMAGE, "mul div"),
     "a table cut": (Call(lambda self, x: x + self.p[:, :8].t()[None], p=parameter(9, 11)), (2, 8, 9), "add"),
 }
+CONSTANTS_FIRES |= {
+    "integers divided, in the best precision known": (lambda x: x + torch.arange(8) / 7, IMAGE, "add"),
+    "one of several results": (
+        lambda x: x + torch.meshgrid(torch.arange(9), torch.arange(8), indexing="ij")[0],
+        IMAGE,
+        "add",
+    ),
+}
 CONSTANTS_LEAVES = {
     "what depends on the input": (Call(lambda self, x: (x + self.p) * 2, p=parameter(8)), IMAGE),
     "what depends on the batch": (lambda x: x + torch.ones(x.shape[0], 1), (2, 6)),
@@ -631,7 +641,94 @@ MATMUL_LEAVES = {
     "a weight that is computed from the input": (lambda x: F.linear(x, x.mean(0)[:4]), SEQUENCE),
 }
 
+# -- shifts
+
+SHIFTED = (2, 8, 5, 4)
+SPEC = Spec(SHIFTED, (1, 3, 2, 2), ((0, 1), (-1, 0), (1, 2), (0, 0)), "zeros")
+REPEATED = Spec(SHIFTED, (1, 3, 2, 2), ((0, 1), (-1, 0), (1, 2), (0, 0)), "replicate")
+
+
+def behind_conv(function):
+    return Call(lambda self, x: function(self.conv(x)), conv=nn.Conv2d(8, 8, 1))
+
+
+def scaled_kernel(x):
+    weight = F.pad(torch.full((8, 1, 1, 1), 2.0), [0, 2, 1, 1])
+    return F.conv2d(x, weight, padding=1, groups=8)
+
+
+def two_hot_kernel(x):
+    weight = F.pad(torch.ones(8, 1, 1, 2), [0, 1, 1, 1])
+    return F.conv2d(x, weight, padding=1, groups=8)
+
+
+def strided_kernel(x):
+    return F.conv2d(x, F.pad(torch.ones(8, 1, 1, 1), [0, 2, 1, 1]), stride=2, padding=1, groups=8)
+
+
+SHIFTS_FIRE = {
+    "slices assigned in place": (by_slices(SPEC), SHIFTED, "shift"),
+    "slices assigned, the border left as it was": (
+        by_slices(Spec(SHIFTED, (3, 5), ((2, 1), (-1, 0)), "keep")), SHIFTED, "shift"
+    ),
+    "padded, rolled and cropped": (by_roll(REPEATED), SHIFTED, "shift"),
+    "groups rolled": (by_roll(Spec(SHIFTED, (3, 5), ((2, 1), (-1, 0)), "circular")), SHIFTED, "shift"),
+    "a one-hot depthwise convolution": (behind_conv(by_depthwise(SPEC)), SHIFTED, "conv2d shift"),
+    "a one-hot depthwise convolution behind a pad": (behind_conv(by_depthwise(REPEATED)), SHIFTED, "conv2d shift"),
+    "a nearest sample of a constant grid": (behind_conv(by_grid(REPEATED)), SHIFTED, "conv2d shift"),
+    "in channels last": (
+        lambda x: by_slices(SPEC)(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), (2, 5, 4, 8), "permute shift permute"
+    ),
+    "of time, as TSM has it": (
+        lambda x: torch.cat(
+            [F.pad(x[:, 1:, :2], (0,) * 7 + (1,)), F.pad(x[:, :-1, 2:3], (0,) * 6 + (1, 0)), x[:, :, 3:]], 2
+        ),
+        (2, 4, 6, 3, 5),
+        "shift",
+    ),
+    "read by others half way": (
+        lambda x: (lambda y: (y, y[:, :2].relu()))(by_slices(SPEC)(x)), SHIFTED, "shift slice relu"
+    ),
+    "one behind the other": (
+        lambda x: by_roll(REPEATED)(by_slices(SPEC)(x).relu()), SHIFTED, "shift relu shift"
+    ),
+}  # fmt: skip
+SHIFTS_LEAVE = {
+    "a roll of everything": (lambda x: torch.roll(x, (1, -1), (2, 3)), SHIFTED),
+    "a roll of everything, cut in two": (
+        lambda x: torch.cat([x[:, :, -2:], x[:, :, :-2]], 2), SHIFTED
+    ),
+    "a slice doubled": (
+        lambda x: torch.cat([x[:, :4, [0, 0, 0, 1, 2]], x[:, 4:]], 1), SHIFTED
+    ),
+    "a group moved with a step": (lambda x: torch.cat([x[:, :4, ::2], x[:, 4:, 1:4]], 1), SHIFTED),
+    "borders that differ": (
+        lambda x: torch.cat([F.pad(x[:, :4, :-1], (0, 0, 1, 0)), F.pad(x[:, 4:, :-1], (0, 0, 1, 0), "replicate")], 1),
+        SHIFTED,
+    ),
+    "a border that is not zero": (
+        lambda x: torch.cat([F.pad(x[:, :4, :-1], (0, 0, 1, 0), value=1.0), x[:, 4:]], 1), SHIFTED
+    ),
+    "channels moved to others": (lambda x: torch.cat([x[:, 5:].roll(1, 2), x[:, :5].roll(1, 3)], 1), SHIFTED),
+    "one example moved to another": (lambda x: torch.cat([x.roll(1, 0)[:, :4], x[:, 4:].roll(1, 2)], 1), SHIFTED),
+    "a kernel that scales": (behind_conv(scaled_kernel), SHIFTED),
+    "a kernel that adds": (behind_conv(two_hot_kernel), SHIFTED),
+    "a kernel with a stride": (behind_conv(strided_kernel), SHIFTED),
+    "a kernel where an infinity may come": (by_depthwise(SPEC), SHIFTED),
+    "a bilinear sample": (behind_conv(by_bilinear_grid(REPEATED)), SHIFTED),
+    "a sample between pixels": (
+        behind_conv(lambda x: F.grid_sample(
+            x, torch.linspace(-0.9, 0.9, 40).reshape(1, 5, 4, 2).expand(x.shape[0], -1, -1, -1), "nearest",
+            align_corners=True,
+        )),
+        SHIFTED,
+    ),
+    "two values": (lambda x: torch.cat([x.relu()[:, :4].roll(1, 2), x[:, 4:].roll(1, 3)], 1), SHIFTED),
+}  # fmt: skip
+
 TABLES = {
+    find_shifts: (SHIFTS_FIRE, SHIFTS_LEAVE),
+    find_trained_shifts: (SHIFTS_FIRE, SHIFTS_LEAVE),
     focus_to_space_to_depth: (FOCUS_FIRES, FOCUS_LEAVES),
     find_channel_permutations: (PERMUTATION_FIRES, PERMUTATION_LEAVES),
     fold_channel_order: (CHANNEL_ORDER_FIRES, CHANNEL_ORDER_LEAVES),

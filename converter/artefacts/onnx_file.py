@@ -16,6 +16,7 @@ import numpy as np
 
 from . import stamp as stamps
 from .messages import Fact, Value, figures
+from .onnx_shift import shift
 
 if TYPE_CHECKING:
     import torch
@@ -106,7 +107,10 @@ def _translations() -> dict[Any, Any]:
     def dropout(x: Any, rate: float) -> Any:
         return opset18.Identity(x)
 
-    translations = [space_to_depth, reorder_channels, dropout]
+    def depth_to_space(x: Any, block: int) -> Any:
+        return opset18.DepthToSpace(x, blocksize=block, mode="DCR")
+
+    translations = [space_to_depth, depth_to_space, reorder_channels, dropout, shift]
     return {getattr(torch.ops.converter, translation.__name__).default: translation for translation in translations}
 
 

@@ -13,6 +13,12 @@ from converter.rewrites.change import Change
 from converter.rewrites.channel_permutation import find_channel_permutations
 from converter.rewrites.drop_dropout import drop_dropout
 from converter.rewrites.drop_identities import drop_identities
+from converter.rewrites.find_shifts import (
+    find_sampled_shifts,
+    find_shifts,
+    find_trained_and_sampled_shifts,
+    find_trained_shifts,
+)
 from converter.rewrites.focus import focus_to_space_to_depth
 from converter.rewrites.fold_batch_norm import fold_batch_norm
 from converter.rewrites.fold_channel_order import fold_channel_order
@@ -26,17 +32,22 @@ Rewrite = Callable[[Program], list[Change]]
 FOR_ALL: tuple[Rewrite, ...] = (
     drop_identities,
     fold_constants,
+    find_shifts,
     focus_to_space_to_depth,
     find_channel_permutations,
     fold_channel_order,
 )
-FOR_INFERENCE = (drop_dropout, *FOR_ALL, fold_batch_norm)
+FOR_INFERENCE = (drop_dropout, *(find_trained_shifts if r is find_shifts else r for r in FOR_ALL), fold_batch_norm)
 REWRITES: dict[str, tuple[Rewrite, ...]] = {
     "keras": (*FOR_ALL, merge_separable),
     "tf": (*FOR_INFERENCE, merge_separable),
     "onnx": (*FOR_INFERENCE, linear_to_matmul),
 }
 KEEP_BATCHNORM = (fold_batch_norm,)
+EXACT_SHIFTS: dict[Rewrite, Rewrite] = {
+    find_shifts: find_sampled_shifts,
+    find_trained_shifts: find_trained_and_sampled_shifts,
+}
 BOUND = 1e-10  # of the output's scale, in float64
 
 

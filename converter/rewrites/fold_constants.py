@@ -6,11 +6,15 @@ A parameter that is only rearranged stays exact; one that is computed with (weig
 be trained as a whole. Done in the best precision known.
 """
 
+import operator
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_map_only
 
-from converter.program import Origin, Program, module_path
+from converter.program import Origin, Program, default_dtype, module_path
 from converter.rewrites.change import Change
 
 aten = torch.ops.aten
@@ -34,7 +38,7 @@ def fold_constants(program: Program) -> list[Change]:
         if not is_constant(program, node):
             continue
         key = (node.target, repr(node.args), repr(node.kwargs))
-        sources = node.all_input_nodes
+        sources = whole(node).all_input_nodes
         if is_filling(node):
             key = (node.target, node.meta["val"].dtype, node.meta["val"].shape, repr(node.args[1:]), repr(node.kwargs))
             sources = []
@@ -53,11 +57,16 @@ def is_constant(program: Program, node: fx.Node) -> bool:
     return (
         node.op == "call_function"
         and isinstance(node.meta.get("val"), Tensor)
-        and isinstance(node.target, torch._ops.OpOverload)
-        and torch.Tag.nondeterministic_seeded not in node.target.tags
-        and (is_filling(node) or all(program.is_tensor(n) for n in node.all_input_nodes))
+        and isinstance(whole(node).target, torch._ops.OpOverload)
+        and torch.Tag.nondeterministic_seeded not in whole(node).target.tags
+        and (is_filling(node) or all(program.is_tensor(n) for n in whole(node).all_input_nodes))
         and all(isinstance(n, int) for n in node.meta["val"].shape)
     )
+
+
+def whole(node: fx.Node) -> fx.Node:
+    """The operator of several results that `node` is one of; or itself."""
+    return node.args[0] if node.target is operator.getitem and isinstance(node.args[0], fx.Node) else node
 
 
 def is_filling(node: fx.Node) -> bool:
@@ -76,12 +85,24 @@ def evaluate(program: Program, node: fx.Node) -> Tensor:
         tensor = program.tensor(n).detach()
         return tensor.double() if tensor.dtype == torch.float32 else tensor
 
+    with default_dtype(torch.float64):  # what integers become in a division
+        if whole(node) is not node:
+            return list(computed(whole(node), raised))[node.args[1]].contiguous()
+        return computed(node, raised).contiguous()
+
+
+def computed(node: fx.Node, raised: Callable[[fx.Node], Tensor]) -> Any:
     args, kwargs = tree_map_only(
         torch.dtype, lambda d: torch.float64 if d is torch.float32 else d, (node.args, node.kwargs)
     )
     args, kwargs = tree_map_only(fx.Node, raised, (args, kwargs))
     if "device" in kwargs:
         kwargs = {**kwargs, "device": "cpu"}
-    if node.meta["val"].dtype == torch.float32 and "dtype" in {a.name for a in node.target._schema.arguments}:
+    value = node.meta["val"]
+    if (
+        isinstance(value, Tensor)
+        and value.dtype == torch.float32
+        and "dtype" in {a.name for a in node.target._schema.arguments}
+    ):
         kwargs = {**kwargs, "dtype": kwargs.get("dtype") or torch.float64} if not node.all_input_nodes else kwargs
-    return node.target(*args, **kwargs).contiguous()
+    return node.target(*args, **kwargs)

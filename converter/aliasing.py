@@ -1,0 +1,75 @@
+"""Operators that write to memory which they still have to read: PyTorch does not say what they give.
+
+`x[1:] = x[:-1]` copies onto its own source. What comes of it hangs on the processor and on where the tensor lies, while
+a graph without memory has one answer only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_map_only
+
+from converter.functional import is_mutating, is_view
+from converter.steps import size_of
+
+
+def overlapping_writes(graph_module: fx.GraphModule) -> list[fx.Node]:
+    """The operators of an exported graph, in-place ones among them, that write to what they read elsewhere."""
+    return [n for n in graph_module.graph.nodes if n.op == "call_function" and is_mutating(n) and overlaps_itself(n)]
+
+
+def overlaps_itself(node: fx.Node) -> bool:
+    written = [
+        node.args[i]
+        for i, argument in enumerate(node.target._schema.arguments[: len(node.args)])
+        if argument.alias_info is not None and argument.alias_info.is_write and isinstance(node.args[i], fx.Node)
+    ]
+    return any(overlap(target, source) for target in written for source in node.all_input_nodes if source is not target)
+
+
+def overlap(target: fx.Node, source: fx.Node) -> bool:
+    """Whether the two share elements, and not each at its own place."""
+    root, views = chain(target)
+    other, other_views = chain(source)
+    if root is not other or not isinstance(root.meta.get("val"), Tensor):
+        return False
+    elements = torch.arange(count(root.meta["val"])).reshape(sizes(root.meta["val"].shape))
+    a, b = viewed(elements, views), viewed(elements, other_views)
+    if any(t.untyped_storage().data_ptr() != elements.untyped_storage().data_ptr() for t in (a, b)):
+        return False  # a view that had to copy
+    return not (a.shape == b.shape and torch.equal(a, b)) and bool(torch.isin(a, b).any())
+
+
+def chain(node: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
+    """The tensor that `node` is a view of, and the views in their order."""
+    views: list[fx.Node] = []
+    while node.op == "call_function" and isinstance(node.args[0], fx.Node):
+        if not is_mutating(node):
+            if not is_view(node):
+                break
+            views.append(node)
+        node = node.args[0]
+    return node, views[::-1]
+
+
+def viewed(elements: Any, views: list[fx.Node]) -> Tensor:
+    for view in views:
+        args, kwargs = tree_map_only(fx.Node, lambda n: sizes([n.meta["val"]])[0], (view.args[1:], view.kwargs))
+        elements = view.target(elements, *args, **kwargs)
+    return elements
+
+
+def count(tensor: Tensor) -> int:
+    total = 1
+    for n in sizes(tensor.shape):
+        total *= n
+    return total
+
+
+def sizes(shape: Any) -> tuple[int, ...]:
+    """Sizes with the unknown batch as two examples."""
+    found = [size_of(n) for n in shape]
+    return tuple(n if isinstance(n, int) else int(n.subs(dict.fromkeys(n.free_symbols, 2))) for n in found)

@@ -1,0 +1,213 @@
+"""Recognise a spatial shift, however it is written.
+
+    d[:, :2, :, 1:] = d[:, :2, :, :-1]; ...          slices assigned in place
+    cat([roll(pad(x)[:, :2], 1, 3), ...])[..., 1:-1]   padded, rolled, cropped
+    conv2d(pad(x), one_hot, groups=channels)           a fixed depthwise convolution
+    deform_conv2d(pad(x), whole_offsets, identity)     constant offsets of whole pixels
+    grid_sample(x, grid)                               a constant grid (nearest; others with --exact-shifts)
+    -> shift(x, dim, sizes, dims, distances, border)
+
+Read off where every element comes from, so that any grouping, direction, distance and border will do, in any layout. A
+roll of everything stays a roll. Where infinities may come, a kernel's zeros make NaN of them, which a shift does not:
+then kernels stay kernels.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import fx
+
+from converter.program import Program, module_path
+from converter.rewrites.change import Change
+from converter.rewrites.finiteness import may_be_infinite
+from converter.rewrites.positions import sources, trace
+from converter.rewrites.selecting import FIXED_ONLY, Allowed, is_kernel, tensors_behind
+
+aten, ours = torch.ops.aten, torch.ops.converter
+
+ENDS = {aten.cat.default, aten.slice_scatter.default, aten.slice.Tensor, aten.stack.default, aten.roll.default}
+SAME_PLACE = {aten.clone.default, aten.alias.default, aten.slice.Tensor, aten.contiguous.default}
+BORDERS = ("zeros", "replicate", "keep", "circular")
+MOST_SOURCES = 6  # values to be tried as what was shifted
+
+
+@dataclass(frozen=True)
+class Shift:
+    """The arguments of `shift`; `distances` holds a tuple for each group."""
+
+    dim: int
+    sizes: tuple[int, ...]
+    dims: tuple[int, ...]
+    distances: tuple[tuple[int, ...], ...]
+    border: str
+
+    def __str__(self) -> str:
+        moves = ", ".join(
+            f"{size} by {' '.join(f'{n:+d}' for n in by)}" for size, by in zip(self.sizes, self.distances, strict=True)
+        )
+        axes = ", ".join(map(str, self.dims))
+        return f"groups of dimension {self.dim} along {axes}: {shortened(moves)}; border: {self.border}"
+
+
+def shortened(text: str, most: int = 60) -> str:
+    return text if len(text) <= most else f"{text[:most].rpartition(', ')[0]}, ..."
+
+
+def find_shifts(program: Program) -> list[Change]:
+    """Shifts by what is no parameter."""
+    return replace_shifts(program, FIXED_ONLY)
+
+
+def find_trained_shifts(program: Program) -> list[Change]:
+    """For inference: a parameter that says where to shift to becomes a part of the graph."""
+    return replace_shifts(program, Allowed(trainable=True))
+
+
+def find_sampled_shifts(program: Program) -> list[Change]:
+    """`find_shifts`, and those by a grid that interpolates, which only rounding keeps from being shifts."""
+    return replace_shifts(program, Allowed(interpolated=True))
+
+
+def find_trained_and_sampled_shifts(program: Program) -> list[Change]:
+    """The same for inference."""
+    return replace_shifts(program, Allowed(trainable=True, interpolated=True))
+
+
+def replace_shifts(program: Program, allowed: Allowed) -> list[Change]:
+    changes: list[Change] = []
+    done: set[fx.Node] = set()
+    for end in reversed(list(program.graph.nodes)):
+        if end in done or not end.users or not (end.target in ENDS or is_kernel(end)):
+            continue
+        found = match_shift(program, end, allowed)
+        if found is None:
+            continue
+        source, region, shift = found
+        done.update(region)
+        absorb(program, region)
+        with program.graph.inserting_before(end):
+            distances = list(itertools.chain(*shift.distances))
+            arguments = (source, shift.dim, list(shift.sizes), list(shift.dims), distances, shift.border)
+            moved = program.call(ours.shift.default, arguments, like=end)
+        end.replace_all_uses_with(moved)
+        changes.append(Change("spatial shift", module_path(end), str(shift)))
+    return changes[::-1]
+
+
+def match_shift(program: Program, end: fx.Node, allowed: Allowed) -> tuple[fx.Node, list[fx.Node], Shift] | None:
+    """What is shifted to give `end`, the operators between, and how."""
+    shape = end.meta["val"].shape
+    candidates = []
+    for source, region in sources(program, end, allowed):
+        if source.target in SAME_PLACE and source.args[0].meta["val"].shape == shape:
+            continue  # what stands before it is as good
+        if source.meta["val"].shape == shape and source.op != "get_attr":
+            candidates.append((source, region))
+        if len(candidates) == MOST_SOURCES:
+            break
+    for source, region in reversed(candidates):  # the longest region first
+        kernels = any(is_kernel(node) for node in region)
+        if not kernels and sum(node.target not in SAME_PLACE for node in region) < 2:
+            continue
+        if kernels and may_be_infinite(program, source):
+            continue
+        positions = trace(program, source, region, end)
+        if positions is None:
+            continue
+        shift = read_shift(positions)
+        whole_roll = shift is not None and shift.border == "circular" and len(shift.sizes) == 1
+        if shift is not None and any(map(any, shift.distances)) and not whole_roll:
+            return source, region, shift
+    return None
+
+
+def absorb(program: Program, region: list[fx.Node]) -> None:
+    """Note the tensors that said where to shift to."""
+    for node in region:
+        if is_kernel(node):
+            for tensor in tensors_behind(program, node):
+                for name in program.origins[tensor.target].sources:
+                    program.absorbed[name] = "became a shift"
+
+
+def read_shift(positions: np.ndarray) -> Shift | None:
+    """The shift that moves elements to where `positions` finds them, of one example; dimensions count the batch."""
+    rank = positions.ndim
+    if rank < 2:
+        return None
+    where = np.stack(np.unravel_index(np.maximum(positions, 0), positions.shape))
+    by = np.where(positions >= 0, np.indices(positions.shape) - where, 0)
+    moved = [d for d in range(rank) if by[d].any()]
+    if not moved:
+        return None
+    for dim in (d for d in range(rank) if d not in moved):
+        found = groups(positions, np.moveaxis(by, dim + 1, 1), dim, moved)
+        if found is not None:
+            sizes, distances, border = found
+            return Shift(dim + 1, sizes, tuple(d + 1 for d in moved), distances, border)
+    return None
+
+
+def groups(positions: np.ndarray, by: np.ndarray, dim: int, moved: list[int]) -> tuple | None:
+    """Sizes of groups of neighbours along `dim` that move alike, their distances, and the border of all."""
+    size = positions.shape[dim]
+    shape = tuple(n for d, n in enumerate(positions.shape) if d != dim)
+    stride = int(np.prod(positions.shape[dim + 1 :]))
+    outer = int(np.prod(positions.shape[:dim]))
+    # positions within one element of `dim`: the same for elements that move alike
+    flat = positions.reshape(outer, size, stride)
+    inside = np.where(flat >= 0, flat // (size * stride) * stride + flat % stride, -1)
+    held = np.where(flat >= 0, flat // stride % size, np.arange(size)[None, :, None])
+    if not (held == np.arange(size)[None, :, None]).all():
+        return None
+    patterns = [inside[:, i].reshape(shape) for i in range(size)]
+    axes = [d - (d > dim) for d in moved]
+    known: dict[bytes, dict[tuple[int, ...], set[str]]] = {}
+    options = []
+    for i, pattern in enumerate(patterns):
+        key = pattern.tobytes()
+        if key not in known:
+            known[key] = explanations(pattern, by[:, i][moved], axes)
+        if not known[key]:
+            return None
+        options.append(known[key])
+    for border in BORDERS:
+        if all(any(border in borders for borders in option.values()) for option in options):
+            chosen = [next(by for by, borders in option.items() if border in borders) for option in options]
+            runs = [(key, len(list(run))) for key, run in itertools.groupby(chosen)]
+            return tuple(n for _, n in runs), tuple(key for key, _ in runs), border
+    return None
+
+
+def explanations(pattern: np.ndarray, by: np.ndarray, axes: list[int]) -> dict[tuple[int, ...], set[str]]:
+    """The distances along `axes`, and for each the borders, that give `pattern`: positions in an array of its shape."""
+    present = by.reshape(len(axes), -1)[:, pattern.reshape(-1) >= 0]
+    if not present.shape[1]:
+        return {}
+    found: dict[tuple[int, ...], set[str]] = {}
+    seen, counts = np.unique(present, axis=1, return_counts=True)
+    for column in np.argsort(-counts)[:16]:
+        distances = tuple(int(n) for n in seen[:, column])
+        borders = {b for b in BORDERS if np.array_equal(shifted(pattern.shape, axes, distances, b), pattern)}
+        if borders:
+            found[distances] = borders
+    return found
+
+
+def shifted(shape: tuple[int, ...], axes: list[int], distances: tuple[int, ...], border: str) -> np.ndarray:
+    """What `shift` makes of the positions of an array of `shape`."""
+    index = np.indices(shape)
+    inside = np.ones(shape, bool)
+    for axis, distance in zip(axes, distances, strict=True):
+        n = shape[axis]
+        source = index[axis] - distance
+        inside &= (source >= 0) & (source < n)
+        index[axis] = source % n if border == "circular" else np.clip(source, 0, n - 1)
+    positions = np.ravel_multi_index(tuple(index), shape)
+    if border == "zeros":
+        return np.where(inside, positions, -1)
+    return np.where(inside, positions, np.arange(positions.size).reshape(shape)) if border == "keep" else positions

@@ -1,0 +1,76 @@
+"""Whether a value may hold infinities, which a multiplication by zero makes NaN instead of dropping."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, fx
+
+from converter.program import Program
+
+aten = torch.ops.aten
+
+# Of finite numbers they make infinities, without any being too large.
+MAKE_INFINITE = {
+    "log", "log2", "log10", "log1p", "logit", "special_logit", "true_divide", "floor_divide", "reciprocal", "rsqrt",
+    "tan", "atanh", "erfinv", "special_erfinv", "lgamma", "digamma", "log_softmax", "logsumexp", "log_sigmoid",
+}  # fmt: skip
+REACH = 4000
+
+
+def may_be_infinite(program: Program, node: fx.Node) -> bool:
+    """Whether an infinity may get to `node` other than by overflow: given as an input and only moved, or made.
+
+    A graph input counts where nothing is computed between it and `node`: a network that is given an infinity has
+    none of its own numbers left behind the first convolution.
+    """
+    seen, ring = {node}, [(node, True)]
+    while ring:
+        value, untouched = ring.pop()
+        if len(seen) > REACH:
+            return True
+        if value.op == "placeholder" and untouched and value.meta["val"].is_floating_point():
+            return True
+        if program.is_tensor(value) and not finite(program.tensor(value)):
+            return True
+        if value.op != "call_function":
+            continue
+        if makes_infinite(program, value):
+            return True
+        only_moves = untouched and not computes(value)
+        for other in value.all_input_nodes:
+            if other not in seen:
+                seen.add(other)
+                ring.append((other, only_moves))
+    return False
+
+
+def makes_infinite(program: Program, node: fx.Node) -> bool:
+    name = getattr(node.target, "_schema", None)
+    name = name.name.removeprefix("aten::").rstrip("_") if name is not None else ""
+    if any(not math.isfinite(n) for n in numbers((node.args, node.kwargs))):
+        return True
+    if name == "div":
+        return not nonzero(program, node.args[1])
+    if name == "pow":
+        return not (isinstance(node.args[1], int | float) and node.args[1] >= 0)
+    return name in MAKE_INFINITE
+
+
+def nonzero(program: Program, divisor: object) -> bool:
+    if isinstance(divisor, int | float):
+        return divisor != 0
+    return program.is_tensor(divisor) and bool((program.tensor(divisor) != 0).all())
+
+
+def numbers(arguments: object) -> Iterable[float]:
+    return (a for a in torch.utils._pytree.tree_leaves(arguments) if isinstance(a, float))
+
+
+def finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+
+
+def computes(node: fx.Node) -> bool:
+    """Whether the operator makes new numbers, weights among them, of those that it is given."""
+    return any(n.op == "get_attr" for n in node.all_input_nodes)

@@ -1,0 +1,151 @@
+"""Where the elements of a value come from, through operators that only move them.
+
+A region of such operators is run once on the positions of its source's elements in place of their values, so that its
+result tells, for every element, which one it is, however the movement is written. Zero stands for a zero.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from converter import ops
+from converter.aliasing import sizes as known
+from converter.program import Program
+from converter.rewrites.fold_constants import FILLING, is_filling
+from converter.rewrites.selecting import FIXED_ONLY, Allowed, is_kernel, is_selecting, selected
+
+aten, ours = torch.ops.aten, torch.ops.converter
+assert ops  # registers torch.ops.converter
+
+MOVING = {
+    aten.slice.Tensor, aten.select.int, aten.cat.default, aten.stack.default, aten.split.Tensor,
+    aten.split_with_sizes.default, aten.chunk.default, aten.roll.default, aten.slice_scatter.default,
+    aten.select_scatter.default, aten.clone.default, aten.alias.default, aten.contiguous.default, aten.permute.default,
+    aten.transpose.int, aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints,
+    aten.unflatten.int, aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims,
+    aten.flip.default, aten.index_select.default, aten.im2col.default, aten.pixel_shuffle.default,
+    aten.pixel_unshuffle.default, aten.channel_shuffle.default, aten.pad.default, aten.constant_pad_nd.default,
+    aten.replication_pad1d.default, aten.replication_pad2d.default, aten.replication_pad3d.default,
+    aten.reflection_pad1d.default, aten.reflection_pad2d.default, aten.reflection_pad3d.default,
+    aten.copy.default, aten.unbind.int, ours.space_to_depth.default, ours.depth_to_space.default,
+    ours.reorder_channels.default, ours.shift.default, operator.getitem,
+}  # fmt: skip
+EXAMPLES = 2  # two of them show whether a region moves anything from one to the other
+MOST_ELEMENTS = 2**24  # of a source; float64 counts further
+MOST_OPERATORS = 400  # of a region
+
+
+def is_moving(program: Program, node: fx.Node, allowed: Allowed = FIXED_ONLY) -> bool:
+    """Whether every element of the result is one of an input, or zero."""
+    if node.op != "call_function":
+        return False
+    if node.target in FILLING:
+        return is_zero(program, node)
+    if node.target not in MOVING:
+        return is_selecting(program, node, allowed)
+    if node.target in (aten.pad.default, aten.constant_pad_nd.default):
+        constant = node.target is aten.constant_pad_nd.default or (len(node.args) < 3 or node.args[2] == "constant")
+        value = node.args[-1] if node.target is aten.constant_pad_nd.default else (*node.args, None, None)[3]
+        return not constant or not isinstance(value, int | float) or value == 0
+    if node.target is aten.copy.default:
+        before, after = node.args[1].meta["val"], node.meta["val"]
+        return before.dtype == after.dtype and before.shape == after.shape
+    return True
+
+
+def is_zero(program: Program, node: fx.Node) -> bool:
+    """Whether all its elements are known to be zero."""
+    if program.is_tensor(node):
+        tensor = program.tensor(node)
+        return not program.trainable(node) and not bool(tensor.any())
+    if node.target in (aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default):
+        return True
+    filled = node.target in (aten.full_like.default, aten.new_full.default) and is_filling(node)
+    return filled and bool(node.args[-1] == 0)
+
+
+def moved_inputs(node: fx.Node) -> list[fx.Node]:
+    """Those whose elements the result may hold."""
+    if node.target is aten.copy.default:
+        return [node.args[1]]
+    if node.target in (aten.zeros.default, *FILLING):
+        return []
+    if is_kernel(node):
+        return [node.args[0]]
+    return [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor | list | tuple)]
+
+
+def sources(program: Program, end: fx.Node, allowed: Allowed = FIXED_ONLY) -> Iterator[tuple[fx.Node, list[fx.Node]]]:
+    """Every value from which alone `end` can be moved together, with the operators that do it, in order.
+
+    The nearest comes first. What `end` holds besides is zero.
+    """
+    position = {node: i for i, node in enumerate(program.graph.nodes)}
+    region: dict[fx.Node, None] = {}
+    frontier = {end}
+    while frontier and len(region) < MOST_OPERATORS:
+        node = max(frontier, key=position.__getitem__)
+        if region and len(frontier) == 1 and isinstance(node.meta.get("val"), Tensor):
+            yield node, sorted(region, key=position.__getitem__)
+        frontier.discard(node)
+        if not is_moving(program, node, allowed):
+            if (node.op == "get_attr" or node.target is aten.zeros.default) and is_zero(program, node):
+                region[node] = None
+                continue
+            return
+        region[node] = None
+        frontier.update(moved_inputs(node))
+
+
+def trace(program: Program, source: fx.Node, region: list[fx.Node], end: fx.Node) -> np.ndarray | None:
+    """For each element of `end`, of one example: the position of the element of `source` that it is, -1 for a zero.
+
+    None if a region's sizes hang on more than the batch, or if it moves elements from one example to another.
+    """
+    shape = known(source.meta["val"].shape)
+    count = int(np.prod(shape))
+    if not shape or count > MOST_ELEMENTS:
+        return None
+    values: dict[fx.Node, Any] = {source: 1 + torch.arange(count, dtype=torch.float64).reshape(shape)}
+
+    def value(node: fx.Node) -> Any:
+        if node in values:
+            return values[node]
+        held = node.meta.get("val")
+        if isinstance(held, Tensor):
+            return torch.empty((), dtype=torch.float64).expand(known(held.shape))  # read for its shape only
+        return known([held])[0]
+
+    for node in region:
+        if is_zero(program, node):
+            values[node] = torch.zeros(known(node.meta["val"].shape), dtype=torch.float64)
+            continue
+        if is_kernel(node):
+            values[node] = selected(program, node, values[node.args[0]])
+            continue
+        if node.target is aten.index_select.default and not program.is_tensor(node.args[2]):
+            return None
+        args = torch.utils._pytree.tree_map_only(fx.Node, value, (node.args, node.kwargs))
+        if node.target is aten.index_select.default:
+            args = ((*args[0][:2], program.tensor(node.args[2]).detach()), args[1])
+        result = node.target(*args[0], **args[1])
+        if isinstance(result, Tensor) and tuple(result.shape) != known(node.meta["val"].shape):
+            return None  # a size that does not follow from this batch
+        values[node] = result
+    result = values[end]
+    if shape[0] == result.shape[0] == EXAMPLES and not isinstance(source.meta["val"].shape[0], int):
+        each = count // EXAMPLES
+        first, second = result.long() - 1
+        second = torch.where(second >= 0, second - each, second)
+        if not torch.equal(first, second):
+            return None
+        return first.numpy()
+    if shape[0] == result.shape[0] == 1:
+        return (result[0].long() - 1).numpy()
+    return None

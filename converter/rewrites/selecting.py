@@ -1,0 +1,146 @@
+"""Convolutions and samplings that compute nothing: each element of their result is one of their input, or zero.
+
+A one-hot kernel, a deformable convolution with offsets of whole pixels, a grid on whole pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from converter.program import Program
+
+aten = torch.ops.aten
+
+CONVOLUTIONS = {
+    aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding, aten.conv2d.padding,
+    aten.conv3d.padding,
+}  # fmt: skip
+NEAREST = 1
+NEARLY = 1e-12  # of a size in pixels: what float64 leaves of a whole pixel
+SAFE = 0.25  # of a pixel: nearer to a whole one, no rounding of float32 picks another
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What may be given up for a shift: that a kernel can be trained, the rounding of an interpolation."""
+
+    trainable: bool = False
+    interpolated: bool = False
+
+
+FIXED_ONLY = Allowed()
+
+
+def is_deformable(node: fx.Node) -> bool:
+    return str(node.target) == "torchvision.deform_conv2d.default"
+
+
+def is_kernel(node: fx.Node) -> bool:
+    """Whether the operator is of a kind that may select."""
+    return node.op == "call_function" and (
+        node.target in CONVOLUTIONS or node.target is aten.grid_sampler.default or is_deformable(node)
+    )
+
+
+def is_selecting(program: Program, node: fx.Node, allowed: Allowed) -> bool:
+    if not is_kernel(node) or not all(allowed.trainable or fixed(program, n) for n in tensors_behind(program, node)):
+        return False
+    if node.target is aten.grid_sampler.default:
+        return samples_pixels(program, node, allowed)
+    if node.target in CONVOLUTIONS:
+        weight, bias = node.args[1], node.args[2] if len(node.args) > 2 else None
+        return is_one_hot(program, weight) and (bias is None or vanishes(program, bias))
+    _, weight, _, _, bias, *_ = node.args
+    use_mask = node.args[-1]
+    return not use_mask and is_one_hot(program, weight) and vanishes(program, bias) and has_whole_offsets(program, node)
+
+
+def tensors_behind(program: Program, node: fx.Node) -> list[fx.Node]:
+    """The tensors that say what is selected."""
+    if node.target is aten.grid_sampler.default:
+        found = [constant_behind(node.args[1])]
+    elif is_deformable(node):
+        found = [node.args[1], constant_behind(node.args[2])]
+    else:
+        found = [node.args[1]]
+    return [n for n in found if program.is_tensor(n)]
+
+
+def fixed(program: Program, tensor: fx.Node) -> bool:
+    return not program.trainable(tensor)
+
+
+def is_one_hot(program: Program, weight: object) -> bool:
+    """Whether every output of a kernel is one input."""
+    if not program.is_tensor(weight):
+        return False
+    rows = program.tensor(weight).flatten(1)
+    return bool(((rows != 0).sum(1) == 1).all()) and bool((rows.sum(1) == 1).all())
+
+
+def vanishes(program: Program, tensor: object) -> bool:
+    return program.is_tensor(tensor) and not program.trainable(tensor) and not bool(program.tensor(tensor).any())
+
+
+def constant_behind(node: fx.Node) -> fx.Node:
+    """What was repeated along the batch to give `node`."""
+    while isinstance(node, fx.Node) and node.target in (aten.expand.default, aten.repeat.default):
+        if node.target is aten.repeat.default and any(n != 1 for n in node.args[1][1:]):
+            break
+        node = node.args[0]
+    return node
+
+
+def fixed_example(program: Program, node: fx.Node) -> Tensor | None:
+    """One example of a value that is known at conversion and the same for all, in float64; None if it is not."""
+    constant = constant_behind(node)
+    if not program.is_tensor(constant):
+        return None
+    tensor, shape = program.tensor(constant).detach(), node.meta["val"].shape
+    if tensor.dim() == len(shape) and tensor.shape[0] == 1 and tuple(tensor.shape[1:]) == tuple(shape[1:]):
+        return tensor.double()
+    if tensor.dim() == len(shape) and tensor.shape[0] == 1:  # of size 1 along other dimensions, too
+        known = [n for n in shape[1:] if isinstance(n, int)]
+        return tensor.double().expand(1, *known) if len(known) == len(shape) - 1 else None
+    return None
+
+
+def has_whole_offsets(program: Program, node: fx.Node) -> bool:
+    offset = fixed_example(program, node.args[2])
+    return offset is not None and bool((offset == offset.round()).all())
+
+
+def samples_pixels(program: Program, node: fx.Node, allowed: Allowed) -> bool:
+    grid = fixed_example(program, node.args[1])
+    if grid is None or not all(isinstance(n, int) for n in node.args[0].meta["val"].shape[1:]):
+        return False
+    _, _, mode, padding, align_corners = node.args
+    if mode != NEAREST and not allowed.interpolated:
+        return False
+    for i, size in enumerate(reversed(node.args[0].meta["val"].shape[2:])):
+        p = (grid[..., i] + 1) * (size - 1) / 2 if align_corners else ((grid[..., i] + 1) * size - 1) / 2
+        inside = (p > -1) & (p < size) if padding == 0 else (p >= 0) & (p <= size - 1)
+        off = (p - p.round()).abs()[inside]
+        if not bool(torch.isfinite(p).all()) or bool((off > (SAFE if mode == NEAREST else NEARLY * size)).any()):
+            return False
+    return True
+
+
+def selected(program: Program, node: fx.Node, x: Tensor) -> Tensor:
+    """The operator's result for whole numbers `x` in float64, which is exact."""
+    if node.target is aten.grid_sampler.default:
+        grid = fixed_example(program, node.args[1])
+        assert grid is not None
+        _, _, _, padding, align_corners = node.args
+        return aten.grid_sampler.default(x, grid.expand(x.shape[0], *grid.shape[1:]), NEAREST, padding, align_corners)
+    weight = program.tensor(node.args[1]).detach().double()
+    if node.target in CONVOLUTIONS:
+        return node.target(x, weight, None, *node.args[3:])
+    offset = fixed_example(program, node.args[2])
+    assert offset is not None
+    offset = offset.expand(x.shape[0], *offset.shape[1:]).contiguous()
+    mask, bias = x.new_zeros(x.shape[0], 1), x.new_zeros(weight.shape[0])
+    return node.target(x.contiguous(), weight, offset, mask, bias, *node.args[5:])

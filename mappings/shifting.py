@@ -1,0 +1,112 @@
+"""Spatial shifts.
+
+As one depthwise convolution where its kernel is small and nothing needs to be padded by hand: three times as fast as
+slices on a CPU. Otherwise, and where infinities may come, every group is cut and joined to its border.
+"""
+
+import itertools
+
+import numpy as np
+import torch
+from keras import layers, ops
+
+from converter.layout import channels_last_result
+from converter.plan import Constant, Value
+from converter.registry import maps
+from converter.rewrites.finiteness import may_be_infinite
+
+LARGEST_KERNEL = 9  # elements; beyond, slices are as fast
+
+
+@maps(torch.ops.converter.shift.default, channels_last=True)
+def shift(plan, x, dim, sizes, dims, distances, border):
+    by_group = [tuple(distances[i * len(dims) : (i + 1) * len(dims)]) for i in range(len(sizes))]
+    reach = [max(abs(by[i]) for by in by_group) for i in range(len(dims))]
+    spatial = [d for d in range(1, len(x.shape)) if d != dim]
+    by_dim = dict(zip(dims, reach, strict=True))
+    kernel = [2 * by_dim.get(d, 0) + 1 for d in spatial]
+    small = len(spatial) in (1, 2) and int(np.prod(kernel)) <= LARGEST_KERNEL
+    if border == "zeros" and small and len(sizes) > 1 and not may_be_infinite(plan.program, plan.node.args[0]):
+        places = [[by_dim.get(d, 0) - dict(zip(dims, by, strict=True)).get(d, 0) for d in spatial] for by in by_group]
+        return by_convolution(plan, x, [0, dim, *spatial], sizes, kernel, places)
+    return by_slices(plan, x, dim, sizes, dims, by_group, border)
+
+
+def by_convolution(plan, x, order, sizes, size, places):
+    """`order` has the batch, the groups' dimension and the others; `places` is where each group's kernel is one."""
+    x, channels = plan.channels_last(Value(x.layout.permute(order), x.dtype, x.step))
+    ones = torch.zeros(sum(sizes), *size, dtype=torch.float64)
+    for channel, place in enumerate(itertools.chain(*([p] * n for p, n in zip(places, sizes, strict=True)))):
+        ones[(channel, *place)] = 1
+    constant = Constant(ones, torch.float32, (), True, False, ("shift", tuple(sizes), repr(places), tuple(size)))
+    kernel = constant.take(0, channels).permute(*range(1, len(size) + 1), 0).reshape(*size, sum(sizes), 1)
+    config = {
+        "kernel_size": tuple(size), "strides": (1,) * len(size), "padding": "same", "dilation_rate": (1,) * len(size),
+        "depth_multiplier": 1, "use_bias": False,
+    }  # fmt: skip
+    kind = layers.DepthwiseConv1D if len(size) == 1 else layers.DepthwiseConv2D
+    layout = channels_last_result(x.layout, x.shape, channels=1)
+    y = plan.layer(kind, config, x, weights=(kernel,), layout=layout, name=f"{plan.name}.shift")
+    return Value(y.layout.permute(np.argsort(order).tolist()), y.dtype, y.step)
+
+
+def by_slices(plan, x, dim, sizes, dims, by_group, border):
+    for d in (dim, *dims):
+        x, _ = plan.one_axis(x, d, "a shift")
+    axis, *axes = (x.layout.axes.index(x.layout.dims[d]) for d in (dim, *dims))
+    first = [sum(sizes[:i]) for i in range(len(sizes))]
+
+    def apply(a):
+        parts = []
+        for start, size, by in zip(first, sizes, by_group, strict=True):
+            part = a if size == a.shape[axis] else along(a, axis, start, start + size)
+            parts.append(moved(part, [(ax, n) for ax, n in zip(axes, by, strict=True) if n], border))
+        return parts[0] if len(parts) == 1 else ops.concatenate(parts, axis)
+
+    return plan.call(apply, x, layout=x.layout)
+
+
+def along(array, axis, start, stop):
+    return array[(*(slice(None),) * axis, slice(start, stop))]
+
+
+def moved(part, by, border):
+    """`part` moved by (axis, distance) pairs."""
+    if border == "circular":
+        return ops.roll(part, [n for _, n in by], [axis for axis, _ in by]) if by else part
+    if border == "keep":
+        inner = part
+        for axis, n in by:
+            inner = cut(inner, axis, n)
+        return placed(part, inner, by)
+    for axis, n in by:
+        part = with_border(cut(part, axis, n), part, axis, n, border)
+    return part
+
+
+def cut(part, axis, n):
+    """What remains of `part` when it is moved by `n`."""
+    size = part.shape[axis]
+    return along(part, axis, max(-n, 0), size - max(n, 0))
+
+
+def with_border(inner, part, axis, n, border):
+    if border == "zeros":
+        widths = [(0, 0)] * len(part.shape)
+        widths[axis] = (max(n, 0), max(-n, 0))
+        return ops.pad(inner, widths)
+    size = part.shape[axis]
+    edge = along(part, axis, 0, 1) if n > 0 else along(part, axis, size - 1, size)
+    edges = [edge] * abs(n)
+    return ops.concatenate([*edges, inner] if n > 0 else [inner, *edges], axis)
+
+
+def placed(part, inner, by):
+    """`inner` put into `part` where it was moved to."""
+    if not by:
+        return inner
+    (axis, n), *rest = by
+    size = part.shape[axis]
+    band = placed(along(part, axis, max(n, 0), size - max(-n, 0)), inner, rest)
+    kept = along(part, axis, 0, n) if n > 0 else along(part, axis, size + n, size)
+    return ops.concatenate([kept, band] if n > 0 else [band, kept], axis)

@@ -1,0 +1,273 @@
+"""Shifts: every spelling is recognised, and what is built of them moves elements exactly, in every format.
+
+A shift is drawn at random with its spelling. EXAMPLES=50 in the environment makes that many times more of them.
+"""
+
+import os
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from equivalence import Call, captured, examples, planned, to_artefact, to_torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from shift_spellings import (
+    FOUR,
+    SPELLINGS,
+    Spec,
+    by_bilinear_grid,
+    by_depthwise,
+    by_grid,
+    by_roll,
+    by_slices,
+    documents_result,
+    documents_tensor,
+)
+from torch import Tensor, nn
+
+from converter.artefacts import onnx_file
+from converter.errors import CaptureError
+from converter.lower import Lowered
+from converter.program import Program
+from converter.rewrites import rewrite
+from converter.rewrites.drop_identities import drop_identities
+from converter.rewrites.find_shifts import find_sampled_shifts
+from converter.rewrites.fold_constants import fold_constants
+
+ours = torch.ops.converter
+RECOGNISING = (drop_identities, fold_constants, find_sampled_shifts)
+
+
+class BehindConvolution(nn.Module):
+    """A shift of what a convolution made, so that no infinity can come; the convolution is the identity, exactly."""
+
+    def __init__(self, forward, channels: int):
+        super().__init__()
+        self.function = forward
+        self.conv = nn.Conv2d(channels, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.conv(x))
+
+
+def recognised(module: nn.Module, shape: tuple[int, ...]) -> Program:
+    program = captured(module, shape)
+    with torch.no_grad():
+        for node in program.graph.find_nodes(op="get_attr"):
+            if node.target == "conv.weight":
+                weight = program.tensor(node)
+                weight.copy_(torch.eye(weight.shape[0]).reshape(weight.shape))
+    return rewrite(program, RECOGNISING, examples([shape]))[0]
+
+
+def shifts(program: Program) -> list:
+    return program.graph.find_nodes(op="call_function", target=ours.shift.default)
+
+
+def lowered(program: Program, x: Tensor, stock: bool = False) -> np.ndarray:
+    plan = planned(program)
+    made = Lowered(plan, stock=stock)
+    results = made.keras_model()(to_artefact([x], plan.inputs)[0]) if stock else made(*to_artefact([x], plan.inputs))[0]
+    return to_torch([results], plan.outputs)[0]
+
+
+def in_onnx(program: Program, x: Tensor, path) -> np.ndarray:
+    module = program.at(torch.float32).graph_module
+    shapes = ({0: torch.export.Dim("batch", min=1)},)
+    onnx_file.write(module, [torch.cat([x, x])], ["x"], ["y"], shapes, path, {})
+    return onnxruntime.InferenceSession(str(path)).run(["y"], {"x": x.numpy()})[0]
+
+
+DOCUMENTS = Spec((1, 8, 5, 5), (2, 2, 2, 2), FOUR, "replicate")
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS, ids=lambda s: s.__name__)
+def test_documents_tensor_gives_the_documents_result_bit_for_bit(spelling, tmp_path):
+    spec = DOCUMENTS if spelling is not by_slices else Spec(DOCUMENTS.shape, DOCUMENTS.sizes, FOUR, "keep")
+    x, expected = documents_tensor(), documents_result().numpy()
+    program = recognised(Call(spelling(spec)), (2, 8, 5, 5))
+    if spelling in (by_grid, by_bilinear_grid, by_depthwise) or "deform" in spelling.__name__:
+        assert not shifts(program), "an infinity in the input is NaN behind a multiplication by zero"
+    else:
+        assert len(shifts(program)) == 1
+    program = recognised(BehindConvolution(spelling(spec), 8), (2, 8, 5, 5))
+    assert [n.target for n in program.graph.nodes if n.op == "call_function"][-1] is ours.shift.default
+    for result in (
+        program.at(torch.float32).run(x)[0].numpy(),
+        lowered(program, x),
+        lowered(program, x, stock=True),
+        in_onnx(program, x, tmp_path / "shift.onnx"),
+    ):
+        np.testing.assert_array_equal(result, expected)
+
+
+@st.composite
+def specs(draw, borders):
+    height, width = draw(st.integers(2, 6)), draw(st.integers(2, 6))
+    count = draw(st.integers(1, 4))
+    sizes = tuple(draw(st.integers(1, 3)) for _ in range(count))
+    most = draw(st.integers(1, min(3, height - 1, width - 1)))
+    one = st.tuples(st.integers(-most, most), st.integers(-most, most))
+    by = tuple(draw(one) for _ in range(count))
+    return Spec((2, sum(sizes), height, width), sizes, by, draw(st.sampled_from(borders)))
+
+
+@st.composite
+def spelled(draw):
+    spelling = draw(st.sampled_from(list(SPELLINGS)))
+    return spelling, draw(specs(SPELLINGS[spelling]))
+
+
+def is_shift_of_some(spec: Spec) -> bool:
+    """Not nothing at all, and not a roll of everything."""
+    apart = set(spec.distances)
+    return any(map(any, apart)) and not (spec.border == "circular" and len(apart) == 1)
+
+
+@settings(
+    max_examples=10 * int(os.environ.get("EXAMPLES", "1")),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    report_multiple_bugs=False,
+)
+@given(spelled(), st.booleans())
+def test_any_shift_is_recognised_and_exact(drawn, behind):
+    spelling, spec = drawn
+    forward = spelling(spec)
+    channels = spec.shape[1]
+    module = BehindConvolution(forward, channels) if behind else Call(forward)
+    program = recognised(module, spec.shape)
+    moving = spelling in (by_slices, by_roll)
+    if is_shift_of_some(spec) and (behind or moving):
+        assert len(shifts(program)) == 1
+        assert [n.target for n in program.graph.nodes if n.op == "call_function"][-1] is ours.shift.default
+    x = torch.randn(3, *spec.shape[1:])
+    expected = forward(x).numpy()
+    ran = lowered(program, x)
+    if spelling is by_bilinear_grid:
+        np.testing.assert_allclose(ran, expected, atol=1e-5)
+        if shifts(program):
+            np.testing.assert_array_equal(ran, program.at(torch.float32).run(x)[0].numpy())
+    else:
+        np.testing.assert_array_equal(ran, expected)
+
+
+NINE = tuple((r, c) for r in (-1, 0, 1) for c in (-1, 0, 1))
+BORDERS = {
+    "a depthwise convolution": (Spec((2, 9, 5, 6), (1,) * 9, NINE, "zeros"), by_roll),
+    "too far for a depthwise convolution": (
+        Spec((2, 6, 5, 6), (2, 1, 3), ((3, -2), (0, 1), (-4, 0)), "zeros"),
+        by_roll,
+    ),
+    "a border repeated": (Spec((2, 6, 5, 6), (2, 1, 3), ((3, -2), (0, 1), (-4, 0)), "replicate"), by_roll),
+    "a border kept": (Spec((2, 6, 5, 6), (2, 1, 3), ((3, -2), (0, 1), (-4, 0)), "keep"), by_slices),
+    "wrapped": (Spec((2, 6, 5, 6), (2, 1, 3), ((3, -2), (0, 1), (-4, 0)), "circular"), by_roll),
+}
+
+
+@pytest.mark.parametrize("spec, spelling", BORDERS.values(), ids=BORDERS)
+def test_every_border_is_exact_in_every_format(spec, spelling, tmp_path):
+    program = recognised(BehindConvolution(spelling(spec), spec.shape[1]), spec.shape)
+    assert len(shifts(program)) == 1
+    x = torch.randn(spec.shape)
+    expected = spelling(spec)(x).numpy()
+    np.testing.assert_array_equal(lowered(program, x, stock=True), expected)
+    np.testing.assert_array_equal(in_onnx(program, x, tmp_path / "shift.onnx"), expected)
+
+
+@pytest.mark.parametrize("spelling", [by_slices, by_roll])
+def test_infinities_are_shifted_and_make_no_nan(spelling, tmp_path):
+    """Of an input that may hold one, a depthwise convolution with zeros in its kernel would make NaN."""
+    spec = Spec((2, 8, 4, 5), (2, 2, 2, 2), FOUR, "zeros")
+    program = recognised(Call(spelling(spec)), spec.shape)
+    x = torch.randn(spec.shape)
+    x[:, :, 1, 2] = torch.inf
+    expected = spelling(spec)(x).numpy()
+    np.testing.assert_array_equal(lowered(program, x), expected)
+    np.testing.assert_array_equal(in_onnx(program, x, tmp_path / "shift.onnx"), expected)
+
+
+def test_infinities_made_on_the_way_count():
+    spec = Spec((2, 8, 4, 5), (2, 2, 2, 2), FOUR, "zeros")
+    shift = by_depthwise(spec)
+    masked = Call(lambda self, x: shift(self.conv(x).masked_fill(x > 0, -torch.inf)), conv=nn.Conv2d(8, 8, 1))
+    assert not shifts(recognised(masked, spec.shape))
+
+
+# -- assignments that share memory
+
+
+def without_clone(x: Tensor) -> Tensor:
+    shifted = x * 1.0
+    shifted[:, 0:2, :, 1:] = shifted[:, 0:2, :, :-1]
+    return shifted
+
+
+def on_a_view(x: Tensor) -> Tensor:
+    base = x * 1.0
+    view = base.permute(0, 2, 3, 1)[:, 1:]
+    view[:, :, 1:, :3] = view[:, :, :-1, :3].clone()
+    return base
+
+
+def chained(x: Tensor) -> Tensor:
+    shifted = x.clone()
+    shifted[:, 0:4, 1:] = shifted[:, 0:4, :-1].clone()
+    shifted[:, 2:6, :, 1:] = shifted[:, 2:6, :, :-1].clone()
+    return shifted
+
+
+def read_through_an_older_view(x: Tensor) -> Tensor:
+    base = x.clone()
+    top = base[:, :, :2]
+    base[:, :2, :, 1:] = base[:, :2, :, :-1].clone()
+    return torch.cat([top, base], 2)
+
+
+@pytest.mark.parametrize("forward", [on_a_view, chained, read_through_an_older_view], ids=lambda f: f.__name__)
+def test_assignment_in_place_follows_pytorchs_aliasing(forward):
+    program = recognised(Call(forward), (2, 8, 5, 4))
+    x = torch.randn(3, 8, 5, 4)
+    np.testing.assert_array_equal(lowered(program, x), forward(x).numpy())
+
+
+def added_to_itself(x: Tensor) -> Tensor:
+    shifted = x * 1.0
+    shifted[:, :, 1:] += shifted[:, :, :-1]
+    return shifted
+
+
+def transposed_onto_itself(x: Tensor) -> Tensor:
+    square = x[:, :, :, :5] * 1.0
+    square[:] = square.transpose(2, 3)
+    return square
+
+
+@pytest.mark.parametrize(
+    "forward, by",
+    [
+        (without_clone, "reads elements that it writes"),
+        (added_to_itself, "reads elements that it writes"),
+        (transposed_onto_itself, "refer to a single memory location"),  # PyTorch's own words: it sees this one
+    ],
+    ids=["without a clone", "added to itself", "transposed onto itself"],
+)
+def test_assignment_onto_itself_is_refused(forward, by):
+    """PyTorch copies onto what it still has to read; what comes of it hangs on its kernels and on the processor."""
+    with pytest.raises(CaptureError, match=by):
+        captured(Call(forward), (2, 8, 5, 64))
+
+
+def swapped(x: Tensor) -> Tensor:
+    base = x * 1.0
+    base[:, :4] = base[:, 4:]
+    base[:, 4:] *= base[:, 4:] + 1
+    base[:, :, :2] += base[:, :, 2:]
+    return base
+
+
+def test_assignment_of_another_part_is_taken():
+    program = captured(Call(swapped), (2, 8, 4, 6))
+    x = torch.randn(3, 8, 4, 6)
+    np.testing.assert_allclose(lowered(program, x), swapped(x).numpy(), atol=1e-5)
