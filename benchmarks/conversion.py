@@ -2,13 +2,14 @@
 
     python benchmarks/conversion.py [--model resnet50] [--runs 3]
 
-Each figure is of a process of its own. "ingredients" imports torch and tensorflow, captures the model with
+Each figure is of a process of its own. "ingredients" imports torch and tensorflow, loads the model, captures it with
 torch.export, and writes one lean SavedModel of the same architecture built by hand with Keras (its building is not
-counted); "unverified" and "verified" are `converter.convert(model, to=["tf"])`. Memory is the process' peak above what
-the two imports take, in multiples of the weights.
+counted); "unverified" and "verified" are `converter.convert` of the checkpoint, a state dict with its factory, to "tf".
+Memory is the process' peak above what the two imports take, in multiples of the weights.
 """
 
 import argparse
+import importlib
 import json
 import os
 import resource
@@ -51,15 +52,17 @@ def imports(name: str) -> dict:
     return {"seconds": time.perf_counter() - started, "peak": peak_megabytes()}
 
 
-def ingredients(name: str) -> dict:
+def ingredients(name: str, checkpoint: Path) -> dict:
     import_time = imports(name)["seconds"]
     import keras
     import tensorflow as tf
     import torch
 
-    model = torch_model(name)
     twin = {"resnet50": keras.applications.ResNet50, "mobilenet_v2": keras.applications.MobileNetV2}[name](weights=None)
+    sys.path.insert(0, str(checkpoint.parent))
     started = time.perf_counter()
+    model = getattr(importlib.import_module(Path(FACTORY_FILE).stem), name)().eval()
+    model.load_state_dict(torch.load(checkpoint))
     torch.export.export(model, (torch.randn(2, 3, 224, 224),), dynamic_shapes=({0: torch.export.Dim("batch")},))
     module = tf.Module()
     module.weights = {w.path: w.value for w in twin.weights}
@@ -70,28 +73,44 @@ def ingredients(name: str) -> dict:
     return {"seconds": import_time + time.perf_counter() - started, "peak": peak_megabytes()}
 
 
-def conversion(name: str, verify: bool) -> dict:
+def conversion(name: str, checkpoint: Path, verify: bool) -> dict:
     import_time = imports(name)["seconds"]
-    model = torch_model(name)
     import converter
 
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         report = converter.convert(
-            model, to=["tf"], output=Path(folder, "out"), input_shapes=["1,3,224,224"], verify=verify
-        )
+            checkpoint, to=["tf"], output=Path(folder, "out"), input_shapes=["1,3,224,224"], verify=verify,
+            factory=f"{checkpoint.parent / FACTORY_FILE}:{name}",
+        )  # fmt: skip
     seconds = import_time + time.perf_counter() - started
     if verify and report.status != "verified":
         raise SystemExit(f"{name}: {report.status}")
-    weights = sum(t.numel() * t.element_size() for t in model.state_dict().values()) / 2**20
+    weights = checkpoint.stat().st_size / 2**20
     return {"seconds": seconds, "peak": peak_megabytes(), "weights": weights, "timings": dict(report.timings)}
 
 
+FACTORY_FILE = "architectures.py"
+FACTORIES = f"""import sys
+sys.path.append({str(ROOT / "tests")!r})
+from torchvision_for_tests import load_torchvision
+def __getattr__(name):
+    return lambda: getattr(load_torchvision().models, name)(weights=None)
+"""
+
+
+def write_checkpoint(name: str, folder: Path) -> None:
+    import torch
+
+    torch.save(torch_model(name).state_dict(), folder / "model.pt")
+    (folder / FACTORY_FILE).write_text(FACTORIES)
+
+
 WHAT = {
-    "imports": imports,
-    "ingredients": ingredients,
-    "unverified": lambda name: conversion(name, False),
-    "verified": lambda name: conversion(name, True),
+    "imports": lambda name, folder: imports(name),
+    "ingredients": lambda name, folder: ingredients(name, folder / "model.pt"),
+    "unverified": lambda name, folder: conversion(name, folder / "model.pt", False),
+    "verified": lambda name, folder: conversion(name, folder / "model.pt", True),
 }
 
 
@@ -99,20 +118,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--only", choices=WHAT, help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=[*WHAT, "checkpoint"], help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.only:
-        print(json.dumps(WHAT[options.only](options.model)))
-        return
+    if options.only == "checkpoint":
+        write_checkpoint(options.model, options.folder)
+    elif options.only:
+        print(json.dumps(WHAT[options.only](options.model, options.folder)))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            compare(options.model, options.runs, folder)
+
+
+def compare(model: str, runs: int, folder: str) -> None:
+    def run(what: str) -> str:
+        command = [sys.executable, __file__, "--model", model, "--only", what, "--folder", folder]
+        return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+    run("checkpoint")
     found: dict[str, list[dict]] = {what: [] for what in WHAT}
-    for _ in range(options.runs):
+    for _ in range(runs):
         for what in WHAT:
-            command = [sys.executable, __file__, "--model", options.model, "--only", what]
-            printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            found[what].append(json.loads(printed.splitlines()[-1]))
+            found[what].append(json.loads(run(what).splitlines()[-1]))
+    show(model, found)
+
+
+def show(model: str, found: dict[str, list[dict]]) -> None:
     median = {what: statistics.median(run["seconds"] for run in runs) for what, runs in found.items()}
     floor = statistics.median(run["peak"] for run in found["imports"])
-    click.echo(f"{options.model}, median of {options.runs} runs")
+    click.echo(f"{model}, median of {len(found['imports'])} runs")
     for what, runs in found.items():
         ratios = [run["seconds"] / base["seconds"] for run, base in zip(runs, found["ingredients"], strict=True)]
         line = f"{what:12} {median[what]:6.1f} s   {statistics.median(ratios):4.2f} x ingredients"

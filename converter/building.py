@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor
 from converter.artefacts.formats import Format
 from converter.artefacts.recurrent_weights import recurrent_weights
 from converter.interfaces import to_artefact, to_torch
+from converter.memory import swept
 from converter.plan import Plan
 from converter.planning import make_plan
 from converter.program import Program
@@ -106,6 +107,10 @@ class Built:
                 self.options.opset,
             )
             return
+        with swept():
+            self._write_lowered(path)
+
+    def _write_lowered(self, path: Path) -> None:
         from converter.artefacts import keras_file, saved_model
 
         lowered = self._lowered("float32")
@@ -124,12 +129,12 @@ class Built:
                 tensors = [torch.from_numpy(_raised(each.arrays[name])) for name in self.program.inputs]
                 actual.append(dict(zip(raised.outputs, [r.numpy() for r in raised.run(*tensors)], strict=True)))
         else:
-            rounds = [
-                [_eager(to_artefact(_raised(each.arrays[i.name]), i)) for i in self.inputs] for each in reference.rounds
-            ]
-            for results in self._lowered("float64").run_once(rounds):
-                named = zip(self.outputs, map(np.asarray, results), strict=True)
-                actual.append({o.name: to_torch(r, o) for o, r in named})
+            rounds = [[to_artefact(_raised(each.arrays[i.name]), i) for i in self.inputs] for each in reference.rounds]
+            lowered = self._lowered("float64")
+            for together in groups(rounds):
+                for results in lowered.run_once([[_eager(array) for array in arrays] for arrays in together]):
+                    named = zip(self.outputs, map(np.asarray, results), strict=True)
+                    actual.append({o.name: to_torch(r, o) for o, r in named})
         return compare_function(reference.float64, actual, constant=reference.constant)
 
     def trace(self, reference: Reference) -> list[TraceRow]:
@@ -150,6 +155,8 @@ class Built:
 
     def prove_weights(self, tensors: Mapping[str, np.ndarray]) -> Proof:
         """Proof 3: what the artefact holds is what the checkpoint holds, rearranged or folded."""
+        if self.plan is None:
+            tensors = dict(tensors)  # they are looked at several times
         expected = self.expected(tensors)
         used = {s for e in expected.values() for s in e.sources}
         if self.plan is None:  # the exporter's own, without a name of ours: shapes, axes, operators' arguments
@@ -235,10 +242,10 @@ def expected_initialisers(program: Program, tensors: Mapping[str, np.ndarray]) -
         node = next((n for n in program.graph.find_nodes(op="get_attr") if n.target == target), None)
         if node is None:
             continue
-        array = program.tensor(node).detach().numpy()
-        if array.ndim == 2 and array.shape != tensors[name].shape == array.T.shape:
-            array = array.T
-        expected[name] = Expected(array, origin.sources, origin.exact)
+        values = program.values(node)
+        if len(values.shape) == 2 and values.shape != tensors[name].shape == values.shape[::-1]:
+            values = values.then(torch.t)
+        expected[name] = Expected(values, origin.sources, origin.exact)
     _add_merged(program, expected)
     return expected | recurrent_weights(program, {n: t for n, t in tensors.items() if n not in expected})
 
@@ -296,6 +303,22 @@ def _eager(array: np.ndarray) -> Any:
     import tensorflow as tf
 
     return tf.constant(array)
+
+
+def groups(rounds: Sequence[list[np.ndarray]]) -> Iterator[list[list[np.ndarray]]]:
+    """Rounds that are run side by side, as many as the memory that the largest takes allows."""
+    samples = [max((array.shape[0] for array in arrays if array.ndim), default=1) for arrays in rounds]
+    most = max(samples, default=1)
+    group: list[list[np.ndarray]] = []
+    held = 0
+    for arrays, count in zip(rounds, samples, strict=True):
+        if group and held + count > most:
+            yield group
+            group, held = [], 0
+        group.append(arrays)
+        held += count
+    if group:
+        yield group
 
 
 def described(changes: Sequence[Change]) -> list[Rewrite]:

@@ -16,6 +16,7 @@ from converter.artefacts.runner import Runner
 from converter.building import Options, build, described
 from converter.errors import UsageError
 from converter.interfaces import facts, fed, free_batch, labelled_accuracy, run_artefact
+from converter.memory import return_large_blocks
 from converter.outputs import ENDINGS, output_path
 from converter.reference import take_reference
 from converter.report import ArtefactReport, ConversionReport, Proof, TraceRow, status_of
@@ -71,6 +72,7 @@ def convert(
     Raises:
         ConversionError: the model cannot be read, captured, converted or written.
     """
+    return_large_blocks()
     formats = _formats(to)
     clock = Clock(progress)
     options = Options(layout, fixed_batch, keep_batchnorm, opset, exact_shifts)

@@ -6,9 +6,11 @@ tensors, TensorFlow's graph tensors and eager ones alike.
 
 from __future__ import annotations
 
+import gc
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -17,10 +19,12 @@ import tensorflow as tf
 from keras import layers
 
 from converter.layout import Size
+from converter.memory import swept
 from converter.plan import Plan
 from converter.precision import dtype_name, float32_is
 from converter.steps import CallStep, Constant, ConstantStep, InputStep, ItemStep, LayerStep, MoveStep, Step
 
+LARGE = 100_000  # elements of variables that are worth a sweep
 INLINE = 16  # a constant of so few elements may stand in a Keras file's JSON
 
 
@@ -93,7 +97,7 @@ class Lowered:
         arrays: list[dict[int, Any]] = [dict(zip(names, inputs, strict=True)) for inputs in rounds]
         left = self._uses.copy()
         again = Counter(step.key for step in self._order if isinstance(step, LayerStep)) if forget else Counter()
-        with float32_is(self.precision):
+        with float32_is(self.precision), swept() if forget else nullcontext(gc.collect) as sweep:
             for step in self._order:
                 for held in arrays:
                     if not isinstance(step, InputStep):
@@ -103,8 +107,8 @@ class Lowered:
                     if not left[id(used)]:
                         for held in arrays:
                             del held[id(used)]
-                if forget:
-                    self._forget(step, again)
+                if forget and self._forget(step, again):
+                    sweep()
         return [[held[id(step)] for step in self.plan.results] for held in arrays]
 
     def in_turn(self, inputs: Sequence[Any], wanted: Sequence[Step]) -> Iterator[Any]:
@@ -132,14 +136,18 @@ class Lowered:
             yield held[id(target)]
             drop(target)
 
-    def _forget(self, step: Step, again: Counter) -> None:
+    def _forget(self, step: Step, again: Counter) -> bool:
+        """Drop the step's variables if no later step reads them; whether there were large ones."""
+        self.tensors.clear()
         if isinstance(step, ConstantStep):
             self._constants.pop(step.constant.key, None)
-        elif isinstance(step, LayerStep):
+            return step.constant.values.numel() > LARGE
+        if isinstance(step, LayerStep):
             again[step.key] -= 1
             if not again[step.key]:
                 del self._layers[step.key]
-        self.tensors.clear()
+                return sum(weight.values.numel() for weight in step.weights) > LARGE
+        return False
 
     def keras_model(self) -> keras.Model:
         """A functional model; inputs and outputs bear the program's names."""
@@ -201,7 +209,8 @@ class Lowered:
             kind = NATIVE.get(kind, kind)
         layer = kind(**step.config, name=self._unique(step.name), dtype=self.precision)
         if not layer.built:
-            layer.build(tuple(known(n) for n in step.input_shape))
+            with uninitialised(layer):
+                layer.build(tuple(known(n) for n in step.input_shape))
         if len(layer.weights) != len(step.weights):
             raise AssertionError(f"{layer.name}: {len(layer.weights)} weights wanted, {len(step.weights)} given")
         for variable, constant in zip(layer.weights, step.weights, strict=True):
@@ -216,7 +225,7 @@ class Lowered:
         self.tensors[name] = (variable.value, constant)
 
     def _inline(self, constant: Constant) -> bool:
-        return not constant.trainable and constant.tensor.numel() <= INLINE
+        return not constant.trainable and constant.values.numel() <= INLINE
 
     def _variable(self, step: ConstantStep) -> Any:
         constant = step.constant
@@ -240,7 +249,7 @@ class Lowered:
             f"yz,z{letters}->y{letters}", output_shape=constant.shape, name=self._unique(name), dtype=self.precision
         )
         layer.build((None, 1))
-        batched = constant.rearranged(constant.tensor[None].to(constant.tensor.dtype), "batched")
+        batched = constant.rearranged(lambda tensor: tensor[None], "batched")
         self._fill(layer.kernel, batched)
         layer.trainable = constant.trainable
         return layer
@@ -265,6 +274,19 @@ class Lowered:
             chosen = f"{name}_{n}"
         self._names.add(chosen)
         return chosen
+
+
+@contextmanager
+def uninitialised(layer: layers.Layer) -> Iterator[None]:
+    """Its variables start at zero, whatever it is configured for: they are about to be filled."""
+    configured = {name: value for name, value in vars(layer).items() if name.endswith("_initializer")}
+    for name in configured:
+        setattr(layer, name, keras.initializers.Zeros())
+    try:
+        yield
+    finally:
+        for name, value in configured.items():
+            setattr(layer, name, value)
 
 
 def _as_output(constant: Any, like: Any) -> Any:

@@ -73,10 +73,9 @@ def _map_node(plan: Plan, node: fx.Node) -> Any:
     if node.op == "placeholder":
         return _map_input(plan, node)
     if node.op == "get_attr":
-        tensor = plan.program.tensor(node)
         origin = plan.program.origins[node.target]
         return Constant(
-            tensor.detach(),
+            plan.program.values(node),
             node.meta["val"].dtype,
             (node.target,),
             origin.exact,

@@ -14,6 +14,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map_only
 
+from converter.deferred import Compute, Deferred
+
+aten = torch.ops.aten
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -37,6 +41,7 @@ class Program:
             rewrite computed are float64 whatever their nominal type (`meta["val"].dtype` of the node); `at` gives a
             program of one precision.
         origins: for each tensor, the checkpoint's tensors behind it.
+        deferred: the tensors that are computed where they are read; on the module they have a shape only.
         fixed_batch: the batch size, if the program allows no other.
         precision: the floats that integers become where nothing else says (3 * 0.5 in a tensor of integers).
         absorbed: the checkpoint's tensors that a rewrite made a part of the graph, and what they became.
@@ -47,6 +52,7 @@ class Program:
     outputs: list[str]
     origins: dict[str, Origin]
     fixed_batch: int | None = None
+    deferred: dict[str, Deferred] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     precision: torch.dtype = torch.float32
     absorbed: dict[str, str] = field(default_factory=dict)
@@ -72,12 +78,15 @@ class Program:
             list(self.outputs),
             dict(self.origins),
             self.fixed_batch,
+            dict(self.deferred),
             list(self.notes),
             self.precision,
             dict(self.absorbed),
         )
 
     def run(self, *inputs: Tensor) -> list[Tensor]:
+        if self.deferred:
+            return self.at(self.precision).run(*inputs)
         with torch.no_grad(), default_dtype(self.precision):
             return list(self.graph_module(*inputs))
 
@@ -87,12 +96,19 @@ class Program:
         return isinstance(node, fx.Node) and node.op == "get_attr"
 
     def tensor(self, node: fx.Node) -> Tensor:
-        return read_attribute(self.graph_module, node.target)
+        """Its values; of a deferred one they are computed."""
+        return self.values(node).compute()
+
+    def values(self, node: fx.Node) -> Deferred:
+        """Its values, to be read later."""
+        return self.deferred.get(node.target) or Deferred.of(read_attribute(self.graph_module, node.target).detach())
 
     def trainable(self, node: fx.Node) -> bool:
-        return isinstance(self.tensor(node), nn.Parameter)
+        return isinstance(read_attribute(self.graph_module, node.target), nn.Parameter)
 
-    def new_tensor(self, name: str, value: Tensor, before: fx.Node, origin: Origin, *, trainable: bool) -> fx.Node:
+    def new_tensor(
+        self, name: str, value: Tensor | Deferred, before: fx.Node, origin: Origin, *, trainable: bool
+    ) -> fx.Node:
         """A `get_attr` node for `value` under `name` (made unique), placed before another node."""
         while name in self.origins:
             name += "_"
@@ -105,11 +121,15 @@ class Program:
         node.meta = {"val": fake.new_empty(value.shape, dtype=dtype), **module_meta(before)}
         return node
 
-    def _write(self, name: str, value: Tensor, trainable: bool) -> None:
+    def _write(self, name: str, value: Tensor | Deferred, trainable: bool) -> None:
+        self.deferred.pop(name, None)
+        if isinstance(value, Deferred):
+            self.deferred[name] = value
+            value = torch.empty(value.shape, dtype=value.dtype, device="meta")
         kept = nn.Parameter(value, requires_grad=False) if trainable else value
         write_attribute(self.graph_module, name, kept)
 
-    def replace_tensor(self, node: fx.Node, value: Tensor, origin: Origin, users: Sequence[fx.Node]) -> None:
+    def replace_tensor(self, node: fx.Node, value: Tensor | Deferred, origin: Origin, users: Sequence[fx.Node]) -> None:
         """Give `users` of the tensor `node` another value: under its own name if nobody else reads it."""
         others = [
             user
@@ -145,26 +165,38 @@ class Program:
     def at(self, dtype: torch.dtype) -> Program:
         """The same program with every float32 in it, tensors and operators alike, in `dtype` (float32 or float64).
 
-        In float64 a tensor is raised where it is read first, while the program runs: it takes no memory before.
+        In float64 a tensor is raised or computed where it is read first, while the program runs: it takes no memory
+        before. In float32 all tensors are there.
         """
         result = self.copy()
         result.precision = dtype
         for node in list(result.graph.nodes):
             if node.op == "get_attr":
-                tensor = result.tensor(node)
-                if node.meta["val"].dtype != torch.float32 or tensor.dtype == dtype:
-                    continue
-                if dtype == torch.float32:
-                    result._write(node.target, tensor.detach().to(dtype), isinstance(tensor, nn.Parameter))
-                elif node.users:
-                    with result.graph.inserting_before(min(node.users)):
-                        raised = result.graph.call_function(torch.ops.aten.to.dtype, (node, dtype))
-                    node.replace_all_uses_with(raised, delete_user_cb=lambda user, raised=raised: user is not raised)
+                result._tensor_at(node, dtype)
             elif dtype != torch.float32:
                 node.args = tree_map_only(torch.dtype, lambda d: dtype if d == torch.float32 else d, node.args)
                 node.kwargs = tree_map_only(torch.dtype, lambda d: dtype if d == torch.float32 else d, node.kwargs)
+        result.deferred.clear()
         result.graph_module.recompile()
         return result
+
+    def _tensor_at(self, node: fx.Node, dtype: torch.dtype) -> None:
+        values = self.values(node)
+        wanted = dtype if node.meta["val"].dtype == torch.float32 else values.dtype
+        deferred = node.target in self.deferred
+        if not node.users or (values.dtype == wanted and not deferred):
+            return
+        if wanted != torch.float64:
+            self._write(node.target, values.compute().to(wanted), self.trainable(node))
+            return
+        with self.graph.inserting_before(min(node.users)):
+            if deferred:
+                module = f"computed_{node.target}".replace(".", "_")
+                self.graph_module.add_module(module, Compute(values.then(lambda tensor: tensor.to(wanted))))
+                read = self.graph.call_module(module)
+            else:
+                read = self.graph.call_function(aten.to.dtype, (node, wanted))
+        node.replace_all_uses_with(read, delete_user_cb=lambda user: user is not read)
 
 
 @contextmanager

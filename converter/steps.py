@@ -6,7 +6,7 @@ A step says how an array is made from others; `lower` gives each kind its meanin
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,7 @@ import sympy
 import torch
 from torch import Tensor, fx
 
+from converter.deferred import Deferred
 from converter.layout import Layout, Move, Runs, Size, as_size
 
 
@@ -27,7 +28,7 @@ class Constant:
     """A tensor known at conversion: a weight, or what was computed from weights.
 
     Attributes:
-        tensor: its values in the best precision known, dimensions in PyTorch's order.
+        values: in the best precision known, dimensions in PyTorch's order.
         dtype: its type in the program.
         sources: the program's tensors it was made of.
         exact: it holds the values of its source, at most rearranged.
@@ -35,7 +36,7 @@ class Constant:
         key: equal for equal ways of making it, so that a module called twice becomes one layer.
     """
 
-    tensor: Tensor
+    values: Deferred
     dtype: torch.dtype
     sources: tuple[str, ...]
     exact: bool
@@ -43,38 +44,45 @@ class Constant:
     key: Hashable
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.tensor.shape)
+    def tensor(self) -> Tensor:
+        return self.values.compute()
 
-    def rearranged(self, tensor: Tensor, *step: Hashable) -> Constant:
-        return Constant(tensor, self.dtype, self.sources, self.exact, self.trainable, (self.key, *step))
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    def rearranged(self, function: Callable[[Tensor], Tensor], *step: Hashable) -> Constant:
+        """What `function` makes of it, which computes nothing; `step` says what it does, as a part of the key."""
+        return replace(self, values=self.values.then(function), key=(self.key, *step))
 
     def permute(self, *order: int) -> Constant:
-        return self.rearranged(self.tensor.permute(order), "permute", order)
+        return self.rearranged(lambda tensor: tensor.permute(order), "permute", order)
 
     def reshape(self, *shape: int) -> Constant:
-        return self.rearranged(self.tensor.reshape(shape), "reshape", shape)
+        return self.rearranged(lambda tensor: tensor.reshape(shape), "reshape", shape)
 
     def take(self, dim: int, index: np.ndarray) -> Constant:
         """Reorder `dim`: position i of the result is position index[i]."""
         if np.array_equal(index, np.arange(len(index))):
             return self
         chosen = torch.from_numpy(np.ascontiguousarray(index))
-        return self.rearranged(self.tensor.index_select(dim, chosen), "take", dim, tuple(index.tolist()))
+        return self.rearranged(
+            lambda tensor: tensor.index_select(dim, chosen.to(tensor.device)), "take", dim, tuple(index.tolist())
+        )
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(self.array(), dtype)
+        return np.asarray(self.values, dtype)
 
     def array(self) -> np.ndarray:
-        """Its values, made contiguous at each call."""
-        return self.tensor.detach().contiguous().numpy()
+        """Its values, computed and made contiguous at each call."""
+        return np.asarray(self.values)
 
     def scalar(self) -> float | int | bool:
         return self.tensor.item()
 
     @property
     def is_scalar(self) -> bool:
-        return self.tensor.numel() == 1 and not self.trainable
+        return self.values.numel() == 1 and not self.trainable
 
 
 # -- steps: how arrays are made. `lower` gives each kind its meaning.

@@ -7,6 +7,7 @@ import math
 import torch
 from keras import ops
 
+from converter.deferred import Deferred
 from converter.plan import Constant, Plan, Unsupported, Value
 from converter.registry import maps
 from mappings.matmul import contract
@@ -54,7 +55,7 @@ def causal_mask(rows: int, columns: int) -> Constant:
     if not isinstance(rows, int) or not isinstance(columns, int):
         raise Unsupported("a causal mask of unknown size")
     mask = torch.ones(rows, columns, dtype=torch.bool).tril()
-    return Constant(mask, torch.bool, (), True, False, ("causal", rows, columns))
+    return Constant(Deferred.of(mask), torch.bool, (), True, False, ("causal", rows, columns))
 
 
 def masked_softmax(plan: Plan, scores: Value, mask: Value | Constant | None) -> Value:

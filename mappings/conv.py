@@ -112,7 +112,7 @@ def grouped_volume(plan, x, weight, bias, stride, pads, dilation, groups, shape)
         part = plan.call(lambda a, cut=cut: a[cut], x, layout=x.layout.resized(2, planes)[0])
         image = Value(part.layout.permute((0, 2, 1, 3, 4)), part.dtype, part.step)
         image = plan.reshape(image, (batch * planes, x.shape[1], *x.shape[3:]))
-        kernel = weight.rearranged(weight.tensor[:, :, k], "plane", k)
+        kernel = weight.rearranged(lambda tensor, k=k: tensor[:, :, k], "plane", k)
         y = padded_convolution(
             plan, image, kernel, bias if k == 0 else None, stride[1:], [(0, 0)] * 2, dilation[1:], groups,
             (batch * planes, out, *sizes),

@@ -80,7 +80,7 @@ def by_zero_insertion(plan, x, weight, bias, stride, padding, output_padding, gr
         x = plan.call(lambda a: zeros_between(a, stride), x, layout=channels_last_result(x.layout, spread, channels=1))
     reach = [d * (k - 1) for k, d in zip(size, dilation, strict=True)]
     pads = [(r - p, r - p + o - (s - 1)) for r, p, o, s in zip(reach, padding, output_padding, stride, strict=True)]
-    flipped = weight.rearranged(weight.tensor.flip(tuple(range(2, rank + 2))), "flip")
+    flipped = weight.rearranged(lambda tensor: tensor.flip(tuple(range(2, rank + 2))), "flip")
     kernel = (
         flipped.reshape(groups, into // groups, out_per_group, *size)
         .permute(0, 2, 1, *range(3, rank + 3))

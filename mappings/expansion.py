@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from keras import ops
 
+from converter.deferred import Deferred
 from converter.layout import Layout, Size, quotient
 from converter.plan import Constant, Plan, Unsupported, Value
 from converter.precision import dtype_name
@@ -43,7 +44,9 @@ def filled(plan: Plan, number: float | bool) -> Value:
     """The operator's result where every element is `number`."""
     shape = plan.shape()
     holds = plan.dtype if plan.dtype != torch.float32 else torch.float64
-    constant = Constant(torch.full((), number, dtype=holds), plan.dtype, (), True, False, ("full", number, plan.dtype))
+    constant = Constant(
+        Deferred.of(torch.full((), number, dtype=holds)), plan.dtype, (), True, False, ("full", number, plan.dtype)
+    )
     return expanded(plan, constant, shape)
 
 

@@ -1,9 +1,12 @@
 """Picking, repeating and turning round along dimensions; shuffles of channels, which are views and move nothing."""
 
+from functools import partial
+
 import numpy as np
 import torch
 from keras import ops
 
+from converter.deferred import Deferred
 from converter.layout import Layout, product
 from converter.plan import Constant, Unsupported, Value
 from converter.registry import maps
@@ -53,7 +56,7 @@ def repeat_interleave(plan, x, repeats, dim=None, *, output_size=None):
 def unbind(plan, x, dim=0):
     dim %= len(x.shape)
     if isinstance(x, Constant):
-        return [x.rearranged(t, "unbind", dim, i) for i, t in enumerate(x.tensor.unbind(dim))]
+        return [x.rearranged(partial(torch.select, dim=dim, index=i), "select", dim, i) for i in range(x.shape[dim])]
     count = x.shape[dim]
     x, axis = plan.one_axis(x, dim, "a selection")
     one, _ = x.layout.resized(dim, 1)
@@ -76,7 +79,7 @@ def picked(plan, x, dim, indices, reason):
         return plan.call(lambda a: a[cut], x, layout=layout)
     plan.gathers(x, reason)
     tensor = torch.from_numpy(np.asarray(indices, dtype="int64"))
-    held = Constant(tensor, torch.int64, (), False, False, ("indices", tuple(tensor.tolist())))
+    held = Constant(Deferred.of(tensor), torch.int64, (), False, False, ("indices", tuple(tensor.tolist())))
     return plan.call(lambda a, i: ops.take(a, i, axis=axis), x, plan.as_value(held, x), layout=layout)
 
 

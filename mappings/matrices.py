@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from keras import ops
 
+from converter.deferred import Deferred
 from converter.plan import Constant
 
 
@@ -15,7 +16,9 @@ def multiplied(plan, x, dim, matrix, reason):
     x, axis = plan.one_axis(x, dim, reason)
     last = axis == len(x.layout.axes) - 1
     held = np.ascontiguousarray(matrix.T if last else matrix)
-    constant = Constant(torch.from_numpy(held), x.dtype, (), False, False, ("matrix", held.shape, held.tobytes()))
+    constant = Constant(
+        Deferred.of(torch.from_numpy(held)), x.dtype, (), False, False, ("matrix", held.shape, held.tobytes())
+    )
     layout, _ = x.layout.resized(dim, size)
     return plan.call(lambda m, a: along(a, m, axis), plan.as_value(constant, x), x, layout=layout)
 

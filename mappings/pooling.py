@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from keras import layers, ops
 
+from converter.deferred import Deferred
 from converter.layout import channels_last_result
 from converter.plan import Constant, Unsupported
 from converter.registry import maps
@@ -173,7 +174,7 @@ def average_pool(
         share = divisors(sizes, kernel, stride, padding, ceil_mode, count_include_pad) / window
         if bool((share == 1).all()):
             return y
-        scale = Constant(1 / share, y.dtype, (), False, False, ("divisors", plan.node.name))
+        scale = Constant(Deferred.of(1 / share), y.dtype, (), False, False, ("divisors", plan.node.name))
         return plan.elementwise(lambda a, b: a * b, y, scale)
 
     return of_batch(plan, x, rank, pool, plan.shape())

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from keras import layers, ops
 
+from converter.deferred import Deferred
 from converter.layout import Layout
 from converter.plan import Constant, Plan, Unsupported, Value
 from converter.registry import maps
@@ -56,16 +57,18 @@ RELU = Cell(layers.SimpleRNN, (0,), 1, two_biases=False, config=(("activation", 
 
 
 def sum_of(a: Constant, b: Constant) -> Constant:
-    return combined(a, b, a.tensor.double() + b.tensor.double(), "sum", exact=False)
+    values = a.values.then(lambda tensor: tensor.double() + b.tensor.to(tensor.device))
+    return combined(a, b, values, "sum", exact=False)
 
 
 def both(a: Constant, b: Constant) -> Constant:
-    return combined(a, b, torch.stack([a.tensor, b.tensor]), "both", exact=a.exact and b.exact)
+    values = a.values.then(lambda tensor: torch.stack([tensor, b.tensor.to(tensor.device)]))
+    return combined(a, b, values, "both", exact=a.exact and b.exact)
 
 
-def combined(a: Constant, b: Constant, tensor: torch.Tensor, how: str, exact: bool) -> Constant:
+def combined(a: Constant, b: Constant, values: Deferred, how: str, exact: bool) -> Constant:
     sources = tuple(dict.fromkeys((*a.sources, *b.sources)))
-    return Constant(tensor.detach(), a.dtype, sources, exact, a.trainable or b.trainable, (how, a.key, b.key))
+    return Constant(values, a.dtype, sources, exact, a.trainable or b.trainable, (how, a.key, b.key))
 
 
 @maps(aten.lstm.input)

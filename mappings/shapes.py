@@ -1,5 +1,7 @@
 """Views, joins and cuts. Most only relabel; what moves, moves when somebody asks for it."""
 
+from functools import partial
+
 import torch
 from keras import ops
 
@@ -88,12 +90,18 @@ def select(plan, x, dim, index):
     return plan.reshape(plan.call(lambda a: a[cut], x, layout=layout), plan.shape())
 
 
+def part(tensor: torch.Tensor, parts: list[int], dim: int, i: int) -> torch.Tensor:
+    return tensor.split(parts, dim)[i]
+
+
 @maps(aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default)
 def split(plan, x, _, dim=0):
     dim %= len(x.shape)
     parts = [plan.shape(i)[dim] for i in range(len(plan.node.meta["val"]))]
     if isinstance(x, Constant):
-        return [x.rearranged(t, "split", dim, i, *parts) for i, t in enumerate(x.tensor.split(parts, dim))]
+        return [
+            x.rearranged(partial(part, parts=parts, dim=dim, i=i), "split", dim, i, *parts) for i in range(len(parts))
+        ]
     if len(parts) == 1:
         return [x]
     x, axis = plan.one_axis(x, dim, "a split")

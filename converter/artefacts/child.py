@@ -50,16 +50,22 @@ def main(module: str) -> None:
     except Exception as error:
         traceback.print_exc()
         reader = error
+    held: dict[str, Any] = {}  # the artefact's tensors, from when they are asked for
     while True:
         try:
             request, arrays = messages.receive(requests)
         except EOFError:
             os._exit(0)  # the parent is done; tearing the runtimes down takes seconds and can crash
-        _answer(messages, answers, reader, request, arrays)
+        _answer(messages, answers, reader, held, request, arrays)
 
 
 def _answer(
-    messages: Any, answers: IO[bytes], reader: Reader | Exception, request: dict[str, Any], arrays: dict[str, Any]
+    messages: Any,
+    answers: IO[bytes],
+    reader: Reader | Exception,
+    held: dict[str, Any],
+    request: dict[str, Any],
+    arrays: dict[str, Any],
 ) -> None:
     content: dict[str, Any] = {}
     results: Mapping[str, Any] = {}
@@ -73,7 +79,11 @@ def _answer(
             case "run":
                 results = reader.run(arrays)
             case "tensors":
-                results = reader.tensors()
+                held.clear()
+                held.update(reader.tensors())
+                content = {"names": list(held)}
+            case "tensor":
+                results = {request["name"]: held[request["name"]]}
             case "held":
                 results = reader.held()
             case "trace":

@@ -1,12 +1,14 @@
 """The parent's side of the process that opens an artefact."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -43,6 +45,28 @@ class Traced:
     operator: str
     shape: tuple[int, ...]
     figures: tuple[float, ...]
+
+
+class Tensors(Mapping[str, np.ndarray]):
+    """Arrays that are fetched each time they are read, so that they need not all be in memory."""
+
+    def __init__(self, names: Sequence[str], fetch: Callable[[str], np.ndarray]):
+        self._names = dict.fromkeys(names)
+        self._fetch = fetch
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._fetch(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
 
 
 class Runner:
@@ -92,12 +116,14 @@ class Runner:
             )
         return self._ask({"action": "run"}, "does not run", inputs)[1]
 
-    def tensors(self) -> dict[str, np.ndarray]:
-        """The weights that the artefact holds, by name.
+    def tensors(self) -> Tensors:
+        """The weights that the artefact holds, by name; each is fetched when it is read.
 
         SavedModel: the variables by the names in the checkpoint. Keras: by `layer/weight`. ONNX: the initialisers.
         """
-        return self._ask({"action": "tensors"}, "does not give its weights")[1]
+        failure = "does not give its weights"
+        names = self._ask({"action": "tensors"}, failure)[0]["names"]
+        return Tensors(names, lambda name: self._ask({"action": "tensor", "name": name}, failure)[1][name])
 
     def held(self) -> dict[str, np.ndarray]:
         """Every array of numbers that the artefact holds, by name: its weights, and the constants of its graph."""

@@ -4,8 +4,10 @@ batch_norm(conv(x, W, b), gamma, beta, mean, var)
 -> conv(x, W * s, beta + (b - mean) * s),  s = gamma / sqrt(var + eps)
 """
 
+from functools import partial
+
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from converter.program import Origin, Program, module_path
 from converter.rewrites.change import Change
@@ -30,11 +32,11 @@ def fold_batch_norm(program: Program) -> list[Change]:
             continue
         _, gamma, beta, mean, var, _, _, eps, *_ = norm.args
         weight, bias = producer.args[1], producer.args[2] if len(producer.args) > 2 else None
-        read = {n: program.tensor(n).detach().double() for n in (weight, bias, gamma, beta, mean, var) if n is not None}
-        scale = (read[var] + eps).rsqrt() * (read[gamma] if gamma is not None else 1)
-        folded = read[weight] * scale.reshape(-1, *[1] * (read[weight].dim() - 1))
-        shift = ((read[bias] if bias is not None else 0) - read[mean]) * scale
-        shift = shift + (read[beta] if beta is not None else 0)
+        vectors = {n: program.tensor(n).double() for n in (bias, gamma, beta, mean, var) if n is not None}
+        scale = (vectors[var] + eps).rsqrt() * (vectors[gamma] if gamma is not None else 1)
+        folded = program.values(weight).then(partial(scaled, scale=scale))
+        shift = ((vectors[bias] if bias is not None else 0) - vectors[mean]) * scale
+        shift = shift + (vectors[beta] if beta is not None else 0)
 
         statistics = [n for n in (gamma, beta, mean, var) if n is not None]
         program.replace_tensor(weight, folded, made_of(program, [weight, gamma, var]), [producer])
@@ -51,6 +53,10 @@ def fold_batch_norm(program: Program) -> list[Change]:
             Change("BatchNorm folded", module_path(norm), f"into the weights of `{module_path(producer)}`", minor=True)
         )
     return changes
+
+
+def scaled(weight: Tensor, scale: Tensor) -> Tensor:
+    return weight * scale.to(weight.device).reshape(-1, *[1] * (weight.dim() - 1))
 
 
 def foldable(program: Program, producer: fx.Node, norm: fx.Node) -> bool:

@@ -11,9 +11,10 @@ emit the new order. If neither goes, nothing is changed.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from converter import ops
 from converter.program import Origin, Program, module_path
@@ -94,7 +95,7 @@ class Region:
         for user, position, dim in dict.fromkeys(self.weights):
             attribute = user.args[position]
             origin = self.program.origins[attribute.target]
-            reordered = self.program.tensor(attribute).detach().index_select(dim, chosen)
+            reordered = self.program.values(attribute).then(partial(taken, dim=dim, chosen=chosen))
             self.program.replace_tensor(attribute, reordered, Origin(origin.sources, origin.exact), [user])
         told = {1: "input channels permuted", 0: "output channels permuted"}
         ends: dict[str, list[str]] = {}
@@ -196,4 +197,8 @@ class Region:
         return all(n == 1 for n in (*before[2:], *after[2:])) and len(after) >= 2 and before[1] == after[1]
 
     def _per_channel(self, attribute: fx.Node) -> bool:
-        return not self.program.is_tensor(attribute) or self.program.tensor(attribute).numel() == self.channels
+        return not self.program.is_tensor(attribute) or attribute.meta["val"].numel() == self.channels
+
+
+def taken(tensor: Tensor, dim: int, chosen: Tensor) -> Tensor:
+    return tensor.index_select(dim, chosen.to(tensor.device))

@@ -24,7 +24,7 @@ def linear_to_matmul(program: Program) -> list[Change]:
         if any(user.target is not aten.linear.default for user in readers) or len(readers) > 1:
             continue  # the weight is read elsewhere too, as it is
         origin = program.origins[weight.target]
-        transposed = program.tensor(weight).detach().t().contiguous()
+        transposed = program.values(weight).then(lambda tensor: tensor.t().contiguous())
         program.replace_tensor(weight, transposed, Origin(origin.sources, origin.exact), [linear])
         with program.graph.inserting_before(linear):
             product = program.call(aten.matmul.default, (x, linear.args[1]), like=linear)

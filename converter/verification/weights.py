@@ -1,6 +1,6 @@
 """Proof 3: every tensor of an artefact is its source, recomputed; every source tensor is accounted for."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 from ..report import Proof
 
 FOLDED_ULP = 4
+BLOCK = 2**18  # elements compared at a time
 
 
 @dataclass(frozen=True)
@@ -70,24 +71,43 @@ def _compare_tensor(expected: Expected, actual: np.ndarray) -> tuple[str | None,
             return f"the dtype is {actual.dtype}, expected {array.dtype}", 0.0
         if not np.array_equal(array.astype(actual.dtype).astype(array.dtype), array):
             return f"{actual.dtype} cannot hold the values of {array.dtype}", 0.0
-    with np.errstate(over="ignore"):
-        cast = array.astype(actual.dtype)
     if expected.exact or actual.dtype.kind in "iub":
+        with np.errstate(over="ignore"):
+            cast = array.astype(actual.dtype)
         differs = (_bits(cast) != _bits(actual)).any(-1)
         if not differs.any():
             return None, 0.0
         return f"{int(differs.sum())} of {array.size} values are not its source bit for bit", 0.0
-    finite = np.isfinite(cast)
-    if not np.array_equal(cast[~finite], actual[~finite], equal_nan=True):
-        return "NaN or infinities differ", 0.0
-    if not np.isfinite(actual[finite]).all():
-        return "it has NaN or infinities, its source has none", 0.0
-    error = float(np.abs(actual[finite] - array[finite]).max(initial=0.0))
-    scale = np.abs(array[finite]).max(initial=0.0)
+    error = scale = 0.0
+    for part, held in _blocks(array, actual):
+        fault, off, size = _largest_error(part, held)
+        if fault:
+            return fault, 0.0
+        error, scale = max(error, off), max(scale, size)
     ulps = error / float(np.spacing(np.finfo(actual.dtype).dtype.type(scale)))
     if ulps <= FOLDED_ULP:
         return None, ulps
     return f"off by {error:.3g}, {ulps:.3g} ulp of its scale where {FOLDED_ULP} are allowed", ulps
+
+
+def _blocks(array: np.ndarray, actual: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Both cut into pieces, for each of which a comparison makes copies."""
+    flat, held = np.ravel(array), np.ravel(actual)
+    for start in range(0, flat.size, BLOCK):
+        yield flat[start : start + BLOCK], held[start : start + BLOCK]
+
+
+def _largest_error(array: np.ndarray, actual: np.ndarray) -> tuple[str | None, float, float]:
+    """What is wrong, the largest error of a finite value, and the largest value."""
+    with np.errstate(over="ignore"):
+        cast = array.astype(actual.dtype)
+    finite = np.isfinite(cast)
+    if not np.array_equal(cast[~finite], actual[~finite], equal_nan=True):
+        return "NaN or infinities differ", 0.0, 0.0
+    if not np.isfinite(actual[finite]).all():
+        return "it has NaN or infinities, its source has none", 0.0, 0.0
+    error = np.abs(actual[finite] - array[finite]).max(initial=0.0)
+    return None, float(error), float(np.abs(array[finite]).max(initial=0.0))
 
 
 def _bits(array: np.ndarray) -> np.ndarray:
