@@ -3,11 +3,14 @@
 Three things are free. A graph input that no operator next to it decides may be held channels last. A convolution or a
 Linear may emit its channels in any order, which its consumers may prefer (heads, a pixel shuffle). And a value whose
 dimensions were permuted may be moved at once, which pays where several consumers would each move what they made of it.
+The same goes for any value behind several movements; in the end everything is tried in PyTorch's own order, so that no
+plan moves more than that.
 Places that are alike are decided alike, so that a deep network needs no more trials than a shallow one.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, permutations
 
@@ -37,6 +40,10 @@ def improved(plan: Plan, again: Callable[[Choices], Plan]) -> Plan:
         )
         if tried.cost < plan.cost:
             plan = tried
+    if plan.movements:
+        as_pytorch = again(Choices(early=frozenset(plan.program.graph.nodes)))
+        if as_pytorch.cost < plan.cost:
+            plan = as_pytorch
     return plan
 
 
@@ -51,6 +58,9 @@ def candidates(plan: Plan) -> Iterator[Choices]:
     for places in alike(n for n in reached if n.target in PERMUTING):
         yield Choices(early=frozenset(places))
     yield Choices(early=frozenset(n for n in reached if n.target in PERMUTING))
+    shared = Counter(node for nodes in behind for node in nodes)
+    for places in alike(n for n, count in shared.items() if count > 1 and n.target not in PERMUTING):
+        yield Choices(early=frozenset(places))
     producers: dict[int, dict[fx.Node, tuple[int, ...]]] = {}
     for node in reached:
         factors = factors_asked(node) if node.target in PRODUCERS else None

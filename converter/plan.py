@@ -78,9 +78,10 @@ class Plan:
         return sizes(value if result is None else value[result])
 
     @property
-    def cost(self) -> float:
-        """Of all movements."""
-        return sum(movement.cost for movement in self.movements)
+    def cost(self) -> tuple[int, float]:
+        """Of all movements: the elements, then what they cost."""
+        moves = self.movements
+        return sum(movement.elements for movement in moves), sum(movement.cost for movement in moves)
 
     @property
     def dtype(self) -> torch.dtype:
