@@ -4,6 +4,7 @@ A picture is the program's operators in their order. After every rewrite the pro
 float64 at two batch sizes, and the user's module has its own tensors.
 """
 
+import operator
 from collections.abc import Sequence
 
 import pytest
@@ -35,6 +36,7 @@ IMAGE = (2, 6, 9, 8)
 VOLUME = (2, 6, 5, 7, 4)
 FOCUS = (2, 3, 8, 12)
 ALIKE = (2, 4, 4, 4)
+ALIKE6 = (2, 6, 6, 6)
 YOLOV5 = [(0, 0), (1, 0), (0, 1), (1, 1)]  # (row, column), joined column by column
 ORDER = [3, 1, 4, 0, 5, 2]  # not its own inverse
 
@@ -136,6 +138,11 @@ FOCUS_LEAVES = {
 # -- the order of channels
 
 
+def shuffled(x, groups=3):
+    b, c, h, w = x.shape
+    return x.view(b, groups, c // groups, h, w).transpose(1, 2).reshape(b, c, h, w)
+
+
 def reordered(x, order=ORDER):
     return ours.reorder_channels(x, order)
 
@@ -169,6 +176,81 @@ CHANNEL_ORDER_FIRES = {
         behind(nn.Conv2d(6, 6, 3, groups=6), nn.ReLU(), nn.Conv2d(6, 4, 1)),
         IMAGE,
         "conv2d relu conv2d",
+    ),
+    "flattened into a linear layer": (behind(nn.Flatten(), nn.Linear(432, 4)), IMAGE, "flatten linear"),
+    "joined with what was not reordered": (
+        Call(lambda self, x: self.conv(torch.cat([x, reordered(x).relu()], 1)), conv=nn.Conv2d(12, 4, 1)),
+        IMAGE,
+        "relu cat conv2d",
+    ),
+    "two orders joined, one behind the other": (
+        Call(
+            lambda self, x: self.conv(torch.cat([reordered(x), reordered(x.abs(), ORDER[::-1])], 1).relu()),
+            conv=nn.Conv2d(12, 4, 1),
+        ),
+        IMAGE,
+        "abs cat relu conv2d",
+    ),
+    "cut between the parts that were joined": (
+        Call(
+            lambda self, x: (lambda y, z: (self.a(y), self.b(z)))(
+                *torch.cat([reordered(x), x.relu()], 1).split([6, 6], 1)
+            ),
+            a=nn.Conv2d(6, 4, 1),
+            b=nn.Conv2d(6, 5, 1),
+        ),
+        IMAGE,
+        "relu cat split_with_sizes conv2d conv2d",
+    ),
+    "into the producers of what is joined": (
+        Call(
+            lambda self, x: reordered(torch.cat([self.a(x), self.b(x)], 1), [1, 0, 2, 5, 3, 4]).mean(1),
+            a=nn.Conv2d(6, 3, 1),
+            b=nn.Conv2d(6, 3, 1),
+        ),
+        IMAGE,
+        "conv2d conv2d cat mean",
+    ),
+    "into the producer of what is cut": (
+        Call(
+            lambda self, x: (lambda y, z: reordered(y, [2, 0, 1]).mean(1) + z.mean(1))(*self.a(x).split([3, 3], 1)),
+            a=nn.Conv2d(6, 6, 1),
+        ),
+        IMAGE,
+        "conv2d split_with_sizes mean mean add",
+    ),
+    "a shuffle into a kernel": (
+        Call(lambda self, x: self.conv(shuffled(x.relu())), conv=nn.Conv2d(6, 4, 1)),
+        IMAGE,
+        "relu conv2d",
+    ),
+    "a shuffle back into a kernel, all sizes alike": (
+        Call(lambda self, x: shuffled(self.conv(x)).relu(), conv=nn.Conv2d(6, 6, 1)),
+        ALIKE6,
+        "conv2d relu",
+    ),
+    "a shuffle of what is cut across behind it": (
+        Call(lambda self, x: self.b(shuffled(self.a(x)).chunk(2, 1)[1]), a=nn.Conv2d(6, 6, 1), b=nn.Conv2d(3, 4, 1)),
+        IMAGE,
+        "conv2d chunk conv2d",
+    ),
+    "cut, changed apart and joined again": (
+        Call(
+            lambda self, x: (lambda y, z: self.conv(torch.cat([z.relu(), y], 1)))(
+                *reordered(x, [2, 0, 1, 5, 3, 4]).chunk(2, 1)
+            ),
+            conv=nn.Conv2d(6, 4, 1),
+        ),
+        IMAGE,
+        "chunk relu cat conv2d",
+    ),
+    "a shuffle of a sequence by permute": (
+        Call(
+            lambda self, x: self.conv(x.relu().view(-1, 2, 3, 11).permute(0, 2, 1, 3).reshape(-1, 6, 11)),
+            conv=nn.Conv1d(6, 4, 1),
+        ),
+        SEQUENCE,
+        "relu conv1d",
     ),
     "through slopes per channel": (behind(nn.PReLU(6), nn.Conv2d(6, 4, 1)), IMAGE, "prelu conv2d"),
     "through one slope for all": (behind(nn.PReLU(), nn.Conv2d(6, 4, 1)), IMAGE, "prelu conv2d"),
@@ -314,7 +396,38 @@ CHANNEL_ORDER_LEAVES = {
         Call(lambda self, x: self.conv(reordered(x).relu() + x), conv=nn.Conv2d(6, 4, 3)),
         IMAGE,
     ),
-    "flattened into a linear layer": (behind(nn.Flatten(), nn.Linear(432, 4)), IMAGE),
+    "flattened with the batch": (
+        Call(lambda self, x: self.linear(reordered(x).reshape(-1, 72)), linear=nn.Linear(72, 4)),
+        IMAGE,
+    ),
+    "cut across": (Call(lambda self, x: self.conv(reordered(x).chunk(2, 1)[0]), conv=nn.Conv2d(3, 4, 1)), IMAGE),
+    "cut along rows": (Call(lambda self, x: self.conv(reordered(x).chunk(2, 2)[0]), conv=nn.Conv2d(6, 4, 1)), IMAGE),
+    "joined along rows": (
+        Call(lambda self, x: self.conv(torch.cat([reordered(x), x], 2)), conv=nn.Conv2d(6, 4, 1)),
+        ALIKE6,
+    ),
+    "a shuffle of what was joined and is cut across behind it": (
+        Call(
+            lambda self, x: self.b(shuffled(torch.cat([self.a(x), x], 1)).chunk(2, 1)[1]),
+            a=nn.Conv2d(6, 6, 1),
+            b=nn.Conv2d(6, 4, 1),
+        ),
+        IMAGE,
+    ),
+    "a view of rows and columns that looks like a shuffle": (
+        Call(
+            lambda self, x: self.conv(x.view(-1, 6, 3, 2, 6).transpose(2, 3).reshape(-1, 6, 6, 6)),
+            conv=nn.Conv2d(6, 4, 1),
+        ),
+        ALIKE6,
+    ),
+    "a shuffle that moves rows with the channels": (
+        Call(
+            lambda self, x: self.conv(x.view(-1, 3, 2, 6, 6).permute(0, 3, 2, 1, 4).reshape(-1, 6, 6, 6)),
+            conv=nn.Conv2d(6, 4, 1),
+        ),
+        ALIKE6,
+    ),
     "groups that mix channels": (behind(nn.Conv2d(6, 4, 3, groups=2)), IMAGE),
     "a depthwise multiplier": (behind(nn.Conv2d(6, 12, 3, groups=6), nn.Conv2d(12, 4, 1)), IMAGE),
     "a value of a lower rank": (
@@ -790,7 +903,8 @@ def applied(change, program: Program) -> tuple[Program, list[Change]]:
 
 def operators(program: Program) -> str:
     nodes = [node for node in program.graph.nodes if node.op == "call_function"]
-    return " ".join(node.target._opname for node in nodes if node.target is not aten.sym_size.int)
+    left_out = (aten.sym_size.int, operator.getitem)
+    return " ".join(node.target._opname for node in nodes if node.target not in left_out)
 
 
 def assert_computes_the_same(program: Program, rewritten: Program, shape) -> None:

@@ -4,14 +4,21 @@
     -> conv(relu(batch_norm(x))), weights in x's order
 
 The reordering is taken back on every value that it reaches over operators that treat all channels alike, forwards and,
-at a residual add, backwards; what is per channel there is reordered with it. Where all ends of that region are weights
-that can take the order, they do. Else the same is tried with the values before the reordering, whose producers then
-emit the new order. If neither goes, nothing is changed.
+at a residual add, backwards; what is per channel there is reordered with it. A concatenation and a split pass on the
+order of each part. Where all ends of that region are weights that can take the order, they do. Else the same is tried
+with the values before the reordering, whose producers then emit the new order. If neither goes, nothing is changed.
+
+A channel shuffle written as view, transpose, view is such a reordering too; where it cannot be folded, it stays.
 """
 
+import math
+import operator
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -36,6 +43,7 @@ RESHAPES = {
     aten.reshape.default, aten.view.default, aten.flatten.using_ints, aten.squeeze.dim, aten.squeeze.dims,
     aten.unsqueeze.default,
 }  # fmt: skip
+SPLITS = {aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default}
 PER_CHANNEL = {aten.batch_norm.default: (1, 2, 3, 4), aten.prelu.default: (1,)}
 BINARY = {
     aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.maximum.default, aten.minimum.default,
@@ -44,58 +52,108 @@ CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, a
 GROUPS = 6  # position among a convolution's arguments
 
 
+Index = tuple[int, ...]
+Demand = tuple[fx.Node, Index | None]  # a value and its index, None if the parts of a concatenation decide it
+
+
 def fold_channel_order(program: Program) -> list[Change]:
     changes = []
-    for node in program.graph.find_nodes(op="call_function", target=REORDER):
-        source, order = node.args
-        inverse = [order.index(i) for i in range(len(order))]
-        for start, index in ((node, inverse), (source, order)):
-            region = Region(program, node)
-            if start.op == "call_function" and region.grow(start):
-                names = region.reorder(index)
+    for node in list(program.graph.nodes):
+        found = reordering(node)
+        if found is None:
+            continue
+        source, order, first = found
+        inverse = tuple(order.index(i) for i in range(len(order)))
+        for start, other, index in ((node, source, inverse), (source, node, order)):
+            region = Region(program, node, first, other)
+            if start.op == "call_function" and region.grow(start, index):
+                names = region.reorder()
                 node.replace_all_uses_with(source)
                 changes.append(Change("channel order folded", module_path(node), names))
                 break
     return changes
 
 
+def reordering(node: fx.Node) -> tuple[fx.Node, Index, fx.Node] | None:
+    """What is reordered, the channel that each position of the result holds, and the first operator of several."""
+    if node.target is REORDER:
+        return node.all_input_nodes[0], tuple(node.args[1]), node
+    return shuffle(node)
+
+
+def shuffle(node: fx.Node) -> tuple[fx.Node, Index, fx.Node] | None:
+    """A channel shuffle: (B, C, ...) viewed as (B, G, C / G, ...), the two exchanged, viewed as (B, C, ...) again."""
+    exchange = node.args[0] if node.target in RESHAPES else None
+    while isinstance(exchange, fx.Node) and exchange.target is aten.clone.default and len(exchange.users) == 1:
+        exchange = exchange.args[0]
+    if not isinstance(exchange, fx.Node) or exchange.target not in (aten.transpose.int, aten.permute.default):
+        return None
+    apart = exchange.args[0]
+    if not isinstance(apart, fx.Node) or apart.target not in RESHAPES or not isinstance(apart.args[0], fx.Node):
+        return None
+    source = apart.args[0]
+    if len(apart.users) > 1 or len(exchange.users) > 1:
+        return None
+    before, split, after = (n.meta["val"].shape for n in (source, apart, node))
+    rank = len(split)
+    axes: list[Any] = list(range(rank))
+    if exchange.target is aten.transpose.int:
+        i, j = (d % rank for d in exchange.args[1:3])
+        axes[i], axes[j] = j, i
+    else:
+        axes = [d % rank for d in exchange.args[1]]
+    plain = axes == [0, 2, 1, *range(3, rank)] and before == after and len(before) == rank - 1
+    if not plain or split[0] != before[0] or split[3:] != before[2:] or not isinstance(before[1], int):
+        return None
+    groups, size = int(split[1]), int(split[2])
+    return source, tuple(g * size + i for i in range(size) for g in range(groups)), apart
+
+
 @dataclass
 class Region:
-    """Values that share one order of channels (dimension 1), and the weights at its ends.
+    """Values whose channels (dimension 1) are to be in another order, and the weights at its ends.
 
     Attributes:
-        weights: (operator, argument, dimension) of every tensor to reorder.
+        reordering, first: the operator that is to go; the first of those that make it up.
+        other: what must not be reached: the reordering's other side.
+        values: for each value the index by which its channels are to be taken.
+        weights: the same for each (operator, argument, dimension) of a tensor to reorder.
     """
 
     program: Program
     reordering: fx.Node
-    values: dict[fx.Node, None] = field(default_factory=dict)
-    weights: list[tuple[fx.Node, int, int]] = field(default_factory=list)
+    first: fx.Node
+    other: fx.Node
+    values: dict[fx.Node, Index] = field(default_factory=dict)
+    weights: dict[tuple[fx.Node, int, int], Index] = field(default_factory=dict)
 
-    def grow(self, start: fx.Node) -> bool:
+    def grow(self, start: fx.Node, index: Index) -> bool:
         """Take in all that must change with `start`; False if something cannot."""
-        self.channels = start.meta["val"].shape[1]
-        other = self.reordering.args[0] if start is self.reordering else self.reordering
-        waiting = [start]
-        while waiting:
-            value = waiting.pop()
-            if value in self.values:
-                continue
-            if value is other or not self._has_channels(value):
-                return False
-            self.values[value] = None
-            for found in (self._producer(value), self._consumers(value)):
-                if found is None:
+        try:
+            waiting: deque[Demand] = deque([(start, index)])
+            while waiting:
+                value, wanted = waiting.popleft()
+                index = self._joined(value) if wanted is None else wanted
+                if index == self.values.get(value, tuple(range(len(index)))):
+                    continue
+                if value in self.values or value is self.other or not has_channels(value, len(index)):
                     return False
-                waiting += found
+                self.values[value] = index
+                found = self._producers(value, index)
+                for user in value.users:
+                    if user is not self.first:
+                        found += self._consumer(value, index, user)
+                waiting.extendleft(demand for demand in found if demand[1] is not None)
+                waiting.extend(demand for demand in found if demand[1] is None)
+        except CannotFollow:
+            return False
         return True
 
-    def reorder(self, index: list[int]) -> str:
-        chosen = torch.tensor(index)
-        for user, position, dim in dict.fromkeys(self.weights):
+    def reorder(self) -> str:
+        for (user, position, dim), index in self.weights.items():
             attribute = user.args[position]
             origin = self.program.origins[attribute.target]
-            reordered = self.program.values(attribute).then(partial(taken, dim=dim, chosen=chosen))
+            reordered = self.program.values(attribute).then(partial(taken, dim=dim, chosen=torch.tensor(index)))
             self.program.replace_tensor(attribute, reordered, Origin(origin.sources, origin.exact), [user])
         told = {1: "input channels permuted", 0: "output channels permuted"}
         ends: dict[str, list[str]] = {}
@@ -104,65 +162,80 @@ class Region:
                 ends.setdefault(told[dim], []).append(f"`{module_path(user)}`")
         return "; ".join(f"{', '.join(dict.fromkeys(names))} {what}" for what, names in ends.items())
 
-    def _producer(self, value: fx.Node) -> list[fx.Node] | None:
-        """The values that must change with this one for it to be made in the new order."""
+    # -- what must change with a value
+
+    def _producers(self, value: fx.Node, index: Index) -> list[Demand]:
+        """For it to be made in the new order."""
         if value is self.reordering:
             return []
         target, args = value.target, value.args
         if target in CONVOLUTIONS and self.program.is_tensor(args[1]):
             groups = args[GROUPS] if len(args) > GROUPS else 1
-            out = args[1].meta["val"].shape[0]
-            if groups != 1 and not (groups == out == args[0].meta["val"].shape[1]):
-                return None
-            return self._taken(
-                value, (1, *((2,) if len(args) > 2 and args[2] is not None else ())), args[:1] * (groups > 1)
-            )
+            depthwise = groups == args[1].meta["val"].shape[0] == args[0].meta["val"].shape[1]
+            if groups != 1 and not depthwise:
+                raise CannotFollow
+            self._take(value, (1, *((2,) if len(args) > 2 and args[2] is not None else ())), 0, index)
+            return [(args[0], index)] if groups > 1 else []
         if target in PER_CHANNEL:
             held = [p for p in PER_CHANNEL[target] if isinstance(args[p], fx.Node)]
-            return self._taken(value, [p for p in held if self._per_channel(args[p])], args[:1])
-        if target in CHANNELWISE:
-            return [args[0]] if self._keeps_channels(value) else None
+            self._take(value, [p for p in held if self._per_channel(args[p], len(index))], 0, index)
+            return [(args[0], index)]
+        if target in CHANNELWISE and keeps_channels(value):
+            return [(args[0], index)]
         if target in BINARY:
-            return self._operands(value)
-        if target in RESHAPES and self._drops_ones(value):
-            return [args[0]]
-        return None
+            return self._operands(value, index)
+        if target in RESHAPES:
+            return [(args[0], unflattened(index, args[0], value))]
+        if is_concatenation(value):
+            widths = [part.meta["val"].shape[1] for part in args[0]]
+            return list(zip(args[0], cut(index, widths), strict=True))
+        if target is operator.getitem and is_split(args[0]):
+            source, widths = args[0].args[0], [part.shape[1] for part in args[0].meta["val"]]
+            if source in self.values:
+                return [(value, cut(self.values[source], widths)[args[1]])]
+            parts = [whole(part) for part in args[0].meta["val"]]
+            parts[args[1]] = index
+            return [(source, joined(parts))]
+        raise CannotFollow
 
-    def _consumers(self, value: fx.Node) -> list[fx.Node] | None:
-        """The values that change because this one does."""
-        found: list[fx.Node] = []
-        for user in value.users:
-            if user is self.reordering:
-                continue
-            target = user.target
-            if target in CONVOLUTIONS and user.args[0] is value and self.program.is_tensor(user.args[1]):
-                if (user.args[GROUPS] if len(user.args) > GROUPS else 1) == 1:
-                    self.weights.append((user, 1, 1))
-                else:
-                    found.append(user)
-            elif target is aten.linear.default and user.args[0] is value and value.meta["val"].dim() == 2:
-                if not self.program.is_tensor(user.args[1]):
-                    return None
-                self.weights.append((user, 1, 1))
-            elif (
-                target in PER_CHANNEL
-                or target in CHANNELWISE
-                or target in BINARY
-                or (target in RESHAPES and self._drops_ones(user))
-            ):
-                found.append(user)
-            else:
-                return None
-        return found
+    def _consumer(self, value: fx.Node, index: Index, user: fx.Node) -> list[Demand]:
+        """Because it is in the new order."""
+        target = user.target
+        if target in CONVOLUTIONS and user.args[0] is value and self.program.is_tensor(user.args[1]):
+            if (user.args[GROUPS] if len(user.args) > GROUPS else 1) != 1:
+                return [(user, index)]
+            self._take(user, [1], 1, index)
+            return []
+        if target is aten.linear.default and user.args[0] is value and value.meta["val"].dim() == 2:
+            self._take(user, [1], 1, index)
+            return []
+        if target in PER_CHANNEL or target in CHANNELWISE or target in BINARY:
+            return [(user, index)]
+        if target in RESHAPES:
+            return [(user, flattened(index, value, user))]
+        if is_concatenation(user):
+            if user not in self.values:
+                return [(user, None)]
+            parts = cut(self.values[user], [p.meta["val"].shape[1] for p in user.args[0]])
+            return [(p, part) for p, part in zip(user.args[0], parts, strict=True) if p is value]
+        if is_split(user):
+            parts = cut(index, [part.shape[1] for part in user.meta["val"]])
+            return [(part, parts[part.args[1]]) for part in user.users]
+        raise CannotFollow
 
-    def _taken(self, value: fx.Node, positions: Sequence[int], inputs: Sequence[fx.Node]) -> list[fx.Node] | None:
-        if not all(self.program.is_tensor(value.args[p]) for p in positions):
-            return None
-        self.weights += [(value, p, 0) for p in positions]
-        return list(inputs)
+    def _joined(self, value: fx.Node) -> Index:
+        """Of a concatenation, once nothing else is left that may decide on its parts."""
+        return joined([self.values.get(part, whole(part.meta["val"])) for part in value.args[0]])
 
-    def _operands(self, value: fx.Node) -> list[fx.Node] | None:
-        found: list[fx.Node] = []
+    def _take(self, user: fx.Node, positions: Sequence[int], dim: int, index: Index) -> None:
+        for position in positions:
+            if not self.program.is_tensor(user.args[position]):
+                raise CannotFollow
+            if self.weights.setdefault((user, position, dim), index) != index:
+                raise CannotFollow
+
+    def _operands(self, value: fx.Node, index: Index) -> list[Demand]:
+        found: list[Demand] = []
         rank = value.meta["val"].dim()
         for position in (0, 1):
             operand = value.args[position]
@@ -173,31 +246,98 @@ class Region:
             if dim < 0 or shape[dim] == 1:
                 continue  # the same for all channels
             if self.program.is_tensor(operand):
-                self.weights.append((value, position, dim))
+                self._take(value, [position], dim, index)
             elif dim == 1:
-                found.append(operand)
+                found.append((operand, index))
             else:
-                return None
+                raise CannotFollow
         return found
 
-    def _keeps_channels(self, value: fx.Node) -> bool:
-        if value.target is aten.mean.dim:
-            rank = value.args[0].meta["val"].dim()
-            return all(d % rank > 1 for d in value.args[1])
-        if value.target in PADS:
-            return len(value.args[1]) // 2 <= value.meta["val"].dim() - 2
-        return value.meta["val"].shape[1] == self.channels
+    def _per_channel(self, attribute: fx.Node, channels: int) -> bool:
+        return not self.program.is_tensor(attribute) or attribute.meta["val"].numel() == channels
 
-    def _has_channels(self, value: fx.Node) -> bool:
-        shape = value.meta["val"].shape
-        return len(shape) > 1 and isinstance(shape[1], int) and shape[1] == self.channels
 
-    def _drops_ones(self, node: fx.Node) -> bool:
-        before, after = node.args[0].meta["val"].shape, node.meta["val"].shape
-        return all(n == 1 for n in (*before[2:], *after[2:])) and len(after) >= 2 and before[1] == after[1]
+class CannotFollow(Exception):
+    """An operator that cannot take or pass on another order of channels."""
 
-    def _per_channel(self, attribute: fx.Node) -> bool:
-        return not self.program.is_tensor(attribute) or attribute.meta["val"].numel() == self.channels
+
+def has_channels(value: fx.Node, channels: int) -> bool:
+    fake = value.meta.get("val")
+    if not isinstance(fake, Tensor) or value.op != "call_function" or fake.dim() < 2:
+        return False
+    return isinstance(fake.shape[1], int) and fake.shape[1] == channels
+
+
+def keeps_channels(value: fx.Node) -> bool:
+    rank = value.args[0].meta["val"].dim()
+    if value.target is aten.mean.dim:
+        return all(d % rank > 1 for d in value.args[1])
+    if value.target in PADS:
+        return len(value.args[1]) // 2 <= rank - 2
+    return value.meta["val"].shape[1] == value.args[0].meta["val"].shape[1]
+
+
+def is_concatenation(node: fx.Node) -> bool:
+    if node.target is not aten.cat.default:
+        return False
+    dim = node.args[1] if len(node.args) > 1 else 0
+    return dim % node.meta["val"].dim() == 1
+
+
+def is_split(node: fx.Node) -> bool:
+    if node.target not in SPLITS:
+        return False
+    dim = node.args[2] if len(node.args) > 2 else 0
+    return dim % node.args[0].meta["val"].dim() == 1
+
+
+def whole(value: Tensor) -> Index:
+    """All channels in their order."""
+    if value.dim() < 2 or not isinstance(value.shape[1], int):
+        raise CannotFollow
+    return tuple(range(value.shape[1]))
+
+
+def joined(parts: Sequence[Index]) -> Index:
+    offsets = accumulate((len(part) for part in parts), initial=0)
+    return tuple(offset + i for offset, part in zip(offsets, parts, strict=False) for i in part)
+
+
+def cut(index: Index, widths: Sequence[int]) -> list[Index]:
+    """`index` for each of the parts of these widths, none of which may give a channel to another."""
+    parts, start = [], 0
+    for width in widths:
+        part = tuple(i - start for i in index[start : start + width])
+        if sorted(part) != list(range(width)):
+            raise CannotFollow
+        parts.append(part)
+        start += width
+    return parts
+
+
+def flattened(index: Index, before: fx.Node, after: fx.Node) -> Index:
+    """`index` behind a view that leaves the batch and the channels as they are, or merges all behind into them."""
+    old, new = before.meta["val"].shape, after.meta["val"].shape
+    if old[0] != new[0] or len(new) < 2:
+        raise CannotFollow
+    if old[1] == new[1]:
+        return index
+    inner = math.prod(old[2:])
+    if new[1] != old[1] * inner or not isinstance(inner, int):
+        raise CannotFollow
+    return tuple(i * inner + j for i in index for j in range(inner))
+
+
+def unflattened(index: Index, before: fx.Node, after: fx.Node) -> Index:
+    """The index in front of such a view that gives `index` behind it."""
+    old = before.meta["val"].shape
+    if len(old) < 2 or not isinstance(old[1], int):
+        raise CannotFollow
+    inner = len(index) // old[1]
+    result = tuple(i // inner for i in index[::inner])
+    if flattened(result, before, after) != index:
+        raise CannotFollow
+    return result
 
 
 def taken(tensor: Tensor, dim: int, chosen: Tensor) -> Tensor:
