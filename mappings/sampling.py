@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from keras import ops
 
+from converter.deferred import Deferred
 from converter.layout import Layout, channels_last_result, product
 from converter.plan import Constant, Unsupported, Value
 from converter.registry import maps
@@ -84,7 +85,7 @@ def table(array, dtype):
     """An array of positions or of weights as a constant."""
     tensor = torch.from_numpy(np.ascontiguousarray(array).astype("int64" if array.dtype.kind == "i" else "float64"))
     dtype = torch.int64 if array.dtype.kind == "i" else dtype
-    return Constant(tensor, dtype, (), False, False, ("table", array.shape, tensor.numpy().tobytes()))
+    return Constant(Deferred.of(tensor), dtype, (), False, False, ("table", array.shape, tensor.numpy().tobytes()))
 
 
 # -- on arrays
