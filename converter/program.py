@@ -191,12 +191,14 @@ class Program:
             return
         with self.graph.inserting_before(min(node.users)):
             if deferred:
-                module = f"computed_{node.target}".replace(".", "_")
+                module = f"computed_{node.name}"
                 self.graph_module.add_module(module, Compute(values.then(lambda tensor: tensor.to(wanted))))
                 read = self.graph.call_module(module)
             else:
                 read = self.graph.call_function(aten.to.dtype, (node, wanted))
         node.replace_all_uses_with(read, delete_user_cb=lambda user: user is not read)
+        if deferred:
+            self.graph.erase_node(node)
 
 
 @contextmanager

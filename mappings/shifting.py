@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from keras import layers, ops
 
+from converter.deferred import Deferred
 from converter.layout import channels_last_result
 from converter.plan import Constant, Value
 from converter.registry import maps
@@ -38,7 +39,9 @@ def by_convolution(plan, x, order, sizes, size, places):
     ones = torch.zeros(sum(sizes), *size, dtype=torch.float64)
     for channel, place in enumerate(itertools.chain(*([p] * n for p, n in zip(places, sizes, strict=True)))):
         ones[(channel, *place)] = 1
-    constant = Constant(ones, torch.float32, (), True, False, ("shift", tuple(sizes), repr(places), tuple(size)))
+    constant = Constant(
+        Deferred.of(ones), torch.float32, (), True, False, ("shift", tuple(sizes), repr(places), tuple(size))
+    )
     kernel = constant.take(0, channels).permute(*range(1, len(size) + 1), 0).reshape(*size, sum(sizes), 1)
     config = {
         "kernel_size": tuple(size), "strides": (1,) * len(size), "padding": "same", "dilation_rate": (1,) * len(size),

@@ -2,6 +2,7 @@
 program, and in what was written."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 import converter
 from converter.artefacts.runner import Runner
 from converter.building import Built, Options, build
+from converter.deferred import Deferred
 from converter.lower import in_order
 from converter.program import module_path
 from converter.reference import Reference, take_reference
@@ -107,7 +109,7 @@ def test_fault_in_the_plan_is_found_at_its_operator(source, seed: int):
         wrong = step.weights[which].tensor.detach().contiguous().clone()
         wrong.view(-1)[chosen.randrange(wrong.numel())] += 1e-3
         weights = list(step.weights)
-        weights[which] = weights[which].rearranged(wrong, "fault")
+        weights[which] = replace(weights[which], values=Deferred.of(wrong), key="fault")
         step.weights = tuple(weights)
     else:
         right = step.function
