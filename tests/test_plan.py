@@ -94,6 +94,19 @@ class Pyramid(nn.Module):
         return self.out(torch.cat([F.interpolate(self.coarse(fine), scale_factor=2), fine], 1))
 
 
+class Speech(nn.Module):
+    """Sequences as (B, C, T) in convolutions, as (B, T, C) in recurrent layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv1d(10, 4, 3, padding=1), nn.Conv1d(10, 3, 1)
+        self.recurrent = nn.GRU(4, 5, batch_first=True, bidirectional=True)
+
+    def forward(self, x):
+        features, _ = self.recurrent(self.first(x).relu().transpose(1, 2))
+        return self.last(features.transpose(1, 2))
+
+
 class DetectionHead(nn.Module):
     def __init__(self):
         super().__init__()
@@ -180,6 +193,22 @@ MOVEMENTS = {
     "pixel unshuffle": (around(unshuffled, conv(6, 6), conv(24, 5)), IMAGE, ["SpaceToDepth"]),
     "pixel shuffle": (around(shuffled, conv(6, 8), conv(2, 5)), IMAGE, ["DepthToSpace"]),
     "detection head": (nn.Sequential(unit(6, 6), DetectionHead()), IMAGE, ["Transpose"]),
+    "convolutions around a recurrent layer": (Speech(), TOKENS, []),
+    "a volume": (
+        nn.Sequential(nn.Conv3d(6, 4, 3, padding=1), nn.BatchNorm3d(4), nn.ReLU(), nn.MaxPool3d(2), nn.Conv3d(4, 5, 1)),
+        (2, 6, 4, 8, 6),
+        [],
+    ),
+    "two orders joined into a kernel": (
+        Call(
+            lambda self, x: self.last(torch.cat([channels_shuffled(self.a(x)), self.b(x)], 1)),
+            a=conv(6, 6),
+            b=conv(6, 4),
+            last=conv(10, 5),
+        ),
+        IMAGE,
+        [],
+    ),
     "multilayer perceptron on tokens": (
         nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 6)),
         TOKENS,
