@@ -1,8 +1,9 @@
 """What moves in converted architectures of torchvision: converts each, verified, and writes a table.
 
-    python benchmarks/movement.py [NAME ...] [--to tf --to keras] [--write docs/MOVEMENT.md]
+    python benchmarks/movement.py [NAME ...] [--to tf --to keras] [--results movement.jsonl] [--write docs/MOVEMENT.md]
 
-Weights are random, norm statistics measured on random images. One process for each model.
+Weights are random, norm statistics measured on random images. One process for each model; with --results what is
+there already is not measured again.
 """
 
 import json
@@ -80,25 +81,39 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def measured_apart(name: str, formats: tuple[str, ...]) -> str:
+    """One line of JSON, measured by a process of its own."""
+    options = [part for each in formats for part in ("--to", each)]
+    command = [sys.executable, __file__, "--only", name, *options]
+    run = subprocess.run(command, capture_output=True, text=True)
+    if run.returncode:
+        raise SystemExit(f"{name}:\n{run.stderr[-3000:]}")
+    return run.stdout.splitlines()[-1]
+
+
 @click.command()
 @click.argument("names", nargs=-1)
 @click.option("--to", "formats", multiple=True, default=("tf", "keras"))
 @click.option("--write", type=click.Path(path_type=Path))
+@click.option("--results", type=click.Path(path_type=Path), help="JSON lines, a model each, to go on from.")
 @click.option("--only", hidden=True)
-def main(names: tuple[str, ...], formats: tuple[str, ...], write: Path | None, only: str | None) -> None:
+def main(
+    names: tuple[str, ...], formats: tuple[str, ...], write: Path | None, results: Path | None, only: str | None
+) -> None:
     if only:
         click.echo(json.dumps(measure(only, list(formats))))
         return
-    rows: list[dict] = []
+    lines = results.read_text().splitlines() if results and results.exists() else []
+    measured: dict[str, list[dict]] = {rows[0]["name"]: rows for rows in map(json.loads, lines)}
     for name in names or ARCHITECTURES:
-        options = [part for each in formats for part in ("--to", each)]
-        command = [sys.executable, __file__, "--only", name, *options]
-        run = subprocess.run(command, capture_output=True, text=True)
-        if run.returncode:
-            raise SystemExit(f"{name}:\n{run.stderr[-3000:]}")
-        rows += json.loads(run.stdout.splitlines()[-1])
-        click.echo(f"{name}: {', '.join(r['status'] for r in rows if r['name'] == name)}", err=True)
-    text = table(rows)
+        if name not in measured:
+            line = measured_apart(name, formats)
+            measured[name] = json.loads(line)
+            if results:
+                with results.open("a") as file:
+                    file.write(line + "\n")
+        click.echo(f"{name}: {', '.join(row['status'] for row in measured[name])}", err=True)
+    text = table([row for name in names or ARCHITECTURES for row in measured[name]])
     if write:
         write.parent.mkdir(exist_ok=True)
         write.write_text(text)
