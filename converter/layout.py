@@ -282,7 +282,7 @@ class Layout:
     def resized(self, dim: int, size: Size) -> tuple[Layout, int]:
         """`dim`, an axis of its own, with another size; and that axis."""
         axis = self.axes.index(self.dims[dim])
-        fresh = max(self.size) + 1
+        fresh = max(self.size, default=-1) + 1
         run = (fresh,) if size != 1 else ()
         sizes = {a: n for a, n in self.size.items() if a not in self.dims[dim]} | dict.fromkeys(run, size)
         dims = (*self.dims[:dim], run, *self.dims[dim + 1 :])

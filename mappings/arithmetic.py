@@ -6,7 +6,7 @@ import torch
 from keras import ops
 
 from converter.registry import maps
-from mappings.elementwise import arithmetic, sum_of
+from mappings.elementwise import arithmetic, sum_of, unary
 from mappings.logic import as_array
 
 aten = torch.ops.aten
@@ -37,7 +37,7 @@ UNARY = {
     aten.trunc.default: ops.trunc,
 }
 for target, function in UNARY.items():
-    maps(target)(lambda plan, x, function=function: arithmetic(plan, function, x))
+    unary(target, function)
 
 
 @maps(aten.round.decimals)
@@ -125,16 +125,15 @@ def power(plan, x, exponent):
     return both(plan, ops.power, x, exponent)
 
 
-@maps(aten.clamp.Tensor, aten.clip.Tensor)
+def extreme(plan, a, b, function, of_booleans):
+    return both(plan, of_booleans if plan.dtype == torch.bool else function, a, b)
+
+
+@maps(aten.clamp.default, aten.clamp.Tensor, aten.clip.default, aten.clip.Tensor)
 def clamp(plan, x, min=None, max=None):
     if min is not None:
-        x = both(plan, ops.maximum, x, min)
-    return x if max is None else both(plan, ops.minimum, x, max)
-
-
-@maps(aten.clip.default)
-def clip(plan, x, min=None, max=None):
-    return clamp(plan, x, min, max)
+        x = maximum(plan, x, min)
+    return x if max is None else minimum(plan, x, max)
 
 
 @maps(aten.clamp_min.default, aten.clamp_min.Tensor)
@@ -147,14 +146,14 @@ def clamp_max(plan, x, max):
     return clamp(plan, x, None, max)
 
 
-@maps(aten.max.other)
+@maps(aten.max.other, aten.maximum.default)
 def maximum(plan, x, other):
-    return both(plan, ops.maximum, x, other)
+    return extreme(plan, x, other, ops.maximum, ops.logical_or)
 
 
-@maps(aten.min.other)
+@maps(aten.min.other, aten.minimum.default)
 def minimum(plan, x, other):
-    return both(plan, ops.minimum, x, other)
+    return extreme(plan, x, other, ops.minimum, ops.logical_and)
 
 
 def without_nan(function):
@@ -164,12 +163,12 @@ def without_nan(function):
 
 @maps(aten.fmax.default)
 def known_maximum(plan, x, other):
-    return both(plan, without_nan(ops.maximum), x, other)
+    return maximum(plan, x, other) if not plan.dtype.is_floating_point else both(plan, without_nan(ops.maximum), x, other)
 
 
 @maps(aten.fmin.default)
 def known_minimum(plan, x, other):
-    return both(plan, without_nan(ops.minimum), x, other)
+    return minimum(plan, x, other) if not plan.dtype.is_floating_point else both(plan, without_nan(ops.minimum), x, other)
 
 
 @maps(aten.atan2.default)

@@ -39,15 +39,29 @@ ACTIVATIONS = {
 }
 
 
+ROUNDING = {aten.ceil.default, aten.floor.default, aten.round.default, aten.trunc.default}
+
+
 def activate(plan, x, name, function):
     """A layer under the module's name where the model has a module for it, else an operator."""
     if module_class(plan.node).startswith("torch.nn.modules.activation"):
         return plan.layer(layers.Activation, {"activation": name}, x, layout=x.layout)
-    return plan.elementwise(function, x)
+    return arithmetic(plan, function, x)
+
+
+def unary(target, function):
+    """Map an operator of one tensor; integers and booleans are raised to the type of the result first."""
+
+    def mapping(plan, x):
+        if plan.dtype == torch.bool or (target in ROUNDING and not plan.dtype.is_floating_point):
+            return x
+        return arithmetic(plan, function, x)
+
+    maps(target)(mapping)
 
 
 for target, function in UNARY.items():
-    maps(target)(lambda plan, x, function=function: plan.elementwise(function, x))
+    unary(target, function)
 for target, (name, function) in ACTIVATIONS.items():
     maps(target)(lambda plan, x, name=name, function=function: activate(plan, x, name, function))
 
@@ -57,15 +71,6 @@ def hardtanh(plan, x, min_val=-1.0, max_val=1.0):
     if (min_val, max_val) == (0, 6):
         return activate(plan, x, "relu6", ops.relu6)
     return plan.elementwise(lambda a: ops.clip(a, min_val, max_val), x)
-
-
-@maps(aten.clamp.default)
-def clamp(plan, x, min=None, max=None):
-    def clipped(a):
-        a = a if min is None else ops.maximum(a, min)
-        return a if max is None else ops.minimum(a, max)
-
-    return arithmetic(plan, clipped, x)
 
 
 @maps(aten.leaky_relu.default)
@@ -94,7 +99,7 @@ def gelu(plan, x, approximate="none"):
 @maps(aten.add.Tensor)
 def add(plan, x, other, alpha=1):
     if plan.dtype == torch.bool:
-        return arithmetic(plan, ops.logical_or, x, other)
+        return arithmetic(plan, ops.logical_or, x, other) if alpha else identity(plan, x)
     return arithmetic(plan, lambda a, b: sum_of(a, b if alpha == 1 else b * alpha), x, other)
 
 
@@ -130,16 +135,6 @@ def multiply(plan, x, other):
 @maps(aten.div.Tensor)
 def divide(plan, x, other):
     return arithmetic(plan, lambda a, b: a / b, x, other)
-
-
-@maps(aten.maximum.default)
-def maximum(plan, x, other):
-    return arithmetic(plan, ops.maximum, x, other)
-
-
-@maps(aten.minimum.default)
-def minimum(plan, x, other):
-    return arithmetic(plan, ops.minimum, x, other)
 
 
 @maps(aten.pow.Tensor_Scalar)

@@ -10,6 +10,7 @@ from converter.deferred import Deferred
 from converter.layout import Layout, product
 from converter.plan import Constant, Unsupported, Value
 from converter.registry import maps
+from mappings.addressing import read, several, without_constant_masks
 from mappings.expansion import expanded
 
 aten = torch.ops.aten
@@ -66,6 +67,8 @@ def unbind(plan, x, dim=0):
 
 def picked(plan, x, dim, indices, reason):
     """The elements of `dim` at constant `indices`: a slice where they are evenly spaced, else a gather."""
+    if not x.shape:
+        x = plan.reshape(x, (1,))
     size, count = x.shape[dim], len(indices)
     if not isinstance(size, int):
         raise Unsupported("an index into an unknown size")
@@ -87,16 +90,19 @@ def picked(plan, x, dim, indices, reason):
 def index_select(plan, x, dim, index):
     dim %= max(len(x.shape), 1)
     if isinstance(index, Constant):
-        return picked(plan, x, dim, index.array(), "an index")
+        return plan.reshape(picked(plan, x, dim, np.atleast_1d(index.array()), "an index"), plan.shape())
     return taken(plan, x, dim, index)
 
 
 def taken(plan, x, dim, index):
     """`x` at an index computed from the input, whose dimensions take the place of `dim`."""
-    size = x.shape[dim]
+    size = x.shape[dim] if x.shape else 1
     if not isinstance(size, int):
         raise Unsupported("an index into an unknown size")
-    x, axis = plan.one_axis(plan.as_value(x, index), dim, "an index")
+    x = plan.as_value(x, index)
+    if not x.shape:
+        x = plan.reshape(x, (1,))
+    x, axis = plan.one_axis(x, dim, "an index")
     plan.gathers(x, "an index that depends on the input")
     above = max(x.layout.size, default=-1) + 1
     inner = index.layout.renamed({a: above + i for i, a in enumerate(index.layout.size)})
@@ -110,19 +116,22 @@ def taken(plan, x, dim, index):
     def take(a, i):
         return ops.take(a, ops.where(i < 0, i + size, i), axis=axis)
 
-    return plan.call(take, x, index, layout=layout)
+    return plan.reshape(plan.call(take, x, index, layout=layout), plan.shape())
 
 
-@maps(aten.index.Tensor)
+@maps(aten.index.Tensor, aten._unsafe_index.Tensor)
 def index(plan, x, indices):
-    given = {d: i for d, i in enumerate(indices) if i is not None}
-    if not all(isinstance(i, Constant) for i in given.values()):
-        if len(given) == 1 and all(i.dtype != torch.bool for i in given.values()):
+    given = {d: i for d, i in enumerate(without_constant_masks(indices)) if i is not None}
+    if any(i.dtype == torch.bool for i in given.values()):
+        raise Unsupported("a mask: how many elements it picks is known at run time only; use torch.where")
+    if not isinstance(x, Value) or not all(isinstance(i, Constant) for i in given.values()):
+        like = next(v for v in (x, *given.values()) if isinstance(v, Value))
+        x = plan.as_value(x, like)
+        if len(given) == 1 and isinstance(next(iter(given.values())), Value):
             ((dim, chosen),) = given.items()
             return taken(plan, x, dim, chosen)
-        raise Unsupported("several indices that depend on the input, or a mask")
-    if any(i.dtype == torch.bool for i in given.values()):
-        raise Unsupported("a mask")
+        flat, where = several(plan, x, [given.get(d) for d in range(max(given) + 1)])
+        return read(plan, flat, where, "an index that depends on the input")
     dims = list(given)
     sizes = [x.shape[d] for d in dims]
     if not all(isinstance(n, int) for n in sizes):
@@ -135,6 +144,65 @@ def index(plan, x, indices):
     merged = plan.reshape(together, (*before, product(sizes), *after))
     flat = np.ravel_multi_index(chosen, sizes)
     return plan.reshape(picked(plan, merged, first, flat.ravel(), "an index"), plan.shape())
+
+
+# -- parts of a fixed pattern
+
+
+@maps(aten.diagonal.default)
+def diagonal(plan, x, offset=0, dim1=0, dim2=1):
+    """Every (columns + 1)-th element of the two dimensions taken as one."""
+    merged, chosen = plane(plan, x, offset, dim1, dim2)
+    return picked(plan, merged, len(merged.shape) - 1, chosen, "a diagonal")
+
+
+def plane(plan, x, offset, dim1, dim2):
+    """`x` with those two dimensions as one, its last, and the indices of a diagonal there."""
+    rank = len(x.shape)
+    dim1, dim2 = dim1 % rank, dim2 % rank
+    rows, columns = x.shape[dim1], x.shape[dim2]
+    if not (isinstance(rows, int) and isinstance(columns, int)):
+        raise Unsupported("a diagonal of an unknown size")
+    rest = [d for d in range(rank) if d not in (dim1, dim2)]
+    together = Value(x.layout.permute([*rest, dim1, dim2]), x.dtype, x.step)
+    merged = plan.reshape(together, (*(x.shape[d] for d in rest), rows * columns))
+    count = max(min(rows, columns - offset) if offset >= 0 else min(rows + offset, columns), 0)
+    start = offset if offset >= 0 else -offset * columns
+    return merged, start + (columns + 1) * np.arange(count)
+
+
+@maps(aten.unfold.default)
+def unfold(plan, x, dimension, size, step):
+    """Windows along a dimension, which become the last one."""
+    if not x.shape:
+        return plan.reshape(x, plan.shape())
+    dim = dimension % len(x.shape)
+    if not isinstance(x.shape[dim], int):
+        raise Unsupported("windows along an unknown size")
+    count = (x.shape[dim] - size) // step + 1
+    chosen = step * np.arange(count)[:, None] + np.arange(size)
+    windows = picked(plan, x, dim, chosen.ravel(), "windows")
+    apart = plan.reshape(windows, (*x.shape[:dim], count, size, *x.shape[dim + 1 :]))
+    order = [d for d in range(len(x.shape) + 1) if d != dim + 1]
+    return Value(apart.layout.permute([*order, dim + 1]), apart.dtype, apart.step)
+
+
+@maps(aten.as_strided.default)
+def as_strided(plan, x, size, stride, storage_offset=None):
+    flat, chosen = in_storage(plan, x, size, stride, storage_offset)
+    return plan.reshape(picked(plan, flat, 0, chosen, "a strided view"), plan.shape())
+
+
+def in_storage(plan, x, size, stride, storage_offset):
+    """`x` as it lies in PyTorch's memory, and the indices of a strided view there."""
+    if not plan.node.args[0].meta["val"].is_contiguous() or not all(isinstance(n, int) for n in (*size, *x.shape)):
+        raise Unsupported("a view of memory: use permute, reshape or unfold")
+    chosen = np.asarray(storage_offset or 0)
+    for n, step in zip(size, stride, strict=True):
+        chosen = chosen[..., None] + step * np.arange(n)
+    if chosen.size and chosen.max() >= product(x.shape):
+        raise Unsupported("a view of memory beyond the tensor: use permute, reshape or unfold")
+    return plan.reshape(x, (product(x.shape),)), chosen.ravel()
 
 
 # -- order

@@ -25,6 +25,9 @@ Label = Hashable
 
 @maps(aten.matmul.default)
 def matmul(plan, a, b):
+    if isinstance(a, Constant) and isinstance(b, Constant):
+        sources = tuple(dict.fromkeys((*a.sources, *b.sources)))
+        return Constant(a.tensor @ b.tensor, a.dtype, sources, False, False, ("matmul", a.key, b.key))
     rank_a, rank_b = len(a.shape), len(b.shape)
     batch = list(range(max(rank_a, rank_b, 2) - 2))
     if is_linear(a, b):
@@ -34,7 +37,7 @@ def matmul(plan, a, b):
     return contract(plan, a, b, of_a, of_b, [*batch, *("m" for _ in of_a[1:2]), *("n" for _ in of_b[1:2])])
 
 
-@maps(aten.bmm.default, aten.mm.default)
+@maps(aten.bmm.default, aten.mm.default, aten.mv.default, aten.dot.default, aten.vdot.default)
 def product(plan, a, b):
     return matmul(plan, a, b)
 
@@ -53,6 +56,9 @@ def add_products(plan, bias, a, b, beta=1, alpha=1):
 
 
 def added(plan, bias, result, beta, alpha):
+    if not plan.dtype.is_floating_point:
+        beta, alpha = int(beta), int(alpha)
+
     def scaled(x, by):
         return x if by == 1 else x * by
 

@@ -4,8 +4,11 @@ import torch
 from keras import ops
 
 from converter.layout import product
-from converter.plan import Unsupported
+from converter.plan import Constant, Unsupported, Value
+from converter.precision import dtype_name
 from converter.registry import maps
+from mappings.elementwise import arithmetic
+from mappings.logic import as_array
 from mappings.reductions import reduced
 
 aten = torch.ops.aten
@@ -63,6 +66,8 @@ def smallest(plan, x, dim, keepdim=False):
 
 def ranked(plan, x, dim, count, descending):
     """`x` with `dim` last, its layout with `count` elements there, and the function that gives values and positions."""
+    if not x.shape:
+        x = plan.reshape(x, (1,))
     dim %= len(x.shape)
     if not isinstance(x.shape[dim], int) or not isinstance(count, int):
         raise Unsupported("sorting an unknown size")
@@ -70,10 +75,13 @@ def ranked(plan, x, dim, count, descending):
     x = plan.request(x, x.layout.last(dim), "sorting needs the last axis")
     # an order turned round that has no overflow: -a, and for integers -1 - a
     turned = ops.negative if x.dtype.is_floating_point else ops.bitwise_not
+    boolean = x.dtype == torch.bool
 
     def function(a):
+        a = ops.cast(a, "int32") if boolean else a
         values, positions = ops.top_k(a if descending else turned(a), count)
-        return values if descending else turned(values), ops.cast(positions, "int64")
+        values = values if descending else turned(values)
+        return ops.cast(values, "bool") if boolean else values, ops.cast(positions, "int64")
 
     return x, x.layout.resized(dim, count)[0], function
 
@@ -81,12 +89,13 @@ def ranked(plan, x, dim, count, descending):
 @maps(aten.topk.default)
 def top_k(plan, x, k, dim=-1, largest=True, sorted=True):
     x, layout, function = ranked(plan, x, dim, k, largest)
-    return plan.calls(function, x, layouts=[layout.without_ones()] * 2)
+    both = plan.calls(function, x, layouts=[layout.without_ones()] * 2)
+    return [plan.reshape(v, plan.shape(i)) for i, v in enumerate(both)]
 
 
 @maps(aten.sort.default)
 def sort(plan, x, dim=-1, descending=False):
-    return top_k(plan, x, x.shape[dim], dim, descending)
+    return top_k(plan, x, x.shape[dim] if x.shape else 1, dim, descending)
 
 
 @maps(aten.sort.stable)
@@ -96,8 +105,8 @@ def stable_sort(plan, x, *, stable, dim=-1, descending=False):
 
 @maps(aten.argsort.default)
 def argsort(plan, x, dim=-1, descending=False):
-    x, layout, function = ranked(plan, x, dim, x.shape[dim], descending)
-    return plan.call(lambda a: function(a)[1], x, layout=layout)
+    x, layout, function = ranked(plan, x, dim, x.shape[dim] if x.shape else 1, descending)
+    return plan.reshape(plan.call(lambda a: function(a)[1], x, layout=layout), plan.shape())
 
 
 @maps(aten.argsort.stable)
@@ -123,7 +132,7 @@ def kth_value(plan, x, k, dim=-1, keepdim=False):
 @maps(aten.median.dim)
 def median(plan, x, dim, keepdim=False):
     """Of an even number PyTorch takes the lower of the two in the middle."""
-    return kth_value(plan, x, (x.shape[dim] + 1) // 2, dim, keepdim)
+    return kth_value(plan, x, ((x.shape[dim] if x.shape else 1) + 1) // 2, dim, keepdim)
 
 
 @maps(aten.median.default)
@@ -132,3 +141,75 @@ def median_of_all(plan, x):
         raise Unsupported("the median of an unknown number")
     flat = whole(plan, x)
     return plan.reshape(smallest_but(plan, flat, 0, (flat.shape[0] + 1) // 2)(0), ())
+
+
+# -- counts of what is smaller
+
+
+def counted_below(plan, sequence, values, right):
+    """For each of `values` how many of the sorted last dimension of `sequence` stand before it (from the right: with
+    those that equal it). NaN stands behind all."""
+
+    def before(s, v):
+        return ops.cast(ops.logical_not(ops.greater(s, v) if right else ops.greater_equal(s, v)), "int64")
+
+    dtype = torch.promote_types(sequence.dtype, values.dtype)
+    flags = arithmetic(plan, lambda s, v: before(as_array(s, dtype), as_array(v, dtype)), sequence, values, dtype=dtype)
+    flags = Value(flags.layout, torch.int64, flags.step)
+    target = plan.dtype
+    return reduced(plan, flags, [-1], False, lambda a, axes: ops.cast(ops.sum(a, axis=axes), dtype_name(target)))
+
+
+def with_one(plan, x, shape):
+    return x.reshape(*shape) if isinstance(x, Constant) else plan.reshape(x, shape)
+
+
+@maps(aten.bucketize.Tensor)
+def bucketize(plan, x, boundaries, *, out_int32=False, right=False):
+    return counted_below(plan, boundaries, with_one(plan, x, (*x.shape, 1)), right)
+
+
+@maps(aten.searchsorted.Tensor)
+def search_sorted(plan, sequence, values, *, out_int32=False, right=False, side=None, sorter=None):
+    if sorter is not None:
+        raise Unsupported("a sequence that is not sorted: apply the sorter with torch.take_along_dim")
+    right = side == "right" if side is not None else right
+    values = with_one(plan, values, (*values.shape, 1))
+    if len(sequence.shape) > 1:
+        sequence = with_one(plan, sequence, (*sequence.shape[:-1], 1, sequence.shape[-1]))
+    return counted_below(plan, sequence, values, right)
+
+
+@maps(aten.mode.default)
+def mode(plan, x, dim=-1, keepdim=False):
+    """The most frequent element, of several the smallest."""
+    if not x.shape:
+        x = plan.reshape(x, (1,))
+    dim %= len(x.shape)
+    if not isinstance(x.shape[dim], int):
+        raise Unsupported("a mode along an unknown size")
+    size = x.shape[dim]
+    x, axis = plan.one_axis(x, dim, "a mode")
+    one, _ = x.layout.resized(dim, 1)
+    boolean, dtype = x.dtype == torch.bool, x.dtype
+
+    def chosen(a):
+        a = ops.cast(a, "int32") if boolean else a
+        same = ops.cast(ops.equal(ops.expand_dims(a, axis), ops.expand_dims(a, axis + 1)), "int32")
+        counts = ops.sum(same, axis=axis + 1)
+        frequent = ops.equal(counts, ops.max(counts, axis=axis, keepdims=True))
+        least = ops.min(ops.where(frequent, a, ops.max(a, axis=axis, keepdims=True)), axis=axis, keepdims=True)
+        return a, least
+
+    def value(a):
+        return ops.cast(chosen(a)[1], dtype_name(dtype))
+
+    def position(a):  # PyTorch says that of the last
+        a, least = chosen(a)
+        same = ops.cast(ops.flip(ops.equal(a, least), axis), "int32")
+        return size - 1 - ops.cast(ops.argmax(same, axis=axis, keepdims=True), "int64")
+
+    return [
+        plan.reshape(plan.call(function, x, layout=one, dtype=kind), plan.shape(i))
+        for i, (function, kind) in enumerate(((value, dtype), (position, torch.int64)))
+    ]

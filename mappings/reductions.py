@@ -7,13 +7,14 @@ from converter.layout import Layout
 from converter.plan import Unsupported, Value
 from converter.precision import dtype_name
 from converter.registry import maps
+from mappings.elementwise import arithmetic
 
 aten = torch.ops.aten
 
 
 def reduced(plan, x, dims, keepdim, function):
     rank = len(x.shape)
-    dims = sorted({d % rank for d in dims}) if dims else list(range(rank))
+    dims = sorted({d % rank for d in dims}) if dims and rank else list(range(rank))
     x = plan.request(x, x.layout.axes_within(dims).axes, "a reduction")
     layout = x.layout
     gone = {a for d in dims for a in layout.dims[d]}
@@ -60,7 +61,10 @@ def softmax(plan, x, dim, *_):
 
 def softmax_over(plan, x, dim):
     """Softmax over a dimension that may lie anywhere; Keras' own would transpose one that does not lie last."""
-    target, dim = plan.dtype, dim % len(x.shape)
+    target = plan.dtype
+    if not x.shape:
+        return arithmetic(plan, lambda a: ops.exp(a - a), x)
+    dim %= len(x.shape)
     cast = x.dtype != target
     last = x.layout.last(dim)
     ends = x.layout.to(last)[1].order is None

@@ -79,6 +79,17 @@ def slice_(plan, x, dim=0, start=None, end=None, step=1):
     return plan.call(lambda a: a[cut], x, layout=layout)
 
 
+def slice_to(plan, x, shape):
+    """The first elements along each dimension, as many as `shape` says."""
+    for dim, (have, want) in enumerate(zip(x.shape, shape, strict=True)):
+        if have != want:
+            x, axis = plan.one_axis(x, dim, "a slice")
+            layout, _ = x.layout.resized(dim, want)
+            cut = (*(slice(None),) * axis, slice(0, want))
+            x = plan.call(lambda a, cut=cut: a[cut], x, layout=layout, dtype=x.dtype)
+    return x
+
+
 @maps(aten.select.int)
 def select(plan, x, dim, index):
     if not isinstance(index, int):

@@ -1,4 +1,4 @@
-"""Variances, norms and other reductions, and running sums: dimensions may lie anywhere and in any order."""
+"""Variances, norms and other reductions: dimensions may lie anywhere and in any order."""
 
 import math
 
@@ -203,21 +203,3 @@ def log_softmax(plan, x, dim, *_):
     if not axes:
         return plan.elementwise(lambda a: ops.cast(a * 0, dtype_name(target)), x)
     return plan.call(function, x, layout=x.layout)
-
-
-def running(plan, x, dim, function):
-    if not x.shape:
-        return x
-    x, axis = plan.one_axis(x, dim % len(x.shape), "a running sum")
-    target = plan.dtype
-    return plan.call(lambda a: function(ops.cast(a, dtype_name(target)), axis=axis), x, layout=x.layout)
-
-
-@maps(aten.cumsum.default)
-def running_sum(plan, x, dim, *, dtype=None):
-    return running(plan, x, dim, ops.cumsum)
-
-
-@maps(aten.cumprod.default)
-def running_product(plan, x, dim, *, dtype=None):
-    return running(plan, x, dim, ops.cumprod)

@@ -1,5 +1,6 @@
 """Writing into a part of a tensor, as capture leaves assignments: the parts are joined again."""
 
+import numpy as np
 import torch
 from keras import ops
 
@@ -7,6 +8,7 @@ from converter.plan import Constant, Unsupported, Value
 from converter.precision import dtype_name
 from converter.registry import maps
 from mappings.expansion import expanded, filled
+from mappings.indexing import in_storage, picked, plane
 
 aten = torch.ops.aten
 
@@ -17,8 +19,6 @@ def slice_scatter(plan, x, src, dim=0, start=None, end=None, step=1):
     size, written = x.shape[dim], src.shape[dim]
     if written == size:
         return src
-    if step != 1:
-        raise Unsupported("writing to every other element")
     if not isinstance(size, int) or not isinstance(start or 0, int):
         raise Unsupported("writing to a part of an unknown size")
     first = max(min((start or 0) + (size if (start or 0) < 0 else 0), size), 0)
@@ -26,6 +26,8 @@ def slice_scatter(plan, x, src, dim=0, start=None, end=None, step=1):
     if like is None:
         raise Unsupported("writing one constant into another")
     x, src = plan.as_value(x, like), plan.as_value(src, like)
+    if step != 1:
+        return replaced(plan, x, src, dim, np.arange(first, size, step)[:written])
     held, axis = plan.one_axis(x, dim, "a part that is written")
     parts = []
     for begin, stop in ((0, first), (first + written, size)):
@@ -44,6 +46,40 @@ def select_scatter(plan, x, src, dim, index):
     one = (*x.shape[:dim], 1, *x.shape[dim + 1 :])
     src = src.reshape(*one) if isinstance(src, Constant) else plan.reshape(src, one)
     return slice_scatter(plan, x, src, dim, index, index + 1)
+
+
+def replaced(plan, x, src, dim, indices):
+    """`x` with the elements of `dim` at `indices` taken from `src`, in the order of `src`."""
+    size = x.shape[dim]
+    if not isinstance(size, int):
+        raise Unsupported("writing to a part of an unknown size")
+    values, axis, layout = plan.join([x, src], dim)
+    order = np.arange(size)
+    order[indices] = size + np.arange(len(indices))
+    joined = plan.call(lambda *arrays: ops.concatenate(arrays, axis), *values, layout=layout)
+    return picked(plan, joined, dim, order, "writing here and there")
+
+
+@maps(aten.diagonal_scatter.default)
+def diagonal_scatter(plan, x, src, offset=0, dim1=0, dim2=1):
+    like = next(v for v in (x, src) if isinstance(v, Value))
+    x, src = plan.as_value(x, like), plan.as_value(src, like)
+    merged, chosen = plane(plan, x, offset, dim1, dim2)
+    written = replaced(plan, merged, src, len(merged.shape) - 1, chosen)
+    rank = len(x.shape)
+    order = [d for d in range(rank) if d not in (dim1 % rank, dim2 % rank)] + [dim1 % rank, dim2 % rank]
+    apart = plan.reshape(written, tuple(x.shape[d] for d in order))
+    return Value(apart.layout.permute(np.argsort(order).tolist()), apart.dtype, apart.step)
+
+
+@maps(aten.as_strided_scatter.default)
+def as_strided_scatter(plan, x, src, size, stride, storage_offset=None):
+    like = next(v for v in (x, src) if isinstance(v, Value))
+    flat, chosen = in_storage(plan, plan.as_value(x, like), size, stride, storage_offset)
+    if len(set(chosen.tolist())) < len(chosen):
+        raise Unsupported("writing to one element several times")
+    line = plan.reshape(plan.as_value(src, like), (len(chosen),))
+    return plan.reshape(replaced(plan, flat, line, 0, chosen), x.shape)
 
 
 @maps(aten.copy.default)

@@ -146,7 +146,7 @@ def assert_same(actual: Sequence, expected: Sequence, what: str, bound: float = 
     """Equal types, shapes, NaNs and infinities, and values within `bound` of the scale; integers are equal."""
     assert len(actual) == len(expected)
     for i, (a, e) in enumerate(zip(map(np.asarray, actual), map(np.asarray, expected), strict=True)):
-        assert (a.dtype, a.shape) == (e.dtype, e.shape), f"{what}: output {i}"
+        assert (a.dtype, a.shape) == (e.dtype, e.shape), f"{what}: output {i} is {a.dtype} {a.shape}, not {e.dtype} {e.shape}"
         scale = np.abs(e[np.isfinite(e)]).max(initial=0) if e.dtype.kind == "f" else 0
         np.testing.assert_allclose(a, e, rtol=0, atol=bound * scale, err_msg=f"{what}: output {i}")
 
@@ -155,7 +155,8 @@ def assert_float32_rounds_alike(actual: Sequence, float32: Sequence, float64: Se
     """`actual` is no further from float64 than a small multiple of PyTorch's own rounding."""
     for i, (a, single, double) in enumerate(zip(map(np.asarray, actual), float32, float64, strict=True)):
         single, double = np.asarray(single), np.asarray(double)
-        assert (a.dtype, a.shape) == (single.dtype, single.shape), f"{what}: output {i}"
+        is_like = (a.dtype, a.shape) == (single.dtype, single.shape)
+        assert is_like, f"{what}: output {i} is {a.dtype} {a.shape}, not {single.dtype} {single.shape}"
         finite = np.isfinite(double)
         if single.dtype == np.float32:
             scale = np.abs(double[finite]).max(initial=0)

@@ -3,7 +3,7 @@
     x + permute(view(p, ...)) * 2 -> x + c
 
 A parameter that is only rearranged stays exact; one that is computed with (weight norm) becomes one tensor that can
-be trained as a whole. Done in the best precision known.
+be trained as a whole. Done in the best precision known. A tensor without elements is known, too.
 """
 
 import operator
@@ -33,8 +33,11 @@ FILLING = {
 
 def fold_constants(program: Program) -> list[Change]:
     changes = []
-    made: dict[tuple, fx.Node] = {}
+    made: dict[object, fx.Node] = {}
     for node in list(program.graph.nodes):
+        if is_empty(node):
+            changes.append(emptied(program, node))
+            continue
         if not is_constant(program, node):
             continue
         key = (node.target, repr(node.args), repr(node.kwargs))
@@ -69,12 +72,35 @@ def whole(node: fx.Node) -> fx.Node:
     return node.args[0] if node.target is operator.getitem and isinstance(node.args[0], fx.Node) else node
 
 
+def is_empty(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return (
+        node.op in ("placeholder", "call_function")
+        and isinstance(value, Tensor)
+        and all(isinstance(n, int) for n in value.shape)
+        and value.numel() == 0
+        and bool(node.users)
+    )
+
+
+def emptied(program: Program, node: fx.Node) -> Change:
+    value = node.meta["val"]
+    with program.graph.inserting_after(node):
+        before = program.graph.call_function(aten.alias.default, (node,))
+    before.meta = dict(node.meta)
+    empty = torch.empty(value.shape, dtype=value.dtype)
+    made = program.new_tensor(f"{node.name}.empty", empty, before, Origin(()), trainable=False)
+    node.replace_all_uses_with(made)
+    program.graph.erase_node(before)
+    return Change("constant computed", module_path(node), f"{node.name} has no elements", minor=True)
+
+
 def is_filling(node: fx.Node) -> bool:
     return node.target in FILLING and node.all_input_nodes == [node.args[0]]
 
 
 def evaluate(program: Program, node: fx.Node) -> Tensor:
-    """The operator's result, float32 raised to float64."""
+    """The operator's result (of several that one), float32 raised to float64."""
 
     def raised(n: fx.Node) -> Tensor:
         if is_filling(node):

@@ -1,0 +1,154 @@
+"""PyTorch's own sample inputs of its operators against what they become: a table of right, refused and wrong.
+
+    python benchmarks/operators.py [NAME ...] [--write docs/OPERATORS.md] [--most 8] [--state FILE] [--workers 1]
+
+Every operator goes through a worker process, which a crash ends without the rest. With `--state` an interrupted run goes
+on where it stood. What is in scope and how samples are compared stands in tests/operator_conformance.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from queue import Empty, Queue
+from typing import Any
+
+import click
+
+ROOT = Path(__file__).resolve().parents[1]
+SECONDS = 1200  # for one operator
+
+
+def work(most: int | None, artefacts: int) -> None:
+    """Read operators' numbers in op_db, one a line, and answer each with a line of JSON."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    import torch
+    from torch.testing._internal.common_methods_invocations import op_db
+
+    torch.set_num_threads(1)
+    from operator_conformance import conformance
+
+    for line in sys.stdin:
+        row = conformance(op_db[int(line)], most, artefacts)
+        print(json.dumps(row), file=answers, flush=True)
+
+
+class Worker:
+    """A process that measures operators one at a time; it is started anew after a crash."""
+
+    def __init__(self, options: list[str]):
+        self.options = options
+        self.process: subprocess.Popen | None = None
+        self.lines: Queue[str] = Queue()
+
+    def _start(self) -> subprocess.Popen:
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        process = subprocess.Popen(
+            [sys.executable, __file__, "--work", *self.options],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment,
+        )  # fmt: skip
+        self.lines = lines = Queue()
+
+        def read() -> None:
+            for line in process.stdout or ():
+                lines.put(line)
+            lines.put("")
+
+        threading.Thread(target=read, daemon=True).start()
+        return process
+
+    def measure(self, number: int) -> dict[str, Any] | None:
+        """The operator's row; None if the process died or took too long."""
+        if self.process is None or self.process.poll() is not None:
+            self.process = self._start()
+        if self.process.stdin is None:
+            raise RuntimeError("the worker has no input")
+        self.process.stdin.write(f"{number}\n")
+        self.process.stdin.flush()
+        try:
+            line = self.lines.get(timeout=SECONDS)
+        except Empty:
+            line = ""
+        if line:
+            return json.loads(line)
+        self.process.kill()
+        self.process = None
+        return None
+
+
+def names_of_operators() -> list[str]:
+    from torch.testing._internal.common_methods_invocations import op_db
+
+    return [".".join(filter(None, (info.name, info.variant_test_name))) for info in op_db]
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@click.option("--write", type=click.Path(path_type=Path), help="the table's file")
+@click.option("--state", type=click.Path(path_type=Path), help="rows so far, one a line; those are not measured again")
+@click.option("--most", type=int, help="samples of each type, evenly spread (default: all)")
+@click.option("--artefacts", default=4, help="samples of each type that go through written artefacts, too")
+@click.option("--workers", default=1)
+@click.option("--work", "is_worker", is_flag=True, hidden=True)
+def main(
+    names: tuple[str, ...], write: Path | None, state: Path | None, most: int | None, artefacts: int, workers: int,
+    is_worker: bool,
+) -> None:  # fmt: skip
+    if is_worker:
+        work(most, artefacts)
+        return
+    every = names_of_operators()
+    rows: dict[str, dict] = {}
+    if state and state.exists():
+        rows = {row["name"]: row for row in map(json.loads, state.read_text().splitlines())}
+    wanted = [n for n in every if (not names or n in names or n.split(".")[-1] in names) and n not in rows]
+    left: Queue[str] = Queue()
+    for name in wanted:
+        left.put(name)
+    options = ["--artefacts", str(artefacts), *(["--most", str(most)] if most else [])]
+    lock = threading.Lock()
+
+    def run() -> None:
+        worker = Worker(options)
+        while True:
+            try:
+                name = left.get_nowait()
+            except Empty:
+                return
+            started = time.monotonic()
+            row = worker.measure(every.index(name))
+            row = row or {"name": name, "counts": {"failed": 1}, "reasons": [["failed", "the process died", 1, ""]]}
+            with lock:
+                rows[name] = row
+                if state:
+                    with state.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+                counts = ", ".join(f"{n} {status}" for status, n in row["counts"].items())
+                click.echo(f"{name}: {counts or row.get('scope')}  {time.monotonic() - started:.1f} s", err=True)
+
+    threads = [threading.Thread(target=run) for _ in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    total: Counter = Counter()
+    for name in every:
+        if name in rows:
+            total.update(rows[name]["counts"])
+            for status, reason, count, *_ in rows[name]["reasons"]:
+                if status != "refused":
+                    click.echo(f"{name}: {count} {status}: {reason}")
+    click.echo(dict(total))
+
+
+if __name__ == "__main__":
+    main()
