@@ -2,8 +2,8 @@
 
     python benchmarks/operators.py [NAME ...] [--write docs/OPERATORS.md] [--most 8] [--state FILE] [--workers 1]
 
-Every operator goes through a worker process, which a crash ends without the rest. With `--state` an interrupted run goes
-on where it stood. What is in scope and how samples are compared stands in tests/operator_conformance.py.
+Every operator goes through a worker process, which a crash ends without the rest. With `--state` an interrupted run
+goes on where it stood. What is in scope and how samples are compared stands in tests/operator_conformance.py.
 """
 
 from __future__ import annotations

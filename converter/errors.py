@@ -1,6 +1,7 @@
 """Every error a user can cause or meet. One root, caught once, in `cli.py`."""
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class ConversionError(Exception):
@@ -49,11 +50,20 @@ class UnsupportedOperatorsError(ConversionError):
 
     Attributes:
         operators: (operator, count, module paths, source line) of each.
+        nodes: where they stand in the program's graph.
     """
 
-    def __init__(self, what: str, operators: Sequence[tuple[str, int, str, str]], *, cure: str | None = None):
+    def __init__(
+        self,
+        what: str,
+        operators: Sequence[tuple[str, int, str, str]],
+        nodes: Sequence[Any] = (),
+        *,
+        cure: str | None = None,
+    ):
         super().__init__(what, cure=cure)
         self.operators = list(operators)
+        self.nodes = list(nodes)
 
 
 class OutputError(ConversionError):

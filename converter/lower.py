@@ -258,7 +258,9 @@ class Lowered:
         constant = step.constant
         dtype = dtype_name(constant.dtype)
         if not constant.tensor.numel() and self.stock:  # a Keras file's JSON would lose all sizes behind a 0
-            nothing = like[(slice(0, 0), *(0,) * (len(like.shape) - 1))] if like.shape else keras.ops.reshape(like, (1,))[:0]
+            nothing = (
+                like[(slice(0, 0), *(0,) * (len(like.shape) - 1))] if like.shape else keras.ops.reshape(like, (1,))[:0]
+            )
             return keras.ops.cast(keras.ops.reshape(nothing, constant.shape), dtype)
         if self._inline(constant):
             return keras.ops.convert_to_tensor(constant.array().astype(dtype), dtype)

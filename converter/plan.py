@@ -124,6 +124,8 @@ class Plan:
 
         `states` are the initial ones of a recurrent layer, if they are not zero.
         """
+        if not value.dtype.is_floating_point and kind.__name__ != "Embedding":
+            raise Unsupported("integers, where Keras' layer computes with floats")
         held = tuple(w for w in weights if w is not None)
         trainable = not held or any(w.trainable for w in held)
         inputs = (value.step, *(state.step for state in states))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,11 +11,13 @@ from torch import fx
 from torch.utils._pytree import tree_map_only
 
 from converter.choosing import improved
+from converter.decomposition import decompose
 from converter.errors import ConversionError, UnsupportedOperatorsError
 from converter.layout import Layout
 from converter.plan import Choices, Plan
 from converter.program import Program, module_path, source_line
 from converter.registry import CHANNELS_LAST, MAPPINGS
+from converter.rewrites.fold_constants import fold_constants
 from converter.steps import Constant, InputStep, Interface, Step, Unsupported, Value, size_of, sizes
 
 aten = torch.ops.aten
@@ -33,8 +36,29 @@ def make_plan(program: Program, layout: str = "auto") -> Plan:
     import mappings
 
     mappings.load()
-    plan = planned(program, layout, Choices())
+    try:
+        plan = planned(program, layout, Choices())
+    except UnsupportedOperatorsError as error:
+        plan = written_out(program, layout, error)
     return improved(plan, lambda choices: planned(program, layout, choices)) if plan.movements else plan
+
+
+def written_out(program: Program, layout: str, error: UnsupportedOperatorsError) -> Plan:
+    """A plan of `program` after operators that a mapping cannot take with these arguments were decomposed in it.
+
+    Raises:
+        UnsupportedOperatorsError: the one given; not all of them could be.
+    """
+    left: Sequence[fx.Node] = error.nodes
+    while all(decompose(program, node) for node in left):
+        program.finish()
+        fold_constants(program)
+        program.finish()
+        try:
+            return planned(program, layout, Choices())
+        except UnsupportedOperatorsError as further:
+            left = further.nodes
+    raise error
 
 
 def planned(program: Program, layout: str, choices: Choices) -> Plan:
@@ -65,6 +89,7 @@ def _all_unsupported(found: dict[str, list[fx.Node]]) -> UnsupportedOperatorsErr
     return UnsupportedOperatorsError(
         f"{len(rows)} operator{'s' * (len(rows) > 1)} cannot be converted:\n{listed}",
         rows,
+        [node for nodes in found.values() for node in nodes],
         cure="convert a part of the model without them, or add a mapping for each (a function in `mappings/`)",
     )
 

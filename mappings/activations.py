@@ -59,7 +59,14 @@ def softplus(plan, x, beta=1, threshold=20):
 
 @maps(aten.mish.default)
 def mish(plan, x):
-    return plan.elementwise(lambda a: a * ops.tanh(ops.softplus(a)), x)
+    """x tanh(log(1 + e^x)), where tanh(log(1 + e)) is n / (n + 2) with n = e (e + 2), which does not cancel."""
+
+    def apply(a):
+        e = ops.exp(ops.minimum(a, 20))  # beyond it the quotient is 1
+        n = e * (e + 2)
+        return a * (n / (n + 2))
+
+    return plan.elementwise(apply, x)
 
 
 @maps(aten.hardshrink.default)

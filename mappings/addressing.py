@@ -64,7 +64,9 @@ def strides_of(layout: Layout) -> tuple[int, ...] | None:
     return tuple(found) if all(isinstance(n, int) for n in found) else None
 
 
-def positions(plan: Plan, flat: Flat, indices: dict[int, Value | Constant], places: dict[int, int], shape) -> Value | Constant:
+def positions(
+    plan: Plan, flat: Flat, indices: dict[int, Value | Constant], places: dict[int, int], shape
+) -> Value | Constant:
     """Where the elements of a result of `shape` stand.
 
     Args:
@@ -111,7 +113,9 @@ def counted(plan: Plan, shape: Sequence, place: int) -> Value | Constant:
     if isinstance(shape[place], int):
         return computed(torch.arange(shape[place]).reshape([-1 if d == place else 1 for d in range(len(shape))]))
     zeros = zeros_along(plan, place, tuple(shape))
-    return plan.call(lambda z: ops.cumsum(ops.ones_like(z, dtype="int64")) - 1, zeros, layout=zeros.layout, dtype=torch.int64)
+    return plan.call(
+        lambda z: ops.cumsum(ops.ones_like(z, dtype="int64")) - 1, zeros, layout=zeros.layout, dtype=torch.int64
+    )
 
 
 def read(plan: Plan, flat: Flat, where: Value | Constant, reason: str) -> Value:
@@ -121,7 +125,9 @@ def read(plan: Plan, flat: Flat, where: Value | Constant, reason: str) -> Value:
     return plan.call(lambda a, p: ops.take(a, p, axis=0), flat.value, held, layout=held.layout, dtype=flat.value.dtype)
 
 
-def written(plan: Plan, flat: Flat, where: Value | Constant, values: Value | Constant, reduction: str | None = None) -> Value:
+def written(
+    plan: Plan, flat: Flat, where: Value | Constant, values: Value | Constant, reduction: str | None = None
+) -> Value:
     """The tensor with `values` at those positions, or joined to what stands there ("add", "mul", "max", "min")."""
     like = flat.value
     plan.gathers(like, "a scatter")
@@ -163,7 +169,8 @@ def gather(plan, x, dim, index, *, sparse_grad=False):
 
 
 REDUCTIONS = {
-    None: None, "add": "add", "multiply": "mul", "sum": "add", "prod": "mul", "amax": "max", "amin": "min", "mean": "add",
+    None: None, "add": "add", "sum": "add", "mean": "add", "prod": "mul", "multiply": "mul", "amax": "max",
+    "amin": "min",
 }  # fmt: skip
 
 
@@ -197,7 +204,9 @@ def joined(plan, flat, where, source, reduce, include_self):
     result = written(plan, flat, where, source, REDUCTIONS[reduce])
     if reduce != "mean":
         return result
-    initial = plan.elementwise(lambda a: ops.full_like(a, 1 if include_self else 0), Value(flat.value.layout, dtype, flat.value.step))
+    initial = plan.elementwise(
+        lambda a: ops.full_like(a, 1 if include_self else 0), Value(flat.value.layout, dtype, flat.value.step)
+    )
     counts = written(plan, Flat(initial, flat.strides, flat.order, flat.shape), where, number(1, dtype), "add")
 
     def share(total, count):
@@ -255,11 +264,17 @@ def as_line(plan, index):
     return index.reshape(count) if isinstance(index, Constant) else plan.reshape(index, (count,))
 
 
+def broadcast(*shapes):
+    rank = max(map(len, shapes))
+    padded = [(*(1,) * (rank - len(shape)), *shape) for shape in shapes]
+    return tuple(next((n for n in sizes if n != 1), 1) for sizes in zip(*padded, strict=True))
+
+
 def several(plan, x, indices):
     """`x` flattened, and the positions that indices of some of its dimensions mean, as PyTorch orders the result."""
     given = {d: i for d, i in enumerate(indices) if i is not None}
     dims = list(given)
-    common = torch.broadcast_shapes(*(tuple(i.shape) for i in given.values()))
+    common = broadcast(*(i.shape for i in given.values()))
     first = dims[0] if dims == list(range(dims[0], dims[0] + len(dims))) else 0  # apart, their result goes first
     rest = [d for d in range(len(x.shape)) if d not in given]
     shape = (*(x.shape[d] for d in rest[:first]), *common, *(x.shape[d] for d in rest[first:]))
@@ -287,7 +302,7 @@ def index_put(plan, x, indices, values, accumulate=False):
 
 
 def rows(plan, x, dim, index, source):
-    """`x` flattened, the positions of whole slices of it along `dim`, and the source, all as tensors of rank 1 or more."""
+    """`x`, of rank 1 or more, flattened, and the positions of whole slices of it along `dim`."""
     like = next(v for v in (x, index, source) if isinstance(v, Value))
     if not x.shape:
         (x,) = ranked_alike(plan, x)
@@ -334,8 +349,11 @@ def masked(plan, x, indices, values, accumulate):
         raise Unsupported("as many values as a mask has true elements: write it with torch.where")
     shape = (*mask.shape, *(1,) * len(behind))
     mask = mask.reshape(*shape) if isinstance(mask, Constant) else plan.reshape(mask, shape)
-    values = values.reshape(*behind[len(behind) - len(values.shape) :]) if isinstance(values, Constant) and len(
-        values.shape) > len(behind) else values
+    values = (
+        values.reshape(*behind[len(behind) - len(values.shape) :])
+        if isinstance(values, Constant) and len(values.shape) > len(behind)
+        else values
+    )
     dtype = plan.dtype
 
     def choose(m, a, v):

@@ -26,6 +26,7 @@ UNARY = {
     aten.frac.default: lambda a: a - ops.trunc(a),
     aten.log10.default: ops.log10,
     aten.log1p.default: ops.log1p,
+    aten.i0.default: ops.i0,
     aten.log2.default: ops.log2,
     aten.rad2deg.default: lambda a: a * (180 / math.pi),
     aten.round.default: ops.round,
@@ -163,12 +164,36 @@ def without_nan(function):
 
 @maps(aten.fmax.default)
 def known_maximum(plan, x, other):
-    return maximum(plan, x, other) if not plan.dtype.is_floating_point else both(plan, without_nan(ops.maximum), x, other)
+    return (
+        maximum(plan, x, other) if not plan.dtype.is_floating_point else both(plan, without_nan(ops.maximum), x, other)
+    )
 
 
 @maps(aten.fmin.default)
 def known_minimum(plan, x, other):
-    return minimum(plan, x, other) if not plan.dtype.is_floating_point else both(plan, without_nan(ops.minimum), x, other)
+    return (
+        minimum(plan, x, other) if not plan.dtype.is_floating_point else both(plan, without_nan(ops.minimum), x, other)
+    )
+
+
+def with_sign(a, b):
+    """The size of `a` with the sign of `b`, that of -0.0 included."""
+    return ops.where(ops.signbit(b), -ops.abs(a), ops.abs(a))
+
+
+@maps(aten.copysign.Tensor, aten.copysign.Scalar)
+def copysign(plan, x, other):
+    return both(plan, with_sign, x, other)
+
+
+@maps(aten.gcd.default)
+def greatest_common_divisor(plan, x, other):
+    return both(plan, ops.gcd, x, other)
+
+
+@maps(aten.nextafter.default)
+def next_after(plan, x, other):
+    return both(plan, ops.nextafter, x, other)
 
 
 @maps(aten.atan2.default)

@@ -86,7 +86,11 @@ def running_extreme(plan, x, dim, turned):
         pairs = ops.expand_dims(raised(a), axis)
         unknown = ops.logical_and(mask, ops.not_equal(pairs, pairs))
         largest = ops.max(ops.where(mask, pairs, lowest(pairs)), axis=axis + 1)
-        return ops.where(ops.any(unknown, axis=axis + 1), ops.sum(ops.where(mask, pairs, ops.zeros_like(pairs)), axis=axis + 1), largest)
+        return ops.where(
+            ops.any(unknown, axis=axis + 1),
+            ops.sum(ops.where(mask, pairs, ops.zeros_like(pairs)), axis=axis + 1),
+            largest,
+        )
 
     def value(a, mask):
         return ops.cast(turned(best(a, mask)), "bool") if boolean else turned(best(a, mask))

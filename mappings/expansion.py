@@ -20,6 +20,16 @@ def expand(plan, x, size, implicit=False):
     return expanded(plan, x, plan.shape())
 
 
+@maps(torch.ops.prims.broadcast_in_dim.default)
+def broadcast_in_dim(plan, x, shape, dims):
+    """Dimension i of `x` becomes dimension dims[i]."""
+    have = [1] * len(shape)
+    for d, n in zip(dims, x.shape, strict=True):
+        have[d] = n
+    x = x.reshape(*have) if isinstance(x, Constant) else plan.reshape(x, tuple(have))
+    return expanded(plan, x, plan.shape())
+
+
 @maps(aten.full.default)
 def full(plan, size, fill_value, **_):
     return filled(plan, fill_value)

@@ -9,8 +9,8 @@ from keras import ops
 from converter.layout import Layout
 from converter.plan import Value
 from converter.registry import maps
-from mappings.expansion import expanded
 from mappings.addressing import number
+from mappings.expansion import expanded
 from mappings.ordering import is_used
 
 aten = torch.ops.aten
@@ -30,6 +30,11 @@ def with_status(plan, result):
     return [result, status]
 
 
+@maps(aten.linalg_inv.default)
+def inverse_alone(plan, x):
+    return of_matrices(plan, ops.inv, x, shape=plan.shape())
+
+
 @maps(aten.linalg_inv_ex.default)
 def inverse(plan, x, *, check_errors=False):
     return with_status(plan, of_matrices(plan, ops.inv, x, shape=plan.shape(0)))
@@ -47,7 +52,7 @@ def cholesky_with_status(plan, x, *, upper=False, check_errors=False):
     return with_status(plan, of_matrices(plan, factor(upper), x, shape=plan.shape(0)))
 
 
-@maps(aten.cholesky.default)
+@maps(aten.cholesky.default, aten.linalg_cholesky.default)
 def cholesky(plan, x, upper=False):
     return of_matrices(plan, factor(upper), x, shape=plan.shape())
 
@@ -59,13 +64,20 @@ def determinant(plan, x):
 
 @maps(aten._linalg_slogdet.default)
 def sign_and_log_determinant(plan, x):
-    return [
-        of_matrices(plan, lambda a, i=i: ops.slogdet(a)[i], x, shape=plan.shape(i)) for i in (0, 1)
-    ] + [None, None]
+    return [of_matrices(plan, lambda a, i=i: ops.slogdet(a)[i], x, shape=plan.shape(i)) for i in (0, 1)] + [None, None]
 
 
 @maps(aten._linalg_solve_ex.default)
-def solve(plan, a, b, *, left=True, check_errors=False):
+def solve_with_factors(plan, a, b, *, left=True, check_errors=False):
+    return [solution(plan, a, b, plan.shape(0), left), None, None, None]
+
+
+@maps(aten.linalg_solve.default)
+def solve(plan, a, b, *, left=True):
+    return solution(plan, a, b, plan.shape(), left)
+
+
+def solution(plan, a, b, shape, left):
     vector = len(b.shape) == 1 or (len(b.shape) == len(a.shape) - 1 and tuple(b.shape) == tuple(a.shape[:-1]))
 
     def function(a, b):
@@ -75,9 +87,9 @@ def solve(plan, a, b, *, left=True, check_errors=False):
         x = x if left else ops.swapaxes(x, -1, -2)
         return ops.squeeze(x, -1) if vector else x
 
-    b = expanded(plan, b, plan.shape(0))
-    a = expanded(plan, a, (*plan.shape(0)[: len(b.shape) - (1 if vector else 2)], *a.shape[-2:]))
-    return [of_matrices(plan, function, a, b, shape=plan.shape(0)), None, None, None]
+    b = expanded(plan, b, shape)
+    a = expanded(plan, a, (*shape[: len(shape) - (1 if vector else 2)], *a.shape[-2:]))
+    return of_matrices(plan, function, a, b, shape=shape)
 
 
 @maps(aten.linalg_solve_triangular.default)

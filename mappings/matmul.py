@@ -55,6 +55,11 @@ def add_products(plan, bias, a, b, beta=1, alpha=1):
     return added(plan, bias, matmul(plan, a, b), beta, alpha)
 
 
+@maps(aten.addbmm.default)
+def add_sum_of_products(plan, bias, a, b, beta=1, alpha=1):
+    return added(plan, bias, contract(plan, a, b, ["b", "m", "k"], ["b", "k", "n"], ["m", "n"]), beta, alpha)
+
+
 def added(plan, bias, result, beta, alpha):
     if not plan.dtype.is_floating_point:
         beta, alpha = int(beta), int(alpha)
@@ -116,6 +121,8 @@ def summed(plan: Plan, x: Any, of: list, wanted: set) -> tuple[Any, list]:
 def is_linear(a, b) -> bool:
     """Whether a weight is applied to features that lie last."""
     if not isinstance(a, Value) or not isinstance(b, Constant) or len(b.shape) != 2 or len(a.shape) < 2:
+        return False
+    if not a.dtype.is_floating_point:  # a layer computes with floats
         return False
     features = a.layout.dims[-1]
     return set(a.layout.atoms[len(a.layout.atoms) - len(features) :]) == set(features)

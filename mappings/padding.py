@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from keras import layers, ops
 
 from converter.layout import Size, channels_last_result
-from converter.plan import Plan, Value
+from converter.plan import Plan, Unsupported, Value
 from converter.registry import maps
+from mappings.indexing import picked
 
 aten = torch.ops.aten
 Pads = Sequence[tuple[int, int]]
@@ -64,6 +66,10 @@ def cropped(plan: Plan, x: Value, crops: Pads) -> Value:
 @maps(aten.constant_pad_nd.default)
 def constant_pad_nd(plan, x, pad, value=0):
     value = value if x.dtype.is_floating_point else int(value)
+    if x.dtype == torch.bool:  # TensorFlow pads no booleans
+        return padded(
+            plan, x, pad, lambda a, w: ops.cast(ops.pad(ops.cast(a, "int32"), w, constant_values=value), "bool")
+        )
     return padded(plan, x, pad, lambda a, widths: ops.pad(a, widths, constant_values=value))
 
 
@@ -73,6 +79,8 @@ def pad(plan, x, pad, mode="constant", value=None):
         return constant_pad_nd(plan, x, pad, value or 0)
     if mode == "reflect":
         return padded(plan, x, pad, lambda a, widths: ops.pad(a, widths, mode="reflect"))
+    if mode == "replicate" and min(pad) < 0:
+        return repeated_ends(plan, x, pad)
     return padded(plan, x, pad, lambda a, widths: extended(a, widths, replicate if mode == "replicate" else wrap))
 
 
@@ -106,6 +114,17 @@ def padded(plan: Plan, x: Value, pad: Sequence[int], function) -> Value:
         layout, axis = layout.resized(d, layout.shape[d] + sum(widths[d]))
         by_axis[axis] = widths[d]
     return plan.call(lambda a: function(a, by_axis), x, layout=layout) if dims else x
+
+
+def repeated_ends(plan: Plan, x: Value, pad: Sequence[int]) -> Value:
+    """Each end repeats the tensor's own last element, even where the other end cuts all of it off."""
+    for i, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True)):
+        size = x.shape[len(x.shape) - 1 - i]
+        if not isinstance(size, int):
+            raise Unsupported("padding of an unknown size")
+        chosen = np.clip(np.arange(size + before + after) - before, 0, size - 1)
+        x = picked(plan, x, len(x.shape) - 1 - i, chosen, "padding")
+    return x
 
 
 def extended(array, widths: Pads, border):

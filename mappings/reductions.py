@@ -7,7 +7,6 @@ from converter.layout import Layout
 from converter.plan import Unsupported, Value
 from converter.precision import dtype_name
 from converter.registry import maps
-from mappings.elementwise import arithmetic
 
 aten = torch.ops.aten
 
@@ -61,10 +60,9 @@ def softmax(plan, x, dim, *_):
 
 def softmax_over(plan, x, dim):
     """Softmax over a dimension that may lie anywhere; Keras' own would transpose one that does not lie last."""
-    target = plan.dtype
     if not x.shape:
-        return arithmetic(plan, lambda a: ops.exp(a - a), x)
-    dim %= len(x.shape)
+        return plan.reshape(softmax_over(plan, plan.reshape(x, (1,)), 0), ())
+    target, dim = plan.dtype, dim % len(x.shape)
     cast = x.dtype != target
     last = x.layout.last(dim)
     ends = x.layout.to(last)[1].order is None

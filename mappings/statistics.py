@@ -2,14 +2,16 @@
 
 import math
 
+import numpy as np
 import torch
 from keras import ops
 
 from converter.layout import product
-from converter.plan import Unsupported
+from converter.plan import Constant, Unsupported
 from converter.precision import dtype_name
 from converter.registry import maps
 from mappings.elementwise import arithmetic
+from mappings.indexing import picked
 from mappings.reductions import reduced
 
 aten = torch.ops.aten
@@ -68,6 +70,16 @@ def std_correction(plan, x, dim=None, *, correction=None, keepdim=False):
 
 def with_mean(plan, x, spread, dim, keepdim):
     return [spread, reduced(plan, x, dim, keepdim, lambda a, axes: ops.mean(a, axis=axes))]
+
+
+@maps(aten.var_mean.default)
+def var_mean_of_all(plan, x, unbiased=True):
+    return with_mean(plan, x, var(plan, x, unbiased), None, False)
+
+
+@maps(aten.std_mean.default)
+def std_mean_of_all(plan, x, unbiased=True):
+    return with_mean(plan, x, std(plan, x, unbiased), None, False)
 
 
 @maps(aten.var_mean.dim)
@@ -135,6 +147,32 @@ def cosine_similarity(plan, a, b, dim=1, eps=1e-8):
     return plan.elementwise(lambda x, m, n: x / m / n, dot, length(a), length(b))
 
 
+def distances(plan, a, b, order):
+    """The norms of the differences of two arrays that broadcast, over their last dimension."""
+    differences = arithmetic(plan, lambda x, y: x - y, a, b)
+    return reduced(plan, differences, [-1], False, norm_of(order))
+
+
+@maps(aten._cdist_forward.default)
+def pairwise_distances(plan, a, b, p, compute_mode=None):
+    """Between each of (..., P, M) and each of (..., R, M)."""
+    rows, columns = ((*a.shape[:-1], 1, a.shape[-1]), (*b.shape[:-2], 1, *b.shape[-2:]))
+    a, b = (
+        x.reshape(*shape) if isinstance(x, Constant) else plan.reshape(x, shape)
+        for x, shape in ((a, rows), (b, columns))
+    )
+    return distances(plan, a, b, p)
+
+
+@maps(aten._pdist_forward.default)
+def distances_within(plan, x, p=2):
+    """Between every two rows, those of a lower index first."""
+    if not isinstance(x.shape[0], int):
+        raise Unsupported("distances within an unknown number of rows")
+    first, second = np.triu_indices(x.shape[0], 1)
+    return distances(plan, picked(plan, x, 0, first, "pairs"), picked(plan, x, 0, second, "pairs"), p)
+
+
 # -- other reductions
 
 
@@ -189,6 +227,8 @@ def logsumexp(plan, x, dim, keepdim=False):
 @maps(aten.log_softmax.int, aten._log_softmax.default)
 def log_softmax(plan, x, dim, *_):
     """Keras' own would transpose a dimension that does not lie last."""
+    if not x.shape:
+        return plan.reshape(log_softmax(plan, plan.reshape(x, (1,)), 0), ())
     dim %= len(x.shape)
     target = plan.dtype
     x = plan.request(x, x.layout.axes_within([dim]).axes, "a softmax")

@@ -146,7 +146,9 @@ def assert_same(actual: Sequence, expected: Sequence, what: str, bound: float = 
     """Equal types, shapes, NaNs and infinities, and values within `bound` of the scale; integers are equal."""
     assert len(actual) == len(expected)
     for i, (a, e) in enumerate(zip(map(np.asarray, actual), map(np.asarray, expected), strict=True)):
-        assert (a.dtype, a.shape) == (e.dtype, e.shape), f"{what}: output {i} is {a.dtype} {a.shape}, not {e.dtype} {e.shape}"
+        assert (a.dtype, a.shape) == (e.dtype, e.shape), (
+            f"{what}: output {i} is {a.dtype} {a.shape}, not {e.dtype} {e.shape}"
+        )
         scale = np.abs(e[np.isfinite(e)]).max(initial=0) if e.dtype.kind == "f" else 0
         np.testing.assert_allclose(a, e, rtol=0, atol=bound * scale, err_msg=f"{what}: output {i}")
 

@@ -1,14 +1,20 @@
 """PyTorch's own sample inputs of its operators (`op_db`), each captured, planned, lowered and compared.
 
-**In scope** is every operator of op_db that is an inference operator on float32, int64, int32 or bool tensors. Left out,
-by rules and not by name where there is a rule:
+**In scope** is every operator of op_db that is an inference operator on float32, int64, int32 or bool tensors. Left
+out are:
 
 - random: an operator that PyTorch tags as seeded, or whose two calls differ;
 - complex or sparse: no sample of those four types, or complex or sparse tensors among the arguments or results;
 - Fourier transforms (`fft.*`, `stft`, `istft`): their results are complex, or their steps are;
 - gradients: the `*_backward` operators and those whose only purpose is autograd;
 - uninitialised memory (`empty*`): there is nothing to compare;
-- results that are no tensors.
+- results that are no tensors;
+- `as_strided` of memory outside of its tensors.
+
+Tensors among a call's arguments are inputs of the captured module, except that what PyTorch's modules hold as
+parameters and statistics (the weight of a convolution, the table of an embedding) are parameters here, too. Where
+PyTorch leaves open which of several equal elements a position means (sort, topk, median, ...), what stands at the
+positions is compared.
 
 `out=` variants are not in op_db. Operators whose result's shape depends on values are in scope and must be refused.
 """
@@ -16,7 +22,6 @@ by rules and not by name where there is a rule:
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 import traceback
 import warnings
@@ -30,13 +35,13 @@ import numpy as np
 import torch
 from equivalence import assert_float32_rounds_alike, assert_same, in_float64, to_artefact, to_torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from converter.capture import capture
 from converter.errors import ConversionError
 from converter.plan import Plan
 from converter.planning import make_plan
-from converter.program import Program
 from converter.rewrites import REWRITES, rewrite
 
 DTYPES = (torch.float32, torch.int64, torch.int32, torch.bool)
@@ -134,7 +139,11 @@ def pointed_at(function: Callable, position: int) -> Callable:
         result = function(x, *args, **kwargs)
         dim = kwargs.get("dim", args[position] if len(args) > position else -1)
         indices = result if isinstance(result, Tensor) else result[1]
-        if x.ndim == 0 or indices.dtype != torch.int64 or (isinstance(result, Tensor) and function is not torch.argsort):
+        if (
+            x.ndim == 0
+            or indices.dtype != torch.int64
+            or (isinstance(result, Tensor) and function is not torch.argsort)
+        ):
             return result
         kept = indices if indices.ndim == x.ndim else indices.unsqueeze(dim)
         values = () if isinstance(result, Tensor) else (result[0],)
@@ -191,7 +200,7 @@ def described(error: Exception) -> tuple[str, str]:
 def compare(samples: Sequence[Sample], artefacts: bool) -> list[Outcome]:
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # a function traced for every group is meant
     module = Calls(samples).eval()
-    inputs = [torch.zeros(2), *(x.detach().contiguous() for sample in samples for x in sample.tensors)]
+    inputs = inputs_of(samples)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         own = module(*(x.clone() for x in inputs))
@@ -226,6 +235,10 @@ def compare(samples: Sequence[Sample], artefacts: bool) -> list[Outcome]:
     return outcomes
 
 
+def inputs_of(samples: Sequence[Sample]) -> list[Tensor]:
+    return [torch.zeros(2), *(x.detach().contiguous() for sample in samples for x in sample.tensors)]
+
+
 def run(plan: Plan, inputs: Sequence[Tensor], precision: str) -> list[np.ndarray]:
     from converter.lower import Lowered
 
@@ -252,7 +265,7 @@ def written(plan: Plan, inputs: Sequence[Tensor]) -> dict[str, list[np.ndarray]]
     lowered = Lowered(plan, "float32").prepare()
     traced = tf.function(lowered.named, input_signature=lowered.signature(), autograph=False)(*arrays)
     with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "model.keras")
+        path = Path(folder, "model.keras")
         Lowered(plan, "float32", stock=True).keras_model().save(path)
         model = load_model(path)
     given = dict(zip([i.name for i in plan.inputs], arrays, strict=True))
@@ -272,7 +285,9 @@ def conformance(info: Any, most: int | None = None, artefacts: int = 4) -> dict[
         artefacts: samples of each type whose written artefacts are compared, too.
     """
     name = ".".join(filter(None, (info.name, info.variant_test_name)))
-    row: dict[str, Any] = {"name": name, "counts": {}, "reasons": [], "left_out": {}, "scope": rule_for(info), "written": 0}
+    row: dict[str, Any] = {
+        "name": name, "counts": {}, "reasons": [], "left_out": {}, "scope": rule_for(info), "written": 0, "targets": [],
+    }  # fmt: skip
     if row["scope"]:
         return row
     judged = [(sample, out_of_scope(sample)) for sample in samples_of(info, most)]
@@ -281,6 +296,7 @@ def conformance(info: Any, most: int | None = None, artefacts: int = 4) -> dict[
     if not samples:
         row["scope"] = next(iter(row["left_out"]), "no samples of these types")
         return row
+    row["targets"] = targets_of(samples[0])
     outcomes: list[Outcome] = []
     for i in range(0, len(samples), TOGETHER):
         outcomes += check(samples[i : i + TOGETHER])
@@ -300,6 +316,15 @@ def conformance(info: Any, most: int | None = None, artefacts: int = 4) -> dict[
     return row
 
 
+def targets_of(sample: Sample) -> list[str]:
+    """The ATen operators that a call is captured as."""
+    try:
+        program = capture(Calls([sample]).eval(), inputs_of([sample]), fixed_batch=True)
+    except ConversionError:
+        return []
+    return sorted({str(n.target) for n in program.graph.nodes if isinstance(n.target, OpOverload)})
+
+
 def rule_for(info: Any) -> str:
     """Which rule leaves the whole operator out; "" where none does."""
     name = info.name
@@ -315,6 +340,8 @@ def rule_for(info: Any) -> str:
         return "uninitialised memory"
     packet = getattr(torch.ops.aten, info.aten_name, None)
     overloads = [getattr(packet, overload) for overload in packet.overloads()] if packet is not None else []
-    if overloads and all(torch.Tag.nondeterministic_seeded in o.tags for o in overloads if "out" not in o._overloadname):
+    if overloads and all(
+        torch.Tag.nondeterministic_seeded in o.tags for o in overloads if "out" not in o._overloadname
+    ):
         return "random"
     return ""

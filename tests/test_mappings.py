@@ -7,6 +7,7 @@ import functools
 import operator
 
 import attention_rows
+import indexing_rows
 import mapping_rows
 import pytest
 import sampling_rows
@@ -668,7 +669,7 @@ RESAMPLING = {
 }
 
 CASES = CONVOLUTIONS | POOLS | LAYERS | ACTIVATIONS | ELEMENTWISE | SHAPES | REDUCTIONS | RESAMPLING
-CASES |= mapping_rows.CASES | attention_rows.CASES | sampling_rows.CASES
+CASES |= mapping_rows.CASES | attention_rows.CASES | sampling_rows.CASES | indexing_rows.CASES
 # Capture leaves none of these; they are put into a program by hand.
 BY_HAND = {
     "reshape": (aten.reshape.default, [-1, 54, 8]),

@@ -11,7 +11,6 @@ from converter.errors import ConversionError
 from converter.program import Program
 from converter.rewrites.change import Change
 from converter.rewrites.channel_permutation import find_channel_permutations
-from converter.rewrites.decompose import decompose
 from converter.rewrites.drop_dropout import drop_dropout
 from converter.rewrites.drop_identities import drop_identities
 from converter.rewrites.find_shifts import (
@@ -40,8 +39,8 @@ FOR_ALL: tuple[Rewrite, ...] = (
 )
 FOR_INFERENCE = (drop_dropout, *(find_trained_shifts if r is find_shifts else r for r in FOR_ALL), fold_batch_norm)
 REWRITES: dict[str, tuple[Rewrite, ...]] = {
-    "keras": (decompose, *FOR_ALL, merge_separable),
-    "tf": (decompose, *FOR_INFERENCE, merge_separable),
+    "keras": (*FOR_ALL, merge_separable),
+    "tf": (*FOR_INFERENCE, merge_separable),
     "onnx": (*FOR_INFERENCE, linear_to_matmul),
 }
 KEEP_BATCHNORM = (fold_batch_norm,)

@@ -1,12 +1,13 @@
-"""Write out operators that have no mapping in terms of others, as PyTorch itself decomposes them.
+"""Write out operators that cannot be mapped in terms of others, as PyTorch itself decomposes them.
 
     addr(c, a, b) -> add(c, mul(unsqueeze(a), b))
 
-An operator stays as it is, to be named in an error, unless everything that it decomposes to is mapped.
+An operator stays as it is, to be named in an error, unless everything that it decomposes to has a mapping.
 """
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -16,29 +17,23 @@ from torch import Tensor, fx
 from torch._C import DispatchKey
 from torch._decomp import global_decomposition_table
 from torch._ops import OpOverload
+from torch._subclasses.functional_tensor import dispatch_functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map_only
 
-from converter.program import Origin, Program, module_meta, module_path
+from converter.functional import is_mutating
+from converter.program import Origin, Program, module_meta
 from converter.registry import MAPPINGS
-from converter.rewrites.change import Change
 
 aten = torch.ops.aten
 # A view asks for a tensor that lies right in memory, which the tensor of another operator need not do.
 FREE = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: aten.reshape.default}
 
 
-def decompose(program: Program) -> list[Change]:
-    import mappings
-
-    mappings.load()
-    changes = []
-    for node in list(program.graph.nodes):
-        if isinstance(node.target, OpOverload) and node.target not in MAPPINGS and not is_size(node):
-            traced = decomposed(node)
-            if traced is not None and inline(program, node, traced):
-                changes.append(Change("operator decomposed", module_path(node), str(node.target), minor=True))
-    return changes
+def decompose(program: Program, node: fx.Node) -> bool:
+    """Write out one operator, if everything that it decomposes to is mapped."""
+    traced = decomposed(node)
+    return traced is not None and inline(program, node, traced)
 
 
 def decomposition(target: OpOverload) -> Callable | None:
@@ -52,17 +47,15 @@ def decomposition(target: OpOverload) -> Callable | None:
     return None
 
 
-class Unmapped(dict):
-    """A table of decompositions, of all operators that have no mapping."""
-
-    def __contains__(self, target: object) -> bool:
-        return isinstance(target, OpOverload) and target not in MAPPINGS and decomposition(target) is not None
-
-    def __getitem__(self, target: OpOverload) -> Callable:
-        found = decomposition(target)
-        if found is None:
-            raise KeyError(target)
-        return found
+@functools.cache
+def unmapped() -> dict[OpOverload, Callable]:
+    """PyTorch's decompositions of all operators that have no mapping."""
+    table = global_decomposition_table["post_autograd"]
+    return {
+        target: function
+        for target, function in table.items()
+        if isinstance(target, OpOverload) and target not in MAPPINGS and not target._schema.is_mutable
+    }
 
 
 def decomposed(node: fx.Node) -> fx.GraphModule | None:
@@ -83,16 +76,24 @@ def decomposed(node: fx.Node) -> fx.GraphModule | None:
         return None
     try:
         with mode, torch.no_grad():
-            traced = make_fx(call, decomposition_table=Unmapped(), _allow_non_fake_inputs=True)(*fakes)
+            traced = make_fx(call, unmapped(), _allow_non_fake_inputs=True)(*fakes)
+            if any(is_mutating(n) for n in traced.graph.nodes):
+                traced = make_fx(dispatch_functionalize(call), unmapped(), _allow_non_fake_inputs=True)(*fakes)
     except Exception:  # it reads values, or breaks otherwise on tensors that have none: the operator is named instead
         return None
     constant: set[fx.Node] = set()  # they will be computed
     for n in traced.graph.nodes:
-        if n.op == "get_attr" or (n.op == "call_function" and constant.issuperset(n.all_input_nodes) and not is_size(n)):
+        if n.op == "get_attr" or (
+            n.op == "call_function" and constant.issuperset(n.all_input_nodes) and not is_size(n)
+        ):
             constant.add(n)
-        elif n.op == "call_function" and not (n.target in MAPPINGS or n.target is operator.getitem or is_size(n)):
+        elif n.op == "call_function" and (n.target is node.target or not is_known(n)):
             return None
     return traced
+
+
+def is_known(node: fx.Node) -> bool:
+    return node.target in MAPPINGS or node.target is operator.getitem or is_size(node)
 
 
 def is_size(node: fx.Node) -> bool:
@@ -108,7 +109,9 @@ def inline(program: Program, node: fx.Node, traced: fx.GraphModule) -> bool:
     after = [r.meta["val"] if isinstance(r, fx.Node) else r for r in results]
     if [described(x) for x in before] != [described(x) for x in after]:
         return False
-    made: dict[fx.Node, fx.Node] = dict(zip(traced.graph.find_nodes(op="placeholder"), node.all_input_nodes, strict=True))
+    made: dict[fx.Node, fx.Node] = dict(
+        zip(traced.graph.find_nodes(op="placeholder"), node.all_input_nodes, strict=True)
+    )
     with program.graph.inserting_before(node):
         for inner in traced.graph.nodes:
             if inner.op == "get_attr":
