@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -140,14 +141,103 @@ def main(
         thread.start()
     for thread in threads:
         thread.join()
-    total: Counter = Counter()
-    for name in every:
-        if name in rows:
-            total.update(rows[name]["counts"])
-            for status, reason, count, *_ in rows[name]["reasons"]:
-                if status != "refused":
-                    click.echo(f"{name}: {count} {status}: {reason}")
-    click.echo(dict(total))
+    measured = [rows[name] for name in every if name in rows]
+    for row in measured:
+        for status, reason, count, sample in row["reasons"]:
+            if status != "refused":
+                click.echo(f"{row['name']}: {count} {status}: {reason} (as {sample})")
+    if write:
+        write.parent.mkdir(exist_ok=True)
+        write.write_text(document(measured, most, artefacts))
+    click.echo(dict(total(measured)), err=not write)
+
+
+def total(rows: list[dict]) -> Counter:
+    counts: Counter = Counter()
+    for row in rows:
+        counts.update(row["counts"])
+    return counts
+
+
+def document(rows: list[dict], most: int | None, artefacts: int) -> str:
+    """The table, as Markdown."""
+    import torch
+
+    core = {
+        str(getattr(packet, overload))
+        for packet in map(torch.ops.aten.__getattr__, dir(torch.ops.aten))
+        if hasattr(packet, "overloads")
+        for overload in packet.overloads()
+        if torch.Tag.core in getattr(packet, overload).tags
+    }
+    zoo = set((ROOT / "benchmarks" / "zoo_operators.txt").read_text().split())
+    inside = [row for row in rows if row["counts"]]
+    groups = {
+        "all in scope": inside,
+        "core ATen": [row for row in inside if core & set(row["targets"])],
+        "used by a model of the zoo": [row for row in inside if zoo & set(row["targets"])],
+    }
+    how_many = f"at most {most} samples of each type, evenly spread" if most else "all samples of each type"
+    lines = [
+        "# Operators: PyTorch's own sample inputs",
+        "",
+        "Written by `python benchmarks/operators.py --write docs/OPERATORS.md`"
+        + (f", `--most {most}`" if most else "")
+        + f": {how_many} (float32, int64, int32, bool) of PyTorch {torch.__version__.split('+')[0]}'s `op_db`, each",
+        "captured, planned and compared with PyTorch in float64: within 1e-10 of the scale, whole numbers equal.",
+        f"Of each operator and type up to {artefacts} also as a traced function and as a `.keras` file that",
+        "Keras opened again, in float32. What is left out, and by which rule, stands at the end.",
+        "",
+        "| operators | samples | right | refused | wrong | failed | right of all |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, group in groups.items():
+        counts = total(group)
+        n = sum(counts.values())
+        lines.append(
+            f"| {name}: {len(group)} | {n} | {counts['right']} | {counts['refused']} | {counts['wrong'] or 'none'} "
+            f"| {counts['failed'] or 'none'} | {counts['right'] / max(n, 1):.1%} |"
+        )
+    functions, lines_of_code = size_of_mappings()
+    lines += [
+        "",
+        f"The mappings: {functions[0]} ATen operators by {functions[1]} functions, {lines_of_code:,} lines in",
+        "`mappings/`.",
+        "",
+        "| operator | right | of | refused because |",
+        "|---|---:|---:|---|",
+    ]
+    for row in inside:
+        reasons = "; ".join(
+            f"{'' if status == 'refused' else status + ': '}{shown(reason)} ({count})"
+            for status, reason, count, _ in row["reasons"]
+        )
+        lines.append(f"| {row['name']} | {row['counts'].get('right', 0)} | {sum(row['counts'].values())} | {reasons} |")
+    lines += ["", "## Left out", "", "| rule | operators |", "|---|---|"]
+    outside: dict[str, list[str]] = {}
+    for row in rows:
+        if not row["counts"]:
+            outside.setdefault(row["scope"], []).append(row["name"])
+    lines += [f"| {rule} | {', '.join(names)} |" for rule, names in sorted(outside.items())]
+    return "\n".join(lines) + "\n"
+
+
+def shown(reason: str) -> str:
+    """A reason that fits into a cell, without the numbers of symbols, which differ from run to run."""
+    short = reason.replace("|", "/").split(" not in returned outputs")[0]
+    return re.sub(r"\bu\d+", "u", short)[:160]
+
+
+def size_of_mappings() -> tuple[tuple[int, int], int]:
+    """How many operators are mapped, by how many functions, in how many lines."""
+    sys.path.insert(0, str(ROOT))
+    import converter.ops  # noqa: F401 registers our own operators
+    import mappings
+    from converter.registry import MAPPINGS
+
+    mappings.load()
+    lines = sum(len(path.read_text().splitlines()) for path in (ROOT / "mappings").glob("*.py"))
+    return (len(MAPPINGS), len({f.__code__ for f in MAPPINGS.values()})), lines
 
 
 if __name__ == "__main__":

@@ -257,7 +257,7 @@ class Lowered:
     def _constant(self, step: ConstantStep, like: Any) -> Any:
         constant = step.constant
         dtype = dtype_name(constant.dtype)
-        if not constant.tensor.numel() and self.stock:  # a Keras file's JSON would lose all sizes behind a 0
+        if not constant.values.numel() and self.stock:  # a Keras file's JSON would lose all sizes behind a 0
             nothing = (
                 like[(slice(0, 0), *(0,) * (len(like.shape) - 1))] if like.shape else keras.ops.reshape(like, (1,))[:0]
             )

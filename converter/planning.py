@@ -61,6 +61,9 @@ def written_out(program: Program, layout: str, error: UnsupportedOperatorsError)
     raise error
 
 
+VALUES = "how many elements it returns depends on values: choose among a fixed number, as torch.where and topk do"
+
+
 def planned(program: Program, layout: str, choices: Choices) -> Plan:
     plan = Plan(program, layout, choices)
     unsupported: dict[str, list[fx.Node]] = {}
@@ -117,6 +120,8 @@ def _map_node(plan: Plan, node: fx.Node) -> Any:
     if node.target is operator.getitem:
         return args[0][args[1]]
     if node.target not in MAPPINGS:
+        if torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()):
+            raise Unsupported(VALUES)
         raise Unsupported
     return MAPPINGS[node.target](plan, *args, **kwargs)
 

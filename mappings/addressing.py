@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from keras import ops
 
+from converter.deferred import Deferred
 from converter.layout import Layout, product
 from converter.plan import Constant, Plan, Unsupported, Value
 from converter.precision import dtype_name
@@ -98,14 +99,16 @@ def positions(
     if any(isinstance(part, Value) for part in parts):
         where = arithmetic(plan, total, *parts, dtype=torch.int64)
         return expanded(plan, where, tuple(shape))
-    sums = sum((p.tensor * n for p, n in zip(parts, strides, strict=True)), start=torch.zeros((), dtype=torch.int64))
+    tables = [p for p in parts if isinstance(p, Constant)]
+    sums = sum((p.tensor * n for p, n in zip(tables, strides, strict=True)), start=torch.zeros((), dtype=torch.int64))
     return computed(sums.expand(tuple(shape)))
 
 
 def computed(tensor: torch.Tensor) -> Constant:
     """A table of positions."""
     held = tensor.to(torch.int64)
-    return Constant(held, torch.int64, (), False, False, ("indices", tuple(held.shape), tuple(held.ravel().tolist())))
+    key = ("indices", tuple(held.shape), tuple(held.ravel().tolist()))
+    return Constant(Deferred.of(held), torch.int64, (), False, False, key)
 
 
 def counted(plan: Plan, shape: Sequence, place: int) -> Value | Constant:
@@ -229,7 +232,7 @@ def neutral(reduce, dtype):
 
 def number(n, dtype):
     holds = torch.float64 if dtype == torch.float32 else dtype
-    return Constant(torch.full((), n, dtype=holds), dtype, (), True, False, ("full", n, dtype))
+    return Constant(Deferred.of(torch.full((), n, dtype=holds)), dtype, (), True, False, ("full", n, dtype))
 
 
 @maps(aten.scatter.src, aten.scatter.value)

@@ -191,6 +191,11 @@ def greatest_common_divisor(plan, x, other):
     return both(plan, ops.gcd, x, other)
 
 
+@maps(aten.lcm.default)
+def least_common_multiple(plan, x, other):
+    return both(plan, ops.lcm, x, other)
+
+
 @maps(aten.nextafter.default)
 def next_after(plan, x, other):
     return both(plan, ops.nextafter, x, other)

@@ -3,7 +3,8 @@
 import torch
 from keras import ops
 
-from converter.plan import Constant, Unsupported
+from converter.deferred import Deferred
+from converter.plan import Constant, Unsupported, Value
 from converter.precision import dtype_name
 from converter.registry import maps
 from mappings.elementwise import arithmetic
@@ -41,7 +42,7 @@ def prefixes(plan, x, dim):
     x, axis = plan.one_axis(x, dim, "a running extreme")
     behind = (1,) * (len(x.layout.axes) - axis - 1)
     mask = torch.ones(size, size, dtype=torch.bool).tril().reshape(size, size, *behind)
-    held = Constant(mask, torch.bool, (), False, False, ("before", size, len(behind)))
+    held = Constant(Deferred.of(mask), torch.bool, (), False, False, ("before", size, len(behind)))
     return x, axis, plan.as_value(held, x)
 
 
@@ -71,12 +72,12 @@ def running_logsumexp(plan, x, dim):
 def running_extreme(plan, x, dim, turned):
     """The largest so far (of `turned` elements) and the last place where it stood."""
     if not x.shape:
-        position = plan.elementwise(lambda a: ops.zeros_like(a, dtype="int64"), x)
-        return [x, type(position)(position.layout, torch.int64, position.step)]
+        first = plan.elementwise(lambda a: ops.zeros_like(a, dtype="int64"), x)
+        return [x, Value(first.layout, torch.int64, first.step)]
     x, axis, before = prefixes(plan, x, dim)
     size = x.shape[dim]
     places = torch.arange(size).reshape(size, *(1,) * (len(x.layout.axes) - axis - 1))
-    held = plan.as_value(Constant(places, torch.int64, (), False, False, ("places", tuple(places.shape))), x)
+    held = plan.as_value(Constant(Deferred.of(places), torch.int64, (), False, False, ("places", tuple(places.shape))), x)
     boolean = x.dtype == torch.bool
 
     def raised(a):

@@ -123,7 +123,7 @@ def taken(plan, x, dim, index):
 def index(plan, x, indices):
     given = {d: i for d, i in enumerate(without_constant_masks(indices)) if i is not None}
     if any(i.dtype == torch.bool for i in given.values()):
-        raise Unsupported("a mask: how many elements it picks is known at run time only; use torch.where")
+        raise Unsupported("how many elements a mask picks depends on values: choose among all of them with torch.where")
     if not isinstance(x, Value) or not all(isinstance(i, Constant) for i in given.values()):
         like = next(v for v in (x, *given.values()) if isinstance(v, Value))
         x = plan.as_value(x, like)

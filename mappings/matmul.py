@@ -12,6 +12,7 @@ import tensorflow as tf
 import torch
 from keras import ops
 
+from converter.deferred import Deferred
 from converter.layout import Layout, Run, Runs, joint_order
 from converter.plan import Constant, Plan, Unsupported, Value, arrange
 from converter.registry import maps
@@ -27,7 +28,7 @@ Label = Hashable
 def matmul(plan, a, b):
     if isinstance(a, Constant) and isinstance(b, Constant):
         sources = tuple(dict.fromkeys((*a.sources, *b.sources)))
-        return Constant(a.tensor @ b.tensor, a.dtype, sources, False, False, ("matmul", a.key, b.key))
+        return Constant(Deferred.of(a.tensor @ b.tensor), a.dtype, sources, False, False, ("matmul", a.key, b.key))
     rank_a, rank_b = len(a.shape), len(b.shape)
     batch = list(range(max(rank_a, rank_b, 2) - 2))
     if is_linear(a, b):

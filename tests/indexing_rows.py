@@ -239,4 +239,61 @@ MATRICES = {
     ),
 }
 
-CASES = GATHERS | SCATTERS | OF_ONE | ORDERS | MATRICES
+NUMBERS = {
+    "log gamma and digamma on both sides of zero, at poles, 1 and 2": (
+        lambda x, n: (torch.lgamma(x), torch.digamma(x), torch.lgamma(n), torch.digamma(n / 2)),
+        TOKENS,
+        Input(TOKENS, torch.int64),
+    ),
+    "divisors and multiples of integers of any sign": (
+        lambda n, m: (torch.gcd(n, m), torch.lcm(n, m)),
+        Input(TOKENS, torch.int64),
+        Input(TOKENS, torch.int64),
+    ),
+    "the sign of a number, -0.0 included": (
+        lambda x, y: (torch.copysign(x, y.floor() * 0.0), torch.copysign(x, -2.0)),
+        TOKENS,
+        TOKENS,
+    ),
+    "the next number": (lambda n: torch.nextafter(n.double(), torch.tensor(9.0).double()), Input(TOKENS, torch.int64)),
+    "i0": (lambda x: torch.i0(x), TOKENS),
+    "meshgrid, which PyTorch broadcasts": (
+        lambda x, y: torch.meshgrid(x[0, 0], y[0, :, 0], indexing="ij"),
+        TOKENS,
+        TOKENS,
+    ),
+    "variance and mean of everything": (
+        lambda x: (*aten.var_mean.default(x, False), *aten.std_mean.default(x)),
+        TOKENS,
+    ),
+    "distances of rows": (
+        lambda x, y: tuple(torch.cdist(x, y[:, :4], p) for p in (0.0, 1.0, 2.0, 3.0, torch.inf)),
+        TOKENS,
+        TOKENS,
+    ),
+    "distances within rows": (lambda x: (torch.pdist(x[0]), torch.pdist(x[1], 1.0)), TOKENS),
+    "sum of a batch of products": (
+        lambda x, a, b: torch.addbmm(x[0, :, :6], a, b.mT, beta=0.5, alpha=2),
+        TOKENS,
+        TOKENS,
+        TOKENS,
+    ),
+    "clamped integers and booleans": (
+        lambda n, m: (n.clamp(-2, 3), n.clamp(min=0.5), torch.clamp(m, False, True), torch.maximum(m, n > 0)),
+        TIES,
+        MASK,
+    ),
+    "padding of booleans, and beyond what is cut off": (
+        lambda m, x: (F.pad(m, (1, 2), value=1), F.pad(x, (-11, 3), mode="replicate")),
+        MASK,
+        TOKENS,
+    ),
+    "mish far from zero": (lambda x: (F.mish(x), F.mish(40 * x)), TOKENS),
+    "elementwise of integers and booleans": (
+        lambda n, m: (n.exp(), n.ceil(), n.neg(), m.cos(), n.sigmoid(), n.abs(), m.add(m, alpha=0)),
+        TIES,
+        MASK,
+    ),
+}
+
+CASES = GATHERS | SCATTERS | OF_ONE | ORDERS | MATRICES | NUMBERS
