@@ -77,7 +77,9 @@ def running_extreme(plan, x, dim, turned):
     x, axis, before = prefixes(plan, x, dim)
     size = x.shape[dim]
     places = torch.arange(size).reshape(size, *(1,) * (len(x.layout.axes) - axis - 1))
-    held = plan.as_value(Constant(Deferred.of(places), torch.int64, (), False, False, ("places", tuple(places.shape))), x)
+    held = plan.as_value(
+        Constant(Deferred.of(places), torch.int64, (), False, False, ("places", tuple(places.shape))), x
+    )
     boolean = x.dtype == torch.bool
 
     def raised(a):
