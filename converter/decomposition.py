@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from torch._C import DispatchKey
 from torch._decomp import global_decomposition_table
 from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import dispatch_functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_map_only
@@ -71,7 +72,7 @@ def decomposed(node: fx.Node) -> fx.GraphModule | None:
         return tree_flatten(function(*args, **kwargs))[0]
 
     fakes = [n.meta["val"] for n in sources]
-    mode = next((x.fake_mode for x in fakes if isinstance(x, Tensor)), None)
+    mode = next((x.fake_mode for x in fakes if isinstance(x, FakeTensor)), None)
     if mode is None:
         return None
     try:

@@ -50,7 +50,9 @@ def written_out(program: Program, layout: str, error: UnsupportedOperatorsError)
         UnsupportedOperatorsError: the one given; not all of them could be.
     """
     left: Sequence[fx.Node] = error.nodes
-    while all(decompose(program, node) for node in left):
+    for _ in range(DEPTH):
+        if not all(decompose(program, node) for node in left):
+            break
         program.finish()
         fold_constants(program)
         program.finish()
@@ -61,6 +63,7 @@ def written_out(program: Program, layout: str, error: UnsupportedOperatorsError)
     raise error
 
 
+DEPTH = 5  # of decompositions of what operators decompose to
 VALUES = "how many elements it returns depends on values: choose among a fixed number, as torch.where and topk do"
 
 

@@ -19,7 +19,7 @@ from converter.plan import Constant, Plan, Unsupported, Value
 from converter.precision import dtype_name
 from converter.registry import maps
 from mappings.elementwise import arithmetic, sum_of
-from mappings.expansion import added, expanded, zeros_along
+from mappings.expansion import expanded, zeros_along
 from mappings.shapes import slice_to
 
 aten = torch.ops.aten
@@ -361,7 +361,9 @@ def masked(plan, x, indices, values, accumulate):
 
     def choose(m, a, v):
         a, v = (n if not hasattr(n, "shape") else ops.cast(n, dtype_name(dtype)) for n in (a, v))
-        return ops.where(m, added(a, v) if accumulate else v, a)
+        if accumulate:
+            v = ops.logical_or(a, v) if dtype == torch.bool else a + v
+        return ops.where(m, v, a)
 
     return plan.elementwise(choose, mask, x, values)
 

@@ -10,7 +10,7 @@ from converter.deferred import Deferred
 from converter.layout import Layout, product
 from converter.plan import Constant, Unsupported, Value
 from converter.registry import maps
-from mappings.addressing import read, several, without_constant_masks
+from mappings.addressing import read, several
 from mappings.expansion import expanded
 
 aten = torch.ops.aten
@@ -121,7 +121,7 @@ def taken(plan, x, dim, index):
 
 @maps(aten.index.Tensor, aten._unsafe_index.Tensor)
 def index(plan, x, indices):
-    given = {d: i for d, i in enumerate(without_constant_masks(indices)) if i is not None}
+    given = {d: i for d, i in enumerate(indices) if i is not None}
     if any(i.dtype == torch.bool for i in given.values()):
         raise Unsupported("how many elements a mask picks depends on values: choose among all of them with torch.where")
     if not isinstance(x, Value) or not all(isinstance(i, Constant) for i in given.values()):

@@ -17,7 +17,8 @@ def linear(plan, x, weight, bias=None):
     if len(x.shape) == 1:
         raise Unsupported("an input without a batch dimension")
     dim = len(x.shape) - 1
-    x = plan.request(x, x.layout.last(dim), "features last")
+    axes = x.layout.last(dim)
+    x = plan.request(x, axes if len(axes) > 1 else ((), *axes), "features last")  # a layer takes a batch, if of one
     layout = x.layout
     kernel = weight.take(1, layout.index(layout.dims[dim], layout.axes[-1]))
     units = weight.shape[0]

@@ -144,6 +144,8 @@ def windows_along(array, axis, kernel, stride, pool):
 def average_pool(
     plan, x, kernel_size, stride=(), padding=(0,), ceil_mode=False, count_include_pad=True, divisor_override=None
 ):
+    if not x.dtype.is_floating_point:
+        raise Unsupported("an average of integers, which PyTorch cuts off")
     rank = AVERAGE_POOLS[plan.node.target]
     kernel, padding = each(kernel_size, rank), each(padding, rank)
     stride = each(stride, rank) if stride else kernel

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from keras import ops
 
-from converter.layout import Layout
+from converter.layout import Layout, product
 from converter.plan import Constant, Unsupported, Value
 from converter.registry import maps
 
@@ -50,6 +50,7 @@ def matrix_transpose(plan, x):
 
 @maps(aten.cat.default)
 def concatenate(plan, tensors, dim=0):
+    tensors = [t for t in tensors if product(t.shape) != 0]
     like = next(t for t in tensors if isinstance(t, Value))
     values, axis, layout = plan.join([plan.as_value(t, like) for t in tensors], dim)
     return plan.call(lambda *arrays: ops.concatenate(arrays, axis), *values, layout=layout)

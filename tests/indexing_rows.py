@@ -51,7 +51,6 @@ GATHERS = {
         TOKENS,
         PICKS,
     ),
-    "a constant mask as an index": (lambda x: x[:, constant(1, 0, 1, 1, 0, 0, dtype=torch.bool)], TOKENS),
     "index_select by a scalar": (lambda x, i: x.index_select(1, i[0, 0, 0]), TOKENS, PICKS),
     "diagonals": (lambda x: (x.diagonal(0, 1, 2), x.diagonal(2, 1, 2), x.diagonal(-1, 2, 1)), IMAGE),
     "diagonal of channels last": (lambda x: last(x).diagonal(1, 2, 3), IMAGE),
@@ -101,14 +100,14 @@ SCATTERS = {
         PICKS,
     ),
     "one hot": (lambda i: F.one_hot(i[:, :, 0], 6), PICKS),
-    "index_put": (lambda x, i: x.index_put((None, constant(1, 4)), i[:, :1, :].float()), TOKENS, PICKS),
+    "index_put": (lambda x, i: aten.index_put(x, [None, constant(1, 4)], i[:, :1, :].float()), TOKENS, PICKS),
     "index_put that adds to one element twice": (
-        lambda x, s: x.index_put((None, constant(1, 4, 1)), s[:, :3], accumulate=True),
+        lambda x, s: aten.index_put(x, [None, constant(1, 4, 1)], s[:, :3], True),
         TOKENS,
         TOKENS,
     ),
     "index_put by an index of the input": (
-        lambda x, i: x.index_put((None, i[0, :2, 0]), torch.tensor(2.5)),
+        lambda x, i: aten.index_put(x, [None, i[0, :2, 0]], torch.tensor(2.5)),
         TOKENS,
         Input((2, 4, 11), torch.int64, 0, 1),
     ),
@@ -143,7 +142,10 @@ SCATTERS = {
     "assignment to every other column": (lambda x, s: assigned(x, s), IMAGE, IMAGE),
     "select_scatter": (lambda x, s: x.select_scatter(s[:, 0], 1, -2), TOKENS, TOKENS),
     "diagonal_scatter": (
-        lambda x, s: (x.diagonal_scatter(s[:, 0, :6], 2, 1, 2), last(s).diagonal_scatter(s[:, :, 0, :5], 3, 2, 3)),
+        lambda x, s: (
+            x.diagonal_scatter(s[:, 0, :6, :].transpose(1, 2), 2, 1, 2),
+            last(s).diagonal_scatter(s[:, :, 0, :5], 3, 2, 3),
+        ),
         IMAGE,
         IMAGE,
     ),
@@ -157,7 +159,11 @@ def assigned(x, source):
 
 
 OF_ONE = {  # without a free batch among their dimensions
-    "put": (lambda x, s: (x[0].put(constant(3, 70), s[0, 0, :2]), x[0].put(constant(3, 3), s[0, 0, :2], True)), TOKENS),
+    "put": (
+        lambda x, s: (x[0].put(constant(3, 60), s[0, 0, :2]), x[0].put(constant(3, 3), s[0, 0, :2], True)),
+        TOKENS,
+        TOKENS,
+    ),
     "take": (lambda x, i: x[0].take(i[0, :2, :3]), TOKENS, PICKS),
     "masked_scatter": (lambda x, m: x[0].masked_scatter(m[0], 2 * x[1]), TOKENS, MASK),
     "as_strided_scatter": (
