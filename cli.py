@@ -123,6 +123,13 @@ architecture_options = options(
         "--trust", multiple=True, metavar="PACKAGE", help="Allow classes of this package to be unpickled; repeatable."
     ),
 )
+mappings_option = click.option(
+    "--mappings",
+    multiple=True,
+    type=PATH,
+    metavar="FILE.py",
+    help="Python file with mappings of your own for operators; repeatable.",
+)
 comparison_options = options(
     click.option(
         "--atol", type=click.FloatRange(min=0), metavar="X", help="Absolute error allowed, in place of our own bound."
@@ -184,6 +191,7 @@ def main() -> None:
 @click.option("--exact-shifts", is_flag=True, help="Make shifts of grid samples that interpolate on whole pixels.")
 @click.option("--no-verify", is_flag=True, help="Write without proof; the report says so.")
 @click.option("--keep-failed", is_flag=True, help="Keep an artefact that does not agree, under another name.")
+@mappings_option
 @comparison_options
 @trace_option
 @click.option("--force", is_flag=True, help="Replace what is in the way, even if it is not ours.")
@@ -273,6 +281,7 @@ def verify(
 @main.command()
 @click.argument("model", type=PATH)
 @architecture_options
+@mappings_option
 @click.option("--layout", is_flag=True, help="Show the plan too: how each value lies, and what moves for which reason.")
 @message_options
 def inspect(model: Path, as_json: bool, quiet: bool, verbose: bool, **arguments: Any) -> None:

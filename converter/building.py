@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from converter.artefacts.formats import Format
+from converter.artefacts.rearranged_weights import rearranged_weights
 from converter.artefacts.recurrent_weights import recurrent_weights
 from converter.interfaces import to_artefact, to_torch
 from converter.memory import swept
@@ -26,6 +27,7 @@ from converter.rewrites.change import Change
 from converter.source import Clock, Source
 from converter.steps import Constant, Interface, sizes
 from converter.tracing import departure, known_values, program_values, trace_plan, trace_values
+from converter.user_mappings import refuse_untranslated
 from converter.verification.compare import Outputs, compare_function
 from converter.verification.weights import Expected, compare_weights
 
@@ -37,13 +39,18 @@ MOVING = {"Transpose": ("Transpose",), "Gather": ("Gather", "GatherV2", "GatherN
 
 @dataclass(frozen=True)
 class Options:
-    """What decides the bytes of an artefact, besides the model."""
+    """What decides the bytes of an artefact, besides the model.
+
+    Attributes:
+        mappings: the SHA-256 of each file of the user's mappings.
+    """
 
     layout: str = "auto"
     fixed_batch: int | None = None
     keep_batchnorm: bool = False
     opset: int | None = None
     exact_shifts: bool = False
+    mappings: tuple[str, ...] = ()
 
 
 @dataclass
@@ -160,7 +167,7 @@ class Built:
         expected = self.expected(tensors)
         used = {s for e in expected.values() for s in e.sources}
         if self.plan is None:  # the exporter's own, without a name of ours: shapes, axes, operators' arguments
-            tensors = {n: t for n, t in tensors.items() if n in expected or (t.dtype.kind == "f" and t.size > 1)}
+            tensors = {n: t for n, t in tensors.items() if n in expected or (t.dtype.kind == "f" and np.ptp(t))}
         return compare_weights(expected, tensors, self.source.tensor_names | used, self._unused(used))
 
     def expected(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Expected]:
@@ -219,6 +226,7 @@ def build(source: Source, format: Format, options: Options, clock: Clock) -> Bui
         inputs, expected = source.probe or (source.examples, None)
         program, changes = rewrite(source.program, chosen, inputs, expected)
     if format == "onnx":
+        refuse_untranslated(program)
         nodes = zip(program.inputs, program.placeholders, strict=True)
         results = zip(program.outputs, program.results, strict=True)
         return Built(
@@ -247,7 +255,9 @@ def expected_initialisers(program: Program, tensors: Mapping[str, np.ndarray]) -
             values = values.then(torch.t)
         expected[name] = Expected(values, origin.sources, origin.exact)
     _add_merged(program, expected)
-    return expected | recurrent_weights(program, {n: t for n, t in tensors.items() if n not in expected})
+    expected |= recurrent_weights(program, {n: t for n, t in tensors.items() if n not in expected})
+    known = {target for target in program.origins if returned.get(target, target) in expected}
+    return expected | rearranged_weights(program, {n: t for n, t in tensors.items() if n not in expected}, known)
 
 
 def _add_merged(program: Program, expected: dict[str, Expected]) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, OutputKind
-from torch.nn.modules import rnn
+from torch.nn.modules import rnn, transformer
 from torch.utils._pytree import GetAttrKey, MappingKey, SequenceKey, tree_flatten_with_path, tree_unflatten
 
 from converter import ops
@@ -45,6 +45,8 @@ def capture(module: nn.Module, inputs: Sequence[Tensor], fixed_batch: bool = Fal
     run_forward(module, inputs)
     reason = ""
     if not fixed_batch and any(x.ndim for x in inputs):
+        reason = _why_not_one(module, inputs)
+    if not fixed_batch and any(x.ndim for x in inputs) and not reason:
         batch = Dim("batch", min=1)
         shapes = tuple({0: batch} if x.ndim else None for x in inputs)
         try:
@@ -66,6 +68,18 @@ def capture(module: nn.Module, inputs: Sequence[Tensor], fixed_batch: bool = Fal
     if reason:
         program.notes.append(f"converted for batch {program.fixed_batch} only, the model takes no other: {reason}")
     return program
+
+
+def _why_not_one(module: nn.Module, inputs: Sequence[Tensor]) -> str:
+    """What the model says to a batch of 1, as one that takes its statistics does; "" if it takes it."""
+    if not any(x.ndim and x.shape[0] > 1 for x in inputs):
+        return ""
+    try:
+        with torch.no_grad():
+            module(*(x[:1].clone() if x.ndim else x.clone() for x in inputs))
+    except Exception as error:
+        return f"of 1 example, {_first_line(error)}"
+    return ""
 
 
 def _at_least_two(x: Tensor) -> Tensor:
@@ -162,7 +176,7 @@ def run_forward(module: nn.Module, inputs: Sequence[Tensor]) -> None:
 
 
 def _export(module: nn.Module, inputs: Sequence[Tensor], shapes: Any) -> ExportedProgram:
-    with _quiet(), _recurrent_layers_whole():
+    with _quiet(), _recurrent_layers_whole(), _masks_unread():
         return torch.export.export(module, tuple(inputs), dynamic_shapes=_for_forward(module, shapes), strict=False)
 
 
@@ -202,6 +216,18 @@ def _recurrent_layers_whole() -> Iterator[None]:
         yield
     finally:
         vars(rnn)["_VF"] = before
+
+
+@contextlib.contextmanager
+def _masks_unread() -> Iterator[None]:
+    """Transformers look whether a mask happens to be the causal one, which would hang on its values; it is applied in
+    any case."""
+    before = vars(transformer)["_detect_is_causal_mask"]
+    vars(transformer)["_detect_is_causal_mask"] = lambda mask, is_causal=None, size=None: bool(is_causal)
+    try:
+        yield
+    finally:
+        vars(transformer)["_detect_is_causal_mask"] = before
 
 
 def _name_recurrent_layers(graph_module: fx.GraphModule) -> None:
@@ -274,13 +300,14 @@ def _keep_dropouts(graph_module: fx.GraphModule) -> None:
 
 
 def _restore_batch_norm(program: Program) -> None:
-    """Decomposition leaves `_native_batch_norm_legit_no_training` and its first item: one `batch_norm` again."""
-    target = aten._native_batch_norm_legit_no_training.default
-    for node in program.graph.find_nodes(op="call_function", target=target):
-        x, weight, bias, mean, variance, momentum, eps = node.args
+    """Decomposition leaves `_native_batch_norm_legit...` and its first item: one `batch_norm` again."""
+    decomposed = (aten._native_batch_norm_legit_no_training.default, aten._native_batch_norm_legit.no_stats)
+    for node in [n for target in decomposed for n in program.graph.find_nodes(op="call_function", target=target)]:
+        x, weight, bias, *statistics, momentum, eps = node.args
+        mean, variance, training = (None, None, True) if len(statistics) == 1 else (*statistics, False)
         with program.graph.inserting_before(node):
             whole = program.call(
-                aten.batch_norm.default, (x, weight, bias, mean, variance, False, momentum, eps, False), node
+                aten.batch_norm.default, (x, weight, bias, mean, variance, training, momentum, eps, False), node
             )
         for item in list(node.users):
             if item.target is operator.getitem and item.args[1] == 0:

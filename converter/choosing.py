@@ -17,7 +17,7 @@ from itertools import islice, permutations
 import torch
 from torch import fx
 
-from converter.layout import Layout, MustMerge
+from converter.layout import Layout, MustMerge, product
 from converter.plan import Choices, Plan
 from converter.registry import CHANNELS_LAST, PRODUCERS
 from converter.steps import sizes
@@ -121,7 +121,7 @@ def factors_asked(producer: fx.Node) -> tuple[int, ...] | None:
             after = user.meta.get("val")
             if user.target in PRODUCERS or not isinstance(after, torch.Tensor):
                 ring.remove(user)
-            elif after.shape != value.shape and after.numel() == value.numel():
+            elif sizes(after) != sizes(value) and product(sizes(after)) == product(sizes(value)):
                 try:
                     layout = Layout.of(sizes(value)).reshape(sizes(after))
                 except (MustMerge, ValueError):

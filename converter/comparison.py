@@ -15,7 +15,7 @@ from converter.artefacts.runner import Runner, TensorSpec
 from converter.artefacts.stamp import read_stamp
 from converter.building import Options, build
 from converter.checkpoint import load_tensors
-from converter.errors import ConversionError, UsageError
+from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError
 from converter.interfaces import labelled_accuracy
 from converter.matching import Matching
 from converter.pairing import shown
@@ -120,8 +120,13 @@ def verify(
             if stamp.get("source_sha256") not in (None, source.sha256):
                 notes.append("the artefact says that it was made from another file than this")
             with clock("compare the weights"):
-                built = build(source, format, Options(**stamp["options"]), clock)
-                proofs.append(built.prove_weights(runner.tensors()))
+                try:
+                    built = build(source, format, Options(**stamp["options"]), clock)
+                    proofs.append(built.prove_weights(runner.tensors()))
+                except UnsupportedOperatorsError:
+                    if not stamp["options"].get("mappings"):
+                        raise
+                    notes.append("converted with mappings of your own: its weights are compared by what they compute")
         else:
             notes.append("the artefact bears no stamp of ours: its weights are compared by what they compute")
     return VerificationReport(

@@ -23,6 +23,7 @@ from converter.report import ArtefactReport, ConversionReport, Proof, TraceRow, 
 from converter.rewrites.change import Change
 from converter.source import Clock, Progress, open_source
 from converter.tracing import by_module, disagrees, located, trace_artefact
+from converter.user_mappings import user_mappings
 from converter.verification.compare import compare_artefact
 
 
@@ -46,6 +47,7 @@ def convert(
     rtol: float | None = None,
     seed: int = 0,
     inputs: str | Path | None = None,
+    mappings: Sequence[str | Path] = (),
     force: bool = False,
     trace: bool = False,
     progress: Progress | None = None,
@@ -65,6 +67,7 @@ def convert(
         inputs: an .npz of the user's arrays, to compare on besides random ones.
         trace: give what every module computes, on both sides of the first proof; where it fails the first module that
             differs is named in any case.
+        mappings: Python files that register mappings of their own (`converter.registry.maps`, `translates`).
 
     Returns:
         The report; an artefact that does not agree is reported as such and not put in place.
@@ -75,11 +78,12 @@ def convert(
     return_large_blocks()
     formats = _formats(to)
     clock = Clock(progress)
-    options = Options(layout, fixed_batch, keep_batchnorm, opset, exact_shifts)
     source_path = Path("model" if isinstance(model, nn.Module) else model)
     paths = {f: output_path(source_path, f, Path(output) if output else None, len(formats) > 1) for f in formats}
 
     with ExitStack() as stack:
+        digests = stack.enter_context(user_mappings(mappings))
+        options = Options(layout, fixed_batch, keep_batchnorm, opset, exact_shifts, digests)
         placements = {f: stack.enter_context(Placement(paths[f], force=force)) for f in formats}
         runners = {f: stack.enter_context(Runner(f)) for f in formats} if verify else {}
         source = open_source(

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
 from converter.building import Options, build, described, tensors_read
@@ -18,8 +19,9 @@ from converter.interfaces import facts, free_batch, sizes_shown
 from converter.plan import Plan
 from converter.program import module_path
 from converter.report import LayerRow, ModelSummary, PlanRow, Rewrite, Shape, TensorFacts, UnsupportedOperator
-from converter.source import Clock, open_source
+from converter.source import Clock, Source, open_source
 from converter.steps import CallStep, LayerStep, Value
+from converter.user_mappings import user_mappings
 
 
 def inspect(
@@ -29,6 +31,7 @@ def inspect(
     factory_args: Mapping[str, Any] | None = None,
     input_shapes: Sequence[str] = (),
     trust: Sequence[str] = (),
+    mappings: Sequence[str | Path] = (),
     layout: bool = False,
 ) -> ModelSummary:
     """The module tree with shapes, weights, and what each module becomes in a Keras file.
@@ -36,16 +39,22 @@ def inspect(
     Operators that cannot be converted are listed, not raised.
 
     Args:
+        mappings: Python files that register mappings of their own.
         layout: give the plan too, every value with its axes and every movement with its reason.
 
     Raises:
         ConversionError: the model cannot be read, or does not run on the inputs given.
     """
     clock = Clock(None)
-    source = open_source(
-        model, factory=factory, factory_args=factory_args, input_shapes=input_shapes, trust=trust, fixed_batch=None,
-        seed=0, clock=clock,
-    )  # fmt: skip
+    with user_mappings(mappings):
+        source = open_source(
+            model, factory=factory, factory_args=factory_args, input_shapes=input_shapes, trust=trust, fixed_batch=None,
+            seed=0, clock=clock,
+        )  # fmt: skip
+        return summary(source, layout, clock)
+
+
+def summary(source: Source, layout: bool, clock: Clock) -> ModelSummary:
     unsupported: tuple[UnsupportedOperator, ...] = ()
     inputs: tuple[TensorFacts, ...] = ()
     outputs: tuple[TensorFacts, ...] = ()
@@ -121,7 +130,9 @@ def what_becomes(plan: Plan) -> dict[str, str]:
 
 
 def operator_name(node: fx.Node) -> str:
-    return str(node.target).removeprefix("aten.").removeprefix("converter.").split(".")[0]
+    if isinstance(node.target, OpOverload):
+        return node.target._opname
+    return str(node.target)
 
 
 def _counted(names: Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ from converter.verification.compare import Outputs, accuracy
 
 
 def to_artefact(array: np.ndarray, interface: Interface) -> np.ndarray:
-    return np.ascontiguousarray(array.transpose(interface.order))
+    return np.asarray(array.transpose(interface.order), order="C")
 
 
 def to_torch(array: np.ndarray, interface: Interface) -> np.ndarray:

@@ -47,6 +47,8 @@ def product(sizes: Iterable[Size]) -> Size:
 def quotient(size: Size, divisor: Size) -> Size | None:
     """`size / divisor` if that is a whole number whatever the unknown sizes are, else None."""
     if isinstance(size, int) and isinstance(divisor, int):
+        if not divisor:  # nothing is to be had of nothing
+            return 1 if not size else None
         return size // divisor if size % divisor == 0 else None
     result = sympy.cancel(sympy.sympify(size) / divisor)
     numerator, denominator = sympy.fraction(result)

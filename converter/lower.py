@@ -22,7 +22,9 @@ from converter.layout import Size
 from converter.memory import swept
 from converter.plan import Plan
 from converter.precision import dtype_name, float32_is
+from converter.registry import OWNERS
 from converter.steps import CallStep, Constant, ConstantStep, InputStep, ItemStep, LayerStep, MoveStep, Step
+from converter.user_mappings import blame
 
 LARGE = 100_000  # elements of variables that are worth a sweep
 INLINE = 16  # a constant of so few elements may stand in a Keras file's JSON
@@ -187,6 +189,14 @@ class Lowered:
     # -- one step
 
     def _carry_out(self, step: Step, arrays: list) -> Any:
+        try:
+            return self._made(step, arrays)
+        except Exception as error:
+            if step.node.target not in OWNERS:
+                raise
+            raise blame(step.node.target, error, OWNERS[step.node.target]) from error
+
+    def _made(self, step: Step, arrays: list) -> Any:
         match step:
             case CallStep():
                 return step.function(*arrays)
@@ -267,7 +277,10 @@ class Lowered:
         made = self._variable(step)
         if not self.stock:
             return made.value() if isinstance(made, tf.Variable) else made
-        first = like[(0,) * (len(like.shape) - 1) + (slice(0, 1),)]
+        if not like.shape or 0 in like.shape:
+            first = keras.ops.sum(like)
+        else:
+            first = like[(0,) * (len(like.shape) - 1) + (slice(0, 1),)]
         ones = keras.ops.reshape(keras.ops.ones_like(first, dtype=self.precision), (1, 1))
         return keras.ops.cast(keras.ops.squeeze(made(ones), 0), dtype)
 

@@ -42,7 +42,7 @@ class Reference:
     def probe(self, program: Program) -> tuple[list[Tensor], list[Tensor]]:
         """The first round's inputs and float64 results, in the program's order."""
         inputs = [torch.from_numpy(self.rounds[0].arrays[name]) for name in program.inputs]
-        return inputs, [torch.from_numpy(np.ascontiguousarray(self.float64[0][name])) for name in program.outputs]
+        return inputs, [torch.from_numpy(np.asarray(self.float64[0][name], order="C")) for name in program.outputs]
 
 
 def input_specs(program: Program) -> list[InputSpec]:
@@ -92,7 +92,7 @@ def take_reference(
     float32: list[Outputs] = []
     own: list[Outputs] = []
     for number, each in enumerate(every):
-        tensors = [torch.from_numpy(np.ascontiguousarray(each.arrays[spec.name])) for spec in specs]
+        tensors = [torch.from_numpy(np.asarray(each.arrays[spec.name], order="C")) for spec in specs]
         float32.append(_named(program, program.run(*tensors)))
         doubled = [x.double() if x.dtype == torch.float32 else x for x in tensors]
         float64.append(_named(raised, raised.run(*doubled)))

@@ -8,6 +8,8 @@ Mapping = Callable[..., object]
 MAPPINGS: dict[OpOverload, Mapping] = {}
 CHANNELS_LAST: set[OpOverload] = set()
 PRODUCERS: dict[OpOverload, int] = {}
+TRANSLATIONS: dict[OpOverload, Callable[..., object]] = {}  # to ONNX
+OWNERS: dict[OpOverload, str] = {}  # the file of a mapping that is the user's
 
 
 def maps(
@@ -37,6 +39,28 @@ def maps(
                 CHANNELS_LAST.add(target)
             if produces is not None:
                 PRODUCERS[target] = produces
+        return function
+
+    return register
+
+
+def translates(*targets: OpOverload) -> Callable[[Mapping], Mapping]:
+    """Register the decorated function as the ONNX translation of `targets`.
+
+    It is what `torch.onnx.export` takes in its `custom_translation_table`: a function of onnxscript's operators whose
+    parameters are those of the operator's schema.
+
+    Raises:
+        ValueError: an operator is registered twice.
+    """
+
+    def register(function: Mapping) -> Mapping:
+        for target in targets:
+            if target in TRANSLATIONS:
+                raise ValueError(
+                    f"{target} is already translated by {getattr(TRANSLATIONS[target], '__qualname__', '?')}"
+                )
+            TRANSLATIONS[target] = function
         return function
 
     return register

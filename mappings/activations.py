@@ -22,7 +22,7 @@ def prelu(plan, x, weight):
         axis = None
     rank = len(x.layout.axes)
     if axis == 0 or rank < 2:
-        return plan.elementwise(leaky, x, weight)
+        return plan.elementwise(leaky, x, weight if axis is not None else weight.reshape())
     shared = [i for i in range(1, rank) if i != axis]
     alpha = weight.reshape(*(weight.shape[0] if i == axis else 1 for i in range(1, rank)))
     if any(i not in shared and not isinstance(x.layout.physical_shape[i], int) for i in range(1, rank)):

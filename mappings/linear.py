@@ -1,11 +1,13 @@
 """Linear layers: features are taken in any order, the kernel's rows follow."""
 
 import torch
-from keras import layers
+from keras import layers, ops
 
 from converter.layout import Layout
 from converter.plan import Constant, Unsupported
 from converter.registry import maps
+from mappings.elementwise import sum_of
+from mappings.reductions import reduced
 
 aten = torch.ops.aten
 
@@ -15,7 +17,11 @@ def linear(plan, x, weight, bias=None):
     if not isinstance(weight, Constant):
         raise Unsupported("a weight that is computed from the input")
     if len(x.shape) == 1:
-        raise Unsupported("an input without a batch dimension")
+        return plan.reshape(features_last(plan, plan.reshape(x, (1, *x.shape)), weight, bias), plan.shape())
+    return features_last(plan, x, weight, bias)
+
+
+def features_last(plan, x, weight, bias, name=None):
     dim = len(x.shape) - 1
     axes = x.layout.last(dim)
     x = plan.request(x, axes if len(axes) > 1 else ((), *axes), "features last")  # a layer takes a batch, if of one
@@ -31,7 +37,7 @@ def linear(plan, x, weight, bias=None):
     bias = None if bias is None else bias.take(0, emitted)
     if len(layout.axes) == 2:
         plain = {"units": units, "use_bias": bias is not None}
-        return plan.layer(layers.Dense, plain, x, weights=(kernel, bias), layout=result)
+        return plan.layer(layers.Dense, plain, x, weights=(kernel, bias), layout=result, name=name)
     # Dense would transpose more than two axes on its way
     letters = "abcdefghijklmnop"[: len(layout.axes) - 1]
     config = {
@@ -39,4 +45,22 @@ def linear(plan, x, weight, bias=None):
         "output_shape": (*(n if isinstance(n, int) else None for n in layout.physical_shape[1:-1]), units),
         "bias_axes": "z" if bias is not None else None,
     }
-    return plan.layer(layers.EinsumDense, config, x, weights=(kernel, bias), layout=result)
+    return plan.layer(layers.EinsumDense, config, x, weights=(kernel, bias), layout=result, name=name)
+
+
+@maps(aten.bilinear.default)
+def bilinear(plan, first, second, weight, bias=None):
+    """sum over i, j of first[i] weight[o, i, j] second[j]: a Linear of the first to (o, j), then its product with the
+    second."""
+    if not isinstance(weight, Constant):
+        raise Unsupported("a weight that is computed from the input")
+    if isinstance(first, Constant) or isinstance(second, Constant):
+        raise Unsupported("an operand that does not depend on the input")
+    out, into, other = weight.shape
+    batch = first.shape[:-1]
+    flat = weight.permute(0, 2, 1).reshape(out * other, into)
+    rows = plan.reshape(first, (*batch, into) if batch else (1, into))
+    rows = plan.reshape(features_last(plan, rows, flat, None), (*batch, out, other))
+    products = plan.elementwise(lambda a, b: a * b, rows, plan.reshape(second, (*batch, 1, other)))
+    summed = reduced(plan, products, [-1], False, lambda a, axes: ops.sum(a, axis=axes))
+    return summed if bias is None else plan.elementwise(sum_of, summed, bias)

@@ -5,17 +5,21 @@ import torch
 from keras import layers, ops
 
 from converter.layout import Layout
-from converter.plan import Constant, Unsupported, Value, arrange
+from converter.plan import Unsupported, Value, arrange
 from converter.precision import dtype_name
 from converter.registry import maps
+from mappings.elementwise import sum_of
+from mappings.reductions import reduced
 
 aten = torch.ops.aten
 
 
 @maps(aten.batch_norm.default, channels_last=True)
 def batch_norm(plan, x, weight, bias, mean, variance, training, momentum, eps, cudnn_enabled=False):
-    if training or not isinstance(mean, Constant):
-        raise Unsupported("batch norm with the statistics of the batch")
+    if any(isinstance(t, Value) for t in (weight, bias, mean, variance)):
+        raise Unsupported("a scale or statistics that are computed from the input")
+    if mean is None or training:
+        return of_the_batch(plan, x, weight, bias, eps)
     x, axis, order = plan.channel_axis(x)
     tensors = [t.take(0, order) if t is not None else None for t in (weight, bias, mean, variance)]
     config = {
@@ -26,6 +30,19 @@ def batch_norm(plan, x, weight, bias, mean, variance, training, momentum, eps, c
         "center": bias is not None,
     }
     return plan.layer(layers.BatchNormalization, config, x, weights=tensors, layout=x.layout)
+
+
+def of_the_batch(plan, x, weight, bias, eps):
+    """With the mean and (biased) variance of what it is given, for which Keras has a layer in training only."""
+    dims = [d for d in range(len(x.shape)) if d != 1]
+    shape = (x.shape[1], *(1,) * (len(x.shape) - 2))
+    mean = reduced(plan, x, dims, True, lambda a, axes: ops.mean(a, axis=axes))
+    centred = plan.elementwise(lambda a, m: a - m, x, mean)
+    variance = reduced(plan, centred, dims, True, lambda a, axes: ops.mean(a * a, axis=axes))
+    y = plan.elementwise(lambda a, v: a * ops.rsqrt(v + eps), centred, variance)
+    if weight is not None:
+        y = plan.elementwise(lambda a, w: a * w, y, weight.reshape(*shape))
+    return y if bias is None else plan.elementwise(sum_of, y, bias.reshape(*shape))
 
 
 @maps(torch.ops.converter.dropout.default)

@@ -16,6 +16,7 @@ from converter.plan import Constant, Unsupported
 from converter.registry import maps
 from mappings.conv import each
 from mappings.matrices import multiplied
+from mappings.maxima import adaptive, bounds, maxima_and_positions, sliding
 from mappings.padding import is_same, pad_spatial
 
 aten = torch.ops.aten
@@ -27,6 +28,7 @@ MAX_POOLS = {
     aten.max_pool1d.default: 1,
     aten.max_pool2d.default: 2,
     aten.max_pool3d.default: 3,
+    aten.max_pool1d_with_indices.default: 1,
     aten.max_pool2d_with_indices.default: 2,
     aten.max_pool3d_with_indices.default: 3,
 }
@@ -53,20 +55,27 @@ def overhang(size, out, kernel, stride, padding):
 
 
 def of_batch(plan, x, rank, pool, shape):
-    """`pool(x, shape)`, given a batch if `x` has none."""
+    """`pool(x, shape)`, given a batch if `x` has none; channels of an unknown number are its batch."""
     if len(x.shape) == rank + 2:
         return pool(x, shape)
-    y = pool(plan.reshape(x, (1, *x.shape)), (1, *shape))
+    at = 0 if isinstance(x.shape[0], int) else 1
+    y = pool(plan.reshape(x, (*x.shape[:at], 1, *x.shape[at:])), (*shape[:at], 1, *shape[at:]))
     return plan.reshape(y, shape)
 
 
-def without_indices(plan, pool):
-    """The result of an operator that returns maxima and where they are."""
+def with_indices(plan, x, rank, pool, windows):
+    """The maxima, and where they are if the operator returns that and somebody reads it.
+
+    Args:
+        pool: as `of_batch` takes it.
+        windows: for the result's shape, those along each spatial axis.
+    """
     if isinstance(plan.node.meta["val"], torch.Tensor):
-        return pool(plan.shape())
+        return of_batch(plan, x, rank, pool, plan.shape())
+    shape = plan.shape(0)
     if any(user.args[1] == 1 and user.users for user in plan.node.users):
-        raise Unsupported("the indices of the maxima are used")
-    return [pool(plan.shape(0))]
+        return maxima_and_positions(plan, x, windows(shape[-rank:]))
+    return [of_batch(plan, x, rank, pool, shape)]
 
 
 @maps(*MAX_POOLS, channels_last=True)
@@ -90,7 +99,11 @@ def max_pool(plan, x, kernel_size, stride=(), padding=(0,), dilation=(1,), ceil_
         config = {"pool_size": kernel, "strides": stride, "padding": "same" if same else "valid"}
         return plan.layer(MAXIMUM[rank], config, x, layout=channels_last_result(x.layout, shape, channels=1))
 
-    return without_indices(plan, lambda shape: of_batch(plan, x, rank, pool, shape))
+    def windows(out):
+        sizes = x.shape[-rank:]
+        return [sliding(*axis) for axis in zip(sizes, out, kernel, stride, padding, dilation, strict=True)]
+
+    return with_indices(plan, x, rank, pool, windows)
 
 
 def maximum_by_axis(plan, x, kernel, stride, pads, dilation, shape):
@@ -248,11 +261,6 @@ def evenly(sizes, out):
     return None
 
 
-def bounds(size: int, out: int) -> list[tuple[int, int]]:
-    """Where the windows of an adaptive pool begin and end."""
-    return [(i * size // out, -(-(i + 1) * size // out)) for i in range(out)]
-
-
 def averaging_matrix(size: int, out: int) -> np.ndarray:
     """(out, size): row i averages what lies in window i."""
     matrix = np.zeros((out, size))
@@ -289,4 +297,7 @@ def adaptive_max_pool(plan, x, output_size):
                 x = by_axis(plan, x, dim, shape[dim], parts)
         return x
 
-    return without_indices(plan, lambda shape: of_batch(plan, x, rank, pool, shape))
+    def windows(out):
+        return [adaptive(size, n) for size, n in zip(x.shape[-rank:], out, strict=True)]
+
+    return with_indices(plan, x, rank, pool, windows)

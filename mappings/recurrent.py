@@ -1,6 +1,9 @@
 """LSTM, GRU and plain recurrent layers, one Keras layer for each layer and direction.
 
 Keras holds sequences as (batch, time, features), whatever PyTorch's `batch_first` says.
+
+A projected LSTM hands W h on instead of h (https://arxiv.org/abs/1402.1128). Its gates see U (W h), so an LSTM whose
+recurrent kernel is U W has the same h, and W is a Dense layer behind it.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from converter.layout import Layout
 from converter.plan import Constant, Plan, Unsupported, Value
 from converter.registry import maps
 from converter.steps import ItemStep
+from mappings.linear import features_last
 
 aten = torch.ops.aten
 ZEROS = {aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default}
@@ -91,6 +95,43 @@ def rnn_relu(plan, x, hx, params, *settings):
     return recurrent(plan, RELU, x, [hx], params, *settings)
 
 
+@maps(aten.lstm_cell.default)
+def lstm_cell(plan, x, hx, w_ih, w_hh, b_ih=None, b_hh=None):
+    return one_step(plan, LSTM, x, hx, [w_ih, w_hh, b_ih, b_hh])
+
+
+@maps(aten.gru_cell.default)
+def gru_cell(plan, x, hx, w_ih, w_hh, b_ih=None, b_hh=None):
+    return one_step(plan, GRU, x, [hx], [w_ih, w_hh, b_ih, b_hh])[0]
+
+
+@maps(aten.rnn_tanh_cell.default)
+def rnn_tanh_cell(plan, x, hx, w_ih, w_hh, b_ih=None, b_hh=None):
+    return one_step(plan, TANH, x, [hx], [w_ih, w_hh, b_ih, b_hh])[0]
+
+
+@maps(aten.rnn_relu_cell.default)
+def rnn_relu_cell(plan, x, hx, w_ih, w_hh, b_ih=None, b_hh=None):
+    return one_step(plan, RELU, x, [hx], [w_ih, w_hh, b_ih, b_hh])[0]
+
+
+def one_step(plan: Plan, cell: Cell, x, given: Sequence[Value | Constant], params: Sequence[Constant]) -> list[Value]:
+    """The states behind one step from (batch, features): a layer over a sequence of one."""
+    held = [w for w in params if w is not None]
+    if not all(isinstance(w, Constant) for w in held):
+        raise Unsupported("weights that are computed from the input")
+    like = next(v for v in (x, *given) if isinstance(v, Value))
+    x = plan.as_value(x, like)
+    batch, features = x.layout.dims
+    layout = Layout((batch, (), features), x.layout.axes, x.layout.size)
+    run = tuple(a for a in x.layout.atoms if a in features)
+    sequence = plan.request(Value(layout, x.dtype, x.step), (batch, (), run), "(batch, time, features)")
+    states = [plan.as_value(state, like) for state in given]
+    states = [plan.request(state, state.layout.dims, "a recurrent layer's state") for state in states]
+    order = x.layout.index(features, run)
+    return one_direction(plan, cell, sequence, held, order, states, 0, plan.name, 0, 1, True, unroll=True)[1:]
+
+
 def recurrent(
     plan: Plan,
     cell: Cell,
@@ -110,9 +151,8 @@ def recurrent(
     if not all(isinstance(w, Constant) for w in params):
         raise Unsupported("weights that are computed from the input")
     directions = 2 if bidirectional else 1
-    count = 4 if has_biases else 2
-    if len(params) != count * num_layers * directions:
-        raise Unsupported("projected states")
+    count = len(params) // (num_layers * directions)
+    projected = count > (4 if has_biases else 2)
     batch, time = (0, 1) if batch_first else (1, 0)
     lasting = any(user.args[1] != 0 for user in plan.node.users)
     zero = are_zeros(plan, given)
@@ -127,7 +167,15 @@ def recurrent(
             held = params[count * at : count * (at + 1)]
             name = plan.name if num_layers == directions == 1 else f"{plan.name}.l{layer}{'_reverse' * direction}"
             states = [] if zero else [initial_state(plan, state, at) for state in given]
+            projection = None
+            if projected:
+                *held, projection = held
+                held[1] = product_of(held[1], projection)
+                states = [before_projection(plan, projection, states[0], name), *states[1:]] if states else []
             made = one_direction(plan, cell, x, held, features, states, direction, name, batch, time, lasting)
+            if projection is not None:
+                made[0] = features_last(plan, made[0], projection, None, f"{name}.projection")
+                made[1:2] = [last_step(plan, made[0], batch, time, direction)] if lasting else []
             sequences.append(made[0])
             lasts.append(made[1:])
         x = sequences[0] if directions == 1 else side_by_side(plan, sequences)
@@ -167,6 +215,7 @@ def one_direction(
     batch: int,
     time: int,
     lasting: bool,
+    unroll: bool = False,
 ) -> list[Value]:
     """The sequence in its own order, and the states behind it if any is asked for."""
     units = held[1].shape[1]
@@ -176,6 +225,7 @@ def one_direction(
         "return_sequences": True,
         "return_state": lasting,
         "go_backwards": bool(backwards),
+        **({"unroll": True} if unroll else {}),
         **dict(cell.config),
     }
     dims, size = x.layout.dims, x.layout.size
@@ -194,6 +244,30 @@ def one_direction(
     if backwards:  # Keras leaves the sequence in the order in which it was read
         made[0] = plan.call(lambda a: ops.flip(a, axis=1), made[0], layout=sequence)
     return made
+
+
+def product_of(recurrent: Constant, projection: Constant) -> Constant:
+    product = recurrent.tensor.double() @ projection.tensor.double()
+    return combined(recurrent, projection, product, "product", exact=False)
+
+
+def before_projection(plan: Plan, projection: Constant, state: Value, name: str) -> Value:
+    """A state h that `projection` makes `state` (batch, units) of: only its product with that is ever read."""
+    held = projection.tensor.double()
+    if torch.linalg.matrix_rank(held) < held.shape[0]:
+        raise Unsupported("an initial state of a projection whose rows depend on each other")
+    inverse = torch.linalg.pinv(held)
+    weight = Constant(inverse, projection.dtype, projection.sources, False, False, ("inverse", projection.key))
+    return features_last(plan, state, weight, None, f"{name}.before_projection")
+
+
+def last_step(plan: Plan, sequence: Value, batch: int, time: int, backwards: int) -> Value:
+    """What was computed last, (batch, units), of a sequence whose dimensions `batch` and `time` say."""
+    examples, steps, run = (sequence.layout.dims[d] for d in (batch, time, 2))
+    sequence = plan.request(sequence, (examples, steps, run), "the last step")
+    kept = {a: sequence.layout.size[a] for a in (*examples, *run)}
+    step = 0 if backwards else -1
+    return plan.call(lambda a: a[:, step], sequence, layout=Layout((examples, run), (examples, run), kept))
 
 
 def side_by_side(plan: Plan, sequences: Sequence[Value]) -> Value:

@@ -81,7 +81,7 @@ CONVOLUTIONS = {
     "conv3d, groups, all sizes alike": (nn.Conv3d(4, 4, 2, groups=2), (2, 4, 4, 4, 4)),
     "conv2d with a kernel larger than its input": (nn.Conv2d(6, 4, (11, 9), padding=(3, 2)), IMAGE),
     "conv2d without a batch": (
-        Call(lambda self, x: self.conv(x[1]) + x.sum((1, 2, 3), True), conv=nn.Conv2d(6, 4, 3)),
+        Call(lambda self, x: self.conv(x[0]) + x.sum((1, 2, 3), True), conv=nn.Conv2d(6, 4, 3)),
         IMAGE,
     ),
     "conv1d without a batch, grouped and named": (

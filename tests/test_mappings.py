@@ -9,6 +9,7 @@ import operator
 import attention_rows
 import indexing_rows
 import mapping_rows
+import module_rows
 import pytest
 import sampling_rows
 import tensorflow as tf
@@ -669,7 +670,7 @@ RESAMPLING = {
 }
 
 CASES = CONVOLUTIONS | POOLS | LAYERS | ACTIVATIONS | ELEMENTWISE | SHAPES | REDUCTIONS | RESAMPLING
-CASES |= mapping_rows.CASES | attention_rows.CASES | sampling_rows.CASES | indexing_rows.CASES
+CASES |= mapping_rows.CASES | attention_rows.CASES | sampling_rows.CASES | indexing_rows.CASES | module_rows.CASES
 # Capture leaves none of these; they are put into a program by hand.
 BY_HAND = {
     "reshape": (aten.reshape.default, [-1, 54, 8]),
@@ -771,8 +772,6 @@ def references(program: Program, inputs):
 @pytest.mark.parametrize(
     "module, shape",
     [
-        pytest.param(Call(lambda x: F.max_pool2d(x, 2, return_indices=True)), IMAGE, id="the indices of maxima"),
-        pytest.param(nn.BatchNorm2d(6, track_running_stats=False), IMAGE, id="statistics of the batch"),
         pytest.param(Call(lambda x: F.conv2d(x, x.mean(0)[None, :, :2, :3])), IMAGE, id="a kernel made of the input"),
     ],
 )

@@ -91,10 +91,20 @@ def test_other_commands_work_as_written(main_job, commands: str):
     shell(commands, main_job[0])
 
 
-@pytest.mark.parametrize("example", blocks("python", "example"), ids=["from Python", "an operator of one's own"])
+@pytest.mark.parametrize("example", blocks("python", "example"), ids=["from Python"])
 def test_example_works_as_written(tmp_path: Path, example: str):
     done = run([sys.executable, "-c", example], tmp_path)
     assert done.stdout.startswith("verified\n")
+
+
+def test_operator_of_ones_own_is_mapped_as_written(tmp_path: Path):
+    mark = "an operator of one's own"
+    for name in ("net.py", "my_ops.py"):
+        (text,) = blocks("python", f"{mark}: {name}")
+        (tmp_path / name).write_text(text)
+    (commands,) = blocks("sh", mark)
+    said = shell(commands, tmp_path)
+    assert "verified" in said.splitlines()[-1]
 
 
 def shuffled(x: Tensor) -> Tensor:

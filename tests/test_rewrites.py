@@ -17,6 +17,7 @@ from torch import nn
 from converter.errors import ConversionError
 from converter.program import Program
 from converter.rewrites import REWRITES, rewrite
+from converter.rewrites.adaptive_pools import adaptive_pools
 from converter.rewrites.change import Change
 from converter.rewrites.channel_permutation import find_channel_permutations
 from converter.rewrites.drop_dropout import drop_dropout
@@ -838,6 +839,26 @@ SHIFTS_LEAVE = {
     ),
     "two values": (lambda x: torch.cat([x.relu()[:, :4].roll(1, 2), x[:, 4:].roll(1, 3)], 1), SHIFTED),
 }  # fmt: skip
+ADAPTIVE_FIRES = {
+    "windows that divide": (nn.AdaptiveAvgPool2d((3, 4)), IMAGE, "avg_pool2d"),
+    "maxima of windows that divide": (nn.AdaptiveMaxPool2d((3, 4)), IMAGE, "max_pool2d"),
+    "windows that overlap, along one axis": (
+        nn.AdaptiveAvgPool2d((None, 3)),
+        IMAGE,
+        "slice mean slice mean slice mean cat",
+    ),
+    "maxima of windows that overlap": (
+        nn.AdaptiveMaxPool2d((2, 5)),
+        IMAGE,
+        "slice amax slice amax cat slice amax slice amax slice amax slice amax slice amax cat",
+    ),
+    "one window": (nn.AdaptiveAvgPool3d(1), (2, 4, 5, 7, 6), "mean"),
+    "one window, maxima of sequences": (nn.AdaptiveMaxPool1d(1), SEQUENCE, "amax"),
+}
+ADAPTIVE_LEAVES = {
+    "positions that are read": (lambda x: F.adaptive_max_pool2d(x, (4, 3), return_indices=True), IMAGE),
+    "a plain pool": (nn.AvgPool2d(2), IMAGE),
+}
 
 TABLES = {
     find_shifts: (SHIFTS_FIRE, SHIFTS_LEAVE),
@@ -851,6 +872,7 @@ TABLES = {
     drop_identities: (IDENTITIES_FIRES, IDENTITIES_LEAVES),
     fold_constants: (CONSTANTS_FIRES, CONSTANTS_LEAVES),
     linear_to_matmul: (MATMUL_FIRES, MATMUL_LEAVES),
+    adaptive_pools: (ADAPTIVE_FIRES, ADAPTIVE_LEAVES),
 }
 
 

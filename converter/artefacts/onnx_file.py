@@ -92,11 +92,12 @@ def write(
 
 
 def _translations() -> dict[Any, Any]:
-    """Of the operators that our rewrites introduce: {overload: function of onnxscript}."""
+    """Of the operators that our rewrites introduce, and of the user's: {overload: function of onnxscript}."""
     import torch
     from onnxscript import opset18
 
     from .. import ops  # noqa: F401  # registers them
+    from ..registry import TRANSLATIONS
 
     def space_to_depth(x: Any, block: int) -> Any:
         return opset18.SpaceToDepth(x, blocksize=block)
@@ -111,7 +112,8 @@ def _translations() -> dict[Any, Any]:
         return opset18.DepthToSpace(x, blocksize=block, mode="DCR")
 
     translations = [space_to_depth, depth_to_space, reorder_channels, dropout, shift]
-    return {getattr(torch.ops.converter, translation.__name__).default: translation for translation in translations}
+    own = {getattr(torch.ops.converter, translation.__name__).default: translation for translation in translations}
+    return own | TRANSLATIONS
 
 
 @contextlib.contextmanager

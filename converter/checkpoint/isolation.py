@@ -18,12 +18,15 @@ _set_aside: dict[tuple[str, Path | None], dict[str, ModuleType]] = {}
 
 
 @contextmanager
-def user_code(*folders: Path) -> Iterator[None]:
+def user_code(*folders: Path, ours: bool = False) -> Iterator[None]:
     """Makes the folders importable, before everything else, for as long as the context lasts.
 
     `import mappings` (or `cli`, `converter`) within it gives the user's module where one of the folders has one, and
     ours again afterwards; the user's stay loaded and come back when the folder is entered again. May be nested. Our
     own code must not import `converter`, `mappings` or `cli` while inside.
+
+    Args:
+        ours: these three names are ours all the same, for code that is written against them.
     """
     places = [folder.resolve() for folder in folders]
     entries = [str(place) for place in places]
@@ -34,7 +37,7 @@ def user_code(*folders: Path) -> Iterator[None]:
     try:
         for name in OUR_NAMES:
             owner = next((place for place in places if _has_module(place, name)), None)
-            if owner not in (None, OUR_FOLDER):
+            if owner not in (None, OUR_FOLDER) and not ours:
                 _hand_over(name, owner)
         yield
     finally:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from converter.errors import ConversionError
 from converter.program import Program
+from converter.rewrites.adaptive_pools import adaptive_pools
 from converter.rewrites.change import Change
 from converter.rewrites.channel_permutation import find_channel_permutations
 from converter.rewrites.drop_dropout import drop_dropout
@@ -41,7 +42,7 @@ FOR_INFERENCE = (drop_dropout, *(find_trained_shifts if r is find_shifts else r 
 REWRITES: dict[str, tuple[Rewrite, ...]] = {
     "keras": (*FOR_ALL, merge_separable),
     "tf": (*FOR_INFERENCE, merge_separable),
-    "onnx": (*FOR_INFERENCE, linear_to_matmul),
+    "onnx": (*FOR_INFERENCE, linear_to_matmul, adaptive_pools),
 }
 KEEP_BATCHNORM = (fold_batch_norm,)
 EXACT_SHIFTS: dict[Rewrite, Rewrite] = {

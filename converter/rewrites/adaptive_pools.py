@@ -1,0 +1,75 @@
+"""Write adaptive pools as what ONNX has: pools of one window, means and maxima of slices.
+
+adaptive_avg_pool2d(x, (3, 4)) of 6 x 8       -> avg_pool2d(x, (2, 2), (2, 2))
+adaptive_max_pool2d(x, (3, 4)) of 7 x 8, rows -> cat(amax(x[:, :, 0:3]), amax(x[:, :, 2:5]), amax(x[:, :, 4:7]))
+"""
+
+import operator
+
+import torch
+from torch import Tensor, fx
+from torch._ops import OpOverload
+
+from converter.program import Program, module_path
+from converter.rewrites.change import Change
+from converter.steps import sizes
+
+aten = torch.ops.aten
+AVERAGE = {
+    aten.adaptive_avg_pool1d.default: (1, aten.avg_pool1d.default),
+    aten.adaptive_avg_pool2d.default: (2, aten.avg_pool2d.default),
+    aten._adaptive_avg_pool2d.default: (2, aten.avg_pool2d.default),
+    aten.adaptive_avg_pool3d.default: (3, aten.avg_pool3d.default),
+    aten._adaptive_avg_pool3d.default: (3, aten.avg_pool3d.default),
+}
+MAXIMUM = {
+    aten.adaptive_max_pool1d.default: (1, aten.max_pool1d.default),
+    aten.adaptive_max_pool2d.default: (2, aten.max_pool2d.default),
+    aten.adaptive_max_pool3d.default: (3, aten.max_pool3d.default),
+}
+
+
+def adaptive_pools(program: Program) -> list[Change]:
+    changes = []
+    for node in list(program.graph.nodes):
+        if node.target in AVERAGE:
+            pooled = written_out(program, node, node.meta["val"], *AVERAGE[node.target], aten.mean.dim)
+            readers = [node]
+        elif node.target in MAXIMUM:
+            readers = [user for user in node.users if user.target is operator.getitem and user.args[1] == 0]
+            if len(readers) < len([user for user in node.users if user.users]):
+                continue  # the positions are read
+            pooled = written_out(program, node, node.meta["val"][0], *MAXIMUM[node.target], aten.amax.default)
+        else:
+            continue
+        if pooled is None:
+            continue
+        for reader in readers:
+            reader.replace_all_uses_with(pooled)
+        changes.append(Change("adaptive pool written out", module_path(node), minor=True))
+    return changes
+
+
+def written_out(
+    program: Program, node: fx.Node, result: Tensor, rank: int, pool: OpOverload, reduce: OpOverload
+) -> fx.Node | None:
+    """The same as operators that ONNX has, None where sizes are unknown."""
+    x: fx.Node = node.args[0]
+    have, want = sizes(x.meta["val"])[-rank:], sizes(result)[-rank:]
+    if not all(isinstance(n, int) for n in (*have, *want)):
+        return None
+    first = x.meta["val"].dim() - rank
+    with program.graph.inserting_before(node):
+        if all(n == 1 for n in want):
+            return program.call(reduce, (x, list(range(first, first + rank)), True), node)
+        if all(n % m == 0 for n, m in zip(have, want, strict=True)):
+            window = [n // m for n, m in zip(have, want, strict=True)]
+            return program.call(pool, (x, window, window), node)
+        for dim, (size, out) in enumerate(zip(have, want, strict=True), start=first):
+            if size != out:
+                parts = []
+                for i in range(out):  # where window i begins and ends
+                    part = program.call(aten.slice.Tensor, (x, dim, i * size // out, -(-(i + 1) * size // out)), node)
+                    parts.append(program.call(reduce, (part, [dim], True), node))
+                x = program.call(aten.cat.default, (parts, dim), node)
+    return x

@@ -1,0 +1,165 @@
+"""Mappings of the user's own (`--mappings my_ops.py`): in force for one conversion, and blamed for what they raise."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch._ops import OpOverload
+
+from converter.checkpoint.isolation import user_code
+from converter.checkpoint.source import load_file, place_of_error
+from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError
+from converter.layout import MustMerge
+from converter.program import Program, module_path, source_line
+from converter.registry import CHANNELS_LAST, MAPPINGS, OWNERS, PRODUCERS, TRANSLATIONS
+from converter.steps import Constant, Unsupported, Value
+
+TABLES: tuple[Any, ...] = (MAPPINGS, TRANSLATIONS, PRODUCERS, OWNERS)
+# What PyTorch's exporter, or we, have translations for.
+TRANSLATED = ("aten", "prims", "converter", "torchvision")
+
+
+@dataclass(frozen=True)
+class Registered:
+    """What a file registered, by table."""
+
+    tables: tuple[dict[OpOverload, Any], ...]
+    channels_last: frozenset[OpOverload]
+
+    def enter(self) -> None:
+        for table, added in zip(TABLES, self.tables, strict=True):
+            table.update(added)
+        CHANNELS_LAST.update(self.channels_last)
+
+    def leave(self) -> None:
+        for table, added in zip(TABLES, self.tables, strict=True):
+            for target in added:
+                table.pop(target, None)
+        CHANNELS_LAST.difference_update(self.channels_last)
+
+
+_registered: dict[Path, Registered] = {}
+
+
+@contextmanager
+def user_mappings(files: str | Path | Sequence[str | Path]) -> Iterator[tuple[str, ...]]:
+    """Have the mappings of Python files in force. Yields the SHA-256 of each file.
+
+    A file is run once; it may import what lies beside it or in the current directory. `converter` and `mappings` are
+    ours there, whatever the user's own folders hold.
+
+    Raises:
+        UsageError: there is no such file, or it registers nothing.
+        ConversionError: it raises, or maps an operator that has a mapping.
+    """
+    paths = [Path(file) for file in ([files] if isinstance(files, str | Path) else files)]
+    in_force: list[Registered] = []
+    try:
+        for path in paths:
+            registered = _load(path)
+            registered.enter()
+            in_force.append(registered)
+        yield tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths)
+    finally:
+        for registered in reversed(in_force):
+            registered.leave()
+
+
+def _load(file: Path) -> Registered:
+    if not file.is_file():
+        raise UsageError(f"there is no file {file}", where="--mappings")
+    place = file.resolve()
+    if place in _registered:
+        return _registered[place]
+
+    import mappings
+
+    mappings.load()  # what is ours is registered before what is theirs
+    before = [dict(table) for table in TABLES]
+    channels_last = set(CHANNELS_LAST)
+    try:
+        with user_code(Path.cwd(), place.parent, ours=True):
+            load_file(place)
+        tables = tuple({k: v for k, v in t.items() if k not in b} for t, b in zip(TABLES, before, strict=True))
+        added = frozenset(CHANNELS_LAST - channels_last)
+    finally:
+        for table, held in zip(TABLES, before, strict=True):
+            table.clear()
+            table.update(held)
+        CHANNELS_LAST.clear()
+        CHANNELS_LAST.update(channels_last)
+    mapped, translated = tables[0], tables[1]
+    if not mapped and not translated:
+        cure = "decorate a function with `@converter.registry.maps(torch.ops.my_library.my_operator.default)`"
+        raise UsageError(f"{file} registers no mapping", where="--mappings", cure=cure)
+    for target in mapped:
+        mapped[target] = blamed_mapping(mapped[target], target, file)
+        tables[3][target] = str(file)
+    _registered[place] = Registered(tables, added)
+    return _registered[place]
+
+
+def blamed_mapping(function: Callable, target: OpOverload, file: Path) -> Callable:
+    """`function`, a failure or a wrong kind of result of which is said to be its own."""
+
+    @functools.wraps(function)
+    def mapping(plan: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            result = function(plan, *args, **kwargs)
+        except (ConversionError, Unsupported, MustMerge):
+            raise
+        except Exception as error:
+            raise blame(target, error, str(file)) from error
+        results = result if isinstance(result, list | tuple) else [result]
+        if not results or not all(isinstance(r, Value | Constant) for r in results):
+            raise ConversionError(
+                f"the mapping of {target} in {file} returns {type(result).__name__}, not a Value",
+                where=function.__qualname__,
+                cure="return what `plan.elementwise`, `plan.call` or `plan.layer` gives",
+            )
+        return result
+
+    return mapping
+
+
+def blame(target: Any, error: Exception, file: str) -> ConversionError:
+    return ConversionError(
+        f"the mapping of {target} in {file} failed: {type(error).__name__}: {error}", where=place_of_error(error)
+    )
+
+
+def refuse_untranslated(program: Program) -> None:
+    """Before the export to ONNX: operators of the user's that have no translation.
+
+    Raises:
+        UnsupportedOperatorsError: there are any, all of them.
+    """
+    found: dict[OpOverload, list] = {}
+    for node in program.graph.nodes:
+        target = node.target
+        if isinstance(target, OpOverload) and target.namespace not in TRANSLATED and target not in TRANSLATIONS:
+            found.setdefault(target, []).append(node)
+    if not found:
+        return
+    rows = [
+        (
+            str(t),
+            len(nodes),
+            ", ".join(dict.fromkeys(module_path(n) or "(model)" for n in nodes)),
+            source_line(nodes[0]),
+        )
+        for t, nodes in found.items()
+    ]
+    listed = "\n".join(f"    {target} x{count} in {paths}  {line}" for target, count, paths, line in rows)
+    raise UnsupportedOperatorsError(
+        f"{len(rows)} operator{'s' * (len(rows) > 1)} without a translation to ONNX:\n{listed}",
+        rows,
+        cure="give one, a function of onnxscript under `@converter.registry.translates`, in the file of --mappings; or "
+        "leave --to onnx away",
+    )
