@@ -2,9 +2,9 @@
 
     python benchmarks/modules.py [NAME ...] [--write docs/MODULES.md] [--state FILE] [--no-files]
 
-Every sample is proven in this process; one of each module is also converted as a user would, fresh processes opening
-the files (`--no-files` leaves that out). With `--state` an interrupted run goes on where it stood. What is in scope
-and how samples are compared stands in tests/module_conformance.py.
+Every sample is compared in memory; one of each module is also written to files of every format, which are opened again
+(`--no-files` leaves that out). With `--state` an interrupted run goes on where it stood. What is in scope and how
+samples are compared stands in tests/module_conformance.py.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ HEADER = """# Modules
 
 Every module of PyTorch's own suite of samples, `torch.testing._internal.common_modules.module_db` (PyTorch {version}),
 that has a meaning in inference; losses are left out, and `FractionalMaxPool`, which draws its regions at random in eval
-mode too. A sample is right if it converts to `tf`, `keras` and `onnx` and all three proofs hold for each, on its own
-inputs and on random ones. "Files" is one sample of each module converted as a user would, fresh processes opening what
-was written.
+mode too. A sample is right if it is the same function in float64, rewritten for `tf`, `keras` and `onnx`, and gives the
+same numbers in float32 as a traced TensorFlow function and as a Keras model, on its own inputs and on random ones.
+"Files" is one sample of each module written in all three formats, opened again, and compared, its weights too.
 
 `python benchmarks/modules.py --write docs/MODULES.md` writes this file.
 
@@ -72,7 +72,7 @@ def main(names: tuple[str, ...], write: Path | None, state: Path | None, files: 
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-    from module_conformance import MODULES, Outcome, check, convert, most_telling, samples
+    from module_conformance import MODULES, Outcome, check, most_telling, samples
 
     known: dict[tuple[str, str], Outcome] = {}
     if state and state.exists():
@@ -85,13 +85,13 @@ def main(names: tuple[str, ...], write: Path | None, state: Path | None, files: 
     results: dict[str, dict[str, Outcome]] = {}
     for name in names or MODULES:
         calls = samples(name)
-        tasks = {str(i): (check, call) for i, call in enumerate(calls)}
+        tasks = {str(i): call for i, call in enumerate(calls)}
         if files:
-            tasks["files"] = (convert, most_telling(calls))
+            tasks["files"] = most_telling(calls)
         results[name] = {}
-        for key, (prove, call) in tasks.items():
+        for key, call in tasks.items():
             if (name, key) not in known:
-                known[name, key] = prove(call)
+                known[name, key] = check(call, files=key == "files")
                 if state:
                     with state.open("a") as file:
                         file.write(json.dumps([name, key, asdict(known[name, key])]) + "\n")

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, OutputKind
 from torch.nn.modules import rnn, transformer
+from torch.nn.utils import rnn as packing
 from torch.utils._pytree import GetAttrKey, MappingKey, SequenceKey, tree_flatten_with_path, tree_unflatten
 
 from converter import ops
@@ -176,7 +177,7 @@ def run_forward(module: nn.Module, inputs: Sequence[Tensor]) -> None:
 
 
 def _export(module: nn.Module, inputs: Sequence[Tensor], shapes: Any) -> ExportedProgram:
-    with _quiet(), _recurrent_layers_whole(), _masks_unread():
+    with _quiet(), _recurrent_layers_whole(), _masks_unread(), _packing_refused():
         return torch.export.export(module, tuple(inputs), dynamic_shapes=_for_forward(module, shapes), strict=False)
 
 
@@ -216,6 +217,28 @@ def _recurrent_layers_whole() -> Iterator[None]:
         yield
     finally:
         vars(rnn)["_VF"] = before
+
+
+class _NoPacking:
+    """Stands for the functions that packed sequences are made of: their sizes hang on the lengths' values."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("_pack_padded_sequence", "_pad_packed_sequence"):
+            raise CaptureError(
+                "packed sequences cannot be converted: how much of them there is hangs on the values of their lengths",
+                cure="call the recurrent layer on the padded sequences, and mask what lies behind their ends",
+            )
+        return getattr(torch._VF, name)
+
+
+@contextlib.contextmanager
+def _packing_refused() -> Iterator[None]:
+    before = vars(packing)["_VF"]
+    vars(packing)["_VF"] = _NoPacking()
+    try:
+        yield
+    finally:
+        vars(packing)["_VF"] = before
 
 
 @contextlib.contextmanager

@@ -1,11 +1,14 @@
 """Activations that have a parameter, a threshold or a formula of their own."""
 
+from itertools import chain
+
 import torch
 from keras import layers, ops
 
 from converter.plan import Constant, Unsupported
 from converter.registry import maps
 from mappings.elementwise import elu
+from mappings.normalisation import met_at_several_ranks
 
 aten = torch.ops.aten
 
@@ -23,6 +26,11 @@ def prelu(plan, x, weight):
     rank = len(x.layout.axes)
     if axis == 0 or rank < 2:
         return plan.elementwise(leaky, x, weight if axis is not None else weight.reshape())
+    if met_at_several_ranks(plan, 1):
+        first, *rest = x.layout.axes
+        before, channels, behind = (rest[: axis - 1], rest[axis - 1], rest[axis:]) if axis else ([], (), rest)
+        x = plan.request(x, (first, tuple(chain(*before)), channels, tuple(chain(*behind))), "a slope")
+        rank, axis = 4, 2
     shared = [i for i in range(1, rank) if i != axis]
     alpha = weight.reshape(*(weight.shape[0] if i == axis else 1 for i in range(1, rank)))
     if any(i not in shared and not isinstance(x.layout.physical_shape[i], int) for i in range(1, rank)):

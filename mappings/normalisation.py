@@ -1,5 +1,7 @@
 """Normalisation. Keras' defaults for epsilon and momentum are not PyTorch's: both are always given."""
 
+from itertools import chain
+
 import numpy as np
 import torch
 from keras import layers, ops
@@ -84,6 +86,8 @@ def group_norm(plan, x, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enab
     batch, *_ = split.layout.dims
     spatial = split.layout.dims[3:]
     layout = Layout((batch, (*group, *within), *spatial), split.layout.axes, split.layout.size)
+    if met_at_several_ranks(plan, 2):
+        spatial = (tuple(chain(*spatial)),)
     y = plan.request(Value(layout, split.dtype, split.step), (batch, *spatial, held), "channels last, group by group")
     order = layout.index((*group, *within), held)
     tensors = [t.take(0, order) if t is not None else None for t in (weight, bias)]
@@ -95,6 +99,17 @@ def group_norm(plan, x, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enab
         "center": bias is not None,
     }
     return plan.layer(layers.GroupNormalization, config, y, weights=tensors, layout=y.layout)
+
+
+def met_at_several_ranks(plan, position):
+    """Whether the operator's argument is the weight of such operators on values of different ranks: a Keras layer takes
+    one rank, so all are then held as one."""
+    weight = plan.node.args[position] if len(plan.node.args) > position else None
+    if weight is None or not plan.program.is_tensor(weight):
+        return False
+    twins = [n for n in plan.program.graph.find_nodes(op="get_attr") if n.target == weight.target]
+    users = {user for twin in twins for user in twin.users if user.target == plan.node.target}
+    return len({user.args[0].meta["val"].dim() for user in users}) > 1
 
 
 @maps(aten.instance_norm.default, channels_last=True)

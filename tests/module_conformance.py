@@ -1,9 +1,9 @@
 """PyTorch's own samples of its modules (`module_db`), each captured, rewritten, planned and compared in this process.
 
-A sample is right if for every format all three proofs hold: the same function in float64; the file, opened again, gives
-the same numbers in float32; it holds the same weights. (`convert` has fresh processes open the files, here this one
-does.) It is refused if the converter says that it cannot, wrong if anything differs, and failed if the converter broke
-without a word of its own.
+A sample is right if for every format the function is the same in float64, and the numbers are in float32, from a Keras
+model and from a traced TensorFlow function. With `files` the artefact is also written, opened again, and compared, its
+weights too. (`convert` has fresh processes open the files, here this one does.) A sample is refused if the converter
+says that it cannot, wrong if anything differs, and failed if the converter broke without a word of its own.
 
 Left out are losses, which train and do not infer, and FractionalMaxPool, which draws its regions at random in eval mode
 too.
@@ -26,13 +26,12 @@ from torch import Tensor, nn
 from torch.testing._internal.common_modules import ModuleInfo, module_db
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-import converter
 from converter.artefacts import keras_file, onnx_file, saved_model
 from converter.artefacts.runner import TensorSpec
 from converter.building import Built, Options, build
 from converter.capture import capture
 from converter.errors import ConversionError, UnsupportedOperatorsError
-from converter.interfaces import run_artefact
+from converter.interfaces import run_artefact, to_artefact, to_torch
 from converter.outputs import ENDINGS
 from converter.program import Program
 from converter.reference import Reference, constant_outputs, input_specs
@@ -101,11 +100,11 @@ def with_unlike_weights(module: nn.Module, args: Sequence[Any], kwargs: dict[str
     return module
 
 
-def check(call: ModuleCall) -> Outcome:
+def check(call: ModuleCall, files: bool = False) -> Outcome:
     """Prove one sample in this process."""
     with quiet():
         try:
-            return compare(call)
+            return compare(call, files)
         except Exception as error:
             return described(error)
 
@@ -118,7 +117,7 @@ def described(error: Exception) -> Outcome:
     return Outcome("failed", f"{type(error).__name__}: {str(error).strip()[:300]}")
 
 
-def compare(call: ModuleCall) -> Outcome:
+def compare(call: ModuleCall, files: bool) -> Outcome:
     program = capture(call, call.given)
     reference, own = taken(program, call)
     same = compare_artefact(reference.float64, own, reference.float32, constant=reference.constant)
@@ -129,7 +128,11 @@ def compare(call: ModuleCall) -> Outcome:
     source.probe = reference.probe(program)
     for format in FORMATS:
         built = build(source, format, Options(), Clock(None))  # type: ignore[arg-type]
-        proofs = {"function": built.prove_function(reference), **in_files(built, reference)}
+        proofs = {"function": built.prove_function(reference)}
+        if files:
+            proofs |= in_file(built, reference)
+        elif built.plan is not None:
+            proofs["float32"] = in_memory(built, reference)
         for name, proof in proofs.items():
             if disagrees(proof):
                 return Outcome("wrong", f"{format}, {name}: {proof.failures[0]}")
@@ -179,7 +182,34 @@ class Opened:
         return self.reader.run(arrays)
 
 
-def in_files(built: Built, reference: Reference) -> dict[str, Proof]:
+def in_memory(built: Built, reference: Reference) -> Proof:
+    """What the artefact would compute, without writing it: the Keras model itself, or the traced function."""
+    import tensorflow as tf
+
+    from converter.lower import Lowered
+
+    assert built.plan is not None
+    lowered = Lowered(built.plan, "float32", stock=built.format == "keras")
+    names = [i.name for i in built.inputs]
+    run: Any
+    if built.format == "keras":
+        model = lowered.keras_model()
+
+        def run(*arrays: Any) -> dict[str, Any]:
+            results = model(arrays[0] if len(arrays) == 1 else dict(zip(names, arrays, strict=True)))
+            return results if isinstance(results, dict) else {built.outputs[0].name: results}
+
+    else:
+        lowered.prepare()
+        run = tf.function(lowered.named, input_signature=lowered.signature(), autograph=False)
+    actual = []
+    for each in reference.rounds:
+        results = run(*[tf.constant(to_artefact(each.arrays[i.name], i)) for i in built.inputs])
+        actual.append({o.name: to_torch(np.asarray(results[o.name]), o) for o in built.outputs})
+    return compare_artefact(reference.float64, reference.float32, actual, constant=reference.constant)
+
+
+def in_file(built: Built, reference: Reference) -> dict[str, Proof]:
     """Write the artefact and open it again: the same numbers, the same weights."""
     reader = READERS[built.format].Reader()
     with tempfile.TemporaryDirectory() as folder:
@@ -191,26 +221,9 @@ def in_files(built: Built, reference: Reference) -> dict[str, Proof]:
         return {"artefact": same, "weights": built.prove_weights(reader.tensors())}
 
 
-def convert(call: ModuleCall) -> Outcome:
-    """Write the sample to files of every format, which fresh processes open: all three proofs."""
-    shapes = [f"{','.join(map(str, x.shape))}:{str(x.dtype).removeprefix('torch.')}" for x in call.given]
-    with quiet(), tempfile.TemporaryDirectory() as folder:
-        try:
-            report = converter.convert(call, to=FORMATS, output=folder, input_shapes=shapes)
-        except Exception as error:
-            return described(error)
-    for artefact in report.artefacts:
-        for proof in artefact.proofs:
-            if not proof.holds:
-                return Outcome(
-                    "wrong", f"{artefact.format}, {proof.name}: {proof.summary} {' '.join(proof.failures)[:300]}"
-                )
-    return Outcome("right")
-
-
 def most_telling(calls: Sequence[ModuleCall]) -> ModuleCall:
-    """Of the largest inputs: what has a batch is larger, and what has no dimensions no `--input-shape` can say."""
-    return max(calls, key=lambda call: (all(x.ndim for x in call.given), max(x.numel() for x in call.given)))
+    """Of the largest inputs: what has a batch is larger."""
+    return max(calls, key=lambda call: max(x.numel() for x in call.given))
 
 
 @contextlib.contextmanager

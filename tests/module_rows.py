@@ -97,6 +97,14 @@ LAYERS = {
         (2, 6),
         (2, 5),
     ),
+    "prelu with slopes for several ranks": (
+        Call(lambda self, x: (self.act(x), self.act(x.mean(2)), self.act(x[..., None] - 1)), act=nn.PReLU(6)),
+        SEQUENCE,
+    ),
+    "prelu with one slope for several ranks": (
+        Call(lambda self, x: (self.act(x), self.act(x.mean(2)), self.act(x[..., None] - 1)), act=nn.PReLU()),
+        SEQUENCE,
+    ),
     "prelu and softmax of a number": (
         Call(lambda self, x: x + self.act(x.sum()) + x.sum().softmax(0) + x.sum().log_softmax(0), act=nn.PReLU()),
         (2, 6),

@@ -787,3 +787,27 @@ def test_every_operator_with_a_mapping_has_a_row():
     mappings.load()
     met = {node.target for case in EVERY for node in program_of(case).graph.nodes}
     assert not sorted(map(str, MAPPINGS.keys() - met))
+
+
+@pytest.mark.parametrize(
+    "case, weights",
+    [
+        ("prelu with slopes for several ranks", 1),
+        ("prelu with one slope for several ranks", 1),
+        ("group norm of sequences, features and volumes", 2),
+    ],
+)
+def test_a_layer_met_at_several_ranks_has_its_weights_once(case, weights):
+    assert len(Lowered(planned(program_of(case)), stock=True).prepare().tensors) <= weights
+
+
+@pytest.mark.parametrize(
+    "case, native",
+    [("bilinear up, down and both", True), ("bilinear with aligned corners", False), ("bicubic, antialiased", False)],
+)
+def test_images_are_resized_by_tensorflow_where_that_is_the_same_function(case, native):
+    plan = planned(program_of(case))
+    lowered = Lowered(plan).prepare()
+    traced = tf.function(lowered.named, input_signature=lowered.signature(), autograph=False).get_concrete_function()
+    assert any(op.type == "ResizeBilinear" for op in traced.graph.get_operations()) == native
+    assert not plan.movements

@@ -27,7 +27,7 @@ CHOSEN = {
 
 @pytest.mark.parametrize("name", CHOSEN)
 def test_sample_is_right_in_every_format(name):
-    assert check(samples(name)[CHOSEN[name]]) == Outcome("right")
+    assert check(samples(name)[CHOSEN[name]], files=True) == Outcome("right")
 
 
 def test_nothing_but_losses_and_random_pools_is_left_out():
