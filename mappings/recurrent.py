@@ -247,8 +247,8 @@ def one_direction(
 
 
 def product_of(recurrent: Constant, projection: Constant) -> Constant:
-    product = recurrent.tensor.double() @ projection.tensor.double()
-    return combined(recurrent, projection, product, "product", exact=False)
+    values = recurrent.values.then(lambda tensor: tensor.double() @ projection.tensor.double().to(tensor.device))
+    return combined(recurrent, projection, values, "product", exact=False)
 
 
 def before_projection(plan: Plan, projection: Constant, state: Value, name: str) -> Value:
@@ -256,7 +256,7 @@ def before_projection(plan: Plan, projection: Constant, state: Value, name: str)
     held = projection.tensor.double()
     if torch.linalg.matrix_rank(held) < held.shape[0]:
         raise Unsupported("an initial state of a projection whose rows depend on each other")
-    inverse = torch.linalg.pinv(held)
+    inverse = Deferred.of(torch.linalg.pinv(held))
     weight = Constant(inverse, projection.dtype, projection.sources, False, False, ("inverse", projection.key))
     return features_last(plan, state, weight, None, f"{name}.before_projection")
 
