@@ -14,7 +14,7 @@ from torch import Tensor
 
 from converter.artefacts.formats import Format
 from converter.artefacts.rearranged_weights import rearranged_weights
-from converter.artefacts.recurrent_weights import recurrent_weights
+from converter.artefacts.recurrent_weights import recurrent_weights, refuse_projections
 from converter.interfaces import to_artefact, to_torch
 from converter.memory import swept
 from converter.plan import Plan
@@ -167,7 +167,7 @@ class Built:
         expected = self.expected(tensors)
         used = {s for e in expected.values() for s in e.sources}
         if self.plan is None:  # the exporter's own, without a name of ours: shapes, axes, operators' arguments
-            tensors = {n: t for n, t in tensors.items() if n in expected or (t.dtype.kind == "f" and np.ptp(t))}
+            tensors = {n: t for n, t in tensors.items() if n in expected or (t.dtype.kind == "f" and varies(t))}
         return compare_weights(expected, tensors, self.source.tensor_names | used, self._unused(used))
 
     def expected(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Expected]:
@@ -227,6 +227,7 @@ def build(source: Source, format: Format, options: Options, clock: Clock) -> Bui
         program, changes = rewrite(source.program, chosen, inputs, expected)
     if format == "onnx":
         refuse_untranslated(program)
+        refuse_projections(program)
         nodes = zip(program.inputs, program.placeholders, strict=True)
         results = zip(program.outputs, program.results, strict=True)
         return Built(
@@ -237,6 +238,11 @@ def build(source: Source, format: Format, options: Options, clock: Clock) -> Bui
     with clock("plan"):
         plan = make_plan(program, options.layout)
     return Built(source, format, options, program, changes, plan.inputs, plan.outputs, plan)
+
+
+def varies(array: np.ndarray) -> bool:
+    """Whether its elements differ: one number is an operator's argument, however often it is repeated."""
+    return array.size > 1 and bool((array != array.flat[0]).any())
 
 
 def expected_initialisers(program: Program, tensors: Mapping[str, np.ndarray]) -> dict[str, Expected]:

@@ -14,7 +14,7 @@ CHOSEN = {
     "InstanceNorm1d": 2,
     "LazyConvTranspose2d": 1,
     "LPPool1d": 2,
-    "LSTM": 31,
+    "LSTM": 29,
     "LSTMCell": 1,
     "MaxPool3d": 3,
     "MultiheadAttention": 0,
@@ -28,6 +28,12 @@ CHOSEN = {
 @pytest.mark.parametrize("name", CHOSEN)
 def test_sample_is_right_in_every_format(name):
     assert check(samples(name)[CHOSEN[name]], files=True) == Outcome("right")
+
+
+def test_projected_lstm_is_refused_for_onnx_only():
+    outcome = check(samples("LSTM")[31])
+    assert outcome.status == "refused"
+    assert outcome.reason.startswith("ONNX has no LSTM with projections")
 
 
 def test_nothing_but_losses_and_random_pools_is_left_out():

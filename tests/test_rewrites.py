@@ -28,6 +28,7 @@ from converter.rewrites.fold_batch_norm import fold_batch_norm
 from converter.rewrites.fold_channel_order import fold_channel_order
 from converter.rewrites.fold_constants import fold_constants
 from converter.rewrites.linear_to_matmul import linear_to_matmul
+from converter.rewrites.masked_attention import masked_attention
 from converter.rewrites.separable import merge_separable
 
 aten, ours = torch.ops.aten, torch.ops.converter
@@ -860,6 +861,32 @@ ADAPTIVE_LEAVES = {
     "a plain pool": (nn.AvgPool2d(2), IMAGE),
 }
 
+ATTENTION_FIRES = {
+    "a mask of booleans that is made of the input": (
+        lambda x: F.scaled_dot_product_attention(x, x, x, x[..., :5] > 2),
+        (2, 3, 5, 7),
+        "slice gt mul transpose matmul where amax eq softmax where matmul",
+    ),
+    "a mask of numbers, another scale": (
+        lambda x: F.scaled_dot_product_attention(x, x, x, torch.where(x[..., :5] > 2, 0, -torch.inf), scale=0.3),
+        (2, 3, 5, 7),
+        "slice gt where mul transpose matmul add amax eq softmax where matmul",
+    ),
+    "a constant mask with an empty row": (
+        Call(lambda self, x: F.scaled_dot_product_attention(x, x, x, self.m), m=torch.arange(25).view(5, 5) > 7),
+        (2, 3, 5, 7),
+        "mul transpose matmul where amax eq softmax where matmul",
+    ),
+}
+ATTENTION_LEAVES = {
+    "no mask": (lambda x: F.scaled_dot_product_attention(x, x, x), (2, 3, 5, 7)),
+    "a causal one": (lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True), (2, 3, 5, 7)),
+    "a constant mask without an empty row": (
+        Call(lambda self, x: F.scaled_dot_product_attention(x, x, x, self.m), m=torch.ones(5, 5).tril() > 0),
+        (2, 3, 5, 7),
+    ),
+}
+
 TABLES = {
     find_shifts: (SHIFTS_FIRE, SHIFTS_LEAVE),
     find_trained_shifts: (SHIFTS_FIRE, SHIFTS_LEAVE),
@@ -873,6 +900,7 @@ TABLES = {
     fold_constants: (CONSTANTS_FIRES, CONSTANTS_LEAVES),
     linear_to_matmul: (MATMUL_FIRES, MATMUL_LEAVES),
     adaptive_pools: (ADAPTIVE_FIRES, ADAPTIVE_LEAVES),
+    masked_attention: (ATTENTION_FIRES, ATTENTION_LEAVES),
 }
 
 

@@ -25,7 +25,11 @@ def rearranged_weights(program: Program, tensors: Mapping[str, np.ndarray], know
             continue
         array, origin = program.tensor(node).detach().numpy(), program.origins[node.target]
         for name, tensor in tensors.items():
-            if name not in found and tensor.size == array.size and (array.size == 1 or np.ptp(tensor)):
+            if (
+                name not in found
+                and tensor.size == array.size
+                and (array.size == 1 or (tensor != tensor.flat[0]).any())
+            ):
                 held = next(
                     (a for a in orders(array, tensor.shape) if np.array_equal(a.astype(tensor.dtype), tensor)), None
                 )

@@ -25,6 +25,7 @@ from converter.rewrites.fold_batch_norm import fold_batch_norm
 from converter.rewrites.fold_channel_order import fold_channel_order
 from converter.rewrites.fold_constants import fold_constants
 from converter.rewrites.linear_to_matmul import linear_to_matmul
+from converter.rewrites.masked_attention import masked_attention
 from converter.rewrites.separable import merge_separable
 
 Rewrite = Callable[[Program], list[Change]]
@@ -42,7 +43,7 @@ FOR_INFERENCE = (drop_dropout, *(find_trained_shifts if r is find_shifts else r 
 REWRITES: dict[str, tuple[Rewrite, ...]] = {
     "keras": (*FOR_ALL, merge_separable),
     "tf": (*FOR_INFERENCE, merge_separable),
-    "onnx": (*FOR_INFERENCE, linear_to_matmul, adaptive_pools),
+    "onnx": (*FOR_INFERENCE, linear_to_matmul, adaptive_pools, masked_attention),
 }
 KEEP_BATCHNORM = (fold_batch_norm,)
 EXACT_SHIFTS: dict[Rewrite, Rewrite] = {

@@ -1,0 +1,60 @@
+"""Write attention under a mask that may leave nothing of a row as operators, the row 0 as in PyTorch (ONNX).
+
+    scaled_dot_product_attention(q, k, v, mask)
+    -> s = (q * scale) @ k^T masked; where(max(s) == -inf, 0, softmax(s)) @ v
+
+The exporter's own translation has NaN there.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import fx
+from torch._ops import OpOverload
+
+from converter.program import Program, module_path
+from converter.rewrites.change import Change
+from converter.steps import sizes
+
+aten = torch.ops.aten
+INFINITY = float("inf")
+
+
+def masked_attention(program: Program) -> list[Change]:
+    changes = []
+    for node in program.graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default):
+        given: tuple = (*node.args, *(None, 0.0, False)[len(node.args) - 3 :])
+        query, key, value, mask, dropout, causal = given
+        shared = node.kwargs.get("enable_gqa") and sizes(query.meta["val"])[-3] != sizes(key.meta["val"])[-3]
+        if mask is None or dropout or causal or shared or not may_be_empty(program, mask):
+            continue
+        scale = node.kwargs.get("scale")
+        scale = 1 / math.sqrt(int(query.meta["val"].shape[-1])) if scale is None else scale
+        with program.graph.inserting_before(node):
+
+            def call(target, *args, node=node) -> fx.Node:
+                return program.call(target, args, node)
+
+            scores = call(
+                aten.matmul.default, call(aten.mul.Tensor, query, scale), call(aten.transpose.int, key, -2, -1)
+            )
+            if mask.meta["val"].dtype == torch.bool:
+                scores = call(aten.where.ScalarOther, mask, scores, -INFINITY)
+            else:
+                scores = call(aten.add.Tensor, scores, mask)
+            empty = call(aten.eq.Scalar, call(aten.amax.default, scores, [-1], True), -INFINITY)
+            kept = call(aten.where.ScalarSelf, empty, 0.0, call(aten.softmax.int, scores, -1))
+            node.replace_all_uses_with(call(aten.matmul.default, kept, value))
+        program.graph.erase_node(node)
+        changes.append(Change("masked attention written out", module_path(node), minor=True))
+    return changes
+
+
+def may_be_empty(program: Program, mask: fx.Node) -> bool:
+    """Whether the mask may leave nothing of a row."""
+    if not program.is_tensor(mask):
+        return True
+    held = program.tensor(mask)
+    allowed = held if held.dtype == torch.bool else held > -INFINITY
+    return not bool(allowed.any(-1).all())
