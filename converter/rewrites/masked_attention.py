@@ -33,7 +33,7 @@ def masked_attention(program: Program) -> list[Change]:
         scale = 1 / math.sqrt(int(query.meta["val"].shape[-1])) if scale is None else scale
         with program.graph.inserting_before(node):
 
-            def call(target, *args, node=node) -> fx.Node:
+            def call(target: OpOverload, *args: Any, node: fx.Node = node) -> fx.Node:
                 return program.call(target, args, node)
 
             scores = call(
