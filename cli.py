@@ -84,6 +84,26 @@ def json_object(ctx: click.Context, param: click.Parameter, value: str | None) -
     return parsed
 
 
+def numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError as error:
+        raise click.BadParameter("give numbers with commas between, as 0.485,0.456,0.406") from error
+
+
+def with_preprocessing(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What was said of images as one argument."""
+    said = {key.removeprefix("image_"): arguments.pop(key) for key in list(arguments) if key.startswith("image_")}
+    said = {key: value for key, value in said.items() if value is not None}
+    if not said:
+        return arguments
+    from converter.verification.images import Preprocessing
+
+    return arguments | {"preprocessing": Preprocessing(**said)}
+
+
 def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """Join option decorators into one."""
 
@@ -141,8 +161,20 @@ comparison_options = options(
         "--seed", type=click.IntRange(min=0), metavar="N", default=0, help="Of the random inputs.  [default: 0]"
     ),
     click.option(
-        "--inputs", type=PATH, metavar="FILE.npz", help="Compare on these arrays too; with labels, shows accuracy."
+        "--inputs",
+        type=PATH,
+        metavar="FILE|DIR",
+        help="Compare on these too: an .npz, with labels for accuracy, an .npy, or a folder of images.",
     ),
+    click.option(
+        "--image-fit",
+        type=click.Choice(["stretch", "crop", "pad"]),
+        help="How images come to the input's height and width.  [default: stretch]",
+    ),
+    click.option("--image-scale", type=float, metavar="X", help="Of pixels from 0 to 255.  [default: 1/255]"),
+    click.option("--image-mean", metavar="R,G,B", callback=numbers, help="Taken from the scaled pixels.  [default: 0]"),
+    click.option("--image-std", metavar="R,G,B", callback=numbers, help="They are divided by it then.  [default: 1]"),
+    click.option("--image-order", type=click.Choice(["rgb", "bgr"]), help="Order of the channels.  [default: rgb]"),
 )
 trace_option = click.option("--trace", is_flag=True, help="Show for every module what it computes on both sides.")
 report_option = click.option(
@@ -219,7 +251,12 @@ def convert(
         # Of several models each goes into the folder under a name of its own.
         own_output = paths[model, to[0]] if len(models) > 1 and len(to) == 1 else output
         report: ConversionReport = converter.convert(
-            model, to=to, output=own_output, verify=not no_verify, progress=terminal.progress, **arguments
+            model,
+            to=to,
+            output=own_output,
+            verify=not no_verify,
+            progress=terminal.progress,
+            **with_preprocessing(dict(arguments)),
         )
         return report
 
@@ -271,7 +308,9 @@ def verify(
 
     terminal = Terminal(quiet, verbose)
     result = attempt(
-        lambda: converter.verify(model, artefact, progress=terminal.progress, **arguments), str(model), terminal
+        lambda: converter.verify(model, artefact, progress=terminal.progress, **with_preprocessing(arguments)),
+        str(model),
+        terminal,
     )
     if isinstance(result, VerificationReport):
         terminal.show_verification(result)

@@ -10,10 +10,16 @@ if TYPE_CHECKING:
     from converter.comparison import verify
     from converter.conversion import convert
     from converter.inspection import inspect
+    from converter.verification.images import Preprocessing
 
-__all__ = ["convert", "inspect", "verify"]
+__all__ = ["Preprocessing", "convert", "inspect", "verify"]
 
-_HOMES = {"convert": "converter.conversion", "inspect": "converter.inspection", "verify": "converter.comparison"}
+_HOMES = {
+    "convert": "converter.conversion",
+    "inspect": "converter.inspection",
+    "verify": "converter.comparison",
+    "Preprocessing": "converter.verification.images",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -160,15 +160,15 @@ class Built:
                 return before
         return rows
 
-    def prove_weights(self, tensors: Mapping[str, np.ndarray]) -> Proof:
+    def prove_weights(self, tensors: Mapping[str, np.ndarray], graph_as_written: bool | None = None) -> Proof:
         """Proof 3: what the artefact holds is what the checkpoint holds, rearranged or folded."""
         if self.plan is None:
             tensors = dict(tensors)  # they are looked at several times
         expected = self.expected(tensors)
         used = {s for e in expected.values() for s in e.sources}
         if self.plan is None:  # the exporter's own, without a name of ours: shapes, axes, operators' arguments
-            tensors = {n: t for n, t in tensors.items() if n in expected or (t.dtype.kind == "f" and varies(t))}
-        return compare_weights(expected, tensors, self.source.tensor_names | used, self._unused(used))
+            tensors = {n: t for n, t in tensors.items() if n in expected or not _is_exporters(t)}
+        return compare_weights(expected, tensors, self.source.tensor_names | used, self._unused(used), graph_as_written)
 
     def expected(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Expected]:
         if self.plan is None:
@@ -260,10 +260,34 @@ def expected_initialisers(program: Program, tensors: Mapping[str, np.ndarray]) -
         if len(values.shape) == 2 and values.shape != tensors[name].shape == values.shape[::-1]:
             values = values.then(torch.t)
         expected[name] = Expected(values, origin.sources, origin.exact)
+    _add_renamed(program, expected, tensors)
     _add_merged(program, expected)
     expected |= recurrent_weights(program, {n: t for n, t in tensors.items() if n not in expected})
     known = {target for target in program.origins if returned.get(target, target) in expected}
     return expected | rearranged_weights(program, {n: t for n, t in tensors.items() if n not in expected}, known)
+
+
+def _add_renamed(program: Program, expected: dict[str, Expected], tensors: Mapping[str, np.ndarray]) -> None:
+    """The exporter reshapes some under names of its own, as the slopes of PReLU: they hold the same bytes."""
+    named = {source for one in expected.values() for source in one.sources}
+    for node in program.graph.find_nodes(op="get_attr"):
+        origin = program.origins[node.target]
+        if not node.users or node.target in expected or named.issuperset(origin.sources):
+            continue
+        array = program.tensor(node).detach().numpy()
+        for name, tensor in tensors.items():
+            if name not in expected and tensor.size == array.size and _same_bytes(array, tensor):
+                expected[name] = Expected(array.reshape(tensor.shape), origin.sources, origin.exact)
+                break
+
+
+def _is_exporters(tensor: np.ndarray) -> bool:
+    """Shapes, axes, and what is one number throughout, as the scale of a norm that has none: the digest covers them."""
+    return tensor.dtype.kind != "f" or tensor.size <= 1 or bool((tensor == tensor.flat[0]).all())
+
+
+def _same_bytes(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.dtype == other.dtype and one.tobytes() == other.tobytes()
 
 
 def _add_merged(program: Program, expected: dict[str, Expected]) -> None:
@@ -274,7 +298,7 @@ def _add_merged(program: Program, expected: dict[str, Expected]) -> None:
         array, origin = program.tensor(node).detach().numpy(), program.origins[node.target]
         for name, one in expected.items():
             kept = np.asarray(one.array)
-            if (kept.shape, kept.dtype) == (array.shape, array.dtype) and kept.tobytes() == array.tobytes():
+            if kept.shape == array.shape and _same_bytes(kept, array):
                 sources = tuple(dict.fromkeys((*one.sources, *origin.sources)))
                 expected[name] = Expected(one.array, sources, one.exact and origin.exact)
                 break

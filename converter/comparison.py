@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import torch
 from torch import fx, nn
 
@@ -27,6 +28,7 @@ from converter.source import Clock, Progress, open_source
 from converter.steps import Interface, sizes
 from converter.tracing import by_module, disagrees, located, trace_artefact
 from converter.verification.find_weights import WeightSearch, weights_proof
+from converter.verification.images import Preprocessing
 
 SHOWN = 5
 EXPLANATIONS: tuple[ExplanationKind, ...] = get_args(ExplanationKind)
@@ -43,7 +45,8 @@ def verify(
     atol: float | None = None,
     rtol: float | None = None,
     seed: int = 0,
-    inputs: str | Path | None = None,
+    inputs: str | Path | Mapping[str, np.ndarray] | None = None,
+    preprocessing: Preprocessing | None = None,
     accept: Sequence[str] = (),
     signature: str | None = None,
     weights: bool = False,
@@ -59,6 +62,7 @@ def verify(
     Args:
         artefact: a SavedModel folder, a `.keras`, an `.onnx` or a `.tflite` file.
         input_shapes: as for `convert`; an artefact of ours knows them.
+        inputs: the user's, as for `convert`; `preprocessing` is that of a folder of images.
         accept: kinds of explanations (`report.ExplanationKind`) that may make it agree.
         signature: of a SavedModel or a TFLite file that has several.
         weights: only find every tensor of the checkpoint in the artefact by its content, without running anything: no
@@ -98,8 +102,9 @@ def verify(
                 source.program,
                 source.module,
                 seed=seed,
-                inputs=Path(inputs) if inputs else None,
+                inputs=inputs,
                 running=source.running,
+                preprocessing=preprocessing,
             )
         with clock("run the artefact"):
             matching = Matching(
@@ -122,7 +127,7 @@ def verify(
             with clock("compare the weights"):
                 try:
                     built = build(source, format, Options(**stamp["options"]), clock)
-                    proofs.append(built.prove_weights(runner.tensors()))
+                    proofs.append(built.prove_weights(runner.tensors(), runner.graph_as_written()))
                 except UnsupportedOperatorsError:
                     if not stamp["options"].get("mappings"):
                         raise
@@ -139,6 +144,7 @@ def verify(
         explanations=tuple(match.explanations),
         trace=by_module(rows) if trace else (),
         timings=clock.timings,
+        compared_on=reference.compared_on,
     )
 
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from converter.artefacts.formats import Format
@@ -25,6 +26,7 @@ from converter.source import Clock, Progress, open_source
 from converter.tracing import by_module, disagrees, located, trace_artefact
 from converter.user_mappings import user_mappings
 from converter.verification.compare import compare_artefact
+from converter.verification.images import Preprocessing
 
 
 def convert(
@@ -46,7 +48,8 @@ def convert(
     atol: float | None = None,
     rtol: float | None = None,
     seed: int = 0,
-    inputs: str | Path | None = None,
+    inputs: str | Path | Mapping[str, np.ndarray] | None = None,
+    preprocessing: Preprocessing | None = None,
     mappings: Sequence[str | Path] = (),
     force: bool = False,
     trace: bool = False,
@@ -64,7 +67,9 @@ def convert(
         layout: of inputs and outputs of Keras and TensorFlow artefacts: "auto", "nhwc", "nchw".
         exact_shifts: a grid_sample that interpolates on whole pixels becomes the shift that it is but for rounding.
         atol, rtol: take the place of our own bound in the comparison of the artefact.
-        inputs: an .npz of the user's arrays, to compare on besides random ones.
+        inputs: the user's, to compare on besides random ones: arrays by name, an .npz of them, the .npy of the only
+            input, or a folder of images for it.
+        preprocessing: of a folder of images.
         trace: give what every module computes, on both sides of the first proof; where it fails the first module that
             differs is named in any case.
         mappings: Python files that register mappings of their own (`converter.registry.maps`, `translates`).
@@ -97,8 +102,9 @@ def convert(
                     source.program,
                     source.module,
                     seed=seed,
-                    inputs=Path(inputs) if inputs else None,
+                    inputs=inputs,
                     running=source.running,
+                    preprocessing=preprocessing,
                 )
                 source.probe = reference.probe(source.program)
         changes: list[Change] = []
@@ -124,14 +130,20 @@ def convert(
                     runner.open(placements[format].temporary)
                     results = run_artefact(runner, built.inputs, built.outputs, reference)
                     second = compare_artefact(
-                        reference.float64, reference.float32, results, atol=atol, rtol=rtol, constant=reference.constant
+                        reference.float64,
+                        reference.float32,
+                        results,
+                        atol=atol,
+                        rtol=rtol,
+                        constant=reference.constant,
+                        again=reference.again,
                     )
                     labelled = labelled_accuracy(reference, results)
                     if disagrees(second) and not disagrees(first):
                         given = fed(runner, built.inputs, reference.rounds[0].arrays)
                         second = located(second, trace_artefact(source.program, reference, runner, given))
                 with clock(f"prove {format}: the same weights"):
-                    third = built.prove_weights(runner.tensors())
+                    third = built.prove_weights(runner.tensors(), runner.graph_as_written())
                 operators = runner.operators()
                 runner.close()
                 proofs = (first, second, third)
@@ -167,6 +179,7 @@ def convert(
         notes=tuple(dict.fromkeys((*source.notes, *source.program.notes))),
         artefacts=tuple(artefacts),
         timings=clock.timings,
+        compared_on=reference.compared_on if reference else None,
     )
 
 

@@ -333,8 +333,9 @@ class Matching:
             for rounds in (self.reference.float64, self.reference.float32)
         )
         return compare_artefact(
-            float64, float32, results, atol=self.atol, rtol=self.rtol, constant=self.reference.constant
-        )
+            float64, float32, results, atol=self.atol, rtol=self.rtol,
+            constant=self.reference.constant, again=self.reference.again,
+        )  # fmt: skip
 
     def _explained_proof(
         self,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,16 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from converter.errors import CaptureError
-from converter.program import Program
+from converter.program import Program, write_attribute
+from converter.ranges import free_sizes, input_specs, many_samples
+from converter.report import ComparedOn
 from converter.verification.compare import Outputs, compare_artefact
-from converter.verification.inputs import InputSpec, Round, batches, load_arrays, rounds
+from converter.verification.given import Given, batches, load_given
+from converter.verification.images import Preprocessing
+from converter.verification.inputs import Round, rounds
 
 aten = torch.ops.aten
+AGAIN = 4  # results that PyTorch's own rounding is measured by, besides the first, where that was lucky
 OWN_ROUNDS = 2  # in which the module itself is run beside the captured program: batch 1 and more
 
 
@@ -38,6 +43,30 @@ class Reference:
     labels: np.ndarray | None
     first_given: int
     constant: frozenset[str]
+    program: Program
+    compared_on: ComparedOn
+    _again: dict[int, list[Outputs]] = field(default_factory=dict)
+
+    def again(self, number: int) -> list[Outputs]:
+        """PyTorch's float32 results of a round once more, `AGAIN` times with other roundings.
+
+        Every float of the inputs and weights is moved by its last bit or left, at random but always the same way: so
+        do kernels that add up in another order, and weights that were folded and rounded.
+        """
+        if number not in self._again:
+            self._again[number] = [self._rounded_otherwise(number, run) for run in range(AGAIN)]
+        return self._again[number]
+
+    def _rounded_otherwise(self, number: int, run: int) -> Outputs:
+        rng = np.random.default_rng((number, run))
+        arrays = [self.rounds[number].arrays[name] for name in self.program.inputs]
+        program = self.program.copy()
+        arrays = [nudged(a, rng) if a.dtype == np.float32 else a for a in arrays]
+        for node in program.graph.find_nodes(op="get_attr"):
+            tensor = program.tensor(node).detach()
+            if tensor.dtype == torch.float32:
+                write_attribute(program.graph_module, node.target, torch.from_numpy(nudged(tensor.numpy(), rng)))
+        return _named(program, program.run(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays)))
 
     def probe(self, program: Program) -> tuple[list[Tensor], list[Tensor]]:
         """The first round's inputs and float64 results, in the program's order."""
@@ -45,30 +74,14 @@ class Reference:
         return inputs, [torch.from_numpy(np.asarray(self.float64[0][name], order="C")) for name in program.outputs]
 
 
-def input_specs(program: Program) -> list[InputSpec]:
-    """What the program's inputs are, integers within the range that the graph shows."""
-    specs = []
-    for name, node in zip(program.inputs, program.placeholders, strict=True):
-        value = node.meta["val"]
-        batch = program.fixed_batch or "batch"
-        shape = tuple(n if isinstance(n, int) else (batch if i == 0 else str(n)) for i, n in enumerate(value.shape))
-        dtype = str(value.dtype).removeprefix("torch.")
-        specs.append(InputSpec(name, shape, dtype, high=_rows_of_embedding(node)))
-    return specs
-
-
-def _rows_of_embedding(node: fx.Node) -> int:
-    tables = [user.args[0] for user in node.users if user.target is aten.embedding.default]
-    return min((int(table.meta["val"].shape[0]) for table in tables), default=2)
-
-
 def take_reference(
     program: Program,
     module: nn.Module | None,
     *,
     seed: int,
-    inputs: Path | None,
+    inputs: Given | None,
     running: Callable[[], AbstractContextManager],
+    preprocessing: Preprocessing | None = None,
 ) -> Reference:
     """Run the program in both precisions on every round of inputs.
 
@@ -76,15 +89,16 @@ def take_reference(
         module: what was captured; the program must equal it.
         inputs: the user's arrays, as more rounds.
         running: a context within which `module` may run.
+        preprocessing: of a folder of images.
 
     Raises:
         CaptureError: the captured program computes something else than the module.
     """
     specs = input_specs(program)
-    drawn = list(rounds(specs, seed))
+    drawn = list(rounds(specs, seed, free_sizes(program), many_samples(program)))
     given, labels = [], None
     if inputs is not None:
-        arrays, labels = load_arrays(inputs, specs)
+        arrays, labels = load_given(inputs, specs, preprocessing)
         given = list(batches(arrays, specs))
     every = [*drawn, *given]
     raised = program.at(torch.float64)
@@ -100,15 +114,41 @@ def take_reference(
             with running(), torch.no_grad():
                 results = [r for r in tree_leaves(module(*(x.clone() for x in tensors))) if isinstance(r, Tensor)]
             own.append(_named(program, results))
+    _refuse_ranks_by_batch(float32)
     constant = constant_outputs(program)
+    described = ComparedOn(
+        seed,
+        tuple(each.description for each in every),
+        None if inputs is None else "arrays" if isinstance(inputs, Mapping) else str(inputs),
+        str(preprocessing or Preprocessing()) if isinstance(inputs, str | Path) and Path(inputs).is_dir() else None,
+    )
+    reference = Reference(every, float64, float32, labels, len(drawn), constant, program, described)
     if own:
-        same = compare_artefact(float64[: len(own)], own, float32[: len(own)], constant=constant)
+        same = compare_artefact(float64[: len(own)], own, float32[: len(own)], constant=constant, again=reference.again)
         if not same.holds and not same.proves_nothing:
             raise CaptureError(
                 f"what torch.export captured is not what the model computes: {same.summary}",
                 cure="this is usually a forward that keeps state or draws random numbers; make it free of both",
             )
-    return Reference(every, float64, float32, labels, len(drawn), constant)
+    return reference
+
+
+def nudged(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Every number as it is or the next one above or below."""
+    direction = rng.integers(-1, 2, array.shape).astype(array.dtype)
+    return np.where(direction == 0, array, np.nextafter(array, array + direction * np.abs(array) + direction))
+
+
+def _refuse_ranks_by_batch(results: Sequence[Outputs]) -> None:
+    """Raises CaptureError for an output whose number of dimensions hangs on the batch."""
+    for name in results[0] if results else ():
+        ranks = {each[name].ndim for each in results}
+        if len(ranks) > 1:
+            raise CaptureError(
+                f"output `{name}` has {' or '.join(map(str, sorted(ranks)))} dimensions, by the size of the batch",
+                cure="squeeze() takes away a batch of 1 too: name the dimension, as in x.squeeze(-1), or convert for "
+                "one batch size with --fixed-batch N",
+            )
 
 
 def constant_outputs(program: Program) -> frozenset[str]:
@@ -126,4 +166,12 @@ def constant_outputs(program: Program) -> frozenset[str]:
 
 
 def _named(program: Program, results: Sequence[Tensor]) -> dict[str, np.ndarray]:
-    return {name: r.detach().numpy() for name, r in zip(program.outputs, results, strict=True)}
+    return {name: _array(r.detach()) for name, r in zip(program.outputs, results, strict=True)}
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    if tensor.dtype != torch.bfloat16:
+        return tensor.numpy()
+    import ml_dtypes
+
+    return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)

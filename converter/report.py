@@ -40,6 +40,7 @@ class OutputComparison:
         torch_rounding: PyTorch's own largest float32 error in the worst round; None where none was measured.
         multiple_of_rounding: largest error over max(torch_rounding, 4 ulp of the scale).
         top1_agreement: share of rows with the same largest column, for 2-D outputs of floats.
+        top5_agreement: share of PyTorch's five largest columns that are among the artefact's, where there are more.
         set_aside: positions where PyTorch's float32 and float64 themselves differ (integers, overflow).
         proves_nothing: the output does not vary enough for its agreement to mean anything.
     """
@@ -59,6 +60,24 @@ class OutputComparison:
     set_aside: int = 0
     notes: tuple[str, ...] = ()
     proves_nothing: bool = False
+    top5_agreement: float | None = None
+
+
+@dataclass(frozen=True)
+class ComparedOn:
+    """The inputs on which both sides were run.
+
+    Attributes:
+        seed: of the random ones.
+        rounds: kind, batch and, where others vary, sizes of each.
+        given: where the user's own came from; None if there are none.
+        preprocessing: what was done to a folder of images, in words; None for arrays.
+    """
+
+    seed: int
+    rounds: tuple[str, ...]
+    given: str | None = None
+    preprocessing: str | None = None
 
 
 @dataclass(frozen=True)
@@ -232,6 +251,7 @@ class ConversionReport(Report):
     notes: tuple[str, ...]
     artefacts: tuple[ArtefactReport, ...]
     timings: Mapping[str, float] = field(default_factory=dict)
+    compared_on: ComparedOn | None = None
 
     @property
     def status(self) -> Status:
@@ -259,6 +279,7 @@ class VerificationReport(Report):
     weights: tuple[WeightMatch, ...] = ()
     trace: tuple[TraceRow, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
+    compared_on: ComparedOn | None = None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 
 from converter.capture import capture, from_exported
 from converter.checkpoint import Checkpoint, load, user_code
+from converter.checkpoint.weights import as_float32
+from converter.errors import CaptureError, ConversionError
 from converter.program import Program
-from converter.reference import input_specs
+from converter.ranges import free_sizes, input_specs
 from converter.shapes import example_inputs
 from converter.verification.inputs import draw
 
@@ -76,10 +79,12 @@ def open_source(
     seed: int,
     clock: Clock,
 ) -> Source:
-    """Load a checkpoint, or take a module, and capture it."""
+    """Load a checkpoint, or take a module, and capture it. The caller's module stays as it is, mode and buffers too."""
     if isinstance(model, nn.Module):
-        checkpoint = Checkpoint(Path("model"), "", "module", model.eval(), None, ())
         folders: tuple[Path, ...] = (Path.cwd(),)
+        with user_code(*folders):
+            module, changes = as_float32(own_copy(model))
+        checkpoint = Checkpoint(Path("model"), "", "module", module, None, tuple(changes))
     else:
         path = Path(model)
         folders = (Path.cwd(), path.resolve().parent)
@@ -88,6 +93,8 @@ def open_source(
     notes = list(checkpoint.notes)
     if checkpoint.module is not None:
         examples = example_inputs(checkpoint.module, input_shapes, fixed_batch, seed)
+        notes += [note for x in examples if (note := _lowered(x))]
+        examples = [x.float() if x.is_floating_point() else x for x in examples]
         with clock("capture"), user_code(*folders):
             program = capture(checkpoint.module, examples, fixed_batch is not None)
         tensors = {**dict(checkpoint.module.named_parameters()), **dict(checkpoint.module.named_buffers())}
@@ -97,6 +104,7 @@ def open_source(
             raise AssertionError("a checkpoint holds a module or a program")
         with clock("capture"):
             program = from_exported(checkpoint.program)
+        _refuse_other_precisions(program)
         if input_shapes:
             notes.append("--input-shape is not needed: an exported program has its own")
         if program.fixed_batch is not None:
@@ -118,8 +126,44 @@ def open_source(
     )
 
 
+def own_copy(module: nn.Module) -> nn.Module:
+    """A copy to run and to change: buffers and Python state of its own, parameters too unless all are float32.
+
+    Raises:
+        ConversionError: it cannot be copied.
+    """
+    parameters = list(module.parameters())
+    shared = {} if any(p.dtype != torch.float32 for p in parameters) else {id(p): p for p in parameters}
+    try:
+        return copy.deepcopy(module, shared)
+    except Exception as error:
+        raise ConversionError(
+            f"the module cannot be copied: {type(error).__name__}: {error}",
+            where=type(module).__name__,
+            cure="conversion runs the model, and does so on a copy; save it with torch.save and convert the file",
+        ) from error
+
+
+def _lowered(example: Tensor) -> str | None:
+    if not example.is_floating_point() or example.dtype == torch.float32:
+        return None
+    return f"inputs asked for in {str(example.dtype).removeprefix('torch.')} are float32, as the weights are"
+
+
+def _refuse_other_precisions(program: Program) -> None:
+    """Raises CaptureError for an exported program whose inputs or weights are floats of another size than float32."""
+    nodes = [*program.placeholders, *program.graph.find_nodes(op="get_attr")]
+    kinds = {node.meta["val"].dtype for node in nodes if node.meta["val"].is_floating_point()} - {torch.float32}
+    if kinds:
+        named = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+        raise CaptureError(
+            f"the exported program has inputs or weights in {named}",
+            cure="export the model in float32: torch.export.export(model.float(), ...)",
+        )
+
+
 def program_examples(program: Program, seed: int) -> list[Tensor]:
-    """Seeded random inputs of the shapes that the program has, free sizes as 2."""
+    """Seeded random inputs of the shapes that the program has."""
     specs = input_specs(program)
-    sizes = {str(n): 2 for spec in specs for n in spec.shape if not isinstance(n, int)}
+    sizes = next(iter(free_sizes(program)), {})
     return [torch.from_numpy(array) for array in draw(specs, 2, seed, sizes).values()]

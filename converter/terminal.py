@@ -376,6 +376,8 @@ def _figures(output: OutputComparison, all_of_them: bool) -> str:
         figures.append(f"{multiple:{'.1f' if multiple < 1000 else '.1e'}} x PyTorch's rounding")
     if output.top1_agreement is not None:
         figures.append(f"top-1 {_percent(output.top1_agreement)} the same")
+    if output.top5_agreement is not None and (all_of_them or output.top5_agreement < 1):
+        figures.append(f"top-5 {_percent(output.top5_agreement)}")
     if all_of_them:
         figures.append(
             f"relative {output.max_rel:.1e}, mean {output.mean_abs:.1e}, cosine {output.cosine:.9f}, "

@@ -228,7 +228,10 @@ def test_xla_is_found(runners):
 
 @pytest.mark.parametrize("format", WRITERS)
 def test_the_stamp_comes_back(artefacts, format):
-    assert read_stamp(artefacts[format]) == STAMP
+    assert read_stamp(artefacts[format]).items() > STAMP.items()
+    with Runner(format) as runner:
+        runner.open(artefacts[format])
+        assert runner.graph_as_written() is True
 
 
 def test_formats_and_stamps_are_told_without_a_framework(artefacts):
@@ -445,7 +448,7 @@ def test_the_gradient_goes_through_a_loaded_saved_model(artefacts):
 def test_onnx_external_data_has_its_final_name(tmp_path):
     write_onnx(tmp_path / "net.onnx", external_data=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net.onnx", "net.onnx.data"]
-    assert read_stamp(tmp_path / "net.onnx") == STAMP
+    assert read_stamp(tmp_path / "net.onnx").items() > STAMP.items()
     with Runner("onnx") as runner:
         runner.open(tmp_path / "net.onnx")
         assert runner.tensors()["conv.weight"].shape == (5, 12, 3, 3)

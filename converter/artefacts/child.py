@@ -33,6 +33,7 @@ class Reader(Protocol):
     def held(self) -> Mapping[str, Any]: ...
     def trace(self, arrays: Mapping[str, Any]) -> Iterable[Value]: ...
     def operators(self) -> Mapping[str, int]: ...
+    def graph_digest(self) -> str: ...
     def xla_functions(self) -> list[str]: ...
 
 
@@ -78,6 +79,8 @@ def _answer(
                 content = {"inputs": reader.inputs, "outputs": reader.outputs}
             case "run":
                 results = reader.run(arrays)
+            case "graph":
+                content = {"digest": reader.graph_digest()}
             case "tensors":
                 held.clear()
                 held.update(reader.tensors())

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import digest as digests
 from . import stamp as stamps
 from .messages import Fact, Value
 from .operators import count_operators, find_xla
@@ -32,6 +33,8 @@ def write(model: keras.Model, path: Path, stamp: Mapping[str, Any]) -> None:
 
     unsettled = path.with_name(f".{path.name}.unsettled.keras")
     try:
+        config = json.dumps(keras.saving.serialize_keras_object(model)).encode()
+        stamp = digests.stamped(stamp, digests.config_digest(json.loads(_canonical_config(config))))
         keras.saving.save_model(model, unsettled)
         with zipfile.ZipFile(unsettled) as source, zipfile.ZipFile(path, "w") as target:
             members = sorted(name for name in source.namelist() if not name.endswith("/"))
@@ -135,6 +138,7 @@ class Reader:
     def open(self, path: Path, signature: str | None = None) -> None:
         if signature is not None:
             raise ValueError("a Keras file has no signatures")
+        self._path = path
         with tempfile.TemporaryDirectory() as folder:  # Keras goes by the name
             named = path if path.suffix == ".keras" else Path(folder, "model.keras")
             if named != path:
@@ -194,6 +198,10 @@ class Reader:
         names = [spec.name for spec in self._tf.nest.flatten(specs)]
         by_name = dict(zip(names, (arrays[name] for name, _, _ in self.inputs), strict=True))
         return trace_function(self._function, by_name)
+
+    def graph_digest(self) -> str:
+        with zipfile.ZipFile(self._path) as archive:
+            return digests.config_digest(json.loads(_canonical_config(archive.read(_CONFIG))))
 
     def operators(self) -> dict[str, int]:
         return count_operators(self._graph)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import digest as digests
 from . import stamp as stamps
 from .messages import Fact, Value, figures
 from .onnx_shift import shift
@@ -83,12 +84,22 @@ def write(
             cure="Ask for another --opset, or leave the option away.",
         )
     _strip_notes(program.model)
+    stamp = digests.stamped(stamp, _digest_in_memory(program.model))
     program.model.metadata_props[stamps.ONNX_KEY] = stamps.stamp_text(stamp)
     program.save(path, external_data=external_data)
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ConversionError(f"ONNX's checker refuses the exported model: {error}", where=str(path)) from error
+
+
+def _digest_in_memory(model: Any) -> str:
+    from onnx_ir import serde
+
+    arrays = (
+        (name, v.const_value.numpy()) for name, v in model.graph.initializers.items() if v.const_value is not None
+    )
+    return digests.onnx_digest((serde.serialize_node(node) for node in model.graph), arrays)
 
 
 def _translations() -> dict[Any, Any]:
@@ -232,6 +243,11 @@ class Reader:
             for name, array in zip(group, session.run(group, dict(arrays)), strict=True):
                 if isinstance(array, np.ndarray) and array.dtype.kind in "fiub":
                     yield name, makers[name].op_type, list(array.shape), figures(array)
+
+    def graph_digest(self) -> str:
+        model = self._onnx.load(str(self._path))
+        arrays = ((t.name, self._onnx.numpy_helper.to_array(t)) for t in model.graph.initializer)
+        return digests.onnx_digest(model.graph.node, arrays)
 
     def operators(self) -> dict[str, int]:
         """How often each operator stands in the graph, those of its branches and loops once, those of a local

@@ -17,8 +17,10 @@ from typing import Any, Self
 import numpy as np
 
 from ..errors import ConversionError
+from .digest import KEY
 from .formats import Format
 from .messages import Fact, receive, send
+from .stamp import read_stamp
 
 _MODULES: dict[Format, str] = {
     "tf": "saved_model", "keras": "keras_file", "onnx": "onnx_file", "tflite": "tflite_file",
@@ -124,6 +126,15 @@ class Runner:
         failure = "does not give its weights"
         names = self._ask({"action": "tensors"}, failure)[0]["names"]
         return Tensors(names, lambda name: self._ask({"action": "tensor", "name": name}, failure)[1][name])
+
+    def graph_as_written(self) -> bool | None:
+        """Whether operators, attributes and constants are those of the graph before it was written.
+
+        None where the artefact's stamp does not say.
+        """
+        if self._path is None or (written := (read_stamp(self._path) or {}).get(KEY)) is None:
+            return None
+        return bool(self._ask({"action": "graph"}, "does not show its graph")[0]["digest"] == written)
 
     def held(self) -> dict[str, np.ndarray]:
         """Every array of numbers that the artefact holds, by name: its weights, and the constants of its graph."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import digest as digests
 from . import stamp as stamps
 from .messages import Fact, Value
 from .operators import called_functions, count_operators, find_xla
@@ -59,6 +60,7 @@ def write(
     _settle(path)
     file = path / stamps.SAVED_MODEL_FILE
     file.parent.mkdir()
+    stamp = digests.stamped(stamp, digests.tensorflow_digest(traced.graph))
     file.write_text(stamps.stamp_text(stamp), encoding="utf-8")
 
 
@@ -190,6 +192,9 @@ class Reader:
 
     def trace(self, arrays: Mapping[str, np.ndarray]) -> Iterator[Value]:
         return trace_function(self._signature, arrays)
+
+    def graph_digest(self) -> str:
+        return digests.tensorflow_digest(self._signature.graph)
 
     def operators(self) -> dict[str, int]:
         return count_operators(self._signature.graph)

@@ -103,6 +103,9 @@ class Reader:
                 name = detail["name"].partition(";")[0]
                 yield name, makers[detail["index"]], list(array.shape), figures(array)
 
+    def graph_digest(self) -> str:
+        raise NotImplementedError("a TFLite file bears no stamp")
+
     def operators(self) -> dict[str, int]:
         counted = Counter(operator["op_name"] for operator in self._interpret()._get_ops_details())
         return dict(sorted(counted.items(), key=lambda item: (-item[1], item[0])))

@@ -1,17 +1,16 @@
-"""Inputs to compare on: random, several kinds, never constant; or the user's own."""
+"""Random inputs to compare on: several kinds, batches and sizes, never constant."""
 
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from ..errors import UsageError
 
-Kind = Literal["normal", "uniform", "large"]
-LABELS = "labels"
+Kind = Literal["normal", "uniform", "large", "impulse", "spread"]
+ROUNDS: tuple[tuple[Kind, int], ...] = (("normal", 1), ("normal", 4), ("uniform", 2), ("large", 1), ("impulse", 2))
+IMPULSE = 8.0  # over a background of deviation 1/16: an exact zero would make norms divide rounding by nothing
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,9 @@ def draw(
         sizes: size of every other dynamic dimension, by symbol.
         kind: of floats. "normal": N(0, 1). "uniform": in [0, 1), each sample with a contrast and brightness of its
             own as photographs have, so that global pooling does not make all samples alike. "large": N(0, 8²),
-            which reaches the flat ends of clipped activations.
+            which reaches the flat ends of clipped activations. "impulse": next to nothing but for one position of
+            each sample, so that what belongs to another position or to the border stands out. "spread": N(0, m²),
+            with m from 1/8 to 64 for each sample.
 
     Raises:
         UsageError: a dynamic dimension has no size.
@@ -63,88 +64,21 @@ def draw(
     return {spec.name: _draw(spec, _concrete(spec, batch, sizes or {}), kind, rng) for spec in specs}
 
 
-def rounds(specs: Sequence[InputSpec], seed: int, sizes: Mapping[str, int] | None = None) -> Iterator[Round]:
-    """Give the rounds a model is compared on by default: batch 1 and more, or the fixed batch throughout."""
-    plan: tuple[tuple[Kind, int], ...] = (("normal", 1), ("normal", 4), ("uniform", 2), ("large", 1))
-    for number, (kind, batch) in enumerate(plan):
-        arrays = draw(specs, batch, (seed, number), sizes, kind)
+def rounds(
+    specs: Sequence[InputSpec], seed: int, sizes: Sequence[Mapping[str, int]] = (), many: int = 0
+) -> Iterator[Round]:
+    """Give the rounds a model is compared on by default: batch 1 and more, or the fixed batch throughout.
+
+    Args:
+        sizes: of the dynamic dimensions besides the batch, by symbol; the rounds take them in turn.
+        many: samples of one more round, "spread", for models so small that few values pass through them.
+    """
+    for number, (kind, batch) in enumerate((*ROUNDS, ("spread", many)) if many else ROUNDS):
+        sized = sizes[number % len(sizes)] if sizes else {}
+        arrays = draw(specs, batch, (seed, number), sized, kind)
         actual_batch = next((array.shape[0] for array in arrays.values() if array.ndim), batch)
-        yield Round(f"{kind}, batch {actual_batch}", arrays)
-
-
-def load_arrays(path: Path, specs: Sequence[InputSpec]) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-    """Read the user's inputs, and the labels if the file has an array called "labels" that is no input.
-
-    Returns:
-        The inputs by name, in the dtypes of `specs`, and the labels as [samples] integers or None. A model's only
-        input may have any name in the file.
-
-    Raises:
-        UsageError: not an .npz file; an array is missing, unknown, or of a shape or dtype the input cannot take.
-    """
-    arrays = _read_npz(path)
-    names = [spec.name for spec in specs]
-    labels = arrays.pop(LABELS) if LABELS in arrays and LABELS not in names else None
-    if len(names) == len(arrays) == 1:
-        arrays = {names[0]: next(iter(arrays.values()))}
-    if set(arrays) != set(names):
-        raise UsageError(
-            f"The model's inputs are {_listed(names)}; the file has {_listed(sorted(arrays))}.",
-            where=str(path),
-            cure="give every input one array of its name",
-        )
-    sizes: dict[str, int] = {}
-    # Several fixed batches may be given at once, `batches` cuts them.
-    repeatable = all(isinstance(spec.shape[0], int) for spec in specs if spec.shape)
-    inputs = {spec.name: _fit(arrays[spec.name], spec, sizes, repeatable, path) for spec in specs}
-    if labels is not None:
-        samples = next((array.shape[0] for array in inputs.values() if array.ndim), 1)
-        if labels.shape != (samples,) or labels.dtype.kind not in "iu":
-            raise UsageError(
-                f"The labels are {labels.dtype}{list(labels.shape)} for {samples} samples.",
-                where=f"{path}, array 'labels'",
-                cure=f"give integers of shape [{samples}]",
-            )
-    return inputs, labels
-
-
-def batches(arrays: Mapping[str, np.ndarray], specs: Sequence[InputSpec], largest: int = 32) -> Iterator[Round]:
-    """Cut the user's arrays into rounds of at most `largest` samples, or of the fixed batch.
-
-    Raises:
-        UsageError: the samples do not fill the fixed batch, or the inputs have different numbers of samples.
-    """
-    dynamic = {spec.name for spec in specs if spec.shape and not isinstance(spec.shape[0], int)}
-    if not dynamic:
-        yield from _fixed_batches(arrays, specs)
-        return
-    counts = {arrays[name].shape[0] for name in dynamic}
-    if len(counts) > 1:
-        raise UsageError(f"The inputs have different numbers of samples: {_listed(sorted(counts))}.", where="--inputs")
-    (samples,) = counts
-    for start in range(0, samples, largest):
-        stop = min(start + largest, samples)
-        cut = {name: array[start:stop] if name in dynamic else array for name, array in arrays.items()}
-        yield Round(f"given, samples {start} to {stop - 1}", cut)
-
-
-def _fixed_batches(arrays: Mapping[str, np.ndarray], specs: Sequence[InputSpec]) -> Iterator[Round]:
-    sizes = {spec.name: size for spec in specs if spec.shape and isinstance(size := spec.shape[0], int)}
-    counts = set()
-    for name, size in sizes.items():
-        samples = len(arrays[name])
-        if size == 0 or samples % size:
-            raise UsageError(
-                f"{samples} samples do not fill batches of {size}, which is the model's fixed batch.",
-                where=f"--inputs, array {name!r}",
-                cure=f"give a multiple of {size} samples",
-            )
-        counts.add(samples // size)
-    if len(counts) > 1:
-        raise UsageError(f"The inputs fill different numbers of batches: {_listed(sorted(counts))}.", where="--inputs")
-    for number in range(counts.pop() if counts else 1):
-        cut = {name: arrays[name][number * size : (number + 1) * size] for name, size in sizes.items()}
-        yield Round(f"given, batch {number + 1}", {**arrays, **cut})
+        shown = "".join(f", {symbol} {size}" for symbol, size in sized.items())
+        yield Round(f"{kind}, batch {actual_batch}{shown}", arrays)
 
 
 def _draw(spec: InputSpec, shape: tuple[int, ...], kind: Kind, rng: np.random.Generator) -> np.ndarray:
@@ -166,7 +100,27 @@ def _floats(shape: tuple[int, ...], kind: Kind, rng: np.random.Generator) -> np.
         contrast = rng.uniform(0.3, 1.0, per_sample)
         brightness = rng.uniform(0.0, 1.0, per_sample) * (1.0 - contrast)
         return np.asarray(brightness + contrast * rng.random(shape))
-    return np.asarray(rng.standard_normal(shape) * (8.0 if kind == "large" else 1.0))
+    values = np.asarray(rng.standard_normal(shape))
+    match kind:
+        case "large":
+            return values * 8.0
+        case "impulse":
+            return values * _impulse(shape, rng)
+        case "spread":
+            return np.asarray(values * 2.0 ** rng.uniform(-3, 6, shape[:1] + (1,) * (len(shape) - 1)))
+    return values
+
+
+def _impulse(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Factors: large at one position of each sample; all channels of it, where there are positions besides."""
+    factors = np.full(shape, 1 / 16)
+    if shape:
+        places = shape[2:] or shape[1:]
+        for sample in range(shape[0]):
+            place = tuple(int(rng.integers(size)) for size in places)
+            of_sample = factors[sample]
+            of_sample[(slice(None), *place) if shape[2:] else place] = IMPULSE
+    return factors
 
 
 def _unlike(array: np.ndarray | np.integer, lowest: int, highest: int) -> np.ndarray:
@@ -189,56 +143,15 @@ def _concrete(spec: InputSpec, batch: int, sizes: Mapping[str, int]) -> tuple[in
         else:
             raise UsageError(
                 f"Dimension {axis} of input {spec.name!r} has no size.",
-                where=f"input {spec.name!r} {_shape(spec.shape)}",
+                where=f"input {spec.name!r} {shape_text(spec.shape)}",
                 cure="give --input-shape",
             )
     return tuple(shape)
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    try:
-        archive = np.load(path, allow_pickle=False)
-        if isinstance(archive, np.ndarray):
-            raise UsageError(
-                "This is a single array.", where=str(path), cure="write it with numpy.savez(file, name=array)"
-            )
-        with archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UsageError(
-            f"The inputs cannot be read: {error}", where=str(path), cure="write them with numpy.savez(file, name=array)"
-        ) from error
-
-
-def _fit(array: np.ndarray, spec: InputSpec, sizes: dict[str, int], repeatable: bool, path: Path) -> np.ndarray:
-    where = f"{path}, array for input {spec.name!r}"
-    expected = f"{spec.dtype} of shape {_shape(spec.shape)}"
-    fits = array.ndim == len(spec.shape)
-    for axis, (expected_size, size) in enumerate(zip(spec.shape, array.shape, strict=False)):
-        if isinstance(expected_size, int):
-            fits = fits and (expected_size == size or (axis == 0 and repeatable))
-        elif expected_size is not None:
-            fits = fits and sizes.setdefault(expected_size, size) == size
-    if not fits or 0 in array.shape[:1]:
-        raise UsageError(
-            f"The array has shape {_shape(array.shape)}, input {spec.name!r} takes {_shape(spec.shape)}.",
-            where=where,
-            cure="arrays have PyTorch's layout, samples first",
-        )
-    dtype = np.dtype(spec.dtype)
-    if not np.can_cast(array.dtype, dtype, "same_kind"):
-        raise UsageError(
-            f"The array is {array.dtype}, which {spec.dtype} cannot hold.", where=where, cure=f"give {expected}"
-        )
-    cast = array.astype(dtype)
-    if dtype.kind in "iu" and not np.array_equal(cast, array):
-        raise UsageError(f"The array holds values outside {spec.dtype}.", where=where, cure=f"give {expected}")
-    return cast
-
-
-def _shape(shape: Sequence[int | str | None]) -> str:
+def shape_text(shape: Sequence[int | str | None]) -> str:
     return "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"
 
 
-def _listed(items: Sequence[object]) -> str:
+def listed(items: Sequence[object]) -> str:
     return ", ".join(map(repr, items)) or "none"

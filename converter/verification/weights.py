@@ -33,12 +33,14 @@ def compare_weights(
     actual: Mapping[str, np.ndarray],
     source_names: Collection[str],
     unused: Mapping[str, str],
+    graph_as_written: bool | None = None,
 ) -> Proof:
     """Compare all tensors of an artefact with what they must be.
 
     Args:
         source_names: every tensor of the PyTorch model.
         unused: a source tensor that is not in the artefact, and why.
+        graph_as_written: whether the rest of the graph is what was built; None if that is not known.
     """
     failures = [f"{name}: not in the artefact" for name in expected if name not in actual]
     failures += [f"{name}: the artefact has it, no source explains it" for name in actual if name not in expected]
@@ -54,6 +56,8 @@ def compare_weights(
             failures.append(f"{name} (from {', '.join(sources) or 'nothing'}): {fault}")
             module = module or next((source.rpartition(".")[0] or "the model itself" for source in sources), None)
     failures += _unaccounted(expected, set(source_names), unused)
+    if graph_as_written is False:
+        failures.append("the graph is not what was built: an operator, an attribute or a constant is another")
     if failures:
         summary = f"{len(failures)} {'fault' if len(failures) == 1 else 'faults'}: {'; '.join(sorted(failures)[:3])}"
         return Proof("weights", False, summary, failures=tuple(sorted(failures)), first_difference=module)

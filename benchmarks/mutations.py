@@ -1,0 +1,140 @@
+"""Which of the three proofs catches which faults: plants them all, runs the proofs, and writes the table.
+
+    python benchmarks/mutations.py [ARCHITECTURE ...] [--write docs/VERIFICATION.md] [--sites N] [--json FILE]
+
+Fails if a fault is missed by all proofs, or if a proof fails on what is right.
+"""
+
+import json
+import logging
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+for name, value in {"OMP_WAIT_POLICY": "PASSIVE", "TF_CPP_MIN_LOG_LEVEL": "3"}.items():
+    os.environ.setdefault(name, value)
+
+if TYPE_CHECKING:
+    from mutations.proving import Mutant
+
+BEGIN, END = "<!-- mutations -->", "<!-- end of mutations -->"
+PLACES = {
+    "mapping": "a mapping (Keras file written with it)",
+    "rewrite": "a rewrite (for ONNX)",
+    "Keras file": "the Keras file",
+    "SavedModel": "the SavedModel",
+    "ONNX file": "the ONNX file",
+}
+
+
+def plant(names: Sequence[str], sites: int) -> Iterator["Mutant"]:
+    """Every mutant of these architectures."""
+    from mutations.proving import PLACES as ARTEFACTS
+    from mutations.proving import Bench, Runners, artefact_mutants, program_mutants
+
+    with Runners() as runners:
+        for name in names:
+            bench = Bench(name, runners)
+            for place in ("mapping", "rewrite"):
+                yield from program_mutants(bench, place, sites, with_artefact=place == "mapping")
+            for format in ARTEFACTS:
+                yield from artefact_mutants(bench, format, sites)
+
+
+def table(mutants: Sequence["Mutant"]) -> list[str]:
+    rows = [
+        "| fault in | planted | of them no fault | caught by 1 | by 2 | by 3 | refused to run | missed by all |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for place, description in [*PLACES.items(), ("", "**all**")]:
+        here = [m for m in mutants if place in ("", m.place)]
+        faults = [m for m in here if not m.equivalent]
+        caught = Counter(proof for m in faults if m.refused is None for proof, by in m.caught.items() if by)
+        asked = Counter(proof for m in faults if m.refused is None for proof, by in m.caught.items() if by is not None)
+        refused = sum(m.refused is not None for m in faults)
+        cells = [
+            f"{caught[proof]} of {asked[proof]}" if asked[proof] else "not asked"
+            for proof in ("function", "artefact", "weights")
+        ]
+        missed = sum(m.missed for m in faults)
+        rows.append(
+            f"| {description} | {len(here)} | {len(here) - len(faults)} | {' | '.join(cells)} | {refused} | {missed} |"
+        )
+    return rows
+
+
+def table_of_faults(mutants: Sequence["Mutant"]) -> list[str]:
+    """Of mappings and rewrites: the kinds of faults, and in how many places each proof caught them."""
+    rows = ["| fault | planted in | faults | caught by 1 | asked of 2 | caught by 2 |", "|---|---|--:|--:|--:|--:|"]
+    program = [m for m in mutants if m.place in ("mapping", "rewrite")]
+    for fault in sorted({m.fault for m in program}, key=str.lower):
+        here = [m for m in program if m.fault == fault]
+        faults = [m for m in here if not m.equivalent]
+        where = sorted({m.architecture for m in faults}, key=str.lower)
+        by = [sum(bool(m.caught[proof]) for m in faults) for proof in ("function", "artefact")]
+        if faults:
+            asked = sum(m.caught["artefact"] is not None for m in faults)
+            rows.append(f"| {fault} | {', '.join(where)} | {len(faults)} | {by[0]} | {asked} | {by[1]} |")
+    return rows
+
+
+def summary(mutants: Sequence["Mutant"], seconds: float) -> str:
+    faults = [m for m in mutants if not m.equivalent]
+    caught = sum(any(m.caught.values()) for m in faults)
+    kinds = {m.fault for m in faults if m.place in ("mapping", "rewrite")}
+    weakest = min((m.change for m in faults if m.place in ("mapping", "rewrite") and m.change > 0), default=0.0)
+    return (
+        f"{caught} of {len(faults)} faults caught in {len({m.architecture for m in mutants})} architectures; "
+        f"{len(kinds)} kinds in mappings and rewrites, {len({m.fault for m in faults} - kinds)} more in artefacts. "
+        f"The faintest of the former changes an output by {weakest:.0e} of its scale. "
+        f"{len(mutants) - len(faults)} more changed nothing and are no faults. ({seconds / 60:.0f} minutes.)"
+    )
+
+
+def write(path: Path, lines: Sequence[str]) -> None:
+    """Between the marks of the file, which the rest of it surrounds."""
+    text = path.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    path.write_text("\n".join([before + BEGIN, "", *lines, "", END]) + after, encoding="utf-8")
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@click.option("--sites", default=1, show_default=True, help="Places for each kind of fault in each architecture.")
+@click.option("--write", "document", type=click.Path(path_type=Path, exists=True), help="Put the tables in here.")
+@click.option("--json", "record", type=click.Path(path_type=Path), help="Write every mutant to this file.")
+def main(names: tuple[str, ...], sites: int, document: Path | None, record: Path | None) -> None:
+    """Plant faults in small networks and see which proofs catch them."""
+    from mutations.sequences import ARCHITECTURES
+
+    logging.getLogger("torch.__trace").propagate = False
+    started = time.perf_counter()
+    mutants = []
+    for mutant in plant(names or list(ARCHITECTURES), sites):
+        mutants.append(mutant)
+        if mutant.missed:
+            click.echo(f"missed: {mutant}", err=True)
+    lines = [
+        summary(mutants, time.perf_counter() - started), "", *table(mutants), "",
+        "The faults of mappings and rewrites, and which proof saw them:", "", *table_of_faults(mutants),
+    ]  # fmt: skip
+    click.echo("\n".join(lines))
+    if record:
+        record.write_text(json.dumps([asdict(m) for m in mutants], indent=1, default=str), encoding="utf-8")
+    if document:
+        write(document, lines)
+    sys.exit(any(m.missed for m in mutants))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""What is in an artefact's graph besides its weights, as a digest: operators, their attributes, constants.
+
+It is taken of the graph in memory before anything is written, stands in the stamp, and is taken again of what was
+opened from disk: an attribute or a constant that was lost or changed on the way, or since, shows, however little it
+does to the outputs.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from .operators import BOOKKEEPING
+
+KEY = "graph_sha256"
+SMALL = 16  # elements; larger initialisers of ONNX are weights, which are compared one by one
+_NO_FUNCTION = frozenset({"shared_name", "container", "config", "config_proto", "executor_type"})
+
+
+def stamped(stamp: Mapping[str, Any], digest: str) -> dict[str, Any]:
+    return {**stamp, KEY: digest}
+
+
+def config_digest(config: Any) -> str:
+    """Of a Keras model's canonical config, without the ids that Keras gives to shared objects when it saves."""
+    return hashlib.sha256(json.dumps(_without_ids(config), sort_keys=True).encode()).hexdigest()
+
+
+def _without_ids(config: Any) -> Any:
+    if isinstance(config, dict):
+        return {key: _without_ids(part) for key, part in config.items() if key != "shared_object_id"}
+    return [_without_ids(part) for part in config] if isinstance(config, list) else config
+
+
+def tensorflow_digest(graph: Any) -> str:
+    """Of a `FuncGraph` and the functions that it calls, whatever they and their nodes are called."""
+    definition = graph.as_graph_def()
+    nodes = [*definition.node, *(node for function in definition.library.function for node in function.node_def)]
+    functions = {function.signature.name for function in definition.library.function}
+    kept = [n for n in nodes if n.op == "Const" or (n.op not in BOOKKEEPING and n.op not in functions)]
+    return _digest(sorted(_tensorflow_node(node) for node in kept))
+
+
+def _tensorflow_node(node: Any) -> bytes:
+    parts = [node.op.encode()]
+    for name, value in sorted(node.attr.items()):
+        kind = value.WhichOneof("value")
+        if not name.startswith("_") and name not in _NO_FUNCTION and kind != "func" and not value.list.func:
+            parts += [name.encode(), value.SerializeToString(deterministic=True)]
+    return b"\0".join(parts)
+
+
+def onnx_digest(nodes: Iterable[Any], initialisers: Iterable[tuple[str, Any]]) -> str:
+    """Of NodeProtos, and of those initialisers by name that are no weights: small, integers, one number throughout."""
+    parts = []
+    for node in nodes:
+        bare = type(node)()
+        bare.CopyFrom(node)
+        bare.ClearField("metadata_props")
+        bare.ClearField("doc_string")
+        attributes = sorted(bare.attribute, key=lambda attribute: attribute.name)
+        del bare.attribute[:]
+        bare.attribute.extend(attributes)
+        parts.append(bare.SerializeToString(deterministic=True))
+    for name, array in sorted(initialisers, key=lambda pair: pair[0]):
+        if array.size <= SMALL or array.dtype.kind != "f" or (array == array.flat[0]).all():
+            parts.append(f"{name} {array.dtype} {array.shape} ".encode() + array.tobytes())
+    return _digest(parts)
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()

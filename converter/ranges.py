@@ -1,0 +1,176 @@
+"""What the inputs of a program may be, as far as its graph shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+from torch._ops import OpOverload
+
+from converter.program import Program
+from converter.verification.inputs import InputSpec
+
+aten = torch.ops.aten
+
+# The integers in their result are those of their operand.
+KEEPING = {
+    aten.alias, aten.cat, aten.chunk, aten.clone, aten.contiguous, aten.detach, aten.expand, aten.flatten, aten.flip,
+    aten.index_select, aten.permute, aten.repeat, aten.reshape, aten.roll, aten.select, aten.slice, aten.split,
+    aten.squeeze, aten.stack, aten.t, aten.to, aten._to_copy, aten.transpose, aten.unbind, aten.unflatten,
+    aten.unsqueeze, aten.view,
+}  # fmt: skip
+# Which argument holds indices.
+INDICES = {
+    aten.embedding: "indices", aten._embedding_bag: "indices", aten.embedding_bag: "indices", aten.gather: "index",
+    aten.index: "indices", aten.index_put: "indices", aten.index_select: "index", aten.one_hot: "self",
+    aten.scatter: "index", aten.scatter_add: "index", aten.take: "index", aten.take_along_dim: "indices",
+}  # fmt: skip
+UNKNOWN = 2  # rows that any table has
+MOST = 256
+SAMPLES = 512
+ELEMENTS = 1 << 23  # that may pass through a model in the round of many samples
+BATCH_HINT = 4
+
+
+def input_specs(program: Program) -> list[InputSpec]:
+    """What the program's inputs are, integers within the range that the graph shows."""
+    specs = []
+    for name, node in zip(program.inputs, program.placeholders, strict=True):
+        value = node.meta["val"]
+        batch = program.fixed_batch or "batch"
+        shape = tuple(n if isinstance(n, int) else (batch if i == 0 else str(n)) for i, n in enumerate(value.shape))
+        dtype = str(value.dtype).removeprefix("torch.")
+        specs.append(InputSpec(name, shape, dtype, high=integers_below(node)))
+    return specs
+
+
+def integers_below(node: fx.Node) -> int:
+    """The limit of the integers that an input may hold.
+
+    The smallest table that they are indices of; 2 where arithmetic lies between them and an index; 256 (or what their
+    type holds) where they are no indices.
+    """
+    dtype = node.meta["val"].dtype
+    if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+        return UNKNOWN
+    limits = list(_limits(node))
+    return min(limits, default=min(MOST, torch.iinfo(dtype).max + 1))
+
+
+def _limits(node: fx.Node) -> Iterator[int]:
+    seen, pending = {node}, [node]
+    while pending:
+        held = pending.pop()
+        for user in held.users:
+            if user in seen and user.target not in INDICES:
+                continue
+            packet = user.target.overloadpacket if isinstance(user.target, OpOverload) else None
+            if packet in INDICES and _reaches(_argument(user, INDICES[packet]), held):
+                yield _rows(user, held)
+            elif packet in KEEPING or packet is None:
+                seen.add(user)
+                if _holds_integers(user):
+                    pending.append(user)
+            elif any(_is_index(later) for later in _integers_behind(user)):
+                yield UNKNOWN
+
+
+def _rows(user: fx.Node, indices: fx.Node) -> int:
+    packet = user.target.overloadpacket
+    if packet is aten.one_hot:
+        classes = _argument(user, "num_classes")
+        return classes if isinstance(classes, int) and classes > 0 else UNKNOWN
+    table = user.args[0].meta["val"].shape
+    if packet is aten.index:
+        sizes = [table[dim] for dim, index in enumerate(user.args[1]) if index is indices]
+    elif packet is aten.take:
+        sizes = [user.args[0].meta["val"].numel()]
+    elif packet in (aten.embedding, aten._embedding_bag, aten.embedding_bag):
+        sizes = [table[0]]
+    else:
+        dim = _argument(user, "dim")
+        sizes = [table[dim]] if isinstance(dim, int) and table else []
+    known = [int(n) for n in sizes if isinstance(n, int)]
+    return min(known, default=UNKNOWN)
+
+
+def _integers_behind(node: fx.Node) -> set[fx.Node]:
+    """What integers lead to, through integers."""
+    behind, pending = {node}, [node]
+    while pending:
+        held = pending.pop()
+        if _holds_integers(held):
+            fresh = [user for user in held.users if user not in behind]
+            behind.update(fresh)
+            pending += fresh
+    return behind
+
+
+def _is_index(node: fx.Node) -> bool:
+    return isinstance(node.target, OpOverload) and node.target.overloadpacket in INDICES
+
+
+def _holds_integers(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    first = value[0] if isinstance(value, (list, tuple)) and value else value
+    return isinstance(first, torch.Tensor) and not first.dtype.is_floating_point and first.dtype != torch.bool
+
+
+def _argument(node: fx.Node, name: str) -> Any:
+    for position, parameter in enumerate(node.target._schema.arguments):
+        if parameter.name == name:
+            return node.args[position] if position < len(node.args) else node.kwargs.get(name)
+    return None
+
+
+def _reaches(argument: Any, node: fx.Node) -> bool:
+    return node in argument if isinstance(argument, (list, tuple)) else argument is node
+
+
+def many_samples(program: Program) -> int:
+    """How many samples pass through the program with about as much work as a large model is for one; 0 if few."""
+    per_sample = 0
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        for tensor in value if isinstance(value, (list, tuple)) else (value,):
+            if node.op == "call_function" and isinstance(tensor, torch.Tensor):
+                per_sample += size_with(tensor.numel(), 1)
+    samples = min(SAMPLES, ELEMENTS // max(per_sample, 1))
+    return samples if samples >= BATCH_HINT and program.fixed_batch is None else 0
+
+
+def size_with(size: Any, symbols: int) -> int:
+    """A size with every symbol in it as `symbols`."""
+    if isinstance(size, int):
+        return size
+    expression = sympy.sympify(size.node.expr)
+    return int(expression.subs(dict.fromkeys(expression.free_symbols, symbols)))
+
+
+def free_sizes(program: Program) -> list[dict[str, int]]:
+    """Two choices of every dynamic size that is not the batch, by the text of its expression; [] if there is none."""
+    shapes = [node.meta["val"].shape for node in program.placeholders]
+    free = [n for shape in shapes for n in shape[1:] if not isinstance(n, int)]
+    batches = [shape[0] for shape in shapes if len(shape) and not isinstance(shape[0], int)]
+    known = {symbol for n in batches for symbol in n.node.expr.free_symbols}
+    if not free:
+        return []
+    environment = free[0].node.shape_env
+    choices = []
+    for step in (1, 2):
+        values = dict.fromkeys(known, BATCH_HINT)
+        for size in free:
+            for symbol in sorted(size.node.expr.free_symbols - values.keys(), key=str):
+                values[symbol] = _within(environment.var_to_range.get(symbol), step)
+        choices.append({str(n): int(n.node.expr.subs(values)) for n in free})
+    return choices
+
+
+def _within(bounds: Any, step: int) -> int:
+    """A size within its bounds, not the least, and another for another step."""
+    lowest, highest = (int(bounds.lower), bounds.upper) if bounds is not None else (2, sympy.oo)
+    wanted = max(lowest, 2) + 3 * step
+    return int(highest) if highest.is_finite and wanted > highest else wanted

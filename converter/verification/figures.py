@@ -1,0 +1,239 @@
+"""The figures of one output in one round of inputs: errors against what is allowed, similarity, the best classes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+FLOOR_ULP = 4
+BEST = 5  # classes
+
+# Of finite references, PyTorch's own float32 results of them, and the scale: the error allowed.
+Allowance = Callable[[np.ndarray, Sequence[np.ndarray], float], float | np.ndarray]
+
+
+@dataclass(frozen=True)
+class Similarity:
+    max_abs: float
+    max_rel: float
+    sum_abs: float
+    elements: int
+    cosine: float
+    sqnr_db: float
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Of outputs (samples, classes): how many rows have the same best class, and the share of best five that agree."""
+
+    rows: int = 0
+    same_best: int = 0
+    best_five: float = 0.0
+    of_five: int = 0  # rows that have more than five classes
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One output in one round."""
+
+    ratio: float  # of the error to what is allowed
+    similarity: Similarity
+    scale: float
+    bound: float
+    most_allowed: float  # of all elements
+    torch_rounding: float | None
+    multiple: float | None
+    set_aside: int
+    faults: tuple[str, ...]
+    classes: Classes = Classes()
+
+
+def figures(
+    number: int, expected: np.ndarray, actual: np.ndarray, own: Sequence[np.ndarray], allowance: Allowance
+) -> Figures:
+    """Compare one output in round `number`.
+
+    Args:
+        own: what PyTorch's float32 makes of the inputs, once or several times with other roundings; [] in float64.
+    """
+    expected, actual = plain(expected), plain(actual)
+    own = [np.asarray(one) for one in own]
+    if fault := _unlike(expected, actual):
+        return no_figures(f"round {number + 1}: {fault}")
+    for one in own:
+        if fault := _unlike(expected, plain(one)):
+            return no_figures(f"round {number + 1}: of PyTorch's own float32, {fault}")
+    if expected.dtype.kind in "iub":
+        return _exact_figures(number, expected, actual, own)
+    if expected.dtype.kind == "c":
+        expected, actual, own = real(expected), real(actual), [real(one) for one in own]
+    return _float_figures(number, expected, actual, own, allowance)
+
+
+def no_figures(fault: str) -> Figures:
+    nan = float("nan")
+    return Figures(np.inf, Similarity(nan, nan, nan, 0, nan, nan), nan, nan, nan, None, None, 0, (fault,))
+
+
+def plain(array: np.ndarray) -> np.ndarray:
+    """bfloat16 and float8, which are no kind of numpy's own, as float32: exactly."""
+    array = np.asarray(array)
+    return array.astype(np.float32) if array.dtype.kind == "V" else array
+
+
+def classes_of(array: np.ndarray) -> np.ndarray:
+    """0 for a number, others for NaN and the infinities."""
+    return np.asarray(np.isnan(array) + 2 * np.isposinf(array).astype(np.int8) + 3 * np.isneginf(array))
+
+
+def real(array: np.ndarray) -> np.ndarray:
+    return np.stack([array.real, array.imag], -1)
+
+
+def rounding_unit(expected: np.ndarray, own: Sequence[np.ndarray], scale: float) -> float:
+    """Give PyTorch's own error on these values, or 4 ulp of the scale if that is more."""
+    if not own:
+        raise ValueError("there is no float32 result of PyTorch")
+    return max(_largest_error(expected, own), _floor(own[0].dtype, scale))
+
+
+def _exact_figures(number: int, expected: np.ndarray, actual: np.ndarray, own: Sequence[np.ndarray]) -> Figures:
+    aside = np.zeros(expected.shape, bool)
+    for one in own:
+        aside |= one != expected
+    differs = (actual != expected) & ~aside
+    errors = np.abs(actual.astype(np.float64) - expected.astype(np.float64))
+    errors = np.where(differs, np.maximum(errors, 1.0), 0.0)  # above 2^53 a difference can be lost
+    faults: tuple[str, ...] = ()
+    if differs.any():
+        where = tuple(int(i) for i in np.argwhere(differs)[0])
+        count = int(differs.sum())
+        faults = (
+            f"round {number + 1}: {count} of {expected.size} values differ, first at {list(where)}: "
+            f"{actual[where]} where PyTorch has {expected[where]}",
+        )
+    kept = np.where(aside, expected, actual).astype(np.float64)
+    return Figures(
+        ratio=np.inf if faults else 0.0,
+        similarity=_similarity(expected.astype(np.float64), kept, errors),
+        scale=float(np.abs(expected.astype(np.float64)).max(initial=0.0)),
+        bound=0.0,
+        most_allowed=0.0,
+        torch_rounding=None,
+        multiple=None,
+        set_aside=int(aside.sum()),
+        faults=faults,
+    )
+
+
+def _float_figures(
+    number: int, expected: np.ndarray, actual: np.ndarray, own: Sequence[np.ndarray], allowance: Allowance
+) -> Figures:
+    wide, result = expected.astype(np.float64), actual.astype(np.float64)
+    classes, found_classes = classes_of(wide), classes_of(result)
+    finite = np.isfinite(wide) & np.isfinite(result)
+    masks_differ = found_classes != classes
+    overflows = np.zeros(wide.shape, bool)
+    for one in own:
+        # Where float32 overflows in PyTorch itself, the artefact may have either.
+        own_classes = classes_of(plain(one))
+        overflows |= own_classes != classes
+        masks_differ &= found_classes != own_classes
+        finite &= own_classes == 0
+    faults = []
+    if masks_differ.any():
+        where = tuple(int(i) for i in np.argwhere(masks_differ)[0])
+        faults.append(
+            f"round {number + 1}: NaN or infinities differ in {int(masks_differ.sum())} places, first at "
+            f"{list(where)}: {result[where]} where PyTorch has {wide[where]}"
+        )
+    scale = float(np.abs(wide[finite]).max(initial=0.0))
+    kept, found = np.where(finite, wide, 0.0), np.where(finite, result, 0.0)
+    own_kept = [np.where(finite, one, one.dtype.type(0)) for one in own]
+    errors = np.abs(found - kept)
+    allowed = np.broadcast_to(allowance(kept, own_kept, scale), kept.shape)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = np.where(errors > 0, errors / allowed, 0.0)
+    ratio = float(ratios.max(initial=0.0))
+    worst = np.unravel_index(int(ratios.argmax()), ratios.shape) if ratios.size else ()
+    if not ratio <= 1.0:
+        faults.append(
+            f"round {number + 1}: the error is {float(errors[worst]):.3g} where {float(allowed[worst]):.3g} is "
+            f"allowed, at {[int(i) for i in worst]}: {float(found[worst]):.9g} where PyTorch has "
+            f"{float(kept[worst]):.9g}"
+        )
+        if _reordered(kept, found, float(allowed.max())):
+            faults.append(f"round {number + 1}: the values are PyTorch's, in another order")
+    max_abs = float(errors.max(initial=0.0))
+    unit = rounding_unit(kept, own_kept, scale) if own_kept else None
+    return Figures(
+        ratio=np.inf if masks_differ.any() else ratio,
+        similarity=_similarity(kept, found, errors),
+        scale=scale,
+        bound=float(allowed[worst]) if ratios.size else 0.0,
+        most_allowed=float(allowed.max(initial=0.0)),
+        torch_rounding=_largest_error(kept, own_kept) if own_kept else None,
+        multiple=max_abs / unit if unit else None,
+        set_aside=int(overflows.sum()),
+        faults=tuple(faults),
+        classes=_classes(kept, found),
+    )
+
+
+def _classes(expected: np.ndarray, actual: np.ndarray) -> Classes:
+    if expected.ndim != 2 or expected.shape[1] < 2:
+        return Classes()
+    rows, count = expected.shape
+    same = int((expected.argmax(1) == actual.argmax(1)).sum())
+    if count <= BEST:
+        return Classes(rows, same)
+    best, found = (np.argpartition(-array, BEST - 1, 1)[:, :BEST] for array in (expected, actual))
+    shares = [len(set(a) & set(b)) / BEST for a, b in zip(best.tolist(), found.tolist(), strict=True)]
+    return Classes(rows, same, sum(shares), rows)
+
+
+def _similarity(expected: np.ndarray, actual: np.ndarray, errors: np.ndarray) -> Similarity:
+    scale = np.abs(expected).max(initial=0.0)
+    large = np.abs(expected) >= 1e-3 * scale if scale else np.zeros(expected.shape, bool)
+    unit = max(scale, np.abs(actual).max(initial=0.0)) or 1.0  # squares of large values would overflow
+    signal, found, noise = expected / unit, actual / unit, errors / unit
+    norms = np.linalg.norm(signal) * np.linalg.norm(found)
+    alike = 1.0 if not noise.any() else 0.0
+    power = float(np.sum(noise**2))
+    return Similarity(
+        max_abs=float(errors.max(initial=0.0)),
+        max_rel=float((errors[large] / np.abs(expected[large])).max(initial=0.0)),
+        sum_abs=float(errors.sum()),
+        elements=errors.size,
+        cosine=float(np.sum(signal * found) / norms) if norms else alike,
+        sqnr_db=float(10 * np.log10(max(np.sum(signal**2), 1e-300) / power)) if power else np.inf,
+    )
+
+
+def _unlike(expected: np.ndarray, actual: np.ndarray) -> str | None:
+    if expected.shape != actual.shape:
+        return f"the shape is {list(actual.shape)} where PyTorch has {list(expected.shape)}"
+    kinds = {"i": "integers", "u": "integers", "f": "floats"}
+    if kinds.get(expected.dtype.kind, expected.dtype.kind) != kinds.get(actual.dtype.kind, actual.dtype.kind):
+        return f"the dtype is {actual.dtype} where PyTorch has {expected.dtype}"
+    return None
+
+
+def _largest_error(expected: np.ndarray, own: Sequence[np.ndarray]) -> float:
+    return max(float(np.abs(one.astype(np.float64) - expected).max(initial=0.0)) for one in own)
+
+
+def _floor(dtype: np.dtype, scale: float) -> float:
+    """4 ulp of a float32 or float64; an eighth of an ulp of a half, in which nothing is summed but the end rounded."""
+    if dtype.itemsize >= 4:
+        return FLOOR_ULP * float(np.spacing(dtype.type(scale)))
+    import ml_dtypes
+
+    return float(ml_dtypes.finfo(dtype).eps) * 2.0 ** np.floor(np.log2(scale)) / 8 if scale else 0.0
+
+
+def _reordered(expected: np.ndarray, actual: np.ndarray, allowed: float) -> bool:
+    """Whether sorting explains the error, which rounding alone would not need."""
+    by_place = np.abs(expected - actual).max()
+    by_size = np.abs(np.sort(expected, axis=None) - np.sort(actual, axis=None)).max()
+    return bool(by_size <= allowed and by_size < 0.01 * by_place)

@@ -1,0 +1,149 @@
+"""The user's own inputs: arrays from a file, or images from a folder, as rounds to compare on."""
+
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UsageError
+from .images import Preprocessing, load_images
+from .inputs import InputSpec, Round, listed, shape_text
+
+LABELS = "labels"
+Given = str | Path | Mapping[str, np.ndarray]
+
+
+def load_given(
+    given: Given, specs: Sequence[InputSpec], preprocessing: Preprocessing | None = None
+) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """Read the user's inputs, and the labels if there is an array called "labels" that is no input.
+
+    Args:
+        given: arrays by the inputs' names; or the path of an `.npz` file of them, of an `.npy` file with the only
+            input's array, or of a folder of images for it.
+        preprocessing: of images only.
+
+    Returns:
+        The inputs by name, in the dtypes of `specs`, and the labels as [samples] integers or None. A model's only
+        input may have any name in the file.
+
+    Raises:
+        UsageError: it cannot be read; an array is missing, unknown, or of a shape or dtype the input cannot take.
+    """
+    if isinstance(given, Mapping):
+        arrays, path = {name: np.asarray(array) for name, array in given.items()}, Path("inputs")
+    else:
+        path = Path(given)
+        if path.is_dir():
+            return load_images(path, specs, preprocessing or Preprocessing()), None
+        arrays = _read_file(path)
+    if preprocessing is not None:
+        raise UsageError(
+            "Preprocessing was stated, but the inputs are no folder of images.",
+            where=str(path),
+            cure="arrays are taken as they are: preprocess them before",
+        )
+    names = [spec.name for spec in specs]
+    labels = arrays.pop(LABELS) if LABELS in arrays and LABELS not in names else None
+    if len(names) == len(arrays) == 1:
+        arrays = {names[0]: next(iter(arrays.values()))}
+    if set(arrays) != set(names):
+        raise UsageError(
+            f"The model's inputs are {listed(names)}; given are {listed(sorted(arrays))}.",
+            where=str(path),
+            cure="give every input one array of its name",
+        )
+    sizes: dict[str, int] = {}
+    # Several fixed batches may be given at once, `batches` cuts them.
+    repeatable = all(isinstance(spec.shape[0], int) for spec in specs if spec.shape)
+    inputs = {spec.name: _fitted(arrays[spec.name], spec, sizes, repeatable, path) for spec in specs}
+    if labels is not None:
+        samples = next((array.shape[0] for array in inputs.values() if array.ndim), 1)
+        if labels.shape != (samples,) or labels.dtype.kind not in "iu":
+            raise UsageError(
+                f"The labels are {labels.dtype}{list(labels.shape)} for {samples} samples.",
+                where=f"{path}, array 'labels'",
+                cure=f"give integers of shape [{samples}]",
+            )
+    return inputs, labels
+
+
+def batches(arrays: Mapping[str, np.ndarray], specs: Sequence[InputSpec], largest: int = 32) -> Iterator[Round]:
+    """Cut the user's arrays into rounds of at most `largest` samples, or of the fixed batch.
+
+    Raises:
+        UsageError: the samples do not fill the fixed batch, or the inputs have different numbers of samples.
+    """
+    dynamic = {spec.name for spec in specs if spec.shape and not isinstance(spec.shape[0], int)}
+    if not dynamic:
+        yield from _fixed_batches(arrays, specs)
+        return
+    counts = {arrays[name].shape[0] for name in dynamic}
+    if len(counts) > 1:
+        raise UsageError(f"The inputs have different numbers of samples: {listed(sorted(counts))}.", where="--inputs")
+    (samples,) = counts
+    for start in range(0, samples, largest):
+        stop = min(start + largest, samples)
+        cut = {name: array[start:stop] if name in dynamic else array for name, array in arrays.items()}
+        yield Round(f"given, samples {start} to {stop - 1}", cut)
+
+
+def _fixed_batches(arrays: Mapping[str, np.ndarray], specs: Sequence[InputSpec]) -> Iterator[Round]:
+    sizes = {spec.name: size for spec in specs if spec.shape and isinstance(size := spec.shape[0], int)}
+    counts = set()
+    for name, size in sizes.items():
+        samples = len(arrays[name])
+        if size == 0 or samples % size:
+            raise UsageError(
+                f"{samples} samples do not fill batches of {size}, which is the model's fixed batch.",
+                where=f"--inputs, array {name!r}",
+                cure=f"give a multiple of {size} samples",
+            )
+        counts.add(samples // size)
+    if len(counts) > 1:
+        raise UsageError(f"The inputs fill different numbers of batches: {listed(sorted(counts))}.", where="--inputs")
+    for number in range(counts.pop() if counts else 1):
+        cut = {name: arrays[name][number * size : (number + 1) * size] for name, size in sizes.items()}
+        yield Round(f"given, batch {number + 1}", {**arrays, **cut})
+
+
+def _read_file(path: Path) -> dict[str, np.ndarray]:
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            return {path.stem: archive}
+        with archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UsageError(
+            f"The inputs cannot be read: {error}",
+            where=str(path),
+            cure="write them with numpy.savez(file, name=array), or give a folder of images",
+        ) from error
+
+
+def _fitted(array: np.ndarray, spec: InputSpec, sizes: dict[str, int], repeatable: bool, path: Path) -> np.ndarray:
+    where = f"{path}, array for input {spec.name!r}"
+    expected = f"{spec.dtype} of shape {shape_text(spec.shape)}"
+    fits = array.ndim == len(spec.shape)
+    for axis, (expected_size, size) in enumerate(zip(spec.shape, array.shape, strict=False)):
+        if isinstance(expected_size, int):
+            fits = fits and (expected_size == size or (axis == 0 and repeatable))
+        elif expected_size is not None:
+            fits = fits and sizes.setdefault(expected_size, size) == size
+    if not fits or 0 in array.shape[:1]:
+        raise UsageError(
+            f"The array has shape {shape_text(array.shape)}, input {spec.name!r} takes {shape_text(spec.shape)}.",
+            where=where,
+            cure="arrays have PyTorch's layout, samples first",
+        )
+    dtype = np.dtype(spec.dtype)
+    if not np.can_cast(array.dtype, dtype, "same_kind"):
+        raise UsageError(
+            f"The array is {array.dtype}, which {spec.dtype} cannot hold.", where=where, cure=f"give {expected}"
+        )
+    cast = array.astype(dtype)
+    if dtype.kind in "iu" and not np.array_equal(cast, array):
+        raise UsageError(f"The array holds values outside {spec.dtype}.", where=where, cure=f"give {expected}")
+    return cast

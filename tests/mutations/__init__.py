@@ -1,0 +1,1 @@
+"""Faults planted in conversions, to see which of the three proofs catches them."""

@@ -1,0 +1,314 @@
+"""Runs the three proofs over conversions into which a fault was planted, and says which of them caught it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from converter.artefacts.formats import Format
+from converter.artefacts.runner import Runner
+from converter.building import Built, Options, build
+from converter.errors import ConversionError
+from converter.interfaces import run_artefact
+from converter.planning import make_plan
+from converter.program import Program
+from converter.ranges import input_specs
+from converter.reference import Reference, take_reference
+from converter.report import Proof
+from converter.rewrites import REWRITES
+from converter.source import Clock, Source, open_source
+from converter.verification.compare import compare_artefact
+from converter.verification.inputs import Round, draw
+from mutations.artefact_faults import Edit, keras_edits, tensor_edits, write_keras_tensors
+from mutations.faults import PROGRAM_FAULTS
+from mutations.graph_faults import onnx_edits, saved_model_edits, write_initialisers, write_variables
+from mutations.planting import planted
+from mutations.sequences import ARCHITECTURES
+
+ENDINGS: dict[Format, str] = {"tf": "", "keras": ".keras", "onnx": ".onnx"}
+PROOFS = ("function", "artefact", "weights")
+UNCHANGED = 1e-12  # of the output's scale: float64 that was added up in another order departs by less
+PROBES = (("normal", 1.0), ("normal", 30.0), ("uniform", 1.0), ("large", 1.0), ("normal", 1e-3))
+PROBE_SEED = 977  # the proofs' own inputs are drawn with 0
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One fault at one place.
+
+    Attributes:
+        place: "mapping", "rewrite", "plan", or the artefact in which it was planted.
+        change: the largest change of a float64 output on inputs that the proofs do not see, of its scale; for an
+            artefact, of its own float32 outputs.
+        caught: by each proof, None where the proof was not asked; what raised instead of running counts as caught.
+        refused: what was raised.
+    """
+
+    architecture: str
+    place: str
+    fault: str
+    site: str
+    change: float
+    caught: Mapping[str, bool | None]
+    refused: str | None = None
+    details: tuple[str, ...] = ()
+
+    @property
+    def equivalent(self) -> bool:
+        return self.change <= UNCHANGED and not any(self.caught.values())
+
+    @property
+    def missed(self) -> bool:
+        return not self.equivalent and not any(self.caught.values())
+
+
+@dataclass
+class Bench:
+    """One architecture, captured, with PyTorch's results; runners are shared: their imports take long."""
+
+    name: str
+    runners: Runners
+    seed: int = 0
+    source: Source = field(init=False)
+    reference: Reference = field(init=False)
+    probes: list[Round] = field(init=False)
+    expected: list[dict[str, np.ndarray]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        architecture = ARCHITECTURES[self.name]
+        self.source = open_source(
+            architecture.model(), factory=None, factory_args=None, input_shapes=architecture.shapes, trust=(),
+            fixed_batch=None, seed=self.seed, clock=Clock(None),
+        )  # fmt: skip
+        program = self.source.program
+        self.reference = take_reference(
+            program, self.source.module, seed=self.seed, inputs=None, running=self.source.running
+        )
+        self.source.probe = self.reference.probe(program)
+        self.probes = list(probes(program))
+        self.expected = results(program, self.probes)
+
+    def built(self, format: Format, program: Program) -> Built:
+        if format == "onnx":
+            right = build(self.source, format, Options(), Clock(None))
+            return Built(self.source, format, Options(), program, right.changes, right.inputs, right.outputs)
+        plan = make_plan(program)
+        return Built(self.source, format, Options(), program, [], plan.inputs, plan.outputs, plan)
+
+    def rewritten(self, format: Format, program: Program) -> Program:
+        """By the rewrites of `format`, without the check that each of them leaves the function as it is."""
+        copied = program.copy()
+        for rewrite in REWRITES[format]:
+            if rewrite(copied):
+                copied.finish()
+        return copied
+
+    def prove(self, built: Built, with_artefact: bool, spoil: Callable[[Path], None] | None = None) -> Caught:
+        """The three proofs of `built`, written, and changed by `spoil` if there is one (then without the first)."""
+        caught = Caught()
+        if spoil is None:
+            caught.ask("function", lambda: built.prove_function(self.reference))
+        if with_artefact and caught.refused is None:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, "model" + ENDINGS[built.format])
+                caught.ask("artefact", lambda: self._second(built, path, spoil))
+                if caught.refused is None:
+                    caught.ask("weights", lambda: self.weights(built))
+        return caught
+
+    def _second(self, built: Built, path: Path, spoil: Callable[[Path], None] | None) -> Proof:
+        built.write(path)
+        if spoil:
+            spoil(path)
+        return self.compared(built, path)
+
+    def run(self, built: Built) -> list[Mapping[str, np.ndarray]]:
+        """The opened artefact's results on the probes."""
+        return list(
+            run_artefact(
+                self.runners[built.format], built.inputs, built.outputs, replace(self.reference, rounds=self.probes)
+            )
+        )
+
+    def changed(self, built: Built, expected: Sequence[Mapping[str, np.ndarray]]) -> float:
+        """How much a spoilt artefact's results on the probes depart, which it may also refuse."""
+        try:
+            return change(expected, self.run(built))
+        except ConversionError:
+            return float("inf")
+
+    def weights(self, built: Built) -> Proof:
+        runner = self.runners[built.format]
+        return built.prove_weights(runner.tensors(), runner.graph_as_written())
+
+    def compared(self, built: Built, path: Path) -> Proof:
+        runner = self.runners[built.format]
+        runner.open(path)
+        actual = run_artefact(runner, built.inputs, built.outputs, self.reference)
+        reference = self.reference
+        return compare_artefact(
+            reference.float64, reference.float32, actual, constant=reference.constant, again=reference.again
+        )
+
+
+@dataclass
+class Caught:
+    by: dict[str, bool | None] = field(default_factory=lambda: dict.fromkeys(PROOFS))
+    refused: str | None = None
+    details: list[str] = field(default_factory=list)
+
+    def ask(self, proof: str, make: Callable[[], Proof]) -> None:
+        try:
+            found = make()
+            self.by[proof] = not found.holds and not found.proves_nothing
+            self.details.append(f"{proof}: {found.summary}; {'; '.join(found.failures[:2])}")
+        except Exception as error:
+            self.by[proof] = True
+            self.refused = f"{proof}: {type(error).__name__}: {str(error)[:200]}"
+
+
+class Runners:
+    """One process for each format, started when it is first asked for."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._started: dict[Format, Runner] = {}
+
+    def __getitem__(self, format: Format) -> Runner:
+        if format not in self._started:
+            self._started[format] = self._stack.enter_context(Runner(format))
+        return self._started[format]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+
+def probes(program: Program) -> Iterator[Round]:
+    """Inputs on which to see whether a fault changes anything: more, wilder, and others than the proofs have."""
+    specs = input_specs(program)
+    for number, (kind, factor) in enumerate(PROBES):
+        arrays = draw(specs, 12, (PROBE_SEED, number), kind=kind)
+        scaled = {name: a * np.float32(factor) if a.dtype.kind == "f" else a for name, a in arrays.items()}
+        yield Round(f"{kind} x {factor:g}", scaled)
+
+
+def results(program: Program, rounds: Sequence[Round]) -> list[dict[str, np.ndarray]]:
+    """In float64."""
+    raised = program.at(torch.float64)
+    found = []
+    for each in rounds:
+        inputs = [torch.from_numpy(each.arrays[name]) for name in program.inputs]
+        outputs = raised.run(*(x.double() if x.dtype == torch.float32 else x for x in inputs))
+        found.append(dict(zip(program.outputs, [r.detach().numpy() for r in outputs], strict=True)))
+    return found
+
+
+def change(expected: Sequence[Mapping[str, np.ndarray]], actual: Sequence[Mapping[str, np.ndarray]]) -> float:
+    """The largest difference of an output over its scale; infinite where shapes or NaNs differ."""
+    largest = 0.0
+    for right, found in zip(expected, actual, strict=True):
+        for name, array in right.items():
+            wide, other = array.astype(np.float64), np.asarray(found[name]).astype(np.float64)
+            if wide.shape != other.shape or not np.array_equal(np.isfinite(wide), np.isfinite(other)):
+                return float("inf")
+            finite = np.isfinite(wide)
+            scale = np.abs(wide[finite]).max(initial=0.0) or 1.0
+            largest = max(largest, float(np.abs(wide - other)[finite].max(initial=0.0) / scale))
+    return largest
+
+
+def chosen(sites: Iterable[Any], most: int, seed: str) -> list[Any]:
+    """At most `most` of the sites, always the same ones."""
+    listed = list(sites)
+    if len(listed) <= most:
+        return listed
+    rng = np.random.default_rng(list(seed.encode()))
+    return [listed[i] for i in sorted(rng.choice(len(listed), most, replace=False))]
+
+
+def program_mutants(bench: Bench, place: str, most: int, with_artefact: bool, only: Any = None) -> Iterator[Mutant]:
+    """Faults of mappings (a Keras file is made of them) or of rewrites (an ONNX file)."""
+    format: Format = "keras" if place == "mapping" else "onnx"
+    captured = bench.source.program
+    start = bench.rewritten(format, captured) if place == "mapping" else captured
+    right = bench.prove(bench.built(format, bench.rewritten(format, captured)), with_artefact)
+    if any(right.by.values()):
+        raise AssertionError(f"{bench.name}: a false alarm on what is right: {right.refused} {right.details}")
+    for name, kind in PROGRAM_FAULTS.items():
+        if only and name not in only:
+            continue
+        for node, plant in chosen(kind.sites(start), most, f"{bench.name}{place}{name}"):
+            caught = Caught()
+            largest = float("inf")
+            try:
+                wrong = planted(start, node, plant)
+                if place == "rewrite":
+                    wrong = bench.rewritten(format, wrong)
+                largest = change(bench.expected, results(wrong, bench.probes))
+                built = bench.built(format, wrong)
+            except Exception as error:
+                caught.by["function"], caught.refused = True, f"{type(error).__name__}: {str(error)[:200]}"
+            else:
+                caught = bench.prove(built, with_artefact)
+            yield Mutant(bench.name, place, name, node.name, largest, caught.by, caught.refused, tuple(caught.details))
+
+
+EDITS: dict[Format, tuple[Callable[[Path], Iterator[Edit]], Callable[[Path, Mapping[str, np.ndarray]], None]]] = {
+    "keras": (keras_edits, write_keras_tensors),
+    "onnx": (onnx_edits, write_initialisers),
+    "tf": (saved_model_edits, write_variables),
+}
+PLACES: dict[Format, str] = {"keras": "Keras file", "onnx": "ONNX file", "tf": "SavedModel"}
+
+
+def artefact_mutants(bench: Bench, format: Format, most: int, only: Any = None) -> Iterator[Mutant]:
+    """Faults planted in an artefact that was written right. The first proof does not see artefacts."""
+    runner, (edits, write) = bench.runners[format], EDITS[format]
+    with tempfile.TemporaryDirectory() as folder:
+        built = build(bench.source, format, Options(), Clock(None))
+        right = Path(folder, "right" + ENDINGS[format])
+        built.write(right)
+        proof = bench.compared(built, right)
+        tensors = runner.tensors()
+        for one in (proof, bench.weights(built)):
+            if not one.holds:
+                raise AssertionError(f"{bench.name}: a false alarm on what is right: {one.summary}")
+        expected = bench.run(built)
+        by_fault: dict[str, list[Edit]] = {}
+        for edit in (*tensor_edits(tensors, write), *edits(right)):
+            by_fault.setdefault(edit.fault, []).append(edit)
+        for fault, several in by_fault.items():
+            if only and fault not in only:
+                continue
+            for edit in chosen(several, most, f"{bench.name}{format}{fault}"):
+                wrong = Path(folder, "wrong" + ENDINGS[format])
+                copy = shutil.copytree if right.is_dir() else shutil.copyfile
+                copy(right, wrong)
+                edit.spoil(wrong)
+                caught, largest = Caught(), float("inf")
+                caught.ask("artefact", lambda path=wrong: bench.compared(built, path))
+                if caught.refused is None:
+                    caught.ask("weights", lambda: bench.weights(built))
+                    largest = bench.changed(built, expected)
+                yield Mutant(
+                    bench.name, PLACES[format], fault, edit.site, largest, caught.by, caught.refused,
+                    tuple(caught.details),
+                )  # fmt: skip
+                if wrong.is_dir():
+                    shutil.rmtree(wrong)
+                else:
+                    wrong.unlink()

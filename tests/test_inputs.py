@@ -1,0 +1,234 @@
+"""What models are compared on: ranges read off the graph, folders of images, and the caller's module left as it was."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+from converter.errors import CaptureError, UsageError
+from converter.ranges import SAMPLES, free_sizes, input_specs, many_samples
+from converter.reference import take_reference
+from converter.source import Clock, open_source
+from converter.verification.given import load_given
+from converter.verification.images import Preprocessing
+from converter.verification.inputs import InputSpec
+
+
+def opened(module, *shapes, fixed_batch=None):
+    return open_source(
+        module, factory=None, factory_args=None, input_shapes=shapes, trust=(), fixed_batch=fixed_batch, seed=0,
+        clock=Clock(None),
+    )  # fmt: skip
+
+
+def reference_of(source, **given):
+    return take_reference(source.program, source.module, seed=0, running=source.running, **{"inputs": None} | given)
+
+
+class Table(nn.Module):
+    """`use(tables, x)` of two embeddings, of 30 and of 12 rows."""
+
+    def __init__(self, use):
+        super().__init__()
+        self.large, self.small, self.use = nn.Embedding(30, 4), nn.Embedding(12, 4), use
+
+    def forward(self, x):
+        return self.use(self, x)
+
+
+RANGES = {
+    "an embedding": (lambda m, x: m.large(x), "1,5:int64", 30),
+    "the smaller of two": (lambda m, x: m.large(x) + m.small(x), "1,5:int64", 12),
+    "behind slices and views": (lambda m, x: m.large(x[:, 1:].reshape(-1, 2, 2).long()), "1,5:int32", 30),
+    "a table that is indexed": (lambda m, x: m.small.weight[x], "1,5:int64", 12),
+    "classes of a one-hot": (lambda m, x: F.one_hot(x, 7).float(), "1,5:int64", 7),
+    "arithmetic before the index": (lambda m, x: m.large(x * 3 + 1), "1,5:int64", 2),
+    "pixels": (lambda m, x: x.float() / 255, "1,3,4,5:uint8", 256),
+    "numbers": (lambda m, x: x.float() * 2, "1,5:int64", 256),
+}
+
+
+@pytest.mark.parametrize("use, shape, high", RANGES.values(), ids=RANGES)
+def test_integers_fill_the_range_that_the_graph_shows(use, shape, high):
+    source = opened(Table(use), shape)
+    (spec,) = input_specs(source.program)
+    assert (spec.low, spec.high) == (0, high)
+    drawn = np.concatenate([each.arrays[spec.name].ravel() for each in reference_of(source).rounds])
+    assert drawn.max() >= high // 2
+
+
+def test_a_small_model_is_compared_on_many_samples_and_a_large_one_on_few():
+    assert many_samples(opened(nn.Linear(4, 3), "1,4").program) == SAMPLES
+    assert many_samples(opened(nn.Conv2d(1, 64, 3, padding=1), "1,1,512,512").program) == 0
+    rounds = reference_of(opened(nn.Linear(4, 3), "1,4")).rounds
+    assert rounds[-1].description == f"spread, batch {SAMPLES}"
+
+
+def test_dynamic_sizes_of_an_exported_program_are_varied(tmp_path):
+    shapes = {"x": {0: torch.export.Dim("n"), 2: 4 * torch.export.Dim("h", min=2, max=9)}}
+    exported = torch.export.export(nn.Conv2d(2, 3, 3), (torch.rand(2, 2, 16, 9),), dynamic_shapes=list(shapes.values()))
+    torch.export.save(exported, tmp_path / "net.pt2")
+    source = opened(tmp_path / "net.pt2")
+    heights = [next(iter(sizes.values())) for sizes in free_sizes(source.program)]
+    assert len(set(heights)) == 2
+    assert all(height % 4 == 0 for height in heights)
+    assert {next(iter(each.arrays.values())).shape[2] for each in reference_of(source).rounds} == set(heights)
+
+
+def test_the_same_seed_gives_the_same_reference_and_says_on_what():
+    module = nn.Linear(4, 3)
+    first, again = (reference_of(opened(module, "1,4")) for _ in range(2))
+    for one, other in zip(first.rounds, again.rounds, strict=True):
+        np.testing.assert_array_equal(one.arrays["input"], other.arrays["input"])
+    assert first.compared_on.seed == 0
+    assert first.compared_on.rounds[:2] == ("normal, batch 1", "normal, batch 4")
+    for one, other in zip(first.again(1), again.again(1), strict=True):
+        np.testing.assert_array_equal(one["output"], other["output"])
+
+
+@pytest.mark.parametrize("shape", ["1,4", "1,4:int64"], ids=["inputs moved", "weights moved"])
+def test_pytorch_rounds_otherwise_when_it_is_run_again(shape):
+    module = nn.Linear(4, 3) if shape == "1,4" else Table(lambda m, x: m.large(x) @ m.small.weight.T)
+    reference = reference_of(opened(module, shape))
+    results = [next(iter(each.values())) for each in (*reference.again(1), reference.float32[1])]
+    assert len({result.tobytes() for result in results}) > 1
+    for result in results:
+        np.testing.assert_allclose(result, results[-1], rtol=0, atol=1e-5)
+
+
+# A folder of images
+
+IMAGES = InputSpec("image", ("batch", 3, 4, 6))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two images of 8x6 pixels: the first red, the second with its right half green."""
+    red = np.zeros((6, 8, 3), np.uint8)
+    red[..., 0] = 200
+    half = np.zeros((6, 8, 3), np.uint8)
+    half[:, 4:, 1] = 100
+    Image.fromarray(red).save(tmp_path / "a.png")
+    Image.fromarray(half).save(tmp_path / "b.bmp")
+    (tmp_path / "notes.txt").write_text("no image")
+    return tmp_path
+
+
+def images(folder, spec=IMAGES, **stated):
+    return load_given(folder, [spec], Preprocessing(**stated))[0]["image"]
+
+
+def test_images_are_stretched_and_scaled(folder):
+    array = images(folder)
+    assert (array.shape, array.dtype) == ((2, 3, 4, 6), np.float32)
+    np.testing.assert_allclose(array[0], np.full((4, 6), 200 / 255)[None] * [[[1]], [[0]], [[0]]], rtol=1e-6)
+    assert array[1, 1, :, -1].min() > 0.3 > 0.01 > array[1, 1, :, 0].max()
+
+
+def test_mean_deviation_scale_and_order_are_as_stated(folder):
+    array = images(folder, scale=1.0, mean=(10, 20, 30), std=(1, 2, 4), order="bgr")
+    np.testing.assert_allclose(array[0, :, 0, 0], [-10, -10, (200 - 30) / 4])
+
+
+def test_images_are_cropped_or_padded(folder):
+    square = InputSpec("image", ("batch", 3, 6, 6))
+    assert images(folder, square, fit="crop")[0, 0].min() > 0.7
+    padded = images(folder, square, fit="pad", scale=1.0)[0, 0]
+    assert padded[0].tolist() == padded[-1].tolist() == [114] * 6
+
+
+def test_integer_inputs_get_the_pixels_and_grey_inputs_one_channel(folder):
+    assert images(folder, InputSpec("image", ("batch", 3, 4, 6), "uint8"))[0, 0, 0, 0] == 200
+    assert images(folder, InputSpec("image", ("batch", 1, 4, 6))).shape == (2, 1, 4, 6)
+
+
+BAD_IMAGES = {
+    "no image": (lambda f: [p.unlink() for p in f.glob("*.[pb]*")], IMAGES, {}, "no image in this folder"),
+    "a damaged one": (lambda f: (f / "c.jpg").write_bytes(b"\xff\xd8"), IMAGES, {}, "cannot be read"),
+    "no image model": (None, InputSpec("x", ("n", 5)), {}, r"one input \(batch, channels"),
+    "five channels": (None, InputSpec("x", ("n", 5, 4, 6)), {}, "do not fit the input 'x'"),
+    "two means": (None, IMAGES, {"mean": (1.0, 2.0)}, "mean is to be one number, or 3"),
+    "no deviation": (None, IMAGES, {"std": (0.0,)}, "std not 0"),
+    "another fit": (None, IMAGES, {"fit": "zoom"}, "No such preprocessing"),
+}
+
+
+@pytest.mark.parametrize("spoil, spec, stated, message", BAD_IMAGES.values(), ids=BAD_IMAGES)
+def test_unfit_images_are_refused(folder, spoil, spec, stated, message):
+    if spoil:
+        spoil(folder)
+    with pytest.raises(UsageError, match=message):
+        images(folder, spec, **stated)
+
+
+def test_preprocessing_is_refused_for_arrays():
+    with pytest.raises(UsageError, match="no folder of images"):
+        load_given({"image": np.ones((2, 3, 4, 6))}, [IMAGES], Preprocessing())
+
+
+def test_the_report_repeats_the_preprocessing(folder):
+    source = opened(nn.Conv2d(3, 2, 3), "1,3,4,6")
+    reference = reference_of(source, inputs=folder, preprocessing=Preprocessing(mean=(0.5,), std=(0.25,)))
+    assert reference.compared_on.given == str(folder)
+    assert reference.compared_on.preprocessing == "stretch, rgb, (pixel x 0.00392157 - [0.5]) / [0.25]"
+    assert reference.compared_on.rounds[-1] == "given, samples 0 to 1"
+
+
+# The caller's module
+
+
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.calls = nn.Linear(4, 2), 0
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        self.seen += 1
+        return self.linear(x)
+
+
+def test_the_callers_module_stays_as_it_is():
+    module = Counting().train()
+    source = opened(module, "1,4")
+    reference_of(source)
+    assert (float(module.seen), module.calls, module.training) == (0.0, 0, True)
+    assert source.module.linear.weight is module.linear.weight
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_a_module_in_another_precision_is_brought_to_float32_and_left_as_it_was(dtype):
+    module = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).to(dtype)
+    source = opened(module, f"1,4:{str(dtype).removeprefix('torch.')}")
+    assert {p.dtype for p in module.parameters()} == {dtype}
+    assert {x.dtype for x in source.examples} == {torch.float32}
+    name = str(dtype).removeprefix("torch.")
+    assert any(note.startswith(f"weights were {name}") for note in source.notes)
+    assert any(note.startswith(f"inputs asked for in {name}") for note in source.notes)
+    reference_of(source)
+
+
+def test_an_exported_program_in_another_precision_is_refused(tmp_path):
+    torch.export.save(torch.export.export(nn.Linear(4, 2).half(), (torch.rand(2, 4).half(),)), tmp_path / "net.pt2")
+    with pytest.raises(CaptureError, match="inputs or weights in float16"):
+        opened(tmp_path / "net.pt2")
+
+
+class Squeezed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.linear(x).squeeze()
+
+
+def test_squeeze_that_takes_away_the_batch_is_named_with_its_cure():
+    with pytest.raises(CaptureError) as refused:
+        reference_of(opened(Squeezed(), "1,4"))
+    assert "squeeze(-1)" in refused.value.cure
+    assert "--fixed-batch" in refused.value.cure
+    assert reference_of(opened(Squeezed(), "1,4", fixed_batch=1)).float32[0]["output"].shape == ()
