@@ -163,7 +163,7 @@ comparison_options = options(
     click.option(
         "--inputs",
         type=PATH,
-        metavar="FILE|DIR",
+        metavar="PATH",
         help="Compare on these too: an .npz, with labels for accuracy, an .npy, or a folder of images.",
     ),
     click.option(
