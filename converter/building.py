@@ -240,11 +240,6 @@ def build(source: Source, format: Format, options: Options, clock: Clock) -> Bui
     return Built(source, format, options, program, changes, plan.inputs, plan.outputs, plan)
 
 
-def varies(array: np.ndarray) -> bool:
-    """Whether its elements differ: one number is an operator's argument, however often it is repeated."""
-    return array.size > 1 and bool((array != array.flat[0]).any())
-
-
 def expected_initialisers(program: Program, tensors: Mapping[str, np.ndarray]) -> dict[str, Expected]:
     """What ONNX's initialisers must be: the rewritten program's tensors; the exporter may transpose a matrix."""
     expected = {}

@@ -59,7 +59,12 @@ FOR_INFERENCE = (drop_dropout, *(TRAINED.get(r, r) for r in FOR_ALL), fold_batch
 REWRITES: dict[str, tuple[Rewrite, ...]] = {
     "keras": (*FOR_ALL, merge_padding, merge_separable),
     "tf": (*FOR_INFERENCE, fold_depthwise_bias, merge_separable),
-    "onnx": (*before(FOR_INFERENCE, fold_channel_order, find_space_to_depth), linear_to_matmul, adaptive_pools, masked_attention),
+    "onnx": (
+        *before(FOR_INFERENCE, fold_channel_order, find_space_to_depth),
+        linear_to_matmul,
+        adaptive_pools,
+        masked_attention,
+    ),
 }
 KEEP_BATCHNORM = (fold_batch_norm,)
 EXACT_SHIFTS: dict[Rewrite, Rewrite] = {
