@@ -51,8 +51,11 @@ def separable_conv2d(
     padding: list[int],
     dilation: list[int],
 ) -> Tensor:
-    """A depthwise convolution (depthwise: (C * m, 1, kh, kw)), then a 1x1 one (pointwise: (O, C * m, 1, 1))."""
-    x = F.conv2d(x, depthwise, None, stride, padding, dilation, groups=x.shape[1])
+    """A depthwise convolution (depthwise: (C * m, 1, kh, kw)), then a 1x1 one (pointwise: (O, C * m, 1, 1)).
+
+    `padding` is for rows and columns, or for both before, then for both behind.
+    """
+    x = _padded_conv(x, depthwise, None, stride, [*padding[:2], *padding[-2:]], dilation, x.shape[1])
     return F.conv2d(x, pointwise, bias)
 
 
@@ -66,8 +69,8 @@ def _(
     padding: list[int],
     dilation: list[int],
 ) -> Tensor:
-    x = F.conv2d(x, depthwise, None, stride, padding, dilation, groups=x.shape[1])
-    return F.conv2d(x, pointwise, bias)
+    sizes = _convolved(x, depthwise, stride, [*padding[:2], *padding[-2:]], dilation)
+    return x.new_empty(x.shape[0], pointwise.shape[0], *sizes)
 
 
 @torch.library.custom_op("converter::recurrent", mutates_args=())
@@ -153,3 +156,35 @@ def depth_to_space(x: Tensor, block: int) -> Tensor:
 def _(x: Tensor, block: int) -> Tensor:
     b, c, h, w = x.shape
     return x.new_empty(b, c // (block * block), h * block, w * block)
+
+
+@torch.library.custom_op("converter::padded_conv", mutates_args=())
+def padded_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], pads: list[int], dilation: list[int], groups: int
+) -> Tensor:
+    """A convolution that pads its spatial axes with zeros: `pads` lists those before each, then those behind each."""
+    return _padded_conv(x, weight, bias, stride, pads, dilation, groups)
+
+
+@padded_conv.register_fake
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], pads: list[int], dilation: list[int], groups: int
+) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0], *_convolved(x, weight, stride, pads, dilation))
+
+
+def _convolved(x: Tensor, weight: Tensor, stride: list[int], pads: list[int], dilation: list[int]) -> list[int]:
+    """The spatial sizes behind a convolution."""
+    rank = len(pads) // 2
+    reach = [d * (k - 1) + 1 for k, d in zip(weight.shape[2:], dilation, strict=True)]
+    padded = [n + before + behind for n, before, behind in zip(x.shape[2:], pads[:rank], pads[rank:], strict=True)]
+    return [(n - r) // s + 1 for n, r, s in zip(padded, reach, stride, strict=True)]
+
+
+def _padded_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], pads: list[int], dilation: list[int], groups: int
+) -> Tensor:
+    rank = len(pads) // 2
+    widths = [n for axis in reversed(range(rank)) for n in (pads[axis], pads[rank + axis])]
+    convolution = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[rank]
+    return convolution(F.pad(x, widths), weight, bias, stride, 0, dilation, groups)

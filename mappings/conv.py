@@ -11,7 +11,8 @@ from keras import layers, ops
 from converter.layout import channels_last_result
 from converter.plan import Constant, Unsupported, Value
 from converter.registry import maps
-from mappings.padding import is_same, pad_spatial, same_padding
+from converter.same_padding import same_padding
+from mappings.padding import is_same, pad_spatial
 
 aten = torch.ops.aten
 CONV = {1: layers.Conv1D, 2: layers.Conv2D, 3: layers.Conv3D}
@@ -37,6 +38,13 @@ def named_padding(plan, x, weight, bias=None, stride=(1,), padding="valid", dila
     if padding == "same":  # strides are 1 then
         pads = [same_padding(0, k, 1, d) or (0, 0) for k, d in zip(weight.shape[2:], dilation, strict=True)]
     return padded_convolution(plan, x, weight, bias, each(stride, rank), pads, dilation, groups)
+
+
+@maps(torch.ops.converter.padded_conv.default, channels_last=True, produces=1)
+def padded_conv(plan, x, weight, bias, stride, pads, dilation, groups):
+    rank = len(pads) // 2
+    widths = list(zip(pads[:rank], pads[rank:], strict=True))
+    return padded_convolution(plan, x, weight, bias, tuple(stride), widths, tuple(dilation), groups)
 
 
 def padded_convolution(plan, x, weight, bias, stride, pads, dilation, groups, shape=None):
@@ -135,7 +143,7 @@ def separable_conv2d(plan, x, depthwise, pointwise, bias, stride, padding, dilat
     channels = x.shape[1]
     multiplier = channels_out // channels
     x, order = plan.channels_last(x)
-    pads = [(p, p) for p in padding]
+    pads = list(zip(padding[:2], padding[-2:], strict=True))
     same = is_same(x.shape[2:], size, stride, dilation, pads)
     if not same:
         x = pad_spatial(plan, x, pads)

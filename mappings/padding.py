@@ -8,25 +8,11 @@ from keras import layers, ops
 from converter.layout import Size, channels_last_result
 from converter.plan import Plan, Value
 from converter.registry import maps
+from converter.same_padding import same_padding
 
 aten = torch.ops.aten
 Pads = Sequence[tuple[int, int]]
 ZERO_PADDING = {1: layers.ZeroPadding1D, 2: layers.ZeroPadding2D, 3: layers.ZeroPadding3D}
-
-
-def same_padding(size: Size, kernel: int, stride: int, dilation: int) -> tuple[int, int] | None:
-    """What SAME pads before and after an axis; None where that depends on a size unknown at conversion.
-
-    The odd element goes behind (https://www.tensorflow.org/api_docs/python/tf/nn#notes_on_padding_2).
-    """
-    reach = dilation * (kernel - 1) + 1
-    if stride == 1:
-        total = reach - 1
-    elif isinstance(size, int):
-        total = max((-(-size // stride) - 1) * stride + reach - size, 0)
-    else:
-        return None
-    return total // 2, total - total // 2
 
 
 def is_same(shape: Sequence[Size], kernel, stride, dilation, pads: Pads) -> bool:

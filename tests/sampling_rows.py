@@ -132,6 +132,23 @@ WINDOWS = {
 }  # fmt: skip
 
 
+PADDED = {
+    "convolution padded more behind, strided, in groups": (
+        Call(
+            lambda self, x: torch.ops.converter.padded_conv(x, self.w, self.b, [2, 1], [0, 2, 1, 3], [1, 1], 2),
+            w=parameter(4, 3, 3, 2), b=parameter(4),
+        ),
+        IMAGE,
+    ),
+    "convolution of a sequence padded before, dilated": (
+        Call(
+            lambda self, x: torch.ops.converter.padded_conv(x, self.w, None, [1], [4, 0], [2], 1), w=parameter(4, 6, 3)
+        ),
+        (2, 6, 11),
+    ),
+}  # fmt: skip
+
+
 class Deformable(nn.Module):
     """Offsets, and the mask of the second version, come from convolutions of the same geometry."""
 
@@ -171,4 +188,4 @@ def deformables():
     }
 
 
-CASES = GRIDS | WINDOWS | deformables()
+CASES = GRIDS | WINDOWS | PADDED | deformables()

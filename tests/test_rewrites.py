@@ -11,7 +11,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 from equivalence import Call, Input, assert_same, captured, examples, in_float64
-from shift_spellings import Spec, by_bilinear_grid, by_depthwise, by_grid, by_roll, by_slices
+from rewrite_rows import (
+    DEPTHWISE_BIAS_FIRES,
+    DEPTHWISE_BIAS_LEAVES,
+    FIXED_LEAVE,
+    GROUPS_FIRE,
+    GROUPS_LEAVE,
+    LEARNED_FIRE,
+    MORE_SEPARABLE,
+    OFFSETS_FIRE,
+    OFFSETS_LEAVE,
+    PADDING_FIRES,
+    PADDING_LEAVES,
+    SHIFTS_FIRE,
+    SHIFTS_LEAVE,
+    SPACE_TO_DEPTH_FIRES,
+    SPACE_TO_DEPTH_LEAVES,
+    separable,
+)
 from torch import nn
 
 from converter.errors import ConversionError
@@ -19,14 +36,19 @@ from converter.program import Program
 from converter.rewrites import REWRITES, rewrite
 from converter.rewrites.change import Change
 from converter.rewrites.channel_permutation import find_channel_permutations
+from converter.rewrites.constant_offsets import constant_offsets, learned_offsets
 from converter.rewrites.drop_dropout import drop_dropout
 from converter.rewrites.drop_identities import drop_identities
 from converter.rewrites.find_shifts import find_shifts, find_trained_shifts
+from converter.rewrites.find_space_to_depth import find_space_to_depth
 from converter.rewrites.focus import focus_to_space_to_depth
 from converter.rewrites.fold_batch_norm import fold_batch_norm
 from converter.rewrites.fold_channel_order import fold_channel_order
 from converter.rewrites.fold_constants import fold_constants
+from converter.rewrites.fold_depthwise_bias import fold_depthwise_bias
+from converter.rewrites.group_convolutions import group_convolutions
 from converter.rewrites.linear_to_matmul import linear_to_matmul
+from converter.rewrites.merge_padding import merge_padding
 from converter.rewrites.separable import merge_separable
 
 aten, ours = torch.ops.aten, torch.ops.converter
@@ -606,15 +628,7 @@ BATCH_NORM_LEAVES = {
 # -- separable convolutions
 
 
-def separable(depthwise: dict | None = None, pointwise: dict | None = None, multiplier: int = 1) -> nn.Module:
-    channels = 6 * multiplier
-    return nn.Sequential(
-        nn.Conv2d(6, channels, **{"kernel_size": 3, "groups": 6, "bias": False} | (depthwise or {})),
-        nn.Conv2d(channels, 4, **{"kernel_size": 1} | (pointwise or {})),
-    )
-
-
-SEPARABLE_FIRES = {
+SEPARABLE_FIRES = MORE_SEPARABLE | {
     "a bias behind": (separable(), IMAGE, "separable_conv2d"),
     "no bias": (separable(pointwise={"bias": False}), IMAGE, "separable_conv2d"),
     "strided and padded": (separable({"stride": 2, "padding": 1}), IMAGE, "separable_conv2d"),
@@ -754,92 +768,13 @@ MATMUL_LEAVES = {
     "a weight that is computed from the input": (lambda x: F.linear(x, x.mean(0)[:4]), SEQUENCE),
 }
 
-# -- shifts
-
-SHIFTED = (2, 8, 5, 4)
-SPEC = Spec(SHIFTED, (1, 3, 2, 2), ((0, 1), (-1, 0), (1, 2), (0, 0)), "zeros")
-REPEATED = Spec(SHIFTED, (1, 3, 2, 2), ((0, 1), (-1, 0), (1, 2), (0, 0)), "replicate")
-
-
-def behind_conv(function):
-    return Call(lambda self, x: function(self.conv(x)), conv=nn.Conv2d(8, 8, 1))
-
-
-def scaled_kernel(x):
-    weight = F.pad(torch.full((8, 1, 1, 1), 2.0), [0, 2, 1, 1])
-    return F.conv2d(x, weight, padding=1, groups=8)
-
-
-def two_hot_kernel(x):
-    weight = F.pad(torch.ones(8, 1, 1, 2), [0, 1, 1, 1])
-    return F.conv2d(x, weight, padding=1, groups=8)
-
-
-def strided_kernel(x):
-    return F.conv2d(x, F.pad(torch.ones(8, 1, 1, 1), [0, 2, 1, 1]), stride=2, padding=1, groups=8)
-
-
-SHIFTS_FIRE = {
-    "slices assigned in place": (by_slices(SPEC), SHIFTED, "shift"),
-    "slices assigned, the border left as it was": (
-        by_slices(Spec(SHIFTED, (3, 5), ((2, 1), (-1, 0)), "keep")), SHIFTED, "shift"
-    ),
-    "padded, rolled and cropped": (by_roll(REPEATED), SHIFTED, "shift"),
-    "groups rolled": (by_roll(Spec(SHIFTED, (3, 5), ((2, 1), (-1, 0)), "circular")), SHIFTED, "shift"),
-    "a one-hot depthwise convolution": (behind_conv(by_depthwise(SPEC)), SHIFTED, "conv2d shift"),
-    "a one-hot depthwise convolution behind a pad": (behind_conv(by_depthwise(REPEATED)), SHIFTED, "conv2d shift"),
-    "a nearest sample of a constant grid": (behind_conv(by_grid(REPEATED)), SHIFTED, "conv2d shift"),
-    "in channels last": (
-        lambda x: by_slices(SPEC)(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), (2, 5, 4, 8), "permute shift permute"
-    ),
-    "of time, as TSM has it": (
-        lambda x: torch.cat(
-            [F.pad(x[:, 1:, :2], (0,) * 7 + (1,)), F.pad(x[:, :-1, 2:3], (0,) * 6 + (1, 0)), x[:, :, 3:]], 2
-        ),
-        (2, 4, 6, 3, 5),
-        "shift",
-    ),
-    "read by others half way": (
-        lambda x: (lambda y: (y, y[:, :2].relu()))(by_slices(SPEC)(x)), SHIFTED, "shift slice relu"
-    ),
-    "one behind the other": (
-        lambda x: by_roll(REPEATED)(by_slices(SPEC)(x).relu()), SHIFTED, "shift relu shift"
-    ),
-}  # fmt: skip
-SHIFTS_LEAVE = {
-    "a roll of everything": (lambda x: torch.roll(x, (1, -1), (2, 3)), SHIFTED),
-    "a roll of everything, cut in two": (
-        lambda x: torch.cat([x[:, :, -2:], x[:, :, :-2]], 2), SHIFTED
-    ),
-    "a slice doubled": (
-        lambda x: torch.cat([x[:, :4, [0, 0, 0, 1, 2]], x[:, 4:]], 1), SHIFTED
-    ),
-    "a group moved with a step": (lambda x: torch.cat([x[:, :4, ::2], x[:, 4:, 1:4]], 1), SHIFTED),
-    "borders that differ": (
-        lambda x: torch.cat([F.pad(x[:, :4, :-1], (0, 0, 1, 0)), F.pad(x[:, 4:, :-1], (0, 0, 1, 0), "replicate")], 1),
-        SHIFTED,
-    ),
-    "a border that is not zero": (
-        lambda x: torch.cat([F.pad(x[:, :4, :-1], (0, 0, 1, 0), value=1.0), x[:, 4:]], 1), SHIFTED
-    ),
-    "channels moved to others": (lambda x: torch.cat([x[:, 5:].roll(1, 2), x[:, :5].roll(1, 3)], 1), SHIFTED),
-    "one example moved to another": (lambda x: torch.cat([x.roll(1, 0)[:, :4], x[:, 4:].roll(1, 2)], 1), SHIFTED),
-    "a kernel that scales": (behind_conv(scaled_kernel), SHIFTED),
-    "a kernel that adds": (behind_conv(two_hot_kernel), SHIFTED),
-    "a kernel with a stride": (behind_conv(strided_kernel), SHIFTED),
-    "a kernel where an infinity may come": (by_depthwise(SPEC), SHIFTED),
-    "a bilinear sample": (behind_conv(by_bilinear_grid(REPEATED)), SHIFTED),
-    "a sample between pixels": (
-        behind_conv(lambda x: F.grid_sample(
-            x, torch.linspace(-0.9, 0.9, 40).reshape(1, 5, 4, 2).expand(x.shape[0], -1, -1, -1), "nearest",
-            align_corners=True,
-        )),
-        SHIFTED,
-    ),
-    "two values": (lambda x: torch.cat([x.relu()[:, :4].roll(1, 2), x[:, 4:].roll(1, 3)], 1), SHIFTED),
-}  # fmt: skip
-
 TABLES = {
+    find_space_to_depth: (SPACE_TO_DEPTH_FIRES, SPACE_TO_DEPTH_LEAVES),
+    constant_offsets: (OFFSETS_FIRE, FIXED_LEAVE),
+    learned_offsets: (LEARNED_FIRE, OFFSETS_LEAVE),
+    group_convolutions: (GROUPS_FIRE, GROUPS_LEAVE),
+    merge_padding: (PADDING_FIRES, PADDING_LEAVES),
+    fold_depthwise_bias: (DEPTHWISE_BIAS_FIRES, DEPTHWISE_BIAS_LEAVES),
     find_shifts: (SHIFTS_FIRE, SHIFTS_LEAVE),
     find_trained_shifts: (SHIFTS_FIRE, SHIFTS_LEAVE),
     focus_to_space_to_depth: (FOCUS_FIRES, FOCUS_LEAVES),

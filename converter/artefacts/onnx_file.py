@@ -110,7 +110,13 @@ def _translations() -> dict[Any, Any]:
     def depth_to_space(x: Any, block: int) -> Any:
         return opset18.DepthToSpace(x, blocksize=block, mode="DCR")
 
-    translations = [space_to_depth, depth_to_space, reorder_channels, dropout, shift]
+    def padded_conv(
+        x: Any, weight: Any, bias: Any, stride: Sequence[int], pads: Sequence[int], dilation: Sequence[int], groups: int
+    ) -> Any:
+        lists = {"strides": list(stride), "pads": list(pads), "dilations": list(dilation)}
+        return opset18.Conv(x, weight, bias, group=groups, **lists)
+
+    translations = [space_to_depth, depth_to_space, reorder_channels, dropout, shift, padded_conv]
     return {getattr(torch.ops.converter, translation.__name__).default: translation for translation in translations}
 
 

@@ -11,6 +11,7 @@ from converter.errors import ConversionError
 from converter.program import Program
 from converter.rewrites.change import Change
 from converter.rewrites.channel_permutation import find_channel_permutations
+from converter.rewrites.constant_offsets import constant_offsets, learned_offsets
 from converter.rewrites.drop_dropout import drop_dropout
 from converter.rewrites.drop_identities import drop_identities
 from converter.rewrites.find_shifts import (
@@ -19,11 +20,15 @@ from converter.rewrites.find_shifts import (
     find_trained_and_sampled_shifts,
     find_trained_shifts,
 )
+from converter.rewrites.find_space_to_depth import find_space_to_depth
 from converter.rewrites.focus import focus_to_space_to_depth
 from converter.rewrites.fold_batch_norm import fold_batch_norm
 from converter.rewrites.fold_channel_order import fold_channel_order
 from converter.rewrites.fold_constants import fold_constants
+from converter.rewrites.fold_depthwise_bias import fold_depthwise_bias
+from converter.rewrites.group_convolutions import group_convolutions
 from converter.rewrites.linear_to_matmul import linear_to_matmul
+from converter.rewrites.merge_padding import merge_padding
 from converter.rewrites.separable import merge_separable
 
 Rewrite = Callable[[Program], list[Change]]
@@ -32,16 +37,27 @@ Rewrite = Callable[[Program], list[Change]]
 FOR_ALL: tuple[Rewrite, ...] = (
     drop_identities,
     fold_constants,
+    constant_offsets,
     find_shifts,
+    group_convolutions,
     focus_to_space_to_depth,
     find_channel_permutations,
     fold_channel_order,
 )
-FOR_INFERENCE = (drop_dropout, *(find_trained_shifts if r is find_shifts else r for r in FOR_ALL), fold_batch_norm)
+
+
+def before(rewrites: tuple[Rewrite, ...], later: Rewrite, new: Rewrite) -> tuple[Rewrite, ...]:
+    """`rewrites` with `new` before `later`."""
+    at = rewrites.index(later)
+    return (*rewrites[:at], new, *rewrites[at:])
+
+
+TRAINED: dict[Rewrite, Rewrite] = {find_shifts: find_trained_shifts, constant_offsets: learned_offsets}
+FOR_INFERENCE = (drop_dropout, *(TRAINED.get(r, r) for r in FOR_ALL), fold_batch_norm, merge_padding)
 REWRITES: dict[str, tuple[Rewrite, ...]] = {
-    "keras": (*FOR_ALL, merge_separable),
-    "tf": (*FOR_INFERENCE, merge_separable),
-    "onnx": (*FOR_INFERENCE, linear_to_matmul),
+    "keras": (*FOR_ALL, merge_padding, merge_separable),
+    "tf": (*FOR_INFERENCE, fold_depthwise_bias, merge_separable),
+    "onnx": (*before(FOR_INFERENCE, fold_channel_order, find_space_to_depth), linear_to_matmul),
 }
 KEEP_BATCHNORM = (fold_batch_norm,)
 EXACT_SHIFTS: dict[Rewrite, Rewrite] = {

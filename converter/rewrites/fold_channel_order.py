@@ -74,6 +74,16 @@ def fold_channel_order(program: Program) -> list[Change]:
     return changes
 
 
+def taken_by_weights(program: Program, node: fx.Node) -> bool:
+    """Whether there are weights that can take the order of a `reorder_channels`."""
+    source, order = node.all_input_nodes[0], tuple(node.args[1])
+    inverse = tuple(order.index(i) for i in range(len(order)))
+    return any(
+        start.op == "call_function" and Region(program, node, node, other).grow(start, index)
+        for start, other, index in ((node, source, inverse), (source, node, order))
+    )
+
+
 def reordering(node: fx.Node) -> tuple[fx.Node, Index, fx.Node] | None:
     """What is reordered, the channel that each position of the result holds, and the first operator of several."""
     if node.target is REORDER:

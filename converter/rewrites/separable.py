@@ -4,7 +4,7 @@
     -> separable_conv2d(x, D, P, bias)
 
 Only where nothing stands between them. A bias of the depthwise part keeps them apart: folded, it would no longer be a
-parameter of its own.
+parameter of its own (`fold_depthwise_bias` does so for inference).
 """
 
 import torch
@@ -13,8 +13,10 @@ from torch import fx
 from converter import ops
 from converter.program import Program, module_path
 from converter.rewrites.change import Change
+from converter.same_padding import same_padding
 
 aten, ours = torch.ops.aten, torch.ops.converter
+DEPTHWISE = {aten.conv2d.default, aten.conv2d.padding, ours.padded_conv.default}
 DEFAULTS = (None, None, None, [1, 1], [0, 0], [1, 1], 1)
 assert ops  # registers torch.ops.converter
 
@@ -37,12 +39,12 @@ def merge_separable(program: Program) -> list[Change]:
     return changes
 
 
-def separable(program: Program, depthwise: fx.Node, pointwise: fx.Node) -> bool:
-    if depthwise.target is not aten.conv2d.default or len(depthwise.users) > 1:
+def separable(program: Program, depthwise: fx.Node, pointwise: fx.Node, with_bias: bool = False) -> bool:
+    if depthwise.target not in DEPTHWISE or len(depthwise.users) > 1 or depthwise.args[0].meta["val"].dim() != 4:
         return False
     x, kernel, bias, stride, _, dilation, groups = complete(depthwise)
     _, weights, _, *geometry = complete(pointwise)
-    if not (program.is_tensor(kernel) and program.is_tensor(weights)) or bias is not None:
+    if not (program.is_tensor(kernel) and program.is_tensor(weights)) or (bias is not None and not with_bias):
         return False
     plain = geometry == [[1, 1], [0, 0], [1, 1], 1] and list(weights.meta["val"].shape[2:]) == [1, 1]
     channels = x.meta["val"].shape[1]
@@ -52,6 +54,17 @@ def separable(program: Program, depthwise: fx.Node, pointwise: fx.Node) -> bool:
 
 
 def complete(conv: fx.Node) -> tuple:
-    """The arguments with the defaults that capture leaves out, lists in full length."""
+    """The arguments with the defaults that capture leaves out, lists in full length, `padding` as numbers."""
     args = (*conv.args, *DEFAULTS[len(conv.args) :])
-    return tuple(list(a) * (2 // len(a)) if isinstance(a, list | tuple) else a for a in args)
+    if isinstance(args[4], str):
+        args = (*args[:4], named_padding(args), *args[5:])
+    return tuple(list(a) * (2 // len(a) or 1) if isinstance(a, list | tuple) else a for a in args)
+
+
+def named_padding(args: tuple) -> list[int]:
+    """What "same" pads, where strides are 1, or "valid": before rows and columns, then behind."""
+    if args[4] == "valid":
+        return [0, 0]
+    dilation = list(args[5]) * (2 // len(args[5]))
+    pads = [same_padding(0, k, 1, d) or (0, 0) for k, d in zip(args[1].meta["val"].shape[2:], dilation, strict=True)]
+    return [before for before, _ in pads] + [behind for _, behind in pads]

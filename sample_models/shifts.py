@@ -1,0 +1,230 @@
+"""Shifts of channels in space, each as its paper's code has them, between layers with weights."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NINE = tuple((rows, columns) for rows in (-1, 0, 1) for columns in (-1, 0, 1))
+FOUR = ((0, 1), (0, -1), (1, 0), (-1, 0))
+
+
+def one_hot_kernels(distances: list[tuple[int, int]]) -> Tensor:
+    """(C, 1, 3, 3): channel i comes from i's distance before, which is at most one pixel."""
+    kernel = torch.zeros(len(distances), 1, 3, 3)
+    for channel, (down, right) in enumerate(distances):
+        kernel[channel, 0, 1 - down, 1 - right] = 1
+    return kernel
+
+
+class Mixing(nn.Module):
+    """A shift between two 1x1 convolutions, and a residual."""
+
+    def __init__(self, shift: nn.Module, channels: int):
+        super().__init__()
+        self.before = nn.Sequential(nn.Conv2d(channels, channels, 1), nn.BatchNorm2d(channels), nn.ReLU())
+        self.shift = shift
+        self.after = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.after(self.shift(self.before(x)))
+
+
+class SliceShift(nn.Module):
+    """S2-MLP (arXiv 2106.07477): quarters of the channels assigned a pixel further, the border left as it was."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        quarter = x.shape[1] // 4
+        y = torch.clone(x)
+        y[:, :quarter, :, 1:] = torch.clone(x[:, :quarter, :, :-1])
+        y[:, quarter : 2 * quarter, :, :-1] = torch.clone(x[:, quarter : 2 * quarter, :, 1:])
+        y[:, 2 * quarter : 3 * quarter, 1:] = torch.clone(x[:, 2 * quarter : 3 * quarter, :-1])
+        y[:, 3 * quarter :, :-1] = torch.clone(x[:, 3 * quarter :, 1:])
+        return y
+
+
+class SpatialMLP(nn.Module):
+    """The S2-MLP block: the shift between Linears, channels last, with a norm."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.expand, self.reduce = nn.Linear(channels, 2 * channels), nn.Linear(2 * channels, channels)
+        self.shift = SliceShift()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.gelu(self.expand(self.norm(x.permute(0, 2, 3, 1)))).permute(0, 3, 1, 2)
+        return x + self.reduce(self.shift(y).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class AxialShift(nn.Module):
+    """AS-MLP (arXiv 2107.08391): padded, chunks rolled along one axis each by its own distance, cropped."""
+
+    def __init__(self, dim: int, size: int = 5, mode: str = "constant"):
+        super().__init__()
+        self.dim, self.size, self.mode = dim, size, mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        pad = self.size // 2
+        height, width = x.shape[2:]
+        padded = F.pad(x, (pad,) * 4, self.mode)
+        parts = zip(torch.chunk(padded, self.size, 1), range(-pad, pad + 1), strict=True)
+        rolled = torch.cat([torch.roll(part, distance, self.dim) for part, distance in parts], 1)
+        return rolled.narrow(2, pad, height).narrow(3, pad, width)
+
+
+class RolledShift(nn.Module):
+    """The source document's second method: replicated border, `torch.roll` in four directions, cropped."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        parts = F.pad(x, [1, 1, 1, 1], mode="replicate").chunk(4, 1)
+        rolled = [torch.roll(part, by, (2, 3)) for part, by in zip(parts, FOUR, strict=True)]
+        return torch.cat(rolled, 1)[..., 1 : 1 + height, 1 : 1 + width]
+
+
+class CycleFC(nn.Module):
+    """CycleMLP (arXiv 2107.10224): a 1x1 deformable convolution whose offsets go round through the channels."""
+
+    def __init__(self, channels: int, steps: int = 3):
+        super().__init__()
+        self.weight, self.bias = (
+            nn.Parameter(torch.empty(channels, channels, 1, 1)),
+            nn.Parameter(torch.zeros(channels)),
+        )
+        nn.init.kaiming_uniform_(self.weight)
+        offset = torch.zeros(1, 2 * channels, 1, 1)
+        offset[0, 1::2, 0, 0] = ((torch.arange(channels) + 1) % steps - steps // 2).float()
+        self.register_buffer("offset", offset)
+        self.offset: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        from torchvision.ops import deform_conv2d
+
+        batch, _, height, width = x.shape
+        return deform_conv2d(x, self.offset.expand(batch, -1, height, width), self.weight, self.bias)
+
+
+class ConvolvedShift(nn.Module):
+    """The document's fourth method: a fixed 3x3 depthwise convolution behind a replicated border."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.register_buffer("kernel", one_hot_kernels([by for by in FOUR for _ in range(channels // 4)]))
+        self.kernel: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.pad(x, [1, 1, 1, 1], mode="replicate"), self.kernel, groups=x.shape[1])
+
+
+class SampledShift(nn.Module):
+    """The document's fifth method: `grid_sample` of each quarter on a constant grid."""
+
+    def __init__(self, mode: str):
+        super().__init__()
+        self.mode = mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        moved = []
+        for part, (down, right) in zip(x.chunk(4, 1), FOUR, strict=True):
+            at = 2 * torch.clamp(columns - right, 0, width - 1) / (width - 1) - 1
+            down_at = 2 * torch.clamp(rows - down, 0, height - 1) / (height - 1) - 1
+            grid = torch.stack([at, down_at], -1)[None].expand(x.shape[0], -1, -1, -1)
+            moved.append(F.grid_sample(part, grid, mode=self.mode, align_corners=True))
+        return torch.cat(moved, 1)
+
+
+class GroupedShift(nn.Module):
+    """Shift (arXiv 1711.08141): nine groups, each to one of the neighbours, zeros behind them."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.register_buffer("kernel", one_hot_kernels([NINE[i * 9 // channels] for i in range(channels)]))
+        self.kernel: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.kernel, padding=1, groups=x.shape[1])
+
+
+class FourConnectedShift(nn.Module):
+    """4-connected shift residual network: five groups, one of which stays; written into a tensor of zeros."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = x.shape[1] // 5
+        y = torch.zeros_like(x)
+        y[:, :n, :, :-1] = x[:, :n, :, 1:]
+        y[:, n : 2 * n, :, 1:] = x[:, n : 2 * n, :, :-1]
+        y[:, 2 * n : 3 * n, :-1] = x[:, 2 * n : 3 * n, 1:]
+        y[:, 3 * n : 4 * n, 1:] = x[:, 3 * n : 4 * n, :-1]
+        y[:, 4 * n :] = x[:, 4 * n :]
+        return y
+
+
+class SparseShift(nn.Module):
+    """Sparse Shift (CVPR 2019): most channels stay, those that learned to move do so by whole pixels."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        learned = [(0, 0)] * channels
+        learned[2], learned[3], learned[channels - 1] = (1, -1), (0, 1), (-1, 0)
+        self.register_buffer("kernel", one_hot_kernels(learned))
+        self.kernel: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.kernel, padding=1, groups=x.shape[1])
+
+
+class ActiveShift(nn.Module):
+    """Active Shift (arXiv 1806.07370): learned offsets between pixels, one for each channel, then a 1x1 convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.offset = nn.Parameter(torch.linspace(-0.9, 0.8, 2 * channels).reshape(1, -1, 1, 1))
+        self.weight = nn.Parameter(torch.empty(channels, channels, 1, 1))
+        nn.init.kaiming_uniform_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        from torchvision.ops import deform_conv2d
+
+        batch, _, height, width = x.shape
+        return deform_conv2d(x, self.offset.expand(batch, -1, height, width), self.weight)
+
+
+class ShiftedWindows(nn.Module):
+    """Swin (arXiv 2103.14030): windows of a map that is rolled, attention with a mask, rolled back."""
+
+    def __init__(self, channels: int, size: tuple[int, int], window: int = 4, heads: int = 2):
+        super().__init__()
+        self.window, self.heads = window, heads
+        self.norm = nn.LayerNorm(channels)
+        self.qkv, self.out = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+        region = torch.zeros(size)
+        cuts = (slice(0, -window), slice(-window, -window // 2), slice(-window // 2, None))
+        for number, (rows, columns) in enumerate(itertools.product(cuts, cuts)):
+            region[rows, columns] = number
+        within = self.windows(region[None, :, :, None]).squeeze(-1)
+        self.register_buffer("mask", -100.0 * (within[:, None] != within[:, :, None]).float())
+        self.mask: Tensor
+
+    def windows(self, x: Tensor) -> Tensor:
+        b, h, w, c = x.shape
+        n = self.window
+        return x.reshape(b, h // n, n, w // n, n, c).permute(0, 1, 3, 2, 4, 5).reshape(-1, n * n, c)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.permute(0, 2, 3, 1)
+        b, h, w, c = y.shape
+        n, heads = self.window, self.heads
+        parts = self.windows(torch.roll(self.norm(y), (-(n // 2), -(n // 2)), (1, 2)))
+        q, k, v = self.qkv(parts).reshape(-1, n * n, 3, heads, c // heads).permute(2, 0, 3, 1, 4).unbind(0)
+        scores = (q @ k.transpose(-2, -1)) * (c // heads) ** -0.5
+        scores = scores.reshape(b, -1, heads, n * n, n * n) + self.mask[:, None]
+        mixed = scores.reshape(-1, heads, n * n, n * n).softmax(-1) @ v
+        mixed = self.out(mixed.transpose(1, 2).reshape(-1, n * n, c))
+        mixed = mixed.reshape(b, h // n, w // n, n, n, c).permute(0, 1, 3, 2, 4, 5).reshape(b, h, w, c)
+        return (y + torch.roll(mixed, (n // 2, n // 2), (1, 2))).permute(0, 3, 1, 2)

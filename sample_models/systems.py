@@ -1,0 +1,114 @@
+"""The table of systems: what each moves, how it is written, and a network around it.
+
+torchvision must be importable for those with a deformable convolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from sample_models.convolutions import (
+    Deck,
+    InParts,
+    Multiplier,
+    QuestionedSeparable,
+    Separable,
+    SizedPadding,
+)
+from sample_models.packing import BY_COLUMN, BY_ROW, Slices, Stem, Upscaler, Views, Windows
+from sample_models.sampling import AlignedAggregation, DeformableBlock, FlowAlignment, SpatialTransformer
+from sample_models.shifts import (
+    ActiveShift,
+    AxialShift,
+    ConvolvedShift,
+    CycleFC,
+    FourConnectedShift,
+    GroupedShift,
+    Mixing,
+    RolledShift,
+    SampledShift,
+    ShiftedWindows,
+    SliceShift,
+    SparseShift,
+    SpatialMLP,
+)
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class System:
+    """A system that a paper names.
+
+    Attributes:
+        name: of the system; with `spelling`, how its movement is written, it names a row.
+        build: a network that uses it, between layers with weights.
+        shapes: of the network's inputs.
+        movement: what moves elements and nothing else, and the shape of its input, where it can be had alone.
+        exact_shifts: whether the option of that name is given.
+    """
+
+    name: str
+    spelling: str
+    build: Callable[[], nn.Module]
+    shapes: tuple[Shape, ...]
+    movement: tuple[Callable[[], nn.Module], Shape] | None = None
+    exact_shifts: bool = False
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}: {self.spelling}"
+
+
+MAP = (1, 8, 9, 7)
+IMAGE = (1, 3, 16, 24)
+
+
+def shift(name: str, spelling: str, make: Callable[[], nn.Module], channels: int = 8, exact: bool = False) -> System:
+    shape = (1, channels, 9, 7)
+    return System(name, spelling, lambda: Mixing(make(), channels), (shape,), (make, shape), exact)
+
+
+def stem(name: str, spelling: str, make: Callable[[], nn.Module], block: int, kernel: int = 1) -> System:
+    return System(name, spelling, lambda: Stem(make(), 3 * block**2, kernel), (IMAGE,), (make, IMAGE))
+
+
+SYSTEMS = (
+    stem("Focus", "slices by column", lambda: Slices(BY_COLUMN), 2, 3),
+    stem("Focus", "slices by row", lambda: Slices(BY_ROW), 2, 3),
+    stem("TResNet stem", "view, permute, view", lambda: Views(4), 4),
+    stem("TResNet stem", "slices", lambda: Slices(tuple((r, c) for r in range(4) for c in range(4)), 4), 4),
+    stem("TResNet stem", "unfold", lambda: Windows(4), 4),
+    stem("TResNet stem", "pixel_unshuffle", lambda: nn.PixelUnshuffle(4), 4),
+    System("ESPCN", "pixel_shuffle", Upscaler, (IMAGE,), (lambda: nn.PixelShuffle(3), (1, 18, 5, 7))),
+    System("S2-MLP", "slices assigned in place", lambda: SpatialMLP(8), (MAP,), (SliceShift, MAP)),
+    shift("AS-MLP", "pad, roll rows, crop", lambda: AxialShift(2), 10),
+    shift("AS-MLP", "pad, roll columns, crop", lambda: AxialShift(3, 5, "replicate"), 10),
+    shift("spatial shift", "replicate, roll in four directions, crop", RolledShift),
+    shift("spatial shift", "one-hot depthwise convolution", lambda: ConvolvedShift(8)),
+    shift("spatial shift", "grid_sample, nearest", lambda: SampledShift("nearest")),
+    shift("spatial shift", "grid_sample, bilinear", lambda: SampledShift("bilinear")),
+    shift("spatial shift", "grid_sample, bilinear, --exact-shifts", lambda: SampledShift("bilinear"), 8, True),
+    System("CycleMLP", "deform_conv2d, constant offsets", lambda: Mixing(CycleFC(8), 8), (MAP,)),
+    shift("Grouped Shift", "nine groups, one-hot depthwise", lambda: GroupedShift(9), 9),
+    shift("4-connected shift", "slices into zeros", FourConnectedShift, 10),
+    shift("Sparse Shift", "one-hot depthwise", lambda: SparseShift(8)),
+    System("Active Shift", "deform_conv2d, learned offsets", lambda: Mixing(ActiveShift(8), 8), (MAP,)),
+    System("Swin", "roll, windows, mask", lambda: ShiftedWindows(8, (8, 12)), ((1, 8, 8, 12),)),
+    System("STN", "affine_grid, grid_sample", lambda: SpatialTransformer(3, (16, 24)), (IMAGE,)),
+    System("Semantic Flow", "grid_sample by a flow", lambda: FlowAlignment(8, 5), (MAP, (1, 5, 5, 4))),
+    System("AlignSeg", "grid_sample by two flows", lambda: AlignedAggregation(8), (MAP, (1, 8, 5, 4))),
+    System("Deformable ConvNets v1", "deform_conv2d", lambda: DeformableBlock(3, 6, False), ((1, 3, 12, 10),)),
+    System("Deformable ConvNets v2", "with a mask", lambda: DeformableBlock(3, 6, True, 2), ((1, 3, 12, 10),)),
+    System("grouped convolution", "multiplier; fewer outputs", Multiplier, ((1, 4, 9, 7),)),
+    System("grouped convolution", "split deck", lambda: Deck(6, True), ((1, 6, 9, 7),)),
+    System("grouped convolution", "split deck of an input", lambda: Deck(6, False), ((1, 6, 9, 7),)),
+    System("grouped convolution", "parts, joined", lambda: InParts(5), ((1, 5, 9, 7),)),
+    System("SeparableConv2D", "pads (7, 8)", Separable, ((1, 6, 5, 32),)),
+    System("SeparableConv2D", "pads (8, 7), bias", lambda: Separable((8, 7), True), ((1, 6, 5, 32),)),
+    System("SeparableConv2D", "outputs * depth", lambda: QuestionedSeparable(6, 12, 2), ((1, 6, 5, 32),)),
+    System("SAME", "pads computed from the size", SizedPadding, ((1, 3, 16, 23),)),
+)

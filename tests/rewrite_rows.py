@@ -1,0 +1,373 @@
+"""Rows for the tables of rewrites: shifts, and convolutions that are written otherwise."""
+
+import torch
+import torch.nn.functional as F
+from equivalence import Call
+from shift_spellings import Spec, by_bilinear_grid, by_depthwise, by_grid, by_roll, by_slices
+from torch import nn
+from torchvision_for_tests import load_torchvision
+
+ours = torch.ops.converter
+
+SEQUENCE = (2, 6, 11)
+IMAGE = (2, 6, 9, 8)
+VOLUME = (2, 6, 5, 7, 4)
+
+
+def parameter(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.zeros(shape))
+
+
+def separable(depthwise: dict | None = None, pointwise: dict | None = None, multiplier: int = 1) -> nn.Module:
+    channels = 6 * multiplier
+    return nn.Sequential(
+        nn.Conv2d(6, channels, **{"kernel_size": 3, "groups": 6, "bias": False} | (depthwise or {})),
+        nn.Conv2d(channels, 4, **{"kernel_size": 1} | (pointwise or {})),
+    )
+
+
+# -- shifts
+
+SHIFTED = (2, 8, 5, 4)
+SPEC = Spec(SHIFTED, (1, 3, 2, 2), ((0, 1), (-1, 0), (1, 2), (0, 0)), "zeros")
+REPEATED = Spec(SHIFTED, (1, 3, 2, 2), ((0, 1), (-1, 0), (1, 2), (0, 0)), "replicate")
+
+
+def behind_conv(function):
+    return Call(lambda self, x: function(self.conv(x)), conv=nn.Conv2d(8, 8, 1))
+
+
+def scaled_kernel(x):
+    weight = F.pad(torch.full((8, 1, 1, 1), 2.0), [0, 2, 1, 1])
+    return F.conv2d(x, weight, padding=1, groups=8)
+
+
+def two_hot_kernel(x):
+    weight = F.pad(torch.ones(8, 1, 1, 2), [0, 1, 1, 1])
+    return F.conv2d(x, weight, padding=1, groups=8)
+
+
+def strided_kernel(x):
+    return F.conv2d(x, F.pad(torch.ones(8, 1, 1, 1), [0, 2, 1, 1]), stride=2, padding=1, groups=8)
+
+
+SHIFTS_FIRE = {
+    "slices assigned in place": (by_slices(SPEC), SHIFTED, "shift"),
+    "slices assigned, the border left as it was": (
+        by_slices(Spec(SHIFTED, (3, 5), ((2, 1), (-1, 0)), "keep")), SHIFTED, "shift"
+    ),
+    "padded, rolled and cropped": (by_roll(REPEATED), SHIFTED, "shift"),
+    "groups rolled": (by_roll(Spec(SHIFTED, (3, 5), ((2, 1), (-1, 0)), "circular")), SHIFTED, "shift"),
+    "a one-hot depthwise convolution": (behind_conv(by_depthwise(SPEC)), SHIFTED, "conv2d shift"),
+    "a one-hot depthwise convolution behind a pad": (behind_conv(by_depthwise(REPEATED)), SHIFTED, "conv2d shift"),
+    "a nearest sample of a constant grid": (behind_conv(by_grid(REPEATED)), SHIFTED, "conv2d shift"),
+    "in channels last": (
+        lambda x: by_slices(SPEC)(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), (2, 5, 4, 8), "permute shift permute"
+    ),
+    "of time, as TSM has it": (
+        lambda x: torch.cat(
+            [F.pad(x[:, 1:, :2], (0,) * 7 + (1,)), F.pad(x[:, :-1, 2:3], (0,) * 6 + (1, 0)), x[:, :, 3:]], 2
+        ),
+        (2, 4, 6, 3, 5),
+        "shift",
+    ),
+    "read by others half way": (
+        lambda x: (lambda y: (y, y[:, :2].relu()))(by_slices(SPEC)(x)), SHIFTED, "shift slice relu"
+    ),
+    "one behind the other": (
+        lambda x: by_roll(REPEATED)(by_slices(SPEC)(x).relu()), SHIFTED, "shift relu shift"
+    ),
+}  # fmt: skip
+SHIFTS_LEAVE = {
+    "a roll of everything": (lambda x: torch.roll(x, (1, -1), (2, 3)), SHIFTED),
+    "a roll of everything, cut in two": (
+        lambda x: torch.cat([x[:, :, -2:], x[:, :, :-2]], 2), SHIFTED
+    ),
+    "a slice doubled": (
+        lambda x: torch.cat([x[:, :4, [0, 0, 0, 1, 2]], x[:, 4:]], 1), SHIFTED
+    ),
+    "a group moved with a step": (lambda x: torch.cat([x[:, :4, ::2], x[:, 4:, 1:4]], 1), SHIFTED),
+    "borders that differ": (
+        lambda x: torch.cat([F.pad(x[:, :4, :-1], (0, 0, 1, 0)), F.pad(x[:, 4:, :-1], (0, 0, 1, 0), "replicate")], 1),
+        SHIFTED,
+    ),
+    "a border that is not zero": (
+        lambda x: torch.cat([F.pad(x[:, :4, :-1], (0, 0, 1, 0), value=1.0), x[:, 4:]], 1), SHIFTED
+    ),
+    "channels moved to others": (lambda x: torch.cat([x[:, 5:].roll(1, 2), x[:, :5].roll(1, 3)], 1), SHIFTED),
+    "one example moved to another": (lambda x: torch.cat([x.roll(1, 0)[:, :4], x[:, 4:].roll(1, 2)], 1), SHIFTED),
+    "a kernel that scales": (behind_conv(scaled_kernel), SHIFTED),
+    "a kernel that adds": (behind_conv(two_hot_kernel), SHIFTED),
+    "a kernel with a stride": (behind_conv(strided_kernel), SHIFTED),
+    "a kernel where an infinity may come": (by_depthwise(SPEC), SHIFTED),
+    "a bilinear sample": (behind_conv(by_bilinear_grid(REPEATED)), SHIFTED),
+    "a sample between pixels": (
+        behind_conv(lambda x: F.grid_sample(
+            x, torch.linspace(-0.9, 0.9, 40).reshape(1, 5, 4, 2).expand(x.shape[0], -1, -1, -1), "nearest",
+            align_corners=True,
+        )),
+        SHIFTED,
+    ),
+    "two values": (lambda x: torch.cat([x.relu()[:, :4].roll(1, 2), x[:, 4:].roll(1, 3)], 1), SHIFTED),
+}  # fmt: skip
+
+# -- convolutions written otherwise
+
+
+def offset_convolution(offset, kernel=1, groups=1, **geometry):
+    """A deformable convolution of what a convolution made, by constant offsets: (C, 2), one for each channel."""
+
+    def forward(self, x):
+        from torchvision.ops import deform_conv2d
+
+        x = self.conv(x)
+        by = (self.offset if offset is None else torch.tensor(offset)).reshape(1, -1, 1, 1)
+        return deform_conv2d(x, by.expand(x.shape[0], -1, *self.made), self.weight, self.bias, **geometry)
+
+    load_torchvision()
+    module = Call(
+        forward,
+        conv=nn.Conv2d(6, 6, 1),
+        weight=parameter(4, 6 // groups, kernel, kernel),
+        bias=parameter(4),
+        **({"offset": parameter(12)} if offset is None else {}),
+    )
+    stride, pad = geometry.get("stride", 1), geometry.get("padding", 0)
+    module.made = tuple((n + 2 * pad - kernel) // stride + 1 for n in IMAGE[2:])
+    return module
+
+
+WHOLE = [[1.0, 0], [0, -2], [0, 0], [0, 0], [-1, 1], [2, 0]]
+BETWEEN = [[0.5, 0], [0, -1.25], [0, 0], [0, 0], [-1, 1], [2, 0]]
+OFFSETS_FIRE = {
+    "of whole pixels": (offset_convolution(WHOLE), IMAGE, "conv2d shift conv2d"),
+    "of whole pixels, strided": (offset_convolution(WHOLE, stride=2), IMAGE, "conv2d shift conv2d"),
+    "of whole pixels, in groups": (offset_convolution(WHOLE, groups=2), IMAGE, "conv2d shift conv2d"),
+}
+OFFSETS_LEAVE = {
+    "a larger kernel": (offset_convolution(WHOLE * 9, kernel=3), IMAGE),
+    "padded": (offset_convolution(WHOLE, padding=1), IMAGE),
+    "farther than a kernel should reach, between pixels": (offset_convolution([[9.5, 0], *WHOLE[1:]]), IMAGE),
+    "a plain convolution": (nn.Conv2d(6, 4, 1), IMAGE),
+}
+LEARNED_FIRE = OFFSETS_FIRE | {
+    "between pixels": (offset_convolution(BETWEEN), IMAGE, "conv2d conv2d conv2d"),
+    "learned": (offset_convolution(None), IMAGE, "conv2d conv2d conv2d"),
+}
+FIXED_LEAVE = OFFSETS_LEAVE | {
+    "between pixels": (offset_convolution(BETWEEN), IMAGE),
+    "learned": (offset_convolution(None), IMAGE),
+}
+
+
+def in_parts(count=2, dim=1, **parts):
+    def forward(self, x):
+        given = x.chunk(count, 1)
+        return torch.cat([getattr(self, name)(part) for name, part in zip("abc", given, strict=False)], dim)
+
+    return Call(forward, **parts)
+
+
+def cut_in_slices(self, x):
+    return torch.cat([self.a(x[:, :3]), self.b(x[:, 3:])], 1)
+
+
+def in_another_order(self, x):
+    return torch.cat([self.b(x[:, 3:]), self.a(x[:, :3])], 1)
+
+
+def deck(count=2, multiplier=1, bias=True, change=lambda part: part):
+    def forward(self, x):
+        first, *others = self.conv(x).chunk(count, 1)
+        total = first
+        for other in others:
+            total = total + change(other)
+        return total
+
+    return Call(forward, conv=nn.Conv2d(6, 6 * multiplier, 3, groups=6, bias=bias))
+
+
+GROUPS_FIRE = {
+    "parts of their own, joined": (in_parts(a=nn.Conv2d(3, 2, 3), b=nn.Conv2d(3, 2, 3)), IMAGE, "conv2d"),
+    "three parts without a bias": (
+        in_parts(3, **{name: nn.Conv2d(2, 5, (3, 1), 2, bias=False) for name in "abc"}), IMAGE, "conv2d"
+    ),
+    "parts that are grouped themselves": (
+        in_parts(a=nn.Conv2d(3, 6, 3, groups=3), b=nn.Conv2d(3, 6, 3, groups=3)), IMAGE, "conv2d"
+    ),
+    "parts cut by slices": (Call(cut_in_slices, a=nn.Conv2d(3, 2, 3), b=nn.Conv2d(3, 2, 3)), IMAGE, "conv2d"),
+    "halves of a depthwise one, added": (deck(), IMAGE, "reorder_channels conv2d"),
+    "thirds of a depthwise one, added": (deck(3), IMAGE, "reorder_channels conv2d"),
+    "halves of a depthwise one with a multiplier": (deck(2, 3, False), IMAGE, "reorder_channels conv2d"),
+    "1-D": (
+        in_parts(a=nn.Conv1d(3, 2, 3), b=nn.Conv1d(3, 2, 3)), SEQUENCE, "conv1d"
+    ),
+}  # fmt: skip
+GROUPS_LEAVE = {
+    "parts of one convolution": (
+        Call(lambda self, x: torch.cat([self.a(x[:, :3]), self.a(x[:, 3:])], 1), a=nn.Conv2d(3, 2, 3)), IMAGE
+    ),
+    "parts in another order": (Call(in_another_order, a=nn.Conv2d(3, 2, 3), b=nn.Conv2d(3, 2, 3)), IMAGE),
+    "parts that overlap": (
+        Call(
+            lambda self, x: torch.cat([self.a(x[:, :3]), self.b(x[:, 2:5])], 1),
+            a=nn.Conv2d(3, 2, 3), b=nn.Conv2d(3, 2, 3),
+        ),
+        IMAGE,
+    ),
+    "a part left out": (
+        Call(
+            lambda self, x: torch.cat([self.a(x[:, :2]), self.b(x[:, 2:4])], 1),
+            a=nn.Conv2d(2, 2, 3), b=nn.Conv2d(2, 2, 3),
+        ),
+        IMAGE,
+    ),
+    "parts of other kernels": (
+        in_parts(a=nn.Conv2d(3, 2, 3), b=nn.Conv2d(3, 2, 3, dilation=1, padding=0, stride=(1, 1), bias=False)), IMAGE
+    ),
+    "parts joined over rows": (in_parts(dim=2, a=nn.Conv2d(3, 2, 3), b=nn.Conv2d(3, 2, 3)), IMAGE),
+    "halves that are changed before": (deck(change=torch.relu), IMAGE),
+    "halves that are scaled": (deck(change=lambda part: 2 * part), IMAGE),
+    "halves of a full convolution": (
+        Call(lambda self, x: (lambda y: y[0] + y[1])(self.conv(x).chunk(2, 1)), conv=nn.Conv2d(6, 6, 3)), IMAGE
+    ),
+    "a half added to itself": (
+        Call(lambda self, x: (lambda y: y[0] + y[0])(self.conv(x).chunk(2, 1)), conv=nn.Conv2d(6, 6, 3, groups=6)),
+        IMAGE,
+    ),
+}  # fmt: skip
+
+
+class SamePadded(nn.Module):
+    """Pads computed from the input's size, as TensorFlow's SAME has them."""
+
+    def __init__(self, *conv, **options):
+        super().__init__()
+        self.conv = nn.Conv2d(*conv, **options)
+
+    def forward(self, x):
+        pads = []
+        for n, k, s, d in list(
+            zip(x.shape[2:], self.conv.kernel_size, self.conv.stride, self.conv.dilation, strict=True)
+        )[::-1]:
+            total = max((-(-n // s) - 1) * s + d * (k - 1) + 1 - n, 0)
+            pads += [total // 2, total - total // 2]
+        return self.conv(F.pad(x, pads))
+
+
+PADDING_FIRES = {
+    "behind more than before, as SAME has it": (
+        nn.Sequential(nn.ZeroPad2d((7, 8, 0, 0)), nn.Conv2d(6, 4, (1, 16))), IMAGE, "padded_conv"
+    ),
+    "before more than behind, which SAME has not": (
+        nn.Sequential(nn.ZeroPad2d((8, 7, 0, 0)), nn.Conv2d(6, 4, (1, 16))), IMAGE, "padded_conv"
+    ),
+    "computed from the size": (SamePadded(6, 4, 3, 2), IMAGE, "padded_conv"),
+    "computed from the size, strided and grouped": (SamePadded(6, 4, (4, 3), (3, 2), groups=2), IMAGE, "padded_conv"),
+    "added to the convolution's own": (
+        nn.Sequential(nn.ZeroPad2d((1, 0, 2, 3)), nn.Conv2d(6, 4, 3, 2, (1, 2), bias=False)), IMAGE, "padded_conv"
+    ),
+    "along one axis": (nn.Sequential(nn.ConstantPad1d((2, 0), 0.0), nn.Conv1d(6, 4, 3)), SEQUENCE, "padded_conv"),
+    "of a volume": (nn.Sequential(nn.ZeroPad3d((1, 0, 2, 3, 0, 1)), nn.Conv3d(6, 4, 2)), VOLUME, "padded_conv"),
+}  # fmt: skip
+PADDING_LEAVES = {
+    "of another value": (nn.Sequential(nn.ConstantPad2d(1, 0.5), nn.Conv2d(6, 4, 3)), IMAGE),
+    "by reflection": (nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(6, 4, 3)), IMAGE),
+    "that cuts off": (nn.Sequential(nn.ZeroPad2d((-1, 1, 0, 0)), nn.Conv2d(6, 4, 3)), IMAGE),
+    "of channels": (Call(lambda self, x: self.conv(F.pad(x, (0, 0, 0, 0, 1, 1))), conv=nn.Conv2d(8, 4, 3)), IMAGE),
+    "that others read": (
+        Call(lambda self, x: (lambda y: (self.conv(y), y.relu()))(F.pad(x, (1, 1))), conv=nn.Conv2d(6, 4, 3)), IMAGE
+    ),
+    "before another operator": (nn.Sequential(nn.ZeroPad2d(1), nn.ReLU(), nn.Conv2d(6, 4, 3)), IMAGE),
+    "a pad that is computed between": (nn.Sequential(nn.ZeroPad2d(1), nn.MaxPool2d(2)), IMAGE),
+}  # fmt: skip
+DEPTHWISE_BIAS_FIRES = {
+    "both have one": (separable({"bias": True}), IMAGE, "conv2d conv2d"),
+    "the pointwise part has none": (separable({"bias": True}, pointwise={"bias": False}), IMAGE, "conv2d conv2d"),
+    "a multiplier and padding": (separable({"bias": True, "padding": 1}, multiplier=2), IMAGE, "conv2d conv2d"),
+}
+DEPTHWISE_BIAS_LEAVES = {
+    "no bias": (separable(), IMAGE),
+    "an activation between": (
+        nn.Sequential(nn.Conv2d(6, 6, 3, groups=6), nn.ReLU(), nn.Conv2d(6, 4, 1)), IMAGE
+    ),
+    "a pointwise part that is padded": (separable({"bias": True}, pointwise={"padding": 1}), IMAGE),
+    "a full convolution before": (nn.Sequential(nn.Conv2d(6, 5, 3), nn.Conv2d(5, 4, 1)), IMAGE),
+}  # fmt: skip
+MORE_SEPARABLE = {
+    "padding='same', an even kernel": (
+        separable({"kernel_size": (1, 4), "padding": "same"}), IMAGE, "separable_conv2d"
+    ),
+    "padding='valid'": (separable({"padding": "valid"}), IMAGE, "separable_conv2d"),
+    "the depthwise part of more outputs, as a class that takes depth": (
+        nn.Sequential(nn.Conv2d(6, 4 * 3, (1, 4), groups=6, bias=False), nn.Conv2d(4 * 3, 4, 1, bias=False)),
+        IMAGE,
+        "separable_conv2d",
+    ),
+    "padded unequally": (
+        Call(
+            lambda self, x: F.conv2d(ours.padded_conv(x, self.d, None, [1, 1], [0, 2, 1, 0], [1, 1], 6), self.p),
+            d=parameter(12, 1, 3, 2),
+            p=parameter(4, 12, 1, 1),
+        ),
+        IMAGE,
+        "separable_conv2d",
+    ),
+}  # fmt: skip
+
+# -- space to depth for ONNX
+
+
+def by_views(x, block=4):
+    b, c, h, w = x.shape
+    split = x.view(b, c, h // block, block, w // block, block)
+    return split.permute(0, 3, 5, 1, 2, 4).contiguous().view(b, c * block**2, h // block, w // block)
+
+
+def by_unfold(x, block=2):
+    b, c, h, w = x.shape
+    return F.unfold(x, block, stride=block).view(b, c * block**2, h // block, w // block)
+
+
+def by_nested_slices(x):
+    rows = [x[:, :, i::2] for i in (0, 1)]
+    return torch.cat([torch.cat([row[..., j::2] for row in rows], 1) for j in (0, 1)], 1)
+
+
+def back_by_views(x):
+    b, c, h, w = x.shape
+    return x.view(b, 2, 2, c // 4, h, w).permute(0, 3, 4, 1, 5, 2).reshape(b, c // 4, 2 * h, 2 * w)
+
+
+def before_conv(function, channels):
+    return Call(lambda self, x: self.conv(function(x)), conv=nn.Conv2d(channels, 4, 1))
+
+
+PACKED = (2, 3, 8, 12)
+SPACE_TO_DEPTH_FIRES = {
+    "view, permute, view": (before_conv(by_views, 48), PACKED, "space_to_depth conv2d"),
+    "view, permute, view at the output": (Call(by_views), PACKED, "space_to_depth"),
+    "unfold in tiles": (before_conv(by_unfold, 12), PACKED, "space_to_depth reorder_channels conv2d"),
+    "pixel_unshuffle": (nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 4, 3)), PACKED,
+                        "space_to_depth reorder_channels conv2d"),
+    "slices, joined twice": (before_conv(by_nested_slices, 12), PACKED, "space_to_depth reorder_channels conv2d"),
+    "of a part": (
+        before_conv(lambda x: by_unfold(x[:, :, :-2]), 12), PACKED, "slice space_to_depth reorder_channels conv2d"
+    ),
+    "all sizes alike": (before_conv(by_unfold, 16), (2, 4, 4, 4), "space_to_depth reorder_channels conv2d"),
+    "back by views": (Call(lambda self, x: back_by_views(self.conv(x)), conv=nn.Conv2d(3, 8, 1)), PACKED,
+                      "conv2d depth_to_space"),
+}  # fmt: skip
+SPACE_TO_DEPTH_LEAVES = {
+    "an order that no weights take": (nn.PixelUnshuffle(2), PACKED),
+    "windows that overlap": (
+        Call(lambda self, x: self.conv(F.unfold(x, 3, stride=2).view(-1, 27, 3, 5)), conv=nn.Conv2d(27, 4, 1)), PACKED
+    ),
+    "blocks that are no squares": (
+        before_conv(lambda x: F.unfold(x, (2, 4), stride=(2, 4)).view(-1, 24, 4, 3), 24), PACKED
+    ),
+    "rows of a block taken for columns of the image": (
+        before_conv(lambda x: x.reshape(x.shape[0], 12, 4, 6), 12), PACKED
+    ),
+    "a flat view": (lambda x: x.flatten(2), PACKED),
+}  # fmt: skip

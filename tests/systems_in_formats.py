@@ -1,0 +1,128 @@
+"""A module in each format within one process: rewritten, lowered or exported, run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import tensorflow as tf
+import torch
+from equivalence import captured, examples, to_artefact, to_torch
+from torch import Tensor, nn
+
+from converter.artefacts import onnx_file
+from converter.artefacts.operators import count_operators
+from converter.lower import Lowered
+from converter.planning import make_plan
+from converter.program import Program
+from converter.rewrites import EXACT_SHIFTS, REWRITES, rewrite
+from converter.rewrites.drop_identities import drop_identities
+from converter.rewrites.fold_batch_norm import fold_batch_norm
+from converter.rewrites.fold_constants import fold_constants
+from sample_models.systems import System
+
+MOVING = {
+    "Transpose", "SpaceToDepth", "DepthToSpace", "Gather", "GatherV2", "GatherND", "GatherNd", "GatherElements", "Pad",
+    "PadV2", "MirrorPad", "StridedSlice", "Slice", "ConcatV2", "Concat", "Split", "SplitV", "Roll", "GridSample",
+    "DeformConv", "ScatterND", "ScatterElements", "DepthwiseConv2dNative",
+}  # fmt: skip
+NAIVE = (drop_identities, fold_constants, fold_batch_norm)
+
+Run = Callable[[Sequence[Tensor]], list[np.ndarray]]
+
+
+def program_of(module: nn.Module, shapes: Sequence[tuple[int, ...]], random: bool = True) -> Program:
+    """`module` captured with a free batch, its weights random; its buffers stay what they are."""
+    buffers = {name: b.clone() for name, b in module.named_buffers() if "running" not in name}
+    if random:
+        program = captured(module, *[(2, *shape[1:]) for shape in shapes])
+    with torch.no_grad():
+        for name, buffer in module.named_buffers():
+            if name in buffers:
+                buffer.copy_(buffers[name])
+        for parameter in module.parameters():
+            parameter.div_(max(1.0, float(parameter[0].numel()) ** 0.5) if parameter.dim() > 1 else 1.0)
+    return program
+
+
+def rewritten(program: Program, format: str, inputs: Sequence[Tensor], exact_shifts: bool) -> Program:
+    chosen = [EXACT_SHIFTS.get(r, r) if exact_shifts else r for r in REWRITES[format]]
+    return rewrite(program, chosen, inputs)[0]
+
+
+def in_format(program: Program, format: str, inputs: Sequence[Tensor], path: Path) -> tuple[Run, dict[str, int]]:
+    """How to run a program as an artefact, and how many operators of a kind that may move elements it has."""
+    if format == "onnx":
+        return in_onnx(program, inputs, path)
+    plan = make_plan(program)
+    lowered = Lowered(plan, stock=format == "keras")
+    if format == "keras":
+        model = lowered.keras_model()
+
+        def call(*arrays):
+            made = model(
+                dict(zip((i.name for i in plan.inputs), arrays, strict=True)) if len(arrays) > 1 else arrays[0]
+            )
+            return [made[o.name] for o in plan.outputs] if isinstance(made, dict) else [made]
+
+        traced = tf.function(call, autograph=False, input_signature=lowered.signature())
+    else:
+        lowered.prepare()
+        traced = tf.function(lambda *arrays: lowered(*arrays), autograph=False, input_signature=lowered.signature())
+    concrete = traced.get_concrete_function()
+
+    def run(tensors: Sequence[Tensor]) -> list[np.ndarray]:
+        arrays = [tf.constant(a) for a in to_artefact(tensors, plan.inputs)]
+        return to_torch(traced(*arrays), plan.outputs)
+
+    run.alone = lambda arrays: traced(*arrays)  # type: ignore[attr-defined]
+    run.given = lambda tensors: [tf.constant(a) for a in to_artefact(tensors, plan.inputs)]  # type: ignore[attr-defined]
+    return run, moving(count_operators(concrete.graph))
+
+
+def in_onnx(program: Program, inputs: Sequence[Tensor], path: Path) -> tuple[Run, dict[str, int]]:
+    shapes = tuple({0: torch.export.Dim("batch", min=1)} for _ in inputs)
+    module = program.at(torch.float32).graph_module
+    names = [f"x{i}" for i in range(len(inputs))]
+    onnx_file.write(module, list(inputs), names, ["y"], shapes, path, {})
+    session = onnxruntime.InferenceSession(str(path))
+    counted: dict[str, int] = {}
+    for node in onnx.load(str(path)).graph.node:
+        counted[node.op_type] = counted.get(node.op_type, 0) + 1
+
+    def run(tensors: Sequence[Tensor]) -> list[np.ndarray]:
+        return session.run(None, {n: t.numpy() for n, t in zip(names, tensors, strict=True)})
+
+    run.alone = lambda arrays: session.run(None, arrays)  # type: ignore[attr-defined]
+    run.given = lambda tensors: {n: t.numpy() for n, t in zip(names, tensors, strict=True)}  # type: ignore[attr-defined]
+    return run, moving(counted)
+
+
+def moving(operators: dict[str, int]) -> dict[str, int]:
+    return {name: n for name, n in sorted(operators.items()) if name in MOVING}
+
+
+class Behind(nn.Module):
+    """A movement behind a ReLU of a convolution that changes nothing, so that no infinity can come to it."""
+
+    def __init__(self, movement: nn.Module, channels: int):
+        super().__init__()
+        self.movement, self.conv = movement, nn.Conv2d(channels, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.movement(self.conv(x))
+
+
+def movement_alone(system: System) -> tuple[Program, Program, Tensor]:
+    """The movement as written and as it is captured behind an identity, and an input."""
+    assert system.movement is not None
+    make, shape = system.movement
+    module = Behind(make(), shape[1])
+    program = program_of(module, [shape])
+    with torch.no_grad():
+        weight = module.conv.weight
+        weight.copy_(torch.eye(shape[1]).reshape(weight.shape))
+    return program, module, examples([(2, *shape[1:])])[0]
