@@ -113,8 +113,7 @@ def verify(
         if trace or (disagrees(proof) and not match.explanations):
             with clock("trace"):
                 given = matching.fed(match.reading, reference.rounds[0].arrays)
-                rows = trace_artefact(source.program, reference, runner, given)
-                proof = located(proof, rows)
+                proof, rows = located(proof, lambda: trace_artefact(source.program, reference, runner, given))
         proofs = [proof]
         if ours:
             if stamp.get("source_sha256") not in (None, source.sha256):

@@ -18,10 +18,12 @@ import keras
 import tensorflow as tf
 from keras import layers
 
+from converter.errors import ConversionError, unexpected
 from converter.layout import Size
 from converter.memory import swept
 from converter.plan import Plan
 from converter.precision import dtype_name, float32_is
+from converter.program import module_path
 from converter.steps import CallStep, Constant, ConstantStep, InputStep, ItemStep, LayerStep, MoveStep, Step
 
 LARGE = 100_000  # elements of variables that are worth a sweep
@@ -75,10 +77,11 @@ class Lowered:
         """Make all layers and variables now: a function that is traced cannot."""
         with float32_is(self.precision):
             for step in self._order:
-                if isinstance(step, LayerStep):
-                    self._layer(step)
-                elif isinstance(step, ConstantStep) and not self._inline(step.constant):
-                    self._variable(step)
+                with blamed(step):
+                    if isinstance(step, LayerStep):
+                        self._layer(step)
+                    elif isinstance(step, ConstantStep) and not self._inline(step.constant):
+                        self._variable(step)
         return self
 
     def __call__(self, *inputs: Any) -> list:
@@ -187,6 +190,10 @@ class Lowered:
     # -- one step
 
     def _carry_out(self, step: Step, arrays: list) -> Any:
+        with blamed(step):
+            return self._array(step, arrays)
+
+    def _array(self, step: Step, arrays: list) -> Any:
         match step:
             case CallStep():
                 return step.function(*arrays)
@@ -287,6 +294,17 @@ def uninitialised(layer: layers.Layer) -> Iterator[None]:
     finally:
         for name, value in configured.items():
             setattr(layer, name, value)
+
+
+@contextmanager
+def blamed(step: Step) -> Iterator[None]:
+    """Whatever goes wrong unforeseen, with the module and operator for which it did."""
+    try:
+        yield
+    except ConversionError:
+        raise
+    except Exception as error:
+        raise unexpected(error, f"module `{module_path(step.node)}`, {step.node.target}") from error
 
 
 def _as_output(constant: Any, like: Any) -> Any:

@@ -7,7 +7,7 @@ by its statistics, none of which depends on the order of its elements.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, fx
 
 from converter.artefacts.messages import figures
 from converter.artefacts.runner import Runner, Traced
+from converter.errors import ConversionError
 from converter.layout import Layout
 from converter.program import Program, default_dtype, module_path
 from converter.reference import Reference
@@ -249,12 +250,17 @@ def disagrees(proof: Proof) -> bool:
     return not proof.holds and not proof.proves_nothing
 
 
-def located(proof: Proof, rows: Sequence[TraceRow]) -> Proof:
-    """The proof, with where its values part if it does not hold."""
+def located(proof: Proof, trace: Callable[[], list[TraceRow]]) -> tuple[Proof, list[TraceRow]]:
+    """The proof with where its values part if it does not hold, and all the values compared to find that out."""
+    try:
+        rows = trace()
+    except ConversionError as error:
+        reason = f"where the values part could not be found: {error.what}"
+        return (replace(proof, failures=(*proof.failures, reason)) if disagrees(proof) else proof), []
     row = departure(rows)
     if row is None or not disagrees(proof):
-        return proof
-    return replace(proof, departure=row, first_difference=row.module or "the model itself")
+        return proof, rows
+    return replace(proof, departure=row, first_difference=row.module or "the model itself"), rows
 
 
 def departure(rows: Sequence[TraceRow]) -> TraceRow | None:
