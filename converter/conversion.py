@@ -23,7 +23,7 @@ from converter.reference import Reference, take_reference
 from converter.report import Accuracy, ArtefactReport, ConversionReport, Proof, TraceRow, failure_of, status_of
 from converter.rewrites.change import Change
 from converter.source import Clock, Progress, Source, open_source
-from converter.tracing import by_module, disagrees, located, trace_artefact
+from converter.tracing import by_module, disagrees, located, trace_artefact, worst_round
 from converter.verification.compare import compare_artefact
 
 
@@ -201,9 +201,9 @@ class _Artefact:
             )  # fmt: skip
             self.accuracy = labelled_accuracy(reference, results)
             if disagrees(second) and not disagrees(first):
-                given = fed(runner, built.inputs, reference.rounds[0].arrays)
-                program = self.source.program
-                second, _ = located(second, lambda: trace_artefact(program, reference, runner, given))
+                arrays = worst_round(reference, results)
+                given = fed(runner, built.inputs, arrays)
+                second, _ = located(second, lambda: trace_artefact(self.source.program, arrays, runner, given))
         with self.clock(f"prove {self.format}: the same weights"):
             third = built.prove_weights(runner.tensors())
         return first, second, third

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import stamp as stamps
-from .messages import Fact, Value, figures
+from .messages import Fact, Value, marks
 from .onnx_shift import shift
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ class Reader:
             group = names[start : start + _AT_ONCE]
             for name, array in zip(group, session.run(group, dict(arrays)), strict=True):
                 if isinstance(array, np.ndarray) and array.dtype.kind in "fiub":
-                    yield name, makers[name].op_type, list(array.shape), figures(array)
+                    yield name, makers[name].op_type, list(array.shape), marks(array)
 
     def operators(self) -> dict[str, int]:
         """How often each operator stands in the graph, those of its branches and loops once, those of a local
