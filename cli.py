@@ -3,14 +3,14 @@
 import json
 import os
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
-from converter.errors import ConversionError, UnsupportedOperatorsError
+from converter.errors import ConversionError
 from converter.outputs import ENDINGS, output_paths
 from converter.report import (
     SCHEMA,
@@ -18,8 +18,8 @@ from converter.report import (
     ExplanationKind,
     Failure,
     Report,
-    UnsupportedOperator,
     VerificationReport,
+    failure_of,
 )
 
 if TYPE_CHECKING:
@@ -352,18 +352,13 @@ def attempt(call: Callable[[], Result], source: str, terminal: "Terminal") -> Re
 def describe(error: BaseException, source: str) -> Failure:
     """Say what went wrong; what is no `ConversionError` is a fault of ours, unless the model's code ended it all."""
     if isinstance(error, ConversionError):
-        what, where, cure, status = error.what, error.where, error.cure, error.exit_status
-    elif isinstance(error, SystemExit):
-        what, where, status = f"The model's code ended the program: sys.exit({error.code!r}).", None, 1
-        cure = "-v shows the traceback"
+        return failure_of(error, source)
+    if isinstance(error, SystemExit):
+        what, cure = f"The model's code ended the program: sys.exit({error.code!r}).", "-v shows the traceback"
     else:
-        what, where, status = f"{type(error).__name__}: {error}", None, 1
+        what = f"{type(error).__name__}: {error}"
         cure = "this is a fault of the converter, please report it; -v shows the traceback"
-    operators: Iterable[tuple[str, int, str, str]] = ()
-    if isinstance(error, UnsupportedOperatorsError):
-        operators = error.operators
-    rows = tuple(UnsupportedOperator(*operator) for operator in operators)
-    return Failure(source, type(error).__name__, what, where, cure, status, rows)
+    return Failure(source, type(error).__name__, what, None, cure, 1)
 
 
 def finish(content: dict[str, Any], results: Sequence[Report], as_json: bool, report_file: Path | None) -> None:
@@ -385,7 +380,10 @@ def exit_status(result: Report) -> int:
         return result.exit_status
     if isinstance(result, ConversionReport):
         unproven = any(not proof.holds for artefact in result.artefacts for proof in artefact.proofs)
-        return DISAGREES if unproven or result.status == "disagrees" else 0
+        statuses = {a.failure.exit_status for a in result.artefacts if a.failure}
+        if unproven or result.status == "disagrees":
+            statuses.add(DISAGREES)
+        return next((status for status in WORST_FIRST if status in statuses), 0)
     if isinstance(result, VerificationReport):
         return 0 if result.status == "verified" else DISAGREES
     return 0

@@ -51,13 +51,13 @@ def capture(module: nn.Module, inputs: Sequence[Tensor], fixed_batch: bool = Fal
         batch = Dim("batch", min=1)
         shapes = tuple({0: batch} if x.ndim else None for x in inputs)
         try:
-            return from_exported(_export(module, [_at_least_two(x) for x in inputs], shapes))
+            return _noting_names(from_exported(_export(module, [_at_least_two(x) for x in inputs], shapes)), module)
         except CaptureError:
             raise
         except Exception as error:
             reason = _why_specialised(error)
     try:
-        program = from_exported(_export(module, inputs, None))
+        program = _noting_names(from_exported(_export(module, inputs, None)), module)
     except CaptureError:
         raise
     except Exception as error:
@@ -81,6 +81,16 @@ def _why_not_one(module: nn.Module, inputs: Sequence[Tensor]) -> str:
     except Exception as error:
         return f"of 1 example, {_first_line(error)}"
     return ""
+
+
+def _noting_names(program: Program, module: nn.Module) -> Program:
+    """Graphs have names of ASCII letters only: a parameter of another name goes by what is left of it."""
+    given = list(inspect.signature(module.forward).parameters)
+    if len(given) >= len(program.inputs):
+        for name, kept in zip(given, program.inputs, strict=False):
+            if not name.isascii():
+                program.notes.append(f"input `{name}` is called `{kept}`: names are of ASCII letters, digits and _")
+    return program
 
 
 def _at_least_two(x: Tensor) -> Tensor:

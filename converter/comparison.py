@@ -26,7 +26,7 @@ from converter.report import ExplanationKind, TraceRow, VerificationReport, stat
 from converter.shapes import NO_SHAPES
 from converter.source import Clock, Progress, open_source
 from converter.steps import Interface, sizes
-from converter.tracing import by_module, disagrees, located, trace_artefact
+from converter.tracing import by_module, disagrees, located, trace_artefact, worst_round
 from converter.verification.find_weights import WeightSearch, weights_proof
 from converter.verification.images import Preprocessing
 
@@ -117,9 +117,9 @@ def verify(
         rows: Sequence[TraceRow] = ()
         if trace or (disagrees(proof) and not match.explanations):
             with clock("trace"):
-                given = matching.fed(match.reading, reference.rounds[0].arrays)
-                rows = trace_artefact(source.program, reference, runner, given)
-                proof = located(proof, rows)
+                arrays = worst_round(reference, match.results)
+                given = matching.fed(match.reading, arrays)
+                proof, rows = located(proof, lambda: trace_artefact(source.program, arrays, runner, given))
         proofs = [proof]
         if ours:
             if stamp.get("source_sha256") not in (None, source.sha256):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,18 @@ import numpy as np
 from torch import nn
 
 from converter.artefacts.formats import Format
-from converter.artefacts.placement import Placement
+from converter.artefacts.placement import Placement, says_full
 from converter.artefacts.runner import Runner
-from converter.building import Options, build, described
-from converter.errors import UsageError
+from converter.building import Built, Options, build, described
+from converter.errors import ConversionError, UsageError, unexpected
 from converter.interfaces import facts, fed, free_batch, labelled_accuracy, run_artefact
 from converter.memory import return_large_blocks
 from converter.outputs import ENDINGS, output_path
-from converter.reference import take_reference
-from converter.report import ArtefactReport, ConversionReport, Proof, TraceRow, status_of
+from converter.reference import Reference, take_reference
+from converter.report import Accuracy, ArtefactReport, ConversionReport, Proof, TraceRow, failure_of, status_of
 from converter.rewrites.change import Change
-from converter.source import Clock, Progress, open_source
-from converter.tracing import by_module, disagrees, located, trace_artefact
+from converter.source import Clock, Progress, Source, open_source
+from converter.tracing import by_module, disagrees, located, trace_artefact, worst_round
 from converter.user_mappings import user_mappings
 from converter.verification.compare import compare_artefact
 from converter.verification.images import Preprocessing
@@ -75,10 +76,11 @@ def convert(
         mappings: Python files that register mappings of their own (`converter.registry.maps`, `translates`).
 
     Returns:
-        The report; an artefact that does not agree is reported as such and not put in place.
+        The report; an artefact that does not agree is reported as such and not put in place. One of several formats
+        that cannot be written has a `failure`.
 
     Raises:
-        ConversionError: the model cannot be read, captured, converted or written.
+        ConversionError: the model cannot be read, captured, or converted to any of the formats.
     """
     return_large_blocks()
     formats = _formats(to)
@@ -108,67 +110,26 @@ def convert(
                 )
                 source.probe = reference.probe(source.program)
         changes: list[Change] = []
-        artefacts = []
+        artefacts: list[ArtefactReport] = []
+        failures: list[ConversionError] = []
         for format in formats:
+            one = _Artefact(
+                format, paths[format], placements[format], source, options, reference, runners.get(format), clock,
+                atol=atol, rtol=rtol, trace=trace, keep_failed=keep_failed,
+            )  # fmt: skip
             started = time.perf_counter()
-            built = build(source, format, options, clock)
-            changes += [c for c in built.changes if c not in changes]
-            with clock(f"write {format}"):
-                built.write(placements[format].temporary)
-            proofs: tuple[Proof, ...] = ()
-            operators: Mapping[str, int] = {}
-            labelled = None
-            rows: Sequence[TraceRow] = ()
-            if reference is not None:
-                with clock(f"prove {format}: the same function"):
-                    first = built.prove_function(reference)
-                    if trace or disagrees(first):
-                        rows = built.trace(reference)
-                        first = located(first, rows)
-                with clock(f"prove {format}: the same artefact"):
-                    runner = runners[format]
-                    runner.open(placements[format].temporary)
-                    results = run_artefact(runner, built.inputs, built.outputs, reference)
-                    second = compare_artefact(
-                        reference.float64,
-                        reference.float32,
-                        results,
-                        atol=atol,
-                        rtol=rtol,
-                        constant=reference.constant,
-                        again=reference.again,
-                    )
-                    labelled = labelled_accuracy(reference, results)
-                    if disagrees(second) and not disagrees(first):
-                        given = fed(runner, built.inputs, reference.rounds[0].arrays)
-                        second = located(second, trace_artefact(source.program, reference, runner, given))
-                with clock(f"prove {format}: the same weights"):
-                    third = built.prove_weights(runner.tensors(), runner.graph_as_written())
-                operators = runner.operators()
-                runner.close()
-                proofs = (first, second, third)
-            status = status_of(proofs)
-            path: Path | None = None
-            if not verify or status == "verified":
-                placements[format].commit()
-                path = paths[format]
-            elif keep_failed:
-                path = placements[format].keep_failed()
-            artefacts.append(
-                ArtefactReport(
-                    format=format,
-                    path=path,
-                    inputs=tuple(facts(i, free_batch(source.program)) for i in built.inputs),
-                    outputs=tuple(facts(o, free_batch(source.program)) for o in built.outputs),
-                    proofs=proofs,
-                    operators=operators,
-                    movements=built.movements(operators),
-                    status=status,
-                    seconds=time.perf_counter() - started,
-                    accuracy=labelled,
-                    trace=by_module(rows) if trace else (),
-                )
-            )
+            try:
+                artefacts.append(one.made())
+            except Exception as error:
+                if says_full(error) and not isinstance(error, ConversionError):
+                    raise
+                failure = _as_conversion_error(error, format)
+                failures.append(failure)
+                artefacts.append(_failed(format, source, failure, time.perf_counter() - started))
+            if one.built is not None:
+                changes += [c for c in one.built.changes if c not in changes]
+        if len(failures) == len(formats):
+            raise failures[0]
     return ConversionReport(
         source=source.name,
         source_sha256=source.sha256,
@@ -180,6 +141,97 @@ def convert(
         artefacts=tuple(artefacts),
         timings=clock.timings,
         compared_on=reference.compared_on if reference else None,
+    )
+
+
+@dataclass
+class _Artefact:
+    """One format of one model, on its way."""
+
+    format: Format
+    path: Path
+    placement: Placement
+    source: Source
+    options: Options
+    reference: Reference | None
+    runner: Runner | None
+    clock: Clock
+    atol: float | None
+    rtol: float | None
+    trace: bool
+    keep_failed: bool
+    built: Built | None = None
+    rows: Sequence[TraceRow] = ()
+    accuracy: Accuracy | None = None
+
+    def made(self) -> ArtefactReport:
+        """Write it, prove it, and put it in place if it agrees."""
+        started = time.perf_counter()
+        self.built = built = build(self.source, self.format, self.options, self.clock)
+        with self.clock(f"write {self.format}"):
+            built.write(self.placement.temporary)
+        proofs: tuple[Proof, ...] = ()
+        operators: Mapping[str, int] = {}
+        if self.reference is not None and self.runner is not None:
+            proofs = self._proofs(built, self.reference, self.runner)
+            operators = self.runner.operators()
+            self.runner.close()
+        status = status_of(proofs)
+        path: Path | None = None
+        if not proofs or status == "verified":
+            self.placement.commit()
+            path = self.path
+        elif self.keep_failed:
+            path = self.placement.keep_failed()
+        batch = free_batch(self.source.program)
+        return ArtefactReport(
+            format=self.format,
+            path=path,
+            inputs=tuple(facts(i, batch) for i in built.inputs),
+            outputs=tuple(facts(o, batch) for o in built.outputs),
+            proofs=proofs,
+            operators=operators,
+            movements=built.movements(operators),
+            status=status,
+            seconds=time.perf_counter() - started,
+            accuracy=self.accuracy,
+            trace=by_module(self.rows) if self.trace else (),
+        )
+
+    def _proofs(self, built: Built, reference: Reference, runner: Runner) -> tuple[Proof, ...]:
+        with self.clock(f"prove {self.format}: the same function"):
+            first = built.prove_function(reference)
+            if self.trace or disagrees(first):
+                first, self.rows = located(first, lambda: built.trace(reference))
+        with self.clock(f"prove {self.format}: the same artefact"):
+            runner.open(self.placement.temporary)
+            results = run_artefact(runner, built.inputs, built.outputs, reference)
+            second = compare_artefact(
+                reference.float64, reference.float32, results,
+                atol=self.atol, rtol=self.rtol, constant=reference.constant, again=reference.again,
+            )  # fmt: skip
+            self.accuracy = labelled_accuracy(reference, results)
+            if disagrees(second) and not disagrees(first):
+                arrays = worst_round(reference, results)
+                given = fed(runner, built.inputs, arrays)
+                second, _ = located(second, lambda: trace_artefact(self.source.program, arrays, runner, given))
+        with self.clock(f"prove {self.format}: the same weights"):
+            third = built.prove_weights(runner.tensors(), runner.graph_as_written())
+        return first, second, third
+
+
+def _as_conversion_error(error: Exception, format: Format) -> ConversionError:
+    if isinstance(error, ConversionError):
+        return error
+    failure = unexpected(error, f"--to {format}")
+    failure.__cause__ = error
+    return failure
+
+
+def _failed(format: Format, source: Source, error: ConversionError, seconds: float) -> ArtefactReport:
+    """Of a format that could not be written, beside others that could."""
+    return ArtefactReport(
+        format, None, (), (), (), {}, (), "not verified", seconds, failure=failure_of(error, source.name)
     )
 
 

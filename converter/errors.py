@@ -29,6 +29,16 @@ class ConversionError(Exception):
         return "\n".join(lines)
 
 
+def unexpected(error: Exception, where: str) -> ConversionError:
+    """What to raise, from `error`, for what no one foresaw."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return ConversionError(
+        f"{type(error).__name__}: {lines[0].strip() if lines else 'without a message'}",
+        where=where,
+        cure="this is a fault of the converter: please report it with the model; -v shows the traceback",
+    )
+
+
 class UsageError(ConversionError):
     """The call itself is wrong: an option, a shape, a factory that is not there."""
 

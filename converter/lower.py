@@ -18,10 +18,12 @@ import keras
 import tensorflow as tf
 from keras import layers
 
+from converter.errors import ConversionError, unexpected
 from converter.layout import Size
 from converter.memory import swept
 from converter.plan import Plan
 from converter.precision import dtype_name, float32_is
+from converter.program import module_path
 from converter.registry import OWNERS
 from converter.steps import CallStep, Constant, ConstantStep, InputStep, ItemStep, LayerStep, MoveStep, Step
 from converter.user_mappings import blame
@@ -77,10 +79,11 @@ class Lowered:
         """Make all layers and variables now: a function that is traced cannot."""
         with float32_is(self.precision):
             for step in self._order:
-                if isinstance(step, LayerStep):
-                    self._layer(step)
-                elif isinstance(step, ConstantStep) and not self._inline(step.constant):
-                    self._variable(step)
+                with blamed(step):
+                    if isinstance(step, LayerStep):
+                        self._layer(step)
+                    elif isinstance(step, ConstantStep) and not self._inline(step.constant):
+                        self._variable(step)
         return self
 
     def __call__(self, *inputs: Any) -> list:
@@ -189,14 +192,10 @@ class Lowered:
     # -- one step
 
     def _carry_out(self, step: Step, arrays: list) -> Any:
-        try:
-            return self._made(step, arrays)
-        except Exception as error:
-            if step.node.target not in OWNERS:
-                raise
-            raise blame(step.node.target, error, OWNERS[step.node.target]) from error
+        with blamed(step):
+            return self._array(step, arrays)
 
-    def _made(self, step: Step, arrays: list) -> Any:
+    def _array(self, step: Step, arrays: list) -> Any:
         match step:
             case CallStep():
                 return step.function(*arrays)
@@ -305,6 +304,19 @@ def uninitialised(layer: layers.Layer) -> Iterator[None]:
     finally:
         for name, value in configured.items():
             setattr(layer, name, value)
+
+
+@contextmanager
+def blamed(step: Step) -> Iterator[None]:
+    """Whatever goes wrong unforeseen, with the module and operator for which it did."""
+    try:
+        yield
+    except ConversionError:
+        raise
+    except Exception as error:
+        if step.node.target in OWNERS:
+            raise blame(step.node.target, error, OWNERS[step.node.target]) from error
+        raise unexpected(error, f"module `{module_path(step.node)}`, {step.node.target}") from error
 
 
 def _as_output(constant: Any, like: Any) -> Any:

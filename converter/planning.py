@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 from converter.choosing import improved
 from converter.decomposition import decompose
-from converter.errors import ConversionError, UnsupportedOperatorsError
+from converter.errors import ConversionError, UnsupportedOperatorsError, unexpected
 from converter.layout import Layout
 from converter.plan import Choices, Plan
 from converter.program import Program, module_path, source_line
@@ -78,6 +78,10 @@ def planned(program: Program, layout: str, choices: Choices) -> Plan:
             target = f"{node.target}" + (f" ({reason})" if str(reason) else "")
             unsupported.setdefault(target, []).append(node)
             value = _placeholder_result(node)
+        except ConversionError:
+            raise
+        except Exception as error:
+            raise unexpected(error, f"module `{module_path(node)}`, {node.target}") from error
         if node in choices.early and isinstance(value, Value):
             value = plan.as_torch(value, "several consumers ask for it")
         plan.values[node] = value

@@ -9,6 +9,8 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Literal
 
+from .errors import ConversionError, UnsupportedOperatorsError
+
 SCHEMA = 1
 
 Shape = tuple[int | str | None, ...]
@@ -212,7 +214,8 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class ArtefactReport:
-    """One written artefact; `path` is None where nothing was put in place, `seconds` what it took."""
+    """One artefact; `path` is None where nothing was put in place, `seconds` what it took. `failure` says why there is
+    none, where others of the same call could be written."""
 
     format: str
     path: Path | None
@@ -225,6 +228,7 @@ class ArtefactReport:
     seconds: float
     accuracy: Accuracy | None = None
     trace: tuple[TraceRow, ...] = ()
+    failure: "Failure | None" = None
 
 
 class Report:
@@ -293,6 +297,13 @@ class Failure(Report):
     cure: str | None
     exit_status: int
     operators: tuple["UnsupportedOperator", ...] = ()
+
+
+def failure_of(error: ConversionError, source: str) -> Failure:
+    """An error as it is reported."""
+    rows = error.operators if isinstance(error, UnsupportedOperatorsError) else []
+    operators = tuple(UnsupportedOperator(*row) for row in rows)
+    return Failure(source, type(error).__name__, error.what, error.where, error.cure, error.exit_status, operators)
 
 
 @dataclass(frozen=True)

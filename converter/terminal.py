@@ -129,7 +129,8 @@ class Terminal:
             self.console.print(Text(trace, style="dim"), soft_wrap=True)
 
     def show_conversion(self, report: ConversionReport) -> None:
-        if self.quiet and all(proof.holds for artefact in report.artefacts for proof in artefact.proofs):
+        failed = any(artefact.failure for artefact in report.artefacts)
+        if self.quiet and not failed and all(p.holds for artefact in report.artefacts for p in artefact.proofs):
             return
         batch = "dynamic batch" if report.batch == "dynamic" else f"batch {report.batch} only"
         parts: list[RenderableType] = [Text(f"{report.kind}, {report.parameters:,} parameters, {batch}")]
@@ -191,6 +192,12 @@ class Terminal:
 
     def _artefact(self, artefact: ArtefactReport) -> RenderableType:
         grid = _grid()
+        if artefact.failure:
+            failure = artefact.failure
+            for label, text in (("error", failure.what), ("where", failure.where), ("cure", failure.cure)):
+                if text:
+                    grid.add_row(label, Text(text, "red" if label == "error" else ""))
+            return grid
         _add_tensors(grid, artefact.inputs, artefact.outputs)
         self._add_proofs(grid, artefact.proofs)
         if not artefact.proofs:

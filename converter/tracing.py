@@ -7,7 +7,8 @@ by its statistics, none of which depends on the order of its elements.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,19 +16,23 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from converter.artefacts.messages import figures
+from converter.artefacts.messages import FIGURES, marks, slices
 from converter.artefacts.runner import Runner, Traced
+from converter.errors import ConversionError
 from converter.layout import Layout
 from converter.program import Program, default_dtype, module_path
 from converter.reference import Reference
 from converter.report import Proof, Statistics, TraceRow
 from converter.steps import Value
-from converter.verification.compare import FLOOR_ULP, FUNCTION_BOUND, ROUNDING_FACTOR
+from converter.verification.compare import FLOOR_ULP, FUNCTION_BOUND, ROUNDING_FACTOR, Outputs
 
 if TYPE_CHECKING:
     from converter.lower import Lowered
 
 aten = torch.ops.aten
+NEAR = 0.05  # of the scale: statistics this close are those of the same value with a fault
+SURELY = 4  # times what rounding may do
+ENOUGH_SLICES = 8  # whose largest rounding is no accident
 CANCELLED = 1e-5  # of an operator's inputs: a result this small may be rounding of theirs
 
 
@@ -123,12 +128,14 @@ def compared(expected: np.ndarray, actual: np.ndarray, scale: float) -> tuple[fl
 
 @dataclass(frozen=True)
 class Known:
-    """A value of the captured program: its node, figures in float64, and how far figures may be off by rounding."""
+    """A value of the captured program: its node, its marks in float64, how far each may be off by rounding, and its
+    largest magnitude."""
 
     node: fx.Node
     shape: tuple[int, ...]
-    figures: tuple[float, ...]
-    allowed: float
+    marks: np.ndarray
+    allowed: np.ndarray
+    scale: float
 
 
 def known_values(program: Program, inputs: Sequence[Tensor], *, exact: bool) -> list[Known]:
@@ -149,14 +156,31 @@ def known_values(program: Program, inputs: Sequence[Tensor], *, exact: bool) -> 
         if not isinstance(result, Tensor) or node.op != "call_function":
             continue
         wide = result.numpy()
-        scale = scale_of(wide)
-        allowed = FUNCTION_BOUND * scale
-        if single is not None:
-            rounding = float(np.abs(np.nan_to_num(wide - own.numpy().astype(wide.dtype))).max(initial=0.0))
-            allowed = ROUNDING_FACTOR * max(rounding, FLOOR_ULP * float(np.spacing(np.float32(scale))))
-        found.append(Known(node, tuple(wide.shape), tuple(figures(wide)), allowed))
+        scale, shape = scale_of(wide), tuple(wide.shape)
+        allowed = FUNCTION_BOUND * scale if single is None else _rounding(wide, own.numpy(), scale)
+        found.append(Known(node, shape, marks(wide), np.broadcast_to(allowed, marks(wide).shape), scale))
     originals = {node.name: node for node in program.graph.nodes}
     return [replace(one, node=originals[one.node.name]) for one in found]
+
+
+def _rounding(wide: np.ndarray, own: np.ndarray, scale: float) -> np.ndarray:
+    """16 times PyTorch's own rounding: of an element for the figures, of all slices of an axis for theirs."""
+    exact, single = marks(wide), marks(own)
+    with np.errstate(invalid="ignore"):
+        element = float(np.abs(np.nan_to_num(wide - own.astype(wide.dtype))).max(initial=0.0))
+        apart = np.nan_to_num(np.abs(exact - single))
+    allowed = np.full(exact.shape, max(element, FLOOR_ULP * _ulp(scale)))
+    for _, start, stop in slices(wide.shape):
+        middle = (start + stop) // 2
+        for first, last in ((start, middle), (middle, stop)):
+            if last - first >= ENOUGH_SLICES:
+                most = float(np.abs(np.nan_to_num(exact[first:last])).max())
+                allowed[first:last] = max(float(apart[first:last].max()), FLOOR_ULP * _ulp(most))
+    return np.asarray(ROUNDING_FACTOR * allowed)
+
+
+def _ulp(scale: float) -> float:
+    return float(np.spacing(np.float32(scale)))
 
 
 def depending(program: Program) -> Names:
@@ -181,65 +205,117 @@ class Names(set):
 def trace_values(known: Sequence[Known], values: Iterable[Traced]) -> list[TraceRow]:
     """For each value of the program the one of the other side with its statistics.
 
-    What is not there departs, unless something that hangs on it is there: then it was fused, and is right.
+    A value that is not there departs, unless something that hangs on it is there: then it was fused, and is right. But
+    if the other side has one that is nearly it, and is none of the program's, a small fault has hidden behind it.
     """
     by_size: dict[int, list[Traced]] = {}
     for value in values:
-        by_size.setdefault(int(np.prod(value.shape, dtype=np.int64)), []).append(value)
-    nearest = {one.node.name: _nearest(one, by_size) for one in known}
+        by_size.setdefault(math.prod(value.shape), []).append(value)
+    same = {one.node.name: _nearest(one, by_size.get(math.prod(one.shape), [])) for one in known}
+    there = {one.node.name: match.value for one in known if (match := same[one.node.name]) and match.multiple <= 1}
+    claimed = {value.name for value in there.values()}
     right = Names()
     for one in reversed(known):
-        close = nearest[one.node.name]
-        if (close is not None and close[1] <= one.allowed) or any(user in right for user in one.node.users):
+        if one.node.name in there or any(user in right for user in one.node.users):
             right.add(one.node)
     rows = []
     for one in known:
-        close, departs = nearest[one.node.name], one.node not in right
-        there = close is not None and (departs or close[1] <= one.allowed)
-        held = close[0] if close is not None and there else None
-        error = close[1] if close is not None and there else None
+        found = same[one.node.name] if one.node.name in there else None
+        departs = False
+        if found is None:
+            left = [v for v in by_size.get(math.prod(one.shape), []) if v.name not in claimed and _alike(v, one)]
+            found = _nearest(one, left)
+            near = found is not None and found.multiple > SURELY and found.error <= NEAR * one.scale
+            departs = near or one.node not in right
+            found = found if departs else None
+        held = found.value if found else None
         rows.append(
             TraceRow(
-                module_path(one.node), operator_name(one.node), folded_behind(one.node),
-                _statistics(one.shape, one.figures), _statistics(held.shape, held.figures) if held else None,
-                error, departs, held.name if held else "",
+                module_path(one.node), operator_name(one.node), folded_with(one.node, there),
+                _statistics(one.shape, one.marks), _statistics(held.shape, held.marks) if held else None,
+                found.error if found else None, departs, held.name if held else "",
             )
         )  # fmt: skip
     return rows
 
 
-def _nearest(one: Known, by_size: dict[int, list[Traced]]) -> tuple[Traced, float] | None:
-    candidates = by_size.get(int(np.prod(one.shape, dtype=np.int64)), [])
-    errors = [
-        (value, max(_apart(a, b) for a, b in zip(one.figures, value.figures, strict=True))) for value in candidates
-    ]
-    return min(errors, key=lambda pair: pair[1], default=None)
+@dataclass(frozen=True)
+class _Match:
+    """How far the marks of a value are from those of another: at most, and as a multiple of what is allowed."""
+
+    value: Traced
+    error: float
+    multiple: float
 
 
-def _apart(a: float, b: float) -> float:
-    if np.isnan(a) and np.isnan(b):
-        return 0.0
-    return 0.0 if a == b else abs(a - b) if np.isfinite(a - b) else float("inf")
+def _nearest(one: Known, candidates: Sequence[Traced]) -> _Match | None:
+    return min((_match(one, value) for value in candidates), key=lambda match: match.multiple, default=None)
+
+
+def _match(one: Known, value: Traced) -> _Match:
+    """Axes are compared with those of their size, wherever they stand."""
+    pairs = [(slice(0, len(FIGURES)), slice(0, len(FIGURES)))]
+    theirs = list(slices(value.shape))
+    best = [_apart(one, value, *pairs[0])]
+    for axis, start, stop in slices(one.shape):
+        fitting = [slice(a, b) for other, a, b in theirs if value.shape[other] == one.shape[axis]]
+        if fitting:
+            best.append(min((_apart(one, value, slice(start, stop), other) for other in fitting), key=lambda e: e[1]))
+    return _Match(value, max(error for error, _ in best), max(multiple for _, multiple in best))
+
+
+def _apart(one: Known, value: Traced, ours: slice, theirs: slice) -> tuple[float, float]:
+    a, b, allowed = one.marks[ours], value.marks[theirs], one.allowed[ours]
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    with np.errstate(all="ignore"):
+        errors = np.where(same, 0.0, np.abs(a - b))
+        errors = np.where(np.isnan(errors), np.inf, errors)
+        multiples = np.where(errors > 0, errors / allowed, 0.0)
+    return float(errors.max(initial=0.0)), float(multiples.max(initial=0.0))
+
+
+def _alike(value: Traced, one: Known) -> bool:
+    """The same sizes, in any order."""
+    return sorted(n for n in value.shape if n > 1) == sorted(n for n in one.shape if n > 1)
 
 
 def program_values(program: Program, inputs: Sequence[Tensor]) -> Iterator[Traced]:
     """Of a rewritten program, in float64."""
     for node, result in walk(program.at(torch.float64), in_float64(inputs)):
         if node.op == "call_function" and isinstance(result, Tensor):
-            yield Traced(node.name, operator_name(node), tuple(result.shape), tuple(figures(result.numpy())))
+            yield Traced(node.name, operator_name(node), tuple(result.shape), marks(result.numpy()))
 
 
 def trace_artefact(
-    program: Program, reference: Reference, runner: Runner, given: Mapping[str, np.ndarray]
+    program: Program, arrays: Mapping[str, np.ndarray], runner: Runner, given: Mapping[str, np.ndarray]
 ) -> list[TraceRow]:
-    """The captured program beside what goes on within an opened artefact, on the first round of inputs.
+    """The captured program beside what goes on within an opened artefact.
 
     Args:
-        given: that round as the artefact takes it.
+        arrays: inputs by name, in PyTorch's layout.
+        given: the same as the artefact takes them.
     """
-    arrays = reference.rounds[0].arrays
     inputs = [torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in program.inputs]
     return trace_values(known_values(program, inputs, exact=False), runner.trace(given))
+
+
+def worst_round(reference: Reference, results: Sequence[Outputs]) -> Mapping[str, np.ndarray]:
+    """The inputs on which an artefact's results are furthest from PyTorch's, by PyTorch's own rounding."""
+
+    def badness(number: int) -> float:
+        worst = 0.0
+        for name, found in results[number].items():
+            wide, own = (np.asarray(outputs[number][name]) for outputs in (reference.float64, reference.float32))
+            if found.shape != wide.shape:
+                return float("inf")
+            with np.errstate(all="ignore"):
+                error = float(np.abs(found.astype(np.float64) - wide.astype(np.float64)).max(initial=0.0))
+                rounding = float(np.abs(own.astype(np.float64) - wide.astype(np.float64)).max(initial=0.0))
+            multiple = error / max(rounding, FLOOR_ULP * _ulp(scale_of(wide)), 1e-30)
+            worst = max(worst, float("inf") if np.isnan(multiple) else multiple)
+        return worst
+
+    return reference.rounds[max(range(len(results)), key=badness)].arrays
 
 
 # -- what both have in common
@@ -249,12 +325,17 @@ def disagrees(proof: Proof) -> bool:
     return not proof.holds and not proof.proves_nothing
 
 
-def located(proof: Proof, rows: Sequence[TraceRow]) -> Proof:
-    """The proof, with where its values part if it does not hold."""
+def located(proof: Proof, trace: Callable[[], list[TraceRow]]) -> tuple[Proof, list[TraceRow]]:
+    """The proof with where its values part if it does not hold, and all the values compared to find that out."""
+    try:
+        rows = trace()
+    except ConversionError as error:
+        reason = f"where the values part could not be found: {error.what}"
+        return (replace(proof, failures=(*proof.failures, reason)) if disagrees(proof) else proof), []
     row = departure(rows)
     if row is None or not disagrees(proof):
-        return proof
-    return replace(proof, departure=row, first_difference=row.module or "the model itself")
+        return proof, rows
+    return replace(proof, departure=row, first_difference=row.module or "the model itself"), rows
 
 
 def departure(rows: Sequence[TraceRow]) -> TraceRow | None:
@@ -285,13 +366,13 @@ def folded_into(program: Program, node: fx.Node) -> tuple[str, ...]:
     return tuple(path for path in dict.fromkeys(sources) if path not in (own, ""))
 
 
-def folded_behind(node: fx.Node) -> tuple[str, ...]:
-    """The batch norm that an artefact may have folded into this operator."""
-    users = list(node.users)
-    norms = (
-        len(users) == 1 and users[0].target is aten.batch_norm.default and node.target is not aten.batch_norm.default
-    )
-    return (module_path(users[0]),) if norms else ()
+def folded_with(node: fx.Node, there: Collection[str]) -> tuple[str, ...]:
+    """The other one of a batch norm and what stands before it, where only the value of both together may be there."""
+    norm, users = aten.batch_norm.default, list(node.users)
+    if node.target is norm:
+        before = node.all_input_nodes[0]
+        return (module_path(before),) if before.op == "call_function" and before.name not in there else ()
+    return (module_path(users[0]),) if len(users) == 1 and users[0].target is norm and node.name not in there else ()
 
 
 def operator_name(node: fx.Node) -> str:
@@ -305,9 +386,9 @@ def scale_of(array: np.ndarray) -> float:
 
 
 def statistics(array: np.ndarray) -> Statistics:
-    return _statistics(array.shape, figures(array))
+    return _statistics(array.shape, marks(array))
 
 
-def _statistics(shape: Sequence[int], found: Sequence[float]) -> Statistics:
-    mean, deviation, least, greatest, _ = found
+def _statistics(shape: Sequence[int], found: np.ndarray) -> Statistics:
+    mean, deviation, least, greatest = (float(figure) for figure in found[:4])
     return Statistics(tuple(shape), mean, deviation, least, greatest)

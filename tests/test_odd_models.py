@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import converter
+from converter.errors import ConversionError
 
 
 class OddNames(nn.Module):
@@ -54,3 +55,45 @@ def test_odd_model_is_converted_and_verified(tmp_path, model, shape, outputs):
         p.summary for a in report.artefacts for p in a.proofs
     ]
     assert all([o.name for o in a.outputs] == outputs for a in report.artefacts)
+
+
+class Foreign(nn.Module):
+    """The name of its input is none that a graph can have."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(3, 4)
+
+    def forward(self, größe):
+        return self.body(größe).relu()
+
+
+@pytest.fixture
+def broken_layer(monkeypatch):
+    """A fault in what makes Keras layers, as nobody foresees one."""
+
+    def fail(*_):
+        raise KeyError("units")
+
+    monkeypatch.setattr("converter.lower.Lowered._layer", fail)
+
+
+def test_fault_in_one_format_leaves_the_others_and_names_the_module(tmp_path, broken_layer):
+    report = converter.convert(Foreign(), to=["keras", "onnx"], output=tmp_path, input_shapes=["1,3"], verify=False)
+    keras, onnx = report.artefacts
+    assert onnx.path == tmp_path / "model.onnx"
+    assert onnx.path.exists()
+    assert onnx.failure is keras.path is None
+    assert keras.failure.what == "KeyError: 'units'"
+    assert keras.failure.where == "module `body`, aten.linear.default"
+    assert report.status == "not verified"
+    assert [note for note in report.notes if "größe" in note] == [
+        "input `größe` is called `gr__e`: names are of ASCII letters, digits and _"
+    ]
+    assert {path.name for path in tmp_path.iterdir()} == {"model.onnx"}
+
+
+def test_fault_in_all_formats_is_an_error(tmp_path, broken_layer):
+    with pytest.raises(ConversionError, match=r"module `body`, aten\.linear") as caught:
+        converter.convert(Foreign(), to=["keras"], output=tmp_path / "m.keras", input_shapes=["1,3"], verify=False)
+    assert isinstance(caught.value.__cause__, KeyError)

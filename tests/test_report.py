@@ -1,15 +1,20 @@
 """Reports as JSON, and the statuses they add up to."""
 
+import dataclasses
 import json
 import math
+import re
 from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
 
+import converter.report
 from converter.errors import UsageError
 from converter.outputs import output_path, output_paths
-from converter.report import ArtefactReport, ConversionReport, Failure, OutputComparison, Proof, status_of
+from converter.report import SCHEMA, ArtefactReport, ConversionReport, Failure, OutputComparison, Proof, status_of
 
 
 def comparison(agrees=True, proves_nothing=False):
@@ -79,6 +84,36 @@ def test_json_has_a_schema_and_only_what_json_knows():
 
 def test_a_failure_is_json_too():
     assert json.loads(Failure("m.pt", "CheckpointError", "empty", None, None, 4).to_json())["exit_status"] == 4
+
+
+def json_type(kind: Any) -> str:
+    """How docs/REPORT.md writes a field's type."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(dict.fromkeys(map(json_type, parts)))
+    if origin is tuple:
+        return f"array of {json_type(parts[0])}"
+    if origin is Literal:
+        return "string"
+    if origin is not None:
+        return f"object of {json_type(parts[1])}"
+    if dataclasses.is_dataclass(kind):
+        return f"[{kind.__name__}](#{kind.__name__.lower()})"
+    return {type(None): "null", str: "string", int: "integer", float: "number", bool: "boolean", Path: "string"}[kind]
+
+
+def test_document_of_the_report_is_that_of_its_types():
+    text = (Path(__file__).parents[1] / "docs/REPORT.md").read_text()
+    assert f"`schema` is {SCHEMA}." in text
+    sections = dict(re.findall(r"^### (\w+)\n(.*?)(?=^### |\Z)", text, re.DOTALL | re.MULTILINE))
+    types = {name: kind for name, kind in vars(converter.report).items() if dataclasses.is_dataclass(kind)}
+    assert set(sections) == set(types)
+    for name, kind in types.items():
+        hints = get_type_hints(kind)
+        expected = [(f.name, json_type(hints[f.name])) for f in dataclasses.fields(kind)]
+        if name == "ConversionReport":
+            expected.append(("status", "string"))
+        assert re.findall(r"^\| `(\w+)` \| (.*?) \|", sections[name], re.MULTILINE) == expected, name
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,9 @@ def _answer(
             case "held":
                 results = reader.held()
             case "trace":
-                content = {"values": list(reader.trace(arrays))}
+                values = list(reader.trace(arrays))
+                content = {"values": [[name, operator, shape] for name, operator, shape, _ in values]}
+                results = {str(i): marks for i, (*_, marks) in enumerate(values)}
             case "operators":
                 content = {"operators": dict(reader.operators()), "xla_functions": reader.xla_functions()}
         messages.send(answers, content, results)

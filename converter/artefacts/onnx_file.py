@@ -16,7 +16,7 @@ import numpy as np
 
 from . import digest as digests
 from . import stamp as stamps
-from .messages import Fact, Value, figures
+from .messages import Fact, Value, marks
 from .onnx_shift import shift
 
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ class Reader:
             group = names[start : start + _AT_ONCE]
             for name, array in zip(group, session.run(group, dict(arrays)), strict=True):
                 if isinstance(array, np.ndarray) and array.dtype.kind in "fiub":
-                    yield name, makers[name].op_type, list(array.shape), figures(array)
+                    yield name, makers[name].op_type, list(array.shape), marks(array)
 
     def graph_digest(self) -> str:
         model = self._onnx.load(str(self._path))

@@ -110,7 +110,7 @@ class Placement:
                 _finish_commit(self._folder)
             self._remove_folder()
             self._remove_created()
-        if isinstance(error, Exception) and not isinstance(error, ConversionError) and _says_full(error):
+        if isinstance(error, Exception) and not isinstance(error, ConversionError) and says_full(error):
             raise _full_disk(self.target) from error
 
     def _refuse_taken_target(self) -> None:
@@ -156,14 +156,14 @@ def _explained(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if _says_full(error):
+        if says_full(error):
             raise _full_disk(target) from error
         raise OutputError(
             f"The output cannot be written: {error.strerror or error}.", where=str(target), cure="Give another -o."
         ) from error
 
 
-def _says_full(error: BaseException | None) -> bool:
+def says_full(error: BaseException | None) -> bool:
     """Also of the errors that h5py and TensorFlow raise, which hold the system's words only."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:

@@ -41,12 +41,12 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Traced:
-    """One value within an artefact; `figures` as `messages.figures` gives them."""
+    """One value within an artefact; `marks` as `messages.marks` gives them."""
 
     name: str
     operator: str
     shape: tuple[int, ...]
-    figures: tuple[float, ...]
+    marks: np.ndarray
 
 
 class Tensors(Mapping[str, np.ndarray]):
@@ -142,9 +142,10 @@ class Runner:
 
     def trace(self, inputs: Mapping[str, np.ndarray]) -> list[Traced]:
         """What every operator of the artefact gives on `inputs`, in the order in which they run."""
-        content, _ = self._ask({"action": "trace"}, "does not show what its operators give", inputs)
+        content, arrays = self._ask({"action": "trace"}, "does not show what its operators give", inputs)
         return [
-            Traced(name, operator, tuple(shape), tuple(figures)) for name, operator, shape, figures in content["values"]
+            Traced(name, operator, tuple(shape), arrays[str(i)])
+            for i, (name, operator, shape) in enumerate(content["values"])
         ]
 
     def operators(self) -> dict[str, int]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .messages import Value, figures
+from .messages import Value, marks
 from .operators import BOOKKEEPING, behind
 
 _AT_ONCE = 48  # values held in memory together; each such group is another run of the graph
@@ -37,4 +37,4 @@ def trace_function(function: Any, arrays: Mapping[str, np.ndarray]) -> Iterator[
         results = frozen.prune(frozen.inputs, group)(*feeds)
         for tensor, result in zip(group, results, strict=True):
             array = result.numpy()
-            yield tensor.op.name, tensor.op.type, list(array.shape), figures(array)
+            yield tensor.op.name, tensor.op.type, list(array.shape), marks(array)

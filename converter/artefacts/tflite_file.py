@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .messages import Fact, Value, figures
+from .messages import Fact, Value, marks
 from .signatures import chosen_signature
 
 _GENERATED = "serving_default_"  # before the names of inputs, where a file has no signature
@@ -101,7 +101,7 @@ class Reader:
                 continue
             if array.dtype.kind in "fiub":
                 name = detail["name"].partition(";")[0]
-                yield name, makers[detail["index"]], list(array.shape), figures(array)
+                yield name, makers[detail["index"]], list(array.shape), marks(array)
 
     def graph_digest(self) -> str:
         raise NotImplementedError("a TFLite file bears no stamp")
