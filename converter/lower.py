@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -157,6 +157,7 @@ class Lowered:
     def keras_model(self) -> keras.Model:
         """A functional model; inputs and outputs bear the program's names."""
         self.prepare()
+        keep_from_operations(self._names)
         inputs = [
             keras.Input(batch_shape=tuple(known(n) for n in step.shape), dtype=dtype_name(step.dtype), name=step.name)
             for step in self.plan.input_steps
@@ -323,6 +324,16 @@ def _as_output(constant: Any, like: Any) -> Any:
     """`constant` as a tensor of a functional model, which takes none for an output that hangs on no input."""
     one = keras.ops.ones_like(like[(slice(0, 1),) * len(like.shape)], dtype="bool")
     return keras.ops.where(keras.ops.reshape(one, (1,) * len(constant.shape)), constant, constant)
+
+
+def keep_from_operations(names: Iterable[str]) -> None:
+    """Have Keras not call an operation of its own as a layer is called: a model's own `self.add` may be one."""
+    from keras.src.backend.common import global_state
+
+    counted = global_state.get_global_attribute("object_name_uids", default=defaultdict(int), set_to_default=True)
+    for name in names:
+        stem, number = re.fullmatch(r"(.*?)(?:_(\d+))?", name).groups()  # type: ignore[union-attr]
+        counted[stem] = max(counted[stem], int(number or 0) + 1)
 
 
 def scope_name(name: str) -> str:
