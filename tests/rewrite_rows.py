@@ -315,6 +315,12 @@ MORE_SEPARABLE = {
     ),
 }  # fmt: skip
 
+VOLUMES_FIRE = {"in two groups": (nn.Conv3d(6, 4, 2, groups=2), VOLUME, "conv3d")}
+VOLUMES_LEAVE = {
+    "not grouped": (nn.Conv3d(6, 4, 2), VOLUME),
+    "of an image": (nn.Conv2d(6, 4, 2, groups=2), IMAGE),
+}
+
 # -- space to depth for ONNX
 
 

@@ -27,6 +27,8 @@ from rewrite_rows import (
     SHIFTS_LEAVE,
     SPACE_TO_DEPTH_FIRES,
     SPACE_TO_DEPTH_LEAVES,
+    VOLUMES_FIRE,
+    VOLUMES_LEAVE,
     separable,
 )
 from torch import nn
@@ -52,6 +54,7 @@ from converter.rewrites.linear_to_matmul import linear_to_matmul
 from converter.rewrites.masked_attention import masked_attention
 from converter.rewrites.merge_padding import merge_padding
 from converter.rewrites.separable import merge_separable
+from converter.rewrites.tell_split_volumes import tell_split_volumes
 
 aten, ours = torch.ops.aten, torch.ops.converter
 
@@ -818,6 +821,7 @@ ATTENTION_LEAVES = {
 }
 
 TABLES = {
+    tell_split_volumes: (VOLUMES_FIRE, VOLUMES_LEAVE),
     find_space_to_depth: (SPACE_TO_DEPTH_FIRES, SPACE_TO_DEPTH_LEAVES),
     constant_offsets: (OFFSETS_FIRE, FIXED_LEAVE),
     learned_offsets: (LEARNED_FIRE, OFFSETS_LEAVE),

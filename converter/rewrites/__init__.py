@@ -32,6 +32,7 @@ from converter.rewrites.linear_to_matmul import linear_to_matmul
 from converter.rewrites.masked_attention import masked_attention
 from converter.rewrites.merge_padding import merge_padding
 from converter.rewrites.separable import merge_separable
+from converter.rewrites.tell_split_volumes import tell_split_volumes
 
 Rewrite = Callable[[Program], list[Change]]
 
@@ -57,8 +58,8 @@ def before(rewrites: tuple[Rewrite, ...], later: Rewrite, new: Rewrite) -> tuple
 TRAINED: dict[Rewrite, Rewrite] = {find_shifts: find_trained_shifts, constant_offsets: learned_offsets}
 FOR_INFERENCE = (drop_dropout, *(TRAINED.get(r, r) for r in FOR_ALL), fold_batch_norm, merge_padding)
 REWRITES: dict[str, tuple[Rewrite, ...]] = {
-    "keras": (*FOR_ALL, merge_padding, merge_separable),
-    "tf": (*FOR_INFERENCE, fold_depthwise_bias, merge_separable),
+    "keras": (*FOR_ALL, tell_split_volumes, merge_padding, merge_separable),
+    "tf": (*FOR_INFERENCE, tell_split_volumes, fold_depthwise_bias, merge_separable),
     "onnx": (
         *before(FOR_INFERENCE, fold_channel_order, find_space_to_depth),
         linear_to_matmul,

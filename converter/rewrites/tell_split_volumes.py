@@ -1,0 +1,27 @@
+"""Tell of grouped convolutions of volumes, which a CPU does not have: they are built of 2-D ones (Keras, TensorFlow).
+
+The program stays as it is; the mapping splits the kernel into its planes.
+"""
+
+import torch
+
+from converter import ops
+from converter.program import Program, module_path
+from converter.rewrites.change import Change
+
+aten, ours = torch.ops.aten, torch.ops.converter
+assert ops  # registers torch.ops.converter
+CONVOLUTIONS = {aten.conv3d.default, aten.conv3d.padding, ours.padded_conv.default}
+GROUPS = 6  # position among a convolution's arguments
+
+
+def tell_split_volumes(program: Program) -> list[Change]:
+    changes = []
+    for node in program.graph.nodes:
+        if node.target not in CONVOLUTIONS or node.args[1].meta["val"].dim() != 5:
+            continue
+        if len(node.args) > GROUPS and node.args[GROUPS] > 1:
+            planes = node.args[1].meta["val"].shape[2]
+            told = f"{planes} grouped 2-D convolutions, one for each plane of the kernel, are added"
+            changes.append(Change("3-D groups split", module_path(node), told))
+    return changes
