@@ -2,11 +2,13 @@
 
     python benchmarks/verification.py [--model mobilenet_v2] [--to tf --to keras --to onnx] [--runs 3]
 
-Each figure is of a process of its own, from importing torch on, building the model not counted. "plain" is what
-`torch.onnx.export` writes, which bears no stamp of ours.
+Each figure is of a process of its own, from importing torch on, building the model not counted; "processor" is the time
+of all its threads and children, that of building the model too. "plain" is what `torch.onnx.export` writes, which
+bears no stamp of ours.
 """
 
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -44,9 +46,11 @@ def measured(what: str, name: str, artefact: Path, format: str) -> dict:
             model, artefact, input_shapes=SHAPE, weights=what == "--weights", trace=what == "--trace"
         )
     seconds = imported + time.perf_counter() - started
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    processor = sum(one.ru_utime + one.ru_stime for one in usage)
     if report.status != "verified":
         raise SystemExit(f"{what} {artefact}: {report.status}")
-    return {"seconds": seconds, "timings": dict(report.timings)}
+    return {"seconds": seconds, "processor": processor, "timings": dict(report.timings)}
 
 
 @click.command(help=__doc__)
@@ -74,9 +78,9 @@ def main(name: str, formats: tuple[str, ...], runs: int, only: tuple[str, str, s
                 if (format, what) == ("plain", "convert"):
                     continue
                 found = [timed(what, artefact, format) for _ in range(runs)]
-                median = statistics.median(run["seconds"] for run in found)
+                median, processor = (statistics.median(run[key] for run in found) for key in ("seconds", "processor"))
                 steps = ", ".join(f"{step} {seconds:.1f}" for step, seconds in found[-1]["timings"].items())
-                click.echo(f"{format:6} {what:10} {median:6.1f}   {steps}")
+                click.echo(f"{format:6} {what:10} {median:6.1f}   processor {processor:6.1f}   {steps}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from converter.artefacts.formats import Format, detect_format
 from converter.artefacts.runner import Runner, TensorSpec
 from converter.artefacts.stamp import read_stamp
 from converter.building import Options, build
-from converter.checkpoint import load_tensors
+from converter.checkpoint import load_tensors, tensors_of
 from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError
 from converter.interfaces import labelled_accuracy
 from converter.matching import Matching
@@ -161,7 +161,7 @@ def verify_weights(
         with clock("load"):
             if isinstance(model, nn.Module):
                 module: nn.Module | None = model
-                tensors = dict((*model.named_parameters(), *model.named_buffers()))
+                tensors = tensors_of(model)
             else:
                 tensors, module = load_tensors(model, trust=trust)
         with clock("open"):

@@ -177,6 +177,24 @@ def test_change_is_measured():
     assert matches["head.weight"].how.startswith("1 of 120 values differ, by up to 0.25")
 
 
+def test_norms_of_many_equal_convolutions_are_each_folded_into_their_own():
+    """Parameters before buffers, as `named_parameters` and `named_buffers` give them."""
+    module = nn.Sequential(*(layer for _ in range(12) for layer in (nn.Conv2d(6, 6, 3), nn.BatchNorm2d(6))))
+    with torch.no_grad():
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.is_floating_point():
+                tensor.copy_(torch.rand(tensor.shape) + 0.1)
+    sources = {name: tensor.detach().numpy() for name, tensor in (*module.named_parameters(), *module.named_buffers())}
+    held = {}
+    for number in range(0, 24, 2):
+        conv, norm = module[number], module[number + 1]
+        fused = nn.utils.fuse_conv_bn_eval(conv.eval(), norm.eval())
+        held |= {f"{number}.kernel": fused.weight.detach().numpy(), f"{number}.shift": fused.bias.detach().numpy()}
+    matches = WeightSearch(sources, held).run()
+    assert weights_proof(matches).holds, weights_proof(matches).failures
+    assert all(m.name.partition(".")[0] == m.tensor.partition(".")[0] for m in matches if m.tensor.endswith("0.weight"))
+
+
 def test_zero_bias_that_a_tool_left_out_is_no_fault():
     matches = WeightSearch({"a.weight": drawn(3, 4), "a.bias": np.zeros(3, np.float32)}, {"w": drawn(9)}).run()
     assert [match.found for match in matches] == ["missing", "not needed"]

@@ -22,7 +22,7 @@ from converter.checkpoint.trust import Trust
 from converter.checkpoint.weights import as_float32, check_measure, find_model, fit
 from converter.errors import CheckpointError
 
-__all__ = ["Checkpoint", "code_folders", "load", "load_tensors", "user_code"]
+__all__ = ["Checkpoint", "code_folders", "load", "load_tensors", "tensors_of", "user_code"]
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,21 @@ def load_tensors(path: Path | str, *, trust: Sequence[str] = ()) -> tuple[dict[s
     if isinstance(model, ExportedProgram):
         named: Mapping[str, Any] = {**model.state_dict, **model.constants}
     elif isinstance(model, nn.Module):
-        named = dict((*model.named_parameters(), *model.named_buffers()))
+        named = tensors_of(model)
     else:
         named = model
     tensors = {name: value.detach() for name, value in named.items() if isinstance(value, torch.Tensor)}
     raised = {name: value.float() if _is_half(value) else value for name, value in tensors.items()}
     return raised, model if isinstance(model, nn.Module) else None
+
+
+def tensors_of(module: nn.Module) -> dict[str, torch.Tensor]:
+    """A module's parameters and buffers, each module's together, in the order of its layers."""
+    return {
+        f"{path}.{name}".lstrip("."): tensor.detach()
+        for path, part in module.named_modules()
+        for name, tensor in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False))
+    }
 
 
 def _read(

@@ -177,7 +177,7 @@ class WeightSearch:
     def _producers(self, norm: str, channels: int) -> list[str]:
         """Kernels that this norm may follow, the nearest before it first."""
         names = list(self.sources)
-        at = names.index(f"{norm}.running_var")
+        at = min(names.index(name) for name in names if name.rpartition(".")[0] == norm)
         fitting = [
             name
             for name in names
