@@ -111,7 +111,7 @@ def main(
     rows: dict[str, dict] = {}
     if state and state.exists():
         rows = {row["name"]: row for row in map(json.loads, state.read_text().splitlines())}
-    wanted = [n for n in every if (not names or n in names or n.split(".")[-1] in names) and n not in rows]
+    wanted = [n for n in every if (not names or n in names) and n not in rows]
     left: Queue[str] = Queue()
     for name in wanted:
         left.put(name)

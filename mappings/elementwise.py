@@ -68,6 +68,9 @@ for target, (name, function) in ACTIVATIONS.items():
 
 @maps(aten.hardtanh.default)
 def hardtanh(plan, x, min_val=-1.0, max_val=1.0):
+    if not x.dtype.is_floating_point:  # PyTorch cuts the bounds off
+        low, high = int(min_val), int(max_val)
+        return plan.elementwise(lambda a: ops.minimum(ops.maximum(a, low), high), x)
     if (min_val, max_val) == (0, 6):
         return activate(plan, x, "relu6", ops.relu6)
     return plan.elementwise(lambda a: ops.clip(a, min_val, max_val), x)

@@ -285,7 +285,7 @@ NUMBERS = {
         TOKENS,
     ),
     "clamped integers and booleans": (
-        lambda n, m: (n.clamp(-2, 3), n.clamp(min=0.5), torch.clamp(m, False, True), torch.maximum(m, n > 0)),
+        lambda n, m: (n.clamp(-2, 3), n.clamp(min=0.5), torch.minimum(m, n < 1), torch.maximum(m, n > 0)),
         TIES,
         MASK,
     ),
@@ -294,6 +294,7 @@ NUMBERS = {
         MASK,
         TOKENS,
     ),
+    "hardtanh of integers, between bounds that are none": (lambda n: F.hardtanh(n, -1.5, 1.5), TIES),
     "mish far from zero": (lambda x: (F.mish(x), F.mish(40 * x)), TOKENS),
     "elementwise of integers and booleans": (
         lambda n, m: (n.exp(), n.ceil(), n.neg(), m.cos(), n.sigmoid(), n.abs(), m.add(m, alpha=0)),

@@ -9,7 +9,7 @@ out are:
 - gradients: the `*_backward` operators and those whose only purpose is autograd;
 - uninitialised memory (`empty*`): there is nothing to compare;
 - results that are no tensors;
-- `as_strided` of memory outside of its tensors.
+- `as_strided` of memory outside of its tensors, and what runs on a GPU only (`jiterator_*`).
 
 Tensors among a call's arguments are inputs of the captured module, except that what PyTorch's modules hold as
 parameters and statistics (the weight of a convolution, the table of an embedding) are parameters here, too. Where
@@ -330,6 +330,8 @@ def rule_for(info: Any) -> str:
     name = info.name
     if not set(DTYPES) & set(info.supported_dtypes("cpu")):
         return "complex"
+    if name.startswith("jiterator_"):
+        return "a GPU only"
     if name.startswith("fft.") or name in ("stft", "istft"):
         return "fourier transform"
     if any(part in name for part in GRADIENTS):

@@ -47,7 +47,7 @@ class Odd(Net):
         self.body[0] = Erfinv()
 
     def forward(self, x):
-        mixed = torch.lgamma(x) + torch.lgamma(-x)
+        mixed = torch.special.i0e(x) + torch.special.i0e(-x)
         return super().forward(mixed)
 
 
@@ -241,9 +241,9 @@ MODELS: list[Case] = [
         1,
         [
             "2 operators",
-            "aten.lgamma.default   2",
+            "aten.special_i0e.default   2",
             "net.py:27: mixed =",
-            "aten.erfinv.default   1       body.0    net.py:7:",
+            "aten.erfinv.default        1       body.0    net.py:7:",
         ],
     ),
 ]
@@ -338,7 +338,7 @@ def test_every_operator_without_a_mapping_is_in_the_report(folder: Folder):
     assert result.exit_code == 1
     (model,) = json.loads(result.stdout)["models"]
     assert [(row["operator"], row["count"]) for row in model["operators"]] == [
-        ("aten.lgamma.default", 2),
+        ("aten.special_i0e.default", 2),
         ("aten.erfinv.default", 1),
     ]
 

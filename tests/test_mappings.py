@@ -772,6 +772,7 @@ def references(program: Program, inputs):
 @pytest.mark.parametrize(
     "module, shape",
     [
+        pytest.param(Call(lambda x: x[x > 0]), IMAGE, id="an index by a mask"),
         pytest.param(Call(lambda x: F.conv2d(x, x.mean(0)[None, :, :2, :3])), IMAGE, id="a kernel made of the input"),
     ],
 )
