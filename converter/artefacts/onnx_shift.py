@@ -50,8 +50,9 @@ def shift(x: Any, dim: int, sizes: Sequence[int], dims: Sequence[int], distances
         elif border == "keep":
             parts.append(placed(part, kept(part, by), by))
         else:
-            axes = ints(*(axis for axis, _ in by))
-            widths = ints(*(max(n, 0) for _, n in by), *(max(-n, 0) for _, n in by))
+            # for all axes: onnxruntime 1.31 moves transposes through a Pad as if it listed them all
+            by_axis = [dict(by).get(axis, 0) for axis in range(len(x.shape))]
+            widths = ints(*(max(n, 0) for n in by_axis), *(max(-n, 0) for n in by_axis))
             mode = "constant" if border == "zeros" else "edge"
-            parts.append(op.Pad(kept(part, by), widths, None, axes, mode=mode))
+            parts.append(op.Pad(kept(part, by), widths, None, None, mode=mode))
     return op.Concat(*parts, axis=dim) if len(parts) > 1 else parts[0]
