@@ -148,7 +148,7 @@ def main(
                 click.echo(f"{row['name']}: {count} {status}: {reason} (as {sample})")
     if write:
         write.parent.mkdir(exist_ok=True)
-        write.write_text(document(measured, most, artefacts))
+        write.write_text(document(measured, len(every), most, artefacts))
     click.echo(dict(total(measured)), err=not write)
 
 
@@ -159,13 +159,13 @@ def total(rows: list[dict]) -> Counter:
     return counts
 
 
-def document(rows: list[dict], most: int | None, artefacts: int) -> str:
+def document(rows: list[dict], of: int, most: int | None, artefacts: int) -> str:
     """The table, as Markdown."""
     import torch
 
     core = {
         str(getattr(packet, overload))
-        for packet in map(torch.ops.aten.__getattr__, dir(torch.ops.aten))
+        for packet in (getattr(torch.ops.aten, name) for name in dir(torch.ops.aten) if not name.startswith("__"))
         if hasattr(packet, "overloads")
         for overload in packet.overloads()
         if torch.Tag.core in getattr(packet, overload).tags
@@ -188,6 +188,11 @@ def document(rows: list[dict], most: int | None, artefacts: int) -> str:
         f"Of each operator and type up to {artefacts} also as a traced function and as a `.keras` file that",
         "Keras opened again, in float32. What is left out, and by which rule, stands at the end.",
         "",
+        *(
+            [f"**Measured so far: {len(rows)} of {of} entries of `op_db`**; `--state` goes on.", ""]
+            if len(rows) < of
+            else []
+        ),
         "| operators | samples | right | refused | wrong | failed | right of all |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]

@@ -18,7 +18,7 @@ def prelu(plan, x, weight):
     """Keras' layer has one slope for each position but along shared axes: all others than the channels."""
     if not isinstance(weight, Constant):
         return plan.elementwise(leaky, x, plan.reshape(weight, per_channel(weight, x)))
-    if weight.shape[0] > 1:
+    if weight.values.numel() > 1:
         x, axis, order = plan.channel_axis(x)
         weight = weight.take(0, order)
     else:

@@ -123,7 +123,13 @@ def fmod(plan, x, other):
 
 @maps(aten.pow.Tensor_Tensor, aten.pow.Scalar, aten.float_power.Tensor_Scalar, aten.float_power.Tensor_Tensor)
 def power(plan, x, exponent):
-    return both(plan, ops.power, x, exponent)
+    return both(plan, ops.power if plan.dtype.is_floating_point else whole_power, x, exponent)
+
+
+def whole_power(a, b):
+    """Of integers: with a negative exponent all but 1 and -1 become 0."""
+    inverse = ops.where(ops.equal(ops.abs(a), 1), ops.power(a, ops.abs(b)), ops.zeros_like(a))
+    return ops.where(b < 0, inverse, ops.power(a, ops.maximum(b, 0)))
 
 
 def extreme(plan, a, b, function, of_booleans):

@@ -41,7 +41,7 @@ def log_gamma(plan, x):
     def function(a):
         low = a < 0.5
         right = above(ops.where(low, 1 - a, a))
-        fraction = a - ops.floor(a)
+        fraction = a - ops.round(a)  # exact, near a pole too
         inside = ops.where(is_pole(a), ops.ones_like(a) * 0.5, fraction)
         left = math.log(math.pi) - ops.log(ops.abs(ops.sin(math.pi * inside))) - right
         result = ops.where(low, left, right)
@@ -66,7 +66,7 @@ def digamma(plan, x):
     def function(a):
         low = a < 0.5
         right = above(ops.where(low, 1 - a, a))
-        fraction = a - ops.floor(a)
+        fraction = a - ops.round(a)  # exact, near a pole too
         inside = ops.where(is_pole(a), ops.ones_like(a) * 0.5, fraction)
         result = ops.where(low, right - math.pi / ops.tan(math.pi * inside), right)
         result = ops.where(is_pole(a), ops.full_like(a, math.nan), result)

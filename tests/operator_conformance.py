@@ -186,6 +186,8 @@ def check(samples: Sequence[Sample], artefacts: bool = False) -> list[Outcome]:
 
 
 def described(error: Exception) -> tuple[str, str]:
+    if isinstance(error, ConversionError) and "fault of the converter" in (error.cure or ""):
+        return "failed", f"{error.what} ({error.where})"
     if isinstance(error, ConversionError):
         operators = getattr(error, "operators", None)
         return "refused", "; ".join(row[0] for row in operators) if operators else error.what
