@@ -70,8 +70,8 @@ def load(
     """
     path = Path(path)
     trusted = Trust.of(trust)
-    digest = _sha256(path)
     model, notes = _read(path, trusted, trust)
+    digest = _sha256(path)
     if isinstance(model, ExportedProgram):
         return Checkpoint(path, digest, "exported program", None, model, (*notes, *_unneeded(factory)))
     if isinstance(model, nn.Module):
