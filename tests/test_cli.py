@@ -45,7 +45,8 @@ PROOFS = {"good": (FUNCTION, ARTEFACT), "bad": (FUNCTION, DIFFERS), "dead": (FUN
 
 def convert(model, *, to, output=None, factory=None, factory_args=None, input_shapes=(), trust=(), layout="auto",
             fixed_batch=None, keep_batchnorm=False, opset=None, exact_shifts=False, verify=True, keep_failed=False,
-            atol=None, rtol=None, seed=0, inputs=None, force=False, trace=False, progress=None):  # fmt: skip
+            atol=None, rtol=None, seed=0, inputs=None, preprocessing=None, mappings=(), force=False, trace=False,
+            progress=None):  # fmt: skip
     """Do what the checkpoint's name says."""
     CALLS.append(locals())
     name = model.stem
@@ -91,13 +92,14 @@ CALLS: list[dict] = []
 
 
 def verify(model, artefact, *, factory=None, factory_args=None, input_shapes=(), trust=(), atol=None, rtol=None,
-           seed=0, inputs=None, accept=(), signature=None, weights=False, trace=False, progress=None):  # fmt: skip
+           seed=0, inputs=None, preprocessing=None, accept=(), signature=None, weights=False, trace=False,
+           progress=None):  # fmt: skip
     CALLS.append(locals())
     proofs = PROOFS[artefact.stem][1:]
     return VerificationReport(str(model), str(artefact), proofs, ("no stamp",), status_of(proofs))
 
 
-def inspect(model, *, factory=None, factory_args=None, input_shapes=(), trust=(), layout=False):
+def inspect(model, *, factory=None, factory_args=None, input_shapes=(), trust=(), layout=False, mappings=()):
     CALLS.append(locals())
     rows = (
         LayerRow("", "Net", (1, 3, 8, 8), (1, 10), 0, ""),
