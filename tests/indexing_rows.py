@@ -42,10 +42,10 @@ GATHERS = {
         TOKENS,
     ),
     "take_along_dim, broadcast": (lambda x, i: torch.take_along_dim(x[0], i[0, :, :1], 0), TOKENS, PICKS),
-    "take by several indices at once": (lambda x, i, j: x[:, i[0, :4, 0], j[1, 0, :4]], TOKENS, PICKS, FEWER),
-    "indices apart: their result goes first": (lambda x, i: x[:, i[0, :, 0], :, i[1, :, 0]], IMAGE, PICKS),
-    "negative indices": (lambda x, i: x[:, i[0, 0] - 6, i[1, 1]], TOKENS, PICKS),
-    "index of what lies channels last": (lambda x, i: last(x)[:, i[0, 0], i[1, 0]], IMAGE, PICKS),
+    "take by several indices at once": (lambda x, i, j: x[:, i[0, :4, 0], j[-1, 0, :4]], TOKENS, PICKS, FEWER),
+    "indices apart: their result goes first": (lambda x, i: x[:, i[0, :, 0], :, i[-1, :, 0]], IMAGE, PICKS),
+    "negative indices": (lambda x, i: x[:, i[0, 0] - 6, i[-1, 1]], TOKENS, PICKS),
+    "index of what lies channels last": (lambda x, i: last(x)[:, i[0, 0], i[-1, 0]], IMAGE, PICKS),
     "a constant indexed by the input": (
         Call(lambda self, x, i: x + self.table[i[:, :, 0], i[:, :, 1]].sum(), table=torch.randn(6, 7)),
         TOKENS,
@@ -165,7 +165,7 @@ OF_ONE = {  # without a free batch among their dimensions
         TOKENS,
     ),
     "take": (lambda x, i: x[0].take(i[0, :2, :3]), TOKENS, PICKS),
-    "masked_scatter": (lambda x, m: x[0].masked_scatter(m[0], 2 * x[1]), TOKENS, MASK),
+    "masked_scatter": (lambda x, m: x[0].masked_scatter(m[0], 2 * x[-1]), TOKENS, MASK),
     "as_strided_scatter": (
         lambda x, s: aten.as_strided_scatter(x.sum(0), s[0, :3, :4], (3, 4), (5, 1), 3),
         TOKENS,
@@ -277,7 +277,7 @@ NUMBERS = {
         TOKENS,
         TOKENS,
     ),
-    "distances within rows": (lambda x: (torch.pdist(x[0]), torch.pdist(x[1], 1.0)), TOKENS),
+    "distances within rows": (lambda x: (torch.pdist(x[0]), torch.pdist(x[-1], 1.0)), TOKENS),
     "sum of a batch of products": (
         lambda x, a, b: torch.addbmm(x[0, :, :6], a, b.mT, beta=0.5, alpha=2),
         TOKENS,

@@ -35,7 +35,7 @@ from converter.interfaces import run_artefact, to_artefact, to_torch
 from converter.outputs import ENDINGS
 from converter.program import Program
 from converter.reference import Reference, constant_outputs, input_specs
-from converter.report import Proof
+from converter.report import ComparedOn, Proof
 from converter.source import Clock, Source
 from converter.verification.compare import compare_artefact
 from converter.verification.inputs import Round, rounds
@@ -157,7 +157,8 @@ def taken(program: Program, call: ModuleCall) -> tuple[Reference, list[dict[str,
         with torch.no_grad():
             results = [r for r in tree_leaves(call(*(x.clone() for x in tensors))) if isinstance(r, Tensor)]
         own.append(named(program, results))
-    return Reference(every, float64, float32, None, len(every), constant_outputs(program)), own
+    described = ComparedOn(0, tuple(each.description for each in every))
+    return Reference(every, float64, float32, None, len(every), constant_outputs(program), program, described), own
 
 
 def named(program: Program, results: Sequence[Tensor]) -> dict[str, np.ndarray]:

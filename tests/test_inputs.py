@@ -13,7 +13,7 @@ from converter.reference import take_reference
 from converter.source import Clock, open_source
 from converter.verification.given import load_given
 from converter.verification.images import Preprocessing
-from converter.verification.inputs import InputSpec
+from converter.verification.inputs import InputSpec, rounds
 
 
 def opened(module, *shapes, fixed_batch=None):
@@ -64,6 +64,14 @@ def test_a_small_model_is_compared_on_many_samples_and_a_large_one_on_few():
     assert many_samples(opened(nn.Conv2d(1, 64, 3, padding=1), "1,1,512,512").program) == 0
     rounds = reference_of(opened(nn.Linear(4, 3), "1,4")).rounds
     assert rounds[-1].description == f"spread, batch {SAMPLES}"
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (0, 5)])
+def test_inputs_of_few_dimensions_are_drawn_in_every_kind(shape):
+    for drawn in rounds([InputSpec("x", shape, "float32")], 0, many=3):
+        assert isinstance(drawn.arrays["x"], np.ndarray)
+        assert drawn.arrays["x"].shape == shape
+        assert np.isfinite(drawn.arrays["x"]).all()
 
 
 def test_dynamic_sizes_of_an_exported_program_are_varied(tmp_path):

@@ -46,5 +46,7 @@ def test_proof_1_catches_every_fault_of_a_mapping(runners, name):
 @pytest.mark.parametrize("format, name", [("onnx", "ResNeXt"), ("tf", "super-resolution"), ("keras", "GRU")])
 def test_changed_weights_and_constants_of_an_artefact_are_caught_by_proof_3(runners, format, name):
     mutants = list(artefact_mutants(Bench(name, runners), format, 1, only=WEIGHTS | CONSTANTS))
-    assert {m.fault for m in mutants} >= {"one weight off by a thousandth", "two equal-shaped weights swapped"}
+    planted = {m.fault for m in mutants}
+    assert planted >= {"one weight off by a thousandth", "through float16"}
+    assert ("two equal-shaped weights swapped" in planted) == (name != "GRU")  # no two of its tensors have one shape
     assert all(m.caught["weights"] for m in mutants), mutants

@@ -85,6 +85,9 @@ def is_empty(node: fx.Node) -> bool:
 
 def emptied(program: Program, node: fx.Node) -> Change:
     value = node.meta["val"]
+    for read in node.all_input_nodes:
+        if program.is_tensor(read):
+            program.absorbed |= dict.fromkeys(program.origins[read.target].sources, "what it works on has no elements")
     with program.graph.inserting_after(node):
         before = program.graph.call_function(aten.alias.default, (node,))
     before.meta = dict(node.meta)

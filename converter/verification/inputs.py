@@ -103,9 +103,9 @@ def _floats(shape: tuple[int, ...], kind: Kind, rng: np.random.Generator) -> np.
     values = np.asarray(rng.standard_normal(shape))
     match kind:
         case "large":
-            return values * 8.0
+            return np.asarray(values * 8.0)
         case "impulse":
-            return values * _impulse(shape, rng)
+            return np.asarray(values * _impulse(shape, rng))
         case "spread":
             return np.asarray(values * 2.0 ** rng.uniform(-3, 6, shape[:1] + (1,) * (len(shape) - 1)))
     return values
@@ -118,8 +118,7 @@ def _impulse(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
         places = shape[2:] or shape[1:]
         for sample in range(shape[0]):
             place = tuple(int(rng.integers(size)) for size in places)
-            of_sample = factors[sample]
-            of_sample[(slice(None), *place) if shape[2:] else place] = IMPULSE
+            factors[(sample, slice(None), *place) if shape[2:] else (sample, *place)] = IMPULSE
     return factors
 
 
