@@ -19,7 +19,7 @@ from torch import fx
 
 from converter.layout import Layout, MustMerge, product
 from converter.plan import Choices, Plan
-from converter.registry import CHANNELS_LAST, PRODUCERS
+from converter.registry import CHANNELS_LAST, FACTORS, PRODUCERS
 from converter.steps import sizes
 
 aten = torch.ops.aten
@@ -121,6 +121,9 @@ def factors_asked(producer: fx.Node) -> tuple[int, ...] | None:
             after = user.meta.get("val")
             if user.target in PRODUCERS or not isinstance(after, torch.Tensor):
                 ring.remove(user)
+            elif user.target in FACTORS and sizes(user.args[0].meta["val"]) == sizes(value):
+                factors = FACTORS[user.target](int(sizes(value)[dim]), *user.args[1:])
+                return factors if min(factors) > 1 else None
             elif sizes(after) != sizes(value) and product(sizes(after)) == product(sizes(value)):
                 try:
                     layout = Layout.of(sizes(value)).reshape(sizes(after))

@@ -8,12 +8,16 @@ Mapping = Callable[..., object]
 MAPPINGS: dict[OpOverload, Mapping] = {}
 CHANNELS_LAST: set[OpOverload] = set()
 PRODUCERS: dict[OpOverload, int] = {}
+FACTORS: dict[OpOverload, Callable[..., tuple[int, ...]]] = {}
 TRANSLATIONS: dict[OpOverload, Callable[..., object]] = {}  # to ONNX
 OWNERS: dict[OpOverload, str] = {}  # the file of a mapping that is the user's
 
 
 def maps(
-    *targets: OpOverload, channels_last: bool = False, produces: int | None = None
+    *targets: OpOverload,
+    channels_last: bool = False,
+    produces: int | None = None,
+    factors: Callable[..., tuple[int, ...]] | None = None,
 ) -> Callable[[Mapping], Mapping]:
     """Register the decorated function as the Keras translation of `targets`.
 
@@ -25,6 +29,8 @@ def maps(
         channels_last: the operator asks for channels last, which decides the layout of graph inputs before it and of
             graph outputs behind it.
         produces: the dimension of its result whose order it leaves to the plan (`Plan.produced`).
+        factors: into which sizes the operator cuts its channels, of their number and its other arguments; for one whose
+            result's shape does not show it.
 
     Raises:
         ValueError: an operator is registered twice.
@@ -39,6 +45,8 @@ def maps(
                 CHANNELS_LAST.add(target)
             if produces is not None:
                 PRODUCERS[target] = produces
+            if factors is not None:
+                FACTORS[target] = factors
         return function
 
     return register

@@ -17,10 +17,10 @@ from converter.checkpoint.source import load_file, place_of_error
 from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError
 from converter.layout import MustMerge
 from converter.program import Program, module_path, source_line
-from converter.registry import CHANNELS_LAST, MAPPINGS, OWNERS, PRODUCERS, TRANSLATIONS
+from converter.registry import CHANNELS_LAST, FACTORS, MAPPINGS, OWNERS, PRODUCERS, TRANSLATIONS
 from converter.steps import Constant, Unsupported, Value
 
-TABLES: tuple[Any, ...] = (MAPPINGS, TRANSLATIONS, PRODUCERS, OWNERS)
+TABLES: tuple[Any, ...] = (MAPPINGS, TRANSLATIONS, OWNERS, PRODUCERS, FACTORS)
 # What PyTorch's exporter, or we, have translations for.
 TRANSLATED = ("aten", "prims", "converter", "torchvision")
 
@@ -94,13 +94,13 @@ def _load(file: Path) -> Registered:
             table.update(held)
         CHANNELS_LAST.clear()
         CHANNELS_LAST.update(channels_last)
-    mapped, translated = tables[0], tables[1]
+    mapped, translated, owners, *_ = tables
     if not mapped and not translated:
         cure = "decorate a function with `@converter.registry.maps(torch.ops.my_library.my_operator.default)`"
         raise UsageError(f"{file} registers no mapping", where="--mappings", cure=cure)
     for target in mapped:
         mapped[target] = blamed_mapping(mapped[target], target, file)
-        tables[3][target] = str(file)
+        owners[target] = str(file)
     _registered[place] = Registered(tables, added)
     return _registered[place]
 

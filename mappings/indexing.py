@@ -258,7 +258,7 @@ def viewed(plan, x, split, order, shape):
     return plan.reshape(Value(parts.layout.permute(order), parts.dtype, parts.step), shape)
 
 
-@maps(aten.pixel_shuffle.default, channels_last=True)
+@maps(aten.pixel_shuffle.default, channels_last=True, factors=lambda channels, r: (channels // (r * r), r * r))
 def pixel_shuffle(plan, x, upscale_factor):
     r = upscale_factor
     *lead, channels, height, width = x.shape
@@ -276,7 +276,7 @@ def pixel_unshuffle(plan, x, downscale_factor):
     return viewed(plan, x, split, (*range(n), n, n + 2, n + 4, n + 1, n + 3), plan.shape())
 
 
-@maps(aten.channel_shuffle.default)
+@maps(aten.channel_shuffle.default, factors=lambda channels, groups: (groups, channels // groups))
 def channel_shuffle(plan, x, groups):
     batch, channels, *rest = x.shape
     split = (batch, groups, channels // groups, *rest)

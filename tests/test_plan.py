@@ -192,6 +192,8 @@ MOVEMENTS = {
     ),
     "pixel unshuffle": (around(unshuffled, conv(6, 6), conv(24, 5)), IMAGE, ["SpaceToDepth"]),
     "pixel shuffle": (around(shuffled, conv(6, 8), conv(2, 5)), IMAGE, ["DepthToSpace"]),
+    "pixel shuffle by 3 at an output": (nn.Sequential(conv(6, 27), nn.PixelShuffle(3)), IMAGE, ["DepthToSpace"]),
+    "channel shuffle of groups of 3 at an output": (nn.Sequential(conv(6, 15), nn.ChannelShuffle(3)), IMAGE, []),
     "detection head": (nn.Sequential(unit(6, 6), DetectionHead()), IMAGE, ["Transpose"]),
     "convolutions around a recurrent layer": (Speech(), TOKENS, []),
     "a volume": (
