@@ -117,8 +117,8 @@ def _impulse(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     if shape:
         places = shape[2:] or shape[1:]
         for sample in range(shape[0]):
-            place = tuple(int(rng.integers(size)) for size in places)
-            factors[(sample, slice(None), *place) if shape[2:] else (sample, *place)] = IMPULSE
+            place: list[int | slice] = [int(rng.integers(size)) for size in places]
+            factors[tuple([sample, *([slice(None)] if shape[2:] else []), *place])] = IMPULSE
     return factors
 
 
