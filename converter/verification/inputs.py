@@ -118,7 +118,7 @@ def _impulse(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
         places = shape[2:] or shape[1:]
         for sample in range(shape[0]):
             place: list[int | slice] = [int(rng.integers(size)) for size in places]
-            factors[tuple([sample, *([slice(None)] if shape[2:] else []), *place])] = IMPULSE
+            factors[(sample, *([slice(None)] if shape[2:] else []), *place)] = IMPULSE
     return factors
 
 
