@@ -1,4 +1,4 @@
-"""What moves in converted architectures of torchvision: converts each, verified, and writes a table.
+"""What moves in architectures of torchvision and in our detector: converts each, verified, and writes a table.
 
     python benchmarks/movement.py [NAME ...] [--to tf --to keras] [--results movement.jsonl] [--write docs/MOVEMENT.md]
 
@@ -19,7 +19,9 @@ ARCHITECTURES = {
     "resnet50": 224, "resnext50_32x4d": 224, "mobilenet_v2": 224, "mobilenet_v3_large": 224, "efficientnet_b0": 224,
     "densenet121": 224, "squeezenet1_1": 224, "regnet_y_400mf": 224, "convnext_tiny": 224, "inception_v3": 299,
     "vgg11_bn": 224, "mnasnet1_0": 224, "alexnet": 224, "shufflenet_v2_x1_0": 224, "vit_b_16": 224, "swin_t": 224,
+    "detect_head": 320,
 }  # fmt: skip
+SAMPLES = {"detect_head"}  # in YOLOv5's manner, of sample_models
 COLUMNS = {
     "Transpose": ("Transpose",),
     "Gather": ("Gather", "GatherV2", "GatherNd"),
@@ -39,10 +41,11 @@ def measure(name: str, formats: list[str]) -> list[dict]:
 
     import converter
     from sample_models.calibration import calibrate
+    from sample_models.detect_head import build
 
     size = ARCHITECTURES[name]
     torch.manual_seed(0)
-    model = getattr(load_torchvision().models, name)(weights=None)
+    model = build(80, size, size) if name in SAMPLES else getattr(load_torchvision().models, name)(weights=None)
     calibrate(model, torch.randn(2, 3, size, size))
     with tempfile.TemporaryDirectory() as folder:
         report = converter.convert(
