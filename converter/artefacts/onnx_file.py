@@ -103,7 +103,11 @@ def _digest_in_memory(model: Any) -> str:
 
 
 def _translations() -> dict[Any, Any]:
-    """Of the operators that our rewrites introduce, and of the user's: {overload: function of onnxscript}."""
+    """Of the operators that our rewrites introduce, of those that the exporter gets wrong, and of the user's.
+
+    Returns:
+        {overload: function of onnxscript}
+    """
     import torch
     from onnxscript import opset18
 
@@ -128,9 +132,13 @@ def _translations() -> dict[Any, Any]:
         lists = {"strides": list(stride), "pads": list(pads), "dilations": list(dilation)}
         return opset18.Conv(x, weight, bias, group=groups, **lists)
 
+    def log_sigmoid(x: Any) -> Any:
+        """The exporter's log(sigmoid(x)) is off by its whole value where the sigmoid is close to 1."""
+        return opset18.Neg(opset18.Softplus(opset18.Neg(x)))
+
     translations = [space_to_depth, depth_to_space, reorder_channels, dropout, shift, padded_conv]
     own = {getattr(torch.ops.converter, translation.__name__).default: translation for translation in translations}
-    return own | TRANSLATIONS
+    return own | {torch.ops.aten.log_sigmoid.default: log_sigmoid} | TRANSLATIONS
 
 
 @contextlib.contextmanager
