@@ -142,7 +142,9 @@ class Built:
                 for results in lowered.run_once([[_eager(array) for array in arrays] for arrays in together]):
                     named = zip(self.outputs, map(np.asarray, results), strict=True)
                     actual.append({o.name: to_torch(r, o) for o, r in named})
-        return compare_function(reference.float64, actual, constant=reference.constant)
+        return compare_function(
+            reference.float64, actual, constant=reference.constant, again=reference.again_in_float64
+        )
 
     def trace(self, reference: Reference) -> list[TraceRow]:
         """Values along the graph on the first round, in float64: the plan beside the rewritten program, and where

@@ -13,16 +13,16 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from converter.errors import CaptureError
-from converter.program import Program, write_attribute
+from converter.program import Program
 from converter.ranges import free_sizes, input_specs, many_samples
 from converter.report import ComparedOn
+from converter.rounding import rounded_otherwise
 from converter.verification.compare import Outputs, compare_artefact
 from converter.verification.given import Given, batches, load_given
 from converter.verification.images import Preprocessing
 from converter.verification.inputs import Round, rounds
 
 aten = torch.ops.aten
-AGAIN = 4  # results that PyTorch's own rounding is measured by, besides the first, where that was lucky
 OWN_ROUNDS = 2  # in which the module itself is run beside the captured program: batch 1 and more
 
 
@@ -45,28 +45,22 @@ class Reference:
     constant: frozenset[str]
     program: Program
     compared_on: ComparedOn
-    _again: dict[int, list[Outputs]] = field(default_factory=dict)
+    _again: dict[tuple[torch.dtype, int], list[Outputs]] = field(default_factory=dict)
 
     def again(self, number: int) -> list[Outputs]:
-        """PyTorch's float32 results of a round once more, `AGAIN` times with other roundings.
+        """PyTorch's float32 results of a round once more, several times with other roundings."""
+        return self._rounded(number, torch.float32)
 
-        Every float of the inputs and weights is moved by its last bit or left, at random but always the same way: so
-        do kernels that add up in another order, and weights that were folded and rounded.
-        """
-        if number not in self._again:
-            self._again[number] = [self._rounded_otherwise(number, run) for run in range(AGAIN)]
-        return self._again[number]
+    def again_in_float64(self, number: int) -> list[Outputs]:
+        """The same of its float64 results."""
+        return self._rounded(number, torch.float64)
 
-    def _rounded_otherwise(self, number: int, run: int) -> Outputs:
-        rng = np.random.default_rng((number, run))
-        arrays = [self.rounds[number].arrays[name] for name in self.program.inputs]
-        program = self.program.copy()
-        arrays = [nudged(a, rng) if a.dtype == np.float32 else a for a in arrays]
-        for node in program.graph.find_nodes(op="get_attr"):
-            tensor = program.tensor(node).detach()
-            if tensor.dtype == torch.float32:
-                write_attribute(program.graph_module, node.target, torch.from_numpy(nudged(tensor.numpy(), rng)))
-        return _named(program, program.run(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays)))
+    def _rounded(self, number: int, precision: torch.dtype) -> list[Outputs]:
+        if (precision, number) not in self._again:
+            inputs = [torch.from_numpy(np.asarray(self.rounds[number].arrays[name])) for name in self.program.inputs]
+            results = rounded_otherwise(self.program, inputs, precision, number)
+            self._again[precision, number] = [_named(self.program, one) for one in results]
+        return self._again[precision, number]
 
     def probe(self, program: Program) -> tuple[list[Tensor], list[Tensor]]:
         """The first round's inputs and float64 results, in the program's order."""
@@ -131,12 +125,6 @@ def take_reference(
                 cure="this is usually a forward that keeps state or draws random numbers; make it free of both",
             )
     return reference
-
-
-def nudged(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Every number as it is or the next one above or below."""
-    direction = rng.integers(-1, 2, array.shape).astype(array.dtype)
-    return np.where(direction == 0, array, np.nextafter(array, array + direction * np.abs(array) + direction))
 
 
 def _refuse_ranks_by_batch(results: Sequence[Outputs]) -> None:

@@ -39,7 +39,8 @@ class OutputComparison:
         max_rel: largest error relative to its element, among elements above a thousandth of the scale.
         cosine, sqnr_db: similarity, signal to error in decibels (infinite where there is no error).
         scale: largest magnitude of the reference in the worst round; `bound` is the error allowed there.
-        torch_rounding: PyTorch's own largest float32 error in the worst round; None where none was measured.
+        torch_rounding: PyTorch's own largest float32 error in the worst round (of the first proof in float64, with
+            other roundings); None where none was measured.
         multiple_of_rounding: largest error over max(torch_rounding, 4 ulp of the scale).
         top1_agreement: share of rows with the same largest column, for 2-D outputs of floats.
         top5_agreement: share of PyTorch's five largest columns that are among the artefact's, where there are more.

@@ -590,6 +590,30 @@ def test_a_choice_between_equals_that_another_rounding_of_pytorch_makes_otherwis
     assert compare_artefact(reference, reference, actual, again=lambda number: [again[number]]).holds
 
 
+@pytest.mark.parametrize(
+    "error, moved, holds",
+    [
+        (1e-9, 1e-10, True),
+        (1e-9, 5e-11, False),
+        (2e-6, 1.0, False),
+        (np.nan, 1.0, False),
+    ],
+    ids=["within PyTorch's own", "more than 16 times PyTorch's own", "more than any rounding", "a NaN"],
+)
+def test_float64_that_amplifies_rounding_is_measured_by_pytorchs_own(error, moved, holds):
+    reference = [{"y": np.linspace(-1, 1, 7)}, {"y": np.linspace(-1, 1, 7)[::-1]}]
+    actual = changed(reference, lambda y: y + error)
+    assert not compare_function(reference, actual).holds
+    proof = compare_function(reference, actual, again=lambda number: [{"y": reference[number]["y"] + moved}])
+    assert proof.holds is holds
+    assert ("10.0 x PyTorch's own rounding there, bound 16" in proof.summary) is holds
+
+
+@pytest.mark.parametrize("error", [1e-11, 1e-5], ids=["within the bound", "beyond what rounding explains"])
+def test_pytorch_is_not_run_in_float64_again_where_that_decides_nothing(error):
+    compare_function(outputs(), changed(outputs(), lambda y: y + error), again=pytest.fail)
+
+
 def test_bfloat16_may_round_to_the_next_one_and_no_further():
     import ml_dtypes
 

@@ -9,17 +9,20 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import numpy as np
 
 from ..report import Accuracy, OutputComparison, Proof, ProofName
-from .figures import FLOOR_ULP, Allowance, Figures, figures, rounding_unit
+from .figures import FLOOR_ULP, Allowance, Figures, figures, largest_error, rounding_unit
 from .silence import silence
 
-__all__ = ["FLOOR_ULP", "Outputs", "accuracy", "compare_artefact", "compare_function"]
+__all__ = ["FLOOR_ULP", "Outputs", "accuracy", "compare_artefact", "compare_function", "function_bound"]
 
 Outputs = Mapping[str, np.ndarray]
-# Of the number of a round: what PyTorch's float32 makes of its inputs with other roundings.
+# Of the number of a round: what PyTorch makes of its inputs with other roundings.
 Again = Callable[[int], Sequence[Outputs]]
 
 FUNCTION_BOUND = 1e-10  # of the output's scale
 ROUNDING_FACTOR = 16
+# Of the scale: what a network may be granted that amplifies rounding. Float32 has no digit left there, and what differs
+# by more than this where PyTorch's last bit is moved is no rounding but a decision, as of an argmax between equals.
+FUNCTION_BOUND_AT_MOST = 1e-6
 SET_ASIDE_SHARE = 0.01  # of an output's integers
 
 
@@ -29,24 +32,38 @@ def compare_function(
     *,
     relative_bound: float = FUNCTION_BOUND,
     constant: Collection[str] = (),
+    again: Again | None = None,
 ) -> Proof:
     """Compare two float64 computations; integers and booleans must be equal.
 
     Args:
         relative_bound: the largest error allowed, over max|reference|; for listed kernels without float64 only.
         constant: outputs which by the graph depend on no input's values, so need not vary.
+        again: asked where an error is larger, but below 1e-6 of the scale: what PyTorch makes of the inputs in float64
+            with other roundings. 16 times what these differ by is allowed then, but no more than 1e-6.
     """
 
     def allowance(expected: np.ndarray, own: Sequence[np.ndarray], scale: float) -> float:
-        return relative_bound * scale
+        return function_bound(scale, largest_error(expected, own), relative_bound)
 
-    outputs = _compare(reference, actual, None, allowance, constant)
+    outputs = _compare(
+        reference, actual, None, allowance, constant, again, hopeless=FUNCTION_BOUND_AT_MOST / relative_bound
+    )
     worst = max(
         (output.max_abs / output.scale for output in outputs if output.scale > 0 and np.isfinite(output.max_abs)),
         default=0.0,
     )
-    agreed = f"float64 equals PyTorch's to {worst:.1e} of the scale (bound {relative_bound:.0e})"
+    multiples = [output.multiple_of_rounding for output in outputs if output.multiple_of_rounding is not None]
+    bound = f"bound {relative_bound:.0e}"
+    if multiples:
+        bound = f"{max(multiples):.1f} x PyTorch's own rounding there, bound {ROUNDING_FACTOR}"
+    agreed = f"float64 equals PyTorch's to {worst:.1e} of the scale ({bound})"
     return _proof("function", outputs, agreed, len(reference))
+
+
+def function_bound(scale: float, own_rounding: float = 0.0, relative_bound: float = FUNCTION_BOUND) -> float:
+    """The error allowed in float64 of an output, where PyTorch's own results with other roundings differ by this."""
+    return max(relative_bound * scale, min(ROUNDING_FACTOR * own_rounding, FUNCTION_BOUND_AT_MOST * scale))
 
 
 def compare_artefact(
@@ -103,7 +120,9 @@ def _compare(
     allowance: Allowance,
     constant: Collection[str],
     again: Again | None = None,
+    hopeless: float = np.inf,
 ) -> tuple[OutputComparison, ...]:
+    """`again` is not asked where the error is more than `hopeless` times what is allowed."""
     if not reference or len(reference) != len(actual) or len(reference) != len(torch_float32 or reference):
         raise ValueError("every round needs a reference and an actual result, and there must be one round")
     names = list(dict.fromkeys(name for outputs in reference for name in outputs))
@@ -116,7 +135,8 @@ def _compare(
         for number, outputs in enumerate(reference):
             own = [torch_float32[number][name]] if torch_float32 else []
             one = figures(number, outputs[name], actual[number][name], own, allowance)
-            if one.faults and again is not None and outputs[name].shape == actual[number][name].shape:
+            alike = outputs[name].shape == actual[number][name].shape
+            if one.faults and again is not None and alike and one.ratio <= hopeless:
                 own += [results[name] for results in again(number)]
                 one = figures(number, outputs[name], actual[number][name], own, allowance)
             found.append(one)

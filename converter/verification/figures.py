@@ -94,7 +94,7 @@ def rounding_unit(expected: np.ndarray, own: Sequence[np.ndarray], scale: float)
     """Give PyTorch's own error on these values, or 4 ulp of the scale if that is more."""
     if not own:
         raise ValueError("there is no float32 result of PyTorch")
-    return max(_largest_error(expected, own), _floor(own[0].dtype, scale))
+    return max(largest_error(expected, own), _floor(own[0].dtype, scale))
 
 
 def _exact_figures(number: int, expected: np.ndarray, actual: np.ndarray, own: Sequence[np.ndarray]) -> Figures:
@@ -172,7 +172,7 @@ def _float_figures(
         scale=scale,
         bound=float(allowed[worst]) if ratios.size else 0.0,
         most_allowed=float(allowed.max(initial=0.0)),
-        torch_rounding=_largest_error(kept, own_kept) if own_kept else None,
+        torch_rounding=largest_error(kept, own_kept) if own_kept else None,
         multiple=max_abs / unit if unit else None,
         set_aside=int(overflows.sum()),
         faults=tuple(faults),
@@ -219,8 +219,9 @@ def _unlike(expected: np.ndarray, actual: np.ndarray) -> str | None:
     return None
 
 
-def _largest_error(expected: np.ndarray, own: Sequence[np.ndarray]) -> float:
-    return max(float(np.abs(one.astype(np.float64) - expected).max(initial=0.0)) for one in own)
+def largest_error(expected: np.ndarray, own: Sequence[np.ndarray]) -> float:
+    """Of any of PyTorch's own results."""
+    return max((float(np.abs(one.astype(np.float64) - expected).max(initial=0.0)) for one in own), default=0.0)
 
 
 def _floor(dtype: np.dtype, scale: float) -> float:

@@ -1,0 +1,231 @@
+"""Converts whole architectures of torchvision and timm to all formats, and tells which are verified.
+
+    python benchmarks/zoo.py [NAME ...] --results zoo.jsonl [--write docs/ZOO.md] [--seconds 600] [--until 15:00]
+
+The architectures are those of benchmarks/zoo.txt. Weights are random, norm statistics measured on random images. Images
+are as small as `SMALLER` says where an architecture takes that, so that it takes hours and not a day. One process for
+each model, one conversion to all formats; what stands in the results already is not measured again, unless named. Needs
+timm, which is otherwise not needed.
+"""
+
+import json
+import math
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+import click
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does; read when torch is imported
+ROOT = Path(__file__).resolve().parents[1]
+LIST = ROOT / "benchmarks" / "zoo.txt"
+FORMATS = ("tf", "keras", "onnx")
+SMALLER = {4: (1, 3, 128, 128), 5: (1, 3, 8, 64, 64)}  # by rank
+MOVING = {"transposes": ("Transpose",), "gathers": ("Gather", "GatherV2", "GatherNd", "GatherND", "GatherElements")}
+
+
+def architectures() -> dict[str, tuple[int, ...]]:
+    """Their names with the library, as "timm.resnet50", and input shapes."""
+    rows = [line.split() for line in LIST.read_text().splitlines() if line and not line.startswith("#")]
+    return {f"{library}.{name}": tuple(map(int, shape.split(","))) for library, name, shape in rows}
+
+
+def built(name: str, shape: tuple[int, ...]):
+    """The architecture, calibrated, and the shape it is converted for."""
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    import torch
+    from torchvision_for_tests import load_torchvision
+
+    from sample_models.calibration import calibrate
+
+    library, _, architecture = name.rpartition(".")
+    torch.manual_seed(0)
+    torchvision = load_torchvision()
+    if library == "timm":
+        import timm  # which imports torchvision
+
+        model = timm.create_model(architecture, pretrained=False)
+    else:
+        backbone = {"weights_backbone": None} if library.endswith("segmentation") else {}
+        model = torchvision.models.get_model(architecture, weights=None, **backbone)
+    for candidate in (SMALLER[len(shape)], shape):
+        if math.prod(candidate) <= math.prod(shape) and takes(model.eval(), candidate):
+            return calibrate(model, torch.randn(candidate)), candidate
+    raise SystemExit(f"{name} does not run on {shape}")
+
+
+def takes(model, shape: tuple[int, ...]) -> bool:
+    """Whether the model runs on it, and on two at once."""
+    import torch
+
+    try:
+        with torch.inference_mode():
+            model(torch.randn(shape))
+            model(torch.randn(2, *shape[1:]))
+    except (RuntimeError, AssertionError, ValueError):
+        return False
+    return True
+
+
+def measure(name: str) -> dict:
+    model, shape = built(name, architectures()[name])
+    import converter
+    from converter.errors import ConversionError
+
+    row = {"name": name, "shape": shape, "parameters": sum(p.numel() for p in model.parameters())}
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shapes = [",".join(map(str, shape))]
+        try:
+            report = converter.convert(model, to=FORMATS, output=Path(folder, "out"), input_shapes=shapes)
+        except ConversionError as error:
+            row["refused"] = f"{error.what} {error.where or ''}".strip()
+        else:
+            row["formats"] = {artefact["format"]: artefact for artefact in map(facts, report.artefacts)}
+    row["seconds"] = time.perf_counter() - started
+    ours, childrens = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    row["peak_mib"] = max(ours.ru_maxrss, childrens.ru_maxrss) // 1024
+    return row
+
+
+def facts(artefact) -> dict:
+    """What the table and whoever looks for a cause want to know of one artefact."""
+    failure = artefact.failure
+    return {
+        "format": artefact.format,
+        "status": artefact.status,
+        "refused": f"{failure.what} {failure.where or ''}".strip() if failure else None,
+        "proofs": [
+            {
+                "name": proof.name,
+                "holds": proof.holds,
+                "summary": proof.summary,
+                "failures": proof.failures[:5],
+                "first_difference": proof.first_difference,
+                "of_bound": max((o.max_abs / o.bound for o in proof.outputs if o.bound), default=None),
+            }
+            for proof in artefact.proofs
+        ],
+        "operators": sum(artefact.operators.values()),
+        **{kind: sum(artefact.operators.get(n, 0) for n in names) for kind, names in MOVING.items()},
+        "seconds": artefact.seconds,
+    }
+
+
+def measured_apart(name: str, seconds: float) -> dict:
+    """Measured by a process of its own."""
+    started = time.perf_counter()
+    try:
+        run = subprocess.run(
+            [sys.executable, __file__, "--only", name], capture_output=True, text=True, timeout=seconds
+        )
+    except subprocess.TimeoutExpired:
+        return {"name": name, "failed": f"not done in {seconds:.0f} s", "seconds": seconds}
+    if run.returncode:
+        said = run.stderr.strip().splitlines()[-1:] or [f"exit status {run.returncode}"]
+        return {"name": name, "failed": said[0], "log": run.stderr[-3000:], "seconds": time.perf_counter() - started}
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def verdict(row: dict, format: str) -> str:
+    if "failed" in row:
+        return "failed"
+    if "refused" in row:
+        return "refused"
+    artefact = row["formats"][format]
+    if artefact["refused"]:
+        return "refused"
+    broken = [str(number) for number, proof in enumerate(artefact["proofs"], 1) if not proof["holds"]]
+    return "verified" if artefact["status"] == "verified" else f"{artefact['status']} ({', '.join(broken)})"
+
+
+def remarks(row: dict) -> Iterator[str]:
+    for key in ("failed", "refused"):
+        if key in row:
+            yield row[key]
+    for format, artefact in row.get("formats", {}).items():
+        if artefact["refused"]:
+            yield f"{format}: {artefact['refused']}"
+        yield from (
+            f"{format}, proof {proof['name']}: {proof['summary']}" for proof in artefact["proofs"] if not proof["holds"]
+        )
+
+
+def table(rows: list[dict], listed: int) -> str:
+    verified = sum(all(verdict(row, format) == "verified" for format in FORMATS) for row in rows)
+    lines = [
+        "# Architectures of torchvision and timm",
+        "",
+        "Written by `python benchmarks/zoo.py --write docs/ZOO.md`. Weights are random, norm statistics measured on",
+        "random images; proofs are made at batch 1, 2 and 4. Seconds are of one conversion to all three formats with",
+        "all proofs, on a machine with other work; the peak is of the largest process. Transposes and gathers are",
+        "those of the artefact, opened again, in the order tf, keras, onnx.",
+        "",
+        f"{len(rows)} of {listed} were run, {verified} are verified in all three formats.",
+        "",
+        "| model | input | parameters | tf | keras | onnx | transposes | gathers | seconds | peak MiB |",
+        "|---|---|--:|---|---|---|---|---|--:|--:|",
+    ]
+    for row in rows:
+        artefacts = row.get("formats", {})
+        counts = [
+            " / ".join(
+                str(artefacts[f][kind]) if f in artefacts and artefacts[f]["operators"] else "-" for f in FORMATS
+            )
+            for kind in MOVING
+        ]
+        lines.append(
+            f"| {row['name']} | {' x '.join(map(str, row.get('shape', ['-'])))} | {row['parameters'] / 1e6:.1f} M "
+            if "parameters" in row
+            else f"| {row['name']} | - | - "
+        )
+        lines[-1] += f"| {' | '.join(verdict(row, f) for f in FORMATS)} | {' | '.join(counts)} "
+        lines[-1] += f"| {row['seconds']:.0f} | {row.get('peak_mib', '-')} |"
+    told = [(row["name"], remark) for row in rows for remark in remarks(row)]
+    if told:
+        lines += ["", "What is not verified:", "", *(f"- {name}: {remark}" for name, remark in told)]
+    return "\n".join(lines) + "\n"
+
+
+@click.command(help=__doc__)
+@click.argument("names", nargs=-1)
+@click.option("--results", type=click.Path(path_type=Path), help="JSON lines, a model each; the last of a name counts.")
+@click.option("--write", type=click.Path(path_type=Path))
+@click.option("--seconds", default=600.0, help="The most that a model may take.")
+@click.option("--until", type=click.DateTime(["%H:%M"]), help="Start no model after this hour.")
+@click.option("--only", hidden=True)
+def main(
+    names: tuple[str, ...], results: Path | None, write: Path | None, seconds: float, until: datetime | None, only: str
+) -> None:
+    if only:
+        click.echo(json.dumps(measure(only)))
+        return
+    every = architectures()
+    lines = results.read_text().splitlines() if results and results.exists() else []
+    measured = {row["name"]: row for row in map(json.loads, lines)}
+    for name in names or (name for name in every if name not in measured):
+        if until and datetime.now().time() >= until.time():
+            break
+        measured[name] = row = measured_apart(name, seconds)
+        if results:
+            with results.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        click.echo(f"{name}: {', '.join(verdict(row, f) for f in FORMATS)}, {row['seconds']:.0f} s", err=True)
+    text = table([measured[name] for name in every if name in measured], len(every))
+    if write:
+        write.parent.mkdir(exist_ok=True)
+        write.write_text(text)
+    else:
+        click.echo(text)
+
+
+if __name__ == "__main__":
+    main()

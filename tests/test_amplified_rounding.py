@@ -1,0 +1,85 @@
+"""A network that makes 1e7 of a rounding of 1: the first proof measures it by PyTorch's own, and still sees faults."""
+
+import pytest
+import torch
+from mutations.planting import called, planted, with_tensor
+from torch import nn
+
+from converter.building import Built, Options, build
+from converter.planning import make_plan
+from converter.reference import take_reference
+from converter.rewrites import outputs
+from converter.source import Clock, open_source
+from converter.verification.compare import compare_function
+
+STEPS = 23  # each doubles the distance of two neighbours
+
+
+class Tent(nn.Module):
+    """The tent map, https://en.wikipedia.org/wiki/Tent_map, between two linear layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.before, self.norm, self.after = nn.Linear(12, 8), nn.BatchNorm1d(8), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = torch.sigmoid(self.norm(self.before(x)))
+        for _ in range(STEPS):
+            x = 1 - torch.abs(1 - 2 * x)
+        return self.after(x)
+
+
+@pytest.fixture(scope="module")
+def source(calibrate):
+    torch.manual_seed(0)
+    model = calibrate(Tent(), torch.randn(4, 12))
+    return open_source(
+        model, factory=None, factory_args=None, input_shapes=["1,12"], trust=(), fixed_batch=None, seed=0,
+        clock=Clock(None),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def reference(source):
+    taken = take_reference(source.program, source.module, seed=0, inputs=None, running=source.running)
+    source.probe = taken.probe(source.program)
+    return taken
+
+
+def test_what_only_amplifies_rounding_is_the_same_function(source, reference):
+    proof = build(source, "keras", Options(), Clock(None)).prove_function(reference)
+    assert proof.holds, proof.failures
+    assert "PyTorch's own rounding there, bound 16" in proof.summary
+    (output,) = proof.outputs
+    assert output.max_abs > 1e-10 * output.scale  # else the network shows nothing
+
+
+def test_a_rewrite_that_rounds_otherwise_is_not_at_fault(source, reference):
+    built = build(source, "onnx", Options(), Clock(None))
+    assert any(change.name == "BatchNorm folded" for change in built.changes)
+    inputs, expected = source.probe
+    rounding = [abs(a - b).max() for a, b in zip(expected, outputs(built.program, inputs), strict=True)]
+    assert rounding > [1e-10 * abs(expected[0]).max()]  # else the network shows nothing
+    assert built.prove_function(reference).holds
+
+
+@pytest.mark.parametrize(
+    "layer, relative",
+    [(0, 1e-6), (0, 1e-12), (1, 1e-6)],
+    ids=["before it is amplified", "as small as rounding in float64 nearly is", "after it was amplified"],
+)
+def test_a_fault_in_such_a_network_is_caught(source, reference, layer, relative):
+    program = build(source, "keras", Options(), Clock(None)).program
+    node = called(program, torch.ops.aten.linear)[layer]
+    faulty = planted(program, node, with_tensor(lambda weight: weight.double() * (1 + relative)))
+    plan = make_plan(faulty)
+    built = Built(source, "keras", Options(), faulty, [], plan.inputs, plan.outputs, plan)
+    assert not built.prove_function(reference).holds
+
+
+def test_pytorchs_own_rounding_in_float64_is_rounding(reference):
+    for number, exact in enumerate(reference.float64[:2]):
+        for moved in reference.again_in_float64(number):
+            difference = abs(moved["output"] - exact["output"]).max()
+            assert 0 < difference < 1e-6 * abs(exact["output"]).max()
+    assert not compare_function(reference.float64, reference.float32, again=reference.again_in_float64).holds
