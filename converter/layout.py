@@ -215,19 +215,26 @@ class Layout:
     def to(self, axes: Runs) -> tuple[Layout, Move]:
         """Bring the array into `axes`. Atoms that stay neighbours travel as one block."""
         want = tuple(chain(*axes))
-        follows = dict(pairwise(want))
-        blocks: list[list[int]] = []
-        for atom in self.atoms:
-            if blocks and follows.get(blocks[-1][-1]) == atom:
-                blocks[-1].append(atom)
-            else:
-                blocks.append([atom])
+        blocks = self._blocks(set(pairwise(want)))
+        if sum(not isinstance(self.extent(tuple(block)), int) for block in blocks) > 1:
+            before, after = ({pair for run in runs for pair in pairwise(run)} for runs in (self.axes, axes))
+            blocks = self._blocks(before & after)  # a reshape finds one unknown size, not two
         position = {block[0]: i for i, block in enumerate(blocks)}
         order = tuple(position[atom] for atom in want if atom in position)
         moves = order != tuple(range(len(order)))
         split = tuple(self.extent(tuple(block)) for block in blocks)
         merge = tuple(self.extent(run) for run in axes)
         return Layout(self.dims, axes, self.size), Move(split, order if moves else None, merge, self.physical_shape)
+
+    def _blocks(self, neighbours: set[tuple[int, int]]) -> list[list[int]]:
+        """The atoms as they lie, those that are `neighbours` together."""
+        blocks: list[list[int]] = []
+        for atom in self.atoms:
+            if blocks and (blocks[-1][-1], atom) in neighbours:
+                blocks[-1].append(atom)
+            else:
+                blocks.append([atom])
+        return blocks
 
     def index(self, logical: Run, physical: Run) -> np.ndarray:
         """For each position of the run `physical`, its position in the run `logical` (the same atoms)."""

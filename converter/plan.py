@@ -199,7 +199,8 @@ class Plan:
             Movement(move.kind, module_path(self.node), reason, per_example(move.elements), move.cost, self.node)
         )
         source = value.step
-        if isinstance(source, MoveStep) and source.move.order is None:
+        shape_is_free = sum(not isinstance(n, int) for n in move.split) <= 1
+        if isinstance(source, MoveStep) and source.move.order is None and shape_is_free:
             source = source.inputs[0]
         return MoveStep((source,), self.node, move)
 

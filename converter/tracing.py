@@ -105,7 +105,8 @@ def logical(array: np.ndarray, layout: Layout, shape: tuple[int, ...]) -> np.nda
 
     move = layout.to(layout.dims)[1]
     if move.order is not None:
-        array = array.reshape(runtime_shape(move.split)).transpose(move.order)
+        split = array if move.split == layout.physical_shape else array.reshape(runtime_shape(move.split))
+        array = split.transpose(move.order)
     return array.reshape(shape)
 
 

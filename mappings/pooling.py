@@ -14,10 +14,12 @@ from converter.deferred import Deferred
 from converter.layout import channels_last_result
 from converter.plan import Constant, Unsupported
 from converter.registry import maps
+from mappings import unknown_sizes
 from mappings.conv import each
 from mappings.matrices import multiplied
 from mappings.maxima import adaptive, bounds, maxima_and_positions, sliding
 from mappings.padding import is_same, pad_spatial
+from mappings.unknown_sizes import Resize
 
 aten = torch.ops.aten
 MAXIMUM = {1: layers.MaxPooling1D, 2: layers.MaxPooling2D}
@@ -237,6 +239,13 @@ def adaptive_average_pool(plan, x, output_size):
             return x
         if all(n == 1 for n in shape[2:]):
             return whole(plan, x, GLOBAL_AVERAGE[rank], shape)
+        if not all(isinstance(n, int) for n in (*x.shape[2:], *shape[2:])):
+            for dim in range(2, rank + 2):
+                if x.shape[dim] != shape[dim]:
+                    x = unknown_sizes.weighted(
+                        plan, x, dim, shape[dim], Resize(), unknown_sizes.mean, "an adaptive pool"
+                    )
+            return x
         size = evenly(x.shape[2:], shape[2:])
         if size:
             return averaged(plan, x, size, size, [(0, 0)] * rank, False, shape)

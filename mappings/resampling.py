@@ -5,6 +5,8 @@ So every mode, `align_corners`, scale factor and antialiasing filter is PyTorch'
 Bilinear resizing by half pixels, without antialiasing, is TensorFlow's own operator too, 3 to 8 times faster on a CPU
 and with PyTorch's rounding; it computes in float32 whatever it is given. So float32 is resized by it, float64 by the
 matrices: the one mapping that differs by precision, which the tables of tests compare in both.
+
+Between sizes that are unknown until the model runs, the weights are computed in the graph (`unknown_sizes`).
 """
 
 import functools
@@ -15,14 +17,24 @@ import numpy as np
 import torch
 from keras import layers, ops
 
-from converter.layout import channels_last_result
-from converter.plan import Unsupported
+from converter.layout import channels_last_result, quotient
 from converter.registry import maps
+from mappings import unknown_sizes
 from mappings.indexing import picked
 from mappings.matrices import along, multiplied
+from mappings.unknown_sizes import Resize
 
 aten = torch.ops.aten
+SAMPLE = 1024  # of an unknown size
 UPSAMPLING = {1: layers.UpSampling1D, 2: layers.UpSampling2D, 3: layers.UpSampling3D}
+AT_RUN_TIME = {
+    aten.upsample_linear1d: unknown_sizes.linear,
+    aten.upsample_bilinear2d: unknown_sizes.linear,
+    aten.upsample_trilinear3d: unknown_sizes.linear,
+    aten.upsample_bicubic2d: unknown_sizes.cubic,
+    aten._upsample_bilinear2d_aa: unknown_sizes.antialiased(1, unknown_sizes.triangle),
+    aten._upsample_bicubic2d_aa: unknown_sizes.antialiased(2, lambda x: unknown_sizes.cubic_filter(x, -0.5)),
+}
 NEAREST = {
     aten.upsample_nearest1d: 1,
     aten.upsample_nearest2d: 2,
@@ -39,14 +51,6 @@ WEIGHTED = {
     aten._upsample_bilinear2d_aa: 2,
     aten._upsample_bicubic2d_aa: 2,
 }
-
-
-def spatial(plan, x):
-    """The spatial sizes before and after."""
-    old, new = x.shape[2:], plan.shape()[2:]
-    if not all(isinstance(n, int) for n in (*old, *new)):
-        raise Unsupported("an unknown size")
-    return old, new
 
 
 def along_one_axis(packet, rank, axis, units, out, scale, *options):
@@ -97,7 +101,13 @@ def is_native(packet, x, align_corners, old, new, scales) -> bool:
 
 
 def resize(plan, packet, rank, x, align_corners, scales):
-    old, new = spatial(plan, x)
+    old, new = x.shape[2:], plan.shape()[2:]
+    if not all(isinstance(n, int) for n in (*old, *new)):
+        for dim, (n, m, factor) in enumerate(zip(old, new, scales, strict=True), start=2):
+            if n != m or factor not in (None, 1):
+                by = Resize(factor, align_corners)
+                x = unknown_sizes.weighted(plan, x, dim, m, by, AT_RUN_TIME[packet], "a resize")
+        return x
     if is_native(packet, x, align_corners, old, new, scales):
         height, width = (weights(packet, rank, i, old[i], new[i], scales[i], align_corners) for i in range(rank))
         layout = channels_last_result(x.layout, plan.shape(), channels=1)
@@ -112,16 +122,36 @@ def resize(plan, packet, rank, x, align_corners, scales):
 
 
 def pick(plan, packet, rank, x, scales):
-    old, new = spatial(plan, x)
+    old, new = x.shape[2:], plan.shape()[2:]
+    if not all(isinstance(n, int) for n in (*old, *new)):
+        return pick_at_run_time(plan, packet, rank, x, new, scales)
     chosen = [positions(packet, rank, axis, old[axis], new[axis], scales[axis]) for axis in range(rank)]
     factors = tuple(n // m for n, m in zip(new, old, strict=True))
     if all(np.array_equal(p, np.arange(n).repeat(f)) for p, n, f in zip(chosen, old, factors, strict=True)):
-        x, _ = plan.channels_last(x)
-        config = {"size": factors if rank > 1 else factors[0]}
-        layout = channels_last_result(x.layout, plan.shape(), channels=1)
-        return plan.layer(UPSAMPLING[rank], config, x, layout=layout, name=plan.name.lstrip("_"))
+        return repeated(plan, rank, x, factors)
     for dim, indices in enumerate(chosen, start=2):
         x = picked(plan, x, dim, indices, "nearest by a broken factor")
+    return x
+
+
+def repeated(plan, rank, x, factors):
+    x, _ = plan.channels_last(x)
+    config = {"size": factors if rank > 1 else factors[0]}
+    layout = channels_last_result(x.layout, plan.shape(), channels=1)
+    return plan.layer(UPSAMPLING[rank], config, x, layout=layout, name=plan.name.lstrip("_"))
+
+
+def pick_at_run_time(plan, packet, rank, x, new, scales):
+    wholes = [quotient(m, n) for n, m in zip(x.shape[2:], new, strict=True)]
+    factors = tuple(f for f, s in zip(wholes, scales, strict=True) if isinstance(f, int) and s in (None, f))
+    if len(factors) == rank:
+        chosen = [positions(packet, rank, axis, SAMPLE, SAMPLE * f, scales[axis]) for axis, f in enumerate(factors)]
+        if all(np.array_equal(p, np.arange(SAMPLE).repeat(f)) for p, f in zip(chosen, factors, strict=True)):
+            return repeated(plan, rank, x, factors)
+    exact = "exact" in str(packet)
+    for dim, (n, m, factor) in enumerate(zip(x.shape[2:], new, scales, strict=True), start=2):
+        if n != m or factor not in (None, 1):
+            x = unknown_sizes.nearest(plan, x, dim, m, factor, exact)
     return x
 
 

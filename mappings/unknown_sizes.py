@@ -1,0 +1,210 @@
+"""Resampling between sizes that are unknown until the model runs: the weights are computed in the graph.
+
+A size is held as the length of an array of zeros, cut from a value that has it, so that nothing but `keras.ops` on
+tensors is needed and a Keras file can hold it. Sources of the formulas: PyTorch's
+aten/src/ATen/native/UpSample.h (positions, cubic coefficients), native/cpu/UpSampleKernel.cpp (antialiasing) and
+native/AdaptivePooling.h (windows). All positions are computed in float64, those of "nearest" in float32 as PyTorch's.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import sympy
+from keras import ops
+
+from converter.layout import Layout, Size, product, quotient
+from converter.plan import Plan, Unsupported, Value
+from converter.steps import Movement, per_example
+
+LEAST, CHECKED = 8, 8192  # the sizes for which a factor, a float, is known to act as the fraction it stands for
+MOST = 100  # denominator
+# PyTorch's functions of sizes, on arrays.
+ROUNDING = {
+    "ToFloat": np.float64, "TruncToInt": np.trunc, "FloorToInt": np.floor, "IntTrueDiv": np.true_divide,
+    "FloatTrueDiv": np.true_divide, "FloorDiv": np.floor_divide,
+}  # fmt: skip
+LETTERS = "abcdefgh"
+
+
+@dataclass(frozen=True)
+class Resize:
+    """How one axis is resampled.
+
+    Attributes:
+        factor: the scale factor that was asked for, None where it follows from the sizes.
+        align_corners: the first and last elements stay where they are.
+    """
+
+    factor: float | None = None
+    align_corners: bool = False
+
+    def ratio(self, size: Any, out: Any) -> Any:
+        """Elements from one result to the next."""
+        if self.align_corners:
+            return (size - 1) / ops.maximum(out - 1, 1)
+        return 1 / self.factor if self.factor else size / out
+
+    def centre(self, i: Any, size: Any, out: Any) -> Any:
+        return i * self.ratio(size, out) if self.align_corners else (i + 0.5) * self.ratio(size, out) - 0.5
+
+
+Weights = Callable[[Resize, Any, Any, Any, Any], Any]
+
+
+def within(places: Any, size: Any) -> Any:
+    return ops.minimum(ops.maximum(places, 0), size - 1)
+
+
+def linear(resize: Resize, i: Any, j: Any, size: Any, out: Any) -> Any:
+    """Weight of element `j` in result `i`, of `size` elements and `out` results; they broadcast, in float64."""
+    centre = within(resize.centre(i, size, out), size)
+    return ops.relu(1 - ops.abs(centre - j))
+
+
+def cubic(resize: Resize, i: Any, j: Any, size: Any, out: Any) -> Any:
+    centre = resize.centre(i, size, out)
+    first = ops.floor(centre)
+    total = ops.zeros_like(centre - j)
+    for tap in (-1, 0, 1, 2):
+        here = ops.equal(within(first + tap, size), j)
+        total = total + ops.where(here, cubic_filter(centre - first - tap, -0.75), 0)
+    return total
+
+
+def antialiased(radius: int, filter: Callable[[Any], Any]) -> Weights:
+    """By `filter`, 0 from `radius` on, as wide as what one result stands for."""
+
+    def weights(resize: Resize, i: Any, j: Any, size: Any, out: Any) -> Any:
+        ratio = resize.ratio(size, out)
+        width = max(ratio, 1.0) if isinstance(ratio, float) else ops.maximum(ratio, 1)
+        centre = ratio * (i + 0.5)
+        first = ops.maximum(ops.floor(centre - radius * width + 0.5), 0)
+        last = ops.minimum(ops.floor(centre + radius * width + 0.5), size)
+        inside = ops.logical_and(j >= first, j < last)
+        found = ops.where(inside, filter((j - centre + 0.5) / width), 0)
+        return found / ops.sum(found, axis=1, keepdims=True)
+
+    return weights
+
+
+def triangle(x: Any) -> Any:
+    return ops.relu(1 - ops.abs(x))
+
+
+def cubic_filter(x: Any, a: float) -> Any:
+    """Keys' cubic convolution with coefficient `a`."""
+    x = ops.abs(x)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return ops.where(x <= 1, near, ops.where(x < 2, far, 0))
+
+
+def mean(resize: Resize, i: Any, j: Any, size: Any, out: Any) -> Any:
+    """Adaptive average pooling. A window is from floor(i size / out) to ceil((i + 1) size / out)."""
+    first = ops.floor_divide(i * size, out)
+    last = -ops.floor_divide(-(i + 1) * size, out)
+    return ops.where(ops.logical_and(j >= first, j < last), 1 / (last - first), 0)
+
+
+def weighted(plan: Plan, x: Value, dim: int, out: Size, resize: Resize, weights: Weights, reason: str) -> Value:
+    """`x` with `dim` resampled to the size `out`."""
+    x, axis = plan.one_axis(x, dim, reason)
+    layout, _ = x.layout.resized(dim, out)
+    rank = len(x.layout.axes)
+    before = LETTERS[:rank]
+    equation = f"z{before[axis]},{before}->{before.replace(before[axis], 'z')}"
+
+    def run(array: Any, *zeros: Any) -> Any:
+        j, size = counted(along(array, axis))
+        i, results = counted(zeros[0] if zeros else ops.zeros(out, "float64"))
+        matrix = weights(resize, ops.expand_dims(i, 1), ops.expand_dims(j, 0), size, results)
+        return ops.einsum(equation, ops.cast(matrix, array.dtype), array)
+
+    if axis < rank - 1:
+        moved = per_example(product(x.shape))
+        plan.movements.append(Movement("Transpose", plan.name, f"{reason} of an unknown size", moved, moved, plan.node))
+    return plan.call(run, x, *zeros_of(plan, x, dim, out), layout=layout)
+
+
+def nearest(plan: Plan, x: Value, dim: int, out: Size, factor: float | None, exact: bool) -> Value:
+    """`x` with the elements of `dim` that lie nearest, by PyTorch's positions in float32."""
+    x, axis = plan.one_axis(x, dim, "nearest")
+    layout, _ = x.layout.resized(dim, out)
+
+    def run(array: Any, *zeros: Any) -> Any:
+        _, size = counted(along(array, axis), "float32")
+        i, results = counted(zeros[0] if zeros else ops.zeros(out, "float32"), "float32")
+        ratio = float(np.float32(1 / factor)) if factor else size / results
+        places = ops.minimum(ops.floor((i + 0.5 if exact else i) * ratio), size - 1)
+        return ops.take(array, ops.cast(places, "int32"), axis)
+
+    plan.gathers(x, "nearest of an unknown size")
+    return plan.call(run, x, *zeros_of(plan, x, dim, out), layout=layout)
+
+
+def along(array: Any, axis: int) -> Any:
+    """One line of `array`, along `axis`."""
+    return array[(*(0,) * axis, slice(None), *(0,) * (len(array.shape) - axis - 1))]
+
+
+def counted(line: Any, dtype: str = "float64") -> tuple[Any, Any]:
+    """The positions 0, 1, ... along `line`, and their number."""
+    ones = ops.ones_like(line, dtype=dtype)
+    return ops.cumsum(ones) - 1, ops.sum(ones)
+
+
+def zeros_of(plan: Plan, x: Value, dim: int, out: Size) -> list[Value]:
+    """As many zeros as `out`, none if it is known."""
+    if isinstance(out, int):
+        return []
+    for value in held(plan):
+        for axis, run in enumerate(value.layout.axes):
+            times = quotient(out, value.layout.extent(run)) if run else None
+            if isinstance(times, int) and times:
+                return [cut(plan, value, axis, out, Fraction(times))]
+    fraction = as_fraction(x.shape[dim], out)
+    if fraction is None:
+        raise Unsupported(f"a size ({out}) that no tensor before it has, nor a whole multiple of it")
+    value, axis = plan.one_axis(x, dim, "its size")
+    return [cut(plan, value, axis, out, fraction)]
+
+
+def held(plan: Plan) -> Iterator[Value]:
+    """Every value so far, the graph's inputs first."""
+    for step in plan.input_steps:
+        yield Value(Layout.of(step.shape), step.dtype, step)
+    for value in plan.values.values():
+        if isinstance(value, Value):
+            yield value
+
+
+def cut(plan: Plan, value: Value, axis: int, out: Size, times: Fraction) -> Value:
+    """floor(times n) zeros, of the n along `axis`."""
+
+    def zeros(array: Any) -> Any:
+        line = ops.zeros_like(along(array, axis), dtype="float32")
+        if times.numerator > 1:
+            line = ops.repeat(line, times.numerator, 0)
+        if times.denominator == 1:
+            return line
+        every = times.denominator  # Keras takes no step through an unknown size
+        return ops.max_pool(ops.reshape(line, (1, -1, 1)), every, every, data_format="channels_last")[0, :, 0]
+
+    return plan.call(zeros, value, layout=Layout(((0,),), ((0,),), {0: out}))
+
+
+def as_fraction(size: Size, out: Size) -> Fraction | None:
+    """The fraction of which `out` is the whole part, times `size`; None if there is none with small terms."""
+    symbols = sympy.sympify(size).free_symbols
+    if len(symbols) != 1 or sympy.sympify(out).free_symbols != symbols:
+        return None
+    unknown = np.arange(CHECKED // 2, CHECKED)
+    before, after = (sympy.lambdify(list(symbols), n, [ROUNDING, "numpy"])(unknown) for n in (size, out))
+    fraction = Fraction(float(after[-1] / before[-1])).limit_denominator(MOST)
+    unknown = np.arange(LEAST, CHECKED)
+    before, after = (sympy.lambdify(list(symbols), n, [ROUNDING, "numpy"])(unknown) for n in (size, out))
+    same = np.array_equal(after, before * fraction.numerator // fraction.denominator)
+    return fraction if fraction and same else None
