@@ -103,20 +103,21 @@ def test_documents_tensor_gives_the_documents_result_bit_for_bit(spelling, tmp_p
 
 
 @st.composite
-def specs(draw, borders):
-    height, width = draw(st.integers(2, 6)), draw(st.integers(2, 6))
-    count = draw(st.integers(1, 4))
-    sizes = tuple(draw(st.integers(1, 3)) for _ in range(count))
-    most = draw(st.integers(1, min(3, height - 1, width - 1)))
-    one = st.tuples(st.integers(-most, most), st.integers(-most, most))
-    by = tuple(draw(one) for _ in range(count))
-    return Spec((2, sum(sizes), height, width), sizes, by, draw(st.sampled_from(borders)))
-
-
-@st.composite
-def spelled(draw):
-    spelling = draw(st.sampled_from(list(SPELLINGS)))
-    return spelling, draw(specs(SPELLINGS[spelling]))
+def spelled(draw, count: int):
+    """Shifts of one image, each with its spelling."""
+    channels, height, width = draw(st.integers(2, 8)), draw(st.integers(2, 6)), draw(st.integers(2, 6))
+    most = min(3, height - 1, width - 1)
+    drawn = []
+    for _ in range(count):
+        spelling = draw(st.sampled_from(list(SPELLINGS)))
+        cuts = sorted(draw(st.sets(st.integers(1, channels - 1), max_size=3)))
+        sizes = tuple(end - first for first, end in zip([0, *cuts], [*cuts, channels], strict=True))
+        reach = draw(st.integers(1, most))
+        by = tuple((draw(st.integers(-reach, reach)), draw(st.integers(-reach, reach))) for _ in sizes)
+        drawn.append(
+            (spelling, Spec((2, channels, height, width), sizes, by, draw(st.sampled_from(SPELLINGS[spelling]))))
+        )
+    return drawn
 
 
 def is_shift_of_some(spec: Spec) -> bool:
@@ -126,31 +127,41 @@ def is_shift_of_some(spec: Spec) -> bool:
 
 
 @settings(
-    max_examples=10 * int(os.environ.get("EXAMPLES", "1")),
+    max_examples=3 * int(os.environ.get("EXAMPLES", "1")),
     deadline=None,
     suppress_health_check=list(HealthCheck),
     report_multiple_bugs=False,
 )
-@given(spelled(), st.booleans())
-def test_any_shift_is_recognised_and_exact(drawn, behind):
-    spelling, spec = drawn
-    forward = spelling(spec)
-    channels = spec.shape[1]
-    module = BehindConvolution(forward, channels) if behind else Call(forward)
-    program = recognised(module, spec.shape)
-    moving = spelling in (by_slices, by_roll)
-    if is_shift_of_some(spec) and (behind or moving):
-        assert len(shifts(program)) == 1
-        assert [n.target for n in program.graph.nodes if n.op == "call_function"][-1] is ours.shift.default
-    x = torch.randn(3, *spec.shape[1:])
-    expected = forward(x).numpy()
-    ran = lowered(program, x)
-    if spelling is by_bilinear_grid:
-        np.testing.assert_allclose(ran, expected, atol=1e-5)
-        if shifts(program):
-            np.testing.assert_array_equal(ran, program.at(torch.float32).run(x)[0].numpy())
-    else:
-        np.testing.assert_array_equal(ran, expected)
+@given(spelled(6), st.booleans(), st.booleans())
+def test_any_shift_is_recognised_and_exact(drawn, behind, stock):
+    forwards = [spelling(spec) for spelling, spec in drawn]
+    shape = drawn[0][1].shape
+
+    def forward(x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(each(x) for each in forwards)
+
+    program = recognised(BehindConvolution(forward, shape[1]) if behind else Call(forward), shape)
+    x = torch.randn(3, *shape[1:])
+    plan = planned(program)
+    made = Lowered(plan, stock=stock)
+    results = zip(
+        drawn,
+        program.graph.output_node().args[0],
+        to_torch(made(*to_artefact([x], plan.inputs)), plan.outputs),
+        forward(x),
+        program.at(torch.float32).run(x),
+        strict=True,
+    )
+    for (spelling, spec), node, ran, expected, in_pytorch in results:
+        found = node.target is ours.shift.default
+        if is_shift_of_some(spec) and (behind or spelling in (by_slices, by_roll)):
+            assert found, (spelling.__name__, spec)
+        if spelling is by_bilinear_grid:
+            np.testing.assert_allclose(ran, expected.numpy(), atol=1e-5)
+            if found:
+                np.testing.assert_array_equal(ran, in_pytorch.numpy())
+        else:
+            np.testing.assert_array_equal(ran, expected.numpy(), err_msg=f"{spelling.__name__} {spec}")
 
 
 NINE = tuple((r, c) for r in (-1, 0, 1) for c in (-1, 0, 1))
