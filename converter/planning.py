@@ -169,7 +169,7 @@ def _map_outputs(plan: Plan, node: fx.Node) -> list[Step]:
         rank = len(value.shape)
         last = (0, *range(2, rank), 1) if rank > 1 else tuple(range(rank))
         move = value.layout.to(value.layout.in_order(last))[1]
-        lies = move.named is not None or (move.order is None and _follows_channels_last(result))
+        lies = move.named is not None or (move.order is None and _follows_channels_last(plan, result))
         wants_last = 3 <= rank <= 5 and (plan.layout == "nhwc" or (plan.layout == "auto" and lies))
         order = last if wants_last else tuple(range(rank))
         value = plan.request(value, value.layout.in_order(order), f"layout of output `{name}`")
@@ -195,17 +195,23 @@ def _feeds_channels_last(node: fx.Node) -> bool:
     return False
 
 
-def _follows_channels_last(node: fx.Node) -> bool:
+def _follows_channels_last(plan: Plan, node: fx.Node) -> bool:
+    """Whether an operator that asks for channels last made it, or elementwise ones from an input that is held so."""
+    held = {
+        step.node
+        for step, i in zip(plan.input_steps, plan.inputs, strict=True)
+        if i.order != tuple(range(len(i.order)))
+    }
     seen, ring = {node}, [node]
     for _ in range(PASSED_THROUGH):
-        if any(n.target in CHANNELS_LAST for n in ring):
+        if any(n.target in CHANNELS_LAST or n in held for n in ring):
             return True
         ring = [
             m
             for n in ring
             if n.op == "call_function" and _keeps_dimensions(n)
             for m in n.all_input_nodes
-            if m not in seen and m.op == "call_function"
+            if m not in seen and (m.op == "call_function" or m in held)
         ]
         seen.update(ring)
         if not ring:

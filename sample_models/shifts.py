@@ -86,6 +86,13 @@ class RolledShift(nn.Module):
         return torch.cat(rolled, 1)[..., 1 : 1 + height, 1 : 1 + width]
 
 
+def cycle_offsets(channels: int, steps: int) -> Tensor:
+    """(1, 2 * C, 1, 1): channel i is sampled at a distance along rows that goes round through `steps`."""
+    offset = torch.zeros(1, 2 * channels, 1, 1)
+    offset[0, 1::2, 0, 0] = ((torch.arange(channels) + 1) % steps - steps // 2).float()
+    return offset
+
+
 class CycleFC(nn.Module):
     """CycleMLP (arXiv 2107.10224): a 1x1 deformable convolution whose offsets go round through the channels."""
 
@@ -96,9 +103,7 @@ class CycleFC(nn.Module):
             nn.Parameter(torch.zeros(channels)),
         )
         nn.init.kaiming_uniform_(self.weight)
-        offset = torch.zeros(1, 2 * channels, 1, 1)
-        offset[0, 1::2, 0, 0] = ((torch.arange(channels) + 1) % steps - steps // 2).float()
-        self.register_buffer("offset", offset)
+        self.register_buffer("offset", cycle_offsets(channels, steps))
         self.offset: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,6 +111,23 @@ class CycleFC(nn.Module):
 
         batch, _, height, width = x.shape
         return deform_conv2d(x, self.offset.expand(batch, -1, height, width), self.weight, self.bias)
+
+
+class CycleShift(nn.Module):
+    """The sampling of CycleFC alone: its kernel is the identity."""
+
+    def __init__(self, channels: int, steps: int = 3):
+        super().__init__()
+        self.register_buffer("identity", torch.eye(channels).reshape(channels, channels, 1, 1))
+        self.register_buffer("offset", cycle_offsets(channels, steps))
+        self.identity: Tensor
+        self.offset: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        from torchvision.ops import deform_conv2d
+
+        batch, _, height, width = x.shape
+        return deform_conv2d(x, self.offset.expand(batch, -1, height, width), self.identity)
 
 
 class ConvolvedShift(nn.Module):
@@ -195,12 +217,24 @@ class ActiveShift(nn.Module):
         return deform_conv2d(x, self.offset.expand(batch, -1, height, width), self.weight)
 
 
+class CyclicShift(nn.Module):
+    """A map rolled along both of its axes, which are `dims`."""
+
+    def __init__(self, by: int, dims: tuple[int, int] = (2, 3)):
+        super().__init__()
+        self.by, self.dims = by, dims
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.roll(x, (self.by, self.by), self.dims)
+
+
 class ShiftedWindows(nn.Module):
     """Swin (arXiv 2103.14030): windows of a map that is rolled, attention with a mask, rolled back."""
 
     def __init__(self, channels: int, size: tuple[int, int], window: int = 4, heads: int = 2):
         super().__init__()
         self.window, self.heads = window, heads
+        self.away, self.back = CyclicShift(-(window // 2), (1, 2)), CyclicShift(window // 2, (1, 2))
         self.norm = nn.LayerNorm(channels)
         self.qkv, self.out = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
         region = torch.zeros(size)
@@ -220,11 +254,11 @@ class ShiftedWindows(nn.Module):
         y = x.permute(0, 2, 3, 1)
         b, h, w, c = y.shape
         n, heads = self.window, self.heads
-        parts = self.windows(torch.roll(self.norm(y), (-(n // 2), -(n // 2)), (1, 2)))
+        parts = self.windows(self.away(self.norm(y)))
         q, k, v = self.qkv(parts).reshape(-1, n * n, 3, heads, c // heads).permute(2, 0, 3, 1, 4).unbind(0)
         scores = (q @ k.transpose(-2, -1)) * (c // heads) ** -0.5
         scores = scores.reshape(b, -1, heads, n * n, n * n) + self.mask[:, None]
         mixed = scores.reshape(-1, heads, n * n, n * n).softmax(-1) @ v
         mixed = self.out(mixed.transpose(1, 2).reshape(-1, n * n, c))
         mixed = mixed.reshape(b, h // n, w // n, n, n, c).permute(0, 1, 3, 2, 4, 5).reshape(b, h, w, c)
-        return (y + torch.roll(mixed, (n // 2, n // 2), (1, 2))).permute(0, 3, 1, 2)
+        return (y + self.back(mixed)).permute(0, 3, 1, 2)

@@ -116,8 +116,8 @@ class Behind(nn.Module):
         return self.movement(self.conv(x))
 
 
-def movement_alone(system: System) -> tuple[Program, Program, Tensor]:
-    """The movement as written and as it is captured behind an identity, and an input."""
+def movement_alone(system: System) -> tuple[Program, Tensor, np.ndarray]:
+    """The movement behind an identity, an input, and what PyTorch in float64 gives for it, rounded to float32."""
     assert system.movement is not None
     make, shape = system.movement
     module = Behind(make(), shape[1])
@@ -125,4 +125,5 @@ def movement_alone(system: System) -> tuple[Program, Program, Tensor]:
     with torch.no_grad():
         weight = module.conv.weight
         weight.copy_(torch.eye(shape[1]).reshape(weight.shape))
-    return program, module, examples([(2, *shape[1:])])[0]
+    x = examples([(2, *shape[1:])])[0]
+    return program, x, program.at(torch.float64).run(x.double())[0].float().numpy()

@@ -95,7 +95,7 @@ def test_any_affine_grid(sampling, format):
 
 
 @drawn(2)
-@given(padded_convolutions(6), st.sampled_from(FORMATS))
+@given(padded_convolutions(8), st.sampled_from(FORMATS))
 def test_any_pad_before_a_convolution(drawn_convolutions, format):
     shape, convolutions = drawn_convolutions
     for each in convolutions:
@@ -111,14 +111,14 @@ def test_any_pad_before_a_convolution(drawn_convolutions, format):
 
 
 @drawn(2)
-@given(blocks(6), st.sampled_from(FORMATS))
+@given(blocks(8), st.sampled_from(FORMATS))
 def test_any_block_moves_elements_only(drawn_blocks, format):
     shape, all_blocks = drawn_blocks
     assert_computes_the_same(All(all_blocks), [images(shape)], format, moving=True)
 
 
 @drawn(2)
-@given(blocks(6), st.sampled_from(FORMATS), st.booleans())
+@given(blocks(8), st.sampled_from(FORMATS), st.booleans())
 def test_any_block_between_convolutions(drawn_blocks, format, before):
     shape, all_blocks = drawn_blocks
     chains = []
@@ -134,7 +134,7 @@ def test_any_block_between_convolutions(drawn_blocks, format, before):
 
 
 @drawn(2)
-@given(rolls(10), st.sampled_from(FORMATS))
+@given(rolls(40), st.sampled_from(FORMATS))
 def test_any_roll(drawn_rolls, format):
     shape, all_rolls = drawn_rolls
     assert_computes_the_same(All(all_rolls), [images(shape)], format, moving=True)

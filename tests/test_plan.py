@@ -211,6 +211,21 @@ MOVEMENTS = {
         IMAGE,
         [],
     ),
+    "tokens, convolved, beside the image that they are added to": (
+        Call(
+            lambda self, x: (
+                x
+                + self.out(
+                    self.conv(self.first(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+                ).permute(0, 3, 1, 2)
+            ),
+            first=nn.Linear(6, 4),
+            conv=conv(4, 5),
+            out=nn.Linear(5, 6),
+        ),
+        IMAGE,
+        [],
+    ),
     "multilayer perceptron on tokens": (
         nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 6)),
         TOKENS,
@@ -272,6 +287,12 @@ INTERFACES = {
         [IMAGE],
         [4],
         [None],
+    ),
+    "an output of elementwise operators on an image into a convolution": (
+        Call(lambda self, x: (self.conv(x), x * 2), conv=conv(6, 4)),
+        [IMAGE],
+        [4],
+        [4, 4],
     ),
     "two inputs, two outputs": (
         Call(lambda self, x, y: (self.conv(x), self.linear(y)), conv=conv(6, 4), linear=nn.Linear(6, 3)),

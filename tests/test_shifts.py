@@ -3,12 +3,14 @@
 A shift is drawn at random with its spelling. EXAMPLES=50 in the environment makes that many times more of them.
 """
 
+import itertools
 import os
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
+import torch.nn.functional as F
 from equivalence import Call, captured, examples, planned, to_artefact, to_torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -30,9 +32,9 @@ from converter.artefacts import onnx_file
 from converter.errors import CaptureError
 from converter.lower import Lowered
 from converter.program import Program
-from converter.rewrites import rewrite
+from converter.rewrites import EXACT_SHIFTS, REWRITES, rewrite
 from converter.rewrites.drop_identities import drop_identities
-from converter.rewrites.find_shifts import find_sampled_shifts
+from converter.rewrites.find_shifts import BORDERS, find_sampled_shifts, read_shift
 from converter.rewrites.fold_constants import fold_constants
 
 ours = torch.ops.converter
@@ -42,10 +44,10 @@ RECOGNISING = (drop_identities, fold_constants, find_sampled_shifts)
 class BehindConvolution(nn.Module):
     """A shift of what a convolution made, so that no infinity can come; the convolution is the identity, exactly."""
 
-    def __init__(self, forward, channels: int):
+    def __init__(self, forward, channels: int, rank: int = 2):
         super().__init__()
         self.function = forward
-        self.conv = nn.Conv2d(channels, channels, 1, bias=False)
+        self.conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank - 1](channels, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(self.conv(x))
@@ -164,8 +166,72 @@ def test_any_shift_is_recognised_and_exact(drawn, behind, stock):
             np.testing.assert_array_equal(ran, expected.numpy(), err_msg=f"{spelling.__name__} {spec}")
 
 
+@st.composite
+def arguments(draw, shape: tuple[int, ...]):
+    """Of the operator: groups of any dimension, moved along any others."""
+    rank = len(shape)
+    dim = draw(st.integers(1, rank - 1))
+    dims = draw(st.lists(st.sampled_from([d for d in range(1, rank) if d != dim]), min_size=1, unique=True))
+    cuts = sorted(draw(st.sets(st.integers(1, shape[dim] - 1), max_size=3))) if shape[dim] > 1 else []
+    sizes = [end - first for first, end in zip([0, *cuts], [*cuts, shape[dim]], strict=True)]
+    reach = draw(st.integers(1, 5))
+    by = [draw(st.integers(-min(reach, shape[d] - 1), min(reach, shape[d] - 1))) for _ in sizes for d in dims]
+    return dim, sizes, dims, by, draw(st.sampled_from(BORDERS))
+
+
+@st.composite
+def operators(draw, count: int):
+    rank = draw(st.integers(3, 5))
+    shape = (2, *(draw(st.integers(1, 5)) for _ in range(rank - 1)))
+    return shape, [draw(arguments(shape)) for _ in range(count)]
+
+
+@settings(max_examples=40 * int(os.environ.get("EXAMPLES", "1")), deadline=None)
+@given(operators(5))
+def test_any_shift_is_read_off_positions(drawn):
+    shape, all_arguments = drawn
+    positions = torch.arange(int(np.prod(shape[1:]))).reshape(1, *shape[1:]) + 1
+    for given_arguments in all_arguments:
+        moved = ours.shift(positions, *given_arguments)
+        found = read_shift((moved[0] - 1).numpy())
+        if found is None:
+            assert torch.equal(moved, positions)
+        else:
+            by = list(itertools.chain(*found.distances))
+            again = ours.shift(positions, found.dim, list(found.sizes), list(found.dims), by, found.border)
+            assert torch.equal(again, moved), (given_arguments, found)
+
+
+@settings(
+    max_examples=2 * int(os.environ.get("EXAMPLES", "1")),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    report_multiple_bugs=False,
+)
+@given(operators(12), st.sampled_from(("tf", "keras", "onnx")), st.booleans())
+def test_any_shift_is_lowered_exactly(tmp_path_factory, drawn, format, behind):
+    shape, all_arguments = drawn
+
+    def forward(x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(ours.shift(x, *each) for each in all_arguments)
+
+    program = recognised(BehindConvolution(forward, shape[1], len(shape) - 2) if behind else Call(forward), shape)
+    x = torch.randn(2, *shape[1:])
+    if format == "onnx":
+        names = [f"y{i}" for i in range(len(all_arguments))]
+        path = tmp_path_factory.mktemp("shifts") / "shifts.onnx"
+        free = ({0: torch.export.Dim("batch", min=1)},)
+        onnx_file.write(program.at(torch.float32).graph_module, [x], ["x"], names, free, path, {})
+        results = onnxruntime.InferenceSession(str(path)).run(names, {"x": x.numpy()})
+    else:
+        plan = planned(program)
+        results = to_torch(Lowered(plan, stock=format == "keras")(*to_artefact([x], plan.inputs)), plan.outputs)
+    for result, expected, each in zip(results, forward(x), all_arguments, strict=True):
+        np.testing.assert_array_equal(result, expected.numpy(), err_msg=f"{each}")
+
+
 NINE = tuple((r, c) for r in (-1, 0, 1) for c in (-1, 0, 1))
-BORDERS = {
+EVERY_BORDER = {
     "a depthwise convolution": (Spec((2, 9, 5, 6), (1,) * 9, NINE, "zeros"), by_roll),
     "too far for a depthwise convolution": (
         Spec((2, 6, 5, 6), (2, 1, 3), ((3, -2), (0, 1), (-4, 0)), "zeros"),
@@ -177,7 +243,7 @@ BORDERS = {
 }
 
 
-@pytest.mark.parametrize("spec, spelling", BORDERS.values(), ids=BORDERS)
+@pytest.mark.parametrize("spec, spelling", EVERY_BORDER.values(), ids=EVERY_BORDER)
 def test_every_border_is_exact_in_every_format(spec, spelling, tmp_path):
     program = recognised(BehindConvolution(spelling(spec), spec.shape[1]), spec.shape)
     assert len(shifts(program)) == 1
@@ -204,6 +270,41 @@ def test_infinities_made_on_the_way_count():
     shift = by_depthwise(spec)
     masked = Call(lambda self, x: shift(self.conv(x).masked_fill(x > 0, -torch.inf)), conv=nn.Conv2d(8, 8, 1))
     assert not shifts(recognised(masked, spec.shape))
+
+
+class StoredGrid(nn.Module):
+    """A grid as a buffer, whose values, as float32, lie beside the pixels that are meant."""
+
+    def __init__(self):
+        super().__init__()
+        rows, columns = torch.meshgrid(torch.arange(5), torch.arange(7), indexing="ij")
+        self.register_buffer("grid", torch.stack([2 * (columns - 1) / 6 - 1, 2 * rows / 4 - 1], -1)[None])
+        self.conv = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        grid = self.grid.expand(x.shape[0], -1, -1, -1)
+        return torch.cat([x[:, :4], F.grid_sample(x[:, 4:], grid, padding_mode="border", align_corners=True)], 1)
+
+
+@pytest.mark.parametrize(
+    "module, asked, count",
+    [
+        pytest.param(BehindConvolution(by_bilinear_grid(DOCUMENTS), 8), False, 0, id="not asked"),
+        pytest.param(BehindConvolution(by_bilinear_grid(DOCUMENTS), 8), True, 1, id="asked"),
+        pytest.param(StoredGrid(), True, 0, id="asked, of a grid that is off its pixels"),
+        pytest.param(BehindConvolution(by_grid(DOCUMENTS), 8), False, 1, id="not asked, nearest"),
+    ],
+)
+@pytest.mark.parametrize("format", ["tf", "keras", "onnx"])
+def test_interpolation_on_whole_pixels_is_a_shift_only_if_asked_for(module, asked, count, format):
+    shape = (2, 8, 5, 7) if isinstance(module, StoredGrid) else DOCUMENTS.shape
+    grid = module.grid.clone() if isinstance(module, StoredGrid) else None
+    program = captured(module, shape)
+    if grid is not None:
+        module.grid.copy_(grid)
+    chosen = [EXACT_SHIFTS.get(each, each) if asked else each for each in REWRITES[format]]
+    assert len(shifts(rewrite(program, chosen, examples([shape]))[0])) == count
 
 
 # -- assignments that share memory
