@@ -4,8 +4,6 @@ As one depthwise convolution where its kernel is small and nothing needs to be p
 slices on a CPU. Otherwise, and where infinities may come, every group is cut and joined to its border.
 """
 
-import itertools
-
 import numpy as np
 import torch
 from keras import layers, ops
@@ -15,34 +13,26 @@ from converter.layout import channels_last_result
 from converter.plan import Constant, Value
 from converter.registry import maps
 from converter.rewrites.finiteness import may_be_infinite
-
-LARGEST_KERNEL = 9  # elements; beyond, slices are as fast
+from converter.rewrites.shift_to_depthwise import one_hot_kernel
 
 
 @maps(torch.ops.converter.shift.default, channels_last=True)
 def shift(plan, x, dim, sizes, dims, distances, border):
+    kernel = one_hot_kernel(len(x.shape), dim, sizes, dims, distances) if border == "zeros" else None
+    if kernel is not None and not may_be_infinite(plan.program, plan.node.args[0]):
+        return by_convolution(plan, x, [0, dim, *(d for d in range(1, len(x.shape)) if d != dim)], kernel)
     by_group = [tuple(distances[i * len(dims) : (i + 1) * len(dims)]) for i in range(len(sizes))]
-    reach = [max(abs(by[i]) for by in by_group) for i in range(len(dims))]
-    spatial = [d for d in range(1, len(x.shape)) if d != dim]
-    by_dim = dict(zip(dims, reach, strict=True))
-    kernel = [2 * by_dim.get(d, 0) + 1 for d in spatial]
-    small = len(spatial) in (1, 2) and int(np.prod(kernel)) <= LARGEST_KERNEL
-    if border == "zeros" and small and len(sizes) > 1 and not may_be_infinite(plan.program, plan.node.args[0]):
-        places = [[by_dim.get(d, 0) - dict(zip(dims, by, strict=True)).get(d, 0) for d in spatial] for by in by_group]
-        return by_convolution(plan, x, [0, dim, *spatial], sizes, kernel, places)
     return by_slices(plan, x, dim, sizes, dims, by_group, border)
 
 
-def by_convolution(plan, x, order, sizes, size, places):
-    """`order` has the batch, the groups' dimension and the others; `places` is where each group's kernel is one."""
+def by_convolution(plan, x, order, ones):
+    """`order` has the batch, the groups' dimension and the others, as `ones` has them."""
     x, channels = plan.channels_last(Value(x.layout.permute(order), x.dtype, x.step))
-    ones = torch.zeros(sum(sizes), *size, dtype=torch.float64)
-    for channel, place in enumerate(itertools.chain(*([p] * n for p, n in zip(places, sizes, strict=True)))):
-        ones[(channel, *place)] = 1
+    count, *size = ones.shape
     constant = Constant(
-        Deferred.of(ones), torch.float32, (), True, False, ("shift", tuple(sizes), repr(places), tuple(size))
+        Deferred.of(ones), torch.float32, (), True, False, ("shift", ones.shape, ones.numpy().tobytes())
     )
-    kernel = constant.take(0, channels).permute(*range(1, len(size) + 1), 0).reshape(*size, sum(sizes), 1)
+    kernel = constant.take(0, channels).permute(*range(1, len(size) + 1), 0).reshape(*size, count, 1)
     config = {
         "kernel_size": tuple(size), "strides": (1,) * len(size), "padding": "same", "dilation_rate": (1,) * len(size),
         "depth_multiplier": 1, "use_bias": False,

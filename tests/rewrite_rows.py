@@ -111,6 +111,34 @@ SHIFTS_LEAVE = {
     "two values": (lambda x: torch.cat([x.relu()[:, :4].roll(1, 2), x[:, 4:].roll(1, 3)], 1), SHIFTED),
 }  # fmt: skip
 
+
+def shifted_by_operator(border, distances=(0, 1, -1, 0), dim=1, dims=(2, 3), shape=SHIFTED):
+    sizes = [3, shape[dim] - 3]
+    return lambda x: ours.shift(x, dim, sizes, list(dims), list(distances), border)
+
+
+SEQUENCE_OF_8 = (2, 8, 11)
+TO_DEPTHWISE_FIRES = {
+    "zeros": (behind_conv(shifted_by_operator("zeros")), SHIFTED, "conv2d conv2d"),
+    "a border repeated": (behind_conv(shifted_by_operator("replicate")), SHIFTED, "conv2d pad conv2d"),
+    "a larger reach along one axis": (
+        behind_conv(shifted_by_operator("replicate", (4, -1), dims=(2,))), SHIFTED, "conv2d pad conv2d"
+    ),
+    "a sequence": (
+        Call(lambda self, x: shifted_by_operator("zeros", (2, -1), dims=(2,))(self.conv(x)), conv=nn.Conv1d(8, 8, 1)),
+        SEQUENCE_OF_8, "conv1d conv1d",
+    ),
+}  # fmt: skip
+TO_DEPTHWISE_LEAVES = {
+    "infinities may come": (shifted_by_operator("zeros"), SHIFTED),
+    "a border that is kept": (behind_conv(shifted_by_operator("keep")), SHIFTED),
+    "wrapped": (behind_conv(shifted_by_operator("circular")), SHIFTED),
+    "a kernel of more elements": (behind_conv(shifted_by_operator("zeros", (2, 1, -1, 0))), SHIFTED),
+    "groups of rows": (behind_conv(shifted_by_operator("zeros", (1, -1), 2, (3,))), SHIFTED),
+    "a large map": (behind_conv(shifted_by_operator("zeros")), (2, 8, 33, 32)),
+    "a map too large for a border repeated": (behind_conv(shifted_by_operator("replicate")), (2, 8, 13, 12)),
+}
+
 # -- convolutions written otherwise
 
 

@@ -27,6 +27,8 @@ from rewrite_rows import (
     SHIFTS_LEAVE,
     SPACE_TO_DEPTH_FIRES,
     SPACE_TO_DEPTH_LEAVES,
+    TO_DEPTHWISE_FIRES,
+    TO_DEPTHWISE_LEAVES,
     VOLUMES_FIRE,
     VOLUMES_LEAVE,
     separable,
@@ -54,6 +56,7 @@ from converter.rewrites.linear_to_matmul import linear_to_matmul
 from converter.rewrites.masked_attention import masked_attention
 from converter.rewrites.merge_padding import merge_padding
 from converter.rewrites.separable import merge_separable
+from converter.rewrites.shift_to_depthwise import shift_to_depthwise
 from converter.rewrites.tell_split_volumes import tell_split_volumes
 
 aten, ours = torch.ops.aten, torch.ops.converter
@@ -829,6 +832,7 @@ TABLES = {
     merge_padding: (PADDING_FIRES, PADDING_LEAVES),
     fold_depthwise_bias: (DEPTHWISE_BIAS_FIRES, DEPTHWISE_BIAS_LEAVES),
     find_shifts: (SHIFTS_FIRE, SHIFTS_LEAVE),
+    shift_to_depthwise: (TO_DEPTHWISE_FIRES, TO_DEPTHWISE_LEAVES),
     find_trained_shifts: (SHIFTS_FIRE, SHIFTS_LEAVE),
     focus_to_space_to_depth: (FOCUS_FIRES, FOCUS_LEAVES),
     find_channel_permutations: (PERMUTATION_FIRES, PERMUTATION_LEAVES),

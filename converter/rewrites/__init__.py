@@ -32,6 +32,7 @@ from converter.rewrites.linear_to_matmul import linear_to_matmul
 from converter.rewrites.masked_attention import masked_attention
 from converter.rewrites.merge_padding import merge_padding
 from converter.rewrites.separable import merge_separable
+from converter.rewrites.shift_to_depthwise import shift_to_depthwise
 from converter.rewrites.tell_split_volumes import tell_split_volumes
 from converter.rounding import rounded_otherwise
 from converter.verification.compare import function_bound
@@ -67,6 +68,7 @@ REWRITES: dict[str, tuple[Rewrite, ...]] = {
         linear_to_matmul,
         adaptive_pools,
         masked_attention,
+        shift_to_depthwise,
     ),
 }
 KEEP_BATCHNORM = (fold_batch_norm,)

@@ -1,0 +1,73 @@
+"""A spatial shift on a small map as one depthwise convolution (ONNX).
+
+shift(x, 1, sizes, dims, distances, border) -> conv(pad(x), one_hot, groups=channels)
+
+So it is faster with onnxruntime: on larger maps, cuts and joins are. Not where infinities may come, which a
+multiplication by zero would make NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from converter import ops
+from converter.program import Origin, Program, module_path
+from converter.rewrites.change import Change
+from converter.rewrites.finiteness import may_be_infinite
+
+aten, ours = torch.ops.aten, torch.ops.converter
+LARGEST_KERNEL = 9  # elements
+LARGEST_MAP = {"zeros": 1024, "replicate": 144}  # pixels
+CONVOLUTIONS = {1: aten.conv1d.default, 2: aten.conv2d.default}
+assert ops  # registers torch.ops.converter
+
+
+def shift_to_depthwise(program: Program) -> list[Change]:
+    changes = []
+    for node in list(program.graph.find_nodes(op="call_function", target=ours.shift.default)):
+        x, dim, sizes, dims, distances, border = node.args
+        spatial = x.meta["val"].shape[2:]
+        kernel = one_hot_kernel(x.meta["val"].dim(), dim, sizes, dims, distances)
+        if dim != 1 or kernel is None or not all(isinstance(n, int) for n in spatial):
+            continue
+        if int(np.prod(spatial)) > LARGEST_MAP.get(border, 0) or x.meta["val"].dtype != torch.float32:
+            continue
+        if may_be_infinite(program, x):
+            continue
+        axes, reach = len(spatial), [n // 2 for n in kernel.shape[1:]]
+        with program.graph.inserting_before(node):
+            if border == "replicate":
+                widths = [r for r in reversed(reach) for _ in range(2)]
+                x = program.call(aten.pad.default, (x, widths, "replicate"), like=node)
+            padding = reach if border == "zeros" else [0] * axes
+            weight = program.new_tensor(
+                f"{node.name}_kernel", kernel.float()[:, None], node, Origin(()), trainable=False
+            )
+            arguments = (x, weight, None, [1] * axes, padding, [1] * axes, kernel.shape[0])
+            moved = program.call(CONVOLUTIONS[axes], arguments, like=node)
+        node.replace_all_uses_with(moved)
+        changes.append(Change("shift as a depthwise convolution", module_path(node), "a small map", minor=True))
+    return changes
+
+
+def one_hot_kernel(
+    rank: int, dim: int, sizes: Sequence[int], dims: Sequence[int], distances: Sequence[int]
+) -> Tensor | None:
+    """(elements of `dim`, other axes in order): 1 where each comes from; None where slices are as fast everywhere."""
+    spatial = [d for d in range(1, rank) if d != dim]
+    groups = [dict(zip(dims, distances[i * len(dims) :], strict=False)) for i in range(len(sizes))]
+    reach = [max(abs(by.get(d, 0)) for by in groups) for d in spatial]
+    shape = [2 * n + 1 for n in reach]
+    if len(sizes) < 2 or len(spatial) not in CONVOLUTIONS or int(np.prod(shape)) > LARGEST_KERNEL:
+        return None
+    kernel = torch.zeros(sum(sizes), *shape, dtype=torch.float64)
+    first = 0
+    for size, by in zip(sizes, groups, strict=True):
+        place = [r - by.get(d, 0) for r, d in zip(reach, spatial, strict=True)]
+        kernel[(slice(first, first + size), *place)] = 1
+        first += size
+    return kernel
