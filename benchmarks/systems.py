@@ -4,7 +4,8 @@
         [--write docs/SYSTEMS.md]
 
 The naive lowering is the same program without our recognitions: constants are computed and norms folded, nothing else.
-With --results what is there already is not measured again.
+With --results what is there already is not measured again. What a file has from its first section on, written by hand,
+is kept.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ ROUNDS = 40  # timed calls of each, in turn
 SLOWER = 1.15  # times the naive lowering; below, it is noise
 HEAD = """# The systems of the source documents
 
-Written by `PYTHONPATH=tests:. python -m benchmarks.systems --write docs/SYSTEMS.md` ({machine}). Each row is a sample
-model of ours (`sample_models/systems.py`) that uses the operator between layers with weights, as its paper's code does,
-at batch 2 in float32.
+Written by `PYTHONPATH=tests:. python -m benchmarks.systems --write docs/SYSTEMS.md` ({machine}).
+Each row is a sample model of ours (`sample_models/systems.py`) that uses the operator between layers with weights, as
+its paper's code does, at batch 2 in float32. The maps are small: times are mostly those of starting operators.
 
 - **movement**: the largest difference of the movement alone, which has no weights, from PyTorch in float64, rounded.
   0 is bit for bit.
@@ -42,7 +43,8 @@ at batch 2 in float32.
   (its distance from float64 in float32; the bound is 16).
 - **operators**: what may move elements in the network, and how often; depthwise convolutions, as they may be shifts.
 - **ms**, **naive ms**: time of the network, and of the same program without our recognitions; the fastest tenth of
-  {rounds} calls taken in turn. The machine had other work: the ratio of a row's two times says more than either.
+  {rounds} calls taken in turn. A row that is slower so by more than 15 % is timed twice more; the median ratio of the
+  three stands here. The machine had other work: the ratio of a row's two times says more than either.
 
 """
 COLUMNS = """
@@ -67,6 +69,9 @@ def measure(system: System, format: str, folder: Path) -> dict[str, Any]:
         own = max(float((one - exact).abs().max()), 4 * 2.0**-23 * float(exact.abs().max()))
         worst = max(worst, float(np.abs(actual - exact.numpy()).max() / own))
     times = timed([run, naive] if naive else [run], inputs)
+    if naive and times[0] > SLOWER * times[1]:
+        again = [times, *(timed([run, naive], inputs) for _ in range(2))]
+        times = sorted(again, key=lambda pair: pair[0] / pair[1])[1]
     return {
         "system": system.name,
         "spelling": system.spelling,
@@ -102,23 +107,23 @@ def line(row: dict[str, Any]) -> str:
 
 def summary(rows: list[dict[str, Any]]) -> str:
     alone = [row for row in rows if row["movement"] is not None]
-    rounded = sorted({f"{row['system']}, {row['spelling']}" for row in alone if row["movement"]})
+    rounded = {f"{row['system']}: {row['spelling']}" for row in alone if row["movement"]}
     compared = [(row["ms"] / row["naive_ms"], row) for row in rows if row["naive_ms"]]
     ratios = [ratio for ratio, _ in compared]
     slower = [
-        f"{row['system']}, {row['spelling']}, `{row['format']}` ({ratio:.2f})"
+        f"{row['system']}: {row['spelling']}, `{row['format']}` ({ratio:.2f})"
         for ratio, row in sorted(compared, key=lambda pair: -pair[0])
         if ratio > SLOWER
     ]
-    return (
-        f"{len(rows)} rows. Of {len(alone)} movements that can be had alone "
-        f"{sum(not row['movement'] for row in alone)} are exact"
-        + (f"; those that round: {'; '.join(rounded)}" if rounded else "")
-        + ".\n"
-        f"Largest difference of a network: {max(row['network'] for row in rows):.1f} times PyTorch's own rounding.\n"
-        f"Time over naive time: median {np.median(ratios):.2f}, least {min(ratios):.2f}, most {max(ratios):.2f}.\n"
-        f"More than {SLOWER} times the naive: {'; '.join(slower) or 'none'}.\n"
-    )
+    exact = sum(not row["movement"] for row in alone)
+    listed = [
+        f"{len(rows)} rows. Of {len(alone)} movements that can be had alone {exact} are exact",
+        f"those that are not: {'; '.join(sorted(rounded)) or 'none'}",
+        f"largest difference of a network: {max(row['network'] for row in rows):.1f} times PyTorch's own rounding",
+        f"time over naive time: median {np.median(ratios):.2f}, least {min(ratios):.2f}, most {max(ratios):.2f}",
+        f"more than {SLOWER} times the naive: {'; '.join(slower) or 'none'}",
+    ]
+    return "".join(f"- {line}\n" for line in listed)
 
 
 def moved(system: System, format: str, folder: Path) -> float | None:
@@ -167,7 +172,8 @@ def main(titles: tuple[str, ...], write: Path | None, results: Path | None) -> N
     text = table(rows)
     if write:
         write.parent.mkdir(exist_ok=True)
-        write.write_text(text)
+        _, section, by_hand = write.read_text().partition("\n## ") if write.exists() else ("", "", "")
+        write.write_text(text + section + by_hand)
     else:
         click.echo(text)
 
