@@ -42,12 +42,15 @@ class Chain(nn.Module):
 # -- grids
 
 
+KINDS = ("inside", "around", "far", "near pixels")
+
+
 @dataclass(frozen=True)
 class Grid:
-    """A grid for images of `shape`, and whether it is the same for every example and known at conversion."""
+    """Grids for images of `shape`, one of each kind; `fixed` if known at conversion and the same for every example."""
 
     shape: tuple[int, ...]
-    values: Tensor
+    values: tuple[Tensor, ...]
     fixed: bool
 
     @property
@@ -63,16 +66,19 @@ def grids(draw) -> Grid:
     fixed = draw(st.booleans())
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     shape = (1 if fixed else 2, *results, rank)
-    values = torch.randn(shape, generator=generator, dtype=torch.float64)
-    kind = draw(st.sampled_from(("inside", "around", "far", "near pixels")))
-    if kind == "near pixels":
-        # no nearer to the middle between two than a fifth of a pixel, in both senses of the corners
-        last = torch.tensor(sizes[::-1], dtype=torch.float64)
-        whole = torch.randint(-2, 8, shape, generator=generator)
-        values = (2 * (whole + 0.1 * values.tanh()) + 1) / last - 1
-    else:
-        values = values * {"inside": 0.4, "around": 1.2, "far": 30}[kind]
+    kinds = (draw(st.sampled_from(KINDS)),) if fixed else KINDS * 3
+    values = tuple(values_of(kind, shape, sizes, generator) for kind in kinds)
     return Grid((2, draw(st.integers(1, 3)), *sizes), values, fixed)
+
+
+def values_of(kind: str, shape: tuple[int, ...], sizes: list[int], generator: torch.Generator) -> Tensor:
+    values = torch.randn(shape, generator=generator, dtype=torch.float64)
+    if kind != "near pixels":
+        return values * {"inside": 0.4, "around": 1.2, "far": 30}[kind]
+    # no nearer to the middle between two than a fifth of a pixel, where the corners' outer edges are at 1
+    last = torch.tensor(sizes[::-1], dtype=torch.float64)
+    whole = torch.randint(-2, 8, shape, generator=generator)
+    return (2 * (whole + 0.1 * values.tanh()) + 1) / last - 1
 
 
 def sampled_in_every_way(grid: Grid) -> list[Callable[..., Tensor]]:
