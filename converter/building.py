@@ -20,6 +20,7 @@ from converter.memory import swept
 from converter.plan import Plan
 from converter.planning import make_plan
 from converter.program import Program
+from converter.ranges import export_shapes
 from converter.reference import Reference
 from converter.report import Movement, Proof, Rewrite, TraceRow
 from converter.rewrites import EXACT_SHIFTS, KEEP_BATCHNORM, REWRITES, rewrite
@@ -99,16 +100,14 @@ class Built:
         if self.format == "onnx":
             from converter.artefacts import onnx_file
 
-            batch = torch.export.Dim("batch", min=1)
             dynamic = self.source.program.fixed_batch is None
             lowest = self.program.at(torch.float32)
-            shapes = tuple({0: batch} if dynamic and x.ndim else None for x in self.source.examples)
             onnx_file.write(
                 lowest.graph_module,
                 [_for_dynamic(x) if dynamic else x for x in self.source.examples],
                 self.program.inputs,
                 self.program.outputs,
-                shapes,
+                export_shapes(self.source.program),
                 path,
                 self.stamp(),
                 self.options.opset,

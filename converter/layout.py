@@ -55,6 +55,21 @@ def quotient(size: Size, divisor: Size) -> Size | None:
     return as_size(numerator) if denominator == 1 else None
 
 
+NOMINAL = 32  # what an unknown size counts for where there are several
+
+
+def per_example(n: Size) -> int:
+    """A size with the unknown batch as one; of several unknown sizes one is taken for the batch."""
+    if isinstance(n, int):
+        return n
+    unknown = n.free_symbols
+    return (
+        int(n.subs(dict.fromkeys(unknown, NOMINAL))) // NOMINAL
+        if len(unknown) > 1
+        else int(n.subs(dict.fromkeys(unknown, 1)))
+    )
+
+
 def as_size(expression: Any) -> Size:
     return int(expression) if getattr(expression, "is_Integer", True) else expression
 
@@ -104,8 +119,7 @@ class Move:
         """Elements per example; a move of many small blocks counts a little more, one with a name a little less."""
         if self.order is None:
             return 0.0
-        elements = self.elements
-        count = elements if isinstance(elements, int) else int(elements.subs(dict.fromkeys(elements.free_symbols, 1)))
+        count = per_example(self.elements)
         return count * (0.9 if self.named else 1 + 0.01 * len(self.split))
 
     @property

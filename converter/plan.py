@@ -14,7 +14,19 @@ import numpy as np
 import torch
 from torch import fx
 
-from converter.layout import Layout, Move, MustMerge, Run, Runs, Size, cut_axes, joint_order, product, refine
+from converter.layout import (
+    Layout,
+    Move,
+    MustMerge,
+    Run,
+    Runs,
+    Size,
+    cut_axes,
+    joint_order,
+    per_example,
+    product,
+    refine,
+)
 from converter.program import Program, module_path
 from converter.steps import (
     CallStep,
@@ -31,7 +43,6 @@ from converter.steps import (
     Value,
     arrange,
     elements,
-    per_example,
     size_of,
     sizes,
 )

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
+from converter.errors import CaptureError
 from converter.program import Program
 from converter.verification.inputs import InputSpec
 
@@ -164,13 +165,39 @@ def free_sizes(program: Program) -> list[dict[str, int]]:
         values = dict.fromkeys(known, BATCH_HINT)
         for size in free:
             for symbol in sorted(size.node.expr.free_symbols - values.keys(), key=str):
-                values[symbol] = _within(environment.var_to_range.get(symbol), step)
+                apart = len(values) - len(known)  # no two sizes alike: a swap of height and width is to show
+                values[symbol] = _within(environment.var_to_range.get(symbol), 3 * step + 2 * apart)
         choices.append({str(n): int(n.node.expr.subs(values)) for n in free})
     return choices
 
 
-def _within(bounds: Any, step: int) -> int:
-    """A size within its bounds, not the least, and another for another step."""
+def _within(bounds: Any, above: int) -> int:
+    """A size within its bounds, not the least."""
     lowest, highest = (int(bounds.lower), bounds.upper) if bounds is not None else (2, sympy.oo)
-    wanted = max(lowest, 2) + 3 * step
+    wanted = max(lowest, 2) + above
     return int(highest) if highest.is_finite and wanted > highest else wanted
+
+
+def export_shapes(program: Program) -> tuple[dict[int, Any] | None, ...]:
+    """The program's free dimensions as `torch.export.export` takes them, the first of an input called batch."""
+    named: dict[sympy.Symbol, Any] = {}
+
+    def free(size: torch.SymInt, dim: int) -> Any:
+        expression = size.node.expr
+        (symbol,) = expression.free_symbols
+        factor, rest = int(expression.coeff(symbol)), int(expression.subs(symbol, 0))
+        if expression != factor * symbol + rest:
+            raise CaptureError(f"a free size of {expression}", cure="export the model with sizes a * dim + b")
+        if symbol not in named:
+            bounds = size.node.shape_env.var_to_range.get(symbol)
+            lowest, highest = (int(bounds.lower), bounds.upper) if bounds is not None else (0, sympy.oo)
+            limits = {"min": 1 if dim == 0 else lowest} | ({"max": int(highest)} if highest.is_Integer else {})
+            named[symbol] = torch.export.Dim("batch" if dim == 0 else str(symbol), **limits)
+        whole = named[symbol] if factor == 1 else factor * named[symbol]
+        return whole + rest if rest else whole
+
+    found = []
+    for node in program.placeholders:
+        shape = node.meta["val"].shape
+        found.append({d: free(n, d) for d, n in enumerate(shape) if not isinstance(n, int)} or None)
+    return tuple(found)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from converter.deferred import Deferred
-from converter.layout import Layout, Move, Runs, Size, as_size
+from converter.layout import Layout, Move, Runs, Size, as_size, per_example
 
 
 class Unsupported(Exception):
@@ -206,11 +206,6 @@ def arrange(constant: Constant, layout: Layout, axes: Runs) -> tuple[Constant, L
 def elements(moves: Iterable[Move]) -> int:
     """Moved elements, for one example."""
     return sum(per_example(move.elements) for move in moves)
-
-
-def per_example(n: Size) -> int:
-    """A size with the unknown batch as one."""
-    return n if isinstance(n, int) else int(n.subs(dict.fromkeys(n.free_symbols, 1)))
 
 
 def sizes(tensor: Tensor) -> tuple[Size, ...]:

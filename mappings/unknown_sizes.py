@@ -15,9 +15,9 @@ import numpy as np
 import sympy
 from keras import ops
 
-from converter.layout import Layout, Size, product, quotient
+from converter.layout import Layout, Size, per_example, product, quotient
 from converter.plan import Plan, Unsupported, Value
-from converter.steps import Movement, per_example
+from converter.steps import Movement
 
 LEAST, CHECKED = 8, 8192  # the sizes for which a factor, a float, is known to act as the fraction it stands for
 MOST = 100  # denominator

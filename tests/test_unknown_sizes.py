@@ -1,5 +1,7 @@
 """Images whose height and width are unknown until the model runs, resampled: compared at several sizes."""
 
+import re
+
 import pytest
 import tensorflow as tf
 import torch
@@ -19,6 +21,7 @@ from keras.saving import load_model
 from torch import nn
 from torch.export import Dim
 
+import converter
 from converter.capture import from_exported
 from converter.errors import UnsupportedOperatorsError
 from converter.lower import Lowered
@@ -115,3 +118,16 @@ def test_a_size_that_nothing_has_is_refused_by_name():
     module = Call(lambda x: F.interpolate(x, size=(x.shape[2] + 1, x.shape[3]), mode="bilinear"))
     with pytest.raises(UnsupportedOperatorsError, match="no tensor before it has"):
         planned(exported(module))
+
+
+def test_onnx_keeps_the_free_sizes(tmp_path):
+    exported_program = torch.export.export(
+        CASES["bilinear to another value's size"].eval(),
+        (torch.randn(2, 3, 10, 8),),
+        dynamic_shapes=({0: Dim("batch", min=1), 2: Dim("height", min=8, max=64), 3: Dim("width", min=8, max=64)},),
+    )
+    torch.export.save(exported_program, tmp_path / "net.pt2")
+    report = converter.convert(tmp_path / "net.pt2", to=["onnx"], output=tmp_path / "net.onnx")
+    assert report.status == "verified"
+    sizes = [size for row in report.compared_on.rounds for size in re.findall(r", \S+ (\d+)", row)]
+    assert len(set(sizes)) > 2, report.compared_on
