@@ -34,6 +34,7 @@ FREE = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: aten
 def decompose(program: Program, node: fx.Node) -> bool:
     """Write out one operator, if everything that it decomposes to is mapped."""
     traced = decomposed(node)
+    program.refuse_fixed_sizes(f"{node.target} was decomposed")
     return traced is not None and inline(program, node, traced)
 
 

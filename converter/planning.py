@@ -40,6 +40,7 @@ def make_plan(program: Program, layout: str = "auto") -> Plan:
         plan = planned(program, layout, Choices())
     except UnsupportedOperatorsError as error:
         plan = written_out(program, layout, error)
+    program.refuse_fixed_sizes("planning")
     return improved(plan, lambda choices: planned(program, layout, choices)) if plan.movements else plan
 
 

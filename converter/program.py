@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map_only
 
 from converter.deferred import Compute, Deferred
+from converter.errors import ConversionError
 
 aten = torch.ops.aten
 
@@ -148,14 +149,31 @@ class Program:
         node.meta = node.meta | {"val": node.meta["val"].new_empty(value.shape)}
 
     def call(self, target: Any, args: tuple, like: fx.Node) -> fx.Node:
-        """Insert a call at the graph's insert point, with the meta data that capture would have given it."""
+        """Insert a call at the graph's insert point, with the meta data that capture would have given it.
+
+        Raises:
+            ConversionError: the call is right for one size of a free dimension only.
+        """
         node = self.graph.call_function(target, args)
         fakes = tree_map_only(fx.Node, lambda n: n.meta["val"], args)
         node.meta = {"val": target(*fakes), **module_meta(like)}
+        self.refuse_fixed_sizes(f"{target} in {module_path(like) or 'the model itself'}")
         return node
+
+    def refuse_fixed_sizes(self, after: str) -> None:
+        """Raises ConversionError if a free dimension of an input has become a number: what computes a shape (a reshape
+        to the example's batch) decides that silently, for all programs of the same capture."""
+        for name, node in zip(self.inputs, self.placeholders, strict=True):
+            for dim, n in enumerate(node.meta["val"].shape):
+                if isinstance(n, torch.SymInt) and n.node.expr.is_number:
+                    raise ConversionError(
+                        f"dimension {dim} of input `{name}` was free, and is {n.node.expr} after {after}",
+                        cure="this is a fault of the converter: please report it with the model",
+                    )
 
     def finish(self) -> None:
         """After a rewrite: drop what nobody uses, check the graph and compile it again."""
+        self.refuse_fixed_sizes("a rewrite")
         self.graph.eliminate_dead_code()
         self.graph.lint()
         self.graph_module.recompile()

@@ -999,6 +999,25 @@ def test_runner_names_the_rewrite_at_fault(fault):
     assert raised.value.cure
 
 
+def reshape_to_the_example(program: Program) -> list[Change]:
+    node = program.graph.find_nodes(op="call_function", target=aten.relu.default)[0]
+    with program.graph.inserting_after(node):
+        program.call(aten.reshape.default, (node, [2, 6]), node)
+    return [Change("Reshape", "", "")]
+
+
+def ask_for_the_batch(program: Program) -> list[Change]:
+    assert program.placeholders[0].meta["val"].shape[0] == 2
+    return [Change("Nothing", "", "")]
+
+
+@pytest.mark.parametrize("wrong", [reshape_to_the_example, ask_for_the_batch])
+def test_a_rewrite_that_fixes_the_free_batch_is_refused(wrong):
+    program = captured(torch.relu, (2, 6))
+    with pytest.raises(ConversionError, match=r"dimension 0 of input `.*` was free, and is 2 after"):
+        rewrite(program, [wrong], examples([(2, 6)]))
+
+
 def test_runner_leaves_the_program_it_was_given():
     program = captured(MODEL, IMAGE)
     code, tensors = program.graph_module.code, {n: t.clone() for n, t in program.graph_module.state_dict().items()}
