@@ -6,22 +6,49 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from converter.program import Program, read_attribute, write_attribute
 
+aten = torch.ops.aten
 RUNS = 4
+RUNS_OF_CHOICES = 16  # where an output is an integer: which of two equals is chosen is seen in some of the runs only
+
+# Operators that end in a limit, which kernels reach sooner or later: what is moved before them is not seen behind.
+LIMITS = {
+    aten.sigmoid.default: (0.0, 1.0),
+    aten.softmax.int: (0.0, 1.0),
+    aten._softmax.default: (0.0, 1.0),
+    aten.tanh.default: (-1.0, 1.0),
+    aten.erf.default: (-1.0, 1.0),
+}
+
+
+class Moved(nn.Module):
+    """Moves every number by its last bit or not, within limits."""
+
+    def __init__(self, rng: np.random.Generator, limits: tuple[float, float]):
+        super().__init__()
+        self.rng, self.limits = rng, limits
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype not in (torch.float32, torch.float64):
+            return x
+        return torch.from_numpy(nudged(x.detach().numpy(), self.rng).clip(*self.limits))
 
 
 def rounded_otherwise(
     program: Program, inputs: Sequence[Tensor], precision: torch.dtype, seed: int
 ) -> list[list[Tensor]]:
-    """What a captured program makes of `inputs` in `precision` with other roundings, `RUNS` times.
+    """What a captured program makes of `inputs` in `precision` with other roundings, several times.
 
-    Every float32 of the inputs and weights is moved by the last bit that it has in `precision` or left, at random but
-    always the same way: so do kernels that add up in another order, and weights that were folded and rounded.
+    Every float32 of the inputs and weights, and of what comes close to a limit, is moved by the last bit that it has in
+    `precision` or left, at random but always the same way: so do kernels that add up in another order or compute a
+    function otherwise, and weights that were folded and rounded.
     """
-    return [_rounded_otherwise(program, inputs, precision, np.random.default_rng((seed, run))) for run in range(RUNS)]
+    chosen = any(not node.meta["val"].is_floating_point() for node in program.results)
+    generators = [np.random.default_rng((seed, run)) for run in range(RUNS_OF_CHOICES if chosen else RUNS)]
+    return [_rounded_otherwise(program, inputs, precision, rng) for rng in generators]
 
 
 def _rounded_otherwise(
@@ -36,10 +63,20 @@ def _rounded_otherwise(
     program = program.copy()
     for target in dict.fromkeys(node.target for node in program.graph.find_nodes(op="get_attr")):
         write_attribute(program.graph_module, target, moved(read_attribute(program.graph_module, target)))
+    for node in list(program.graph.nodes):
+        if node.target in LIMITS:
+            name = f"moved_{node.name}"
+            program.graph_module.add_module(name, Moved(rng, LIMITS[node.target]))
+            with program.graph.inserting_after(node):
+                after = program.graph.call_module(name, (node,))
+            node.replace_all_uses_with(after, delete_user_cb=lambda user, after=after: user is not after)
+    program.graph_module.recompile()
     return program.at(precision).run(*inputs)
 
 
 def nudged(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Every number as it is or the next one above or below."""
     direction = rng.integers(-1, 2, array.shape).astype(array.dtype)
-    return np.where(direction == 0, array, np.nextafter(array, array + direction * np.abs(array) + direction))
+    return np.asarray(
+        np.where(direction == 0, array, np.nextafter(array, array + direction * np.abs(array) + direction))
+    )

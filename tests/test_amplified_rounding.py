@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from equivalence import captured
 from mutations.planting import called, planted, with_tensor
 from torch import nn
 
@@ -9,6 +10,7 @@ from converter.building import Built, Options, build
 from converter.planning import make_plan
 from converter.reference import take_reference
 from converter.rewrites import outputs
+from converter.rounding import rounded_otherwise
 from converter.source import Clock, open_source
 from converter.verification.compare import compare_function
 
@@ -83,3 +85,15 @@ def test_pytorchs_own_rounding_in_float64_is_rounding(reference):
             difference = abs(moved["output"] - exact["output"]).max()
             assert 0 < difference < 1e-6 * abs(exact["output"]).max()
     assert not compare_function(reference.float64, reference.float32, again=reference.again_in_float64).holds
+
+
+@pytest.mark.parametrize("limited", [torch.sigmoid, torch.tanh, torch.erf, lambda x: torch.softmax(x, 0)])
+def test_a_choice_between_values_at_their_limit_is_seen_to_be_open(limited):
+    program = captured(lambda x: limited(x).argmax(1), (2, 5))
+    x = torch.tensor([[60.0, -3.0, 65.0, 0.0, 1.0], [1.0, 19.0, 0.5, 20.0, 20.0], [0.1, 0.2, 0.5, 0.4, 0.3]])
+    classes = program.run(x)[0]
+    others = rounded_otherwise(program, [x], torch.float32, 0)
+    is_open = torch.stack([other[0] != classes for other in others]).any(0)
+    ties = (limited(x) == limited(x).amax(1, keepdim=True)).sum(1) > 1
+    assert ties.any()
+    assert is_open.tolist() == ties.tolist()

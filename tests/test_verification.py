@@ -614,6 +614,15 @@ def test_pytorch_is_not_run_in_float64_again_where_that_decides_nothing(error):
     compare_function(outputs(), changed(outputs(), lambda y: y + error), again=pytest.fail)
 
 
+def test_no_more_choices_are_set_aside_than_the_artefact_makes_otherwise():
+    reference = indices()
+    actual = changed(reference, put(51, (3, 7)))
+    everywhere = [{"y": one["y"] + 1} for one in reference]
+    (output,) = compare_artefact(reference, reference, actual, again=lambda number: [everywhere[number]]).outputs
+    assert output.agrees
+    assert output.set_aside == 1
+
+
 def test_bfloat16_may_round_to_the_next_one_and_no_further():
     import ml_dtypes
 

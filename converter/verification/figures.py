@@ -99,8 +99,8 @@ def rounding_unit(expected: np.ndarray, own: Sequence[np.ndarray], scale: float)
 
 def _exact_figures(number: int, expected: np.ndarray, actual: np.ndarray, own: Sequence[np.ndarray]) -> Figures:
     aside = np.zeros(expected.shape, bool)
-    for one in own:
-        aside |= one != expected
+    for number_of_run, one in enumerate(own):  # of those with other roundings only what is needed
+        aside |= (one != expected) & ((actual != expected) if number_of_run else True)
     differs = (actual != expected) & ~aside
     errors = np.abs(actual.astype(np.float64) - expected.astype(np.float64))
     errors = np.where(differs, np.maximum(errors, 1.0), 0.0)  # above 2^53 a difference can be lost
