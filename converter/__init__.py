@@ -4,6 +4,8 @@ import converter
 report = converter.convert("model.pt", to=["tf"], input_shapes=["1,3,224,224"])
 """
 
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,6 +13,10 @@ if TYPE_CHECKING:
     from converter.conversion import convert
     from converter.inspection import inspect
     from converter.verification.images import Preprocessing
+
+# Torch's idle threads would spin, and slow each other and TensorFlow's down on a busy machine. Read at its import.
+if "torch" not in sys.modules:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __all__ = ["Preprocessing", "convert", "inspect", "verify"]
 

@@ -93,6 +93,7 @@ class Built:
             ],
             "inputs": [_described(i) for i in self.inputs],
             "outputs": [_described(o) for o in self.outputs],
+            "choices": self.plan.choices.by_name() if self.plan else None,
             "rewrites": [[c.name, c.module, c.description] for c in self.changes if not c.minor],
         }
 
@@ -219,7 +220,13 @@ class Built:
         return lowered
 
 
-def build(source: Source, format: Format, options: Options, clock: Clock) -> Built:
+def build(
+    source: Source, format: Format, options: Options, clock: Clock, known: Mapping[str, Any] | None = None
+) -> Built:
+    """
+    Args:
+        known: the choices of an artefact's plan as its stamp has them, so that they are not searched for again.
+    """
     chosen = [r for r in REWRITES[format] if not (options.keep_batchnorm and r in KEEP_BATCHNORM)]
     if options.exact_shifts:
         chosen = [EXACT_SHIFTS.get(r, r) for r in chosen]
@@ -237,7 +244,7 @@ def build(source: Source, format: Format, options: Options, clock: Clock) -> Bui
             [_as_torch(name, node) for name, node in results],
         )  # fmt: skip
     with clock("plan"):
-        plan = make_plan(program, options.layout)
+        plan = make_plan(program, options.layout, known)
     return Built(source, format, options, program, changes, plan.inputs, plan.outputs, plan)
 
 

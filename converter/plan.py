@@ -64,6 +64,26 @@ class Choices:
     last: frozenset[fx.Node] = frozenset()
     orders: Mapping[fx.Node, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
 
+    def by_name(self) -> dict[str, Any]:
+        """For an artefact's stamp, from which `named` makes them again without a search."""
+        return {
+            "early": sorted(node.name for node in self.early),
+            "last": sorted(node.name for node in self.last),
+            "orders": {node.name: [list(factors), list(order)] for node, (factors, order) in self.orders.items()},
+        }
+
+    @classmethod
+    def named(cls, program: Program, names: Mapping[str, Any]) -> Choices | None:
+        """None where the program has no nodes of these names, as another version of PyTorch may name them."""
+        nodes = {node.name: node for node in program.graph.nodes}
+        if not nodes.keys() >= {*names["early"], *names["last"], *names["orders"]}:
+            return None
+        return cls(
+            frozenset(nodes[name] for name in names["early"]),
+            frozenset(nodes[name] for name in names["last"]),
+            {nodes[name]: (tuple(factors), tuple(order)) for name, (factors, order) in names["orders"].items()},
+        )
+
 
 @dataclass
 class Plan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,12 +23,13 @@ from converter.steps import Constant, InputStep, Interface, Step, Unsupported, V
 aten = torch.ops.aten
 
 
-def make_plan(program: Program, layout: str = "auto") -> Plan:
+def make_plan(program: Program, layout: str = "auto", known: Mapping[str, Any] | None = None) -> Plan:
     """Map every operator of `program`, so that little moves.
 
     Args:
         layout: "auto" (inputs and outputs channels last where an operator near them asks for it), "nhwc" (all of rank
             3 to 5), "nchw" (PyTorch's own).
+        known: the choices of a plan of the same program, `Choices.by_name`, which need not be searched for then.
 
     Raises:
         UnsupportedOperatorsError: all operators without a mapping.
@@ -41,7 +42,12 @@ def make_plan(program: Program, layout: str = "auto") -> Plan:
     except UnsupportedOperatorsError as error:
         plan = written_out(program, layout, error)
     program.refuse_fixed_sizes("planning")
-    return improved(plan, lambda choices: planned(program, layout, choices)) if plan.movements else plan
+    if not plan.movements:
+        return plan
+    chosen = Choices.named(program, known) if known else None
+    if chosen is not None:
+        return planned(program, layout, chosen)
+    return improved(plan, lambda choices: planned(program, layout, choices))
 
 
 def written_out(program: Program, layout: str, error: UnsupportedOperatorsError) -> Plan:

@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 
 import cli
 import converter
+from converter.artefacts.runner import Runner
 from converter.errors import CheckpointError, UnsupportedOperatorsError, UsageError
 from converter.report import (
     Accuracy,
@@ -350,6 +352,31 @@ def test_a_users_own_modules_do_not_shadow_the_command(tmp_path):
 def test_the_command_does_not_shadow_a_users_own_cli(tmp_path):
     code = "import sys; sys.argv = ['convert', '--help']; import converter.__main__ as m\ntry: m.main()\nfinally: "
     assert process(cwd=tmp_path, code=code + "assert 'cli' not in sys.modules").returncode == 0
+
+
+@pytest.mark.parametrize(
+    "before, given, seen",
+    [("", {}, "PASSIVE"), ("", {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"), ("sys.modules['torch'] = sys; ", {}, "None")],
+    ids=["torch is still to come", "the user's own", "torch has read it already"],
+)
+def test_threads_of_a_python_program_wait_passively_where_that_can_still_be_set(
+    tmp_path, monkeypatch, before, given, seen
+):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    code = f"import os, sys; {before}import converter; print(os.environ.get('OMP_WAIT_POLICY'))"
+    assert process(cwd=tmp_path, code=code, **given).stdout == f"{seen}\n"
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="where the system does not show environments")
+@pytest.mark.parametrize("given, seen", [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_of_the_process_that_opens_artefacts_wait_passively(monkeypatch, given, seen):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    with Runner("onnx") as runner:
+        while not (environment := Path(f"/proc/{runner.pid}/environ").read_bytes()):
+            time.sleep(0.01)  # the process is not quite there
+    assert f"OMP_WAIT_POLICY={seen}".encode() in environment.split(b"\0")
 
 
 NOISY = """
