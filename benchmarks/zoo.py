@@ -41,24 +41,30 @@ def built(name: str, shape: tuple[int, ...]):
     """The architecture, calibrated, and the shape it is converted for."""
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     import torch
-    from torchvision_for_tests import load_torchvision
 
     from sample_models.calibration import calibrate
 
+    candidates = [small for small in (SMALLER[len(shape)],) if math.prod(small) <= math.prod(shape)]
+    for candidate, options in [*((c, {}) for c in (*candidates, shape)), (shape, {"img_size": shape[-1]})]:
+        torch.manual_seed(0)
+        model = created(name, options).eval()
+        if takes(model, candidate):
+            return calibrate(model, torch.randn(candidate)), candidate
+    raise SystemExit(f"{name} does not run on {shape}")
+
+
+def created(name: str, options: dict):
+    """`options` are timm's: some of its models are built for one size."""
+    from torchvision_for_tests import load_torchvision
+
     library, _, architecture = name.rpartition(".")
-    torch.manual_seed(0)
     torchvision = load_torchvision()
     if library == "timm":
         import timm  # which imports torchvision
 
-        model = timm.create_model(architecture, pretrained=False)
-    else:
-        backbone = {"weights_backbone": None} if library.endswith("segmentation") else {}
-        model = torchvision.models.get_model(architecture, weights=None, **backbone)
-    for candidate in (SMALLER[len(shape)], shape):
-        if math.prod(candidate) <= math.prod(shape) and takes(model.eval(), candidate):
-            return calibrate(model, torch.randn(candidate)), candidate
-    raise SystemExit(f"{name} does not run on {shape}")
+        return timm.create_model(architecture, pretrained=False, **options)
+    backbone = {"weights_backbone": None} if library.endswith("segmentation") else {}
+    return torchvision.models.get_model(architecture, weights=None, **backbone, **options)
 
 
 def takes(model, shape: tuple[int, ...]) -> bool:
