@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from converter.program import Program, read_attribute, write_attribute
+from converter.verification.figures import FLOOR_ULP
 
 aten = torch.ops.aten
 RUNS = 4
@@ -25,7 +26,7 @@ LIMITS = {
 
 
 class Moved(nn.Module):
-    """Moves every number by its last bit or not, within limits."""
+    """Moves every number by up to the few last bits that kernels of such a function differ in, within limits."""
 
     def __init__(self, rng: np.random.Generator, limits: tuple[float, float]):
         super().__init__()
@@ -34,7 +35,9 @@ class Moved(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype not in (torch.float32, torch.float64):
             return x
-        return torch.from_numpy(nudged(x.detach().numpy(), self.rng).clip(*self.limits))
+        array = x.detach().numpy()
+        steps = self.rng.integers(-FLOOR_ULP, FLOOR_ULP + 1, array.shape).astype(array.dtype)
+        return torch.from_numpy(np.asarray(array + steps * np.spacing(np.abs(array))).clip(*self.limits))
 
 
 def rounded_otherwise(
@@ -42,9 +45,9 @@ def rounded_otherwise(
 ) -> list[list[Tensor]]:
     """What a captured program makes of `inputs` in `precision` with other roundings, several times.
 
-    Every float32 of the inputs and weights, and of what comes close to a limit, is moved by the last bit that it has in
-    `precision` or left, at random but always the same way: so do kernels that add up in another order or compute a
-    function otherwise, and weights that were folded and rounded.
+    Every float32 of the inputs and weights is moved by the last bit that it has in `precision` or left, at random but
+    always the same way: so do kernels that add up in another order, and weights that were folded and rounded. What an
+    operator gives that has a limit is moved too.
     """
     chosen = any(not node.meta["val"].is_floating_point() for node in program.results)
     generators = [np.random.default_rng((seed, run)) for run in range(RUNS_OF_CHOICES if chosen else RUNS)]

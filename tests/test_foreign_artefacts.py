@@ -39,13 +39,13 @@ class Classifier(nn.Module):
 
 
 class Detector(nn.Module):
-    """Two outputs of equal shapes, boxes in pixels and scores."""
+    """Two outputs, boxes in pixels and scores; of equal shapes by default."""
 
-    def __init__(self, boxes: bool = True):
+    def __init__(self, boxes: bool = True, classes: int = 4):
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3)
         self.first = nn.Linear(8, 4)
-        self.second = nn.Linear(8, 4)
+        self.second = nn.Linear(8, classes)
         self.boxes = boxes
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -330,6 +330,15 @@ EXPLAINED = {
         {"layout"},
     ),
 }  # fmt: skip
+
+
+def disturbed(module: nn.Module) -> nn.Module:
+    changed = copy.deepcopy(module)
+    with torch.no_grad():
+        next(changed.parameters())[0, 0, 1, 1] += 0.05
+    return changed
+
+
 WRONG = {
     "a softmax over the wrong dimension": (Classifier2d(), lambda m: After(m, lambda y: y.softmax(2)), SHAPE),
     "a softmax of twice the scores": (Classifier(), lambda m: After(m, lambda y: (2 * y).softmax(1)), SHAPE),
@@ -340,19 +349,13 @@ WRONG = {
     "boxes and scores divided": (Detector(), lambda m: After(m, lambda y: (y[0] / 12, y[1] / 12)), SHAPE),
     "boxes with x and y swapped": (Detector(), lambda m: After(m, lambda y: (y[0][..., [1, 0, 3, 2]], y[1])), SHAPE),
     "outputs swapped, one of another model": (Detector(), lambda m: After(disturbed(m), swapped), SHAPE),
+    "boxes beside scores of another length": (Detector(classes=6), disturbed, SHAPE),
     "one output twice": (Detector(), lambda m: After(m, lambda y: (y[0], y[0] + 0)), SHAPE),
     "height and width swapped": (
         Cube(), lambda m: After(m, lambda y: y.permute(0, 1, 3, 2), lambda x: (x.permute(0, 1, 3, 2),)), ["1,4,4,4"],
     ),
     "shifted by a pixel": (Cube(), lambda m: After(m, lambda y: y, lambda x: (x.roll(1, 3),)), ["1,4,4,4"]),
 }  # fmt: skip
-
-
-def disturbed(module: nn.Module) -> nn.Module:
-    changed = copy.deepcopy(module)
-    with torch.no_grad():
-        next(changed.parameters())[0, 0, 1, 1] += 0.05
-    return changed
 
 
 @pytest.mark.parametrize("row", EXPLAINED)

@@ -121,6 +121,9 @@ def explains(
     arrays = [np.asarray(outputs[name]) for outputs in float64]
     if any(array.dtype.kind != "f" for array in (*arrays, *given)):
         return False
+    straight = Way(None, way.order)
+    if any(straight.of_artefact(one).shape != array.shape for one, array in zip(given, arrays, strict=True)):
+        return False
 
     def compared(changed: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> bool:
         return compare_artefact(
