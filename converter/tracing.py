@@ -188,7 +188,9 @@ def depending(program: Program) -> Names:
     """Names of the nodes that hang on an input's values."""
     behind = Names()
     for node in program.graph.nodes:
-        if node.op == "placeholder" or any(n in behind for n in node.all_input_nodes):
+        if node.op == "placeholder" or (
+            node.target is not aten.sym_size.int and any(n in behind for n in node.all_input_nodes)
+        ):
             behind.add(node)
     return behind
 
@@ -216,9 +218,9 @@ def trace_values(known: Sequence[Known], values: Iterable[Traced]) -> list[Trace
     there = {one.node.name: match.value for one in known if (match := same[one.node.name]) and match.multiple <= 1}
     claimed = {value.name for value in there.values()}
     right = Names()
-    for one in reversed(known):
-        if one.node.name in there or any(user in right for user in one.node.users):
-            right.add(one.node)
+    for node in reversed(known[0].node.graph.nodes) if known else ():  # those too whose result is several tensors
+        if node.name in there or any(user in right for user in node.users):
+            right.add(node)
     rows = []
     for one in known:
         found = same[one.node.name] if one.node.name in there else None

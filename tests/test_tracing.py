@@ -247,6 +247,29 @@ def test_fault_in_an_artefact_is_found_at_its_module(written, runners, tmp_path,
     assert found.expected != found.actual
 
 
+class Sequences(nn.Module):
+    """What comes before operators that return several tensors is fused with them in ONNX: initial states, halves."""
+
+    def __init__(self):
+        super().__init__()
+        self.gru, self.norm, self.head = nn.GRU(6, 8, batch_first=True), nn.LayerNorm(8), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.norm(self.gru(x)[0]).chunk(2, -1)
+        return self.head(first * second.sigmoid())
+
+
+def test_what_was_fused_with_an_operator_of_several_results_does_not_depart(runners, tmp_path: Path):
+    module = with_random_tensors(Sequences())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own
+        torch.onnx.export(module, (torch.rand(1, 5, 6),), tmp_path / "plain.onnx", dynamo=True, verbose=False)
+    report = converter.verify(module, tmp_path / "plain.onnx", input_shapes=["1,5,6"], trace=True)
+    assert report.status == "verified"
+    assert [row.operator for row in report.trace if row.departs] == []
+    assert {row.module for row in report.trace} >= {"gru", "norm", "head"}
+
+
 def test_small_fault_in_any_weight_of_a_trained_network_is_found_at_its_convolution(
     runners, tmp_path: Path, repository
 ):
