@@ -116,7 +116,6 @@ def facts(artefact) -> dict:
                 "summary": proof.summary,
                 "failures": proof.failures[:5],
                 "first_difference": proof.first_difference,
-                "of_bound": max((o.max_abs / o.bound for o in proof.outputs if o.bound), default=None),
             }
             for proof in artefact.proofs
         ],
@@ -175,7 +174,7 @@ def table(rows: list[dict], listed: int) -> str:
         "all proofs, on a machine with other work; the peak is of the largest process. Transposes and gathers are",
         "those of the artefact, opened again, in the order tf, keras, onnx.",
         "",
-        f"{len(rows)} of {listed} were run, {verified} are verified in all three formats.",
+        f"{len(rows)} of {listed} have been run so far, {verified} of them are verified in all three formats.",
         "",
         "| model | input | parameters | tf | keras | onnx | transposes | gathers | seconds | peak MiB |",
         "|---|---|--:|---|---|---|---|---|--:|--:|",
