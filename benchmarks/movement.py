@@ -40,25 +40,32 @@ def measure(name: str, formats: list[str]) -> list[dict]:
     from torchvision_for_tests import load_torchvision
 
     import converter
+    from converter.artefacts.runner import Runner
     from sample_models.detect_head import build
 
     size = ARCHITECTURES[name]
     torch.manual_seed(0)
     model = build(80, size, size) if name in SAMPLES else getattr(load_torchvision().models, name)(weights=None)
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
+        shapes = [f"1,3,{size},{size}"]
         report = converter.convert(
-            model.eval(), to=formats, output=Path(folder, "out"), input_shapes=[f"1,3,{size},{size}"], verify=False
+            model.eval(), to=formats, output=Path(folder, "out"), input_shapes=shapes, verify=False
         )
-    return [
-        {
-            "name": name,
-            "format": artefact.format,
-            "operators": dict(artefact.operators),
-            "movements": [f"{m.kind}, {m.reason}" for m in artefact.movements],
-            "elements": sum(m.elements for m in artefact.movements if isinstance(m.elements, int)),
-        }
-        for artefact in report.artefacts
-    ]
+        for artefact in report.artefacts:
+            with Runner(artefact.format) as runner:
+                runner.open(artefact.path)
+                operators = dict(runner.operators())
+            rows.append(
+                {
+                    "name": name,
+                    "format": artefact.format,
+                    "operators": operators,
+                    "movements": [f"{m.kind}, {m.reason}" for m in artefact.movements],
+                    "elements": sum(m.elements for m in artefact.movements if isinstance(m.elements, int)),
+                }
+            )
+    return rows
 
 
 def table(rows: list[dict]) -> str:
