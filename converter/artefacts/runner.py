@@ -98,6 +98,11 @@ class Runner:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked: a runtime that crashes takes the process with it."""
+        return self._process.poll() is None
+
     def open(self, path: Path, signature: str | None = None) -> None:
         """Sets `inputs` and `outputs`. Another artefact of the format may be opened after it.
 

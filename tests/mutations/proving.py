@@ -177,14 +177,14 @@ class Caught:
 
 
 class Runners:
-    """One process for each format, started when it is first asked for."""
+    """One process for each format, started when it is first asked for, and again where a fault has crashed it."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
         self._started: dict[Format, Runner] = {}
 
     def __getitem__(self, format: Format) -> Runner:
-        if format not in self._started:
+        if format not in self._started or not self._started[format].alive:
             self._started[format] = self._stack.enter_context(Runner(format))
         return self._started[format]
 
@@ -277,13 +277,13 @@ PLACES: dict[Format, str] = {"keras": "Keras file", "onnx": "ONNX file", "tf": "
 
 def artefact_mutants(bench: Bench, format: Format, most: int, only: Any = None) -> Iterator[Mutant]:
     """Faults planted in an artefact that was written right. The first proof does not see artefacts."""
-    runner, (edits, write) = bench.runners[format], EDITS[format]
+    edits, write = EDITS[format]
     with tempfile.TemporaryDirectory() as folder:
         built = build(bench.source, format, Options(), Clock(None))
         right = Path(folder, "right" + ENDINGS[format])
         built.write(right)
         proof = bench.compared(built, right)
-        tensors = runner.tensors()
+        tensors = dict(bench.runners[format].tensors())
         for one in (proof, bench.weights(built)):
             if not one.holds:
                 raise AssertionError(f"{bench.name}: a false alarm on what is right: {one.summary}")
