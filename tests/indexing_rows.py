@@ -303,4 +303,27 @@ NUMBERS = {
     ),
 }
 
-CASES = GATHERS | SCATTERS | OF_ONE | ORDERS | MATRICES | NUMBERS
+# What PyTorch's decompositions are made of; capture keeps the operators that users write whole.
+DECOMPOSED = {
+    "inverse, with its status": (lambda x: aten.linalg_inv_ex(spread(x, 5))[0], TOKENS),
+    "cholesky, with its status": (lambda x: aten.linalg_cholesky_ex(spread(x, 5) @ spread(x, 5).mT)[0], TOKENS),
+    "solve, with its factors": (lambda x: aten._linalg_solve_ex(spread(x, 5), x[:, :5, 5:7])[0], TOKENS),
+    "determinants, with their factors": (
+        lambda x: (aten._linalg_det(spread(x, 5))[0], *aten._linalg_slogdet(spread(x, 5))[:2]),
+        TOKENS,
+    ),
+    "distances, forwards": (
+        lambda x, y: (aten._cdist_forward(x, y[:, :4], 1.0, None), aten._pdist_forward(x[0], 3.0)),
+        TOKENS,
+        TOKENS,
+    ),
+    "a product of vectors": (lambda x: aten.vdot(x[0, 0], x[0, 1]), TOKENS),
+    "an index within bounds": (lambda x, i: aten._unsafe_index(x, [None, i[0, :, 0]]), TOKENS, PICKS),
+    "a write within bounds": (
+        lambda x, y: aten._unsafe_index_put(x, [None, constant(3, 0)], y[:, :2]),
+        TOKENS,
+        TOKENS,
+    ),
+}
+
+CASES = DECOMPOSED | GATHERS | SCATTERS | OF_ONE | ORDERS | MATRICES | NUMBERS

@@ -789,7 +789,8 @@ def test_every_operator_with_a_mapping_has_a_row():
     met = {case: targets(program_of(case)) for case in EVERY}
     written_out = [case for case in EVERY if met[case] - MAPPINGS.keys()]
     met |= {f"{case}, written out": targets(planned(program_of(case)).program) for case in written_out}
-    assert not sorted(map(str, MAPPINGS.keys() - set().union(*met.values())))
+    missing = MAPPINGS.keys() - set().union(*met.values())
+    assert not missing, "\n".join(sorted(map(str, missing)))
 
 
 def targets(program: Program) -> set:
