@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import UsageError
 
 Kind = Literal["normal", "uniform", "large", "impulse", "spread"]
-ROUNDS: tuple[tuple[Kind, int], ...] = (("normal", 1), ("normal", 4), ("uniform", 2), ("large", 1), ("impulse", 2))
+ROUNDS: tuple[tuple[Kind, int], ...] = (("normal", 1), ("normal", 4), ("uniform", 1), ("large", 1), ("impulse", 2))
 IMPULSE = 8.0  # over a background of deviation 1/16: an exact zero would make norms divide rounding by nothing
 
 
