@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -374,8 +375,8 @@ class Plan:
             axes = cut_axes(order, [refined[i], *others])
             wanted = [_skeleton(axes, layout) for layout in refined]
             cost = elements(refined[j].to(wanted[j])[1] for j in values)
-            arrangements.append((cost, axes, wanted))
-        _, axes, wanted = min(arrangements, key=lambda a: a[0])
+            arrangements.append((cost, _disorder(axes, refined), axes, wanted))
+        *_, axes, wanted = min(arrangements, key=lambda a: a[:2])
         arranged = []
         for layout, operand, target in zip(refined, held, wanted, strict=True):
             if isinstance(operand, Value):
@@ -405,6 +406,15 @@ def _own_axis(axes: Runs, atom: int) -> Runs:
         else:
             result.append(axis)
     return tuple(result)
+
+
+def _disorder(axes: Runs, layouts: Sequence[Layout]) -> int:
+    """How many pairs of atoms that no value holds both of lie in another order than their dimensions."""
+    rank = max(len(layout.dims) for layout in layouts)
+    dims = {a: rank - len(x.dims) + d for x in layouts for d, run in enumerate(x.dims) for a in run}
+    together = {frozenset(pair) for x in layouts for pair in combinations(x.size, 2)}
+    pairs = combinations((a for axis in axes for a in axis), 2)
+    return sum(dims[a] > dims[b] for a, b in pairs if frozenset((a, b)) not in together)
 
 
 def _skeleton(axes: Runs, layout: Layout) -> Runs:

@@ -226,6 +226,11 @@ MOVEMENTS = {
         IMAGE,
         [],
     ),
+    "a value and itself with a dimension more": (
+        Call(lambda x: (x.transpose(0, 1).unsqueeze(1) + x.transpose(0, 1), x.transpose(0, 1) * 2)),
+        (2, 4, 6, 8),
+        ["Transpose"],
+    ),
     "multilayer perceptron on tokens": (
         nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 6)),
         TOKENS,
