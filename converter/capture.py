@@ -150,7 +150,8 @@ def from_exported(exported: ExportedProgram) -> Program:
     for node in list(graph.nodes):
         if node.target in ASSERTIONS:
             graph.erase_node(node)
-    program = Program(graph_module, inputs, [n for n, _ in kept], origins)
+    frozen = frozenset(n for n, t in tensors.items() if isinstance(t, nn.Parameter) and not t.requires_grad)
+    program = Program(graph_module, inputs, [n for n, _ in kept], origins, frozen=frozen)
     if len(kept) < len(results):
         program.notes.append("outputs that are no tensors were left out")
     _restore_batch_norm(program)

@@ -25,6 +25,7 @@ from converter.report import Accuracy, ArtefactReport, ConversionReport, Proof, 
 from converter.rewrites.change import Change
 from converter.source import Clock, Progress, Source, open_source
 from converter.tracing import by_module, disagrees, located, trace_artefact, worst_round
+from converter.training import training_remarks
 from converter.user_mappings import user_mappings
 from converter.verification.compare import compare_artefact
 from converter.verification.images import Preprocessing
@@ -196,6 +197,7 @@ class _Artefact:
             seconds=time.perf_counter() - started,
             accuracy=self.accuracy,
             trace=by_module(self.rows) if self.trace else (),
+            training=training_remarks(built.plan) if built.plan and self.format == "keras" else (),
         )
 
     def _proofs(self, built: Built, reference: Reference, runner: Runner) -> tuple[Proof, ...]:

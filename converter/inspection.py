@@ -118,7 +118,7 @@ def plan_rows(plan: Plan) -> tuple[PlanRow, ...]:
 
 def what_becomes(plan: Plan) -> dict[str, str]:
     """For each module's path, the Keras layers and operators made for it."""
-    from converter.lower import in_order
+    from converter.steps import in_order
 
     found: dict[str, list[str]] = {}
     for step in in_order(plan.results):

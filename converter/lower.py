@@ -25,7 +25,7 @@ from converter.plan import Plan
 from converter.precision import dtype_name, float32_is
 from converter.program import module_path
 from converter.registry import OWNERS
-from converter.steps import CallStep, Constant, ConstantStep, InputStep, ItemStep, LayerStep, MoveStep, Step
+from converter.steps import CallStep, Constant, ConstantStep, InputStep, ItemStep, LayerStep, MoveStep, Step, in_order
 from converter.user_mappings import blame
 
 LARGE = 100_000  # elements of variables that are worth a sweep
@@ -261,7 +261,7 @@ class Lowered:
         layer.build((None, 1))
         batched = constant.rearranged(lambda tensor: tensor[None], "batched")
         self._fill(layer.kernel, batched)
-        layer.trainable = constant.trainable
+        layer.trainable = constant.learns
         return layer
 
     def _constant(self, step: ConstantStep, like: Any) -> Any:
@@ -339,22 +339,6 @@ def keep_from_operations(names: Iterable[str]) -> None:
 def scope_name(name: str) -> str:
     """`name` as TensorFlow takes it for a scope: keys of ModuleDicts and of outputs may be any text."""
     return re.sub(r"[^A-Za-z0-9_.-]", "_", name.replace("/", ".")).lstrip("_-") or "unnamed"
-
-
-def in_order(results: Sequence[Step], done: Iterable[int] = ()) -> list[Step]:
-    """The steps that `results` need, each after its inputs; without those whose ids are `done`."""
-    order: list[Step] = []
-    seen = set(done)
-    stack = [(step, False) for step in reversed(results)]
-    while stack:
-        step, ready = stack.pop()
-        if ready:
-            order.append(step)
-        elif id(step) not in seen:
-            seen.add(id(step))
-            stack.append((step, True))
-            stack.extend((i, False) for i in reversed(step.inputs) if id(i) not in seen)
-    return order
 
 
 def moved(array: Any, step: MoveStep) -> Any:

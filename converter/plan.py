@@ -151,20 +151,33 @@ class Plan:
         weights: Iterable[Constant | None] = (),
         name: str | None = None,
         states: Sequence[Value] = (),
+        statistics: bool = False,
     ) -> Value:
         """A Keras layer on one value; `weights` in the order in which the layer creates them, None left out.
 
-        `states` are the initial ones of a recurrent layer, if they are not zero.
+        Args:
+            states: the initial ones of a recurrent layer, if they are not zero.
+            statistics: the layer has no parameter and still learns, from what it sees in training.
         """
         if not value.dtype.is_floating_point and kind.__name__ != "Embedding":
             raise Unsupported("integers, where Keras' layer computes with floats")
         held = tuple(w for w in weights if w is not None)
-        trainable = not held or any(w.trainable for w in held)
+        trainable = not held or statistics or any(w.learns for w in held)
         inputs = (value.step, *(state.step for state in states))
         step = LayerStep(
-            inputs, self.node, kind, config, held, name or self.name, value.layout.physical_shape, trainable
+            inputs, self.node, kind, config, held, name or self._owner(held), value.layout.physical_shape, trainable
         )
         return Value(layout, self.dtype, step)
+
+    def _owner(self, weights: Sequence[Constant]) -> str:
+        """The name for a layer: the module that has its first weight, if that is within the one that calls it, as the
+        projections of an attention are."""
+        caller = module_path(self.node)
+        for source in weights[0].sources[:1] if weights else ():
+            owner = source.rpartition(".")[0]
+            if self.program.origins[source].sources == (source,) and owner.startswith(f"{caller}." if caller else ""):
+                return owner or self.name
+        return self.name
 
     def elementwise(self, function: Callable, *operands: Value | Constant | float | int | bool) -> Value:
         """`function` of arrays that broadcast as PyTorch's operands do; it is called with an argument per operand.

@@ -123,6 +123,7 @@ def _map_node(plan: Plan, node: fx.Node) -> Any:
             origin.exact,
             plan.program.trainable(node),
             node.target,
+            plan.program.is_frozen(node),
         )
     if node.op == "output":
         return _map_outputs(plan, node)

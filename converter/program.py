@@ -46,6 +46,7 @@ class Program:
         fixed_batch: the batch size, if the program allows no other.
         precision: the floats that integers become where nothing else says (3 * 0.5 in a tensor of integers).
         absorbed: the checkpoint's tensors that a rewrite made a part of the graph, and what they became.
+        frozen: the checkpoint's parameters that ask for no gradient.
     """
 
     graph_module: fx.GraphModule
@@ -57,6 +58,7 @@ class Program:
     notes: list[str] = field(default_factory=list)
     precision: torch.dtype = torch.float32
     absorbed: dict[str, str] = field(default_factory=dict)
+    frozen: frozenset[str] = frozenset()
 
     @property
     def graph(self) -> fx.Graph:
@@ -83,6 +85,7 @@ class Program:
             list(self.notes),
             self.precision,
             dict(self.absorbed),
+            self.frozen,
         )
 
     def run(self, *inputs: Tensor) -> list[Tensor]:
@@ -105,7 +108,13 @@ class Program:
         return self.deferred.get(node.target) or Deferred.of(read_attribute(self.graph_module, node.target).detach())
 
     def trainable(self, node: fx.Node) -> bool:
+        """Whether it is a parameter, or made of one."""
         return isinstance(read_attribute(self.graph_module, node.target), nn.Parameter)
+
+    def is_frozen(self, node: fx.Node) -> bool:
+        """Whether it is made of parameters that ask for no gradient (`requires_grad=False`)."""
+        sources = self.origins[node.target].sources
+        return bool(sources) and self.frozen.issuperset(sources)
 
     def new_tensor(
         self, name: str, value: Tensor | Deferred, before: fx.Node, origin: Origin, *, trainable: bool

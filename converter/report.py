@@ -216,7 +216,7 @@ class Accuracy:
 @dataclass(frozen=True)
 class ArtefactReport:
     """One artefact; `path` is None where nothing was put in place, `seconds` what it took. `failure` says why there is
-    none, where others of the same call could be written."""
+    none, where others of the same call could be written. `training`: how training on from a Keras file differs."""
 
     format: str
     path: Path | None
@@ -230,6 +230,7 @@ class ArtefactReport:
     accuracy: Accuracy | None = None
     trace: tuple[TraceRow, ...] = ()
     failure: "Failure | None" = None
+    training: tuple[str, ...] = ()
 
 
 class Report:

@@ -5,7 +5,7 @@ A step says how an array is made from others; `lower` gives each kind its meanin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -34,6 +34,7 @@ class Constant:
         exact: it holds the values of its source, at most rearranged.
         trainable: it is a parameter, or a parameter rearranged.
         key: equal for equal ways of making it, so that a module called twice becomes one layer.
+        frozen: it is a parameter that asks for no gradient.
     """
 
     values: Deferred
@@ -42,6 +43,12 @@ class Constant:
     exact: bool
     trainable: bool
     key: Hashable
+    frozen: bool = False
+
+    @property
+    def learns(self) -> bool:
+        """Whether training changes it."""
+        return self.trainable and not self.frozen
 
     @property
     def tensor(self) -> Tensor:
@@ -142,6 +149,22 @@ class MoveStep(Step):
 @dataclass(eq=False)
 class ItemStep(Step):
     position: int
+
+
+def in_order(results: Sequence[Step], done: Iterable[int] = ()) -> list[Step]:
+    """The steps that `results` need, each after its inputs; without those whose ids are `done`."""
+    order: list[Step] = []
+    seen = set(done)
+    stack = [(step, False) for step in reversed(results)]
+    while stack:
+        step, ready = stack.pop()
+        if ready:
+            order.append(step)
+        elif id(step) not in seen:
+            seen.add(id(step))
+            stack.append((step, True))
+            stack.extend((i, False) for i in reversed(step.inputs) if id(i) not in seen)
+    return order
 
 
 @dataclass(frozen=True, eq=False)

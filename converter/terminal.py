@@ -213,6 +213,9 @@ class Terminal:
             grid.add_row("", _more(len(artefact.movements) - len(shown)))
         if not artefact.movements:
             grid.add_row("moves data", "no operator")
+        remarks = artefact.training if self.verbose else artefact.training[:MOST_LINES]
+        for number, remark in enumerate(remarks):
+            grid.add_row("" if number else "if trained on", Text(remark))
         if self.verbose and artefact.operators:
             grid.add_row("operators", _counted(artefact.operators))
         return grid

@@ -67,7 +67,7 @@ def trace_plan(program: Program, lowered: Lowered, inputs: Sequence[Tensor], arr
         inputs: the program's, as PyTorch has them.
         arrays: the same as the plan has them.
     """
-    from converter.lower import in_order
+    from converter.steps import in_order
 
     values = {node.name: value for node, value in lowered.plan.values.items() if isinstance(value, Value)}
     built = {id(step) for step in in_order(lowered.plan.results)}

@@ -9,6 +9,7 @@ from keras import layers, ops
 from converter.layout import Layout
 from converter.plan import Unsupported, Value, arrange
 from converter.precision import dtype_name
+from converter.program import module_class
 from converter.registry import maps
 from mappings.elementwise import sum_of
 from mappings.reductions import reduced
@@ -31,7 +32,9 @@ def batch_norm(plan, x, weight, bias, mean, variance, training, momentum, eps, c
         "scale": weight is not None,
         "center": bias is not None,
     }
-    return plan.layer(layers.BatchNormalization, config, x, weights=tensors, layout=x.layout)
+    in_module = module_class(plan.node).startswith("torch.nn.modules.batchnorm")
+    statistics = weight is None and bias is None and in_module
+    return plan.layer(layers.BatchNormalization, config, x, weights=tensors, layout=x.layout, statistics=statistics)
 
 
 def of_the_batch(plan, x, weight, bias, eps):

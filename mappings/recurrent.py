@@ -72,7 +72,8 @@ def both(a: Constant, b: Constant) -> Constant:
 
 def combined(a: Constant, b: Constant, values: Deferred, how: str, exact: bool) -> Constant:
     sources = tuple(dict.fromkeys((*a.sources, *b.sources)))
-    return Constant(values, a.dtype, sources, exact, a.trainable or b.trainable, (how, a.key, b.key))
+    learns = a.learns or b.learns
+    return Constant(values, a.dtype, sources, exact, a.trainable or b.trainable, (how, a.key, b.key), not learns)
 
 
 @maps(aten.lstm.input)
@@ -179,6 +180,8 @@ def recurrent(
             sequences.append(made[0])
             lasts.append(made[1:])
         x = sequences[0] if directions == 1 else side_by_side(plan, sequences)
+        if dropout and layer + 1 < num_layers:
+            x = plan.layer(layers.Dropout, {"rate": dropout}, x, layout=x.layout, name=f"{plan.name}.dropout")
     return [x, *(stacked(plan, [last[i] for last in lasts]) for i in range(cell.states) if lasting)]
 
 

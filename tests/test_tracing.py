@@ -17,12 +17,11 @@ from converter.artefacts.runner import Runner
 from converter.building import Built, Options, build
 from converter.comparison import interfaces
 from converter.deferred import Deferred
-from converter.lower import in_order
 from converter.matching import Matching
 from converter.program import module_path
 from converter.reference import Reference, take_reference
 from converter.source import Clock, Source, open_source
-from converter.steps import CallStep, LayerStep
+from converter.steps import CallStep, LayerStep, in_order
 from converter.tracing import by_module, departure, trace_artefact, worst_round
 
 CLOCK = Clock(None)

@@ -1,14 +1,17 @@
-"""Drop dropouts, which do nothing in eval mode.
+"""Drop dropouts, which do nothing in eval mode, those between the layers of an LSTM too.
 
 linear(dropout(x)) -> linear(x)
 """
 
 import torch
+from torch import fx
 
 from converter import ops
+from converter.capture import RECURRENT
 from converter.program import Program, module_path
 from converter.rewrites.change import Change
 
+LAYERS, DROPOUT = 4, 5  # positions in the operators' arguments
 assert ops  # registers torch.ops.converter
 
 
@@ -16,4 +19,12 @@ def drop_dropout(program: Program) -> list[Change]:
     found = program.graph.find_nodes(op="call_function", target=torch.ops.converter.dropout.default)
     for node in found:
         node.replace_all_uses_with(node.args[0])
+    for node in recurrent_with_dropout(program):
+        node.args = (*node.args[:DROPOUT], 0.0, *node.args[DROPOUT + 1 :])
+        found.append(node)
     return [Change("Dropout dropped", module_path(node), minor=True) for node in found]
+
+
+def recurrent_with_dropout(program: Program) -> list[fx.Node]:
+    nodes = (n for target in RECURRENT.values() for n in program.graph.find_nodes(op="call_function", target=target))
+    return [node for node in nodes if node.args[DROPOUT] and node.args[LAYERS] > 1]
