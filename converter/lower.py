@@ -202,7 +202,7 @@ class Lowered:
                 return step.function(*arrays)
             case LayerStep():
                 states = {"initial_state": arrays[1:]} if arrays[1:] else {}
-                return self._layer(step)(arrays[0], **states)
+                return self._layer(step)(arrays[0], **states, **step.arguments)
             case MoveStep():
                 return moved(arrays[0], step)
             case ItemStep():

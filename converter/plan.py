@@ -152,21 +152,24 @@ class Plan:
         name: str | None = None,
         states: Sequence[Value] = (),
         statistics: bool = False,
+        arguments: dict[str, Any] | None = None,
     ) -> Value:
         """A Keras layer on one value; `weights` in the order in which the layer creates them, None left out.
 
         Args:
             states: the initial ones of a recurrent layer, if they are not zero.
             statistics: the layer has no parameter and still learns, from what it sees in training.
+            arguments: of this call of the layer, besides its inputs.
         """
-        if not value.dtype.is_floating_point and kind.__name__ != "Embedding":
+        if not value.dtype.is_floating_point and not kind.__name__.endswith("Embedding"):
             raise Unsupported("integers, where Keras' layer computes with floats")
         held = tuple(w for w in weights if w is not None)
         trainable = not held or statistics or any(w.learns for w in held)
         inputs = (value.step, *(state.step for state in states))
         step = LayerStep(
-            inputs, self.node, kind, config, held, name or self._owner(held), value.layout.physical_shape, trainable
-        )
+            inputs, self.node, kind, config, held, name or self._owner(held), value.layout.physical_shape, trainable,
+            arguments or {},
+        )  # fmt: skip
         return Value(layout, self.dtype, step)
 
     def _owner(self, weights: Sequence[Constant]) -> str:

@@ -47,6 +47,7 @@ class Program:
         precision: the floats that integers become where nothing else says (3 * 0.5 in a tensor of integers).
         absorbed: the checkpoint's tensors that a rewrite made a part of the graph, and what they became.
         frozen: the checkpoint's parameters that ask for no gradient.
+        tied: tensors that are an embedding's table and a Linear's weight, to be one variable.
     """
 
     graph_module: fx.GraphModule
@@ -59,6 +60,7 @@ class Program:
     precision: torch.dtype = torch.float32
     absorbed: dict[str, str] = field(default_factory=dict)
     frozen: frozenset[str] = frozenset()
+    tied: set[str] = field(default_factory=set)
 
     @property
     def graph(self) -> fx.Graph:
@@ -86,6 +88,7 @@ class Program:
             self.precision,
             dict(self.absorbed),
             self.frozen,
+            set(self.tied),
         )
 
     def run(self, *inputs: Tensor) -> list[Tensor]:

@@ -117,7 +117,11 @@ class CallStep(Step):
 
 @dataclass(eq=False)
 class LayerStep(Step):
-    """A Keras layer of class `kind` with `weights` in the order in which the layer creates its own."""
+    """A Keras layer of class `kind` with `weights` in the order in which the layer creates its own.
+
+    Attributes:
+        arguments: what this call of it is given besides arrays.
+    """
 
     kind: type
     config: dict[str, Any]
@@ -125,12 +129,14 @@ class LayerStep(Step):
     name: str
     input_shape: tuple[Size, ...]
     trainable: bool
+    arguments: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def key(self) -> Hashable:
+        """Equal for calls of one layer; modules that share all their weights are one, so that these stay tied."""
         config = tuple(sorted((k, repr(v)) for k, v in self.config.items()))
         fixed = tuple(n for n in self.input_shape[1:]) if not self.weights else ()
-        return self.kind, config, tuple(w.key for w in self.weights), fixed, self.name
+        return self.kind, config, tuple(w.key for w in self.weights), fixed, "" if self.weights else self.name
 
 
 @dataclass(eq=False)

@@ -50,7 +50,7 @@ def is_grouped(step: LayerStep, _: Program) -> bool:
 
 def has_padding_row(step: LayerStep, _: Program) -> bool:
     row = step.node.args[2] if len(step.node.args) > 2 else -1
-    return step.kind.__name__ == "Embedding" and step.trainable and isinstance(row, int) and row >= 0
+    return step.kind.__name__.endswith("Embedding") and step.trainable and isinstance(row, int) and row >= 0
 
 
 def is_partly_frozen(step: LayerStep, _: Program) -> bool:

@@ -20,5 +20,18 @@ def embedding(plan, weight, indices, padding_idx=-1, scale_grad_by_freq=False, s
     fresh = max(layout.size, default=-1) + 1
     run = (fresh,) if features != 1 else ()
     result = Layout((*layout.dims, run), (*layout.axes, run), {**layout.size, **dict.fromkeys(run, features)})
+    if is_tied(plan, weight):
+        return table_layer(plan, indices, weight, result)
     config = {"input_dim": count, "output_dim": features}
     return plan.layer(layers.Embedding, config, indices, weights=(weight,), layout=result)
+
+
+def is_tied(plan, weight):
+    return isinstance(weight, Constant) and weight.key in plan.program.tied
+
+
+def table_layer(plan, x, table, layout, **arguments):
+    """One layer for both calls: rows of `table` by their indices, or with `reverse` the scores of all rows."""
+    count, features = table.shape
+    config = {"input_dim": count, "output_dim": features}
+    return plan.layer(layers.ReversibleEmbedding, config, x, weights=(table,), layout=layout, arguments=arguments)

@@ -7,6 +7,7 @@ from converter.layout import Layout
 from converter.plan import Constant, Unsupported
 from converter.registry import maps
 from mappings.elementwise import sum_of
+from mappings.embedding import is_tied, table_layer
 from mappings.reductions import reduced
 
 aten = torch.ops.aten
@@ -16,6 +17,8 @@ aten = torch.ops.aten
 def linear(plan, x, weight, bias=None):
     if not isinstance(weight, Constant):
         raise Unsupported("a weight that is computed from the input")
+    if is_tied(plan, weight) and len(x.shape) > 1:
+        return scores(plan, x, weight, bias)
     if len(x.shape) == 1:
         return plan.reshape(features_last(plan, plan.reshape(x, (1, *x.shape)), weight, bias), plan.shape())
     return features_last(plan, x, weight, bias)
@@ -45,7 +48,28 @@ def features_last(plan, x, weight, bias, name=None):
         "output_shape": (*(n if isinstance(n, int) else None for n in layout.physical_shape[1:-1]), units),
         "bias_axes": "z" if bias is not None else None,
     }
+    if met_at_several_sizes(plan):
+        config |= {"equation": "...y,yz->...z", "output_shape": units}
     return plan.layer(layers.EinsumDense, config, x, weights=(kernel, bias), layout=result, name=name)
+
+
+def met_at_several_sizes(plan):
+    """Whether the operator's weight is that of Linears on values of other sizes too: one layer must take them all."""
+    weight = plan.node.args[1] if plan.node.target is aten.linear.default else None
+    if weight is None or not plan.program.is_tensor(weight):
+        return False
+    twins = [n for n in plan.program.graph.find_nodes(op="get_attr") if n.target == weight.target]
+    users = {user for twin in twins for user in twin.users if user.target == plan.node.target}
+    return len({tuple(map(str, user.args[0].meta["val"].shape[1:])) for user in users}) > 1
+
+
+def scores(plan, x, table, bias):
+    """Of each row of an embedding's table, by the layer that looks rows up."""
+    dim = len(x.shape) - 1
+    x = plan.request(x, (*x.layout.last(dim)[:-1], x.layout.dims[dim]), "features last, in an embedding's order")
+    layout, _ = x.layout.resized(dim, table.shape[0])
+    y = table_layer(plan, x, table, layout, reverse=True)
+    return y if bias is None else plan.elementwise(sum_of, y, bias)
 
 
 @maps(aten.bilinear.default)

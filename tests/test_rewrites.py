@@ -58,6 +58,7 @@ from converter.rewrites.merge_padding import merge_padding
 from converter.rewrites.separable import merge_separable
 from converter.rewrites.shift_to_depthwise import shift_to_depthwise
 from converter.rewrites.tell_split_volumes import tell_split_volumes
+from converter.rewrites.tie_embeddings import tie_embeddings
 
 aten, ours = torch.ops.aten, torch.ops.converter
 
@@ -69,6 +70,10 @@ ALIKE = (2, 4, 4, 4)
 ALIKE6 = (2, 6, 6, 6)
 YOLOV5 = [(0, 0), (1, 0), (0, 1), (1, 1)]  # (row, column), joined column by column
 ORDER = [3, 1, 4, 0, 5, 2]  # not its own inverse
+
+
+def recurrent_with(**options) -> nn.Module:
+    return Call(lambda self, x: self.lstm(x)[0], lstm=nn.LSTM(11, 4, 2, batch_first=True, **options))
 
 
 def parameter(*shape: int) -> nn.Parameter:
@@ -699,8 +704,37 @@ DROPOUT_FIRES = {
     "of channels": (nn.Sequential(nn.ReLU(), nn.Dropout2d(0.5), nn.Sigmoid()), IMAGE, "relu sigmoid"),
     "before an output": (nn.Sequential(nn.ReLU(), nn.Dropout(0.5)), IMAGE, "relu"),
     "twice": (nn.Sequential(nn.ReLU(), nn.Dropout(0.5), nn.Dropout(0.1), nn.Tanh()), IMAGE, "relu tanh"),
+    "between the layers of an LSTM": (recurrent_with(dropout=0.5), SEQUENCE, "zeros zeros lstm"),
 }
-DROPOUT_LEAVES = {"no dropout": (nn.Sequential(nn.ReLU(), nn.Sigmoid()), IMAGE)}
+DROPOUT_LEAVES = {
+    "no dropout": (nn.Sequential(nn.ReLU(), nn.Sigmoid()), IMAGE),
+    "layers without": (recurrent_with(dropout=0.0), SEQUENCE),
+}
+
+TOKENS = Input((2, 5), torch.int64, 0, 7)
+TIED_FIRE = {
+    "a Linear with the table's weight": (
+        Call(lambda self, i: F.linear(self.table(i), self.table.weight), table=nn.Embedding(7, 4)),
+        TOKENS,
+        "embedding linear",
+    ),
+    "a product with the table's transpose": (
+        Call(lambda self, i: self.table(i) @ self.table.weight.mT, table=nn.Embedding(7, 4)),
+        TOKENS,
+        "embedding linear",
+    ),
+}
+TIED_LEAVE = {
+    "another weight": (
+        Call(lambda self, i: self.head(self.table(i)), table=nn.Embedding(7, 4), head=nn.Linear(4, 7)), TOKENS,
+    ),
+    "a square table itself": (
+        Call(lambda self, i: self.table(i) @ self.table.weight, table=nn.Embedding(7, 7)), TOKENS,
+    ),
+    "a table that is no parameter": (
+        Call(lambda self, i: F.linear(F.embedding(i, self.t), self.t), t=torch.zeros(7, 4)), TOKENS,
+    ),
+}  # fmt: skip
 
 IDENTITIES_FIRES = {
     "copies": (lambda x: x.clone().detach().relu().contiguous().sigmoid(), IMAGE, "relu sigmoid"),
@@ -824,6 +858,7 @@ ATTENTION_LEAVES = {
 }
 
 TABLES = {
+    tie_embeddings: (TIED_FIRE, TIED_LEAVE),
     tell_split_volumes: (VOLUMES_FIRE, VOLUMES_LEAVE),
     find_space_to_depth: (SPACE_TO_DEPTH_FIRES, SPACE_TO_DEPTH_LEAVES),
     constant_offsets: (OFFSETS_FIRE, FIXED_LEAVE),
@@ -877,11 +912,11 @@ def test_leaves_alone(change, module, shape):
 
 
 def start(change, module, shape) -> tuple[dict, dict, Program]:
-    """The module's tensors, copied and as they are, and its program behind the first two rewrites."""
+    """The module's tensors, copied and as they are, and its program behind the first rewrites."""
     module = module if isinstance(module, nn.Module) else Call(module)
     program = captured(module, shape)
     tensors = module.state_dict()
-    for earlier in (drop_identities, fold_constants):
+    for earlier in (tie_embeddings, drop_identities, fold_constants):
         if change is earlier:
             break
         program, _ = applied(earlier, program)

@@ -148,14 +148,14 @@ def keras_step(model, x: np.ndarray, direction: np.ndarray) -> None:
     keras.optimizers.SGD(RATE).apply_gradients(zip(gradients, model.trainable_variables, strict=True))
 
 
-def one_step(model: nn.Module, x: Tensor, folder: Path, precision: str = "float64"):
+def one_step(model: nn.Module, x: Tensor, folder: Path, precision: str = "float64", classes: int = 5):
     """The Keras model behind a step, and PyTorch's tensors before and behind the same step."""
     path, artefact = keras_file(model.eval(), tuple(x.shape), folder, str(x.dtype).removeprefix("torch."))
     stepped = opened(path, precision)
     raised = model.to(getattr(torch, precision))
     before = arrays_of(raised)
     given = x.to(getattr(torch, precision)) if x.is_floating_point() else x
-    direction = floats(len(x), 5).to(getattr(torch, precision)).numpy()
+    direction = floats(len(x), classes).to(getattr(torch, precision)).numpy()
     (layout,) = artefact.inputs
     array = given.numpy()
     keras_step(stepped, np.moveaxis(array, 1, -1) if layout.layout == "channels_last" else array, direction)
@@ -277,6 +277,57 @@ def test_layers_bear_the_path_of_the_module_whose_weights_they_hold(tmp_path):
     assert_weights(keras_model, behind)
     weighty = [layer.name for layer in keras_model.layers if layer.weights]
     assert weighty == ["attend", "attend.out_proj", "parts.head"]
+
+
+class Tied(nn.Module):
+    """A language model whose classifier is its table of words."""
+
+    def __init__(self, classify):
+        super().__init__()
+        self.words, self.mix = nn.Embedding(9, 6), nn.Linear(6, 6)
+        self.scores, self.norm = nn.Linear(6, 9), nn.LayerNorm(6)
+        self.scores.weight = self.words.weight
+        self.classify = classify
+
+    def forward(self, x):
+        return self.classify(self, self.norm(F.gelu(self.mix(self.words(x)))))
+
+
+TIED = {
+    "a Linear with a bias": lambda self, x: self.scores(x)[:, 0],
+    "the weight alone": lambda self, x: F.linear(x, self.words.weight)[:, 0],
+    "a product": lambda self, x: (x @ self.words.weight.T)[:, 0],
+    "of two dimensions": lambda self, x: self.scores(x[:, 0]),
+}
+
+
+@pytest.mark.parametrize("name", TIED)
+def test_an_embedding_tied_to_a_classifier_is_one_variable(name, tmp_path):
+    model = with_random_tensors(Tied(TIED[name]))
+    keras_model, before, behind, _ = one_step(model, tokens(4, 7) % 9, tmp_path, classes=9)
+    (table,) = [layer for layer in keras_model.layers if layer.name in ("words", "scores")]
+    np.testing.assert_allclose(table.get_weights()[0], behind["words.weight"], rtol=0, atol=1e-12)
+    assert np.abs(behind["words.weight"] - before["words.weight"]).max() > 1e-3
+    assert keras_model.count_params() == sum(p.numel() for p in model.parameters() if p.grad is not None)
+
+
+class Shared(nn.Module):
+    """One classifier for several lengths, and another module that has its weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.classify, self.again = nn.Linear(6, 5), nn.Linear(6, 5)
+        self.again.weight, self.again.bias = self.classify.weight, self.classify.bias
+
+    def forward(self, x):
+        return self.classify(x).sum(1) + self.classify(torch.tanh(x[:, 2:])).sum(1) + self.again(x * x).sum(1)
+
+
+def test_a_linear_that_is_called_on_several_lengths_or_shared_is_one_layer(tmp_path):
+    keras_model, _, behind, _ = one_step(with_random_tensors(Shared()), floats(4, 7, 6), tmp_path)
+    (layer,) = [layer for layer in keras_model.layers if layer.weights]
+    for weight, name in zip(layer.get_weights(), ("classify.weight", "classify.bias"), strict=True):
+        np.testing.assert_allclose(weight, behind[name].T, rtol=0, atol=1e-11)
 
 
 REMARKS: dict[str, tuple[nn.Module, tuple[int, ...], list[str]]] = {

@@ -1,5 +1,6 @@
 """Whole architectures of torchvision to every format, opened again by the tools of a user. The large ones: -m zoo."""
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,6 +90,13 @@ def test_saved_model_holds_no_function_compiled_by_xla(converted: Converted):
 def test_keras_file_trains_every_parameter(converted: Converted):
     parameters = sum(p.numel() for p in converted.model.parameters())
     assert converted.opened.facts["keras"]["trainable"] == parameters
+
+
+def test_configuration_of_the_keras_file_is_small(converted: Converted):
+    path = next(artefact.path for artefact in converted.report.artefacts if artefact.format == "keras")
+    weights = sum(p.numel() * p.element_size() for p in converted.model.parameters())
+    with zipfile.ZipFile(path) as archive:
+        assert archive.getinfo("config.json").file_size < max(0.05 * weights, 1_000_000)
 
 
 def test_saved_model_is_hardly_larger_than_its_weights(converted: Converted):

@@ -34,6 +34,7 @@ from converter.rewrites.merge_padding import merge_padding
 from converter.rewrites.separable import merge_separable
 from converter.rewrites.shift_to_depthwise import shift_to_depthwise
 from converter.rewrites.tell_split_volumes import tell_split_volumes
+from converter.rewrites.tie_embeddings import tie_embeddings
 from converter.rounding import rounded_otherwise
 from converter.verification.compare import function_bound
 
@@ -61,7 +62,7 @@ def before(rewrites: tuple[Rewrite, ...], later: Rewrite, new: Rewrite) -> tuple
 TRAINED: dict[Rewrite, Rewrite] = {find_shifts: find_trained_shifts, constant_offsets: learned_offsets}
 FOR_INFERENCE = (drop_dropout, *(TRAINED.get(r, r) for r in FOR_ALL), fold_batch_norm, merge_padding)
 REWRITES: dict[str, tuple[Rewrite, ...]] = {
-    "keras": (*FOR_ALL, tell_split_volumes, merge_padding, merge_separable),
+    "keras": (tie_embeddings, *FOR_ALL, tell_split_volumes, merge_padding, merge_separable),
     "tf": (*FOR_INFERENCE, tell_split_volumes, fold_depthwise_bias, merge_separable),
     "onnx": (
         *before(FOR_INFERENCE, fold_channel_order, find_space_to_depth),
