@@ -22,6 +22,7 @@ from torch.utils._pytree import GetAttrKey, MappingKey, SequenceKey, tree_flatte
 
 from converter import ops
 from converter.aliasing import overlapping_writes
+from converter.effects import drop_tokens
 from converter.errors import CaptureError
 from converter.functional import ASSERTIONS, make_functional
 from converter.program import Origin, Program, source_line, write_attribute
@@ -115,6 +116,8 @@ def from_exported(exported: ExportedProgram) -> Program:
     signature = exported.graph_signature
     graph_module = fx.GraphModule(nn.Module(), exported.graph)
     graph = graph_module.graph
+    drop_tokens(graph)
+    tokens: list[fx.Node] = []
     inputs: list[str] = []
     origins: dict[str, Origin] = {}
     tensors = {**exported.constants, **exported.state_dict, **exported.tensor_constants}
@@ -126,6 +129,9 @@ def from_exported(exported: ExportedProgram) -> Program:
                 raise CaptureError(f"input `{node.name}` is not a tensor", cure="pass it through a wrapper module")
             else:
                 graph.erase_node(node)
+            continue
+        if spec.kind is InputKind.TOKEN:
+            tokens.append(node)
             continue
         if not isinstance(tensors.get(spec.target), torch.Tensor):
             raise CaptureError(f"the program holds `{spec.target}`, which is no tensor ({spec.kind.name})")
@@ -147,6 +153,8 @@ def from_exported(exported: ExportedProgram) -> Program:
     names = _output_names(exported, len(results))
     kept = [(n, r) for n, r in zip(names, results, strict=True) if isinstance(r, fx.Node)]
     output.args = (tuple(r for _, r in kept),)
+    for node in tokens:
+        graph.erase_node(node)
     for node in list(graph.nodes):
         if node.target in ASSERTIONS:
             graph.erase_node(node)

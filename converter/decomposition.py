@@ -7,24 +7,27 @@ An operator stays as it is, to be named in an error, unless everything that it d
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch._C import DispatchKey
 from torch._decomp import global_decomposition_table
+from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import dispatch_functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from converter.functional import is_mutating
+from converter.functional import ASSERTIONS, is_mutating
 from converter.program import Origin, Program, module_meta
-from converter.registry import MAPPINGS
+from converter.registry import DECOMPOSITIONS, MAPPINGS
 
 aten = torch.ops.aten
 # A view asks for a tensor that lies right in memory, which the tensor of another operator need not do.
@@ -33,55 +36,58 @@ FREE = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: aten
 
 def decompose(program: Program, node: fx.Node) -> bool:
     """Write out one operator, if everything that it decomposes to is mapped."""
-    traced = decomposed(node)
-    program.refuse_fixed_sizes(f"{node.target} was decomposed")
-    return traced is not None and inline(program, node, traced)
+    for function in decompositions(node):
+        traced = decomposed(node, function)
+        program.refuse_fixed_sizes(f"{node.target} was decomposed")
+        if traced is not None and inline(program, node, traced):
+            return True
+    return False
 
 
-def decomposition(target: OpOverload) -> Callable | None:
-    """PyTorch's own way to write `target` in terms of other operators."""
+def decompositions(node: fx.Node) -> Iterator[Callable]:
+    """Ways to write an operator in terms of others: ours first, then PyTorch's own."""
+    target = node.target
+    if target in DECOMPOSITIONS:
+        yield functools.partial(DECOMPOSITIONS[target], node)
     table = global_decomposition_table["post_autograd"]
     if target in table:
-        return table[target]
+        yield table[target]
     for key in (DispatchKey.CompositeImplicitAutograd, DispatchKey.CompositeExplicitAutograd):
         if target.has_kernel_for_dispatch_key(key):
-            return lambda *args, **kwargs: target._op_dk(key, *args, **kwargs)
-    return None
+            yield functools.partial(target._op_dk, key)
 
 
 @functools.cache
 def unmapped() -> dict[OpOverload, Callable]:
-    """PyTorch's decompositions of all operators that have no mapping."""
+    """Decompositions of all operators that have no mapping."""
     table = global_decomposition_table["post_autograd"]
+    own: dict[Any, Callable] = {t: functools.partial(function, None) for t, function in DECOMPOSITIONS.items()}
     return {
         target: function
-        for target, function in table.items()
+        for target, function in {**table, **own}.items()
         if isinstance(target, OpOverload) and target not in MAPPINGS and not target._schema.is_mutable
     }
 
 
-def decomposed(node: fx.Node) -> fx.GraphModule | None:
-    """A graph of mapped operators that computes `node` from the nodes it takes; None if there is none."""
-    function = decomposition(node.target)
-    if function is None:
-        return None
+def decomposed(node: fx.Node, function: Callable) -> fx.GraphModule | None:
+    """A graph of mapped operators that computes `node` by `function` from the nodes it takes; None if there is none."""
     sources = node.all_input_nodes
 
     def call(*values: Any) -> Any:
         given = dict(zip(sources, values, strict=True))
-        args, kwargs = tree_map_only(fx.Node, given.__getitem__, (node.args, node.kwargs))
-        return tree_flatten(function(*args, **kwargs))[0]
+        leaves, spec = tree_flatten((node.args, node.kwargs))  # in lists of their own: some decompositions write there
+        args, kwargs = tree_unflatten([given[x] if isinstance(x, fx.Node) else x for x in leaves], spec)
+        results = function(*args, **kwargs)
+        if results is NotImplemented:
+            raise NotImplementedError
+        return results if isinstance(results, list | tuple) else (results,)
 
     fakes = [n.meta["val"] for n in sources]
     mode = next((x.fake_mode for x in fakes if isinstance(x, FakeTensor)), None)
     if mode is None:
         return None
-    try:
-        with mode, torch.no_grad():
-            traced = make_fx(call, unmapped(), _allow_non_fake_inputs=True)(*fakes)
-            if any(is_mutating(n) for n in traced.graph.nodes):
-                traced = make_fx(dispatch_functionalize(call), unmapped(), _allow_non_fake_inputs=True)(*fakes)
-    except Exception:  # it reads values, or breaks otherwise on tensors that have none: the operator is named instead
+    traced = traced_in(mode, call, fakes)
+    if traced is None:
         return None
     constant: set[fx.Node] = set()  # they will be computed
     for n in traced.graph.nodes:
@@ -89,9 +95,21 @@ def decomposed(node: fx.Node) -> fx.GraphModule | None:
             n.op == "call_function" and constant.issuperset(n.all_input_nodes) and not is_size(n)
         ):
             constant.add(n)
-        elif n.op == "call_function" and (n.target is node.target or not is_known(n)):
+        elif n.op == "call_function" and n.target not in ASSERTIONS and (n.target is node.target or not is_known(n)):
             return None
     return traced
+
+
+def traced_in(mode: Any, call: Callable, fakes: list) -> fx.GraphModule | None:
+    """A functional graph of what `call` does to `fakes`; None if it reads values, or breaks otherwise on tensors that
+    have none: the operator is named instead."""
+    for dispatcher in (contextlib.nullcontext, enable_python_dispatcher):  # free sizes need the second
+        with contextlib.suppress(Exception), mode, dispatcher(), torch.no_grad():
+            traced = make_fx(call, unmapped(), _allow_non_fake_inputs=True)(*fakes)
+            if any(is_mutating(n) for n in traced.graph.nodes):
+                traced = make_fx(dispatch_functionalize(call), unmapped(), _allow_non_fake_inputs=True)(*fakes)
+            return traced
+    return None
 
 
 def is_known(node: fx.Node) -> bool:
@@ -107,9 +125,9 @@ def inline(program: Program, node: fx.Node, traced: fx.GraphModule) -> bool:
     """Put `traced` in the place of `node`, whose inputs are its own."""
     results = traced.graph.output_node().args[0]
     value = node.meta["val"]
-    before = tree_flatten(value)[0]
-    after = [r.meta["val"] if isinstance(r, fx.Node) else r for r in results]
-    if [described(x) for x in before] != [described(x) for x in after]:
+    before = [value] if isinstance(value, Tensor) else value
+    taken = {0} if isinstance(value, Tensor) else {user.args[1] for user in node.users}
+    if len(results) != len(before) or not all(are_alike(before[i], result_of(results[i])) for i in taken):
         return False
     made: dict[fx.Node, fx.Node] = dict(
         zip(traced.graph.find_nodes(op="placeholder"), node.all_input_nodes, strict=True)
@@ -121,7 +139,7 @@ def inline(program: Program, node: fx.Node, traced: fx.GraphModule) -> bool:
                 made[inner] = program.new_tensor(
                     f"{node.name}.{inner.target}", tensor.detach(), node, Origin(()), trainable=False
                 )
-            elif inner.op == "call_function":
+            elif inner.op == "call_function" and inner.target not in ASSERTIONS:
                 made[inner] = program.graph.node_copy(inner, made.__getitem__)
                 made[inner].target = FREE.get(inner.target, inner.target)
                 made[inner].meta = {"val": inner.meta["val"], **module_meta(node)}
@@ -133,5 +151,13 @@ def inline(program: Program, node: fx.Node, traced: fx.GraphModule) -> bool:
     return True
 
 
-def described(x: Any) -> Any:
-    return (x.dtype, tuple(x.shape)) if isinstance(x, Tensor) else type(x)
+def result_of(result: Any) -> Any:
+    return result.meta["val"] if isinstance(result, fx.Node) else result
+
+
+def are_alike(a: Any, b: Any) -> bool:
+    """Whether two results have one type and shape; of sizes that depend on values, that is not known."""
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return type(a) is type(b)
+    same = [statically_known_true(n == m) for n, m in zip(a.shape, b.shape, strict=False)]
+    return a.dtype == b.dtype and a.ndim == b.ndim and all(same)

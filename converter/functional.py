@@ -28,7 +28,10 @@ WHOLE = {
     aten.pixel_shuffle.default, aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input,
     aten.einsum.default,
 }  # fmt: skip
-ASSERTIONS = {aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten.sym_constrain_range.default}
+ASSERTIONS = {
+    aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten.sym_constrain_range.default,
+    aten._linalg_check_errors.default,
+}  # fmt: skip
 # Their schemas do not say that the result may share memory.
 MAY_SHARE = {
     aten.chunk.default, aten.contiguous.default, aten.flatten.using_ints, aten.reshape.default, aten.unflatten.int,

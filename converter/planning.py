@@ -58,7 +58,8 @@ def written_out(program: Program, layout: str, error: UnsupportedOperatorsError)
     """
     left: Sequence[fx.Node] = error.nodes
     for _ in range(DEPTH):
-        if not all(decompose(program, node) for node in left):
+        written = [decompose(program, node) for node in left]
+        if not any(written):
             break
         program.finish()
         fold_constants(program)
@@ -143,10 +144,7 @@ def _map_node(plan: Plan, node: fx.Node) -> Any:
 
 def _placeholder_result(node: fx.Node) -> Any:
     """Stands for the result of an operator that cannot be mapped, so that all of them are found in one go."""
-    value = node.meta["val"]
-    if isinstance(value, torch.Tensor):
-        return Value(Layout.of(sizes(value)), value.dtype, Step((), node))
-    return [Value(Layout.of(sizes(v)), v.dtype, Step((), node)) for v in value]
+    return tree_map_only(torch.Tensor, lambda v: Value(Layout.of(sizes(v)), v.dtype, Step((), node)), node.meta["val"])
 
 
 def _map_input(plan: Plan, node: fx.Node) -> Value:

@@ -9,6 +9,7 @@ MAPPINGS: dict[OpOverload, Mapping] = {}
 CHANNELS_LAST: set[OpOverload] = set()
 PRODUCERS: dict[OpOverload, int] = {}
 FACTORS: dict[OpOverload, Callable[..., tuple[int, ...]]] = {}
+DECOMPOSITIONS: dict[OpOverload, Callable[..., object]] = {}
 TRANSLATIONS: dict[OpOverload, Callable[..., object]] = {}  # to ONNX
 OWNERS: dict[OpOverload, str] = {}  # the file of a mapping that is the user's
 
@@ -47,6 +48,28 @@ def maps(
                 PRODUCERS[target] = produces
             if factors is not None:
                 FACTORS[target] = factors
+        return function
+
+    return register
+
+
+def decomposes(*targets: OpOverload) -> Callable[[Mapping], Mapping]:
+    """Register the decorated function as what `targets` are in terms of other operators of PyTorch.
+
+    It is for operators that PyTorch itself does not decompose, or into what has no mapping, and is called as
+    `function(node, *args, **kwargs)` with the operator's own arguments, tensors without values; `node` is None where
+    another operator was decomposed to this one. It returns what the operator does, or NotImplemented; None in a tuple
+    stands for a result that it does not compute, which nobody may take then.
+
+    Raises:
+        ValueError: an operator is registered twice.
+    """
+
+    def register(function: Mapping) -> Mapping:
+        for target in targets:
+            if target in DECOMPOSITIONS:
+                raise ValueError(f"{target} is already decomposed by {DECOMPOSITIONS[target].__qualname__}")
+            DECOMPOSITIONS[target] = function
         return function
 
     return register

@@ -17,10 +17,10 @@ from converter.checkpoint.source import load_file, place_of_error
 from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError
 from converter.layout import MustMerge
 from converter.program import Program, module_path, source_line
-from converter.registry import CHANNELS_LAST, FACTORS, MAPPINGS, OWNERS, PRODUCERS, TRANSLATIONS
+from converter.registry import CHANNELS_LAST, DECOMPOSITIONS, FACTORS, MAPPINGS, OWNERS, PRODUCERS, TRANSLATIONS
 from converter.steps import Constant, Unsupported, Value
 
-TABLES: tuple[Any, ...] = (MAPPINGS, TRANSLATIONS, OWNERS, PRODUCERS, FACTORS)
+TABLES: tuple[Any, ...] = (MAPPINGS, TRANSLATIONS, OWNERS, PRODUCERS, FACTORS, DECOMPOSITIONS)
 # What PyTorch's exporter, or we, have translations for.
 TRANSLATED = ("aten", "prims", "converter", "torchvision")
 

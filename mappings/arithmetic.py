@@ -21,6 +21,7 @@ UNARY = {
     aten.cosh.default: ops.cosh,
     aten.deg2rad.default: lambda a: a * (math.pi / 180),
     aten.erfc.default: lambda a: 1 - ops.erf(a),
+    aten.erfinv.default: ops.erfinv,
     aten.exp2.default: ops.exp2,
     aten.expm1.default: ops.expm1,
     aten.frac.default: lambda a: a - ops.trunc(a),
@@ -190,6 +191,22 @@ def with_sign(a, b):
 @maps(aten.copysign.Tensor, aten.copysign.Scalar)
 def copysign(plan, x, other):
     return both(plan, with_sign, x, other)
+
+
+@maps(aten.signbit.default)
+def sign_bit(plan, x):
+    return plan.elementwise(ops.signbit, x)
+
+
+@maps(aten.angle.default)
+def angle(plan, x):
+    """Of real numbers: pi for negative ones."""
+
+    def apply(a):
+        turned = ops.where(a < 0, ops.full_like(a, math.pi), ops.zeros_like(a))
+        return ops.where(ops.isnan(a), a, turned)
+
+    return arithmetic(plan, apply, x)
 
 
 @maps(aten.gcd.default)

@@ -3,11 +3,13 @@
 Those that are unique up to signs or order only (QR, SVD, eigenvectors) are not mapped: libraries choose differently.
 """
 
+import numpy as np
 import torch
 from keras import ops
+from keras.backend import standardize_dtype
 
 from converter.layout import Layout
-from converter.plan import Value
+from converter.plan import Constant, Unsupported, Value
 from converter.registry import maps
 from mappings.addressing import number
 from mappings.expansion import expanded
@@ -24,9 +26,9 @@ def of_matrices(plan, function, *operands, shape, dtype=None):
     return plan.call(function, *given, layout=Layout.of(shape), dtype=dtype or operands[0].dtype)
 
 
-def with_status(plan, result):
+def with_status(plan, result, at=1):
     """PyTorch's `_ex` functions return a number that says what went wrong; 0 is nothing."""
-    status = expanded(plan, number(0, torch.int32), plan.shape(1)) if is_used(plan, 1) else None
+    status = expanded(plan, number(0, torch.int32), plan.shape(at)) if is_used(plan, at) else None
     return [result, status]
 
 
@@ -69,7 +71,10 @@ def sign_and_log_determinant(plan, x):
 
 @maps(aten._linalg_solve_ex.default)
 def solve_with_factors(plan, a, b, *, left=True, check_errors=False):
-    return [solution(plan, a, b, plan.shape(0), left), None, None, None]
+    if is_used(plan, 1) or is_used(plan, 2):
+        raise Unsupported("the factors that the solution was found by")
+    value, status = with_status(plan, solution(plan, a, b, plan.shape(0), left), 3)
+    return [value, None, None, status]
 
 
 @maps(aten.linalg_solve.default)
@@ -111,3 +116,60 @@ def solve_triangular(plan, a, b, *, upper, left=True, unitriangular=False):
     b = expanded(plan, b, shape)
     a = expanded(plan, a, (*shape[:-2], *a.shape[-2:]))
     return of_matrices(plan, function, a, b, shape=shape)
+
+
+# -- spectra. Singular vectors and eigenvectors are known up to a sign, which no two libraries choose alike.
+
+OPEN = "vectors whose signs are open; the values alone can be converted"
+
+
+@maps(aten._linalg_svd.default)
+def singular_values(plan, x, full_matrices=False, compute_uv=True, *, driver=None):
+    if is_used(plan, 0) or is_used(plan, 2):
+        raise Unsupported(OPEN)
+    values = of_matrices(plan, lambda a: ops.svd(a, full_matrices=False, compute_uv=False), x, shape=plan.shape(1))
+    return [None, values, None]
+
+
+@maps(aten._linalg_eigh.default)
+def eigenvalues(plan, x, UPLO="L", compute_v=True):  # noqa: N803 as in the operator's schema
+    """Of a symmetric matrix, of which both libraries read one triangle only: Keras the lower."""
+    if is_used(plan, 1):
+        raise Unsupported(OPEN)
+    upper = UPLO.upper() == "U"
+    values = of_matrices(plan, lambda a: ops.eigh(ops.swapaxes(a, -1, -2) if upper else a)[0], x, shape=plan.shape(0))
+    return [values, None]
+
+
+@maps(aten.linalg_pinv.atol_rtol_tensor, aten.linalg_pinv.atol_rtol_float)
+def pseudo_inverse(plan, x, *, atol=None, rtol=None, hermitian=False):
+    """Singular values up to `rtol` (by default the larger side, times the type's epsilon) times the largest are 0."""
+    atol, rtol = (t.scalar() if isinstance(t, Constant) and t.is_scalar else t for t in (atol, rtol))
+    if isinstance(rtol, Value | Constant) or atol not in (None, 0.0):
+        raise Unsupported("an absolute tolerance, or one that is computed")
+    larger = max(x.shape[-2:])
+
+    def function(a):
+        least = larger * float(np.finfo(standardize_dtype(a.dtype)).eps) if rtol is None else rtol
+        if hermitian:  # PyTorch reads the lower triangle only
+            a = ops.tril(a) + ops.swapaxes(ops.tril(a, -1), -1, -2)
+        return ops.pinv(a, rcond=least)
+
+    return of_matrices(plan, function, x, shape=plan.shape())
+
+
+@maps(aten.linalg_qr.default)
+def orthogonal_triangular(plan, a, mode="reduced"):
+    """By Householder's reflections in both libraries, which makes the signs the same."""
+    if mode == "r" and is_used(plan, 0):
+        orthogonal = expanded(plan, number(0.0, a.dtype), plan.shape(0))
+    else:
+        orthogonal = factor_of(plan, a, mode, 0)
+    return [orthogonal, factor_of(plan, a, mode, 1)]
+
+
+def factor_of(plan, a, mode, position):
+    if not is_used(plan, position):
+        return None
+    keras_mode = "complete" if mode == "complete" else "reduced"
+    return of_matrices(plan, lambda a: ops.qr(a, mode=keras_mode)[position], a, shape=plan.shape(position))

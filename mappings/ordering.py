@@ -1,5 +1,7 @@
 """Where the largest are, and sorting. Of equal elements the first comes first, as in a stable sort of PyTorch's."""
 
+import math
+
 import torch
 from keras import ops
 
@@ -141,6 +143,35 @@ def median_of_all(plan, x):
         raise Unsupported("the median of an unknown number")
     flat = whole(plan, x)
     return plan.reshape(smallest_but(plan, flat, 0, (flat.shape[0] + 1) // 2)(0), ())
+
+
+@maps(aten.nanmedian.dim)
+def known_median(plan, x, dim, keepdim=False):
+    """The median of what is no NaN; NaN, and its position, where there is nothing else."""
+    if not x.dtype.is_floating_point:
+        return median(plan, x, dim, keepdim)
+    if not x.shape:
+        x = plan.reshape(x, (1,))
+    dim %= len(x.shape)
+    if not isinstance(x.shape[dim], int):
+        raise Unsupported("the median of an unknown number")
+    x, axis = plan.one_axis(x, dim, "a median")
+    one, _ = x.layout.resized(dim, 1)
+
+    def value(a):
+        unknown = ops.isnan(a)
+        count = ops.sum(ops.cast(ops.logical_not(unknown), "int32"), axis=axis, keepdims=True)
+        ranks = ops.sort(ops.where(unknown, ops.full_like(a, math.inf), a), axis=axis)
+        middle = ops.take_along_axis(ranks, ops.maximum(count - 1, 0) // 2, axis=axis)
+        return ops.where(ops.equal(count, 0), ops.full_like(middle, math.nan), middle)
+
+    def position(a):
+        return ops.cast(ops.argmax(ops.cast(ops.equal(a, value(a)), "int32"), axis=axis, keepdims=True), "int64")
+
+    return [
+        plan.reshape(plan.call(function, x, layout=one, dtype=kind), plan.shape(i)) if is_used(plan, i) else None
+        for i, (function, kind) in enumerate(((value, x.dtype), (position, torch.int64)))
+    ]
 
 
 # -- counts of what is smaller

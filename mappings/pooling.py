@@ -263,8 +263,6 @@ def whole(plan, x, layer, shape):
 
 def evenly(sizes, out):
     """The windows' size where all are alike."""
-    if not all(isinstance(n, int) for n in (*sizes, *out)):
-        raise Unsupported("adaptive pooling of an unknown size")
     if all(n % m == 0 for n, m in zip(sizes, out, strict=True)):
         return tuple(n // m for n, m in zip(sizes, out, strict=True))
     return None
@@ -287,6 +285,11 @@ def adaptive_max_pool(plan, x, output_size):
             return x
         if all(n == 1 for n in shape[2:]):
             return whole(plan, x, GLOBAL_MAXIMUM[rank], shape)
+        if not all(isinstance(n, int) for n in (*x.shape[2:], *shape[2:])):
+            for dim in range(2, rank + 2):
+                if x.shape[dim] != shape[dim]:
+                    x = unknown_sizes.largest(plan, x, dim, shape[dim])
+            return x
         size = evenly(x.shape[2:], shape[2:])
         if size and rank < 3:
             x, _ = plan.channels_last(x)

@@ -21,7 +21,7 @@ BILINEAR, NEAREST, BICUBIC = range(3)
 ZEROS, BORDER, REFLECTION = range(3)
 
 
-@maps(aten.grid_sampler.default, channels_last=True)
+@maps(aten.grid_sampler.default, aten.grid_sampler_2d.default, aten.grid_sampler_3d.default, channels_last=True)
 def grid_sampler(plan, x, grid, interpolation_mode, padding_mode, align_corners):
     sizes = x.shape[2:]
     if not all(isinstance(n, int) for n in sizes):

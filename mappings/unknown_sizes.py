@@ -102,10 +102,14 @@ def cubic_filter(x: Any, a: float) -> Any:
     return ops.where(x <= 1, near, ops.where(x < 2, far, 0))
 
 
+def window(i: Any, size: Any, out: Any) -> tuple[Any, Any]:
+    """Where an adaptive pool reads for result `i`: from floor(i size / out) to ceil((i + 1) size / out)."""
+    return ops.floor_divide(i * size, out), -ops.floor_divide(-(i + 1) * size, out)
+
+
 def mean(resize: Resize, i: Any, j: Any, size: Any, out: Any) -> Any:
-    """Adaptive average pooling. A window is from floor(i size / out) to ceil((i + 1) size / out)."""
-    first = ops.floor_divide(i * size, out)
-    last = -ops.floor_divide(-(i + 1) * size, out)
+    """Adaptive average pooling."""
+    first, last = window(i, size, out)
     return ops.where(ops.logical_and(j >= first, j < last), 1 / (last - first), 0)
 
 
@@ -126,6 +130,25 @@ def weighted(plan: Plan, x: Value, dim: int, out: Size, resize: Resize, weights:
     if axis < rank - 1:
         moved = per_example(product(x.shape))
         plan.movements.append(Movement("Transpose", plan.name, f"{reason} of an unknown size", moved, moved, plan.node))
+    return plan.call(run, x, *zeros_of(plan, x, dim, out), layout=layout)
+
+
+def largest(plan: Plan, x: Value, dim: int, out: Size) -> Value:
+    """Adaptive maximum pooling of `dim` to the size `out`: of every element for each result, in whose window or not."""
+    x, axis = plan.one_axis(x, dim, "an adaptive pool")
+    layout, _ = x.layout.resized(dim, out)
+    behind = len(x.layout.axes) - axis - 1
+
+    def run(array: Any, *zeros: Any) -> Any:
+        j, size = counted(along(array, axis))
+        i, results = counted(zeros[0] if zeros else ops.zeros(out, "float64"))
+        first, last = window(ops.expand_dims(i, 1), size, results)
+        inside = ops.logical_and(j >= first, j < last)
+        for _ in range(behind):
+            inside = ops.expand_dims(inside, -1)
+        spread = ops.expand_dims(array, axis)
+        return ops.max(ops.where(inside, spread, ops.full_like(spread, -np.inf)), axis=axis + 1)
+
     return plan.call(run, x, *zeros_of(plan, x, dim, out), layout=layout)
 
 

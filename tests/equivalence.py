@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -98,7 +99,14 @@ def to_artefact(tensors: Sequence[Tensor], interfaces: Sequence[Interface]) -> l
 
 
 def to_torch(arrays: Sequence, interfaces: Sequence[Interface]) -> list[np.ndarray]:
-    return [np.asarray(a).transpose(np.argsort(i.order)) for a, i in zip(arrays, interfaces, strict=True)]
+    return [array_of(a).transpose(np.argsort(i.order)) for a, i in zip(arrays, interfaces, strict=True)]
+
+
+def array_of(x) -> np.ndarray:
+    """Of PyTorch's and TensorFlow's tensors alike; bfloat16, which NumPy lacks, is the type that TensorFlow adds."""
+    if isinstance(x, Tensor) and x.dtype == torch.bfloat16:
+        return x.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return np.asarray(x.numpy() if hasattr(x, "numpy") else x)
 
 
 def run_in_float64(plan: Plan, *batches: Sequence[Tensor]) -> list[list[np.ndarray]]:

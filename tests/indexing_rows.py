@@ -29,6 +29,13 @@ def spread(x, size):
     return torch.tanh(x[..., :size, :size]) + 3 * torch.eye(size)
 
 
+BAGS = Input((2, 4), torch.int64, 0, 9)
+
+
+def bag(mode):
+    return nn.EmbeddingBag(9, 5, mode=mode)
+
+
 GATHERS = {
     "gather along another dimension": (lambda x, i: x.gather(1, i), TOKENS, PICKS),
     "gather, the index smaller in another dimension": (lambda x, i: x.gather(1, i), TOKENS, FEWER),
@@ -245,6 +252,134 @@ MATRICES = {
     ),
 }
 
+SPECTRA = {
+    "singular values": (lambda x: (torch.linalg.svdvals(x), torch.linalg.svd(last(x))[1]), IMAGE),
+    "norms and ranks by singular values": (
+        lambda x: (
+            torch.linalg.matrix_norm(x[0], "nuc"),
+            torch.linalg.matrix_norm(x[0], 2),
+            torch.linalg.cond(spread(x[0], 5)),
+            torch.linalg.matrix_rank(x[0, :, :, :3] @ x[0, :, :, :3].mT),
+        ),
+        IMAGE,
+    ),
+    "eigenvalues, of the triangle that is read": (
+        lambda x: (torch.linalg.eigvalsh(spread(x, 5)), torch.linalg.eigvalsh(spread(last(x), 5), UPLO="U")),
+        IMAGE,
+    ),
+    "pseudo-inverse, singular values left out": (
+        lambda x: (
+            torch.linalg.pinv(x),
+            torch.linalg.pinv(last(x), rtol=0.3),
+            torch.pinverse(x, 0.2),
+            torch.linalg.pinv(spread(x, 5), hermitian=True),
+        ),
+        IMAGE,
+    ),
+    "orthogonal and triangular": (
+        lambda x: (
+            *torch.linalg.qr(x),
+            *torch.linalg.qr(last(x).mT, "complete"),
+            torch.linalg.qr(x, "r")[1],
+            torch.qr(x, some=False)[0],
+        ),
+        IMAGE,
+    ),
+    "tensors inverted and solved": (
+        lambda x: (
+            torch.linalg.tensorinv(spread(x, 8)[0, 0].reshape(2, 4, 8), 2),
+            torch.linalg.tensorsolve(spread(x, 8)[0, 0].reshape(8, 2, 4), x[0, 0, 0]),
+        ),
+        IMAGE,
+    ),
+}
+
+WRITTEN_OUT = {
+    "solved by a triangle, turned or with ones": (
+        lambda x: tuple(
+            torch.triangular_solve(x[..., :5, :3], spread(x, 5), *how)[0]
+            for how in ((True, False, False), (False, True, False), (True, True, True))
+        ),
+        IMAGE,
+    ),
+    "inverted and solved by a Cholesky factor of either triangle": (
+        lambda x: tuple(
+            result
+            for upper in (True, False)
+            for result in (
+                torch.cholesky_inverse(spread(x, 5), upper=upper),
+                torch.cholesky_solve(x[..., :5, :3], spread(x, 5), upper=upper),
+            )
+        ),
+        IMAGE,
+    ),
+    "resized": (lambda x: (aten.resize_as(x[0], x[0].mT), aten.resize(x.sum(0), (7, 3))), TOKENS),
+    "the median of all known numbers": (lambda x: torch.nanmedian(torch.where(x[0] > 0, x[0], torch.nan)), TOKENS),
+    "medians of known numbers, and where they are": (
+        lambda x, y: (
+            *torch.where(x > 0, x, torch.nan).nanmedian(2),
+            torch.where(x > 1, x, torch.nan).nanmedian(1, keepdim=True)[0],
+            *y.nanmedian(1),
+        ),
+        TOKENS,
+        Input((2, 1, 7), torch.int64),
+    ),
+    "bilinear of integers": (
+        Call(
+            lambda self, x, y: F.bilinear(x, y, self.weight, self.bias),
+            weight=torch.randint(-3, 4, (7, 9, 5)),
+            bias=torch.randint(-3, 4, (7,)),
+        ),
+        Input((2, 3, 9), torch.int64),
+        Input((2, 3, 5), torch.int64),
+    ),
+    "bags of one size": (bag("sum"), BAGS),
+    "bags of one size, means": (bag("mean"), BAGS),
+    "bags of one size, maxima": (bag("max"), BAGS),
+    "bags of one size with a padding, some of them empty": (
+        Call(
+            lambda self, i: tuple(
+                F.embedding_bag(torch.where(i[:, :1] > 2, 3, i), self.weight, mode=mode, padding_idx=3)
+                for mode in ("sum", "mean", "max")
+            ),
+            weight=nn.Parameter(torch.randn(9, 5)),
+        ),
+        BAGS,
+    ),
+    "bags of one size, weighted": (
+        Call(lambda self, i, w: self.bag(i, None, w), bag=nn.EmbeddingBag(9, 5, mode="sum")),
+        BAGS,
+        (2, 4),
+    ),
+    "bags that begin where the input says": (
+        Call(
+            lambda self, i, lengths: tuple(
+                F.embedding_bag(i.flatten(), self.weight, lengths[0].cumsum(0) - lengths[0], mode=mode)
+                for mode in ("sum", "mean", "max")
+            ),
+            weight=nn.Parameter(torch.randn(9, 5)),
+        ),
+        BAGS,
+        Input((2, 3), torch.int64, 0, 3),
+    ),
+    "bags by their own operator": (
+        Call(
+            lambda self, i: torch.embedding_bag(self.weight, i[0], constant(0, 3))[0],
+            weight=nn.Parameter(torch.randn(9, 5)),
+        ),
+        BAGS,
+    ),
+    "bags whose last end is given": (
+        Call(
+            lambda self, i: F.embedding_bag(
+                i[0], self.weight, torch.tensor([0, 1, 4]), mode="mean", include_last_offset=True
+            ),
+            weight=nn.Parameter(torch.randn(9, 5)),
+        ),
+        BAGS,
+    ),
+}
+
 NUMBERS = {
     "log gamma and digamma on both sides of zero, at poles, 1 and 2": (
         lambda x, n: (torch.lgamma(x), torch.digamma(x), torch.lgamma(n), torch.digamma(n / 2)),
@@ -257,9 +392,19 @@ NUMBERS = {
         Input(TOKENS, torch.int64),
     ),
     "the sign of a number, -0.0 included": (
-        lambda x, y: (torch.copysign(x, y.floor() * 0.0), torch.copysign(x, -2.0)),
+        lambda x, y: (torch.copysign(x, y.floor() * 0.0), torch.copysign(x, -2.0), torch.signbit(y.floor() * 0.0)),
         TOKENS,
         TOKENS,
+    ),
+    "signs and angles of integers": (
+        lambda n, m: (n.signbit(), m.signbit(), n.angle(), (n / 2).log().angle(), (n * 0.0).angle()),
+        TIES,
+        MASK,
+    ),
+    "the inverse of erf, to its ends": (
+        lambda x, n: (torch.erfinv(torch.tanh(x)), torch.erfinv(n / 4), torch.erfinv(n)),
+        TOKENS,
+        Input(TOKENS, torch.int64),
     ),
     "the next number": (lambda n: torch.nextafter(n.double(), torch.tensor(9.0).double()), Input(TOKENS, torch.int64)),
     "i0": (lambda x: torch.i0(x), TOKENS),
@@ -326,4 +471,4 @@ DECOMPOSED = {
     ),
 }
 
-CASES = DECOMPOSED | GATHERS | SCATTERS | OF_ONE | ORDERS | MATRICES | NUMBERS
+CASES = DECOMPOSED | GATHERS | SCATTERS | OF_ONE | ORDERS | MATRICES | SPECTRA | WRITTEN_OUT | NUMBERS

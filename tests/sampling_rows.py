@@ -8,6 +8,7 @@ from equivalence import Call
 from torch import nn
 from torchvision_for_tests import load_torchvision
 
+aten = torch.ops.aten
 IMAGE = (2, 6, 9, 8)
 EVEN = (2, 6, 10, 8)
 VOLUME = (2, 4, 5, 7, 6)
@@ -45,6 +46,13 @@ GRIDS |= {
     )
 }  # fmt: skip
 GRIDS |= {
+    "grids by their own operators": (
+        lambda x, g, v, h: (aten.grid_sampler_2d(x, g, 0, 1, False), aten.grid_sampler_3d(v, h, 1, 2, True)),
+        IMAGE,
+        GRID,
+        VOLUME,
+        OF_VOLUME,
+    ),
     "grid on an image of one row": (sampled(padding="reflection", align_corners=True), (2, 6, 1, 8), (2, 1, 1, 2)),
     "grid on an image of one channel": (sampled("bicubic"), (2, 1, 4, 8), (2, 1, 4, 2)),
     "grid on whole pixels and corners": (

@@ -36,7 +36,7 @@ from converter.errors import UnsupportedOperatorsError
 from converter.lower import Lowered
 from converter.planning import make_plan
 from converter.program import Program
-from converter.registry import MAPPINGS
+from converter.registry import DECOMPOSITIONS, MAPPINGS
 
 aten, ours = torch.ops.aten, torch.ops.converter
 
@@ -790,6 +790,12 @@ def test_every_operator_with_a_mapping_has_a_row():
     written_out = [case for case in EVERY if met[case] - MAPPINGS.keys()]
     met |= {f"{case}, written out": targets(planned(program_of(case)).program) for case in written_out}
     missing = MAPPINGS.keys() - set().union(*met.values())
+    assert not missing, "\n".join(sorted(map(str, missing)))
+
+
+def test_every_decomposition_of_ours_has_a_row():
+    mappings.load()
+    missing = DECOMPOSITIONS.keys() - set().union(*(targets(program_of(case)) for case in EVERY))
     assert not missing, "\n".join(sorted(map(str, missing)))
 
 

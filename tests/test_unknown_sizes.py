@@ -52,6 +52,10 @@ def to_size(size, mode, **options):
     return Call(lambda self, x: F.interpolate(self.conv(x), size, mode=mode, **options), conv=nn.Conv2d(3, 4, 1))
 
 
+def adaptive_maxima(size):
+    return Call(lambda self, x: F.adaptive_max_pool2d(self.conv(x), size), conv=nn.Conv2d(3, 4, 3, stride=2))
+
+
 CASES = {
     "nearest by 2: a layer": by_factor(2, "nearest"),
     "nearest by a fraction": by_factor((1.5, 0.75), "nearest"),
@@ -71,6 +75,10 @@ CASES = {
     "bicubic, antialiased, by a fraction": by_factor((0.5, 1.25), "bicubic", antialias=True),
     "area": Pyramid("area"),
     "area to a size": to_size((3, 4), "area"),
+    "adaptive maxima": adaptive_maxima((3, 4)),
+    "adaptive maxima, more than there are": adaptive_maxima((11, 2)),
+    "adaptive maxima of sequences": Call(lambda x: F.adaptive_max_pool1d(x[:, :, 0], 3)),
+    "adaptive maxima of volumes": Call(lambda x: F.adaptive_max_pool3d(x[:, None], (2, 3, 5))),
     "linear": Call(lambda x: F.interpolate(x[:, :, 0], scale_factor=1.5, mode="linear")),
     "trilinear": Call(lambda x: F.interpolate(x[:, None], scale_factor=(2, 1.5, 1), mode="trilinear")),
 }
@@ -117,6 +125,12 @@ def test_integer_factors_of_nearest_are_a_layer():
 def test_a_size_that_nothing_has_is_refused_by_name():
     module = Call(lambda x: F.interpolate(x, size=(x.shape[2] + 1, x.shape[3]), mode="bilinear"))
     with pytest.raises(UnsupportedOperatorsError, match="no tensor before it has"):
+        planned(exported(module))
+
+
+def test_positions_of_adaptive_maxima_are_refused_by_name():
+    module = Call(lambda x: F.adaptive_max_pool2d(x, (3, 4), return_indices=True))
+    with pytest.raises(UnsupportedOperatorsError, match="the positions of maxima along an unknown size"):
         planned(exported(module))
 
 

@@ -1,0 +1,110 @@
+"""Operators written in terms of others of PyTorch, where PyTorch itself does not, or writes them in what Keras lacks.
+
+Each function takes the node it serves, or None where another operator was decomposed to this one, and the operator's
+own arguments, of which tensors have no values.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from converter.registry import decomposes
+
+aten = torch.ops.aten
+SUM, MEAN, MAXIMUM = range(3)
+
+
+@decomposes(aten.resize.default)
+def resize(node, x, size, *, memory_format=None):
+    """The first elements, where there are enough: more would be memory that nobody has written."""
+    count = math.prod(size)
+    return x.reshape(-1)[:count].reshape(size) if count <= x.numel() else NotImplemented
+
+
+@decomposes(aten.bilinear.default)
+def bilinear(node, x, y, weight, bias=None):
+    """Of integers. weight: (outputs, features of x, features of y)."""
+    outputs, of_x, of_y = weight.shape
+    products = F.linear(y, weight.reshape(outputs * of_x, of_y)).unflatten(-1, (outputs, of_x))
+    result = (products * x.unsqueeze(-2)).sum(-1, dtype=x.dtype)
+    return result if bias is None else result + bias
+
+
+@decomposes(aten.nanmedian.default)
+def nanmedian(node, x):
+    return x.reshape(-1).nanmedian(0)[0]
+
+
+# -- linear algebra
+
+
+@decomposes(aten.triangular_solve.default)
+def triangular_solve(node, b, a, upper=True, transpose=False, unitriangular=False):
+    held = a.mT if transpose else a
+    solved = torch.linalg.solve_triangular(held, b, upper=upper != transpose, unitriangular=unitriangular)
+    return solved, a.expand(*solved.shape[:-2], *a.shape[-2:])
+
+
+@decomposes(aten.cholesky_solve.default)
+def cholesky_solve(node, b, factor, upper=False):
+    lower = factor.mT if upper else factor
+    half = torch.linalg.solve_triangular(lower, b, upper=False)
+    return torch.linalg.solve_triangular(lower.mT, half, upper=True)
+
+
+@decomposes(aten.cholesky_inverse.default)
+def cholesky_inverse(node, factor, upper=False):
+    lower = factor.mT if upper else factor
+    one = torch.eye(lower.shape[-1], dtype=lower.dtype).expand(lower.shape)
+    half = torch.linalg.solve_triangular(lower, one, upper=False)
+    return half.mT @ half
+
+
+# -- bags of embeddings
+
+
+@decomposes(aten.embedding_bag.default, aten.embedding_bag.padding_idx)
+def embedding_bag(
+    node, weight, indices, offsets, scale_grad_by_freq=False, mode=SUM, sparse=False, per_sample_weights=None,
+    include_last_offset=False, padding_idx=None,
+):  # fmt: skip
+    """Of the results only the first is computed: the others serve the gradient."""
+    if padding_idx is not None and padding_idx < 0:
+        padding_idx += weight.shape[0]
+    kept = torch.ones_like(indices, dtype=torch.bool) if padding_idx is None else indices != padding_idx
+    rows = F.embedding(indices, weight)
+    if per_sample_weights is not None:
+        rows = rows * per_sample_weights.unsqueeze(-1)
+    size = size_of_bags(node, indices)
+    if size is not None and not include_last_offset:
+        rows, kept = rows.reshape(-1, size, rows.shape[-1]), kept.reshape(-1, size)
+    else:
+        count = offsets.shape[0] - (1 if include_last_offset else 0)
+        at = torch.cumsum(torch.ones_like(indices), 0) - 1
+        behind_all = torch.ones_like(indices).sum(0, keepdim=True)
+        last = offsets[1:] if include_last_offset else torch.cat([offsets[1:], behind_all.to(offsets.dtype)])
+        kept = (at >= offsets[:count, None]) & (at < last[:, None]) & kept
+        rows = rows.expand(count, *rows.shape)
+    held = torch.where(kept.unsqueeze(-1), rows, -math.inf if mode == MAXIMUM else 0.0)
+    number = kept.sum(1, keepdim=True)
+    if mode == MAXIMUM:
+        result = torch.where(number > 0, held.amax(1), 0.0)
+    else:
+        result = held.sum(1) / number.clamp(min=1).to(held.dtype) if mode == MEAN else held.sum(1)
+    return result, None, None, None
+
+
+def size_of_bags(node: fx.Node | None, indices: torch.Tensor) -> int | None:
+    """How many indices are in each bag, where bags of one size were flattened: PyTorch then counts their offsets."""
+    offsets = node.args[2] if node is not None else None
+    if not isinstance(offsets, fx.Node) or offsets.target is not aten.arange.start_step:
+        return None
+    start, end, size = offsets.args[:3]
+    same: Any = (end.meta["val"] if isinstance(end, fx.Node) else end) == indices.shape[0]
+    if start != 0 or not isinstance(size, int):
+        return None
+    return size if statically_known_true(same) else None
