@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from keras import ops
+from keras.backend import standardize_dtype
 
 from converter.layout import product
 from converter.plan import Plan, Unsupported, Value
@@ -88,13 +89,22 @@ class BestAlong:
             offset = ops.cast(self.along(at.astype("int32") * self.below, values), "int64")
             where = offset if held is None else sum_of(ops.take(held, at.astype("int32"), axis=self.axis), offset)
             if best is None:
-                best = ops.where(inside, here, -np.inf)
+                best = ops.where(inside, here, ops.full_like(here, lowest(here)))
                 position = sum_of(ops.zeros_like(here, dtype="int64"), where)
                 continue
-            better = ops.logical_and(inside, ops.logical_or(here > best, ops.isnan(here)))
+            larger = ops.logical_or(here > best, ops.isnan(here)) if is_float(here) else here > best
+            better = ops.logical_and(inside, larger)
             best, position = ops.where(better, here, best), ops.where(better, where, position)
         return best, position
 
     def along(self, numbers: np.ndarray, like):
         """One number for each position of the axis, to broadcast."""
         return numbers.reshape([-1 if i == self.axis else 1 for i in range(len(like.shape))])
+
+
+def is_float(array) -> bool:
+    return "float" in standardize_dtype(array.dtype)
+
+
+def lowest(array) -> float | int:
+    return -np.inf if is_float(array) else int(np.iinfo(standardize_dtype(array.dtype)).min)

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from equivalence import Call
+from equivalence import Call, Input
 from torch import nn
 
 SEQUENCE = (2, 6, 11)
@@ -23,6 +23,10 @@ POSITIONS = {
     "max pool positions, dilated, ceil_mode, below zero": (
         lambda x: F.max_pool2d(ties(x) - 20, 2, 3, 1, dilation=2, ceil_mode=True, return_indices=True),
         IMAGE,
+    ),
+    "max pool positions of integers": (
+        lambda n: F.max_pool2d(torch.where(n > 2, torch.iinfo(n.dtype).min, n), 3, 2, 1, return_indices=True),
+        Input(IMAGE, torch.int64),
     ),
     "max pool positions behind a convolution": (
         Call(lambda self, x: F.max_pool2d(self.conv(x), 2, return_indices=True), conv=nn.Conv2d(6, 4, 3)),
