@@ -7,7 +7,6 @@ import inspect
 import io
 import keyword
 import operator
-import traceback
 import warnings
 from collections.abc import Container, Iterator, Sequence
 from typing import Any
@@ -26,6 +25,7 @@ from converter.effects import drop_tokens
 from converter.errors import CaptureError
 from converter.functional import ASSERTIONS, make_functional
 from converter.program import Origin, Program, source_line, write_attribute
+from converter.uncapturable import first_line, uncapturable
 
 aten = torch.ops.aten
 
@@ -62,11 +62,7 @@ def capture(module: nn.Module, inputs: Sequence[Tensor], fixed_batch: bool = Fal
     except CaptureError:
         raise
     except Exception as error:
-        raise CaptureError(
-            f"torch.export cannot capture this model: {_first_line(error)}",
-            where=_user_frame(error),
-            cure="keep control flow that depends on tensors' values out of forward",
-        ) from error
+        raise uncapturable(error, module) from error
     if reason:
         program.notes.append(f"converted for batch {program.fixed_batch} only, the model takes no other: {reason}")
     return program
@@ -80,7 +76,7 @@ def _why_not_one(module: nn.Module, inputs: Sequence[Tensor]) -> str:
         with torch.no_grad():
             module(*(x[:1].clone() if x.ndim else x.clone() for x in inputs))
     except Exception as error:
-        return f"of 1 example, {_first_line(error)}"
+        return f"of 1 example, {first_line(error)}"
     return ""
 
 
@@ -186,7 +182,7 @@ def run_forward(module: nn.Module, inputs: Sequence[Tensor]) -> None:
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         path = inside[-1] if inside else ""
         raise CaptureError(
-            f"the model fails on an input of shape {shapes}: {_first_line(error)}",
+            f"the model fails on an input of shape {shapes}: {first_line(error)}",
             where=f"{f'module `{path}`' if path else 'the model itself'} ({type(module.get_submodule(path)).__name__})",
             cure="give every input the shape that the model expects, as in --input-shape 1,3,224,224, batch first",
         ) from error
@@ -387,17 +383,6 @@ def _read_key(key: Any) -> Any:
         case GetAttrKey():
             return key.name
     return key
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
-def _user_frame(error: BaseException) -> str | None:
-    trace = traceback.extract_tb(error.__traceback__)
-    frames = [frame for frame in trace if "/torch/" not in frame.filename and frame.filename != __file__]
-    return f"{frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else None
 
 
 @contextlib.contextmanager

@@ -58,7 +58,10 @@ def written_out(program: Program, layout: str, error: UnsupportedOperatorsError)
     """
     left: Sequence[fx.Node] = error.nodes
     for _ in range(DEPTH):
-        written = [decompose(program, node) for node in left]
+        try:
+            written = [decompose(program, node) for node in left]
+        except ConversionError as fault:  # as PyTorch writes it, for one batch size only
+            raise error from fault
         if not any(written):
             break
         program.finish()

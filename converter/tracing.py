@@ -168,7 +168,8 @@ def _rounding(wide: np.ndarray, own: np.ndarray, scale: float) -> np.ndarray:
     """16 times PyTorch's own rounding: of an element for the figures, of all slices of an axis for theirs."""
     exact, single = marks(wide), marks(own)
     with np.errstate(invalid="ignore"):
-        element = float(np.abs(np.nan_to_num(wide - own.astype(wide.dtype))).max(initial=0.0))
+        numbers = wide if wide.dtype.kind in "fc" else wide.astype(np.float64)
+        element = float(np.abs(np.nan_to_num(numbers - own.astype(numbers.dtype))).max(initial=0.0))
         apart = np.nan_to_num(np.abs(exact - single))
     allowed = np.full(exact.shape, max(element, FLOOR_ULP * _ulp(scale)))
     for _, start, stop in slices(wide.shape):

@@ -173,7 +173,7 @@ def identity(plan, x, memory_format=None):
     return x
 
 
-@maps(aten._to_copy.default, aten.to.dtype)
+@maps(aten._to_copy.default, aten.to.dtype, aten.type_as.default)
 def cast(plan, x, *_, **__):
     target = plan.dtype
     return x if x.dtype == target else plan.elementwise(lambda a: ops.cast(a, dtype_name(target)), x)

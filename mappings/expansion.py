@@ -50,6 +50,24 @@ def ones(plan, *_, **__):
     return filled(plan, 1)
 
 
+@maps(aten.arange.default)
+def count(plan, end, *_, **__):
+    return counted(plan, 0, 1)
+
+
+@maps(aten.arange.start, aten.arange.start_step)
+def count_from(plan, start, end, step=1, *_, **__):
+    return counted(plan, start, step)
+
+
+def counted(plan: Plan, start: int | float, step: int | float) -> Value:
+    """start, start + step, ... along an unknown size; a known one is a constant."""
+    if not (isinstance(start, int) and isinstance(step, int)):
+        raise Unsupported("a count to an unknown size in steps that are no integers")
+    zeros = zeros_along(plan, 0, plan.shape())
+    return plan.call(lambda z: (ops.cumsum(ops.ones_like(z), 0) - 1) * step + start, zeros, layout=zeros.layout)
+
+
 def filled(plan: Plan, number: float | bool) -> Value:
     """The operator's result where every element is `number`."""
     shape = plan.shape()

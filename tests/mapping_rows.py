@@ -788,6 +788,15 @@ ORDER = {
 }
 
 INDEXING = {
+    "a count along the batch": (
+        lambda x: (
+            torch.arange(x.shape[0])[:, None, None, None] * x,
+            torch.arange(2, 2 + x.shape[0], dtype=torch.float32) - x[:, 0, 0, 0],
+            aten.arange.start_step(0, x.shape[0], 1) + 1,
+        ),
+        IMAGE,
+    ),
+    "the type of another": (lambda x, n: (x.type_as(n), n.type_as(x) + x), IMAGE, Input(IMAGE, torch.int64)),
     "repeat each axis": (lambda x: (x.repeat(1, 2, 1, 3), x.repeat(1, 1, 3, 1), x.repeat(2, 1, 2, 1, 1)[0]), IMAGE),
     "repeat of ones, of a convolution, and as a tile": (
         Call(

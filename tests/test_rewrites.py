@@ -41,6 +41,7 @@ from converter.rewrites import REWRITES, rewrite
 from converter.rewrites.adaptive_pools import adaptive_pools
 from converter.rewrites.change import Change
 from converter.rewrites.channel_permutation import find_channel_permutations
+from converter.rewrites.clamp_bounds import clamp_bounds
 from converter.rewrites.constant_offsets import constant_offsets, learned_offsets
 from converter.rewrites.drop_dropout import drop_dropout
 from converter.rewrites.drop_identities import drop_identities
@@ -52,6 +53,7 @@ from converter.rewrites.fold_channel_order import fold_channel_order
 from converter.rewrites.fold_constants import fold_constants
 from converter.rewrites.fold_depthwise_bias import fold_depthwise_bias
 from converter.rewrites.group_convolutions import group_convolutions
+from converter.rewrites.index_by_position import index_by_position
 from converter.rewrites.linear_to_matmul import linear_to_matmul
 from converter.rewrites.masked_attention import masked_attention
 from converter.rewrites.merge_padding import merge_padding
@@ -711,6 +713,55 @@ DROPOUT_LEAVES = {
     "layers without": (recurrent_with(dropout=0.0), SEQUENCE),
 }
 
+BOUNDS_FIRE = {
+    "an integer above": (lambda x: x.clamp(1e-3, 1), IMAGE, "clamp"),
+    "an integer below": (lambda x: x.clamp(-1, 0.5), IMAGE, "clamp"),
+}
+BOUNDS_LEAVE = {
+    "two integers": (lambda x: x.clamp(-1, 1), IMAGE),
+    "one bound": (lambda x: x.clamp(min=0.5), IMAGE),
+    "of integers": (lambda x: x.clamp(-1, 1), Input(IMAGE, torch.int64)),
+}
+
+
+def through_batch(x):
+    return torch.arange(x.shape[0])
+
+
+POSITION_FIRES = {
+    "a mask read at positions that all examples share": (
+        lambda x: x[through_batch(x)[:, None, None], torch.arange(5, -1, -1)[None, None, :]],
+        SEQUENCE,
+        "arange unsqueeze unsqueeze squeeze index",
+    ),
+    "two dimensions": (
+        lambda x: x[through_batch(x)[:, None], torch.tensor([[1, 4]]), torch.tensor([3, 0])],
+        SEQUENCE,
+        "clone clone squeeze index",
+    ),
+    "a position of each example": (
+        lambda x: x[through_batch(x), x.mean(2).argmax(1)],
+        SEQUENCE,
+        "mean argmax remainder unsqueeze unsqueeze expand gather squeeze",
+    ),
+    "counted from the end": (
+        lambda x: x[through_batch(x), x.mean(2).argmax(1) - 6],
+        SEQUENCE,
+        "mean argmax sub remainder unsqueeze unsqueeze expand gather squeeze",
+    ),
+    "several of each example": (
+        lambda x: x[through_batch(x)[:, None], x.mean(2).topk(3).indices],
+        SEQUENCE,
+        "mean topk remainder unsqueeze expand gather",
+    ),
+}
+POSITION_LEAVES = {
+    "a mask": (lambda x: torch.where(x > 0, x, 0)[:, [1, 2]], SEQUENCE),
+    "backwards through the batch": (lambda x: x[x.shape[0] - 1 - through_batch(x), x.mean(2).argmax(1)], SEQUENCE),
+    "a count that is computed with": (lambda x: x[through_batch(x) * 1, x.mean(2).argmax(1)], SEQUENCE),
+    "a dimension of known size": (lambda x: x[:, torch.arange(6)[:, None], torch.tensor([1, 3])], SEQUENCE),
+}
+
 TOKENS = Input((2, 5), torch.int64, 0, 7)
 TIED_FIRE = {
     "a Linear with the table's weight": (
@@ -859,6 +910,8 @@ ATTENTION_LEAVES = {
 
 TABLES = {
     tie_embeddings: (TIED_FIRE, TIED_LEAVE),
+    clamp_bounds: (BOUNDS_FIRE, BOUNDS_LEAVE),
+    index_by_position: (POSITION_FIRES, POSITION_LEAVES),
     tell_split_volumes: (VOLUMES_FIRE, VOLUMES_LEAVE),
     find_space_to_depth: (SPACE_TO_DEPTH_FIRES, SPACE_TO_DEPTH_LEAVES),
     constant_offsets: (OFFSETS_FIRE, FIXED_LEAVE),
@@ -916,7 +969,7 @@ def start(change, module, shape) -> tuple[dict, dict, Program]:
     module = module if isinstance(module, nn.Module) else Call(module)
     program = captured(module, shape)
     tensors = module.state_dict()
-    for earlier in (tie_embeddings, drop_identities, fold_constants):
+    for earlier in (tie_embeddings, index_by_position, drop_identities, fold_constants):
         if change is earlier:
             break
         program, _ = applied(earlier, program)

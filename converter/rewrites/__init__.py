@@ -12,6 +12,7 @@ from converter.program import Program
 from converter.rewrites.adaptive_pools import adaptive_pools
 from converter.rewrites.change import Change
 from converter.rewrites.channel_permutation import find_channel_permutations
+from converter.rewrites.clamp_bounds import clamp_bounds
 from converter.rewrites.constant_offsets import constant_offsets, learned_offsets
 from converter.rewrites.drop_dropout import drop_dropout
 from converter.rewrites.drop_identities import drop_identities
@@ -28,6 +29,7 @@ from converter.rewrites.fold_channel_order import fold_channel_order
 from converter.rewrites.fold_constants import fold_constants
 from converter.rewrites.fold_depthwise_bias import fold_depthwise_bias
 from converter.rewrites.group_convolutions import group_convolutions
+from converter.rewrites.index_by_position import index_by_position
 from converter.rewrites.linear_to_matmul import linear_to_matmul
 from converter.rewrites.masked_attention import masked_attention
 from converter.rewrites.merge_padding import merge_padding
@@ -62,12 +64,13 @@ def before(rewrites: tuple[Rewrite, ...], later: Rewrite, new: Rewrite) -> tuple
 TRAINED: dict[Rewrite, Rewrite] = {find_shifts: find_trained_shifts, constant_offsets: learned_offsets}
 FOR_INFERENCE = (drop_dropout, *(TRAINED.get(r, r) for r in FOR_ALL), fold_batch_norm, merge_padding)
 REWRITES: dict[str, tuple[Rewrite, ...]] = {
-    "keras": (tie_embeddings, *FOR_ALL, tell_split_volumes, merge_padding, merge_separable),
-    "tf": (*FOR_INFERENCE, tell_split_volumes, fold_depthwise_bias, merge_separable),
+    "keras": (tie_embeddings, index_by_position, *FOR_ALL, tell_split_volumes, merge_padding, merge_separable),
+    "tf": (index_by_position, *FOR_INFERENCE, tell_split_volumes, fold_depthwise_bias, merge_separable),
     "onnx": (
         *before(FOR_INFERENCE, fold_channel_order, find_space_to_depth),
         linear_to_matmul,
         adaptive_pools,
+        clamp_bounds,
         masked_attention,
         shift_to_depthwise,
     ),

@@ -19,7 +19,7 @@ COPIES = {
     aten.contiguous.default,
     aten.lift_fresh_copy.default,
 }
-SAME_IF_UNCHANGED = {aten._to_copy.default, aten.to.dtype, aten.slice.Tensor, aten.expand.default}
+SAME_IF_UNCHANGED = {aten._to_copy.default, aten.to.dtype, aten.type_as.default, aten.slice.Tensor, aten.expand.default}
 
 
 def drop_identities(program: Program) -> list[Change]:

@@ -1,0 +1,74 @@
+"""An index that counts through the batch is no index: the others are taken in each example.
+
+    x[arange(batch)[:, None], i] -> x[:, i]             i the same for all examples
+    x[arange(batch), i]          -> gather(x, 1, i)     i one or several for each example
+
+The batch is unknown, so that nothing can be read at arange(batch).
+"""
+
+import torch
+from torch import fx
+
+from converter.program import Program, module_path
+from converter.rewrites.change import Change
+from converter.steps import sizes
+
+aten = torch.ops.aten
+INDEXING = {aten.index.Tensor, aten._unsafe_index.Tensor}
+VIEWS = {
+    aten.slice.Tensor, aten.unsqueeze.default, aten.reshape.default, aten.view.default, aten.alias.default,
+    aten._to_copy.default, aten.to.dtype, aten.clone.default, aten.expand.default,
+}  # fmt: skip
+
+
+def index_by_position(program: Program) -> list[Change]:
+    changes = []
+    for node in [n for target in INDEXING for n in program.graph.find_nodes(op="call_function", target=target)]:
+        x, (first, *others) = node.args
+        if first is None or not others or any(i is None or i.meta["val"].dtype == torch.bool for i in others):
+            continue
+        if not counts_through(first, x):
+            continue
+        replacement = of_each_example(program, node, x, others, first.meta["val"].dim())
+        if replacement is not None:
+            node.replace_all_uses_with(replacement)
+            changes.append(Change("index through the batch dropped", module_path(node), minor=True))
+    return changes
+
+
+def counts_through(index: fx.Node, x: fx.Node) -> bool:
+    """Whether it is 0, 1, 2, ... along the unknown first dimension of `x`, its own first, the others being 1."""
+    (length, *ones), size = sizes(index.meta["val"]), sizes(x.meta["val"])[0]
+    if isinstance(size, int) or length != size or any(n != 1 for n in ones):
+        return False
+    while index.target in VIEWS:
+        index = index.args[0]
+        if size not in sizes(index.meta["val"]):
+            return False
+    if index.target is aten.arange.default:
+        return True
+    if index.target in (aten.arange.start, aten.arange.start_step):
+        return (index.args[0], *index.args[2:]) in ((0,), (0, 1))
+    return False
+
+
+def of_each_example(program: Program, node: fx.Node, x: fx.Node, others: list[fx.Node], rank: int) -> fx.Node | None:
+    """What `node` is, `rank` being that of the index through the batch."""
+    shapes = [sizes(i.meta["val"]) for i in others]
+    with program.graph.inserting_before(node):
+        if all(len(shape) < rank or (len(shape) == rank and shape[0] == 1) for shape in shapes):
+            alike = [
+                program.call(aten.squeeze.dim, (i, 0), like=node) if len(shape) == rank else i
+                for i, shape in zip(others, shapes, strict=True)
+            ]
+            return program.call(aten.index.Tensor, (x, [None, *alike]), like=node)
+        width, *rest = sizes(x.meta["val"])[1:]
+        own = len(others) == 1 and len(shapes[0]) == rank <= 2 and shapes[0][0] == sizes(x.meta["val"])[0]
+        if not own or not all(isinstance(n, int) for n in (width, *rest)):
+            return None
+        chosen = program.call(aten.remainder.Scalar, (others[0], width), like=node)  # negative ones count from the end
+        for _ in range(1 + len(rest) - (rank - 1)):
+            chosen = program.call(aten.unsqueeze.default, (chosen, chosen.meta["val"].dim()), like=node)
+        chosen = program.call(aten.expand.default, (chosen, [-1, -1, *rest]), like=node)
+        taken = program.call(aten.gather.default, (x, 1, chosen), like=node)
+        return taken if rank == 2 else program.call(aten.squeeze.dim, (taken, 1), like=node)
