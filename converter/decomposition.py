@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -104,12 +105,23 @@ def traced_in(mode: Any, call: Callable, fakes: list) -> fx.GraphModule | None:
     """A functional graph of what `call` does to `fakes`; None if it reads values, or breaks otherwise on tensors that
     have none: the operator is named instead."""
     for dispatcher in (contextlib.nullcontext, enable_python_dispatcher):  # free sizes need the second
-        with contextlib.suppress(Exception), mode, dispatcher(), torch.no_grad():
+        with contextlib.suppress(Exception), unlogged(), mode, dispatcher(), torch.no_grad():
             traced = make_fx(call, unmapped(), _allow_non_fake_inputs=True)(*fakes)
             if any(is_mutating(n) for n in traced.graph.nodes):
                 traced = make_fx(dispatch_functionalize(call), unmapped(), _allow_non_fake_inputs=True)(*fakes)
             return traced
     return None
+
+
+@contextlib.contextmanager
+def unlogged() -> Iterator[None]:
+    """PyTorch logs an error for what its functions of shapes cannot take, which another way may."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def is_known(node: fx.Node) -> bool:

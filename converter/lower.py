@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import layers
 
@@ -45,6 +46,14 @@ class NativeGroupedConv1D(layers.Conv1D):
     def call(self, inputs: Any) -> Any:
         y = tf.nn.conv1d(inputs, self.kernel, self.strides, self.padding.upper(), dilations=self.dilation_rate)
         return tf.nn.bias_add(y, self.bias) if self.use_bias else y
+
+
+class ExactMultiHeadAttention(layers.MultiHeadAttention):
+    """For float64: Keras takes the scale of the scores through float32, whatever the layer computes in."""
+
+    def __init__(self, **config: Any):
+        super().__init__(**config)
+        self._inverse_sqrt_key_dim: Any = np.float64(config["key_dim"] ** -0.5)
 
 
 NATIVE = {layers.Conv1D: NativeGroupedConv1D, layers.Conv2D: NativeGroupedConv2D}
@@ -201,8 +210,10 @@ class Lowered:
             case CallStep():
                 return step.function(*arrays)
             case LayerStep():
-                states = {"initial_state": arrays[1:]} if arrays[1:] else {}
-                return self._layer(step)(arrays[0], **states, **step.arguments)
+                others: dict[str, Any] = {"initial_state": arrays[1:]} if arrays[1:] else {}
+                if step.named:
+                    others = dict(zip(step.named, arrays[1:], strict=True))
+                return self._layer(step)(arrays[0], **others, **step.arguments)
             case MoveStep():
                 return moved(arrays[0], step)
             case ItemStep():
@@ -217,10 +228,13 @@ class Lowered:
         kind = step.kind
         if step.config.get("groups", 1) > 1 and not self.stock:
             kind = NATIVE.get(kind, kind)
+        if kind is layers.MultiHeadAttention and self.precision == "float64":
+            kind = ExactMultiHeadAttention
         layer = kind(**step.config, name=self._unique(step.name), dtype=self.precision)
         if not layer.built:
             with uninitialised(layer):
-                layer.build(tuple(known(n) for n in step.input_shape))
+                others = {f"{name}_shape": known_shape(shape) for name, shape in step.named.items()}
+                layer.build(known_shape(step.input_shape), **others)
         if len(layer.weights) != len(step.weights):
             raise AssertionError(f"{layer.name}: {len(layer.weights)} weights wanted, {len(step.weights)} given")
         for variable, constant in zip(layer.weights, step.weights, strict=True):
@@ -385,3 +399,7 @@ def runtime_shape(shape: Sequence[Size]) -> list[int]:
 
 def known(size: Size) -> int | None:
     return size if isinstance(size, int) else None
+
+
+def known_shape(shape: Sequence[Size]) -> tuple[int | None, ...]:
+    return tuple(known(n) for n in shape)

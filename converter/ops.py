@@ -188,3 +188,56 @@ def _padded_conv(
     widths = [n for axis in reversed(range(rank)) for n in (pads[axis], pads[rank + axis])]
     convolution = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[rank]
     return convolution(F.pad(x, widths), weight, bias, stride, 0, dilation, groups)
+
+
+@torch.library.custom_op("converter::multi_head_attention", mutates_args=())
+def multi_head_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    query_rows: list[int],
+    key_rows: list[int],
+    value_rows: list[int],
+    columns: list[int],
+    heads: int,
+    dropout: float,
+) -> tuple[Tensor, Tensor]:
+    """(B, T, features), (B, S, features), (B, S, features) to (B, T, features), and the scores, (B, heads, T, S).
+
+    Args:
+        weights: of query, key, value and result; `biases` alike, or none.
+        query_rows: which rows of the first weight make the query's heads, one head behind the other; `key_rows` and
+            `value_rows` alike.
+        columns: which columns of the last weight take the results of the heads, one head behind the other.
+        dropout: rate, of a model in training.
+    """
+    held: list[Tensor | None] = list(biases) if biases else [None] * 4
+    projected = [
+        F.linear(x, weight[rows], None if bias is None else bias[rows]).unflatten(-1, (heads, -1)).transpose(1, 2)
+        for x, weight, bias, rows in zip(
+            (query, key, value), weights[:3], held[:3], (query_rows, key_rows, value_rows), strict=True
+        )
+    ]
+    scores = torch.softmax(projected[0] * projected[0].shape[-1] ** -0.5 @ projected[1].mT, -1)
+    result = (scores @ projected[2]).transpose(1, 2).flatten(2)
+    return F.linear(result, weights[3][:, columns], held[3]), scores
+
+
+@multi_head_attention.register_fake
+def _(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    query_rows: list[int],
+    key_rows: list[int],
+    value_rows: list[int],
+    columns: list[int],
+    heads: int,
+    dropout: float,
+) -> tuple[Tensor, Tensor]:
+    scores = query.new_empty(query.shape[0], heads, query.shape[1], key.shape[1])
+    return query.new_empty(*query.shape[:2], weights[3].shape[0]), scores

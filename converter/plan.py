@@ -153,6 +153,7 @@ class Plan:
         states: Sequence[Value] = (),
         statistics: bool = False,
         arguments: dict[str, Any] | None = None,
+        named: dict[str, Value] | None = None,
     ) -> Value:
         """A Keras layer on one value; `weights` in the order in which the layer creates them, None left out.
 
@@ -160,15 +161,17 @@ class Plan:
             states: the initial ones of a recurrent layer, if they are not zero.
             statistics: the layer has no parameter and still learns, from what it sees in training.
             arguments: of this call of the layer, besides its inputs.
+            named: its inputs besides the first, by the names that its `call` and `build` have for them.
         """
         if not value.dtype.is_floating_point and not kind.__name__.endswith("Embedding"):
             raise Unsupported("integers, where Keras' layer computes with floats")
         held = tuple(w for w in weights if w is not None)
         trainable = not held or statistics or any(w.learns for w in held)
-        inputs = (value.step, *(state.step for state in states))
+        others = named or {}
+        inputs = (value.step, *(other.step for other in (*states, *others.values())))
         step = LayerStep(
             inputs, self.node, kind, config, held, name or self._owner(held), value.layout.physical_shape, trainable,
-            arguments or {},
+            arguments or {}, {name: other.layout.physical_shape for name, other in others.items()},
         )  # fmt: skip
         return Value(layout, self.dtype, step)
 

@@ -69,8 +69,8 @@ class Constant:
         return self.rearranged(lambda tensor: tensor.reshape(shape), "reshape", shape)
 
     def take(self, dim: int, index: np.ndarray) -> Constant:
-        """Reorder `dim`: position i of the result is position index[i]."""
-        if np.array_equal(index, np.arange(len(index))):
+        """Reorder `dim`, or a part of it: position i of the result is position index[i]."""
+        if np.array_equal(index, np.arange(self.shape[dim])):
             return self
         chosen = torch.from_numpy(np.ascontiguousarray(index))
         return self.rearranged(
@@ -121,6 +121,8 @@ class LayerStep(Step):
 
     Attributes:
         arguments: what this call of it is given besides arrays.
+        named: the shapes of the arrays behind the first, by the names that the layer has for them; without, these are
+            the initial states of a recurrent layer.
     """
 
     kind: type
@@ -130,6 +132,7 @@ class LayerStep(Step):
     input_shape: tuple[Size, ...]
     trainable: bool
     arguments: dict[str, Any] = field(default_factory=dict)
+    named: dict[str, tuple[Size, ...]] = field(default_factory=dict)
 
     @cached_property
     def key(self) -> Hashable:

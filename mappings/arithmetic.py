@@ -6,7 +6,7 @@ import torch
 from keras import ops
 
 from converter.registry import maps
-from mappings.elementwise import arithmetic, sum_of, unary
+from mappings.elementwise import arithmetic, sign, sum_of, unary
 from mappings.logic import as_array
 
 aten = torch.ops.aten
@@ -31,7 +31,7 @@ UNARY = {
     aten.log2.default: ops.log2,
     aten.rad2deg.default: lambda a: a * (180 / math.pi),
     aten.round.default: ops.round,
-    aten.sgn.default: ops.sign,
+    aten.sgn.default: sign,
     aten.sinc.default: ops.sinc,
     aten.sinh.default: ops.sinh,
     aten.special_expit.default: ops.sigmoid,

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
-from keras import ops
+from keras import layers, ops
 
+from converter import ops as ours
 from converter.deferred import Deferred
+from converter.layout import Layout, per_example, product
 from converter.plan import Constant, Plan, Unsupported, Value
 from converter.registry import maps
+from converter.steps import ItemStep, Movement
 from mappings.matmul import contract
+from mappings.ordering import is_used
 from mappings.reductions import reduced, softmax_over
 
 aten = torch.ops.aten
+assert ours  # registers torch.ops.converter
 
 
 @maps(aten.scaled_dot_product_attention.default)
@@ -80,3 +86,56 @@ def masked_softmax(plan: Plan, scores: Value, mask: Value | Constant | None) -> 
 def dead_rows(mask: torch.Tensor) -> bool:
     allowed = mask if mask.dtype == torch.bool else mask > -math.inf
     return not bool(allowed.any(-1).all())
+
+
+@maps(torch.ops.converter.multi_head_attention.default)
+def multi_head_attention(
+    plan, query, key, value, weights, biases, query_rows, key_rows, value_rows, columns, heads, dropout
+):
+    """Keras' own layer, which holds heads apart and joins them again inside."""
+    like = next(x for x in (query, key, value) if isinstance(x, Value))
+    rows = {"query": query_rows, "key": key_rows, "value": value_rows}
+    given, held = {}, list[Constant | None]()
+    for i, (name, x) in enumerate(zip(rows, (query, key, value), strict=True)):
+        given[name], order = features_behind(plan, plan.as_value(x, like))
+        kernel = weights[i].take(0, np.array(rows[name])).permute(1, 0).take(0, order)
+        width = len(rows[name]) // heads
+        held.append(kernel.reshape(weights[i].shape[1], heads, width))
+        held.append(biases[i].take(0, np.array(rows[name])).reshape(heads, width) if biases else None)
+    outputs = weights[3].shape[0]
+    last = weights[3].take(1, np.array(columns)).permute(1, 0)
+    held += [last.reshape(heads, len(columns) // heads, outputs), biases[3] if biases else None]
+    config = {
+        "num_heads": heads,
+        "key_dim": len(query_rows) // heads,
+        "value_dim": len(value_rows) // heads,
+        "use_bias": bool(biases),
+        "dropout": dropout,
+        "output_shape": outputs,
+    }
+    batch, time, features = given["query"].layout.dims
+    size = {a: n for a, n in given["query"].layout.size.items() if a not in features}
+    fresh = max((*given["query"].layout.size, *given["key"].layout.size), default=-1) + 1
+    run = (fresh,) if outputs != 1 else ()
+    layout = Layout((batch, time, run), (batch, time, run), size | dict.fromkeys(run, outputs))
+    wanted = is_used(plan, 1)
+    whole = plan.layer(
+        layers.MultiHeadAttention, config, given["query"], weights=held, name=plan.name, layout=layout,
+        named={"value": given["value"], "key": given["key"]},
+        arguments={"return_attention_scores": True} if wanted else None,
+    )  # fmt: skip
+    for x in (*given.values(), whole):
+        count = per_example(product(x.shape))
+        plan.movements.append(Movement("Transpose", plan.name, "heads of Keras' layer", count, count, plan.node))
+    if not wanted:
+        return [whole, None]
+    scores = Layout.of(plan.shape(1))
+    return [Value(out, whole.dtype, ItemStep((whole.step,), plan.node, i)) for i, out in enumerate((layout, scores))]
+
+
+def features_behind(plan: Plan, x: Value) -> tuple[Value, np.ndarray]:
+    """`x` with its axes as (batch, time, features), and the order in which the features lie."""
+    batch, time, features = x.layout.dims
+    run = tuple(a for a in x.layout.atoms if a in features)
+    x = plan.request(x, (batch, time, run), "(batch, time, features)")
+    return x, x.layout.index(x.layout.dims[2], run)

@@ -2,6 +2,7 @@
 
 import torch
 from keras import layers, ops
+from keras.backend import standardize_dtype
 
 from converter.plan import Constant, Value
 from converter.precision import dtype_name
@@ -9,6 +10,13 @@ from converter.program import module_class
 from converter.registry import maps
 
 aten = torch.ops.aten
+
+
+def sign(a):
+    """Of a NaN it is 0."""
+    dtype = standardize_dtype(a.dtype)
+    return ops.cast(a > 0, dtype) - ops.cast(a < 0, dtype)
+
 
 # Exact in every precision: `keras.ops.gelu`, `leaky_relu` and others round to float32 on their way.
 UNARY = {
@@ -22,7 +30,7 @@ UNARY = {
     aten.neg.default: ops.negative,
     aten.reciprocal.default: ops.reciprocal,
     aten.rsqrt.default: ops.rsqrt,
-    aten.sign.default: ops.sign,
+    aten.sign.default: sign,
     aten.sin.default: ops.sin,
     aten.sqrt.default: ops.sqrt,
     aten.square.default: ops.square,

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 from keras import ops
 
@@ -33,9 +34,13 @@ def position_of(plan, x, dim, shape, function):
     floating = x.dtype.is_floating_point
 
     def apply(a):
-        if floating:  # Keras takes -0.0 for less than 0.0
-            a = ops.where(ops.equal(a, 0), ops.zeros_like(a), a)
-        return ops.cast(function(a, axis=axis, keepdims=True), "int64")
+        if not floating:
+            return ops.cast(function(a, axis=axis, keepdims=True), "int64")
+        known = ops.where(ops.equal(a, 0), ops.zeros_like(a), a)  # Keras takes -0.0 for less than 0.0
+        unknown = ops.isnan(a)  # the first NaN, where there is any
+        first = ops.argmax(ops.cast(unknown, "int32"), axis=axis, keepdims=True)
+        found = ops.any(unknown, axis=axis, keepdims=True)
+        return ops.cast(ops.where(found, first, function(known, axis=axis, keepdims=True)), "int64")
 
     layout, _ = x.layout.resized(dim % len(x.shape), 1)
     return plan.reshape(plan.call(apply, x, layout=layout, dtype=torch.int64), shape)
@@ -76,13 +81,22 @@ def ranked(plan, x, dim, count, descending):
     x, _ = plan.one_axis(x, dim, "sorting")
     x = plan.request(x, x.layout.last(dim), "sorting needs the last axis")
     # an order turned round that has no overflow: -a, and for integers -1 - a
-    turned = ops.negative if x.dtype.is_floating_point else ops.bitwise_not
+    floating = x.dtype.is_floating_point
+    turned = ops.negative if floating else ops.bitwise_not
     boolean = x.dtype == torch.bool
+    size = x.shape[dim]
 
     def function(a):
         a = ops.cast(a, "int32") if boolean else a
+        unknown = ops.isnan(a) if floating else None  # PyTorch has them behind infinity, TensorFlow anywhere
+        a = a if unknown is None else ops.where(unknown, ops.full_like(a, math.inf), a)
         values, positions = ops.top_k(a if descending else turned(a), count)
         values = values if descending else turned(values)
+        if unknown is not None:
+            number = ops.sum(ops.cast(unknown, "int32"), axis=-1, keepdims=True)
+            ranks = np.arange(count, dtype="int32")
+            lost = ops.less(ranks, number) if descending else ops.greater_equal(ranks, size - number)
+            values = ops.where(lost, ops.full_like(values, math.nan), values)
         return ops.cast(values, "bool") if boolean else values, ops.cast(positions, "int64")
 
     return x, x.layout.resized(dim, count)[0], function
@@ -133,8 +147,34 @@ def kth_value(plan, x, k, dim=-1, keepdim=False):
 
 @maps(aten.median.dim)
 def median(plan, x, dim, keepdim=False):
-    """Of an even number PyTorch takes the lower of the two in the middle."""
-    return kth_value(plan, x, ((x.shape[dim] if x.shape else 1) + 1) // 2, dim, keepdim)
+    """Of an even number PyTorch takes the lower of the two in the middle; a NaN, where there is any."""
+    part = middle_of(plan, x if x.shape else plan.reshape(x, (1,)), dim)
+    return [plan.reshape(part(i), plan.shape(i)) for i in (0, 1)]
+
+
+def middle_of(plan, x, dim):
+    """The median of `dim` (0) and its position (1), kept as one element."""
+    if not isinstance(x.shape[dim], int):
+        raise Unsupported("the median of an unknown number")
+    x, _ = plan.one_axis(x, dim % len(x.shape), "a median")
+    x = plan.request(x, x.layout.last(dim % len(x.shape)), "a median needs the last axis")
+    part = smallest_but(plan, x, dim, (x.shape[dim] + 1) // 2)
+    if not x.dtype.is_floating_point:
+        return part
+
+    def known(item):
+        def apply(a, middle):
+            unknown = ops.isnan(a)
+            if item:
+                instead = ops.cast(ops.argmax(ops.cast(unknown, "int32"), axis=-1, keepdims=True), "int64")
+            else:
+                instead = ops.full_like(middle, math.nan)
+            return ops.where(ops.any(unknown, axis=-1, keepdims=True), instead, middle)
+
+        middle = part(item)
+        return plan.call(apply, x, middle, layout=middle.layout, dtype=middle.dtype)
+
+    return known
 
 
 @maps(aten.median.default)
@@ -142,7 +182,7 @@ def median_of_all(plan, x):
     if not isinstance(product(x.shape), int):
         raise Unsupported("the median of an unknown number")
     flat = whole(plan, x)
-    return plan.reshape(smallest_but(plan, flat, 0, (flat.shape[0] + 1) // 2)(0), ())
+    return plan.reshape(middle_of(plan, flat, 0)(0), ())
 
 
 @maps(aten.nanmedian.dim)

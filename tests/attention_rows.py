@@ -9,11 +9,51 @@ TOKENS = (2, 6, 11)
 HEADS = (2, 3, 5, 4)
 QUERY, KEY, VALUE = (2, 3, 5, 4), (2, 3, 7, 4), (2, 3, 7, 6)
 attend = F.scaled_dot_product_attention
+ours = torch.ops.converter
 
 
 def parameter(*shape):
     return nn.Parameter(torch.zeros(shape))
 
+
+ORDERS = ((5, 13, 12), (5, 12, 12), (7, 18, 18), (5, 18, 18))
+
+
+def multi_head(self, query, key, value, biases, dropout=0.0):
+    """Heads of 4, values of 6, in orders that are not PyTorch's."""
+    rows = [[(step * i + 2) % size for i in range(count)] for step, size, count in ORDERS]
+    weights = [self.wq, self.wk, self.wv, self.wo]
+    return ours.multi_head_attention(query, key, value, weights, biases, *rows, 3, dropout)
+
+
+MULTI_HEAD = {
+    "multi_head_attention and its scores": (
+        Call(
+            lambda self, x, y, z: multi_head(self, x, y, z, [self.bq, self.bk, self.bv, self.bo]),
+            wq=parameter(13, 11), wk=parameter(12, 7), wv=parameter(18, 5), wo=parameter(9, 18),
+            bq=parameter(13), bk=parameter(12), bv=parameter(18), bo=parameter(9),
+        ),
+        (2, 6, 11),
+        (2, 8, 7),
+        (2, 8, 5),
+    ),
+    "multi_head_attention of what a convolution leaves, without bias": (
+        Call(
+            lambda self, x: multi_head(self, *[self.conv(x).flatten(2).mT] * 3, [])[0],
+            conv=nn.Conv2d(6, 7, 2),
+            wq=parameter(13, 7), wk=parameter(12, 7), wv=parameter(18, 7), wo=parameter(1, 18),
+        ),
+        (2, 6, 4, 5),
+    ),
+    "multi_head_attention asked by a parameter": (
+        Call(
+            lambda self, x: multi_head(self, self.query.expand(x.shape[0], 3, 7), x, x.flip(1), [])[0],
+            query=parameter(1, 3, 7),
+            wq=parameter(13, 7), wk=parameter(12, 11), wv=parameter(18, 11), wo=parameter(5, 18),
+        ),
+        TOKENS,
+    ),
+}  # fmt: skip
 
 EXPANSION = {
     "a class token in front of every example": (
@@ -312,4 +352,4 @@ RECURRENT = {
     ),
 }
 
-CASES = EXPANSION | PRODUCTS | ATTENTION | RECURRENT
+CASES = EXPANSION | PRODUCTS | ATTENTION | MULTI_HEAD | RECURRENT

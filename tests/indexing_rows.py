@@ -29,6 +29,25 @@ def spread(x, size):
     return torch.tanh(x[..., :size, :size]) + 3 * torch.eye(size)
 
 
+def ordered(x):
+    """By operators for which PyTorch has a NaN behind infinity."""
+    return (
+        x.sort(1)[0],
+        x.sort(2, descending=True)[0],
+        x.topk(3, 1)[0],
+        x.topk(7, 2, largest=False)[0],
+        x.kthvalue(9, 2)[0],
+        *x.median(2),
+        x[:, None].median(2)[0],
+        x[0].median(),
+        x.quantile(0.3, 2),
+        x.nanquantile(0.6, 2),
+        x.argmax(2),
+        x.argmin(1),
+        x.sign(),
+    )
+
+
 BAGS = Input((2, 4), torch.int64, 0, 9)
 
 
@@ -314,6 +333,10 @@ WRITTEN_OUT = {
         IMAGE,
     ),
     "resized": (lambda x: (aten.resize_as(x[0], x[0].mT), aten.resize(x.sum(0), (7, 3))), TOKENS),
+    "NaN among what is put in order": (
+        lambda x: ordered(torch.where(x > 2, torch.nan, torch.where(x < -3, torch.inf, x))),
+        TOKENS,
+    ),
     "the median of all known numbers": (lambda x: torch.nanmedian(torch.where(x[0] > 0, x[0], torch.nan)), TOKENS),
     "medians of known numbers, and where they are": (
         lambda x, y: (

@@ -5,7 +5,19 @@ import pytest
 import tensorflow as tf
 import torch
 import torch.nn.functional as F
-from equivalence import Call, Input, assert_plan_is_exact, captured
+from equivalence import (
+    Call,
+    Input,
+    assert_float32_rounds_alike,
+    assert_plan_is_exact,
+    assert_same,
+    captured,
+    examples,
+    in_float64,
+    run_in_float64,
+)
+from keras import layers
+from keras.saving import load_model
 from torch import nn
 
 import converter
@@ -13,6 +25,8 @@ from converter.artefacts.recurrent_weights import recurrent_weights
 from converter.capture import capture
 from converter.lower import Lowered
 from converter.plan import Plan
+from converter.planning import make_plan
+from converter.rewrites import REWRITES, rewrite
 
 TOKENS = (2, 9, 24)
 
@@ -160,6 +174,34 @@ def test_moves_at_most(case):
     plan = assert_plan_is_exact(captured(module, *inputs), inputs)
     assert len(plan.movements) <= most, [(m.kind, m.reason) for m in plan.movements]
     assert transposes(plan) == len(plan.movements), "Keras hides some"
+
+
+@pytest.mark.parametrize(
+    "module, name, width",
+    [
+        pytest.param(MOST["heads of one Linear, unbound"][0], "", 6, id="one Linear"),
+        pytest.param(MOST["heads of three Linears"][0], "", 6, id="three Linears"),
+        pytest.param(MOST["multi-head attention and its weights"][0], "mha", 6, id="PyTorch's own"),
+        pytest.param(nn.TransformerEncoderLayer(32, 4, 40, batch_first=True), "self_attn", 8, id="an encoder layer"),
+    ],
+)
+def test_keras_files_have_keras_own_layer(module, name, width, tmp_path):
+    """Its scale of 8 ** -0.5 is no number of float32: in float64 it must be the exact one."""
+    shape = (2, 9, 4 * width)
+    program = captured(module, shape)
+    inputs = examples([shape], 3)
+    rewritten, _ = rewrite(program, REWRITES["keras"], inputs)
+    plan = make_plan(rewritten)
+    double = program.at(torch.float64).run(*in_float64(inputs))
+    assert_same(run_in_float64(plan, inputs)[0], double, "float64")
+    assert len(plan.movements) <= ONE_EACH
+    Lowered(plan, stock=True).keras_model().save(tmp_path / "model.keras")
+    model = load_model(tmp_path / "model.keras")
+    (layer,) = (layer for layer in model.layers if isinstance(layer, layers.MultiHeadAttention))
+    assert (layer.num_heads, layer.key_dim) == (4, width)
+    assert layer.name == name or not name
+    results = [model(inputs[0].numpy())]
+    assert_float32_rounds_alike(results, program.run(*inputs), double, "Keras file")
 
 
 @pytest.mark.parametrize("case", RECURRENT)

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from equivalence import Call, Input, assert_same, captured, examples, in_float64
+from multi_head_rows import MULTI_HEAD_FIRES, MULTI_HEAD_LEAVES
 from rewrite_rows import (
     DEPTHWISE_BIAS_FIRES,
     DEPTHWISE_BIAS_LEAVES,
@@ -45,6 +46,7 @@ from converter.rewrites.clamp_bounds import clamp_bounds
 from converter.rewrites.constant_offsets import constant_offsets, learned_offsets
 from converter.rewrites.drop_dropout import drop_dropout
 from converter.rewrites.drop_identities import drop_identities
+from converter.rewrites.find_attention import find_attention
 from converter.rewrites.find_shifts import find_shifts, find_trained_shifts
 from converter.rewrites.find_space_to_depth import find_space_to_depth
 from converter.rewrites.focus import focus_to_space_to_depth
@@ -933,6 +935,7 @@ TABLES = {
     linear_to_matmul: (MATMUL_FIRES, MATMUL_LEAVES),
     adaptive_pools: (ADAPTIVE_FIRES, ADAPTIVE_LEAVES),
     masked_attention: (ATTENTION_FIRES, ATTENTION_LEAVES),
+    find_attention: (MULTI_HEAD_FIRES, MULTI_HEAD_LEAVES),
 }
 
 

@@ -16,6 +16,7 @@ from converter.rewrites.clamp_bounds import clamp_bounds
 from converter.rewrites.constant_offsets import constant_offsets, learned_offsets
 from converter.rewrites.drop_dropout import drop_dropout
 from converter.rewrites.drop_identities import drop_identities
+from converter.rewrites.find_attention import find_attention
 from converter.rewrites.find_shifts import (
     find_sampled_shifts,
     find_shifts,
@@ -64,7 +65,9 @@ def before(rewrites: tuple[Rewrite, ...], later: Rewrite, new: Rewrite) -> tuple
 TRAINED: dict[Rewrite, Rewrite] = {find_shifts: find_trained_shifts, constant_offsets: learned_offsets}
 FOR_INFERENCE = (drop_dropout, *(TRAINED.get(r, r) for r in FOR_ALL), fold_batch_norm, merge_padding)
 REWRITES: dict[str, tuple[Rewrite, ...]] = {
-    "keras": (tie_embeddings, index_by_position, *FOR_ALL, tell_split_volumes, merge_padding, merge_separable),
+    "keras": (
+        tie_embeddings, index_by_position, *FOR_ALL, find_attention, tell_split_volumes, merge_padding, merge_separable,
+    ),  # fmt: skip
     "tf": (index_by_position, *FOR_INFERENCE, tell_split_volumes, fold_depthwise_bias, merge_separable),
     "onnx": (
         *before(FOR_INFERENCE, fold_channel_order, find_space_to_depth),

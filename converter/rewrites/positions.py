@@ -108,6 +108,28 @@ def trace(program: Program, source: fx.Node, region: list[fx.Node], end: fx.Node
 
     None if a region's sizes hang on more than the batch, or if it moves elements from one example to another.
     """
+    result = traced(program, source, region, end)
+    if result is None:
+        return None
+    shape = known(source.meta["val"].shape)
+    count = int(np.prod(shape))
+    if shape[0] == result.shape[0] == EXAMPLES and not isinstance(source.meta["val"].shape[0], int):
+        each = count // EXAMPLES
+        first, second = result.long() - 1
+        second = torch.where(second >= 0, second - each, second)
+        if not torch.equal(first, second):
+            return None
+        return first.numpy()
+    if shape[0] == result.shape[0] == 1:
+        return (result[0].long() - 1).numpy()
+    return None
+
+
+def traced(program: Program, source: fx.Node, region: list[fx.Node], end: fx.Node) -> Tensor | None:
+    """For each element of `end` the position of the element of `source` that it is, from 1 on, 0 for a zero.
+
+    Of all examples, which are two where the batch is free. None if a region's sizes hang on more than the batch.
+    """
     shape = known(source.meta["val"].shape)
     count = int(np.prod(shape))
     if not shape or count > MOST_ELEMENTS:
@@ -138,14 +160,4 @@ def trace(program: Program, source: fx.Node, region: list[fx.Node], end: fx.Node
         if isinstance(result, Tensor) and tuple(result.shape) != known(node.meta["val"].shape):
             return None  # a size that does not follow from this batch
         values[node] = result
-    result = values[end]
-    if shape[0] == result.shape[0] == EXAMPLES and not isinstance(source.meta["val"].shape[0], int):
-        each = count // EXAMPLES
-        first, second = result.long() - 1
-        second = torch.where(second >= 0, second - each, second)
-        if not torch.equal(first, second):
-            return None
-        return first.numpy()
-    if shape[0] == result.shape[0] == 1:
-        return (result[0].long() - 1).numpy()
-    return None
+    return values[end]

@@ -1,0 +1,354 @@
+"""Find attention between projections, as Keras has one layer for.
+
+q, k, v = heads(linear(x)), heads(linear(y)), heads(linear(z))
+linear(joined(softmax(q @ k.mT * scale) @ v)) -> multi_head_attention(x, y, z)
+
+or `scaled_dot_product_attention` in its midst; without a mask. How heads are cut out and joined is not matched by its
+operators: the positions of elements are traced through whatever moves them, so that one fused projection or three
+are the same. The scores may be read as well. Keras has the batch first: where PyTorch has the time first, and does not
+turn it for this layer alone, the parts stay apart, as they move less so.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from converter import ops
+from converter.aliasing import sizes as known
+from converter.program import Program, module_path
+from converter.rewrites.change import Change
+from converter.rewrites.positions import MOVING, sources, traced
+
+aten, ours = torch.ops.aten, torch.ops.converter
+assert ops  # registers torch.ops.converter
+PRODUCTS = {aten.matmul.default, aten.bmm.default}
+DEFAULTS = (None, 0.0, False)  # no mask, no dropout, not causal
+NEARLY = 1e-12  # of the scale: what float64 leaves of a square root
+
+
+@dataclass(frozen=True)
+class Core:
+    """The attention itself, between its heads.
+
+    Attributes:
+        end: the operator that gives its result.
+        factor: of the scores, None for the one that is usual.
+        turned: `key` is transposed.
+        scores: the operator that gives them, if there is one.
+        between: the operators that only it consists of.
+    """
+
+    end: fx.Node
+    query: fx.Node
+    key: fx.Node
+    value: fx.Node
+    factor: float | None = None
+    turned: bool = False
+    dropout: float = 0.0
+    scores: fx.Node | None = None
+    between: tuple[fx.Node, ...] = ()
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A Linear and how heads are cut out of its result.
+
+    Attributes:
+        x: (batch, time, features).
+        rows: (heads, width), the rows of its weight.
+        extent: batch and time.
+    """
+
+    x: fx.Node
+    weight: fx.Node
+    bias: fx.Node | None
+    rows: Tensor
+    extent: tuple[int, int]
+    between: tuple[fx.Node, ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Attention with what stands before and behind it.
+
+    Attributes:
+        projections: of query, key and value.
+        last: the Linear behind it, reached by `chain`, in which it is the last.
+        columns: which columns of it take the heads, one behind the other.
+        batch_first: what `last` takes has the batch first.
+    """
+
+    core: Core
+    projections: tuple[Projection, ...]
+    last: fx.Node
+    chain: tuple[fx.Node, ...]
+    columns: tuple[int, ...]
+    batch_first: bool
+
+    @property
+    def inside(self) -> set[fx.Node]:
+        return {self.core.end, *self.core.between, *self.chain, *(n for p in self.projections for n in p.between)}
+
+    @property
+    def weights(self) -> list[fx.Node]:
+        return [*(p.weight for p in self.projections), self.last.args[1]]
+
+    @property
+    def biases(self) -> list[fx.Node | None]:
+        return [*(p.bias for p in self.projections), self.last.args[2] if len(self.last.args) > 2 else None]
+
+    @property
+    def rows(self) -> list[list[int]]:
+        return [p.rows.flatten().tolist() for p in self.projections]
+
+    @property
+    def readers(self) -> list[fx.Node]:
+        """Of the scores."""
+        return [] if self.core.scores is None else [u for u in self.core.scores.users if u not in self.inside]
+
+    @property
+    def held(self) -> tuple:
+        """Equal for what becomes one layer that is called several times."""
+        names = tuple(None if n is None else n.target for n in (*self.weights, *self.biases))
+        return names, tuple(map(tuple, self.rows)), self.columns
+
+
+def find_attention(program: Program) -> list[Change]:
+    found = [match for node in program.graph.nodes if (match := read(program, node)) is not None]
+    changes = []
+    for match in with_weights_of_their_own(program, found):
+        replace(program, match)
+        changes.append(
+            Change("projections and attention -> MultiHeadAttention", module_path(match.core.end), minor=True)
+        )
+    return changes
+
+
+def with_weights_of_their_own(program: Program, found: list[Found]) -> list[Found]:
+    """Those that share no tensor with anything else: it would become two variables."""
+    users: dict[str, set[fx.Node]] = {}
+    for node in program.graph.find_nodes(op="get_attr"):
+        users.setdefault(node.target, set()).update(node.users)
+    while True:
+        kept = []
+        for match in found:
+            alike = set().union(*(other.inside for other in found if other.held == match.held))
+            tensors = [n for n in (*match.weights, *match.biases) if n is not None]
+            if all(users[n.target] <= alike for n in tensors):
+                kept.append(match)
+        if len(kept) == len(found):
+            return kept
+        found = kept
+
+
+def read(program: Program, node: fx.Node) -> Found | None:
+    core = read_core(node)
+    if core is None:
+        return None
+    query, key, value = (read_projection(program, core, name) for name in ("query", "key", "value"))
+    if query is None or key is None or value is None:
+        return None
+    heads, width = query.rows.shape
+    if key.rows.shape != query.rows.shape or value.rows.shape[0] != heads or key.extent != value.extent:
+        return None
+    if query.extent[0] != key.extent[0]:
+        return None
+    if core.factor is not None and not math.isclose(core.factor, width**-0.5, rel_tol=NEARLY):
+        return None
+    match = read_result(program, core, (query, key, value))
+    return match if match is not None and is_whole(match) else None
+
+
+def is_whole(match: Found) -> bool:
+    """Whether nothing inside is read from outside, and Keras' layer can hold it all."""
+    biases = match.biases
+    if any(b is None for b in biases) and any(b is not None for b in biases):
+        return False  # Keras has all or none
+    used = [(w.target, row) for w, rows in zip(match.weights, match.rows, strict=False) for row in rows]
+    if len(set(used)) < len(used):
+        return False  # a parameter would become two variables
+    inside = match.inside
+    if any(user not in inside for n in inside - {match.core.scores, match.last} for user in n.users):
+        return False  # what is read elsewhere would be computed twice
+    if not match.readers:
+        return True
+    sizes = match.core.scores.meta["val"].shape[-2:]
+    known_sizes = all(isinstance(n, int) for n in sizes)
+    # Keras gives the scores before some are dropped
+    return known_sizes and not match.core.dropout and match.last < min(match.readers)
+
+
+def replace(program: Program, match: Found) -> None:
+    core, last = match.core, match.last
+    with program.graph.inserting_before(last):
+        given = [p.x for p in match.projections]
+        biases = [b for b in match.biases if b is not None]
+        settings = (list(match.columns), len(match.projections[0].rows), core.dropout)
+        arguments = (*given, match.weights, biases, *match.rows, *settings)
+        both = program.call(ours.multi_head_attention.default, arguments, like=core.end)
+        result = program.call(operator.getitem, (both, 0), like=core.end)
+        if not match.batch_first:
+            result = program.call(aten.transpose.int, (result, 0, 1), like=core.end)
+        if last.meta["val"].dim() == 2:
+            result = program.call(aten.reshape.default, (result, [-1, last.meta["val"].shape[1]]), like=core.end)
+    readers = match.readers
+    last.replace_all_uses_with(result)
+    if core.scores is not None and readers:
+        shape = core.scores.meta["val"].shape
+        with program.graph.inserting_before(min(readers)):
+            scores = program.call(operator.getitem, (both, 1), like=core.end)
+            if len(shape) == 3:
+                scores = program.call(aten.reshape.default, (scores, [-1, *shape[-2:]]), like=core.end)
+        for reader in readers:
+            reader.replace_input_with(core.scores, scores)
+    inside = match.inside
+    for node in reversed(list(program.graph.nodes)):
+        if node in inside and not node.users:
+            program.graph.erase_node(node)  # attention counts as random, and would be kept
+
+
+# -- the attention itself
+
+
+def read_core(node: fx.Node) -> Core | None:
+    if node.target is aten.scaled_dot_product_attention.default:
+        arguments: tuple[Any, ...] = node.args
+        query, key, value, *given = arguments
+        settings: list[Any] = [*given, *DEFAULTS[len(given) :]]
+        mask, dropout, is_causal = settings
+        if mask is not None or dropout or is_causal or node.kwargs.get("enable_gqa"):
+            return None
+        return Core(node, query, key, value, node.kwargs.get("scale"))
+    if node.target not in PRODUCTS:
+        return None
+    scores, value = node.args
+    between, rate = [scores], 0.0
+    if scores.target is ours.dropout.default:
+        scores, rate = scores.args
+        between.append(scores)
+    if not is_softmax(scores):
+        return None
+    product, factor = unscaled(scores.args[0], between)
+    if product.target not in PRODUCTS:
+        return None
+    query, of_query = unscaled(product.args[0], between)
+    key, of_key = unscaled(product.args[1], between)
+    factor *= of_query * of_key
+    return Core(node, query, key, value, factor, True, rate, scores, (*between, product))
+
+
+def is_softmax(node: fx.Node) -> bool:
+    """Over the last dimension, in the type that is there."""
+    if node.target not in (aten.softmax.int, aten._softmax.default):
+        return False
+    x, dim, *rest = node.args
+    return dim in (-1, x.meta["val"].dim() - 1) and not any(rest) and not any(node.kwargs.values())
+
+
+def unscaled(node: fx.Node, between: list[fx.Node]) -> tuple[fx.Node, float]:
+    """What stands before products with numbers, and these numbers' product; the operators go into `between`."""
+    factor = 1.0
+    while node.target in (aten.mul.Tensor, aten.div.Tensor) and isinstance(node.args[1], int | float):
+        factor *= node.args[1] if node.target is aten.mul.Tensor else 1 / node.args[1]
+        between.append(node)
+        node = node.args[0]
+    return node, factor
+
+
+# -- what stands before and behind it
+
+
+def read_projection(program: Program, core: Core, name: str) -> Projection | None:
+    end = getattr(core, name)
+    found = next(((s, r) for s, r in sources(program, end) if s.target is aten.linear.default), None)
+    if found is None:
+        return None
+    linear, region = found
+    x, weight, bias = (*linear.args, None)[:3]
+    positions = traced(program, linear, region, end)
+    if (
+        positions is None
+        or not program.is_tensor(weight)
+        or x.meta["val"].dim() != 3
+        or not bool((positions > 0).all())
+    ):
+        return None
+    if core.turned and name == "key":
+        positions = positions.mT
+    cut = read_heads(positions.long() - 1, weight.meta["val"].shape[0])
+    if cut is None:
+        return None
+    rows, tokens = cut
+    batch, time = tokens.shape
+    order = torch.arange(batch * time)
+    if is_turned(x) and torch.equal(tokens, order.reshape(time, batch).mT):
+        x = x.args[0]
+    elif not torch.equal(tokens, order.reshape(batch, time)):
+        return None
+    if known(x.meta["val"].shape[:2]) != (batch, time):
+        return None
+    return Projection(x, weight, bias, rows, (batch, time), (linear, *region))
+
+
+def is_turned(x: fx.Node) -> bool:
+    """Whether something was (batch, time, features) before, as in PyTorch's own layer with `batch_first`."""
+    return x.target is aten.transpose.int and {d % 3 for d in x.args[1:]} == {0, 1}
+
+
+def read_heads(positions: Tensor, features: int) -> tuple[Tensor, Tensor] | None:
+    """Which features make each head, (heads, width), and which token stands where, (batch, time).
+
+    Args:
+        positions: (batch, heads, time, width) or (batch * heads, time, width), in a tensor of tokens and `features`.
+    """
+    *_, time, width = positions.shape
+    feature, token = ((x.reshape(-1, time, width)) for x in (positions % features, positions // features))
+    heads = len(feature[:, 0, 0].unique())
+    if len(feature) % heads:
+        return None
+    feature, token = (x.reshape(-1, heads, time, width) for x in (feature, token))
+    rows, tokens = feature[0, :, 0], token[:, 0, :, 0]
+    alike = bool((feature == rows[:, None]).all()) and bool((token == tokens[:, None, :, None]).all())
+    return (rows, tokens) if alike else None
+
+
+def read_result(program: Program, core: Core, projections: tuple[Projection, ...]) -> Found | None:
+    query, _, value = projections
+    (heads, width), (batch, time) = value.rows.shape, query.extent
+    node, chain = core.end, list[fx.Node]()
+    while len(node.users) == 1:
+        (user,) = node.users
+        if user.args[0] is not node:
+            return None
+        if user.target is aten.linear.default:
+            break
+        if user.target not in MOVING:
+            return None
+        node = user
+        chain.append(node)
+    else:
+        return None
+    positions = traced(program, core.end, chain, node) if chain and program.is_tensor(user.args[1]) else None
+    rank = node.meta["val"].dim()
+    if positions is None or rank not in (2, 3) or not bool((positions > 0).all()):
+        return None
+    places = (positions.long() - 1).flatten(0, -2)
+    columns = places // (width * time) % heads * width + places % width
+    tokens = places // (width * time * heads) * time + places // width % time
+    if not bool((columns == columns[0]).all()) or not bool((tokens == tokens[:, :1]).all()):
+        return None
+    if not torch.equal(columns[0].sort().values, torch.arange(heads * width)):
+        return None
+    for batch_first in (True, False):
+        shape = (batch, time) if batch_first else (time, batch)
+        order = torch.arange(batch * time).reshape(batch, time)
+        fits = rank == 2 or known(node.meta["val"].shape[:2]) == shape
+        if fits and torch.equal(tokens[:, 0], (order if batch_first else order.mT).flatten()):
+            return Found(core, projections, user, (*chain, user), tuple(columns[0].argsort().tolist()), batch_first)
+    return None
