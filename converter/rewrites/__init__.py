@@ -66,8 +66,14 @@ TRAINED: dict[Rewrite, Rewrite] = {find_shifts: find_trained_shifts, constant_of
 FOR_INFERENCE = (drop_dropout, *(TRAINED.get(r, r) for r in FOR_ALL), fold_batch_norm, merge_padding)
 REWRITES: dict[str, tuple[Rewrite, ...]] = {
     "keras": (
-        tie_embeddings, index_by_position, *FOR_ALL, find_attention, tell_split_volumes, merge_padding, merge_separable,
-    ),  # fmt: skip
+        tie_embeddings,
+        index_by_position,
+        *FOR_ALL,
+        find_attention,
+        tell_split_volumes,
+        merge_padding,
+        merge_separable,
+    ),
     "tf": (index_by_position, *FOR_INFERENCE, tell_split_volumes, fold_depthwise_bias, merge_separable),
     "onnx": (
         *before(FOR_INFERENCE, fold_channel_order, find_space_to_depth),
