@@ -25,7 +25,7 @@ from converter.effects import drop_tokens
 from converter.errors import CaptureError
 from converter.functional import ASSERTIONS, make_functional
 from converter.program import Origin, Program, source_line, write_attribute
-from converter.uncapturable import first_line, uncapturable
+from converter.uncapturable import first_line, refuse_draws, uncapturable
 
 aten = torch.ops.aten
 
@@ -162,6 +162,7 @@ def from_exported(exported: ExportedProgram) -> Program:
     _free_views(program)
     program.finish()
     _refuse_state(program, signature)
+    refuse_draws(program.graph)
     first = program.placeholders[0].meta["val"].shape if program.placeholders else ()
     if first and isinstance(first[0], int):
         program.fixed_batch = first[0]

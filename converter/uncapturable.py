@@ -5,11 +5,17 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
-from torch import nn
+from torch import fx, nn
+from torch._ops import OpOverload
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from converter.errors import CaptureError
+from converter.program import module_path, source_line
 
+DRAWING = {
+    "bernoulli", "cauchy", "exponential", "geometric", "log_normal", "multinomial", "normal", "normal_functional",
+    "poisson", "rand", "rand_like", "randint", "randint_like", "randn", "randn_like", "randperm", "uniform",
+}  # fmt: skip
 LONGEST = 300  # characters of what torch says
 
 
@@ -59,3 +65,27 @@ def user_frame(error: BaseException) -> str | None:
     ours = str(Path(__file__).parent)
     frames = [f for f in trace if "/torch/" not in f.filename and not f.filename.startswith(ours)]
     return f"{frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else None
+
+
+def refuse_draws(graph: fx.Graph) -> None:
+    """Operators of a captured graph that draw at random; those that draw for nobody are left out.
+
+    Raises:
+        CaptureError: there are any.
+    """
+    drawing = []
+    for node in list(graph.nodes):
+        if isinstance(node.target, OpOverload) and node.target._opname in DRAWING:
+            if node.users:
+                drawing.append(node)
+            else:
+                graph.erase_node(node)
+    graph.owning_module.recompile()
+    if drawing:
+        names = ", ".join(dict.fromkeys(str(node.target) for node in drawing))
+        places = (f"module `{module_path(drawing[0])}`" if module_path(drawing[0]) else "", source_line(drawing[0]))
+        raise CaptureError(
+            f"forward draws at random, in eval mode too: {names}",
+            where=", ".join(filter(None, places)) or None,
+            cure="draw outside of the model, and pass what was drawn in as an input",
+        )

@@ -508,3 +508,13 @@ def test_packed_sequences_are_refused_with_a_word_of_their_own():
 
     with pytest.raises(CaptureError, match="packed sequences cannot be converted"):
         capture(Call(packed, r=nn.GRU(3, 4, batch_first=True)), [torch.randn(2, 5, 3)])
+
+
+def test_a_forward_that_draws_at_random_is_refused_with_its_line():
+    with pytest.raises(CaptureError, match=r"draws at random, in eval mode too: aten\.randn_like") as raised:
+        capture(Call(lambda x: x + torch.randn_like(x)), [torch.zeros(2, 3)])
+    assert "test_capture.py" in raised.value.where or "equivalence.py" in raised.value.where
+
+
+def test_what_is_drawn_for_nothing_is_left_out():
+    assert capture(Call(lambda x: (torch.rand(3), x.relu())[1]), [torch.zeros(2, 3)]).outputs

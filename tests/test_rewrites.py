@@ -837,7 +837,6 @@ CONSTANTS_FIRES |= {
 CONSTANTS_LEAVES = {
     "what depends on the input": (Call(lambda self, x: (x + self.p) * 2, p=parameter(8)), IMAGE),
     "what depends on the batch": (lambda x: x + torch.ones(x.shape[0], 1), (2, 6)),
-    "what is drawn at random": (lambda x: x.relu() + torch.rand(6) * 0, (2, 6)),
 }
 
 MATMUL_FIRES = {
