@@ -163,6 +163,7 @@ def from_exported(exported: ExportedProgram) -> Program:
     program.finish()
     _refuse_state(program, signature)
     refuse_draws(program.graph)
+    program.graph_module.recompile()
     first = program.placeholders[0].meta["val"].shape if program.placeholders else ()
     if first and isinstance(first[0], int):
         program.fixed_batch = first[0]

@@ -80,7 +80,6 @@ def refuse_draws(graph: fx.Graph) -> None:
                 drawing.append(node)
             else:
                 graph.erase_node(node)
-    graph.owning_module.recompile()
     if drawing:
         names = ", ".join(dict.fromkeys(str(node.target) for node in drawing))
         places = (f"module `{module_path(drawing[0])}`" if module_path(drawing[0]) else "", source_line(drawing[0]))
