@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from converter.errors import CaptureError
+from converter.open_choices import computes_on_choices, settled
 from converter.program import Program
 from converter.ranges import free_sizes, input_specs, many_samples
 from converter.report import ComparedOn
@@ -23,6 +24,7 @@ from converter.verification.images import Preprocessing
 from converter.verification.inputs import Round, rounds
 
 aten = torch.ops.aten
+USUAL = ("normal", "uniform")  # kinds of inputs on which scores are seldom equal
 OWN_ROUNDS = 2  # in which the module itself is run beside the captured program: batch 1 and more
 
 
@@ -94,6 +96,8 @@ def take_reference(
     if inputs is not None:
         arrays, labels = load_given(inputs, specs, preprocessing)
         given = list(batches(arrays, specs))
+    if computes_on_choices(program):
+        drawn = without_open_choices(program, drawn)
     every = [*drawn, *given]
     raised = program.at(torch.float64)
     float64: list[Outputs] = []
@@ -125,6 +129,29 @@ def take_reference(
                 cure="this is usually a forward that keeps state or draws random numbers; make it free of both",
             )
     return reference
+
+
+def without_open_choices(program: Program, drawn: Sequence[Round]) -> list[Round]:
+    """The rounds without the samples of unusual inputs for which the model's choices hang on rounding."""
+    kept = []
+    for number, each in enumerate(drawn):
+        inputs = [torch.from_numpy(np.asarray(each.arrays[name], order="C")) for name in program.inputs]
+        sizes = {x.shape[0] for x in inputs if x.ndim}
+        if each.description.startswith(USUAL) or len(sizes) != 1:
+            kept.append(each)
+            continue
+        (batch,) = sizes
+        held = settled(program, inputs, batch, number)
+        if held.all():
+            kept.append(each)
+        elif held.any() and program.fixed_batch is None:
+            arrays = {name: a[held] if a.ndim else a for name, a in each.arrays.items()}
+            kind, _, rest = each.description.partition(f", batch {batch}")
+            told = f"{kind}, batch {held.sum()}{rest} ({batch - held.sum()} left out, whose choices hang on rounding)"
+            kept.append(Round(told, arrays))
+        else:
+            program.notes.append(f"not compared on {each.description}: choices between equal values hang on rounding")
+    return kept
 
 
 def _refuse_ranks_by_batch(results: Sequence[Outputs]) -> None:

@@ -1,0 +1,69 @@
+"""Samples on which a model chooses between values that only rounding tells apart, and computes on with its choice.
+
+Which of two scores of 1.0 is among the ten best differs from one correct computation to the next, and so do the boxes
+read there. Whether a choice is open is asked of PyTorch alone, by other roundings of its own results, before anything
+was converted: what is left out hangs on the model and the inputs only.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from converter.program import Program
+from converter.rounding import rounded_otherwise
+
+aten = torch.ops.aten
+INDICES = {
+    aten.topk.default: 1, aten.sort.default: 1, aten.sort.stable: 1, aten.max.dim: 1, aten.min.dim: 1,
+    aten.kthvalue.default: 1, aten.median.dim: 1, aten.argmax.default: None, aten.argmin.default: None,
+    aten.argsort.default: None, aten.argsort.stable: None,
+}  # fmt: skip
+APART = {torch.float64: 1e-6, torch.float32: 1e-3}  # of the scale: more than that is no rounding but another choice
+
+
+def computes_on_choices(program: Program) -> bool:
+    """Whether an operator takes the places that another has chosen; those that are returned only are integers."""
+    return any(
+        user.op != "output"
+        for node in program.graph.nodes
+        if node.target in INDICES
+        for chosen in places(node, INDICES[node.target])
+        for user in chosen.users
+    )
+
+
+def places(node: fx.Node, position: int | None) -> Sequence[fx.Node]:
+    if position is None:
+        return [node]
+    return [user for user in node.users if user.target is operator.getitem and user.args[1] == position]
+
+
+def settled(program: Program, inputs: Sequence[Tensor], batch: int, seed: int) -> np.ndarray:
+    """For each of `batch` samples, whether PyTorch makes the same of it with other roundings, in both precisions."""
+    held = np.ones(batch, bool)
+    for precision, apart in APART.items():
+        given = [x.to(precision) if x.dtype == torch.float32 else x for x in inputs]
+        expected = program.at(precision).run(*given)
+        for results in rounded_otherwise(program, inputs, precision, seed):
+            for one, other in zip(expected, results, strict=True):
+                held &= alike(one.detach().numpy(), other.detach().numpy(), batch, apart)
+    return held
+
+
+def alike(expected: np.ndarray, other: np.ndarray, batch: int, apart: float) -> np.ndarray:
+    """For each sample, whether two results are the same but for rounding; an output without samples counts for all."""
+    if expected.dtype.kind not in "fc":
+        same = expected == other
+    else:
+        finite = np.isfinite(expected)
+        scale = np.abs(expected[finite]).max(initial=0.0)
+        with np.errstate(invalid="ignore"):
+            same = np.where(finite, np.abs(expected - other) <= apart * scale, ~np.isfinite(other))
+    if same.shape[:1] != (batch,):
+        return np.full(batch, bool(same.all()))
+    return np.asarray(same.reshape(batch, -1).all(1))

@@ -1,0 +1,77 @@
+"""Where a model chooses between equals and computes on with its choice, comparing proves nothing: PyTorch says where."""
+
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+from equivalence import Call, captured
+from torch import nn
+
+from converter.open_choices import alike, computes_on_choices, settled
+from converter.reference import take_reference
+
+SCORES = (2, 8)
+
+
+def best(x, count=3):
+    """What stands at the places of the highest scores; large ones are all 1.0."""
+    scores, places = x.sigmoid().topk(count)
+    return scores, torch.cos(x).gather(1, places)
+
+
+@pytest.mark.parametrize(
+    "function, does",
+    [
+        pytest.param(best, True, id="values are gathered at the places"),
+        pytest.param(lambda x: x.sort(1).indices % 3, True, id="computed with"),
+        pytest.param(lambda x: x[torch.arange(x.shape[0]), x.argmax(1)], True, id="an index"),
+        pytest.param(lambda x: x.topk(3), False, id="places are only returned"),
+        pytest.param(lambda x: x.topk(3).values * 2, False, id="values alone are as continuous as their source"),
+        pytest.param(lambda x: x.argmax(1), False, id="a class"),
+    ],
+)
+def test_whether_a_model_computes_on_its_choices(function, does):
+    assert computes_on_choices(captured(function, SCORES)) == does
+
+
+def test_samples_with_equal_scores_are_open():
+    program = captured(best, SCORES)
+    x = torch.tensor([[3.0, 1, 4, -1, 5, -9, 2, -6], [90, 80, -3, 70, 60, 50, 85, 75], [-1, 1, 0.5, 2, 3, 0, -2, -3]])
+    np.testing.assert_array_equal(settled(program, [x], 3, seed=0), [True, False, True])
+
+
+@pytest.mark.parametrize(
+    "expected, other, held",
+    [
+        ([[1.0, 2.0], [3.0, 4.0]], [[1.0, 2.0 + 1e-8], [3.0, 3.9]], [True, False]),
+        ([[1, 2], [3, 4]], [[1, 2], [4, 3]], [True, False]),
+        ([[np.inf, 1.0], [np.nan, 1.0]], [[np.inf, 1.0], [0.0, 1.0]], [True, False]),
+        ([1.0, 2.0, 3.0], [1.0, 2.0, 3.5], [False, False]),
+    ],
+    ids=["floats", "integers", "infinities", "an output without samples"],
+)
+def test_alike_in_each_sample(expected, other, held):
+    np.testing.assert_array_equal(alike(np.asarray(expected), np.asarray(other), 2, 1e-6), held)
+
+
+def reference_of(module: nn.Module):
+    program = captured(module, SCORES)
+    module = module if isinstance(module, nn.Module) else Call(module)
+    return take_reference(program, None, seed=0, inputs=None, running=contextlib.nullcontext)
+
+
+def test_a_reference_leaves_open_samples_out_and_says_so():
+    reference = reference_of(Call(lambda x: best(x * 20)))
+    told = [description for description in reference.compared_on.rounds if "left out" in description]
+    assert told
+    assert all("choices hang on rounding" in description for description in told)
+    for each, outputs in zip(reference.rounds, reference.float64, strict=True):
+        (images,) = each.arrays.values()
+        assert {len(array) for array in outputs.values()} == {len(images)}
+    assert sum(description.startswith("normal") for description in reference.compared_on.rounds) == 2
+
+
+def test_a_model_without_such_choices_is_compared_on_everything():
+    reference = reference_of(Call(lambda x: (x * 20).sigmoid().topk(3).values))
+    assert not [d for d in reference.compared_on.rounds if "left out" in d]
