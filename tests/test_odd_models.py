@@ -40,9 +40,22 @@ class EqualTensors(nn.Module):
         return x
 
 
+class TiedTable(nn.Module):
+    """A table that is a classifier too: PyTorch's exporter writes it twice, once transposed."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.mix, self.classify = nn.Embedding(9, 6), nn.Linear(6, 6), nn.Linear(6, 9)
+        self.classify.weight = self.table.weight
+
+    def forward(self, tokens):
+        return self.classify(self.mix(self.table(tokens)).sigmoid())
+
+
 @pytest.mark.parametrize(
     "model, shape, outputs",
     [
+        pytest.param(TiedTable, "1,5:int64", ["output"], id="a weight that is read twice"),
         pytest.param(OddNames, "1,3,6,6", ["a/b c", "größe", "_x"], id="names that are no scopes and no attributes"),
         pytest.param(ConstantOutput, "1,4", ["output_0", "output_1", "output_2"], id="outputs that hang on no input"),
         pytest.param(EqualTensors, "1,4", ["output"], id="equal weights, which the exporter merges"),

@@ -1,4 +1,4 @@
-"""Where a model chooses between equals and computes on with its choice, comparing proves nothing: PyTorch says where."""
+"""A model that computes on with its choice between equals is not compared there; PyTorch says where."""
 
 import contextlib
 

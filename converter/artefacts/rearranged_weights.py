@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import permutations
 
@@ -17,11 +18,14 @@ def rearranged_weights(program: Program, tensors: Mapping[str, np.ndarray], know
     """Those of `tensors` that are a tensor of the program, bit for bit, its dimensions in another order.
 
     Args:
-        known: the program's tensors that are accounted for.
+        known: the program's tensors that are accounted for; of those that several operators read, as of a table that is
+            a classifier too, the exporter may write another copy.
     """
     found: dict[str, Expected] = {}
-    for node in program.graph.find_nodes(op="get_attr"):
-        if not node.users or node.target in known:
+    nodes = program.graph.find_nodes(op="get_attr")
+    readers = Counter(node.target for node in nodes for _ in node.users)
+    for node in sorted(nodes, key=lambda node: node.target in known):
+        if not node.users or (node.target in known and readers[node.target] < 2):
             continue
         array, origin = program.tensor(node).detach().numpy(), program.origins[node.target]
         for name, tensor in tensors.items():
