@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
-from converter.errors import ConversionError
 from converter.outputs import ENDINGS, output_paths
 from converter.report import (
     SCHEMA,
@@ -20,14 +20,15 @@ from converter.report import (
     Report,
     VerificationReport,
     failure_of,
+    worst_status,
 )
 
 if TYPE_CHECKING:
+    from converter.batch.jobs import Job
+    from converter.batch.run import BatchReport
     from converter.terminal import Terminal
 
-DISAGREES = 3
 INTERRUPTED = 130
-WORST_FIRST = (DISAGREES, 4, 1, 2, 0)
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -176,6 +177,21 @@ comparison_options = options(
     click.option("--image-std", metavar="R,G,B", callback=numbers, help="They are divided by it then.  [default: 1]"),
     click.option("--image-order", type=click.Choice(["rgb", "bgr"]), help="Order of the channels.  [default: rgb]"),
 )
+conversion_options = options(
+    click.option(
+        "--layout",
+        type=click.Choice(["auto", "nhwc", "nchw"]),
+        default="auto",
+        help="Layout of inputs and outputs of Keras and TensorFlow artefacts.  [default: auto]",
+    ),
+    click.option("--fixed-batch", type=click.IntRange(min=1), metavar="N", help="Write a model of this batch only."),
+    click.option("--keep-batchnorm", is_flag=True, help="Do not fold batch norms into convolutions."),
+    click.option("--opset", type=click.IntRange(min=1), metavar="N", help="ONNX opset."),
+    click.option("--exact-shifts", is_flag=True, help="Make shifts of grid samples that interpolate on whole pixels."),
+    click.option("--no-verify", is_flag=True, help="Write without proof; the report says so."),
+    click.option("--keep-failed", is_flag=True, help="Keep an artefact that does not agree, under another name."),
+    click.option("--force", is_flag=True, help="Replace what is in the way, even if it is not ours."),
+)
 trace_option = click.option("--trace", is_flag=True, help="Show for every module what it computes on both sides.")
 report_option = click.option(
     "--report", "report_file", type=PATH, metavar="FILE.json", help="Write the report to this file."
@@ -211,22 +227,10 @@ def main() -> None:
     "-o", "--output", type=PATH, help="File or folder to write; a folder of them for several models or formats."
 )
 @architecture_options
-@click.option(
-    "--layout",
-    type=click.Choice(["auto", "nhwc", "nchw"]),
-    default="auto",
-    help="Layout of inputs and outputs of Keras and TensorFlow artefacts.  [default: auto]",
-)
-@click.option("--fixed-batch", type=click.IntRange(min=1), metavar="N", help="Write a model of this batch only.")
-@click.option("--keep-batchnorm", is_flag=True, help="Do not fold batch norms into convolutions.")
-@click.option("--opset", type=click.IntRange(min=1), metavar="N", help="ONNX opset.")
-@click.option("--exact-shifts", is_flag=True, help="Make shifts of grid samples that interpolate on whole pixels.")
-@click.option("--no-verify", is_flag=True, help="Write without proof; the report says so.")
-@click.option("--keep-failed", is_flag=True, help="Keep an artefact that does not agree, under another name.")
+@conversion_options
 @mappings_option
 @comparison_options
 @trace_option
-@click.option("--force", is_flag=True, help="Replace what is in the way, even if it is not ours.")
 @report_option
 @message_options
 def convert(
@@ -275,6 +279,114 @@ def convert(
         if len(models) > 1:
             terminal.show_table(results)
     finish({"schema": SCHEMA, "models": [result.to_dict() for result in results]}, results, as_json, report_file)
+
+
+def shard_of(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    part, _, parts = value.partition("/")
+    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+        raise click.BadParameter("give the part and how many there are, as 1/8")
+    return int(part), int(parts)
+
+
+@main.command()
+@click.argument("places", nargs=-1, required=True, metavar="MANIFEST.toml|FILE|FOLDER|GLOB|-...")
+@click.option("--to", multiple=True, type=click.Choice(list(ENDINGS)), help="Format to write; repeatable.")
+@click.option(
+    "-o", "--output", type=PATH, required=True, help="Folder for artefacts, logs, the journal and summary.json."
+)
+@click.option("-j", "--jobs", type=click.IntRange(min=1), metavar="N", help="Models at once.  [default: what fits]")
+@click.option(
+    "--timeout", type=click.FloatRange(min=1), default=3600, metavar="S", help="Seconds for a model.  [default: 3600]"
+)
+@click.option(
+    "--memory", type=click.FloatRange(min=0.1), metavar="GIB", help="Memory for a model.  [default: its share]"
+)
+@click.option("--retry-failed", is_flag=True, help="Begin again what did not end verified.")
+@click.option("--fail-fast", is_flag=True, help="Begin no more once one did not end verified.")
+@click.option("--shard", callback=shard_of, metavar="I/N", help="Convert only this part of the list, for job arrays.")
+@click.option(
+    "--scheduler", metavar="ADDRESS", help="Of a Dask scheduler whose workers shall convert, tcp://HOST:8786."
+)
+@click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
+@architecture_options
+@conversion_options
+@mappings_option
+@comparison_options
+@message_options
+def batch(
+    places: tuple[str, ...],
+    to: tuple[str, ...],
+    output: Path,
+    jobs: int | None,
+    timeout: float,
+    memory: float | None,
+    retry_failed: bool,
+    fail_fast: bool,
+    shard: tuple[int, int] | None,
+    scheduler: str | None,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    no_verify: bool,
+    **arguments: Any,
+) -> None:
+    """Convert many checkpoints, and go on where an earlier batch into the same folder ended."""
+    from converter.batch.display import BatchDisplay
+    from converter.batch.jobs import work_list
+    from converter.batch.run import convert_many
+    from converter.terminal import Terminal
+
+    terminal = Terminal(quiet, verbose)
+    said = {name: plain(value) for name, value in arguments.items() if not unsaid(value)}
+    if no_verify:
+        said["verify"] = False
+
+    def listed() -> list["Job"]:
+        return work_list(places, to, said, lines=sys.stdin, part=shard)
+
+    def converted(work: list["Job"]) -> "BatchReport":
+        with BatchDisplay(terminal) as display:
+            report = convert_many(
+                work,
+                output=output,
+                slots=jobs,
+                timeout=timeout,
+                memory=None if memory is None else int(memory * 2**30),
+                retry_failed=retry_failed,
+                fail_fast=fail_fast,
+                scheduler=scheduler,
+                watcher=display,
+            )
+        display.show_summary(report)
+        return report
+
+    work = attempt(listed, ", ".join(places), terminal)
+    if isinstance(work, Failure):
+        finish(work.to_dict(), [work], as_json, None)
+        return
+    if dry_run:
+        for job in work:
+            click.echo(f"{job.path} -> {', '.join(map(str, job.outputs(output).values()))}", err=True)
+        content = {"schema": SCHEMA, "models": [{"name": job.name, **job.told()} for job in work]}
+        finish(content, [], as_json, None)
+        return
+    result = attempt(lambda: converted(work), ", ".join(places), terminal)
+    finish(result.to_dict(), [result], as_json, None)
+
+
+def unsaid(value: Any) -> bool:
+    """Whether an option stands as it does where nothing is said."""
+    return value is None or value is False or value == ()
+
+
+def plain(value: Any) -> Any:
+    """An option's value as JSON has it."""
+    if isinstance(value, tuple):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 @main.command()
@@ -344,21 +456,9 @@ def attempt(call: Callable[[], Result], source: str, terminal: "Terminal") -> Re
         with terminal.quiet_libraries():
             return call()
     except (Exception, SystemExit) as error:
-        failure = describe(error, source)
+        failure = failure_of(error, source)
         terminal.show_failure(failure, "".join(traceback.format_exception(error)))
         return failure
-
-
-def describe(error: BaseException, source: str) -> Failure:
-    """Say what went wrong; what is no `ConversionError` is a fault of ours, unless the model's code ended it all."""
-    if isinstance(error, ConversionError):
-        return failure_of(error, source)
-    if isinstance(error, SystemExit):
-        what, cure = f"The model's code ended the program: sys.exit({error.code!r}).", "-v shows the traceback"
-    else:
-        what = f"{type(error).__name__}: {error}"
-        cure = "this is a fault of the converter, please report it; -v shows the traceback"
-    return Failure(source, type(error).__name__, what, None, cure, 1)
 
 
 def finish(content: dict[str, Any], results: Sequence[Report], as_json: bool, report_file: Path | None) -> None:
@@ -371,22 +471,7 @@ def finish(content: dict[str, Any], results: Sequence[Report], as_json: bool, re
             report_file.write_text(text + "\n", encoding="utf-8")
         except OSError as error:
             raise click.FileError(str(report_file), error.strerror) from error
-    statuses = {exit_status(result) for result in results}
-    click.get_current_context().exit(next(status for status in WORST_FIRST if status in statuses))
-
-
-def exit_status(result: Report) -> int:
-    if isinstance(result, Failure):
-        return result.exit_status
-    if isinstance(result, ConversionReport):
-        unproven = any(not proof.holds for artefact in result.artefacts for proof in artefact.proofs)
-        statuses = {a.failure.exit_status for a in result.artefacts if a.failure}
-        if unproven or result.status == "disagrees":
-            statuses.add(DISAGREES)
-        return next((status for status in WORST_FIRST if status in statuses), 0)
-    if isinstance(result, VerificationReport):
-        return 0 if result.status == "verified" else DISAGREES
-    return 0
+    click.get_current_context().exit(worst_status(result.exit_status for result in results))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from converter.batch.run import convert_many
     from converter.comparison import verify
     from converter.conversion import convert
     from converter.inspection import inspect
@@ -18,10 +19,11 @@ if TYPE_CHECKING:
 if "torch" not in sys.modules:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-__all__ = ["Preprocessing", "convert", "inspect", "verify"]
+__all__ = ["Preprocessing", "convert", "convert_many", "inspect", "verify"]
 
 _HOMES = {
     "convert": "converter.conversion",
+    "convert_many": "converter.batch.run",
     "inspect": "converter.inspection",
     "verify": "converter.comparison",
     "Preprocessing": "converter.verification.images",

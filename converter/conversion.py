@@ -35,7 +35,7 @@ def convert(
     model: str | Path | nn.Module,
     *,
     to: Sequence[str],
-    output: str | Path | None = None,
+    output: str | Path | Mapping[str, str | Path] | None = None,
     factory: str | None = None,
     factory_args: Mapping[str, Any] | None = None,
     input_shapes: Sequence[str] = (),
@@ -62,7 +62,7 @@ def convert(
     Args:
         model: a checkpoint file, or a module.
         to: of "tf", "keras", "onnx".
-        output: the artefact's path for one format, else a folder.
+        output: the artefact's path for one format, else a folder; or the path of each format's.
         factory: what builds a state dict's architecture, `package.module:name` or `file.py:name`.
         input_shapes: `[name=]1,3,224,224[:dtype]` for each input, batch first.
         trust: packages whose classes may be unpickled.
@@ -87,7 +87,10 @@ def convert(
     formats = _formats(to)
     clock = Clock(progress)
     source_path = Path("model" if isinstance(model, nn.Module) else model)
-    paths = {f: output_path(source_path, f, Path(output) if output else None, len(formats) > 1) for f in formats}
+    if isinstance(output, Mapping):
+        paths = {f: output_path(source_path, f, Path(output[f]), False) for f in formats}
+    else:
+        paths = {f: output_path(source_path, f, Path(output) if output else None, len(formats) > 1) for f in formats}
 
     with ExitStack() as stack:
         digests = stack.enter_context(user_mappings(mappings))

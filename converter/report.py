@@ -12,6 +12,8 @@ from typing import Any, Literal
 from .errors import ConversionError, UnsupportedOperatorsError
 
 SCHEMA = 1
+DISAGREES = 3  # exit statuses
+WORST_FIRST = (DISAGREES, 4, 1, 2, 0)
 
 Shape = tuple[int | str | None, ...]
 Status = Literal["verified", "not verified", "disagrees"]
@@ -233,8 +235,20 @@ class ArtefactReport:
     training: tuple[str, ...] = ()
 
 
+def worst_status(statuses: Iterable[int]) -> int:
+    """The exit status that tells of all of them."""
+    met = {0, *statuses}
+    return next(status for status in WORST_FIRST if status in met)
+
+
 class Report:
-    """A report that is written as JSON with a schema number."""
+    """A report that is written as JSON with a schema number.
+
+    Attributes:
+        exit_status: what a command ends with that has this to say.
+    """
+
+    exit_status: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values; a figure that is not finite is None, a path is a string."""
@@ -267,6 +281,12 @@ class ConversionReport(Report):
             return "disagrees"
         return "verified" if statuses == {"verified"} else "not verified"
 
+    @property
+    def exit_status(self) -> int:  # type: ignore[override]
+        unproven = any(not proof.holds for artefact in self.artefacts for proof in artefact.proofs)
+        failures = [artefact.failure.exit_status for artefact in self.artefacts if artefact.failure]
+        return worst_status([*failures, DISAGREES] if unproven or self.status == "disagrees" else failures)
+
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {"status": self.status}
 
@@ -287,6 +307,10 @@ class VerificationReport(Report):
     timings: Mapping[str, float] = field(default_factory=dict)
     compared_on: ComparedOn | None = None
 
+    @property
+    def exit_status(self) -> int:  # type: ignore[override]
+        return 0 if self.status == "verified" else DISAGREES
+
 
 @dataclass(frozen=True)
 class Failure(Report):
@@ -301,8 +325,15 @@ class Failure(Report):
     operators: tuple["UnsupportedOperator", ...] = ()
 
 
-def failure_of(error: ConversionError, source: str) -> Failure:
-    """An error as it is reported."""
+def failure_of(error: BaseException, source: str) -> Failure:
+    """An error as it is reported; what is no `ConversionError` is our fault, or an exit that the model's code made."""
+    if isinstance(error, SystemExit):
+        what, cure = f"The model's code ended the program: sys.exit({error.code!r}).", "-v shows the traceback"
+        return Failure(source, type(error).__name__, what, None, cure, 1)
+    if not isinstance(error, ConversionError):
+        what = f"{type(error).__name__}: {error}"
+        cure = "this is a fault of the converter, please report it; -v shows the traceback"
+        return Failure(source, type(error).__name__, what, None, cure, 1)
     rows = error.operators if isinstance(error, UnsupportedOperatorsError) else []
     operators = tuple(UnsupportedOperator(*row) for row in rows)
     return Failure(source, type(error).__name__, error.what, error.where, error.cure, error.exit_status, operators)

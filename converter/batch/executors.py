@@ -1,0 +1,258 @@
+"""Where models are converted: an interface, and local processes.
+
+An executor takes as many models at once as it has `slots`, and tells by events what becomes of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import psutil
+
+from ..report import Failure
+
+GIB = 2**30
+NEEDED = 4 * GIB  # of memory, for one worker and the process that opens its artefacts
+_POLL = 0.2  # seconds between two looks at the memory of a worker
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model to convert: what a worker is told."""
+
+    name: str
+    path: str
+    outputs: Mapping[str, str]
+    log: str
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A model has come to a step of its conversion."""
+
+    name: str
+    slot: int
+    step: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A model is done: `outcome` is the report as JSON values, with its exit status."""
+
+    name: str
+    slot: int
+    outcome: Mapping[str, Any]
+    seconds: float
+
+
+Event = Step | Finished
+
+
+class Executor(Protocol):
+    @property
+    def slots(self) -> int: ...
+
+    def submit(self, task: Task) -> None:
+        """Begin a model; at most `slots` are to be under way at once."""
+
+    def next_event(self, seconds: float) -> Event | None:
+        """What happens next, or None if that is nothing for so long."""
+
+    def close(self) -> None:
+        """End all that is under way, at once."""
+
+
+def slots_for(wanted: int | None) -> int:
+    """How many models at once: what was asked for, or what cores and free memory allow."""
+    if wanted is not None:
+        return wanted
+    cores = len(os.sched_getaffinity(0))
+    return max(1, min(cores, psutil.virtual_memory().available // NEEDED))
+
+
+def threads_for(slots: int) -> int:
+    """The share that one of so many has of the cores."""
+    return max(1, len(os.sched_getaffinity(0)) // slots)
+
+
+def memory_for(slots: int) -> int:
+    """The bytes that one of so many may take of what is free."""
+    return max(NEEDED, int(psutil.virtual_memory().available * 0.9) // slots)
+
+
+class LocalProcesses:
+    """Warm worker processes on this machine, one for each slot.
+
+    Args:
+        slots: models at once.
+        seconds: the most that one may take; then its worker is killed, and another takes the next model.
+        memory: bytes that a worker and what it starts may have resident together. A worker that keeps half of that
+            after a model is replaced.
+    """
+
+    def __init__(self, slots: int, *, seconds: float, memory: int):
+        self.slots = slots
+        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._closing = threading.Event()
+        self._workers = [Worker(slot, threads_for(slots), seconds, memory) for slot in range(slots)]
+        self._threads = [threading.Thread(target=self._serve, args=(worker,), daemon=True) for worker in self._workers]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, task: Task) -> None:
+        self._tasks.put(task)
+
+    def next_event(self, seconds: float) -> Event | None:
+        try:
+            return self._events.get(timeout=seconds)
+        except queue.Empty:
+            return None
+
+    def close(self) -> None:
+        self._closing.set()
+        for _ in self._threads:
+            self._tasks.put(None)
+        for worker in self._workers:
+            worker.kill()
+        for thread in self._threads:
+            thread.join()
+
+    def _serve(self, worker: Worker) -> None:
+        while (task := self._tasks.get()) is not None and not self._closing.is_set():
+            started = time.perf_counter()
+            outcome = worker.convert(task, lambda step, name=task.name: self._events.put(Step(name, worker.slot, step)))
+            if not self._closing.is_set():
+                self._events.put(Finished(task.name, worker.slot, outcome, time.perf_counter() - started))
+        worker.kill()
+
+
+class Worker:
+    """One worker process after another, in one slot."""
+
+    def __init__(self, slot: int, threads: int, seconds: float, memory: int):
+        self.slot, self._seconds, self._memory = slot, seconds, memory
+        self._environment = os.environ | {
+            name: os.environ.get(name, str(threads))
+            for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
+        }
+        self._process: subprocess.Popen[str] | None = None
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def convert(self, task: Task, on_step: Any) -> Mapping[str, Any]:
+        """The report of one model, or the failure of its worker."""
+        process = self._started()
+        if process is None:
+            return failure(task, "The batch was closed.", None)
+        deadline = time.monotonic() + self._seconds
+        asked = {"path": task.path, "outputs": task.outputs, "log": task.log, "options": task.options}
+        try:
+            assert process.stdin is not None
+            process.stdin.write(json.dumps(asked) + "\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            return self._died(task, process)
+        while True:
+            try:
+                line = self._lines.get(timeout=_POLL)
+            except queue.Empty:
+                line = ""
+            if line is None:
+                return self._died(task, process)
+            said = json.loads(line) if line else {}
+            if "outcome" in said:
+                if _resident(process.pid) > self._memory / 2:
+                    self._end()
+                return dict(said["outcome"])
+            if "step" in said:
+                on_step(said["step"])
+            if time.monotonic() > deadline:
+                self._end()
+                return failure(task, f"It took longer than {self._seconds:g} s.", "give it more with --timeout")
+            if (held := _resident(process.pid)) > self._memory:
+                self._end()
+                return failure(
+                    task,
+                    f"It took {held / GIB:.1f} GiB of memory; {self._memory / GIB:.1f} GiB are allowed.",
+                    "give it more with --memory, or run fewer at once with -j",
+                )
+
+    def kill(self) -> None:
+        """End the process for good."""
+        with self._lock:
+            self._closed = True
+        self._end()
+
+    def _started(self) -> subprocess.Popen[str] | None:
+        with self._lock:
+            if self._closed:
+                return None
+            if self._process is None or self._process.poll() is not None:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "converter.batch.worker"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,  # of each model it goes into its log
+                    text=True,
+                    encoding="utf-8",
+                    env=self._environment,
+                    start_new_session=True,  # it is killed with all that it has started, and Ctrl-C is ours alone
+                )
+                self._lines = queue.SimpleQueue()
+                threading.Thread(target=_forward, args=(self._process, self._lines), daemon=True).start()
+            return self._process
+
+    def _died(self, task: Task, process: subprocess.Popen[str]) -> Mapping[str, Any]:
+        status = process.wait()
+        self._end()
+        how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+        return failure(task, f"The process that converted it ended {how}.", f"see {task.log}")
+
+    def _end(self) -> None:
+        process = self._process
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):  # it is gone, and all that it had started
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _forward(process: subprocess.Popen[str], lines: queue.SimpleQueue[str | None]) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        lines.put(line)
+    lines.put(None)
+
+
+def _resident(process: int) -> int:
+    """Bytes that a process and its children hold in memory."""
+    try:
+        parent = psutil.Process(process)
+        family = [parent, *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return 0
+    total = 0
+    for one in family:
+        try:
+            total += one.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return total
+
+
+def failure(task: Task, what: str, cure: str | None) -> dict[str, Any]:
+    return Failure(task.path, "WorkerError", what, None, cure, 1).to_dict()

@@ -1,0 +1,275 @@
+"""The work list: which checkpoints become what, and where.
+
+It comes from files, folders and globs, from a manifest, or from JSON lines; each gives `Job`s. Where a name is said
+nowhere, it is the checkpoint's path without suffix, seen from the folder in which it was looked for, so that equal file
+names in different folders stay apart.
+"""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import json
+import tomllib
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+from ..outputs import ENDINGS
+
+SUFFIXES = (".pt", ".pth", ".pt2", ".ckpt", ".bin", ".safetensors")
+PATHS = ("mappings", "inputs")  # options that name files, relative to the manifest that holds them
+
+# What a manifest or a JSON line may say of a model: the names of the command's options.
+OPTIONS: dict[str, tuple[str, type | tuple[type, ...]]] = {
+    "model": ("factory", str),
+    "model-args": ("factory_args", dict),
+    "input-shape": ("input_shapes", list),
+    "trust": ("trust", list),
+    "layout": ("layout", str),
+    "fixed-batch": ("fixed_batch", int),
+    "keep-batchnorm": ("keep_batchnorm", bool),
+    "opset": ("opset", int),
+    "exact-shifts": ("exact_shifts", bool),
+    "verify": ("verify", bool),
+    "keep-failed": ("keep_failed", bool),
+    "mappings": ("mappings", list),
+    "atol": ("atol", (int, float)),
+    "rtol": ("rtol", (int, float)),
+    "seed": ("seed", int),
+    "inputs": ("inputs", str),
+    "image-fit": ("image_fit", str),
+    "image-scale": ("image_scale", (int, float)),
+    "image-mean": ("image_mean", list),
+    "image-std": ("image_std", list),
+    "image-order": ("image_order", str),
+    "force": ("force", bool),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One checkpoint and what shall become of it.
+
+    Attributes:
+        name: unique in a batch; the artefacts are the name with each format's ending, in the batch's folder.
+        path: the checkpoint.
+        to: formats.
+        options: arguments of `converter.convert` by name, plain JSON values; those of images as `image_fit` and so on.
+    """
+
+    name: str
+    path: Path
+    to: tuple[str, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def outputs(self, folder: Path) -> dict[str, Path]:
+        """Where each format's artefact goes."""
+        return {format: folder / f"{self.name}{ENDINGS[format]}" for format in self.to}
+
+    def told(self) -> dict[str, Any]:
+        """As a line of JSON gives it."""
+        names = {argument: name for name, (argument, _) in OPTIONS.items()}
+        said = {names[argument]: value for argument, value in self.options.items()}
+        return {"path": str(self.path), "to": list(self.to), **said}
+
+
+def work_list(
+    places: Sequence[str],
+    to: Sequence[str],
+    options: Mapping[str, Any],
+    *,
+    lines: Iterable[str] = (),
+    part: tuple[int, int] | None = None,
+) -> list[Job]:
+    """All that is to be converted.
+
+    Args:
+        places: manifests (`.toml`), files, folders, globs; `-` stands for `lines`.
+        to, options: of what does not say its own.
+        part: convert only the first of so many parts, counted from 1.
+
+    Raises:
+        UsageError: there is nothing, or something that cannot be.
+    """
+    jobs = []
+    for place in places:
+        if place == "-":
+            jobs += from_lines(lines, to, options)
+        elif place.endswith(".toml") and not glob.has_magic(place):
+            jobs += from_manifest(Path(place), to, options)
+        else:
+            jobs += from_places([place], to, options)
+    jobs = checked(jobs)
+    return jobs if part is None else shard(jobs, *part)
+
+
+def from_places(places: Iterable[str], to: Sequence[str], options: Mapping[str, Any]) -> list[Job]:
+    """The checkpoints that files, folders (searched through) and globs (`**` too) name.
+
+    Raises:
+        UsageError: a place holds no checkpoint.
+    """
+    jobs = []
+    for place in places:
+        found = list(_found(place))
+        if not found:
+            raise UsageError(
+                "There is no checkpoint.",
+                where=place,
+                cure=f"give files, folders of {', '.join(SUFFIXES)}, globs, a manifest.toml, or - for JSON lines",
+            )
+        jobs += [Job(name, path, tuple(to), dict(options)) for name, path in found]
+    return jobs
+
+
+def _found(place: str) -> Iterator[tuple[str, Path]]:
+    path = Path(place)
+    if path.is_file():
+        yield path.stem, path
+        return
+    if path.is_dir():
+        above, found = path, (file for file in path.rglob("*") if file.suffix in SUFFIXES)
+    elif glob.has_magic(place):
+        above = _fixed_part(path)
+        found = above.glob(str(path.relative_to(above)))
+    else:
+        return
+    files = (file for file in found if file.is_file())
+    for file in sorted(files):
+        yield str(file.relative_to(above).with_suffix("")), file
+
+
+def _fixed_part(pattern: Path) -> Path:
+    """The folder above a pattern's first part with a wildcard."""
+    fixed = itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts)
+    return Path(*fixed)
+
+
+def from_manifest(file: Path, to: Sequence[str], options: Mapping[str, Any]) -> list[Job]:
+    """The models of a TOML file: `[defaults]`, and a `[[models]]` each with `path` (a glob too), `name`, `to`, options.
+
+    What the command line says holds where the manifest says nothing. Paths are relative to the manifest.
+
+    Raises:
+        UsageError: it is no TOML, or an entry says what cannot be.
+    """
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"The manifest cannot be read: {error}.", where=str(file)) from error
+    unknown = sorted(set(content) - {"defaults", "models"})
+    entries = content.get("models")
+    if unknown or not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        what = f"The manifest has {', '.join(unknown)}" if unknown else "The manifest has no models"
+        raise UsageError(f"{what}.", where=str(file), cure="give [defaults], and [[models]] with a path each")
+    defaults = content.get("defaults", {})
+    if not isinstance(defaults, dict):
+        raise UsageError("`defaults` is no table.", where=str(file), cure="write [defaults], and the options below it")
+    jobs = []
+    for number, entry in enumerate(entries, 1):
+        jobs += _entry(defaults | entry, file.parent, f"{file}, model {number}", to, options)
+    return jobs
+
+
+def from_lines(lines: Iterable[str], to: Sequence[str], options: Mapping[str, Any]) -> list[Job]:
+    """A JSON object a line, with the keys of a manifest's entry. Paths are relative to the current folder.
+
+    Raises:
+        UsageError: a line is no such object.
+    """
+    jobs = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            raise UsageError(f"This is no JSON: {error}.", where=f"line {number}") from error
+        if not isinstance(entry, dict):
+            raise UsageError("This is no object.", where=f"line {number}", cure='as {"path": "net.pt"}')
+        jobs += _entry(entry, Path(), f"line {number}", to, options)
+    return jobs
+
+
+def _entry(
+    said: Mapping[str, Any], folder: Path, where: str, to: Sequence[str], options: Mapping[str, Any]
+) -> list[Job]:
+    unknown = sorted(set(said) - {"path", "name", "to", *OPTIONS})
+    if unknown:
+        raise UsageError(
+            f"There is no option {', '.join(unknown)}.", where=where, cure=f"path, name, to, {', '.join(OPTIONS)}"
+        )
+    formats = said.get("to", to)
+    formats = tuple([formats] if isinstance(formats, str) else formats)
+    own: dict[str, Any] = {}
+    for key, value in said.items():
+        if key not in OPTIONS:
+            continue
+        name, kind = OPTIONS[key]
+        value = [value] if kind is list and isinstance(value, str) else value
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise UsageError(f"{key} cannot be {value!r}.", where=where)
+        own[name] = value
+    for name in PATHS:
+        if name in own:
+            paths = own[name]
+            own[name] = str(folder / paths) if isinstance(paths, str) else [str(folder / path) for path in paths]
+    if (factory := own.get("factory", "")).partition(":")[0].endswith(".py"):
+        own["factory"] = str(folder / factory)
+    path = said.get("path")
+    if not isinstance(path, str) or not path:
+        raise UsageError("No path is given.", where=where, cure='path = "net.pt", or a glob')
+    place = str(folder / path)
+    try:
+        jobs = from_places([place], formats, {**options, **own})
+    except UsageError:
+        if glob.has_magic(place):
+            raise
+        # One that is not there is told of in the summary, beside those that are.
+        jobs = [Job(Path(path).stem, Path(place), formats, {**options, **own})]
+    if "name" in said:
+        if len(jobs) > 1 or not _inside(said["name"]):
+            raise UsageError(f"The name {said['name']!r} cannot be.", where=where, cure="a relative path for one file")
+        return [Job(said["name"], jobs[0].path, formats, jobs[0].options)]
+    if not glob.has_magic(place) and not Path(place).is_dir() and _inside(path):
+        return [Job(str(Path(path).with_suffix("")), jobs[0].path, formats, jobs[0].options)]
+    return jobs
+
+
+def _inside(name: object) -> bool:
+    """Whether a name stays in the folder that it is put into."""
+    return isinstance(name, str) and bool(name) and not Path(name).is_absolute() and ".." not in Path(name).parts
+
+
+def checked(jobs: Sequence[Job]) -> list[Job]:
+    """The same jobs, each once.
+
+    Raises:
+        UsageError: there is none, a format is none, or two different ones would be written to the same place.
+    """
+    if not jobs:
+        raise UsageError("There is nothing to convert.", cure="give checkpoints, folders, globs or a manifest")
+    by_name: dict[str, Job] = {}
+    for job in jobs:
+        strange = [format for format in job.to if format not in ENDINGS]
+        if strange or not job.to:
+            raise UsageError(
+                f"There is no format {', '.join(map(str, strange))}." if strange else "No format is given.",
+                where=str(job.path),
+                cure=f"--to, or `to` in the manifest: {', '.join(ENDINGS)}",
+            )
+        if by_name.setdefault(job.name, job) != job:
+            raise UsageError(
+                f"{by_name[job.name].path} and {job.path} would both be written as {job.name}.",
+                cure="give them names in a manifest, or different folders",
+            )
+    return list(by_name.values())
+
+
+def shard(jobs: Sequence[Job], part: int, parts: int) -> list[Job]:
+    """The part (from 1) that falls to one of several batches; a name always falls to the same."""
+    return [job for job in jobs if zlib.crc32(job.name.encode()) % parts == part - 1]

@@ -1,0 +1,211 @@
+"""What a batch has done, in an SQLite file: it survives kill -9, and several batches may share it.
+
+A model is claimed before it is begun. A claim holds while the process that made it lives; on another machine, which
+cannot be asked, until `LEASE` seconds after it was last renewed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import psutil
+
+from ..errors import OutputError
+from .jobs import Job
+
+State = Literal["verified", "not verified", "disagrees", "failed"]
+Claim = Literal["begin", "done", "elsewhere"]
+
+LEASE = 300.0  # seconds
+_WAIT = 60.0  # seconds, for another batch's transaction
+_TABLES = """
+create table if not exists models (
+    name text primary key, path text not null, fingerprint text not null, state text, exit_status integer,
+    reason text, artefacts text, seconds real, attempts integer not null, owner text, renewed real, ended real
+);
+create table if not exists digests (path text primary key, size integer, modified integer, sha256 text);
+"""
+_LIBRARIES = ("pt-convert", "torch", "tensorflow", "keras", "onnx", "onnxscript", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How one model ended.
+
+    Attributes:
+        reason: why it is not verified; "" if it is.
+        artefacts: size in bytes of each that was put in place, by path; of a folder the sum.
+        before: it was so already when this batch came to it.
+    """
+
+    name: str
+    path: str
+    state: State
+    exit_status: int
+    reason: str
+    artefacts: Mapping[str, int]
+    seconds: float
+    attempts: int
+    before: bool = False
+
+
+class Journal:
+    """Raises OutputError where the file cannot be had."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        self._owner = f"{socket.gethostname()} {_alive(psutil.Process().pid)}"
+        self._versions = {library: version(library) for library in _LIBRARIES}
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._database = sqlite3.connect(file, timeout=_WAIT, isolation_level=None)
+            self._database.row_factory = sqlite3.Row
+            self._database.executescript(_TABLES)
+        except (OSError, sqlite3.Error) as error:
+            raise OutputError(
+                f"The journal cannot be used: {error}.", where=str(file), cure="Give another -o."
+            ) from error
+
+    def fingerprint(self, job: Job) -> str:
+        """Of all that decides what comes out: contents of the files that are named, options, versions.
+
+        Raises:
+            OSError: the checkpoint cannot be read.
+        """
+        options = {name: self._told(value) for name, value in job.options.items()}
+        factory = job.options.get("factory") or ""
+        content = self._digest(job.path)
+        told = [content, sorted(job.to), options, self._told(factory.partition(":")[0]), self._versions]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+    def claim(self, job: Job, fingerprint: str, folder: Path, *, retry_failed: bool) -> tuple[Claim, Entry | None]:
+        """Take a model for this batch, unless it is done, or another batch has it.
+
+        Done is what ended, however, with the same fingerprint, and whose artefacts are there still; `retry_failed`
+        begins again what did not end verified, unless it was not to be verified.
+        """
+        with self._transaction():
+            row = self._database.execute("select * from models where name = ?", (job.name,)).fetchone()
+            if row is not None and row["state"] is None and self._held_elsewhere(row):
+                return "elsewhere", None
+            if row is not None and row["state"] is not None and row["fingerprint"] == fingerprint:
+                entry = _entry(row, before=True)
+                again = retry_failed and (entry.state in ("failed", "disagrees") or entry.exit_status != 0)
+                if not again and all(size_of(Path(path)) == size for path, size in entry.artefacts.items()):
+                    return "done", entry
+            attempts = row["attempts"] + 1 if row is not None and row["fingerprint"] == fingerprint else 1
+            self._database.execute(
+                "insert or replace into models (name, path, fingerprint, attempts, owner, renewed)"
+                " values (?, ?, ?, ?, ?, ?)",
+                (job.name, str(job.path), fingerprint, attempts, self._owner, time.time()),
+            )
+        return "begin", None
+
+    def end(
+        self, job: Job, state: State, exit_status: int, reason: str, artefacts: Iterable[Path], seconds: float
+    ) -> Entry:
+        """Enter how a claimed model ended."""
+        sizes = {str(path): size_of(path) for path in artefacts}
+        with self._transaction():
+            self._database.execute(
+                "update models set state = ?, exit_status = ?, reason = ?, artefacts = ?, seconds = ?, ended = ?,"
+                " owner = null where name = ? and owner = ?",
+                (state, exit_status, reason, json.dumps(sizes), seconds, time.time(), job.name, self._owner),
+            )
+            row = self._database.execute("select * from models where name = ?", (job.name,)).fetchone()
+        return _entry(row, before=False)
+
+    def renew(self) -> None:
+        """Keep this batch's claims; to be called more often than `LEASE` says."""
+        with self._transaction():
+            self._database.execute(
+                "update models set renewed = ? where owner = ? and state is null", (time.time(), self._owner)
+            )
+
+    def release(self) -> None:
+        """Give back what was claimed and not ended."""
+        with self._transaction():
+            self._database.execute("delete from models where owner = ? and state is null", (self._owner,))
+
+    def close(self) -> None:
+        self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+        self.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._database.execute("begin immediate")
+        try:
+            yield
+        except BaseException:
+            self._database.execute("rollback")
+            raise
+        self._database.execute("commit")
+
+    def _held_elsewhere(self, row: sqlite3.Row) -> bool:
+        if row["owner"] == self._owner:
+            return False
+        host, process = row["owner"].split(" ", 1)
+        if host == socket.gethostname():
+            return _alive(int(process.split()[0])) == process
+        return time.time() - row["renewed"] < LEASE
+
+    def _told(self, value: Any) -> Any:
+        """A value of an option; of one that names a file, its content too."""
+        if isinstance(value, str) and value and Path(value).is_file():
+            return [value, self._digest(Path(value))]
+        if isinstance(value, list | tuple):
+            return [self._told(item) for item in value]
+        return value
+
+    def _digest(self, path: Path) -> str:
+        """The file's SHA-256, which is not computed again while size and time of the file stay."""
+        found = path.stat()
+        key, facts = str(path.resolve()), (found.st_size, found.st_mtime_ns)
+        row = self._database.execute("select * from digests where path = ?", (key,)).fetchone()
+        if row is not None and (row["size"], row["modified"]) == facts:
+            return str(row["sha256"])
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        self._database.execute("insert or replace into digests values (?, ?, ?, ?)", (key, *facts, digest))
+        return digest
+
+
+def _entry(row: sqlite3.Row, before: bool) -> Entry:
+    return Entry(
+        row["name"], row["path"], row["state"], row["exit_status"], row["reason"], json.loads(row["artefacts"]),
+        row["seconds"], row["attempts"], before,
+    )  # fmt: skip
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files of a folder; -1 if there is none."""
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return path.stat().st_size if path.exists() else -1
+
+
+def _alive(process: int) -> str | None:
+    """The number of a living process with its start, which tells it from a later one of that number; else None."""
+    try:
+        return f"{process} {psutil.Process(process).create_time():.2f}"
+    except psutil.NoSuchProcess:
+        return None

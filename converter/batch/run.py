@@ -1,0 +1,252 @@
+"""A batch from its work list to its summary."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..artefacts.placement import says_full
+from ..errors import OutputError
+from ..report import Report, worst_status
+from .executors import Executor, Finished, LocalProcesses, Step, Task, memory_for, slots_for
+from .jobs import Job, checked, work_list
+from .journal import LEASE, Entry, Journal, State
+
+JOURNAL, SUMMARY, LOGS, REPORTS = "journal.sqlite", "summary.json", "logs", "reports"
+STATES: tuple[State, ...] = ("verified", "not verified", "disagrees", "failed")
+
+
+class Watcher(Protocol):
+    """Who is told how a batch goes."""
+
+    def begin(self, total: int, slots: int) -> None: ...
+    def step(self, slot: int, name: str, step: str) -> None: ...
+    def ended(self, entry: Entry, slot: int | None) -> None: ...
+
+
+@dataclass(frozen=True)
+class BatchReport(Report):
+    """What became of all models of a batch.
+
+    Attributes:
+        entries: one for each model that ended, in this batch or before it, in the order of the work list.
+        elsewhere: names of those that another batch has under way.
+        left: names of those that were not begun, or not ended, as the batch was stopped.
+        seconds: of this batch.
+    """
+
+    entries: tuple[Entry, ...]
+    elsewhere: tuple[str, ...]
+    left: tuple[str, ...]
+    seconds: float
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many models ended in each state."""
+        found = Counter(entry.state for entry in self.entries)
+        return {state: found[state] for state in STATES}
+
+    @property
+    def exit_status(self) -> int:  # type: ignore[override]
+        return worst_status(entry.exit_status for entry in self.entries)
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | {"counts": self.counts, "exit_status": self.exit_status}
+
+
+def convert_many(
+    models: str | Path | Iterable[str | Path | Job],
+    *,
+    to: Sequence[str] = (),
+    output: str | Path,
+    slots: int | None = None,
+    timeout: float = 3600,
+    memory: int | None = None,
+    retry_failed: bool = False,
+    fail_fast: bool = False,
+    scheduler: str | None = None,
+    watcher: Watcher | None = None,
+    **options: Any,
+) -> BatchReport:
+    """Convert many checkpoints, each in a process of its own, and go on where an earlier batch ended.
+
+    Args:
+        models: files, folders, globs, manifests; or `Job`s.
+        to: formats.
+        output: the folder of all artefacts, of the journal, of logs, reports and the summary.
+        slots: models at once; as many as cores and memory allow if None.
+        timeout: seconds that a model may take.
+        memory: bytes that a model may take; its share of what is free if None.
+        retry_failed: begin again what did not end verified.
+        fail_fast: begin no more once one did not end verified.
+        scheduler: address of a Dask scheduler, whose workers convert instead of this machine.
+        options: those of `converter.convert`, as plain values; `image_fit` and so on in place of `preprocessing`.
+
+    Returns:
+        The report, which stands in `summary.json` too. What goes wrong with one model is told of in it.
+
+    Raises:
+        UsageError: the work list cannot be.
+        OutputError: the folder cannot be written.
+    """
+    given = [models] if isinstance(models, str | Path) else list(models)
+    formats = (to,) if isinstance(to, str) else to
+    places = [str(one) for one in given if not isinstance(one, Job)]
+    jobs = [one for one in given if isinstance(one, Job)]
+    jobs = checked([*jobs, *work_list(places, formats, options)] if places else jobs)
+    folder = Path(output)
+    started = time.perf_counter()
+    with Journal(folder / JOURNAL) as journal, ExitStack() as stack:
+        executor = stack.enter_context(_executor(scheduler, slots, timeout, memory))
+        batch = _Batch(jobs, folder, journal, executor, watcher, retry_failed, fail_fast)
+        if watcher is not None:
+            watcher.begin(len(jobs), executor.slots)
+        stack.callback(batch.write_summary, started)
+        batch.run()
+        return batch.report(started)
+
+
+@contextmanager
+def _executor(scheduler: str | None, slots: int | None, timeout: float, memory: int | None) -> Iterator[Executor]:
+    executor: Executor
+    if scheduler is not None:
+        from .cluster import DaskWorkers
+
+        executor = DaskWorkers(scheduler, seconds=timeout, memory=memory)
+    else:
+        count = slots_for(slots)
+        executor = LocalProcesses(count, seconds=timeout, memory=memory or memory_for(count))
+    try:
+        yield executor
+    finally:
+        executor.close()
+
+
+class _Batch:
+    """The loop that claims models, hands them to the executor, and enters what came of them."""
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        folder: Path,
+        journal: Journal,
+        executor: Executor,
+        watcher: Watcher | None,
+        retry_failed: bool,
+        fail_fast: bool,
+    ):
+        self._jobs, self._folder, self._journal, self._executor = jobs, folder, journal, executor
+        self._watcher, self._retry_failed, self._fail_fast = watcher, retry_failed, fail_fast
+        self._under_way: dict[str, Job] = {}
+        self._ended: dict[str, Entry] = {}
+        self._elsewhere: list[str] = []
+
+    def run(self) -> None:
+        waiting = iter(self._jobs)
+        more, renewed = True, time.monotonic()
+        while more or self._under_way:
+            while more and len(self._under_way) < self._executor.slots:
+                job = next(waiting, None)
+                if job is None or (self._fail_fast and any(entry.exit_status for entry in self._ended.values())):
+                    more = False
+                else:
+                    self._begin(job)
+            if self._under_way and (event := self._executor.next_event(1)) is not None:
+                self._take(event)
+            if time.monotonic() - renewed > LEASE / 10:
+                self._journal.renew()
+                renewed = time.monotonic()
+
+    def _begin(self, job: Job) -> None:
+        try:
+            fingerprint = self._journal.fingerprint(job)
+        except OSError as error:
+            claim, entry = self._journal.claim(job, "", self._folder, retry_failed=True)
+            if claim == "begin":
+                self._enter(job, "failed", 4, f"The checkpoint cannot be read: {error.strerror}.", (), 0.0, None)
+            else:
+                self._elsewhere.append(job.name)
+            return
+        claim, entry = self._journal.claim(job, fingerprint, self._folder, retry_failed=self._retry_failed)
+        if claim == "elsewhere":
+            self._elsewhere.append(job.name)
+        elif entry is not None:
+            self._ended[job.name] = entry
+            self._tell(entry, None)
+        else:
+            self._under_way[job.name] = job
+            self._executor.submit(self._task(job))
+
+    def _task(self, job: Job) -> Task:
+        outputs = {format: str(path.resolve()) for format, path in job.outputs(self._folder).items()}
+        log = self._folder / LOGS / f"{job.name}.log"
+        return Task(job.name, str(job.path.resolve()), outputs, str(log.resolve()), job.options)
+
+    def _take(self, event: Step | Finished) -> None:
+        if isinstance(event, Step):
+            if self._watcher is not None:
+                self._watcher.step(event.slot, event.name, event.step)
+            return
+        job = self._under_way.pop(event.name)
+        _write(self._folder / REPORTS / f"{job.name}.json", event.outcome)
+        state, reason = _verdict(event.outcome)
+        artefacts = [Path(a["path"]) for a in event.outcome.get("artefacts", ()) if a["path"]]
+        self._enter(job, state, event.outcome["exit_status"], reason, artefacts, event.seconds, event.slot)
+
+    def _enter(
+        self,
+        job: Job,
+        state: State,
+        exit_status: int,
+        reason: str,
+        artefacts: Sequence[Path],
+        seconds: float,
+        slot: int | None,
+    ) -> None:
+        entry = self._journal.end(job, state, exit_status, reason, artefacts, seconds)
+        self._ended[job.name] = entry
+        self._tell(entry, slot)
+
+    def _tell(self, entry: Entry, slot: int | None) -> None:
+        if self._watcher is not None:
+            self._watcher.ended(entry, slot)
+
+    def report(self, started: float) -> BatchReport:
+        entries = [self._ended[job.name] for job in self._jobs if job.name in self._ended]
+        left = [job.name for job in self._jobs if job.name not in self._ended and job.name not in self._elsewhere]
+        return BatchReport(tuple(entries), tuple(self._elsewhere), tuple(left), time.perf_counter() - started)
+
+    def write_summary(self, started: float) -> None:
+        _write(self._folder / SUMMARY, self.report(started).to_dict())
+
+
+def _verdict(outcome: Mapping[str, Any]) -> tuple[State, str]:
+    """The state that a report comes to, and why it is no better."""
+    if "status" not in outcome:
+        return "failed", outcome["what"]
+    artefacts = outcome["artefacts"]
+    failures = [f"{a['format']}: {a['failure']['what']}" for a in artefacts if a["failure"]]
+    broken = [f"{a['format']}: {p['summary']}" for a in artefacts for p in a["proofs"] if not p["holds"]]
+    if outcome["status"] == "disagrees":
+        return "disagrees", "; ".join([*broken, *failures])
+    if failures:
+        return "failed", "; ".join(failures)
+    return outcome["status"], "; ".join(broken) or ("" if outcome["status"] == "verified" else "written without proof")
+
+
+def _write(file: Path, content: Mapping[str, Any]) -> None:
+    """All of it or nothing."""
+    temporary = file.with_name(f".{file.name}.new")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.replace(file)
+    except OSError as error:
+        what = "the disk is full" if says_full(error) else error.strerror
+        raise OutputError(f"The report cannot be written: {what}.", where=str(file), cure="Give another -o.") from error

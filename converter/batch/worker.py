@@ -1,0 +1,102 @@
+"""The process that converts one model after another, with torch and TensorFlow imported once.
+
+Run as `python -m converter.batch.worker`; it reads a JSON object a line from standard input and answers with JSON lines
+on what was its standard output: {"step": ...} while it works, then {"outcome": ...}. All else that is printed, by
+libraries and by processes that it starts, goes into the log of the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    null = os.open(os.devnull, os.O_RDWR)
+    requests = os.fdopen(os.dup(0), encoding="utf-8")
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(requests, waiting), daemon=True).start()
+    import converter.conversion  # noqa: F401  # what takes seconds is over before the first model comes
+
+    while True:
+        _serve(waiting.get(), answers)
+
+
+def _read(requests: IO[str], waiting: queue.SimpleQueue[dict[str, Any]]) -> None:
+    for line in requests:
+        waiting.put(json.loads(line))
+    # Nobody is there any more for what is being converted: it ends with all that it has started.
+    os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+def _serve(request: dict[str, Any], answers: IO[str]) -> None:
+    from converter.report import ConversionReport, Failure, failure_of
+
+    def tell(**said: Any) -> None:
+        answers.write(json.dumps(said) + "\n")
+
+    log = Path(request["log"])
+    log.parent.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    with log.open("w", encoding="utf-8", errors="backslashreplace", buffering=1) as file, _printing_into(file):
+        report: ConversionReport | Failure
+        try:
+            report = _converted(request, tell, file)
+        except (Exception, SystemExit) as error:
+            traceback.print_exc(file=file)
+            report = failure_of(error, request["path"])
+        file.write(f"{time.perf_counter() - started:.1f} s in all\n")
+    tell(outcome=report.to_dict() | {"exit_status": report.exit_status})
+
+
+def _converted(request: dict[str, Any], tell: Any, log: IO[str]) -> Any:
+    from converter.conversion import convert
+    from converter.verification.images import Preprocessing
+
+    @contextlib.contextmanager
+    def step(name: str) -> Iterator[None]:
+        tell(step=name)
+        started = time.perf_counter()
+        yield
+        log.write(f"{name}: {time.perf_counter() - started:.2f} s\n")
+
+    options = dict(request["options"])
+    images = {name.removeprefix("image_"): options.pop(name) for name in list(options) if name.startswith("image_")}
+    if images:
+        options["preprocessing"] = Preprocessing(**images)
+    outputs = {format: Path(path) for format, path in request["outputs"].items()}
+    return convert(request["path"], to=list(outputs), output=outputs, progress=step, **options)
+
+
+@contextlib.contextmanager
+def _printing_into(file: IO[str]) -> Iterator[None]:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
+    for descriptor in kept:
+        os.dup2(file.fileno(), descriptor)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for descriptor, before in kept.items():
+            os.dup2(before, descriptor)
+            os.close(before)
+
+
+if __name__ == "__main__":
+    main()
