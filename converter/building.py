@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from torch import Tensor
 from converter.artefacts.formats import Format
 from converter.artefacts.rearranged_weights import rearranged_weights
 from converter.artefacts.recurrent_weights import recurrent_weights, refuse_projections
+from converter.deferred import Answers, noting
 from converter.interfaces import to_artefact, to_torch
 from converter.memory import swept
 from converter.plan import Plan
@@ -227,6 +228,20 @@ def build(
     Args:
         known: the choices of an artefact's plan as its stamp has them, so that they are not searched for again.
     """
+    kept = source.captured.built if source.captured is not None and known is None else {}
+    if (format, options) in kept:
+        built, answers = kept[format, options]
+        with clock("rewrite"):
+            if answers.hold():
+                return replace(built, source=source, _constants=None)
+    answers = Answers()
+    with noting(answers):
+        built = _built(source, format, options, clock, known)
+    kept[format, options] = replace(built, _constants=None), answers
+    return built
+
+
+def _built(source: Source, format: Format, options: Options, clock: Clock, known: Mapping[str, Any] | None) -> Built:
     chosen = [r for r in REWRITES[format] if not (options.keep_batchnorm and r in KEEP_BATCHNORM)]
     if options.exact_shifts:
         chosen = [EXACT_SHIFTS.get(r, r) for r in chosen]

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 from torch import nn
@@ -16,6 +17,7 @@ from converter.artefacts.formats import Format
 from converter.artefacts.placement import Placement, says_full
 from converter.artefacts.runner import Runner
 from converter.building import Built, Options, build, described
+from converter.earlier import Earlier
 from converter.errors import ConversionError, UsageError, unexpected
 from converter.interfaces import facts, fed, free_batch, labelled_accuracy, run_artefact
 from converter.memory import return_large_blocks
@@ -83,69 +85,166 @@ def convert(
     Raises:
         ConversionError: the model cannot be read, captured, or converted to any of the formats.
     """
-    return_large_blocks()
-    formats = _formats(to)
-    clock = Clock(progress)
-    source_path = Path("model" if isinstance(model, nn.Module) else model)
-    if isinstance(output, Mapping):
-        paths = {f: output_path(source_path, f, Path(output[f]), False) for f in formats}
-    else:
-        paths = {f: output_path(source_path, f, Path(output) if output else None, len(formats) > 1) for f in formats}
-
-    with ExitStack() as stack:
-        digests = stack.enter_context(user_mappings(mappings))
-        options = Options(layout, fixed_batch, keep_batchnorm, opset, exact_shifts, digests)
-        placements = {f: stack.enter_context(Placement(paths[f], force=force)) for f in formats}
-        runners = {f: stack.enter_context(Runner(f)) for f in formats} if verify else {}
-        source = open_source(
-            model, factory=factory, factory_args=factory_args, input_shapes=input_shapes, trust=trust,
-            fixed_batch=fixed_batch, seed=seed, clock=clock,
+    with Session() as session:
+        return session.convert(
+            model, to=to, output=output, factory=factory, factory_args=factory_args, input_shapes=input_shapes,
+            trust=trust, layout=layout, fixed_batch=fixed_batch, keep_batchnorm=keep_batchnorm, opset=opset,
+            exact_shifts=exact_shifts, verify=verify, keep_failed=keep_failed, atol=atol, rtol=rtol, seed=seed,
+            inputs=inputs, preprocessing=preprocessing, mappings=mappings, force=force, trace=trace, progress=progress,
         )  # fmt: skip
-        reference = None
-        if verify:
-            with clock("run PyTorch"):
-                reference = take_reference(
-                    source.program,
-                    source.module,
-                    seed=seed,
-                    inputs=inputs,
-                    running=source.running,
-                    preprocessing=preprocessing,
-                )
-                source.probe = reference.probe(source.program)
-        changes: list[Change] = []
-        artefacts: list[ArtefactReport] = []
-        failures: list[ConversionError] = []
-        for format in formats:
-            one = _Artefact(
-                format, paths[format], placements[format], source, options, reference, runners.get(format), clock,
-                atol=atol, rtol=rtol, trace=trace, keep_failed=keep_failed,
+
+
+class Session:
+    """What conversions of many models in one process share: processes that open artefacts, and captured programs.
+
+    Args:
+        lasting: keep them for the next model. A model whose conversion with what was kept does not end verified is
+            converted again without it.
+    """
+
+    def __init__(self, *, lasting: bool = False):
+        self._lasting = lasting
+        self._earlier = Earlier() if lasting else None
+        self._runners: dict[Format, Runner] = {}
+
+    def convert(self, model: str | Path | nn.Module, **options: Any) -> ConversionReport:
+        """As the function of that name."""
+        if self._earlier is None:
+            return self._convert(model, None, **options)
+        found = self._earlier.found
+        try:
+            report = self._convert(model, self._earlier, **options)
+        except ConversionError:
+            if self._earlier.found == found:
+                raise
+        else:
+            if report.status == "verified" or not options.get("verify", True) or self._earlier.found == found:
+                return report
+        self._earlier.clear()
+        return self._convert(model, None, **options)
+
+    def close(self) -> None:
+        for runner in self._runners.values():
+            runner.close()
+        self._runners.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _runner(self, format: Format) -> Runner:
+        """One that lives, started while the model is being read."""
+        kept = self._runners.get(format)
+        if kept is not None and kept.alive:
+            return kept
+        if kept is not None:
+            kept.close()
+        self._runners[format] = Runner(format)
+        return self._runners[format]
+
+    def _done(self, format: Format) -> None:
+        """Of a runner that is not needed for this model any more."""
+        if not self._lasting and (runner := self._runners.pop(format, None)) is not None:
+            runner.close()
+
+    def _convert(
+        self,
+        model: str | Path | nn.Module,
+        earlier: Earlier | None,
+        *,
+        to: Sequence[str],
+        output: str | Path | Mapping[str, str | Path] | None = None,
+        factory: str | None = None,
+        factory_args: Mapping[str, Any] | None = None,
+        input_shapes: Sequence[str] = (),
+        trust: Sequence[str] = (),
+        layout: str = "auto",
+        fixed_batch: int | None = None,
+        keep_batchnorm: bool = False,
+        opset: int | None = None,
+        exact_shifts: bool = False,
+        verify: bool = True,
+        keep_failed: bool = False,
+        atol: float | None = None,
+        rtol: float | None = None,
+        seed: int = 0,
+        inputs: str | Path | Mapping[str, np.ndarray] | None = None,
+        preprocessing: Preprocessing | None = None,
+        mappings: Sequence[str | Path] = (),
+        force: bool = False,
+        trace: bool = False,
+        progress: Progress | None = None,
+    ) -> ConversionReport:
+        return_large_blocks()
+        formats = _formats(to)
+        clock = Clock(progress)
+        source_path = Path("model" if isinstance(model, nn.Module) else model)
+        if isinstance(output, Mapping):
+            paths = {f: output_path(source_path, f, Path(output[f]), False) for f in formats}
+        else:
+            paths = {
+                f: output_path(source_path, f, Path(output) if output else None, len(formats) > 1) for f in formats
+            }
+
+        with ExitStack() as stack:
+            digests = stack.enter_context(user_mappings(mappings))
+            options = Options(layout, fixed_batch, keep_batchnorm, opset, exact_shifts, digests)
+            placements = {f: stack.enter_context(Placement(paths[f], force=force)) for f in formats}
+            runners = {f: self._runner(f) for f in formats} if verify else {}
+            source = open_source(
+                model, factory=factory, factory_args=factory_args, input_shapes=input_shapes, trust=trust,
+                fixed_batch=fixed_batch, seed=seed, clock=clock, earlier=earlier,
             )  # fmt: skip
-            started = time.perf_counter()
-            try:
-                artefacts.append(one.made())
-            except Exception as error:
-                if says_full(error) and not isinstance(error, ConversionError):
-                    raise
-                failure = _as_conversion_error(error, format)
-                failures.append(failure)
-                artefacts.append(_failed(format, source, failure, time.perf_counter() - started))
-            if one.built is not None:
-                changes += [c for c in one.built.changes if c not in changes]
-        if len(failures) == len(formats):
-            raise failures[0]
-    return ConversionReport(
-        source=source.name,
-        source_sha256=source.sha256,
-        kind=source.kind,
-        parameters=source.parameters,
-        batch=source.program.fixed_batch or "dynamic",
-        rewrites=tuple(described(changes)),
-        notes=tuple(dict.fromkeys((*source.notes, *source.program.notes))),
-        artefacts=tuple(artefacts),
-        timings=clock.timings,
-        compared_on=reference.compared_on if reference else None,
-    )
+            reference = None
+            if verify:
+                with clock("run PyTorch"):
+                    reference = take_reference(
+                        source.program,
+                        source.module,
+                        seed=seed,
+                        inputs=inputs,
+                        running=source.running,
+                        preprocessing=preprocessing,
+                    )
+                    source.probe = reference.probe(source.program)
+            changes: list[Change] = []
+            artefacts: list[ArtefactReport] = []
+            failures: list[ConversionError] = []
+            for format in formats:
+                one = _Artefact(
+                    format, paths[format], placements[format], source, options, reference, runners.get(format), clock,
+                    atol=atol, rtol=rtol, trace=trace, keep_failed=keep_failed,
+                )  # fmt: skip
+                started = time.perf_counter()
+                try:
+                    artefacts.append(one.made())
+                except Exception as error:
+                    if says_full(error) and not isinstance(error, ConversionError):
+                        raise
+                    failure = _as_conversion_error(error, format)
+                    failures.append(failure)
+                    artefacts.append(_failed(format, source, failure, time.perf_counter() - started))
+                self._done(format)
+                if one.built is not None:
+                    changes += [c for c in one.built.changes if c not in changes]
+            if len(failures) == len(formats):
+                raise failures[0]
+        return ConversionReport(
+            source=source.name,
+            source_sha256=source.sha256,
+            kind=source.kind,
+            parameters=source.parameters,
+            batch=source.program.fixed_batch or "dynamic",
+            rewrites=tuple(described(changes)),
+            notes=tuple(dict.fromkeys((*source.notes, *source.program.notes))),
+            artefacts=tuple(artefacts),
+            timings=clock.timings,
+            compared_on=reference.compared_on if reference else None,
+        )
 
 
 @dataclass
@@ -179,7 +278,6 @@ class _Artefact:
         if self.reference is not None and self.runner is not None:
             proofs = self._proofs(built, self.reference, self.runner)
             operators = self.runner.operators()
-            self.runner.close()
         status = status_of(proofs)
         path: Path | None = None
         if not proofs or status == "verified":

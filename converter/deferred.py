@@ -1,14 +1,65 @@
-"""Tensors that are computed where they are read, so that what rewrites make of weights takes no memory of its own."""
+"""Tensors that are computed where they are read, so that what rewrites make of weights takes no memory of its own.
+
+What rewrites and mappings learn of values is noted where someone wants to know (`noting`): a plan is right for other
+weights of the same shapes too, if every question that was asked on its way has the same answer there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+@dataclass
+class Answers:
+    """What was asked of tensors' values, and what the answers were."""
+
+    _asked: list[tuple[Callable[[], Any], Any]] = field(default_factory=list)
+
+    def add(self, question: Callable[[], Any], answer: Any) -> None:
+        self._asked.append((question, answer))
+
+    def hold(self) -> bool:
+        """Whether the tensors, as they are now, give the same answers."""
+        with noting(None):
+            return all(question() == answer for question, answer in self._asked)
+
+
+_NOTED: ContextVar[Answers | None] = ContextVar("noted", default=None)
+
+
+@contextmanager
+def noting(answers: Answers | None) -> Iterator[None]:
+    """Note every question that is asked within, and that a tensor is read whole; or nothing."""
+    token = _NOTED.set(answers)
+    try:
+        yield
+    finally:
+        _NOTED.reset(token)
+
+
+def read_whole(tensor: Tensor) -> Tensor:
+    """`tensor`, whose every value may matter to what comes."""
+    answers = _NOTED.get()
+    if answers is not None:
+        answers.add(lambda: digest(tensor), digest(tensor))
+    return tensor
+
+
+def digest(tensor: Tensor) -> bytes:
+    """Of a tensor's values."""
+    held = tensor.detach().contiguous()
+    return hashlib.sha256(held.reshape(-1).view(torch.uint8).numpy().tobytes()).digest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,12 +77,26 @@ class Deferred:
     @staticmethod
     def of(tensor: Tensor) -> Deferred:
         """`tensor` itself, which is there already."""
-        return Deferred(lambda: tensor, tuple(tensor.shape), tensor.dtype)
+        return Deferred(lambda: read_whole(tensor), tuple(tensor.shape), tensor.dtype)
+
+    @staticmethod
+    def made(function: Callable[..., Tensor], *parts: Deferred) -> Deferred:
+        """What `function` will make of several."""
+        result = function(*(torch.empty(part.shape, dtype=part.dtype, device="meta") for part in parts))
+        return Deferred(lambda: function(*(p.compute() for p in parts)), tuple(result.shape), result.dtype)
 
     def then(self, function: Callable[[Tensor], Tensor]) -> Deferred:
         """What `function` will make of it."""
-        result = function(torch.empty(self.shape, dtype=self.dtype, device="meta"))
-        return Deferred(lambda: function(self.compute()), tuple(result.shape), result.dtype)
+        return Deferred.made(function, self)
+
+    def answer(self, question: Callable[[Tensor], T]) -> T:
+        """What `question` says of its values, of which no more is learnt than that."""
+        answers = _NOTED.get()
+        with noting(None):
+            answer = question(self.compute())
+        if answers is not None:
+            answers.add(lambda: question(self.compute()), answer)
+        return answer
 
     def numel(self) -> int:
         return int(np.prod(self.shape, dtype=np.int64))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import linecache
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,6 +18,7 @@ from converter.deferred import Compute, Deferred
 from converter.errors import ConversionError
 
 aten = torch.ops.aten
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,10 @@ class Program:
     def tensor(self, node: fx.Node) -> Tensor:
         """Its values; of a deferred one they are computed."""
         return self.values(node).compute()
+
+    def ask(self, node: fx.Node, question: Callable[[Tensor], T]) -> T:
+        """What `question` says of its values: better than to read them, for it can be asked of other weights too."""
+        return self.values(node).answer(question)
 
     def values(self, node: fx.Node) -> Deferred:
         """Its values, to be read later."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from converter.capture import capture, from_exported
 from converter.checkpoint import Checkpoint, load, user_code
 from converter.checkpoint.weights import as_float32
+from converter.earlier import Captured, Earlier, architecture
 from converter.errors import CaptureError, ConversionError
 from converter.program import Program
 from converter.ranges import free_sizes, input_specs
@@ -47,6 +48,7 @@ class Source:
 
     Attributes:
         module: None where the checkpoint is an exported program.
+        captured: what is kept for later models of the same architecture, if that may be.
         probe: inputs of batch 1 and what the program makes of them in float64, once that is known.
         tensor_names: every tensor of the checkpoint's model.
     """
@@ -62,6 +64,7 @@ class Source:
     parameters: int
     notes: list[str]
     folders: tuple[Path, ...]
+    captured: Captured | None = None
 
     def running(self) -> AbstractContextManager:
         """A context in which the user's code may run."""
@@ -78,8 +81,14 @@ def open_source(
     fixed_batch: int | None,
     seed: int,
     clock: Clock,
+    earlier: Earlier | None = None,
 ) -> Source:
-    """Load a checkpoint, or take a module, and capture it. The caller's module stays as it is, mode and buffers too."""
+    """Load a checkpoint, or take a module, and capture it. The caller's module stays as it is, mode and buffers too.
+
+    Args:
+        earlier: what was captured before; a model of the same architecture is not captured again.
+    """
+    captured: Captured | None = None
     if isinstance(model, nn.Module):
         folders: tuple[Path, ...] = (Path.cwd(),)
         with user_code(*folders):
@@ -96,7 +105,14 @@ def open_source(
         notes += [note for x in examples if (note := _lowered(x))]
         examples = [x.float() if x.is_floating_point() else x for x in examples]
         with clock("capture"), user_code(*folders):
-            program = capture(checkpoint.module, examples, fixed_batch is not None)
+            key = architecture(checkpoint.module, *map(_kind, examples), fixed_batch) if earlier is not None else None
+            captured = earlier.find(key) if earlier is not None else None
+            if captured is not None:
+                captured.take(checkpoint.module)
+                program = captured.program
+            else:
+                program = capture(checkpoint.module, examples, fixed_batch is not None)
+                captured = earlier.keep(key, program, checkpoint.module) if earlier is not None else None
         tensors = {**dict(checkpoint.module.named_parameters()), **dict(checkpoint.module.named_buffers())}
         parameters = sum(p.numel() for p in checkpoint.module.parameters())
     else:
@@ -123,7 +139,12 @@ def open_source(
         parameters=parameters,
         notes=notes,
         folders=folders,
+        captured=captured,
     )
+
+
+def _kind(example: Tensor) -> tuple:
+    return tuple(example.shape), str(example.dtype)
 
 
 def own_copy(module: nn.Module) -> nn.Module:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import sympy
@@ -17,6 +17,8 @@ from torch import Tensor, fx
 
 from converter.deferred import Deferred
 from converter.layout import Layout, Move, Runs, Size, as_size, per_example
+
+T = TypeVar("T")
 
 
 class Unsupported(Exception):
@@ -57,6 +59,10 @@ class Constant:
     @property
     def shape(self) -> tuple[int, ...]:
         return self.values.shape
+
+    def ask(self, question: Callable[[Tensor], T]) -> T:
+        """What `question` says of its values: better than to read them, for it can be asked of other weights too."""
+        return self.values.answer(question)
 
     def rearranged(self, function: Callable[[Tensor], Tensor], *step: Hashable) -> Constant:
         """What `function` makes of it, which computes nothing; `step` says what it does, as a part of the key."""

@@ -75,7 +75,7 @@ def masked_softmax(plan: Plan, scores: Value, mask: Value | Constant | None) -> 
         return ops.where(m, s, -math.inf) if boolean else s + m
 
     scores = plan.elementwise(masked, scores, mask)
-    if isinstance(mask, Constant) and not dead_rows(mask.tensor):
+    if isinstance(mask, Constant) and not mask.ask(dead_rows):
         return softmax_over(plan, scores, rank - 1)
     best = reduced(plan, scores, [rank - 1], True, lambda a, axes: ops.max(a, axis=axes))
     alive = plan.elementwise(lambda s, b: ops.where(ops.equal(b, -math.inf), 0.0, s), scores, best)

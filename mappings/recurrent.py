@@ -61,12 +61,12 @@ RELU = Cell(layers.SimpleRNN, (0,), 1, two_biases=False, config=(("activation", 
 
 
 def sum_of(a: Constant, b: Constant) -> Constant:
-    values = a.values.then(lambda tensor: tensor.double() + b.tensor.to(tensor.device))
+    values = Deferred.made(lambda one, other: one.double() + other, a.values, b.values)
     return combined(a, b, values, "sum", exact=False)
 
 
 def both(a: Constant, b: Constant) -> Constant:
-    values = a.values.then(lambda tensor: torch.stack([tensor, b.tensor.to(tensor.device)]))
+    values = Deferred.made(lambda *pair: torch.stack(pair), a.values, b.values)
     return combined(a, b, values, "both", exact=a.exact and b.exact)
 
 
@@ -189,7 +189,8 @@ def are_zeros(plan: Plan, given: Sequence[Value | Constant]) -> bool:
     nodes = plan.node.args[1]
     nodes = nodes if isinstance(nodes, (list, tuple)) else [nodes]
     return all(
-        node.target in ZEROS or (isinstance(state, Constant) and not state.trainable and not state.tensor.any())
+        node.target in ZEROS
+        or (isinstance(state, Constant) and not state.trainable and not state.ask(lambda held: bool(held.any())))
         for node, state in zip(nodes, given, strict=True)
     )
 
@@ -250,7 +251,7 @@ def one_direction(
 
 
 def product_of(recurrent: Constant, projection: Constant) -> Constant:
-    values = recurrent.values.then(lambda tensor: tensor.double() @ projection.tensor.double().to(tensor.device))
+    values = Deferred.made(lambda one, other: one.double() @ other.double(), recurrent.values, projection.values)
     return combined(recurrent, projection, values, "product", exact=False)
 
 

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import psutil
@@ -140,7 +141,10 @@ class LocalProcesses:
 
 
 class Worker:
-    """One worker process after another, in one slot."""
+    """One worker process after another, in one slot.
+
+    A process serves as long as it keeps little memory, and as models import their code from the same folders.
+    """
 
     def __init__(self, slot: int, threads: int, seconds: float, memory: int):
         self.slot, self._seconds, self._memory = slot, seconds, memory
@@ -152,9 +156,14 @@ class Worker:
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False
+        self._code: tuple[Path, ...] = ()
 
     def convert(self, task: Task, on_step: Any) -> Mapping[str, Any]:
         """The report of one model, or the failure of its worker."""
+        code = code_beside(task)
+        if code != self._code:  # another `nets` than the one that is imported may be meant
+            self._end()
+            self._code = code
         process = self._started()
         if process is None:
             return failure(task, "The batch was closed.", None)
@@ -229,6 +238,15 @@ class Worker:
         with contextlib.suppress(ProcessLookupError):  # it is gone, and all that it had started
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def code_beside(task: Task) -> tuple[Path, ...]:
+    """The folders with Python code, beside the current one, from which a model may import."""
+    scripts = [task.options.get("factory", "").partition(":")[0], *task.options.get("trust", ())]
+    scripts += task.options.get("mappings", ())
+    folders = {Path(task.path).resolve().parent, *(Path(s).resolve().parent for s in scripts if s.endswith(".py"))}
+    own = [f for f in folders - {Path.cwd()} if any(f.glob("*.py")) or any(f.glob("*/__init__.py"))]
+    return tuple(sorted(own))
 
 
 def _forward(process: subprocess.Popen[str], lines: queue.SimpleQueue[str | None]) -> None:

@@ -18,7 +18,11 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from converter.conversion import Session
+    from converter.report import ConversionReport
 
 
 def main() -> None:
@@ -29,10 +33,11 @@ def main() -> None:
     os.dup2(null, 1)
     waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(requests, waiting), daemon=True).start()
-    import converter.conversion  # noqa: F401  # what takes seconds is over before the first model comes
+    from converter.conversion import Session  # what takes seconds is over before the first model comes
 
+    session = Session(lasting=True)
     while True:
-        _serve(waiting.get(), answers)
+        _serve(session, waiting.get(), answers)
 
 
 def _read(requests: IO[str], waiting: queue.SimpleQueue[dict[str, Any]]) -> None:
@@ -42,8 +47,8 @@ def _read(requests: IO[str], waiting: queue.SimpleQueue[dict[str, Any]]) -> None
     os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
-def _serve(request: dict[str, Any], answers: IO[str]) -> None:
-    from converter.report import ConversionReport, Failure, failure_of
+def _serve(session: Session, request: dict[str, Any], answers: IO[str]) -> None:
+    from converter.report import Failure, failure_of
 
     def tell(**said: Any) -> None:
         answers.write(json.dumps(said) + "\n")
@@ -54,7 +59,7 @@ def _serve(request: dict[str, Any], answers: IO[str]) -> None:
     with log.open("w", encoding="utf-8", errors="backslashreplace", buffering=1) as file, _printing_into(file):
         report: ConversionReport | Failure
         try:
-            report = _converted(request, tell, file)
+            report = _converted(session, request, tell, file)
         except (Exception, SystemExit) as error:
             traceback.print_exc(file=file)
             report = failure_of(error, request["path"])
@@ -62,8 +67,7 @@ def _serve(request: dict[str, Any], answers: IO[str]) -> None:
     tell(outcome=report.to_dict() | {"exit_status": report.exit_status})
 
 
-def _converted(request: dict[str, Any], tell: Any, log: IO[str]) -> Any:
-    from converter.conversion import convert
+def _converted(session: Session, request: dict[str, Any], tell: Any, log: IO[str]) -> ConversionReport:
     from converter.verification.images import Preprocessing
 
     @contextlib.contextmanager
@@ -78,7 +82,7 @@ def _converted(request: dict[str, Any], tell: Any, log: IO[str]) -> Any:
     if images:
         options["preprocessing"] = Preprocessing(**images)
     outputs = {format: Path(path) for format, path in request["outputs"].items()}
-    return convert(request["path"], to=list(outputs), output=outputs, progress=step, **options)
+    return session.convert(request["path"], to=list(outputs), output=outputs, progress=step, **options)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from converter.deferred import noting
 from converter.errors import ConversionError
 from converter.program import Program
 from converter.rewrites.adaptive_pools import adaptive_pools
@@ -104,6 +105,18 @@ def rewrite(
     rewritten, changes = _applied(program, rewrites)
     if not changes:
         return rewritten, changes
+    with noting(None):
+        _check(program, rewritten, rewrites, inputs, expected)
+    return rewritten, changes
+
+
+def _check(
+    program: Program,
+    rewritten: Program,
+    rewrites: Sequence[Rewrite],
+    inputs: Sequence[Tensor],
+    expected: Sequence[Tensor] | None,
+) -> None:
     if expected is None:
         expected = outputs(program, inputs)
     if departs(expected, outputs(rewritten, inputs)):
@@ -117,7 +130,6 @@ def rewrite(
                     f"the rewrite `{culprit}` changed what the model computes (after {', '.join(before) or 'none'})",
                     cure="this is a fault of the converter: please report it with the model",
                 )
-    return rewritten, changes
 
 
 def _applied(program: Program, rewrites: Sequence[Rewrite]) -> tuple[Program, list[Change]]:

@@ -4,11 +4,13 @@ batch_norm(conv(x, W, b), gamma, beta, mean, var)
 -> conv(x, W * s, beta + (b - mean) * s),  s = gamma / sqrt(var + eps)
 """
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, fx
 
+from converter.deferred import Deferred
 from converter.program import Origin, Program, module_path
 from converter.rewrites.change import Change
 
@@ -22,6 +24,7 @@ FOLDABLE = {
     aten.conv3d.padding,
     aten.linear.default,
 }
+VECTORS = ("var", "mean", "gamma", "beta", "bias")
 
 
 def fold_batch_norm(program: Program) -> list[Change]:
@@ -32,11 +35,10 @@ def fold_batch_norm(program: Program) -> list[Change]:
             continue
         _, gamma, beta, mean, var, _, _, eps, *_ = norm.args
         weight, bias = producer.args[1], producer.args[2] if len(producer.args) > 2 else None
-        vectors = {n: program.tensor(n).double() for n in (bias, gamma, beta, mean, var) if n is not None}
-        scale = (vectors[var] + eps).rsqrt() * (vectors[gamma] if gamma is not None else 1)
-        folded = program.values(weight).then(partial(scaled, scale=scale))
-        shift = ((vectors[bias] if bias is not None else 0) - vectors[mean]) * scale
-        shift = shift + (vectors[beta] if beta is not None else 0)
+        given = {name: program.values(n) for name, n in zip(VECTORS, (var, mean, gamma, beta, bias), strict=True) if n}
+        names = tuple(given)
+        folded = Deferred.made(partial(scaled, eps=eps, names=names), program.values(weight), *given.values())
+        shift = Deferred.made(partial(shifted, eps=eps, names=names), *given.values())
 
         statistics = [n for n in (gamma, beta, mean, var) if n is not None]
         program.replace_tensor(weight, folded, made_of(program, [weight, gamma, var]), [producer])
@@ -55,8 +57,22 @@ def fold_batch_norm(program: Program) -> list[Change]:
     return changes
 
 
-def scaled(weight: Tensor, scale: Tensor) -> Tensor:
-    return weight * scale.to(weight.device).reshape(-1, *[1] * (weight.dim() - 1))
+def scaled(weight: Tensor, *vectors: Tensor, eps: float, names: Sequence[str]) -> Tensor:
+    scale = scale_of(dict(zip(names, vectors, strict=True)), eps)
+    return weight * scale.reshape(-1, *[1] * (weight.dim() - 1))
+
+
+def shifted(*vectors: Tensor, eps: float, names: Sequence[str]) -> Tensor:
+    given = dict(zip(names, vectors, strict=True))
+    shift = (given["bias"].double() - given["mean"] if "bias" in given else -given["mean"].double()) * scale_of(
+        given, eps
+    )
+    return shift + given["beta"] if "beta" in given else shift
+
+
+def scale_of(vectors: Mapping[str, Tensor], eps: float) -> Tensor:
+    scale = (vectors["var"].double() + eps).rsqrt()
+    return scale * vectors["gamma"] if "gamma" in vectors else scale
 
 
 def foldable(program: Program, producer: fx.Node, norm: fx.Node) -> bool:

@@ -7,13 +7,14 @@ be trained as a whole. Done in the best precision known. A tensor without elemen
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_map_only
 
+from converter.deferred import Deferred
 from converter.program import Origin, Program, default_dtype, module_path
 from converter.rewrites.change import Change
 
@@ -102,36 +103,51 @@ def is_filling(node: fx.Node) -> bool:
     return node.target in FILLING and node.all_input_nodes == [node.args[0]]
 
 
-def evaluate(program: Program, node: fx.Node) -> Tensor:
-    """The operator's result (of several that one), float32 raised to float64."""
+def evaluate(program: Program, node: fx.Node) -> Tensor | Deferred:
+    """The operator's result (of several that one), float32 raised to float64; deferred where it hangs on weights."""
+    called = whole(node)
+    inputs = {n: filled(n) if is_filling(node) else program.values(n) for n in called.all_input_nodes}
+    # The graph's nodes change with it; their arguments as they are now do not.
+    target, args, kwargs, value = called.target, called.args, called.kwargs, called.meta["val"]
+    which = node.args[1] if called is not node else None
 
-    def raised(n: fx.Node) -> Tensor:
-        if is_filling(node):
-            known = all(isinstance(size, int) for size in n.meta["val"].shape)
-            dtype = n.meta["val"].dtype
-            kept = torch.float64 if dtype == torch.float32 else dtype
-            return torch.empty((), dtype=kept).expand(n.meta["val"].shape if known else ())
-        tensor = program.tensor(n).detach()
-        return tensor.double() if tensor.dtype == torch.float32 else tensor
+    def compute() -> Tensor:
+        known = {n: raised(deferred.compute().detach()) for n, deferred in inputs.items()}
+        with default_dtype(torch.float64):  # what integers become in a division
+            result = computed(target, args, kwargs, value, known)
+        return (result if which is None else list(result)[which]).contiguous()
 
-    with default_dtype(torch.float64):  # what integers become in a division
-        if whole(node) is not node:
-            return list(computed(whole(node), raised))[node.args[1]].contiguous()
-        return computed(node, raised).contiguous()
+    shown = node.meta["val"]
+    hangs_on_weights = any(program.origins[n.target].sources and is_float(n) for n in inputs if program.is_tensor(n))
+    if not hangs_on_weights or is_filling(node) or not is_float(node):
+        return compute()
+    return Deferred(compute, tuple(shown.shape), torch.float64 if shown.dtype == torch.float32 else shown.dtype)
 
 
-def computed(node: fx.Node, raised: Callable[[fx.Node], Tensor]) -> Any:
-    args, kwargs = tree_map_only(
-        torch.dtype, lambda d: torch.float64 if d is torch.float32 else d, (node.args, node.kwargs)
-    )
-    args, kwargs = tree_map_only(fx.Node, raised, (args, kwargs))
+def is_float(node: fx.Node) -> bool:
+    return bool(node.meta["val"].is_floating_point())
+
+
+def filled(node: fx.Node) -> Deferred:
+    """What only type and shape are taken of."""
+    value = node.meta["val"]
+    known = all(isinstance(size, int) for size in value.shape)
+    shape = tuple(value.shape) if known else ()
+    return Deferred(lambda: torch.empty((), dtype=value.dtype).expand(shape), shape, value.dtype)
+
+
+def raised(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.dtype == torch.float32 else tensor
+
+
+def computed(target: Any, args: Any, kwargs: Any, value: Any, known: Mapping[fx.Node, Tensor]) -> Any:
+    """The result of an operator whose `args` and `kwargs` are of the graph, on tensors."""
+    reads = bool(known)
+    args, kwargs = tree_map_only(torch.dtype, lambda d: torch.float64 if d is torch.float32 else d, (args, kwargs))
+    args, kwargs = tree_map_only(fx.Node, lambda n: known[n], (args, kwargs))
     if "device" in kwargs:
         kwargs = {**kwargs, "device": "cpu"}
-    value = node.meta["val"]
-    if (
-        isinstance(value, Tensor)
-        and value.dtype == torch.float32
-        and "dtype" in {a.name for a in node.target._schema.arguments}
-    ):
-        kwargs = {**kwargs, "dtype": kwargs.get("dtype") or torch.float64} if not node.all_input_nodes else kwargs
-    return node.target(*args, **kwargs)
+    takes_dtype = "dtype" in {argument.name for argument in target._schema.arguments}
+    if isinstance(value, Tensor) and value.dtype == torch.float32 and takes_dtype and not reads:
+        kwargs = {**kwargs, "dtype": kwargs.get("dtype") or torch.float64}
+    return target(*args, **kwargs)

@@ -6,7 +6,9 @@ So the two become one separable convolution.
 """
 
 import torch
+from torch import Tensor
 
+from converter.deferred import Deferred
 from converter.program import Origin, Program, module_path
 from converter.rewrites.change import Change
 from converter.rewrites.separable import complete, separable
@@ -26,9 +28,8 @@ def fold_depthwise_bias(program: Program) -> list[Change]:
             continue
         held = [n for n in (bias, weight, added) if n is not None]
         origin = Origin(tuple(dict.fromkeys(s for n in held for s in program.origins[n.target].sources)), exact=False)
-        shift = program.tensor(weight).detach().double().flatten(1) @ program.tensor(added).detach().double()
+        shift = Deferred.made(carried, *(program.values(n) for n in (weight, added, bias) if n is not None))
         if bias is not None:
-            shift = shift + program.tensor(bias).detach().double()
             program.replace_tensor(bias, shift, origin, [pointwise])
         else:
             name = f"{weight.target.rpartition('.')[0]}.bias".lstrip(".")
@@ -38,3 +39,9 @@ def fold_depthwise_bias(program: Program) -> list[Change]:
         told = f"of `{module_path(depthwise)}` into `{module_path(pointwise)}`"
         changes.append(Change("depthwise bias folded", module_path(pointwise), told, minor=True))
     return changes
+
+
+def carried(weight: Tensor, added: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The bias of the pointwise convolution with what it makes of the depthwise one's."""
+    through = weight.double().flatten(1) @ added.double()
+    return through if bias is None else through + bias.double()

@@ -17,6 +17,7 @@ import torch
 from torch import fx
 
 from converter import ops
+from converter.deferred import Deferred
 from converter.program import Origin, Program, module_path
 from converter.rewrites.change import Change
 
@@ -66,7 +67,7 @@ def joined(program: Program, cat: fx.Node) -> Change | None:
 
 
 def together(program: Program, tensors: Sequence[fx.Node], before: fx.Node) -> fx.Node:
-    value = torch.cat([program.tensor(n).detach() for n in tensors])
+    value = Deferred.made(lambda *parts: torch.cat(parts), *(program.values(n) for n in tensors))
     origins = [program.origins[n.target] for n in tensors]
     origin = Origin(tuple(dict.fromkeys(s for o in origins for s in o.sources)), all(o.exact for o in origins))
     name = f"{tensors[0].target}_grouped"
@@ -90,12 +91,13 @@ def added(program: Program, add: fx.Node) -> Change | None:
         return None
     groups, multiplier = channels // count, out // channels
     order = [i + p * groups for i in range(groups) for p in range(count)]
-    held = program.tensor(weight).detach().reshape(count, groups, multiplier, *size).movedim(0, 2)
+    held = program.values(weight).then(lambda w: w.reshape(count, groups, multiplier, *size).movedim(0, 2))
     bias = complete(conv)[2]
     origin = program.origins[weight.target]
-    program.replace_tensor(weight, held.reshape(groups * multiplier, count, *size), origin, [conv])
+    grouped_weight = held.then(lambda w: w.reshape(groups * multiplier, count, *size))
+    program.replace_tensor(weight, grouped_weight, origin, [conv])
     if bias is not None:
-        summed = program.tensor(bias).detach().double().reshape(count, -1).sum(0)
+        summed = program.values(bias).then(lambda b: b.double().reshape(count, -1).sum(0))
         program.replace_tensor(bias, summed, Origin(program.origins[bias.target].sources, exact=False), [conv])
     with program.graph.inserting_before(add):
         x = program.call(ours.reorder_channels.default, (conv.args[0], order), like=conv)

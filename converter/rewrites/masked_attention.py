@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from converter.program import Program, module_path
@@ -55,6 +55,9 @@ def may_be_empty(program: Program, mask: fx.Node) -> bool:
     """Whether the mask may leave nothing of a row."""
     if not program.is_tensor(mask):
         return True
-    held = program.tensor(mask)
-    allowed = held if held.dtype == torch.bool else held > -INFINITY
+    return program.ask(mask, has_empty_rows)
+
+
+def has_empty_rows(mask: Tensor) -> bool:
+    allowed = mask if mask.dtype == torch.bool else mask > -INFINITY
     return not bool(allowed.any(-1).all())

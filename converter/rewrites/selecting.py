@@ -75,16 +75,22 @@ def fixed(program: Program, tensor: fx.Node) -> bool:
 
 def is_one_hot(program: Program, weight: object) -> bool:
     """Whether every output of a kernel is one input."""
-    if not program.is_tensor(weight):
-        return False
-    rows = program.tensor(weight).detach().flatten(1)
+    return program.is_tensor(weight) and program.ask(weight, has_one_hot_rows)
+
+
+def has_one_hot_rows(weight: Tensor) -> bool:
+    rows = weight.detach().flatten(1)
     if int((rows[0] != 0).sum()) != 1:  # most kernels are told by their first row
         return False
     return bool(((rows != 0).sum(1) == 1).all()) and bool((rows.sum(1) == 1).all())
 
 
 def vanishes(program: Program, tensor: object) -> bool:
-    return program.is_tensor(tensor) and not program.trainable(tensor) and not bool(program.tensor(tensor).any())
+    return (
+        program.is_tensor(tensor)
+        and not program.trainable(tensor)
+        and not program.ask(tensor, lambda held: bool(held.any()))
+    )
 
 
 def constant_behind(node: fx.Node) -> fx.Node:

@@ -1,0 +1,180 @@
+"""What was made of an earlier model, for a later one of the same architecture: its captured program, and plans.
+
+A later model's weights take the place of the earlier one's, in the tensors that the program and all that was deferred
+read. A plan is made again only if a question that was asked of values on its way has another answer now. Whether the
+program computes what the later model does is not taken for granted: its reference is taken with its own module.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import types
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from converter.deferred import Answers, digest
+from converter.program import Program, read_attribute
+
+if TYPE_CHECKING:
+    from converter.building import Built
+
+MOST = 2  # architectures whose programs, and one set of weights each, are kept
+_OWN = set(vars(nn.Module()))  # the names of every module's own state
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.Size, torch.device, type)
+
+
+class Unknown(Exception):
+    """The state of a module that cannot be compared with another's."""
+
+
+@dataclass
+class Captured:
+    """A captured program whose weights can be exchanged.
+
+    Attributes:
+        tensors: the module's own, by name; the program's share their memory.
+        built: what was planned, by format and options, with the questions that were asked of values meanwhile.
+    """
+
+    program: Program
+    tensors: Mapping[str, Tensor]
+    built: dict[Hashable, tuple[Built, Answers]] = field(default_factory=dict)
+
+    def take(self, module: nn.Module) -> None:
+        """Give the program the weights of another module of the same architecture."""
+        with torch.no_grad():
+            for name, tensor in tensors_of(module).items():
+                self.tensors[name].copy_(tensor)
+
+
+class Earlier:
+    """The captured programs of the last few architectures.
+
+    Attributes:
+        found: how often one served a later model.
+    """
+
+    def __init__(self) -> None:
+        self._captured: OrderedDict[str, Captured] = OrderedDict()
+        self.found = 0
+
+    def find(self, key: str | None) -> Captured | None:
+        if key is None or key not in self._captured:
+            return None
+        self._captured.move_to_end(key)
+        self.found += 1
+        return self._captured[key]
+
+    def keep(self, key: str | None, program: Program, module: nn.Module) -> Captured | None:
+        """Keep a program for later models, unless it has its weights to itself."""
+        tensors = tensors_of(module)
+        if key is None or not _shares(program, tensors):
+            return None
+        self._captured[key] = captured = Captured(program, tensors)
+        while len(self._captured) > MOST:
+            self._captured.popitem(last=False)
+        return captured
+
+    def clear(self) -> None:
+        self._captured.clear()
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers; one that has several names has the first."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _shares(program: Program, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the program's weights lie in the memory of the module's."""
+    held = {name: tensor.untyped_storage().data_ptr() for name, tensor in tensors.items()}
+    for target, origin in program.origins.items():
+        memory = read_attribute(program.graph_module, target).untyped_storage().data_ptr()
+        if any(name in held and held[name] != memory for name in origin.sources):
+            return False
+    return True
+
+
+def architecture(module: nn.Module, *settings: Hashable) -> str | None:
+    """What two modules have in common that differ in nothing but the values of parameters and buffers.
+
+    Classes and their source files, the state that is no tensor, names, shapes, types, and which tensors are one.
+
+    Args:
+        settings: what else decides how it is captured.
+
+    Returns:
+        None for a module whose state cannot be told.
+    """
+    told = hashlib.sha256()
+    try:
+        for part in _parts(module, settings):
+            told.update(repr(part).encode())
+    except Unknown:
+        return None
+    return told.hexdigest()
+
+
+def _parts(module: nn.Module, settings: Sequence[Hashable]) -> Iterator[Any]:
+    yield settings
+    numbers: dict[int, int] = {}
+    for path, one in module.named_modules(remove_duplicate=False):
+        kind = type(one)
+        numbers.setdefault(id(one), len(numbers))
+        yield path, numbers[id(one)], kind.__module__, kind.__qualname__, _code_of(kind), one.training
+        for name, tensor in (*one._parameters.items(), *one._buffers.items()):
+            if tensor is None:
+                yield name
+                continue
+            numbers.setdefault(id(tensor), len(numbers))
+            yield name, numbers[id(tensor)], tuple(tensor.shape), tensor.dtype, tensor.stride(), tensor.requires_grad
+        yield sorted((name, _told(value, numbers)) for name, value in vars(one).items() if name not in _OWN)
+        for hooks in (one._forward_pre_hooks, one._forward_hooks):
+            yield [_told(hook, numbers) for hook in hooks.values()]
+
+
+def _told(value: Any, numbers: dict[int, int], depth: int = 0) -> str:
+    """A value of a module's state as text; raises Unknown for what may hold anything."""
+    if depth > 20:
+        raise Unknown
+    if isinstance(value, _PLAIN):
+        return f"{type(value).__name__} {value!r}"
+    if isinstance(value, Tensor):
+        return f"tensor {tuple(value.shape)} {value.dtype} {digest(value).hex()}"
+    if isinstance(value, nn.Module):
+        return f"module {numbers.get(id(value), -1)}"
+    if isinstance(value, list | tuple | set | frozenset):
+        items = [_told(item, numbers, depth + 1) for item in value]
+        return f"{type(value).__name__} {sorted(items) if isinstance(value, set | frozenset) else items}"
+    if isinstance(value, Mapping):
+        items = [_told(key, numbers, depth + 1) + _told(item, numbers, depth + 1) for key, item in value.items()]
+        return f"{type(value).__name__} {items}"
+    if isinstance(value, types.FunctionType | types.BuiltinFunctionType) and value.__name__ != "<lambda>":
+        if getattr(value, "__closure__", None):
+            raise Unknown
+        return f"function {value.__module__}.{value.__qualname__} {_code_of(value)}"
+    raise Unknown
+
+
+@cache
+def _file_digest(path: str, size: int, modified: int) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _code_of(thing: Any) -> str:
+    """The source file that a class or function stands in, by its content."""
+    try:
+        path = inspect.getsourcefile(thing)
+    except TypeError:  # built in
+        return ""
+    if path is None or not Path(path).is_file():
+        raise Unknown
+    found = Path(path).stat()
+    return _file_digest(path, found.st_size, found.st_mtime_ns)
