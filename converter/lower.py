@@ -182,7 +182,7 @@ class Lowered:
             if len(inputs) == 1
             else {step.name: x for step, x in zip(self.plan.input_steps, inputs, strict=True)}
         )
-        return keras.Model(given, outputs)
+        return keras.Model(given, outputs, name="functional")  # Keras would number the models of a process
 
     def signature(self) -> list[tf.TensorSpec]:
         with float32_is(self.precision):

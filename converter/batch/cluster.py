@@ -5,12 +5,12 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from ..errors import UsageError
-from .executors import Event, Finished, Task, Worker, failure, memory_for, threads_for
+from .executors import COMMAND, Event, Finished, Task, Worker, failure, memory_for, threads_for
 
 _PATIENCE = 60  # seconds for the scheduler to answer, and for a first worker to come
 _WORKERS: dict[int, Worker] = {}  # in a worker of the cluster: one process of ours for each of its threads
@@ -30,14 +30,14 @@ class DaskWorkers:
         UsageError: Dask is not installed, or no scheduler or no worker is there.
     """
 
-    def __init__(self, address: str, *, seconds: float, memory: int | None):
+    def __init__(self, address: str, *, seconds: float, memory: int | None, command: Sequence[str] = COMMAND):
         try:
             from distributed import Client
         except ImportError as error:
             raise UsageError(
                 "Dask is not installed.", where="--scheduler", cure='pip install "pt-convert[cluster]"'
             ) from error
-        self._seconds, self._memory = seconds, memory
+        self._settings = seconds, memory, tuple(command)
         try:
             self._client = Client(address, timeout=_PATIENCE)
             self._client.wait_for_workers(1, timeout=_PATIENCE)
@@ -52,7 +52,7 @@ class DaskWorkers:
 
     def submit(self, task: Task) -> None:
         started = time.perf_counter()
-        future = self._client.submit(_converted, asdict(task), self._seconds, self._memory, pure=False)
+        future = self._client.submit(_converted, asdict(task), *self._settings, pure=False)
         self._futures[task.name] = future
         future.add_done_callback(lambda done: self._done(task, done, started))
 
@@ -82,14 +82,16 @@ class DaskWorkers:
         self._events.put(Finished(task.name, 0, outcome, time.perf_counter() - started))
 
 
-def _converted(told: Mapping[str, Any], seconds: float, memory: int | None) -> Mapping[str, Any]:
+def _converted(
+    told: Mapping[str, Any], seconds: float, memory: int | None, command: Sequence[str]
+) -> Mapping[str, Any]:
     """Runs in a thread of a worker of the cluster."""
     from distributed import get_worker
 
     threads = get_worker().state.nthreads
     worker = _WORKERS.get(threading.get_ident())
     if worker is None:
-        worker = Worker(0, threads_for(threads), seconds, memory or memory_for(threads))
+        worker = Worker(0, threads_for(threads), seconds, memory or memory_for(threads), command)
         _WORKERS[threading.get_ident()] = worker
     return worker.convert(Task(**told), lambda step: None)
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ import psutil
 from ..report import Failure
 
 GIB = 2**30
+COMMAND = (sys.executable, "-m", "converter.batch.worker")
 NEEDED = 4 * GIB  # of memory, for one worker and the process that opens its artefacts
 _POLL = 0.2  # seconds between two looks at the memory of a worker
 
@@ -103,12 +104,12 @@ class LocalProcesses:
             after a model is replaced.
     """
 
-    def __init__(self, slots: int, *, seconds: float, memory: int):
+    def __init__(self, slots: int, *, seconds: float, memory: int, command: Sequence[str] = COMMAND):
         self.slots = slots
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._closing = threading.Event()
-        self._workers = [Worker(slot, threads_for(slots), seconds, memory) for slot in range(slots)]
+        self._workers = [Worker(slot, threads_for(slots), seconds, memory, command) for slot in range(slots)]
         self._threads = [threading.Thread(target=self._serve, args=(worker,), daemon=True) for worker in self._workers]
         for thread in self._threads:
             thread.start()
@@ -146,8 +147,8 @@ class Worker:
     A process serves as long as it keeps little memory, and as models import their code from the same folders.
     """
 
-    def __init__(self, slot: int, threads: int, seconds: float, memory: int):
-        self.slot, self._seconds, self._memory = slot, seconds, memory
+    def __init__(self, slot: int, threads: int, seconds: float, memory: int, command: Sequence[str] = COMMAND):
+        self.slot, self._seconds, self._memory, self._command = slot, seconds, memory, command
         self._environment = os.environ | {
             name: os.environ.get(name, str(threads))
             for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
@@ -212,7 +213,7 @@ class Worker:
                 return None
             if self._process is None or self._process.poll() is not None:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "converter.batch.worker"],
+                    self._command,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,  # of each model it goes into its log

@@ -1,0 +1,471 @@
+"""Batches: the work list, the journal, workers that die, two batches at once, a cluster that loses a worker."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from converter.batch.cluster import DaskWorkers
+from converter.batch.executors import GIB, Finished, LocalProcesses, Step, Task, code_beside
+from converter.batch.jobs import Job, checked, from_lines, from_manifest, from_places, shard, work_list
+from converter.batch.journal import LEASE, Journal
+from converter.batch.run import _Batch
+from converter.errors import UsageError
+
+FAKE = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def checkpoints(folder: Path, *names: str) -> list[Path]:
+    files = [folder / name for name in names]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(file.stem)
+    return files
+
+
+# -- the work list
+
+
+@pytest.mark.parametrize(
+    "place, names",
+    [
+        ("zoo", ["a", "deep/a", "deep/er/b"]),
+        ("zoo/*.pt", ["a"]),
+        ("zoo/**/*.pt", ["a", "deep/a", "deep/er/b"]),
+        ("zoo/deep/*/b.*", ["er/b"]),
+        ("zoo/deep/a.pt", ["a"]),
+    ],
+)
+def test_names_tell_equal_files_of_different_folders_apart(tmp_path, monkeypatch, place, names):
+    checkpoints(tmp_path / "zoo", "a.pt", "deep/a.pt", "deep/er/b.pt", "deep/notes.txt")
+    monkeypatch.chdir(tmp_path)
+    assert [job.name for job in from_places([place], ["tf"], {})] == names
+
+
+def test_a_manifest_says_for_each_model_what_the_command_line_does_not(tmp_path):
+    checkpoints(tmp_path, "runs/1/best.pt", "runs/2/best.pt", "other.pth")
+    manifest = tmp_path / "models.toml"
+    manifest.write_text(
+        """
+        [defaults]
+        to = ["tf", "onnx"]
+        input-shape = "1,3,32,32"
+        [[models]]
+        path = "runs/*/best.pt"
+        model = "nets.py:build"
+        [[models]]
+        path = "other.pth"
+        name = "renamed/net"
+        to = "keras"
+        seed = 7
+        input-shape = ["a=1,3", "b=1,4"]
+        """
+    )
+    first, second, third = from_manifest(manifest, ["keras"], {"seed": 1, "layout": "nchw"})
+    assert (first.name, second.name, third.name) == ("1/best", "2/best", "renamed/net")
+    assert first.to == ("tf", "onnx")
+    assert third.to == ("keras",)
+    assert first.options == {
+        "seed": 1, "layout": "nchw", "input_shapes": ["1,3,32,32"], "factory": str(tmp_path / "nets.py:build"),
+    }  # fmt: skip
+    assert third.options == {"seed": 7, "layout": "nchw", "input_shapes": ["a=1,3", "b=1,4"]}
+    assert third.outputs(Path("out")) == {"keras": Path("out/renamed/net.keras")}
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("models = 3", "no models"),
+        ('[[models]]\npath = "a.pt"\nshape = 3', "no option shape"),
+        ('[[models]]\npath = "a.pt"\nseed = true', "seed cannot be True"),
+        ('[[models]]\nname = "a"', "No path"),
+        ('[[models]]\npath = "a.pt"\nname = "../a"', "cannot be"),
+        ('[[models]]\npath = "*.nothing"', "no checkpoint"),
+        ("[[models]\n", "cannot be read"),
+        ('[options]\n[[models]]\npath = "a.pt"', "has options"),
+    ],
+)
+def test_a_manifest_that_cannot_be_says_where(tmp_path, text, says):
+    manifest = tmp_path / "models.toml"
+    manifest.write_text(text)
+    with pytest.raises(UsageError, match=says) as refusal:
+        from_manifest(manifest, ["tf"], {})
+    assert refusal.value.where is not None
+
+
+def test_lines_of_json_are_models(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoints(tmp_path, "a.pt", "b/c.pt")
+    jobs = from_lines(['{"path": "a.pt"}\n', "\n", '{"path": "b/c.pt", "to": ["onnx"]}'], ["tf"], {"seed": 3})
+    assert jobs == [
+        Job("a", Path("a.pt"), ("tf",), {"seed": 3}),
+        Job("b/c", Path("b/c.pt"), ("onnx",), {"seed": 3}),
+    ]
+    with pytest.raises(UsageError, match="no JSON") as refusal:
+        from_lines(["{"], ["tf"], {})
+    assert refusal.value.where == "line 1"
+
+
+def test_two_models_of_one_name_are_refused_before_anything_is_done(tmp_path):
+    a, b = checkpoints(tmp_path, "net.pt", "net.pth")
+    with pytest.raises(UsageError, match=r"net\.pt .*net\.pth would both be written as net"):
+        work_list([str(a), str(b)], ["tf"], {})
+    assert len(work_list([str(a), str(a)], ["tf"], {})) == 1
+    with pytest.raises(UsageError, match="No format"):
+        work_list([str(a)], [], {})
+    with pytest.raises(UsageError, match="no format tflite"):
+        checked([Job("a", a, ("tflite",))])
+
+
+def test_shards_are_a_partition():
+    jobs = [Job(f"net{i}", Path(f"net{i}.pt"), ("tf",)) for i in range(200)]
+    parts = [shard(jobs, part, 8) for part in range(1, 9)]
+    assert sorted(job.name for part in parts for job in part) == sorted(job.name for job in jobs)
+    assert all(len(part) > 10 for part in parts)
+
+
+# -- the journal
+
+
+@pytest.fixture
+def job(tmp_path):
+    (file,) = checkpoints(tmp_path, "net.pt")
+    return Job("net", file, ("keras",), {"seed": 1})
+
+
+def ended(journal: Journal, job: Job, folder: Path, state="verified", exit_status=0):
+    claim, _ = journal.claim(job, journal.fingerprint(job), folder, retry_failed=True)
+    assert claim == "begin"
+    (artefact,) = job.outputs(folder).values()
+    artefact.write_text("written")
+    return journal.end(job, state, exit_status, "", [artefact], 1.5)
+
+
+def test_what_is_done_is_not_done_again_unless_something_changed(tmp_path, job):
+    def claim(one: Job = job, **options) -> str:
+        with Journal(tmp_path / "journal") as again:
+            return again.claim(one, again.fingerprint(one), tmp_path, retry_failed=options.get("retry_failed", False))[
+                0
+            ]
+
+    with Journal(tmp_path / "journal") as journal:
+        ended(journal, job, tmp_path)
+    assert claim() == "done"
+    assert claim(retry_failed=True) == "done"
+    assert claim(Job("net", job.path, ("keras",), {"seed": 2})) == "begin"  # and given back, as it never ends
+    with Journal(tmp_path / "journal") as journal:
+        ended(journal, job, tmp_path)
+    (tmp_path / "net.keras").unlink()
+    assert claim() == "begin"
+    with Journal(tmp_path / "journal") as journal:
+        ended(journal, job, tmp_path)
+    job.path.write_text("other weights")
+    assert claim() == "begin"
+
+
+def test_what_failed_is_done_again_only_if_asked_for(tmp_path, job):
+    with Journal(tmp_path / "journal") as journal:
+        ended(journal, job, tmp_path, "disagrees", 3)
+    with Journal(tmp_path / "journal") as journal:
+        fingerprint = journal.fingerprint(job)
+        claim, entry = journal.claim(job, fingerprint, tmp_path, retry_failed=False)
+        assert claim == "done"
+        assert (entry.state, entry.exit_status, entry.before, entry.attempts) == ("disagrees", 3, True, 1)
+        assert journal.claim(job, fingerprint, tmp_path, retry_failed=True)[0] == "begin"
+        assert journal.end(job, "verified", 0, "", [], 1.0).attempts == 2
+
+
+def test_the_content_of_files_that_options_name_counts(tmp_path, job):
+    (tmp_path / "nets.py").write_text("one = 1")
+    with_factory = Job("net", job.path, ("keras",), {"factory": f"{tmp_path}/nets.py:build"})
+    with Journal(tmp_path / "journal") as journal:
+        before = journal.fingerprint(with_factory)
+        assert journal.fingerprint(with_factory) == before
+        (tmp_path / "nets.py").write_text("one = 2  # longer")
+        assert journal.fingerprint(with_factory) != before
+
+
+def test_a_claim_holds_while_its_batch_lives(tmp_path, job):
+    holder = (
+        "import sys; sys.path[:0] = [sys.argv[3]]\n"
+        "from pathlib import Path\nfrom converter.batch.journal import Journal\nfrom converter.batch.jobs import Job\n"
+        "folder = Path(sys.argv[1])\njournal = Journal(folder / 'journal')\n"
+        "job = Job('net', Path(sys.argv[2]), ('keras',), {'seed': 1})\n"
+        "print(journal.claim(job, journal.fingerprint(job), folder, retry_failed=False)[0], flush=True)\n"
+        "input()\n"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", holder, str(tmp_path), str(job.path), str(ROOT)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert other.stdout.readline() == "begin\n"
+    with Journal(tmp_path / "journal") as journal:
+        fingerprint = journal.fingerprint(job)
+        assert journal.claim(job, fingerprint, tmp_path, retry_failed=False) == ("elsewhere", None)
+        other.kill()
+        other.wait()
+        assert journal.claim(job, fingerprint, tmp_path, retry_failed=False)[0] == "begin"
+
+
+def test_a_claim_of_another_machine_holds_as_long_as_its_lease(tmp_path, job):
+    with Journal(tmp_path / "journal") as journal:
+        journal.claim(job, fingerprint := journal.fingerprint(job), tmp_path, retry_failed=False)
+        journal._database.execute("update models set owner = 'elsewhere 1 2'")
+        assert journal.claim(job, fingerprint, tmp_path, retry_failed=False)[0] == "elsewhere"
+        journal._database.execute("update models set renewed = ?", (time.time() - LEASE - 1,))
+        assert journal.claim(job, fingerprint, tmp_path, retry_failed=False)[0] == "begin"
+
+
+# -- workers
+
+
+@pytest.fixture
+def pool(request):
+    settings = {"seconds": 30, "memory": GIB // 2, **getattr(request, "param", {})}
+    executor = LocalProcesses(2, command=FAKE, **settings)
+    yield executor
+    executor.close()
+
+
+def task(folder: Path, name: str) -> Task:
+    (file,) = checkpoints(folder, f"{name}.pt")
+    return Task(name, str(file), {"keras": str(folder / f"{name}.keras")}, str(folder / f"{name}.log"), {})
+
+
+def outcomes(executor: LocalProcesses, tasks: list[Task]) -> dict:
+    for each in tasks:
+        executor.submit(each)
+    found = {}
+    while len(found) < len(tasks):
+        event = executor.next_event(30)
+        assert event is not None
+        if isinstance(event, Finished):
+            found[event.name] = event.outcome
+        else:
+            assert isinstance(event, Step)
+    return found
+
+
+def processes(folder: Path, *names: str) -> list[str]:
+    return [(folder / f"{name}.log.processes").read_text() for name in names]
+
+
+def test_a_crash_takes_one_model(tmp_path, pool):
+    found = outcomes(pool, [task(tmp_path, name) for name in ("crash", "a", "b", "c")])
+    assert {name: outcome["exit_status"] for name, outcome in found.items()} == {"crash": 1, "a": 0, "b": 0, "c": 0}
+    assert "SIGSEGV" in found["crash"]["what"]
+
+
+@pytest.mark.parametrize("pool", [{"seconds": 2}], indirect=True)
+def test_a_hang_takes_one_model(tmp_path, pool):
+    found = outcomes(pool, [task(tmp_path, name) for name in ("hang", "a", "b")])
+    assert "longer than 2 s" in found["hang"]["what"]
+    assert found["a"]["exit_status"] == found["b"]["exit_status"] == 0
+
+
+def test_too_much_memory_takes_one_model(tmp_path, pool):
+    found = outcomes(pool, [task(tmp_path, name) for name in ("huge", "a", "b")])
+    assert "0.5 GiB are allowed" in found["huge"]["what"]
+    assert found["a"]["exit_status"] == found["b"]["exit_status"] == 0
+
+
+def test_a_worker_that_keeps_memory_is_replaced_and_others_serve_on(tmp_path):
+    executor = LocalProcesses(1, command=FAKE, seconds=30, memory=GIB // 2)
+    try:
+        outcomes(executor, [task(tmp_path, name) for name in ("a", "b", "grows", "c")])
+    finally:
+        executor.close()
+    a, b, grows, c = processes(tmp_path, "a", "b", "grows", "c")
+    assert a == b == grows != c
+
+
+def test_code_beside_a_checkpoint_gets_a_worker_of_its_own(tmp_path):
+    executor = LocalProcesses(1, command=FAKE, seconds=30, memory=GIB // 2)
+    folders = [tmp_path / name for name in ("plain", "with_code")]
+    tasks = [task(folder, name) for folder in folders for name in ("a", "b")]
+    (folders[1] / "nets.py").write_text("")
+    assert [code_beside(each) for each in tasks] == [(), (), (folders[1],), (folders[1],)]
+    try:
+        for each in tasks:
+            outcomes(executor, [each])
+    finally:
+        executor.close()
+    (a, b), (c, d) = (processes(folder, "a", "b") for folder in folders)
+    assert a == b != c == d
+
+
+def test_closing_ends_workers_at_once(tmp_path):
+    executor = LocalProcesses(2, command=FAKE, seconds=600, memory=GIB)
+    for name in ("hang1", "hang2"):
+        executor.submit(task(tmp_path, name))
+    while not all((tmp_path / f"hang{i}.log.processes").exists() for i in (1, 2)):
+        assert isinstance(executor.next_event(30), Step)
+    started = time.perf_counter()
+    executor.close()
+    assert time.perf_counter() - started < 5
+    for numbers in processes(tmp_path, "hang1", "hang2"):
+        assert not psutil.pid_exists(int(numbers))
+
+
+# -- batches
+
+
+class Watcher:
+    def __init__(self):
+        self.ended_names = []
+
+    def begin(self, total, slots):
+        self.total = total
+
+    def step(self, slot, name, step):
+        assert step == "capture"
+
+    def ended(self, entry, slot):
+        self.ended_names.append(entry.name)
+
+
+def batch(folder: Path, files: list[Path], **options) -> list:
+    jobs = from_places([str(file) for file in files], ["keras"], {})
+    executor = LocalProcesses(2, command=FAKE, seconds=30, memory=GIB // 2)
+    watcher = Watcher()
+    try:
+        with Journal(folder / "journal.sqlite") as journal:
+            settings = {"retry_failed": False, "fail_fast": False, **options}
+            running = _Batch(jobs, folder, journal, executor, watcher, **settings)
+            running.run()
+            report = running.report(time.perf_counter())
+    finally:
+        executor.close()
+    assert sorted(watcher.ended_names) == sorted(entry.name for entry in report.entries)
+    return report
+
+
+def test_a_batch_tells_of_every_model_in_its_state(tmp_path):
+    files = checkpoints(tmp_path, "a.pt", "crash.pt", "wrong.pt", "b.pt")
+    report = batch(tmp_path / "out", [*files])
+    assert report.counts == {"verified": 2, "not verified": 0, "disagrees": 1, "failed": 1}
+    assert report.exit_status == 3
+    assert [entry.reason for entry in report.entries][2] == "keras: boxes differ"
+    assert not report.left
+    again = batch(tmp_path / "out", files)
+    assert [entry.before for entry in again.entries] == [True] * 4
+    assert again.counts == report.counts
+    retried = batch(tmp_path / "out", files, retry_failed=True)
+    assert [entry.attempts for entry in retried.entries] == [1, 2, 2, 1]
+
+
+def test_a_batch_that_fails_fast_begins_no_more(tmp_path):
+    files = checkpoints(tmp_path, "crash.pt", *(f"slow{i}.pt" for i in range(20)))
+    report = batch(tmp_path / "out", files, fail_fast=True)
+    assert report.counts["failed"] == 1
+    assert len(report.left) >= 10
+
+
+def test_a_checkpoint_that_is_not_there_is_one_of_those_that_failed(tmp_path):
+    jobs = [Job("gone", tmp_path / "gone.pt", ("keras",)), Job("dir", tmp_path, ("keras",))]
+    with Journal(tmp_path / "journal") as journal:
+        executor = LocalProcesses(1, command=FAKE, seconds=30, memory=GIB)
+        running = _Batch(jobs, tmp_path / "out", journal, executor, None, False, False)
+        running.run()
+        executor.close()
+        report = running.report(time.perf_counter())
+    assert [(entry.name, entry.state, entry.exit_status) for entry in report.entries] == [
+        ("gone", "failed", 4), ("dir", "failed", 4),
+    ]  # fmt: skip
+
+
+def test_a_lost_worker_of_a_cluster_costs_its_model_only_which_is_tried_elsewhere(tmp_path):
+    distributed = pytest.importorskip("distributed")
+    files = checkpoints(tmp_path, *(f"slow{i}.pt" for i in range(8)))
+    jobs = from_places([str(file) for file in files], ["keras"], {})
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, scheduler_port=0
+    ) as cluster:
+        executor = DaskWorkers(cluster.scheduler_address, seconds=60, memory=GIB // 2, command=FAKE)
+        assert executor.slots == 2
+        pids = list(executor._client.run(os.getpid).values())
+
+        class Killer(Watcher):
+            def ended(self, entry, slot):
+                super().ended(entry, slot)
+                if len(self.ended_names) == 2:
+                    os.kill(pids[0], signal.SIGKILL)
+
+        try:
+            with Journal(tmp_path / "journal") as journal:
+                running = _Batch(jobs, tmp_path / "out", journal, executor, Killer(), False, False)
+                running.run()
+                report = running.report(time.perf_counter())
+        finally:
+            executor.close()
+    assert [entry.state for entry in report.entries] == ["verified"] * 8
+
+
+def test_a_cluster_that_is_not_there_is_said(tmp_path, monkeypatch):
+    pytest.importorskip("distributed")
+    monkeypatch.setattr("converter.batch.cluster._PATIENCE", 1)
+    (file,) = checkpoints(tmp_path, "a.pt")
+    with pytest.raises(UsageError, match="does not answer"):
+        convert_many(file, to="keras", output=tmp_path / "out", scheduler="tcp://127.0.0.1:9")
+
+
+NETS = """
+from torch import nn
+
+def net(channels=4):
+    return nn.Sequential(
+        nn.Conv2d(3, channels, 3), nn.BatchNorm2d(channels), nn.ReLU(), nn.Flatten(), nn.Linear(channels * 36, 5)
+    )
+"""
+
+
+def test_a_killed_batch_goes_on_where_it_was(tmp_path, calibrate):
+    """Real conversions: two architectures, one that fails, SIGKILL in between."""
+    (tmp_path / "nets.py").write_text(NETS)
+    scope: dict = {}
+    exec(NETS, scope)
+    for number in range(6):
+        torch.manual_seed(number)
+        model = calibrate(scope["net"](6 if number == 5 else 4), torch.randn(8, 3, 8, 8))
+        torch.save(model.state_dict(), tmp_path / f"net{number}.pt")
+    (tmp_path / "bad.pt").write_bytes(b"no checkpoint")
+    (tmp_path / "models.toml").write_text(
+        '[defaults]\nto = "tf"\nmodel = "nets.py:net"\ninput-shape = "1,3,8,8"\n'
+        '[[models]]\npath = "net[0-4].pt"\n[[models]]\npath = "bad.pt"\n'
+        '[[models]]\npath = "net5.pt"\nmodel-args = { channels = 6 }\n'
+    )
+    command = [sys.executable, "-m", "converter", "batch", "models.toml", "-o", "out", "-j", "1", "--json"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    killed = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 240
+    while not (tmp_path / "out/net1_saved_model").exists():
+        assert killed.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    killed.kill()
+    killed.wait()
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 4, done.stderr
+    report = json.loads(done.stdout)
+    assert report == json.loads((tmp_path / "out/summary.json").read_text())
+    assert report["counts"] == {"verified": 6, "not verified": 0, "disagrees": 0, "failed": 1}
+    states = {entry["name"]: entry for entry in report["entries"]}
+    assert states["net0"]["before"]
+    assert not states["net4"]["before"]
+    assert Counter(entry["attempts"] for entry in report["entries"])[1] >= 6  # at most the one under way began twice
+    assert "no PyTorch checkpoint" in states["bad"]["reason"] or "not a PyTorch checkpoint" in states["bad"]["reason"]
+    log = (tmp_path / "out/logs/net4.log").read_text()
+    assert "capture" in log
+    proofs = json.loads((tmp_path / "out/reports/net4.json").read_text())["artefacts"][0]["proofs"]
+    assert [proof["holds"] for proof in proofs] == [True] * 3
