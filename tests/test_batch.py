@@ -17,7 +17,7 @@ from converter.batch.cluster import DaskWorkers
 from converter.batch.executors import GIB, Finished, LocalProcesses, Step, Task, code_beside
 from converter.batch.jobs import Job, checked, from_lines, from_manifest, from_places, shard, work_list
 from converter.batch.journal import LEASE, Journal
-from converter.batch.run import _Batch
+from converter.batch.run import _Batch, convert_many
 from converter.errors import UsageError
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))

@@ -6,7 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -102,14 +102,16 @@ def convert_many(
     jobs = checked([*jobs, *work_list(places, formats, options)] if places else jobs)
     folder = Path(output)
     started = time.perf_counter()
-    with Journal(folder / JOURNAL) as journal, ExitStack() as stack:
-        executor = stack.enter_context(_executor(scheduler, slots, timeout, memory))
+    with Journal(folder / JOURNAL) as journal, _executor(scheduler, slots, timeout, memory) as executor:
         batch = _Batch(jobs, folder, journal, executor, watcher, retry_failed, fail_fast)
         if watcher is not None:
             watcher.begin(len(jobs), executor.slots)
-        stack.callback(batch.write_summary, started)
-        batch.run()
-        return batch.report(started)
+        try:
+            batch.run()
+        finally:
+            report = batch.report(started)
+            _write(folder / SUMMARY, report.to_dict())
+    return report
 
 
 @contextmanager
@@ -221,9 +223,6 @@ class _Batch:
         entries = [self._ended[job.name] for job in self._jobs if job.name in self._ended]
         left = [job.name for job in self._jobs if job.name not in self._ended and job.name not in self._elsewhere]
         return BatchReport(tuple(entries), tuple(self._elsewhere), tuple(left), time.perf_counter() - started)
-
-    def write_summary(self, started: float) -> None:
-        _write(self._folder / SUMMARY, self.report(started).to_dict())
 
 
 def _verdict(outcome: Mapping[str, Any]) -> tuple[State, str]:
