@@ -188,7 +188,8 @@ class _Batch:
     def _task(self, job: Job) -> Task:
         outputs = {format: str(path.resolve()) for format, path in job.outputs(self._folder).items()}
         log = self._folder / LOGS / f"{job.name}.log"
-        return Task(job.name, str(job.path.resolve()), outputs, str(log.resolve()), job.options)
+        options = {name: _absolute(value) for name, value in job.options.items()}
+        return Task(job.name, str(job.path.resolve()), outputs, str(log.resolve()), options)
 
     def _take(self, event: Step | Finished) -> None:
         if isinstance(event, Step):
@@ -223,6 +224,16 @@ class _Batch:
         entries = [self._ended[job.name] for job in self._jobs if job.name in self._ended]
         left = [job.name for job in self._jobs if job.name not in self._ended and job.name not in self._elsewhere]
         return BatchReport(tuple(entries), tuple(self._elsewhere), tuple(left), time.perf_counter() - started)
+
+
+def _absolute(value: Any) -> Any:
+    """An option's value, files named by absolute paths: a worker may have another current folder."""
+    if isinstance(value, list | tuple):
+        return [_absolute(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    file, colon, rest = value.partition(":")
+    return str(Path(file).resolve()) + colon + rest if Path(file).is_file() else value
 
 
 def _verdict(outcome: Mapping[str, Any]) -> tuple[State, str]:
