@@ -7,13 +7,13 @@ program computes what the later model does is not taken for granted: its referen
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import types
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,10 +160,15 @@ def _told(value: Any, numbers: dict[int, int], depth: int = 0) -> str:
         if getattr(value, "__closure__", None):
             raise Unknown
         return f"function {value.__module__}.{value.__qualname__} {_code_of(value)}"
-    raise Unknown
+    if isinstance(value, functools.partial):
+        return f"partial {_told((value.func, value.args, value.keywords), numbers, depth + 1)}"
+    kind = type(value)
+    if not hasattr(value, "__dict__") or any("__slots__" in vars(base) for base in kind.__mro__[:-1]):
+        raise Unknown
+    return f"{kind.__module__}.{kind.__qualname__} {_code_of(kind)} {_told(vars(value), numbers, depth + 1)}"
 
 
-@cache
+@functools.cache
 def _file_digest(path: str, size: int, modified: int) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
@@ -173,7 +178,9 @@ def _code_of(thing: Any) -> str:
     try:
         path = inspect.getsourcefile(thing)
     except TypeError:  # built in
-        return ""
+        if getattr(thing, "__module__", None) in ("builtins", "collections", "_operator", "math"):
+            return ""
+        raise Unknown from None
     if path is None or not Path(path).is_file():
         raise Unknown
     found = Path(path).stat()
