@@ -152,9 +152,10 @@ def curve(net: str, to: str, counts: tuple[int, ...]) -> None:
             part = max(1, len(held) // 10)
             journal = (folder / "out" / "journal.sqlite").stat().st_size
             click.echo(
-                f"{count} of {net} to {to}: {whole / count:.2f} s each; a worker takes {first:.2f} s in the first tenth, "
-                f"{last:.2f} s in the last; all processes hold {max(held[:part]):.0f} MiB in the first tenth of the time, "
-                f"{max(held[-part:]):.0f} MiB in the last, {max(held):.0f} at most; journal {journal // 1024} KiB"
+                f"{count} of {net} to {to}: {whole / count:.2f} s each; a worker takes {first:.2f} s in the first "
+                f"tenth, {last:.2f} s in the last; all processes hold {max(held[:part]):.0f} MiB in the first tenth "
+                f"of the time, {max(held[-part:]):.0f} MiB in the last, {max(held):.0f} at most; "
+                f"journal {journal // 1024} KiB"
             )
 
 

@@ -36,6 +36,7 @@ from converter.verification.weights import Expected, compare_weights
 if TYPE_CHECKING:
     from converter.lower import Lowered
 
+MOST_KEPT = 30_000_000  # parameters of a model whose layers and variables are kept for later ones
 MOVING = {"Transpose": ("Transpose",), "Gather": ("Gather", "GatherV2", "GatherNd", "GatherND", "GatherElements")}
 
 
@@ -68,6 +69,7 @@ class Built:
     outputs: list[Interface]
     plan: Plan | None = None
     _constants: dict[str, Constant] | None = None
+    _kept: dict[str, Lowered] | None = None
 
     def movements(self, operators: Mapping[str, int]) -> tuple[Movement, ...]:
         """What the plan moves, and what else moves by the operators counted in the artefact."""
@@ -123,10 +125,13 @@ class Built:
 
         lowered = self._lowered("float32")
         if self.format == "keras":
-            keras_file.write(lowered.keras_model(), path, self.stamp())
+            keras_file.write(lowered.model, path, self.stamp())
         else:
             variables = {name: variable for name, (variable, _) in lowered.tensors.items()}
-            saved_model.write(lowered.named, lowered.signature(), variables, path, self.stamp())
+            if lowered.saved is None:
+                lowered.saved = saved_model.save(lowered.traced, variables, path, self.stamp())
+            else:
+                saved_model.save_again(lowered.saved, variables, path, self.stamp())
 
     def prove_function(self, reference: Reference) -> Proof:
         """Proof 1: in float64, the lowered graph (ONNX: the rewritten program) against the captured one."""
@@ -138,14 +143,23 @@ class Built:
                 actual.append(dict(zip(raised.outputs, [r.numpy() for r in raised.run(*tensors)], strict=True)))
         else:
             rounds = [[to_artefact(_raised(each.arrays[i.name]), i) for i in self.inputs] for each in reference.rounds]
-            lowered = self._lowered("float64")
-            for together in groups(rounds):
-                for results in lowered.run_once([[_eager(array) for array in arrays] for arrays in together]):
-                    named = zip(self.outputs, map(np.asarray, results), strict=True)
-                    actual.append({o.name: to_torch(r, o) for o, r in named})
+            actual = [
+                {o.name: to_torch(np.asarray(r), o) for o, r in zip(self.outputs, results, strict=True)}
+                for results in self._results_in_float64(rounds)
+            ]
         return compare_function(
             reference.float64, actual, constant=reference.constant, again=reference.again_in_float64
         )
+
+    def _results_in_float64(self, rounds: Sequence[list[np.ndarray]]) -> Iterator[list]:
+        lowered = self._lowered("float64")
+        if self._kept is None:
+            for together in groups(rounds):
+                yield from lowered.run_once([[_eager(array) for array in arrays] for arrays in together])
+            return
+        for arrays in rounds:
+            results = lowered.traced(*map(_eager, arrays))
+            yield [results[output.name] for output in self.outputs]
 
     def trace(self, reference: Reference) -> list[TraceRow]:
         """Values along the graph on the first round, in float64: the plan beside the rewritten program, and where
@@ -208,15 +222,21 @@ class Built:
         )
 
     def _lowered(self, precision: str) -> Lowered:
-        """The plan with variables of its own: they are gone with it."""
+        """The plan with variables of its own: they are gone with it, unless they are kept for later models."""
         from converter.lower import Lowered
 
         if self.plan is None:
             raise AssertionError("ONNX is not lowered")
-        stock = self.format == "keras" and precision == "float32"
-        lowered = Lowered(self.plan, precision, stock)
+        kept = self._kept or {}
+        lowered = kept.get(precision)
+        if lowered is None or not lowered.refill():
+            stock = self.format == "keras" and precision == "float32"
+            lowered = Lowered(self.plan, precision, stock)
+            if precision == "float32" or self._kept is not None:
+                lowered.prepare()
+            if self._kept is not None:
+                self._kept[precision] = lowered
         if precision == "float32":
-            lowered.prepare()
             self._constants = {name: constant for name, (_, constant) in lowered.tensors.items()}
         return lowered
 
@@ -228,7 +248,9 @@ def build(
     Args:
         known: the choices of an artefact's plan as its stamp has them, so that they are not searched for again.
     """
-    kept = source.captured.built if source.captured is not None and known is None else {}
+    if source.captured is None or known is not None:
+        return _built(source, format, options, clock, known)
+    kept = source.captured.built
     if (format, options) in kept:
         built, answers = kept[format, options]
         with clock("rewrite"):
@@ -236,7 +258,9 @@ def build(
                 return replace(built, source=source, _constants=None)
     answers = Answers()
     with noting(answers):
-        built = _built(source, format, options, clock, known)
+        built = _built(source, format, options, clock, None)
+    if source.parameters <= MOST_KEPT:
+        built._kept = {}
     kept[format, options] = replace(built, _constants=None), answers
     return built
 

@@ -163,9 +163,10 @@ def _told(value: Any, numbers: dict[int, int], depth: int = 0) -> str:
     if isinstance(value, functools.partial):
         return f"partial {_told((value.func, value.args, value.keywords), numbers, depth + 1)}"
     kind = type(value)
-    if not hasattr(value, "__dict__") or any("__slots__" in vars(base) for base in kind.__mro__[:-1]):
+    code = _code_of(kind)
+    if not code or not hasattr(value, "__dict__") or any("__slots__" in vars(base) for base in kind.__mro__[:-1]):
         raise Unknown
-    return f"{kind.__module__}.{kind.__qualname__} {_code_of(kind)} {_told(vars(value), numbers, depth + 1)}"
+    return f"{kind.__module__}.{kind.__qualname__} {code} {_told(vars(value), numbers, depth + 1)}"
 
 
 @functools.cache

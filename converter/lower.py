@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Self
 
 import keras
@@ -19,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from converter.artefacts import saved_model
 from converter.errors import ConversionError, unexpected
 from converter.layout import Size
 from converter.memory import swept
@@ -68,15 +70,18 @@ class Lowered:
         stock: stock Keras only, as a Keras file needs it: grouped convolutions as Keras has them, bare parameters in
             layers. Otherwise grouped convolutions are native and bare parameters plain variables.
         tensors: every variable made so far, by name, and the constant it holds.
+        saved: what a SavedModel of it has had.
     """
 
     plan: Plan
     precision: str = "float32"
     stock: bool = False
     tensors: dict[str, tuple[Any, Constant]] = field(default_factory=dict)
+    saved: saved_model.Saved | None = None
     _layers: dict[Hashable, layers.Layer] = field(default_factory=dict)
     _constants: dict[Hashable, Any] = field(default_factory=dict)
     _names: set[str] = field(default_factory=set)
+    _inlined: list[tuple[Constant, bytes]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._names |= {step.name for step in self.plan.input_steps}
@@ -93,7 +98,28 @@ class Lowered:
                         self._layer(step)
                     elif isinstance(step, ConstantStep) and not self._inline(step.constant):
                         self._variable(step)
+                    elif isinstance(step, ConstantStep):
+                        self._inlined.append((step.constant, step.constant.array().tobytes()))
         return self
+
+    def refill(self) -> bool:
+        """Give all variables the values that their constants have now; False if one stands in the graph and differs."""
+        if any(values != constant.array().tobytes() for constant, values in self._inlined):
+            return False
+        for variable, constant in self.tensors.values():
+            variable.assign(constant.array())
+        return True
+
+    @cached_property
+    def traced(self) -> Any:
+        """`named` as one function of TensorFlow, traced."""
+        self.prepare()
+        return saved_model.trace(self.named, self.signature())
+
+    @cached_property
+    def model(self) -> keras.Model:
+        """`keras_model`, made once."""
+        return self.keras_model()
 
     def __call__(self, *inputs: Any) -> list:
         """The results' arrays, in the plan's order, laid out as the plan says."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ _SIDE_EFFECTS = frozenset(
 )
 # Keys of the checkpoint: weights/stem..conv..weight/.ATTRIBUTES/VARIABLE_VALUE
 _PREFIX, _SUFFIX = "weights/", "/.ATTRIBUTES/VARIABLE_VALUE"
+_OBJECTS = "_CHECKPOINTABLE_OBJECT_GRAPH"
+_GRAPH, _VARIABLES, _FOLDERS = "saved_model.pb", "variables/variables", ("assets", "variables")
 
 
 def write(
@@ -35,13 +38,16 @@ def write(
     path: Path,
     stamp: Mapping[str, Any],
 ) -> None:
-    """Writes a SavedModel folder with one signature, `serving_default`.
+    """Writes a SavedModel folder with one signature, `serving_default`; arguments as of `trace` and `save`."""
+    save(trace(function, signature), variables, path, stamp)
+
+
+def trace(function: Callable[..., Mapping[str, tf.Tensor]], signature: Sequence[tf.TensorSpec]) -> Any:
+    """The concrete function that `save` takes.
 
     Args:
         function: takes one tensor per entry of `signature`, in that order, and returns its outputs by name.
         signature: each with a name, which the input keeps: letters, digits and underscores, no digit first.
-        variables: all that `function` reads, by the names they shall have in the checkpoint.
-        path: the folder; it need not exist.
     """
     import tensorflow as tf
 
@@ -52,16 +58,73 @@ def write(
     def serving(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
         return dict(function(*tensors))
 
-    traced = tf.function(serving, input_signature=list(signature), autograph=False).get_concrete_function()
+    return tf.function(serving, input_signature=list(signature), autograph=False).get_concrete_function()
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What is the same in SavedModels of one function whose variables have other values.
+
+    Attributes:
+        graph: the content of `saved_model.pb`.
+        objects: the checkpoint's own record of what is a part of what.
+        digest: of the function's operators, attributes and constants.
+    """
+
+    graph: bytes
+    objects: bytes
+    digest: str
+
+
+def save(traced: Any, variables: Mapping[str, tf.Variable], path: Path, stamp: Mapping[str, Any]) -> Saved:
+    """Writes a SavedModel folder with one signature, `serving_default`.
+
+    Args:
+        variables: all that the function reads, by the names they shall have in the checkpoint.
+        path: the folder; it need not exist.
+
+    Returns:
+        What `save_again` needs to write the same with other values in the variables.
+    """
+    import tensorflow as tf
+
     module = tf.Module()
     module.weights = dict(variables)
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     tf.saved_model.save(module, str(path), signatures={"serving_default": traced}, options=options)
     _settle(path)
+    digest = digests.tensorflow_digest(traced.graph)
+    _stamp(path, stamp, digest)
+    objects = tf.train.load_checkpoint(str(path / _VARIABLES)).get_tensor(_OBJECTS)
+    return Saved((path / _GRAPH).read_bytes(), objects, digest)
+
+
+def save_again(saved: Saved, variables: Mapping[str, tf.Variable], path: Path, stamp: Mapping[str, Any]) -> None:
+    """Writes what `save` would, without making the graph again.
+
+    Args:
+        variables: those that `save` was given, in which other values may be.
+    """
+    import tensorflow as tf
+
+    path.mkdir(exist_ok=True)
+    for folder in _FOLDERS:
+        (path / folder).mkdir()
+    (path / _GRAPH).write_bytes(saved.graph)
+    keys = [_OBJECTS, *map(_key, variables)]
+    tf.raw_ops.SaveV2(
+        prefix=str(path / _VARIABLES),
+        tensor_names=keys,
+        shape_and_slices=[""] * len(keys),
+        tensors=[tf.constant(saved.objects), *(variable.value() for variable in variables.values())],
+    )
+    _stamp(path, stamp, saved.digest)
+
+
+def _stamp(path: Path, stamp: Mapping[str, Any], digest: str) -> None:
     file = path / stamps.SAVED_MODEL_FILE
     file.parent.mkdir()
-    stamp = digests.stamped(stamp, digests.tensorflow_digest(traced.graph))
-    file.write_text(stamps.stamp_text(stamp), encoding="utf-8")
+    file.write_text(stamps.stamp_text(digests.stamped(stamp, digest)), encoding="utf-8")
 
 
 def _settle(path: Path) -> None:
@@ -69,7 +132,7 @@ def _settle(path: Path) -> None:
     which holds a random number and is optional."""
     from tensorflow.core.protobuf import saved_model_pb2
 
-    file = path / "saved_model.pb"
+    file = path / _GRAPH
     saved = saved_model_pb2.SavedModel.FromString(file.read_bytes())
     for meta_graph in saved.meta_graphs:
         _rename_functions(meta_graph)
@@ -228,7 +291,12 @@ def _facts(specs: Mapping[str, tf.TensorSpec]) -> list[Fact]:
     ]
 
 
+def _key(name: str) -> str:
+    """Of a variable in the checkpoint. TensorFlow writes a dot in a name as two and a slash as `.S`."""
+    return _PREFIX + name.replace(".", "..").replace("/", ".S") + _SUFFIX
+
+
 def _variable_name(key: str) -> str:
-    """TensorFlow writes a dot in a name as two and a slash as `.S`."""
+    """The reverse of `_key`."""
     name = key.removeprefix(_PREFIX).removesuffix(_SUFFIX)
     return re.sub(r"\.[.S]", lambda escape: "." if escape[0] == ".." else "/", name)
