@@ -1,6 +1,6 @@
 """Which of the three proofs catches which faults: plants them all, runs the proofs, and writes the table.
 
-    python benchmarks/mutations.py [ARCHITECTURE ...] [--write docs/VERIFICATION.md] [--sites N] [--json FILE]
+    python benchmarks/mutations.py [ARCHITECTURE ...] [--write docs/VERIFICATION.md] [--sites N] [--state FILE]
 
 Fails if a fault is missed by all proofs, or if a proof fails on what is right.
 """
@@ -13,8 +13,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
@@ -23,8 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 for name, value in {"OMP_WAIT_POLICY": "PASSIVE", "TF_CPP_MIN_LOG_LEVEL": "3"}.items():
     os.environ.setdefault(name, value)
 
-if TYPE_CHECKING:
-    from mutations.proving import Mutant
+from mutations.proving import Mutant
 
 BEGIN, END = "<!-- mutations -->", "<!-- end of mutations -->"
 PLACES = {
@@ -36,7 +36,7 @@ PLACES = {
 }
 
 
-def plant(names: Sequence[str], sites: int) -> Iterator["Mutant"]:
+def plant(names: Sequence[str], sites: int) -> Iterator[Mutant]:
     """Every mutant of these architectures."""
     from mutations.proving import PLACES as ARTEFACTS
     from mutations.proving import Bench, Runners, artefact_mutants, program_mutants
@@ -50,7 +50,7 @@ def plant(names: Sequence[str], sites: int) -> Iterator["Mutant"]:
                 yield from artefact_mutants(bench, format, sites)
 
 
-def table(mutants: Sequence["Mutant"]) -> list[str]:
+def table(mutants: Sequence[Mutant]) -> list[str]:
     rows = [
         "| fault in | planted | of them no fault | caught by 1 | by 2 | by 3 | refused to run | missed by all |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
@@ -72,7 +72,7 @@ def table(mutants: Sequence["Mutant"]) -> list[str]:
     return rows
 
 
-def table_of_faults(mutants: Sequence["Mutant"]) -> list[str]:
+def table_of_faults(mutants: Sequence[Mutant]) -> list[str]:
     """Of mappings and rewrites: the kinds of faults, and in how many places each proof caught them."""
     rows = ["| fault | planted in | faults | caught by 1 | asked of 2 | caught by 2 |", "|---|---|--:|--:|--:|--:|"]
     program = [m for m in mutants if m.place in ("mapping", "rewrite")]
@@ -87,7 +87,7 @@ def table_of_faults(mutants: Sequence["Mutant"]) -> list[str]:
     return rows
 
 
-def summary(mutants: Sequence["Mutant"], seconds: float) -> str:
+def summary(mutants: Sequence[Mutant], seconds: float) -> str:
     faults = [m for m in mutants if not m.equivalent]
     caught = sum(any(m.caught.values()) for m in faults)
     kinds = {m.fault for m in faults if m.place in ("mapping", "rewrite")}
@@ -112,28 +112,53 @@ def write(path: Path, lines: Sequence[str]) -> None:
 @click.argument("names", nargs=-1)
 @click.option("--sites", default=1, show_default=True, help="Places for each kind of fault in each architecture.")
 @click.option("--write", "document", type=click.Path(path_type=Path, exists=True), help="Put the tables in here.")
-@click.option("--json", "record", type=click.Path(path_type=Path), help="Write every mutant to this file.")
-def main(names: tuple[str, ...], sites: int, document: Path | None, record: Path | None) -> None:
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    help="JSON lines, one for each architecture: what stands in it is not done again, and several runs may add to it.",
+)
+@click.option("--until", type=click.DateTime(["%H:%M"]), help="Start no architecture after this hour.")
+def main(names: tuple[str, ...], sites: int, document: Path | None, state: Path | None, until: datetime | None) -> None:
     """Plant faults in small networks and see which proofs catch them."""
     from mutations.sequences import ARCHITECTURES
 
     logging.getLogger("torch.__trace").propagate = False
-    started = time.perf_counter()
-    mutants = []
-    for mutant in plant(names or list(ARCHITECTURES), sites):
-        mutants.append(mutant)
-        if mutant.missed:
-            click.echo(f"missed: {mutant}", err=True)
-    lines = [
-        summary(mutants, time.perf_counter() - started), "", *table(mutants), "",
+    done: dict[str, dict[str, Any]] = {}
+    for name in names or ARCHITECTURES:
+        if until and datetime.now().time() >= until.time():
+            break
+        if state and name in recorded(state):
+            continue
+        started = time.perf_counter()
+        mutants = []
+        for mutant in plant([name], sites):
+            mutants.append(mutant)
+            if mutant.missed:
+                click.echo(f"missed: {mutant}", err=True)
+        line = {"name": name, "seconds": time.perf_counter() - started, "mutants": [asdict(m) for m in mutants]}
+        if state:
+            with state.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, default=str) + "\n")
+        done[name] = line
+        click.echo(f"{name}: {len(mutants)} planted, {line['seconds']:.0f} s", err=True)
+    lines = list((recorded(state) if state else done).values())
+    if not lines:
+        return
+    mutants = [Mutant(**mutant) for line in lines for mutant in line["mutants"]]
+    text = [
+        summary(mutants, sum(line["seconds"] for line in lines)), "", *table(mutants), "",
         "The faults of mappings and rewrites, and which proof saw them:", "", *table_of_faults(mutants),
     ]  # fmt: skip
-    click.echo("\n".join(lines))
-    if record:
-        record.write_text(json.dumps([asdict(m) for m in mutants], indent=1, default=str), encoding="utf-8")
+    click.echo("\n".join(text))
     if document:
-        write(document, lines)
+        write(document, text)
     sys.exit(any(m.missed for m in mutants))
+
+
+def recorded(state: Path) -> dict[str, dict[str, Any]]:
+    """The lines of the file by architecture, the last of a name."""
+    lines = state.read_text(encoding="utf-8").splitlines() if state.exists() else []
+    return {line["name"]: line for line in map(json.loads, lines)}
 
 
 if __name__ == "__main__":
