@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,7 +24,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 for name, value in {"OMP_WAIT_POLICY": "PASSIVE", "TF_CPP_MIN_LOG_LEVEL": "3"}.items():
     os.environ.setdefault(name, value)
 
-from mutations.proving import Mutant
+if TYPE_CHECKING:
+    from mutations.proving import Mutant
 
 BEGIN, END = "<!-- mutations -->", "<!-- end of mutations -->"
 PLACES = {
@@ -36,7 +37,7 @@ PLACES = {
 }
 
 
-def plant(names: Sequence[str], sites: int) -> Iterator[Mutant]:
+def plant(names: Sequence[str], sites: int) -> Iterator["Mutant"]:
     """Every mutant of these architectures."""
     from mutations.proving import PLACES as ARTEFACTS
     from mutations.proving import Bench, Runners, artefact_mutants, program_mutants
@@ -50,7 +51,7 @@ def plant(names: Sequence[str], sites: int) -> Iterator[Mutant]:
                 yield from artefact_mutants(bench, format, sites)
 
 
-def table(mutants: Sequence[Mutant]) -> list[str]:
+def table(mutants: Sequence["Mutant"]) -> list[str]:
     rows = [
         "| fault in | planted | of them no fault | caught by 1 | by 2 | by 3 | refused to run | missed by all |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
@@ -72,7 +73,7 @@ def table(mutants: Sequence[Mutant]) -> list[str]:
     return rows
 
 
-def table_of_faults(mutants: Sequence[Mutant]) -> list[str]:
+def table_of_faults(mutants: Sequence["Mutant"]) -> list[str]:
     """Of mappings and rewrites: the kinds of faults, and in how many places each proof caught them."""
     rows = ["| fault | planted in | faults | caught by 1 | asked of 2 | caught by 2 |", "|---|---|--:|--:|--:|--:|"]
     program = [m for m in mutants if m.place in ("mapping", "rewrite")]
@@ -87,7 +88,7 @@ def table_of_faults(mutants: Sequence[Mutant]) -> list[str]:
     return rows
 
 
-def summary(mutants: Sequence[Mutant], seconds: float) -> str:
+def summary(mutants: Sequence["Mutant"], seconds: float) -> str:
     faults = [m for m in mutants if not m.equivalent]
     caught = sum(any(m.caught.values()) for m in faults)
     kinds = {m.fault for m in faults if m.place in ("mapping", "rewrite")}
@@ -120,6 +121,7 @@ def write(path: Path, lines: Sequence[str]) -> None:
 @click.option("--until", type=click.DateTime(["%H:%M"]), help="Start no architecture after this hour.")
 def main(names: tuple[str, ...], sites: int, document: Path | None, state: Path | None, until: datetime | None) -> None:
     """Plant faults in small networks and see which proofs catch them."""
+    from mutations.proving import Mutant
     from mutations.sequences import ARCHITECTURES
 
     logging.getLogger("torch.__trace").propagate = False
