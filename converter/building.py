@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from converter.artefacts.formats import Format
-from converter.artefacts.rearranged_weights import rearranged_weights
-from converter.artefacts.recurrent_weights import recurrent_weights, refuse_projections
+from converter.artefacts.initialisers import expected_initialisers, is_exporters, refillable
+from converter.artefacts.recurrent_weights import refuse_projections
 from converter.deferred import Answers, noting
 from converter.interfaces import to_artefact, to_torch
 from converter.memory import swept
@@ -34,6 +34,7 @@ from converter.verification.compare import Outputs, compare_function
 from converter.verification.weights import Expected, compare_weights
 
 if TYPE_CHECKING:
+    from converter.artefacts.onnx_file import Exported
     from converter.lower import Lowered
 
 MOST_KEPT = 30_000_000  # parameters of a model whose layers and variables are kept for later ones
@@ -70,6 +71,7 @@ class Built:
     plan: Plan | None = None
     _constants: dict[str, Constant] | None = None
     _kept: dict[str, Lowered] | None = None
+    _exported: list[tuple[Exported, Mapping[str, Expected]]] | None = None
 
     def movements(self, operators: Mapping[str, int]) -> tuple[Movement, ...]:
         """What the plan moves, and what else moves by the operators counted in the artefact."""
@@ -102,23 +104,31 @@ class Built:
 
     def write(self, path: Path) -> None:
         if self.format == "onnx":
-            from converter.artefacts import onnx_file
+            self._write_onnx(path)
+            return
+        with swept():
+            self._write_lowered(path)
 
+    def _write_onnx(self, path: Path) -> None:
+        from converter.artefacts import onnx_file
+
+        if self._exported:
+            ((exported, expected),) = self._exported
+            exported.refill({name: one.array for name, one in expected.items()})
+        else:
             dynamic = self.source.program.fixed_batch is None
-            lowest = self.program.at(torch.float32)
-            onnx_file.write(
-                lowest.graph_module,
+            exported = onnx_file.export(
+                self.program.at(torch.float32).graph_module,
                 [_for_dynamic(x) if dynamic else x for x in self.source.examples],
                 self.program.inputs,
                 self.program.outputs,
                 export_shapes(self.source.program),
-                path,
-                self.stamp(),
                 self.options.opset,
             )
-            return
-        with swept():
-            self._write_lowered(path)
+            if self._exported is not None:
+                found = refillable(self.program, exported.initialisers())
+                self._exported += [(exported, found)] if found else []
+        exported.save(path, self.stamp())
 
     def _write_lowered(self, path: Path) -> None:
         from converter.artefacts import keras_file, saved_model
@@ -184,7 +194,7 @@ class Built:
         expected = self.expected(tensors)
         used = {s for e in expected.values() for s in e.sources}
         if self.plan is None:  # the exporter's own, without a name of ours: shapes, axes, operators' arguments
-            tensors = {n: t for n, t in tensors.items() if n in expected or not _is_exporters(t)}
+            tensors = {n: t for n, t in tensors.items() if n in expected or not is_exporters(t)}
         return compare_weights(expected, tensors, self.source.tensor_names | used, self._unused(used), graph_as_written)
 
     def expected(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Expected]:
@@ -260,7 +270,7 @@ def build(
     with noting(answers):
         built = _built(source, format, options, clock, None)
     if source.parameters <= MOST_KEPT:
-        built._kept = {}
+        built._kept, built._exported = {}, []
     kept[format, options] = replace(built, _constants=None), answers
     return built
 
@@ -285,65 +295,6 @@ def _built(source: Source, format: Format, options: Options, clock: Clock, known
     with clock("plan"):
         plan = make_plan(program, options.layout, known)
     return Built(source, format, options, program, changes, plan.inputs, plan.outputs, plan)
-
-
-def expected_initialisers(program: Program, tensors: Mapping[str, np.ndarray]) -> dict[str, Expected]:
-    """What ONNX's initialisers must be: the rewritten program's tensors; the exporter may transpose a matrix."""
-    expected = {}
-    returned = {n.target: name for name, n in zip(program.outputs, program.results, strict=True) if n.op == "get_attr"}
-    for target, origin in program.origins.items():
-        name = returned.get(target, target)
-        if name not in tensors:
-            continue
-        node = next((n for n in program.graph.find_nodes(op="get_attr") if n.target == target), None)
-        if node is None:
-            continue
-        values = program.values(node)
-        if len(values.shape) == 2 and values.shape != tensors[name].shape == values.shape[::-1]:
-            values = values.then(torch.t)
-        expected[name] = Expected(values, origin.sources, origin.exact)
-    _add_renamed(program, expected, tensors)
-    _add_merged(program, expected)
-    expected |= recurrent_weights(program, {n: t for n, t in tensors.items() if n not in expected})
-    known = {target for target in program.origins if returned.get(target, target) in expected}
-    return expected | rearranged_weights(program, {n: t for n, t in tensors.items() if n not in expected}, known)
-
-
-def _add_renamed(program: Program, expected: dict[str, Expected], tensors: Mapping[str, np.ndarray]) -> None:
-    """The exporter reshapes some under names of its own, as the slopes of PReLU: they hold the same bytes."""
-    named = {source for one in expected.values() for source in one.sources}
-    for node in program.graph.find_nodes(op="get_attr"):
-        origin = program.origins[node.target]
-        if not node.users or node.target in expected or named.issuperset(origin.sources):
-            continue
-        array = program.tensor(node).detach().numpy()
-        for name, tensor in tensors.items():
-            if name not in expected and tensor.size == array.size and _same_bytes(array, tensor):
-                expected[name] = Expected(array.reshape(tensor.shape), origin.sources, origin.exact)
-                break
-
-
-def _is_exporters(tensor: np.ndarray) -> bool:
-    """Shapes, axes, and what is one number throughout, as the scale of a norm that has none: the digest covers them."""
-    return tensor.dtype.kind != "f" or tensor.size <= 1 or bool((tensor == tensor.flat[0]).all())
-
-
-def _same_bytes(one: np.ndarray, other: np.ndarray) -> bool:
-    return one.dtype == other.dtype and one.tobytes() == other.tobytes()
-
-
-def _add_merged(program: Program, expected: dict[str, Expected]) -> None:
-    """The exporter keeps one of equal initialisers, as the biases of two fresh norms: it then comes from both."""
-    for node in program.graph.find_nodes(op="get_attr"):
-        if not node.users or node.target in expected:
-            continue
-        array, origin = program.tensor(node).detach().numpy(), program.origins[node.target]
-        for name, one in expected.items():
-            kept = np.asarray(one.array)
-            if kept.shape == array.shape and _same_bytes(kept, array):
-                sources = tuple(dict.fromkeys((*one.sources, *origin.sources)))
-                expected[name] = Expected(one.array, sources, one.exact and origin.exact)
-                break
 
 
 def tensors_read(program: Program) -> set[str]:

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import inspect
 import types
+import weakref
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -124,32 +125,38 @@ def architecture(module: nn.Module, *settings: Hashable) -> str | None:
 
 def _parts(module: nn.Module, settings: Sequence[Hashable]) -> Iterator[Any]:
     yield settings
-    numbers: dict[int, int] = {}
+    numbers = _numbered(module)
     for path, one in module.named_modules(remove_duplicate=False):
         kind = type(one)
-        numbers.setdefault(id(one), len(numbers))
         yield path, numbers[id(one)], kind.__module__, kind.__qualname__, _code_of(kind), one.training
         for name, tensor in (*one._parameters.items(), *one._buffers.items()):
             if tensor is None:
                 yield name
                 continue
-            numbers.setdefault(id(tensor), len(numbers))
             yield name, numbers[id(tensor)], tuple(tensor.shape), tensor.dtype, tensor.stride(), tensor.requires_grad
         yield sorted((name, _told(value, numbers)) for name, value in vars(one).items() if name not in _OWN)
         for hooks in (one._forward_pre_hooks, one._forward_hooks):
             yield [_told(hook, numbers) for hook in hooks.values()]
 
 
+def _numbered(module: nn.Module) -> dict[int, int]:
+    """Of each module, parameter and buffer, by `id`, which one it is."""
+    parts = [part for one in module.modules() for part in (one, *one._parameters.values(), *one._buffers.values())]
+    return {identity: number for number, identity in enumerate(dict.fromkeys(id(p) for p in parts if p is not None))}
+
+
 def _told(value: Any, numbers: dict[int, int], depth: int = 0) -> str:
     """A value of a module's state as text; raises Unknown for what may hold anything."""
     if depth > 20:
         raise Unknown
+    if id(value) in numbers:
+        return f"number {numbers[id(value)]}"
     if isinstance(value, _PLAIN):
         return f"{type(value).__name__} {value!r}"
+    if isinstance(value, weakref.ref):
+        return f"reference to {_told(value(), numbers, depth + 1)}"
     if isinstance(value, Tensor):
         return f"tensor {tuple(value.shape)} {value.dtype} {digest(value).hex()}"
-    if isinstance(value, nn.Module):
-        return f"module {numbers.get(id(value), -1)}"
     if isinstance(value, list | tuple | set | frozenset):
         items = [_told(item, numbers, depth + 1) for item in value]
         return f"{type(value).__name__} {sorted(items) if isinstance(value, set | frozenset) else items}"

@@ -61,6 +61,35 @@ def test_later_models_of_an_architecture_are_not_captured_again_and_hold_their_o
             assert contents(own) == contents(alone)
 
 
+class Sequence(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.before = nn.Linear(5, 6)
+        self.slopes = nn.PReLU(6)
+        self.lstm = nn.LSTM(6, 7, bidirectional=True, batch_first=True)
+        self.norms = nn.ModuleList(nn.LayerNorm(14) for _ in range(2))
+        self.position = nn.Parameter(torch.randn(1, 1, 14))
+
+    def forward(self, x):
+        y = self.slopes(self.before(x).transpose(1, 2)).transpose(1, 2)
+        y = self.lstm(y)[0] + self.position * 2
+        return self.norms[1](self.norms[0](y).tanh())
+
+
+@pytest.mark.parametrize("format, ending", [("tf", "_saved_model"), ("keras", ".keras"), ("onnx", ".onnx")])
+def test_recurrent_layers_slopes_and_computed_constants_are_exchanged(tmp_path, session, format, ending):
+    for seed in range(3):
+        torch.manual_seed(seed)
+        net = Sequence().eval()
+        with torch.no_grad():
+            for parameter in net.parameters() if seed else ():  # those of the first are as PyTorch makes them: equal
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        path = tmp_path / f"{seed}{ending}"
+        report = session.convert(net, to=[format], output={format: path}, input_shapes=["2,4,5"])
+        assert report.status == "verified"
+        assert session._earlier.found == seed
+
+
 def contents(path):
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     return {str(file.relative_to(path)): file.read_bytes() for file in files if file.is_file()}

@@ -9,6 +9,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,17 +43,28 @@ def write(
     *,
     external_data: bool | None = None,
 ) -> None:
-    """Writes `module`, traced on `inputs`, to `path`; weights of more than 2 GB go to `path` + `.data` beside it.
+    """Writes `module`; arguments as of `export` and `Exported.save`."""
+    exported = export(module, inputs, input_names, output_names, dynamic_shapes, opset)
+    exported.save(path, stamp, external_data=external_data)
+
+
+def export(
+    module: torch.nn.Module,
+    inputs: Sequence[torch.Tensor],
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    dynamic_shapes: Any,
+    opset: int | None = None,
+) -> Exported:
+    """`module`, traced on `inputs`, as an ONNX graph.
 
     Args:
         module: in evaluation mode, such as `ExportedProgram.module()`.
         dynamic_shapes: as for `torch.export.export`; a `Dim("batch")` is a dimension named batch in the file.
         opset: of ONNX; the exporter's own choice if None.
-        external_data: forces the weights into the file beside, or decides by their size if None.
 
-    Raises ConversionError for what the exporter cannot translate or the checker refuses.
+    Raises ConversionError for what the exporter cannot translate.
     """
-    import onnx
     import torch
 
     from ..errors import ConversionError
@@ -84,13 +96,51 @@ def write(
             cure="Ask for another --opset, or leave the option away.",
         )
     _strip_notes(program.model)
-    stamp = digests.stamped(stamp, _digest_in_memory(program.model))
-    program.model.metadata_props[stamps.ONNX_KEY] = stamps.stamp_text(stamp)
-    program.save(path, external_data=external_data)
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ConversionError(f"ONNX's checker refuses the exported model: {error}", where=str(path)) from error
+    return Exported(program)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An ONNX graph in memory."""
+
+    _program: torch.onnx.ONNXProgram
+
+    def initialisers(self) -> dict[str, np.ndarray]:
+        held = self._program.model.graph.initializers
+        return {name: value.const_value.numpy() for name, value in held.items() if value.const_value is not None}
+
+    def refill(self, arrays: Mapping[str, Any]) -> None:
+        """Give initialisers other values, each of the shape and in the type that it has."""
+        import onnx_ir
+
+        held = self._program.model.graph.initializers
+        for name, array in arrays.items():
+            before = held[name].const_value
+            assert before is not None  # it is one of `initialisers`
+            values = np.ascontiguousarray(np.asarray(array).astype(before.dtype.numpy()))
+            if values.shape != tuple(before.shape):
+                raise ValueError(f"{name} is {tuple(before.shape)}, not {values.shape}")
+            held[name].const_value = onnx_ir.tensor(values, name=name)
+
+    def save(self, path: Path, stamp: Mapping[str, Any], *, external_data: bool | None = None) -> None:
+        """Writes it to `path`; weights of more than 2 GB go to `path` + `.data` beside it.
+
+        Args:
+            external_data: forces the weights into the file beside, or decides by their size if None.
+
+        Raises ConversionError for what the checker refuses.
+        """
+        import onnx
+
+        from ..errors import ConversionError
+
+        model = self._program.model
+        model.metadata_props[stamps.ONNX_KEY] = stamps.stamp_text(digests.stamped(stamp, _digest_in_memory(model)))
+        self._program.save(path, external_data=external_data)
+        try:
+            onnx.checker.check_model(str(path), full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            raise ConversionError(f"ONNX's checker refuses the exported model: {error}", where=str(path)) from error
 
 
 def _digest_in_memory(model: Any) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import permutations
 
 import numpy as np
+import torch
 
 from converter.program import Program
 from converter.verification.weights import Expected
@@ -34,17 +36,23 @@ def rearranged_weights(program: Program, tensors: Mapping[str, np.ndarray], know
                 and tensor.size == array.size
                 and (array.size == 1 or (tensor != tensor.flat[0]).any())
             ):
-                held = next(
-                    (a for a in orders(array, tensor.shape) if np.array_equal(a.astype(tensor.dtype), tensor)), None
-                )
-                if held is not None:
-                    found[name] = Expected(held, origin.sources, origin.exact)
+                order = next((o for o in orders(array.ndim) if _is(array.transpose(o), tensor)), None)
+                if order is not None:
+                    arranged = partial(_arranged, order=order, shape=tensor.shape)
+                    found[name] = Expected(program.values(node).then(arranged), origin.sources, origin.exact)
                     break
     return found
 
 
-def orders(array: np.ndarray, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
-    """`array` in every order of its dimensions that gives `shape`, dimensions of one element and merged ones aside."""
-    if array.ndim <= MOST_DIMENSIONS:
-        for order in permutations(range(array.ndim)):
-            yield array.transpose(order).reshape(shape)
+def orders(rank: int) -> Iterator[tuple[int, ...]]:
+    """Every order of so many dimensions, if they are not too many."""
+    return permutations(range(rank)) if rank <= MOST_DIMENSIONS else iter(())
+
+
+def _is(array: np.ndarray, tensor: np.ndarray) -> bool:
+    """Whether they are the same bit for bit, dimensions of one element and merged ones aside."""
+    return np.array_equal(array.reshape(tensor.shape).astype(tensor.dtype), tensor)
+
+
+def _arranged(values: torch.Tensor, order: tuple[int, ...], shape: tuple[int, ...]) -> torch.Tensor:
+    return values.permute(order).reshape(shape)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
 from torch import fx
 
+from converter.deferred import Deferred
 from converter.errors import ConversionError
 from converter.program import Program, module_path
 from converter.verification.weights import Expected
@@ -44,32 +45,39 @@ def refuse_projections(program: Program) -> None:
 def _made_for(program: Program, node: fx.Node) -> Iterator[Expected]:
     if node.target in STEP_BY_STEP:
         for weight in _nodes(node.args[2]):
-            yield _expected(program, [weight], program.tensor(weight).detach().t())
+            yield _expected(program, [weight], torch.t)
     if node.target not in GATES:
         return
     _, _, held, has_biases, layers, _, _, bidirectional, _ = node.args
     weights, count, directions = _nodes(held), 4 if has_biases else 2, 2 if bidirectional else 1
     order = GATES[node.target]
 
-    def reordered(weight: fx.Node) -> torch.Tensor:
-        gates = program.tensor(weight).detach().chunk(len(order))
+    def reordered(weight: torch.Tensor) -> torch.Tensor:
+        gates = weight.chunk(len(order))
         return torch.cat([gates[g] for g in order])
+
+    def kernels(*directions: torch.Tensor) -> torch.Tensor:
+        return torch.stack([reordered(weight) for weight in directions])
+
+    def both_biases(*pairs: torch.Tensor) -> torch.Tensor:
+        biases = [reordered(bias) for bias in pairs]
+        return torch.stack([torch.cat(biases[i : i + 2]) for i in range(0, len(biases), 2)])
 
     for layer in range(int(str(layers))):
         each = [weights[count * (layer * directions + d) :][:count] for d in range(directions)]
         for kernel in (0, 1):
             used = [held[kernel] for held in each]
-            yield _expected(program, used, torch.stack([reordered(weight) for weight in used]))
+            yield _expected(program, used, kernels)
         if has_biases:
             used = [bias for held in each for bias in held[2:]]
-            both = [torch.cat([reordered(bias) for bias in held[2:]]) for held in each]
-            yield _expected(program, used, torch.stack(both))
+            yield _expected(program, used, both_biases)
 
 
-def _expected(program: Program, nodes: list[fx.Node], tensor: torch.Tensor) -> Expected:
+def _expected(program: Program, nodes: list[fx.Node], function: Callable[..., torch.Tensor]) -> Expected:
     origins = [program.origins[str(node.target)] for node in nodes]
     sources = tuple(dict.fromkeys(source for origin in origins for source in origin.sources))
-    return Expected(tensor.numpy(), sources, all(origin.exact for origin in origins))
+    values = Deferred.made(function, *(program.values(node) for node in nodes))
+    return Expected(values, sources, all(origin.exact for origin in origins))
 
 
 def _nodes(held: object) -> list[fx.Node]:
