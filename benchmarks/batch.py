@@ -3,10 +3,12 @@
     python benchmarks/batch.py alone [--net digits] [--to tf] [--runs 3] [--count 20]
     python benchmarks/batch.py curve [--net digits] [--to tf] [--count 10 --count 100 --count 1000]
     python benchmarks/batch.py kills [--count 1000] [--kills 5]
+    python benchmarks/batch.py cluster [--count 40]
 
 `alone` converts the same checkpoints one by one with the command, and in one batch with one worker. `curve` tells time
 and memory for each model, of the first tenth and of the last. `kills` ends a batch with SIGKILL again and again, starts
-it anew, and counts what is missing and what was done twice. Weights are random, norm statistics measured.
+it anew, and counts what is missing and what was done twice. `cluster` starts a Dask scheduler with two workers, and kills
+one of them after a quarter of the models. Weights are random, norm statistics measured.
 """
 
 import json
@@ -200,6 +202,53 @@ def kills(net: str, to: str, count: int, kills: int) -> None:
             f"{sum(number > 1 for number in attempts)} begun again as a kill broke them off, "
             f"{time.perf_counter() - started:.0f} s"
         )
+
+
+@main.command()
+@net_option
+@to_option
+@click.option("--count", default=40)
+def cluster(net: str, to: str, count: int) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        checkpoints(net, count, folder / "in")
+        file = folder / "scheduler.json"
+        quiet = {"cwd": ROOT, "env": environment(), "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        scheduler = subprocess.Popen(
+            [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0", "--no-dashboard"]
+            + ["--scheduler-file", str(file)],
+            **quiet,
+        )
+        workers = []
+        try:
+            while not file.exists():
+                time.sleep(0.1)
+            address = json.loads(file.read_text())["address"]
+            command = [
+                sys.executable,
+                "-m",
+                "distributed.cli.dask_worker",
+                address,
+                "--nthreads",
+                "1",
+                "--no-dashboard",
+            ]
+            workers = [subprocess.Popen([*command, "--no-nanny"], **quiet) for _ in range(2)]
+            started = time.perf_counter()
+            running = batch(net, to, folder / "in", folder / "out", "--scheduler", address)
+            while running.poll() is None and done(folder / "out") < count // 4:
+                time.sleep(0.2)
+            workers[0].kill()
+            status = running.wait()
+            found = entries(folder / "out")
+            click.echo(
+                f"{count} of {net} to {to} on two Dask workers, one of them killed: exit status {status}, "
+                f"{sum(entry['state'] == 'verified' for entry in found)} verified, {time.perf_counter() - started:.0f} s"
+            )
+        finally:
+            for process in (*workers, scheduler):
+                process.kill()
+                process.wait()
 
 
 def done(output: Path) -> int:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -219,7 +220,7 @@ def test_a_claim_holds_while_its_batch_lives(tmp_path, job):
 def test_a_claim_of_another_machine_holds_as_long_as_its_lease(tmp_path, job):
     with Journal(tmp_path / "journal") as journal:
         journal.claim(job, fingerprint := journal.fingerprint(job), tmp_path, retry_failed=False)
-        journal._database.execute("update models set owner = 'elsewhere 1 2'")
+        journal._database.execute("update models set owner = 'elsewhere 1 2 3'")
         assert journal.claim(job, fingerprint, tmp_path, retry_failed=False)[0] == "elsewhere"
         journal._database.execute("update models set renewed = ?", (time.time() - LEASE - 1,))
         assert journal.claim(job, fingerprint, tmp_path, retry_failed=False)[0] == "begin"
@@ -361,6 +362,16 @@ def test_a_batch_tells_of_every_model_in_its_state(tmp_path):
     assert again.counts == report.counts
     retried = batch(tmp_path / "out", files, retry_failed=True)
     assert [entry.attempts for entry in retried.entries] == [1, 2, 2, 1]
+
+
+def test_two_batches_at_once_share_the_work(tmp_path):
+    files = checkpoints(tmp_path, *(f"slow{i}.pt" for i in range(12)))
+    with ThreadPoolExecutor(2) as threads:
+        reports = list(threads.map(lambda _: batch(tmp_path / "out", files), range(2)))
+    begun = [entry.name for report in reports for entry in report.entries if not entry.before]
+    assert sorted(begun) == sorted(file.stem for file in files)  # each once
+    assert all(report.elsewhere for report in reports)
+    assert all(Path(entry.log).name == f"{entry.name}.log" for report in reports for entry in report.entries)
 
 
 def test_a_batch_that_fails_fast_begins_no_more(tmp_path):

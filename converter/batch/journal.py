@@ -11,6 +11,7 @@ import json
 import socket
 import sqlite3
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ _WAIT = 60.0  # seconds, for another batch's transaction
 _TABLES = """
 create table if not exists models (
     name text primary key, path text not null, fingerprint text not null, state text, exit_status integer,
-    reason text, artefacts text, seconds real, attempts integer not null, owner text, renewed real, ended real
+    reason text, artefacts text, log text, seconds real, attempts integer not null, owner text, renewed real, ended real
 );
 create table if not exists digests (path text primary key, size integer, modified integer, sha256 text);
 """
@@ -46,6 +47,7 @@ class Entry:
     Attributes:
         reason: why it is not verified; "" if it is.
         artefacts: size in bytes of each that was put in place, by path; of a folder the sum.
+        log: file in which it is told how it went; "" if nothing was begun.
         before: it was so already when this batch came to it.
     """
 
@@ -55,6 +57,7 @@ class Entry:
     exit_status: int
     reason: str
     artefacts: Mapping[str, int]
+    log: str
     seconds: float
     attempts: int
     before: bool = False
@@ -65,7 +68,8 @@ class Journal:
 
     def __init__(self, file: Path):
         self.file = file
-        self._owner = f"{socket.gethostname()} {_alive(psutil.Process().pid)}"
+        # Unlike those of other machines, of other processes, and of other batches of this process.
+        self._owner = f"{socket.gethostname()} {_alive(psutil.Process().pid)} {uuid.uuid4().hex}"
         self._versions = {library: version(library) for library in _LIBRARIES}
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -113,15 +117,22 @@ class Journal:
         return "begin", None
 
     def end(
-        self, job: Job, state: State, exit_status: int, reason: str, artefacts: Iterable[Path], seconds: float
+        self,
+        job: Job,
+        state: State,
+        exit_status: int,
+        reason: str,
+        artefacts: Iterable[Path],
+        seconds: float,
+        log: str = "",
     ) -> Entry:
-        """Enter how a claimed model ended."""
+        """Enter how a claimed model ended; arguments as of `Entry`."""
         sizes = {str(path): size_of(path) for path in artefacts}
         with self._transaction():
             self._database.execute(
-                "update models set state = ?, exit_status = ?, reason = ?, artefacts = ?, seconds = ?, ended = ?,"
-                " owner = null where name = ? and owner = ?",
-                (state, exit_status, reason, json.dumps(sizes), seconds, time.time(), job.name, self._owner),
+                "update models set state = ?, exit_status = ?, reason = ?, artefacts = ?, log = ?, seconds = ?,"
+                " ended = ?, owner = null where name = ? and owner = ?",
+                (state, exit_status, reason, json.dumps(sizes), log, seconds, time.time(), job.name, self._owner),
             )
             row = self._database.execute("select * from models where name = ?", (job.name,)).fetchone()
         return _entry(row, before=False)
@@ -163,9 +174,9 @@ class Journal:
     def _held_elsewhere(self, row: sqlite3.Row) -> bool:
         if row["owner"] == self._owner:
             return False
-        host, process = row["owner"].split(" ", 1)
+        host, process, started, _ = row["owner"].split(" ")
         if host == socket.gethostname():
-            return _alive(int(process.split()[0])) == process
+            return _alive(int(process)) == f"{process} {started}"
         return time.time() - row["renewed"] < LEASE
 
     def _told(self, value: Any) -> Any:
@@ -190,10 +201,10 @@ class Journal:
 
 
 def _entry(row: sqlite3.Row, before: bool) -> Entry:
-    return Entry(
-        row["name"], row["path"], row["state"], row["exit_status"], row["reason"], json.loads(row["artefacts"]),
-        row["seconds"], row["attempts"], before,
-    )  # fmt: skip
+    same = {
+        name: row[name] for name in ("name", "path", "state", "exit_status", "reason", "log", "seconds", "attempts")
+    }
+    return Entry(artefacts=json.loads(row["artefacts"]), before=before, **same)
 
 
 def size_of(path: Path) -> int:

@@ -187,9 +187,11 @@ class _Batch:
 
     def _task(self, job: Job) -> Task:
         outputs = {format: str(path.resolve()) for format, path in job.outputs(self._folder).items()}
-        log = self._folder / LOGS / f"{job.name}.log"
         options = {name: _absolute(value) for name, value in job.options.items()}
-        return Task(job.name, str(job.path.resolve()), outputs, str(log.resolve()), options)
+        return Task(job.name, str(job.path.resolve()), outputs, str(self._log(job).resolve()), options)
+
+    def _log(self, job: Job) -> Path:
+        return self._folder / LOGS / f"{job.name}.log"
 
     def _take(self, event: Step | Finished) -> None:
         if isinstance(event, Step):
@@ -212,7 +214,8 @@ class _Batch:
         seconds: float,
         slot: int | None,
     ) -> None:
-        entry = self._journal.end(job, state, exit_status, reason, artefacts, seconds)
+        log = "" if slot is None else str(self._log(job))
+        entry = self._journal.end(job, state, exit_status, reason, artefacts, seconds, log)
         self._ended[job.name] = entry
         self._tell(entry, slot)
 
