@@ -7,8 +7,8 @@
 
 `alone` converts the same checkpoints one by one with the command, and in one batch with one worker. `curve` tells time
 and memory for each model, of the first tenth and of the last. `kills` ends a batch with SIGKILL again and again, starts
-it anew, and counts what is missing and what was done twice. `cluster` starts a Dask scheduler with two workers, and kills
-one of them after a quarter of the models. Weights are random, norm statistics measured.
+it anew, and counts what is missing and what was done twice. `cluster` starts a Dask scheduler with two workers, and
+kills one of them after a quarter of the models. Weights are random, norm statistics measured.
 """
 
 import json
@@ -214,26 +214,15 @@ def cluster(net: str, to: str, count: int) -> None:
         checkpoints(net, count, folder / "in")
         file = folder / "scheduler.json"
         quiet = {"cwd": ROOT, "env": environment(), "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        scheduler = subprocess.Popen(
-            [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0", "--no-dashboard"]
-            + ["--scheduler-file", str(file)],
-            **quiet,
-        )
+        start = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0", "--no-dashboard"]
+        scheduler = subprocess.Popen([*start, "--scheduler-file", str(file)], **quiet)
         workers = []
         try:
             while not file.exists():
                 time.sleep(0.1)
             address = json.loads(file.read_text())["address"]
-            command = [
-                sys.executable,
-                "-m",
-                "distributed.cli.dask_worker",
-                address,
-                "--nthreads",
-                "1",
-                "--no-dashboard",
-            ]
-            workers = [subprocess.Popen([*command, "--no-nanny"], **quiet) for _ in range(2)]
+            start = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-nanny"]
+            workers = [subprocess.Popen([*start, "--no-dashboard"], **quiet) for _ in range(2)]
             started = time.perf_counter()
             running = batch(net, to, folder / "in", folder / "out", "--scheduler", address)
             while running.poll() is None and done(folder / "out") < count // 4:
@@ -241,9 +230,10 @@ def cluster(net: str, to: str, count: int) -> None:
             workers[0].kill()
             status = running.wait()
             found = entries(folder / "out")
+            verified = sum(entry["state"] == "verified" for entry in found)
             click.echo(
                 f"{count} of {net} to {to} on two Dask workers, one of them killed: exit status {status}, "
-                f"{sum(entry['state'] == 'verified' for entry in found)} verified, {time.perf_counter() - started:.0f} s"
+                f"{verified} verified, {time.perf_counter() - started:.0f} s"
             )
         finally:
             for process in (*workers, scheduler):
