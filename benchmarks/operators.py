@@ -97,7 +97,7 @@ def names_of_operators() -> list[str]:
 @click.option("--write", type=click.Path(path_type=Path), help="the table's file")
 @click.option("--state", type=click.Path(path_type=Path), help="rows so far, one a line; those are not measured again")
 @click.option("--most", type=int, help="samples of each type, evenly spread (default: all)")
-@click.option("--artefacts", default=4, help="samples of each type that go through written artefacts, too")
+@click.option("--artefacts", default=2, help="samples of each type that go through written artefacts, too")
 @click.option("--workers", default=1)
 @click.option("--work", "is_worker", is_flag=True, hidden=True)
 def main(
@@ -178,15 +178,16 @@ def document(rows: list[dict], of: int, most: int | None, artefacts: int) -> str
         "used by a model of the zoo": [row for row in inside if zoo & set(row["targets"])],
     }
     how_many = f"at most {most} samples of each type, evenly spread" if most else "all samples of each type"
+    options = [*(["--most", str(most)] if most else []), "--artefacts", str(artefacts)]
     lines = [
         "# Operators: PyTorch's own sample inputs",
         "",
-        "Written by `python benchmarks/operators.py --write docs/OPERATORS.md`"
-        + (f", `--most {most}`" if most else "")
-        + f": {how_many} (float32, int64, int32, bool) of PyTorch {torch.__version__.split('+')[0]}'s `op_db`, each",
+        f"Written by `python benchmarks/operators.py {' '.join(options)} --write docs/OPERATORS.md`:",
+        f"{how_many} (float32, int64, int32, bool) of PyTorch {torch.__version__.split('+')[0]}'s `op_db`, each",
         "captured, planned and compared with PyTorch in float64: within 1e-10 of the scale, whole numbers equal.",
         f"Of each operator and type up to {artefacts} also as a traced function and as a `.keras` file that",
-        "Keras opened again, in float32. What is left out, and by which rule, stands at the end.",
+        'Keras opened again, in float32. "Failed" is what broke the converter. What is left out, and by which rule,',
+        "stands at the end.",
         "",
         *(
             [f"**Measured so far: {len(rows)} of {of} entries of `op_db`**; `--state` goes on.", ""]

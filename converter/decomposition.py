@@ -58,7 +58,6 @@ def decompositions(node: fx.Node) -> Iterator[Callable]:
             yield functools.partial(target._op_dk, key)
 
 
-@functools.cache
 def unmapped() -> dict[OpOverload, Callable]:
     """Decompositions of all operators that have no mapping."""
     table = global_decomposition_table["post_autograd"]

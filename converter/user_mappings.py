@@ -94,8 +94,8 @@ def _load(file: Path) -> Registered:
             table.update(held)
         CHANNELS_LAST.clear()
         CHANNELS_LAST.update(channels_last)
-    mapped, translated, owners, *_ = tables
-    if not mapped and not translated:
+    mapped, translated, owners, *_, written_out = tables
+    if not mapped and not translated and not written_out:
         cure = "decorate a function with `@converter.registry.maps(torch.ops.my_library.my_operator.default)`"
         raise UsageError(f"{file} registers no mapping", where="--mappings", cure=cure)
     for target in mapped:

@@ -13,7 +13,7 @@ import converter
 from converter.building import Options, build
 from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError
 from converter.planning import make_plan
-from converter.registry import MAPPINGS, OWNERS, TRANSLATIONS
+from converter.registry import DECOMPOSITIONS, MAPPINGS, OWNERS, TRANSLATIONS
 from converter.source import Clock, Source
 from converter.user_mappings import user_mappings
 
@@ -70,6 +70,20 @@ def test_a_mapping_is_in_force_for_its_conversion_only(tmp_path):
     with pytest.raises(UnsupportedOperatorsError) as refused:
         make_plan(program)
     assert "--mappings" in str(refused.value.cure)
+
+
+def test_an_operator_is_written_out_in_others_for_its_conversion_only(tmp_path):
+    as_others = HEAD.replace("maps", "decomposes") + textwrap.dedent("""
+        @decomposes(torch.ops.tests_of_mappings.snake.default)
+        def snake(node, x, rate):
+            return x + torch.sin(rate * x) ** 2 / rate
+        """)
+    for _ in range(2):
+        with user_mappings(written(tmp_path, as_others)):
+            assert not assert_plan_is_exact(captured(Snake(), SEQUENCE), [SEQUENCE]).movements
+        assert SNAKE not in DECOMPOSITIONS
+    with pytest.raises(UnsupportedOperatorsError):
+        make_plan(captured(Snake(), SEQUENCE))
 
 
 @pytest.mark.parametrize(
