@@ -346,12 +346,16 @@ def conformance(info: Any, most: int | None = None, artefacts: int = 4) -> dict[
 
 
 def targets_of(sample: Sample) -> list[str]:
-    """The ATen operators that a call is captured as."""
+    """The ATen operators that a call is captured as; of one that capture refuses, what PyTorch makes of it."""
+    module, inputs = Calls([sample]).eval(), inputs_of([sample])
     try:
-        program = capture(Calls([sample]).eval(), inputs_of([sample]), fixed_batch=True)
+        graph = capture(module, inputs, fixed_batch=True).graph
     except ConversionError:
-        return []
-    return sorted({str(n.target) for n in program.graph.nodes if isinstance(n.target, OpOverload)})
+        try:
+            graph = torch.export.export(module, (*inputs,), strict=False).run_decompositions({}).graph
+        except Exception:  # of what PyTorch cannot capture either, nothing is known
+            return []
+    return sorted({str(n.target) for n in graph.nodes if isinstance(n.target, OpOverload)})
 
 
 def rule_for(info: Any) -> str:
