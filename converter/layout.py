@@ -314,10 +314,15 @@ class Layout:
     def with_axis(self, dim: int, size: Size) -> tuple[Layout, int]:
         """Give `dim`, of size 1 and no axis, an axis of its own and that size; and the axis to insert."""
         fresh = max(self.size, default=-1) + 1
+        dims = (*self.dims[:dim], (fresh,), *self.dims[dim + 1 :])
+        ones = [i for i, axis in enumerate(self.axes) if not axis]
+        without = [d for d, run in enumerate(self.dims) if not run]
+        if len(ones) == len(without):  # it has one
+            at = ones[without.index(dim)]
+            return Layout(dims, (*self.axes[:at], (fresh,), *self.axes[at + 1 :]), {**self.size, fresh: size}), at
         behind = next((a for run in self.dims[dim + 1 :] for a in run), None)
         axes = tuple(axis for axis in self.axes if axis)
         at = next((i for i, axis in enumerate(axes) if behind in axis), len(axes))
-        dims = (*self.dims[:dim], (fresh,), *self.dims[dim + 1 :])
         return Layout(dims, (*axes[:at], (fresh,), *axes[at:]), {**self.size, fresh: size}), at
 
     def without_ones(self) -> Layout:

@@ -100,7 +100,15 @@ def is_native(packet, x, align_corners, old, new, scales) -> bool:
     return packet is aten.upsample_bilinear2d and not align_corners and by_ratio and lies
 
 
+def channels_kept_last(plan, x):
+    """What has no pixels besides its channels, as behind a global pool, is an image channels last at no cost."""
+    axes = x.layout.channels_last()
+    free = axes != x.layout.axes and x.layout.to(axes)[1].order is None
+    return plan.request(x, axes, "a resize") if free else x
+
+
 def resize(plan, packet, rank, x, align_corners, scales):
+    x = channels_kept_last(plan, x)
     old, new = x.shape[2:], plan.shape()[2:]
     if not all(isinstance(n, int) for n in (*old, *new)):
         for dim, (n, m, factor) in enumerate(zip(old, new, scales, strict=True), start=2):

@@ -231,6 +231,25 @@ MOVEMENTS = {
         (2, 4, 6, 8),
         ["Transpose"],
     ),
+    "a global pool, normed and resized, beside the image that it is of": (
+        Call(
+            lambda self, x: self.last(
+                torch.cat(
+                    [
+                        self.first(x),
+                        F.interpolate(self.pooled(x), size=x.shape[2:], mode="bilinear"),
+                        F.interpolate(self.pooled(x * 2), size=x.shape[2:], mode="bicubic", align_corners=True),
+                    ],
+                    1,
+                )
+            ),
+            first=conv(6, 4),
+            pooled=nn.Sequential(nn.AdaptiveAvgPool2d(1), conv(6, 5, 1), nn.BatchNorm2d(5), nn.ReLU()),
+            last=conv(14, 5),
+        ),
+        IMAGE,
+        [],
+    ),
     "multilayer perceptron on tokens": (
         nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 6)),
         TOKENS,
