@@ -87,6 +87,8 @@ def expected_weights(layer, state: dict[str, np.ndarray]) -> dict[str, np.ndarra
     match type(layer).__name__:
         case "Conv2D":
             return {"kernel": own["weight"].transpose(2, 3, 1, 0), "bias": own.get("bias")}
+        case "Conv1D":
+            return {"kernel": own["weight"].transpose(2, 1, 0), "bias": own.get("bias")}
         case "DepthwiseConv2D":
             return {"kernel": own["weight"].transpose(2, 3, 0, 1), "bias": own.get("bias")}
         case "BatchNormalization":
@@ -282,18 +284,20 @@ class Functions(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.attend = nn.MultiheadAttention(6, 2, batch_first=True)
-        self.parts = nn.ModuleDict({"head": nn.Linear(6, 5)})
+        self.enter, self.parts = nn.Linear(6, 8), nn.ModuleDict({"head": nn.Linear(8, 5)})
+        self.body = nn.Sequential(nn.Conv1d(8, 8, 3), nn.ReLU())
 
     def forward(self, x):
-        return F.linear(self.attend(x, x, x)[0], self.parts["head"].weight, self.parts["head"].bias)[:, 0]
+        x = F.linear(x, self.enter.weight, self.enter.bias).transpose(1, 2)
+        x = F.conv1d(x, self.body[0].weight, self.body[0].bias).transpose(1, 2)
+        return F.linear(torch.tanh(x), self.parts["head"].weight, self.parts["head"].bias)[:, 0]
 
 
 def test_layers_bear_the_path_of_the_module_whose_weights_they_hold(tmp_path):
     keras_model, _, behind, _ = one_step(with_random_tensors(Functions()), floats(4, 7, 6), tmp_path)
     assert_weights(keras_model, behind)
     weighty = [layer.name for layer in keras_model.layers if layer.weights]
-    assert weighty == ["attend", "attend.out_proj", "parts.head"]
+    assert weighty == ["enter", "body.0", "parts.head"]
 
 
 class Tied(nn.Module):

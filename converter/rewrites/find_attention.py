@@ -121,6 +121,7 @@ class Found:
 
 def find_attention(program: Program) -> list[Change]:
     found = [match for node in program.graph.nodes if (match := read(program, node)) is not None]
+    found = [match for match in found if not is_frozen(program, match)]
     changes = []
     for match in with_weights_of_their_own(program, found):
         replace(program, match)
@@ -128,6 +129,11 @@ def find_attention(program: Program) -> list[Change]:
             Change("projections and attention -> MultiHeadAttention", module_path(match.core.end), minor=True)
         )
     return changes
+
+
+def is_frozen(program: Program, match: Found) -> bool:
+    """Whether a part asks for no gradient: Keras forgets that of the layers within its layer, once it is saved."""
+    return any(program.is_frozen(n) for n in (*match.weights, *match.biases) if n is not None)
 
 
 def with_weights_of_their_own(program: Program, found: list[Found]) -> list[Found]:
