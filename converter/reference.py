@@ -96,8 +96,9 @@ def take_reference(
     if inputs is not None:
         arrays, labels = load_given(inputs, specs, preprocessing)
         given = list(batches(arrays, specs))
+    left_out: list[str] = []
     if computes_on_choices(program):
-        drawn = without_open_choices(program, drawn)
+        drawn, left_out = without_open_choices(program, drawn)
     every = [*drawn, *given]
     raised = program.at(torch.float64)
     float64: list[Outputs] = []
@@ -116,7 +117,7 @@ def take_reference(
     constant = constant_outputs(program)
     described = ComparedOn(
         seed,
-        tuple(each.description for each in every),
+        (*(each.description for each in every), *left_out),
         None if inputs is None else "arrays" if isinstance(inputs, Mapping) else str(inputs),
         str(preprocessing or Preprocessing()) if isinstance(inputs, str | Path) and Path(inputs).is_dir() else None,
     )
@@ -131,9 +132,10 @@ def take_reference(
     return reference
 
 
-def without_open_choices(program: Program, drawn: Sequence[Round]) -> list[Round]:
-    """The rounds without the samples of unusual inputs for which the model's choices hang on rounding."""
-    kept = []
+def without_open_choices(program: Program, drawn: Sequence[Round]) -> tuple[list[Round], list[str]]:
+    """The rounds without the samples of unusual inputs for which the model's choices hang on rounding, and what is to
+    be said of rounds of which none is left."""
+    kept, left_out = [], []
     for number, each in enumerate(drawn):
         inputs = [torch.from_numpy(np.asarray(each.arrays[name], order="C")) for name in program.inputs]
         sizes = {x.shape[0] for x in inputs if x.ndim}
@@ -150,8 +152,8 @@ def without_open_choices(program: Program, drawn: Sequence[Round]) -> list[Round
             told = f"{kind}, batch {held.sum()}{rest} ({batch - held.sum()} left out, whose choices hang on rounding)"
             kept.append(Round(told, arrays))
         else:
-            program.notes.append(f"not compared on {each.description}: choices between equal values hang on rounding")
-    return kept
+            left_out.append(f"{each.description}: left out, choices hang on rounding")
+    return kept, left_out
 
 
 def _refuse_ranks_by_batch(results: Sequence[Outputs]) -> None:
