@@ -108,7 +108,6 @@ def channels_kept_last(plan, x):
 
 
 def resize(plan, packet, rank, x, align_corners, scales):
-    x = channels_kept_last(plan, x)
     old, new = x.shape[2:], plan.shape()[2:]
     if not all(isinstance(n, int) for n in (*old, *new)):
         for dim, (n, m, factor) in enumerate(zip(old, new, scales, strict=True), start=2):
@@ -116,6 +115,7 @@ def resize(plan, packet, rank, x, align_corners, scales):
                 by = Resize(factor, align_corners)
                 x = unknown_sizes.weighted(plan, x, dim, m, by, AT_RUN_TIME[packet], "a resize")
         return x
+    x = channels_kept_last(plan, x)
     if is_native(packet, x, align_corners, old, new, scales):
         height, width = (weights(packet, rank, i, old[i], new[i], scales[i], align_corners) for i in range(rank))
         layout = channels_last_result(x.layout, plan.shape(), channels=1)
