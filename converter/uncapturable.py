@@ -21,7 +21,8 @@ LONGEST = 300  # characters of what torch says
 
 def uncapturable(error: BaseException, module: nn.Module) -> CaptureError:
     """The error to raise for one of torch.export."""
-    what, cure = f"torch.export cannot capture this model: {first_line(error)}", "keep Python objects out of forward"
+    what = f"torch.export cannot capture this model: {first_line(error)}"
+    cure = "keep control flow that depends on tensors' values out of forward, and what is computed outside of torch"
     if is_decided_by_values(error):
         what = "forward decides by the values of tensors what it does, or how large something is"
         cure = (
