@@ -232,7 +232,7 @@ MODELS: list[Case] = [
         Folder.state,
         f"{{}} --to onnx --model net.py:Branching {SHAPE}",
         1,
-        ["torch.export", "net.py:", "x.sum() > 0"],
+        ["by the values of tensors", "net.py:", "x.sum() > 0"],
     ),
     (
         "operators without a mapping, all at once",
