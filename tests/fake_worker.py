@@ -11,10 +11,10 @@ HELD = []
 for line in sys.stdin:
     asked = json.loads(line)
     name = asked["path"].rpartition("/")[2].partition(".")[0]
-    print(json.dumps({"step": "capture"}), flush=True)
     noted = Path(asked["log"] + ".processes")
     noted.parent.mkdir(parents=True, exist_ok=True)
     noted.write_text(f"{os.getpid()}\n")
+    print(json.dumps({"step": "capture"}), flush=True)
     if name.startswith("crash"):
         os.kill(os.getpid(), 11)
     if name.startswith("slow"):
