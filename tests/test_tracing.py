@@ -192,7 +192,8 @@ def disturb_keras(path: Path, to: Path, chosen: random.Random) -> str:
     import keras
 
     model = keras.saving.load_model(path)
-    weight = chosen.choice([w for w in model.weights if "." in w.path])
+    # The bias of attention's keys adds the same to all scores of a row, and softmax takes it out again.
+    weight = chosen.choice([w for w in model.weights if "." in w.path and not w.path.endswith("/key/bias")])
     array = np.array(weight.numpy())
     array.reshape(-1)[0] += 0.02
     weight.assign(array)
