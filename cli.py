@@ -94,17 +94,6 @@ def numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tu
         raise click.BadParameter("give numbers with commas between, as 0.485,0.456,0.406") from error
 
 
-def with_preprocessing(arguments: dict[str, Any]) -> dict[str, Any]:
-    """What was said of images as one argument."""
-    said = {key.removeprefix("image_"): arguments.pop(key) for key in list(arguments) if key.startswith("image_")}
-    said = {key: value for key, value in said.items() if value is not None}
-    if not said:
-        return arguments
-    from converter.verification.images import Preprocessing
-
-    return arguments | {"preprocessing": Preprocessing(**said)}
-
-
 def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """Join option decorators into one."""
 
@@ -247,6 +236,7 @@ def convert(
     """Convert models and prove that the results are the same functions."""
     import converter
     from converter.terminal import Terminal
+    from converter.verification.images import with_preprocessing
 
     terminal = Terminal(quiet, verbose)
     models, to = tuple(dict.fromkeys(models)), tuple(dict.fromkeys(to))
@@ -260,7 +250,7 @@ def convert(
             output=own_output,
             verify=not no_verify,
             progress=terminal.progress,
-            **with_preprocessing(dict(arguments)),
+            **with_preprocessing(arguments),
         )
         return report
 
@@ -417,6 +407,7 @@ def verify(
     """Compare an artefact with the model it was made from; any tool may have made it."""
     import converter
     from converter.terminal import Terminal
+    from converter.verification.images import with_preprocessing
 
     terminal = Terminal(quiet, verbose)
     result = attempt(

@@ -69,6 +69,7 @@ def test_a_manifest_says_for_each_model_what_the_command_line_does_not(tmp_path)
         to = "keras"
         seed = 7
         input-shape = ["a=1,3", "b=1,4"]
+        trust = ["nets.py", "package"]
         """
     )
     first, second, third = from_manifest(manifest, ["keras"], {"seed": 1, "layout": "nchw"})
@@ -78,7 +79,14 @@ def test_a_manifest_says_for_each_model_what_the_command_line_does_not(tmp_path)
     assert first.options == {
         "seed": 1, "layout": "nchw", "input_shapes": ["1,3,32,32"], "factory": str(tmp_path / "nets.py:build"),
     }  # fmt: skip
-    assert third.options == {"seed": 7, "layout": "nchw", "input_shapes": ["a=1,3", "b=1,4"]}
+    assert third.options == {
+        "seed": 7, "layout": "nchw", "input_shapes": ["a=1,3", "b=1,4"], "trust": [str(tmp_path / "nets.py"), "package"],
+    }  # fmt: skip
+        "seed": 7,
+        "layout": "nchw",
+        "input_shapes": ["a=1,3", "b=1,4"],
+        "trust": [str(tmp_path / "nets.py"), "package"],
+    }
     assert third.outputs(Path("out")) == {"keras": Path("out/renamed/net.keras")}
 
 
@@ -144,7 +152,7 @@ def job(tmp_path):
 
 
 def ended(journal: Journal, job: Job, folder: Path, state="verified", exit_status=0):
-    claim, _ = journal.claim(job, journal.fingerprint(job), folder, retry_failed=True)
+    claim, _ = journal.claim(job, journal.fingerprint(job), retry_failed=True)
     assert claim == "begin"
     (artefact,) = job.outputs(folder).values()
     artefact.write_text("written")
@@ -154,9 +162,7 @@ def ended(journal: Journal, job: Job, folder: Path, state="verified", exit_statu
 def test_what_is_done_is_not_done_again_unless_something_changed(tmp_path, job):
     def claim(one: Job = job, **options) -> str:
         with Journal(tmp_path / "journal") as again:
-            return again.claim(one, again.fingerprint(one), tmp_path, retry_failed=options.get("retry_failed", False))[
-                0
-            ]
+            return again.claim(one, again.fingerprint(one), retry_failed=options.get("retry_failed", False))[0]
 
     with Journal(tmp_path / "journal") as journal:
         ended(journal, job, tmp_path)
@@ -178,10 +184,10 @@ def test_what_failed_is_done_again_only_if_asked_for(tmp_path, job):
         ended(journal, job, tmp_path, "disagrees", 3)
     with Journal(tmp_path / "journal") as journal:
         fingerprint = journal.fingerprint(job)
-        claim, entry = journal.claim(job, fingerprint, tmp_path, retry_failed=False)
+        claim, entry = journal.claim(job, fingerprint, retry_failed=False)
         assert claim == "done"
         assert (entry.state, entry.exit_status, entry.before, entry.attempts) == ("disagrees", 3, True, 1)
-        assert journal.claim(job, fingerprint, tmp_path, retry_failed=True)[0] == "begin"
+        assert journal.claim(job, fingerprint, retry_failed=True)[0] == "begin"
         assert journal.end(job, "verified", 0, "", [], 1.0).attempts == 2
 
 
@@ -201,7 +207,7 @@ def test_a_claim_holds_while_its_batch_lives(tmp_path, job):
         "from pathlib import Path\nfrom converter.batch.journal import Journal\nfrom converter.batch.jobs import Job\n"
         "folder = Path(sys.argv[1])\njournal = Journal(folder / 'journal')\n"
         "job = Job('net', Path(sys.argv[2]), ('keras',), {'seed': 1})\n"
-        "print(journal.claim(job, journal.fingerprint(job), folder, retry_failed=False)[0], flush=True)\n"
+        "print(journal.claim(job, journal.fingerprint(job), retry_failed=False)[0], flush=True)\n"
         "input()\n"
     )
     other = subprocess.Popen(
@@ -211,19 +217,19 @@ def test_a_claim_holds_while_its_batch_lives(tmp_path, job):
     assert other.stdout.readline() == "begin\n"
     with Journal(tmp_path / "journal") as journal:
         fingerprint = journal.fingerprint(job)
-        assert journal.claim(job, fingerprint, tmp_path, retry_failed=False) == ("elsewhere", None)
+        assert journal.claim(job, fingerprint, retry_failed=False) == ("elsewhere", None)
         other.kill()
         other.wait()
-        assert journal.claim(job, fingerprint, tmp_path, retry_failed=False)[0] == "begin"
+        assert journal.claim(job, fingerprint, retry_failed=False)[0] == "begin"
 
 
 def test_a_claim_of_another_machine_holds_as_long_as_its_lease(tmp_path, job):
     with Journal(tmp_path / "journal") as journal:
-        journal.claim(job, fingerprint := journal.fingerprint(job), tmp_path, retry_failed=False)
+        journal.claim(job, fingerprint := journal.fingerprint(job), retry_failed=False)
         journal._database.execute("update models set owner = 'elsewhere 1 2 3'")
-        assert journal.claim(job, fingerprint, tmp_path, retry_failed=False)[0] == "elsewhere"
+        assert journal.claim(job, fingerprint, retry_failed=False)[0] == "elsewhere"
         journal._database.execute("update models set renewed = ?", (time.time() - LEASE - 1,))
-        assert journal.claim(job, fingerprint, tmp_path, retry_failed=False)[0] == "begin"
+        assert journal.claim(job, fingerprint, retry_failed=False)[0] == "begin"
 
 
 # -- workers

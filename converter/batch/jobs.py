@@ -218,6 +218,8 @@ def _entry(
         if name in own:
             paths = own[name]
             own[name] = str(folder / paths) if isinstance(paths, str) else [str(folder / path) for path in paths]
+    if "trust" in own:
+        own["trust"] = [str(folder / name) if name.endswith(".py") else name for name in own["trust"]]
     if (factory := own.get("factory", "")).partition(":")[0].endswith(".py"):
         own["factory"] = str(folder / factory)
     path = said.get("path")

@@ -93,7 +93,7 @@ class Journal:
         told = [content, sorted(job.to), options, self._told(factory.partition(":")[0]), self._versions]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
-    def claim(self, job: Job, fingerprint: str, folder: Path, *, retry_failed: bool) -> tuple[Claim, Entry | None]:
+    def claim(self, job: Job, fingerprint: str, *, retry_failed: bool) -> tuple[Claim, Entry | None]:
         """Take a model for this batch, unless it is done, or another batch has it.
 
         Done is what ended, however, with the same fingerprint, and whose artefacts are there still; `retry_failed`

@@ -169,13 +169,13 @@ class _Batch:
         try:
             fingerprint = self._journal.fingerprint(job)
         except OSError as error:
-            claim, entry = self._journal.claim(job, "", self._folder, retry_failed=True)
+            claim, _ = self._journal.claim(job, "", retry_failed=True)
             if claim == "begin":
                 self._enter(job, "failed", 4, f"The checkpoint cannot be read: {error.strerror}.", (), 0.0, None)
             else:
                 self._elsewhere.append(job.name)
             return
-        claim, entry = self._journal.claim(job, fingerprint, self._folder, retry_failed=self._retry_failed)
+        claim, entry = self._journal.claim(job, fingerprint, retry_failed=self._retry_failed)
         if claim == "elsewhere":
             self._elsewhere.append(job.name)
         elif entry is not None:

@@ -68,7 +68,7 @@ def _serve(session: Session, request: dict[str, Any], answers: IO[str]) -> None:
 
 
 def _converted(session: Session, request: dict[str, Any], tell: Any, log: IO[str]) -> ConversionReport:
-    from converter.verification.images import Preprocessing
+    from converter.verification.images import with_preprocessing
 
     @contextlib.contextmanager
     def step(name: str) -> Iterator[None]:
@@ -77,10 +77,7 @@ def _converted(session: Session, request: dict[str, Any], tell: Any, log: IO[str
         yield
         log.write(f"{name}: {time.perf_counter() - started:.2f} s\n")
 
-    options = dict(request["options"])
-    images = {name.removeprefix("image_"): options.pop(name) for name in list(options) if name.startswith("image_")}
-    if images:
-        options["preprocessing"] = Preprocessing(**images)
+    options = with_preprocessing(request["options"])
     outputs = {format: Path(path) for format, path in request["outputs"].items()}
     return session.convert(request["path"], to=list(outputs), output=outputs, progress=step, **options)
 

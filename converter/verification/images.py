@@ -1,6 +1,6 @@
 """A folder of images as inputs, by a preprocessing that the user states and the report repeats."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -43,6 +43,18 @@ class Preprocessing:
     def __str__(self) -> str:
         mean, std = (", ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
         return f"{self.fit}, {self.order}, (pixel x {self.scale:g} - [{mean}]) / [{std}]"
+
+
+def with_preprocessing(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a conversion, what they say of images (`image_fit`, ...; None says nothing) as one of them."""
+    images = {key: value for key, value in arguments.items() if key.startswith("image_")}
+    rest = {key: value for key, value in arguments.items() if key not in images}
+    said: dict[str, Any] = {
+        key.removeprefix("image_"): tuple(value) if isinstance(value, list) else value
+        for key, value in images.items()
+        if value is not None
+    }
+    return rest | {"preprocessing": Preprocessing(**said)} if said else rest
 
 
 def load_images(folder: Path, specs: Sequence[InputSpec], preprocessing: Preprocessing) -> dict[str, np.ndarray]:
