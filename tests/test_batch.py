@@ -80,8 +80,6 @@ def test_a_manifest_says_for_each_model_what_the_command_line_does_not(tmp_path)
         "seed": 1, "layout": "nchw", "input_shapes": ["1,3,32,32"], "factory": str(tmp_path / "nets.py:build"),
     }  # fmt: skip
     assert third.options == {
-        "seed": 7, "layout": "nchw", "input_shapes": ["a=1,3", "b=1,4"], "trust": [str(tmp_path / "nets.py"), "package"],
-    }  # fmt: skip
         "seed": 7,
         "layout": "nchw",
         "input_shapes": ["a=1,3", "b=1,4"],
