@@ -17,7 +17,7 @@ from converter.artefacts.initialisers import expected_initialisers, is_exporters
 from converter.artefacts.recurrent_weights import refuse_projections
 from converter.deferred import Answers, noting
 from converter.interfaces import to_artefact, to_torch
-from converter.memory import swept
+from converter.memory import reusing_blocks, swept
 from converter.plan import Plan
 from converter.planning import make_plan
 from converter.program import Program
@@ -143,6 +143,7 @@ class Built:
             else:
                 saved_model.save_again(lowered.saved, variables, path, self.stamp())
 
+    @reusing_blocks()
     def prove_function(self, reference: Reference) -> Proof:
         """Proof 1: in float64, the lowered graph (ONNX: the rewritten program) against the captured one."""
         actual: list[Outputs] = []

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from converter.errors import CaptureError
+from converter.memory import reusing_blocks
 from converter.open_choices import computes_on_choices, settled
 from converter.program import Program
 from converter.ranges import free_sizes, input_specs, many_samples
@@ -57,6 +58,7 @@ class Reference:
         """The same of its float64 results."""
         return self._rounded(number, torch.float64)
 
+    @reusing_blocks()
     def _rounded(self, number: int, precision: torch.dtype) -> list[Outputs]:
         if (precision, number) not in self._again:
             inputs = [torch.from_numpy(np.asarray(self.rounds[number].arrays[name])) for name in self.program.inputs]
@@ -70,6 +72,7 @@ class Reference:
         return inputs, [torch.from_numpy(np.asarray(self.float64[0][name], order="C")) for name in program.outputs]
 
 
+@reusing_blocks()
 def take_reference(
     program: Program,
     module: nn.Module | None,
