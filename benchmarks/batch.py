@@ -1,14 +1,15 @@
 """A batch against a shell loop over `convert`, and how it goes with the number of checkpoints. On a quiet machine.
 
-    python benchmarks/batch.py alone [--net digits] [--to tf] [--runs 3] [--count 20]
-    python benchmarks/batch.py curve [--net digits] [--to tf] [--count 10 --count 100 --count 1000]
+    python benchmarks/batch.py alone [--net digits] [--to tf] [--runs 3] [--count 20] [--jobs 1]
+    python benchmarks/batch.py curve [--net digits|resnet50|mixed] [--to tf] [--count 10 --count 100 --count 1000]
     python benchmarks/batch.py kills [--count 1000] [--kills 5]
     python benchmarks/batch.py cluster [--count 40]
 
-`alone` converts the same checkpoints one by one with the command, and in one batch with one worker. `curve` tells time
+`alone` converts the same checkpoints one by one with the command, and in one batch. `curve` tells time
 and memory for each model, of the first tenth and of the last. `kills` ends a batch with SIGKILL again and again, starts
 it anew, and counts what is missing and what was done twice. `cluster` starts a Dask scheduler with two workers, and
-kills one of them after a quarter of the models. Weights are random, norm statistics measured.
+kills one of them after a quarter of the models. Weights are random, norm statistics measured. `mixed` is five
+small architectures in turn.
 """
 
 import json
@@ -30,45 +31,59 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 CONVERT = [sys.executable, "-m", "converter"]
+MANIFEST = "models.toml"
+DIGITS = ("sample_models.digits_focus:DigitsFocus", "1,1,16,16")
 NETS = {
-    "digits": ("sample_models.digits_focus:DigitsFocus", "1,1,16,16"),
-    "resnet50": ("torchvision:resnet50", "1,3,224,224"),
+    "digits": [DIGITS],
+    "resnet50": [("torchvision:resnet50", "1,3,224,224")],
+    "mixed": [
+        DIGITS,
+        ("sample_models.dense_prediction:UNet", "1,3,37,50"),
+        ("sample_models.dense_prediction:SuperResolution", "1,3,14,11"),
+        ("sample_models.detectors:AnchorDetector", "1,3,96,64"),
+        ("sample_models.speech:Recogniser", "1,16,21"),
+    ],
 }
 
 
 def checkpoints(net: str, count: int, folder: Path) -> list[Path]:
-    """State dicts of one architecture, each with weights of its own."""
+    """State dicts of the net's architectures in turn, each with weights of its own, and a manifest of them."""
     import torch
 
     from sample_models.calibration import calibrate
 
     folder.mkdir()
-    shape = tuple(map(int, NETS[net][1].split(",")))
-    files = []
+    states = []
+    for factory, shape in NETS[net]:
+        torch.manual_seed(0)
+        model = built(factory)
+        calibrate(model, torch.randn(4, *map(int, shape.split(",")[1:])))
+        states.append(model.state_dict())
+    files, entries = [], []
     for number in range(count):
         torch.manual_seed(number)
-        model = built(net)
-        if number == 0:
-            calibrate(model, torch.randn(4, *shape[1:]))
-            state = model.state_dict()
+        which = number % len(states)
         changed = {
             name: value * (1 + 0.05 * torch.rand_like(value)) if value.is_floating_point() else value
-            for name, value in state.items()
+            for name, value in states[which].items()
         }
         files.append(folder / f"net{number:04}.pt")
         torch.save(changed, files[-1])
+        factory, shape = NETS[net][which]
+        entries.append(f'[[models]]\npath = "{files[-1].name}"\nmodel = "{factory}"\ninput-shape = "{shape}"\n')
+    (folder / MANIFEST).write_text("\n".join(entries))
     return files
 
 
-def built(net: str):
-    if net == "resnet50":
+def built(factory: str):
+    home, _, name = factory.partition(":")
+    if home == "torchvision":
         from torchvision_for_tests import load_torchvision
 
-        return load_torchvision().models.resnet50().eval()
+        return load_torchvision().models.get_model(name).eval()
     from importlib import import_module
 
-    module, _, name = NETS[net][0].partition(":")
-    return getattr(import_module(module), name)().eval()
+    return getattr(import_module(home), name)().eval()
 
 
 def environment() -> dict[str, str]:
@@ -78,13 +93,13 @@ def environment() -> dict[str, str]:
     return os.environ | with_torchvision() | {"PYTHONPATH": paths}
 
 
-def options(net: str, to: str) -> list[str]:
-    factory, shape = NETS[net]
+def alone_options(net: str, to: str) -> list[str]:
+    ((factory, shape),) = NETS[net]
     return ["--to", to, "--model", factory, "--input-shape", shape, "-q"]
 
 
-def batch(net: str, to: str, source: Path, output: Path, *more: str) -> subprocess.Popen:
-    command = [*CONVERT, "batch", str(source), *options(net, to), "-o", str(output), *more]
+def batch(to: str, source: Path, output: Path, *more: str) -> subprocess.Popen:
+    command = [*CONVERT, "batch", str(source / MANIFEST), "--to", to, "-q", "-o", str(output), *more]
     return subprocess.Popen(command, cwd=ROOT, env=environment())
 
 
@@ -102,11 +117,12 @@ to_option = click.option("--to", default="tf")
 
 
 @main.command()
-@net_option
+@click.option("--net", default="digits", type=click.Choice([net for net, parts in NETS.items() if len(parts) == 1]))
 @to_option
 @click.option("--runs", default=3)
 @click.option("--count", default=20)
-def alone(net: str, to: str, runs: int, count: int) -> None:
+@click.option("--jobs", default=len(os.sched_getaffinity(0)))
+def alone(net: str, to: str, runs: int, count: int, jobs: int) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         files = checkpoints(net, count, folder / "in")
@@ -114,19 +130,26 @@ def alone(net: str, to: str, runs: int, count: int) -> None:
         for file in files[:runs]:
             started = time.perf_counter()
             out = str(folder / "alone") + {"tf": "_saved_model", "keras": ".keras", "onnx": ".onnx"}[to]
-            command = [*CONVERT, str(file), *options(net, to), "-o", out]
+            command = [*CONVERT, str(file), *alone_options(net, to), "-o", out]
             subprocess.run(command, cwd=ROOT, env=environment(), check=True)
             times.append(time.perf_counter() - started)
         started = time.perf_counter()
-        if status := batch(net, to, folder / "in", folder / "out", "-j", "1").wait():
+        if status := batch(to, folder / "in", folder / "out", "-j", str(jobs)).wait():
             raise SystemExit(status)
         whole = time.perf_counter() - started
-        later = [entry["seconds"] for entry in entries(folder / "out")][1:]
-        one, again = statistics.median(times), statistics.median(later)
+        ended = end_times(folder / "out")
+        one, again = statistics.median(times), (ended[-1] - ended[jobs - 1]) / (count - jobs)
         click.echo(
-            f"{net} to {to}: alone {one:.2f} s each; batch of {count}, one worker: {whole / count:.2f} s each in all, "
-            f"{again:.2f} s each after the first: {one / (whole / count):.1f} and {one / again:.1f} times faster"
+            f"{net} to {to}: alone {one:.2f} s each; batch of {count}, {jobs} workers: {whole / count:.2f} s each in "
+            f"all, {again:.2f} s each after the first of each worker: {one / (whole / count):.1f} and "
+            f"{one / again:.1f} times faster"
         )
+
+
+def end_times(output: Path) -> list[float]:
+    """When models ended, in seconds, the first first."""
+    with sqlite3.connect(output / "journal.sqlite") as database:
+        return [row[0] for row in database.execute("select ended from models order by ended")]
 
 
 @main.command()
@@ -139,7 +162,7 @@ def curve(net: str, to: str, counts: tuple[int, ...]) -> None:
             folder = Path(temporary)
             checkpoints(net, count, folder / "in")
             started = time.perf_counter()
-            running = batch(net, to, folder / "in", folder / "out")
+            running = batch(to, folder / "in", folder / "out")
             memory: list[tuple[float, int]] = []
             watching = threading.Thread(target=watch, args=(running.pid, started, memory))
             watching.start()
@@ -185,12 +208,12 @@ def kills(net: str, to: str, count: int, kills: int) -> None:
         checkpoints(net, count, folder / "in")
         started = time.perf_counter()
         for kill in range(1, kills + 1):
-            running = batch(net, to, folder / "in", folder / "out")
+            running = batch(to, folder / "in", folder / "out")
             while running.poll() is None and done(folder / "out") < kill * count // (kills + 1):
                 time.sleep(0.2)
             running.send_signal(signal.SIGKILL)
             running.wait()
-        status = batch(net, to, folder / "in", folder / "out").wait()
+        status = batch(to, folder / "in", folder / "out").wait()
         found = entries(folder / "out")
         attempts = [entry["attempts"] for entry in found]
         written = (
@@ -224,7 +247,7 @@ def cluster(net: str, to: str, count: int) -> None:
             start = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-nanny"]
             workers = [subprocess.Popen([*start, "--no-dashboard"], **quiet) for _ in range(2)]
             started = time.perf_counter()
-            running = batch(net, to, folder / "in", folder / "out", "--scheduler", address)
+            running = batch(to, folder / "in", folder / "out", "--scheduler", address)
             while running.poll() is None and done(folder / "out") < count // 4:
                 time.sleep(0.2)
             workers[0].kill()

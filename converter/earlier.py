@@ -27,7 +27,8 @@ from converter.program import Program, read_attribute
 if TYPE_CHECKING:
     from converter.building import Built
 
-MOST = 2  # architectures whose programs, and one set of weights each, are kept
+MOST = 16  # architectures that are kept, with a program and one set of weights each,
+MOST_PARAMETERS = 60_000_000  # as long as they have no more than this together; the last one is in any case
 _OWN = set(vars(nn.Module()))  # the names of every module's own state
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.Size, torch.device, type)
 
@@ -80,9 +81,12 @@ class Earlier:
         if key is None or not _shares(program, tensors):
             return None
         self._captured[key] = captured = Captured(program, tensors)
-        while len(self._captured) > MOST:
+        while len(self._captured) > MOST or (len(self._captured) > 1 and self._elements() > MOST_PARAMETERS):
             self._captured.popitem(last=False)
         return captured
+
+    def _elements(self) -> int:
+        return sum(tensor.numel() for one in self._captured.values() for tensor in one.tensors.values())
 
     def clear(self) -> None:
         self._captured.clear()

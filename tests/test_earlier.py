@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from converter.capture import capture
 from converter.conversion import Session
 from converter.deferred import Answers, Deferred, noting
-from converter.earlier import architecture
+from converter.earlier import Earlier, architecture
 from converter.rewrites import selecting
 
 
@@ -59,6 +60,19 @@ def test_later_models_of_an_architecture_are_not_captured_again_and_hold_their_o
             with Session() as fresh:
                 fresh.convert(net, to=[format], output={format: alone}, input_shapes=shapes)
             assert contents(own) == contents(alone)
+
+
+def test_the_architectures_that_were_asked_for_last_are_kept_up_to_a_number_of_parameters(monkeypatch):
+    monkeypatch.setattr("converter.earlier.MOST_PARAMETERS", 100)
+    earlier = Earlier()
+    for key, width in (("a", 5), ("b", 6), ("c", 7)):
+        linear = nn.Linear(width, 6).eval()  # 36, 42, 48
+        earlier.keep(key, capture(linear, [torch.randn(1, width)], False), linear)
+        earlier.find("a")
+    assert [key for key in "abc" if earlier.find(key)] == ["a", "c"]
+    larger = nn.Linear(20, 6).eval()
+    earlier.keep("d", capture(larger, [torch.randn(1, 20)], False), larger)
+    assert [key for key in "abcd" if earlier.find(key)] == ["d"]
 
 
 class Sequence(nn.Module):
