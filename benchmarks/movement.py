@@ -1,9 +1,10 @@
-"""What moves in architectures of torchvision and in our detector: converts each and writes a table.
+"""What moves in architectures of torchvision and timm, and in our detector: converts each and writes a table.
 
     python benchmarks/movement.py [NAME ...] [--to tf --to keras] [--results movement.jsonl] [--write docs/MOVEMENT.md]
 
-The proofs are left out, which count nothing: `benchmarks/zoo.py` makes them of the same architectures. One process for
-each model; with --results what is there already is not measured again.
+The architectures are those of benchmarks/zoo.txt, on images of the size that stands there. The proofs are left out,
+which count nothing: `benchmarks/zoo.py` makes them of the same architectures. One process for each model; with
+--results what is there already is not measured again. Needs timm.
 """
 
 import json
@@ -13,15 +14,11 @@ import tempfile
 from pathlib import Path
 
 import click
+from zoo import architectures, created, takes
 
 ROOT = Path(__file__).resolve().parents[1]
-ARCHITECTURES = {
-    "resnet50": 224, "resnext50_32x4d": 224, "mobilenet_v2": 224, "mobilenet_v3_large": 224, "efficientnet_b0": 224,
-    "densenet121": 224, "squeezenet1_1": 224, "regnet_y_400mf": 224, "convnext_tiny": 224, "inception_v3": 299,
-    "vgg11_bn": 224, "mnasnet1_0": 224, "alexnet": 224, "shufflenet_v2_x1_0": 224, "vit_b_16": 224, "swin_t": 224,
-    "detect_head": 320,
-}  # fmt: skip
-SAMPLES = {"detect_head"}  # in YOLOv5's manner, of sample_models
+DETECTOR, DETECTOR_SHAPE = "detect_head", (1, 3, 320, 320)  # in YOLOv5's manner, of sample_models
+PRODUCTS = ("matmul", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention")
 COLUMNS = {
     "Transpose": ("Transpose",),
     "Gather": ("Gather", "GatherV2", "GatherNd"),
@@ -34,24 +31,33 @@ COLUMNS = {
 }
 
 
+def architecture(name: str):
+    """The architecture and the shape of its input."""
+    if name == DETECTOR:
+        from sample_models.detect_head import build
+
+        return build(80, *DETECTOR_SHAPE[2:]).eval(), DETECTOR_SHAPE
+    shape = architectures()[name]
+    for options in ({}, {"img_size": shape[-1]}):
+        model = created(name, options).eval()
+        if takes(model, shape):
+            return model, shape
+    raise SystemExit(f"{name} does not run on {shape}")
+
+
 def measure(name: str, formats: list[str]) -> list[dict]:
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     import torch
-    from torchvision_for_tests import load_torchvision
 
     import converter
     from converter.artefacts.runner import Runner
-    from sample_models.detect_head import build
 
-    size = ARCHITECTURES[name]
     torch.manual_seed(0)
-    model = build(80, size, size) if name in SAMPLES else getattr(load_torchvision().models, name)(weights=None)
+    model, shape = architecture(name)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        shapes = [f"1,3,{size},{size}"]
-        report = converter.convert(
-            model.eval(), to=formats, output=Path(folder, "out"), input_shapes=shapes, verify=False
-        )
+        shapes = [",".join(map(str, shape))]
+        report = converter.convert(model, to=formats, output=Path(folder, "out"), input_shapes=shapes, verify=False)
         for artefact in report.artefacts:
             with Runner(artefact.format) as runner:
                 runner.open(artefact.path)
@@ -63,9 +69,29 @@ def measure(name: str, formats: list[str]) -> list[dict]:
                     "operators": operators,
                     "movements": [f"{m.kind}, {m.reason}" for m in artefact.movements],
                     "elements": sum(m.elements for m in artefact.movements if isinstance(m.elements, int)),
+                    "products": products(model, shape),
                 }
             )
     return rows
+
+
+def products(model, shape: tuple[int, ...]) -> int:
+    """How often two values that hang on the input are multiplied as matrices; attention does so twice."""
+    import torch
+
+    from converter.capture import capture
+
+    program = capture(model, [torch.randn(shape)], False)
+    reached = set(program.placeholders)
+    count = 0
+    for node in program.graph.nodes:
+        if not any(n in reached for n in node.all_input_nodes):
+            continue
+        reached.add(node)
+        operator = str(node.target).split(".")[1] if node.op == "call_function" and "." in str(node.target) else ""
+        if operator in PRODUCTS and all(n in reached for n in node.all_input_nodes[:2]):
+            count += 2 if operator == "scaled_dot_product_attention" else 1
+    return count
 
 
 def table(rows: list[dict]) -> str:
@@ -75,14 +101,18 @@ def table(rows: list[dict]) -> str:
         "Written by `python benchmarks/movement.py --write docs/MOVEMENT.md`: counted in the written artefact, opened",
         "again; what only prepares a weight is not counted. Elements moved are per image. docs/ZOO.md has the proofs.",
         "",
-        f"| model | format | {' | '.join(COLUMNS)} | elements moved | reasons |",
-        f"|---|---|{'---:|' * len(COLUMNS)}---:|---|",
+        "The least that an architecture needs is 0, and 2 for each product of two matrices that both hang on the",
+        "input: in attention with several heads q, k, v and the result are moved once each, as a product wants its",
+        "batch first. What moves beyond that has its reason in the last column, as in the conversion's report.",
+        "",
+        f"| model | format | least | {' | '.join(COLUMNS)} | elements moved | reasons |",
+        f"|---|---|---:|{'---:|' * len(COLUMNS)}---:|---|",
     ]
     for row in rows:
         counts = [sum(row["operators"].get(n, 0) for n in names) for names in COLUMNS.values()]
         reasons = [f"{row['movements'].count(m)} x {m}" for m in dict.fromkeys(row["movements"])]
         lines.append(
-            f"| {row['name']} | {row['format']} | {' | '.join(map(str, counts))} "
+            f"| {row['name']} | {row['format']} | {2 * row['products']} | {' | '.join(map(str, counts))} "
             f"| {row['elements']:,} | {'; '.join(reasons)} |"
         )
     return "\n".join(lines) + "\n"
@@ -111,8 +141,9 @@ def main(
         click.echo(json.dumps(measure(only, list(formats))))
         return
     lines = results.read_text().splitlines() if results and results.exists() else []
+    every = [*architectures(), DETECTOR]
     measured: dict[str, list[dict]] = {rows[0]["name"]: rows for rows in map(json.loads, lines)}
-    for name in names or ARCHITECTURES:
+    for name in names or every:
         if name not in measured:
             line = measured_apart(name, formats)
             measured[name] = json.loads(line)
@@ -120,7 +151,7 @@ def main(
                 with results.open("a") as file:
                     file.write(line + "\n")
         click.echo(name, err=True)
-    text = table([row for name in names or ARCHITECTURES for row in measured[name]])
+    text = table([row for name in names or every for row in measured[name]])
     if write:
         write.parent.mkdir(exist_ok=True)
         write.write_text(text)
