@@ -199,6 +199,24 @@ def test_the_content_of_files_that_options_name_counts(tmp_path, job):
         assert journal.fingerprint(with_factory) != before
 
 
+def test_the_content_of_a_folder_of_images_counts(tmp_path, job):
+    images = tmp_path / "images" / "cats"
+    images.mkdir(parents=True)
+    (images / "one.png").write_text("one")
+    compared = Job("net", job.path, ("keras",), {"inputs": str(tmp_path / "images")})
+
+    def fingerprint() -> str:
+        with Journal(tmp_path / "journal") as journal:
+            return journal.fingerprint(compared)
+
+    before = fingerprint()
+    assert fingerprint() == before
+    (images / "one.png").rename(images / "two.png")
+    renamed = fingerprint()
+    (images / "two.png").write_text("another")
+    assert len({before, renamed, fingerprint()}) == 3
+
+
 def test_a_claim_holds_while_its_batch_lives(tmp_path, job):
     holder = (
         "import sys; sys.path[:0] = [sys.argv[3]]\n"

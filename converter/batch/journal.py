@@ -70,6 +70,7 @@ class Journal:
         self.file = file
         # Unlike those of other machines, of other processes, and of other batches of this process.
         self._owner = f"{socket.gethostname()} {_alive(psutil.Process().pid)} {uuid.uuid4().hex}"
+        self._folders: dict[Path, list[list[str]]] = {}
         self._versions = {library: version(library) for library in _LIBRARIES}
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -88,8 +89,10 @@ class Journal:
             OSError: the checkpoint cannot be read.
         """
         options = {name: self._told(value) for name, value in job.options.items()}
+        if (inputs := Path(job.options.get("inputs") or "")).name and inputs.is_dir():
+            options["inputs"] = self._folder(inputs)
         factory = job.options.get("factory") or ""
-        content = self._digest(job.path)
+        content = self._folder(job.path) if job.path.is_dir() else self._digest(job.path)
         told = [content, sorted(job.to), options, self._told(factory.partition(":")[0]), self._versions]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
@@ -186,6 +189,13 @@ class Journal:
         if isinstance(value, list | tuple):
             return [self._told(item) for item in value]
         return value
+
+    def _folder(self, folder: Path) -> list[list[str]]:
+        """Every file below a folder and its digest, which are looked at once in a batch."""
+        if folder not in self._folders:
+            files = sorted(file for file in folder.rglob("*") if file.is_file())
+            self._folders[folder] = [[str(file.relative_to(folder)), self._digest(file)] for file in files]
+        return self._folders[folder]
 
     def _digest(self, path: Path) -> str:
         """The file's SHA-256, which is not computed again while size and time of the file stay."""
