@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
+from converter.errors import OutputError
+from converter.interruption import Interrupted, raise_again
 from converter.outputs import ENDINGS, output_paths
 from converter.report import (
     SCHEMA,
@@ -21,14 +24,13 @@ from converter.report import (
     VerificationReport,
     failure_of,
     worst_status,
+    write_report,
 )
 
 if TYPE_CHECKING:
     from converter.batch.jobs import Job
     from converter.batch.run import BatchReport
     from converter.terminal import Terminal
-
-INTERRUPTED = 130
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -55,9 +57,11 @@ class ConvertByDefault(click.Group):
                 hint = f"{name!r} is a command here; for the file of that name write ./{name}"
                 raise click.UsageError(f"{error.format_message()}\n{hint}", error.ctx) from error
             raise
-        except KeyboardInterrupt:
-            click.echo("Interrupted.", err=True)
-            ctx.exit(INTERRUPTED)
+        except KeyboardInterrupt as error:
+            asked = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
+            again = " The same command goes on where it stopped." if ctx.invoked_subcommand == "batch" else ""
+            click.echo(f"Ended by {asked.signal.name}; what was not put in place is removed.{again}", err=True)
+            ctx.exit(asked.exit_status)
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage(ctx.command_path, f"MODEL... --to {'|'.join(ENDINGS)} [OPTIONS]")
@@ -447,6 +451,7 @@ def attempt(call: Callable[[], Result], source: str, terminal: "Terminal") -> Re
         with terminal.quiet_libraries():
             return call()
     except (Exception, SystemExit) as error:
+        raise_again()
         failure = failure_of(error, source)
         terminal.show_failure(failure, "".join(traceback.format_exception(error)))
         return failure
@@ -459,9 +464,9 @@ def finish(content: dict[str, Any], results: Sequence[Report], as_json: bool, re
         click.echo(text)
     if report_file:
         try:
-            report_file.write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            raise click.FileError(str(report_file), error.strerror) from error
+            write_report(report_file, content)
+        except OutputError as error:
+            raise click.ClickException(str(error)) from error
     click.get_current_context().exit(worst_status(result.exit_status for result in results))
 
 

@@ -2,19 +2,31 @@
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+from converter.interruption import Interrupted, end_in_order
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
+    end_in_order()
+    try:
+        _command()()
+    except Interrupted as error:  # before the command could take it, or after
+        sys.exit(error.exit_status)
+
+
+def _command() -> Callable[[], None]:
     spec = importlib.util.spec_from_file_location("converter._cli", ROOT / "cli.py")
     if spec is None or spec.loader is None:
         raise ImportError(f"{ROOT / 'cli.py'} is missing")
     cli = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = cli
     spec.loader.exec_module(cli)
-    cli.main()
+    command: Callable[[], None] = cli.main
+    return command
 
 
 if __name__ == "__main__":

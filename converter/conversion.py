@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 
 from converter.artefacts.formats import Format
-from converter.artefacts.placement import Placement, says_full
+from converter.artefacts.placement import Placement, full_disk, says_full
 from converter.artefacts.runner import Runner
 from converter.building import Built, Options, build, described
 from converter.earlier import Earlier
@@ -223,9 +223,7 @@ class Session:
                 try:
                     artefacts.append(one.made())
                 except Exception as error:
-                    if says_full(error) and not isinstance(error, ConversionError):
-                        raise
-                    failure = _as_conversion_error(error, format)
+                    failure = _as_conversion_error(error, format, paths[format])
                     failures.append(failure)
                     artefacts.append(_failed(format, source, failure, time.perf_counter() - started))
                 self._done(format)
@@ -323,10 +321,10 @@ class _Artefact:
         return first, second, third
 
 
-def _as_conversion_error(error: Exception, format: Format) -> ConversionError:
+def _as_conversion_error(error: Exception, format: Format, path: Path) -> ConversionError:
     if isinstance(error, ConversionError):
         return error
-    failure = unexpected(error, f"--to {format}")
+    failure = full_disk(path) if says_full(error) else unexpected(error, f"--to {format}")
     failure.__cause__ = error
     return failure
 

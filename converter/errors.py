@@ -1,5 +1,6 @@
 """Every error a user can cause or meet. One root, caught once, in `cli.py`."""
 
+import errno
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,16 +28,6 @@ class ConversionError(Exception):
         if self.cure:
             lines.append(f"  cure: {self.cure}")
         return "\n".join(lines)
-
-
-def unexpected(error: Exception, where: str) -> ConversionError:
-    """What to raise, from `error`, for what no one foresaw."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return ConversionError(
-        f"{type(error).__name__}: {lines[0].strip() if lines else 'without a message'}",
-        where=where,
-        cure="this is a fault of the converter: please report it with the model; -v shows the traceback",
-    )
 
 
 class UsageError(ConversionError):
@@ -78,3 +69,44 @@ class UnsupportedOperatorsError(ConversionError):
 
 class OutputError(ConversionError):
     """The artefact cannot be written: taken path, full disk, no permission."""
+
+
+class MemoryLimitError(ConversionError):
+    """The system, or a limit on the process, gave no more memory."""
+
+
+_NO_MEMORY = ("allocate memory", "bad_alloc", "bad allocation", "out of memory", "OOM when allocating")  # of libraries
+
+
+def says_no_memory(error: BaseException | None) -> bool:
+    """Also of the errors that libraries raise, and of what another error was raised from."""
+    while error is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+            return True
+        if isinstance(error, Exception) and any(words.lower() in str(error).lower() for words in _NO_MEMORY):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def unexpected(error: BaseException, where: str | None = None) -> ConversionError:
+    """What to raise, from `error`, for what no one foresaw: what the system refuses, or a fault of ours."""
+    if says_no_memory(error):
+        return MemoryLimitError(
+            "The memory does not suffice.",
+            where=where,
+            cure="end other programs or raise the limit (ulimit -v, the container's); convert to one format at a time, "
+            "with a smaller --input-shape",
+        )
+    if isinstance(error, OSError) and error.errno is not None:
+        return ConversionError(
+            f"The system refuses: {error.strerror}.",
+            where=str(error.filename) if error.filename is not None else where,
+            cure="-v shows the traceback; the folder for temporary files is that of TMPDIR",
+        )
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return ConversionError(
+        f"{type(error).__name__}: {lines[0].strip() if lines else 'without a message'}",
+        where=where,
+        cure="this is a fault of the converter: please report it with the model; -v shows the traceback",
+    )

@@ -1,5 +1,6 @@
 """What conversion, verification and inspection found out, as plain data."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -9,7 +10,14 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Literal
 
-from .errors import ConversionError, UnsupportedOperatorsError
+from .errors import (
+    ConversionError,
+    MemoryLimitError,
+    OutputError,
+    UnsupportedOperatorsError,
+    says_no_memory,
+    unexpected,
+)
 
 SCHEMA = 1
 DISAGREES = 3  # exit statuses
@@ -330,13 +338,31 @@ def failure_of(error: BaseException, source: str) -> Failure:
     if isinstance(error, SystemExit):
         what, cure = f"The model's code ended the program: sys.exit({error.code!r}).", "-v shows the traceback"
         return Failure(source, type(error).__name__, what, None, cure, 1)
+    kind, cause = type(error).__name__, error.__cause__
     if not isinstance(error, ConversionError):
-        what = f"{type(error).__name__}: {error}"
-        cure = "this is a fault of the converter, please report it; -v shows the traceback"
-        return Failure(source, type(error).__name__, what, None, cure, 1)
+        error = unexpected(error)
+    elif cause is not None and says_no_memory(cause):  # taken for something else where it was met
+        error = unexpected(cause, error.where)
+    if isinstance(error, MemoryLimitError):
+        kind = type(error).__name__
     rows = error.operators if isinstance(error, UnsupportedOperatorsError) else []
     operators = tuple(UnsupportedOperator(*row) for row in rows)
-    return Failure(source, type(error).__name__, error.what, error.where, error.cure, error.exit_status, operators)
+    return Failure(source, kind, error.what, error.where, error.cure, error.exit_status, operators)
+
+
+def write_report(file: Path, content: Mapping[str, Any]) -> None:
+    """All of it or nothing. Raises OutputError."""
+    temporary = file.with_name(f".{file.name}.new")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.replace(file)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise OutputError(
+            f"The report cannot be written: {error.strerror}.", where=str(file), cure="Give another path, or make room."
+        ) from error
 
 
 @dataclass(frozen=True)

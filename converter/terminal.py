@@ -18,6 +18,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from .interruption import raise_again
 from .report import (
     Accuracy,
     ArtefactReport,
@@ -89,6 +90,7 @@ class Terminal:
     @contextmanager
     def progress(self, step: str) -> Iterator[None]:
         """Show a step while it runs, and how long it took."""
+        raise_again()
         started, outermost, mark, style = time.perf_counter(), self._bars is None, "✗", "red"
         bars = self._bars
         if bars is None:

@@ -144,7 +144,7 @@ def run(monkeypatch, tmp_path):
         pytest.param("good.pt --to tf --atol -1", 2, id="a negative tolerance"),
         pytest.param("good.pt --to tf --fixed-batch 0", 2, id="no batch"),
         pytest.param("good.pt --to keras -o net.onnx", 2, id="a name of another format"),
-        pytest.param("good.pt --to tf --report missing/report.json", 1, id="a report that cannot be written"),
+        pytest.param("good.pt --to tf --report /dev/null/report.json", 1, id="a report that cannot be written"),
         pytest.param("good.pt bad.pt hostile.pt broken.pt --to tf", 3, id="several: 3 before all"),
         pytest.param("good.pt broken.pt hostile.pt taken.pt --to tf", 4, id="several: 4 before 1"),
         pytest.param("good.pt taken.pt broken.pt --to tf", 1, id="several: 1 before 2"),

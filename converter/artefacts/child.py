@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import select
+import signal
 import sys
+import threading
 import traceback
 import types
 from collections.abc import Iterable, Mapping
@@ -38,6 +41,9 @@ class Reader(Protocol):
 
 
 def main(module: str) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # they go to a whole group; this process ends with its parent
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # the runtimes print to standard output; only answers may go there
     for name in OURS:
@@ -58,6 +64,14 @@ def main(module: str) -> None:
         except EOFError:
             os._exit(0)  # the parent is done; tearing the runtimes down takes seconds and can crash
         _answer(messages, answers, reader, held, request, arrays)
+
+
+def _end_with_parent() -> None:
+    """Ends the process, whatever it is at, once no one has the other end of its standard input."""
+    watched = select.poll()
+    watched.register(0, 0)  # nothing but the hang-up
+    watched.poll()
+    os._exit(0)
 
 
 def _answer(

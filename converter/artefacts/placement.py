@@ -58,7 +58,8 @@ class Placement:
                 for folder in reversed([parent for parent in self.target.parents if not parent.exists()]):
                     folder.mkdir(exist_ok=True)
                     self._created.append(folder)
-                _sweep(self.target.parent)
+                with _alone_in(self.target.parent):
+                    _sweep(self.target.parent)
                 self._folder, self._lock = _locked_folder(self.target.parent)
             except BaseException:
                 self._remove_created()
@@ -71,15 +72,17 @@ class Placement:
             names = [entry.name for entry in _entries(self._folder)]
             if self.target.name not in names:
                 raise OutputError("Nothing was written.", where=str(self.target))
-            self._refuse_taken_target()
-            for name in names:
-                self._refuse_taken_neighbour(self.target.with_name(name))
             _synchronise(self._folder)
-            if len(names) > 1 or not _replace_at_once(self.temporary, self.target):
-                self._folder = self._folder.rename(
-                    self._folder.with_name(self._folder.name.replace(_WRITING, _COMMITTING, 1))
-                )
-                _finish_commit(self._folder)
+            with _alone_in(self.target.parent):
+                _sweep(self.target.parent)  # a commit that was broken off would be finished over this one
+                self._refuse_taken_target()
+                for name in names:
+                    self._refuse_taken_neighbour(self.target.with_name(name))
+                if len(names) > 1 or not _replace_at_once(self.temporary, self.target):
+                    self._folder = self._folder.rename(
+                        self._folder.with_name(self._folder.name.replace(_WRITING, _COMMITTING, 1))
+                    )
+                    _finish_commit(self._folder)
             _synchronise(self.target.parent, deep=False)
         self._done = True
         self._remove_folder()
@@ -107,11 +110,12 @@ class Placement:
     ) -> None:
         if not self._done:
             if self._folder.name.startswith(_COMMITTING):  # interrupted half-way
-                _finish_commit(self._folder)
+                with _alone_in(self._folder.parent):
+                    _finish_commit(self._folder)
             self._remove_folder()
             self._remove_created()
         if isinstance(error, Exception) and not isinstance(error, ConversionError) and says_full(error):
-            raise _full_disk(self.target) from error
+            raise full_disk(self.target) from error
 
     def _refuse_taken_target(self) -> None:
         if not self.target.exists() or bears_our_stamp(self.target):
@@ -157,7 +161,7 @@ def _explained(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if says_full(error):
-            raise _full_disk(target) from error
+            raise full_disk(target) from error
         raise OutputError(
             f"The output cannot be written: {error.strerror or error}.", where=str(target), cure="Give another -o."
         ) from error
@@ -174,7 +178,7 @@ def says_full(error: BaseException | None) -> bool:
     return False
 
 
-def _full_disk(target: Path) -> OutputError:
+def full_disk(target: Path) -> OutputError:
     return OutputError(
         "The output cannot be written: the disk is full.",
         where=str(target),
@@ -233,6 +237,21 @@ def _finish_commit(folder: Path) -> None:
             (folder / _REPLACED).mkdir(exist_ok=True)
             target.rename(Path(tempfile.mkdtemp(dir=folder / _REPLACED), target.name))
         entry.replace(target)
+
+
+@contextlib.contextmanager
+def _alone_in(parent: Path) -> Iterator[None]:
+    """Waits until no other process puts anything in place in `parent`: two artefacts of several files must not mix."""
+    if sys.platform == "win32":
+        yield
+        return
+    descriptor = os.open(parent, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _locked_folder(parent: Path) -> tuple[Path, int]:

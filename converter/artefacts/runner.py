@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ _MODULES: dict[Format, str] = {
 }  # fmt: skip
 # Unless the user set them. Spinning threads would take the processor from the parent.
 _ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "TF_CPP_MIN_LOG_LEVEL": "2"}
+_KILLED = "the system kills what takes too much memory: end other programs, or convert to one format at a time"
 _TAIL = 2000  # characters of what a crashed child wrote
 
 
@@ -202,9 +204,13 @@ class Runner:
             send(self._process.stdin, request, arrays)
             content, results = receive(self._process.stdout)
         except (EOFError, BrokenPipeError) as error:
-            reason = f"took longer than {self._timeout:g} s" if late.is_set() else f"died ({self._exit()})"
+            status = self._process.wait()
+            how = f"signal {-status}" if status < 0 else f"status {status}"
+            reason = f"took longer than {self._timeout:g} s" if late.is_set() else f"died ({how})"
             raise ConversionError(
-                f"The artefact {failure}: the process that opened it {reason}.{self._tail()}", where=str(self._path)
+                f"The artefact {failure}: the process that opened it {reason}.{self._tail()}",
+                where=str(self._path),
+                cure=_KILLED if status == -signal.SIGKILL and not late.is_set() else None,
             ) from error
         except BaseException:  # interrupted: the answer that is still to come would be taken for the next one's
             self._process.kill()
@@ -214,10 +220,6 @@ class Runner:
         if "error" in content:
             raise ConversionError(f"The artefact {failure}: {content['error']}", where=str(self._path))
         return content, results
-
-    def _exit(self) -> str:
-        status = self._process.wait()
-        return f"signal {-status}" if status < 0 else f"status {status}"
 
     def _tail(self) -> str:
         self._stderr.seek(0)

@@ -230,7 +230,8 @@ class Worker:
         status = process.wait()
         self._end()
         how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
-        return failure(task, f"The process that converted it ended {how}.", f"see {task.log}")
+        killed = "; the system kills what takes too much memory" if status == -signal.SIGKILL else ""
+        return failure(task, f"The process that converted it ended {how}.", f"see {task.log}{killed}")
 
     def _end(self) -> None:
         process = self._process

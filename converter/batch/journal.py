@@ -72,15 +72,15 @@ class Journal:
         self._owner = f"{socket.gethostname()} {_alive(psutil.Process().pid)} {uuid.uuid4().hex}"
         self._folders: dict[Path, list[list[str]]] = {}
         self._versions = {library: version(library) for library in _LIBRARIES}
-        try:
+        with _explained(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(file, timeout=_WAIT, isolation_level=None)
             self._database.row_factory = sqlite3.Row
-            self._database.executescript(_TABLES)
-        except (OSError, sqlite3.Error) as error:
-            raise OutputError(
-                f"The journal cannot be used: {error}.", where=str(file), cure="Give another -o."
-            ) from error
+            try:
+                self._database.executescript(_TABLES)
+            except sqlite3.Error:
+                self._database.close()
+                raise
 
     def fingerprint(self, job: Job) -> str:
         """Of all that decides what comes out: contents of the files that are named, options, versions.
@@ -166,13 +166,15 @@ class Journal:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._database.execute("begin immediate")
-        try:
-            yield
-        except BaseException:
-            self._database.execute("rollback")
-            raise
-        self._database.execute("commit")
+        with _explained(self.file):
+            self._database.execute("begin immediate")
+            try:
+                yield
+                self._database.execute("commit")
+            except BaseException:
+                if self._database.in_transaction:  # SQLite may have taken it back itself
+                    self._database.execute("rollback")
+                raise
 
     def _held_elsewhere(self, row: sqlite3.Row) -> bool:
         if row["owner"] == self._owner:
@@ -206,8 +208,19 @@ class Journal:
             return str(row["sha256"])
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        self._database.execute("insert or replace into digests values (?, ?, ?, ?)", (key, *facts, digest))
+        with _explained(self.file):
+            self._database.execute("insert or replace into digests values (?, ?, ?, ?)", (key, *facts, digest))
         return digest
+
+
+@contextmanager
+def _explained(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        raise OutputError(
+            f"The journal cannot be used: {error}.", where=str(file), cure="Make room, or give another -o."
+        ) from error
 
 
 def _entry(row: sqlite3.Row, before: bool) -> Entry:

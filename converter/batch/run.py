@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..artefacts.placement import says_full
-from ..errors import OutputError
-from ..report import Report, worst_status
+from ..report import Report, worst_status, write_report
 from .executors import Executor, Finished, LocalProcesses, Step, Task, memory_for, slots_for
 from .jobs import Job, checked, work_list
 from .journal import LEASE, Entry, Journal, State
@@ -110,7 +107,7 @@ def convert_many(
             batch.run()
         finally:
             report = batch.report(started)
-            _write(folder / SUMMARY, report.to_dict())
+            write_report(folder / SUMMARY, report.to_dict())
     return report
 
 
@@ -199,7 +196,7 @@ class _Batch:
                 self._watcher.step(event.slot, event.name, event.step)
             return
         job = self._under_way.pop(event.name)
-        _write(self._folder / REPORTS / f"{job.name}.json", event.outcome)
+        write_report(self._folder / REPORTS / f"{job.name}.json", event.outcome)
         state, reason = _verdict(event.outcome)
         artefacts = [Path(a["path"]) for a in event.outcome.get("artefacts", ()) if a["path"]]
         self._enter(job, state, event.outcome["exit_status"], reason, artefacts, event.seconds, event.slot)
@@ -251,15 +248,3 @@ def _verdict(outcome: Mapping[str, Any]) -> tuple[State, str]:
     if failures:
         return "failed", "; ".join(failures)
     return outcome["status"], "; ".join(broken) or ("" if outcome["status"] == "verified" else "written without proof")
-
-
-def _write(file: Path, content: Mapping[str, Any]) -> None:
-    """All of it or nothing."""
-    temporary = file.with_name(f".{file.name}.new")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        temporary.replace(file)
-    except OSError as error:
-        what = "the disk is full" if says_full(error) else error.strerror
-        raise OutputError(f"The report cannot be written: {what}.", where=str(file), cure="Give another -o.") from error

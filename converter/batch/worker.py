@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # they are the batch's, which ends this process with all others
+        signal.signal(number, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     null = os.open(os.devnull, os.O_RDWR)
     requests = os.fdopen(os.dup(0), encoding="utf-8")
@@ -54,16 +56,19 @@ def _serve(session: Session, request: dict[str, Any], answers: IO[str]) -> None:
         answers.write(json.dumps(said) + "\n")
 
     log = Path(request["log"])
-    log.parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
-    with log.open("w", encoding="utf-8", errors="backslashreplace", buffering=1) as file, _printing_into(file):
-        report: ConversionReport | Failure
-        try:
-            report = _converted(session, request, tell, file)
-        except (Exception, SystemExit) as error:
-            traceback.print_exc(file=file)
-            report = failure_of(error, request["path"])
-        file.write(f"{time.perf_counter() - started:.1f} s in all\n")
+    report: ConversionReport | Failure
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("w", encoding="utf-8", errors="backslashreplace", buffering=1) as file, _printing_into(file):
+            try:
+                report = _converted(session, request, tell, file)
+            except (Exception, SystemExit) as error:
+                traceback.print_exc(file=file)
+                report = failure_of(error, request["path"])
+            file.write(f"{time.perf_counter() - started:.1f} s in all\n")
+    except OSError as error:  # the log cannot be written
+        report = failure_of(error, request["path"])
     tell(outcome=report.to_dict() | {"exit_status": report.exit_status})
 
 
