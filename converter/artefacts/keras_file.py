@@ -151,7 +151,7 @@ class Reader:
             model = self._keras.Model(model.inputs, model.outputs, name=model.name)
         if not hasattr(model, "output_names"):
             raise ValueError(f"{type(model).__name__} is no functional model: its inputs and outputs are not known")
-        self._model = model
+        self._model, self._called = model, False
         self.__dict__.pop("_function", None)  # of the artefact before
         input_names = [tensor.name for tensor in self._keras.tree.flatten(model.input)]
         self.inputs = self._facts(model.input, input_names)
@@ -171,8 +171,13 @@ class Reader:
         return facts
 
     def run(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        given = [self._tf.constant(arrays[name]) for name, _, _ in self.inputs]
-        results = self._model(self._keras.tree.pack_sequence_as(self._model.input, given), training=False)
+        """Calls the model the first time, and runs it compiled, as `predict` does, from then on: a call holds all
+        layers' results until it ends."""
+        given = self._keras.tree.pack_sequence_as(
+            self._model.input, [self._tf.constant(arrays[name]) for name, _, _ in self.inputs]
+        )
+        results = self._function(given) if self._called else self._model(given, training=False)
+        self._called = True
         flat = self._keras.tree.flatten(results)
         return {name: np.asarray(result) for (name, _, _), result in zip(self.outputs, flat, strict=True)}
 
