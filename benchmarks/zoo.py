@@ -12,6 +12,7 @@ import json
 import math
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -172,9 +173,11 @@ def table(rows: list[dict], listed: int) -> str:
         "Written by `python benchmarks/zoo.py --write docs/ZOO.md`. Weights are random, norm statistics measured on",
         "random images; proofs are made at batch 1, 2 and 4. Seconds are of one conversion to all three formats with",
         "all proofs, on a machine with other work; the peak is of the largest process. Transposes and gathers are",
-        "those of the artefact, opened again, in the order tf, keras, onnx.",
+        "those of the artefact, opened again, in the order tf, keras, onnx. Rows may be of different days.",
         "",
-        f"{len(rows)} of {listed} have been run so far, {verified} of them are verified in all three formats.",
+        f"{len(rows)} of {listed} have been run, {verified} of them are verified in all three formats. Medians: "
+        f"{statistics.median(row['seconds'] for row in rows):.0f} s, "
+        f"{statistics.median(row['peak_mib'] for row in rows if 'peak_mib' in row):.0f} MiB.",
         "",
         "| model | input | parameters | tf | keras | onnx | transposes | gathers | seconds | peak MiB |",
         "|---|---|--:|---|---|---|---|---|--:|--:|",
