@@ -92,10 +92,7 @@ class Built:
             "source_sha256": self.source.sha256,
             "options": vars(self.options),
             "batch": self.source.program.fixed_batch or "dynamic",
-            "input_shapes": [
-                f"{name}={','.join(map(str, x.shape))}:{str(x.dtype).removeprefix('torch.')}"
-                for name, x in zip(self.source.program.inputs, self.source.examples, strict=True)
-            ],
+            "input_shapes": self.source.shape_texts(),
             "inputs": [_described(i) for i in self.inputs],
             "outputs": [_described(o) for o in self.outputs],
             "choices": self.plan.choices.by_name() if self.plan else None,

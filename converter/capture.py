@@ -8,7 +8,7 @@ import io
 import keyword
 import operator
 import warnings
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,18 @@ from converter import ops
 from converter.aliasing import overlapping_writes
 from converter.effects import drop_tokens
 from converter.errors import CaptureError
+from converter.free_sizes import (
+    Free,
+    Range,
+    amended,
+    dims,
+    doubled,
+    example_sizes,
+    name_sizes,
+    names_of,
+    others,
+    resized,
+)
 from converter.functional import ASSERTIONS, make_functional
 from converter.program import Origin, Program, source_line, write_attribute
 from converter.uncapturable import first_line, refuse_draws, uncapturable
@@ -36,10 +48,13 @@ RESERVED = set(dir(fx.GraphModule(nn.Module(), fx.Graph())))
 DROPOUTS = {aten.dropout.default, aten.feature_dropout.default}
 
 
-def capture(module: nn.Module, inputs: Sequence[Tensor], fixed_batch: bool = False) -> Program:
+def capture(module: nn.Module, inputs: Sequence[Tensor], fixed_batch: bool = False, free: Free = ()) -> Program:
     """Capture `module`, in eval mode, called with `inputs`; their dimension 0 is the batch and stays free.
 
     A model that works for one batch size only is captured for that of `inputs`, and the program says so in its notes.
+
+    Args:
+        free: the dimensions of each input that stay free besides; what restricts them is noted.
 
     Raises:
         CaptureError: the forward fails, or does something `torch.export` cannot take.
@@ -49,16 +64,14 @@ def capture(module: nn.Module, inputs: Sequence[Tensor], fixed_batch: bool = Fal
     if not fixed_batch and any(x.ndim for x in inputs):
         reason = _why_not_one(module, inputs)
     if not fixed_batch and any(x.ndim for x in inputs) and not reason:
-        batch = Dim("batch", min=1)
-        shapes = tuple({0: batch} if x.ndim else None for x in inputs)
         try:
-            return _noting_names(from_exported(_export(module, [_at_least_two(x) for x in inputs], shapes)), module)
+            return _captured(module, [_at_least_two(x) for x in inputs], free, batch=Dim("batch", min=1))
         except CaptureError:
             raise
         except Exception as error:
             reason = _why_specialised(error)
     try:
-        program = _noting_names(from_exported(_export(module, inputs, None)), module)
+        program = _captured(module, inputs, free, batch=None)
     except CaptureError:
         raise
     except Exception as error:
@@ -66,6 +79,56 @@ def capture(module: nn.Module, inputs: Sequence[Tensor], fixed_batch: bool = Fal
     if reason:
         program.notes.append(f"converted for batch {program.fixed_batch} only, the model takes no other: {reason}")
     return program
+
+
+def _captured(module: nn.Module, inputs: Sequence[Tensor], free: Free, batch: Any) -> Program:
+    """With what `torch.export` says of free sizes worked in, and the model run at other sizes than those traced."""
+    if not names_of(free):
+        shapes = tuple({0: batch} if x.ndim else None for x in inputs) if batch is not None else None
+        return _noting_names(from_exported(_export(module, inputs, shapes)), module)
+    examples = example_sizes(free, inputs)
+    ranges = dict.fromkeys(names_of(free), Range())
+    while True:
+        named = zip(inputs, dims(free, ranges), strict=True)
+        shapes = tuple(({0: batch} if batch is not None and x.ndim else {}) | sizes or None for x, sizes in named)
+        try:
+            program = _noting_names(from_exported(_export(module, inputs, shapes)), module)
+        except CaptureError:
+            raise
+        except Exception as error:
+            left = amended(error, free, ranges, examples)
+            if left == ranges:
+                raise
+            ranges = left
+            continue
+        failure = left_failure = _failure_elsewhere(module, inputs, free, ranges)
+        if failure is None:
+            name_sizes(program, free)
+            program.notes += [note for name, held in ranges.items() if (note := held.described(name))]
+            return program
+        while left_failure is not None:
+            stricter = doubled(ranges, examples)
+            if stricter is None:
+                raise failure
+            ranges = stricter
+            left_failure = _failure_elsewhere(module, inputs, free, ranges)
+
+
+def _failure_elsewhere(
+    module: nn.Module, inputs: Sequence[Tensor], free: Free, ranges: Mapping[str, Range]
+) -> CaptureError | None:
+    """What the model says to other sizes than those at which it was traced."""
+    for sizes in others(ranges):
+        try:
+            run_forward(module, [resized(x, held, sizes) for x, held in zip(inputs, free, strict=True)])
+        except CaptureError as error:
+            shown = ", ".join(f"{name}={size}" for name, size in sizes.items())
+            return CaptureError(
+                f"the model does not take every size: at {shown} it fails: {error.what.partition(': ')[2]}",
+                where=error.where,
+                cure="give numbers in --input-shape for the sizes that it has to know",
+            )
+    return None
 
 
 def _why_not_one(module: nn.Module, inputs: Sequence[Tensor]) -> str:

@@ -17,6 +17,7 @@ from itertools import islice, permutations
 import torch
 from torch import fx
 
+from converter.errors import UnsupportedOperatorsError
 from converter.layout import Layout, MustMerge, product
 from converter.plan import Choices, Plan
 from converter.registry import CHANNELS_LAST, FACTORS, PRODUCERS
@@ -35,16 +36,22 @@ def improved(plan: Plan, again: Callable[[Choices], Plan]) -> Plan:
         if not plan.movements:
             break
         made = plan.choices
-        tried = again(
-            Choices(made.early | candidate.early, made.last | candidate.last, {**made.orders, **candidate.orders})
+        plan = _cheaper(
+            plan,
+            again,
+            Choices(made.early | candidate.early, made.last | candidate.last, {**made.orders, **candidate.orders}),
         )
-        if tried.cost < plan.cost:
-            plan = tried
     if plan.movements:
-        as_pytorch = again(Choices(early=frozenset(plan.program.graph.nodes)))
-        if as_pytorch.cost < plan.cost:
-            plan = as_pytorch
+        plan = _cheaper(plan, again, Choices(early=frozenset(plan.program.graph.nodes)))
     return plan
+
+
+def _cheaper(plan: Plan, again: Callable[[Choices], Plan], choices: Choices) -> Plan:
+    try:
+        tried = again(choices)
+    except UnsupportedOperatorsError:  # a view of several unknown sizes, which the plan at hand does without
+        return plan
+    return tried if tried.cost < plan.cost else plan
 
 
 def candidates(plan: Plan) -> Iterator[Choices]:

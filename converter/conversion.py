@@ -19,7 +19,7 @@ from converter.artefacts.runner import Runner
 from converter.building import Built, Options, build, described
 from converter.earlier import Earlier
 from converter.errors import ConversionError, UsageError, unexpected
-from converter.interfaces import facts, fed, free_batch, labelled_accuracy, run_artefact
+from converter.interfaces import facts, fed, labelled_accuracy, run_artefact, symbol_names
 from converter.memory import return_large_blocks
 from converter.outputs import ENDINGS, output_path
 from converter.reference import Reference, take_reference
@@ -283,12 +283,12 @@ class _Artefact:
             path = self.path
         elif self.keep_failed:
             path = self.placement.keep_failed()
-        batch = free_batch(self.source.program)
+        names = symbol_names(self.source.program)
         return ArtefactReport(
             format=self.format,
             path=path,
-            inputs=tuple(facts(i, batch) for i in built.inputs),
-            outputs=tuple(facts(o, batch) for o in built.outputs),
+            inputs=tuple(facts(i, names) for i in built.inputs),
+            outputs=tuple(facts(o, names) for o in built.outputs),
             proofs=proofs,
             operators=operators,
             movements=built.movements(operators),

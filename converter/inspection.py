@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from converter.building import Options, build, described, tensors_read
 from converter.checkpoint import user_code
 from converter.errors import UnsupportedOperatorsError, UsageError
-from converter.interfaces import facts, free_batch, sizes_shown
+from converter.interfaces import facts, sizes_shown, symbol_names
 from converter.plan import Plan
 from converter.program import module_path
 from converter.report import LayerRow, ModelSummary, PlanRow, Rewrite, Shape, TensorFacts, UnsupportedOperator
@@ -68,8 +68,8 @@ def summary(source: Source, layout: bool, clock: Clock) -> ModelSummary:
         becomes = what_becomes(built.plan)
         rewrites = tuple(described(built.changes))
         plan = plan_rows(built.plan) if layout else ()
-        batch = free_batch(source.program)
-        inputs, outputs = (tuple(facts(i, batch) for i in held) for held in (built.inputs, built.outputs))
+        names = symbol_names(source.program)
+        inputs, outputs = (tuple(facts(i, names) for i in held) for held in (built.inputs, built.outputs))
     except UnsupportedOperatorsError as error:
         unsupported = tuple(UnsupportedOperator(*row) for row in error.operators)
     rows: list[LayerRow] = []
@@ -100,14 +100,14 @@ def summary(source: Source, layout: bool, clock: Clock) -> ModelSummary:
 def plan_rows(plan: Plan) -> tuple[PlanRow, ...]:
     """Every value of the plan, in the program's order."""
     rows = []
-    batch = free_batch(plan.program)
+    names = symbol_names(plan.program)
     for node, value in plan.values.items():
         if node.target is operator.getitem:
             continue
         moves = tuple(f"{m.kind} of {m.elements} elements: {m.reason}" for m in plan.movements if m.asked_by is node)
         for i, each in enumerate(value if isinstance(value, list | tuple) else [value]):
             if isinstance(each, Value):
-                shape = sizes_shown(each.shape, batch)
+                shape = sizes_shown(each.shape, names)
                 name = node.name if each is value else f"{node.name}[{i}]"
                 target = node.op if node.op == "placeholder" else operator_name(node)
                 rows.append(PlanRow(name, target, module_path(node), shape, str(each.layout), moves))

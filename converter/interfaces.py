@@ -67,26 +67,25 @@ def labelled_accuracy(reference: Reference, results: Sequence[Outputs]) -> Accur
     return accuracy(before, after, reference.labels) if before.ndim == 2 else None
 
 
-def facts(interface: Interface, batch: Size | None = None) -> TensorFacts:
-    """For a report; `batch` as `free_batch` gives it."""
-    shape = sizes_shown(interface.shape, batch)
+def facts(interface: Interface, names: Mapping[sympy.Symbol, sympy.Expr] | None = None) -> TensorFacts:
+    """For a report; `names` as `symbol_names` gives them."""
+    shape = sizes_shown(interface.shape, names)
     rank = len(interface.order)
     layout = "as PyTorch" if interface.layout == "as PyTorch" or rank < 3 else "channels_last"
     return TensorFacts(interface.name, shape, str(interface.dtype).removeprefix("torch."), layout)
 
 
-def free_batch(program: Program) -> Size | None:
-    """The symbol of the program's batch size, None where it is fixed."""
+def symbol_names(program: Program) -> dict[sympy.Symbol, sympy.Expr]:
+    """What a user calls the symbols of the program's free sizes, the batch among them."""
     shapes = [sizes(node.meta["val"]) for node in program.placeholders]
-    return next((shape[0] for shape in shapes if shape and not isinstance(shape[0], int)), None)
+    batch = next((shape[0] for shape in shapes if shape and not isinstance(shape[0], int)), None)
+    return program.size_names | ({} if batch is None else {batch: sympy.Symbol("batch")})
 
 
-def sizes_shown(shape: Sequence[Size], batch: Size | None = None) -> Shape:
-    """A shape as reports give it, the unknown batch by its name, also where it is a factor."""
-    return tuple(n if isinstance(n, int) else _with_batch(n, batch, first=not i) for i, n in enumerate(shape))
+def sizes_shown(shape: Sequence[Size], names: Mapping[sympy.Symbol, sympy.Expr] | None = None) -> Shape:
+    """A shape as reports give it, free sizes by their names, also where they are factors."""
+    return tuple(n if isinstance(n, int) else _named(n, names or {}, first=not i) for i, n in enumerate(shape))
 
 
-def _with_batch(size: Size, batch: Size | None, first: bool) -> str:
-    if batch is not None:
-        return str(size.subs(batch, sympy.Symbol("batch")))
-    return "batch" if first else str(size)
+def _named(size: Size, names: Mapping[sympy.Symbol, sympy.Expr], first: bool) -> str:
+    return "batch" if first and not names else str(sympy.sympify(size).subs(names))

@@ -230,15 +230,20 @@ class Layout:
         """Bring the array into `axes`. Atoms that stay neighbours travel as one block."""
         want = tuple(chain(*axes))
         blocks = self._blocks(set(pairwise(want)))
-        if sum(not isinstance(self.extent(tuple(block)), int) for block in blocks) > 1:
+        moved = self._moved(blocks, axes)
+        if moved.named is None and sum(not isinstance(self.extent(tuple(block)), int) for block in blocks) > 1:
             before, after = ({pair for run in runs for pair in pairwise(run)} for runs in (self.axes, axes))
-            blocks = self._blocks(before & after)  # a reshape finds one unknown size, not two
+            moved = self._moved(self._blocks(before & after), axes)  # a reshape finds one unknown size, not two
+        return Layout(self.dims, axes, self.size), moved
+
+    def _moved(self, blocks: Sequence[Sequence[int]], axes: Runs) -> Move:
+        want = tuple(chain(*axes))
         position = {block[0]: i for i, block in enumerate(blocks)}
         order = tuple(position[atom] for atom in want if atom in position)
         moves = order != tuple(range(len(order)))
         split = tuple(self.extent(tuple(block)) for block in blocks)
         merge = tuple(self.extent(run) for run in axes)
-        return Layout(self.dims, axes, self.size), Move(split, order if moves else None, merge, self.physical_shape)
+        return Move(split, order if moves else None, merge, self.physical_shape)
 
     def _blocks(self, neighbours: set[tuple[int, int]]) -> list[list[int]]:
         """The atoms as they lie, those that are `neighbours` together."""

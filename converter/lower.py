@@ -28,6 +28,7 @@ from converter.plan import Plan
 from converter.precision import dtype_name, float32_is
 from converter.program import module_path
 from converter.registry import OWNERS
+from converter.reshaping import reshaped
 from converter.steps import CallStep, Constant, ConstantStep, InputStep, ItemStep, LayerStep, MoveStep, Step, in_order
 from converter.user_mappings import blame
 
@@ -392,35 +393,6 @@ def moved(array: Any, step: MoveStep) -> Any:
         return function(reshaped(array, move.given, move.given), block)
     array = reshaped(array, move.given, move.split)
     return reshaped(keras.ops.transpose(array, move.order), [move.split[i] for i in move.order], move.merge)
-
-
-def reshaped(array: Any, have: Sequence[Size], want: Sequence[Size]) -> Any:
-    """`array` as `want`. Where `want` has more than one unknown size, `have` is the array's shape.
-
-    Raises:
-        ValueError: of those sizes it changes more than one.
-    """
-    unknown = [n for n in want if not isinstance(n, int)]
-    if len(unknown) <= 1:
-        target = runtime_shape(want)
-        held = [known(n) for n in array.shape]
-        return array if held == [None if n == -1 else n for n in target] else keras.ops.reshape(array, target)
-    if tuple(have) == tuple(want):
-        return array
-    if [n for n in have if n != 1] == [n for n in want if n != 1]:
-        bare = array[tuple(0 if n == 1 else slice(None) for n in have)] if 1 in have else array
-        ones = [i for i, n in enumerate(want) if n == 1]
-        return keras.ops.expand_dims(bare, ones) if ones else bare
-    if len(unknown) == 2 and tuple(have[:1]) == tuple(want[:1]):
-        return keras.layers.Reshape(runtime_shape(want[1:]), autocast=False)(array)
-    raise ValueError(f"a reshape of {tuple(have)} to {tuple(want)} has several sizes that are unknown at conversion")
-
-
-def runtime_shape(shape: Sequence[Size]) -> list[int]:
-    unknown = [n for n in shape if not isinstance(n, int)]
-    if len(unknown) > 1:
-        raise ValueError(f"a reshape to {tuple(shape)} has more than one size that is unknown at conversion")
-    return [n if isinstance(n, int) else -1 for n in shape]
 
 
 def known(size: Size) -> int | None:

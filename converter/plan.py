@@ -7,7 +7,7 @@ later, as often and in whatever precision it likes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
@@ -29,6 +29,7 @@ from converter.layout import (
     refine,
 )
 from converter.program import Program, module_path
+from converter.reshaping import is_possible
 from converter.steps import (
     CallStep,
     Constant,
@@ -99,6 +100,7 @@ class Plan:
     results: list[Step] = field(default_factory=list)
     movements: list[Movement] = field(default_factory=list)
     values: dict[fx.Node, Any] = field(default_factory=dict)
+    impossible: list[fx.Node] = field(default_factory=list)
     node: fx.Node = None  # the operator being mapped
     _moved: dict[tuple[Step, Move], Step] = field(default_factory=dict)
 
@@ -110,10 +112,10 @@ class Plan:
         return sizes(value if result is None else value[result])
 
     @property
-    def cost(self) -> tuple[int, float]:
-        """Of all movements: the elements, then what they cost."""
+    def cost(self) -> tuple[int, int, float]:
+        """What cannot be done; then of all movements the elements, and what they cost."""
         moves = self.movements
-        return sum(movement.elements for movement in moves), sum(movement.cost for movement in moves)
+        return len(self.impossible), sum(m.elements for m in moves), sum(m.cost for m in moves)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -243,9 +245,14 @@ class Plan:
                 return value.step
             if isinstance(value.step, MoveStep):
                 before = value.step
-                joined = Move(before.move.split, before.move.order, move.merge)
-                return MoveStep(before.inputs, self.node, joined)
+                joined = replace(before.move, merge=move.merge)
+                if is_possible(joined):
+                    return MoveStep(before.inputs, self.node, joined)
+            if not is_possible(move):
+                return self._opened(value, layout, reason)
             return MoveStep((value.step,), self.node, move)
+        if not is_possible(move):
+            return self._opened(value, layout, reason)
         self.movements.append(
             Movement(move.kind, module_path(self.node), reason, per_example(move.elements), move.cost, self.node)
         )
@@ -254,6 +261,20 @@ class Plan:
         if isinstance(source, MoveStep) and source.move.order is None and shape_is_free:
             source = source.inputs[0]
         return MoveStep((source,), self.node, move)
+
+    def _opened(self, value: Value, layout: Layout, reason: str) -> Step:
+        """The move from axes that no longer share unknown sizes, as that from those at hand cannot be made."""
+        from mappings.unknown_sizes import opened
+
+        apart = opened(self, value)
+        _, move = apart.layout.to(layout.axes)
+        if apart.layout.axes == value.layout.axes or not is_possible(move):
+            self.impossible.append(self.node)
+            move = replace(move, order=move.order or (0,))  # so that another plan is looked for
+        self.movements.append(
+            Movement("Transpose", module_path(self.node), reason, per_example(move.elements), move.cost, self.node)
+        )
+        return MoveStep((apart.step,), self.node, move)
 
     def channels_last(self, value: Value) -> tuple[Value, np.ndarray]:
         """`value` with one axis a dimension, channels last in any order of their atoms.

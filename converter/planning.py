@@ -47,7 +47,10 @@ def make_plan(program: Program, layout: str = "auto", known: Mapping[str, Any] |
     chosen = Choices.named(program, known) if known else None
     if chosen is not None:
         return planned(program, layout, chosen)
-    return improved(plan, lambda choices: planned(program, layout, choices))
+    plan = improved(plan, lambda choices: planned(program, layout, choices))
+    if plan.impossible:
+        raise _all_unsupported({f"{node.target} (a view of several free sizes)": [node] for node in plan.impossible})
+    return plan
 
 
 def written_out(program: Program, layout: str, error: UnsupportedOperatorsError) -> Plan:
@@ -85,6 +88,8 @@ def planned(program: Program, layout: str, choices: Choices) -> Plan:
         plan.node = node
         try:
             value = _map_node(plan, node)
+            if node in choices.early and isinstance(value, Value):
+                value = plan.as_torch(value, "several consumers ask for it")
         except Unsupported as reason:
             target = f"{node.target}" + (f" ({reason})" if str(reason) else "")
             unsupported.setdefault(target, []).append(node)
@@ -93,8 +98,6 @@ def planned(program: Program, layout: str, choices: Choices) -> Plan:
             raise
         except Exception as error:
             raise unexpected(error, f"module `{module_path(node)}`, {node.target}") from error
-        if node in choices.early and isinstance(value, Value):
-            value = plan.as_torch(value, "several consumers ask for it")
         plan.values[node] = value
     if unsupported:
         raise _all_unsupported(unsupported)
@@ -147,7 +150,9 @@ def _map_node(plan: Plan, node: fx.Node) -> Any:
 
 def _placeholder_result(node: fx.Node) -> Any:
     """Stands for the result of an operator that cannot be mapped, so that all of them are found in one go."""
-    return tree_map_only(torch.Tensor, lambda v: Value(Layout.of(sizes(v)), v.dtype, Step((), node)), node.meta["val"])
+    return tree_map_only(
+        torch.Tensor, lambda v: Value(Layout.of(sizes(v)), v.dtype, Step((), node)), node.meta.get("val")
+    )
 
 
 def _map_input(plan: Plan, node: fx.Node) -> Value:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import sympy
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map_only
@@ -49,6 +50,7 @@ class Program:
         absorbed: the checkpoint's tensors that a rewrite made a part of the graph, and what they became.
         frozen: the checkpoint's parameters that ask for no gradient.
         tied: tensors that are an embedding's table and a Linear's weight, to be one variable.
+        size_names: what the user calls the symbols of free sizes.
     """
 
     graph_module: fx.GraphModule
@@ -62,6 +64,7 @@ class Program:
     absorbed: dict[str, str] = field(default_factory=dict)
     frozen: frozenset[str] = frozenset()
     tied: set[str] = field(default_factory=set)
+    size_names: dict[sympy.Symbol, sympy.Expr] = field(default_factory=dict)
 
     @property
     def graph(self) -> fx.Graph:
@@ -90,7 +93,13 @@ class Program:
             dict(self.absorbed),
             self.frozen,
             set(self.tied),
+            dict(self.size_names),
         )
+
+    def named(self, size: Any) -> str:
+        """A free size as the user calls it, as an expression of symbols where nobody has named it."""
+        expression = size.node.expr if isinstance(size, torch.SymInt) else size
+        return str(sympy.sympify(expression).subs(self.size_names))
 
     def run(self, *inputs: Tensor) -> list[Tensor]:
         if self.deferred:

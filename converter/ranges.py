@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,7 +43,9 @@ def input_specs(program: Program) -> list[InputSpec]:
     for name, node in zip(program.inputs, program.placeholders, strict=True):
         value = node.meta["val"]
         batch = program.fixed_batch or "batch"
-        shape = tuple(n if isinstance(n, int) else (batch if i == 0 else str(n)) for i, n in enumerate(value.shape))
+        shape = tuple(
+            n if isinstance(n, int) else (batch if i == 0 else program.named(n)) for i, n in enumerate(value.shape)
+        )
         dtype = str(value.dtype).removeprefix("torch.")
         specs.append(InputSpec(name, shape, dtype, high=integers_below(node)))
     return specs
@@ -167,7 +170,7 @@ def free_sizes(program: Program) -> list[dict[str, int]]:
             for symbol in sorted(size.node.expr.free_symbols - values.keys(), key=str):
                 apart = len(values) - len(known)  # no two sizes alike: a swap of height and width is to show
                 values[symbol] = _within(environment.var_to_range.get(symbol), 3 * step + 2 * apart)
-        choices.append({str(n): int(n.node.expr.subs(values)) for n in free})
+        choices.append({program.named(n): int(n.node.expr.subs(values)) for n in free})
     return choices
 
 
@@ -192,7 +195,11 @@ def export_shapes(program: Program) -> tuple[dict[int, Any] | None, ...]:
             bounds = size.node.shape_env.var_to_range.get(symbol)
             lowest, highest = (int(bounds.lower), bounds.upper) if bounds is not None else (0, sympy.oo)
             limits = {"min": 1 if dim == 0 else lowest} | ({"max": int(highest)} if highest.is_Integer else {})
-            named[symbol] = torch.export.Dim("batch" if dim == 0 else str(symbol), **limits)
+            name = program.named(symbol)  # H, or H/4 where only multiples of 4 are taken
+            named[symbol] = torch.export.Dim(
+                "batch" if dim == 0 else name if name.isidentifier() else f"_{re.sub(r'[^A-Za-z0-9]+', '_', name)}",
+                **limits,
+            )
         whole = named[symbol] if factor == 1 else factor * named[symbol]
         return whole + rest if rest else whole
 

@@ -1,81 +1,104 @@
-"""The user's `--input-shape`: which inputs a model is called with."""
+"""The user's `--input-shape`: sizes, and names for sizes that stay free."""
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
 
 from converter.errors import UsageError
 
 EXAMPLE = "--input-shape 1,3,224,224"
+FREE_EXAMPLE = "1,3,H,W where sizes shall stay free"
 NO_SHAPES = "the checkpoint does not say what the model is called with"
+NAME = r"[A-Za-z_]\w*"
+SIZE = rf"(?:(?:\d+\s*\*\s*)?{NAME}|\d+)"
+
+
+@dataclass(frozen=True)
+class FreeSize:
+    """A size that the artefact leaves open: `factor` times what is called `name`."""
+
+    name: str
+    factor: int = 1
+
+    def __str__(self) -> str:
+        return self.name if self.factor == 1 else f"{self.factor}*{self.name}"
+
+
+Sizes = tuple[int | FreeSize, ...]
 
 
 @dataclass(frozen=True)
 class InputShape:
-    """One `[name=]1,3,640,640[:dtype]`."""
+    """One `[name=]1,3,640,640[:dtype]`; a free size is a name, or a number times a name: `1,3,32*H,W`."""
 
     name: str | None
-    shape: tuple[int, ...]
-    dtype: torch.dtype
+    shape: Sizes
+    dtype: torch.dtype = torch.float32
+
+    def __str__(self) -> str:
+        sizes = ",".join(map(str, self.shape))
+        return f"{f'{self.name}=' if self.name else ''}{sizes}:{str(self.dtype).removeprefix('torch.')}"
+
+    @property
+    def batch(self) -> int | FreeSize | None:
+        return self.shape[0] if self.shape else None
+
+    def at(self, values: dict[str, int], batch: int) -> tuple[int, ...]:
+        """The shape with free sizes in numbers; `batch` stands for the first of its sizes where that has a name."""
+        return tuple(
+            size if isinstance(size, int) else batch if i == 0 else size.factor * values[size.name]
+            for i, size in enumerate(self.shape)
+        )
+
+    @property
+    def free(self) -> dict[int, FreeSize]:
+        """The free sizes by dimension, without the batch."""
+        return {i: size for i, size in enumerate(self.shape) if i and isinstance(size, FreeSize)}
 
 
 def parse_input_shape(text: str) -> InputShape:
-    """Raises UsageError for anything else than `[NAME=]SIZE,SIZE,...[:DTYPE]`."""
-    match = re.fullmatch(r"(?:([^=]+)=)?\s*(\d+(?:\s*,\s*\d+)*)\s*(?::(\w+))?", text.strip())
+    """Raises UsageError for anything else than `[NAME=]SIZE,SIZE,...[:DTYPE]`, where SIZE is 32, H or 32*H."""
+    match = re.fullmatch(rf"(?:([^=]+)=)?\s*({SIZE}(?:\s*,\s*{SIZE})*)\s*(?::(\w+))?", text.strip(), re.ASCII)
     if match is None:
-        raise UsageError(f"`{text}` is no input shape", where="--input-shape", cure=f"as in {EXAMPLE}, batch first")
+        raise UsageError(
+            f"`{text}` is no input shape",
+            where="--input-shape",
+            cure=f"as in {EXAMPLE}, batch first; or {FREE_EXAMPLE}",
+        )
     name, sizes, dtype_name = match.groups()
     dtype = getattr(torch, dtype_name or "float32", None)
     if not isinstance(dtype, torch.dtype):
         raise UsageError(f"`{dtype_name}` is no dtype", where="--input-shape", cure="for example float32 or int64")
-    shape = tuple(int(n) for n in sizes.split(","))
-    if 0 in shape:
+    shape = tuple(_size(part) for part in sizes.split(","))
+    if any(size == 0 or (isinstance(size, FreeSize) and size.factor == 0) for size in shape):
         raise UsageError(f"`{text}` has a size of 0", where="--input-shape", cure=f"as in {EXAMPLE}")
-    return InputShape(name, shape, dtype)
-
-
-def example_inputs(module: nn.Module, shapes: Sequence[str], batch: int | None, seed: int) -> list[Tensor]:
-    """Seeded random tensors of the shapes that the user gave, in the order of forward's parameters.
-
-    Raises:
-        UsageError: no shapes, shapes that cannot be read, or names that forward does not have.
-    """
-    parsed = [parse_input_shape(text) for text in shapes]
-    if not parsed:
+    if isinstance(shape[0], FreeSize) and shape[0].factor != 1:
         raise UsageError(
-            NO_SHAPES,
-            cure=f"give {EXAMPLE} (batch first, PyTorch's layout)",
+            f"`{text}` has a multiple for its batch", where="--input-shape", cure="the first size is the batch: write 1"
         )
-    parameters = [
-        p.name
-        for p in inspect.signature(module.forward).parameters.values()
-        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-    named = [p for p in parsed if p.name is not None]
-    if named and len(named) < len(parsed):
-        raise UsageError("either all input shapes have a name or none", where="--input-shape")
-    if named:
-        unknown = [p.name for p in named if p.name not in parameters]
-        expected = parameters[: len(named)]
-        if unknown or {p.name for p in named} != set(expected):
-            raise UsageError(
-                f"forward takes {', '.join(parameters)}; shapes are given for {', '.join(str(p.name) for p in named)}",
-                where="--input-shape",
-                cure="give one for each of the first parameters, without gaps",
-            )
-        parsed = sorted(named, key=lambda p: parameters.index(str(p.name)))
-    generator = torch.Generator().manual_seed(seed)
-    return [_example(p, batch, generator) for p in parsed]
+    return InputShape(name.strip() if name else None, shape, dtype)
 
 
-def _example(shape: InputShape, batch: int | None, generator: torch.Generator) -> Tensor:
-    sizes = shape.shape if batch is None or not shape.shape else (batch, *shape.shape[1:])
-    if shape.dtype.is_floating_point:
-        return torch.randn(sizes, generator=generator).to(shape.dtype)
-    return torch.randint(0, 2, sizes, generator=generator).to(shape.dtype)
+def _size(text: str) -> int | FreeSize:
+    factor, _, name = text.replace(" ", "").rpartition("*")
+    return int(name) if name.isdigit() else FreeSize(name, int(factor or 1))
+
+
+def check_batches(shapes: Sequence[InputShape]) -> None:
+    """
+    Raises:
+        UsageError: batches have different names, or the batch's name stands for another size too.
+    """
+    batches = {shape.batch.name for shape in shapes if isinstance(shape.batch, FreeSize)}
+    others = {size.name for shape in shapes for size in shape.free.values()}
+    if len(batches) > 1 or (batches | {"batch"}) & others:
+        named = ", ".join(f"`{name}`" for name in sorted(batches or {"batch"}))
+        raise UsageError(
+            f"the first size of every input is the batch, which is one: {named}",
+            where="--input-shape",
+            cure=f"write 1 for it, as in {EXAMPLE}, and names for other sizes only",
+        )

@@ -7,21 +7,23 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from converter.capture import capture, from_exported
+from converter.calling import Calling, bound, with_sizes
+from converter.capture import capture, from_exported, run_forward
 from converter.checkpoint import Checkpoint, load, user_code
 from converter.checkpoint.weights import as_float32
 from converter.earlier import Captured, Earlier, architecture
-from converter.errors import CaptureError, ConversionError
+from converter.errors import CaptureError, ConversionError, UsageError
 from converter.program import Program
 from converter.ranges import free_sizes, input_specs
-from converter.shapes import example_inputs
+from converter.shapes import EXAMPLE, NO_SHAPES, InputShape, check_batches, parse_input_shape
 from converter.verification.inputs import draw
 
 Progress = Callable[[str], AbstractContextManager]
@@ -49,6 +51,7 @@ class Source:
     Attributes:
         module: None where the checkpoint is an exported program.
         captured: what is kept for later models of the same architecture, if that may be.
+        calling: how the module is called; None for an exported program.
         probe: inputs of batch 1 and what the program makes of them in float64, once that is known.
         tensor_names: every tensor of the checkpoint's model.
     """
@@ -65,6 +68,14 @@ class Source:
     notes: list[str]
     folders: tuple[Path, ...]
     captured: Captured | None = None
+    calling: Calling | None = None
+
+    def shape_texts(self) -> list[str]:
+        """What to give as `--input-shape` for the same."""
+        if self.calling is not None:
+            return [str(shape) for shape in self.calling.shapes]
+        named = zip(self.program.inputs, self.examples, strict=True)
+        return [str(InputShape(name, tuple(x.shape), x.dtype)) for name, x in named]
 
     def running(self) -> AbstractContextManager:
         """A context in which the user's code may run."""
@@ -89,6 +100,7 @@ def open_source(
         earlier: what was captured before; a model of the same architecture is not captured again.
     """
     captured: Captured | None = None
+    calling: Calling | None = None
     if isinstance(model, nn.Module):
         folders: tuple[Path, ...] = (Path.cwd(),)
         with user_code(*folders):
@@ -101,17 +113,24 @@ def open_source(
             checkpoint = load(path, factory=factory, factory_args=dict(factory_args or {}), trust=trust)
     notes = list(checkpoint.notes)
     if checkpoint.module is not None:
-        examples = example_inputs(checkpoint.module, input_shapes, fixed_batch, seed)
-        notes += [note for x in examples if (note := _lowered(x))]
-        examples = [x.float() if x.is_floating_point() else x for x in examples]
+        shapes, told = _shapes(input_shapes)
+        notes += told
         with clock("capture"), user_code(*folders):
-            key = architecture(checkpoint.module, *map(_kind, examples), fixed_batch) if earlier is not None else None
+            calling = bound(checkpoint.module, shapes)
+            key = (
+                architecture(checkpoint.module, calling.shapes, calling.names, fixed_batch)
+                if earlier is not None
+                else None
+            )
+            calling.bind(checkpoint.module)
+            calling = with_sizes(calling, partial(run_forward, checkpoint.module), fixed_batch, seed)
+            examples = calling.examples(fixed_batch, seed)
             captured = earlier.find(key) if earlier is not None else None
             if captured is not None:
                 captured.take(checkpoint.module)
                 program = captured.program
             else:
-                program = capture(checkpoint.module, examples, fixed_batch is not None)
+                program = capture(checkpoint.module, examples, fixed_batch is not None, calling.free)
                 captured = earlier.keep(key, program, checkpoint.module) if earlier is not None else None
         tensors = {**dict(checkpoint.module.named_parameters()), **dict(checkpoint.module.named_buffers())}
         parameters = sum(p.numel() for p in checkpoint.module.parameters())
@@ -140,11 +159,23 @@ def open_source(
         notes=notes,
         folders=folders,
         captured=captured,
+        calling=calling,
     )
 
 
-def _kind(example: Tensor) -> tuple:
-    return tuple(example.shape), str(example.dtype)
+def _shapes(texts: Sequence[str]) -> tuple[list[InputShape], list[str]]:
+    """The inputs' shapes, floats in float32, as the weights are, and notes on what is not as asked.
+
+    Raises:
+        UsageError: there are none, or they cannot be.
+    """
+    if not texts:
+        raise UsageError(NO_SHAPES, cure=f"give {EXAMPLE} (batch first, PyTorch's layout)")
+    shapes = [parse_input_shape(text) for text in texts]
+    check_batches(shapes)
+    notes = [note for shape in shapes if (note := _lowered(shape.dtype))]
+    floats = {shape: replace(shape, dtype=torch.float32) for shape in shapes if shape.dtype.is_floating_point}
+    return [floats.get(shape, shape) for shape in shapes], notes
 
 
 def own_copy(module: nn.Module) -> nn.Module:
@@ -165,10 +196,10 @@ def own_copy(module: nn.Module) -> nn.Module:
         ) from error
 
 
-def _lowered(example: Tensor) -> str | None:
-    if not example.is_floating_point() or example.dtype == torch.float32:
+def _lowered(dtype: torch.dtype) -> str | None:
+    if not dtype.is_floating_point or dtype == torch.float32:
         return None
-    return f"inputs asked for in {str(example.dtype).removeprefix('torch.')} are float32, as the weights are"
+    return f"inputs asked for in {str(dtype).removeprefix('torch.')} are float32, as the weights are"
 
 
 def _refuse_other_precisions(program: Program) -> None:

@@ -101,7 +101,7 @@ def trace_plan(program: Program, lowered: Lowered, inputs: Sequence[Tensor], arr
 
 def logical(array: np.ndarray, layout: Layout, shape: tuple[int, ...]) -> np.ndarray:
     """An array of this layout with PyTorch's dimensions."""
-    from converter.lower import runtime_shape
+    from converter.reshaping import runtime_shape
 
     move = layout.to(layout.dims)[1]
     if move.order is not None:

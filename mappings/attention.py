@@ -10,10 +10,11 @@ from keras import layers, ops
 
 from converter import ops as ours
 from converter.deferred import Deferred
-from converter.layout import Layout, per_example, product
+from converter.layout import Layout, Size, per_example, product
 from converter.plan import Constant, Plan, Unsupported, Value
 from converter.registry import maps
 from converter.steps import ItemStep, Movement
+from mappings import unknown_sizes
 from mappings.matmul import contract
 from mappings.ordering import is_used
 from mappings.reductions import reduced, softmax_over
@@ -48,24 +49,31 @@ def attention(plan, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=
     scores = contract(plan, scaled, key, of_query, of_key, [*in_front, "rows", "columns"])
     scores = plan.reshape(scores, (*outer, rows, columns))
     if is_causal:
-        attn_mask = causal_mask(rows, columns)
-    weights = masked_softmax(plan, scores, attn_mask)
+        attn_mask = causal_mask(plan, query, key, rows, columns)
+    weights = masked_softmax(plan, scores, attn_mask, is_causal)
     weights = plan.reshape(weights, (*split, rows, columns))
     of_weights, of_value = [*in_front, "rows", "columns"], labels(value, batch, "columns", "features")
     result = contract(plan, weights, value, of_weights, of_value, [*in_front, "rows", "features"])
     return plan.reshape(result, plan.shape())
 
 
-def causal_mask(rows: int, columns: int) -> Constant:
+def causal_mask(plan: Plan, query: Value, key: Value | Constant, rows: Size, columns: Size) -> Constant | Value:
     """Row i sees columns 0 to i."""
     if not isinstance(rows, int) or not isinstance(columns, int):
-        raise Unsupported("a causal mask of unknown size")
+        places = [unknown_sizes.places(plan, x, len(x.shape) - 2, n) for x, n in ((query, rows), (key, columns))]
+        layout = Layout(((0,), (1,)), ((0,), (1,)), {0: rows, 1: columns})
+        compare = lambda i, j: ops.expand_dims(i, 1) >= ops.expand_dims(j, 0)  # noqa: E731
+        return plan.call(compare, *places, layout=layout, dtype=torch.bool)
     mask = torch.ones(rows, columns, dtype=torch.bool).tril()
     return Constant(Deferred.of(mask), torch.bool, (), True, False, ("causal", rows, columns))
 
 
-def masked_softmax(plan: Plan, scores: Value, mask: Value | Constant | None) -> Value:
-    """Softmax over the last dimension; a row that the mask leaves nothing of becomes 0, as in PyTorch."""
+def masked_softmax(plan: Plan, scores: Value, mask: Value | Constant | None, is_causal: bool = False) -> Value:
+    """Softmax over the last dimension; a row that the mask leaves nothing of becomes 0, as in PyTorch.
+
+    Args:
+        is_causal: it leaves something of every row.
+    """
     rank = len(scores.shape)
     if mask is None:
         return softmax_over(plan, scores, rank - 1)
@@ -75,7 +83,7 @@ def masked_softmax(plan: Plan, scores: Value, mask: Value | Constant | None) -> 
         return ops.where(m, s, -math.inf) if boolean else s + m
 
     scores = plan.elementwise(masked, scores, mask)
-    if isinstance(mask, Constant) and not mask.ask(dead_rows):
+    if is_causal or (isinstance(mask, Constant) and not mask.ask(dead_rows)):
         return softmax_over(plan, scores, rank - 1)
     best = reduced(plan, scores, [rank - 1], True, lambda a, axes: ops.max(a, axis=axes))
     alive = plan.elementwise(lambda s, b: ops.where(ops.equal(b, -math.inf), 0.0, s), scores, best)

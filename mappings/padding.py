@@ -82,6 +82,8 @@ def replication_pad(plan, x, padding):
 
 def padded(plan: Plan, x: Value, pad: Sequence[int], function) -> Value:
     """`function` of the array and its axes' widths, for PyTorch's `pad`: last dimension first, before and after."""
+    if not all(isinstance(n, int) for n in pad):
+        raise Unsupported("padding by a size that depends on the input; none is needed where it is a multiple: 32*H")
     widths = [(0, 0)] * (len(x.shape) - len(pad) // 2) + list(zip(pad[::2], pad[1::2], strict=True))[::-1]
     for d, (before, after) in enumerate(widths):
         if min(before, after) < 0:

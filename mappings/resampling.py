@@ -110,6 +110,7 @@ def channels_kept_last(plan, x):
 def resize(plan, packet, rank, x, align_corners, scales):
     old, new = x.shape[2:], plan.shape()[2:]
     if not all(isinstance(n, int) for n in (*old, *new)):
+        x = unknown_sizes.as_value(plan, x)
         for dim, (n, m, factor) in enumerate(zip(old, new, scales, strict=True), start=2):
             if n != m or factor not in (None, 1):
                 by = Resize(factor, align_corners)
@@ -157,6 +158,7 @@ def pick_at_run_time(plan, packet, rank, x, new, scales):
         if all(np.array_equal(p, np.arange(SAMPLE).repeat(f)) for p, f in zip(chosen, factors, strict=True)):
             return repeated(plan, rank, x, factors)
     exact = "exact" in str(packet)
+    x = unknown_sizes.as_value(plan, x)
     for dim, (n, m, factor) in enumerate(zip(x.shape[2:], new, scales, strict=True), start=2):
         if n != m or factor not in (None, 1):
             x = unknown_sizes.nearest(plan, x, dim, m, factor, exact)

@@ -8,6 +8,7 @@ from keras import ops
 from converter.layout import Layout, product
 from converter.plan import Constant, Unsupported, Value
 from converter.registry import maps
+from mappings import unknown_sizes
 
 aten = torch.ops.aten
 
@@ -73,7 +74,9 @@ def slice_(plan, x, dim=0, start=None, end=None, step=1):
         return x
     start, end = start or 0, x.shape[dim] if end is None else end
     if not all(isinstance(n, int) for n in (start, end, step)):
-        raise Unsupported("bounds that depend on the input")
+        if step != 1:
+            raise Unsupported("steps from bounds that depend on the input")
+        return unknown_sizes.part(plan, x, dim, start, plan.shape()[dim])
     x, axis = plan.one_axis(x, dim, "a slice")
     layout, _ = x.layout.resized(dim, plan.shape()[dim])
     cut = (*(slice(None),) * axis, slice(start, end, step))

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import sympy
+import torch
 from keras import ops
 
-from converter.layout import Layout, Size, per_example, product, quotient
-from converter.plan import Plan, Unsupported, Value
+from converter.layout import Layout, Run, Size, per_example, product, quotient
+from converter.plan import Constant, Plan, Unsupported, Value
 from converter.steps import Movement
 
 LEAST, CHECKED = 8, 8192  # the sizes for which a factor, a float, is known to act as the fraction it stands for
@@ -168,6 +169,22 @@ def nearest(plan: Plan, x: Value, dim: int, out: Size, factor: float | None, exa
     return plan.call(run, x, *zeros_of(plan, x, dim, out), layout=layout)
 
 
+def part(plan: Plan, x: Value, dim: int, start: Size, length: Size) -> Value:
+    """`length` elements of `dim` from `start` on, where one of them is unknown."""
+    x, axis = plan.one_axis(x, dim, "a slice")
+    layout, _ = x.layout.resized(dim, length)
+    lines = [*zeros_of(plan, x, dim, length), *zeros_of(plan, x, dim, start)]
+
+    def run(array: Any, *zeros: Any) -> Any:
+        left = list(zeros)
+        places, _ = counted(ops.zeros(length, "float64") if isinstance(length, int) else left.pop(0))
+        first = start if isinstance(start, int) else counted(left.pop(0))[1]
+        return ops.take(array, ops.cast(places + first, "int32"), axis)
+
+    plan.gathers(x, "a slice of an unknown size")
+    return plan.call(run, x, *lines, layout=layout)
+
+
 def along(array: Any, axis: int) -> Any:
     """One line of `array`, along `axis`."""
     return array[(*(0,) * axis, slice(None), *(0,) * (len(array.shape) - axis - 1))]
@@ -183,16 +200,82 @@ def zeros_of(plan: Plan, x: Value, dim: int, out: Size) -> list[Value]:
     """As many zeros as `out`, none if it is known."""
     if isinstance(out, int):
         return []
-    for value in held(plan):
-        for axis, run in enumerate(value.layout.axes):
-            times = quotient(out, value.layout.extent(run)) if run else None
-            if isinstance(times, int) and times:
-                return [cut(plan, value, axis, out, Fraction(times))]
+    found = zeros_held(plan, out)
+    if found is not None:
+        return [found]
     fraction = as_fraction(x.shape[dim], out)
     if fraction is None:
         raise Unsupported(f"a size ({out}) that no tensor before it has, nor a whole multiple of it")
     value, axis = plan.one_axis(x, dim, "its size")
     return [cut(plan, value, axis, out, fraction)]
+
+
+def zeros_held(plan: Plan, out: Size) -> Value | None:
+    """As many zeros as `out`, cut from a value that has a whole fraction of it."""
+    for value in held(plan):
+        for axis, run in enumerate(value.layout.axes):
+            times = quotient(out, value.layout.extent(run)) if run else None
+            if isinstance(times, int) and times:
+                return cut(plan, value, axis, out, Fraction(times))
+    return None
+
+
+def places(plan: Plan, x: Value | Constant, dim: int, size: Size) -> Value:
+    """The positions 0, 1, ... along `dim` of `x`, of that size."""
+    zeros = zeros_of(plan, as_value(plan, x), dim, size) or [next(held(plan))]
+    layout = Layout(((0,),), ((0,),), {0: size})
+    known = isinstance(size, int)
+    return plan.call(
+        lambda a: ops.arange(size, dtype="float32") if known else counted(a, "float32")[0], *zeros, layout=layout,
+        dtype=torch.float32,
+    )  # fmt: skip
+
+
+def opened(plan: Plan, x: Value) -> Value:
+    """`x` with each axis that several factors share, unknown ones among them, as an axis for each factor.
+
+    Keras reshapes to one unknown size only; the elements are taken by their positions instead.
+
+    Raises:
+        Unsupported: a factor is a size that nothing else has.
+    """
+    axes: list[Run] = []
+    shared: list[tuple[int, Run]] = []
+    for axis, run in enumerate(x.layout.axes):
+        mixed = len(run) > 1 and not all(isinstance(x.layout.size[a], int) for a in run)
+        shared += [(axis, run)] if mixed else []
+        axes += [(a,) for a in run] if mixed else [run]
+    lines: list[Value] = []
+    for atom in (a for _, run in shared for a in run if not isinstance(x.layout.size[a], int)):
+        zeros = zeros_held(plan, x.layout.size[atom])
+        if zeros is None:
+            raise Unsupported(
+                f"a view to a size ({plan.program.named(x.layout.size[atom])}) that no tensor before it has"
+            )
+        lines.append(zeros)
+
+    def take(array: Any, *zeros: Any) -> Any:
+        left = list(zeros)
+        found = []
+        for axis, run in shared:
+            position: Any = 0.0
+            for place, atom in enumerate(run):
+                size = x.layout.size[atom]
+                i, n = counted(ops.zeros(size, "float64") if isinstance(size, int) else left.pop(0))
+                behind = len(run) - 1 - place
+                position = position * n + ops.reshape(i, (-1, *(1,) * behind))
+            found.append((axis, ops.cast(position, "int32")))
+        for axis, positions in reversed(found):
+            array = ops.take(array, positions, axis)
+        return array
+
+    plan.gathers(x, "a view of several free sizes")
+    return plan.call(take, x, *lines, layout=Layout(x.layout.dims, tuple(axes), x.layout.size), dtype=x.dtype)
+
+
+def as_value(plan: Plan, x: Value | Constant) -> Value:
+    """A constant, such as a table of positions, as a value."""
+    return x if isinstance(x, Value) else plan.as_value(x, next(held(plan)))
 
 
 def held(plan: Plan) -> Iterator[Value]:
@@ -216,7 +299,7 @@ def cut(plan: Plan, value: Value, axis: int, out: Size, times: Fraction) -> Valu
         every = times.denominator  # Keras takes no step through an unknown size
         return ops.max_pool(ops.reshape(line, (1, -1, 1)), every, every, data_format="channels_last")[0, :, 0]
 
-    return plan.call(zeros, value, layout=Layout(((0,),), ((0,),), {0: out}))
+    return plan.call(zeros, value, layout=Layout(((0,),), ((0,),), {0: out}), dtype=torch.float32)
 
 
 def as_fraction(size: Size, out: Size) -> Fraction | None:

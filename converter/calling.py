@@ -1,0 +1,142 @@
+"""How a module is called: tensors of the shapes asked for, bound to the parameters of its forward."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from converter.errors import CaptureError, UsageError
+from converter.shapes import FreeSize, InputShape
+
+# Sizes to try where the user gives names: multiples of 32, as most networks with strides want, then others.
+TRIED = (64, 32, 128, 224, 256, 16, 8, 512)
+APART = 32
+
+
+@dataclass(frozen=True)
+class Calling:
+    """The example inputs of a module.
+
+    Attributes:
+        shapes: of each input, in the order in which forward is given them.
+        names: the parameters that take them by keyword; () where all are given by position.
+        sizes: the numbers that stand for free sizes.
+    """
+
+    shapes: tuple[InputShape, ...]
+    names: tuple[str, ...] = ()
+    sizes: Mapping[str, int] | None = None
+
+    @property
+    def free(self) -> tuple[dict[int, FreeSize], ...]:
+        return tuple(shape.free for shape in self.shapes)
+
+    def examples(self, batch: int | None, seed: int) -> list[Tensor]:
+        """Seeded random tensors; integers are 0 and 1, which any table has."""
+        generator = torch.Generator().manual_seed(seed)
+        return [_example(shape, dict(self.sizes or {}), batch, generator) for shape in self.shapes]
+
+    def bind(self, module: nn.Module) -> None:
+        """Make `module` take the inputs by position, as everything that calls it does."""
+        if self.names:
+            forward = module.forward
+            take_positionally(module, self.names, lambda *given: forward(**dict(zip(self.names, given, strict=True))))
+
+
+def take_positionally(module: nn.Module, names: Sequence[str], forward: Callable[..., Any]) -> None:
+    """Give this instance a forward with these parameters."""
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    signature = inspect.Signature([inspect.Parameter(name, kind) for name in names])
+    forward.__signature__ = signature  # type: ignore[attr-defined]
+    module.forward = forward
+
+
+def bound(module: nn.Module, shapes: Sequence[InputShape]) -> Calling:
+    """The shapes in the order of forward's parameters.
+
+    Shapes without names are for the first parameters; with names, parameters with a default may be left out, and
+    keyword-only ones given.
+
+    Raises:
+        UsageError: names that forward does not have, or a parameter that nothing is given for.
+    """
+    named = {str(shape.name): shape for shape in shapes if shape.name is not None}
+    if not named:
+        return Calling(tuple(shapes))
+    if len(named) < len(shapes):
+        raise UsageError("either all input shapes have a name or none, each its own", where="--input-shape")
+    parameters = inspect.signature(module.forward).parameters
+    variadic = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+    taken = [p for p in parameters.values() if p.kind not in variadic]
+    any_keyword = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    unknown = [name for name in named if name not in {p.name for p in taken}]
+    missing = [p.name for p in taken if p.default is p.empty and p.name not in named]
+    if missing or (unknown and not any_keyword):
+        asked = f", and nothing for {', '.join(missing)}" if missing else ""
+        raise UsageError(
+            f"forward takes {', '.join(p.name for p in taken) or 'nothing by name'}; shapes are given for "
+            f"{', '.join(named)}{asked}",
+            where="--input-shape",
+            cure="give one for each parameter that has no default",
+        )
+    order = [p.name for p in taken if p.name in named] + unknown
+    ordered = tuple(named[name] for name in order)
+    by_position = [p.name for p in taken if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+    if order == by_position[: len(order)]:
+        return Calling(ordered)
+    return Calling(ordered, tuple(order))
+
+
+def with_sizes(calling: Calling, runs: Callable[[list[Tensor]], None], batch: int | None, seed: int) -> Calling:
+    """The calling with numbers for its free sizes, at which the model runs.
+
+    Args:
+        runs: raises CaptureError for inputs that the model does not take.
+    """
+    first: CaptureError | None = None
+    tried = []
+    for sizes in _tried(calling.free):
+        candidate = Calling(calling.shapes, calling.names, sizes)
+        try:
+            runs(candidate.examples(batch, seed))
+            return candidate
+        except CaptureError as error:
+            first = first or error
+            tried.append(", ".join(f"{name}={size}" for name, size in sizes.items()))
+    if first is None:
+        return calling
+    raise CaptureError(
+        f"no sizes were found at which the model runs; of the first, {first.what}",
+        where=first.where,
+        cure=f"give numbers, or multiples as in 1,3,48*H,48*W; tried were {'; '.join(tried)}",
+    )
+
+
+def _tried(free: Sequence[Mapping[int, FreeSize]]) -> Iterator[dict[str, int]]:
+    """Numbers for the names: no two sizes alike, then all alike."""
+    factors: dict[str, int] = {}
+    for size in (size for sizes in free for size in sizes.values()):
+        factors[size.name] = max(size.factor, factors.get(size.name, 1))
+    if not factors:
+        return
+    for apart in (APART, 0) if len(factors) > 1 else (0,):
+        for base in TRIED:
+            step = min(apart, base)
+            yield {
+                name: max(2, (base + i * step) // factor) + (i if apart and factor >= base else 0)
+                for i, (name, factor) in enumerate(factors.items())
+            }
+
+
+def _example(shape: InputShape, sizes: dict[str, int], batch: int | None, generator: torch.Generator) -> Tensor:
+    numbers = shape.at(sizes, 1)
+    if batch is not None and numbers:
+        numbers = (batch, *numbers[1:])
+    if shape.dtype.is_floating_point:
+        return torch.randn(numbers, generator=generator).to(shape.dtype)
+    return torch.randint(0, 2, numbers, generator=generator).to(shape.dtype)

@@ -1,0 +1,217 @@
+"""Sizes that the user wants free, as `torch.export` can have them: what it answers is worked into the next attempt.
+
+A guard that it found (a feature map and its half, upsampled, must agree) holds for some sizes only. Those are found by
+trying: the multiples of the smallest number, and the smallest such size, from which on all guards hold.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor
+from torch.export import Dim
+
+from converter.checkpoint.expressions import is_size_expression
+from converter.errors import CaptureError
+from converter.program import Program
+from converter.shapes import FreeSize
+
+PREFIX = "size_"  # sympy has names of its own, S and N among them
+LEAST = 2  # a size of 1 broadcasts
+CHECKED = 2048  # up to which sizes guards are tried
+MOST_FACTOR = 256
+SIZE_IN_GUARD = r"L\['\w+'\](?:\[\d+\])*\.size\(\)\[\d+\]"
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a free size, the number called by the user's name, may be: a multiple of `factor` within bounds."""
+
+    factor: int = 1
+    least: int = LEAST
+    most: int | None = None
+
+    def __contains__(self, size: int) -> bool:
+        return size % self.factor == 0 and self.least <= size and (self.most is None or size <= self.most)
+
+    def dim(self, name: str) -> Any:
+        """Of how many times `factor` it is, as torch.export takes it."""
+        limits = {"min": -(-self.least // self.factor)} | ({"max": self.most // self.factor} if self.most else {})
+        return Dim(f"{PREFIX}{name}", **limits)
+
+    def described(self, name: str) -> str | None:
+        """What the user is to know of it, if anything."""
+        told = []
+        if self.factor > 1:
+            told.append(f"must be a multiple of {self.factor}")
+        if self.least > max(self.factor * LEAST, LEAST):
+            told.append(f"is proven from {self.least} on")
+        if self.most is not None:
+            told.append(f"may be {self.most} at most")
+        return f"size {name} {' and '.join(told)}" if told else None
+
+
+Free = Sequence[Mapping[int, FreeSize]]
+
+
+def names_of(free: Free) -> list[str]:
+    return list(dict.fromkeys(size.name for sizes in free for size in sizes.values()))
+
+
+def dims(free: Free, ranges: Mapping[str, Range]) -> list[dict[int, Any]]:
+    """The free dimensions of each input as torch.export takes them."""
+    named = {name: ranges[name].dim(name) for name in names_of(free)}
+
+    def dim(size: FreeSize) -> Any:
+        factor = size.factor * ranges[size.name].factor
+        return named[size.name] if factor == 1 else factor * named[size.name]
+
+    return [{d: dim(size) for d, size in sizes.items()} for sizes in free]
+
+
+def amended(error: Exception, free: Free, ranges: Mapping[str, Range], examples: Mapping[str, int]) -> dict[str, Range]:
+    """The ranges that torch.export's answer leaves; those given where it says nothing of sizes.
+
+    Args:
+        examples: the sizes at which the model was traced.
+
+    Raises:
+        CaptureError: a size cannot be free, or hangs on another.
+    """
+    text = str(error)
+    found = dict(ranges)
+    for name in names_of(free):
+        _refuse_relation(text, name, free)
+        guards = _guards(text, name, ranges[name].factor)
+        if guards:
+            found[name] = _fitting(name, ranges[name], guards, examples[name])
+    return found
+
+
+def _refuse_relation(text: str, name: str, free: Free) -> None:
+    own = re.escape(f"{PREFIX}{name}")
+    constant = re.search(rf"^\s*{own} = (\d+)\s*$", text, re.MULTILINE)
+    if constant or re.search(rf"marked {own} as dynamic but your code specialized it", text):
+        raise not_free(name, int(constant[1]) if constant else None)
+    related = re.search(rf"^\s*{own} = (?!Dim\(|\d+\*_{own}\s*$)(.*{PREFIX}.*)$", text, re.MULTILINE)
+    if related:
+        what = related[1].strip().replace(PREFIX, "")
+        other = next((o for o in names_of(free) if re.search(rf"\b{re.escape(o)}\b", what)), "H")
+        how = (
+            f"write {what} in place of {name}" if re.fullmatch(r"(\d+\*)?\w+", what) else "give one of them as a number"
+        )
+        raise CaptureError(
+            f"the sizes {name} and {other} cannot be free of each other: {name} must be {what}",
+            where="--input-shape",
+            cure=f"{how} in --input-shape",
+        )
+
+
+def not_free(name: str, only: int | None, why: str = "forward has it as a constant, or loops over it") -> CaptureError:
+    """The error for a size that the model takes one number for."""
+    number = str(only) if only else "a number"
+    return CaptureError(
+        f"size {name} cannot be free: {why}",
+        where="--input-shape",
+        cure=f"give {number} in place of {name}",
+    )
+
+
+def _guards(text: str, name: str, factor: int) -> list[Callable[[int], bool]]:
+    """What the size must fulfil; torch.export speaks of dimensions, which are `factor` or more times what it names."""
+    own = re.escape(f"{PREFIX}{name}")
+    line = rf"Not all values of (?:(\d+)\*)?{own} = .* in the specified range satisfy the generated guard (.+)$"
+    found = []
+    for times, guard in re.findall(line, text, re.MULTILINE):
+        expression = re.sub(SIZE_IN_GUARD, "size", guard.strip().rstrip("."))
+        expression = expression.replace("IntInfinity()", str(2**62))
+        if is_size_expression(expression) and re.findall(r"[A-Za-z_]\w*", expression):
+            found.append(_predicate(expression, int(times or 1) // factor or 1))
+    return found
+
+
+def _predicate(expression: str, factor: int) -> Callable[[int], bool]:
+    code = compile(expression, "<guard>", "eval")
+
+    def holds(size: int) -> bool:
+        try:
+            return bool(eval(code, {"__builtins__": {}}, {"size": factor * size}))
+        except (ZeroDivisionError, NameError):
+            return False
+
+    return holds
+
+
+def _fitting(name: str, known: Range, guards: Sequence[Callable[[int], bool]], example: int) -> Range:
+    best: Range | None = None
+    holding = {size for size in range(1, CHECKED + 1) if size in known and all(guard(size) for guard in guards)}
+    for factor in range(known.factor, MOST_FACTOR + 1, known.factor):
+        if example % factor:
+            continue
+        least = most = example
+        while least - factor in holding:
+            least -= factor
+        while most + factor in holding:
+            most += factor
+        found = Range(factor, least, None if most + factor > CHECKED else most)
+        if found.most is None:
+            return found
+        if least < most and (best is None or most - least > factor * (best.most or 0)):
+            best = found
+    if best is not None:
+        return best
+    raise not_free(name, example, "the model takes no other than that which it was traced with")
+
+
+def doubled(ranges: Mapping[str, Range], examples: Mapping[str, int]) -> dict[str, Range] | None:
+    """Ranges of twice the factors, where the examples allow it."""
+    factors = {name: 2 * held.factor for name, held in ranges.items()}
+    if any(examples[name] % factor for name, factor in factors.items()):
+        return None
+    return {name: replace(held, factor=factors[name], least=factors[name] * LEAST) for name, held in ranges.items()}
+
+
+def others(ranges: Mapping[str, Range]) -> list[dict[str, int]]:
+    """Two choices of sizes, no two alike."""
+    choices = []
+    for step in (1, 2):
+        sizes = {}
+        for i, (name, held) in enumerate(ranges.items()):
+            least = -(-held.least // held.factor)
+            most = None if held.most is None else held.most // held.factor
+            wanted = least + 3 * step + 2 * i
+            sizes[name] = held.factor * (wanted if most is None else min(wanted, most))
+        choices.append(sizes)
+    return choices
+
+
+def resized(x: Tensor, held: Mapping[int, FreeSize], sizes: Mapping[str, int]) -> Tensor:
+    """An input like `x` of other sizes; integers are 0 and 1."""
+    shape = [held[d].factor * sizes[held[d].name] if d in held else n for d, n in enumerate(x.shape)]
+    generator = torch.Generator().manual_seed(0)
+    if x.is_floating_point():
+        return torch.randn(shape, generator=generator)
+    return torch.randint(0, 2, shape, generator=generator).to(x.dtype)
+
+
+def name_sizes(program: Program, free: Free) -> None:
+    """Let reports and files call the program's symbols as the user does."""
+    for node, sizes in zip(program.placeholders, free, strict=True):
+        for d, size in sizes.items():
+            expression = sympy.sympify(node.meta["val"].shape[d].node.expr)
+            symbols = list(expression.free_symbols)
+            if len(symbols) == 1 and symbols[0] not in program.size_names:
+                (symbol,) = symbols
+                times = sympy.Integer(size.factor) / expression.coeff(symbol)
+                program.size_names[symbol] = times * sympy.Symbol(size.name)
+
+
+def example_sizes(free: Free, inputs: Sequence[Tensor]) -> dict[str, int]:
+    return {
+        size.name: x.shape[d] // size.factor for x, sizes in zip(inputs, free, strict=True) for d, size in sizes.items()
+    }

@@ -1,0 +1,246 @@
+"""`--input-shape 1,3,H,W`: one program for all sizes that the network takes, those in between computed in the graph."""
+
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from click.testing import CliRunner
+from equivalence import Call, assert_same, in_float64, planned, run_in_float64, with_random_tensors
+from torch import nn
+
+import cli
+from converter.errors import CaptureError, UnsupportedOperatorsError, UsageError
+from converter.ranges import free_sizes, input_specs
+from converter.source import Clock, open_source
+from converter.verification.inputs import draw
+
+
+def opened(module, *shapes, fixed_batch=None):
+    return open_source(
+        module, factory=None, factory_args=None, input_shapes=shapes, trust=(), fixed_batch=fixed_batch, seed=0,
+        clock=Clock(None),
+    )  # fmt: skip
+
+
+def conv(before, after, stride=1, kernel=3):
+    return nn.Conv2d(before, after, kernel, stride, kernel // 2)
+
+
+class Strides(nn.Module):
+    """A classifier: five strides of 2, a block with a residual, gates, a global pool."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(conv(3, 4, 2, 7), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
+        self.left, self.right = conv(4, 6, 2), conv(4, 6, 2, 1)
+        self.squeeze, self.excite = nn.Conv2d(6, 2, 1), nn.Conv2d(2, 6, 1)
+        self.depthwise = nn.Conv2d(6, 6, 3, 2, 1, groups=6)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = F.hardswish(self.left(x) + self.right(x))
+        x = x * self.excite(self.squeeze(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        return self.head(F.adaptive_avg_pool2d(self.depthwise(x), 1).flatten(1))
+
+
+class Pyramid(nn.Module):
+    """A U-Net of two levels: the coarse one is upsampled by 2, which must give the fine one's size again."""
+
+    def __init__(self, up):
+        super().__init__()
+        self.a, self.b, self.c, self.up = conv(3, 4, 2), conv(4, 5, 2), conv(9, 3), up
+
+    def forward(self, x):
+        fine = self.a(x)
+        return self.c(torch.cat([fine, self.up(self.b(fine).relu())], 1))
+
+
+class Patches(nn.Module):
+    """Tokens of patches with positions resampled to as many, attention between them, and back to a map."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.norm = nn.Conv2d(3, 8, 8, 8), nn.LayerNorm(8)
+        self.positions = nn.Parameter(torch.zeros(1, 8, 5, 5))
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        x = self.embed(x)
+        n, c, h, w = x.shape
+        x = x + F.interpolate(self.positions, (h, w), mode="bilinear")
+        x = self.norm(x.flatten(2).transpose(1, 2))
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        return x.transpose(1, 2).reshape(n, c, h, w)
+
+
+class Text(nn.Module):
+    """Tokens with positions from a table of 40, a causal mask, heads by hand, the mean of what is not masked."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.places = nn.Embedding(30, 8), nn.Embedding(40, 8)
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, ids, mask):
+        n, t = ids.shape
+        x = self.words(ids) + self.places(torch.arange(t))
+        q, k, v = self.qkv(x).view(n, t, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(n, t, 8))
+        m = mask[:, :, None].float()
+        return (x * m).sum(1) / (m.sum(1) + 1)
+
+
+def windows(self, x):
+    n, c, h, w = x.shape
+    x = x.view(n, c, h // 4, 4, w // 4, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, c)
+    x = self.l(x).view(n, h // 4, w // 4, 4, 4, c)
+    return x.permute(0, 5, 1, 3, 2, 4).reshape(n, c, h, w)
+
+
+def focus(self, x):
+    return self.c(torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]], 1))
+
+
+def padded(self, x):
+    h, w = x.shape[2:]
+    y = self.c(F.pad(x, (0, (4 - w % 4) % 4, 0, (4 - h % 4) % 4)))
+    return y[..., :h, :w]
+
+
+def grid(self, x):
+    y = self.c(x)
+    rows, columns = torch.arange(y.shape[2]), torch.arange(y.shape[3])
+    return y + rows[:, None] * 0.5 - columns
+
+
+IMAGE = ("1,3,H,W",)
+NETWORKS = {
+    "strides, gates, a global pool": (Strides(), IMAGE, ["size H is proven from 17 on", "size W is proven from 17 on"]),
+    "multiples that the user says": (Strides(), ("1,3,32*H,32*W",), []),
+    "square only where asked": (Strides(), ("1,3,H,H",), ["size H is proven from 17 on"]),
+    "one free size": (Strides(), ("1,3,H,40",), ["size H is proven from 17 on"]),
+    "upsampled by 2": (Pyramid(nn.Upsample(scale_factor=2)), IMAGE, ["multiple of 4", "multiple of 4"]),
+    "upsampled by 2, bilinear": (Pyramid(nn.Upsample(scale_factor=2, mode="bilinear")), IMAGE, ["multiple of 4"]),
+    "transposed convolution": (Pyramid(nn.ConvTranspose2d(5, 5, 2, 2)), IMAGE, ["multiple of 4", "multiple of 4"]),
+    "multiples of half of what is needed": (Pyramid(nn.Upsample(scale_factor=2)), ("1,3,2*H,2*W",), ["multiple of 2"]),
+    "patches, positions, attention": (Patches(), IMAGE, []),
+    "tokens": (Text(), ("ids=1,T:int64", "mask=1,T:bool"), []),
+    "windows": (Call(windows, l=nn.Linear(3, 3)), IMAGE, ["multiple of 4", "multiple of 4"]),
+    "focus": (Call(focus, c=nn.Conv2d(12, 4, 3)), IMAGE, ["multiple of 2", "multiple of 2"]),
+    "padded to a multiple, of which there is none": (Call(padded, c=conv(3, 2)), ("1,3,4*H,4*W",), []),
+    "positions computed from the size": (Call(grid, c=conv(3, 2)), IMAGE, []),
+    "pixel shuffle": (nn.Sequential(conv(3, 12), nn.PixelShuffle(2)), IMAGE, []),
+    "a sequence of sounds": (nn.Sequential(nn.Conv1d(2, 4, 9, 4), nn.GELU(), nn.Conv1d(4, 3, 3, 2)), ("1,2,T",), []),
+    "a recurrent layer": (Call(lambda self, x: self.g(x)[0], g=nn.GRU(4, 5, batch_first=True)), ("1,T,4",), []),
+    "two sequences": (Call(lambda x, y: torch.cat([x, y], 1).cumsum(1)), ("1,S,4", "1,T,4"), []),
+    "one twice as long": (Call(lambda x, y: torch.cat([x, x], 1) + y), ("1,T", "1,2*T"), []),
+    "volumes": (nn.Sequential(nn.Conv3d(2, 3, 3), nn.ReLU()), ("1,2,D,H,W",), []),
+    "all pairs": (Call(lambda x: x[:, :, None] * x[:, None]), ("1,T,4",), []),
+    "softmax over positions, upsampled": (
+        Call(lambda self, x: F.interpolate(self.c(x).flatten(2).softmax(2).view(-1, 2, *x.shape[2:]), scale_factor=2),
+             c=conv(3, 2)), IMAGE, []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NETWORKS)
+def test_is_pytorchs_function_at_every_size(case):
+    module, shapes, noted = NETWORKS[case]
+    source = opened(with_random_tensors(module), *shapes)
+    program = source.program
+    for words in noted:
+        assert any(words in note for note in program.notes), program.notes
+    assert len(program.notes) >= len(noted)
+    specs = input_specs(program)
+    drawn = [
+        [torch.from_numpy(array) for array in draw(specs, 1 + number, number, sizes).values()]
+        for number, sizes in enumerate(free_sizes(program))
+    ]
+    assert len({tuple(x.shape[1:]) for inputs in drawn for x in inputs[:1]}) == 2
+    raised = program.at(torch.float64)
+    double = [raised.run(*in_float64(inputs)) for inputs in drawn]
+    for inputs, wanted in zip(drawn, double, strict=True):
+        with torch.no_grad():
+            assert_same([source.module(*inputs)], [wanted[0].float()], "the captured program", bound=1e-4)
+    for results, wanted in zip(run_in_float64(planned(program), *drawn), double, strict=True):
+        assert_same(results, wanted, case)
+
+
+def looped(x):
+    return torch.stack([x[:, i] * 2 for i in range(x.shape[1])], 1)
+
+
+REFUSED = {
+    "a Linear behind a flattened map": (
+        nn.Sequential(conv(3, 2), nn.Flatten(), nn.Linear(2 * 64 * 96, 3)), IMAGE, CaptureError,
+        ["does not take every size: at H=", "shapes cannot be multiplied", "`2` (Linear)", "give numbers"],
+    ),
+    "a Linear that takes none of those tried": (
+        nn.Sequential(conv(3, 2), nn.Flatten(), nn.Linear(7, 3)), IMAGE, CaptureError,
+        ["no sizes were found at which the model runs", "`2` (Linear)", "H=64, W=96"],
+    ),
+    "a map and its transpose": (
+        Call(lambda x: x + x.transpose(2, 3)), IMAGE, CaptureError, ["W must be H", "write H in place of W"],
+    ),
+    "one longer than the other": (
+        Call(lambda x, y: F.pad(x, (0, 2)) + y), ("1,S", "1,S"), CaptureError, ["no sizes were found"],
+    ),
+    "a loop over a dimension": (Call(looped), ("1,T,3",), CaptureError, ["size T cannot be free", "give 64 in place"]),
+    "a multiple behind its name": (conv(3, 2), ("1,3,H*2,W",), UsageError, ["`1,3,H*2,W` is no input", "1,3,H,W"]),
+    "a multiple of nothing": (conv(3, 2), ("1,3,0*H,W",), UsageError, ["has a size of 0"]),
+    "a multiple for a batch": (conv(3, 2), ("2*N,3,H,W",), UsageError, ["a multiple for its batch"]),
+    "a batch in another place": (conv(3, 2), ("N,3,N,W",), UsageError, ["is the batch, which is one: `N`"]),
+    "batches of two names": (Call(torch.add), ("N,3", "M,3"), UsageError, ["which is one: `M`, `N`"]),
+    "padding by what the size leaves": (
+        Call(padded, c=conv(3, 2)), IMAGE, UnsupportedOperatorsError, ["padding by a size that depends on the input"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("module, shapes, error, said", REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_is_named_with_its_cure(module, shapes, error, said):
+    with pytest.raises(error) as refused:
+        planned(opened(module.eval(), *shapes).program)
+    for words in said:
+        assert words in str(refused.value)
+
+
+def test_a_name_for_the_batch_is_the_batch():
+    source = opened(nn.Linear(3, 2), "N,T,3")
+    assert source.program.fixed_batch is None
+    assert list(free_sizes(source.program)[0]) == ["T"]
+    assert opened(nn.Linear(3, 2), "N,3", fixed_batch=4).program.fixed_batch == 4
+
+
+NET = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.up = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1), nn.Upsample(scale_factor=2)
+
+    def forward(self, image):
+        fine = self.a(image)
+        return fine + self.up(self.b(fine))
+"""
+
+
+def test_the_command_writes_one_artefact_for_every_size_which_verifies_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(NET)
+    model = Call(lambda self, x: x, a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(4, 4, 3))
+    torch.save(model.state_dict(), "net.pt")
+    made = CliRunner().invoke(
+        cli.main, ["net.pt", "--model", "net.py:Net", "--input-shape", "1,3,H,W", "--to", "keras", "--to", "onnx"]
+    )
+    assert made.exit_code == 0, made.stderr
+    for words in ("[batch, H, W, 3]", "[batch, H/2, W/2, 4]", "[batch, 4, H/2, W/2]", "size H must be a multiple of 4"):
+        assert words in made.stderr
+    again = CliRunner().invoke(cli.main, ["verify", "net.pt", "net.keras", "--model", "net.py:Net", "--json"])
+    assert again.exit_code == 0, again.stderr
+    (rounds,) = re.findall(r'"rounds": \[(.*?)\]', again.stdout, re.DOTALL)
+    assert len(set(re.findall(r"H (\d+)", rounds))) == 2
