@@ -3,20 +3,28 @@
     python benchmarks/movement.py [NAME ...] [--to tf --to keras] [--results movement.jsonl] [--write docs/MOVEMENT.md]
 
 The architectures are those of benchmarks/zoo.txt, on images of the size that stands there. The proofs are left out,
-which count nothing: `benchmarks/zoo.py` makes them of the same architectures. One process for each model; with
---results what is there already is not measured again. Needs timm.
+which count nothing: `benchmarks/zoo.py` makes them of the same architectures. With --results what is there already is
+not measured again. Needs timm.
 """
 
 import json
-import subprocess
+import os
 import sys
 import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from zoo import architectures, created, takes
 
+if TYPE_CHECKING:
+    from converter.artefacts.runner import Runner
+
 ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does; read when torch is imported
 DETECTOR, DETECTOR_SHAPE = "detect_head", (1, 3, 320, 320)  # in YOLOv5's manner, of sample_models
 PRODUCTS = ("matmul", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention")
 COLUMNS = {
@@ -45,28 +53,28 @@ def architecture(name: str):
     raise SystemExit(f"{name} does not run on {shape}")
 
 
-def measure(name: str, formats: list[str]) -> list[dict]:
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+def measure(name: str, runners: Mapping[str, "Runner"]) -> list[dict]:
+    """A row for each format, whose artefact is opened by the format's runner."""
     import torch
 
     import converter
-    from converter.artefacts.runner import Runner
 
     torch.manual_seed(0)
     model, shape = architecture(name)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         shapes = [",".join(map(str, shape))]
-        report = converter.convert(model, to=formats, output=Path(folder, "out"), input_shapes=shapes, verify=False)
+        report = converter.convert(
+            model, to=list(runners), output=Path(folder, "out"), input_shapes=shapes, verify=False
+        )
         for artefact in report.artefacts:
-            with Runner(artefact.format) as runner:
-                runner.open(artefact.path)
-                operators = dict(runner.operators())
+            runner = runners[artefact.format]
+            runner.open(artefact.path)
             rows.append(
                 {
                     "name": name,
                     "format": artefact.format,
-                    "operators": operators,
+                    "operators": dict(runner.operators()),
                     "movements": [f"{m.kind}, {m.reason}" for m in artefact.movements],
                     "elements": sum(m.elements for m in artefact.movements if isinstance(m.elements, int)),
                     "products": products(model, shape),
@@ -118,39 +126,26 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def measured_apart(name: str, formats: tuple[str, ...]) -> str:
-    """One line of JSON, measured by a process of its own."""
-    options = [part for each in formats for part in ("--to", each)]
-    command = [sys.executable, __file__, "--only", name, *options]
-    run = subprocess.run(command, capture_output=True, text=True)
-    if run.returncode:
-        raise SystemExit(f"{name}:\n{run.stderr[-3000:]}")
-    return run.stdout.splitlines()[-1]
-
-
-@click.command()
+@click.command(help=__doc__)
 @click.argument("names", nargs=-1)
 @click.option("--to", "formats", multiple=True, default=("tf", "keras"))
 @click.option("--write", type=click.Path(path_type=Path))
 @click.option("--results", type=click.Path(path_type=Path), help="JSON lines, a model each, to go on from.")
-@click.option("--only", hidden=True)
-def main(
-    names: tuple[str, ...], formats: tuple[str, ...], write: Path | None, results: Path | None, only: str | None
-) -> None:
-    if only:
-        click.echo(json.dumps(measure(only, list(formats))))
-        return
-    lines = results.read_text().splitlines() if results and results.exists() else []
+def main(names: tuple[str, ...], formats: tuple[str, ...], write: Path | None, results: Path | None) -> None:
+    from converter.artefacts.runner import Runner
+
     every = [*architectures(), DETECTOR]
+    lines = results.read_text().splitlines() if results and results.exists() else []
     measured: dict[str, list[dict]] = {rows[0]["name"]: rows for rows in map(json.loads, lines)}
-    for name in names or every:
-        if name not in measured:
-            line = measured_apart(name, formats)
-            measured[name] = json.loads(line)
-            if results:
-                with results.open("a") as file:
-                    file.write(line + "\n")
-        click.echo(name, err=True)
+    with ExitStack() as stack:
+        runners = {format: stack.enter_context(Runner(format)) for format in formats}
+        for name in names or every:
+            if name not in measured:
+                measured[name] = measure(name, runners)
+                if results:
+                    with results.open("a") as file:
+                        file.write(json.dumps(measured[name]) + "\n")
+            click.echo(name, err=True)
     text = table([row for name in names or every for row in measured[name]])
     if write:
         write.parent.mkdir(exist_ok=True)
