@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
+from itertools import combinations, groupby
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,7 @@ from converter.steps import (
 )
 
 __all__ = ["Constant", "Plan", "Unsupported", "Value", "arrange", "size_of", "sizes"]
+_MOST_BROADCASTS = 5  # runs of axes along which TensorFlow's kernels broadcast differently
 
 
 @dataclass(frozen=True)
@@ -408,15 +409,23 @@ class Plan:
     def _align(self, operands: Sequence[Value | Constant]) -> tuple[list[Value], Layout]:
         refined, held = self._refined(list(operands))
         values = [i for i, v in enumerate(held) if isinstance(v, Value)]
-        arrangements = []
+        rank = max(len(layout.dims) for layout in refined)
+        dims = tuple(next((layout.dims[d] for layout in refined if layout.dims[d]), ()) for d in range(rank))
+        orders = []
         for i in sorted(values, key=lambda i: -len(refined[i].size)):
             others = [refined[j] for j in (*values, *range(len(held))) if j != i]
-            order = joint_order([refined[i].atoms, *(layout.atoms for layout in others)])
-            axes = cut_axes(order, [refined[i], *others])
+            orders.append(
+                (joint_order([refined[i].atoms, *(layout.atoms for layout in others)]), [refined[i], *others])
+            )
+        arrangements = []
+        as_pytorch = (tuple(a for run in dims for a in run), refined)
+        for order, layouts in [*orders, as_pytorch]:
+            axes = cut_axes(order, layouts)
             wanted = [_skeleton(axes, layout) for layout in refined]
             cost = elements(refined[j].to(wanted[j])[1] for j in values)
-            arrangements.append((cost, _disorder(axes, refined), axes, wanted))
-        *_, axes, wanted = min(arrangements, key=lambda a: a[:2])
+            refused = _broadcasts(axes, refined) > _MOST_BROADCASTS
+            arrangements.append((refused, cost, _disorder(axes, refined), axes, wanted))
+        *_, axes, wanted = min(arrangements, key=lambda a: a[:3])
         arranged = []
         for layout, operand, target in zip(refined, held, wanted, strict=True):
             if isinstance(operand, Value):
@@ -426,8 +435,6 @@ class Plan:
                 constant, _ = arrange(operand, layout, target)
                 like = held[values[0]].step
                 arranged.append(Value(layout, operand.dtype, ConstantStep((like,), self.node, constant, self.name)))
-        rank = max(len(layout.dims) for layout in refined)
-        dims = tuple(next((layout.dims[d] for layout in refined if layout.dims[d]), ()) for d in range(rank))
         size = {a: n for layout in refined for a, n in layout.size.items()}
         return arranged, Layout(dims, axes, size)
 
@@ -446,6 +453,12 @@ def _own_axis(axes: Runs, atom: int) -> Runs:
         else:
             result.append(axis)
     return tuple(result)
+
+
+def _broadcasts(axes: Runs, layouts: Sequence[Layout]) -> int:
+    """Runs of neighbouring axes along which the same of the values are broadcast."""
+    along = [tuple(any(a in layout.size and layout.size[a] != 1 for a in axis) for layout in layouts) for axis in axes]
+    return len(list(groupby(values for values in along if any(values))))
 
 
 def _disorder(axes: Runs, layouts: Sequence[Layout]) -> int:

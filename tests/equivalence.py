@@ -15,6 +15,7 @@ from converter.capture import capture
 from converter.plan import Plan
 from converter.planning import make_plan
 from converter.program import Program
+from converter.rewrites import REWRITES, rewrite
 from converter.rewrites.fold_constants import fold_constants
 from converter.steps import Interface
 
@@ -143,6 +144,39 @@ def assert_plan_is_exact(program: Program, inputs: Sequence[Input | tuple[int, .
                 assert_same(results, wanted, f"{layout}, batch {len(wanted[0]) if wanted[0].ndim else 0}")
         plans.append(plan)
     return plans[0]
+
+
+def assert_computes_the_same(
+    module, inputs: list[Tensor], format: str, moving: bool = False, more: Sequence[list[Tensor]] = ()
+) -> Program:
+    """Rewritten for `format`, it computes what PyTorch does in float64; bit for bit in float32 if it only moves.
+
+    Args:
+        more: other inputs of the same shapes, for float64 only.
+    """
+    if not isinstance(module, Program):
+        module = captured(module, *[(2, *x.shape[1:]) for x in inputs])
+    program = module
+    rewritten, _ = rewrite(program, REWRITES[format], inputs)
+    doubles = in_float64(inputs)
+    expected = program.at(torch.float64).run(*doubles)
+    if format == "onnx":
+        assert_same(rewritten.at(torch.float64).run(*doubles), expected, format)
+        if moving:
+            assert_same(rewritten.at(torch.float32).run(*inputs), program.at(torch.float32).run(*inputs), format, 0)
+        return rewritten
+    from converter.lower import Lowered
+
+    plan = make_plan(rewritten)
+    double = Lowered(plan, "float64", stock=format == "keras")
+    raised = program.at(torch.float64)
+    for arrays in (doubles, *map(in_float64, more)):
+        ran = to_torch(double(*to_artefact(arrays, plan.inputs)), plan.outputs)
+        assert_same(ran, raised.run(*arrays), f"{format} in float64")
+    if moving:
+        ran = Lowered(plan, "float32", stock=format == "keras")(*to_artefact(inputs, plan.inputs))
+        assert_same(to_torch(ran, plan.outputs), program.at(torch.float32).run(*inputs), f"{format} in float32", 0)
+    return rewritten
 
 
 def orders(plan: Plan) -> list[tuple[int, ...]]:

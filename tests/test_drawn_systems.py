@@ -4,7 +4,6 @@ EXAMPLES=50 in the environment makes that many times more of them.
 """
 
 import os
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -19,16 +18,12 @@ from drawn_systems import (
     rolls,
     sampled_in_every_way,
 )
-from equivalence import Call, assert_same, captured, in_float64, to_artefact, to_torch
+from equivalence import Call, assert_computes_the_same, captured
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from converter.errors import CaptureError
-from converter.lower import Lowered
-from converter.planning import make_plan
-from converter.program import Program
-from converter.rewrites import REWRITES, rewrite
 
 ours = torch.ops.converter
 FORMATS = ("tf", "keras", "onnx")
@@ -47,37 +42,6 @@ def drawn(count: int):
 
 def images(shape, batch: int = 2) -> Tensor:
     return torch.randn(batch, *shape[1:], generator=torch.Generator().manual_seed(7))
-
-
-def assert_computes_the_same(
-    module, inputs: list[Tensor], format: str, moving: bool = False, more: Sequence[list[Tensor]] = ()
-) -> Program:
-    """Rewritten for `format`, it computes what PyTorch does in float64; bit for bit in float32 if it only moves.
-
-    Args:
-        more: other inputs of the same shapes, for float64 only.
-    """
-    if not isinstance(module, Program):
-        module = captured(module, *[(2, *x.shape[1:]) for x in inputs])
-    program = module
-    rewritten, _ = rewrite(program, REWRITES[format], inputs)
-    doubles = in_float64(inputs)
-    expected = program.at(torch.float64).run(*doubles)
-    if format == "onnx":
-        assert_same(rewritten.at(torch.float64).run(*doubles), expected, format)
-        if moving:
-            assert_same(rewritten.at(torch.float32).run(*inputs), program.at(torch.float32).run(*inputs), format, 0)
-        return rewritten
-    plan = make_plan(rewritten)
-    double = Lowered(plan, "float64", stock=format == "keras")
-    raised = program.at(torch.float64)
-    for arrays in (doubles, *map(in_float64, more)):
-        ran = to_torch(double(*to_artefact(arrays, plan.inputs)), plan.outputs)
-        assert_same(ran, raised.run(*arrays), f"{format} in float64")
-    if moving:
-        ran = Lowered(plan, "float32", stock=format == "keras")(*to_artefact(inputs, plan.inputs))
-        assert_same(to_torch(ran, plan.outputs), program.at(torch.float32).run(*inputs), f"{format} in float32", 0)
-    return rewritten
 
 
 @drawn(2)
