@@ -1,16 +1,20 @@
 """The commands of `convert`: options, messages, exit statuses. What they do is in `converter`."""
 
+import ast
 import json
 import os
+import shlex
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
+from click.shell_completion import CompletionItem
 
 from converter.errors import OutputError
 from converter.interruption import Interrupted, raise_again
@@ -63,6 +67,13 @@ class ConvertByDefault(click.Group):
             click.echo(f"Ended by {asked.signal.name}; what was not put in place is removed.{again}", err=True)
             ctx.exit(asked.exit_status)
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The commands, and what `convert` takes, as its name may be left out."""
+        convert = self.commands["convert"]
+        with convert.make_context("convert", [], parent=ctx, resilient_parsing=True) as inner:
+            models = convert.params[0].shell_complete(inner, incomplete) if incomplete[:1] != "-" else []
+            return [*models, *convert.shell_complete(inner, incomplete), *super().shell_complete(ctx, incomplete)]
+
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage(ctx.command_path, f"MODEL... --to {'|'.join(ENDINGS)} [OPTIONS]")
         formatter.write_usage(ctx.command_path, "COMMAND [ARGS]...", prefix="       ")
@@ -109,6 +120,29 @@ def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Co
     return decorate
 
 
+def factories(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Completions of --model: Python files here, what a file defines, and the libraries."""
+    file, colon, begun = incomplete.partition(":")
+    if not colon:
+        here = [f"{path}:" for path in sorted(Path().glob("*.py"))]
+        return [CompletionItem(one) for one in (*here, "timm:", "torchvision:") if one.startswith(incomplete)]
+    if not file.endswith(".py"):
+        return []
+    try:
+        body = ast.parse(Path(file).read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return []
+    defined = [node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    return [CompletionItem(f"{file}:{name}") for name in defined if name.startswith(begun)]
+
+
+def packages(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Completions of --trust: packages and Python files of the current folder."""
+    found = [path.parent.name for path in sorted(Path().glob("*/__init__.py"))]
+    found += [path.name for path in sorted(Path().glob("*.py"))]
+    return [CompletionItem(name) for name in found if name.startswith(incomplete)]
+
+
 PATH = click.Path(path_type=Path)
 
 architecture_options = options(
@@ -116,6 +150,7 @@ architecture_options = options(
         "--model",
         "factory",
         metavar="WHERE:FACTORY",
+        shell_complete=factories,
         help="What builds a state dict's architecture: package.module:factory, file.py:factory, timm:NAME or "
         "torchvision:NAME.",
     ),
@@ -134,7 +169,11 @@ architecture_options = options(
         help="Shape of an input, batch first; once for each input.",
     ),
     click.option(
-        "--trust", multiple=True, metavar="PACKAGE", help="Allow classes of this package to be unpickled; repeatable."
+        "--trust",
+        multiple=True,
+        metavar="PACKAGE",
+        shell_complete=packages,
+        help="Allow classes of this package to be unpickled; repeatable.",
     ),
 )
 mappings_option = click.option(
@@ -193,6 +232,7 @@ message_options = options(
     click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output."),
     click.option("-q", "--quiet", is_flag=True, help="Print only what went wrong."),
     click.option("-v", "--verbose", is_flag=True, help="Show all figures, tracebacks, and what libraries print."),
+    click.option("--log-file", type=PATH, metavar="FILE", help="Add all that -v shows to this file, with times."),
 )
 
 
@@ -234,15 +274,15 @@ def convert(
     as_json: bool,
     quiet: bool,
     verbose: bool,
+    log_file: Path | None,
     no_verify: bool,
     **arguments: Any,
 ) -> None:
     """Convert models and prove that the results are the same functions."""
     import converter
-    from converter.terminal import Terminal
     from converter.verification.images import with_preprocessing
 
-    terminal = Terminal(quiet, verbose)
+    terminal = terminal_of(quiet, verbose, log_file)
     models, to = tuple(dict.fromkeys(models)), tuple(dict.fromkeys(to))
 
     def convert_one(model: Path) -> ConversionReport:
@@ -324,6 +364,7 @@ def batch(
     as_json: bool,
     quiet: bool,
     verbose: bool,
+    log_file: Path | None,
     no_verify: bool,
     **arguments: Any,
 ) -> None:
@@ -331,9 +372,8 @@ def batch(
     from converter.batch.display import BatchDisplay
     from converter.batch.jobs import work_list
     from converter.batch.run import convert_many
-    from converter.terminal import Terminal
 
-    terminal = Terminal(quiet, verbose)
+    terminal = terminal_of(quiet, verbose, log_file)
     said = {name: plain(value) for name, value in arguments.items() if not unsaid(value)}
     if no_verify:
         said["verify"] = False
@@ -406,14 +446,14 @@ def verify(
     as_json: bool,
     quiet: bool,
     verbose: bool,
+    log_file: Path | None,
     **arguments: Any,
 ) -> None:
     """Compare an artefact with the model it was made from; any tool may have made it."""
     import converter
-    from converter.terminal import Terminal
     from converter.verification.images import with_preprocessing
 
-    terminal = Terminal(quiet, verbose)
+    terminal = terminal_of(quiet, verbose, log_file)
     result = attempt(
         lambda: converter.verify(model, artefact, progress=terminal.progress, **with_preprocessing(arguments)),
         str(model),
@@ -430,16 +470,26 @@ def verify(
 @mappings_option
 @click.option("--layout", is_flag=True, help="Show the plan too: how each value lies, and what moves for which reason.")
 @message_options
-def inspect(model: Path, as_json: bool, quiet: bool, verbose: bool, **arguments: Any) -> None:
+def inspect(model: Path, as_json: bool, quiet: bool, verbose: bool, log_file: Path | None, **arguments: Any) -> None:
     """Show a model's modules, shapes, weights, and what each becomes."""
     import converter
-    from converter.terminal import Terminal
 
-    terminal = Terminal(quiet, verbose)
+    terminal = terminal_of(quiet, verbose, log_file)
     result = attempt(lambda: converter.inspect(model, **arguments), str(model), terminal)
     if not isinstance(result, Failure):
         terminal.show_summary(result)
     finish(result.to_dict(), [result], as_json, None)
+
+
+def terminal_of(quiet: bool, verbose: bool, log_file: Path | None) -> "Terminal":
+    from converter.terminal import Terminal
+
+    try:
+        terminal = Terminal(quiet, verbose, log_file)
+    except OutputError as error:
+        raise click.ClickException(str(error)) from error
+    terminal.note(f"pt-convert {version('pt-convert')}: {shlex.join(sys.argv)}")
+    return terminal
 
 
 Result = TypeVar("Result")
@@ -450,6 +500,9 @@ def attempt(call: Callable[[], Result], source: str, terminal: "Terminal") -> Re
     try:
         with terminal.quiet_libraries():
             return call()
+    except KeyboardInterrupt as error:
+        terminal.note("".join(traceback.format_exception(error)))
+        raise
     except (Exception, SystemExit) as error:
         raise_again()
         failure = failure_of(error, source)

@@ -39,12 +39,12 @@ TITLES = {
 HEAD = f"""# Errors and their cures
 
 Written by `python benchmarks/errors.py --write docs/ERRORS.md` from the program's source; a test holds the two
-together. `{HOLE}` is what a message fills in: a name, a size, what a library said. An error names also where it is: a file,
-an option, a module of the model with its source line. `-v` shows the traceback, `--log-file` keeps it.
+together. `{HOLE}` is what a message fills in: a name, a size, what a library said. An error names also where it is: a
+file, an option, a module of the model with its source line. `-v` shows the traceback, `--log-file` keeps it.
 
 Status 3 is no error: the artefact was made, and does not agree with the model or proves nothing; README, "What is
-verified, and how". Signals end with 128 and their number, see [FAULTS.md](FAULTS.md). Options that do not exist, or lack
-a value, are told by the command line itself, with status 2.
+verified, and how". Signals end with 128 and their number, see [FAULTS.md](FAULTS.md). Options that do not exist, or
+lack a value, are told by the command line itself, with status 2.
 """
 
 Scope = ast.FunctionDef | ast.Module
@@ -156,9 +156,8 @@ def _assigned(name: str, place: Place) -> list[tuple[ast.stmt, ast.expr]]:
                 elif isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
                     pairs = zip(target.elts, node.value.elts, strict=True)
                     found += [(node, given) for one, given in pairs if isinstance(one, ast.Name) and one.id == name]
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == name:
-            if node.value is not None:
-                found.append((node, node.value))
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
+            found += [(node, node.value)] * (node.target.id == name)
     before = sorted((one for one in found if one[0].lineno < place.statement.lineno), key=lambda one: -one[0].lineno)
     may_be = []
     for one in before:
@@ -272,7 +271,7 @@ EXPLAINED: dict[str, str] = {
     "the program holds `…`, which is no tensor (…)": "make it a tensor, or a constant of forward",
     "Nothing was written.": "this is a fault of the converter: please report it with the model",
     "The batch was closed.": "the same command goes on where it stopped",
-    "ONNX's checker refuses the exported model: …": "this is a fault of PyTorch's exporter or of ours: please report it; "
+    "ONNX's checker refuses the exported model: …": "a fault of PyTorch's exporter or of ours: please report it; "
     "another --opset may help",
     "the artefact has … inputs and … outputs, the model … and …": "give the model that the artefact was made from",
     "The artefact takes the inputs …, not ….": "name the inputs as the artefact does",
@@ -283,7 +282,7 @@ EXPLAINED: dict[str, str] = {
     "the artefact's inputs are not those of the model": "rename the inputs of one of them",
     "the mapping of … in … failed: …: …": "mend your mapping: -v shows where it failed",
     "the model's outputs do not depend on any input": "there is nothing to convert: its results are constants",
-    "the model's own code failed: …: …": "mend the code that is named, or install what it needs: -v shows where it failed",
+    "the model's own code failed: …: …": "mend that code, or install what it needs: -v shows where it failed",
     "There is no such artefact.": "give the path that `convert` said it wrote",
     "… failed: …: …": "mend the code that is named: -v shows where it failed",
     "… is not a Python file": "name a file that ends in .py, as in --model net.py:build",

@@ -1,18 +1,18 @@
 """What the command shows: progress while it works, reports when it is done. All of it on standard error."""
 
 import contextlib
-import io
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, Concatenate, ParamSpec
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -39,12 +39,27 @@ from .report import (
     VerificationReport,
     WeightMatch,
 )
+from .streams import LogFile, Screen, descriptor, own_stderr
 
 FORMATS = {"tf": "SavedModel", "keras": "Keras file", "onnx": "ONNX"}
 PROOFS = {"function": "1 same function", "artefact": "2 same artefact", "weights": "3 same weights"}
 COLOURS = {"verified": "green", "not verified": "yellow", "disagrees": "red", "failed": "red"}
-WIDTH_WITHOUT_TERMINAL = 120
 MOST_LINES = 6
+
+
+P = ParamSpec("P")
+
+
+def logged(show: "Callable[Concatenate[Terminal, P], None]") -> "Callable[Concatenate[Terminal, P], None]":
+    """What a terminal shows goes into its log too, in full."""
+
+    @wraps(show)
+    def both(terminal: "Terminal", *arguments: P.args, **options: P.kwargs) -> None:
+        if terminal.log is not None:
+            show(terminal.log, *arguments, **options)
+        show(terminal, *arguments, **options)
+
+    return both
 
 
 class Terminal:
@@ -53,44 +68,56 @@ class Terminal:
     Args:
         quiet: show only what went wrong.
         verbose: show every figure, tracebacks, and what libraries print.
+        log_file: add all of that to this file, with times; what libraries print goes there instead.
+        file: in place of standard error.
+
+    Raises:
+        OutputError: the log file cannot be opened.
     """
 
-    def __init__(self, quiet: bool = False, verbose: bool = False):
+    def __init__(
+        self, quiet: bool = False, verbose: bool = False, log_file: Path | None = None, file: IO[str] | None = None
+    ):
         self.quiet, self.verbose = quiet, verbose
-        file = _own_stderr()
-        self.console = Console(
-            file=file,
-            width=None if file.isatty() else WIDTH_WITHOUT_TERMINAL,
-            highlight=False,
-            markup=False,
-            emoji=False,
-        )
+        self.console = Screen(file or own_stderr())
+        self.log: Terminal | None = None
+        self._log_file = LogFile(log_file) if log_file is not None else None
+        if self._log_file is not None:
+            self.log = Terminal(verbose=True, file=self._log_file)  # type: ignore[arg-type]
         self._bars: Progress | None = None
 
     @contextmanager
     def quiet_libraries(self) -> Iterator[None]:
-        """Send what is printed meanwhile, by C++ and child processes too, to standard error if verbose, else nowhere.
+        """Send what is printed meanwhile, by C++ and child processes too, to the log, to standard error if verbose,
+        else nowhere.
 
         Standard output is for results.
         """
         sys.stdout.flush()
         sys.stderr.flush()
         with contextlib.ExitStack() as stack:
-            if self.verbose:
-                sink: IO[str] = sys.stderr
-                stack.enter_context(_descriptor(1, 2))
+            if self._log_file is not None:
+                sink: Any = self._log_file
+                for number in (1, 2):
+                    stack.enter_context(descriptor(number, sink.fileno()))
+            elif self.verbose:
+                sink = sys.stderr
+                stack.enter_context(descriptor(1, 2))
             else:
                 sink = stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace"))
-                for descriptor in (1, 2):
-                    stack.enter_context(_descriptor(descriptor, sink.fileno()))
+                for number in (1, 2):
+                    stack.enter_context(descriptor(number, sink.fileno()))
             stack.enter_context(contextlib.redirect_stdout(sink))
             stack.enter_context(contextlib.redirect_stderr(sink))
             yield
+        if self._log_file is not None and self._log_file.failed is not None:
+            self.console.print(f"The log could not be written to its end: {self._log_file.failed.strerror}.")
 
     @contextmanager
     def progress(self, step: str) -> Iterator[None]:
         """Show a step while it runs, and how long it took."""
         raise_again()
+        self.note(f"  {step} begins")
         started, outermost, mark, style = time.perf_counter(), self._bars is None, "✗", "red"
         bars = self._bars
         if bars is None:
@@ -100,7 +127,7 @@ class Terminal:
                 TimeElapsedColumn(),
                 console=self.console,
                 transient=True,
-                disable=self.quiet or not self.console.is_terminal,
+                disable=self.quiet or not self.console.animated,
             )
             bars.start()
         task = bars.add_task(step, total=None)
@@ -114,10 +141,22 @@ class Terminal:
                 self._bars = None
             self.say(Text.assemble("  ", (mark, style), f" {step} ", (_seconds(time.perf_counter() - started), "dim")))
 
+    @logged
     def say(self, message: RenderableType) -> None:
         if not self.quiet:
             self.console.print(message)
 
+    @logged
+    def warn(self, message: RenderableType) -> None:
+        """Say it if quiet, too."""
+        self.console.print(message)
+
+    def note(self, message: RenderableType) -> None:
+        """For the log only."""
+        if self.log is not None:
+            self.log.say(message)
+
+    @logged
     def show_failure(self, failure: Failure, trace: str) -> None:
         # The operators' own lines in the message are for those who see no table.
         what = failure.what.partition("\n")[0] if failure.operators else failure.what
@@ -130,6 +169,7 @@ class Terminal:
         if self.verbose:
             self.console.print(Text(trace, style="dim"), soft_wrap=True)
 
+    @logged
     def show_conversion(self, report: ConversionReport) -> None:
         failed = any(artefact.failure for artefact in report.artefacts)
         if self.quiet and not failed and all(p.holds for artefact in report.artefacts for p in artefact.proofs):
@@ -146,6 +186,7 @@ class Terminal:
         seconds = sum(report.timings.values())
         self._panel(parts, report.source, f"{report.status}, {_seconds(seconds)}" if seconds else None, report.status)
 
+    @logged
     def show_verification(self, report: VerificationReport) -> None:
         if self.quiet and report.status == "verified":
             return
@@ -161,6 +202,7 @@ class Terminal:
             parts += [_heading("What each module gives"), _trace(report.trace)]
         self._panel([*parts, *_notes(report.notes)], title, report.status, report.status)
 
+    @logged
     def show_summary(self, summary: ModelSummary) -> None:
         parts: list[RenderableType] = []
         if summary.inputs or summary.outputs:
@@ -179,6 +221,7 @@ class Terminal:
         if not self.quiet or summary.unsupported:
             self._panel(parts, summary.source, None, status)
 
+    @logged
     def show_table(self, results: Sequence[Report]) -> None:
         """Show one row for each model of several."""
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -190,7 +233,8 @@ class Terminal:
                 table.add_row(Text(result.source), Text(result.status, COLOURS[result.status]), Text(written))
             elif isinstance(result, Failure):
                 table.add_row(Text(result.source), Text("failed", COLOURS["failed"]), Text(result.what))
-        self.say(table)
+        if not self.quiet:
+            self.console.print(table)
 
     def _artefact(self, artefact: ArtefactReport) -> RenderableType:
         grid = _grid()
@@ -260,28 +304,6 @@ class Terminal:
                 padding=(0, 1),
             )
         )
-
-
-def _own_stderr() -> IO[str]:
-    """Give a standard error of our own, so that descriptor 2 can be closed to libraries."""
-    try:
-        if sys.stderr.fileno() == 2:
-            return os.fdopen(os.dup(2), "w", encoding=sys.stderr.encoding, errors="backslashreplace", buffering=1)
-    except (OSError, io.UnsupportedOperation):
-        pass
-    return sys.stderr
-
-
-@contextmanager
-def _descriptor(descriptor: int, target: int) -> Iterator[None]:
-    """Let a file descriptor be another one for a while."""
-    kept = os.dup(descriptor)
-    os.dup2(target, descriptor)
-    try:
-        yield
-    finally:
-        os.dup2(kept, descriptor)
-        os.close(kept)
 
 
 def _grid() -> Table:

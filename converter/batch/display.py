@@ -40,7 +40,7 @@ class BatchDisplay:
             console=self._console,
         )
         self._task = self._progress.add_task("models", total=None, rate="")
-        live = self._console.is_terminal and not terminal.quiet
+        live = terminal.console.animated and not terminal.quiet
         self._live = Live(console=self._console, refresh_per_second=4, transient=True) if live else None
 
     def begin(self, total: int, slots: int) -> None:
@@ -50,6 +50,7 @@ class BatchDisplay:
 
     def step(self, slot: int, name: str, step: str) -> None:
         self._rows[slot] = (name, step)
+        self._terminal.note(f"{name}: {step}")
         self._refresh()
 
     def ended(self, entry: Entry, slot: int | None) -> None:
@@ -60,8 +61,7 @@ class BatchDisplay:
         task = self._progress.tasks[0]
         rate = f"{60 * done / task.elapsed:.1f} a minute" if task.elapsed else ""
         self._progress.update(self._task, completed=done, rate=rate)
-        if self._live is None or entry.state != "verified":
-            self._say_line(entry, done)
+        self._say_line(entry, done)
         self._refresh()
 
     def show_summary(self, report: BatchReport) -> None:
@@ -78,9 +78,9 @@ class BatchDisplay:
                 table.add_column(column, overflow="fold")
             for entry in bad[:MOST_ROWS]:
                 table.add_row(entry.name, Text(entry.state, COLOURS[entry.state]), Text(entry.reason))
-            self._console.print(table)
+            self._terminal.warn(table)
             if len(bad) > MOST_ROWS:
-                self._console.print(f"and {len(bad) - MOST_ROWS} more, in summary.json")
+                self._terminal.warn(f"and {len(bad) - MOST_ROWS} more, in summary.json")
 
     def _say_line(self, entry: Entry, done: int) -> None:
         if entry.before and entry.state == "verified":
@@ -89,7 +89,13 @@ class BatchDisplay:
         line = Text.assemble(
             (f"[{done}/{self._total}] ", "dim"), (entry.state, COLOURS[entry.state]), f" {entry.name} ", (time, "dim")
         )
-        self._terminal.say(line.append(f" {entry.reason}") if entry.reason else line)
+        line = line.append(f" {entry.reason}") if entry.reason else line
+        if self._live is None or entry.state != "verified":
+            self._terminal.say(line)
+        else:
+            self._terminal.note(line)
+        if entry.log:
+            self._terminal.note(f"  see {entry.log}")
 
     def _refresh(self) -> None:
         if self._live is None:

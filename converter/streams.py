@@ -1,0 +1,108 @@
+"""Where messages go: standard error of our own, a log file, and descriptors that libraries print to."""
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import IO
+
+from rich.console import Console
+
+from .errors import OutputError
+
+WIDTH_WITHOUT_TERMINAL = 120
+
+
+class Screen(Console):
+    """A console without markup, that goes on when nobody reads any more.
+
+    In a pipe, in a terminal that says it is dumb, or with NO_COLOR there are no control characters.
+
+    Attributes:
+        animated: what is shown may be drawn over, as progress bars do: in a terminal, but not in CI.
+    """
+
+    def __init__(self, file: IO[str]):
+        super().__init__(
+            file=file,
+            width=None if file.isatty() else WIDTH_WITHOUT_TERMINAL,
+            highlight=False,
+            markup=False,
+            emoji=False,
+            color_system=None if os.environ.get("NO_COLOR") else "auto",
+        )
+        self.animated = file.isatty() and not self.is_dumb_terminal and not os.environ.get("CI")
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
+class LogFile(io.TextIOBase):
+    """A file that messages are added to, each line with the time; gives up where it cannot be written any more.
+
+    Raises:
+        OutputError: it cannot be opened.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.failed: OSError | None = None
+        self._begins_line = True
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+        except OSError as error:
+            raise OutputError(
+                f"The log cannot be written: {error.strerror}.", where=str(path), cure="Give another --log-file."
+            ) from error
+
+    def fileno(self) -> int:
+        """For what prints by itself: its lines come between ours, without times."""
+        return self._file.fileno()
+
+    def write(self, text: str) -> int:
+        if self.failed is None:
+            try:
+                for line in text.splitlines(keepends=True):
+                    if self._begins_line:
+                        self._file.write(f"{datetime.now().isoformat(' ', 'milliseconds')}  ")
+                    self._file.write(line)
+                    self._begins_line = line.endswith("\n")
+            except OSError as error:
+                self.failed = error
+        return len(text)
+
+    def flush(self) -> None:
+        if self.failed is None:
+            try:
+                self._file.flush()
+            except OSError as error:
+                self.failed = error
+
+    def isatty(self) -> bool:
+        return False
+
+
+def own_stderr() -> IO[str]:
+    """Give a standard error of our own, so that descriptor 2 can be closed to libraries."""
+    try:
+        if sys.stderr.fileno() == 2:
+            return os.fdopen(os.dup(2), "w", encoding=sys.stderr.encoding, errors="backslashreplace", buffering=1)
+    except (OSError, io.UnsupportedOperation):
+        pass
+    return sys.stderr
+
+
+@contextmanager
+def descriptor(number: int, target: int) -> Iterator[None]:
+    """Let a file descriptor be another one for a while."""
+    kept = os.dup(number)
+    os.dup2(target, number)
+    try:
+        yield
+    finally:
+        os.dup2(kept, number)
+        os.close(kept)
