@@ -249,7 +249,7 @@ def document() -> str:
 EXPLAINED: dict[str, str] = {
     "A folder of images fits a model with one input (batch, channels, height, width).": "give --inputs an .npz with an "
     "array for each input",
-    "either all input shapes have a name or none, each its own": "write every --input-shape as NAME=1,3,224,224, or none",
+    "either all input shapes have a name or none, each its own": "name every --input-shape, NAME=1,3,224,224, or none",
     "Inputs of dtype … cannot be drawn.": "give your own with --inputs",
     "No such preprocessing of images: …, ….": "`fit` is stretch, crop or pad, `order` rgb or bgr",
     "Scale, mean and std are to be numbers, std not 0.": "as in --image-mean 0.485,0.456,0.406",
