@@ -546,10 +546,6 @@ def truncated(part: float, **options: Any) -> Callable[[Path], None]:
     return save
 
 
-def scripted(path: Path) -> None:
-    torch.jit.save(torch.jit.trace(nn.Linear(1, 1), torch.ones(1, 1)), path)
-
-
 def bomb(path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02N.")
@@ -575,7 +571,6 @@ BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "plain pickle": (write(b"\x80\x04\x95\x02\x00\x00\x00\x00\x00\x00\x00N."), "plain pickle"),
     "random bytes": (write(bytes(range(200, 256)) * 4), "unknown data"),
     "other zip": (write(zipped(a=b"x")), "zip archive of something else"),
-    "TorchScript": (scripted, "TorchScript, which is not supported yet"),
     "zip that expands without measure": (bomb, "expand without measure"),
     "safetensors with a broken header": (write((10).to_bytes(8, "little") + b"{" + bytes(9)), "damaged"),
     "a tensor": (lambda path: torch.save(torch.ones(2), path), "holds a Tensor"),

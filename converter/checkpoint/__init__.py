@@ -18,6 +18,8 @@ from converter.checkpoint.exported import LIFTED_BY, load_exported
 from converter.checkpoint.factory import build
 from converter.checkpoint.isolation import user_code
 from converter.checkpoint.pickles import load_pickled
+from converter.checkpoint.torchscript import LIFTED_BY as TORCHSCRIPT_LIFTED_BY
+from converter.checkpoint.torchscript import load_torchscript
 from converter.checkpoint.trust import Trust
 from converter.checkpoint.weights import as_float32, check_measure, find_model, fit
 from converter.errors import CheckpointError
@@ -124,6 +126,8 @@ def _read(
     if content_format is Format.EXPORTED:
         program, told = load_exported(path, trusted=LIFTED_BY in trust)
         return program, list(told)
+    if content_format is Format.TORCHSCRIPT:
+        return load_torchscript(path, trusted=TORCHSCRIPT_LIFTED_BY in trust)
     with _code_of(path, trusted):
         if content_format is Format.SAFETENSORS:
             content: Any = _safetensors(path)

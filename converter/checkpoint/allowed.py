@@ -234,7 +234,7 @@ def _in_places(module: str) -> bool:
 
 
 def _part_of_a_library(module: str, name: str) -> Named | None:
-    value = vars(_installed(module)).get(name)
+    value = vars(installed_module(module)).get(name)
     if value is None:
         raise NotFoundError(f"{module} has no `{name}` in the version that is installed")
     if is_library_module(value):
@@ -244,7 +244,7 @@ def _part_of_a_library(module: str, name: str) -> Named | None:
     return None
 
 
-def _installed(module: str) -> types.ModuleType:
+def installed_module(module: str) -> types.ModuleType:
     """Imports a module of torch, torchvision or timm, as installed: a folder `timm` beside a checkpoint is not it."""
     package = module.split(".")[0]
     if module in sys.modules:

@@ -21,6 +21,7 @@ class Format(StrEnum):
     LEGACY = "torch.save before PyTorch 1.6"
     SAFETENSORS = "safetensors"
     EXPORTED = "torch.export.save"
+    TORCHSCRIPT = "torch.jit.save"
 
 
 # torch.serialization.MAGIC_NUMBER as every pickle protocol from 2 on writes it
@@ -93,7 +94,7 @@ def _folder_cure(path: Path) -> str:
 
 
 def _not_a_checkpoint(path: Path, what: str) -> CheckpointError:
-    cure = "give a file written by torch.save or torch.export.save, or a .safetensors file"
+    cure = "give a file of torch.save, torch.jit.save or torch.export.save, or a .safetensors file"
     return CheckpointError(f"this is not a PyTorch checkpoint but {what}", where=str(path), cure=cure)
 
 
@@ -111,8 +112,7 @@ def _zip_format(path: Path) -> Format:
         cure = "open it with the PyTorch that wrote it and save it again with a current one, or export again"
         raise CheckpointError("this exported program was written by PyTorch before 2.8", where=str(path), cure=cure)
     if "constants.pkl" in inner or "model.json" in inner or any(name.startswith("code/") for name in inner):
-        cure = "export the original model with torch.export.export and torch.export.save, or give its plain checkpoint"
-        raise CheckpointError("this is TorchScript, which is not supported yet", where=str(path), cure=cure)
+        return Format.TORCHSCRIPT
     if "data.pkl" in inner:
         return Format.ZIP
     if "config.json" in names and "model.weights.h5" in names:

@@ -1,0 +1,40 @@
+"""TorchScript files: checked, loaded, and rebuilt as modules that `torch.export` can trace."""
+
+import contextlib
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from converter.checkpoint.allowed import installed_module
+from converter.checkpoint.torchscript.module import rebuilt
+from converter.checkpoint.torchscript.records import LIFTED_BY, open_archive
+from converter.checkpoint.trust import NotFoundError
+from converter.checkpoint.weights import as_float32, check_measure
+
+__all__ = ["LIFTED_BY", "load_torchscript"]
+
+
+def load_torchscript(path: Path, *, trusted: bool) -> tuple[nn.Module, list[str]]:
+    """The module in a file of torch.jit.save, in eval mode and float32, and notes.
+
+    Its parameters and buffers have the names that they had in the original module, unless it was frozen.
+
+    Args:
+        trusted: take its code as it is, as the user asked for with `--trust torchscript`.
+
+    Raises:
+        CheckpointError: the file is damaged, of another version, or uses more than a model's arithmetic.
+    """
+    archive = open_archive(path, trusted=trusted)
+    if any("ops.torchvision." in text for text in archive.code.values()):
+        with contextlib.suppress(NotFoundError):  # then PyTorch says which operator it does not know
+            installed_module("torchvision.ops")
+    unit = torch._C.CompilationUnit()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        script = torch.jit._recursive.wrap_cpp_module(archive.imported(unit, path))
+        check_measure((*script.parameters(), *script.buffers()), path)
+        script, notes = as_float32(script)
+        return rebuilt(unit, script, archive.code, path, trusted), notes

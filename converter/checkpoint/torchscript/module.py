@@ -1,0 +1,185 @@
+"""A TorchScript module as an `nn.Module` of the same names, which `torch.export` can trace."""
+
+import inspect
+import keyword
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from converter.checkpoint.torchscript.graph import Block, Compiler, Number
+from converter.errors import CheckpointError, ConversionError
+
+
+class ScriptedModule(nn.Module):
+    """One module of a TorchScript file: its parameters, buffers and parts by their names, its methods as graphs."""
+
+    def __init__(self, script: Any):
+        super().__init__()
+        self._script = script  # torch._C.ScriptModule
+        self._methods: dict[str, Block] = {}
+        self._values: dict[str, Any] = {}
+
+    def script_attribute(self, name: str) -> Any:
+        if name == "training":
+            return self.training
+        for held in (self._parameters, self._buffers, self._modules):
+            if name in held:
+                return held[name]
+        if name not in self._values:
+            raise ConversionError(f"the TorchScript has an attribute `{name}` that is no plain value")
+        return _given(self._values[name])
+
+    def script_call(self, method: str, arguments: tuple) -> Any:
+        return self(*arguments) if method == "forward" else self.run_method(method, *arguments)
+
+    def forward(self, *arguments: Any) -> Any:
+        return self.run_method("forward", *arguments)
+
+    def run_method(self, name: str, *arguments: Any) -> Any:
+        block = self._methods[name]
+        (result,) = block.run(dict(zip(block.takes, (self, *arguments), strict=True)))
+        return result
+
+    def compile_methods(self, compiler: Compiler) -> None:
+        for name in self._script._method_names():
+            self._methods[name] = compiler.block(self._script._get_method(name).graph)
+
+    def take_values(self, names: set[str], constants: "Constants") -> None:
+        """Keep the attributes of these names that are neither tensors nor modules."""
+        for name in names - {*self._parameters, *self._buffers, *self._modules, "training"}:
+            if self._script.hasattr(name):
+                self._values[name] = _held(self._script.getattr(name), constants)
+
+
+class Constants(nn.Module):
+    """The tensors that stand in a TorchScript file's code, as those of `torch.jit.freeze` do."""
+
+    def keep(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Keep a tensor, and return what gives it: the same for one that is kept already."""
+        for known, held in self._buffers.items():
+            if held is not None and _same(held, tensor):
+                name = known
+                break
+        else:
+            name = f"c{len(self._buffers)}"
+            self.register_buffer(name, tensor.detach())
+        return lambda: getattr(self, name)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() != 0 and a.shape == b.shape and a.stride() == b.stride() and a.dtype == b.dtype
+
+
+def rebuilt(
+    unit: torch._C.CompilationUnit, script: Any, code: Mapping[str, str], path: Path, trusted: bool
+) -> nn.Module:
+    """The module that runs as the script does, and can be traced.
+
+    Called as it is, it runs TorchScript's own interpreter: what is traced is compared with that. Traced, it runs the
+    graphs operator by operator.
+
+    Args:
+        script: a RecursiveScriptModule in the types and mode it shall run in; its weights are shared.
+
+    Raises:
+        CheckpointError: it uses operators that are not allowed, or is no module.
+    """
+    constants = Constants()
+    if not script._c._has_method("forward"):
+        raise CheckpointError("the TorchScript has no forward", where=str(path), cure="save a module that has one")
+    compiler = Compiler(unit, dict(code), path.name, trusted, constants.keep)
+    for constant in script.forward.code_with_constants[1].values():
+        constants.keep(constant)  # under the names that the file's code has for them
+    module = _part(script, {}, "")
+    parts = [part for part in module.modules() if isinstance(part, ScriptedModule)]
+    for part in parts:
+        part.compile_methods(compiler)
+    for part in parts:
+        part.take_values(compiler.attributes, constants)
+    if constants._buffers:
+        module.add_module("CONSTANTS", constants)
+    module.eval()
+    module.forward = _forward(module, script)  # type: ignore[method-assign]
+    return module
+
+
+def _part(script: Any, taken: dict[int, tuple[Tensor, nn.Parameter]], path: str) -> ScriptedModule:
+    kind = type(script.original_name, (ScriptedModule,), {"__module__": ScriptedModule.__module__})
+    part: ScriptedModule = kind(script._c)
+    if script._c._get_forward_hooks() or script._c._get_forward_pre_hooks():
+        cure = "remove them before torch.jit.script"
+        raise CheckpointError("the TorchScript has hooks", where=f"module `{path}`", cure=cure)
+    for name, value in script._parameters.items():
+        own = nn.Parameter(value.detach(), requires_grad=value.requires_grad and value.is_floating_point())
+        part._parameters[name] = taken.setdefault(id(value), (value, own))[1]
+    for name, value in script._buffers.items():
+        part._buffers[name] = value
+    for name, inner in script._modules.items():
+        part._modules[name] = _part(inner, taken, f"{path}.{name}".lstrip("."))
+    return part
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A tensor within a value, as the constant that it is kept as."""
+
+    tensor: Callable[[], Tensor]
+
+
+def _held(value: Any, constants: Constants) -> Any:
+    if isinstance(value, Tensor):
+        return Kept(constants.keep(value))
+    if isinstance(value, list | tuple):
+        return type(value)(_held(item, constants) for item in value)
+    if isinstance(value, dict):
+        return {key: _held(item, constants) for key, item in value.items()}
+    return value
+
+
+def _given(value: Any) -> Any:
+    if isinstance(value, Kept):
+        return value.tensor()
+    if isinstance(value, list | tuple):
+        return type(value)(map(_given, value))
+    return {key: _given(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _forward(module: ScriptedModule, script: Any) -> Callable[..., Any]:
+    """TorchScript's own run, and the graphs' while `torch.export` traces: the two are compared by who captures."""
+    arguments = script._c._get_method("forward").schema.arguments[1:]
+    names = [
+        a.name if a.name.isidentifier() and not keyword.iskeyword(a.name) else f"input_{i}"
+        for i, a in enumerate(arguments)
+    ]
+
+    def forward(*given: Any) -> Any:
+        missing = [a.default_value for a in arguments[len(given) :]]
+        if torch.compiler.is_exporting():
+            return _as_tensor(module.run_method("forward", *given, *missing))
+        with torch.jit._fuser.optimized_execution(False):
+            return script(*given)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(name, kind, default=a.default_value if a.has_default_value() else inspect.Parameter.empty)
+            for name, a in zip(names, arguments, strict=True)
+        ]
+    )
+    return forward
+
+
+def _parameter_name(name: str, number: int) -> str:
+    return name if name.isidentifier() and not keyword.iskeyword(name) else f"input_{number}"
+
+
+def _as_tensor(value: Any) -> Any:
+    if isinstance(value, Number):
+        return value.as_tensor()
+    if isinstance(value, list | tuple):
+        return type(value)(map(_as_tensor, value))
+    return {key: _as_tensor(item) for key, item in value.items()} if isinstance(value, dict) else value
