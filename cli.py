@@ -151,8 +151,8 @@ architecture_options = options(
         "factory",
         metavar="WHERE:FACTORY",
         shell_complete=factories,
-        help="What builds a state dict's architecture: package.module:factory, file.py:factory, timm:NAME or "
-        "torchvision:NAME.",
+        help="What builds a state dict's architecture: package.module:factory, file.py:factory, timm:NAME, "
+        "torchvision:NAME or hf:FOLDER.",
     ),
     click.option(
         "--model-args",

@@ -121,8 +121,8 @@ def _call(path: Path) -> None:
     edit(path, "data.pkl", lambda _: b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00trueq\x00\x85R.")
 
 
-def _without(record: str) -> Callable[[Path], None]:
-    return lambda path: write(path, {name: data for name, data in records(path).items() if name != record})
+def _without(part: str) -> Callable[[Path], None]:
+    return lambda path: write(path, {name: data for name, data in records(path).items() if part not in name})
 
 
 def _bomb(path: Path) -> None:
@@ -135,14 +135,14 @@ def _bomb(path: Path) -> None:
 ARCHIVES: dict[str, Callable[[Path], None]] = {
     "a tensor larger than its record": lambda path: edit(path, "data/0", lambda data: data[:4]),
     "a tensor that reaches beyond": _edited_data(b"(K\x02K\x03t", b"(K\x7fK\x03t"),
-    "a class that is not declared": _edited_data(b"container\nSequential", b"container\nSequentiaX"),
+    "a class that is not declared": _edited_data(b"\nSequential\n", b"\nSequentiaX\n"),
     "an attribute of another type": _edited_data(b"training\x71", b"trainin_\x71"),
     "lists without end": _deep,
     "a list inside itself": _inside_itself,
     "a call of a function": _call,
     "no data": _without("data.pkl"),
     "no weights": _without("data/0"),
-    "no code": _without("code/__torch__/torch/nn/modules/linear.py"),
+    "no code": _without("modules/linear"),
     "a compiled library": lambda path: edit(path, "data/aotinductor/model.so", lambda _: b"x"),
     "a file that leads elsewhere": lambda path: edit(path, "code/../../x.py", lambda _: b"x"),
     "code that is no text": lambda path: edit(path, "code/__torch__/more.py", lambda _: b"\xff\xfe"),

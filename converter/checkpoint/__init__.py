@@ -16,8 +16,11 @@ from torch.export import ExportedProgram
 from converter.checkpoint.detect import Format, file_format
 from converter.checkpoint.exported import LIFTED_BY, load_exported
 from converter.checkpoint.factory import build
+from converter.checkpoint.hugging_face import LIFTED_BY as HUGGING_FACE_LIFTED_BY
+from converter.checkpoint.hugging_face import is_folder, load_folder
 from converter.checkpoint.isolation import user_code
 from converter.checkpoint.pickles import load_pickled
+from converter.checkpoint.sharded import is_index, load_shards, weights_in
 from converter.checkpoint.torchscript import LIFTED_BY as TORCHSCRIPT_LIFTED_BY
 from converter.checkpoint.torchscript import load_torchscript
 from converter.checkpoint.trust import Trust
@@ -58,11 +61,13 @@ def load(
     """Reads a checkpoint of any format; the content decides which, never the name.
 
     Args:
-        path: a file of torch.save (module, state dict or training checkpoint), .safetensors, or .pt2.
-        factory: the architecture of a state dict: package.module:name, file.py:name, timm:NAME, torchvision:NAME.
+        path: a file of torch.save (module, state dict or training checkpoint), torch.jit.save, .safetensors, or .pt2; a
+            folder of Hugging Face's with config.json and weights; the index of a sharded state dict.
+        factory: the architecture of a state dict: package.module:name, file.py:name, timm:NAME, torchvision:NAME,
+            hf:FOLDER.
         factory_args: keyword arguments of the factory.
-        trust: packages, modules and Python files whose classes and functions the file may use; "pt2" lifts the
-            guard of exported programs. They are looked for in the current directory and beside the checkpoint first.
+        trust: packages, modules and Python files whose classes and functions the file may use; "pt2", "torchscript" and
+            "hf" lift the guards of these. Code is looked for in the current directory and beside the checkpoint first.
 
     Raises:
         CheckpointError: the file is missing, damaged, no checkpoint, asks for code that was not trusted, or its weights
@@ -72,7 +77,7 @@ def load(
     """
     path = Path(path)
     trusted = Trust.of(trust)
-    model, notes = _read(path, trusted, trust)
+    model, notes = _read(path, trusted, trust, built_elsewhere=factory is not None)
     digest = _sha256(path)
     if isinstance(model, ExportedProgram):
         return Checkpoint(path, digest, "exported program", None, model, (*notes, *_unneeded(factory)))
@@ -97,7 +102,7 @@ def load_tensors(path: Path | str, *, trust: Sequence[str] = ()) -> tuple[dict[s
     A state dict needs no architecture for that. Raises as `load` does.
     """
     path = Path(path)
-    model, _ = _read(path, Trust.of(trust), trust)
+    model, _ = _read(path, Trust.of(trust), trust, built_elsewhere=True)
     if isinstance(model, ExportedProgram):
         named: Mapping[str, Any] = {**model.state_dict, **model.constants}
     elif isinstance(model, nn.Module):
@@ -119,9 +124,22 @@ def tensors_of(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _read(
-    path: Path, trusted: Trust, trust: Sequence[str]
+    path: Path, trusted: Trust, trust: Sequence[str], *, built_elsewhere: bool
 ) -> tuple[nn.Module | ExportedProgram | Mapping[str, Any], list[str]]:
-    """What the file holds, and notes on what was taken of it."""
+    """What the file or folder holds, and notes on what was taken of it.
+
+    Args:
+        built_elsewhere: of a folder with weights and an architecture, the weights only.
+    """
+    if path.is_dir() and (weights := weights_in(path)) is not None and (built_elsewhere or is_folder(path)):
+        state, notes = _state_dict(weights, trusted)
+        if built_elsewhere:
+            return state, notes
+        size = sum(file.stat().st_size for file in _files(path))
+        module, told = load_folder(path, state, size, trusted=HUGGING_FACE_LIFTED_BY in trust)
+        return module, [*notes, *told]
+    if is_index(path):
+        return _state_dict(path, trusted)
     content_format = file_format(path)
     if content_format is Format.EXPORTED:
         program, told = load_exported(path, trusted=LIFTED_BY in trust)
@@ -141,6 +159,29 @@ def _read(
     return model, notes
 
 
+def _state_dict(path: Path, trusted: Trust) -> tuple[Mapping[str, Any], list[str]]:
+    """The weights in a file, or in the files that an index names."""
+    notes: list[str] = []
+
+    def read(file: Path) -> Mapping[str, Any]:
+        model, told = _read(file, trusted, (), built_elsewhere=True)
+        if not isinstance(model, Mapping):
+            what = f"{file.name} holds a whole model, not weights"
+            raise CheckpointError(what, where=str(file), cure="give this file itself")
+        notes.extend(told)
+        return model
+
+    return (load_shards(path, read) if is_index(path) else read(path)), notes
+
+
+def _files(path: Path) -> list[Path]:
+    """What a model in a folder is made of; the file itself, if it is one."""
+    if not path.is_dir():
+        return [path, *path.parent.glob("*.safetensors"), *path.parent.glob("*.bin")] if is_index(path) else [path]
+    endings = {".json", ".safetensors", ".bin"}
+    return sorted(file for file in path.iterdir() if file.suffix in endings and file.is_file())
+
+
 def code_folders(path: Path) -> tuple[Path, Path]:
     """Where the user's own code is looked for: the current directory, then beside the checkpoint."""
     return Path.cwd(), path.resolve().parent
@@ -154,8 +195,11 @@ def _code_of(path: Path, trusted: Trust) -> contextlib.AbstractContextManager[No
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digests = []
+    for part in _files(path):
+        with part.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 
 def _safetensors(path: Path) -> dict[str, Any]:

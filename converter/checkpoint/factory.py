@@ -10,15 +10,17 @@ from typing import Any
 
 from torch import nn
 
+from converter.checkpoint.hugging_face import HOME, build_from_config, is_folder
 from converter.checkpoint.isolation import user_code
 from converter.checkpoint.source import blamed, load_file, place_of_error
 from converter.errors import ConversionError, UsageError
 
-FORMS = "package.module:name, file.py:name, timm:NAME or torchvision:NAME"
+FORMS = "package.module:name, file.py:name, timm:NAME, torchvision:NAME or hf:FOLDER"
 
 
 def build(factory: str, arguments: dict[str, Any], *folders: Path) -> nn.Module:
-    """The module that a factory gives: `package.module:name`, `file.py:name`, `timm:NAME`, `torchvision:NAME`.
+    """The module that a factory gives: `package.module:name`, `file.py:name`, `timm:NAME`, `torchvision:NAME`,
+    `hf:FOLDER` with a config.json.
 
     The name is a class or function, called with the arguments, or a module itself. Nothing is downloaded. Packages are
     looked for in the folders first.
@@ -30,6 +32,8 @@ def build(factory: str, arguments: dict[str, Any], *folders: Path) -> nn.Module:
     home, separator, name = factory.rpartition(":")
     if not separator or not home or not name:
         raise UsageError(f"{factory!r} does not name a factory", where=_where(factory), cure=f"write {FORMS}")
+    if home == HOME:
+        return _of_config(name, arguments, factory)
     if home in ("timm", "torchvision"):
         make, arguments = _of_library(home, name, arguments, factory)
     elif home.endswith(".py"):
@@ -45,6 +49,15 @@ def build(factory: str, arguments: dict[str, Any], *folders: Path) -> nn.Module:
             make = _attribute(_imported(home, factory), name, factory)
     with user_code(*folders):
         return _made(make, arguments, factory)
+
+
+def _of_config(folder: str, arguments: dict[str, Any], factory: str) -> nn.Module:
+    if not is_folder(Path(folder)):
+        what = f"there is no {folder}/config.json"
+        raise UsageError(what, where=_where(factory), cure="give a folder that has one: nothing is downloaded")
+    if arguments:
+        raise UsageError("the arguments of an architecture stand in its config.json", where="--model-args")
+    return build_from_config(Path(folder))
 
 
 def _where(factory: str) -> str:

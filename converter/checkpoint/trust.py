@@ -11,7 +11,7 @@ from typing import Any
 from converter.checkpoint.source import blamed, load_file
 from converter.errors import CheckpointError, ConversionError, UsageError
 
-RESERVED = {"pt2", "torchscript"}  # not packages: they lift a guard
+RESERVED = {"pt2", "torchscript", "hf"}  # not packages: they lift a guard
 
 
 class NotFoundError(Exception):

@@ -130,19 +130,33 @@ def fit(module: nn.Module, state: StateDict, path: Path, factory: str) -> list[s
         with blamed(f"load_state_dict of {type(module).__name__}"):
             result = module.load_state_dict(renamed, strict=False)
         missing, left_over = result.missing_keys, result.unexpected_keys
+    missing = _without_shared(missing, own, renamed)
     if missing or left_over or shapes:
-        parts = [
-            _enumerated("keys missing in the file", missing),
-            _enumerated("keys the model does not have", left_over),
-            _enumerated("shapes that differ", shapes),
-        ]
-        what = "the weights do not fit the model:" + "".join(parts)
-        raise CheckpointError(what, where=f"{path} and --model {factory}", cure=_fit_cure(factory))
+        cure = f"give the arguments the model was built with (--model-args), or another --model than {factory}"
+        raise unfit(missing, left_over, shapes, where=f"{path} and --model {factory}", cure=cure)
     return [f"dropped `{dropped}` before the keys"] if dropped else []
 
 
-def _fit_cure(factory: str) -> str:
-    return f"give the arguments the model was built with (--model-args), or another --model than {factory}"
+def _without_shared(missing: list[str], own: StateDict, given: StateDict) -> list[str]:
+    """The keys whose tensor the file does not have by another key either: of those that are one it may keep one."""
+    known = {_memory(own[name]) for name in given if isinstance(own.get(name), torch.Tensor)} - {None}
+    return [name for name in missing if not isinstance(own.get(name), torch.Tensor) or _memory(own[name]) not in known]
+
+
+def _memory(tensor: torch.Tensor) -> tuple | None:
+    if is_lazy(tensor) or not tensor.numel():
+        return None
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
+
+
+def unfit(missing: list[str], left_over: list[str], shapes: list[str], *, where: str, cure: str) -> CheckpointError:
+    """What to raise where weights are not those of the model; names the first ten of each kind."""
+    parts = [
+        _enumerated("keys missing in the file", missing),
+        _enumerated("keys the model does not have", left_over),
+        _enumerated("shapes that differ", shapes),
+    ]
+    return CheckpointError("the weights do not fit the model:" + "".join(parts), where=where, cure=cure)
 
 
 def _enumerated(title: str, names: list[str]) -> str:

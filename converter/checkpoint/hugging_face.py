@@ -1,0 +1,258 @@
+"""Folders and architectures of Hugging Face's `transformers`: config.json and weights, from local files only."""
+
+import contextlib
+import importlib
+import importlib.util
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from converter.checkpoint.isolation import installed_code
+from converter.checkpoint.sharded import Weights, read_json
+from converter.checkpoint.weights import LARGEST_EXPANSION, unfit
+from converter.errors import CheckpointError, ConversionError, UsageError
+
+LIFTED_BY = "hf"  # --trust hf
+HOME = "hf"  # --model hf:FOLDER
+CONFIG = "config.json"
+COUNTS = re.compile(r"layers?|depths?|blocks?|heads?|experts?|stages?|repeats?|modules?|scales?|levels?")
+HIGHEST_COUNT = 4096
+# What a config may name that would be fetched, or changes how the model computes and not what.
+DROPPED = re.compile(
+    r"_?_?attn_implementation.*|_?_?experts_implementation.*|_name_or_path|name_or_path|torch_dtype|dtype|"
+    r"transformers_version|trust_remote_code|use_pretrained_backbone|_commit_hash|transformers_weights"
+)
+
+
+def is_folder(path: Path) -> bool:
+    return path.is_dir() and (path / CONFIG).is_file()
+
+
+def build_from_config(folder: Path, *, trusted: bool = False) -> nn.Module:
+    """The architecture that a folder's config.json tells, its weights random.
+
+    Raises:
+        CheckpointError: config.json is damaged, asks for code, or for what cannot be built.
+        UsageError: `transformers` is not installed.
+    """
+    kind, config, _ = _architecture(folder, trusted)
+    with _offline(folder):
+        module: nn.Module = kind(config)
+    return module
+
+
+def load_folder(folder: Path, weights: Weights, size: int, *, trusted: bool = False) -> tuple[nn.Module, list[str]]:
+    """The model of a folder with its weights, and notes.
+
+    transformers itself puts the weights in, which knows the older names of them and which are one.
+
+    Args:
+        weights: of the folder's files.
+        size: of these files, in bytes.
+
+    Raises:
+        CheckpointError: as `build_from_config`; or the weights do not fit.
+        UsageError: `transformers` is not installed.
+    """
+    kind, config, name = _architecture(folder, trusted)
+    with _offline(folder):
+        with torch.device("meta"):
+            outline = kind(config)
+        _check_size(outline, size, folder)
+        halves = sorted({str(value.dtype) for value in weights.values() if _is_half(value)})
+        given = {key: value.float() if _is_half(value) else value for key, value in weights.items()}
+        module, told = kind.from_pretrained(
+            None,
+            config=config,
+            state_dict=given,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below
+        )
+    told = {key: sorted(_told(each) for each in value) for key, value in told.items() if isinstance(value, (set, list))}
+    if told.get("missing_keys") or told.get("unexpected_keys") or told.get("mismatched_keys"):
+        cure = f"is config.json that of these weights? Its architecture is {name}; --model names another"
+        raise unfit(
+            told.get("missing_keys", []),
+            told.get("unexpected_keys", []),
+            told.get("mismatched_keys", []),
+            where=str(folder),
+            cure=cure,
+        )
+    notes = [f"built {name} as {CONFIG} tells"]
+    notes += [f"weights were {dtype.removeprefix('torch.')}, raised to float32" for dtype in halves]
+    return module, notes
+
+
+def _told(key: Any) -> str:
+    """A key, or the key and both shapes."""
+    return key if isinstance(key, str) else " ".join(map(str, key))
+
+
+def _is_half(value: torch.Tensor) -> bool:
+    return value.is_floating_point() and value.dtype.itemsize < 4
+
+
+def _architecture(folder: Path, trusted: bool) -> tuple[Any, Any, str]:
+    """The class that config.json names, its config, and its name."""
+    path = folder / CONFIG
+    content = read_json(path)
+    names = content.get("architectures")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        cure = 'add the class, as in "architectures": ["BertModel"], or name what builds the model with --model'
+        raise CheckpointError("config.json does not tell its architecture", where=str(path), cure=cure)
+    name = names[0]
+    if not trusted:
+        _refuse_code(content, path)
+    if content.get("quantization_config"):
+        cure = "give the folder of the model in float32 or float16"
+        raise CheckpointError("the weights are quantized", where=str(path), cure=cure)
+    _refuse_counts(content, path)
+    transformers = _transformers(folder)
+    if trusted and "auto_map" in content:
+        return *_of_the_folder(transformers, folder, content), name
+    try:
+        kind: Any = getattr(transformers, name, None) if name.isidentifier() else None
+        base = transformers.PreTrainedModel
+    except (ImportError, RuntimeError) as error:  # its parts are imported when they are asked for
+        raise _unimportable(folder, error) from error
+    if not (isinstance(kind, type) and issubclass(kind, base) and getattr(kind, "config_class", None)):
+        cure = "install the version of transformers that wrote it, or name what builds the model with --model"
+        what = f"transformers {transformers.__version__} has no model {name!r}"
+        raise CheckpointError(what, where=str(path), cure=cure)
+    with _offline(folder):
+        config = kind.config_class.from_dict(_plain(content))
+        config.use_cache = False  # past keys and values are no outputs of a converted model
+    return kind, config, name
+
+
+def _refuse_code(content: Any, path: Path) -> None:
+    asks = sorted({name for name in _keys(content) if name in ("auto_map", "custom_pipelines", "trust_remote_code")})
+    if "auto_map" in asks:
+        cure = (
+            "name its class yourself, as in --model FOLDER/modeling_net.py:Net; or, if you trust its maker and its "
+            f"code, --trust {LIFTED_BY}"
+        )
+        raise CheckpointError("config.json asks for code of its own (auto_map)", where=str(path), cure=cure)
+
+
+def _keys(content: Any) -> Iterator[str]:
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield key
+            yield from _keys(value)
+    elif isinstance(content, list):
+        for value in content:
+            yield from _keys(value)
+
+
+def _refuse_counts(content: Any, path: Path, key: str = "") -> None:
+    """How many parts the model has decides how long it takes to build."""
+    if isinstance(content, dict):
+        for name, value in content.items():
+            _refuse_counts(value, path, name)
+    elif isinstance(content, list):
+        if len(content) > HIGHEST_COUNT and any(not isinstance(item, int | str | list) for item in content):
+            raise _absurd(path, key, f"a list of {len(content)}")
+        for value in content:
+            _refuse_counts(value, path, key)
+    elif isinstance(content, int | float) and COUNTS.search(key) and abs(content) > HIGHEST_COUNT:
+        raise _absurd(path, key, content)
+
+
+def _absurd(path: Path, key: str, value: Any) -> CheckpointError:
+    return CheckpointError(f"config.json has {key} = {value}", where=str(path), cure="copy or download it again")
+
+
+def _plain(content: Any) -> Any:
+    """A config without what would be fetched or chosen at load."""
+    if isinstance(content, dict):
+        return {key: _plain(value) for key, value in content.items() if not DROPPED.fullmatch(key)} | (
+            {"use_pretrained_backbone": False} if "use_pretrained_backbone" in content else {}
+        )
+    return [_plain(value) for value in content] if isinstance(content, list) else content
+
+
+def _check_size(outline: nn.Module, size: int, folder: Path) -> None:
+    elements = sum(tensor.numel() for tensor in (*outline.parameters(), *outline.buffers()))
+    if elements > LARGEST_EXPANSION * size:
+        what = f"config.json tells of {elements} elements, the files have {size} bytes"
+        raise CheckpointError(what, where=str(folder), cure="copy or download the folder again")
+
+
+def _transformers(folder: Path) -> ModuleType:
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        with _offline(folder), installed_code():
+            return importlib.import_module("transformers")
+    except (ImportError, RuntimeError) as error:
+        raise _unimportable(folder, error) from error
+
+
+def _unimportable(folder: Path, error: Exception) -> UsageError:
+    missing = isinstance(error, ModuleNotFoundError) and error.name == "transformers"
+    cure = "pip install transformers" if missing else "install a transformers and a torchvision that go with this torch"
+    return UsageError(f"transformers cannot be imported: {error}", where=str(folder), cure=cure)
+
+
+def _of_the_folder(transformers: ModuleType, folder: Path, content: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Config and class out of the folder's own Python files, which the user trusts."""
+    table = content["auto_map"]
+    names = [name for name in table if name != "AutoConfig"] if isinstance(table, dict) else []
+    if not names:
+        raise CheckpointError("auto_map names no model", where=str(folder / CONFIG), cure="name it with --model")
+    dynamic = importlib.import_module("transformers.dynamic_module_utils")
+    with _offline(folder):
+        options = {"trust_remote_code": True, "local_files_only": True}
+        config = transformers.AutoConfig.from_pretrained(str(folder), **options)
+        config.use_cache = False
+        return dynamic.get_class_from_dynamic_module(table[names[0]], str(folder), local_files_only=True), config
+
+
+@contextlib.contextmanager
+def _offline(folder: Path) -> Iterator[None]:
+    """Nothing is downloaded, and what transformers raises speaks of the folder."""
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    hub = importlib.import_module("huggingface_hub.constants") if _installed("huggingface_hub") else None
+    was = getattr(hub, "HF_HUB_OFFLINE", None)
+    if hub is not None:
+        vars(hub)["HF_HUB_OFFLINE"] = True
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    if "transformers" in sys.modules:
+        importlib.import_module("transformers.utils.logging").disable_progress_bar()
+    try:
+        yield
+    except ConversionError:
+        raise
+    except ImportError:
+        raise
+    except Exception as error:  # configs of strangers can make any class raise anything
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        what = f"transformers cannot build the model: {type(error).__name__}: {lines[0][:300] if lines else ''}"
+        cure = "is config.json whole, and of the version of transformers that is installed?"
+        raise CheckpointError(what.rstrip(": "), where=str(folder / CONFIG), cure=cure) from error
+    finally:
+        logger.setLevel(level)
+        if hub is not None:
+            vars(hub)["HF_HUB_OFFLINE"] = was
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None

@@ -1,0 +1,99 @@
+"""Weights in a folder: one file, or several that an index names."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from converter.errors import CheckpointError
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+LARGEST_JSON = 1 << 26
+MOST_FILES = 10_000
+
+Weights = Mapping[str, torch.Tensor]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object in a file.
+
+    Raises:
+        CheckpointError: the file is missing, too large, damaged, or holds something else.
+    """
+    cure = "copy or download it again"
+    try:
+        if path.stat().st_size > LARGEST_JSON:
+            raise CheckpointError(f"{path.name} is larger than any model's", where=str(path), cure=cure)
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path.name} cannot be read: {error}", where=str(path), cure=cure) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path.name} holds no object", where=str(path), cure=cure)
+    return content
+
+
+def weights_in(folder: Path) -> Path | None:
+    """The file of the folder's weights, or the index of several; None if there is neither."""
+    return next((folder / name for name in WEIGHTS if (folder / name).exists()), None)
+
+
+def is_index(path: Path) -> bool:
+    """Whether this is the index of a sharded checkpoint, by its content."""
+    if not path.is_file() or path.stat().st_size > LARGEST_JSON:
+        return False
+    with path.open("rb") as file:
+        if file.read(64).lstrip()[:1] != b"{":
+            return False
+    try:
+        return isinstance(json.loads(path.read_bytes()).get("weight_map"), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def load_shards(index: Path, read: Callable[[Path], Weights]) -> Weights:
+    """The weights of all files that an index names, which must be what it says.
+
+    Args:
+        read: the state dict of one file.
+
+    Raises:
+        CheckpointError: the index leads out of its folder, names files that are not there, or is wrong about them.
+    """
+    table = read_json(index).get("weight_map")
+    cure = "copy or download the folder again"
+    if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
+        raise CheckpointError("the index has no table of weights", where=str(index), cure=cure)
+    files = sorted(set(table.values()))
+    if not files or len(files) > MOST_FILES:
+        raise CheckpointError(f"the index names {len(files)} files", where=str(index), cure=cure)
+    elsewhere = [name for name in files if not _stays(index.parent, name)]
+    if elsewhere:
+        what = f"the index leads out of its folder: {', '.join(elsewhere[:5])}"
+        raise CheckpointError(what, where=str(index), cure="do not trust this folder: no library writes such an index")
+    missing = [name for name in files if not (index.parent / name).is_file()]
+    if missing:
+        what = f"{len(missing)} of {len(files)} files of weights are missing: {', '.join(missing[:5])}"
+        raise CheckpointError(what, where=str(index), cure="download them into the same folder")
+    weights: dict[str, torch.Tensor] = {}
+    for name in files:
+        part = read(index.parent / name)
+        said = {key for key, file in table.items() if file == name}
+        if said != set(part):
+            odd = sorted(said ^ set(part))
+            what = f"the index is wrong about {name}: {', '.join(map(str, odd[:5]))}"
+            raise CheckpointError(what, where=str(index), cure=cure)
+        weights.update(part)
+    return weights
+
+
+def _stays(folder: Path, name: str) -> bool:
+    """In the folder itself, or, as links in the cache of Hugging Face's hub do, in the `blobs` beside its snapshots."""
+    if not name or name.startswith(".") or any(letter in name for letter in "/\\:\0"):
+        return False
+    real = (folder / name).resolve()
+    places = [folder.resolve()]
+    if folder.resolve().parent.name == "snapshots":
+        places.append(folder.resolve().parent.parent / "blobs")
+    return real.parent in places

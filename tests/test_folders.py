@@ -1,0 +1,249 @@
+"""Checkpoints that are folders: shards with an index, and Hugging Face's with a config.json."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from converter.checkpoint import load
+from converter.errors import CheckpointError, ConversionError, UsageError
+
+NET = """
+from torch import nn
+
+def build():
+    first, second = nn.Linear(3, 4), nn.Linear(4, 4)
+    second.weight = nn.Linear(4, 4).weight
+    return nn.Sequential(first, second, nn.Linear(4, 2))
+"""
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A state dict in two shards, one of safetensors and one of torch.save, and what builds its network."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(NET)
+    place = tmp_path / "weights"
+    place.mkdir()
+    state = network().state_dict()
+    shards = {"a.safetensors": list(state)[:4], "b.bin": list(state)[4:]}
+    safetensors.torch.save_file({key: state[key] for key in shards["a.safetensors"]}, place / "a.safetensors")
+    torch.save({key: state[key] for key in shards["b.bin"]}, place / "b.bin")
+    write_index(place, {key: file for file, keys in shards.items() for key in keys})
+    return place
+
+
+def write_index(folder: Path, table: Any) -> None:
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": table}))
+
+
+def change(folder: Path, key: str, file: str) -> None:
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"][key] = file
+    index.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("given", ["weights", "weights/model.safetensors.index.json"])
+def test_shards_are_one_state_dict(folder: Path, given: str):
+    checkpoint = load(given, factory="net.py:build")
+    assert checkpoint.module is not None
+    x = torch.randn(2, 3)
+    assert torch.equal(checkpoint.module(x), network()(x))
+    before = checkpoint.sha256
+    (folder / "a.safetensors").write_bytes((folder / "a.safetensors").read_bytes()[:-1] + b"\x01")
+    assert load(given, factory="net.py:build").sha256 != before
+
+
+def _link(folder: Path) -> None:
+    (folder / "b.bin").rename(folder.parent / "b.bin")
+    (folder / "b.bin").symlink_to(folder.parent / "b.bin")
+
+
+BAD_INDEXES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "leads up": (lambda f: change(f, "0.weight", "../../etc/passwd"), "leads out of its folder"),
+    "leads to the root": (lambda f: change(f, "0.weight", "/etc/passwd"), "leads out of its folder"),
+    "leads into a folder": (lambda f: change(f, "0.weight", "inner/a.safetensors"), "leads out of its folder"),
+    "leads out by a link": (_link, "leads out of its folder"),
+    "names a hidden file": (lambda f: change(f, "0.weight", ".a"), "leads out of its folder"),
+    "names what is missing": (lambda f: (f / "b.bin").unlink(), "1 of 2 files of weights are missing: b.bin"),
+    "wrong about a file": (
+        lambda f: change(f, "0.weight", "b.bin"),
+        "the index is wrong about a.safetensors: 0.weight",
+    ),
+    "names itself": (lambda f: change(f, "0.weight", "model.safetensors.index.json"), "wrong about"),
+    "no names": (lambda f: change(f, "0.weight", 3), "no table"),
+    "empty": (lambda f: write_index(f, {}), "names 0 files"),
+    "names too many": (lambda f: write_index(f, {str(i): f"{i}.bin" for i in range(10_001)}), "names 10001 files"),
+}
+
+
+@pytest.mark.parametrize("spoil, text", BAD_INDEXES.values(), ids=BAD_INDEXES)
+def test_bad_indexes_are_refused(folder: Path, spoil: Callable[[Path], Any], text: str):
+    spoil(folder)
+    with pytest.raises(CheckpointError) as error:
+        load("weights", factory="net.py:build")
+    assert text in str(error.value)
+    assert error.value.cure
+
+
+def test_links_of_the_hubs_cache_are_followed(folder: Path):
+    cache = folder.parent / "models--a--b"
+    (cache / "blobs").mkdir(parents=True)
+    (cache / "snapshots/1").mkdir(parents=True)
+    for number, file in enumerate(sorted(folder.iterdir())):
+        file.rename(cache / "blobs" / str(number))
+        (cache / "snapshots/1" / file.name).symlink_to(cache / "blobs" / str(number))
+    assert load(cache / "snapshots/1", factory="net.py:build").module is not None
+
+
+def test_weights_that_are_one_may_be_kept_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As safetensors does with tied weights; a weight that is missing is missing all the same."""
+    monkeypatch.chdir(tmp_path)
+    Path("tied.py").write_text(
+        "from torch import nn\ndef build():\n    a, b = nn.Linear(3, 3), nn.Linear(3, 3)\n    b.weight = a.weight\n"
+        "    return nn.Sequential(a, b)\n"
+    )
+    torch.manual_seed(0)
+    state = {"0.weight": torch.randn(3, 3), "0.bias": torch.randn(3), "1.bias": torch.randn(3)}
+    safetensors.torch.save_file(state, "tied.safetensors")
+    module: Any = load("tied.safetensors", factory="tied.py:build").module
+    assert torch.equal(module[1].weight, state["0.weight"])
+    del state["1.bias"]
+    safetensors.torch.save_file(state, "tied.safetensors")
+    with pytest.raises(CheckpointError, match=r"1\.bias"):
+        load("tied.safetensors", factory="tied.py:build")
+
+
+# -- Hugging Face
+
+CONFIG: dict[str, Any] = {
+    "architectures": ["BertModel"], "model_type": "bert", "hidden_size": 24, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "intermediate_size": 40, "vocab_size": 50, "max_position_embeddings": 16,
+}  # fmt: skip
+
+
+def write_config(folder: Path, **changes: Any) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(CONFIG | changes))
+
+
+BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
+    "code of its own": ({"auto_map": {"AutoModel": "modeling_net.Net"}}, "code of its own"),
+    "code of its own, further inside": ({"text_config": {"auto_map": {}}}, "code of its own"),
+    "no architecture": ({"architectures": None}, "does not tell its architecture"),
+    "an architecture that is no name": ({"architectures": [{"a": 1}]}, "does not tell its architecture"),
+    "layers without end": ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000"),
+    "layers without end, further inside": ({"vision_config": {"depths": [2, 10**8]}}, "depths = 100000000"),
+    "quantized": ({"quantization_config": {"bits": 4}}, "quantized"),
+}
+
+
+@pytest.mark.parametrize("changes, text", BAD_CONFIGS.values(), ids=BAD_CONFIGS)
+def test_bad_configs_are_refused_before_transformers_is_asked(tmp_path: Path, changes: dict[str, Any], text: str):
+    write_config(tmp_path, **changes)
+    torch.save({"a": torch.ones(1)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError) as error:
+        load(tmp_path)
+    assert text in str(error.value)
+    assert error.value.cure
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"[" * 10**6, b"\xff\xfe"], ids=range(5))
+def test_a_damaged_config_is_refused(tmp_path: Path, content: bytes):
+    (tmp_path / "config.json").write_bytes(content)
+    torch.save({"a": torch.ones(1)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        load(tmp_path)
+
+
+def test_without_transformers_its_folders_ask_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
+    write_config(tmp_path)
+    torch.save({"a": torch.ones(1)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UsageError, match="transformers cannot be imported"):
+        load(tmp_path)
+    with pytest.raises(UsageError, match="transformers cannot be imported"):
+        load(tmp_path / "pytorch_model.bin", factory=f"hf:{tmp_path}")
+    with pytest.raises(UsageError, match=r"no nowhere/config\.json"):
+        load(tmp_path / "pytorch_model.bin", factory="hf:nowhere")
+
+
+@pytest.fixture
+def transformers(torchvision: Any) -> Any:
+    """It imports torchvision, if that is there."""
+    return pytest.importorskip("transformers")
+
+
+@pytest.fixture
+def bert(transformers: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return transformers.BertModel(transformers.BertConfig.from_dict(CONFIG)).eval()
+
+
+def words() -> torch.Tensor:
+    return torch.arange(18).view(2, 9)
+
+
+def test_hugging_face_folders_in_every_form(tmp_path: Path, transformers: Any, bert: Any):
+    bert.save_pretrained(tmp_path / "one")
+    bert.save_pretrained(tmp_path / "shards", max_shard_size="10KB")
+    write_config(tmp_path / "pickled")
+    torch.save(bert.state_dict(), tmp_path / "pickled/pytorch_model.bin")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+    expected = bert(words()).last_hidden_state
+    bert.half().save_pretrained(tmp_path / "half")
+    for name in ("one", "shards", "pickled", "half"):
+        checkpoint = load(tmp_path / name)
+        assert checkpoint.module is not None
+        bound = 1e-2 if name == "half" else 0
+        assert (checkpoint.module(words()).last_hidden_state - expected).abs().max() <= bound
+        assert "built BertModel as config.json tells" in checkpoint.notes
+        assert any("float16" in note for note in checkpoint.notes) is (name == "half")
+    state = load(tmp_path / "pickled/pytorch_model.bin", factory=f"hf:{tmp_path / 'one'}").module
+    assert state is not None
+    assert torch.equal(state(words()).last_hidden_state, expected)
+
+
+def test_hugging_face_folders_that_do_not_fit(tmp_path: Path, transformers: Any, bert: Any):
+    bert.save_pretrained(tmp_path / "one")
+    rows: dict[str, tuple[dict[str, Any], str]] = {
+        "more layers than weights": ({"num_hidden_layers": 2}, "keys missing in the file (16)"),
+        "fewer layers than weights": ({"num_hidden_layers": 0}, "keys the model does not have"),
+        "other sizes": ({"intermediate_size": 44}, "do not fit"),
+        "unknown architecture": ({"architectures": ["BertModle"]}, "no model 'BertModle'"),
+        "no model": ({"architectures": ["AutoConfig"]}, "no model 'AutoConfig'"),
+        "a size without measure": ({"vocab_size": 10**12}, "elements, the files have"),
+        "a size that is none": ({"hidden_size": "x"}, "transformers cannot build the model"),
+        "an activation that is none": ({"hidden_act": "eval"}, "transformers cannot build the model"),
+    }
+    for name, (changes, text) in rows.items():
+        write_config(tmp_path / "one", **changes)
+        with pytest.raises(CheckpointError) as error:
+            load(tmp_path / "one")
+        assert text in str(error.value), name
+
+
+def test_code_of_a_folder_runs_only_with_trust(tmp_path: Path, transformers: Any, bert: Any):
+    bert.save_pretrained(tmp_path / "own")
+    (tmp_path / "own/modeling_own.py").write_text(
+        f"import pathlib\npathlib.Path({str(tmp_path / 'executed')!r}).touch()\n"
+        "from transformers import BertModel\nclass Own(BertModel):\n    pass\n"
+    )
+    write_config(tmp_path / "own", architectures=["Own"], auto_map={"AutoModel": "modeling_own.Own"})
+    with pytest.raises(ConversionError, match="--trust hf"):
+        load(tmp_path / "own")
+    assert not (tmp_path / "executed").exists()
+    module = load(tmp_path / "own", trust=["hf"]).module
+    assert type(module).__name__ == "Own"
+    assert (tmp_path / "executed").exists()
