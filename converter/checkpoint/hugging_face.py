@@ -124,12 +124,13 @@ def _architecture(folder: Path, trusted: bool) -> tuple[Any, Any, str]:
         base = transformers.PreTrainedModel
     except (ImportError, RuntimeError) as error:  # its parts are imported when they are asked for
         raise _unimportable(folder, error) from error
-    if not (isinstance(kind, type) and issubclass(kind, base) and getattr(kind, "config_class", None)):
+    config_class: Any = getattr(kind, "config_class", None)
+    if not (isinstance(kind, type) and issubclass(kind, base) and config_class):
         cure = "install the version of transformers that wrote it, or name what builds the model with --model"
         what = f"transformers {transformers.__version__} has no model {name!r}"
         raise CheckpointError(what, where=str(path), cure=cure)
     with _offline(folder):
-        config = kind.config_class.from_dict(_plain(content))
+        config = config_class.from_dict(_plain(content))
         config.use_cache = False  # past keys and values are no outputs of a converted model
     return kind, config, name
 
