@@ -147,11 +147,21 @@ def _read(
     if content_format is Format.TORCHSCRIPT:
         return load_torchscript(path, trusted=TORCHSCRIPT_LIFTED_BY in trust)
     with _code_of(path, trusted):
+        refused: CheckpointError | None = None
         if content_format is Format.SAFETENSORS:
             content: Any = _safetensors(path)
         else:
-            content = load_pickled(path, content_format, trusted)
-        model, notes = find_model(content, path)
+            content, refused = load_pickled(path, content_format, trusted)
+        try:
+            model, notes = find_model(content, path)
+        except CheckpointError:
+            if refused is not None:
+                raise refused from None
+            raise
+        if refused is not None:
+            if isinstance(model, nn.Module):
+                raise refused
+            notes.append("objects of classes that are not known here were left aside")
         if isinstance(model, nn.Module):
             check_measure((*model.parameters(), *model.buffers()), path)
             return model, notes

@@ -167,6 +167,10 @@ def torch_records(path: Path, names: list[str]) -> torch._C.PyTorchFileReader:
         reader = torch._C.PyTorchFileReader(os.fspath(path))
         seen = reader.get_all_records()
     except RuntimeError as error:
+        if "maximum supported version" in str(error):
+            cure = "open it with the PyTorch that wrote it, and save its state dict as .safetensors; or update PyTorch"
+            what = f"the file was written by a newer PyTorch than {torch.__version__}, which cannot read it"
+            raise CheckpointError(what, where=str(path), cure=cure) from error
         raise _damaged(path, str(error).splitlines()[0]) from error
     root = names[0].split("/")[0]
     if sorted(f"{root}/{name}" for name in seen) != sorted(names):

@@ -4,6 +4,7 @@
 own restricted one calls the constructors of the classes it is given, and cannot read modules of before 1.6.
 """
 
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -26,8 +27,11 @@ GRAPH_MODULE_CURE = (
 )
 
 
-def load_pickled(path: Path, file_format: Format, trust: Trust) -> Any:
+def load_pickled(path: Path, file_format: Format, trust: Trust) -> tuple[Any, CheckpointError | None]:
     """The object in a file of torch.save, its tensors in main memory.
+
+    Where it also names classes of other packages, as hyper-parameters do, `Opaque`s stand for objects of these. Then the
+    second result is the refusal to raise unless the model is a plain state dict, which has none of them.
 
     Raises:
         CheckpointError: the file is damaged, or asks for code that was not trusted or cannot be found.
@@ -36,19 +40,25 @@ def load_pickled(path: Path, file_format: Format, trust: Trust) -> Any:
     if file_format is Format.ZIP:
         torch_records(path, archive_names(path))
     asked = names_asked_for(path, file_format)
-    check_names(path, asked, trust)
+    refused = check_names(path, asked, trust)
+    if refused is not None:
+        pickle = _restricted_pickle(trust, path.stat().st_size, opaque=True)
+        try:
+            return _load(path, weights_only=False, pickle_module=pickle), refused
+        except CheckpointError:
+            raise refused from None
     plain = file_format is Format.ZIP and all(protocol <= 2 for protocol in asked.protocols)
     if plain and all(is_tensor_name(*name) for name in asked.names):
-        return _load(path, weights_only=True)
-    return _load(path, weights_only=False, pickle_module=_restricted_pickle(trust, path.stat().st_size))
+        return _load(path, weights_only=True), None
+    return _load(path, weights_only=False, pickle_module=_restricted_pickle(trust, path.stat().st_size)), None
 
 
-def _restricted_pickle(trust: Trust, size: int) -> ModuleType:
+def _restricted_pickle(trust: Trust, size: int, *, opaque: bool = False) -> ModuleType:
     """In the place of the module `pickle`; torch derives a class of its own from `Unpickler`."""
 
     class Unpickler(RestrictedUnpickler):
         def __init__(self, file: IO[bytes], **options: Any):
-            super().__init__(file, trust=trust, size=size, **options)
+            super().__init__(file, trust=trust, size=size, opaque=opaque, **options)
 
     module = ModuleType("restricted pickle")
     vars(module).update(Unpickler=Unpickler, load=lambda file, **options: Unpickler(file, **options).load())
@@ -82,14 +92,14 @@ def _reason(error: Exception) -> str:
     return (reason if found else text).strip().splitlines()[0] if text.strip() else ""
 
 
-def check_names(path: Path, asked: Asked, trust: Trust) -> None:
-    """Refuses a file that names more than it may, all at once.
+def check_names(path: Path, asked: Asked, trust: Trust) -> CheckpointError | None:
+    """What to say of a file that names classes of packages that were not trusted, all at once.
 
     Raises:
-        CheckpointError: it names what was not trusted, or what cannot be found.
+        CheckpointError: it names what no model needs, or what was trusted and cannot be found.
     """
     refused: list[str] = []
-    missing: list[str] = []
+    missing: dict[str, list[str]] = {}
     for module, name in asked.names:
         if module in ("torch", "torch.storage") and name.endswith("Storage"):
             continue
@@ -99,21 +109,25 @@ def check_names(path: Path, asked: Asked, trust: Trust) -> None:
             if resolve(module, name, trust) is None:
                 refused.append(f"{module}.{name}")
         except NotFoundError as error:
-            missing.append(str(error))
+            missing.setdefault(str(error), []).append(f"{module}.{name}")
         except CheckpointError as error:
             error.where = str(path)
             raise
-    if refused:
+    if refused and (_is_hostile(refused) or any(name.startswith("torch.fx.") for name in refused)):
         raise _refusal(path, refused)
     if missing:
-        raise _not_found(path, missing)
+        raise _not_found(path, [f"{what}, for {', '.join(names)}" for what, names in missing.items()])
+    return _refusal(path, refused) if refused else None
 
 
 def _refusal(path: Path, names: list[str]) -> CheckpointError:
     what = f"the file asks for code that a checkpoint may not use unasked:{_listing(names)}"
     if any(name.startswith("torch.fx.") for name in names):
         return CheckpointError(what, where=str(path), cure=GRAPH_MODULE_CURE)
-    if any(is_part_of_python(name) or _is_function_of_torch(name) for name in names):
+    if all(_is_new_in_torch(name) for name in names):
+        cure = f"save its state dict as .safetensors with the PyTorch that wrote it; here is {torch.__version__}"
+        return CheckpointError(f"{what}\n  which this PyTorch does not have", where=str(path), cure=cure)
+    if _is_hostile(names):
         return CheckpointError(what, where=str(path), cure=HOSTILE_CURE)
     options = ["--trust SCRIPT.py (the script that defines them)"] if any(_in_script(name) for name in names) else []
     options += dict.fromkeys(f"--trust {_package(name)}" for name in names if not _in_script(name))
@@ -121,7 +135,30 @@ def _refusal(path: Path, names: list[str]) -> CheckpointError:
         f"if you trust its maker and that code, run again with {' '.join(options)}; the code is looked for in the "
         "current directory, beside the checkpoint and among what is installed. Or convert a state dict with --model"
     )
-    return CheckpointError(what, where=str(path), cure=cure)
+    return CheckpointError(what, where=str(path), cure=f"{cure}{_how_to_supply(names)}")
+
+
+# Whose pickles name what is not installed as a package of that name.
+KNOWN_CODE = {
+    "models.yolo": "YOLOv5 (or v7): git clone https://github.com/ultralytics/yolov5 and run there, with --trust models "
+    "--trust utils",
+    "ultralytics": "Ultralytics: pip install ultralytics, and run with --trust ultralytics",
+    "models.experimental": "YOLOv5: git clone https://github.com/ultralytics/yolov5 and run there",
+    "detectron2": "detectron2: install it, and name what builds the model with --model",
+}
+
+
+def _how_to_supply(names: list[str]) -> str:
+    text = " ".join(names)
+    known = next(
+        (how for package, how in KNOWN_CODE.items() if re.search(rf"(^|\s){re.escape(package)}\.", text)), None
+    )
+    return f". This code is that of {known}" if known else ""
+
+
+def _is_hostile(names: list[str]) -> bool:
+    """Whether there is a function of Python's or torch's among them, which no model needs."""
+    return any(is_part_of_python(name) or _is_function_of_torch(name) for name in names)
 
 
 def _misuse(path: Path, refused: Refused) -> CheckpointError:
@@ -140,6 +177,14 @@ def _is_function_of_torch(name: str) -> bool:
     return not isinstance(getattr(sys.modules.get(module), attribute, None), type)
 
 
+def _is_new_in_torch(name: str) -> bool:
+    """A part of tensors that the installed torch does not know, as of a newer one's files."""
+    module, _, attribute = name.rpartition(".")
+    return module in ("torch._utils", "torch._tensor", "torch.serialization") and not hasattr(
+        sys.modules[module], attribute
+    )
+
+
 def _in_script(name: str) -> bool:
     return name.startswith("__main__.")
 
@@ -150,5 +195,5 @@ def _package(name: str) -> str:
 
 
 def _not_found(path: Path, missing: list[str]) -> CheckpointError:
-    cure = "run from the folder that holds the model's code, or install what is missing"
+    cure = f"run from the folder that holds the model's code, or install what is missing{_how_to_supply(missing)}"
     return CheckpointError(f"the model's code is not complete; missing:{_listing(missing)}", where=str(path), cure=cure)

@@ -28,18 +28,39 @@ class TrustedCodeError(Exception):
     """Code that the user trusted raised; the cause says what."""
 
 
+class Opaque:
+    """Stands for an object of a class that is not known here: it takes what it is given, and keeps and does nothing."""
+
+    def __init__(self, *_: Any, **__: Any):
+        pass
+
+    def append(self, _: Any) -> None:
+        pass
+
+    def extend(self, _: Any) -> None:
+        pass
+
+    def __setitem__(self, _: Any, __: Any) -> None:
+        pass
+
+
 class RestrictedUnpickler(PurePython):
     """Makes only what the names of `resolve` allow.
 
     Modules of torch, torchvision and timm are made by `object.__new__` and given their state by torch's own
     `__setstate__`; they are never called. Values are set and added in plain containers only, or in objects of trusted
     classes. A call goes only to a function that is allowed to be called.
+
+    Args:
+        size: of the file in bytes, which no tensor may exceed.
+        opaque: names that are not allowed give an `Opaque` instead of an error.
     """
 
     dispatch: ClassVar[dict[int, Callable]] = dict(PurePython.dispatch)
 
-    def __init__(self, file: IO[bytes], *, trust: Trust, size: int, **options: Any):
+    def __init__(self, file: IO[bytes], *, trust: Trust, size: int, opaque: bool = False, **options: Any):
         super().__init__(file, **options)
+        self.opaque = opaque
         self.trust = trust
         self.size = size
         self.named: dict[int, Named] = {}
@@ -50,6 +71,8 @@ class RestrictedUnpickler(PurePython):
             named: Named | None = Named(self._attribute, called=True)
         else:
             named = resolve(module, name, self.trust)
+        if named is None and self.opaque:
+            named = Named(Opaque, called=True, built=True)
         if named is None:
             raise NameRefused(f"{module}.{name}")
         self.named[id(named.value)] = named
@@ -101,6 +124,8 @@ class RestrictedUnpickler(PurePython):
         named = self._allowed(kind)
         if not named.built or not isinstance(kind, type):
             raise Refused(f"an object of {_describe(kind)}")
+        if kind is Opaque:
+            return Opaque()
         if self.trust.owns(kind):
             return self._run(kind.__new__, kind, *arguments, **keywords)
         if arguments or keywords:
@@ -114,7 +139,9 @@ class RestrictedUnpickler(PurePython):
         state = self.stack.pop()
         target = self.stack[-1]
         kind = type(target)
-        if self.trust.owns(kind):
+        if kind is Opaque:
+            pass
+        elif self.trust.owns(kind):
             self._run(_give_state, target, state)
         elif is_library_module(kind):
             if type(state) is not dict:
@@ -142,7 +169,7 @@ class RestrictedUnpickler(PurePython):
         target.__setstate__((function, arguments, keywords, None))  # type: ignore[attr-defined]
 
     def _check_container(self, target: object, *plain: type) -> None:
-        if type(target) not in plain and not self.trust.owns(type(target)):
+        if type(target) not in (*plain, Opaque) and not self.trust.owns(type(target)):
             raise Refused(f"values put into {_describe(type(target))}")
 
     def load_append(self) -> None:

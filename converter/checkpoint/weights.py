@@ -108,13 +108,15 @@ def as_float32(module: nn.Module) -> tuple[nn.Module, list[str]]:
 def fit(module: nn.Module, state: StateDict, path: Path, factory: str) -> list[str]:
     """Loads a state dict into a module, every key and shape matching, and returns notes.
 
-    What wrappers put before the keys (`module.`, `_orig_mod.`, and `model.`) is dropped where the keys match without.
+    What wrappers put before the keys (`module.`, `_orig_mod.`, `model.`, `net.`, `ema.`) is dropped where the keys
+    match without. Where averaged weights stand beside others, they are taken.
 
     Raises:
         CheckpointError: keys are missing or left over, or shapes differ; names the first ten of each.
     """
     own = module.state_dict()
-    renamed, dropped = _best_names(state, own.keys())
+    averaged = _averaged(state, own.keys())
+    renamed, dropped = _best_names(averaged or state, own.keys())
     missing = [name for name in own if name not in renamed]
     left_over = [name for name in renamed if name not in own]
     shapes = [
@@ -134,7 +136,18 @@ def fit(module: nn.Module, state: StateDict, path: Path, factory: str) -> list[s
     if missing or left_over or shapes:
         cure = f"give the arguments the model was built with (--model-args), or another --model than {factory}"
         raise unfit(missing, left_over, shapes, where=f"{path} and --model {factory}", cure=cure)
-    return [f"dropped `{dropped}` before the keys"] if dropped else []
+    left = len(state) - len(renamed)
+    notes = [f"took the averaged weights; {left} keys without `{dropped}` left aside"] if averaged else []
+    return notes or ([f"dropped `{dropped}` before the keys"] if dropped else [])
+
+
+def _averaged(state: StateDict, own: Any) -> StateDict | None:
+    """Of a state dict of weights and their averages, the averages, if they are all that the module has."""
+    for prefix in AVERAGED:
+        part = {name: value for name, value in state.items() if _unwrapped_name(name).startswith(prefix)}
+        if 0 < len(part) < len(state) and set(own) <= {_without_prefix(prefix)(name) for name in part}:
+            return part
+    return None
 
 
 def _without_shared(missing: list[str], own: StateDict, given: StateDict) -> list[str]:
@@ -183,11 +196,18 @@ def _unwrapped_name(name: str) -> str:
     return re.sub(r"^(module\.)+", "", re.sub(r"(^|\.)_orig_mod\.", r"\1", name))
 
 
+def _without_prefix(prefix: str) -> Callable[[str], str]:
+    return lambda name: _unwrapped_name(_unwrapped_name(name).removeprefix(prefix))
+
+
+# What training wrappers put before all keys: an attribute of a Lightning module, averaged weights.
+PREFIXES = ("model.", "net.", "network.", "ema.", "ema_model.", "model_ema.")
 NAMINGS: dict[str, Callable[[str], str]] = {
     "": lambda name: name,
     "module.": _unwrapped_name,
-    "model.": lambda name: _unwrapped_name(_unwrapped_name(name).removeprefix("model.")),
+    **{prefix: _without_prefix(prefix) for prefix in PREFIXES},
 }
+AVERAGED = ("ema.", "ema_model.", "model_ema.")
 
 
 def _renamed(state: StateDict, rename: Callable[[str], str]) -> OrderedDict[str, torch.Tensor]:
