@@ -30,8 +30,8 @@ GRAPH_MODULE_CURE = (
 def load_pickled(path: Path, file_format: Format, trust: Trust) -> tuple[Any, CheckpointError | None]:
     """The object in a file of torch.save, its tensors in main memory.
 
-    Where it also names classes of other packages, as hyper-parameters do, `Opaque`s stand for objects of these. Then the
-    second result is the refusal to raise unless the model is a plain state dict, which has none of them.
+    Where it also names classes of other packages, as hyper-parameters do, `Opaque`s stand for objects of these. Then
+    the second result is the refusal to raise unless the model is a plain state dict, which has none of them.
 
     Raises:
         CheckpointError: the file is damaged, or asks for code that was not trusted or cannot be found.
