@@ -56,7 +56,8 @@ def _of_config(folder: str, arguments: dict[str, Any], factory: str) -> nn.Modul
         what = f"there is no {folder}/config.json"
         raise UsageError(what, where=_where(factory), cure="give a folder that has one: nothing is downloaded")
     if arguments:
-        raise UsageError("the arguments of an architecture stand in its config.json", where="--model-args")
+        cure = "leave out --model-args, or change config.json"
+        raise UsageError("the arguments of an architecture stand in its config.json", where="--model-args", cure=cure)
     return build_from_config(Path(folder))
 
 

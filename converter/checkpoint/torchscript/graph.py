@@ -252,7 +252,11 @@ class Compiler:
         place = self._place(node)[0]
 
         def refuse(*_: Any) -> Any:
-            raise ConversionError(f"the TorchScript's {kind} cannot be converted", where=place)
+            raise ConversionError(
+                f"the TorchScript's {kind} cannot be converted",
+                where=place,
+                cure="give the original model's checkpoint, or torch.export.save of it",
+            )
 
         return refuse
 

@@ -30,7 +30,10 @@ class ScriptedModule(nn.Module):
             if name in held:
                 return held[name]
         if name not in self._values:
-            raise ConversionError(f"the TorchScript has an attribute `{name}` that is no plain value")
+            raise ConversionError(
+                f"the TorchScript has an attribute `{name}` that is no plain value",
+                cure="give the original model's checkpoint, or torch.export.save of it",
+            )
         return _given(self._values[name])
 
     def script_call(self, method: str, arguments: tuple) -> Any:

@@ -26,7 +26,7 @@ LEFT_ASIDE = re.compile(
     r"code/.*\.debug_pkl|\.data/.*|\.format_version|\.storage_alignment|extra/.*|bytecode\.pkl|"
     r"mobile_debug_handles\.pkl|traced_inputs\.pkl|traced_inputs/\d+|metadata\.json"
 )
-CURE = (
+UNTRUSTED_CURE = (
     "give the original model's checkpoint, or torch.export.save of it; "
     f"or, if you trust the file's maker, --trust {LIFTED_BY}"
 )
@@ -114,7 +114,7 @@ def _check_code_and_data(path: Path, taken: dict[str, bytes], code: dict[str, by
         raise CheckpointError(f"the TorchScript's code cannot be read: {error}", where=str(path), cure=cure) from error
     except Malformed as error:
         what = f"the TorchScript's data is not what torch.jit.save writes: {error}"
-        raise CheckpointError(what, where=str(path), cure=CURE) from error
+        raise CheckpointError(what, where=str(path), cure=UNTRUSTED_CURE) from error
 
 
 def _archive(records: dict[str, bytes]) -> bytes:
@@ -130,7 +130,7 @@ def _refuse_if(path: Path, what: str, found: Any) -> None:
     if first:
         shown = "".join(f"\n    {part[:200]}" for part in first[:10])
         more = f"\n    and {len(first) - 10} more" if len(first) > 10 else ""
-        raise CheckpointError(f"the TorchScript holds {what}:{shown}{more}", where=str(path), cure=CURE)
+        raise CheckpointError(f"the TorchScript holds {what}:{shown}{more}", where=str(path), cure=UNTRUSTED_CURE)
 
 
 def _unloadable(path: Path, error: Exception) -> CheckpointError:
