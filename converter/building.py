@@ -185,6 +185,7 @@ class Built:
                 return before
         return rows
 
+    @reusing_blocks()
     def prove_weights(self, tensors: Mapping[str, np.ndarray], graph_as_written: bool | None = None) -> Proof:
         """Proof 3: what the artefact holds is what the checkpoint holds, rearranged or folded."""
         if self.plan is None:
@@ -237,7 +238,7 @@ class Built:
             raise AssertionError("ONNX is not lowered")
         kept = self._kept or {}
         lowered = kept.get(precision)
-        if lowered is None or not lowered.refill():
+        if lowered is None or not refilled(lowered):
             stock = self.format == "keras" and precision == "float32"
             lowered = Lowered(self.plan, precision, stock)
             if precision == "float32" or self._kept is not None:
@@ -293,6 +294,11 @@ def _built(source: Source, format: Format, options: Options, clock: Clock, known
     with clock("plan"):
         plan = make_plan(program, options.layout, known)
     return Built(source, format, options, program, changes, plan.inputs, plan.outputs, plan)
+
+
+@reusing_blocks()
+def refilled(lowered: Lowered) -> bool:
+    return lowered.refill()
 
 
 def tensors_read(program: Program) -> set[str]:

@@ -106,6 +106,8 @@ def _largest_error(array: np.ndarray, actual: np.ndarray) -> tuple[str | None, f
     with np.errstate(over="ignore"):
         cast = array.astype(actual.dtype)
     finite = np.isfinite(cast)
+    if finite.all() and np.isfinite(actual).all():
+        return None, float(np.abs(actual - array).max(initial=0.0)), float(np.abs(array).max(initial=0.0))
     if not np.array_equal(cast[~finite], actual[~finite], equal_nan=True):
         return "NaN or infinities differ", 0.0, 0.0
     if not np.isfinite(actual[finite]).all():
