@@ -39,6 +39,25 @@ def nanmedian(node, x):
     return x.reshape(-1).nanmedian(0)[0]
 
 
+@decomposes(aten.im2col.default)
+def im2col(node, x, kernel_size, dilation, padding, stride):
+    """Each place in the window is a slice that holds it for all windows: (B, C, H, W) to (B, C * kh * kw, windows).
+
+    PyTorch's own pads by nothing too, which fixes the batch of some values.
+    """
+    padded = F.pad(x, (padding[1], padding[1], padding[0], padding[0])) if any(padding) else x
+    ends = [
+        (n - d * (k - 1) - 1) // s * s + 1
+        for n, k, d, s in zip(padded.shape[-2:], kernel_size, dilation, stride, strict=True)
+    ]
+    places = [
+        padded[..., row : row + ends[0] : stride[0], column : column + ends[1] : stride[1]]
+        for row in range(0, kernel_size[0] * dilation[0], dilation[0])
+        for column in range(0, kernel_size[1] * dilation[1], dilation[1])
+    ]
+    return torch.stack(places, -3).flatten(-4, -3).flatten(-2)
+
+
 # -- linear algebra
 
 

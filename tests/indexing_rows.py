@@ -82,7 +82,15 @@ GATHERS = {
     "diagonal of channels last": (lambda x: last(x).diagonal(1, 2, 3), IMAGE),
     "windows that overlap": (lambda x: (x.unfold(2, 3, 2), last(x).unfold(2, 4, 1)), IMAGE),
     "as_strided": (lambda x: (x.sum(0, keepdim=True) + 1).sum(0).as_strided((3, 4), (2, 1), 3), TOKENS),
-    "im2col of overlapping windows, as PyTorch decomposes it": (lambda x: F.unfold(x, (3, 2), 1, 1, 2), IMAGE),
+    "im2col of overlapping windows": (lambda x: F.unfold(x, (3, 2), 1, 1, 2), IMAGE),
+    "im2col that leaves pixels out, of a value whose batch PyTorch's decomposition fixes": (
+        lambda x: F.unfold(F.conv_transpose2d(x, torch.ones(6, 1, 2, 3), groups=6), 1, stride=2),
+        IMAGE,
+    ),
+    "im2col of windows with holes, whose places are further apart than they": (
+        lambda x: F.unfold(x, (2, 3), (3, 2), (1, 2), (2, 1)),
+        IMAGE,
+    ),
     "col2im of overlapping windows": (lambda x: F.fold(F.unfold(x, 3), (9, 8), 3), IMAGE),
 }
 
