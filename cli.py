@@ -169,6 +169,27 @@ architecture_options = options(
         help="Shape of an input, batch first; once for each input.",
     ),
     click.option(
+        "--image-size",
+        metavar="H[,W]",
+        help="Of the only input, in place of --input-shape; its channels are those of the first convolution.",
+    ),
+    click.option(
+        "--outputs",
+        multiple=True,
+        metavar="MODULE.PATH",
+        help="Stop at this module: its outputs are the model's; repeatable.",
+    ),
+    click.option("--submodule", metavar="MODULE.PATH", help="Convert this module only; shapes are the whole model's."),
+    click.option("--input-name", "input_names", multiple=True, metavar="OLD=NEW", help="Rename an input; repeatable."),
+    click.option(
+        "--output-name", "output_names", multiple=True, metavar="OLD=NEW", help="Rename an output; repeatable."
+    ),
+    click.option(
+        "--freeze-control-flow",
+        is_flag=True,
+        help="Where forward decides by values, keep what it decides for random inputs; checked on others.",
+    ),
+    click.option(
         "--trust",
         multiple=True,
         metavar="PACKAGE",

@@ -48,13 +48,16 @@ RESERVED = set(dir(fx.GraphModule(nn.Module(), fx.Graph())))
 DROPOUTS = {aten.dropout.default, aten.feature_dropout.default}
 
 
-def capture(module: nn.Module, inputs: Sequence[Tensor], fixed_batch: bool = False, free: Free = ()) -> Program:
+def capture(
+    module: nn.Module, inputs: Sequence[Tensor], fixed_batch: bool = False, free: Free = (), freeze: bool = False
+) -> Program:
     """Capture `module`, in eval mode, called with `inputs`; their dimension 0 is the batch and stays free.
 
     A model that works for one batch size only is captured for that of `inputs`, and the program says so in its notes.
 
     Args:
         free: the dimensions of each input that stay free besides; what restricts them is noted.
+        freeze: where forward decides by values, keep what it decides for `inputs`, and note that.
 
     Raises:
         CaptureError: the forward fails, or does something `torch.export` cannot take.

@@ -16,6 +16,7 @@ from converter.artefacts.runner import Runner, TensorSpec
 from converter.artefacts.stamp import read_stamp
 from converter.building import Options, build
 from converter.checkpoint import load_tensors, tensors_of
+from converter.cutting import Part
 from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError
 from converter.interfaces import labelled_accuracy
 from converter.matching import Matching
@@ -41,6 +42,12 @@ def verify(
     factory: str | None = None,
     factory_args: Mapping[str, Any] | None = None,
     input_shapes: Sequence[str] = (),
+    image_size: str | None = None,
+    outputs: Sequence[str] = (),
+    submodule: str | None = None,
+    input_names: Sequence[str] | Mapping[str, str] = (),
+    output_names: Sequence[str] | Mapping[str, str] = (),
+    freeze_control_flow: bool = False,
     trust: Sequence[str] = (),
     atol: float | None = None,
     rtol: float | None = None,
@@ -61,7 +68,8 @@ def verify(
 
     Args:
         artefact: a SavedModel folder, a `.keras`, an `.onnx` or a `.tflite` file.
-        input_shapes: as for `convert`; an artefact of ours knows them.
+        input_shapes, image_size, outputs, submodule, input_names, output_names, freeze_control_flow: as for `convert`;
+            an artefact of ours knows them.
         inputs: the user's, as for `convert`; `preprocessing` is that of a folder of images.
         accept: kinds of explanations (`report.ExplanationKind`) that may make it agree.
         signature: of a SavedModel or a TFLite file that has several.
@@ -79,14 +87,19 @@ def verify(
     accepted = explanation_kinds(accept)
     if weights:
         return verify_weights(model, artefact, format, trust, signature, clock)
+    part = Part.of(outputs, submodule, input_names, output_names)
+    if made_of := stamp.get("part"):
+        freeze_control_flow = freeze_control_flow or made_of.pop("freeze_control_flow")
+        part = Part.of(*(getattr(part, name) or made_of[name] for name in vars(part)))
     with Runner(format) as runner:
         if missing := not (input_shapes or stamp):  # then it is asked what it takes
             runner.open(artefact, signature)
         with proposing_shapes(runner):
             source = open_source(
                 model, factory=factory, factory_args=factory_args,
-                input_shapes=input_shapes or stamp.get("input_shapes", ()),
+                input_shapes=input_shapes or (() if image_size else stamp.get("input_shapes", ())),
                 trust=trust, fixed_batch=stamp.get("options", {}).get("fixed_batch"), seed=seed, clock=clock,
+                image_size=image_size, part=part, freeze_control_flow=freeze_control_flow,
             )  # fmt: skip
         notes = [*source.notes, *source.program.notes]
         if format in ("tf", "keras") and stamp.get("options"):

@@ -17,6 +17,7 @@ from converter.artefacts.formats import Format
 from converter.artefacts.placement import Placement, full_disk, says_full
 from converter.artefacts.runner import Runner
 from converter.building import Built, Options, build, described
+from converter.cutting import Part
 from converter.earlier import Earlier
 from converter.errors import ConversionError, UsageError, unexpected
 from converter.interfaces import facts, fed, labelled_accuracy, run_artefact, symbol_names
@@ -41,6 +42,12 @@ def convert(
     factory: str | None = None,
     factory_args: Mapping[str, Any] | None = None,
     input_shapes: Sequence[str] = (),
+    image_size: str | None = None,
+    outputs: Sequence[str] = (),
+    submodule: str | None = None,
+    input_names: Sequence[str] | Mapping[str, str] = (),
+    output_names: Sequence[str] | Mapping[str, str] = (),
+    freeze_control_flow: bool = False,
     trust: Sequence[str] = (),
     layout: str = "auto",
     fixed_batch: int | None = None,
@@ -66,7 +73,14 @@ def convert(
         to: of "tf", "keras", "onnx".
         output: the artefact's path for one format, else a folder; or the path of each format's.
         factory: what builds a state dict's architecture, `package.module:name` or `file.py:name`.
-        input_shapes: `[name=]1,3,224,224[:dtype]` for each input, batch first.
+        input_shapes: `[name=]1,3,224,224[:dtype]` for each input, batch first; names in place of numbers (`1,3,H,W`)
+            leave sizes free. Where none are given, what the module itself says of them.
+        image_size: `HEIGHT[,WIDTH]` of the only input, whose channels the first convolution tells.
+        outputs: paths of modules to stop at: their outputs are the model's.
+        submodule: path of the module to convert in place of the whole; `input_shapes` are the whole model's.
+        input_names, output_names: `old=new` each, or a mapping.
+        freeze_control_flow: where forward decides by values, keep what it decides for the example inputs; other inputs
+            must give the same, and the report says so.
         trust: packages whose classes may be unpickled.
         layout: of inputs and outputs of Keras and TensorFlow artefacts: "auto", "nhwc", "nchw".
         exact_shifts: a grid_sample that interpolates on whole pixels becomes the shift that it is but for rounding.
@@ -88,7 +102,9 @@ def convert(
     with Session() as session:
         return session.convert(
             model, to=to, output=output, factory=factory, factory_args=factory_args, input_shapes=input_shapes,
-            trust=trust, layout=layout, fixed_batch=fixed_batch, keep_batchnorm=keep_batchnorm, opset=opset,
+            image_size=image_size, outputs=outputs, submodule=submodule, input_names=input_names,
+            output_names=output_names, freeze_control_flow=freeze_control_flow, trust=trust, layout=layout,
+            fixed_batch=fixed_batch, keep_batchnorm=keep_batchnorm, opset=opset,
             exact_shifts=exact_shifts, verify=verify, keep_failed=keep_failed, atol=atol, rtol=rtol, seed=seed,
             inputs=inputs, preprocessing=preprocessing, mappings=mappings, force=force, trace=trace, progress=progress,
         )  # fmt: skip
@@ -161,6 +177,12 @@ class Session:
         factory: str | None = None,
         factory_args: Mapping[str, Any] | None = None,
         input_shapes: Sequence[str] = (),
+        image_size: str | None = None,
+        outputs: Sequence[str] = (),
+        submodule: str | None = None,
+        input_names: Sequence[str] | Mapping[str, str] = (),
+        output_names: Sequence[str] | Mapping[str, str] = (),
+        freeze_control_flow: bool = False,
         trust: Sequence[str] = (),
         layout: str = "auto",
         fixed_batch: int | None = None,
@@ -197,7 +219,8 @@ class Session:
             runners = {f: self._runner(f) for f in formats} if verify else {}
             source = open_source(
                 model, factory=factory, factory_args=factory_args, input_shapes=input_shapes, trust=trust,
-                fixed_batch=fixed_batch, seed=seed, clock=clock, earlier=earlier,
+                fixed_batch=fixed_batch, seed=seed, clock=clock, earlier=earlier, image_size=image_size,
+                part=Part.of(outputs, submodule, input_names, output_names), freeze_control_flow=freeze_control_flow,
             )  # fmt: skip
             reference = None
             if verify:

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from converter.building import Options, build, described, tensors_read
 from converter.checkpoint import user_code
+from converter.cutting import Part
 from converter.errors import UnsupportedOperatorsError, UsageError
 from converter.interfaces import facts, sizes_shown, symbol_names
 from converter.plan import Plan
@@ -30,6 +31,12 @@ def inspect(
     factory: str | None = None,
     factory_args: Mapping[str, Any] | None = None,
     input_shapes: Sequence[str] = (),
+    image_size: str | None = None,
+    outputs: Sequence[str] = (),
+    submodule: str | None = None,
+    input_names: Sequence[str] | Mapping[str, str] = (),
+    output_names: Sequence[str] | Mapping[str, str] = (),
+    freeze_control_flow: bool = False,
     trust: Sequence[str] = (),
     mappings: Sequence[str | Path] = (),
     layout: bool = False,
@@ -49,7 +56,8 @@ def inspect(
     with user_mappings(mappings):
         source = open_source(
             model, factory=factory, factory_args=factory_args, input_shapes=input_shapes, trust=trust, fixed_batch=None,
-            seed=0, clock=clock,
+            seed=0, clock=clock, image_size=image_size,
+            part=Part.of(outputs, submodule, input_names, output_names), freeze_control_flow=freeze_control_flow,
         )  # fmt: skip
         return summary(source, layout, clock)
 

@@ -19,13 +19,16 @@ from converter.calling import Calling, bound, with_sizes
 from converter.capture import capture, from_exported, run_forward
 from converter.checkpoint import Checkpoint, load, user_code
 from converter.checkpoint.weights import as_float32
+from converter.cutting import Part, cut, rename
 from converter.earlier import Captured, Earlier, architecture
 from converter.errors import CaptureError, ConversionError, UsageError
 from converter.program import Program
 from converter.ranges import free_sizes, input_specs
-from converter.shapes import EXAMPLE, NO_SHAPES, InputShape, check_batches, parse_input_shape
+from converter.shapes import InputShape, check_batches, parse_input_shape
+from converter.usual_shapes import told_shapes
 from converter.verification.inputs import draw
 
+WHOLE = Part()
 Progress = Callable[[str], AbstractContextManager]
 
 
@@ -51,7 +54,8 @@ class Source:
     Attributes:
         module: None where the checkpoint is an exported program.
         captured: what is kept for later models of the same architecture, if that may be.
-        calling: how the module is called; None for an exported program.
+        calling: how the whole model is called; None for an exported program.
+        part: what of the model this is.
         probe: inputs of batch 1 and what the program makes of them in float64, once that is known.
         tensor_names: every tensor of the checkpoint's model.
     """
@@ -69,6 +73,8 @@ class Source:
     folders: tuple[Path, ...]
     captured: Captured | None = None
     calling: Calling | None = None
+    part: Part = WHOLE
+    freeze_control_flow: bool = False
 
     def shape_texts(self) -> list[str]:
         """What to give as `--input-shape` for the same."""
@@ -92,15 +98,22 @@ def open_source(
     fixed_batch: int | None,
     seed: int,
     clock: Clock,
+    image_size: str | None = None,
+    part: Part = WHOLE,
+    freeze_control_flow: bool = False,
     earlier: Earlier | None = None,
 ) -> Source:
     """Load a checkpoint, or take a module, and capture it. The caller's module stays as it is, mode and buffers too.
 
     Args:
+        image_size: `HEIGHT[,WIDTH]`, in place of `input_shapes`.
+        part: what of it is wanted.
+        freeze_control_flow: where forward decides by values, keep what it decides for the example inputs.
         earlier: what was captured before; a model of the same architecture is not captured again.
     """
     captured: Captured | None = None
     calling: Calling | None = None
+    module: nn.Module | None
     if isinstance(model, nn.Module):
         folders: tuple[Path, ...] = (Path.cwd(),)
         with user_code(*folders):
@@ -113,35 +126,43 @@ def open_source(
             checkpoint = load(path, factory=factory, factory_args=dict(factory_args or {}), trust=trust)
     notes = list(checkpoint.notes)
     if checkpoint.module is not None:
-        shapes, told = _shapes(input_shapes)
-        notes += told
+        module = checkpoint.module
         with clock("capture"), user_code(*folders):
-            calling = bound(checkpoint.module, shapes)
-            key = (
-                architecture(checkpoint.module, calling.shapes, calling.names, fixed_batch)
-                if earlier is not None
-                else None
-            )
-            calling.bind(checkpoint.module)
-            calling = with_sizes(calling, partial(run_forward, checkpoint.module), fixed_batch, seed)
-            examples = calling.examples(fixed_batch, seed)
+            tried, told = _shapes(module, input_shapes, image_size)
+            notes += told
+            key = None
+            if earlier is not None:
+                key = architecture(module, tuple(map(tuple, tried)), fixed_batch, part, freeze_control_flow)
+            calling = _calling(module, tried, fixed_batch, seed)
+            module, within = cut(module, calling, part, run_forward, fixed_batch, seed)
+            examples = within.examples(fixed_batch, seed)
             captured = earlier.find(key) if earlier is not None else None
             if captured is not None:
-                captured.take(checkpoint.module)
+                captured.take(module)
                 program = captured.program
             else:
-                program = capture(checkpoint.module, examples, fixed_batch is not None, calling.free)
-                captured = earlier.keep(key, program, checkpoint.module) if earlier is not None else None
-        tensors = {**dict(checkpoint.module.named_parameters()), **dict(checkpoint.module.named_buffers())}
-        parameters = sum(p.numel() for p in checkpoint.module.parameters())
+                program = capture(module, examples, fixed_batch is not None, within.free, freeze_control_flow)
+                rename(program, part)
+                captured = earlier.keep(key, program, module) if earlier is not None else None
+        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        parameters = sum(p.numel() for p in module.parameters())
     else:
         if checkpoint.program is None:
             raise AssertionError("a checkpoint holds a module or a program")
         with clock("capture"):
             program = from_exported(checkpoint.program)
         _refuse_other_precisions(program)
-        if input_shapes:
-            notes.append("--input-shape is not needed: an exported program has its own")
+        if part.cuts:
+            raise UsageError(
+                "an exported program has no modules to cut it at",
+                where="--submodule" if part.submodule else "--outputs",
+                cure="cut the module before torch.export.export",
+            )
+        rename(program, part)
+        module = None
+        if input_shapes or image_size:
+            asked = "--input-shape" if input_shapes else "--image-size"
+            notes.append(f"{asked} is not needed: an exported program has its own")
         if program.fixed_batch is not None:
             notes.append(f"exported for batch {program.fixed_batch}, converted for that batch only")
         examples = program_examples(program, seed)
@@ -151,7 +172,7 @@ def open_source(
         name=str(model) if not isinstance(model, nn.Module) else type(model).__name__,
         sha256=checkpoint.sha256 or None,
         kind=checkpoint.kind,
-        module=checkpoint.module,
+        module=module,
         program=program,
         examples=examples,
         tensor_names=set(tensors),
@@ -160,22 +181,52 @@ def open_source(
         folders=folders,
         captured=captured,
         calling=calling,
+        part=part,
+        freeze_control_flow=freeze_control_flow,
     )
 
 
-def _shapes(texts: Sequence[str]) -> tuple[list[InputShape], list[str]]:
+def _shapes(
+    module: nn.Module, texts: Sequence[str], image_size: str | None
+) -> tuple[list[list[InputShape]], list[str]]:
     """The inputs' shapes, floats in float32, as the weights are, and notes on what is not as asked.
+
+    Returns:
+        Shapes to try, the first that the model takes.
 
     Raises:
         UsageError: there are none, or they cannot be.
     """
     if not texts:
-        raise UsageError(NO_SHAPES, cure=f"give {EXAMPLE} (batch first, PyTorch's layout)")
+        tried, told = told_shapes(module, image_size)
+        for one in tried:
+            check_batches(one)
+        return tried, [told]
+    if image_size is not None:
+        raise UsageError("give either --input-shape or --image-size", where=f"--image-size {image_size}")
     shapes = [parse_input_shape(text) for text in texts]
     check_batches(shapes)
     notes = [note for shape in shapes if (note := _lowered(shape.dtype))]
     floats = {shape: replace(shape, dtype=torch.float32) for shape in shapes if shape.dtype.is_floating_point}
-    return [floats.get(shape, shape) for shape in shapes], notes
+    return [[floats.get(shape, shape) for shape in shapes]], notes
+
+
+def _calling(module: nn.Module, tried: Sequence[Sequence[InputShape]], batch: int | None, seed: int) -> Calling:
+    """With the first of the shapes that the module takes; it is bound to them."""
+    failure: CaptureError | None = None
+    for shapes in tried:
+        calling = bound(module, shapes)
+        calling.bind(module)
+        try:
+            calling = with_sizes(calling, partial(run_forward, module), batch, seed)
+            if len(tried) > 1:
+                run_forward(module, calling.examples(batch, seed))
+            return calling
+        except CaptureError as error:
+            failure = failure or error
+    if failure is None:
+        raise AssertionError("there are no shapes")
+    raise failure
 
 
 def own_copy(module: nn.Module) -> nn.Module:

@@ -27,6 +27,12 @@ def assert_equivalent(
     factory: str | None = None,
     factory_args: Mapping[str, Any] | None = None,
     input_shapes: Sequence[str] = (),
+    image_size: str | None = None,
+    outputs: Sequence[str] = (),
+    submodule: str | None = None,
+    input_names: Sequence[str] | Mapping[str, str] = (),
+    output_names: Sequence[str] | Mapping[str, str] = (),
+    freeze_control_flow: bool = False,
     trust: Sequence[str] = (),
     atol: float | None = None,
     rtol: float | None = None,
@@ -54,6 +60,8 @@ def assert_equivalent(
     """
     report = verify(
         model, artefact, factory=factory, factory_args=factory_args, input_shapes=input_shapes, trust=trust, atol=atol,
+        image_size=image_size, outputs=outputs, submodule=submodule, input_names=input_names,
+        output_names=output_names, freeze_control_flow=freeze_control_flow,
         rtol=rtol, seed=seed, inputs=inputs, accept=accept, signature=signature,
     )  # fmt: skip
     if report.status != "verified":

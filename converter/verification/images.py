@@ -1,7 +1,7 @@
 """A folder of images as inputs, by a preprocessing that the user states and the report repeats."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -45,9 +45,12 @@ class Preprocessing:
         return f"{self.fit}, {self.order}, (pixel x {self.scale:g} - [{mean}]) / [{std}]"
 
 
+PREPROCESSED = {f"image_{field.name}" for field in fields(Preprocessing)}
+
+
 def with_preprocessing(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a conversion, what they say of images (`image_fit`, ...; None says nothing) as one of them."""
-    images = {key: value for key, value in arguments.items() if key.startswith("image_")}
+    images = {key: value for key, value in arguments.items() if key in PREPROCESSED}
     rest = {key: value for key, value in arguments.items() if key not in images}
     said: dict[str, Any] = {
         key.removeprefix("image_"): tuple(value) if isinstance(value, list) else value

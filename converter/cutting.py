@@ -1,0 +1,322 @@
+"""A part of a model as a model of its own: a submodule, or what leads to modules' outputs; and names of its own."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_flatten, tree_flatten_with_path, tree_unflatten
+
+from converter.calling import Calling, take_positionally
+from converter.errors import CaptureError, UsageError
+from converter.free_sizes import names_of
+from converter.program import Program
+from converter.shapes import FreeSize, InputShape
+
+VALID = r"[A-Za-z][A-Za-z0-9_]*"
+Runs = Callable[[list[Tensor]], None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What of a model is to be converted.
+
+    Attributes:
+        outputs: paths of modules whose outputs are the model's, in place of its own.
+        submodule: path of the module that is converted in place of the whole.
+        input_names, output_names: `OLD=NEW` each.
+    """
+
+    outputs: tuple[str, ...] = ()
+    submodule: str | None = None
+    input_names: tuple[str, ...] = ()
+    output_names: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        outputs: Sequence[str] = (),
+        submodule: str | None = None,
+        input_names: Sequence[str] | Mapping[str, str] = (),
+        output_names: Sequence[str] | Mapping[str, str] = (),
+    ) -> Part:
+        def pairs(names: Sequence[str] | Mapping[str, str]) -> tuple[str, ...]:
+            return tuple(f"{old}={new}" for old, new in names.items()) if isinstance(names, Mapping) else tuple(names)
+
+        listed = [outputs] if isinstance(outputs, str) else outputs
+        return cls(tuple(dict.fromkeys(listed)), submodule or None, pairs(input_names), pairs(output_names))
+
+    @property
+    def cuts(self) -> bool:
+        return bool(self.outputs or self.submodule)
+
+
+def cut(module: nn.Module, calling: Calling, part: Part, runs: Callable[[nn.Module, list[Tensor]], None],
+        batch: int | None, seed: int) -> tuple[nn.Module, Calling]:  # fmt: skip
+    """The module that is converted, and how it is called; `module` is changed.
+
+    Args:
+        runs: calls a module with inputs; raises CaptureError where it fails.
+
+    Raises:
+        UsageError: a path that there is not, or that is outside of the submodule.
+        CaptureError: a module that forward does not call.
+    """
+    outputs = part.outputs
+    whole = module
+    if part.submodule is not None:
+        module, calling = _submodule(whole, calling, part.submodule, lambda given: runs(whole, given), batch, seed)
+        prefix = f"{part.submodule}."
+        for path in outputs:
+            _found(whole, path, "--outputs")
+            if not path.startswith(prefix):
+                raise UsageError(f"module `{path}` is not within `{part.submodule}`", where="--outputs")
+        outputs = tuple(path.removeprefix(prefix) for path in outputs)
+    if outputs:
+        _stop_at(module, outputs, lambda: runs(module, calling.examples(batch, seed)))
+    return module, calling
+
+
+def rename(program: Program, part: Part) -> None:
+    """Give inputs and outputs the names asked for.
+
+    Raises:
+        UsageError: a name that there is not, that not all formats take, or that is taken.
+    """
+    program.inputs = _renamed(program.inputs, part.input_names, "--input-name")
+    program.outputs = _renamed(program.outputs, part.output_names, "--output-name")
+    if part.input_names or part.output_names:
+        every = [*program.inputs, *program.outputs]
+        twice = sorted({name for name in every if every.count(name) > 1})
+        if twice:
+            raise UsageError(
+                f"two inputs or outputs would be called {', '.join(f'`{name}`' for name in twice)}",
+                where="--input-name" if part.input_names else "--output-name",
+            )
+
+
+def _renamed(names: Sequence[str], pairs: Iterable[str], where: str) -> list[str]:
+    renamed = list(names)
+    for pair in pairs:
+        old, _, new = (piece.strip() for piece in pair.partition("="))
+        if old not in names:
+            raise UsageError(
+                f"there is no `{old}` to rename, but {', '.join(f'`{name}`' for name in names)}",
+                where=f"{where} {pair}",
+                cure="write OLD=NEW",
+            )
+        if not re.fullmatch(VALID, new, re.ASCII):
+            raise UsageError(
+                f"`{new}` is no name for all formats", where=f"{where} {pair}", cure="a letter, then letters, digits, _"
+            )
+        renamed[list(names).index(old)] = new
+    return renamed
+
+
+def _found(module: nn.Module, path: str, where: str) -> nn.Module:
+    modules = dict(module.named_modules(remove_duplicate=False))
+    if path in modules and path:
+        return modules[path]
+    near = difflib.get_close_matches(path, modules, n=3, cutoff=0.4) or [name for name in modules if name][:5]
+    raise UsageError(
+        f"there is no module `{path}`",
+        where=where,
+        cure=f"did you mean {' or '.join(near)}? convert inspect shows all" if near else "it has no modules",
+    )
+
+
+def _not_called(path: str, where: str) -> CaptureError:
+    return CaptureError(
+        f"forward does not call the module `{path}`", where=where, cure="name one that it calls: convert inspect shows"
+    )
+
+
+# -- outputs
+
+
+class _Enough(BaseException):
+    """All that is wanted is there; not an Exception, so that nothing within the model takes it for a failure."""
+
+
+def _stop_at(module: nn.Module, paths: Sequence[str], run: Callable[[], None]) -> None:
+    parts = {path: _found(module, path, "--outputs") for path in paths}
+    calls = dict.fromkeys(paths, 0)
+
+    def counts(path: str) -> Callable[..., None]:
+        def count(*_: Any) -> None:
+            calls[path] += 1
+
+        return count
+
+    hooks = [part.register_forward_hook(counts(path)) for path, part in parts.items()]
+    try:
+        run()
+    except CaptureError:
+        if not all(calls.values()):  # what fails behind the last of them does not matter
+            raise
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for path, count in calls.items():
+        if not count:
+            raise _not_called(path, "--outputs")
+    forward = module.forward
+    names = _output_names(paths)
+
+    def stopping(*inputs: Tensor) -> dict[str, Any]:
+        results: dict[str, list[Any]] = {path: [] for path in paths}
+
+        def keeps(path: str) -> Callable[..., None]:
+            def keep(_: nn.Module, __: Any, result: Any) -> None:
+                results[path].append(result)
+                if all(len(results[other]) >= calls[other] for other in paths):
+                    raise _Enough
+
+            return keep
+
+        held = [part.register_forward_hook(keeps(path)) for path, part in parts.items()]
+        try:
+            forward(*inputs)
+        except _Enough as enough:
+            _leave_modules(enough.__traceback__)
+        finally:
+            for hook in held:
+                hook.remove()
+        return {names[path]: found[0] if len(found) == 1 else found for path, found in results.items()}
+
+    stopping.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    module.forward = stopping
+
+
+def _leave_modules(trace: TracebackType | None) -> None:
+    """While torch.export traces, it notes the modules that it is in, and does not see that an exception leaves them."""
+    for frame, _ in traceback.walk_tb(trace):
+        tracer = frame.f_locals.get("self")
+        if isinstance(tracer, fx.Tracer) and "module_key" in frame.f_locals:
+            tracer.module_stack.pop(frame.f_locals["module_key"], None)
+
+
+def _output_names(paths: Sequence[str]) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for path in paths:
+        name = re.sub(r"[^A-Za-z0-9_]", "_", path)
+        name = name if re.fullmatch(VALID, name) else f"output_{name.strip('_')}"
+        while name in names.values():
+            name += "_"
+        names[path] = name
+    return names
+
+
+# -- submodules
+
+
+def _submodule(
+    module: nn.Module, calling: Calling, path: str, run: Runs, batch: int | None, seed: int
+) -> tuple[nn.Module, Calling]:
+    part = _found(module, path, "--submodule")
+    sizes = dict(calling.sizes or {})
+
+    def given_at(values: Mapping[str, int]) -> tuple[tuple, dict[str, Any]]:
+        held: list[tuple[tuple, dict[str, Any]]] = []
+
+        def keep(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            held.append((args, kwargs))
+            raise _Enough
+
+        hook = part.register_forward_pre_hook(keep, with_kwargs=True)
+        try:
+            run(Calling(calling.shapes, calling.names, values).examples(batch, seed))
+        except _Enough:
+            pass
+        finally:
+            hook.remove()
+        if not held:
+            raise _not_called(path, "--submodule")
+        return held[0]
+
+    args, kwargs = given_at(sizes)
+    leaves, spec = tree_flatten((args, kwargs))
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    if not places:
+        raise CaptureError(f"the module `{path}` is called without a tensor", where="--submodule")
+    tensors = [leaves[i] for i in places]
+    free, inner = _free_within(path, tensors, sizes, given_at)
+    names = _input_names(part, args, kwargs)
+    shapes = tuple(
+        InputShape(
+            name,
+            tuple(held.get(d, n) for d, n in enumerate(x.shape)),
+            torch.float32 if x.is_floating_point() else x.dtype,
+        )
+        for name, x, held in zip(names, tensors, free, strict=True)
+    )
+    if not (kwargs == {} and len(places) == len(args) and all(isinstance(arg, Tensor) for arg in args)):
+        forward = part.forward
+
+        def whole(*inputs: Tensor) -> Any:
+            filled = list(leaves)
+            for place, x in zip(places, inputs, strict=True):
+                filled[place] = x
+            positional, named = tree_unflatten(filled, spec)
+            return forward(*positional, **named)
+
+        take_positionally(part, names, whole)
+    return part, Calling(shapes, (), inner)
+
+
+def _free_within(
+    path: str, tensors: Sequence[Tensor], sizes: Mapping[str, int], given_at: Callable[..., Any]
+) -> tuple[list[dict[int, FreeSize]], dict[str, int]]:
+    """Which sizes of a submodule's inputs follow from the free ones of the model, by running it at others."""
+    free: list[dict[int, FreeSize]] = [{} for _ in tensors]
+    inner: dict[str, int] = {}
+    for name, size in sizes.items():
+        leaves, _ = tree_flatten(given_at({**sizes, name: 2 * size}))
+        others = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        pairs = zip(tensors, others, strict=True)
+        changed = {
+            (i, d): (n, m)
+            for i, (x, y) in enumerate(pairs)
+            for d, (n, m) in enumerate(zip(x.shape, y.shape, strict=True))
+            if d and n != m
+        }
+        if not changed:
+            continue
+        least, doubled = min(changed.values())
+        for (i, d), (n, m) in changed.items():
+            if n % least or m % doubled or n // least != m // doubled or d in free[i]:
+                raise CaptureError(
+                    f"the sizes of what `{path}` is given do not follow from {name} alone, in whole multiples",
+                    where="--submodule",
+                    cure=f"give a number in place of {name} in --input-shape",
+                )
+            free[i][d] = FreeSize(name, n // least)
+        inner[name] = least
+    assert set(inner) >= set(names_of(free))
+    return free, inner
+
+
+def _input_names(part: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> list[str]:
+    """By the parameters of its forward, with positions and keys behind where those hold several tensors."""
+    try:
+        given = dict(inspect.signature(part.forward).bind(*args, **kwargs).arguments)
+    except TypeError:
+        given = {"input": args, **kwargs}
+    names: list[str] = []
+    for leaf_path, leaf in tree_flatten_with_path(given)[0]:
+        if isinstance(leaf, Tensor):
+            keys = (str(getattr(key, "key", getattr(key, "idx", key))) for key in leaf_path)
+            name = "_".join(re.sub(r"[^A-Za-z0-9_]", "", key) for key in keys)
+            name = name if re.fullmatch(VALID, name) else f"input_{name}"
+            while name in names:
+                name += "_"
+            names.append(name)
+    return names

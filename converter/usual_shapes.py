@@ -1,0 +1,118 @@
+"""What a module itself says of its inputs: timm's configuration, that of transformers, its first layers."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from converter.errors import UsageError
+from converter.shapes import EXAMPLE, NAME, NO_SHAPES, InputShape, Sizes, parse_input_shape
+
+TOKENS = 128
+SAMPLES = 16000
+USUAL_SIDE = 224
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def told_shapes(module: nn.Module, image_size: str | None) -> tuple[list[list[InputShape]], str]:
+    """The shapes that the module is called with, as it says itself: several where one of them is to be found by
+    trying, the likeliest first; and where they come from.
+
+    Args:
+        image_size: `HEIGHT[,WIDTH]`, numbers or names.
+
+    Raises:
+        UsageError: it does not say.
+    """
+    size = None if image_size is None else parse_image_size(image_size)
+    usual = _of_timm(module, size) or _of_transformers(module, size)
+    if usual is not None:
+        shapes, source = usual
+        return [shapes], f"input shape {' and '.join(_shown(s) for s in shapes)} as {source} says"
+    first = first_layer(module, CONVOLUTIONS)
+    if size is not None and isinstance(first, nn.Conv2d):
+        # In front of it may stand what makes four channels of each, as a Focus does.
+        channels = [first.in_channels, *([first.in_channels // 4] if first.in_channels % 4 == 0 else [])]
+        tried = [[InputShape(None, (1, n, *size))] for n in channels]
+        return tried, "the input's channels are those of the first convolution"
+    raise UsageError(NO_SHAPES, cure=f"give {_example(module)} (batch first, PyTorch's layout)")
+
+
+def parse_image_size(text: str) -> Sizes:
+    """Raises UsageError for anything else than HEIGHT or HEIGHT,WIDTH."""
+    side = rf"(?:\d+|(?:\d+\*)?{NAME})"
+    if not re.fullmatch(rf"{side}(\s*,\s*{side})?", text.strip(), re.ASCII):
+        raise UsageError(
+            f"`{text}` is no image size", where="--image-size", cure="as in --image-size 224 or 480,640 or H,W"
+        )
+    sizes = parse_input_shape(f"1,{text}").shape[1:]
+    return sizes if len(sizes) == 2 else (*sizes, *sizes)
+
+
+def _of_timm(module: nn.Module, size: Sizes | None) -> tuple[list[InputShape], str] | None:
+    for name in ("pretrained_cfg", "default_cfg"):
+        found = getattr(module, name, None)
+        shape = found.get("input_size") if isinstance(found, Mapping) else None
+        if isinstance(shape, (list, tuple)) and len(shape) == 3 and all(isinstance(n, int) for n in shape):
+            return [InputShape(None, (1, shape[0], *(size or shape[1:])))], f"its {name}"
+    return None
+
+
+def _of_transformers(module: nn.Module, size: Sizes | None) -> tuple[list[InputShape], str] | None:
+    """Of models whose only needed input is an image or a row of tokens."""
+    config = getattr(module, "config", None)
+    if config is None or not hasattr(config, "model_type") or getattr(config, "is_encoder_decoder", False):
+        return None
+    source = f"the configuration of its {config.model_type}"
+    parameters = inspect.signature(module.forward).parameters
+    main = getattr(module, "main_input_name", None) or next(iter(parameters), None)
+    if main == "pixel_values":
+        vision = getattr(config, "vision_config", config)
+        side = getattr(vision, "image_size", None)
+        sides: Any = size or (tuple(side) if isinstance(side, (list, tuple)) else (side, side))
+        if size or all(isinstance(n, int) for n in sides):
+            return [InputShape(main, (1, getattr(vision, "num_channels", 3), *sides))], source
+    if main == "input_ids" and isinstance(getattr(config, "vocab_size", None), int):
+        most = getattr(config, "max_position_embeddings", None)
+        tokens = min(TOKENS, most) if isinstance(most, int) and most > 0 else TOKENS
+        return [InputShape(main, (1, tokens), torch.int64)], source
+    return None
+
+
+def first_layer(module: nn.Module, kinds: tuple[type, ...]) -> nn.Module | None:
+    return next((part for part in module.modules() if isinstance(part, kinds)), None)
+
+
+def _example(module: nn.Module) -> str:
+    """What could be given, by the parameters of forward and the first layer."""
+    first = first_layer(module, (*CONVOLUTIONS, nn.Linear, nn.Embedding))
+    parameters = inspect.signature(module.forward).parameters.values()
+    needed = [
+        p.name
+        for p in parameters
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]  # fmt: skip
+    text = EXAMPLE.partition(" ")[2]
+    match first:
+        case nn.Conv1d():
+            text = f"1,{first.in_channels},{SAMPLES}"
+        case nn.Conv2d():
+            text = f"1,{first.in_channels},{USUAL_SIDE},{USUAL_SIDE}"
+        case nn.Conv3d():
+            text = f"1,{first.in_channels},32,64,64"
+        case nn.Linear():
+            text = f"1,{first.in_features}"
+        case nn.Embedding():
+            text = f"1,{TOKENS}:int64"
+    if len(needed) < 2:
+        return f"--input-shape {text}"
+    return " ".join(f"--input-shape {name}={text}" for name in needed) + ", a shape for each"
+
+
+def _shown(shape: InputShape) -> str:
+    return str(shape).removesuffix(":float32")
