@@ -490,13 +490,31 @@ def verify(
 @architecture_options
 @mappings_option
 @click.option("--layout", is_flag=True, help="Show the plan too: how each value lies, and what moves for which reason.")
+@click.option(
+    "--check", is_flag=True, help="Say whether it can be converted, by the exit status too; nothing is written."
+)
+@click.option(
+    "--to", multiple=True, type=click.Choice(list(ENDINGS)), help="Format to check; repeatable.  [default: all]"
+)
 @message_options
-def inspect(model: Path, as_json: bool, quiet: bool, verbose: bool, log_file: Path | None, **arguments: Any) -> None:
+def inspect(
+    model: Path,
+    check: bool,
+    to: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    log_file: Path | None,
+    **arguments: Any,
+) -> None:
     """Show a model's modules, shapes, weights, and what each becomes."""
     import converter
 
     terminal = terminal_of(quiet, verbose, log_file)
-    result = attempt(lambda: converter.inspect(model, **arguments), str(model), terminal)
+    if to and not check:
+        raise click.UsageError("--to says which formats to --check; convert MODEL --to writes them")
+    formats = (to or tuple(ENDINGS)) if check else ()
+    result = attempt(lambda: converter.inspect(model, check=formats, **arguments), str(model), terminal)
     if not isinstance(result, Failure):
         terminal.show_summary(result)
     finish(result.to_dict(), [result], as_json, None)

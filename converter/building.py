@@ -107,7 +107,17 @@ class Built:
         with swept():
             self._write_lowered(path)
 
+    def prepare(self) -> None:
+        """All that comes before writing. Raises what writing would."""
+        if self.format == "onnx":
+            self._in_onnx()
+        else:
+            self._lowered("float32")
+
     def _write_onnx(self, path: Path) -> None:
+        self._in_onnx().save(path, self.stamp())
+
+    def _in_onnx(self) -> Exported:
         from converter.artefacts import onnx_file
 
         if self._exported:
@@ -126,7 +136,7 @@ class Built:
             if self._exported is not None:
                 found = refillable(self.program, exported.initialisers())
                 self._exported += [(exported, found)] if found else []
-        exported.save(path, self.stamp())
+        return exported
 
     def _write_lowered(self, path: Path) -> None:
         from converter.artefacts import keras_file, saved_model

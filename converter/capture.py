@@ -35,9 +35,10 @@ from converter.free_sizes import (
     others,
     resized,
 )
+from converter.frozen_flow import freeze_checked
 from converter.functional import ASSERTIONS, make_functional
 from converter.program import Origin, Program, source_line, write_attribute
-from converter.uncapturable import first_line, refuse_draws, uncapturable
+from converter.uncapturable import first_line, module_of, needs_values, refuse_draws, uncapturable, user_frame
 
 aten = torch.ops.aten
 
@@ -68,13 +69,13 @@ def capture(
         reason = _why_not_one(module, inputs)
     if not fixed_batch and any(x.ndim for x in inputs) and not reason:
         try:
-            return _captured(module, [_at_least_two(x) for x in inputs], free, batch=Dim("batch", min=1))
+            return _captured(module, [_at_least_two(x) for x in inputs], free, Dim("batch", min=1), freeze)
         except CaptureError:
             raise
         except Exception as error:
             reason = _why_specialised(error)
     try:
-        program = _captured(module, inputs, free, batch=None)
+        program = _captured(module, inputs, free, None, freeze)
     except CaptureError:
         raise
     except Exception as error:
@@ -84,18 +85,18 @@ def capture(
     return program
 
 
-def _captured(module: nn.Module, inputs: Sequence[Tensor], free: Free, batch: Any) -> Program:
+def _captured(module: nn.Module, inputs: Sequence[Tensor], free: Free, batch: Any, freeze: bool) -> Program:
     """With what `torch.export` says of free sizes worked in, and the model run at other sizes than those traced."""
     if not names_of(free):
         shapes = tuple({0: batch} if x.ndim else None for x in inputs) if batch is not None else None
-        return _noting_names(from_exported(_export(module, inputs, shapes)), module)
+        return _exported(module, inputs, shapes, freeze)
     examples = example_sizes(free, inputs)
     ranges = dict.fromkeys(names_of(free), Range())
     while True:
         named = zip(inputs, dims(free, ranges), strict=True)
         shapes = tuple(({0: batch} if batch is not None and x.ndim else {}) | sizes or None for x, sizes in named)
         try:
-            program = _noting_names(from_exported(_export(module, inputs, shapes)), module)
+            program = _exported(module, inputs, shapes, freeze)
         except CaptureError:
             raise
         except Exception as error:
@@ -115,6 +116,27 @@ def _captured(module: nn.Module, inputs: Sequence[Tensor], free: Free, batch: An
                 raise failure
             ranges = stricter
             left_failure = _failure_elsewhere(module, inputs, free, ranges)
+
+
+def _exported(module: nn.Module, inputs: Sequence[Tensor], shapes: Any, freeze: bool) -> Program:
+    """By torch.export as it stands; where that meets a tensor's values, by way of the bytecode, which keeps numbers out
+    of tensors; with `freeze` at last by what the inputs at hand decide."""
+    try:
+        return _noting_names(from_exported(_export(module, inputs, shapes)), module)
+    except CaptureError:
+        raise
+    except Exception as error:
+        if not needs_values(error):
+            raise
+        with contextlib.suppress(Exception):  # the first way's error says more
+            return _noting_names(from_exported(_export(module, inputs, shapes, strict=True)), module)
+        if not freeze:
+            raise
+        with _quiet(), _recurrent_layers_whole(), _masks_unread(), _packing_refused():
+            drafted = torch.export.draft_export(module, tuple(inputs), dynamic_shapes=_for_forward(module, shapes))
+        program = _noting_names(from_exported(drafted), module)
+        freeze_checked(program, module, user_frame(error) or module_of(error, module) or "forward")
+        return program
 
 
 def _failure_elsewhere(
@@ -259,9 +281,9 @@ def run_forward(module: nn.Module, inputs: Sequence[Tensor]) -> None:
             hook.remove()
 
 
-def _export(module: nn.Module, inputs: Sequence[Tensor], shapes: Any) -> ExportedProgram:
+def _export(module: nn.Module, inputs: Sequence[Tensor], shapes: Any, strict: bool = False) -> ExportedProgram:
     with _quiet(), _recurrent_layers_whole(), _masks_unread(), _packing_refused():
-        return torch.export.export(module, tuple(inputs), dynamic_shapes=_for_forward(module, shapes), strict=False)
+        return torch.export.export(module, tuple(inputs), dynamic_shapes=_for_forward(module, shapes), strict=strict)
 
 
 def _for_forward(module: nn.Module, shapes: Any) -> Any:

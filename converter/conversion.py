@@ -22,7 +22,7 @@ from converter.earlier import Earlier
 from converter.errors import ConversionError, UsageError, unexpected
 from converter.interfaces import facts, fed, labelled_accuracy, run_artefact, symbol_names
 from converter.memory import return_large_blocks
-from converter.outputs import ENDINGS, output_path
+from converter.outputs import ENDINGS, formats_of, output_path
 from converter.reference import Reference, take_reference
 from converter.report import Accuracy, ArtefactReport, ConversionReport, Proof, TraceRow, failure_of, status_of
 from converter.rewrites.change import Change
@@ -202,7 +202,9 @@ class Session:
         progress: Progress | None = None,
     ) -> ConversionReport:
         return_large_blocks()
-        formats = _formats(to)
+        formats: list[Format] = formats_of(to)  # type: ignore[assignment]
+        if not formats:
+            raise UsageError("no format is given", cure=f"one of {', '.join(ENDINGS)}")
         clock = Clock(progress)
         source_path = Path("model" if isinstance(model, nn.Module) else model)
         if isinstance(output, Mapping):
@@ -357,11 +359,3 @@ def _failed(format: Format, source: Source, error: ConversionError, seconds: flo
     return ArtefactReport(
         format, None, (), (), (), {}, (), "not verified", seconds, failure=failure_of(error, source.name)
     )
-
-
-def _formats(to: Sequence[str]) -> list[Format]:
-    wanted = [to] if isinstance(to, str) else list(dict.fromkeys(to))
-    unknown = [f for f in wanted if f not in ENDINGS]
-    if unknown or not wanted:
-        raise UsageError(f"no such format: {', '.join(unknown) or '(none given)'}", cure=f"one of {', '.join(ENDINGS)}")
-    return wanted  # type: ignore[return-value]

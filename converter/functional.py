@@ -30,7 +30,7 @@ WHOLE = {
 }  # fmt: skip
 ASSERTIONS = {
     aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten.sym_constrain_range.default,
-    aten._linalg_check_errors.default,
+    aten._linalg_check_errors.default, aten._assert_async.default, aten._assert_async.msg,
 }  # fmt: skip
 # Their schemas do not say that the result may share memory.
 MAY_SHARE = {

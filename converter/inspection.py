@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,22 @@ from torch.utils._pytree import tree_leaves
 from converter.building import Options, build, described, tensors_read
 from converter.checkpoint import user_code
 from converter.cutting import Part
-from converter.errors import UnsupportedOperatorsError, UsageError
+from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError, unexpected
 from converter.interfaces import facts, sizes_shown, symbol_names
+from converter.outputs import formats_of
 from converter.plan import Plan
 from converter.program import module_path
-from converter.report import LayerRow, ModelSummary, PlanRow, Rewrite, Shape, TensorFacts, UnsupportedOperator
+from converter.report import (
+    FormatCheck,
+    LayerRow,
+    ModelSummary,
+    PlanRow,
+    Rewrite,
+    Shape,
+    TensorFacts,
+    UnsupportedOperator,
+    failure_of,
+)
 from converter.source import Clock, Source, open_source
 from converter.steps import CallStep, LayerStep, Value
 from converter.user_mappings import user_mappings
@@ -40,6 +52,7 @@ def inspect(
     trust: Sequence[str] = (),
     mappings: Sequence[str | Path] = (),
     layout: bool = False,
+    check: Sequence[str] = (),
 ) -> ModelSummary:
     """The module tree with shapes, weights, and what each module becomes in a Keras file.
 
@@ -47,6 +60,7 @@ def inspect(
 
     Args:
         mappings: Python files that register mappings of their own.
+        check: formats, for each of which the answer is given whether it can be converted; nothing is written.
         layout: give the plan too, every value with its axes and every movement with its reason.
 
     Raises:
@@ -59,7 +73,19 @@ def inspect(
             seed=0, clock=clock, image_size=image_size,
             part=Part.of(outputs, submodule, input_names, output_names), freeze_control_flow=freeze_control_flow,
         )  # fmt: skip
-        return summary(source, layout, clock)
+        checks = tuple(checked(source, format, clock) for format in formats_of(check))
+        return replace(summary(source, layout, clock), checks=checks)
+
+
+def checked(source: Source, format: str, clock: Clock) -> FormatCheck:
+    """Whether everything can be done that comes before an artefact is written."""
+    try:
+        build(source, format, Options(), clock).prepare()  # type: ignore[arg-type]
+    except Exception as error:
+        if not isinstance(error, ConversionError):
+            error = unexpected(error, f"--to {format}")
+        return FormatCheck(format, failure_of(error, source.name))
+    return FormatCheck(format)
 
 
 def summary(source: Source, layout: bool, clock: Clock) -> ModelSummary:

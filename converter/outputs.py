@@ -53,3 +53,12 @@ def output_paths(sources: Sequence[Path], formats: Sequence[str], output: Path |
             taken[path] = source
             paths[source, format] = path
     return paths
+
+
+def formats_of(to: str | Sequence[str]) -> list[str]:
+    """The formats named, each once. Raises UsageError for what is none."""
+    wanted = [to] if isinstance(to, str) else list(dict.fromkeys(to))
+    unknown = [f for f in wanted if f not in ENDINGS]
+    if unknown:
+        raise UsageError(f"no such format: {', '.join(unknown)}", cure=f"one of {', '.join(ENDINGS)}")
+    return wanted

@@ -78,6 +78,7 @@ def written_out(program: Program, layout: str, error: UnsupportedOperatorsError)
 
 
 DEPTH = 5  # of decompositions of what operators decompose to
+NUMBERS = {aten.item.default, aten._local_scalar_dense.default}
 VALUES = "how many elements it returns depends on values: choose among a fixed number, as torch.where and topk do"
 
 
@@ -134,6 +135,8 @@ def _map_node(plan: Plan, node: fx.Node) -> Any:
         )
     if node.op == "output":
         return _map_outputs(plan, node)
+    if node.target in NUMBERS and not isinstance(node.meta["val"], int | float | bool):
+        raise Unsupported("a number out of a tensor: keep it a tensor, without .item(), .tolist(), float() or int()")
     if isinstance(node.meta.get("val"), (torch.SymInt, torch.SymBool, torch.SymFloat, int, float, bool)):
         value = node.meta["val"]
         return size_of(value) if isinstance(value, torch.SymInt) else value

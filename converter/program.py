@@ -50,6 +50,7 @@ class Program:
         absorbed: the checkpoint's tensors that a rewrite made a part of the graph, and what they became.
         frozen: the checkpoint's parameters that ask for no gradient.
         tied: tensors that are an embedding's table and a Linear's weight, to be one variable.
+        frozen_flow: it holds one way through forward, which decides by values.
         size_names: what the user calls the symbols of free sizes.
     """
 
@@ -65,6 +66,7 @@ class Program:
     frozen: frozenset[str] = frozenset()
     tied: set[str] = field(default_factory=set)
     size_names: dict[sympy.Symbol, sympy.Expr] = field(default_factory=dict)
+    frozen_flow: bool = False
 
     @property
     def graph(self) -> fx.Graph:
@@ -94,6 +96,7 @@ class Program:
             self.frozen,
             set(self.tied),
             dict(self.size_names),
+            self.frozen_flow,
         )
 
     def named(self, size: Any) -> str:

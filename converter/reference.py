@@ -26,7 +26,7 @@ from converter.verification.inputs import Round, rounds
 
 aten = torch.ops.aten
 USUAL = ("normal", "uniform")  # kinds of inputs on which scores are seldom equal
-OWN_ROUNDS = 2  # in which the module itself is run beside the captured program: batch 1 and more
+OWN_ROUNDS = 2  # in which the module itself is run beside the captured program: batch 1 and more; all if frozen
 
 
 @dataclass
@@ -112,7 +112,7 @@ def take_reference(
         float32.append(_named(program, program.run(*tensors)))
         doubled = [x.double() if x.dtype == torch.float32 else x for x in tensors]
         float64.append(_named(raised, raised.run(*doubled)))
-        if module is not None and number < min(len(drawn), OWN_ROUNDS):
+        if module is not None and (program.frozen_flow or number < min(len(drawn), OWN_ROUNDS)):
             with running(), torch.no_grad():
                 results = [r for r in tree_leaves(module(*(x.clone() for x in tensors))) if isinstance(r, Tensor)]
             own.append(_named(program, results))

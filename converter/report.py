@@ -405,6 +405,22 @@ class UnsupportedOperator:
 
 
 @dataclass(frozen=True)
+class FormatCheck:
+    """Whether the model can be converted to a format.
+
+    Attributes:
+        failure: why not.
+    """
+
+    format: str
+    failure: Failure | None = None
+
+    @property
+    def converts(self) -> bool:
+        return self.failure is None
+
+
+@dataclass(frozen=True)
 class ModelSummary(Report):
     """The module tree, what was rewritten in it, and which operators could not be converted."""
 
@@ -416,6 +432,12 @@ class ModelSummary(Report):
     outputs: tuple[TensorFacts, ...] = ()
     plan: tuple[PlanRow, ...] = ()
     rewrites: tuple[Rewrite, ...] = ()
+    checks: tuple[FormatCheck, ...] = ()
+
+    @property
+    def exit_status(self) -> int:  # type: ignore[override]
+        """1 if a format that was checked cannot be converted to."""
+        return max((check.failure.exit_status for check in self.checks if check.failure), default=0)
 
 
 def _jsonable(value: Any) -> Any:

@@ -24,6 +24,7 @@ from .report import (
     ArtefactReport,
     ConversionReport,
     Failure,
+    FormatCheck,
     LayerRow,
     ModelSummary,
     OutputComparison,
@@ -216,9 +217,11 @@ class Terminal:
             parts += [_heading("Layout: PyTorch's dimension of each axis"), _plan(summary.plan)]
         if summary.unsupported:
             parts += [_heading("Operators without a mapping"), _operators(summary.unsupported)]
+        if summary.checks:
+            parts += [_heading("Can it be converted?"), _checks(summary.checks)]
         parts += _notes(summary.notes)
-        status = "failed" if summary.unsupported else "verified"
-        if not self.quiet or summary.unsupported:
+        status = "failed" if summary.unsupported or summary.exit_status else "verified"
+        if not self.quiet or status == "failed":
             self._panel(parts, summary.source, None, status)
 
     @logged
@@ -387,6 +390,17 @@ def _rewrites(rewrites: Sequence[Rewrite]) -> Table:
 
 def _at(module: str, what: str) -> Text:
     return Text.assemble((module, "cyan"), " " if module else "", what)
+
+
+def _checks(checks: Sequence[FormatCheck]) -> RenderableType:
+    grid = _grid()
+    for check in checks:
+        if check.failure is None:
+            grid.add_row(check.format, Text("yes", COLOURS["verified"]))
+            continue
+        lines = [check.failure.what, check.failure.where, check.failure.cure]
+        grid.add_row(check.format, Text("no: " + "\n".join(line for line in lines if line), COLOURS["failed"]))
+    return grid
 
 
 def _operators(operators: Sequence[UnsupportedOperator]) -> Table:

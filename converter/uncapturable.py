@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import fx, nn
@@ -16,23 +18,91 @@ DRAWING = {
     "bernoulli", "cauchy", "exponential", "geometric", "log_normal", "multinomial", "normal", "normal_functional",
     "poisson", "rand", "rand_like", "randint", "randint_like", "randn", "randn_like", "randperm", "uniform",
 }  # fmt: skip
+WITHOUT_VALUES = ("FakeTensor", ".numpy() is not supported", "data is not allocated")
+ANY = "choose among a fixed number with torch.where and topk"
+OTHERWISE = (
+    "or stop in front of it with --outputs, or have --freeze-control-flow keep what it decides for random inputs, if "
+    "it decides the same for others"
+)
 LONGEST = 300  # characters of what torch says
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A way to need values, told by the line that does.
+
+    Attributes:
+        told: what stands in the line.
+    """
+
+    told: str
+    what: str
+    cure: str
+
+
+# The first that fits; a line may hold several.
+KINDS = (
+    Kind(
+        r"^\s*assert\b", "an assertion on a tensor's values",
+        "leave it out while exporting: `if not torch.compiler.is_exporting(): assert ...`",
+    ),
+    Kind(
+        r"^\s*while\b", "a loop that a tensor's value ends",
+        "give it a fixed number of steps, and keep what is done: `x = torch.where(done, x, step(x))`",
+    ),
+    Kind(
+        r"\.numpy\(|\bnp\.|\bnumpy\.", "NumPy within forward",
+        "use torch's function of that name: `np.clip(x.numpy(), 0, 1)` is `x.clamp(0, 1)`",
+    ),
+    Kind(
+        r"^\s*(el)?if\b|\bif\b.*\belse\b", "a branch on a tensor's value",
+        "compute both and choose: `torch.where(x.sum() > 0, a, b)`",
+    ),
+    Kind(
+        r"\.tolist\(", "a list of Python numbers out of a tensor",
+        "keep it a tensor; sizes are in `x.shape`",
+    ),
+    Kind(
+        r"\bprint\(|\bf[\"']|\.format\(|\blog(ger|ging)?\.", "a text with a tensor's values",
+        "leave it out while exporting: `if not torch.compiler.is_exporting(): print(...)`",
+    ),
+    Kind(
+        r"^\s*for\b", "a loop over what hangs on a tensor's values",
+        "compute on the whole tensor, or loop over `range` of a fixed number",
+    ),
+    Kind(
+        r"\.item\(|\b(float|int|bool|range)\(", "a Python number out of a tensor",
+        "keep it a tensor, which computes as a number does; an index is `x.index_select(1, i)`",
+    ),
+    Kind(r"\b(and|or|not|any|all|min|max)\b", "a branch on a tensor's value", "use `&`, `|`, `~` and torch.where"),
+)  # fmt: skip
+
+
+def kind_of(line: str) -> Kind | None:
+    return next((kind for kind in KINDS if re.search(kind.told, line)), None)
 
 
 def uncapturable(error: BaseException, module: nn.Module) -> CaptureError:
     """The error to raise for one of torch.export."""
     what = f"torch.export cannot capture this model: {first_line(error)}"
     cure = "keep control flow that depends on tensors' values out of forward, and what is computed outside of torch"
-    if is_decided_by_values(error):
-        what = "forward decides by the values of tensors what it does, or how large something is"
-        cure = (
-            "choose among a fixed number with torch.where and topk, or convert a part of the model with --model and a "
-            "wrapper around it"
-        )
+    if needs_values(error):
+        kind = kind_of(user_line(error))
+        decides = "forward decides by the values of tensors what it does, or how large something is"
+        what = decides if kind is None else f"{decides}: {kind.what}"
+        if not is_decided_by_values(error):
+            what = f"forward reads the values of tensors, which are not known while it is captured: {first_line(error)}"
+            what = what if kind is None else f"{what.partition(': ')[0]}: {kind.what}"
+        cure = f"{ANY if kind is None else kind.cure}; {OTHERWISE}"
     elif "fake impl" in str(error):
         cure = "register what shape the operator gives (register_fake), and a mapping for it: --mappings my_ops.py"
     where = ", ".join(filter(None, (module_of(error, module), user_frame(error))))
     return CaptureError(what, where=where or None, cure=cure)
+
+
+def needs_values(error: BaseException) -> bool:
+    """Whether capture met values where it has shapes only: a branch, a number out of a tensor, NumPy, a text."""
+    return is_decided_by_values(error) or any(words in str(error) for words in WITHOUT_VALUES)
 
 
 def is_decided_by_values(error: BaseException | None) -> bool:
@@ -61,11 +131,21 @@ def module_of(error: BaseException, module: nn.Module) -> str | None:
 
 
 def user_frame(error: BaseException) -> str | None:
-    """The innermost line that is not torch's or ours."""
+    """The innermost line that is not torch's or ours, and where it stands."""
+    frame = _own_frame(error)
+    return f"{frame.filename}:{frame.lineno}: {frame.line}" if frame else None
+
+
+def user_line(error: BaseException) -> str:
+    frame = _own_frame(error)
+    return (frame.line or "") if frame else ""
+
+
+def _own_frame(error: BaseException) -> traceback.FrameSummary | None:
     trace = traceback.extract_tb(error.__traceback__)
     ours = str(Path(__file__).parent)
     frames = [f for f in trace if "/torch/" not in f.filename and not f.filename.startswith(ours)]
-    return f"{frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else None
+    return frames[-1] if frames else None
 
 
 def refuse_draws(graph: fx.Graph) -> None:

@@ -117,6 +117,7 @@ def inspect(
     freeze_control_flow=False,
     trust=(),
     layout=False,
+    check=(),
     mappings=(),
 ):
     CALLS.append(locals())

@@ -1,0 +1,62 @@
+"""Control flow that hangs on values, frozen as the example inputs decide it: only where others decide the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from converter.errors import CaptureError
+from converter.program import Program
+from converter.ranges import free_sizes, input_specs
+from converter.verification.inputs import Kind, draw
+
+TRIED: tuple[tuple[Kind, int], ...] = (
+    ("normal", 1), ("normal", 3), ("uniform", 1), ("uniform", 4), ("large", 1), ("impulse", 2), ("normal", 2),
+    ("spread", 5),
+)  # fmt: skip
+ALIKE = 1e-4  # of the scale, in float32
+
+
+def freeze_checked(program: Program, module: nn.Module, where: str) -> None:
+    """Note on the program that its control flow is frozen.
+
+    Args:
+        where: the line that decides.
+
+    Raises:
+        CaptureError: the module computes something else on inputs of other values or another batch.
+    """
+    specs, sizes = input_specs(program), free_sizes(program) or [{}]
+    for number, (kind, batch) in enumerate(TRIED):
+        arrays = draw(specs, program.fixed_batch or batch, (1, number), sizes[number % len(sizes)], kind)
+        tensors = [torch.from_numpy(array) for array in arrays.values()]
+        try:
+            with torch.no_grad():
+                own = [r for r in tree_leaves(module(*(x.clone() for x in tensors))) if isinstance(r, Tensor)]
+            same = all(_alike(a, b) for a, b in zip(own, program.run(*tensors), strict=True))
+        except (RuntimeError, ValueError, IndexError):  # a shape that hangs on values
+            same = False
+        if not same:
+            raise CaptureError(
+                f"forward decides by the values of tensors, and otherwise for other inputs ({kind}, batch {batch}): "
+                "its control flow cannot be frozen",
+                where=where,
+                cure="choose with torch.where among what both ways compute, or cut the model in front of it: --outputs",
+            )
+    program.frozen_flow = True
+    program.notes.append(
+        f"control flow was frozen at {where}: forward decides there by values, as for random inputs; {len(TRIED)} "
+        "other inputs gave the same, but for an input that it decides otherwise on the artefact is wrong"
+    )
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    x, y = (np.asarray(t.detach().double() if t.is_floating_point() else t) for t in (a, b))
+    if x.dtype.kind != "f":
+        return bool((x == y).all())
+    scale = float(np.abs(x[np.isfinite(x)]).max(initial=0.0))
+    return bool(np.allclose(x, y, rtol=0, atol=ALIKE * scale, equal_nan=True))
