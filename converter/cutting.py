@@ -78,7 +78,11 @@ def cut(module: nn.Module, calling: Calling, part: Part, runs: Callable[[nn.Modu
         for path in outputs:
             _found(whole, path, "--outputs")
             if not path.startswith(prefix):
-                raise UsageError(f"module `{path}` is not within `{part.submodule}`", where="--outputs")
+                raise UsageError(
+                    f"module `{path}` is not within `{part.submodule}`",
+                    where="--outputs",
+                    cure="paths are those of the whole model",
+                )
         outputs = tuple(path.removeprefix(prefix) for path in outputs)
     if outputs:
         _stop_at(module, outputs, lambda: runs(module, calling.examples(batch, seed)))
@@ -100,6 +104,7 @@ def rename(program: Program, part: Part) -> None:
             raise UsageError(
                 f"two inputs or outputs would be called {', '.join(f'`{name}`' for name in twice)}",
                 where="--input-name" if part.input_names else "--output-name",
+                cure="give each a name of its own",
             )
 
 
@@ -246,7 +251,11 @@ def _submodule(
     leaves, spec = tree_flatten((args, kwargs))
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     if not places:
-        raise CaptureError(f"the module `{path}` is called without a tensor", where="--submodule")
+        raise CaptureError(
+            f"the module `{path}` is called without a tensor",
+            where="--submodule",
+            cure="name one that takes tensors",
+        )
     tensors = [leaves[i] for i in places]
     free, inner = _free_within(path, tensors, sizes, given_at)
     names = _input_names(part, args, kwargs)

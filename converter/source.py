@@ -203,7 +203,11 @@ def _shapes(
             check_batches(one)
         return tried, [told]
     if image_size is not None:
-        raise UsageError("give either --input-shape or --image-size", where=f"--image-size {image_size}")
+        raise UsageError(
+            "give either --input-shape or --image-size",
+            where=f"--image-size {image_size}",
+            cure="--image-size is for a model whose only input is an image",
+        )
     shapes = [parse_input_shape(text) for text in texts]
     check_batches(shapes)
     notes = [note for shape in shapes if (note := _lowered(shape.dtype))]
