@@ -63,7 +63,7 @@ class InputShape:
 def parse_input_shape(text: str) -> InputShape:
     """Raises UsageError for anything else than `[NAME=]SIZE,SIZE,...[:DTYPE]`, where SIZE is 32, H or 32*H."""
     match = re.fullmatch(rf"(?:([^=]+)=)?\s*({SIZE}(?:\s*,\s*{SIZE})*)\s*(?::(\w+))?", text.strip(), re.ASCII)
-    if match is None:
+    if match is None or re.fullmatch(NAME, match[2], re.ASCII):  # a batch alone is written 1
         raise UsageError(
             f"`{text}` is no input shape",
             where="--input-shape",
