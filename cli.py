@@ -143,6 +143,16 @@ def packages(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
     return [CompletionItem(name) for name in found if name.startswith(incomplete)]
 
 
+def trust_all(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta["pt-convert.trust-all"] = True
+        click.echo("WARNING: --trust-all lets the checkpoint run any code on this machine, with your rights.", err=True)
+
+
+def trusted(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    return (*value, "all") if ctx.meta.get("pt-convert.trust-all") else value
+
+
 PATH = click.Path(path_type=Path)
 
 architecture_options = options(
@@ -194,7 +204,16 @@ architecture_options = options(
         multiple=True,
         metavar="PACKAGE",
         shell_complete=packages,
+        callback=trusted,
         help="Allow classes of this package to be unpickled; repeatable.",
+    ),
+    click.option(
+        "--trust-all",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=trust_all,
+        help="Allow the file to run any code. Only for files that you made yourself.",
     ),
 )
 mappings_option = click.option(

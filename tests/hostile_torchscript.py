@@ -117,6 +117,12 @@ def _inside_itself(path: Path) -> None:
     edit(path, "data.pkl", lambda _: b"\x80\x02]q\x00h\x00a.")
 
 
+def _doubled(path: Path) -> None:
+    """2^60 paths to one list."""
+    steps = b"]q\x00" + b"".join(b"](h" + bytes([n]) + b"h" + bytes([n]) + b"eq" + bytes([n + 1]) for n in range(60))
+    edit(path, "data.pkl", lambda _: b"\x80\x02" + steps + b".")
+
+
 def _call(path: Path) -> None:
     edit(path, "data.pkl", lambda _: b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00trueq\x00\x85R.")
 
@@ -138,6 +144,7 @@ ARCHIVES: dict[str, Callable[[Path], None]] = {
     "a class that is not declared": _edited_data(b"\nSequential\n", b"\nSequentiaX\n"),
     "an attribute of another type": _edited_data(b"training\x71", b"trainin_\x71"),
     "lists without end": _deep,
+    "lists twice in lists": _doubled,
     "a list inside itself": _inside_itself,
     "a call of a function": _call,
     "no data": _without("data.pkl"),

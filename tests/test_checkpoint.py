@@ -551,6 +551,16 @@ def test_library_planted_beside_the_checkpoint_is_not_imported(
     assert not marker.exists()
 
 
+def test_trusting_all_lifts_every_guard_and_says_so(here: Path, marker: Path):
+    torch.save({"model": block_in(here), "note": hostile.Call(os.system, hostile.touch(marker))}, "model.pt")
+    checkpoint = load("model.pt", trust=["all"])
+    assert type(checkpoint.module).__name__ == "Block"
+    assert any("whatever code the file asked for was allowed to run" in note for note in checkpoint.notes)
+    assert marker.exists()
+    torch.save(stock_model(), "model.pt")
+    assert load("model.pt", trust=["all"]).module is not None
+
+
 def test_traced_graph_modules_are_refused_with_their_own_cure(here: Path):
     torch.save(torch.fx.symbolic_trace(nn.Linear(1, 1)), "model.pt")
     with pytest.raises(CheckpointError, match=r"GraphModule is Python source"):
@@ -676,6 +686,14 @@ BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "other zip": (write(zipped(a=b"x")), "zip archive of something else"),
     "zip that expands without measure": (bomb, "expand without measure"),
     "safetensors with a broken header": (write((10).to_bytes(8, "little") + b"{" + bytes(9)), "damaged"),
+    "a version without end": (
+        write(zipped(**{"archive/data.pkl": b"\x80\x02N.", "archive/version": b"9" * 400})),
+        "damaged",
+    ),
+    "names that are no text": (
+        write(zipped(**{"archive/data.pkl": b"N."}).replace(b"archive/", b"\xffrchive/")),
+        "damaged",
+    ),
     "a tensor": (lambda path: torch.save(torch.ones(2), path), "holds a Tensor"),
     "a list": (lambda path: torch.save([1, 2], path), "holds a list"),
     "an optimiser's state": (lambda path: torch.save({"optimizer": {"lr": 1}}, path), "holds no model"),

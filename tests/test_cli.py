@@ -428,3 +428,16 @@ def test_what_libraries_print_stays_off_standard_output_and_is_seen_only_if_aske
     assert "✓ capture" in result.stderr
     for noise in ("python out", "python err", "a warning", "descriptor out", "descriptor err", "child out"):
         assert (noise in result.stderr) is verbose, noise
+
+
+def test_trusting_all_warns_and_is_passed_on(run):
+    from click import Context
+
+    received = []
+    command = cli.convert
+    with Context(command, info_name="convert") as context:
+        command.parse_args(context, ["m.pt", "--to", "onnx", "--trust", "own", "--trust-all"])
+        received.append(context.params["trust"])
+    assert received == [("own", "all")]
+    result = run("m.pt", "--to", "onnx", "--trust-all")
+    assert "WARNING: --trust-all lets the checkpoint run any code" in result.stderr

@@ -23,8 +23,8 @@ from converter.checkpoint.pickles import load_pickled
 from converter.checkpoint.sharded import is_index, load_shards, weights_in
 from converter.checkpoint.torchscript import LIFTED_BY as TORCHSCRIPT_LIFTED_BY
 from converter.checkpoint.torchscript import load_torchscript
-from converter.checkpoint.trust import Trust
-from converter.checkpoint.weights import as_float32, check_measure, find_model, fit
+from converter.checkpoint.trust import Trust, lifted
+from converter.checkpoint.weights import as_float32, check_measure, check_parts, find_model, fit
 from converter.errors import CheckpointError
 
 __all__ = ["Checkpoint", "code_folders", "load", "load_tensors", "tensors_of", "user_code"]
@@ -67,7 +67,8 @@ def load(
             hf:FOLDER.
         factory_args: keyword arguments of the factory.
         trust: packages, modules and Python files whose classes and functions the file may use; "pt2", "torchscript" and
-            "hf" lift the guards of these. Code is looked for in the current directory and beside the checkpoint first.
+            "hf" lift the guards of these, "all" lifts all. Code is looked for in the current directory and beside the
+            checkpoint first.
 
     Raises:
         CheckpointError: the file is missing, damaged, no checkpoint, asks for code that was not trusted, or its weights
@@ -78,6 +79,8 @@ def load(
     path = Path(path)
     trusted = Trust.of(trust)
     model, notes = _read(path, trusted, trust, built_elsewhere=factory is not None)
+    if trusted.everything:
+        notes = [*notes, "whatever code the file asked for was allowed to run (--trust-all)"]
     digest = _sha256(path)
     if isinstance(model, ExportedProgram):
         return Checkpoint(path, digest, "exported program", None, model, (*notes, *_unneeded(factory)))
@@ -136,36 +139,56 @@ def _read(
         if built_elsewhere:
             return state, notes
         size = sum(file.stat().st_size for file in _files(path))
-        module, told = load_folder(path, state, size, trusted=HUGGING_FACE_LIFTED_BY in trust)
+        module, told = load_folder(path, state, size, trusted=lifted(HUGGING_FACE_LIFTED_BY, trust))
         return module, [*notes, *told]
     if is_index(path):
         return _state_dict(path, trusted)
     content_format = file_format(path)
     if content_format is Format.EXPORTED:
-        program, told = load_exported(path, trusted=LIFTED_BY in trust)
+        program, told = load_exported(path, trusted=lifted(LIFTED_BY, trust))
         return program, list(told)
     if content_format is Format.TORCHSCRIPT:
-        return load_torchscript(path, trusted=TORCHSCRIPT_LIFTED_BY in trust)
+        return load_torchscript(path, trusted=lifted(TORCHSCRIPT_LIFTED_BY, trust))
     with _code_of(path, trusted):
         refused: CheckpointError | None = None
         if content_format is Format.SAFETENSORS:
             content: Any = _safetensors(path)
         else:
             content, refused = load_pickled(path, content_format, trusted)
-        try:
-            model, notes = find_model(content, path)
-        except CheckpointError:
-            if refused is not None:
-                raise refused from None
-            raise
-        if refused is not None:
-            if isinstance(model, nn.Module):
-                raise refused
-            notes.append("objects of classes that are not known here were left aside")
+        model, notes = _found(content, path, refused)
+    return model, notes
+
+
+def _found(
+    content: Any, path: Path, refused: CheckpointError | None
+) -> tuple[nn.Module | Mapping[str, Any], list[str]]:
+    """The model in what was read.
+
+    Args:
+        refused: what to raise unless it is a plain state dict.
+
+    Raises:
+        CheckpointError: there is none, it is larger than its file can hold, or it is no whole module.
+    """
+    try:
+        model, notes = find_model(content, path)
         if isinstance(model, nn.Module):
-            check_measure((*model.parameters(), *model.buffers()), path)
-            return model, notes
-    check_measure(model.values(), path)
+            tensors = (*model.parameters(), *model.buffers())
+            if not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
+                raise TypeError("parameters or buffers that are no tensors")
+            check_parts(model)
+            check_measure(tensors, path)
+        else:
+            check_measure(model.values(), path)
+    except CheckpointError as error:
+        raise refused or error from None
+    except Exception as error:  # a module whose state is any other object, or that holds itself
+        what = f"the model in the file is damaged: {type(error).__name__}: {str(error)[:200]}"
+        raise CheckpointError(what, where=str(path), cure="copy or download it again") from error
+    if refused is not None:
+        if isinstance(model, nn.Module):
+            raise refused
+        notes.append("objects of classes that are not known here were left aside")
     return model, notes
 
 
@@ -174,6 +197,9 @@ def _state_dict(path: Path, trusted: Trust) -> tuple[Mapping[str, Any], list[str
     notes: list[str] = []
 
     def read(file: Path) -> Mapping[str, Any]:
+        if is_index(file):
+            cure = "copy or download the folder again"
+            raise CheckpointError(f"the index names another index, {file.name}", where=str(path), cure=cure)
         model, told = _read(file, trusted, (), built_elsewhere=True)
         if not isinstance(model, Mapping):
             what = f"{file.name} holds a whole model, not weights"

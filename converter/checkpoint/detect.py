@@ -166,7 +166,7 @@ def torch_records(path: Path, names: list[str]) -> torch._C.PyTorchFileReader:
     try:
         reader = torch._C.PyTorchFileReader(os.fspath(path))
         seen = reader.get_all_records()
-    except RuntimeError as error:
+    except Exception as error:  # whatever C++ threw, and a UnicodeDecodeError where its message quotes the file
         if "maximum supported version" in str(error):
             cure = "open it with the PyTorch that wrote it, and save its state dict as .safetensors; or update PyTorch"
             what = f"the file was written by a newer PyTorch than {torch.__version__}, which cannot read it"

@@ -12,6 +12,7 @@ from converter.errors import CheckpointError
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 LARGEST_JSON = 1 << 26
 MOST_FILES = 10_000
+LONGEST_NAME = 200
 
 Weights = Mapping[str, torch.Tensor]
 
@@ -90,7 +91,7 @@ def load_shards(index: Path, read: Callable[[Path], Weights]) -> Weights:
 
 def _stays(folder: Path, name: str) -> bool:
     """In the folder itself, or, as links in the cache of Hugging Face's hub do, in the `blobs` beside its snapshots."""
-    if not name or name.startswith(".") or any(letter in name for letter in "/\\:\0"):
+    if not 0 < len(name) <= LONGEST_NAME or name.startswith(".") or any(letter in name for letter in "/\\:\0"):
         return False
     real = (folder / name).resolve()
     places = [folder.resolve()]

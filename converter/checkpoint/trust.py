@@ -11,7 +11,13 @@ from typing import Any
 from converter.checkpoint.source import blamed, load_file
 from converter.errors import CheckpointError, ConversionError, UsageError
 
-RESERVED = {"pt2", "torchscript", "hf"}  # not packages: they lift a guard
+EVERYTHING = "all"  # --trust-all
+RESERVED = {"pt2", "torchscript", "hf", EVERYTHING}  # not packages: they lift a guard
+
+
+def lifted(guard: str, trust: Sequence[str]) -> bool:
+    """Whether the user lifted a guard, by its name or with all others."""
+    return guard in trust or EVERYTHING in trust
 
 
 class NotFoundError(Exception):
@@ -25,10 +31,12 @@ class Trust:
     Attributes:
         packages: dotted names; each allows itself and everything below it.
         scripts: Python files; they also stand for `__main__`, under which a script's own classes are pickled.
+        everything: no code is refused.
     """
 
     packages: tuple[str, ...]
     scripts: tuple[Path, ...]
+    everything: bool = False
 
     @classmethod
     def of(cls, names: Sequence[str]) -> "Trust":
@@ -56,13 +64,15 @@ class Trust:
                 raise UsageError(what, where="--trust torch", cure=cure)
             elif name not in RESERVED:
                 packages.append(name)
-        return cls(tuple(packages), tuple(scripts))
+        return cls(tuple(packages), tuple(scripts), EVERYTHING in names)
 
     def __bool__(self) -> bool:
-        return bool(self.packages or self.scripts)
+        return bool(self.packages or self.scripts or self.everything)
 
     def covers(self, module: str) -> bool:
         """Whether code of this module was trusted."""
+        if self.everything:
+            return True
         if any(module == package or module.startswith(f"{package}.") for package in self.packages):
             return True
         return module in {"__main__", *(script.stem for script in self.scripts)} if self.scripts else False
@@ -91,6 +101,8 @@ class Trust:
 
     def owns(self, found: object) -> bool:
         """Whether this is a class or function that is defined in a trusted module."""
+        if self.everything:
+            return callable(found)
         return isinstance(found, type | types.FunctionType) and self.covers(found.__module__)
 
     def _homes(self, module: str) -> list[types.ModuleType]:

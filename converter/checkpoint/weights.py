@@ -19,6 +19,7 @@ ENTRIES = (
     *("model", "state_dict", "model_state_dict", "model_state", "net", "network", "module", "weights", "params"),
 )
 SHOWN = 10
+MOST_PATHS = 1_000_000  # from a module to its parts
 LARGEST_EXPANSION = 1000  # elements to a byte of the file
 
 StateDict = Mapping[str, torch.Tensor]
@@ -77,6 +78,8 @@ def _is_state_dict(value: Any) -> bool:
 
 def _unwrapped(module: nn.Module) -> tuple[nn.Module, list[str]]:
     if isinstance(module, nn.DataParallel):
+        if not isinstance(module.module, nn.Module):
+            raise TypeError("a DataParallel of no module")
         return module.module, ["took the module out of its DataParallel"]
     return module, []
 
@@ -91,6 +94,32 @@ def check_measure(tensors: Iterable[torch.Tensor], path: Path) -> None:
     if elements > LARGEST_EXPANSION * path.stat().st_size:
         what = f"the weights have {elements} elements in a file of {path.stat().st_size} bytes"
         raise CheckpointError(what, where=str(path), cure="do not trust this file, or save the weights contiguously")
+
+
+def check_parts(module: nn.Module) -> None:
+    """Refuses a module whose parts would be gone through without end: `eval()` visits a part once for each path to it.
+
+    Raises:
+        ValueError: a module is a part of itself, or there are more than a million paths.
+    """
+    paths: dict[int, int] = {}
+    pending: list[tuple[nn.Module, bool]] = [(module, False)]
+    begun: set[int] = set()
+    while pending:
+        one, parts_done = pending.pop()
+        if id(one) in paths:
+            continue
+        parts = [part for part in one._modules.values() if part is not None]
+        if parts_done:
+            paths[id(one)] = 1 + sum(paths[id(part)] for part in parts)
+            continue
+        if id(one) in begun:
+            raise ValueError("a module that is a part of itself")
+        begun.add(id(one))
+        pending.append((one, True))
+        pending.extend((part, False) for part in parts if id(part) not in paths)
+    if paths[id(module)] > MOST_PATHS:
+        raise ValueError("modules that stand in each other more often than can be gone through")
 
 
 def as_float32(module: nn.Module) -> tuple[nn.Module, list[str]]:

@@ -50,6 +50,9 @@ class ScriptTensor:
     """Stands for a tensor whose elements lie within its record."""
 
 
+NESTED = (list, tuple, dict, ScriptObject)
+
+
 @dataclass(frozen=True)
 class Function:
     """What the pickle may call."""
@@ -131,28 +134,34 @@ def _is(value: Any, annotation: ast.expr) -> bool:
 
 
 def _check_shape(value: Any) -> None:
-    """Refuses what PyTorch would follow too deep: nesting without end, or an object inside itself."""
+    """Refuses what PyTorch would follow without end: deep nesting, an object inside itself, ever more paths to one."""
     open_ids: set[int] = set()
-    done: set[int] = set()
+    paths: dict[int, int] = {}
     stack: list[tuple[Any, bool]] = [(value, False)]
     while stack:
         one, leaving = stack.pop()
-        if not isinstance(one, list | tuple | dict | ScriptObject):
-            continue
         if leaving:
             open_ids.discard(id(one))
-            done.add(id(one))
+            paths[id(one)] = 1 + sum(paths[id(part)] for part in _parts(one))
+            if paths[id(one)] > MOST_OBJECTS:
+                raise Malformed("objects that stand in each other more often than can be gone through")
             continue
         if id(one) in open_ids:
             raise Malformed("an object inside itself")
-        if id(one) in done:
+        if id(one) in paths or not isinstance(one, NESTED):
             continue
         if len(open_ids) > DEEPEST:
             raise Malformed("objects nested too deeply")
         open_ids.add(id(one))
         stack.append((one, True))
-        inner = one.attributes.values() if isinstance(one, ScriptObject) else one
-        stack.extend((each, False) for each in (inner.values() if isinstance(inner, dict) else inner))
+        stack.extend((part, False) for part in _parts(one))
+
+
+def _parts(one: Any) -> list[Any]:
+    values = (
+        one.attributes.values() if isinstance(one, ScriptObject) else one.values() if isinstance(one, dict) else one
+    )
+    return [value for value in values if isinstance(value, NESTED)]
 
 
 class _Unpickler(PurePython):
