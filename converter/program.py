@@ -19,6 +19,8 @@ from converter.deferred import Compute, Deferred
 from converter.errors import ConversionError
 
 aten = torch.ops.aten
+# Their dropout between layers is for training; PyTorch takes them for operators that draw at random.
+_DRAW_IN_TRAINING = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
 T = TypeVar("T")
 
 
@@ -203,7 +205,7 @@ class Program:
     def finish(self) -> None:
         """After a rewrite: drop what nobody uses, check the graph and compile it again."""
         self.refuse_fixed_sizes("a rewrite")
-        self.graph.eliminate_dead_code()
+        self.graph.eliminate_dead_code(lambda node: node.target not in _DRAW_IN_TRAINING and node.is_impure())
         self.graph.lint()
         self.graph_module.recompile()
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from equivalence import assert_computes_the_same, assert_same, captured
 from random_modules import BATCH, network
-from torch import Tensor
+from torch import Tensor, nn
 
 from converter.capture import capture
 
@@ -45,6 +45,25 @@ def broadcast_in_turn(x: Tensor) -> Tensor:
 
 def windows_of_a_transposed_convolution(x: Tensor) -> Tensor:
     return F.unfold(F.conv_transpose2d(x, torch.ones(4, 1, 3, 1), stride=3, groups=4), 1, stride=2)
+
+
+class Unread(nn.Module):
+    """A recurrent layer whose result nobody takes."""
+
+    def __init__(self, kind: type[nn.Module]):
+        super().__init__()
+        self.unread, self.head = kind(4, 3, batch_first=True), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.unread(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN], ids=lambda kind: kind.__name__)
+def test_a_recurrent_layer_that_nobody_reads_is_no_part_of_the_program(kind):
+    """Its weights would be missed in the artefact."""
+    program = captured(Unread(kind), (2, 6, 4))
+    assert {node.target for node in program.graph.find_nodes(op="get_attr")} == {"head.weight", "head.bias"}
 
 
 FOUND: dict[str, tuple[Callable, tuple[int, ...]]] = {
