@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import io
 import keyword
 import operator
-import warnings
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, OutputKind
-from torch.nn.modules import rnn, transformer
-from torch.nn.utils import rnn as packing
 from torch.utils._pytree import GetAttrKey, MappingKey, SequenceKey, tree_flatten_with_path, tree_unflatten
 
 from converter import ops
 from converter.aliasing import overlapping_writes
 from converter.effects import drop_tokens
 from converter.errors import CaptureError
+from converter.exporting import RECURRENT, exporting, quiet
 from converter.free_sizes import (
     Free,
     Range,
@@ -42,9 +39,6 @@ from converter.uncapturable import first_line, module_of, needs_values, refuse_d
 
 aten = torch.ops.aten
 
-RECURRENT = {
-    "lstm": aten.lstm.input, "gru": aten.gru.input, "rnn_tanh": aten.rnn_tanh.input, "rnn_relu": aten.rnn_relu.input,
-}  # fmt: skip
 RESERVED = set(dir(fx.GraphModule(nn.Module(), fx.Graph())))
 DROPOUTS = {aten.dropout.default, aten.feature_dropout.default}
 
@@ -132,7 +126,7 @@ def _exported(module: nn.Module, inputs: Sequence[Tensor], shapes: Any, freeze: 
             return _noting_names(from_exported(_export(module, inputs, shapes, strict=True)), module)
         if not freeze:
             raise
-        with _quiet(), _recurrent_layers_whole(), _masks_unread(), _packing_refused():
+        with exporting():
             drafted = torch.export.draft_export(module, tuple(inputs), dynamic_shapes=_for_forward(module, shapes))
         program = _noting_names(from_exported(drafted), module)
         freeze_checked(program, module, user_frame(error) or module_of(error, module) or "forward")
@@ -194,7 +188,7 @@ def from_exported(exported: ExportedProgram) -> Program:
     _keep_dropouts(exported.graph_module)
     _refuse_overlapping_writes(exported.graph_module)
     if not make_functional(exported.graph_module):
-        with _quiet():
+        with quiet():
             exported = exported.run_decompositions({})
     _name_recurrent_layers(exported.graph_module)
     signature = exported.graph_signature
@@ -282,7 +276,7 @@ def run_forward(module: nn.Module, inputs: Sequence[Tensor]) -> None:
 
 
 def _export(module: nn.Module, inputs: Sequence[Tensor], shapes: Any, strict: bool = False) -> ExportedProgram:
-    with _quiet(), _recurrent_layers_whole(), _masks_unread(), _packing_refused():
+    with exporting():
         return torch.export.export(module, tuple(inputs), dynamic_shapes=_for_forward(module, shapes), strict=strict)
 
 
@@ -295,67 +289,6 @@ def _for_forward(module: nn.Module, shapes: Any) -> Any:
         if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
             return (*shapes[:i], shapes[i:])
     return shapes
-
-
-class _RecurrentWhole:
-    """Stands for PyTorch's functions of that name: capture would trace them step by step, half a second each."""
-
-    def __getattr__(self, name: str) -> Any:
-        function = getattr(torch._VF, name)
-        if name not in RECURRENT:
-            return function
-
-        def whole(x: Tensor, states: Any, weights: Any, *settings: Any) -> Any:
-            if not isinstance(weights, (list, tuple)):  # a packed sequence: the second argument is its batch sizes
-                return function(x, states, weights, *settings)
-            held = [states] if isinstance(states, Tensor) else list(states)
-            return tuple(ops.recurrent(name, x, held, list(weights), *settings))
-
-        return whole
-
-
-@contextlib.contextmanager
-def _recurrent_layers_whole() -> Iterator[None]:
-    before = vars(rnn)["_VF"]
-    vars(rnn)["_VF"] = _RecurrentWhole()
-    try:
-        yield
-    finally:
-        vars(rnn)["_VF"] = before
-
-
-class _NoPacking:
-    """Stands for the functions that packed sequences are made of: their sizes hang on the lengths' values."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ("_pack_padded_sequence", "_pad_packed_sequence"):
-            raise CaptureError(
-                "packed sequences cannot be converted: how much of them there is hangs on the values of their lengths",
-                cure="call the recurrent layer on the padded sequences, and mask what lies behind their ends",
-            )
-        return getattr(torch._VF, name)
-
-
-@contextlib.contextmanager
-def _packing_refused() -> Iterator[None]:
-    before = vars(packing)["_VF"]
-    vars(packing)["_VF"] = _NoPacking()
-    try:
-        yield
-    finally:
-        vars(packing)["_VF"] = before
-
-
-@contextlib.contextmanager
-def _masks_unread() -> Iterator[None]:
-    """Transformers look whether a mask happens to be the causal one, which would hang on its values; it is applied in
-    any case."""
-    before = vars(transformer)["_detect_is_causal_mask"]
-    vars(transformer)["_detect_is_causal_mask"] = lambda mask, is_causal=None, size=None: bool(is_causal)
-    try:
-        yield
-    finally:
-        vars(transformer)["_detect_is_causal_mask"] = before
 
 
 def _name_recurrent_layers(graph_module: fx.GraphModule) -> None:
@@ -473,12 +406,3 @@ def _read_key(key: Any) -> Any:
         case GetAttrKey():
             return key.name
     return key
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """torch.export's own warnings, and the graphs it prints, concern its implementation, not the user's model."""
-    unread = io.StringIO()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(unread), contextlib.redirect_stderr(unread):
-        warnings.simplefilter("ignore")
-        yield

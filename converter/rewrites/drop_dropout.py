@@ -7,7 +7,7 @@ import torch
 from torch import fx
 
 from converter import ops
-from converter.capture import RECURRENT
+from converter.exporting import RECURRENT
 from converter.program import Program, module_path
 from converter.rewrites.change import Change
 

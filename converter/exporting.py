@@ -1,0 +1,99 @@
+"""What of PyTorch is replaced while `torch.export` captures, so that little is taken apart."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules import rnn, transformer
+from torch.nn.utils import rnn as packing
+
+from converter import ops
+from converter.errors import CaptureError
+
+aten = torch.ops.aten
+RECURRENT = {
+    "lstm": aten.lstm.input, "gru": aten.gru.input, "rnn_tanh": aten.rnn_tanh.input, "rnn_relu": aten.rnn_relu.input,
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def exporting() -> Iterator[None]:
+    """Recurrent layers stay whole, masks unread, packed sequences are refused, and nothing is printed."""
+    with quiet(), _recurrent_layers_whole(), _masks_unread(), _packing_refused():
+        yield
+
+
+class _RecurrentWhole:
+    """Stands for PyTorch's functions of that name: capture would trace them step by step, half a second each."""
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(torch._VF, name)
+        if name not in RECURRENT:
+            return function
+
+        def whole(x: Tensor, states: Any, weights: Any, *settings: Any) -> Any:
+            if not isinstance(weights, (list, tuple)):  # a packed sequence: the second argument is its batch sizes
+                return function(x, states, weights, *settings)
+            held = [states] if isinstance(states, Tensor) else list(states)
+            return tuple(ops.recurrent(name, x, held, list(weights), *settings))
+
+        return whole
+
+
+@contextlib.contextmanager
+def _recurrent_layers_whole() -> Iterator[None]:
+    before = vars(rnn)["_VF"]
+    vars(rnn)["_VF"] = _RecurrentWhole()
+    try:
+        yield
+    finally:
+        vars(rnn)["_VF"] = before
+
+
+class _NoPacking:
+    """Stands for the functions that packed sequences are made of: their sizes hang on the lengths' values."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("_pack_padded_sequence", "_pad_packed_sequence"):
+            raise CaptureError(
+                "packed sequences cannot be converted: how much of them there is hangs on the values of their lengths",
+                cure="call the recurrent layer on the padded sequences, and mask what lies behind their ends",
+            )
+        return getattr(torch._VF, name)
+
+
+@contextlib.contextmanager
+def _packing_refused() -> Iterator[None]:
+    before = vars(packing)["_VF"]
+    vars(packing)["_VF"] = _NoPacking()
+    try:
+        yield
+    finally:
+        vars(packing)["_VF"] = before
+
+
+@contextlib.contextmanager
+def _masks_unread() -> Iterator[None]:
+    """Transformers look whether a mask happens to be the causal one, which would hang on its values; it is applied in
+    any case."""
+    before = vars(transformer)["_detect_is_causal_mask"]
+    vars(transformer)["_detect_is_causal_mask"] = lambda mask, is_causal=None, size=None: bool(is_causal)
+    try:
+        yield
+    finally:
+        vars(transformer)["_detect_is_causal_mask"] = before
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """torch.export's own warnings, and the graphs it prints, concern its implementation, not the user's model."""
+    unread = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(unread), contextlib.redirect_stderr(unread):
+        warnings.simplefilter("ignore")
+        yield
