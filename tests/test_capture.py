@@ -478,7 +478,7 @@ def test_numpy_in_forward_that_torch_has_no_function_for_names_the_line():
     def by_numpy(x):
         return x + len(x.numpy().tobytes())
 
-    with pytest.raises(CaptureError, match="reads the values of tensors.*NumPy within forward") as raised:
+    with pytest.raises(CaptureError, match=r"reads the values of tensors.*NumPy within forward") as raised:
         capture(Call(by_numpy).eval(), examples([FEATURES]))
     assert raised.value.where.endswith("return x + len(x.numpy().tobytes())")
 
