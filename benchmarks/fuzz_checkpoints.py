@@ -9,6 +9,7 @@ a signal or a missed limit is a fault, whose file is kept in the folder of `--ke
 import argparse
 import collections
 import contextlib
+import importlib.util
 import json
 import os
 import random
@@ -96,11 +97,16 @@ def sharded(state: dict[str, Any], path: Path) -> Folder:
     }
 
 
-def hugging_face(folder: Path) -> Folder:
+def import_torchvision() -> None:
+    """With stand-ins for what a build for CUDA wants; transformers imports it."""
     sys.path.insert(0, str(ROOT / "tests"))
     from torchvision_for_tests import load_torchvision
 
     load_torchvision()
+
+
+def hugging_face(folder: Path) -> Folder:
+    import_torchvision()
     import transformers
 
     options = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
@@ -125,6 +131,10 @@ def worker() -> None:
 
     from converter.checkpoint import load
     from converter.errors import ConversionError
+
+    if importlib.util.find_spec("transformers"):
+        import_torchvision()
+        import transformers.models.bert.modeling_bert  # noqa: F401  not within the limit of memory
 
     torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "w")

@@ -28,7 +28,7 @@ HIGHEST_COUNT = 4096
 # What a config may name that would be fetched, or changes how the model computes and not what.
 DROPPED = re.compile(
     r"_?_?attn_implementation.*|_?_?experts_implementation.*|_name_or_path|name_or_path|torch_dtype|dtype|"
-    r"transformers_version|trust_remote_code|use_pretrained_backbone|_commit_hash|transformers_weights"
+    r"transformers_version|trust_remote_code|use_pretrained_backbone|_commit_hash|transformers_weights|__.*"
 )
 
 
