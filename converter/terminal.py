@@ -128,9 +128,9 @@ class Terminal:
                 TimeElapsedColumn(),
                 console=self.console,
                 transient=True,
-                disable=self.quiet or not self.console.animated,
             )
-            bars.start()
+            if not self.quiet and self.console.animated:
+                bars.start()
         task = bars.add_task(step, total=None)
         try:
             yield
@@ -138,7 +138,8 @@ class Terminal:
         finally:
             bars.remove_task(task)
             if outermost:
-                bars.stop()
+                if bars.live.is_started:  # stopped, it may print an empty line all the same
+                    bars.stop()
                 self._bars = None
             self.say(Text.assemble("  ", (mark, style), f" {step} ", (_seconds(time.perf_counter() - started), "dim")))
 
