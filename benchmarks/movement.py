@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,7 +103,7 @@ def products(model, shape: tuple[int, ...]) -> int:
     return count
 
 
-def table(rows: list[dict]) -> str:
+def table(rows: list[dict], listed: int) -> str:
     lines = [
         "# Operators that touch activations without arithmetic",
         "",
@@ -112,6 +113,8 @@ def table(rows: list[dict]) -> str:
         "The least that an architecture needs is 0, and 2 for each product of two matrices that both hang on the",
         "input: in attention with several heads q, k, v and the result are moved once each, as a product wants its",
         "batch first. What moves beyond that has its reason in the last column, as in the conversion's report.",
+        "",
+        f"{len({row['name'] for row in rows})} of {listed} have been counted.",
         "",
         f"| model | format | least | {' | '.join(COLUMNS)} | elements moved | reasons |",
         f"|---|---|---:|{'---:|' * len(COLUMNS)}---:|---|",
@@ -131,7 +134,10 @@ def table(rows: list[dict]) -> str:
 @click.option("--to", "formats", multiple=True, default=("tf", "keras"))
 @click.option("--write", type=click.Path(path_type=Path))
 @click.option("--results", type=click.Path(path_type=Path), help="JSON lines, a model each, to go on from.")
-def main(names: tuple[str, ...], formats: tuple[str, ...], write: Path | None, results: Path | None) -> None:
+@click.option("--until", type=click.DateTime(["%H:%M"]), help="Start no model after this hour.")
+def main(
+    names: tuple[str, ...], formats: tuple[str, ...], write: Path | None, results: Path | None, until: datetime | None
+) -> None:
     from converter.artefacts.runner import Runner
 
     every = [*architectures(), DETECTOR]
@@ -140,13 +146,15 @@ def main(names: tuple[str, ...], formats: tuple[str, ...], write: Path | None, r
     with ExitStack() as stack:
         runners = {format: stack.enter_context(Runner(format)) for format in formats}
         for name in names or every:
+            if until and datetime.now().time() >= until.time():
+                break
             if name not in measured:
                 measured[name] = measure(name, runners)
                 if results:
                     with results.open("a") as file:
                         file.write(json.dumps(measured[name]) + "\n")
             click.echo(name, err=True)
-    text = table([row for name in names or every for row in measured[name]])
+    text = table([row for name in names or every for row in measured.get(name, ())], len(every))
     if write:
         write.parent.mkdir(exist_ok=True)
         write.write_text(text)
