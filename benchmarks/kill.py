@@ -48,6 +48,12 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 GONE = 5.0  # seconds within which what was started must have ended
 
 
+def heed_signals() -> None:
+    """In a process about to begin: what runs in the background of a shell would ignore them, and its children too."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @click.group()
 def main() -> None:
     pass
@@ -106,6 +112,7 @@ class Conversions:
                 stdout=said,
                 stderr=said,
                 start_new_session=True,
+                preexec_fn=heed_signals,
             )
 
     def said(self) -> str:

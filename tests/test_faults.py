@@ -57,7 +57,7 @@ def wait_for(what: Callable[[], bool], seconds: float = 30) -> None:
         time.sleep(0.02)
 
 
-def begun(folder: Path, work: str, prepare: Callable | None = None) -> subprocess.Popen:
+def begun(folder: Path, work: str, prepare: Callable = kill.heed_signals) -> subprocess.Popen:
     """The command in the midst of a conversion that does `work`."""
     code = CONVERTS.format(work=textwrap.indent(work, " " * 8))
     process = subprocess.Popen(
