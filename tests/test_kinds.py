@@ -128,18 +128,24 @@ def test_operator_is_refused_by_name_with_its_module(name, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-VALUES = {
-    "a branch": lambda x: x * 2 if x.sum() > 0 else x,
-    "a size": lambda x: x[:, :, : int(x.abs().sum()) % 5 + 1],
-}
-
-
-@pytest.mark.parametrize("name", VALUES)
-def test_a_forward_that_decides_by_values_is_refused_with_its_module_and_line(name, tmp_path):
+def test_a_forward_that_branches_by_values_is_refused_with_its_module_and_line(tmp_path):
+    model = Outside(lambda x: x * 2 if x.sum() > 0 else x).eval()
     with pytest.raises(CaptureError, match="by the values of tensors") as raised:
-        converter.convert(Outside(VALUES[name]).eval(), to=["onnx"], output=tmp_path / "m", input_shapes=["1,3,20"])
+        converter.convert(model, to=["onnx"], output=tmp_path / "m", input_shapes=["1,3,20"])
     assert raised.value.where.startswith("module `inner` (Within), ")
     assert "test_kinds.py" in raised.value.where
+
+
+def test_a_size_that_hangs_on_values_is_computed_in_onnx_and_refused_elsewhere(tmp_path):
+    model = Outside(lambda x: x[:, :, : int(x.abs().sum()) % 5 + 1]).eval()
+    options = {"input_shapes": ["1,3,20"]}
+    assert converter.convert(model, to=["onnx"], output=tmp_path / "m.onnx", **options).status == "verified"
+    for format, name in (("tf", "m"), ("keras", "m.keras")):
+        with pytest.raises(UnsupportedOperatorsError) as raised:
+            converter.convert(model, to=[format], output=tmp_path / name, **options)
+        (item,) = [row for row in raised.value.operators if row[0].startswith("aten.item.default")]
+        assert item[2] == "inner"
+        assert "test_kinds.py" in item[3]
 
 
 def test_an_operator_without_a_shape_says_what_to_register(tmp_path):
