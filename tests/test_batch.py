@@ -404,10 +404,7 @@ def test_a_batch_that_fails_fast_begins_no_more(tmp_path):
 
 
 def test_a_checkpoint_that_is_not_there_is_one_of_those_that_failed(tmp_path):
-    jobs = [
-        Job("gone", tmp_path / "gone.pt", ("keras",)),
-        Job("there", checkpoints(tmp_path, "there.pt")[0], ("keras",)),
-    ]
+    jobs = [Job("gone", tmp_path / "gone.pt", ("keras",)), Job("dir", tmp_path, ("keras",))]
     with Journal(tmp_path / "journal") as journal:
         executor = LocalProcesses(1, command=FAKE, seconds=30, memory=GIB)
         running = _Batch(jobs, tmp_path / "out", journal, executor, None, False, False)
@@ -415,7 +412,7 @@ def test_a_checkpoint_that_is_not_there_is_one_of_those_that_failed(tmp_path):
         executor.close()
         report = running.report(time.perf_counter())
     assert [(entry.name, entry.state, entry.exit_status) for entry in report.entries] == [
-        ("gone", "failed", 4), ("there", "verified", 0),
+        ("gone", "failed", 4), ("dir", "failed", 4),
     ]  # fmt: skip
 
 

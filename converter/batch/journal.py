@@ -92,7 +92,7 @@ class Journal:
         if (inputs := Path(job.options.get("inputs") or "")).name and inputs.is_dir():
             options["inputs"] = self._folder(inputs)
         factory = job.options.get("factory") or ""
-        content = self._folder(job.path) if job.path.is_dir() else self._digest(job.path)
+        content = self._digest(job.path)
         told = [content, sorted(job.to), options, self._told(factory.partition(":")[0]), self._versions]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
