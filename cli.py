@@ -32,6 +32,7 @@ from converter.report import (
 )
 
 if TYPE_CHECKING:
+    from converter.batch.check import Answers
     from converter.batch.jobs import Job
     from converter.batch.run import BatchReport
     from converter.terminal import Terminal
@@ -367,8 +368,9 @@ def shard_of(ctx: click.Context, param: click.Parameter, value: str | None) -> t
 @main.command()
 @click.argument("places", nargs=-1, required=True, metavar="MANIFEST.toml|FILE|FOLDER|GLOB|-...")
 @click.option("--to", multiple=True, type=click.Choice(list(ENDINGS)), help="Format to write; repeatable.")
+@click.option("-o", "--output", type=PATH, help="Folder for artefacts, logs, the journal and summary.json.")
 @click.option(
-    "-o", "--output", type=PATH, required=True, help="Folder for artefacts, logs, the journal and summary.json."
+    "--check", is_flag=True, help="Say of each model whether it can be converted; -o is not needed, nothing is written."
 )
 @click.option("-j", "--jobs", type=click.IntRange(min=1), metavar="N", help="Models at once.  [default: what fits]")
 @click.option(
@@ -392,7 +394,8 @@ def shard_of(ctx: click.Context, param: click.Parameter, value: str | None) -> t
 def batch(
     places: tuple[str, ...],
     to: tuple[str, ...],
-    output: Path,
+    output: Path | None,
+    check: bool,
     jobs: int | None,
     timeout: float,
     memory: float | None,
@@ -409,31 +412,36 @@ def batch(
     **arguments: Any,
 ) -> None:
     """Convert many checkpoints, and go on where an earlier batch into the same folder ended."""
+    from converter.batch.check import check_many
     from converter.batch.display import BatchDisplay
     from converter.batch.jobs import work_list
     from converter.batch.run import convert_many
 
+    if output is None and not check:
+        context = click.get_current_context()
+        raise click.MissingParameter(ctx=context, param=next(p for p in context.command.params if p.name == "output"))
     terminal = terminal_of(quiet, verbose, log_file)
     said = {name: plain(value) for name, value in arguments.items() if not unsaid(value)}
     if no_verify:
         said["verify"] = False
 
     def listed() -> list["Job"]:
-        return work_list(places, to, said, lines=sys.stdin, part=shard)
+        return work_list(places, to or tuple(ENDINGS if check else ()), said, lines=sys.stdin, part=shard)
 
-    def converted(work: list["Job"]) -> "BatchReport":
+    def done(work: list["Job"]) -> "BatchReport | Answers":
+        how: dict[str, Any] = {
+            "slots": jobs,
+            "timeout": timeout,
+            "memory": None if memory is None else int(memory * 2**30),
+            "fail_fast": fail_fast,
+            "scheduler": scheduler,
+        }
+        report: BatchReport | Answers
         with BatchDisplay(terminal) as display:
-            report = convert_many(
-                work,
-                output=output,
-                slots=jobs,
-                timeout=timeout,
-                memory=None if memory is None else int(memory * 2**30),
-                retry_failed=retry_failed,
-                fail_fast=fail_fast,
-                scheduler=scheduler,
-                watcher=display,
-            )
+            if output is None or check:
+                report = check_many(work, watcher=display, **how)
+            else:
+                report = convert_many(work, output=output, retry_failed=retry_failed, watcher=display, **how)
         display.show_summary(report)
         return report
 
@@ -443,11 +451,12 @@ def batch(
         return
     if dry_run:
         for job in work:
-            click.echo(f"{job.path} -> {', '.join(map(str, job.outputs(output).values()))}", err=True)
+            made = job.to if output is None or check else map(str, job.outputs(output).values())
+            click.echo(f"{job.path} -> {', '.join(made)}", err=True)
         content = {"schema": SCHEMA, "models": [{"name": job.name, **job.told()} for job in work]}
         finish(content, [], as_json, None)
         return
-    result = attempt(lambda: converted(work), ", ".join(places), terminal)
+    result = attempt(lambda: done(work), ", ".join(places), terminal)
     finish(result.to_dict(), [result], as_json, None)
 
 

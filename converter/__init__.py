@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from converter.batch.check import check_many
     from converter.batch.run import convert_many
     from converter.comparison import verify
     from converter.conversion import convert
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
 if "torch" not in sys.modules:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-__all__ = ["Preprocessing", "convert", "convert_many", "inspect", "verify"]
+__all__ = ["Preprocessing", "check_many", "convert", "convert_many", "inspect", "verify"]
 
 _HOMES = {
+    "check_many": "converter.batch.check",
     "convert": "converter.conversion",
     "convert_many": "converter.batch.run",
     "inspect": "converter.inspection",

@@ -22,6 +22,7 @@ from converter.outputs import formats_of
 from converter.plan import Plan
 from converter.program import module_path
 from converter.report import (
+    CheckReport,
     FormatCheck,
     LayerRow,
     ModelSummary,
@@ -32,7 +33,7 @@ from converter.report import (
     UnsupportedOperator,
     failure_of,
 )
-from converter.source import Clock, Source, open_source
+from converter.source import Clock, Progress, Source, open_source
 from converter.steps import CallStep, LayerStep, Value
 from converter.user_mappings import user_mappings
 
@@ -73,14 +74,54 @@ def inspect(
             seed=0, clock=clock, image_size=image_size,
             part=Part.of(outputs, submodule, input_names, output_names), freeze_control_flow=freeze_control_flow,
         )  # fmt: skip
-        checks = tuple(checked(source, format, clock) for format in formats_of(check))
+        checks = tuple(checked(source, format, Options(), clock) for format in formats_of(check))
         return replace(summary(source, layout, clock), checks=checks)
 
 
-def checked(source: Source, format: str, clock: Clock) -> FormatCheck:
+def check(
+    model: str | Path | nn.Module,
+    *,
+    to: Sequence[str],
+    factory: str | None = None,
+    factory_args: Mapping[str, Any] | None = None,
+    input_shapes: Sequence[str] = (),
+    image_size: str | None = None,
+    outputs: Sequence[str] = (),
+    submodule: str | None = None,
+    input_names: Sequence[str] | Mapping[str, str] = (),
+    output_names: Sequence[str] | Mapping[str, str] = (),
+    freeze_control_flow: bool = False,
+    trust: Sequence[str] = (),
+    layout: str = "auto",
+    fixed_batch: int | None = None,
+    keep_batchnorm: bool = False,
+    opset: int | None = None,
+    exact_shifts: bool = False,
+    seed: int = 0,
+    mappings: Sequence[str | Path] = (),
+    progress: Progress | None = None,
+) -> CheckReport:
+    """Whether a model can be converted to each of some formats; arguments as of `convert`. Nothing is written.
+
+    Raises:
+        ConversionError: the model cannot be read, or does not run on the inputs given.
+    """
+    clock = Clock(progress)
+    with user_mappings(mappings) as digests:
+        options = Options(layout, fixed_batch, keep_batchnorm, opset, exact_shifts, digests)
+        source = open_source(
+            model, factory=factory, factory_args=factory_args, input_shapes=input_shapes, trust=trust,
+            fixed_batch=fixed_batch, seed=seed, clock=clock, image_size=image_size,
+            part=Part.of(outputs, submodule, input_names, output_names), freeze_control_flow=freeze_control_flow,
+        )  # fmt: skip
+        checks = tuple(checked(source, format, options, clock) for format in formats_of(to))
+    return CheckReport(source.name, checks, tuple(dict.fromkeys((*source.notes, *source.program.notes))))
+
+
+def checked(source: Source, format: str, options: Options, clock: Clock) -> FormatCheck:
     """Whether everything can be done that comes before an artefact is written."""
     try:
-        build(source, format, Options(), clock).prepare()  # type: ignore[arg-type]
+        build(source, format, options, clock).prepare()  # type: ignore[arg-type]
     except Exception as error:
         if not isinstance(error, ConversionError):
             error = unexpected(error, f"--to {format}")

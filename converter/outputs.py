@@ -8,11 +8,16 @@ from .errors import UsageError
 ENDINGS = {"tf": "_saved_model", "keras": ".keras", "onnx": ".onnx"}
 
 
+def artefact_name(source: Path) -> str:
+    """What the artefacts of a checkpoint are called: a file's name without suffix, the name of a folder."""
+    return source.resolve().name if source.is_dir() else source.stem
+
+
 def output_path(source: Path, format: str, output: Path | None, several: bool) -> Path:
     """Name the file or folder of an artefact.
 
     Args:
-        source: the checkpoint; its name without suffix is the artefact's.
+        source: the checkpoint.
         format: a key of `ENDINGS`.
         output: what `-o` says: the artefact itself, or the folder of `several` models or formats.
         several: whether this call writes more than one artefact.
@@ -21,9 +26,9 @@ def output_path(source: Path, format: str, output: Path | None, several: bool) -
         UsageError: `output` names a file of another format.
     """
     if output is None:
-        return Path(source.stem + ENDINGS[format])
+        return Path(artefact_name(source) + ENDINGS[format])
     if several:
-        return output / (source.stem + ENDINGS[format])
+        return output / (artefact_name(source) + ENDINGS[format])
     other = {ending for ending in ENDINGS.values() if ending.startswith(".")} - {ENDINGS[format]}
     stem = output.with_suffix("") if output.suffix in other else output
     # Keras opens only what is called .keras.

@@ -420,6 +420,24 @@ class FormatCheck:
         return self.failure is None
 
 
+def status_of_checks(checks: Iterable[FormatCheck]) -> int:
+    """1 if a format that was checked cannot be converted to."""
+    return max((check.failure.exit_status for check in checks if check.failure), default=0)
+
+
+@dataclass(frozen=True)
+class CheckReport(Report):
+    """Whether a model can be converted, for each format that was asked for."""
+
+    source: str
+    checks: tuple[FormatCheck, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def exit_status(self) -> int:  # type: ignore[override]
+        return status_of_checks(self.checks)
+
+
 @dataclass(frozen=True)
 class ModelSummary(Report):
     """The module tree, what was rewritten in it, and which operators could not be converted."""
@@ -436,8 +454,7 @@ class ModelSummary(Report):
 
     @property
     def exit_status(self) -> int:  # type: ignore[override]
-        """1 if a format that was checked cannot be converted to."""
-        return max((check.failure.exit_status for check in self.checks if check.failure), default=0)
+        return status_of_checks(self.checks)
 
 
 def _jsonable(value: Any) -> Any:

@@ -44,7 +44,7 @@ from .streams import LogFile, Screen, descriptor, own_stderr
 
 FORMATS = {"tf": "SavedModel", "keras": "Keras file", "onnx": "ONNX"}
 PROOFS = {"function": "1 same function", "artefact": "2 same artefact", "weights": "3 same weights"}
-COLOURS = {"verified": "green", "not verified": "yellow", "disagrees": "red", "failed": "red"}
+COLOURS = {"verified": "green", "not verified": "yellow", "disagrees": "red", "failed": "red", "converts": "green"}
 MOST_LINES = 6
 
 

@@ -8,12 +8,15 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
+import safetensors.torch
 import torch
 
+from converter.batch.check import check_many
 from converter.batch.cluster import DaskWorkers
 from converter.batch.executors import GIB, Finished, LocalProcesses, Step, Task, code_beside
 from converter.batch.jobs import Job, checked, from_lines, from_manifest, from_places, shard, work_list
@@ -50,6 +53,50 @@ def test_names_tell_equal_files_of_different_folders_apart(tmp_path, monkeypatch
     checkpoints(tmp_path / "zoo", "a.pt", "deep/a.pt", "deep/er/b.pt", "deep/notes.txt")
     monkeypatch.chdir(tmp_path)
     assert [job.name for job in from_places([place], ["tf"], {})] == names
+
+
+def model_folder(folder: Path, *names: str) -> Path:
+    checkpoints(folder, *names)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "place, names",
+    [
+        ("zoo/bert-v1.5", ["bert-v1.5"]),
+        ("zoo/bert-v1.5/", ["bert-v1.5"]),
+        ("zoo", ["a", "bert-v1.5", "deep/parts", "plain/model"]),
+        ("zoo/*", ["a", "bert-v1.5"]),
+        ("zoo/**", ["bert-v1.5", "deep/parts"]),
+        ("zoo/**/*", ["a", "bert-v1.5", "deep/parts", "plain/model"]),
+        ("zoo/*/*.safetensors", ["bert-v1.5/model", "plain/model"]),
+        ("zoo/plain", ["model"]),
+        ("zoo/deep/parts/model.safetensors.index.json", ["model.safetensors.index"]),
+    ],
+)
+def test_a_folder_that_is_a_model_is_one_checkpoint(tmp_path, monkeypatch, place, names):
+    model_folder(tmp_path / "zoo/bert-v1.5", "config.json", "model.safetensors", "training_args.bin", "old/net.pt")
+    model_folder(tmp_path / "zoo/deep/parts", "pytorch_model.bin.index.json", "pytorch_model-1.bin", "model-2.bin")
+    model_folder(tmp_path / "zoo/plain", "model.safetensors")
+    checkpoints(tmp_path / "zoo", "a.pt")
+    (tmp_path / "zoo/deep/parts/model.safetensors.index.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert [job.name for job in from_places([place], ["tf"], {})] == names
+
+
+def test_folders_of_models_are_named_as_lines_and_manifests_name_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bert = model_folder(tmp_path / "zoo/bert.1", "config.json", "model.safetensors")
+    (tmp_path / "models.toml").write_text(
+        '[[models]]\npath = "zoo/bert.1"\n[[models]]\npath = "zoo/bert.1"\nname = "renamed"\n'
+    )
+    jobs = from_manifest(tmp_path / "models.toml", ["tf"], {})
+    assert [(job.name, job.path) for job in jobs] == [("zoo/bert.1", bert), ("renamed", bert)]
+    (job,) = from_lines(['{"path": "zoo/bert.1"}'], ["tf"], {})
+    assert job == Job("zoo/bert.1", Path("zoo/bert.1"), ("tf",))
+    monkeypatch.chdir(bert)
+    (here,) = from_lines(['{"path": "."}'], ["tf"], {})
+    assert here.name == "bert.1"
 
 
 def test_a_manifest_says_for_each_model_what_the_command_line_does_not(tmp_path):
@@ -215,6 +262,54 @@ def test_the_content_of_a_folder_of_images_counts(tmp_path, job):
     renamed = fingerprint()
     (images / "two.png").write_text("another")
     assert len({before, renamed, fingerprint()}) == 3
+
+
+def _weights_change(folder: Path) -> None:
+    (folder / "b.safetensors").write_text("others")
+
+
+def _a_shard_is_renamed(folder: Path) -> None:
+    (folder / "b.safetensors").rename(folder / "c.safetensors")
+
+
+def _a_shard_is_added(folder: Path) -> None:
+    (folder / "c.bin").write_text("more")
+
+
+def _the_index_changes(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "a.safetensors"}}')
+
+
+def _the_config_changes(folder: Path) -> None:
+    (folder / "config.json").write_text('{"layers": 3}')
+
+
+def _its_code_changes(folder: Path) -> None:
+    (folder / "modeling_net.py").write_text("three = 3")
+
+
+CHANGES = (
+    _weights_change, _a_shard_is_renamed, _a_shard_is_added, _the_index_changes, _the_config_changes, _its_code_changes,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("given", ["net", "net/model.safetensors.index.json"])
+def test_the_content_of_a_model_of_several_files_counts(tmp_path, change, given):
+    folder = model_folder(tmp_path / "net", "a.safetensors", "b.safetensors", "config.json", "modeling_net.py", "notes")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b.safetensors"}}')
+    job = Job("net", tmp_path / given, ("keras",))
+
+    def fingerprint() -> str:
+        with Journal(tmp_path / "journal") as journal:
+            return journal.fingerprint(job)
+
+    before = fingerprint()
+    (folder / "notes").write_text("what does not matter")
+    assert fingerprint() == before
+    change(folder)
+    of_the_folder = change in (_the_config_changes, _its_code_changes)
+    assert (fingerprint() == before) == (of_the_folder and given != "net")
 
 
 def test_a_claim_holds_while_its_batch_lives(tmp_path, job):
@@ -416,6 +511,41 @@ def test_a_checkpoint_that_is_not_there_is_one_of_those_that_failed(tmp_path):
     ]  # fmt: skip
 
 
+def asked_of(files: list[Path], monkeypatch, **options):
+    @contextmanager
+    def fake_workers(*_):
+        executor = LocalProcesses(2, command=FAKE, seconds=30, memory=GIB)
+        yield executor
+        executor.close()
+
+    monkeypatch.setattr("converter.batch.check.executor_of", fake_workers)
+    return check_many([str(file) for file in files], to=["tf", "onnx"], **options)
+
+
+def test_many_models_are_asked_whether_they_convert_and_nothing_is_written(tmp_path, monkeypatch):
+    files = checkpoints(tmp_path, "a.pt", "odd.pt", "crash.pt", "b.pt")
+    watcher = Watcher()
+    report = asked_of(files, monkeypatch, watcher=watcher)
+    assert [(entry.name, entry.state, entry.exit_status) for entry in report.entries] == [
+        ("a", "converts", 0), ("odd", "failed", 1), ("crash", "failed", 1), ("b", "converts", 0),
+    ]  # fmt: skip
+    assert report.counts == {"converts": 2, "failed": 2}
+    assert report.exit_status == 1
+    assert report.entries[1].reason == "onnx: no mapping for aten.odd"
+    assert [check["format"] for check in report.to_dict()["entries"][0]["checks"]] == ["tf", "onnx"]
+    assert "SIGSEGV" in report.entries[2].reason
+    assert sorted(watcher.ended_names) == ["a", "b", "crash", "odd"]
+    assert sorted(tmp_path.iterdir()) == sorted(files)
+
+
+def test_asking_fast_begins_no_more_after_the_first_that_does_not_convert(tmp_path, monkeypatch):
+    files = checkpoints(tmp_path, "odd.pt", *(f"slow{i}.pt" for i in range(9)))
+    report = asked_of(files, monkeypatch, fail_fast=True)
+    assert report.counts["failed"] == 1
+    assert len(report.left) >= 7
+    assert len(report.left) + len(report.entries) == 10
+
+
 def test_a_lost_worker_of_a_cluster_costs_its_model_only_which_is_tried_elsewhere(tmp_path):
     distributed = pytest.importorskip("distributed")
     files = checkpoints(tmp_path, *(f"slow{i}.pt" for i in range(8)))
@@ -461,19 +591,31 @@ def net(channels=4):
 """
 
 
+def in_shards(state: dict[str, torch.Tensor], folder: Path) -> None:
+    folder.mkdir()
+    parts = {"model-1.safetensors": list(state)[:3], "model-2.safetensors": list(state)[3:]}
+    for file, keys in parts.items():
+        safetensors.torch.save_file({key: state[key].contiguous() for key in keys}, folder / file)
+    table = {key: file for file, keys in parts.items() for key in keys}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": table}))
+
+
 def test_a_killed_batch_goes_on_where_it_was(tmp_path, calibrate):
-    """Real conversions: two architectures, one that fails, SIGKILL in between."""
+    """Real conversions: two architectures, a folder of shards, one that fails, SIGKILL in between."""
     (tmp_path / "nets.py").write_text(NETS)
     scope: dict = {}
     exec(NETS, scope)
     for number in range(6):
         torch.manual_seed(number)
         model = calibrate(scope["net"](6 if number == 5 else 4), torch.randn(8, 3, 8, 8))
-        torch.save(model.state_dict(), tmp_path / f"net{number}.pt")
+        if number == 3:
+            in_shards(model.state_dict(), tmp_path / "net3")
+        else:
+            torch.save(model.state_dict(), tmp_path / f"net{number}.pt")
     (tmp_path / "bad.pt").write_bytes(b"no checkpoint")
     (tmp_path / "models.toml").write_text(
         '[defaults]\nto = "tf"\nmodel = "nets.py:net"\ninput-shape = "1,3,8,8"\n'
-        '[[models]]\npath = "net[0-4].pt"\n[[models]]\npath = "bad.pt"\n'
+        '[[models]]\npath = "net[0-4]*"\n[[models]]\npath = "bad.pt"\n'
         '[[models]]\npath = "net5.pt"\nmodel-args = { channels = 6 }\n'
     )
     command = [sys.executable, "-m", "converter", "batch", "models.toml", "-o", "out", "-j", "1", "--json"]
@@ -495,6 +637,7 @@ def test_a_killed_batch_goes_on_where_it_was(tmp_path, calibrate):
     assert report["counts"] == {"verified": 6, "not verified": 0, "disagrees": 0, "failed": 1}
     states = {entry["name"]: entry for entry in report["entries"]}
     assert states["net0"]["before"]
+    assert (states["net3"]["state"], states["net3"]["path"]) == ("verified", "net3")
     assert not states["net4"]["before"]
     assert Counter(entry["attempts"] for entry in report["entries"])[1] >= 6  # at most the one under way began twice
     assert "no PyTorch checkpoint" in states["bad"]["reason"] or "not a PyTorch checkpoint" in states["bad"]["reason"]
@@ -502,3 +645,53 @@ def test_a_killed_batch_goes_on_where_it_was(tmp_path, calibrate):
     assert "capture" in log
     proofs = json.loads((tmp_path / "out/reports/net4.json").read_text())["artefacts"][0]["proofs"]
     assert [proof["holds"] for proof in proofs] == [True] * 3
+
+
+ODD = """
+import torch
+from torch import nn
+
+class Odd(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return torch.nonzero(self.linear(x))
+"""
+
+
+def test_will_they_convert_is_answered_by_the_options_of_each_and_writes_nothing(tmp_path):
+    """Real workers: a folder of shards, an operator without a mapping, an opset that is none, no checkpoint."""
+    (tmp_path / "nets.py").write_text(NETS + ODD)
+    scope: dict = {}
+    exec(NETS + ODD, scope)
+    in_shards(scope["net"]().state_dict(), tmp_path / "shards.1")
+    torch.save(scope["Odd"]().state_dict(), tmp_path / "odd.pt")
+    (tmp_path / "bad.pt").write_bytes(b"no checkpoint")
+    lines = [
+        {"path": "shards.1", "model": "nets.py:net", "input-shape": "1,3,8,8", "seed": 3, "atol": 1e-3},
+        {"path": "odd.pt", "model": "nets.py:Odd", "input-shape": "1,4"},
+        {"path": "shards.1", "model": "nets.py:net", "input-shape": "1,3,8,8", "name": "old", "opset": 9999},
+        {"path": "bad.pt"},
+        {"path": "gone.pt"},
+    ]
+    before = sorted(tmp_path.rglob("*"))
+    asked = subprocess.run(
+        [sys.executable, "-m", "converter", "batch", "-", "--check", "--to", "keras", "--to", "onnx", "--json", "-j1"],
+        input="".join(json.dumps(line) + "\n" for line in lines), cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}, check=False,
+    )  # fmt: skip
+    report = json.loads(asked.stdout)
+    assert asked.returncode == report["exit_status"] == 4, asked.stderr
+    found = {entry["name"]: entry for entry in report["entries"]}
+    assert {name: entry["exit_status"] for name, entry in found.items()} == {
+        "shards.1": 0, "odd": 1, "old": 1, "bad": 4, "gone": 4,
+    }  # fmt: skip
+    assert [check["failure"] for check in found["shards.1"]["checks"]] == [None, None]
+    assert "nonzero" in found["odd"]["reason"]
+    assert found["old"]["checks"][0]["failure"] is None
+    assert found["old"]["reason"].startswith("onnx: ")
+    assert "no such file" in found["gone"]["reason"]
+    assert "[1/5] converts shards.1" in asked.stderr
+    assert sorted(tmp_path.rglob("*")) == before

@@ -147,6 +147,13 @@ def test_output_path_of_another_format_is_refused(format, output, cure):
         output_path(Path("best.pt"), format, Path(output), False)
 
 
+@pytest.mark.parametrize("given, name", [("bert-v1.5", "bert-v1.5"), (".", "here.2"), ("bert-v1.5/..", "here.2")])
+def test_the_artefacts_of_a_folder_have_its_whole_name(tmp_path, monkeypatch, given, name):
+    (tmp_path / "here.2/bert-v1.5").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here.2")
+    assert output_path(Path(given), "keras", None, False) == Path(f"{name}.keras")
+
+
 def test_two_checkpoints_of_one_name_do_not_overwrite_each_other():
     with pytest.raises(UsageError, match=r"a/best.pt and b/best.pt would both be written to best_saved_model"):
         output_paths([Path("a/best.pt"), Path("b/best.pt")], ["tf"], None)

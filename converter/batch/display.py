@@ -14,8 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ..terminal import COLOURS, Terminal
+from .check import Answer, Answers
 from .journal import Entry
-from .run import STATES, BatchReport
+from .run import BatchReport
 
 MOST_ROWS = 20  # of the summary, of models that are not verified
 
@@ -53,7 +54,7 @@ class BatchDisplay:
         self._terminal.note(f"{name}: {step}")
         self._refresh()
 
-    def ended(self, entry: Entry, slot: int | None) -> None:
+    def ended(self, entry: Entry | Answer, slot: int | None) -> None:
         self._ended["skipped" if entry.before else entry.state] += 1
         if slot is not None:
             self._rows.pop(slot, None)
@@ -64,11 +65,12 @@ class BatchDisplay:
         self._say_line(entry, done)
         self._refresh()
 
-    def show_summary(self, report: BatchReport) -> None:
-        """The counts, and the models that are not verified with their reasons."""
+    def show_summary(self, report: BatchReport | Answers) -> None:
+        """The counts, and the models that are not verified, or cannot be converted, with their reasons."""
         before = sum(entry.before for entry in report.entries)
         counts = [(f"{count} {state}", COLOURS[state]) for state, count in report.counts.items() if count]
-        others = [("elsewhere", len(report.elsewhere)), ("left", len(report.left)), ("done before", before)]
+        elsewhere = len(report.elsewhere) if isinstance(report, BatchReport) else 0
+        others = [("elsewhere", elsewhere), ("left", len(report.left)), ("done before", before)]
         parts = [Text(text, style) for text, style in counts] + [Text(f"{n} {what}") for what, n in others if n]
         self._terminal.say(Text(", ").join([*parts, Text(f"{report.seconds:.0f} s", "dim")]))
         bad = [entry for entry in report.entries if entry.exit_status]
@@ -80,9 +82,10 @@ class BatchDisplay:
                 table.add_row(entry.name, Text(entry.state, COLOURS[entry.state]), Text(entry.reason))
             self._terminal.warn(table)
             if len(bad) > MOST_ROWS:
-                self._terminal.warn(f"and {len(bad) - MOST_ROWS} more, in summary.json")
+                where = "summary.json" if isinstance(report, BatchReport) else "--json"
+                self._terminal.warn(f"and {len(bad) - MOST_ROWS} more, in {where}")
 
-    def _say_line(self, entry: Entry, done: int) -> None:
+    def _say_line(self, entry: Entry | Answer, done: int) -> None:
         if entry.before and entry.state == "verified":
             return
         time = "before" if entry.before else f"{entry.seconds:.1f} s"
@@ -90,7 +93,7 @@ class BatchDisplay:
             (f"[{done}/{self._total}] ", "dim"), (entry.state, COLOURS[entry.state]), f" {entry.name} ", (time, "dim")
         )
         line = line.append(f" {entry.reason}") if entry.reason else line
-        if self._live is None or entry.state != "verified":
+        if self._live is None or entry.state not in ("verified", "converts"):
             self._terminal.say(line)
         else:
             self._terminal.note(line)
@@ -103,7 +106,7 @@ class BatchDisplay:
         table = Table.grid(padding=(0, 2))
         for slot, (name, step) in sorted(self._rows.items()):
             table.add_row(Text(str(slot + 1), "dim"), name, Text(step, "cyan"))
-        told = [Text(f"{self._ended[state]} {state}") for state in (*STATES, "skipped") if self._ended[state]]
+        told = [Text(f"{self._ended[state]} {state}") for state in (*COLOURS, "skipped") if self._ended[state]]
         self._live.update(Group(table, Text(", ").join(told), self._progress))
 
     def __enter__(self) -> Self:

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,13 +31,19 @@ _POLL = 0.2  # seconds between two looks at the memory of a worker
 
 @dataclass(frozen=True)
 class Task:
-    """A model to convert: what a worker is told."""
+    """A model to convert: what a worker is told.
+
+    Attributes:
+        outputs: where the artefact of each format goes.
+        check: only say for each format whether the model can be converted, and write nothing.
+    """
 
     name: str
     path: str
     outputs: Mapping[str, str]
     log: str
     options: Mapping[str, Any]
+    check: bool = False
 
 
 @dataclass(frozen=True)
@@ -169,7 +175,7 @@ class Worker:
         if process is None:
             return failure(task, "The batch was closed.", None)
         deadline = time.monotonic() + self._seconds
-        asked = {"path": task.path, "outputs": task.outputs, "log": task.log, "options": task.options}
+        asked = {name: value for name, value in asdict(task).items() if name != "name"}
         try:
             assert process.stdin is not None
             process.stdin.write(json.dumps(asked) + "\n")
@@ -231,7 +237,8 @@ class Worker:
         self._end()
         how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
         killed = "; the system kills what takes too much memory" if status == -signal.SIGKILL else ""
-        return failure(task, f"The process that converted it ended {how}.", f"see {task.log}{killed}")
+        log = "what inspect --check -v prints" if task.check else task.log
+        return failure(task, f"The process that converted it ended {how}.", f"see {log}{killed}")
 
     def _end(self) -> None:
         process = self._process
@@ -246,7 +253,8 @@ def code_beside(task: Task) -> tuple[Path, ...]:
     """The folders with Python code, beside the current one, from which a model may import."""
     scripts = [task.options.get("factory", "").partition(":")[0], *task.options.get("trust", ())]
     scripts += task.options.get("mappings", ())
-    folders = {Path(task.path).resolve().parent, *(Path(s).resolve().parent for s in scripts if s.endswith(".py"))}
+    path = Path(task.path).resolve()
+    folders = {path, path.parent, *(Path(s).resolve().parent for s in scripts if s.endswith(".py"))}
     own = [f for f in folders - {Path.cwd()} if any(f.glob("*.py")) or any(f.glob("*/__init__.py"))]
     return tuple(sorted(own))
 

@@ -1,6 +1,7 @@
 """The work list: which checkpoints become what, and where.
 
-It comes from files, folders and globs, from a manifest, or from JSON lines; each gives `Job`s. Where a name is said
+It comes from files, folders and globs, from a manifest, or from JSON lines; each gives `Job`s. A folder that is one
+model is a checkpoint like a file, and what lies in it is not looked at; another is searched. Where a name is said
 nowhere, it is the checkpoint's path without suffix, seen from the folder in which it was looked for, so that equal file
 names in different folders stay apart.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import glob
 import itertools
 import json
+import os
 import tomllib
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from ..outputs import ENDINGS
+from ..model_folder import is_model
+from ..outputs import ENDINGS, artefact_name
 
 SUFFIXES = (".pt", ".pth", ".pt2", ".ckpt", ".bin", ".safetensors")
 PATHS = ("mappings", "inputs")  # options that name files, relative to the manifest that holds them
@@ -62,7 +65,7 @@ class Job:
 
     Attributes:
         name: unique in a batch; the artefacts are the name with each format's ending, in the batch's folder.
-        path: the checkpoint.
+        path: the checkpoint, a file or a folder.
         to: formats.
         options: arguments of `converter.convert` by name, plain JSON values; those of images as `image_fit` and so on.
     """
@@ -114,7 +117,7 @@ def work_list(
 
 
 def from_places(places: Iterable[str], to: Sequence[str], options: Mapping[str, Any]) -> list[Job]:
-    """The checkpoints that files, folders (searched through) and globs (`**` too) name.
+    """The checkpoints that files, folders (a model's, or searched through) and globs (`**` too) name.
 
     Raises:
         UsageError: a place holds no checkpoint.
@@ -134,19 +137,40 @@ def from_places(places: Iterable[str], to: Sequence[str], options: Mapping[str, 
 
 def _found(place: str) -> Iterator[tuple[str, Path]]:
     path = Path(place)
-    if path.is_file():
-        yield path.stem, path
+    if path.is_file() or is_model(path):
+        yield artefact_name(path), path
         return
     if path.is_dir():
-        above, found = path, (file for file in path.rglob("*") if file.suffix in SUFFIXES)
+        above, found = path, sorted(_searched(path))
     elif glob.has_magic(place):
         above = _fixed_part(path)
-        found = above.glob(str(path.relative_to(above)))
+        found = sorted(_whole(above.glob(str(path.relative_to(above)))))
     else:
         return
-    files = (file for file in found if file.is_file())
-    for file in sorted(files):
-        yield str(file.relative_to(above).with_suffix("")), file
+    for checkpoint in found:
+        yield str(_without_suffix(checkpoint.relative_to(above), checkpoint)), checkpoint
+
+
+def _searched(folder: Path) -> Iterator[Path]:
+    """The files below a folder that are called as checkpoints are, and the folders that are one."""
+    for place, folders, names in os.walk(folder):
+        above = Path(place)
+        models = [name for name in folders if is_model(above / name)]
+        folders[:] = [name for name in folders if name not in models]
+        files = (above / name for name in names)
+        yield from (above / name for name in models)
+        yield from (file for file in files if file.suffix in SUFFIXES and file.is_file())
+
+
+def _whole(matched: Iterable[Path]) -> list[Path]:
+    """Files, and folders that are one model in place of all that was matched in them."""
+    found = [path for path in matched if path.is_file() or is_model(path)]
+    folders = {path for path in found if path.is_dir()}
+    return [path for path in found if folders.isdisjoint(path.parents)]
+
+
+def _without_suffix(name: Path, checkpoint: Path) -> Path:
+    return name if checkpoint.is_dir() else name.with_suffix("")
 
 
 def _fixed_part(pattern: Path) -> Path:
@@ -243,8 +267,9 @@ def _entry(
         if len(jobs) > 1 or not _inside(said["name"]):
             raise UsageError(f"The name {said['name']!r} cannot be.", where=where, cure="a relative path for one file")
         return [Job(said["name"], jobs[0].path, formats, jobs[0].options)]
-    if not glob.has_magic(place) and not Path(place).is_dir() and _inside(path):
-        return [Job(str(Path(path).with_suffix("")), jobs[0].path, formats, jobs[0].options)]
+    one = not glob.has_magic(place) and jobs[0].path == Path(place)
+    if one and _inside(path) and Path(path).name:
+        return [Job(str(_without_suffix(Path(path), jobs[0].path)), jobs[0].path, formats, jobs[0].options)]
     return jobs
 
 

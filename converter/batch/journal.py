@@ -23,6 +23,7 @@ from typing import Any, Literal, Self
 import psutil
 
 from ..errors import OutputError
+from ..model_folder import files_of, is_index, is_model
 from .jobs import Job
 
 State = Literal["verified", "not verified", "disagrees", "failed"]
@@ -92,7 +93,7 @@ class Journal:
         if (inputs := Path(job.options.get("inputs") or "")).name and inputs.is_dir():
             options["inputs"] = self._folder(inputs)
         factory = job.options.get("factory") or ""
-        content = self._digest(job.path)
+        content = self._content(job.path)
         told = [content, sorted(job.to), options, self._told(factory.partition(":")[0]), self._versions]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
@@ -191,6 +192,13 @@ class Journal:
         if isinstance(value, list | tuple):
             return [self._told(item) for item in value]
         return value
+
+    def _content(self, model: Path) -> Any:
+        """The digest of a file, or of each that a folder or an index stands for, code of a folder's own included."""
+        if not is_model(model) and not is_index(model):
+            return self._digest(model)
+        files = [*files_of(model), *(sorted(model.glob("*.py")) if model.is_dir() else ())]
+        return [[file.name, self._digest(file)] for file in files]
 
     def _folder(self, folder: Path) -> list[list[str]]:
         """Every file below a folder and its digest, which are looked at once in a batch."""

@@ -8,12 +8,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..report import Report, worst_status, write_report
 from .executors import Executor, Finished, LocalProcesses, Step, Task, memory_for, slots_for
 from .jobs import Job, checked, work_list
 from .journal import LEASE, Entry, Journal, State
+
+if TYPE_CHECKING:
+    from .check import Answer
 
 JOURNAL, SUMMARY, LOGS, REPORTS = "journal.sqlite", "summary.json", "logs", "reports"
 STATES: tuple[State, ...] = ("verified", "not verified", "disagrees", "failed")
@@ -24,7 +27,7 @@ class Watcher(Protocol):
 
     def begin(self, total: int, slots: int) -> None: ...
     def step(self, slot: int, name: str, step: str) -> None: ...
-    def ended(self, entry: Entry, slot: int | None) -> None: ...
+    def ended(self, entry: Entry | Answer, slot: int | None) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -92,14 +95,10 @@ def convert_many(
         UsageError: the work list cannot be.
         OutputError: the folder cannot be written.
     """
-    given = [models] if isinstance(models, str | Path) else list(models)
-    formats = (to,) if isinstance(to, str) else to
-    places = [str(one) for one in given if not isinstance(one, Job)]
-    jobs = [one for one in given if isinstance(one, Job)]
-    jobs = checked([*jobs, *work_list(places, formats, options)] if places else jobs)
+    jobs = jobs_of(models, to, options)
     folder = Path(output)
     started = time.perf_counter()
-    with Journal(folder / JOURNAL) as journal, _executor(scheduler, slots, timeout, memory) as executor:
+    with Journal(folder / JOURNAL) as journal, executor_of(scheduler, slots, timeout, memory) as executor:
         batch = _Batch(jobs, folder, journal, executor, watcher, retry_failed, fail_fast)
         if watcher is not None:
             watcher.begin(len(jobs), executor.slots)
@@ -111,8 +110,20 @@ def convert_many(
     return report
 
 
+def jobs_of(
+    models: str | Path | Iterable[str | Path | Job], to: str | Sequence[str], options: Mapping[str, Any]
+) -> list[Job]:
+    """The work list of what was given. Raises UsageError."""
+    given = [models] if isinstance(models, str | Path) else list(models)
+    formats = (to,) if isinstance(to, str) else to
+    places = [str(one) for one in given if not isinstance(one, Job)]
+    jobs = [one for one in given if isinstance(one, Job)]
+    return checked([*jobs, *work_list(places, formats, options)] if places else jobs)
+
+
 @contextmanager
-def _executor(scheduler: str | None, slots: int | None, timeout: float, memory: int | None) -> Iterator[Executor]:
+def executor_of(scheduler: str | None, slots: int | None, timeout: float, memory: int | None) -> Iterator[Executor]:
+    """What converts, for as long as it is needed. Raises UsageError where a cluster is not there."""
     executor: Executor
     if scheduler is not None:
         from .cluster import DaskWorkers
@@ -184,8 +195,8 @@ class _Batch:
 
     def _task(self, job: Job) -> Task:
         outputs = {format: str(path.resolve()) for format, path in job.outputs(self._folder).items()}
-        options = {name: _absolute(value) for name, value in job.options.items()}
-        return Task(job.name, str(job.path.resolve()), outputs, str(self._log(job).resolve()), options)
+        log = str(self._log(job).resolve())
+        return Task(job.name, str(job.path.resolve()), outputs, log, absolute_options(job))
 
     def _log(self, job: Job) -> Path:
         return self._folder / LOGS / f"{job.name}.log"
@@ -224,6 +235,10 @@ class _Batch:
         entries = [self._ended[job.name] for job in self._jobs if job.name in self._ended]
         left = [job.name for job in self._jobs if job.name not in self._ended and job.name not in self._elsewhere]
         return BatchReport(tuple(entries), tuple(self._elsewhere), tuple(left), time.perf_counter() - started)
+
+
+def absolute_options(job: Job) -> dict[str, Any]:
+    return {name: _absolute(value) for name, value in job.options.items()}
 
 
 def _absolute(value: Any) -> Any:

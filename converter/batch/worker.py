@@ -8,6 +8,7 @@ libraries and by processes that it starts, goes into the log of the model.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import os
 import queue
@@ -22,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from converter.conversion import Session
-    from converter.report import ConversionReport
+    from converter.report import CheckReport, ConversionReport
 
 
 def main() -> None:
@@ -57,7 +58,7 @@ def _serve(session: Session, request: dict[str, Any], answers: IO[str]) -> None:
 
     log = Path(request["log"])
     started = time.perf_counter()
-    report: ConversionReport | Failure
+    report: ConversionReport | CheckReport | Failure
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w", encoding="utf-8", errors="backslashreplace", buffering=1) as file, _printing_into(file):
@@ -72,7 +73,8 @@ def _serve(session: Session, request: dict[str, Any], answers: IO[str]) -> None:
     tell(outcome=report.to_dict() | {"exit_status": report.exit_status})
 
 
-def _converted(session: Session, request: dict[str, Any], tell: Any, log: IO[str]) -> ConversionReport:
+def _converted(session: Session, request: dict[str, Any], tell: Any, log: IO[str]) -> ConversionReport | CheckReport:
+    from converter.inspection import check
     from converter.verification.images import with_preprocessing
 
     @contextlib.contextmanager
@@ -82,6 +84,10 @@ def _converted(session: Session, request: dict[str, Any], tell: Any, log: IO[str
         yield
         log.write(f"{name}: {time.perf_counter() - started:.2f} s\n")
 
+    if request["check"]:
+        known = inspect.signature(check).parameters  # the others are for writing and comparing
+        options = {name: value for name, value in request["options"].items() if name in known}
+        return check(request["path"], to=list(request["outputs"]), progress=step, **options)
     options = with_preprocessing(request["options"])
     outputs = {format: Path(path) for format, path in request["outputs"].items()}
     return session.convert(request["path"], to=list(outputs), output=outputs, progress=step, **options)

@@ -17,15 +17,16 @@ from converter.checkpoint.detect import Format, file_format
 from converter.checkpoint.exported import LIFTED_BY, load_exported
 from converter.checkpoint.factory import build
 from converter.checkpoint.hugging_face import LIFTED_BY as HUGGING_FACE_LIFTED_BY
-from converter.checkpoint.hugging_face import is_folder, load_folder
+from converter.checkpoint.hugging_face import load_folder
 from converter.checkpoint.isolation import user_code
 from converter.checkpoint.pickles import load_pickled
-from converter.checkpoint.sharded import is_index, load_shards, weights_in
+from converter.checkpoint.sharded import load_shards
 from converter.checkpoint.torchscript import LIFTED_BY as TORCHSCRIPT_LIFTED_BY
 from converter.checkpoint.torchscript import load_torchscript
 from converter.checkpoint.trust import Trust, lifted
 from converter.checkpoint.weights import as_float32, check_measure, check_parts, find_model, fit
 from converter.errors import CheckpointError
+from converter.model_folder import files_of, has_config, is_index, weights_in
 
 __all__ = ["Checkpoint", "code_folders", "load", "load_tensors", "tensors_of", "user_code"]
 
@@ -134,11 +135,11 @@ def _read(
     Args:
         built_elsewhere: of a folder with weights and an architecture, the weights only.
     """
-    if path.is_dir() and (weights := weights_in(path)) is not None and (built_elsewhere or is_folder(path)):
+    if path.is_dir() and (weights := weights_in(path)) is not None and (built_elsewhere or has_config(path)):
         state, notes = _state_dict(weights, trusted)
         if built_elsewhere:
             return state, notes
-        size = sum(file.stat().st_size for file in _files(path))
+        size = sum(file.stat().st_size for file in files_of(path))
         module, told = load_folder(path, state, size, trusted=lifted(HUGGING_FACE_LIFTED_BY, trust))
         return module, [*notes, *told]
     if is_index(path):
@@ -210,14 +211,6 @@ def _state_dict(path: Path, trusted: Trust) -> tuple[Mapping[str, Any], list[str
     return (load_shards(path, read) if is_index(path) else read(path)), notes
 
 
-def _files(path: Path) -> list[Path]:
-    """What a model in a folder is made of; the file itself, if it is one."""
-    if not path.is_dir():
-        return [path, *path.parent.glob("*.safetensors"), *path.parent.glob("*.bin")] if is_index(path) else [path]
-    endings = {".json", ".safetensors", ".bin"}
-    return sorted(file for file in path.iterdir() if file.suffix in endings and file.is_file())
-
-
 def code_folders(path: Path) -> tuple[Path, Path]:
     """Where the user's own code is looked for: the current directory, then beside the checkpoint."""
     return Path.cwd(), path.resolve().parent
@@ -232,7 +225,7 @@ def _code_of(path: Path, trusted: Trust) -> contextlib.AbstractContextManager[No
 
 def _sha256(path: Path) -> str:
     digests = []
-    for part in _files(path):
+    for part in files_of(path):
         with part.open("rb") as file:
             digests.append(hashlib.file_digest(file, "sha256").hexdigest())
     return digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()

@@ -10,10 +10,11 @@ from typing import Any
 
 from torch import nn
 
-from converter.checkpoint.hugging_face import HOME, build_from_config, is_folder
+from converter.checkpoint.hugging_face import HOME, build_from_config
 from converter.checkpoint.isolation import user_code
 from converter.checkpoint.source import blamed, load_file, place_of_error
 from converter.errors import ConversionError, UsageError
+from converter.model_folder import has_config
 
 FORMS = "package.module:name, file.py:name, timm:NAME, torchvision:NAME or hf:FOLDER"
 
@@ -52,7 +53,7 @@ def build(factory: str, arguments: dict[str, Any], *folders: Path) -> nn.Module:
 
 
 def _of_config(folder: str, arguments: dict[str, Any], factory: str) -> nn.Module:
-    if not is_folder(Path(folder)):
+    if not has_config(Path(folder)):
         what = f"there is no {folder}/config.json"
         raise UsageError(what, where=_where(factory), cure="give a folder that has one: nothing is downloaded")
     if arguments:

@@ -19,10 +19,10 @@ from converter.checkpoint.isolation import installed_code
 from converter.checkpoint.sharded import Weights, read_json
 from converter.checkpoint.weights import LARGEST_EXPANSION, unfit
 from converter.errors import CheckpointError, ConversionError, UsageError
+from converter.model_folder import CONFIG
 
 LIFTED_BY = "hf"  # --trust hf
 HOME = "hf"  # --model hf:FOLDER
-CONFIG = "config.json"
 COUNTS = re.compile(r"layers?|depths?|blocks?|heads?|experts?|stages?|repeats?|modules?|scales?|levels?")
 HIGHEST_COUNT = 4096
 # What a config may name that would be fetched, or changes how the model computes and not what.
@@ -30,10 +30,6 @@ DROPPED = re.compile(
     r"_?_?attn_implementation.*|_?_?experts_implementation.*|_name_or_path|name_or_path|torch_dtype|dtype|"
     r"transformers_version|trust_remote_code|use_pretrained_backbone|_commit_hash|transformers_weights|__.*"
 )
-
-
-def is_folder(path: Path) -> bool:
-    return path.is_dir() and (path / CONFIG).is_file()
 
 
 def build_from_config(folder: Path, *, trusted: bool = False) -> nn.Module:

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 
 from converter.errors import CheckpointError
+from converter.model_folder import LARGEST_JSON
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-LARGEST_JSON = 1 << 26
 MOST_FILES = 10_000
 LONGEST_NAME = 200
 
@@ -33,24 +32,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path.name} holds no object", where=str(path), cure=cure)
     return content
-
-
-def weights_in(folder: Path) -> Path | None:
-    """The file of the folder's weights, or the index of several; None if there is neither."""
-    return next((folder / name for name in WEIGHTS if (folder / name).exists()), None)
-
-
-def is_index(path: Path) -> bool:
-    """Whether this is the index of a sharded checkpoint, by its content."""
-    if not path.is_file() or path.stat().st_size > LARGEST_JSON:
-        return False
-    with path.open("rb") as file:
-        if file.read(64).lstrip()[:1] != b"{":
-            return False
-    try:
-        return isinstance(json.loads(path.read_bytes()).get("weight_map"), dict)
-    except (ValueError, RecursionError):
-        return False
 
 
 def load_shards(index: Path, read: Callable[[Path], Weights]) -> Weights:

@@ -1,0 +1,48 @@
+"""Models of several files: a folder with weights and config.json, or an index of shards. No torch is needed to tell."""
+
+import json
+from pathlib import Path
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+CONFIG = "config.json"
+LARGEST_JSON = 1 << 26
+
+
+def has_config(folder: Path) -> bool:
+    """Whether the folder tells its architecture."""
+    return folder.is_dir() and (folder / CONFIG).is_file()
+
+
+def weights_in(folder: Path) -> Path | None:
+    """The file of the folder's weights, or the index of several; None if there is neither."""
+    return next((folder / name for name in WEIGHTS if (folder / name).exists()), None)
+
+
+def is_index(path: Path) -> bool:
+    """Whether this is the index of a sharded checkpoint, by its content."""
+    try:
+        if not path.is_file() or path.stat().st_size > LARGEST_JSON:
+            return False
+        with path.open("rb") as file:
+            if file.read(64).lstrip()[:1] != b"{":
+                return False
+        return isinstance(json.loads(path.read_bytes()).get("weight_map"), dict)
+    except (OSError, ValueError, RecursionError):  # whoever reads it as something else says what is wrong
+        return False
+
+
+def is_model(folder: Path) -> bool:
+    """Whether the folder is one checkpoint, and not a folder of some: weights beside a config.json, or their index."""
+    weights = weights_in(folder) if folder.is_dir() else None
+    return weights is not None and (has_config(folder) or weights.suffix == ".json")
+
+
+def files_of(path: Path) -> list[Path]:
+    """What a model in a folder or behind an index is made of; the file itself, if it is one."""
+    if path.is_dir():
+        return _beside(path, {".json", ".safetensors", ".bin"})
+    return [path, *_beside(path.parent, {".safetensors", ".bin"})] if is_index(path) else [path]
+
+
+def _beside(folder: Path, endings: set[str]) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.suffix in endings and file.is_file())
