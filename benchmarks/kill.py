@@ -7,8 +7,9 @@
 SIGKILL, sent to the process alone or to its whole group, up to a tenth after the time that a conversion takes.
 Afterwards the artefact must be the earlier or the new one, byte for byte; no process that was started may live; nothing
 may be left beside the artefact, after SIGKILL once the next run has swept; the exit status must be the signal's; and no
-traceback is printed. `placements` does so with two processes that only put artefacts in place, of two files, in the
-same folder, as fast as they can.
+traceback is printed. `beside` is an ONNX file with its weights in a second file, which must be its own from the very
+moment of the kill on; half of the conversions show a trace. `placements` does so with two processes that only put
+artefacts in place, of two files, in the same folder, as fast as they can.
 """
 
 import hashlib
@@ -43,7 +44,9 @@ for name, seed in (("one", 1), ("two", 2)):
     torch.manual_seed(seed)
     torch.save(nets.net().state_dict(), f"{name}.pt")
 """
-NAMES = {"tf": "net_saved_model", "keras": "net.keras", "onnx": "net.onnx"}
+NAMES = {"tf": "net_saved_model", "keras": "net.keras", "onnx": "net.onnx", "beside": "net.onnx"}
+# ONNX with its weights in a second file, as for more than 2 GB.
+BESIDE = "from converter.artefacts import onnx_file as o; o.LARGEST = 0; from converter.__main__ import main; main()"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 GONE = 5.0  # seconds within which what was started must have ended
 
@@ -60,12 +63,18 @@ def main() -> None:
 
 
 def digest(path: Path) -> str:
-    """Of a file, or of all files of a folder."""
+    """Of a file and of those beside it whose names it holds, or of all files of a folder."""
     found = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path, *beside(path)]:
         if file.is_file():
-            found.update(str(file.relative_to(path)).encode() + b"\0" + file.read_bytes())
+            found.update(str(file.relative_to(path.parent)).encode() + b"\0" + file.read_bytes())
     return found.hexdigest()
+
+
+def beside(path: Path) -> list[Path]:
+    """The files that belong to a file."""
+    content = path.read_bytes() if path.is_file() else b""
+    return [file for file in sorted(path.parent.glob(f"{path.name}.*")) if file.name.encode() in content]
 
 
 def ends_in_order(process: int) -> bool:
@@ -102,8 +111,10 @@ class Conversions:
     def target(self, format: str) -> Path:
         return self.folder / format / NAMES[format]
 
-    def start(self, name: str, format: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "converter", f"{name}.pt", "--to", format, "-o", str(self.target(format))]
+    def start(self, name: str, format: str, trace: bool = False) -> subprocess.Popen:
+        program, to = (["-c", BESIDE], "onnx") if format == "beside" else (["-m", "converter"], format)
+        command = [sys.executable, *program, f"{name}.pt", "--to", to, "-o", str(self.target(format))]
+        command += ["--trace"] if trace else []
         with (self.folder / "said").open("w") as said:
             return subprocess.Popen(
                 [*command, "--model", "nets.py:net", "--input-shape", "1,3,9,8"],
@@ -124,7 +135,7 @@ class Conversions:
         before = digest(target)
         name = "two" if before == self.expected[format, "one"] else "one"
         moment, group = rng.uniform(0, 1.1 * self.seconds[format]), rng.random() < 0.5
-        process = self.start(name, format)
+        process = self.start(name, format, trace=rng.random() < 0.5)
         time.sleep(moment)
         ended = process.poll() is not None
         early = not ended and not ends_in_order(process.pid)
@@ -159,7 +170,7 @@ class Conversions:
         return wrong
 
     def left(self, target: Path) -> list[str]:
-        return [path.name for path in target.parent.iterdir() if path != target]
+        return [path.name for path in target.parent.iterdir() if path not in (target, *beside(target))]
 
     def all_gone(self) -> bool:
         deadline = time.monotonic() + GONE
@@ -210,18 +221,19 @@ def conversions(count: int, seed: int, formats: tuple[str, ...]) -> None:
 
 
 PLACES = """
-import sys
+import hashlib, sys
 from pathlib import Path
-from converter.artefacts.placement import Placement
+from converter.artefacts.placement import Placement, data_name
 
 target, name = Path(sys.argv[1]), sys.argv[2]
 number = 0
 while True:
     number += 1
     content = f"{name}{number}" * 1000
+    data = data_name(target.name, hashlib.sha256(content.encode()).hexdigest())
     with Placement(target, force=True) as placement:
-        placement.temporary.write_text(content)
-        placement.temporary.with_name(target.name + ".data").write_text(content)
+        placement.temporary.write_text(f"{data} {content}")
+        placement.temporary.with_name(data).write_text(content)
         placement.commit()
     print(number, flush=True)
 """
@@ -245,15 +257,23 @@ def kill_writers(target: Path, seconds: float) -> tuple[int, list[str]]:
     for writer in writers:
         writer.kill()
     said = [writer.communicate() for writer in writers]
+    wrong = [error for _, error in said if error] + mixed(target)
     with Placement(target.with_name("next")):  # what the next run does first
         pass
-    names, data = sorted(path.name for path in target.parent.iterdir()), target.with_name(f"{target.name}.data")
-    wrong = [error for _, error in said if error]
-    if names not in ([], [target.name, data.name]):
+    wrong += mixed(target)
+    names = sorted(path.name for path in target.parent.iterdir())
+    if names not in ([], [target.name, *(file.name for file in beside(target))]):
         wrong.append(f"there are {names}")
-    elif names and target.read_text() != data.read_text():
-        wrong.append("the two files are of different artefacts")
     return sum(len(out.splitlines()) for out, _ in said), wrong
+
+
+def mixed(target: Path) -> list[str]:
+    """What is wrong with an artefact of two files, if there is one."""
+    if not target.exists():
+        return []
+    data, _, content = target.read_text().partition(" ")
+    file = target.with_name(data)
+    return [] if file.exists() and file.read_text() == content else ["the two files are of different artefacts"]
 
 
 @main.command()

@@ -115,7 +115,10 @@ class Built:
             self._lowered("float32")
 
     def _write_onnx(self, path: Path) -> None:
+        from converter.artefacts import onnx_file
+
         self._in_onnx().save(path, self.stamp())
+        onnx_file.name_by_content(path)
 
     def _in_onnx(self) -> Exported:
         from converter.artefacts import onnx_file

@@ -1,10 +1,12 @@
 """What is written opens again in a process of its own, tells what it holds, and is the same bytes each time."""
 
+import hashlib
 import os
 import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import textwrap
 import zipfile
 from pathlib import Path
@@ -452,6 +454,65 @@ def test_onnx_external_data_has_its_final_name(tmp_path):
     with Runner("onnx") as runner:
         runner.open(tmp_path / "net.onnx")
         assert runner.tensors()["conv.weight"].shape == (5, 12, 3, 3)
+
+
+def test_weights_beside_an_onnx_file_are_named_by_their_content(tmp_path):
+    from converter.artefacts import onnx_file
+    from converter.artefacts.placement import data_name
+
+    write_onnx(tmp_path / "net.onnx", external_data=True)
+    content = (tmp_path / "net.onnx.data").read_bytes()
+    onnx_file.name_by_content(tmp_path / "net.onnx")
+    name = data_name("net.onnx", hashlib.sha256(content).hexdigest())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.onnx", name]
+    assert (tmp_path / name).read_bytes() == content
+    assert read_stamp(tmp_path / "net.onnx").items() > STAMP.items()
+    with Runner("onnx") as runner:
+        runner.open(tmp_path / "net.onnx")
+        assert runner.tensors()["conv.weight"].shape == (5, 12, 3, 3)
+        assert runner.graph_as_written()
+
+
+def test_a_conversion_of_large_weights_takes_the_place_of_an_earlier_one_with_its_own(tmp_path, monkeypatch):
+    import torch
+
+    import converter
+    from converter.artefacts import onnx_file
+    from converter.artefacts.placement import data_name
+
+    monkeypatch.setattr(onnx_file, "LARGEST", 0)
+    found = []
+    for seed, verify in ((1, False), (2, True)):
+        torch.manual_seed(seed)
+        module = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.ReLU(), torch.nn.Linear(30, 7)).eval()
+        report = converter.convert(
+            module, to=["onnx"], output=tmp_path / "net.onnx", input_shapes=["1,40"], verify=verify, trace=verify
+        )
+        model, data = sorted(path for path in tmp_path.iterdir())
+        assert model.name == "net.onnx"
+        assert data.name == data_name("net.onnx", hashlib.sha256(data.read_bytes()).hexdigest())
+        assert data.stat().st_size > 4 * 30 * 40
+        found.append(data.name)
+    assert found[0] != found[1]
+    assert report.status == "verified"
+
+
+def test_a_trace_of_large_weights_leaves_nothing_for_a_killed_process_to_leave(tmp_path, monkeypatch):
+    """They are handed to the session in memory, not in a temporary file."""
+    from converter.artefacts import onnx_file
+
+    write_onnx(tmp_path / "net.onnx", external_data=True)
+    image = np.random.default_rng(0).normal(size=(2, 3, 10, 8)).astype(np.float32)
+    reader = onnx_file.Reader()
+    reader.open(tmp_path / "net.onnx")
+    whole = list(reader.trace({"image": image}))
+    monkeypatch.setattr(onnx_file, "_LARGE", 200)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    apart = list(reader.trace({"image": image}))
+    assert [value[:3] for value in apart] == [value[:3] for value in whole]
+    for one, other in zip(apart, whole, strict=True):
+        np.testing.assert_array_equal(one[3], other[3])
+    assert {operator for _, operator, *_ in whole} >= {"Conv", "Relu"}
 
 
 def test_onnx_names_the_batch_and_no_path_of_this_machine(artefacts):

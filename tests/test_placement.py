@@ -1,6 +1,7 @@
 """Artefacts are put in place whole or not at all, and never over what is not ours."""
 
 import errno
+import hashlib
 import os
 import resource
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from converter.artefacts import placement as placing
-from converter.artefacts.placement import Placement
+from converter.artefacts.placement import Placement, data_name
 from converter.artefacts.stamp import SAVED_MODEL_FILE, read_stamp
 from converter.errors import OutputError
 
@@ -305,6 +306,79 @@ def test_what_a_killed_process_left_is_taken_up_by_the_next(tmp_path, where, act
     assert names(tmp_path) == ["m", "other"]
     assert (tmp_path / "m" / "saved_model.pb").read_text() == found
     assert read_stamp(tmp_path / "m") == {"schema": 1}
+
+
+PLACES_TWO = """
+    import os, signal, sys
+    from pathlib import Path
+    from converter.artefacts import placement as placing
+    from test_placement import place_two
+
+    left = int(sys.argv[2])
+
+    def counted(do):
+        def instead(*arguments, **options):
+            global left
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return do(*arguments, **options)
+        return instead
+
+    for name in ("replace", "rename", "unlink", "write_text", "mkdir"):
+        setattr(Path, name, counted(getattr(Path, name)))
+    placing.shutil.rmtree = counted(placing.shutil.rmtree)
+    place_two(Path(sys.argv[1]), "new")
+"""
+
+
+def place_two(target: Path, content: str) -> None:
+    """An artefact that holds the name of the file with its weights."""
+    data = data_name(target.name, hashlib.sha256(content.encode()).hexdigest())
+    with Placement(target, force=True) as placement:
+        placement.temporary.write_text(data)
+        placement.temporary.with_name(data).write_text(content)
+        placement.commit()
+
+
+def content_of_two(target: Path) -> str:
+    return target.with_name(target.read_text()).read_text()
+
+
+def test_an_artefact_of_two_files_is_whole_at_every_moment(tmp_path):
+    """Killed before each step of putting one in the place of another, one after the other."""
+    script = textwrap.dedent(PLACES_TWO)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, Path(__file__).resolve().parents[:2]))}
+    found: list[tuple[str, str]] = []
+    for step in range(100):
+        folder = tmp_path / str(step)
+        target = folder / "net.onnx"
+        place_two(target, "old")
+        ended = subprocess.run([sys.executable, "-c", script, str(target), str(step)], env=environment)
+        right_away = content_of_two(target)
+        place(folder / "other", "next run")
+        found.append((right_away, content_of_two(target)))
+        assert sorted(names(folder)) == sorted(["net.onnx", target.read_text(), "other"])
+        if ended.returncode == 0:
+            break
+        assert ended.returncode == -signal.SIGKILL
+    assert found == sorted(found, key=lambda pair: pair.count("new"))
+    assert {("old", "old"), ("old", "new"), ("new", "new")} == set(found)
+    assert len(found) >= 8
+
+
+def test_the_second_file_of_an_earlier_artefact_goes_with_it(tmp_path):
+    target = tmp_path / "net.onnx"
+    place_two(target, "old")
+    others = ["net.onnx.data", "net.onnx.0123456789abcdeg.data", "other.onnx.0123456789abcdef.data"]
+    for other in others:
+        (tmp_path / other).write_text("not ours")
+    place_two(target, "new")
+    assert names(tmp_path) == sorted(["net.onnx", target.read_text(), *others])
+    place_two(target, "new")
+    assert content_of_two(target) == "new"
+    place(target, "one file", force=True)
+    assert names(tmp_path) == sorted(["net.onnx", *others])
 
 
 def test_what_a_living_process_writes_is_not_swept(tmp_path):

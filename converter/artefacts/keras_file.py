@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import re
@@ -139,9 +140,10 @@ class Reader:
         if signature is not None:
             raise ValueError("a Keras file has no signatures")
         self._path = path
-        with tempfile.TemporaryDirectory() as folder:  # Keras goes by the name
-            named = path if path.suffix == ".keras" else Path(folder, "model.keras")
-            if named != path:
+        with contextlib.ExitStack() as stack:
+            named = path
+            if path.suffix != ".keras":  # Keras goes by the name
+                named = Path(stack.enter_context(tempfile.TemporaryDirectory()), "model.keras")
                 named.symlink_to(path.resolve())
             try:
                 model = self._keras.saving.load_model(named, compile=False)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import logging
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,6 +23,8 @@ from .onnx_shift import shift
 if TYPE_CHECKING:
     import torch
 
+LARGEST = 3 << 29  # bytes of weights in the file itself, as in PyTorch's exporter: protobuf ends at 2 GiB
+_LARGE = 1 << 16  # bytes of a tensor that a trace hands to the session by itself
 _AT_ONCE = 48  # values of a trace held in memory together; each such group is another run of the graph
 # Of what the exporter notes on each node, this says where in the model it is from. The rest is longer than the graph
 # and holds paths of the machine it ran on.
@@ -123,7 +125,7 @@ class Exported:
             held[name].const_value = onnx_ir.tensor(values, name=name)
 
     def save(self, path: Path, stamp: Mapping[str, Any], *, external_data: bool | None = None) -> None:
-        """Writes it to `path`; weights of more than 2 GB go to `path` + `.data` beside it.
+        """Writes it to `path`; weights of more than `LARGEST` go to `path` + `.data` beside it.
 
         Args:
             external_data: forces the weights into the file beside, or decides by their size if None.
@@ -136,11 +138,38 @@ class Exported:
 
         model = self._program.model
         model.metadata_props[stamps.ONNX_KEY] = stamps.stamp_text(digests.stamped(stamp, _digest_in_memory(model)))
+        if external_data is None:
+            external_data = _bytes_of_weights(model) > LARGEST
         self._program.save(path, external_data=external_data)
         try:
             onnx.checker.check_model(str(path), full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
             raise ConversionError(f"ONNX's checker refuses the exported model: {error}", where=str(path)) from error
+
+
+def _bytes_of_weights(model: Any) -> int:
+    held = model.graph.initializers.values()
+    return sum(value.const_value.nbytes for value in held if value.const_value is not None)
+
+
+def name_by_content(path: Path) -> None:
+    """Gives `path` + `.data`, if weights are there, the name that tells its content (`data_name`), in the model too."""
+    import onnx
+
+    from .placement import data_name
+
+    data = path.with_name(f"{path.name}.data")
+    if not data.exists():
+        return
+    with data.open("rb") as file:
+        name = data_name(path.name, hashlib.file_digest(file, "sha256").hexdigest())
+    data.rename(path.with_name(name))
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = name
+    path.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def _digest_in_memory(model: Any) -> str:
@@ -296,17 +325,29 @@ class Reader:
         names = [name for name, node in makers.items() if node.op_type != "Constant"]
         del model.graph.output[:]
         model.graph.output.extend(self._onnx.ValueInfoProto(name=name) for name in names)
-        with tempfile.TemporaryDirectory() as folder:  # a model of more than 2 GB is no message in memory
-            file = str(Path(folder, "traced.onnx"))
-            self._onnx.save(model, file, save_as_external_data=True)
-            options = self._runtime.SessionOptions()
-            options.graph_optimization_level = self._runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-            session = self._runtime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        options = self._runtime.SessionOptions()
+        options.graph_optimization_level = self._runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        kept = self._beside(model, options)
+        session = self._runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         for start in range(0, len(names), _AT_ONCE):
             group = names[start : start + _AT_ONCE]
             for name, array in zip(group, session.run(group, dict(arrays)), strict=True):
                 if isinstance(array, np.ndarray) and array.dtype.kind in "fiub":
                     yield name, makers[name].op_type, list(array.shape), marks(array)
+        del kept  # until here the session reads them
+
+    def _beside(self, model: Any, options: Any) -> list[Any]:
+        """Takes large weights out of a model, which could be no message with them, and gives them to the session."""
+        values = []
+        for tensor in model.graph.initializer:
+            if len(tensor.raw_data) < _LARGE:
+                continue
+            values.append(self._runtime.OrtValue.ortvalue_from_numpy(self._onnx.numpy_helper.to_array(tensor)))
+            self._onnx.external_data_helper.set_external_data(tensor, "in memory", 0, len(tensor.raw_data))
+            tensor.ClearField("raw_data")
+        names = [tensor.name for tensor in model.graph.initializer if tensor.external_data]
+        options.add_external_initializers(names, values)
+        return values
 
     def graph_digest(self) -> str:
         model = self._onnx.load(str(self._path))

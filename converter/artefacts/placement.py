@@ -7,12 +7,18 @@
 
 The temporary folder stands beside the target, on the same disk, and is locked while its process lives. What a process
 that died has left is taken up by the next run in that folder: a commit that had begun is finished, all else is removed.
+
+An artefact of two files is never mixed of an earlier and a new one: the second file bears the digest of its content in
+its name (`data_name`), which the first one holds. It comes first, the artefact itself then takes the place of the
+earlier one at once, and that one's second file goes last.
 """
 
 import contextlib
 import ctypes
 import errno
+import json
 import os
+import re
 import shutil
 import stat
 import sys
@@ -30,9 +36,15 @@ if sys.platform != "win32":
     import fcntl
 
 _WRITING, _COMMITTING = ".converter-", ".converter-committing-"
-_LOCK, _REPLACED = ".lock", ".replaced"  # in the temporary folder, besides what shall be put in place
+_LOCK, _REPLACED, _STALE = ".lock", ".replaced", ".stale"  # in the temporary folder, besides what shall be placed
+_DATA = re.compile(r"(?P<artefact>.+)\.[0-9a-f]{16}\.data", re.DOTALL)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+
+
+def data_name(artefact: str, sha256: str) -> str:
+    """What the second file of an artefact is called, by the digest of its content."""
+    return f"{artefact}.{sha256[:16]}.data"
 
 
 class Placement:
@@ -78,7 +90,10 @@ class Placement:
                 self._refuse_taken_target()
                 for name in names:
                     self._refuse_taken_neighbour(self.target.with_name(name))
-                if len(names) > 1 or not _replace_at_once(self.temporary, self.target):
+                stale = _data_files(self.target) - set(names)
+                if len(names) > 1 or stale or not _replace_at_once(self.temporary, self.target):
+                    (self._folder / _STALE).write_text(json.dumps(sorted(stale)))
+                    _synchronise(self._folder / _STALE)
                     self._folder = self._folder.rename(
                         self._folder.with_name(self._folder.name.replace(_WRITING, _COMMITTING, 1))
                     )
@@ -187,7 +202,14 @@ def full_disk(target: Path) -> OutputError:
 
 
 def _entries(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if entry.name not in (_LOCK, _REPLACED))
+    """The artefact first: the names of all others begin with its."""
+    return sorted(entry for entry in folder.iterdir() if entry.name not in (_LOCK, _REPLACED, _STALE))
+
+
+def _data_files(target: Path) -> set[str]:
+    """Names of second files beside it that are the artefact's, or were an earlier one's."""
+    found = ((path.name, _DATA.fullmatch(path.name)) for path in target.parent.iterdir())
+    return {name for name, match in found if match and match["artefact"] == target.name}
 
 
 def _synchronise(path: Path, *, deep: bool = True) -> None:
@@ -230,13 +252,18 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _finish_commit(folder: Path) -> None:
-    """Moves all that is in `folder` beside it; may be called again after it was broken off anywhere."""
-    for entry in _entries(folder):
+    """Moves all that is in `folder` beside it, the artefact last, and removes what belongs to the earlier one; may be
+    called again after it was broken off anywhere."""
+    for entry in reversed(_entries(folder)):
         target = folder.with_name(entry.name)
         if target.is_dir() or (target.exists() and entry.is_dir()):
             (folder / _REPLACED).mkdir(exist_ok=True)
             target.rename(Path(tempfile.mkdtemp(dir=folder / _REPLACED), target.name))
         entry.replace(target)
+        _synchronise(folder.parent, deep=False)
+    stale = json.loads((folder / _STALE).read_text())
+    for name in (name for name in stale if _DATA.fullmatch(name) and Path(name).name == name):
+        folder.with_name(name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
