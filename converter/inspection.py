@@ -21,6 +21,7 @@ from converter.interfaces import facts, sizes_shown, symbol_names
 from converter.outputs import formats_of
 from converter.plan import Plan
 from converter.program import module_path
+from converter.reference import OWN_ROUNDS, take_reference
 from converter.report import (
     CheckReport,
     FormatCheck,
@@ -74,7 +75,7 @@ def inspect(
             seed=0, clock=clock, image_size=image_size,
             part=Part.of(outputs, submodule, input_names, output_names), freeze_control_flow=freeze_control_flow,
         )  # fmt: skip
-        checks = tuple(checked(source, format, Options(), clock) for format in formats_of(check))
+        checks = _checks(source, check, Options(), clock)
         return replace(summary(source, layout, clock), checks=checks)
 
 
@@ -114,8 +115,15 @@ def check(
             fixed_batch=fixed_batch, seed=seed, clock=clock, image_size=image_size,
             part=Part.of(outputs, submodule, input_names, output_names), freeze_control_flow=freeze_control_flow,
         )  # fmt: skip
-        checks = tuple(checked(source, format, options, clock) for format in formats_of(to))
+        checks = _checks(source, to, options, clock)
     return CheckReport(source.name, checks, tuple(dict.fromkeys((*source.notes, *source.program.notes))))
+
+
+def _checks(source: Source, to: Sequence[str], options: Options, clock: Clock) -> tuple[FormatCheck, ...]:
+    formats = formats_of(to)
+    if formats:  # as a conversion does before it builds anything
+        take_reference(source.program, source.module, seed=0, inputs=None, running=source.running, most=OWN_ROUNDS)
+    return tuple(checked(source, format, options, clock) for format in formats)
 
 
 def checked(source: Source, format: str, options: Options, clock: Clock) -> FormatCheck:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import sympy
@@ -135,42 +135,57 @@ def _reaches(argument: Any, node: fx.Node) -> bool:
 
 
 def many_samples(program: Program) -> int:
-    """How many samples pass through the program with about as much work as a large model is for one; 0 if few."""
+    """How many samples, of the largest of the sizes drawn, pass through the program with about as much work as a large
+    model is for one; 0 if few."""
     per_sample = 0
+    sizes: dict[sympy.Symbol, int] = {}
+    for values, batches in _size_choices(program):
+        for symbol, size in values.items():
+            sizes[symbol] = 1 if symbol in batches else max(size, sizes.get(symbol, 1))
     for node in program.graph.nodes:
         value = node.meta.get("val")
         for tensor in value if isinstance(value, (list, tuple)) else (value,):
             if node.op == "call_function" and isinstance(tensor, torch.Tensor):
-                per_sample += size_with(tensor.numel(), 1)
+                per_sample += size_with(tensor.numel(), 1, sizes)
     samples = min(SAMPLES, ELEMENTS // max(per_sample, 1))
     return samples if samples >= BATCH_HINT and program.fixed_batch is None else 0
 
 
-def size_with(size: Any, symbols: int) -> int:
-    """A size with every symbol in it as `symbols`."""
+def size_with(size: Any, symbols: int, known: Mapping[sympy.Symbol, int] | None = None) -> int:
+    """A size with every symbol in it as `symbols`, but for those that are known."""
     if isinstance(size, int):
         return size
-    expression = sympy.sympify(size.node.expr)
+    expression = sympy.sympify(size.node.expr).subs(known or {})
     return int(expression.subs(dict.fromkeys(expression.free_symbols, symbols)))
 
 
 def free_sizes(program: Program) -> list[dict[str, int]]:
     """Two choices of every dynamic size that is not the batch, by the text of its expression; [] if there is none."""
+    free = _free_dimensions(program)
+    return [
+        {program.named(n): int(n.node.expr.subs(values)) for n in free} for values, _ in _size_choices(program) if free
+    ]
+
+
+def _free_dimensions(program: Program) -> list[Any]:
     shapes = [node.meta["val"].shape for node in program.placeholders]
-    free = [n for shape in shapes for n in shape[1:] if not isinstance(n, int)]
+    return [n for shape in shapes for n in shape[1:] if not isinstance(n, int)]
+
+
+def _size_choices(program: Program) -> list[tuple[dict[sympy.Symbol, int], set[sympy.Symbol]]]:
+    """Two choices of every symbol in the inputs' shapes, and which of these are of the batch."""
+    shapes = [node.meta["val"].shape for node in program.placeholders]
     batches = [shape[0] for shape in shapes if len(shape) and not isinstance(shape[0], int)]
     known = {symbol for n in batches for symbol in n.node.expr.free_symbols}
-    if not free:
-        return []
-    environment = free[0].node.shape_env
     choices = []
     for step in (1, 2):
         values = dict.fromkeys(known, BATCH_HINT)
-        for size in free:
+        for size in _free_dimensions(program):
+            ranges = size.node.shape_env.var_to_range
             for symbol in sorted(size.node.expr.free_symbols - values.keys(), key=str):
                 apart = len(values) - len(known)  # no two sizes alike: a swap of height and width is to show
-                values[symbol] = _within(environment.var_to_range.get(symbol), 3 * step + 2 * apart)
-        choices.append({program.named(n): int(n.node.expr.subs(values)) for n in free})
+                values[symbol] = _within(ranges.get(symbol), 3 * step + 2 * apart)
+        choices.append((values, known))
     return choices
 
 

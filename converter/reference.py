@@ -81,6 +81,7 @@ def take_reference(
     inputs: Given | None,
     running: Callable[[], AbstractContextManager],
     preprocessing: Preprocessing | None = None,
+    most: int | None = None,
 ) -> Reference:
     """Run the program in both precisions on every round of inputs.
 
@@ -89,12 +90,19 @@ def take_reference(
         inputs: the user's arrays, as more rounds.
         running: a context within which `module` may run.
         preprocessing: of a folder of images.
+        most: of the rounds drawn, so many only.
 
     Raises:
-        CaptureError: the captured program computes something else than the module.
+        CaptureError: there is no output, or the captured program computes something else than the module.
     """
+    if not program.outputs:
+        raise CaptureError(
+            "forward returns no tensor",
+            where=None if module is None else type(module).__name__,
+            cure="return what is computed: a tensor, or a tuple, list or dict of tensors",
+        )
     specs = input_specs(program)
-    drawn = list(rounds(specs, seed, free_sizes(program), many_samples(program)))
+    drawn = list(rounds(specs, seed, free_sizes(program), many_samples(program)))[:most]
     given, labels = [], None
     if inputs is not None:
         arrays, labels = load_given(inputs, specs, preprocessing)
@@ -126,11 +134,12 @@ def take_reference(
     )
     reference = Reference(every, float64, float32, labels, len(drawn), constant, program, described)
     if own:
-        same = compare_artefact(float64[: len(own)], own, float32[: len(own)], constant=constant, again=reference.again)
+        same = compare_artefact(float64[: len(own)], float32[: len(own)], own, constant=constant, again=reference.again)
         if not same.holds and not same.proves_nothing:
             raise CaptureError(
                 f"what torch.export captured is not what the model computes: {same.summary}",
-                cure="this is usually a forward that keeps state or draws random numbers; make it free of both",
+                cure="this is usually a forward that keeps state (self.calls += 1), or does otherwise while it is "
+                "exported (torch.compiler.is_exporting()): make it free of both",
             )
     return reference
 

@@ -8,6 +8,7 @@ from PIL import Image
 from torch import nn
 
 from converter.errors import CaptureError, UsageError
+from converter.inspection import inspect
 from converter.ranges import SAMPLES, free_sizes, input_specs, many_samples
 from converter.reference import take_reference
 from converter.source import Clock, open_source
@@ -62,6 +63,12 @@ def test_integers_fill_the_range_that_the_graph_shows(use, shape, high):
 def test_a_small_model_is_compared_on_many_samples_and_a_large_one_on_few():
     assert many_samples(opened(nn.Linear(4, 3), "1,4").program) == SAMPLES
     assert many_samples(opened(nn.Conv2d(1, 64, 3, padding=1), "1,1,512,512").program) == 0
+
+
+def test_samples_are_counted_at_the_sizes_that_are_drawn():
+    """Not at the least ones: 512 samples of 128 x 128 pixels and more would not fit into memory."""
+    assert many_samples(opened(nn.Conv2d(1, 64, 3, padding=1), "1,1,32*H,32*W").program) == 0
+    assert many_samples(opened(nn.Conv2d(1, 64, 3, padding=1), "1,1,H,W").program) > 4
     rounds = reference_of(opened(nn.Linear(4, 3), "1,4")).rounds
     assert rounds[-1].description == f"spread, batch {SAMPLES}"
 
@@ -240,3 +247,50 @@ def test_squeeze_that_takes_away_the_batch_is_named_with_its_cure():
     assert "squeeze(-1)" in refused.value.cure
     assert "--fixed-batch" in refused.value.cure
     assert reference_of(opened(Squeezed(), "1,4", fixed_batch=1)).float32[0]["output"].shape == ()
+
+
+class Unlike(nn.Module):
+    """What is captured of it is not what it computes; by how much, `by` says."""
+
+    def __init__(self, by):
+        super().__init__()
+        self.linear, self.by, self.calls = nn.Linear(4, 3), by, 0
+
+    def forward(self, x):
+        return self.by(self, self.linear(x))
+
+
+def counted(self, y):
+    self.calls += 1
+    return y * self.calls
+
+
+def other_while_exported(self, y):
+    return y * 2 if torch.compiler.is_exporting() else y
+
+
+def slightly_other_while_exported(self, y):
+    return y * (1 + 1e-4) if torch.compiler.is_exporting() else y
+
+
+def other_integers_while_exported(self, y):
+    return y.argmax(1) + int(torch.compiler.is_exporting())
+
+
+@pytest.mark.parametrize(
+    "by", [counted, other_while_exported, slightly_other_while_exported, other_integers_while_exported]
+)
+def test_what_was_captured_must_be_what_the_module_computes(by):
+    """Judged by the rounding of the captured program: that of the module itself would excuse any difference."""
+    source = opened(Unlike(by).eval(), "1,4")
+    with pytest.raises(CaptureError, match="not what the model computes") as raised:
+        reference_of(source)
+    assert "is_exporting" in raised.value.cure
+    with pytest.raises(CaptureError, match="not what the model computes"):
+        inspect(Unlike(by).eval(), input_shapes=["1,4"], check=["onnx"])
+
+
+def test_a_forward_that_returns_no_tensor_is_refused():
+    source = opened(Unlike(lambda self, y: None).eval(), "1,4")
+    with pytest.raises(CaptureError, match="forward returns no tensor"):
+        reference_of(source)
