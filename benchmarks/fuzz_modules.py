@@ -82,6 +82,8 @@ def lowered(count: int, first: int, formats: tuple[str, ...], results: IO[str] |
             except ConversionError as error:
                 kind = "failed" if "fault of the converter" in str(error.cure) else "refused"
                 yield format, kind, str(error)
+            except Exception as error:  # any other is a fault, to be told like one
+                yield format, "failed", repr(error)
             else:
                 yield format, "right", ""
 

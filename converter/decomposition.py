@@ -104,8 +104,12 @@ def decomposed(node: fx.Node, function: Callable) -> fx.GraphModule | None:
 
 def traced_in(mode: Any, call: Callable, fakes: list) -> fx.GraphModule | None:
     """A functional graph of what `call` does to `fakes`; None if it reads values, or breaks otherwise on tensors that
-    have none: the operator is named instead."""
-    for dispatcher in (contextlib.nullcontext, enable_python_dispatcher):  # free sizes need the second
+    have none: the operator is named instead.
+
+    Without the dispatcher in Python, PyTorch's C++ reads sizes as numbers, which fixes free ones for good.
+    """
+    free = any(isinstance(n, torch.SymInt) for fake in fakes for n in fake.shape)
+    for dispatcher in (enable_python_dispatcher,) if free else (contextlib.nullcontext, enable_python_dispatcher):
         with contextlib.suppress(Exception), unlogged(), mode, dispatcher(), torch.no_grad():
             traced = make_fx(call, unmapped(), _allow_non_fake_inputs=True)(*fakes)
             if any(is_mutating(n) for n in traced.graph.nodes):

@@ -9,8 +9,8 @@ from torch import Tensor
 def space_to_depth(x: Tensor, block: int) -> Tensor:
     """(B, C, H, W) to (B, block * block * C, H / block, W / block), channels ordered (row, column, channel)."""
     b, c, h, w = x.shape
-    x = x.reshape(b, c, h // block, block, w // block, block)
-    return x.permute(0, 3, 5, 1, 2, 4).reshape(b, block * block * c, h // block, w // block)
+    x = x.reshape(b, c, h // block, block, w // block, block).permute(0, 3, 5, 1, 2, 4)
+    return _copied(x).view(b, block * block * c, h // block, w // block)
 
 
 @space_to_depth.register_fake
@@ -148,14 +148,19 @@ def _(x: Tensor, dim: int, sizes: list[int], dims: list[int], distances: list[in
 def depth_to_space(x: Tensor, block: int) -> Tensor:
     """(B, block * block * C, H, W) to (B, C, H * block, W * block), channels ordered (row, column, channel)."""
     b, c, h, w = x.shape
-    x = x.reshape(b, block, block, c // (block * block), h, w)
-    return x.permute(0, 3, 4, 1, 5, 2).reshape(b, c // (block * block), h * block, w * block)
+    x = x.reshape(b, block, block, c // (block * block), h, w).permute(0, 3, 4, 1, 5, 2)
+    return _copied(x).view(b, c // (block * block), h * block, w * block)
 
 
 @depth_to_space.register_fake
 def _(x: Tensor, block: int) -> Tensor:
     b, c, h, w = x.shape
     return x.new_empty(b, c // (block * block), h * block, w * block)
+
+
+def _copied(x: Tensor) -> Tensor:
+    """Contiguous, and never a view, even where sizes of 1 would make it one: PyTorch refuses operators that alias."""
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 @torch.library.custom_op("converter::padded_conv", mutates_args=())

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import sympy
 import torch
 from torch import Tensor, fx, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch.utils._pytree import tree_map_only
 
 from converter.deferred import Compute, Deferred
@@ -187,7 +188,8 @@ class Program:
         """
         node = self.graph.call_function(target, args)
         fakes = tree_map_only(fx.Node, lambda n: n.meta["val"], args)
-        node.meta = {"val": target(*fakes), **module_meta(like)}
+        with enable_python_dispatcher():  # PyTorch's C++ reads free sizes as numbers, which fixes them
+            node.meta = {"val": target(*fakes), **module_meta(like)}
         self.refuse_fixed_sizes(f"{target} in {module_path(like) or 'the model itself'}")
         return node
 

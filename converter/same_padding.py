@@ -10,11 +10,16 @@ def same_padding(size: Size, kernel: int, stride: int, dilation: int) -> tuple[i
 
     The odd element goes behind (https://www.tensorflow.org/api_docs/python/tf/nn#notes_on_padding_2).
     """
+    total = overhang(size, kernel, stride, dilation)
+    if total is None:
+        return None
+    total = max(total, 0)
+    return total // 2, total - total // 2
+
+
+def overhang(size: Size, kernel: int, stride: int, dilation: int) -> int | None:
+    """How far the windows of SAME reach beyond an axis; less than 0 where the last one ends before it."""
     reach = dilation * (kernel - 1) + 1
     if stride == 1:
-        total = reach - 1
-    elif isinstance(size, int):
-        total = max((-(-size // stride) - 1) * stride + reach - size, 0)
-    else:
-        return None
-    return total // 2, total - total // 2
+        return reach - 1
+    return (-(-size // stride) - 1) * stride + reach - size if isinstance(size, int) else None

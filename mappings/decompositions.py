@@ -41,10 +41,7 @@ def nanmedian(node, x):
 
 @decomposes(aten.im2col.default)
 def im2col(node, x, kernel_size, dilation, padding, stride):
-    """Each place in the window is a slice that holds it for all windows: (B, C, H, W) to (B, C * kh * kw, windows).
-
-    PyTorch's own pads by nothing too, which fixes the batch of some values.
-    """
+    """Each place in the window is a slice that holds it for all windows: (B, C, H, W) to (B, C * kh * kw, windows)."""
     padded = F.pad(x, (padding[1], padding[1], padding[0], padding[0])) if any(padding) else x
     ends = [
         (n - d * (k - 1) - 1) // s * s + 1

@@ -9,7 +9,7 @@ from keras import layers, ops
 from converter.layout import Size, channels_last_result
 from converter.plan import Plan, Unsupported, Value
 from converter.registry import maps
-from converter.same_padding import same_padding
+from converter.same_padding import overhang, same_padding
 from mappings.indexing import picked
 
 aten = torch.ops.aten
@@ -18,9 +18,15 @@ ZERO_PADDING = {1: layers.ZeroPadding1D, 2: layers.ZeroPadding2D, 3: layers.Zero
 
 
 def is_same(shape: Sequence[Size], kernel, stride, dilation, pads: Pads) -> bool:
-    """Whether `pads` on spatial sizes `shape` are what SAME pads."""
-    return all(
-        same_padding(*axis) == tuple(pad) for *axis, pad in zip(shape, kernel, stride, dilation, pads, strict=True)
+    """Whether `pads`, of which not all are 0, on spatial sizes `shape` are what SAME pads.
+
+    Not where windows end before an axis does: conv3d of TensorFlow 2.21 in float64 then begins behind its start.
+    """
+    axes = list(zip(shape, kernel, stride, dilation, strict=True))
+    return (
+        any(any(pad) for pad in pads)
+        and [same_padding(*axis) for axis in axes] == [tuple(pad) for pad in pads]
+        and all(overhang(*axis) >= 0 for axis in axes)
     )
 
 

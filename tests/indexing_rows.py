@@ -87,6 +87,10 @@ GATHERS = {
         lambda x: F.unfold(F.conv_transpose2d(x, torch.ones(6, 1, 2, 3), groups=6), 1, stride=2),
         IMAGE,
     ),
+    "im2col that pads what an operator gives, which PyTorch's C++ does for one batch only": (
+        lambda x: F.unfold(F.conv_transpose2d(x, torch.ones(6, 1, 2, 3), groups=6), 1, padding=1),
+        IMAGE,
+    ),
     "im2col of windows with holes, whose places are further apart than they": (
         lambda x: F.unfold(x, (2, 3), (3, 2), (1, 2), (2, 1)),
         IMAGE,

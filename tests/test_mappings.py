@@ -133,6 +133,11 @@ CONVOLUTIONS = {
     "conv3d strided and padded": (nn.Conv3d(4, 3, 3, stride=(2, 1, 2), padding=(1, 0, 1)), VOLUME),
     "conv3d stride and dilation together": (nn.Conv3d(4, 3, 2, stride=(1, 2, 2), dilation=(2, 3, 1)), VOLUME),
     "conv3d padding='same'": (nn.Conv3d(4, 3, (3, 2, 4), padding="same"), VOLUME),
+    "conv3d whose last windows end before the image": (nn.Conv3d(6, 4, 1, stride=3), (2, 6, 6, 9, 12)),
+    "conv3d like SAME on one axis, windows that end before another": (
+        nn.Conv3d(6, 4, (3, 1, 1), stride=(1, 1, 3), padding=(1, 0, 0)),
+        (2, 6, 4, 5, 6),
+    ),
     "conv2d of what a permutation made channels first": (
         Call(lambda self, x: self.conv(x.permute(0, 3, 1, 2)), conv=nn.Conv2d(6, 4, 3)),
         (2, 9, 8, 6),

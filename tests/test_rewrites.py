@@ -59,6 +59,7 @@ from converter.rewrites.index_by_position import index_by_position
 from converter.rewrites.linear_to_matmul import linear_to_matmul
 from converter.rewrites.masked_attention import masked_attention
 from converter.rewrites.merge_padding import merge_padding
+from converter.rewrites.pool_windows import pool_windows
 from converter.rewrites.separable import merge_separable
 from converter.rewrites.shift_to_depthwise import shift_to_depthwise
 from converter.rewrites.tell_split_volumes import tell_split_volumes
@@ -124,6 +125,7 @@ FOCUS_FIRES = {
     "block 4 of equal sizes": (focus(offsets(4), 4), ALIKE, "space_to_depth reorder_channels"),
     "all sizes alike": (focus(), ALIKE, "space_to_depth reorder_channels"),
     "one channel": (focus(), (2, 1, 6, 8), "space_to_depth reorder_channels"),
+    "of one block": (focus(), (2, 1, 2, 2), "space_to_depth reorder_channels"),
     "columns cut before rows": (columns_first, FOCUS, "space_to_depth reorder_channels"),
     "dimensions counted from the end": (negative_dimensions, FOCUS, "space_to_depth reorder_channels"),
     "slices with an end": (explicit_ends, FOCUS, "space_to_depth reorder_channels"),
@@ -883,6 +885,35 @@ ADAPTIVE_LEAVES = {
     "a plain pool": (nn.AvgPool2d(2), IMAGE),
 }
 
+WINDOWS_FIRE = {
+    "rounded up without another window: ONNX would take one that lies outside": (
+        nn.MaxPool2d(2, 3, 1, 2, ceil_mode=True), (2, 3, 8, 8), "max_pool2d"
+    ),
+    "maxima rounded up to another window along columns only": (
+        nn.MaxPool2d(2, 3, 1, 2, ceil_mode=True), (2, 3, 8, 9), "max_pool2d max_pool2d"
+    ),
+    "an average rounded up to another window along rows only, that does not count its padding": (
+        nn.AvgPool2d((3, 2), (2, 3), 1, ceil_mode=True, count_include_pad=False), (2, 3, 8, 8), "avg_pool2d avg_pool2d"
+    ),
+    "the same, that counts it": (
+        nn.AvgPool2d((3, 2), (2, 3), 1, ceil_mode=True), (2, 3, 8, 8), "avg_pool2d avg_pool2d"
+    ),
+    "an average rounded up without another window, along one axis, in the padding": (
+        nn.AvgPool2d((3, 2), (2, 3), (1, 0), ceil_mode=True), (2, 3, 9, 9), "avg_pool2d"
+    ),
+    "maxima with their positions": (
+        lambda x: F.max_pool1d(x, 2, 3, ceil_mode=True, return_indices=True), (2, 3, 9), "max_pool1d_with_indices"
+    ),
+    "a divisor": (nn.AvgPool2d((3, 2), 2, 1, divisor_override=5), IMAGE, "avg_pool2d mul"),
+    "a divisor of volumes, rounded up": (
+        nn.AvgPool3d(3, 2, 1, ceil_mode=True, divisor_override=3), (2, 3, 8, 9, 6), "constant_pad_nd avg_pool3d mul"
+    ),
+}  # fmt: skip
+WINDOWS_LEAVE = {
+    "rounded up to another window": (nn.MaxPool2d(3, 2, 1, ceil_mode=True), (2, 3, 8, 9)),
+    "a plain average": (nn.AvgPool2d(3, 2, 1), IMAGE),
+}
+
 ATTENTION_FIRES = {
     "a mask of booleans that is made of the input": (
         lambda x: F.scaled_dot_product_attention(x, x, x, x[..., :5] > 2),
@@ -933,6 +964,7 @@ TABLES = {
     fold_constants: (CONSTANTS_FIRES, CONSTANTS_LEAVES),
     linear_to_matmul: (MATMUL_FIRES, MATMUL_LEAVES),
     adaptive_pools: (ADAPTIVE_FIRES, ADAPTIVE_LEAVES),
+    pool_windows: (WINDOWS_FIRE, WINDOWS_LEAVE),
     masked_attention: (ATTENTION_FIRES, ATTENTION_LEAVES),
     find_attention: (MULTI_HEAD_FIRES, MULTI_HEAD_LEAVES),
 }

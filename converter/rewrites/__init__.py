@@ -35,6 +35,7 @@ from converter.rewrites.index_by_position import index_by_position
 from converter.rewrites.linear_to_matmul import linear_to_matmul
 from converter.rewrites.masked_attention import masked_attention
 from converter.rewrites.merge_padding import merge_padding
+from converter.rewrites.pool_windows import pool_windows
 from converter.rewrites.separable import merge_separable
 from converter.rewrites.shift_to_depthwise import shift_to_depthwise
 from converter.rewrites.tell_split_volumes import tell_split_volumes
@@ -80,6 +81,7 @@ REWRITES: dict[str, tuple[Rewrite, ...]] = {
         *before(FOR_INFERENCE, fold_channel_order, find_space_to_depth),
         linear_to_matmul,
         adaptive_pools,
+        pool_windows,
         clamp_bounds,
         masked_attention,
         shift_to_depthwise,

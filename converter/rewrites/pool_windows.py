@@ -1,0 +1,111 @@
+"""Write pools as ONNX counts their windows and as PyTorch's exporter writes them.
+
+max_pool2d(x, 2, 3, ceil_mode=True) of 10 x 10 -> max_pool2d(x, 2, 3)  (the fourth window would lie outside)
+avg_pool2d(x, 3, divisor_override=5)           -> avg_pool2d(x, 3) * (9 / 5)
+"""
+
+import math
+
+import torch
+from torch import fx
+
+from converter.program import Program, module_path
+from converter.rewrites.change import Change
+from converter.steps import sizes
+
+aten = torch.ops.aten
+MAXIMUM = {
+    aten.max_pool1d.default: 1,
+    aten.max_pool2d.default: 2,
+    aten.max_pool3d.default: 3,
+    aten.max_pool1d_with_indices.default: 1,
+    aten.max_pool2d_with_indices.default: 2,
+    aten.max_pool3d_with_indices.default: 3,
+}
+AVERAGE = {aten.avg_pool1d.default: 1, aten.avg_pool2d.default: 2, aten.avg_pool3d.default: 3}
+
+
+def pool_windows(program: Program) -> list[Change]:
+    changes = []
+    for node in list(program.graph.nodes):
+        if node.target in AVERAGE and len(node.args) > 6 and node.args[6] is not None:
+            told = divide(program, node, AVERAGE[node.target])
+        elif node.target in AVERAGE:
+            told = round_down(program, node, AVERAGE[node.target], ceil_mode=4)
+        elif node.target in MAXIMUM:
+            told = round_down(program, node, MAXIMUM[node.target], ceil_mode=5)
+        else:
+            continue
+        if told:
+            changes.append(Change("windows of a pool written out", module_path(node), minor=True))
+    return changes
+
+
+def round_down(program: Program, node: fx.Node, rank: int, ceil_mode: int) -> bool:
+    """Let a pool count its windows by rounding down where that gives as many, along some axes in a pool of their own.
+
+    ONNX rounds up without leaving out a window that begins behind the image, as PyTorch does
+    (https://docs.pytorch.org/docs/stable/generated/torch.nn.MaxPool2d.html).
+    """
+    if len(node.args) <= ceil_mode or not node.args[ceil_mode]:
+        return False
+    value = node.meta["val"]
+    have, out = sizes(node.args[0].meta["val"])[-rank:], sizes(value[0] if isinstance(value, tuple) else value)[-rank:]
+    if not all(isinstance(n, int) for n in (*have, *out)):
+        return False
+    kernel, stride, padding = geometry(node, rank)
+    dilation = each(node.args[4], rank) if node.target in MAXIMUM else [1] * rank
+    beyond = [  # how far the last window may begin
+        n + 2 * p - d * (k - 1) - 1 for n, k, p, d in zip(have, kernel, padding, dilation, strict=True)
+    ]
+    down = [r // s + 1 == m for r, s, m in zip(beyond, stride, out, strict=True)]
+    if all(-(-r // s) + 1 == m for r, s, m in zip(beyond, stride, out, strict=True)):
+        return False
+    if all(down):
+        node.update_arg(ceil_mode, False)
+        return True
+    if isinstance(value, tuple):
+        return False  # positions
+    x = node.args[0]
+    with program.graph.inserting_before(node):
+        for part in (True, False):
+            along = [
+                [n if this == part else neutral for n, this in zip(values, down, strict=True)]
+                for values, neutral in ((kernel, 1), (stride, 1), (padding, 0), (dilation, 1))
+            ]
+            windows = along if node.target in MAXIMUM else along[:3]
+            x = program.call(node.target, (x, *windows, not part, *node.args[ceil_mode + 1 :]), node)
+    node.replace_all_uses_with(x)
+    return True
+
+
+def divide(program: Program, node: fx.Node, rank: int) -> bool:
+    """Write a divisor of its own as a factor; windows that reach beyond the padding get zeros to lie on."""
+    x, (kernel, stride, padding) = node.args[0], geometry(node, rank)
+    ceil_mode, divisor = node.args[4], node.args[6]
+    with program.graph.inserting_before(node):
+        if ceil_mode:
+            have, out = sizes(x.meta["val"])[-rank:], sizes(node.meta["val"])[-rank:]
+            if not all(isinstance(n, int) for n in (*have, *out)):
+                return False
+            behind = [
+                max((m - 1) * s + k - n - p, p)
+                for n, m, k, s, p in zip(have, out, kernel, stride, padding, strict=True)
+            ]
+            if behind != padding:
+                widths = [n for pad in zip(reversed(padding), reversed(behind), strict=True) for n in pad]
+                x, padding = program.call(aten.constant_pad_nd.default, (x, widths), node), [0] * rank
+        pooled = program.call(node.target, (x, kernel, stride, padding), node)
+        scaled = program.call(aten.mul.Tensor, (pooled, math.prod(kernel) / divisor), node)
+    node.replace_all_uses_with(scaled)
+    return True
+
+
+def geometry(node: fx.Node, rank: int) -> tuple[list[int], list[int], list[int]]:
+    """kernel_size, stride and padding along each axis."""
+    kernel, stride, padding = (*node.args[1:4], *([], [], [0])[len(node.args[1:4]) :])
+    return each(kernel, rank), each(stride or kernel, rank), each(padding, rank)
+
+
+def each(value: list[int], rank: int) -> list[int]:
+    return list(value) * (rank if len(value) == 1 else 1)
