@@ -1,14 +1,16 @@
 """Converts networks drawn at random (tests/random_modules.py) and asks PyTorch whether they are right.
 
-    python benchmarks/fuzz_modules.py lowered [--count 2000] [--first 0] [--results modules.jsonl]
+    python benchmarks/fuzz_modules.py lowered [--count 2000] [--first 0] [--free] [--results modules.jsonl]
     python benchmarks/fuzz_modules.py whole [--count 200] [--first 0] [--results whole.jsonl]
 
 `lowered` goes as far as the graph that is written: captured, rewritten for the format, planned and lowered in float64
 in this process, and compared with the module itself in float64 (for ONNX the rewritten program that its exporter is
 given). `whole` writes artefacts through all proofs, opens them here, and compares what they give on other inputs, of
 other batch sizes, with the module in PyTorch, by nothing of our own verification. Wrong is what is reported verified
-and is not. A result is a line of JSON for each network and format: right, refused (an error of ours in words), failed
-(any other end: not verified, disagrees, a fault of ours), or wrong.
+and is not. `--free` leaves every size behind the channels free, traces at four times the sizes (so that few
+become 1, of which torch.export makes a constant), and compares at five and seven times; networks that PyTorch does not
+run there are left out. A result is a line of JSON for each network and format: right, refused (an error of ours in
+words), failed (any other end: not verified, disagrees, a fault of ours), or wrong.
 """
 
 import copy
@@ -34,9 +36,11 @@ from random_modules import Network, network  # noqa: E402
 
 from converter.errors import ConversionError  # noqa: E402
 from converter.report import ArtefactReport, TensorFacts  # noqa: E402
+from converter.shapes import FreeSize  # noqa: E402
 
 FORMATS = ("tf", "keras", "onnx")
 ROUNDING = 64  # times PyTorch's own, on inputs that our bound of 16 has not seen
+TRACED_AND_OTHERS = (4, 5, 7)  # times the sizes
 LEAST = 16 * 2.0**-23  # of the scale
 
 
@@ -45,8 +49,18 @@ def main() -> None:
     pass
 
 
-def samples(made: Network, batch: int, seed: int) -> torch.Tensor:
-    return 1.5 * torch.randn(batch, *made.shape[1:], generator=torch.Generator().manual_seed(seed))
+def samples(made: Network, batch: int, seed: int, times: int = 1) -> torch.Tensor:
+    """Inputs `times` as large along every axis behind the channels."""
+    channels, *sizes = made.shape[1:]
+    shape = (batch, channels, *(times * n for n in sizes))
+    return 1.5 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def runs(made: Network, x: torch.Tensor) -> bool:
+    try:
+        return all(np.isfinite(y).all() for y in run(made, x))
+    except (RuntimeError, ValueError, AssertionError):
+        return False
 
 
 def run(made: Network, x: torch.Tensor) -> list[np.ndarray]:
@@ -59,24 +73,30 @@ def run(made: Network, x: torch.Tensor) -> list[np.ndarray]:
 @click.option("--count", default=2000)
 @click.option("--first", default=0)
 @click.option("--to", "formats", multiple=True, type=click.Choice(FORMATS), default=("tf", "onnx"))
+@click.option("--free", is_flag=True)
 @click.option("--results", type=click.File("a"))
-def lowered(count: int, first: int, formats: tuple[str, ...], results: IO[str] | None) -> None:
+def lowered(count: int, first: int, formats: tuple[str, ...], free: bool, results: IO[str] | None) -> None:
     from equivalence import assert_computes_the_same, assert_same
 
     from converter.capture import capture
 
     def outcomes(seed: int, made: Network) -> Iterator[tuple[str, str, str]]:
+        sizes = {d: FreeSize(f"size{d}") for d in range(2, len(made.shape)) if free}
+        traced, *others = TRACED_AND_OTHERS if free else (1,)
+        larger = [samples(made, 2, seed + times, times) for times in others]
+        if free and not (sizes and all(runs(made, x) for x in larger)):
+            return
         try:
-            program = capture(made, [samples(made, 2, seed)])
+            program = capture(made, [samples(made, 2, seed, traced)], free=[sizes])
         except ConversionError as error:
             yield from ((format, "refused", f"capture: {error.what}") for format in formats)
             return
-        x = samples(made, 3, seed + 1)
+        x = samples(made, 3, seed + 1, traced)
         exact = run(copy.deepcopy(made).double(), x.double())
         for format in formats:
             try:
                 assert_same(program.at(torch.float64).run(x.double()), exact, "capture")
-                assert_computes_the_same(program, [x], format)
+                assert_computes_the_same(program, [x], format, more=[[x] for x in larger])
             except AssertionError as error:
                 yield format, "wrong", str(error)
             except ConversionError as error:

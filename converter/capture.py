@@ -27,10 +27,12 @@ from converter.free_sizes import (
     dims,
     doubled,
     example_sizes,
+    hold_everywhere,
     name_sizes,
     names_of,
     others,
     resized,
+    unresolved,
 )
 from converter.frozen_flow import freeze_checked
 from converter.functional import ASSERTIONS, make_functional
@@ -86,17 +88,22 @@ def _captured(module: nn.Module, inputs: Sequence[Tensor], free: Free, batch: An
         return _exported(module, inputs, shapes, freeze)
     examples = example_sizes(free, inputs)
     ranges = dict.fromkeys(names_of(free), Range())
+    asserted = False
     while True:
         named = zip(inputs, dims(free, ranges), strict=True)
         shapes = tuple(({0: batch} if batch is not None and x.ndim else {}) | sizes or None for x, sizes in named)
         try:
-            program = _exported(module, inputs, shapes, freeze)
+            program = _exported(module, inputs, shapes, freeze, asserted)
         except CaptureError:
             raise
         except Exception as error:
             left = amended(error, free, ranges, examples)
             if left == ranges:
-                raise
+                if asserted or not hold_everywhere(error, free, ranges):
+                    if told := unresolved(error, free):
+                        raise told from error
+                    raise
+                asserted = True
             ranges = left
             continue
         failure = left_failure = _failure_elsewhere(module, inputs, free, ranges)
@@ -112,18 +119,24 @@ def _captured(module: nn.Module, inputs: Sequence[Tensor], free: Free, batch: An
             left_failure = _failure_elsewhere(module, inputs, free, ranges)
 
 
-def _exported(module: nn.Module, inputs: Sequence[Tensor], shapes: Any, freeze: bool) -> Program:
+def _exported(
+    module: nn.Module, inputs: Sequence[Tensor], shapes: Any, freeze: bool, asserted: bool = False
+) -> Program:
     """By torch.export as it stands; where that meets a tensor's values, by way of the bytecode, which keeps numbers out
-    of tensors; with `freeze` at last by what the inputs at hand decide."""
+    of tensors; with `freeze` at last by what the inputs at hand decide.
+
+    Args:
+        asserted: what restricts free sizes is left to assertions in the program, which are dropped.
+    """
     try:
-        return _noting_names(from_exported(_export(module, inputs, shapes)), module)
+        return _noting_names(from_exported(_export(module, inputs, shapes, asserted=asserted)), module)
     except CaptureError:
         raise
     except Exception as error:
         if not needs_values(error):
             raise
         with contextlib.suppress(Exception):  # the first way's error says more
-            return _noting_names(from_exported(_export(module, inputs, shapes, strict=True)), module)
+            return _noting_names(from_exported(_export(module, inputs, shapes, True, asserted)), module)
         if not freeze:
             raise
         with exporting():
@@ -275,9 +288,14 @@ def run_forward(module: nn.Module, inputs: Sequence[Tensor]) -> None:
             hook.remove()
 
 
-def _export(module: nn.Module, inputs: Sequence[Tensor], shapes: Any, strict: bool = False) -> ExportedProgram:
+def _export(
+    module: nn.Module, inputs: Sequence[Tensor], shapes: Any, strict: bool = False, asserted: bool = False
+) -> ExportedProgram:
     with exporting():
-        return torch.export.export(module, tuple(inputs), dynamic_shapes=_for_forward(module, shapes), strict=strict)
+        return torch.export.export(
+            module, tuple(inputs), dynamic_shapes=_for_forward(module, shapes), strict=strict,
+            prefer_deferred_runtime_asserts_over_guards=asserted,
+        )  # fmt: skip
 
 
 def _for_forward(module: nn.Module, shapes: Any) -> Any:

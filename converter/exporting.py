@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, _meta_registrations
 from torch.nn.modules import rnn, transformer
 from torch.nn.utils import rnn as packing
 
@@ -24,8 +24,11 @@ RECURRENT = {
 
 @contextlib.contextmanager
 def exporting() -> Iterator[None]:
-    """Recurrent layers stay whole, masks unread, packed sequences are refused, and nothing is printed."""
-    with quiet(), _recurrent_layers_whole(), _masks_unread(), _packing_refused():
+    """Recurrent layers stay whole, masks unread, free sizes free behind pools, packed sequences are refused.
+
+    Nothing is printed.
+    """
+    with quiet(), _recurrent_layers_whole(), _masks_unread(), _pools_of_free_sizes(), _packing_refused():
         yield
 
 
@@ -54,6 +57,28 @@ def _recurrent_layers_whole() -> Iterator[None]:
         yield
     finally:
         vars(rnn)["_VF"] = before
+
+
+@contextlib.contextmanager
+def _pools_of_free_sizes() -> Iterator[None]:
+    """The size of a pool that rounds up, without asking what is certain, which would restrict a free size.
+
+    At most `padding + stride - 1` elements lie behind the last whole window, so that no window that reaches further can
+    begin behind the image (https://docs.pytorch.org/docs/stable/generated/torch.nn.MaxPool2d.html, ceil_mode).
+    """
+    before = _meta_registrations.pooling_output_shape_pad_lr
+
+    def size(size: Any, kernel: int, front: int, behind: int, stride: int, dilation: int, ceil_mode: bool) -> Any:
+        reach = dilation * (kernel - 1) + 1
+        if ceil_mode and reach > behind + stride - 1:
+            return (size + front + behind - reach + stride - 1) // stride + 1
+        return before(size, kernel, front, behind, stride, dilation, ceil_mode)
+
+    _meta_registrations.pooling_output_shape_pad_lr = size
+    try:
+        yield
+    finally:
+        _meta_registrations.pooling_output_shape_pad_lr = before
 
 
 class _NoPacking:

@@ -93,12 +93,41 @@ def amended(error: Exception, free: Free, ranges: Mapping[str, Range], examples:
     return found
 
 
+def hold_everywhere(error: Exception, free: Free, ranges: Mapping[str, Range]) -> bool:
+    """Whether torch.export only misses a proof: what it asks of each size is true of all in its range."""
+    text = str(error)
+    guards = {name: _guards(text, name, ranges[name].factor) for name in names_of(free)}
+    complaints = re.findall(r"^\s+- ", text, re.MULTILINE)
+    return 0 < len(complaints) == sum(map(len, guards.values())) and all(
+        guard(size)
+        for name, found in guards.items()
+        for guard in found
+        for size in range(1, CHECKED + 1)
+        if size in ranges[name]
+    )
+
+
+def unresolved(error: Exception, free: Free) -> CaptureError | None:
+    """The error where torch.export's answer is of no use; None where it does not speak of the free sizes."""
+    text = str(error)
+    names = [name for name in names_of(free) if re.search(rf"\b{re.escape(PREFIX + name)}\b", text)]
+    if not names:
+        return None
+    complaint = re.search(r"^\s+- (.+)$", text, re.MULTILINE)
+    why = (complaint[1] if complaint else text.splitlines()[0] if text else type(error).__name__).replace(PREFIX, "")
+    return CaptureError(
+        f"torch.export cannot leave {', '.join(names)} free: {why}",
+        where="--input-shape",
+        cure=f"give {'a number' if len(names) == 1 else 'numbers'} in place of {' and '.join(names)}",
+    )
+
+
 def _refuse_relation(text: str, name: str, free: Free) -> None:
     own = re.escape(f"{PREFIX}{name}")
     constant = re.search(rf"^\s*{own} = (\d+)\s*$", text, re.MULTILINE)
     if constant or re.search(rf"marked {own} as dynamic but your code specialized it", text):
         raise not_free(name, int(constant[1]) if constant else None)
-    related = re.search(rf"^\s*{own} = (?!Dim\(|\d+\*_{own}\s*$)(.*{PREFIX}.*)$", text, re.MULTILINE)
+    related = re.search(rf"^\s*{own} = (?!Dim\(|\d+\*_{own}\b)(.*{PREFIX}.*)$", text, re.MULTILINE)
     if related:
         what = related[1].strip().replace(PREFIX, "")
         other = next((o for o in names_of(free) if re.search(rf"\b{re.escape(o)}\b", what)), "H")
@@ -125,7 +154,7 @@ def not_free(name: str, only: int | None, why: str = "forward has it as a consta
 def _guards(text: str, name: str, factor: int) -> list[Callable[[int], bool]]:
     """What the size must fulfil; torch.export speaks of dimensions, which are `factor` or more times what it names."""
     own = re.escape(f"{PREFIX}{name}")
-    line = rf"Not all values of (?:(\d+)\*)?{own} = .* in the specified range satisfy the generated guard (.+)$"
+    line = rf"Not all values of (?:(\d+)\*)?{own} = .* in the specified range (?:.* )?satisfy the generated guard (.+)$"
     found = []
     for times, guard in re.findall(line, text, re.MULTILINE):
         expression = re.sub(SIZE_IN_GUARD, "size", guard.strip().rstrip("."))

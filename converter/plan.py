@@ -194,6 +194,8 @@ class Plan:
         Operands take any layout on which they agree; where they do not, what has fewer elements moves. Scalars are
         passed on as Python numbers, other constants are arranged to fit.
         """
+        if not any(isinstance(o, Value) for o in operands):
+            raise Unsupported("numbers that are computed from sizes")
         rank = max(len(o.shape) for o in operands if isinstance(o, Value))
         scalars = [isinstance(o, Constant) and o.is_scalar and len(o.shape) <= rank for o in operands]
         tensors = [
@@ -284,7 +286,7 @@ class Plan:
         """
         layout = value.layout
         axes = layout.channels_last()
-        return self.request(value, axes, "channels last"), layout.index(layout.dims[1], axes[-1])
+        return self.request(value, axes, "channels last"), self._channels(layout, axes[-1])
 
     def channels_in_order(self, value: Value) -> Value:
         """`value` with one axis a dimension, channels last in PyTorch's order."""
@@ -310,7 +312,13 @@ class Plan:
         """`value` with its channels as one axis in any order, that axis, and the channel that each position holds."""
         axes, axis = value.layout.gathered(1)
         moved = self.request(value, axes, "channels on one axis")
-        return moved, axis, value.layout.index(value.layout.dims[1], axes[axis])
+        return moved, axis, self._channels(value.layout, axes[axis])
+
+    def _channels(self, layout: Layout, axis: Run) -> np.ndarray:
+        """For each position of a physical axis, the logical channel that it holds."""
+        if not all(isinstance(layout.size[atom], int) for atom in axis):
+            raise Unsupported("channels of an unknown number")
+        return layout.index(layout.dims[1], axis)
 
     def gathers(self, value: Value, reason: str) -> None:
         """Note that `value` is gathered from."""

@@ -14,6 +14,7 @@ from converter.plan import Constant, Unsupported
 from converter.registry import maps
 from mappings.conv import each, padded_convolution, without_batch
 from mappings.padding import cropped
+from mappings.unknown_sizes import along, counted
 
 aten = torch.ops.aten
 CONV_TRANSPOSE = {1: layers.Conv1DTranspose, 2: layers.Conv2DTranspose, 3: layers.Conv3DTranspose}
@@ -73,8 +74,6 @@ def by_zero_insertion(plan, x, weight, bias, stride, padding, output_padding, gr
     rank = len(size)
     if max(stride) > 1:
         sizes = x.shape[2:]
-        if not all(isinstance(n, int) for n in sizes):
-            raise Unsupported("an unknown size")
         x, _ = plan.channels_last(x) if groups == 1 else (plan.channels_in_order(x), None)
         spread = (*x.shape[:2], *(n * s for n, s in zip(sizes, stride, strict=True)))
         x = plan.call(lambda a: zeros_between(a, stride), x, layout=channels_last_result(x.layout, spread, channels=1))
@@ -91,10 +90,16 @@ def by_zero_insertion(plan, x, weight, bias, stride, padding, output_padding, gr
 
 def zeros_between(array, strides):
     """A channels-last array with stride - 1 zeros behind each element of its spatial axes."""
+    known = None not in array.shape[1:]
     for axis, stride in enumerate(strides, start=1):
-        if stride > 1:
+        if stride > 1 and known:
             before, size, after = array.shape[1:axis], array.shape[axis], array.shape[axis + 1 :]
             apart = ops.reshape(array, (-1, *before, size, 1, *after))
             widths = [(0, 0)] * (axis + 1) + [(0, stride - 1)] + [(0, 0)] * len(after)
             array = ops.reshape(ops.pad(apart, widths), (-1, *before, size * stride, *after))
+        elif stride > 1:
+            array = ops.repeat(array, stride, axis)
+            position, _ = counted(along(array, axis))
+            first = ops.equal(position % stride, 0)
+            array = ops.where(ops.reshape(first, (-1, *(1,) * (len(array.shape) - axis - 1))), array, 0)
     return array

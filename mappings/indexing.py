@@ -1,5 +1,6 @@
 """Picking, repeating and turning round along dimensions; shuffles of channels, which are views and move nothing."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -272,6 +273,12 @@ def pixel_unshuffle(plan, x, downscale_factor):
     r = downscale_factor
     *lead, channels, height, width = x.shape
     n = len(lead)
+    if n == 1 and not all(isinstance(size, int) for size in (height, width)):
+        x, _ = plan.channels_last(x)
+        layout = x.layout.space_to_depth(r)
+        batch, (row, column, *rest), *spatial = layout.dims
+        layout = replace(layout, dims=(batch, (*rest, row, column), *spatial))
+        return plan.call(lambda a: ops.space_to_depth(a, r), x, layout=layout)
     split = (*lead, channels, height // r, r, width // r, r)
     return viewed(plan, x, split, (*range(n), n, n + 2, n + 4, n + 1, n + 3), plan.shape())
 

@@ -26,7 +26,7 @@ def is_same(shape: Sequence[Size], kernel, stride, dilation, pads: Pads) -> bool
     return (
         any(any(pad) for pad in pads)
         and [same_padding(*axis) for axis in axes] == [tuple(pad) for pad in pads]
-        and all(overhang(*axis) >= 0 for axis in axes)
+        and all((beyond := overhang(*axis)) is not None and beyond >= 0 for axis in axes)
     )
 
 

@@ -6,12 +6,13 @@ A CPU has no 3-D pools in float64, and Keras none that are dilated: these go alo
 from typing import Any
 
 import numpy as np
+import sympy
 import torch
 import torch.nn.functional as F
 from keras import layers, ops
 
 from converter.deferred import Deferred
-from converter.layout import channels_last_result
+from converter.layout import as_size, channels_last_result
 from converter.plan import Constant, Unsupported
 from converter.registry import maps
 from mappings import unknown_sizes
@@ -50,10 +51,13 @@ ADAPTIVE_AVERAGE_POOLS = {
 
 
 def overhang(size, out, kernel, stride, padding):
-    """Elements to add behind an axis, so that windows without padding give `out` results (more with ceil_mode)."""
-    if not isinstance(size, int):
-        return padding
-    return max(padding, (out - 1) * stride + kernel - size - padding)
+    """Elements to add behind an axis, so that windows without padding give as many results as with ceil_mode, `out`."""
+    beyond = as_size(sympy.simplify((out - 1) * stride + kernel - size - padding))
+    if isinstance(beyond, int):
+        return max(padding, beyond)
+    if kernel <= padding + stride - 1:
+        raise Unsupported("windows that may begin behind an image of unknown size")
+    return padding + stride - 1
 
 
 def of_batch(plan, x, rank, pool, shape):
@@ -187,7 +191,8 @@ def average_pool(
         if not all(isinstance(n, int) for n in sizes):
             if count_include_pad and not ceil_mode:
                 return y
-            raise Unsupported("a divisor that depends on an unknown size")
+            counted = [(p, p) if count_include_pad else (0, 0) for p in padding]
+            return per_element(plan, x, y, kernel, stride, pads, counted)
         share = divisors(sizes, kernel, stride, padding, ceil_mode, count_include_pad) / window
         if bool((share == 1).all()):
             return y
@@ -213,6 +218,20 @@ def averaged(plan, x, kernel, stride, pads, same, shape):
 
             x = by_axis(plan, x, dim, shape[dim], pool)
     return x
+
+
+def per_element(plan, x, y, kernel, stride, pads, counted):
+    """`y`, means of windows with all padding, over the elements of `x` and the padding that is `counted`."""
+    x, _ = plan.channels_last(x)
+    rest = [(p - c, q - d) for (p, q), (c, d) in zip(pads, counted, strict=True)]
+
+    def run(means, array):
+        ones = ops.ones_like(array[:1, ..., :1])
+        for widths, value in ((counted, 1), (rest, 0)):
+            ones = ops.pad(ones, [(0, 0), *widths, (0, 0)], constant_values=value)
+        return means / ops.average_pool(ones, kernel, stride, "valid", "channels_last")
+
+    return plan.call(run, y, x, layout=y.layout)
 
 
 def divisors(sizes, kernel, stride, padding, ceil_mode, count_include_pad) -> torch.Tensor:

@@ -132,6 +132,18 @@ NETWORKS = {
     "padded to a multiple, of which there is none": (Call(padded, c=conv(3, 2)), ("1,3,4*H,4*W",), []),
     "positions computed from the size": (Call(grid, c=conv(3, 2)), IMAGE, []),
     "pixel shuffle": (nn.Sequential(conv(3, 12), nn.PixelShuffle(2)), IMAGE, []),
+    "pixel unshuffle": (nn.Sequential(nn.PixelUnshuffle(2), conv(12, 5)), IMAGE, ["multiple of 2", "multiple of 2"]),
+    "maxima rounded up": (nn.Sequential(nn.MaxPool2d(3, 2, ceil_mode=True), conv(3, 2)), IMAGE, []),
+    "windows that begin behind an image of an odd size": (
+        nn.MaxPool2d(2, 2, 1, ceil_mode=True), IMAGE, ["multiple of 2", "multiple of 2"]),
+    "averages rounded up, as of the shortcuts in ResNet-D": (
+        nn.Sequential(nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False), conv(3, 4, 1, 1)), IMAGE, []),
+    "averages rounded up that count their padding": (nn.AvgPool2d(3, 2, 1, ceil_mode=True), IMAGE, []),
+    "averages of a sequence that do not": (nn.AvgPool1d(4, 3, 2, count_include_pad=False), ("1,3,T",), []),
+    "transposed convolutions of one channel each": (nn.ConvTranspose2d(3, 3, 4, 2, 1, groups=3), IMAGE, []),
+    "a dilated transposed convolution": (nn.ConvTranspose2d(3, 4, 3, 2, 1, 1, dilation=2), IMAGE, []),
+    "the upper half, of which torch.export cannot prove that it is less than all": (
+        Call(lambda x: x[:, :, : x.shape[2] // 2]), IMAGE, ["size H is proven from 4 on"]),
     "a sequence of sounds": (nn.Sequential(nn.Conv1d(2, 4, 9, 4), nn.GELU(), nn.Conv1d(4, 3, 3, 2)), ("1,2,T",), []),
     "a recurrent layer": (Call(lambda self, x: self.g(x)[0], g=nn.GRU(4, 5, batch_first=True)), ("1,T,4",), []),
     "two sequences": (Call(lambda x, y: torch.cat([x, y], 1).cumsum(1)), ("1,S,4", "1,T,4"), []),
@@ -192,6 +204,13 @@ REFUSED = {
     "a multiple for a batch": (conv(3, 2), ("2*N,3,H,W",), UsageError, ["a multiple for its batch"]),
     "a batch in another place": (conv(3, 2), ("N,3,N,W",), UsageError, ["is the batch, which is one: `N`"]),
     "batches of two names": (Call(torch.add), ("N,3", "M,3"), UsageError, ["which is one: `M`, `N`"]),
+    "channels of an unknown number": (
+        Call(lambda x: F.max_pool2d(x.transpose(1, 2), 2)), IMAGE, UnsupportedOperatorsError,
+        ["channels of an unknown number", "max_pool2d"],
+    ),
+    "parts of a size": (
+        Call(lambda x: x.chunk(2, 2)[0]), IMAGE, CaptureError, ["size H cannot be free", "in place of H"],
+    ),
     "padding by what the size leaves": (
         Call(padded, c=conv(3, 2)), IMAGE, UnsupportedOperatorsError, ["padding by a size that depends on the input"],
     ),

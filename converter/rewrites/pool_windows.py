@@ -103,7 +103,8 @@ def divide(program: Program, node: fx.Node, rank: int) -> bool:
 
 def geometry(node: fx.Node, rank: int) -> tuple[list[int], list[int], list[int]]:
     """kernel_size, stride and padding along each axis."""
-    kernel, stride, padding = (*node.args[1:4], *([], [], [0])[len(node.args[1:4]) :])
+    given = list(node.args[1:4])
+    kernel, stride, padding = given + [[], [], [0]][len(given) :]
     return each(kernel, rank), each(stride or kernel, rank), each(padding, rank)
 
 
