@@ -154,7 +154,20 @@ def trusted(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) 
     return (*value, "all") if ctx.meta.get("pt-convert.trust-all") else value
 
 
-PATH = click.Path(path_type=Path)
+class PathName(click.Path):
+    """A path that libraries and reports can hold."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value):
+            self.fail("this is empty: give a path", param, ctx)
+        try:
+            str(value).encode()
+        except UnicodeEncodeError:
+            self.fail(f"{str(value)!r} is not UTF-8: rename it, or set a locale of UTF-8", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = PathName(path_type=Path)
 
 architecture_options = options(
     click.option(
@@ -579,15 +592,27 @@ def attempt(call: Callable[[], Result], source: str, terminal: "Terminal") -> Re
 
 def finish(content: dict[str, Any], results: Sequence[Report], as_json: bool, report_file: Path | None) -> None:
     """Write the report where it was asked for, and exit."""
-    text = json.dumps(content, indent=2, allow_nan=False)
-    if as_json:
-        click.echo(text)
-    if report_file:
-        try:
+    try:
+        if report_file:
             write_report(report_file, content)
-        except OutputError as error:
-            raise click.ClickException(str(error)) from error
+        if as_json:
+            print_report(content)
+    except OutputError as error:
+        raise click.ClickException(str(error)) from error
     click.get_current_context().exit(worst_status(result.exit_status for result in results))
+
+
+def print_report(content: dict[str, Any]) -> None:
+    """On standard output; whoever reads no further, as `head` does, has what was asked for. Raises OutputError."""
+    try:
+        click.echo(json.dumps(content, indent=2, allow_nan=False))
+    except OSError as error:
+        with open(os.devnull, "w") as nowhere:  # noqa: PTH123  # what is still held is not written at the end either
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise OutputError(
+                f"The report cannot be printed: {error.strerror}.", where="--json", cure="Make room, or use --report."
+            ) from error
 
 
 if __name__ == "__main__":

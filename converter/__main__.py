@@ -1,6 +1,7 @@
 """`python -m converter`. Loads our `cli.py` by its place: the user may have a module of that name too."""
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,20 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
+    _open_streams()
     end_in_order()
     try:
         _command()()
     except Interrupted as error:  # before the command could take it, or after
         sys.exit(error.exit_status)
+
+
+def _open_streams() -> None:
+    """Has standard streams that were closed by whoever started the process lead nowhere: what is opened next would get
+    their descriptors."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123  # for as long as the process lives
 
 
 def _command() -> Callable[[], None]:

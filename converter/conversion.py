@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,6 +214,9 @@ class Session:
                 f: output_path(source_path, f, Path(output) if output else None, len(formats) > 1) for f in formats
             }
 
+        if not isinstance(model, nn.Module):
+            _refuse_to_replace(source_path, paths.values())
+
         with ExitStack() as stack:
             digests = stack.enter_context(user_mappings(mappings))
             options = Options(layout, fixed_batch, keep_batchnorm, opset, exact_shifts, digests)
@@ -344,6 +347,13 @@ class _Artefact:
         with self.clock(f"prove {self.format}: the same weights"):
             third = built.prove_weights(runner.tensors(), runner.graph_as_written())
         return first, second, third
+
+
+def _refuse_to_replace(source: Path, paths: Iterable[Path]) -> None:
+    """Not even --force is meant to put an artefact in the place of what it is made from."""
+    for path in paths:
+        if source.exists() and path.exists() and path.samefile(source):
+            raise UsageError("The output path is that of the checkpoint.", where=str(path), cure="give another -o")
 
 
 def _as_conversion_error(error: Exception, format: Format, path: Path) -> ConversionError:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from rich.console import Console
 
@@ -17,7 +17,7 @@ WIDTH_WITHOUT_TERMINAL = 120
 
 
 class Screen(Console):
-    """A console without markup, that goes on when nobody reads any more.
+    """A console without markup, that goes on when nobody reads any more, or what it prints to is full.
 
     In a pipe, in a terminal that says it is dumb, or with NO_COLOR there are no control characters.
 
@@ -38,6 +38,12 @@ class Screen(Console):
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        try:
+            super().print(*objects, **options)
+        except OSError:
+            self.quiet = True
 
 
 class LogFile(io.TextIOBase):

@@ -180,6 +180,13 @@ def test_two_models_of_one_name_are_refused_before_anything_is_done(tmp_path):
         checked([Job("a", a, ("tflite",))])
 
 
+def test_a_name_that_is_no_text_is_refused_before_anything_is_done(tmp_path):
+    checkpoints(tmp_path, "net.pt", os.fsdecode(b"caf\xe9.pt"))
+    with pytest.raises(UsageError, match="not UTF-8") as refused:
+        work_list([str(tmp_path)], ["tf"], {})
+    assert "rename" in refused.value.cure
+
+
 def test_shards_are_a_partition():
     jobs = [Job(f"net{i}", Path(f"net{i}.pt"), ("tf",)) for i in range(200)]
     parts = [shard(jobs, part, 8) for part in range(1, 9)]

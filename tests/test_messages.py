@@ -195,6 +195,63 @@ def test_a_reader_that_goes_away_does_not_end_the_conversion(tmp_path):
     assert json.loads((tmp_path / "report.json").read_text())["models"][0]["status"] == "verified"
 
 
+def with_json(folder: Path, redirected: str) -> subprocess.CompletedProcess[str]:
+    """The command with `--json` and a report, its streams redirected by a shell."""
+    command = f'"$PYTHON" -c "$CONVERTS" good.pt --to tf --json --report report.json {redirected}'
+    known = environment(PYTHON=sys.executable, CONVERTS=CONVERTS)
+    return subprocess.run(["bash", "-c", command], cwd=folder, env=known, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-", "2> /dev/full"])
+def test_closed_streams_do_not_end_the_conversion(tmp_path, closed):
+    result = with_json(tmp_path, closed)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "report.json").read_text())["models"][0]["status"] == "verified"
+    assert "Traceback" not in result.stderr
+    if ">" not in closed.replace("2>", ""):
+        assert json.loads(result.stdout)["models"]
+
+
+def test_a_reader_of_the_report_that_goes_away_leaves_the_status_as_it_is(tmp_path):
+    result = with_json(tmp_path, '| true; echo "status ${PIPESTATUS[0]}"')
+    assert result.stdout == "status 0\n"
+    assert "Traceback" not in result.stderr
+    assert "Exception" not in result.stderr
+    assert (tmp_path / "report.json").exists()
+
+
+def test_a_report_that_cannot_be_printed_is_said_and_the_other_is_written(tmp_path):
+    result = with_json(tmp_path, "> /dev/full")
+    assert result.returncode == 1
+    assert "The report cannot be printed: No space left on device." in result.stderr
+    assert "Traceback" not in result.stderr
+    assert (tmp_path / "report.json").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        pytest.param([""], "this is empty", id="an empty model, as of an unset variable"),
+        pytest.param(["good.pt", "-o", ""], "this is empty", id="an empty output"),
+        pytest.param([os.fsdecode(b"good\xff.pt")], "is not UTF-8", id="bytes that are no text"),
+        pytest.param(["good.pt", "--report", os.fsdecode(b"\xe9.json")], "is not UTF-8", id="in a report's name"),
+    ],
+)
+def test_names_that_nothing_can_hold_are_refused_at_once(run, arguments, says):
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert not CALLS
+
+
+@pytest.mark.parametrize("name", ["two words.pt", "ünï ✓.pt", "a\nb.pt", "-v.pt", "100%[bold].pt"])
+def test_names_of_any_text_are_shown_and_reported(run, tmp_path, name):
+    result = run("--json", f"./{name}")
+    assert result.exit_code == 0, result.stderr
+    assert name in result.stderr
+    assert json.loads(result.stdout)["models"][0]["source"] == name
+
+
 # -- completion
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import os
 import resource
 import signal
@@ -157,6 +158,15 @@ def test_force_replaces(tmp_path, occupy, how, request):
     assert names(tmp_path) == ["a.keras"]
 
 
+def test_a_folder_of_other_things_is_refused_with_what_can_be_done(tmp_path):
+    """And not with --force, which would not help."""
+    (tmp_path / "out" / "thesis").mkdir(parents=True)
+    with pytest.raises(OutputError) as refused:
+        Placement(tmp_path / "out")
+    assert "-o out/NAME" in str(refused.value.cure)
+    assert "--force" not in str(refused.value.cure)
+
+
 def test_a_path_taken_while_the_conversion_ran_is_not_replaced(tmp_path):
     target = tmp_path / "a.keras"
     with Placement(target) as placement:
@@ -214,13 +224,16 @@ def test_nothing_written_is_an_error(tmp_path):
         pytest.param("n" * 300, "File name too long", id="name too long"),
         pytest.param("/proc/new/a.keras", "No such file", id="where nothing can be made"),
         pytest.param("/dev/null", "device", id="a device"),
+        pytest.param("loop", "Too many levels of symbolic links", id="a link to itself"),
+        pytest.param("loop/a.keras", "Too many levels of symbolic links", id="below a link to itself"),
     ],
 )
 def test_an_unusable_path_is_explained(tmp_path, target, reason):
     (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(OutputError, match=reason):
         Placement(tmp_path / target, force=True)
-    assert names(tmp_path) == ["file"]
+    assert names(tmp_path) == ["file", "loop"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -309,26 +322,39 @@ def test_what_a_killed_process_left_is_taken_up_by_the_next(tmp_path, where, act
 
 
 PLACES_TWO = """
-    import os, signal, sys
+    import json, os, signal, sys
     from pathlib import Path
-    from converter.artefacts import placement as placing
-    from test_placement import place_two
+    from test_placement import content_of_two, names, place, place_two
 
-    left = int(sys.argv[2])
+    def die_before(step):
+        left = step
 
-    def counted(do):
-        def instead(*arguments, **options):
-            global left
-            left -= 1
-            if left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return do(*arguments, **options)
-        return instead
+        def counted(do):
+            def instead(*arguments, **options):
+                nonlocal left
+                left -= 1
+                if left < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return do(*arguments, **options)
+            return instead
 
-    for name in ("replace", "rename", "unlink", "write_text", "mkdir"):
-        setattr(Path, name, counted(getattr(Path, name)))
-    placing.shutil.rmtree = counted(placing.shutil.rmtree)
-    place_two(Path(sys.argv[1]), "new")
+        for name in ("rename", "replace", "unlink", "rmdir", "mkdir", "fsync", "open"):
+            setattr(os, name, counted(getattr(os, name)))
+
+    for step in range(200):
+        folder = Path(sys.argv[1], str(step))
+        place_two(folder / "net.onnx", "old")
+        if not (process := os.fork()):
+            die_before(step)
+            place_two(folder / "net.onnx", "new")
+            os._exit(0)
+        _, status = os.waitpid(process, 0)
+        right_away = content_of_two(folder / "net.onnx")
+        place(folder / "other", "next run")
+        ended = os.waitstatus_to_exitcode(status)
+        print(json.dumps([ended, right_away, content_of_two(folder / "net.onnx"), names(folder)]))
+        if ended == 0:
+            break
 """
 
 
@@ -349,22 +375,15 @@ def test_an_artefact_of_two_files_is_whole_at_every_moment(tmp_path):
     """Killed before each step of putting one in the place of another, one after the other."""
     script = textwrap.dedent(PLACES_TWO)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, Path(__file__).resolve().parents[:2]))}
-    found: list[tuple[str, str]] = []
-    for step in range(100):
-        folder = tmp_path / str(step)
-        target = folder / "net.onnx"
-        place_two(target, "old")
-        ended = subprocess.run([sys.executable, "-c", script, str(target), str(step)], env=environment)
-        right_away = content_of_two(target)
-        place(folder / "other", "next run")
-        found.append((right_away, content_of_two(target)))
-        assert sorted(names(folder)) == sorted(["net.onnx", target.read_text(), "other"])
-        if ended.returncode == 0:
-            break
-        assert ended.returncode == -signal.SIGKILL
-    assert found == sorted(found, key=lambda pair: pair.count("new"))
-    assert {("old", "old"), ("old", "new"), ("new", "new")} == set(found)
-    assert len(found) >= 8
+    ran = subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=environment, stdout=subprocess.PIPE)
+    found = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert len(found) > 20
+    assert [ended for ended, *_ in found] == [-signal.SIGKILL] * (len(found) - 1) + [0]
+    seen = [(right_away, after) for _, right_away, after, _ in found]
+    assert set(seen) == {("old", "old"), ("old", "new"), ("new", "new")}
+    assert seen == sorted(seen, key=lambda pair: pair.count("new"))
+    for step, (*_, there) in enumerate(found):
+        assert there == sorted(["net.onnx", (tmp_path / str(step) / "net.onnx").read_text(), "other"])
 
 
 def test_the_second_file_of_an_earlier_artefact_goes_with_it(tmp_path):

@@ -64,7 +64,10 @@ class Placement:
         self._created: list[Path] = []
         self._done = False
         with _explained(target):
-            self.target = target.resolve()
+            try:
+                self.target = target.resolve()
+            except RuntimeError as error:  # before Python 3.13
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from error
             self._refuse_taken_target()
             try:
                 for folder in reversed([parent for parent in self.target.parents if not parent.exists()]):
@@ -138,17 +141,17 @@ class Placement:
         mode = self.target.stat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise OutputError("The output path is a device.", where=str(self.target), cure="Give another -o.")
+        if stat.S_ISDIR(mode) and recognise(self.target) is None and any(self.target.iterdir()):
+            raise OutputError(
+                "The output path is a folder of other things, which not even --force removes.",
+                where=str(self.target),
+                cure=f"Give a name in it, -o {self.target.name}/NAME, or another; or remove the folder yourself.",
+            )
         if not self._force:
             raise OutputError(
                 "The output path is taken by something that this program did not write.",
                 where=str(self.target),
                 cure="Give another -o, or replace it with --force.",
-            )
-        if stat.S_ISDIR(mode) and recognise(self.target) is None and any(self.target.iterdir()):
-            raise OutputError(
-                "The output path is a folder of other things, which not even --force removes.",
-                where=str(self.target),
-                cure="Give another -o, or remove the folder yourself.",
             )
 
     def _refuse_taken_neighbour(self, path: Path) -> None:
@@ -161,7 +164,8 @@ class Placement:
             )
 
     def _remove_folder(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)  # what cannot be removed now, the next run sweeps
+        with contextlib.suppress(OSError):  # what cannot be removed now, the next run sweeps
+            _remove(self._folder)
         os.close(self._lock)
 
     def _remove_created(self) -> None:
@@ -261,7 +265,8 @@ def _finish_commit(folder: Path) -> None:
             target.rename(Path(tempfile.mkdtemp(dir=folder / _REPLACED), target.name))
         entry.replace(target)
         _synchronise(folder.parent, deep=False)
-    stale = json.loads((folder / _STALE).read_text())
+    told = folder / _STALE
+    stale = json.loads(told.read_text()) if told.exists() else []  # else all was done, and the folder half removed
     for name in (name for name in stale if _DATA.fullmatch(name) and Path(name).name == name):
         folder.with_name(name).unlink(missing_ok=True)
 
@@ -306,17 +311,31 @@ def _lock(folder: Path, descriptor: int) -> bool:
         return False
 
 
+def _remove(folder: Path) -> None:
+    """Removes a temporary folder, its lock last: until then the next run knows it for one."""
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != _LOCK:
+            entry.unlink()
+    (folder / _LOCK).unlink()
+    folder.rmdir()
+
+
 def _sweep(parent: Path) -> None:
     """Takes up what processes that no longer live have left in `parent`."""
     if sys.platform == "win32":  # no locks: what a living process writes looks like a leftover
         return
     for folder in parent.glob(f"{_WRITING}*"):
         with contextlib.suppress(OSError):  # another user's, or no folder of ours: it is in nobody's way
+            if not (folder / _LOCK).exists():
+                folder.rmdir()  # only the last step of removing it was left; one with anything in it stays
+                continue
             descriptor = os.open(folder / _LOCK, os.O_RDWR)
             try:
                 if _lock(folder, descriptor):
                     if folder.name.startswith(_COMMITTING):
                         _finish_commit(folder)
-                    shutil.rmtree(folder)
+                    _remove(folder)
             finally:
                 os.close(descriptor)

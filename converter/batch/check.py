@@ -112,7 +112,7 @@ def check_many(
 
 def _task(job: Job) -> Task:
     nowhere = dict.fromkeys(job.to, os.devnull)
-    return Task(job.name, str(job.path.resolve()), nowhere, os.devnull, absolute_options(job), check=True)
+    return Task(job.name, str(job.path.absolute()), nowhere, os.devnull, absolute_options(job), check=True)
 
 
 def _answer(job: Job, outcome: Mapping[str, Any], seconds: float) -> Answer:

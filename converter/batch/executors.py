@@ -253,7 +253,7 @@ def code_beside(task: Task) -> tuple[Path, ...]:
     """The folders with Python code, beside the current one, from which a model may import."""
     scripts = [task.options.get("factory", "").partition(":")[0], *task.options.get("trust", ())]
     scripts += task.options.get("mappings", ())
-    path = Path(task.path).resolve()
+    path = Path(os.path.realpath(task.path))  # which raises for no link
     folders = {path, path.parent, *(Path(s).resolve().parent for s in scripts if s.endswith(".py"))}
     own = [f for f in folders - {Path.cwd()} if any(f.glob("*.py")) or any(f.glob("*/__init__.py"))]
     return tuple(sorted(own))

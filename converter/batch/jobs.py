@@ -295,12 +295,23 @@ def checked(jobs: Sequence[Job]) -> list[Job]:
                 where=str(job.path),
                 cure=f"--to, or `to` in the manifest: {', '.join(ENDINGS)}",
             )
+        if not _is_utf8(job.name) or not _is_utf8(str(job.path)):
+            raise UsageError(f"The name {str(job.path)!r} is not UTF-8.", cure="rename it, or set a locale of UTF-8")
         if by_name.setdefault(job.name, job) != job:
             raise UsageError(
                 f"{by_name[job.name].path} and {job.path} would both be written as {job.name}.",
                 cure="give them names in a manifest, or different folders",
             )
     return list(by_name.values())
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether it stands for bytes that are UTF-8, which journals and artefacts need."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def shard(jobs: Sequence[Job], part: int, parts: int) -> list[Job]:
