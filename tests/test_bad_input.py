@@ -252,6 +252,13 @@ OUTPUTS: list[Case] = [
     ("no format", Folder.state, f"{{}} {BUILD} {SHAPE}", 2, ["--to"]),
     ("a name of another format", Folder.state, f"{{}} --to keras -o net.onnx {BUILD} {SHAPE}", 2, ["net.keras"]),
     (
+        "the checkpoint itself",
+        Folder.state,
+        f"{{}} --to onnx -o net.pt --force {BUILD} {SHAPE}",
+        2,
+        ["net.pt", "is that of the checkpoint"],
+    ),
+    (
         "taken by a file of the user's",
         lambda f: f.file("net.onnx", b"precious") and f.state(),
         f"{{}} --to onnx {BUILD} {SHAPE}",

@@ -244,12 +244,12 @@ def test_names_that_nothing_can_hold_are_refused_at_once(run, arguments, says):
     assert not CALLS
 
 
-@pytest.mark.parametrize("name", ["two words.pt", "ünï ✓.pt", "a\nb.pt", "-v.pt", "100%[bold].pt"])
-def test_names_of_any_text_are_shown_and_reported(run, tmp_path, name):
-    result = run("--json", f"./{name}")
+@pytest.mark.parametrize("folder", ["two words", "ünï ✓", "a\nb", "-v", "100%[bold]", "a:b", "~"])
+def test_names_of_any_text_are_shown_and_reported(run, folder):
+    result = run("--json", f"./{folder}/good.pt")
     assert result.exit_code == 0, result.stderr
-    assert name in result.stderr
-    assert json.loads(result.stdout)["models"][0]["source"] == name
+    assert f"{folder}/good.pt -> tf" in result.stderr
+    assert json.loads(result.stdout)["models"][0]["source"] == f"{folder}/good.pt"
 
 
 # -- completion
