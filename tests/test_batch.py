@@ -181,7 +181,7 @@ def test_two_models_of_one_name_are_refused_before_anything_is_done(tmp_path):
 
 
 def test_a_name_that_is_no_text_is_refused_before_anything_is_done(tmp_path):
-    checkpoints(tmp_path, "net.pt", os.fsdecode(b"caf\xe9.pt"))
+    checkpoints(tmp_path, "net.pt")[0].rename(tmp_path / os.fsdecode(b"caf\xe9.pt"))
     with pytest.raises(UsageError, match="not UTF-8") as refused:
         work_list([str(tmp_path)], ["tf"], {})
     assert "rename" in refused.value.cure
