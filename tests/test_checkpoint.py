@@ -1,4 +1,5 @@
 import contextlib
+import datetime
 import io
 import os
 import shutil
@@ -7,6 +8,7 @@ import types
 import zipfile
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.prune import l1_unstructured
+from torch.optim.swa_utils import AveragedModel
 
 from converter.checkpoint import load, user_code
 from converter.checkpoint.expressions import is_size_expression
@@ -93,6 +97,11 @@ def same_function(module: nn.Module, reference: nn.Module, tolerance: float = 0)
         return bool((module(x) - reference.float().eval()(x)).abs().max() <= tolerance)
 
 
+def pruned(model: nn.Module) -> nn.Module:
+    l1_unstructured(model.conv, "weight", 0.4)
+    return model
+
+
 SAVES: dict[str, tuple[Callable[[nn.Module], Any], dict[str, Any], str | None]] = {
     "module": (lambda m: m, {}, None),
     "module, before 1.6": (lambda m: m, {"_use_new_zipfile_serialization": False}, None),
@@ -113,6 +122,17 @@ SAVES: dict[str, tuple[Callable[[nn.Module], Any], dict[str, Any], str | None]] 
     "bfloat16": (lambda m: m.bfloat16(), {}, "weights were bfloat16, raised to float32"),
     "float64": (lambda m: m.double(), {}, "weights were float64, rounded to float32"),
     "DataParallel": (nn.DataParallel, {}, "DataParallel"),
+    "torch.compile": (torch.compile, {}, "torch.compile's wrapper"),
+    "torch.compile within DataParallel": (lambda m: nn.DataParallel(torch.compile(m)), {}, "torch.compile's wrapper"),
+    "a compiled part": (lambda m: nn.Sequential(torch.compile(m)), {}, None),
+    "AveragedModel": (AveragedModel, {}, "AveragedModel"),
+    "pruned": (pruned, {}, None),
+    "a list of one": (lambda m: [m, {"epoch": 3}], {}, "the only model of a list of 2"),
+    "metadata of dates and numbers": (
+        lambda m: {"model": m, "saved": datetime.date(2024, 2, 29), "at": datetime.time(3), "rate": Decimal("0.1")},
+        {},
+        "took `model`",
+    ),
     "metadata of numpy, argparse, pathlib": (
         lambda m: {
             "model": m,
@@ -189,6 +209,9 @@ def _foreign(monkeypatch: pytest.MonkeyPatch):
     sys.modules["omegaconf.dictconfig"].Foreign = Foreign  # type: ignore[attr-defined]
 
 
+# By the names of the parameters, as FSDP saves it.
+STATE_OF_ADAM = {"state": {"conv.weight": {"step": torch.ones(())}}, "param_groups": [{"lr": 0.1}]}
+
 STATE_DICTS: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str | None]] = {
     "plain": (lambda s: s, None),
     "in `state_dict`": (lambda s: {"epoch": 1, "state_dict": s}, "took `state_dict`"),
@@ -220,6 +243,26 @@ STATE_DICTS: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str | None]] = 
         lambda s: {k: v.bfloat16() if v.is_floating_point() else v for k, v in s.items()},
         "weights were bfloat16, raised to float32",
     ),
+    "float64": (
+        lambda s: {k: v.double() if v.is_floating_point() else v for k, v in s.items()},
+        "weights were float64, rounded to float32",
+    ),
+    "in a dictionary of any name": (lambda s: {"trainer": {"net": s}, "optimizer": STATE_OF_ADAM}, "took `trainer`"),
+    "beside numbers and texts": (
+        lambda s: {**s, "epoch": 3, "arch": "small", "best": None},
+        "left aside what is no tensor: `epoch`, `arch`, `best`",
+    ),
+    "in numpy arrays": (lambda s: {"model": {k: v.numpy() for k, v in s.items()}, "author": "a"}, "took `model`"),
+    "of a part of another model": (lambda s: {f"teacher.backbone.{k}": v for k, v in s.items()}, "`teacher.backbone.`"),
+    "beside a loss and metrics": (
+        lambda s: {**{f"net.{k}": v for k, v in s.items()}, "loss.weight": torch.ones(5), "accuracy.n": torch.ones(())},
+        "took the keys under `net.`; 2 others left aside",
+    ),
+    "of AveragedModel": (
+        lambda s: {"n_averaged": torch.tensor(3), **{f"module.{k}": v for k, v in s.items()}},
+        "took the keys under `module.`; 1 others left aside",
+    ),
+    "first of two": (lambda s: (s, STATE_OF_ADAM), "the only model of a tuple of 2"),
     "of all three": (lambda s: {f"model._orig_mod.module.{k}": v for k, v in s.items()}, "dropped `model.`"),
     "half precision": (
         lambda s: {k: v.half() if v.is_floating_point() else v for k, v in s.items()},
@@ -665,6 +708,13 @@ def bomb(path: Path) -> None:
         archive.writestr("archive/data/0", bytes(10**7))
 
 
+def endless_dictionary(path: Path) -> None:
+    """A hundred ways to itself at every step."""
+    within: dict[str, Any] = {}
+    within.update({str(i): within for i in range(100)})
+    torch.save({"a": within}, path)
+
+
 BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda path: None, "there is no such file"),
     "empty": (write(b""), "the file is empty"),
@@ -673,6 +723,8 @@ BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut off in the tensors, before 1.6": (truncated(0.95, _use_new_zipfile_serialization=False), "damaged"),
     "cut off in the pickle, before 1.6": (truncated(0.2, _use_new_zipfile_serialization=False), "cut off"),
     "text": (write(b"import torch\n"), "but text"),
+    "what a server says": (write(b"<?xml?><Error><Code>AccessDenied"), 'begins "<?xml?><Error><Code>AccessDenied'),
+    "zeros": (write(bytes(4000)), "but zeros"),
     "web page": (write(b"<!DOCTYPE html><html>Not found</html>"), "web page"),
     "Git LFS pointer": (write(b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n"), "git lfs pull"),
     "JSON": (write(b'{"a": 1}'), "JSON"),
@@ -700,6 +752,16 @@ BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "several models": (
         lambda path: torch.save({"encoder": stock_model(), "decoder": stock_model()}, path),
         "several models: `encoder`, `decoder`",
+    ),
+    "several models in a list": (lambda path: torch.save([stock_model()] * 2, path), "several models: `0`, `1`"),
+    "nothing": (lambda path: torch.save({}, path), "holds no model: nothing"),
+    "only the state of an optimiser": (lambda path: torch.save(STATE_OF_ADAM, path), "holds no model"),
+    "dictionaries in each other without end": (endless_dictionary, "holds no model"),
+    "quantized weights": (
+        lambda path: torch.save(
+            {"w": torch._empty_affine_quantized([2], scale=1, zero_point=0, dtype=torch.qint8)}, path
+        ),
+        "the weights are quantized",
     ),
     "views of one number": (
         lambda path: torch.save({"weight": torch.ones(1).expand(1 << 20, 1 << 20)}, path),
@@ -750,7 +812,7 @@ def test_bad_factories(here: Path, factory: str, arguments: dict, kind: type[Con
 
 def test_weights_that_do_not_fit_are_named_ten_of_each():
     model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(12)))
-    state = {f"other.{name}": value for name, value in model.state_dict().items()}
+    state = {f"other.{name}_": value for name, value in model.state_dict().items()}
     with pytest.raises(CheckpointError) as error:
         fit(model, state, Path("weights.pt"), "models:build")
     text = str(error.value)
@@ -766,6 +828,51 @@ def test_shapes_that_differ_are_named():
         CheckpointError, match=r"(?s)differ \(2\).*weight is \(5, 2\) in the file, \(3, 2\) in the model"
     ):
         fit(nn.Linear(2, 3), wider, Path("weights.pt"), "models:build")
+
+
+NUMBERS_OF_ANOTHER_KIND = {
+    "complex": lambda weight: weight.to(torch.complex64),
+    "8 bits": lambda weight: (weight * 10).to(torch.int8),
+}
+
+
+@pytest.mark.parametrize("change", NUMBERS_OF_ANOTHER_KIND.values(), ids=NUMBERS_OF_ANOTHER_KIND)
+def test_numbers_are_not_taken_for_others(change: Callable[[Tensor], Tensor]):
+    """PyTorch would drop imaginary parts, and take 8 bits for the weights that they stand for."""
+    model = nn.Linear(2, 3)
+    state = {**model.state_dict(), "weight": change(model.weight.detach())}
+    with pytest.raises(
+        CheckpointError, match=r"(?s)another kind \(1\).*weight is \w+ in the file, float32 in the model"
+    ):
+        fit(model, state, Path("weights.pt"), "models:build")
+
+
+def test_fractions_are_not_cut_off_to_integers():
+    model = nn.BatchNorm2d(3)
+    state = {**model.state_dict(), "num_batches_tracked": torch.tensor(1.5)}
+    with pytest.raises(CheckpointError, match="float32 in the file, int64 in the model"):
+        fit(model, state, Path("weights.pt"), "models:build")
+    assert fit(model, {**state, "num_batches_tracked": torch.tensor(2.0)}, Path("weights.pt"), "models:build") == []
+
+
+def test_of_two_networks_neither_is_guessed():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    both = {
+        f"{side}.{name}": value for side in ("encoder_q", "encoder_k") for name, value in model.state_dict().items()
+    }
+    with pytest.raises(CheckpointError, match=r"several times, under `encoder_q\.`, `encoder_k\.`") as error:
+        fit(model, both, Path("weights.pt"), "models:build")
+    part = eval(str(error.value.cure).partition("as in ")[2], {"state_dict": both})
+    assert fit(model, part, Path("weights.pt"), "models:build") == []
+
+
+def test_the_cure_for_several_models_is_one_that_works(here: Path):
+    block = block_in(here)
+    torch.save({"G": block.state_dict(), "D": {"weight": torch.ones(1)}}, "gan.pt")
+    with pytest.raises(CheckpointError, match="several models: `G`, `D`") as error:
+        load("gan.pt", factory="own_model:Block")
+    exec(str(error.value.cure).partition("as in ")[2], {"torch": torch})
+    assert same_function(load("G.pt", factory="own_model:Block").module, block)
 
 
 def test_prefix_is_kept_where_the_model_has_it():

@@ -24,7 +24,7 @@ from converter.checkpoint.sharded import load_shards
 from converter.checkpoint.torchscript import LIFTED_BY as TORCHSCRIPT_LIFTED_BY
 from converter.checkpoint.torchscript import load_torchscript
 from converter.checkpoint.trust import Trust, lifted
-from converter.checkpoint.weights import as_float32, check_measure, check_parts, find_model, fit
+from converter.checkpoint.weights import as_float32, changed_to_float32, check_measure, check_parts, find_model, fit
 from converter.errors import CheckpointError
 from converter.model_folder import files_of, has_config, is_index, weights_in
 
@@ -92,11 +92,11 @@ def load(
     if factory is None:
         raise _needs_factory(path, model)
     module = build(factory, factory_args or {}, *code_folders(path))
-    halves = sorted({str(value.dtype) for value in model.values() if _is_half(value)})
+    given = {value.dtype for value in model.values() if isinstance(value, torch.Tensor) and value.is_floating_point()}
     with user_code(*code_folders(path)):
         notes += fit(module, model, path, factory)
         module, changes = as_float32(module)
-    notes += [note for dtype in halves if (note := f"weights were {dtype.removeprefix('torch.')}, raised to float32")]
+    notes += [changed_to_float32(dtype) for dtype in sorted(given - {torch.float32}, key=str)]
     return Checkpoint(path, digest, "state dict", module, None, tuple(dict.fromkeys([*notes, *changes])))
 
 

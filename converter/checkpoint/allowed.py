@@ -8,6 +8,7 @@ constructors, `getattr`, `codecs.encode`) is replaced by a narrow equal.
 import argparse
 import collections
 import datetime
+import decimal
 import enum
 import functools
 import importlib
@@ -24,6 +25,7 @@ import numpy as np
 import torch
 
 from converter.checkpoint.isolation import installed_code
+from converter.checkpoint.stand_ins import Compiled, Opaque
 from converter.checkpoint.trust import NotFoundError
 
 
@@ -133,8 +135,17 @@ OTHER_NAMES: dict[str, Named] = {
     "functools.partial": Named(_partial, called=True),
     "argparse.Namespace": Named(argparse.Namespace, built=True),
     "types.SimpleNamespace": Named(types.SimpleNamespace, called=True, built=True),
-    "datetime.datetime": Named(datetime.datetime, called=True),
-    "datetime.timedelta": Named(datetime.timedelta, called=True),
+    **{
+        f"{kind.__module__}.{kind.__name__}": Named(kind, called=True)
+        for kind in (
+            datetime.datetime,
+            datetime.date,
+            datetime.time,
+            datetime.timedelta,
+            datetime.timezone,
+            decimal.Decimal,
+        )
+    },
     "torch.torch_version.TorchVersion": Named(_version, called=True),
     "numpy.dtype": Named(_plain_dtype, called=True),
     "numpy.ndarray": Named(np.ndarray),
@@ -151,6 +162,20 @@ OTHER_NAMES: dict[str, Named] = {
         for name in ("SpectralNorm", "SpectralNormStateDictHook", "SpectralNormLoadStateDictPreHook")
     },
     **{
+        f"torch.nn.utils.prune.{name}": Named(
+            getattr(importlib.import_module("torch.nn.utils.prune"), name), built=True
+        )
+        for name in (
+            "CustomFromMask",
+            "Identity",
+            "L1Unstructured",
+            "LnStructured",
+            "PruningContainer",
+            "RandomStructured",
+            "RandomUnstructured",
+        )
+    },
+    **{
         f"{module}.{name}": Named(pathlib.PureWindowsPath if "Windows" in name else pathlib.PurePosixPath, called=True)
         for module in ("pathlib", "pathlib._local")
         for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
@@ -162,6 +187,10 @@ OTHER_NAMES: dict[str, Named] = {
     },
 }
 
+# What torch.compile puts around a module, and what that keeps for compiling: nothing that the module computes with.
+COMPILED = "torch._dynamo.eval_frame.OptimizedModule"
+COMPILING = ("torch._dynamo.", "torch._inductor.", "torch._TorchCompile", "contextlib.nullcontext")
+
 # As a user keeps them in an attribute: `self.activation = torch.relu`
 ACTIVATIONS = (
     *("relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "celu", "selu", "gelu", "silu", "mish", "softplus"),
@@ -171,6 +200,7 @@ ACTIVATIONS = (
 MODULE_PLACES = (
     "torch.nn.modules",
     "torch.nn.parallel.data_parallel",
+    "torch.optim.swa_utils",
     "torchvision.models",
     "torchvision.ops",
     "timm.models",
@@ -191,6 +221,10 @@ def find_allowed(module: str, name: str) -> Named | None:
         return TENSOR_NAMES[full]
     if full in OTHER_NAMES:
         return OTHER_NAMES[full]
+    if full == COMPILED:
+        return Named(Compiled, called=True, built=True)
+    if full.startswith(COMPILING):
+        return Named(Opaque, called=True, built=True)
     if module == "torch":
         value = getattr(torch, name, None) if name.isidentifier() else None
         kinds = (torch.dtype, torch.layout, torch.memory_format, torch.qscheme)
@@ -222,7 +256,7 @@ def attribute(owner: object, name: str) -> Any:
 
 def is_library_module(kind: object) -> bool:
     """Whether this is a class of torch.nn's, torchvision's or timm's, which is built and takes its own state."""
-    return kind is WRAPPED_HOOK or _is_library_module(kind)
+    return kind in (WRAPPED_HOOK, Compiled) or _is_library_module(kind)
 
 
 def _is_library_module(kind: object) -> bool:

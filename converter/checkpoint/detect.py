@@ -26,6 +26,7 @@ class Format(StrEnum):
 
 # torch.serialization.MAGIC_NUMBER as every pickle protocol from 2 on writes it
 LEGACY_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+TEXT_SHOWN = 60  # letters
 EXPANSION_LIMIT = 100  # decompressed size of an archive, as a multiple of the file's
 
 OTHER_FILES: tuple[tuple[bytes, str], ...] = (
@@ -189,6 +190,8 @@ def _what_else(path: Path, head: bytes) -> str:
     for magic, what in OTHER_FILES:
         if head.startswith(magic):
             return what
+    if not any(head):
+        return "zeros, as a copy or download leaves that did not end"
     if head[4:8] == b"TFL3":
         return "a TensorFlow Lite model"
     if head[:1] == b"\x80":
@@ -217,6 +220,7 @@ def _kind_of_text(head: bytes) -> str:
         return "a Git LFS pointer: `git lfs pull` fetches the file itself"
     try:
         json.loads(text)
+        kind = "JSON text"
     except ValueError:
-        return "text"
-    return "JSON text"
+        kind = "text"
+    return f'{kind}, which begins "{" ".join(text[:TEXT_SHOWN].split())}"'

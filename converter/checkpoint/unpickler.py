@@ -12,6 +12,7 @@ import torch
 
 from converter.checkpoint.allowed import Named, Refused, attribute, is_library_module
 from converter.checkpoint.names import python_3_name, resolve
+from converter.checkpoint.stand_ins import Opaque
 from converter.checkpoint.trust import Trust
 
 MAPPINGS = (dict, collections.OrderedDict, collections.defaultdict, collections.Counter)
@@ -26,22 +27,6 @@ class NameRefused(Refused):
 
 class TrustedCodeError(Exception):
     """Code that the user trusted raised; the cause says what."""
-
-
-class Opaque:
-    """Stands for an object of a class that is not known here: it takes what it is given, and keeps and does nothing."""
-
-    def __init__(self, *_: Any, **__: Any):
-        pass
-
-    def append(self, _: Any) -> None:
-        pass
-
-    def extend(self, _: Any) -> None:
-        pass
-
-    def __setitem__(self, _: Any, __: Any) -> None:
-        pass
 
 
 class RestrictedUnpickler(PurePython):
@@ -79,6 +64,8 @@ class RestrictedUnpickler(PurePython):
         return named.value
 
     def _attribute(self, owner: Any, name: str) -> Any:
+        if type(owner) is Opaque:
+            return Opaque()
         if isinstance(owner, type) and self.trust.owns(owner):
             value = vars(owner).get(name)
             if self.trust.owns(value):
@@ -230,6 +217,8 @@ class RestrictedUnpickler(PurePython):
             return function(*arguments, **keywords)
         try:
             return function(*arguments, **keywords)
+        except Refused:
+            raise
         except (Exception, SystemExit) as error:
             raise TrustedCodeError from error
 

@@ -1,16 +1,19 @@
 """Finds the model in what a checkpoint holds, and puts a state dict into a module."""
 
-import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.optim.swa_utils import AveragedModel
 
+from converter.checkpoint.prefixes import StateDict, averaged_part, best_names, part_under_a_prefix
 from converter.checkpoint.source import blamed
+from converter.checkpoint.stand_ins import Compiled
 from converter.errors import CheckpointError
 
 # Averaged weights first: they are what the training was for.
@@ -18,70 +21,138 @@ ENTRIES = (
     *("ema", "model_ema", "state_dict_ema", "ema_state_dict", "params_ema"),
     *("model", "state_dict", "model_state_dict", "model_state", "net", "network", "module", "weights", "params"),
 )
+WRAPPERS = (nn.DataParallel, AveragedModel, Compiled)
+SAVE_CURE = "save the model or its state dict in a file of its own with torch.save"
+QUANTIZED_CURE = "give the model in floats that it was made from"
 SHOWN = 10
+MOST_WRAPPERS = 8
 MOST_PATHS = 1_000_000  # from a module to its parts
 LARGEST_EXPANSION = 1000  # elements to a byte of the file
-
-StateDict = Mapping[str, torch.Tensor]
 
 
 def find_model(content: Any, path: Path) -> tuple[nn.Module | StateDict, list[str]]:
     """The module or the state dict in what was unpickled, and notes on what was taken.
 
     Raises:
-        CheckpointError: there is none, or several and none by a usual name.
+        CheckpointError: there is none, or several and none by a usual name, or weights are quantized.
     """
     if isinstance(content, nn.Module):
         return _unwrapped(content)
     if _is_state_dict(content):
-        return content, []
+        return _tensors(content, path), []
+    if isinstance(content, (list, tuple)):
+        models = {f"{i}": item for i, item in enumerate(content) if isinstance(item, nn.Module) or _is_state_dict(item)}
+        if len(models) > 1:
+            raise _several(path, models)
+        for model in models.values():
+            taken, notes = find_model(model, path)
+            return taken, [f"took the only model of a {type(content).__name__} of {len(content)}", *notes]
     if not isinstance(content, Mapping):
         what = f"the checkpoint holds a {type(content).__name__}, not a model"
-        raise CheckpointError(what, where=str(path), cure="save the model or its state dict with torch.save")
+        raise CheckpointError(what, where=str(path), cure=SAVE_CURE)
     return _entry(content, path)
 
 
 def _entry(content: Mapping, path: Path) -> tuple[nn.Module | StateDict, list[str]]:
     found = {name: value for name, value in content.items() if isinstance(value, nn.Module) or _is_state_dict(value)}
-    nested = {name: value for name, value in content.items() if isinstance(value, Mapping) and name in ENTRIES}
-    if not found and len(nested) == 1:
-        ((name, inner),) = nested.items()
-        model, notes = _entry(inner, path)
-        return model, [f"took `{name}` of the training checkpoint", *notes]
-    usual = [name for name in ENTRIES if name in found]
-    if not usual and len(found) != 1:
-        held = ", ".join(f"`{name}`" for name in list(found or content)[:SHOWN])
-        what = f"the checkpoint holds {'several models' if found else 'no model'}: {held}"
-        raise CheckpointError(
-            what, where=str(path), cure="save the one to convert in a file of its own with torch.save"
-        )
-    chosen = usual[0] if usual else next(iter(found))
+    within = {} if found or not _holds_models(content) else content
+    nested = {name: value for name, value in within.items() if _holds_models(value)}
+    names = list(found or nested)
+    usual = [name for name in ENTRIES if name in names]
+    if not names:
+        return _tensors_beside_others(content, path)
+    if not usual and len(names) != 1:
+        raise _several(path, found or nested)
+    chosen = usual[0] if usual else names[0]
     note = f"took `{chosen}` of the training checkpoint"
-    others = [f"`{name}`" for name in found if name != chosen]
+    others = [f"`{name}`" for name in names if name != chosen]
     if others:
         note += f"; {', '.join(others)} left aside"
-    value = found[chosen]
-    if not isinstance(value, nn.Module):
-        return value, [note]
-    module, notes = _unwrapped(value)
-    return module, [note, *notes]
+    model, notes = find_model(content[chosen], path)
+    return model, [note, *notes]
+
+
+def _holds_models(value: Any) -> bool:
+    """Whether a model is somewhere in these dictionaries, which are not an optimiser's."""
+    pending, seen = [value], set()
+    while pending:
+        one = pending.pop()
+        if not isinstance(one, Mapping) or "param_groups" in one or id(one) in seen:
+            continue
+        seen.add(id(one))
+        held = [item for name, item in one.items() if isinstance(name, str)]
+        if any(isinstance(item, nn.Module) or _is_state_dict(item) for item in held):
+            return True
+        pending += held
+    return False
+
+
+def _tensors_beside_others(content: Mapping, path: Path) -> tuple[StateDict, list[str]]:
+    """A state dict into which an epoch, an accuracy and the like were put."""
+    tensors = {name: value for name, value in content.items() if isinstance(name, str) and _is_tensor(value)}
+    if not tensors:
+        held = ", ".join(f"`{name}`" for name in list(content)[:SHOWN]) or "nothing"
+        raise CheckpointError(f"the checkpoint holds no model: {held}", where=str(path), cure=SAVE_CURE)
+    others = [f"`{name}`" for name in content if name not in tensors]
+    more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+    return _tensors(tensors, path), [f"left aside what is no tensor: {', '.join(others[:SHOWN])}{more}"]
+
+
+def _several(path: Path, found: Mapping[str, Any]) -> CheckpointError:
+    names = list(found)
+    held = ", ".join(f"`{name}`" for name in names[:SHOWN])
+    key = names[0] if names[0].isdigit() else f'"{names[0]}"'
+    return CheckpointError(
+        f"the checkpoint holds several models: {held}",
+        where=str(path),
+        cure="save the one to convert in a file of its own, as in "
+        f'torch.save(torch.load("{path.name}", map_location="cpu")[{key}], "{names[0]}.pt")',
+    )
+
+
+def _is_tensor(value: Any) -> bool:
+    """A tensor, or a numpy array of what a tensor can hold."""
+    return isinstance(value, torch.Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "biufc")
 
 
 def _is_state_dict(value: Any) -> bool:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         return False
-    tensors = [isinstance(entry, torch.Tensor) for entry in value.values()]
+    tensors = [_is_tensor(entry) for entry in value.values()]
     return any(tensors) and all(
         is_tensor or name.endswith("_extra_state") for name, is_tensor in zip(value, tensors, strict=True)
     )
 
 
+def _tensors(state: Mapping[str, Any], path: Path) -> StateDict:
+    """With tensors for numpy arrays.
+
+    Raises:
+        CheckpointError: there are quantized ones.
+    """
+    quantized = [name for name, value in state.items() if isinstance(value, torch.Tensor) and value.is_quantized]
+    if quantized:
+        raise CheckpointError("the weights are quantized", where=f"{path}, {quantized[0]}", cure=QUANTIZED_CURE)
+    if not any(isinstance(value, np.ndarray) for value in state.values()):
+        return state
+    return OrderedDict(
+        (name, torch.from_numpy(np.array(value, value.dtype.newbyteorder("="))))
+        if isinstance(value, np.ndarray)
+        else (name, value)
+        for name, value in state.items()
+    )
+
+
 def _unwrapped(module: nn.Module) -> tuple[nn.Module, list[str]]:
-    if isinstance(module, nn.DataParallel):
-        if not isinstance(module.module, nn.Module):
-            raise TypeError("a DataParallel of no module")
-        return module.module, ["took the module out of its DataParallel"]
-    return module, []
+    notes: list[str] = []
+    while isinstance(module, WRAPPERS):
+        inner = module.orig_mod if isinstance(module, Compiled) else module.module
+        if not isinstance(inner, nn.Module) or len(notes) > MOST_WRAPPERS:
+            raise TypeError(f"a {type(module).__name__} of no module")
+        kind = "torch.compile's wrapper" if isinstance(module, Compiled) else f"its {type(module).__name__}"
+        notes.append(f"took the module out of {kind}")
+        module = inner
+    return module, notes
 
 
 def check_measure(tensors: Iterable[torch.Tensor], path: Path) -> None:
@@ -126,12 +197,13 @@ def as_float32(module: nn.Module) -> tuple[nn.Module, list[str]]:
     """The module with all floating point weights and buffers in float32, in eval mode, and notes on what they were."""
     tensors = [tensor for tensor in (*module.parameters(), *module.buffers()) if not is_lazy(tensor)]
     kinds = {tensor.dtype for tensor in tensors if tensor.is_floating_point()} - {torch.float32}
-    notes = []
-    for kind in sorted(kinds, key=str):
-        change = "rounded" if kind is torch.float64 else "raised"
-        notes.append(f"weights were {str(kind).removeprefix('torch.')}, {change} to float32")
+    notes = [changed_to_float32(kind) for kind in sorted(kinds, key=str)]
     with blamed(f"putting {type(module).__name__} into float32 and eval mode"):
         return (module.float() if kinds else module).eval(), notes
+
+
+def changed_to_float32(kind: torch.dtype) -> str:
+    return f"weights were {_shown(kind)}, {'rounded' if kind is torch.float64 else 'raised'} to float32"
 
 
 def fit(module: nn.Module, state: StateDict, path: Path, factory: str) -> list[str]:
@@ -144,39 +216,74 @@ def fit(module: nn.Module, state: StateDict, path: Path, factory: str) -> list[s
         CheckpointError: keys are missing or left over, or shapes differ; names the first ten of each.
     """
     own = module.state_dict()
-    averaged = _averaged(state, own.keys())
-    renamed, dropped = _best_names(averaged or state, own.keys())
+    averaged = averaged_part(state, own.keys())
+    renamed, dropped = best_names(averaged or state, own.keys())
+    notes = [f"dropped `{dropped}` before the keys"] if dropped else []
+    if averaged:
+        notes = [f"took the averaged weights; {len(state) - len(renamed)} keys without `{dropped}` left aside"]
+    elif renamed.keys() - own.keys() and len(parts := part_under_a_prefix(state, own)) == 1:
+        ((prefix, renamed),) = parts
+        others = len(state) - len(renamed)
+        notes = [f"took the keys under `{prefix}`; {others} others left aside" if others else f"dropped `{prefix}`"]
+    elif renamed.keys() - own.keys() and parts:
+        raise _several_parts([prefix for prefix, _ in parts], path)
     missing = [name for name in own if name not in renamed]
     left_over = [name for name in renamed if name not in own]
+    pairs = [(name, renamed[name], own[name]) for name in own if _are_tensors(renamed.get(name), own[name])]
     shapes = [
-        f"{name} is {tuple(renamed[name].shape)} in the file, {tuple(own[name].shape)} in the model"
-        for name in own
-        if isinstance(renamed.get(name), torch.Tensor)
-        and isinstance(own[name], torch.Tensor)
-        and not is_lazy(own[name])
-        and own[name].shape != renamed[name].shape
+        f"{name} is {tuple(given.shape)} in the file, {tuple(wanted.shape)} in the model"
+        for name, given, wanted in pairs
+        if not is_lazy(wanted) and wanted.shape != given.shape
     ]
-    if not shapes:
+    types = [
+        f"{name} is {_shown(given.dtype)} in the file, {_shown(wanted.dtype)} in the model"
+        for name, given, wanted in pairs
+        if not _holds(wanted.dtype, given)
+    ]
+    if not shapes and not types:
         # Modules may rename keys while they load, so that what is missing is known afterwards only.
         with blamed(f"load_state_dict of {type(module).__name__}"):
             result = module.load_state_dict(renamed, strict=False)
         missing, left_over = result.missing_keys, result.unexpected_keys
     missing = _without_shared(missing, own, renamed)
-    if missing or left_over or shapes:
+    if missing or left_over or shapes or types:
         cure = f"give the arguments the model was built with (--model-args), or another --model than {factory}"
-        raise unfit(missing, left_over, shapes, where=f"{path} and --model {factory}", cure=cure)
-    left = len(state) - len(renamed)
-    notes = [f"took the averaged weights; {left} keys without `{dropped}` left aside"] if averaged else []
-    return notes or ([f"dropped `{dropped}` before the keys"] if dropped else [])
+        if left_over and not (missing or shapes or types):
+            cure += "; if these keys are of the training only, save the state dict without them"
+        if types and not (missing or left_over or shapes):
+            cure = f"{QUANTIZED_CURE}, or a --model that holds such numbers"
+        raise unfit(missing, left_over, shapes, types, where=f"{path} and --model {factory}", cure=cure)
+    return notes
 
 
-def _averaged(state: StateDict, own: Any) -> StateDict | None:
-    """Of a state dict of weights and their averages, the averages, if they are all that the module has."""
-    for prefix in AVERAGED:
-        part = {name: value for name, value in state.items() if _unwrapped_name(name).startswith(prefix)}
-        if 0 < len(part) < len(state) and set(own) <= {_without_prefix(prefix)(name) for name in part}:
-            return part
-    return None
+def _several_parts(prefixes: list[str], path: Path) -> CheckpointError:
+    held = ", ".join(f"`{prefix}`" for prefix in prefixes[:SHOWN])
+    one = prefixes[0]
+    return CheckpointError(
+        f"the file has such weights several times, under {held}",
+        where=str(path),
+        cure="save those to convert in a file of their own, as in "
+        f'{{k.removeprefix("{one}"): v for k, v in state_dict.items() if k.startswith("{one}")}}',
+    )
+
+
+def _are_tensors(*values: Any) -> bool:
+    return all(isinstance(value, torch.Tensor) for value in values)
+
+
+def _shown(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _holds(wanted: torch.dtype, given: torch.Tensor) -> bool:
+    """Whether a copy to this type is the same numbers, rounded at most; integers of 8 bits stand for other numbers."""
+    if wanted.is_complex or given.dtype == wanted:
+        return True
+    if wanted.is_floating_point:
+        return given.dtype.is_floating_point or not (
+            given.is_complex() or (given.dtype.itemsize == 1 and given.ndim > 1)
+        )
+    return not given.is_complex() and bool((given.to(wanted).to(given.dtype) == given).all())
 
 
 def _without_shared(missing: list[str], own: StateDict, given: StateDict) -> list[str]:
@@ -191,57 +298,21 @@ def _memory(tensor: torch.Tensor) -> tuple | None:
     return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
 
 
-def unfit(missing: list[str], left_over: list[str], shapes: list[str], *, where: str, cure: str) -> CheckpointError:
+def unfit(
+    missing: list[str], left_over: list[str], shapes: list[str], types: Sequence[str] = (), *, where: str, cure: str
+) -> CheckpointError:
     """What to raise where weights are not those of the model; names the first ten of each kind."""
     parts = [
         _enumerated("keys missing in the file", missing),
         _enumerated("keys the model does not have", left_over),
         _enumerated("shapes that differ", shapes),
+        _enumerated("numbers of another kind", types),
     ]
     return CheckpointError("the weights do not fit the model:" + "".join(parts), where=where, cure=cure)
 
 
-def _enumerated(title: str, names: list[str]) -> str:
+def _enumerated(title: str, names: Sequence[str]) -> str:
     if not names:
         return ""
     more = f"\n      and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"\n    {title} ({len(names)}):" + "".join(f"\n      {name}" for name in names[:SHOWN]) + more
-
-
-def _best_names(state: StateDict, own: Any) -> tuple[OrderedDict[str, torch.Tensor], str]:
-    """The state dict under the naming that matches most keys; among equals, the one that changes least."""
-    best, best_matches, dropped = _renamed(state, lambda name: name), -1, ""
-    for prefix, rename in NAMINGS.items():
-        candidate = _renamed(state, rename)
-        if len(candidate) != len(state):
-            continue
-        matches = sum(name in own for name in candidate)
-        if matches > best_matches:
-            best, best_matches, dropped = candidate, matches, prefix
-    return best, dropped
-
-
-def _unwrapped_name(name: str) -> str:
-    return re.sub(r"^(module\.)+", "", re.sub(r"(^|\.)_orig_mod\.", r"\1", name))
-
-
-def _without_prefix(prefix: str) -> Callable[[str], str]:
-    return lambda name: _unwrapped_name(_unwrapped_name(name).removeprefix(prefix))
-
-
-# What training wrappers put before all keys: an attribute of a Lightning module, averaged weights.
-PREFIXES = ("model.", "net.", "network.", "ema.", "ema_model.", "model_ema.")
-NAMINGS: dict[str, Callable[[str], str]] = {
-    "": lambda name: name,
-    "module.": _unwrapped_name,
-    **{prefix: _without_prefix(prefix) for prefix in PREFIXES},
-}
-AVERAGED = ("ema.", "ema_model.", "model_ema.")
-
-
-def _renamed(state: StateDict, rename: Callable[[str], str]) -> OrderedDict[str, torch.Tensor]:
-    renamed = OrderedDict((rename(name), value) for name, value in state.items())
-    versions = getattr(state, "_metadata", None)
-    if isinstance(versions, Mapping):
-        renamed._metadata = {rename(f"{name}.").rstrip("."): version for name, version in versions.items()}  # type: ignore[attr-defined]
-    return renamed
