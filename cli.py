@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from converter.batch.run import BatchReport
     from converter.terminal import Terminal
 
+RESUMES = "pt-convert.resumes"  # in the context: what has ended is not done again
+
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
@@ -64,7 +66,7 @@ class ConvertByDefault(click.Group):
             raise
         except KeyboardInterrupt as error:
             asked = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
-            again = " The same command goes on where it stopped." if ctx.invoked_subcommand == "batch" else ""
+            again = " The same command goes on where it stopped." if ctx.meta.get(RESUMES) else ""
             click.echo(f"Ended by {asked.signal.name}; what was not put in place is removed.{again}", err=True)
             ctx.exit(asked.exit_status)
 
@@ -430,9 +432,10 @@ def batch(
     from converter.batch.jobs import work_list
     from converter.batch.run import convert_many
 
+    context = click.get_current_context()
     if output is None and not check:
-        context = click.get_current_context()
         raise click.MissingParameter(ctx=context, param=next(p for p in context.command.params if p.name == "output"))
+    context.meta[RESUMES] = not check
     terminal = terminal_of(quiet, verbose, log_file)
     said = {name: plain(value) for name, value in arguments.items() if not unsaid(value)}
     if no_verify:

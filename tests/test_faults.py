@@ -266,6 +266,15 @@ def test_a_batch_on_a_full_disk_says_so(small_disk, tmp_path):
     assert "Traceback" not in result.stderr
 
 
+def test_a_batch_into_what_is_no_folder_says_so(tmp_path):
+    for name in ("net.pt", "file"):
+        (tmp_path / name).touch()
+    result = CliRunner().invoke(cli.main, ["batch", str(tmp_path / "net.pt"), "--to", "onnx", "-o", f"{tmp_path}/file"])
+    assert result.exit_code == 1
+    assert "The journal cannot be used: File exists." in result.stderr
+    assert "Is that folder one that can be written to" in result.stderr
+
+
 def test_a_report_that_does_not_fit_leaves_the_earlier_one(small_disk):
     file = small_disk / "report.json"
     write_report(file, {"schema": 1})

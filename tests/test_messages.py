@@ -252,6 +252,23 @@ def test_names_of_any_text_are_shown_and_reported(run, folder):
     assert json.loads(result.stdout)["models"][0]["source"] == f"{folder}/good.pt"
 
 
+@pytest.mark.parametrize(
+    "does, options, goes_on",
+    [("run.convert_many", ("-o", "out"), True), ("check.check_many", ("--check",), False)],
+    ids=["a batch", "a check"],
+)
+def test_only_what_goes_on_where_it_stopped_says_so(run, tmp_path, monkeypatch, does, options, goes_on):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"converter.batch.{does}", interrupted)
+    (tmp_path / "a.pt").touch()
+    result = run("batch", "a.pt", *options)
+    assert result.exit_code == 130
+    assert "Ended by SIGINT" in result.stderr
+    assert ("goes on where it stopped" in result.stderr) == goes_on
+
+
 # -- completion
 
 

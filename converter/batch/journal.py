@@ -226,9 +226,9 @@ def _explained(file: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, sqlite3.Error) as error:
-        raise OutputError(
-            f"The journal cannot be used: {error}.", where=str(file), cure="Make room, or give another -o."
-        ) from error
+        told = error.strerror if isinstance(error, OSError) else error
+        cure = "Is that folder one that can be written to, with room in it? Else give another -o."
+        raise OutputError(f"The journal cannot be used: {told}.", where=str(file), cure=cure) from error
 
 
 def _entry(row: sqlite3.Row, before: bool) -> Entry:
