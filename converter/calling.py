@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,8 @@ class Calling:
 
     Attributes:
         shapes: of each input, in the order in which forward is given them.
-        names: the parameters that take them by keyword; () where all are given by position.
+        names: the parameters that take them by keyword, with `.KEY` for what is in a dictionary and `.0` for what is
+            in a list; () where all are given by position.
         sizes: the numbers that stand for free sizes.
     """
 
@@ -45,7 +47,27 @@ class Calling:
         """Make `module` take the inputs by position, as everything that calls it does."""
         if self.names:
             forward = module.forward
-            take_positionally(module, self.names, lambda *given: forward(**dict(zip(self.names, given, strict=True))))
+            names = [re.sub(r"\W", "_", name) for name in self.names]
+            take_positionally(module, names, lambda *given: forward(**_grouped(self.names, given)))
+
+
+def _grouped(names: Sequence[str], given: Sequence[Any]) -> dict[str, Any]:
+    """`a.b` and `a.c` as a dictionary `a`, `a.0` and `a.1` as a list."""
+    grouped: dict[str, Any] = {}
+    for name, value in zip(names, given, strict=True):
+        *outer, last = name.split(".")
+        within = grouped
+        for part in outer:
+            within = within.setdefault(part, {})
+        within[last] = value
+    return {name: _listed(value) for name, value in grouped.items()}
+
+
+def _listed(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    held = {key: _listed(item) for key, item in value.items()}
+    return list(held.values()) if list(held) == [str(i) for i in range(len(held))] else held
 
 
 def take_positionally(module: nn.Module, names: Sequence[str], forward: Callable[..., Any]) -> None:
@@ -60,7 +82,7 @@ def bound(module: nn.Module, shapes: Sequence[InputShape]) -> Calling:
     """The shapes in the order of forward's parameters.
 
     Shapes without names are for the first parameters; with names, parameters with a default may be left out, and
-    keyword-only ones given.
+    keyword-only ones given. `batch.image` is in a dictionary that the parameter `batch` takes, `xs.0` in a list.
 
     Raises:
         UsageError: names that forward does not have, or a parameter that nothing is given for.
@@ -74,8 +96,9 @@ def bound(module: nn.Module, shapes: Sequence[InputShape]) -> Calling:
     variadic = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
     taken = [p for p in parameters.values() if p.kind not in variadic]
     any_keyword = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    unknown = [name for name in named if name not in {p.name for p in taken}]
-    missing = [p.name for p in taken if p.default is p.empty and p.name not in named]
+    first = {name: name.partition(".")[0] for name in named}
+    unknown = [name for name in named if first[name] not in {p.name for p in taken}]
+    missing = [p.name for p in taken if p.default is p.empty and p.name not in first.values()]
     if missing or (unknown and not any_keyword):
         asked = f", and nothing for {', '.join(missing)}" if missing else ""
         raise UsageError(
@@ -84,7 +107,7 @@ def bound(module: nn.Module, shapes: Sequence[InputShape]) -> Calling:
             where="--input-shape",
             cure="give one for each parameter that has no default",
         )
-    order = [p.name for p in taken if p.name in named] + unknown
+    order = [name for p in taken for name in named if first[name] == p.name] + unknown
     ordered = tuple(named[name] for name in order)
     by_position = [p.name for p in taken if p.kind is not inspect.Parameter.KEYWORD_ONLY]
     if order == by_position[: len(order)]:

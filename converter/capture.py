@@ -37,7 +37,7 @@ from converter.free_sizes import (
 from converter.frozen_flow import freeze_checked
 from converter.functional import ASSERTIONS, make_functional
 from converter.program import Origin, Program, source_line, write_attribute
-from converter.uncapturable import first_line, module_of, needs_values, refuse_draws, uncapturable, user_frame
+from converter.uncapturable import failing, first_line, module_of, needs_values, refuse_draws, uncapturable, user_frame
 
 aten = torch.ops.aten
 
@@ -46,7 +46,12 @@ DROPOUTS = {aten.dropout.default, aten.feature_dropout.default}
 
 
 def capture(
-    module: nn.Module, inputs: Sequence[Tensor], fixed_batch: bool = False, free: Free = (), freeze: bool = False
+    module: nn.Module,
+    inputs: Sequence[Tensor],
+    fixed_batch: bool = False,
+    free: Free = (),
+    freeze: bool = False,
+    runs: bool = False,
 ) -> Program:
     """Capture `module`, in eval mode, called with `inputs`; their dimension 0 is the batch and stays free.
 
@@ -55,11 +60,13 @@ def capture(
     Args:
         free: the dimensions of each input that stay free besides; what restricts them is noted.
         freeze: where forward decides by values, keep what it decides for `inputs`, and note that.
+        runs: it was seen to run on `inputs`.
 
     Raises:
         CaptureError: the forward fails, or does something `torch.export` cannot take.
     """
-    run_forward(module, inputs)
+    if not runs:
+        run_forward(module, inputs)
     reason = ""
     if not fixed_batch and any(x.ndim for x in inputs):
         reason = _why_not_one(module, inputs)
@@ -193,6 +200,8 @@ def _at_least_two(x: Tensor) -> Tensor:
 def _why_specialised(error: Exception) -> str:
     lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "batch" in line and ("specialized" in line or "satisfy" in line)]
+    if any("specialized" in line for line in telling):
+        return "its forward has the batch as a number: it decides by it, or loops over it"
     return (telling or lines or [type(error).__name__])[0]
 
 
@@ -265,24 +274,23 @@ def from_exported(exported: ExportedProgram) -> Program:
     return program
 
 
-def run_forward(module: nn.Module, inputs: Sequence[Tensor]) -> None:
+def run_forward(module: nn.Module, inputs: Sequence[Tensor]) -> Any:
     """Call the module as the user would, so that a failure speaks of their layers and not of tracing."""
     inside: list[str] = []
+
+    def leave(*_: Any) -> None:
+        inside.pop()
+
     hooks = []
     for name, child in module.named_modules():
-        hooks.append(child.register_forward_pre_hook(lambda *_, name=name: inside.append(name)))
-        hooks.append(child.register_forward_hook(lambda *_: inside.pop() and None))
+        if not isinstance(child, torch.jit.ScriptModule):  # which takes no hooks
+            hooks.append(child.register_forward_pre_hook(lambda *_, name=name: inside.append(name)))
+            hooks.append(child.register_forward_hook(leave))
     try:
         with torch.no_grad():
-            module(*(x.clone() for x in inputs))
+            return module(*(x.clone() for x in inputs))
     except Exception as error:
-        shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
-        path = inside[-1] if inside else ""
-        raise CaptureError(
-            f"the model fails on an input of shape {shapes}: {first_line(error)}",
-            where=f"{f'module `{path}`' if path else 'the model itself'} ({type(module.get_submodule(path)).__name__})",
-            cure="give every input the shape that the model expects, as in --input-shape 1,3,224,224, batch first",
-        ) from error
+        raise failing(error, module, inside[-1] if inside else "", inputs) from error
     finally:
         for hook in hooks:
             hook.remove()

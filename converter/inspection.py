@@ -243,7 +243,8 @@ def module_shapes(
         def note(_: nn.Module, args: Any, result: Any, path: str = path) -> None:
             shapes.setdefault(path, (_first_shape(args), _first_shape(result)))
 
-        hooks.append(child.register_forward_hook(note))
+        if not isinstance(child, torch.jit.ScriptModule):  # which takes no hooks
+            hooks.append(child.register_forward_hook(note))
     try:
         with user_code(*folders), torch.no_grad():
             module(*(x.clone() for x in inputs))

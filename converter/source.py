@@ -24,6 +24,7 @@ from converter.earlier import Captured, Earlier, architecture
 from converter.errors import CaptureError, ConversionError, UsageError
 from converter.program import Program
 from converter.ranges import free_sizes, input_specs
+from converter.returned import without_dataclasses
 from converter.shapes import InputShape, check_batches, parse_input_shape
 from converter.usual_shapes import told_shapes
 from converter.verification.inputs import draw
@@ -136,12 +137,15 @@ def open_source(
             calling = _calling(module, tried, fixed_batch, seed)
             module, within = cut(module, calling, part, run_forward, fixed_batch, seed)
             examples = within.examples(fixed_batch, seed)
+            without_dataclasses(module, run_forward(module, examples))
             captured = earlier.find(key) if earlier is not None else None
             if captured is not None:
                 captured.take(module)
                 program = captured.program
             else:
-                program = capture(module, examples, fixed_batch is not None, within.free, freeze_control_flow)
+                program = capture(
+                    module, examples, fixed_batch is not None, within.free, freeze_control_flow, runs=True
+                )
                 rename(program, part)
                 captured = earlier.keep(key, program, module) if earlier is not None else None
         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}

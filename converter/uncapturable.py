@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
@@ -23,6 +26,10 @@ ANY = "choose among a fixed number with torch.where and topk"
 OTHERWISE = (
     "or stop in front of it with --outputs, or have --freeze-control-flow keep what it decides for random inputs, if "
     "it decides the same for others"
+)
+NESTED = (
+    "for a parameter that is a list or a dictionary, name each tensor in it: --input-shape xs.0=1,3,224,224 or "
+    "--input-shape batch.image=1,3,224,224"
 )
 LONGEST = 300  # characters of what torch says
 
@@ -53,6 +60,10 @@ KINDS = (
     Kind(
         r"\.numpy\(|\bnp\.|\bnumpy\.", "NumPy within forward",
         "use torch's function of that name: `np.clip(x.numpy(), 0, 1)` is `x.clamp(0, 1)`",
+    ),
+    Kind(
+        r"\bmath\.", "a function of Python's for numbers",
+        "use torch's function of that name: `math.sqrt(x.sum())` is `x.sum().sqrt()`",
     ),
     Kind(
         r"^\s*(el)?if\b|\bif\b.*\belse\b", "a branch on a tensor's value",
@@ -94,10 +105,40 @@ def uncapturable(error: BaseException, module: nn.Module) -> CaptureError:
             what = f"forward reads the values of tensors, which are not known while it is captured: {first_line(error)}"
             what = what if kind is None else f"{what.partition(': ')[0]}: {kind.what}"
         cure = f"{ANY if kind is None else kind.cure}; {OTHERWISE}"
+    elif returned := re.search(r"Found <class '([^']+)'> in output", str(error)):
+        what = f"forward returns a {returned[1]}, which holds no tensors that torch.export knows of"
+        cure = "return a tensor, or a tuple, list, dictionary or dataclass of tensors"
+    elif scripted := [path for path, part in module.named_modules() if isinstance(part, torch.jit.ScriptModule)]:
+        what = f"module `{scripted[0]}` is TorchScript within a model of Python's, which torch.export does not take"
+        cure = "put the module itself in its place, as it was before torch.jit.script or torch.jit.trace"
     elif "fake impl" in str(error):
         cure = "register what shape the operator gives (register_fake), and a mapping for it: --mappings my_ops.py"
     where = ", ".join(filter(None, (module_of(error, module), user_frame(error))))
     return CaptureError(what, where=where or None, cure=cure)
+
+
+def failing(error: Exception, module: nn.Module, path: str, inputs: Sequence[Tensor]) -> CaptureError:
+    """The error to raise for one of forward itself.
+
+    Args:
+        path: of the innermost module that was running.
+    """
+    shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
+    running = f"{f'module `{path}`' if path else 'the model itself'} ({type(module.get_submodule(path)).__name__})"
+    what = f"the model fails on an input of shape {shapes}: {first_line(error)}"
+    text = str(error)
+    cure = "give every input the shape that the model expects, as in --input-shape 1,3,224,224, batch first"
+    if isinstance(error, ImportError):
+        cure = f"install {error.name or 'what forward imports'}, or import it outside of forward"
+    elif re.search(r"CUDA|NVIDIA|MPS|XPU|GPU", text):
+        cure = "leave the device to the inputs: `.to(x.device)` for `.cuda()`, `device=x.device` for what is made"
+    elif isinstance(error, TypeError) and not path and re.search(r"forward\(\) (takes|missing|got)", text):
+        cure = f"forward takes {inspect.signature(module.forward)}: give one --input-shape for each; {NESTED}"
+    elif not path and isinstance(error, (IndexError, TypeError, KeyError, AttributeError)):
+        cure += f"; {NESTED}"
+    elif isinstance(error, NameError):
+        cure = "mend this line: the model does not run in PyTorch either"
+    return CaptureError(what, where=", ".join(filter(None, (running, user_frame(error)))), cure=cure)
 
 
 def needs_values(error: BaseException) -> bool:
@@ -144,7 +185,7 @@ def user_line(error: BaseException) -> str:
 def _own_frame(error: BaseException) -> traceback.FrameSummary | None:
     trace = traceback.extract_tb(error.__traceback__)
     ours = str(Path(__file__).parent)
-    frames = [f for f in trace if "/torch/" not in f.filename and not f.filename.startswith(ours)]
+    frames = [f for f in trace if "/torch/" not in f.filename and not f.filename.startswith((ours, "<"))]
     return frames[-1] if frames else None
 
 

@@ -448,7 +448,8 @@ class Gate(nn.Module):
 def test_failing_forward_names_the_layer_and_the_shape():
     with pytest.raises(CaptureError, match=r"fails on an input of shape \(2, 6, 9, 8\)") as raised:
         capture(Fails(), examples([IMAGE]))
-    assert raised.value.where == "module `stages.1.1` (Conv2d)"
+    assert raised.value.where.startswith(f"module `stages.1.1` (Conv2d), {__file__}:")
+    assert raised.value.where.endswith("return self.stages(x)")
     assert "--input-shape" in raised.value.cure
 
 
@@ -457,6 +458,56 @@ def test_failing_forward_of_the_model_itself():
         capture(FailsItself(), examples([FEATURES]))
     assert "FailsItself" in raised.value.where
     assert "``" not in raised.value.where
+
+
+def absent(x):
+    import no_such_package  # noqa: F401
+
+
+def to_the_gpu(x):
+    return x.to("cuda")
+
+
+def misspelt(x):
+    return features  # noqa: F821
+
+
+def of_a_dictionary(x):
+    return x["image"] * 2
+
+
+@pytest.mark.parametrize(
+    "function, inputs, cure",
+    [
+        (absent, 1, "install no_such_package"),
+        (to_the_gpu, 1, "`.to(x.device)` for `.cuda()`"),
+        (misspelt, 1, "mend this line"),
+        (of_a_dictionary, 1, "--input-shape batch.image="),
+        (of_a_dictionary, 2, "forward takes (x)"),
+    ],
+)
+def test_failing_forward_has_the_line_and_a_cure_that_fits(function, inputs, cure):
+    class Model(nn.Module):
+        def forward(self, x):
+            return function(x)
+
+    with pytest.raises(CaptureError, match="the model fails on an input of shape") as raised:
+        capture(Model(), examples([FEATURES] * inputs))
+    assert cure in raised.value.cure
+    assert inputs > 1 or f"{__file__}:" in raised.value.where
+
+
+def test_torchscript_within_a_module_is_refused_by_name():
+    model = nn.Sequential(nn.Conv2d(6, 4, 3), torch.jit.script(nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU())))
+    with pytest.raises(CaptureError, match="module `1` is TorchScript within") as raised:
+        capture(model.eval(), examples([IMAGE]))
+    assert "before torch.jit.script" in raised.value.cure
+
+
+def test_what_forward_returns_must_be_made_of_tensors():
+    with pytest.raises(CaptureError, match="forward returns a generator") as raised:
+        capture(Call(lambda x: (part for part in [x])).eval(), examples([FEATURES]))
+    assert "dataclass" in raised.value.cure
 
 
 def test_hooks_are_gone_after_a_failure():

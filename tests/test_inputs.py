@@ -1,5 +1,7 @@
 """What models are compared on: ranges read off the graph, folders of images, and the caller's module left as it was."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -294,3 +296,57 @@ def test_a_forward_that_returns_no_tensor_is_refused():
     source = opened(Unlike(lambda self, y: None).eval(), "1,4")
     with pytest.raises(CaptureError, match="forward returns no tensor"):
         reference_of(source)
+
+
+@dataclasses.dataclass
+class Detections:
+    boxes: torch.Tensor
+    scores: torch.Tensor | None = None
+    more: object = None
+
+
+class ReturnsDataclass(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x):
+        y = self.linear(x)
+        return [Detections(y, more={"a": Detections(y * 2, y + 1)}), y - 1]
+
+
+def test_dataclasses_are_outputs_by_their_fields():
+    source = opened(ReturnsDataclass().eval(), "1,4")
+    assert source.program.outputs == ["output_0_boxes", "output_0_more_a_boxes", "output_0_more_a_scores", "output_1"]
+    reference_of(source)
+
+
+class Nested(nn.Module):
+    """Takes a list, a dictionary of dictionaries, and a tensor by keyword."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, xs, batch, *, shift, none=None):
+        first, second = xs
+        return (
+            self.linear(first - 2 * second) * batch["meta"]["scale"] + batch["image"].mean((1, 2, 3))[:, None] + shift
+        )
+
+
+def test_lists_and_dictionaries_are_given_by_the_names_of_what_is_in_them():
+    shapes = ["shift=1,3", "xs.0=1,4", "batch.meta.scale=1,3", "xs.1=1,4", "batch.image=1,2,5,6"]
+    model = Nested().eval()
+    source = opened(model, *shapes)
+    assert source.program.inputs == ["xs_0", "xs_1", "batch_meta_scale", "batch_image", "shift"]
+    reference_of(source)
+    a, b, scale, image, shift = (torch.randn(2, *size) for size in ((4,), (4,), (3,), (2, 5, 6), (3,)))
+    own = model([a, b], {"meta": {"scale": scale}, "image": image}, shift=shift)
+    torch.testing.assert_close(source.program.run(a, b, scale, image, shift)[0], own.detach())
+
+
+@pytest.mark.parametrize("shapes", [["xs.0=1,4"], ["xs.0=1,4", "batches.image=1,2", "batch.a=1,2", "shift=1,3"]])
+def test_what_is_in_no_parameter_of_forward_is_refused(shapes):
+    with pytest.raises(UsageError, match="forward takes xs, batch, shift"):
+        opened(Nested().eval(), *shapes)
