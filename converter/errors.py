@@ -76,6 +76,7 @@ class MemoryLimitError(ConversionError):
 
 
 _NO_MEMORY = ("allocate memory", "bad_alloc", "bad allocation", "out of memory", "OOM when allocating")  # of libraries
+_NOT_MAPPED = "failed to map segment from shared object"  # of the loader, which adds why where it is something else
 
 
 def says_no_memory(error: BaseException | None) -> bool:
@@ -84,6 +85,8 @@ def says_no_memory(error: BaseException | None) -> bool:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
             return True
         if isinstance(error, Exception) and any(words.lower() in str(error).lower() for words in _NO_MEMORY):
+            return True
+        if isinstance(error, ImportError) and str(error).endswith(_NOT_MAPPED):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -179,6 +179,12 @@ def raised_from(error: BaseException) -> ConversionError:
             id="torch's",
         ),
         pytest.param(RuntimeError("OOM when allocating tensor with shape[9]"), True, id="TensorFlow's"),
+        pytest.param(ImportError("libtorch.so: failed to map segment from shared object"), True, id="the loader's"),
+        pytest.param(
+            ImportError("a.so: failed to map segment from shared object: Operation not permitted"),
+            False,
+            id="a disk of which nothing may be run",
+        ),
         pytest.param(raised_from(MemoryError()), True, id="taken for a fault of the model"),
         pytest.param(UsageError("out of memory is no format"), False, id="an error of ours with such words"),
         pytest.param(ValueError("no"), False, id="another"),

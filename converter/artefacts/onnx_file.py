@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 LARGEST = 3 << 29  # bytes of weights in the file itself, as in PyTorch's exporter: protobuf ends at 2 GiB
 _LARGE = 1 << 16  # bytes of a tensor that a trace hands to the session by itself
+_HANDED = ("FLOAT", "FLOAT16", "DOUBLE", "INT64", "INT32", "INT8", "UINT8")  # that numpy has too
 _AT_ONCE = 48  # values of a trace held in memory together; each such group is another run of the graph
 # Of what the exporter notes on each node, this says where in the model it is from. The rest is longer than the graph
 # and holds paths of the machine it ran on.
@@ -339,8 +340,9 @@ class Reader:
     def _beside(self, model: Any, options: Any) -> list[Any]:
         """Takes large weights out of a model, which could be no message with them, and gives them to the session."""
         values = []
+        types = {self._onnx.TensorProto.DataType.Value(name) for name in _HANDED}
         for tensor in model.graph.initializer:
-            if len(tensor.raw_data) < _LARGE:
+            if len(tensor.raw_data) < _LARGE or tensor.data_type not in types:
                 continue
             values.append(self._runtime.OrtValue.ortvalue_from_numpy(self._onnx.numpy_helper.to_array(tensor)))
             self._onnx.external_data_helper.set_external_data(tensor, "in memory", 0, len(tensor.raw_data))
