@@ -251,7 +251,7 @@ def from_exported(exported: ExportedProgram) -> Program:
         if spec.kind is OutputKind.USER_OUTPUT
     ]
     names = _output_names(exported, len(results))
-    kept = [(n, r) for n, r in zip(names, results, strict=True) if isinstance(r, fx.Node)]
+    kept = [(n, r) for n, r in zip(names, results, strict=True) if _is_tensor(r)]
     output.args = (tuple(r for _, r in kept),)
     for node in tokens:
         graph.erase_node(node)
@@ -380,7 +380,8 @@ def _keep_dropouts(graph_module: fx.GraphModule) -> None:
                 raise CaptureError(
                     "a dropout drops at random in eval mode too",
                     where=source_line(node) or None,
-                    cure="call it as F.dropout(x, rate, training=self.training), or use nn.Dropout",
+                    cure="call it as F.dropout(x, rate, training=self.training), or use nn.Dropout; a .pt2 is to be "
+                    "exported of model.eval()",
                 )
             node.target, node.args, node.kwargs = ops.dropout._opoverload, (node.args[0], float(node.args[1])), {}
     graph_module.recompile()
@@ -406,6 +407,11 @@ def _free_views(program: Program) -> None:
     for target in (aten.view.default, aten._unsafe_view.default):
         for node in program.graph.find_nodes(op="call_function", target=target):
             node.target = aten.reshape.default
+
+
+def _is_tensor(result: Any) -> bool:
+    """And not a number, as a size that forward returns is."""
+    return isinstance(result, fx.Node) and isinstance(result.meta.get("val"), Tensor)
 
 
 def _output_names(exported: ExportedProgram, count: int) -> list[str]:

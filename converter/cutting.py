@@ -6,7 +6,7 @@ import difflib
 import inspect
 import re
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -108,7 +108,7 @@ def rename(program: Program, part: Part) -> None:
             )
 
 
-def _renamed(names: Sequence[str], pairs: Iterable[str], where: str) -> list[str]:
+def _renamed(names: Sequence[str], pairs: Sequence[str], where: str) -> list[str]:
     renamed = list(names)
     for pair in pairs:
         old, _, new = (piece.strip() for piece in pair.partition("="))
@@ -118,6 +118,8 @@ def _renamed(names: Sequence[str], pairs: Iterable[str], where: str) -> list[str
                 where=f"{where} {pair}",
                 cure="write OLD=NEW",
             )
+        if sum(other.partition("=")[0].strip() == old for other in pairs) > 1:
+            raise UsageError(f"`{old}` is given several names", where=f"{where} {pair}", cure="give it one name")
         if not re.fullmatch(VALID, new, re.ASCII):
             raise UsageError(
                 f"`{new}` is no name for all formats", where=f"{where} {pair}", cure="a letter, then letters, digits, _"
@@ -130,7 +132,8 @@ def _found(module: nn.Module, path: str, where: str) -> nn.Module:
     modules = dict(module.named_modules(remove_duplicate=False))
     if path in modules and path:
         return modules[path]
-    near = difflib.get_close_matches(path, modules, n=3, cutoff=0.4) or [name for name in modules if name][:5]
+    named = [name for name in modules if name]
+    near = difflib.get_close_matches(path, named, n=3, cutoff=0.4) or named[:5]
     raise UsageError(
         f"there is no module `{path}`",
         where=where,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from converter.calling import Calling, bound, with_sizes
 from converter.capture import capture, from_exported, run_forward
 from converter.checkpoint import Checkpoint, load, user_code
-from converter.checkpoint.weights import as_float32
+from converter.checkpoint.weights import as_float32, unwrapped
 from converter.cutting import Part, cut, rename
 from converter.earlier import Captured, Earlier, architecture
 from converter.errors import CaptureError, ConversionError, UsageError
@@ -118,8 +118,9 @@ def open_source(
     if isinstance(model, nn.Module):
         folders: tuple[Path, ...] = (Path.cwd(),)
         with user_code(*folders):
-            module, changes = as_float32(own_copy(model))
-        checkpoint = Checkpoint(Path("model"), "", "module", module, None, tuple(changes))
+            inner, told = unwrapped(model)
+            module, changes = as_float32(own_copy(inner))
+        checkpoint = Checkpoint(Path("model"), "", "module", module, None, (*told, *changes))
     else:
         path = Path(model)
         folders = (Path.cwd(), path.resolve().parent)

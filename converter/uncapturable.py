@@ -132,6 +132,10 @@ def failing(error: Exception, module: nn.Module, path: str, inputs: Sequence[Ten
         cure = f"install {error.name or 'what forward imports'}, or import it outside of forward"
     elif re.search(r"CUDA|NVIDIA|MPS|XPU|GPU", text):
         cure = "leave the device to the inputs: `.to(x.device)` for `.cuda()`, `device=x.device` for what is made"
+    elif re.search(r"scalar type|data ?type|dtype|Input type|'indices'", text):
+        cure = (
+            "give the inputs the types that the model expects, as in --input-shape 1,128:int64 (float32 if not given)"
+        )
     elif isinstance(error, TypeError) and not path and re.search(r"forward\(\) (takes|missing|got)", text):
         cure = f"forward takes {inspect.signature(module.forward)}: give one --input-shape for each; {NESTED}"
     elif not path and isinstance(error, (IndexError, TypeError, KeyError, AttributeError)):

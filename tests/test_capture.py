@@ -66,6 +66,13 @@ def test_outputs_are_named_by_the_structure_that_forward_returns(function, names
     assert_same(program.run(x), torch.utils._pytree.tree_leaves(function(x)), "the captured program")
 
 
+def test_sizes_that_forward_returns_are_no_tensors():
+    program = captured(lambda x: (x * 2, x.shape[0], tuple(x.shape)), FEATURES)
+    assert program.outputs == ["output_0"]
+    assert "outputs that are no tensors were left out" in program.notes
+    assert len(program.run(*examples([FEATURES], 3))) == 1
+
+
 def test_outputs_that_are_no_tensors_are_noted():
     program = captured(lambda x: (None, x + 1, 3, x + 2), FEATURES)
     assert program.outputs == ["output_1", "output_3"]
@@ -472,6 +479,10 @@ def misspelt(x):
     return features  # noqa: F821
 
 
+def of_another_type(x):
+    return F.embedding(x, torch.ones(3, 2))
+
+
 def of_a_dictionary(x):
     return x["image"] * 2
 
@@ -482,6 +493,7 @@ def of_a_dictionary(x):
         (absent, 1, "install no_such_package"),
         (to_the_gpu, 1, "`.to(x.device)` for `.cuda()`"),
         (misspelt, 1, "mend this line"),
+        (of_another_type, 1, ":int64"),
         (of_a_dictionary, 1, "--input-shape batch.image="),
         (of_a_dictionary, 2, "forward takes (x)"),
     ],

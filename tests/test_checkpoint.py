@@ -53,6 +53,23 @@ def nothing():
     return 3
 
 ready = Block()
+
+def without_numbers():
+    with torch.device("meta"):
+        return Block()
+
+def on_the_gpu():
+    return Block().to("cuda")
+
+def with_more():
+    return Block(), "preprocessing"
+
+def compiled():
+    return torch.compile(nn.DataParallel(Block()))
+
+class Trainer:
+    def model(self):
+        return Block()
 """
 
 
@@ -361,6 +378,7 @@ def test_safetensors_load_whatever_the_name(here: Path):
         pytest.param("own_model.py:small", {"width": 4}, id="function in a file, with arguments"),
         pytest.param("own_model:ready", {}, id="module instance"),
         pytest.param("package.inner:Block", {}, id="class in a package"),
+        pytest.param("own_model:compiled", {}, id="within torch.compile's wrapper and DataParallel"),
     ],
 )
 def test_factories(here: Path, factory: str, arguments: dict[str, Any]):
@@ -794,6 +812,10 @@ BAD_FACTORIES: dict[str, tuple[str, dict[str, Any], type[ConversionError], str]]
     "raises when imported": ("failing.py:Block", {}, ConversionError, "failing.py:2"),
     "is no Python": ("nonsense.py:Block", {}, ConversionError, "nonsense.py:1"),
     "unknown timm model": ("timm:resnet5000", {}, UsageError, "timm"),
+    "no numbers": ("own_model:without_numbers", {}, ConversionError, "build it on the CPU"),
+    "on a GPU": ("own_model:on_the_gpu", {}, ConversionError, "build the model on the CPU"),
+    "more than the module": ("own_model:with_more", {}, ConversionError, "the module, and it alone"),
+    "a method": ("own_model:Trainer.model", {}, UsageError, "a method needs its object"),
     "arguments for a module": ("own_model:ready", {"width": 3}, UsageError, "takes no arguments"),
 }
 

@@ -151,6 +151,9 @@ REFUSED = {
     "a name that formats do not take": (
         {"outputs": ["head"], "output_names": ["head_0=low/map"]}, UsageError, ["`low/map` is no name for all formats"],
     ),
+    "one of two names": (
+        {"outputs": ["head"], "output_names": ["head_0=a", "head_0=b"]}, UsageError, ["`head_0` is given several"],
+    ),
     "a name twice": (
         {"outputs": ["head"], "output_names": ["head_0=image"]}, UsageError, ["two inputs or outputs", "`image`"],
     ),

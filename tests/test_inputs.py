@@ -350,3 +350,10 @@ def test_lists_and_dictionaries_are_given_by_the_names_of_what_is_in_them():
 def test_what_is_in_no_parameter_of_forward_is_refused(shapes):
     with pytest.raises(UsageError, match="forward takes xs, batch, shift"):
         opened(Nested().eval(), *shapes)
+
+
+@pytest.mark.parametrize("wrapped", [torch.compile, nn.DataParallel])
+def test_wrappers_are_taken_off(wrapped):
+    source = opened(wrapped(nn.Linear(4, 3).eval()), "1,4")
+    assert source.tensor_names == {"weight", "bias"}
+    assert "took the module out of" in source.notes[0]

@@ -24,7 +24,15 @@ from converter.checkpoint.sharded import load_shards
 from converter.checkpoint.torchscript import LIFTED_BY as TORCHSCRIPT_LIFTED_BY
 from converter.checkpoint.torchscript import load_torchscript
 from converter.checkpoint.trust import Trust, lifted
-from converter.checkpoint.weights import as_float32, changed_to_float32, check_measure, check_parts, find_model, fit
+from converter.checkpoint.weights import (
+    as_float32,
+    changed_to_float32,
+    check_measure,
+    check_parts,
+    find_model,
+    fit,
+    unwrapped,
+)
 from converter.errors import CheckpointError
 from converter.model_folder import files_of, has_config, is_index, weights_in
 
@@ -91,7 +99,8 @@ def load(
         return Checkpoint(path, digest, "module", module, None, (*notes, *changes, *_unneeded(factory)))
     if factory is None:
         raise _needs_factory(path, model)
-    module = build(factory, factory_args or {}, *code_folders(path))
+    module, told = unwrapped(build(factory, factory_args or {}, *code_folders(path)))
+    notes = [*notes, *told]
     given = {value.dtype for value in model.values() if isinstance(value, torch.Tensor) and value.is_floating_point()}
     with user_code(*code_folders(path)):
         notes += fit(module, model, path, factory)

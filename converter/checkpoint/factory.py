@@ -132,7 +132,7 @@ def _made(make: Any, arguments: dict[str, Any], factory: str) -> nn.Module:
         module = make(**arguments)
     if not isinstance(module, nn.Module):
         what = f"the factory's result is no torch.nn.Module but of type {type(module).__name__}"
-        raise ConversionError(what, where=_where(factory))
+        raise ConversionError(what, where=_where(factory), cure="name a function that returns the module, and it alone")
     return module
 
 
@@ -145,6 +145,8 @@ def _check_arguments(make: Callable, arguments: dict[str, Any], factory: str) ->
         signature.bind(**arguments)
     except TypeError as error:
         cure = f"it takes {signature}; give them as JSON with --model-args"
+        if next(iter(signature.parameters), "") == "self":
+            cure = "a method needs its object: name a function that makes it and returns the model"
         raise UsageError(
             f"{factory} does not take these arguments: {error}", where="--model-args", cure=cure
         ) from error

@@ -1,6 +1,7 @@
 """Python files of the user's: loading one, and where in one an error came from."""
 
 import importlib.util
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -49,7 +50,17 @@ def blamed(action: str) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         text = f"{action} failed: {type(error).__name__}: {error}"
-        raise ConversionError(text, where=place_of_error(error)) from error
+        raise ConversionError(text, where=place_of_error(error), cure=_cure(error)) from error
+
+
+def _cure(error: BaseException) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"install {error.name}, or run from the folder that holds it"
+    if isinstance(error, ImportError) and "relative import" in str(error):
+        return "name the module by its package, from the folder that holds that: --model package.module:name"
+    if re.search(r"CUDA|NVIDIA|MPS|XPU", str(error)):
+        return "build the model on the CPU, without .cuda() and device=: a conversion needs no GPU"
+    return "mend the code that is named: -v shows where it failed"
 
 
 def _file_of(module: ModuleType) -> Path | None:

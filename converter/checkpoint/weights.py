@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from converter.checkpoint.prefixes import StateDict, averaged_part, best_names, part_under_a_prefix
 from converter.checkpoint.source import blamed
 from converter.checkpoint.stand_ins import Compiled
-from converter.errors import CheckpointError
+from converter.errors import CheckpointError, ConversionError
 
 # Averaged weights first: they are what the training was for.
 ENTRIES = (
@@ -37,7 +37,7 @@ def find_model(content: Any, path: Path) -> tuple[nn.Module | StateDict, list[st
         CheckpointError: there is none, or several and none by a usual name, or weights are quantized.
     """
     if isinstance(content, nn.Module):
-        return _unwrapped(content)
+        return unwrapped(content)
     if _is_state_dict(content):
         return _tensors(content, path), []
     if isinstance(content, (list, tuple)):
@@ -143,13 +143,19 @@ def _tensors(state: Mapping[str, Any], path: Path) -> StateDict:
     )
 
 
-def _unwrapped(module: nn.Module) -> tuple[nn.Module, list[str]]:
+def unwrapped(module: nn.Module) -> tuple[nn.Module, list[str]]:
+    """The module in DataParallel's, AveragedModel's and torch.compile's wrappers, and notes on these.
+
+    Raises:
+        TypeError: a wrapper has no module.
+    """
     notes: list[str] = []
-    while isinstance(module, WRAPPERS):
-        inner = module.orig_mod if isinstance(module, Compiled) else module.module
+    while isinstance(module, WRAPPERS) or "_orig_mod" in vars(module).get("_modules", {}):
+        compiled = "_orig_mod" in vars(module).get("_modules", {})
+        inner = module._modules["_orig_mod"] if compiled else module.module
         if not isinstance(inner, nn.Module) or len(notes) > MOST_WRAPPERS:
             raise TypeError(f"a {type(module).__name__} of no module")
-        kind = "torch.compile's wrapper" if isinstance(module, Compiled) else f"its {type(module).__name__}"
+        kind = "torch.compile's wrapper" if compiled else f"its {type(module).__name__}"
         notes.append(f"took the module out of {kind}")
         module = inner
     return module, notes
@@ -216,6 +222,12 @@ def fit(module: nn.Module, state: StateDict, path: Path, factory: str) -> list[s
         CheckpointError: keys are missing or left over, or shapes differ; names the first ten of each.
     """
     own = module.state_dict()
+    if any(isinstance(tensor, torch.Tensor) and tensor.is_meta for tensor in own.values()):
+        raise ConversionError(
+            "the factory builds the model on the device meta, where tensors have no numbers",
+            where=f"--model {factory}",
+            cure='build it on the CPU, without torch.device("meta")',
+        )
     averaged = averaged_part(state, own.keys())
     renamed, dropped = best_names(averaged or state, own.keys())
     notes = [f"dropped `{dropped}` before the keys"] if dropped else []
