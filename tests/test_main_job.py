@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from user_tools import Reopened, reopen
 
 import cli
+from sample_models.calibration import calibrate
 from sample_models.detect_head import build
 
 REPOSITORY = Path(__file__).parents[1]
@@ -263,8 +265,6 @@ def change_keras_file(path: Path, change: Callable[[np.ndarray], np.ndarray]) ->
 
 
 def change_onnx_file(path: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
-    import onnx
-
     model = onnx.load(path)
     first = next(node for node in model.graph.node if node.op_type == "Conv").input[1]
     (stem,) = (tensor for tensor in model.graph.initializer if tensor.name == first)
@@ -414,6 +414,24 @@ def test_converting_again_gives_the_same_bytes(command, digits: Job):
     assert result.exit_code == 0, result.stderr
     assert "not verified" in result.stderr
     assert {path: path.read_bytes() for path in files(digits.artefact("tf"))} == before
+
+
+@pytest.mark.parametrize("keep, left", [((), 0), (("--keep-batchnorm",), 3)], ids=["folded", "kept"])
+def test_norms_of_every_kind_are_folded_or_kept_as_asked(tmp_path, monkeypatch, keep, left):
+    """In ONNX, whose exporter would fold those that we leave."""
+    monkeypatch.chdir(tmp_path)
+    decoder = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.ConvTranspose2d(8, 6, 4, 2, groups=2, bias=False), nn.BatchNorm2d(6), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4), nn.BatchNorm1d(4),
+    )  # fmt: skip
+    calibrate(decoder, torch.randn(8, 3, 9, 11))
+    torch.save(decoder.eval(), "decoder.pt")
+    result = CliRunner().invoke(cli.main, ["decoder.pt", "--to", "onnx", "--input-shape", "1,3,9,11", *keep])
+    assert result.exit_code == 0, result.stderr
+    operators = Counter(node.op_type for node in onnx.load("decoder.onnx").graph.node)
+    assert operators["BatchNormalization"] == left
+    assert operators["ConvTranspose"] == operators["Conv"] == 1
 
 
 def files(folder: Path) -> list[Path]:

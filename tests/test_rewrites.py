@@ -437,6 +437,10 @@ CHANNEL_ORDER_LEAVES = {
         Call(lambda self, x: self.conv(reordered(x).relu() + x), conv=nn.Conv2d(6, 4, 3)),
         IMAGE,
     ),
+    "of fewer channels than there were before a view": (
+        Call(lambda self, x: self.conv(x.unflatten(1, (3, 2)).flip(1)), conv=nn.Conv3d(3, 4, 1)),
+        IMAGE,
+    ),
     "flattened with the batch": (
         Call(lambda self, x: self.linear(reordered(x).reshape(-1, 72)), linear=nn.Linear(72, 4)),
         IMAGE,
@@ -552,6 +556,22 @@ BATCH_NORM_FIRES = {
     "padded by name": (nn.Sequential(nn.Conv2d(6, 4, 3, padding="same"), nn.BatchNorm2d(4)), IMAGE, "conv2d"),
     "1-D": (nn.Sequential(nn.Conv1d(6, 4, 3), nn.BatchNorm1d(4)), SEQUENCE, "conv1d"),
     "3-D": (nn.Sequential(nn.Conv3d(6, 4, 2), nn.BatchNorm3d(4)), VOLUME, "conv3d"),
+    "transposed": (nn.Sequential(nn.ConvTranspose2d(6, 4, 3, 2), nn.BatchNorm2d(4)), IMAGE, "conv_transpose2d"),
+    "transposed, channels in and out alike, without a bias": (
+        nn.Sequential(nn.ConvTranspose2d(6, 6, 4, 2, 1, bias=False), nn.BatchNorm2d(6)),
+        IMAGE,
+        "conv_transpose2d",
+    ),
+    "transposed in groups with more outputs than inputs": (
+        nn.Sequential(nn.ConvTranspose1d(6, 9, 3, groups=3, bias=False), nn.BatchNorm1d(9)),
+        SEQUENCE,
+        "conv_transpose1d",
+    ),
+    "transposed volumes in groups": (
+        nn.Sequential(nn.ConvTranspose3d(6, 4, 2, groups=2), nn.BatchNorm3d(4)),
+        VOLUME,
+        "conv_transpose3d",
+    ),
     "linear": (nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4)), (2, 6), "linear"),
     "linear without a bias": (nn.Sequential(nn.Linear(6, 4, bias=False), nn.BatchNorm1d(4)), (2, 6), "linear"),
     "two norms behind one kernel": (

@@ -73,7 +73,7 @@ def export(
     from ..errors import ConversionError
 
     try:
-        with _silence():
+        with _silence(), _norms_left():
             program = torch.onnx.export(
                 module,
                 tuple(inputs),
@@ -219,6 +219,25 @@ def _translations() -> dict[Any, Any]:
     translations = [space_to_depth, depth_to_space, reorder_channels, dropout, shift, padded_conv]
     own = {getattr(torch.ops.converter, translation.__name__).default: translation for translation in translations}
     return own | {torch.ops.aten.log_sigmoid.default: log_sigmoid} | TRANSLATIONS
+
+
+@contextlib.contextmanager
+def _norms_left() -> Iterator[None]:
+    """The exporter folds no batch norm: those that are to be folded are, by our own rewrite, which tells of what."""
+    from onnxscript import rewriter
+    from onnxscript.rewriter.rules import common
+
+    folding = [
+        common.fuse_batchnorm_into_conv_rule,
+        common.fuse_batchnorm_into_conv_transpose_rule,
+        common.fuse_batchnorm_into_gemm_rule,
+    ]
+    before = rewriter._DEFAULT_REWRITE_RULES
+    rewriter._DEFAULT_REWRITE_RULES = tuple(rule for rule in before if rule not in folding)
+    try:
+        yield
+    finally:
+        rewriter._DEFAULT_REWRITE_RULES = before
 
 
 @contextlib.contextmanager

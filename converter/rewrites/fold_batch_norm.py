@@ -1,4 +1,4 @@
-"""Fold batch norm into the convolution or linear layer before it (inference artefacts).
+"""Fold batch norm into the convolution, transposed or not, or linear layer before it (inference artefacts).
 
 batch_norm(conv(x, W, b), gamma, beta, mean, var)
 -> conv(x, W * s, beta + (b - mean) * s),  s = gamma / sqrt(var + eps)
@@ -24,6 +24,7 @@ FOLDABLE = {
     aten.conv3d.padding,
     aten.linear.default,
 }
+TRANSPOSED = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
 VECTORS = ("var", "mean", "gamma", "beta", "bias")
 
 
@@ -37,7 +38,8 @@ def fold_batch_norm(program: Program) -> list[Change]:
         weight, bias = producer.args[1], producer.args[2] if len(producer.args) > 2 else None
         given = {name: program.values(n) for name, n in zip(VECTORS, (var, mean, gamma, beta, bias), strict=True) if n}
         names = tuple(given)
-        folded = Deferred.made(partial(scaled, eps=eps, names=names), program.values(weight), *given.values())
+        scale = partial(scaled, eps=eps, names=names, transposed=transposed_groups(producer))
+        folded = Deferred.made(scale, program.values(weight), *given.values())
         shift = Deferred.made(partial(shifted, eps=eps, names=names), *given.values())
 
         statistics = [n for n in (gamma, beta, mean, var) if n is not None]
@@ -57,9 +59,20 @@ def fold_batch_norm(program: Program) -> list[Change]:
     return changes
 
 
-def scaled(weight: Tensor, *vectors: Tensor, eps: float, names: Sequence[str]) -> Tensor:
+def transposed_groups(producer: fx.Node) -> int:
+    """The groups of a transposed convolution; 0 for what is none."""
+    if producer.target not in TRANSPOSED:
+        return 0
+    return producer.args[6] if len(producer.args) > 6 else 1
+
+
+def scaled(weight: Tensor, *vectors: Tensor, eps: float, names: Sequence[str], transposed: int) -> Tensor:
+    """A kernel (out, in / groups, ...), or of a transposed convolution of so many groups (in, out / groups, ...)."""
     scale = scale_of(dict(zip(names, vectors, strict=True)), eps)
-    return weight * scale.reshape(-1, *[1] * (weight.dim() - 1))
+    if not transposed:
+        return weight * scale.reshape(-1, *[1] * (weight.dim() - 1))
+    grouped = weight.unflatten(0, (transposed, -1)) * scale.reshape(transposed, 1, -1, *[1] * (weight.dim() - 2))
+    return grouped.flatten(0, 1)
 
 
 def shifted(*vectors: Tensor, eps: float, names: Sequence[str]) -> Tensor:
@@ -76,7 +89,7 @@ def scale_of(vectors: Mapping[str, Tensor], eps: float) -> Tensor:
 
 
 def foldable(program: Program, producer: fx.Node, norm: fx.Node) -> bool:
-    if producer.target not in FOLDABLE or len(producer.users) > 1:
+    if producer.target not in FOLDABLE | TRANSPOSED or len(producer.users) > 1:
         return False
     if producer.target is aten.linear.default and producer.meta["val"].dim() != 2:
         return False

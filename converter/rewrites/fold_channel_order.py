@@ -345,6 +345,8 @@ def unflattened(index: Index, before: fx.Node, after: fx.Node) -> Index:
     if len(old) < 2 or not isinstance(old[1], int):
         raise CannotFollow
     inner = len(index) // old[1]
+    if not inner:
+        raise CannotFollow
     result = tuple(i // inner for i in index[::inner])
     if flattened(result, before, after) != index:
         raise CannotFollow
