@@ -6,6 +6,7 @@ batch_norm(conv(x, W, b), gamma, beta, mean, var)
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -63,7 +64,8 @@ def transposed_groups(producer: fx.Node) -> int:
     """The groups of a transposed convolution; 0 for what is none."""
     if producer.target not in TRANSPOSED:
         return 0
-    return producer.args[6] if len(producer.args) > 6 else 1
+    groups: Any = producer.args[6] if len(producer.args) > 6 else 1
+    return groups
 
 
 def scaled(weight: Tensor, *vectors: Tensor, eps: float, names: Sequence[str], transposed: int) -> Tensor:
