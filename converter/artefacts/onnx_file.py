@@ -183,7 +183,7 @@ def _digest_in_memory(model: Any) -> str:
 
 
 def _translations() -> dict[Any, Any]:
-    """Of the operators that our rewrites introduce, of those that the exporter gets wrong, and of the user's.
+    """Of the operators that our rewrites introduce, of those that the exporter does worse, and of the user's.
 
     Returns:
         {overload: function of onnxscript}
@@ -216,9 +216,22 @@ def _translations() -> dict[Any, Any]:
         """The exporter's log(sigmoid(x)) is off by its whole value where the sigmoid is close to 1."""
         return opset18.Neg(opset18.Softplus(opset18.Neg(x)))
 
+    def upsample_linear1d(x: Any, output_size: Any, align_corners: bool, scale_factors: Any) -> Any:
+        """The exporter takes it apart into gathers; ONNX's formulas: https://onnx.ai/onnx/operators/onnx__Resize.html."""
+        how = {
+            "mode": "linear",
+            "coordinate_transformation_mode": "align_corners" if align_corners else "half_pixel",
+        }
+        if scale_factors is not None:
+            return opset18.Resize(x, None, opset18.Constant(value_floats=[1.0, 1.0, *scale_factors]), None, **how)
+        sizes = opset18.Concat(opset18.Shape(x, start=0, end=2), opset18.Cast(output_size, to=7), axis=0)
+        return opset18.Resize(x, None, None, sizes, **how)
+
     translations = [space_to_depth, depth_to_space, reorder_channels, dropout, shift, padded_conv]
     own = {getattr(torch.ops.converter, translation.__name__).default: translation for translation in translations}
-    return own | {torch.ops.aten.log_sigmoid.default: log_sigmoid} | TRANSLATIONS
+    aten = torch.ops.aten
+    better = {aten.log_sigmoid.default: log_sigmoid, aten.upsample_linear1d.vec: upsample_linear1d}
+    return own | better | TRANSLATIONS
 
 
 @contextlib.contextmanager

@@ -51,7 +51,8 @@ def orders(rank: int) -> Iterator[tuple[int, ...]]:
 
 def _is(array: np.ndarray, tensor: np.ndarray) -> bool:
     """Whether they are the same bit for bit, dimensions of one element and merged ones aside."""
-    return np.array_equal(array.reshape(tensor.shape).astype(tensor.dtype), tensor)
+    same_kind = array.dtype.kind == tensor.dtype.kind
+    return same_kind and np.array_equal(array.reshape(tensor.shape).astype(tensor.dtype), tensor)
 
 
 def _arranged(values: torch.Tensor, order: tuple[int, ...], shape: tuple[int, ...]) -> torch.Tensor:

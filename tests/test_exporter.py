@@ -1,0 +1,49 @@
+"""Operators that PyTorch's exporter gets wrong, refuses or takes apart, as ONNX files through all proofs."""
+
+import onnx
+import pytest
+from equivalence import with_random_tensors
+from torch import nn
+
+from converter.conversion import Session
+
+IMAGE, SEQUENCE = "1,3,8,9", "1,3,9"
+CASES = {
+    "windows rounded up that ONNX would take and PyTorch does not": (
+        nn.MaxPool2d(2, 3, 1, 2, ceil_mode=True), IMAGE, "MaxPool MaxPool"
+    ),
+    "the same of an average that does not count its padding": (
+        nn.AvgPool2d((3, 2), (2, 3), 1, ceil_mode=True, count_include_pad=False), "1,3,8,8", "AveragePool AveragePool"
+    ),
+    "a divisor, rounded up": (nn.AvgPool2d(3, 2, ceil_mode=True, divisor_override=5), IMAGE, "Pad AveragePool Mul"),
+    "a divisor of volumes": (nn.AvgPool3d(2, 2, divisor_override=3), "1,2,4,5,6", "AveragePool Mul"),
+    "linear by a factor": (nn.Upsample(scale_factor=1.5, mode="linear"), SEQUENCE, "Resize"),
+    "linear by a factor that leaves something over": (nn.Upsample(scale_factor=0.4, mode="linear"), SEQUENCE, "Resize"),
+    "linear with its corners aligned": (
+        nn.Upsample(scale_factor=2, mode="linear", align_corners=True), SEQUENCE, "Resize"
+    ),
+    "linear to a size": (nn.Upsample(size=7, mode="linear"), SEQUENCE, "Shape Concat Resize"),
+    "linear to one element": (nn.Upsample(size=1, mode="linear"), SEQUENCE, "Shape Concat Resize"),
+    "a slope that would be a position, cut to an integer": (nn.Sequential(nn.Unfold(1), nn.PReLU()), IMAGE, None),
+    "a norm behind a grouped transposed convolution": (
+        with_random_tensors(
+            nn.Sequential(nn.ConvTranspose1d(3, 6, 4, 2, 2, 1, groups=3, bias=False), nn.BatchNorm1d(6, affine=False))
+        ),
+        SEQUENCE, "ConvTranspose",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def session():
+    with Session(lasting=True) as held:
+        yield held
+
+
+@pytest.mark.parametrize("module, shape, operators", CASES.values(), ids=CASES)
+def test_is_pytorchs_function(session, tmp_path, module, shape, operators):
+    report = session.convert(module.eval(), to=("onnx",), output=tmp_path / "net.onnx", input_shapes=[shape])
+    (artefact,) = report.artefacts
+    assert artefact.status == "verified", [proof.summary for proof in artefact.proofs]
+    if operators is not None:
+        assert " ".join(node.op_type for node in onnx.load(artefact.path).graph.node) == operators
