@@ -253,6 +253,9 @@ def kill_writers(target: Path, seconds: float) -> tuple[int, list[str]]:
         )
         for name in ("a", "b")
     ]
+    for writer in writers:
+        assert writer.stdout is not None
+        writer.stdout.readline()  # from its first artefact on
     time.sleep(seconds)
     for writer in writers:
         writer.kill()
@@ -264,7 +267,7 @@ def kill_writers(target: Path, seconds: float) -> tuple[int, list[str]]:
     names = sorted(path.name for path in target.parent.iterdir())
     if names not in ([], [target.name, *(file.name for file in beside(target))]):
         wrong.append(f"there are {names}")
-    return sum(len(out.splitlines()) for out, _ in said), wrong
+    return sum(1 + len(out.splitlines()) for out, _ in said), wrong
 
 
 def mixed(target: Path) -> list[str]:
