@@ -234,7 +234,14 @@ class Built:
                 reasons[name] = self.program.absorbed[name]
             elif name.endswith("num_batches_tracked"):
                 reasons[name] = "read in training only"
+            elif self.plan is None and self._all_zeros(name):
+                reasons[name] = "zeros, which PyTorch's exporter leaves out where they change nothing"
         return reasons
+
+    def _all_zeros(self, name: str) -> bool:
+        program = self.source.program
+        nodes = [node for node in program.graph.find_nodes(op="get_attr") if node.target == name]
+        return any(not program.tensor(node).any() for node in nodes)
 
     def _inlined(self, name: str) -> bool:
         """Small constants stand in the graph itself; weights never do."""

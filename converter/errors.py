@@ -101,6 +101,12 @@ def unexpected(error: BaseException, where: str | None = None) -> ConversionErro
             cure="end other programs or raise the limit (ulimit -v, the container's); convert to one format at a time, "
             "with a smaller --input-shape",
         )
+    if "BFloat16" in str(error):
+        return ConversionError(
+            "The model computes in bfloat16, as torch.autocast within forward has it.",
+            where=where,
+            cure="leave autocast out of forward, or give it enabled=False: artefacts compute in float32",
+        )
     if isinstance(error, OSError) and error.errno is not None:
         return ConversionError(
             f"The system refuses: {error.strerror}.",

@@ -357,3 +357,19 @@ def test_wrappers_are_taken_off(wrapped):
     source = opened(wrapped(nn.Linear(4, 3).eval()), "1,4")
     assert source.tensor_names == {"weight", "bias"}
     assert "took the module out of" in source.notes[0]
+
+
+class InHalfPrecision(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.linear(x).float()
+
+
+def test_autocast_within_forward_is_refused_in_words_of_its_own():
+    (keras,) = inspect(InHalfPrecision().eval(), input_shapes=["1,4"], check=["keras"]).checks
+    assert "torch.autocast" in keras.failure.what
+    assert "enabled=False" in keras.failure.cure

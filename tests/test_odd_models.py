@@ -70,6 +70,43 @@ def test_odd_model_is_converted_and_verified(tmp_path, model, shape, outputs):
     assert all([o.name for o in a.outputs] == outputs for a in report.artefacts)
 
 
+class SetsChannel(nn.Module):
+    """The zero that is set is the same number as the axis that PyTorch's exporter writes beside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x):
+        y = self.linear(x)
+        y[:, 0] = 0
+        return y
+
+
+class FreshAttention(nn.Module):
+    """Its bias of zeros changes nothing, and PyTorch's exporter leaves it out."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+@pytest.mark.parametrize(
+    "model, shape",
+    [
+        pytest.param(SetsChannel, "1,4", id="a number that is an axis too"),
+        pytest.param(FreshAttention, "1,5,8", id="a bias of zeros"),
+    ],
+)
+def test_what_the_exporter_writes_of_odd_weights_is_accounted_for(tmp_path, model, shape):
+    torch.manual_seed(0)
+    report = converter.convert(model().eval(), to=["onnx"], output=tmp_path / "m.onnx", input_shapes=[shape])
+    assert report.status == "verified", [f for p in report.artefacts[0].proofs for f in p.failures]
+
+
 class Foreign(nn.Module):
     """The name of its input is none that a graph can have."""
 
