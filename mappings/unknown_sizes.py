@@ -169,8 +169,9 @@ def nearest(plan: Plan, x: Value, dim: int, out: Size, factor: float | None, exa
     return plan.call(run, x, *zeros_of(plan, x, dim, out), layout=layout)
 
 
-def part(plan: Plan, x: Value, dim: int, start: Size, length: Size) -> Value:
-    """`length` elements of `dim` from `start` on, where one of them is unknown."""
+def part(plan: Plan, x: Value | Constant, dim: int, start: Size, length: Size) -> Value:
+    """`length` elements of `dim` from `start` on, where one of them is unknown; of a table too, as of positions."""
+    x = as_value(plan, x)
     x, axis = plan.one_axis(x, dim, "a slice")
     layout, _ = x.layout.resized(dim, length)
     lines = [*zeros_of(plan, x, dim, length), *zeros_of(plan, x, dim, start)]

@@ -75,6 +75,18 @@ class Patches(nn.Module):
         return x.transpose(1, 2).reshape(n, c, h, w)
 
 
+class Buffered(nn.Module):
+    """As BERT: the positions are cut from a buffer of 24."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.places = nn.Embedding(20, 6), nn.Embedding(24, 6)
+        self.register_buffer("positions", torch.arange(24)[None])
+
+    def forward(self, ids):
+        return self.words(ids) * self.places(self.positions[:, : ids.shape[1]])
+
+
 class Text(nn.Module):
     """Tokens with positions from a table of 40, a causal mask, heads by hand, the mean of what is not masked."""
 
@@ -126,6 +138,7 @@ NETWORKS = {
     "transposed convolution": (Pyramid(nn.ConvTranspose2d(5, 5, 2, 2)), IMAGE, ["multiple of 4", "multiple of 4"]),
     "multiples of half of what is needed": (Pyramid(nn.Upsample(scale_factor=2)), ("1,3,2*H,2*W",), ["multiple of 2"]),
     "patches, positions, attention": (Patches(), IMAGE, []),
+    "positions cut from a buffer": (Buffered(), ("1,T:int64",), ["size T may be 24 at most"]),
     "tokens": (Text(), ("ids=1,T:int64", "mask=1,T:bool"), []),
     "windows": (Call(windows, l=nn.Linear(3, 3)), IMAGE, ["multiple of 4", "multiple of 4"]),
     "focus": (Call(focus, c=nn.Conv2d(12, 4, 3)), IMAGE, ["multiple of 2", "multiple of 2"]),
