@@ -303,7 +303,8 @@ class Plan:
         if not value.layout.dims[dim]:
             layout, axis = value.layout.with_axis(dim, 1)
             bare = self.request(value, tuple(run for run in value.layout.axes if run), reason)
-            return Value(layout, value.dtype, self._move_step(bare, layout, layout.to(layout.axes)[1], reason)), axis
+            move = replace(layout.to(layout.axes)[1], given=bare.layout.physical_shape)
+            return Value(layout, value.dtype, self._move_step(bare, layout, move, reason)), axis
         if len(value.layout.dims[dim]) > 1:
             value = self.one_atom(value, dim, reason)
         return self.together(value, dim, reason)

@@ -145,6 +145,9 @@ NETWORKS = {
     "padded to a multiple, of which there is none": (Call(padded, c=conv(3, 2)), ("1,3,4*H,4*W",), []),
     "positions computed from the size": (Call(grid, c=conv(3, 2)), IMAGE, []),
     "pixel shuffle": (nn.Sequential(conv(3, 12), nn.PixelShuffle(2)), IMAGE, []),
+    "a dimension of one element resampled beside free ones": (
+        Call(lambda x: F.interpolate(x.mean(1, keepdim=True).permute(0, 2, 3, 1), scale_factor=3, mode="bilinear")),
+        IMAGE, []),
     "pixel unshuffle": (nn.Sequential(nn.PixelUnshuffle(2), conv(12, 5)), IMAGE, ["multiple of 2", "multiple of 2"]),
     "maxima rounded up": (nn.Sequential(nn.MaxPool2d(3, 2, ceil_mode=True), conv(3, 2)), IMAGE, []),
     "windows that begin behind an image of an odd size": (
