@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from converter.shapes import FreeSize, InputShape
 
 # Sizes to try where the user gives names: multiples of 32, as most networks with strides want, then others.
 TRIED = (64, 32, 128, 224, 256, 16, 8, 512)
+OF_SEQUENCES = (2048, 16384)  # of sound, where no input has two free sizes
 APART = 32
 
 
@@ -118,6 +120,9 @@ def bound(module: nn.Module, shapes: Sequence[InputShape]) -> Calling:
 def with_sizes(calling: Calling, runs: Callable[[list[Tensor]], None], batch: int | None, seed: int) -> Calling:
     """The calling with numbers for its free sizes, at which the model runs.
 
+    Where others were too small, twice the first: near the least that a model takes, a map within it has one element, of
+    which torch.export makes a constant.
+
     Args:
         runs: raises CaptureError for inputs that the model does not take.
     """
@@ -127,17 +132,24 @@ def with_sizes(calling: Calling, runs: Callable[[list[Tensor]], None], batch: in
         candidate = Calling(calling.shapes, calling.names, sizes)
         try:
             runs(candidate.examples(batch, seed))
-            return candidate
+            break
         except CaptureError as error:
             first = first or error
             tried.append(", ".join(f"{name}={size}" for name, size in sizes.items()))
-    if first is None:
-        return calling
-    raise CaptureError(
-        f"no sizes were found at which the model runs; of the first, {first.what}",
-        where=first.where,
-        cure=f"give numbers, or multiples as in 1,3,48*H,48*W; tried were {'; '.join(tried)}",
-    )
+    else:
+        if first is None:
+            return calling
+        raise CaptureError(
+            f"no sizes were found at which the model runs; of the first, {first.what}",
+            where=first.where,
+            cure=f"give numbers, or multiples as in 1,3,48*H,48*W; tried were {'; '.join(tried)}",
+        )
+    if first is not None:
+        with contextlib.suppress(CaptureError):  # then the first it is
+            twice = Calling(calling.shapes, calling.names, {name: 2 * size for name, size in sizes.items()})
+            runs(twice.examples(batch, seed))
+            return twice
+    return candidate
 
 
 def _tried(free: Sequence[Mapping[int, FreeSize]]) -> Iterator[dict[str, int]]:
@@ -147,8 +159,9 @@ def _tried(free: Sequence[Mapping[int, FreeSize]]) -> Iterator[dict[str, int]]:
         factors[size.name] = max(size.factor, factors.get(size.name, 1))
     if not factors:
         return
+    longer = OF_SEQUENCES if all(len(sizes) < 2 for sizes in free) else ()
     for apart in (APART, 0) if len(factors) > 1 else (0,):
-        for base in TRIED:
+        for base in (*TRIED, *longer):
             step = min(apart, base)
             yield {
                 name: max(2, (base + i * step) // factor) + (i if apart and factor >= base else 0)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, _meta_registrations
 from torch.nn.modules import rnn, transformer
 from torch.nn.utils import rnn as packing
@@ -65,8 +66,9 @@ def _pools_of_free_sizes() -> Iterator[None]:
 
     At most `padding + stride - 1` elements lie behind the last whole window, so that no window that reaches further can
     begin behind the image (https://docs.pytorch.org/docs/stable/generated/torch.nn.MaxPool2d.html, ceil_mode).
+    Of a sequence, PyTorch's C++ reads the length as a number: it becomes an image of one row.
     """
-    before = _meta_registrations.pooling_output_shape_pad_lr
+    before, of_sequence = _meta_registrations.pooling_output_shape_pad_lr, torch.max_pool1d
 
     def size(size: Any, kernel: int, front: int, behind: int, stride: int, dilation: int, ceil_mode: bool) -> Any:
         reach = dilation * (kernel - 1) + 1
@@ -74,11 +76,28 @@ def _pools_of_free_sizes() -> Iterator[None]:
             return (size + front + behind - reach + stride - 1) // stride + 1
         return before(size, kernel, front, behind, stride, dilation, ceil_mode)
 
+    def max_pool1d(
+        input: Tensor, kernel_size: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
+    ) -> Tensor:
+        length: Any = input.shape[-1]
+        if not isinstance(length, torch.SymInt):
+            return of_sequence(input, kernel_size, stride, padding, dilation, ceil_mode)
+        kernel, by, pad, apart = map(_number, (kernel_size, stride or kernel_size, padding, dilation))
+        row = input.unsqueeze(-2)
+        return F.max_pool2d(row, (1, kernel), (1, by), (0, pad), (1, apart), ceil_mode).squeeze(-2)
+
     _meta_registrations.pooling_output_shape_pad_lr = size
+    vars(torch)["max_pool1d"] = max_pool1d
     try:
         yield
     finally:
         _meta_registrations.pooling_output_shape_pad_lr = before
+        vars(torch)["max_pool1d"] = of_sequence
+
+
+def _number(value: Any) -> int:
+    """An argument of one number, given as such or in a list."""
+    return value if isinstance(value, int) else value[0]
 
 
 class _NoPacking:

@@ -6,6 +6,7 @@ trying: the multiples of the smallest number, and the smallest such size, from w
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -159,9 +160,19 @@ def _guards(text: str, name: str, factor: int) -> list[Callable[[int], bool]]:
     for times, guard in re.findall(line, text, re.MULTILINE):
         expression = re.sub(SIZE_IN_GUARD, "size", guard.strip().rstrip("."))
         expression = expression.replace("IntInfinity()", str(2**62))
+        expression = re.sub(r"(?:math|torch)\.(trunc|sym_float)\b|\b(min|max)\b", _spelled, expression)
         if is_size_expression(expression) and re.findall(r"[A-Za-z_]\w*", expression):
             found.append(_predicate(expression, int(times or 1) // factor or 1))
     return found
+
+
+# Of sizes, as guards and as sympy spell them.
+FUNCTIONS = {"trunc": "TruncToInt", "sym_float": "ToFloat", "min": "Min", "max": "Max"}
+COMPUTED = {"TruncToInt": math.trunc, "ToFloat": float, "Min": min, "Max": max}
+
+
+def _spelled(found: re.Match[str]) -> str:
+    return FUNCTIONS[found[1] or found[2]]
 
 
 def _predicate(expression: str, factor: int) -> Callable[[int], bool]:
@@ -169,7 +180,7 @@ def _predicate(expression: str, factor: int) -> Callable[[int], bool]:
 
     def holds(size: int) -> bool:
         try:
-            return bool(eval(code, {"__builtins__": {}}, {"size": factor * size}))
+            return bool(eval(code, {"__builtins__": {}}, COMPUTED | {"size": factor * size}))
         except (ZeroDivisionError, NameError):
             return False
 

@@ -149,6 +149,11 @@ NETWORKS = {
         Call(lambda x: F.interpolate(x.mean(1, keepdim=True).permute(0, 2, 3, 1), scale_factor=3, mode="bilinear")),
         IMAGE, []),
     "pixel unshuffle": (nn.Sequential(nn.PixelUnshuffle(2), conv(12, 5)), IMAGE, ["multiple of 2", "multiple of 2"]),
+    "maxima of a sequence": (
+        nn.Sequential(nn.Conv1d(2, 4, 5, 2), nn.MaxPool1d(3, 2, 1), nn.ReLU(), nn.MaxPool1d(2, ceil_mode=True)),
+        ("1,2,T",), []),
+    "strides that leave one element of the least length": (
+        nn.Sequential(nn.Conv1d(2, 4, 80, 16), nn.MaxPool1d(4), nn.Conv1d(4, 3, 3), nn.MaxPool1d(4)), ("1,2,T",), []),
     "maxima rounded up": (nn.Sequential(nn.MaxPool2d(3, 2, ceil_mode=True), conv(3, 2)), IMAGE, []),
     "windows that begin behind an image of an odd size": (
         nn.MaxPool2d(2, 2, 1, ceil_mode=True), IMAGE, ["multiple of 2", "multiple of 2"]),
