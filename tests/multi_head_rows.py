@@ -93,6 +93,13 @@ MULTI_HEAD_LEAVES = {
     ),
     "a causal one": (parts(lambda self, x: self.o(joined(attend(*three(self, x), is_causal=True)))), TOKENS),
     "another scale": (parts(lambda self, x: self.o(joined(attend(*three(self, x), scale=0.3)))), TOKENS),
+    "as many heads of one feature as tokens, for whose biases Keras takes those of the tokens": (
+        Call(
+            lambda self, x: self.proj(joined(attend(*self.qkv(x).unflatten(-1, (3, 5, 1)).permute(2, 0, 3, 1, 4)))),
+            qkv=nn.Linear(5, 15), proj=nn.Linear(5, 5),
+        ),
+        (2, 5, 5),
+    ),
     "heads that are normalised": (
         parts(lambda self, x: self.o(joined(attend(self.norm(heads(self.q(x))), *three(self, x)[1:])))), TOKENS,
     ),

@@ -176,6 +176,8 @@ def is_whole(match: Found) -> bool:
     biases = match.biases
     if any(b is None for b in biases) and any(b is not None for b in biases):
         return False  # Keras has all or none
+    if biases[0] is not None and any(p.rows.shape[1] == 1 for p in match.projections):
+        return False  # Keras takes biases of (heads, 1) for those of its second axis, where that is as long
     used = [(w.target, row) for w, rows in zip(match.weights, match.rows, strict=False) for row in rows]
     if len(set(used)) < len(used):
         return False  # a parameter would become two variables
