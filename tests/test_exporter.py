@@ -24,6 +24,9 @@ CASES = {
     ),
     "linear to a size": (nn.Upsample(size=7, mode="linear"), SEQUENCE, "Shape Concat Resize"),
     "linear to one element": (nn.Upsample(size=1, mode="linear"), SEQUENCE, "Shape Concat Resize"),
+    "windows of a free size": (nn.AdaptiveAvgPool2d((2, 3)), "1,3,H,W", None),
+    "maxima in windows of a free size": (nn.AdaptiveMaxPool2d((4, 1)), "1,3,H,W", None),
+    "maxima of a free length, rounded up": (nn.MaxPool1d(3, 2, ceil_mode=True), "1,3,T", None),
     "a slope that would be a position, cut to an integer": (nn.Sequential(nn.Unfold(1), nn.PReLU()), IMAGE, None),
     "a norm behind a grouped transposed convolution": (
         with_random_tensors(

@@ -5,6 +5,8 @@ adaptive_max_pool2d(x, (3, 4)) of 7 x 8, rows -> cat(amax(x[:, :, 0:3]), amax(x[
 """
 
 import operator
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -53,23 +55,43 @@ def adaptive_pools(program: Program) -> list[Change]:
 def written_out(
     program: Program, node: fx.Node, result: Tensor, rank: int, pool: OpOverload, reduce: OpOverload
 ) -> fx.Node | None:
-    """The same as operators that ONNX has, None where sizes are unknown."""
+    """The same as operators that ONNX has, None where it is to give an unknown size."""
     x: fx.Node = node.args[0]
     have, want = sizes(x.meta["val"])[-rank:], sizes(result)[-rank:]
-    if not all(isinstance(n, int) for n in (*have, *want)):
+    if any(not isinstance(m, int) and n != m for n, m in zip(have, want, strict=True)):
         return None
+    known = all(isinstance(n, int) for n in have)
     first = x.meta["val"].dim() - rank
     with program.graph.inserting_before(node):
         if all(n == 1 for n in want):
             return program.call(reduce, (x, list(range(first, first + rank)), True), node)
-        if all(n % m == 0 for n, m in zip(have, want, strict=True)):
+        if known and all(n % m == 0 for n, m in zip(have, want, strict=True)):
             window = [n // m for n, m in zip(have, want, strict=True)]
             return program.call(pool, (x, window, window), node)
         for dim, (size, out) in enumerate(zip(have, want, strict=True), start=first):
             if size != out:
                 parts = []
-                for i in range(out):  # where window i begins and ends
-                    part = program.call(aten.slice.Tensor, (x, dim, i * size // out, -(-(i + 1) * size // out)), node)
+                for begin, end in windows(program, node, x, dim, out):
+                    part = program.call(aten.slice.Tensor, (x, dim, begin, end), node)
                     parts.append(program.call(reduce, (part, [dim], True), node))
                 x = program.call(aten.cat.default, (parts, dim), node)
     return x
+
+
+def windows(program: Program, node: fx.Node, x: fx.Node, dim: int, out: int) -> Iterator[tuple[Any, Any]]:
+    """Where each of `out` windows along `dim` begins and ends: floor(i size / out), ceil((i + 1) size / out).
+
+    Of an unknown size they are computed in the graph.
+    """
+    size = sizes(x.meta["val"])[dim]
+    if isinstance(size, int):
+        yield from ((i * size // out, -(-(i + 1) * size // out)) for i in range(out))
+        return
+    held = program.call(aten.sym_size.int, (x, dim), node)
+
+    def share(i: int, more: int) -> fx.Node:
+        whole = program.call(operator.add, (program.call(operator.mul, (held, i), node), more), node)
+        return program.call(operator.floordiv, (whole, out), node)
+
+    for i in range(out):
+        yield share(i, 0), share(i + 1, out - 1)
