@@ -216,6 +216,9 @@ architecture_options = options(
         help="Where forward decides by values, keep what it decides for random inputs; checked on others.",
     ),
     click.option(
+        "--strict", is_flag=True, help="Capture by way of Python's bytecode, which torch.export calls strict."
+    ),
+    click.option(
         "--trust",
         multiple=True,
         metavar="PACKAGE",

@@ -93,7 +93,11 @@ class Built:
             "options": vars(self.options),
             "batch": self.source.program.fixed_batch or "dynamic",
             "input_shapes": self.source.shape_texts(),
-            "part": {**vars(self.source.part), "freeze_control_flow": self.source.freeze_control_flow},
+            "part": {
+                **vars(self.source.part),
+                "freeze_control_flow": self.source.freeze_control_flow,
+                "strict": self.source.strict,
+            },
             "inputs": [_described(i) for i in self.inputs],
             "outputs": [_described(o) for o in self.outputs],
             "choices": self.plan.choices.by_name() if self.plan else None,

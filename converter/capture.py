@@ -51,6 +51,7 @@ def capture(
     fixed_batch: bool = False,
     free: Free = (),
     freeze: bool = False,
+    strict: bool = False,
     runs: bool = False,
 ) -> Program:
     """Capture `module`, in eval mode, called with `inputs`; their dimension 0 is the batch and stays free.
@@ -60,6 +61,7 @@ def capture(
     Args:
         free: the dimensions of each input that stay free besides; what restricts them is noted.
         freeze: where forward decides by values, keep what it decides for `inputs`, and note that.
+        strict: only by way of Python's bytecode.
         runs: it was seen to run on `inputs`.
 
     Raises:
@@ -72,13 +74,13 @@ def capture(
         reason = _why_not_one(module, inputs)
     if not fixed_batch and any(x.ndim for x in inputs) and not reason:
         try:
-            return _captured(module, [_at_least_two(x) for x in inputs], free, Dim("batch", min=1), freeze)
+            return _captured(module, [_at_least_two(x) for x in inputs], free, Dim("batch", min=1), freeze, strict)
         except CaptureError:
             raise
         except Exception as error:
             reason = _why_specialised(error)
     try:
-        program = _captured(module, inputs, free, None, freeze)
+        program = _captured(module, inputs, free, None, freeze, strict)
     except CaptureError:
         raise
     except Exception as error:
@@ -88,11 +90,13 @@ def capture(
     return program
 
 
-def _captured(module: nn.Module, inputs: Sequence[Tensor], free: Free, batch: Any, freeze: bool) -> Program:
+def _captured(
+    module: nn.Module, inputs: Sequence[Tensor], free: Free, batch: Any, freeze: bool, strict: bool
+) -> Program:
     """With what `torch.export` says of free sizes worked in, and the model run at other sizes than those traced."""
     if not names_of(free):
         shapes = tuple({0: batch} if x.ndim else None for x in inputs) if batch is not None else None
-        return _exported(module, inputs, shapes, freeze)
+        return _exported(module, inputs, shapes, freeze, strict)
     examples = example_sizes(free, inputs)
     ranges = dict.fromkeys(names_of(free), Range())
     asserted = False
@@ -100,7 +104,7 @@ def _captured(module: nn.Module, inputs: Sequence[Tensor], free: Free, batch: An
         named = zip(inputs, dims(free, ranges), strict=True)
         shapes = tuple(({0: batch} if batch is not None and x.ndim else {}) | sizes or None for x, sizes in named)
         try:
-            program = _exported(module, inputs, shapes, freeze, asserted)
+            program = _exported(module, inputs, shapes, freeze, strict, asserted)
         except CaptureError:
             raise
         except Exception as error:
@@ -127,7 +131,7 @@ def _captured(module: nn.Module, inputs: Sequence[Tensor], free: Free, batch: An
 
 
 def _exported(
-    module: nn.Module, inputs: Sequence[Tensor], shapes: Any, freeze: bool, asserted: bool = False
+    module: nn.Module, inputs: Sequence[Tensor], shapes: Any, freeze: bool, strict: bool, asserted: bool = False
 ) -> Program:
     """By torch.export as it stands; where that meets a tensor's values, by way of the bytecode, which keeps numbers out
     of tensors; with `freeze` at last by what the inputs at hand decide.
@@ -136,14 +140,15 @@ def _exported(
         asserted: what restricts free sizes is left to assertions in the program, which are dropped.
     """
     try:
-        return _noting_names(from_exported(_export(module, inputs, shapes, asserted=asserted)), module)
+        return _noting_names(from_exported(_export(module, inputs, shapes, strict, asserted)), module)
     except CaptureError:
         raise
     except Exception as error:
         if not needs_values(error):
             raise
-        with contextlib.suppress(Exception):  # the first way's error says more
-            return _noting_names(from_exported(_export(module, inputs, shapes, True, asserted)), module)
+        if not strict:
+            with contextlib.suppress(Exception):  # the first way's error says more
+                return _noting_names(from_exported(_export(module, inputs, shapes, True, asserted)), module)
         if not freeze:
             raise
         with exporting():
@@ -296,9 +301,7 @@ def run_forward(module: nn.Module, inputs: Sequence[Tensor]) -> Any:
             hook.remove()
 
 
-def _export(
-    module: nn.Module, inputs: Sequence[Tensor], shapes: Any, strict: bool = False, asserted: bool = False
-) -> ExportedProgram:
+def _export(module: nn.Module, inputs: Sequence[Tensor], shapes: Any, strict: bool, asserted: bool) -> ExportedProgram:
     with exporting():
         return torch.export.export(
             module, tuple(inputs), dynamic_shapes=_for_forward(module, shapes), strict=strict,

@@ -48,6 +48,7 @@ def verify(
     input_names: Sequence[str] | Mapping[str, str] = (),
     output_names: Sequence[str] | Mapping[str, str] = (),
     freeze_control_flow: bool = False,
+    strict: bool = False,
     trust: Sequence[str] = (),
     atol: float | None = None,
     rtol: float | None = None,
@@ -68,8 +69,8 @@ def verify(
 
     Args:
         artefact: a SavedModel folder, a `.keras`, an `.onnx` or a `.tflite` file.
-        input_shapes, image_size, outputs, submodule, input_names, output_names, freeze_control_flow: as for `convert`;
-            an artefact of ours knows them.
+        input_shapes, image_size, outputs, submodule, input_names, output_names, freeze_control_flow, strict: as for
+            `convert`; an artefact of ours knows them.
         inputs: the user's, as for `convert`; `preprocessing` is that of a folder of images.
         accept: kinds of explanations (`report.ExplanationKind`) that may make it agree.
         signature: of a SavedModel or a TFLite file that has several.
@@ -90,6 +91,7 @@ def verify(
     part = Part.of(outputs, submodule, input_names, output_names)
     if made_of := stamp.get("part"):
         freeze_control_flow = freeze_control_flow or made_of.pop("freeze_control_flow")
+        strict = strict or made_of.pop("strict", False)
         part = Part.of(*(getattr(part, name) or made_of[name] for name in vars(part)))
     with Runner(format) as runner:
         if missing := not (input_shapes or stamp):  # then it is asked what it takes
@@ -99,7 +101,7 @@ def verify(
                 model, factory=factory, factory_args=factory_args,
                 input_shapes=input_shapes or (() if image_size else stamp.get("input_shapes", ())),
                 trust=trust, fixed_batch=stamp.get("options", {}).get("fixed_batch"), seed=seed, clock=clock,
-                image_size=image_size, part=part, freeze_control_flow=freeze_control_flow,
+                image_size=image_size, part=part, freeze_control_flow=freeze_control_flow, strict=strict,
             )  # fmt: skip
         notes = [*source.notes, *source.program.notes]
         if format in ("tf", "keras") and stamp.get("options"):

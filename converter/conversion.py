@@ -48,6 +48,7 @@ def convert(
     input_names: Sequence[str] | Mapping[str, str] = (),
     output_names: Sequence[str] | Mapping[str, str] = (),
     freeze_control_flow: bool = False,
+    strict: bool = False,
     trust: Sequence[str] = (),
     layout: str = "auto",
     fixed_batch: int | None = None,
@@ -79,6 +80,7 @@ def convert(
         outputs: paths of modules to stop at: their outputs are the model's.
         submodule: path of the module to convert in place of the whole; `input_shapes` are the whole model's.
         input_names, output_names: `old=new` each, or a mapping.
+        strict: capture by way of Python's bytecode, which torch.export calls strict, and in no other.
         freeze_control_flow: where forward decides by values, keep what it decides for the example inputs; other inputs
             must give the same, and the report says so.
         trust: packages whose classes may be unpickled.
@@ -103,8 +105,8 @@ def convert(
         return session.convert(
             model, to=to, output=output, factory=factory, factory_args=factory_args, input_shapes=input_shapes,
             image_size=image_size, outputs=outputs, submodule=submodule, input_names=input_names,
-            output_names=output_names, freeze_control_flow=freeze_control_flow, trust=trust, layout=layout,
-            fixed_batch=fixed_batch, keep_batchnorm=keep_batchnorm, opset=opset,
+            output_names=output_names, freeze_control_flow=freeze_control_flow, strict=strict, trust=trust,
+            layout=layout, fixed_batch=fixed_batch, keep_batchnorm=keep_batchnorm, opset=opset,
             exact_shifts=exact_shifts, verify=verify, keep_failed=keep_failed, atol=atol, rtol=rtol, seed=seed,
             inputs=inputs, preprocessing=preprocessing, mappings=mappings, force=force, trace=trace, progress=progress,
         )  # fmt: skip
@@ -183,6 +185,7 @@ class Session:
         input_names: Sequence[str] | Mapping[str, str] = (),
         output_names: Sequence[str] | Mapping[str, str] = (),
         freeze_control_flow: bool = False,
+        strict: bool = False,
         trust: Sequence[str] = (),
         layout: str = "auto",
         fixed_batch: int | None = None,
@@ -226,6 +229,7 @@ class Session:
                 model, factory=factory, factory_args=factory_args, input_shapes=input_shapes, trust=trust,
                 fixed_batch=fixed_batch, seed=seed, clock=clock, earlier=earlier, image_size=image_size,
                 part=Part.of(outputs, submodule, input_names, output_names), freeze_control_flow=freeze_control_flow,
+                strict=strict,
             )  # fmt: skip
             reference = None
             if verify:

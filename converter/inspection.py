@@ -51,6 +51,7 @@ def inspect(
     input_names: Sequence[str] | Mapping[str, str] = (),
     output_names: Sequence[str] | Mapping[str, str] = (),
     freeze_control_flow: bool = False,
+    strict: bool = False,
     trust: Sequence[str] = (),
     mappings: Sequence[str | Path] = (),
     layout: bool = False,
@@ -74,6 +75,7 @@ def inspect(
             model, factory=factory, factory_args=factory_args, input_shapes=input_shapes, trust=trust, fixed_batch=None,
             seed=0, clock=clock, image_size=image_size,
             part=Part.of(outputs, submodule, input_names, output_names), freeze_control_flow=freeze_control_flow,
+            strict=strict,
         )  # fmt: skip
         checks = _checks(source, check, Options(), clock)
         return replace(summary(source, layout, clock), checks=checks)
@@ -92,6 +94,7 @@ def check(
     input_names: Sequence[str] | Mapping[str, str] = (),
     output_names: Sequence[str] | Mapping[str, str] = (),
     freeze_control_flow: bool = False,
+    strict: bool = False,
     trust: Sequence[str] = (),
     layout: str = "auto",
     fixed_batch: int | None = None,
@@ -114,6 +117,7 @@ def check(
             model, factory=factory, factory_args=factory_args, input_shapes=input_shapes, trust=trust,
             fixed_batch=fixed_batch, seed=seed, clock=clock, image_size=image_size,
             part=Part.of(outputs, submodule, input_names, output_names), freeze_control_flow=freeze_control_flow,
+            strict=strict,
         )  # fmt: skip
         checks = _checks(source, to, options, clock)
     return CheckReport(source.name, checks, tuple(dict.fromkeys((*source.notes, *source.program.notes))))

@@ -76,6 +76,7 @@ class Source:
     calling: Calling | None = None
     part: Part = WHOLE
     freeze_control_flow: bool = False
+    strict: bool = False
 
     def shape_texts(self) -> list[str]:
         """What to give as `--input-shape` for the same."""
@@ -102,6 +103,7 @@ def open_source(
     image_size: str | None = None,
     part: Part = WHOLE,
     freeze_control_flow: bool = False,
+    strict: bool = False,
     earlier: Earlier | None = None,
 ) -> Source:
     """Load a checkpoint, or take a module, and capture it. The caller's module stays as it is, mode and buffers too.
@@ -110,6 +112,7 @@ def open_source(
         image_size: `HEIGHT[,WIDTH]`, in place of `input_shapes`.
         part: what of it is wanted.
         freeze_control_flow: where forward decides by values, keep what it decides for the example inputs.
+        strict: capture by way of Python's bytecode, in no other.
         earlier: what was captured before; a model of the same architecture is not captured again.
     """
     captured: Captured | None = None
@@ -134,7 +137,7 @@ def open_source(
             notes += told
             key = None
             if earlier is not None:
-                key = architecture(module, tuple(map(tuple, tried)), fixed_batch, part, freeze_control_flow)
+                key = architecture(module, tuple(map(tuple, tried)), fixed_batch, part, freeze_control_flow, strict)
             calling = _calling(module, tried, fixed_batch, seed)
             module, within = cut(module, calling, part, run_forward, fixed_batch, seed)
             examples = within.examples(fixed_batch, seed)
@@ -145,7 +148,7 @@ def open_source(
                 program = captured.program
             else:
                 program = capture(
-                    module, examples, fixed_batch is not None, within.free, freeze_control_flow, runs=True
+                    module, examples, fixed_batch is not None, within.free, freeze_control_flow, strict, runs=True
                 )
                 rename(program, part)
                 captured = earlier.keep(key, program, module) if earlier is not None else None
@@ -188,6 +191,7 @@ def open_source(
         calling=calling,
         part=part,
         freeze_control_flow=freeze_control_flow,
+        strict=strict,
     )
 
 

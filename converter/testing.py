@@ -33,6 +33,7 @@ def assert_equivalent(
     input_names: Sequence[str] | Mapping[str, str] = (),
     output_names: Sequence[str] | Mapping[str, str] = (),
     freeze_control_flow: bool = False,
+    strict: bool = False,
     trust: Sequence[str] = (),
     atol: float | None = None,
     rtol: float | None = None,
@@ -61,7 +62,7 @@ def assert_equivalent(
     report = verify(
         model, artefact, factory=factory, factory_args=factory_args, input_shapes=input_shapes, trust=trust, atol=atol,
         image_size=image_size, outputs=outputs, submodule=submodule, input_names=input_names,
-        output_names=output_names, freeze_control_flow=freeze_control_flow,
+        output_names=output_names, freeze_control_flow=freeze_control_flow, strict=strict,
         rtol=rtol, seed=seed, inputs=inputs, accept=accept, signature=signature,
     )  # fmt: skip
     if report.status != "verified":

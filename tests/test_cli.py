@@ -46,9 +46,9 @@ PROOFS = {"good": (FUNCTION, ARTEFACT), "bad": (FUNCTION, DIFFERS), "dead": (FUN
 
 
 def convert(model, *, to, output=None, factory=None, factory_args=None, input_shapes=(), image_size=None,
-            outputs=(), submodule=None, input_names=(), output_names=(), freeze_control_flow=False, trust=(),
-            layout="auto", fixed_batch=None, keep_batchnorm=False, opset=None, exact_shifts=False, verify=True,
-            keep_failed=False, atol=None, rtol=None, seed=0, inputs=None, preprocessing=None, mappings=(), force=False,
+            outputs=(), submodule=None, input_names=(), output_names=(), freeze_control_flow=False, strict=False,
+            trust=(), layout="auto", fixed_batch=None, keep_batchnorm=False, opset=None, exact_shifts=False,
+            verify=True, keep_failed=False, atol=None, rtol=None, seed=0, inputs=None, preprocessing=None, mappings=(), force=False,
             trace=False, progress=None):  # fmt: skip
     """Do what the checkpoint's name says."""
     CALLS.append(locals())
@@ -95,9 +95,9 @@ CALLS: list[dict] = []
 
 
 def verify(model, artefact, *, factory=None, factory_args=None, input_shapes=(), image_size=None,
-            outputs=(), submodule=None, input_names=(), output_names=(), freeze_control_flow=False, trust=(),
-           atol=None, rtol=None, seed=0, inputs=None, preprocessing=None, accept=(), signature=None, weights=False,
-           trace=False, progress=None):  # fmt: skip
+            outputs=(), submodule=None, input_names=(), output_names=(), freeze_control_flow=False, strict=False,
+           trust=(), atol=None, rtol=None, seed=0, inputs=None, preprocessing=None, accept=(), signature=None,
+           weights=False, trace=False, progress=None):  # fmt: skip
     CALLS.append(locals())
     proofs = PROOFS[artefact.stem][1:]
     return VerificationReport(str(model), str(artefact), proofs, ("no stamp",), status_of(proofs))
@@ -115,6 +115,7 @@ def inspect(
     input_names=(),
     output_names=(),
     freeze_control_flow=False,
+    strict=False,
     trust=(),
     layout=False,
     check=(),
@@ -276,7 +277,7 @@ def test_options_reach_the_conversion(run):
     line = (
         "good.pt --to tf --to keras --to tf -o out --model net.py:build --input-shape x=1,3,8,8 --input-shape 1,2 "
         "--outputs layer3 --outputs layer4 --submodule backbone --input-name x=image --output-name layer4=features "
-        "--image-size 4,H --freeze-control-flow "
+        "--image-size 4,H --freeze-control-flow --strict "
         "--trust ultralytics --layout nchw --fixed-batch 2 --keep-batchnorm --exact-shifts --opset 18 --keep-failed "
         "--atol 0.1 --rtol 0.2 --seed 7 --inputs in.npz --force"
     )
@@ -288,7 +289,7 @@ def test_options_reach_the_conversion(run):
     assert call["input_shapes"] == ("x=1,3,8,8", "1,2")
     assert (call["outputs"], call["submodule"]) == (("layer3", "layer4"), "backbone")
     assert (call["input_names"], call["output_names"]) == (("x=image",), ("layer4=features",))
-    assert (call["image_size"], call["freeze_control_flow"]) == ("4,H", True)
+    assert (call["image_size"], call["freeze_control_flow"], call["strict"]) == ("4,H", True, True)
     assert (call["factory"], call["trust"], call["layout"]) == ("net.py:build", ("ultralytics",), "nchw")
     assert (call["fixed_batch"], call["opset"], call["seed"]) == (2, 18, 7)
     assert (call["atol"], call["rtol"], call["inputs"]) == (0.1, 0.2, Path("in.npz"))

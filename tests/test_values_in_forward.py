@@ -206,6 +206,25 @@ def test_the_command_freezes_and_warns_and_verifies_again(folder):
     assert again.exit_code == 0, again.stderr
 
 
+def test_the_command_captures_by_the_bytecode_only_if_asked_and_verifies_again(folder, monkeypatch):
+    ways = []
+    export = torch.export.export
+
+    def watched(*arguments, strict=False, **named):
+        ways.append(strict)
+        return export(*arguments, strict=strict, **named)
+
+    monkeypatch.setattr(torch.export, "export", watched)
+    made = run("net.pt --model net.py:Asserting --input-shape 1,4 --to onnx --strict")
+    assert made.exit_code == 0, made.stderr
+    assert ways
+    assert ways[0] is True
+    first = len(ways)
+    again = run("verify net.pt net.onnx --model net.py:Asserting")
+    assert again.exit_code == 0, again.stderr
+    assert ways[first] is True
+
+
 CHECKS = {
     "one that can": ("Guarded --freeze-control-flow --to keras --to onnx", 0, {"keras": None, "onnx": None}),
     "an assertion on values": ("Asserting --to tf --to onnx", 0, {"tf": None, "onnx": None}),

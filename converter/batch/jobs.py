@@ -37,6 +37,7 @@ OPTIONS: dict[str, tuple[str, type | tuple[type, ...]]] = {
     "input-name": ("input_names", list),
     "output-name": ("output_names", list),
     "freeze-control-flow": ("freeze_control_flow", bool),
+    "strict": ("strict", bool),
     "trust": ("trust", list),
     "layout": ("layout", str),
     "fixed-batch": ("fixed_batch", int),
