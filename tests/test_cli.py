@@ -48,8 +48,8 @@ PROOFS = {"good": (FUNCTION, ARTEFACT), "bad": (FUNCTION, DIFFERS), "dead": (FUN
 def convert(model, *, to, output=None, factory=None, factory_args=None, input_shapes=(), image_size=None,
             outputs=(), submodule=None, input_names=(), output_names=(), freeze_control_flow=False, strict=False,
             trust=(), layout="auto", fixed_batch=None, keep_batchnorm=False, opset=None, exact_shifts=False,
-            verify=True, keep_failed=False, atol=None, rtol=None, seed=0, inputs=None, preprocessing=None, mappings=(), force=False,
-            trace=False, progress=None):  # fmt: skip
+            verify=True, keep_failed=False, atol=None, rtol=None, seed=0, inputs=None, preprocessing=None, mappings=(),
+            force=False, trace=False, progress=None):  # fmt: skip
     """Do what the checkpoint's name says."""
     CALLS.append(locals())
     name = model.stem
