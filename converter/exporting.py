@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -138,6 +139,12 @@ def _masks_unread() -> Iterator[None]:
 def quiet() -> Iterator[None]:
     """torch.export's own warnings, and the graphs it prints, concern its implementation, not the user's model."""
     unread = io.StringIO()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(unread), contextlib.redirect_stderr(unread):
-        warnings.simplefilter("ignore")
-        yield
+    guards = logging.getLogger("torch._guards")  # by which strict capture logs what it raises too
+    level = guards.level
+    guards.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(unread), contextlib.redirect_stderr(unread):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        guards.setLevel(level)
