@@ -7,6 +7,7 @@ weights of the same shapes too, if every question that was asked on its way has 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -64,26 +65,53 @@ def digest(tensor: Tensor) -> bytes:
 
 @dataclass(frozen=True, eq=False)
 class Deferred:
-    """A tensor of known shape and type that `compute` gives, each time anew.
+    """A tensor of known shape and type that is computed each time anew.
 
     Attributes:
-        compute: needs no more than the weights that it reads, and gives the same at each call.
+        function: computes it from the values of `parts`; needs no more than the weights that it reads, and returns the
+            same at each call.
     """
 
-    compute: Callable[[], Tensor]
+    function: Callable[..., Tensor]
+    parts: tuple[Deferred, ...]
     shape: tuple[int, ...]
     dtype: torch.dtype
 
     @staticmethod
     def of(tensor: Tensor) -> Deferred:
         """`tensor` itself, which is there already."""
-        return Deferred(lambda: read_whole(tensor), tuple(tensor.shape), tensor.dtype)
+        return Deferred(lambda: read_whole(tensor), (), tuple(tensor.shape), tensor.dtype)
 
     @staticmethod
     def made(function: Callable[..., Tensor], *parts: Deferred) -> Deferred:
         """What `function` will make of several."""
         result = function(*(torch.empty(part.shape, dtype=part.dtype, device="meta") for part in parts))
-        return Deferred(lambda: function(*(p.compute() for p in parts)), tuple(result.shape), result.dtype)
+        return Deferred(function, parts, tuple(result.shape), result.dtype)
+
+    def compute(self) -> Tensor:
+        """Compute its values: every part once, however many others read it, and kept until the last of them has."""
+        order = self._order()
+        readers = Counter(part for one in order for part in set(one.parts))
+        values: dict[Deferred, Tensor] = {}
+        for one in order:
+            values[one] = one.function(*(values[part] for part in one.parts))
+            for part in set(one.parts):
+                readers[part] -= 1
+                if not readers[part]:
+                    del values[part]
+        return values[self]
+
+    def _order(self) -> list[Deferred]:
+        """It and all that it is made of, parts first."""
+        order: dict[Deferred, None] = {}
+        waiting = [self]
+        while waiting:
+            missing = [part for part in waiting[-1].parts if part not in order]
+            if missing:
+                waiting += missing
+            else:
+                order[waiting.pop()] = None
+        return list(order)
 
     def then(self, function: Callable[[Tensor], Tensor]) -> Deferred:
         """What `function` will make of it."""

@@ -5,6 +5,8 @@ float64 at two batch sizes, and the user's module has its own tensors.
 """
 
 import operator
+import time
+import weakref
 from collections.abc import Sequence
 
 import pytest
@@ -36,6 +38,7 @@ from rewrite_rows import (
 )
 from torch import nn
 
+from converter.deferred import Deferred
 from converter.errors import ConversionError
 from converter.program import Program
 from converter.rewrites import REWRITES, rewrite
@@ -1102,6 +1105,56 @@ def test_one_expression_of_constants_becomes_one_tensor():
     *_, program = start(fold_constants, *CONSTANTS_FIRES["one expression twice"][:2])
     rewritten, _ = applied(fold_constants, program)
     assert len({node.target for node in rewritten.graph.find_nodes(op="get_attr")}) == 1
+
+
+class Diamonds(nn.Module):
+    """A parameter through steps that read it twice each: evaluated by recursion that is 2 ** 60 calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(5))
+
+    def forward(self, x):
+        y = self.weight
+        for _ in range(60):
+            y = torch.sin(y) + torch.cos(y)
+        return x * y
+
+
+@pytest.mark.parametrize("kind", [nn.Parameter, nn.Buffer])
+def test_a_chain_of_diamonds_is_folded_in_time_that_grows_with_its_length(kind):
+    module = Diamonds()
+    del module.weight
+    module.weight = kind(torch.randn(5))
+    before, tensors, program = start(fold_constants, module, (2, 5))
+    started = time.perf_counter()
+    rewritten, _ = applied(fold_constants, program)
+    (node,) = rewritten.graph.find_nodes(op="get_attr")
+    rewritten.tensor(node)
+    assert time.perf_counter() - started < 2  # tens of milliseconds
+    assert operators(rewritten) == "mul"
+    assert_computes_the_same(program, rewritten, (2, 5))
+    assert_tensors_are(before, tensors)
+
+
+def test_a_deferred_tensor_computes_every_part_once_and_holds_none_longer_than_it_is_read():
+    calls, alive = [], weakref.WeakSet()
+
+    def step(*parts: torch.Tensor) -> torch.Tensor:
+        if parts[0].device.type != "meta":
+            calls.append(len(alive))
+        result = sum(parts) / len(parts) + 1
+        alive.add(result)
+        return result
+
+    deferred = Deferred.of(torch.zeros(3))
+    for _ in range(2000):  # deeper than Python recurses
+        deferred = Deferred.made(step, deferred, deferred)
+    for _ in range(2):
+        calls.clear()
+        assert deferred.compute().tolist() == [2000.0] * 3
+        assert len(calls) == 2000
+        assert max(calls) <= 2
 
 
 # -- the runner

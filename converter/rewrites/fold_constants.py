@@ -111,17 +111,19 @@ def evaluate(program: Program, node: fx.Node) -> Tensor | Deferred:
     target, args, kwargs, value = called.target, called.args, called.kwargs, called.meta["val"]
     which = node.args[1] if called is not node else None
 
-    def compute() -> Tensor:
-        known = {n: raised(deferred.compute().detach()) for n, deferred in inputs.items()}
+    def function(*values: Tensor) -> Tensor:
+        known = {n: raised(tensor.detach()) for n, tensor in zip(inputs, values, strict=True)}
         with default_dtype(torch.float64):  # what integers become in a division
             result = computed(target, args, kwargs, value, known)
         return (result if which is None else list(result)[which]).contiguous()
 
     shown = node.meta["val"]
+    dtype = torch.float64 if shown.dtype == torch.float32 else shown.dtype
+    deferred = Deferred(function, tuple(inputs.values()), tuple(shown.shape), dtype)
     hangs_on_weights = any(program.origins[n.target].sources and is_float(n) for n in inputs if program.is_tensor(n))
     if not hangs_on_weights or is_filling(node) or not is_float(node):
-        return compute()
-    return Deferred(compute, tuple(shown.shape), torch.float64 if shown.dtype == torch.float32 else shown.dtype)
+        return deferred.compute()
+    return deferred
 
 
 def is_float(node: fx.Node) -> bool:
@@ -133,7 +135,7 @@ def filled(node: fx.Node) -> Deferred:
     value = node.meta["val"]
     known = all(isinstance(size, int) for size in value.shape)
     shape = tuple(value.shape) if known else ()
-    return Deferred(lambda: torch.empty((), dtype=value.dtype).expand(shape), shape, value.dtype)
+    return Deferred(lambda: torch.empty((), dtype=value.dtype).expand(shape), (), shape, value.dtype)
 
 
 def raised(tensor: Tensor) -> Tensor:
