@@ -126,6 +126,7 @@ class Built:
 
     def _in_onnx(self) -> Exported:
         from converter.artefacts import onnx_file
+        from converter.artefacts.onnx_recurrent import leave_whole
 
         if self._exported:
             ((exported, expected),) = self._exported
@@ -133,7 +134,7 @@ class Built:
         else:
             dynamic = self.source.program.fixed_batch is None
             exported = onnx_file.export(
-                self.program.at(torch.float32).graph_module,
+                leave_whole(self.program.at(torch.float32).graph_module),
                 [_for_dynamic(x) if dynamic else x for x in self.source.examples],
                 self.program.inputs,
                 self.program.outputs,

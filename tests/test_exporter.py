@@ -50,3 +50,28 @@ def test_is_pytorchs_function(session, tmp_path, module, shape, operators):
     assert artefact.status == "verified", [proof.summary for proof in artefact.proofs]
     if operators is not None:
         assert " ".join(node.op_type for node in onnx.load(artefact.path).graph.node) == operators
+
+
+RECURRENT = {
+    "LSTM": nn.LSTM(4, 3, 2, bidirectional=True, batch_first=True),
+    "GRU": nn.GRU(4, 3, bias=False, batch_first=True),
+    "RNN of tanh": nn.RNN(4, 3, 2, bidirectional=True, batch_first=True),
+    "RNN of relu": nn.RNN(4, 3, nonlinearity="relu", bias=False, batch_first=True),
+}
+
+
+@pytest.mark.parametrize("layer", RECURRENT.values(), ids=RECURRENT)
+def test_every_recurrent_layer_of_a_process_keeps_its_length_dynamic(session, tmp_path, layer):
+    """PyTorch's exporter unrolls all but the first for the 64 steps of the example."""
+    for number in range(2):
+        layer.reset_parameters()
+        model = nn.Sequential(*([nn.Tanh()] * number), layer).eval()
+        report = session.convert(model, to=("onnx",), output=tmp_path / "net.onnx", input_shapes=["1,T,4"], force=True)
+        (artefact,) = report.artefacts
+        assert artefact.status == "verified", [proof.summary for proof in artefact.proofs]
+        graph = onnx.load(artefact.path).graph
+        assert sum(node.op_type in ("LSTM", "GRU", "RNN") for node in graph.node) == layer.num_layers
+        declared = [[dim.dim_param or dim.dim_value for dim in o.type.tensor_type.shape.dim] for o in graph.output]
+        directions = 2 if layer.bidirectional else 1
+        state = [directions * layer.num_layers, "batch", 3]
+        assert declared == [["batch", "T", 3 * directions], *[state] * (len(declared) - 1)]

@@ -193,6 +193,7 @@ def _translations() -> dict[Any, Any]:
 
     from .. import ops  # noqa: F401  # registers them
     from ..registry import TRANSLATIONS
+    from . import onnx_recurrent
 
     def space_to_depth(x: Any, block: int) -> Any:
         return opset18.SpaceToDepth(x, blocksize=block)
@@ -231,7 +232,7 @@ def _translations() -> dict[Any, Any]:
     own = {getattr(torch.ops.converter, translation.__name__).default: translation for translation in translations}
     aten = torch.ops.aten
     better = {aten.log_sigmoid.default: log_sigmoid, aten.upsample_linear1d.vec: upsample_linear1d}
-    return own | better | TRANSLATIONS
+    return own | onnx_recurrent.translations() | better | TRANSLATIONS
 
 
 @contextlib.contextmanager
@@ -276,10 +277,14 @@ def _cause(error: BaseException) -> str:
 
 
 def _strip_notes(model: Any) -> None:
+    from .onnx_recurrent import as_pytorchs
+
     for graph in [model.graph, *model.functions.values()]:
         for node in graph.all_nodes():
             for key in set(node.metadata_props) - {_KEPT_NOTE}:
                 del node.metadata_props[key]
+            if _KEPT_NOTE in node.metadata_props:
+                node.metadata_props[_KEPT_NOTE] = as_pytorchs(node.metadata_props[_KEPT_NOTE])
             for value in node.outputs:
                 value.metadata_props.clear()
         graph.metadata_props.clear()

@@ -15,8 +15,12 @@ from converter.verification.weights import Expected
 
 aten = torch.ops.aten
 # ONNX's order of PyTorch's gates: https://onnx.ai/onnx/operators/onnx__LSTM.html, onnx__GRU.html
-GATES = {aten.lstm.input: (0, 3, 1, 2), aten.gru.input: (1, 0, 2)}
-STEP_BY_STEP = {aten.rnn_tanh.input, aten.rnn_relu.input}  # matrix products, their matrices transposed
+GATES: dict[object, tuple[int, ...]] = {
+    aten.lstm.input: (0, 3, 1, 2),
+    aten.gru.input: (1, 0, 2),
+    aten.rnn_tanh.input: (0,),
+    aten.rnn_relu.input: (0,),
+}
 
 
 def recurrent_weights(program: Program, tensors: Mapping[str, np.ndarray]) -> dict[str, Expected]:
@@ -43,9 +47,6 @@ def refuse_projections(program: Program) -> None:
 
 
 def _made_for(program: Program, node: fx.Node) -> Iterator[Expected]:
-    if node.target in STEP_BY_STEP:
-        for weight in _nodes(node.args[2]):
-            yield _expected(program, [weight], torch.t)
     if node.target not in GATES:
         return
     _, _, held, has_biases, layers, _, _, bidirectional, _ = node.args
