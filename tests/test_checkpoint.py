@@ -1,13 +1,17 @@
 import contextlib
 import datetime
+import importlib.metadata
 import io
+import json
 import os
 import shutil
+import subprocess
 import sys
 import types
 import zipfile
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -24,7 +28,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.prune import l1_unstructured
 from torch.optim.swa_utils import AveragedModel
+from torch.utils import _pytree as pytree
 
+from converter.capture import from_exported
 from converter.checkpoint import load, user_code
 from converter.checkpoint.expressions import is_size_expression
 from converter.checkpoint.weights import fit
@@ -454,6 +460,173 @@ def test_exported_programs_of_real_networks_pass_the_guard(here: Path, torchvisi
     shapes = {"x": {0: torch.export.Dim("batch", min=1, max=64)}}
     torch.export.save(torch.export.export(model, (torch.randn(2, 3, 64, 64),), dynamic_shapes=shapes), "model.pt2")
     assert load("model.pt2").program is not None
+
+
+@dataclass
+class Pair:
+    first: Tensor
+    second: Tensor | None = None
+    third: Tensor | None = None
+
+
+Triple = namedtuple("Triple", "left middle right")
+
+
+class Cache:
+    def __init__(self, *held: Tensor):
+        self.held = held
+
+
+@contextlib.contextmanager
+def known_to_export() -> Iterator[None]:
+    """What a library does when it is imported; afterwards its classes are as those of one that is not installed."""
+    pytree._register_namedtuple(Triple, serialized_type_name="strangers.Triple")
+    pytree.register_dataclass(Pair, serialized_type_name="strangers.outputs.Pair")
+    pytree._private_register_pytree_node(
+        Cache,
+        lambda cache: (list(cache.held), {"t": "obj", "p": "os:system", "s": {"held": "?"}}),
+        lambda held, context: Cache(*held),
+        serialized_type_name="strangers.Cache",
+        flatten_with_keys_fn=lambda cache: ([(pytree.SequenceKey(i), x) for i, x in enumerate(cache.held)], None),
+    )
+    try:
+        yield
+    finally:
+        for kind in (Pair, Triple, Cache):
+            pytree._deregister_pytree_node(kind)
+
+
+class Returning(nn.Module):
+    def __init__(self, structure: Callable):
+        super().__init__()
+        self.structure = structure
+
+    def forward(self, x: Tensor) -> Any:
+        return self.structure(x + 1, x * 2, x - 3)
+
+
+# What forward returns, the same in plain containers, and the outputs' names in an artefact.
+STRUCTURES: dict[str, tuple[Callable, Callable, list[str]]] = {
+    "data class": (Pair, lambda a, b, c: {"first": a, "second": b, "third": c}, ["first", "second", "third"]),
+    "data class with a field that is None": (
+        lambda a, b, c: Pair(a, third=c), lambda a, b, c: {"first": a, "third": c}, ["first", "third"],
+    ),
+    "data classes in a tuple": (
+        lambda a, b, c: (Pair(b), [Pair(c, a)]),
+        lambda a, b, c: ({"first": b}, [{"first": c, "second": a}]),
+        ["output_0_first", "output_1_0_first", "output_1_0_second"],
+    ),
+    "named tuple": (Triple, lambda a, b, c: {"left": a, "middle": b, "right": c}, ["left", "middle", "right"]),
+    "defaultdict": (
+        lambda a, b, c: defaultdict(list, {"z": a, "y": b}), lambda a, b, c: {"z": a, "y": b}, ["z", "y"],
+    ),
+    "deque": (lambda a, b, c: deque([c, a], 4), lambda a, b, c: [c, a], ["output_0", "output_1"]),
+    "class that keeps no names of fields": (Cache, lambda a, b, c: [a, b, c], ["output_0", "output_1", "output_2"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("structure, plain, names", STRUCTURES.values(), ids=STRUCTURES)
+@pytest.mark.parametrize("trust", [[], ["pt2"]], ids=["guarded", "trusted"])
+def test_classes_that_an_exported_program_returns_are_read_by_their_fields(
+    here: Path, structure: Callable, plain: Callable, names: list[str], trust: list[str]
+):
+    with known_to_export():
+        program = torch.export.export(Returning(structure), (torch.randn(2, 3),))
+        torch.export.save(program, "model.pt2")
+    loaded = load("model.pt2", trust=trust).program
+    assert loaded is not None
+    x = torch.randn(2, 3)
+    returned, expected = loaded.module()(x), Returning(plain)(x)
+    assert pytree.tree_structure(returned) == pytree.tree_structure(expected)
+    torch.testing.assert_close(returned, expected, rtol=0, atol=0)
+    assert from_exported(loaded).outputs == names
+    with known_to_export():  # and the same where the library was imported
+        again = load("model.pt2", trust=trust).program
+        assert again is not None
+        assert from_exported(again).outputs == names
+
+
+def test_the_fields_of_a_class_cannot_lead_anywhere(here: Path, marker: Path):
+    with known_to_export():
+        torch.export.save(torch.export.export(Returning(Pair), (torch.randn(2, 3),)), "good.pt2")
+    leaves = [{"type": None, "context": None, "children_spec": []}] * 3
+    (here / "payload_module.py").write_text(f"open({str(marker)!r}, 'w')\nclass Kind: A = 1\n")
+    enum_member = {"__enum__": True, "fqn": "payload_module:Kind", "name": "A"}
+    factory = {"default_factory_module": "payload_module", "default_factory_name": "Kind", "dict_context": list("abc")}
+    loads = {
+        "a module in its fields": ("strangers.Pair", json.dumps([enum_member, "b", "c"]), True),
+        "a class of the module": ("payload_module.Kind", json.dumps(list("abc")), True),
+        "a factory of the module": ("collections.defaultdict", factory, True),
+        "a field that ends its quotes": ("strangers.Pair", json.dumps(["a", "b", "c'+x+'"]), False),
+        "a context that is none": ("strangers.Pair", "{", False),
+        "a defaultdict without keys": ("collections.defaultdict", {"default_factory_module": "os"}, False),
+        "a named tuple of a list": ("collections.namedtuple", [], False),
+    }
+    for name, (kind, context, is_read) in loads.items():
+        shutil.copy("good.pt2", "model.pt2")
+        text = json.dumps([1, {"type": kind, "context": context, "children_spec": leaves}])
+        hostile.edit_program(here / "model.pt2", lambda program, text=text: hostile._spec(program, "out_spec", text))
+        with user_code(here), contextlib.nullcontext() if is_read else pytest.raises(CheckpointError):
+            load("model.pt2")
+        assert not marker.exists(), name
+
+
+OPENS_OPERATORS = """
+import sys, torch
+from converter.checkpoint import load
+
+for name in ("roi_align", "nms", "deform_conv2d"):
+    program = load(f"{name}.pt2").program
+    assert f"torchvision.{name}.default" in {str(node.target) for node in program.graph.nodes}
+    torch.save(program.module()(*torch.load("inputs.pt")[name]), f"{name}.out")
+"""
+
+
+def test_operators_of_torchvision_are_known_before_a_program_is_read(
+    here: Path, torchvision: Any, environment_with_torchvision: dict[str, str], repository: Path, marker: Path
+):
+    ops = torchvision.ops
+    torch.manual_seed(0)
+    boxes = torch.rand(6, 4).cumsum(1) * 4
+    image, offsets, weight = torch.randn(1, 3, 9, 8), torch.randn(1, 18, 7, 6), torch.randn(4, 3, 3, 3)
+    rows: dict[str, tuple[Callable, tuple[Tensor, ...]]] = {
+        "roi_align": (lambda x, rois: ops.roi_align(x, [rois], (3, 2)), (image, boxes)),
+        "nms": (lambda boxes, scores: ops.nms(boxes, scores, 0.3), (boxes, torch.rand(6))),
+        "deform_conv2d": (ops.deform_conv2d, (image, offsets, weight)),
+    }
+    for name, (function, inputs) in rows.items():
+        torch.export.save(torch.export.export(Calling(function), inputs), f"{name}.pt2")
+    torch.save({name: inputs for name, (_, inputs) in rows.items()}, "inputs.pt")
+    (here / "torchvision.py").write_text(f"open({str(marker)!r}, 'w')\n")
+    environment = environment_with_torchvision | {"PYTHONPATH": str(repository)}
+    subprocess.run([sys.executable, "-P", "-c", OPENS_OPERATORS], env=environment, check=True)
+    assert not marker.exists()
+    for name, (function, inputs) in rows.items():
+        assert torch.equal(torch.load(f"{name}.out"), function(*inputs)), name
+
+
+def test_an_operator_whose_library_is_missing_names_it(here: Path, torchvision: Any, monkeypatch: pytest.MonkeyPatch):
+    inputs = (torch.rand(6, 4).cumsum(1), torch.rand(6))
+    program = torch.export.export(Calling(lambda boxes, scores: torchvision.ops.nms(boxes, scores, 0.3)), inputs)
+    torch.export.save(program, "model.pt2")
+    monkeypatch.delitem(sys.modules, "torchvision.ops")
+    monkeypatch.setattr(importlib.metadata, "distribution", _not_installed)
+    with pytest.raises(CheckpointError, match="torchvision is missing") as error:
+        load("model.pt2")
+    assert "torchvision" in (error.value.cure or "")
+
+
+def _not_installed(name: str) -> Any:
+    raise importlib.metadata.PackageNotFoundError(name)
+
+
+class Calling(nn.Module):
+    def __init__(self, function: Callable):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.function(*inputs)
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before 1.6"])

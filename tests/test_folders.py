@@ -1,6 +1,9 @@
 """Checkpoints that are folders: shards with an index, and Hugging Face's with a config.json."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -237,6 +240,30 @@ def test_hugging_face_folders_that_do_not_fit(tmp_path: Path, transformers: Any,
         with pytest.raises(CheckpointError) as error:
             load(tmp_path / "one")
         assert text in str(error.value), name
+
+
+OPENS_A_PROGRAM = """
+import sys, torch
+from converter.checkpoint import load
+
+assert isinstance(outputs := load("bert.pt2").program.module()(torch.load("words.pt")), dict)
+torch.save(outputs, "outputs.pt")
+assert "transformers" not in sys.modules
+"""
+
+
+def test_an_exported_model_opens_without_transformers(
+    tmp_path: Path, bert: Any, repository: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    torch.export.save(torch.export.export(bert, (words(),)), "bert.pt2")
+    torch.save(words(), "words.pt")
+    environment = os.environ | {"PYTHONPATH": str(repository)}
+    subprocess.run([sys.executable, "-P", "-c", OPENS_A_PROGRAM], env=environment, check=True)
+    outputs, expected = torch.load("outputs.pt"), bert(words())
+    assert list(outputs) == list(expected)
+    for name, value in outputs.items():
+        assert torch.equal(value, expected[name])
 
 
 def test_code_of_a_folder_runs_only_with_trust(tmp_path: Path, transformers: Any, bert: Any):

@@ -3,9 +3,11 @@
 PyTorch's loader unpickles whatever an archive marks as pickled (and falls back to the unrestricted unpickler for its
 sample inputs), takes any attribute of `torch` as an operator, gives expressions to sympy's evaluator, imports what
 the tree specifications name, and pastes names into the Python source of the graph. So every record, name, operator and
-expression is looked at first; what is not known is refused.
+expression is looked at first; what is not known is refused. Classes in the structure of inputs and outputs are never
+looked up: their recorded fields become dictionaries.
 """
 
+import contextlib
 import io
 import json
 import math
@@ -15,11 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._export.serde import serialize
 from torch.export import ExportedProgram
 from torch.export.pt2_archive._package import load_pt2
+from torch.utils._pytree import treespec_loads
 
+from converter.checkpoint.allowed import installed_module
 from converter.checkpoint.detect import archive_names, torch_records
 from converter.checkpoint.expressions import is_size_expression
+from converter.checkpoint.trust import NotFoundError
 from converter.errors import CheckpointError
 
 LIFTED_BY = "pt2"  # --trust pt2
@@ -51,6 +57,9 @@ CONTAINERS = {
 }
 CUSTOM_OBJECTS = {"as_custom_obj", "custom_obj", "custom_obj_name", "class_fqn", "custom_obj_values"}
 NAMED_BY = {"tensor_values", "sym_int_values", "sym_bool_values", "sym_float_values", "custom_obj_values"}
+# Operators outside of torch's core, and what registers them.
+OPERATOR_LIBRARIES = {"torchvision": "torchvision.ops", "quantized_decomposed": "torch.ao.quantization.fx._decomposed"}
+PROGRAM = "models/model.json"
 QUOTED_KEYS = {"range_constraints", "opset_version", "metadata", "treespec_namedtuple_fields", "as_string_to_argument"}
 
 
@@ -107,10 +116,11 @@ def load_exported(path: Path, *, trusted: bool) -> tuple[ExportedProgram, list[s
     Raises:
         CheckpointError: the archive is damaged, of another version, or holds anything that could run code.
     """
-    if not trusted:
-        check_archive(path)
+    reader = torch_records(path, archive_names(path)) if trusted else check_archive(path)
+    content = _json(path, reader, PROGRAM)
+    _register_operators(path, content)
     try:
-        with path.open("rb") as file:
+        with path.open("rb") as file, _plain_structures(content):
             # What torch.export.load calls; it would answer an error by trying the file as an older format.
             program = load_pt2(file).exported_programs["model"]
     except Exception as error:
@@ -126,8 +136,98 @@ def load_exported(path: Path, *, trusted: bool) -> tuple[ExportedProgram, list[s
     return program, []
 
 
-def check_archive(path: Path) -> None:
-    """Refuses a `.pt2` whose loading could do more than make tensors and a graph.
+def _register_operators(path: Path, program: Any) -> None:
+    """Imports the installed libraries whose operators the program uses; reading it needs their schemas.
+
+    Raises:
+        CheckpointError: such a library is not installed, or cannot be imported.
+    """
+    operators = {text for text in _texts(program) if text.startswith("torch.ops.")}
+    for namespace, library in OPERATOR_LIBRARIES.items():
+        if not any(operator.startswith(f"torch.ops.{namespace}.") for operator in operators):
+            continue
+        try:
+            installed_module(library)
+        except NotFoundError as error:
+            what = f"the exported program uses operators of {namespace}, and {namespace} is missing: {error}"
+            cure = f"install a {namespace} that goes with torch {torch.__version__}"
+            raise CheckpointError(what, where=str(path), cure=cure) from error
+
+
+def _texts(value: Any) -> Iterator[str]:
+    pending = [value]
+    while pending:
+        match pending.pop():
+            case dict() as table:
+                pending += table.values()
+            case list() as items:
+                pending += items
+            case str(text):
+                yield text
+
+
+@contextlib.contextmanager
+def _plain_structures(program: Any) -> Iterator[None]:
+    """Within it PyTorch's loader is given the structures of inputs and outputs without classes, and imports none."""
+    namedtuples = _namedtuples(program)
+
+    def loads(text: str) -> Any:
+        return treespec_loads(json.dumps(_plain_structure(text, namedtuples)))
+
+    vars(serialize)["treespec_loads"] = loads
+    try:
+        yield
+    finally:
+        vars(serialize)["treespec_loads"] = treespec_loads
+
+
+def _namedtuples(program: Any) -> dict[str, list[str]]:
+    """The fields of each named tuple, by its recorded name."""
+    table = program["graph_module"].get("treespec_namedtuple_fields") or {}
+    return {name: list(entry["field_names"]) for name, entry in table.items()}
+
+
+def _plain_structure(text: str, namedtuples: dict[str, list[str]]) -> list[Any]:
+    """The protocol's version and the tree, with dictionaries of their recorded fields in the place of other classes.
+
+    Where no fields are recorded, as for the caches of `transformers`, it is a list of what the object holds.
+    """
+    version, tree = json.loads(text)
+    pending = [tree]
+    while pending:
+        node = pending.pop()
+        pending += node["children_spec"]
+        if node["type"] not in CONTAINERS:
+            fields = _fields(node, namedtuples)
+            node["type"] = "builtins.list" if fields is None else "builtins.dict"
+            node["context"] = json.dumps(fields)
+    return [version, tree]
+
+
+def _fields(node: dict[str, Any], namedtuples: dict[str, list[str]]) -> list[Any] | None:
+    """A class's field names as its context records them, one for each child, or None."""
+    context = node["context"]
+    if node["type"] == "collections.namedtuple":
+        candidates = [namedtuples.get(context)]
+    elif node["type"] == "collections.defaultdict":
+        candidates = [context["dict_context"]]
+    else:
+        recorded = json.loads(context) if isinstance(context, str) else context
+        # A list of fields; or that and something else, as those that were None, or the layout of a cache.
+        candidates = [recorded, recorded[0] if isinstance(recorded, list) and recorded else None]
+    return next((names for names in candidates if _are_fields(names, len(node["children_spec"]))), None)
+
+
+def _are_fields(names: Any, count: int) -> bool:
+    return (
+        isinstance(names, list)
+        and all(type(name) in (str, int) for name in names)
+        and len(names) == len(set(names)) == count
+    )
+
+
+def check_archive(path: Path) -> torch._C.PyTorchFileReader:
+    """Refuses a `.pt2` whose loading could do more than make tensors and a graph; gives its reader.
 
     Raises:
         CheckpointError: says what was found, and that `--trust pt2` lifts it.
@@ -137,19 +237,24 @@ def check_archive(path: Path) -> None:
     root = names[0].split("/")[0]
     records = [name.removeprefix(f"{root}/") for name in names]
     _refuse_if(path, "records that torch.export.save does not write", (r for r in records if not RECORDS.fullmatch(r)))
-    if "models/model.json" not in records:
+    if PROGRAM not in records:
         raise CheckpointError("the exported program has no model", where=str(path), cure="export it again")
     weights = _json(path, reader, "data/weights/model_weights_config.json")
     constants = _json(path, reader, "data/constants/model_constants_config.json")
-    program = _json(path, reader, "models/model.json")
+    program = _json(path, reader, PROGRAM)
     try:
         _refuse_if(path, "weights that are not plain tensors", _odd_payloads(weights, reader, "data/weights"))
         _refuse_if(path, "constants that are not plain tensors", _odd_payloads(constants, reader, "data/constants"))
+        namedtuples = _namedtuples(program)
+        for call in program["graph_module"]["module_call_graph"]:
+            for side in ("in_spec", "out_spec") if call["signature"] else ():
+                call["signature"][side] = json.dumps(_plain_structure(call["signature"][side], namedtuples))
         _refuse_if(path, "a graph with parts that are not plain operators on tensors", _odd_parts(program))
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:  # RecursionError is a RuntimeError
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # RecursionError too
         what = f"the exported program is damaged: {type(error).__name__}: {error}"
         raise CheckpointError(what, where=str(path), cure="copy or export it again") from error
     _check_sample_inputs(path, reader)
+    return reader
 
 
 def _refuse_if(path: Path, what: str, found: Iterator[str]) -> None:
