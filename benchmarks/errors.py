@@ -247,6 +247,7 @@ def document() -> str:
 
 
 EXPLAINED: dict[str, str] = {
+    "… imports …, which is not installed": "install it, or run from the folder that holds it",
     "A folder of images fits a model with one input (batch, channels, height, width).": "give --inputs an .npz with an "
     "array for each input",
     "either all input shapes have a name or none, each its own": "name every --input-shape, NAME=1,3,224,224, or none",

@@ -4,8 +4,18 @@ import converter
 report = converter.convert("model.pt", to=["tf"], input_shapes=["1,3,224,224"])
 """
 
-import os
 import sys
+
+# `python -m converter` puts the current directory first, where any file could pass for a module that we import next.
+if (
+    getattr(sys, "argv", None)
+    and sys.argv[0] == "-m"  # only while Python looks for the module to run
+    and sys.orig_argv[len(sys.orig_argv) - len(sys.argv)].removeprefix("-m").split(".")[0] == __name__
+    and not sys.flags.safe_path
+):
+    del sys.path[0]
+
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:

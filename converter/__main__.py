@@ -40,9 +40,6 @@ def _command() -> Callable[[], None]:
 
 
 if __name__ == "__main__":
-    # -m puts the current directory first, where modules of the user would stand before ours.
-    if Path(sys.path[0]).resolve() == Path.cwd():
-        del sys.path[0]
     if str(ROOT) not in sys.path:
         sys.path.append(str(ROOT))
     main()

@@ -14,7 +14,7 @@ from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
 from converter.building import Options, build, described, tensors_read
-from converter.checkpoint import user_code
+from converter.checkpoint import UserCode
 from converter.cutting import Part
 from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError, unexpected
 from converter.interfaces import facts, sizes_shown, symbol_names
@@ -161,7 +161,7 @@ def summary(source: Source, layout: bool, clock: Clock) -> ModelSummary:
         unsupported = tuple(UnsupportedOperator(*row) for row in error.operators)
     rows: list[LayerRow] = []
     if source.module is not None:
-        shapes = module_shapes(source.module, source.examples, source.folders)
+        shapes = module_shapes(source.module, source.examples, source.code)
         read = tensors_read(source.program)
         for path, module in source.module.named_modules():
             own = sum(p.numel() for p in module.parameters(recurse=False))
@@ -237,7 +237,7 @@ def _nothing(path: str, module: nn.Module, read: set[str]) -> str:
 
 
 def module_shapes(
-    module: nn.Module, inputs: Sequence[Tensor], folders: Sequence[Path]
+    module: nn.Module, inputs: Sequence[Tensor], code: UserCode
 ) -> dict[str, tuple[Shape | None, Shape | None]]:
     """Shapes of each module's first tensor in and out, the batch named."""
     shapes: dict[str, tuple[Shape | None, Shape | None]] = {}
@@ -250,7 +250,7 @@ def module_shapes(
         if not isinstance(child, torch.jit.ScriptModule):  # which takes no hooks
             hooks.append(child.register_forward_hook(note))
     try:
-        with user_code(*folders), torch.no_grad():
+        with code, torch.no_grad():
             module(*(x.clone() for x in inputs))
     finally:
         for hook in hooks:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from converter.calling import Calling, bound, with_sizes
 from converter.capture import capture, from_exported, run_forward
-from converter.checkpoint import Checkpoint, load, user_code
+from converter.checkpoint import Checkpoint, UserCode, load
+from converter.checkpoint.isolation import OUR_NAMES
 from converter.checkpoint.weights import as_float32, unwrapped
 from converter.cutting import Part, cut, rename
 from converter.earlier import Captured, Earlier, architecture
@@ -59,6 +60,7 @@ class Source:
         part: what of the model this is.
         probe: inputs of batch 1 and what the program makes of them in float64, once that is known.
         tensor_names: every tensor of the checkpoint's model.
+        code: in which the user's code may run.
     """
 
     name: str
@@ -71,7 +73,7 @@ class Source:
     tensor_names: set[str]
     parameters: int
     notes: list[str]
-    folders: tuple[Path, ...]
+    code: UserCode
     captured: Captured | None = None
     calling: Calling | None = None
     part: Part = WHOLE
@@ -85,9 +87,9 @@ class Source:
         named = zip(self.program.inputs, self.examples, strict=True)
         return [str(InputShape(name, tuple(x.shape), x.dtype)) for name, x in named]
 
-    def running(self) -> AbstractContextManager:
+    def running(self) -> AbstractContextManager[None]:
         """A context in which the user's code may run."""
-        return user_code(*self.folders)
+        return self.code
 
 
 def open_source(
@@ -119,20 +121,19 @@ def open_source(
     calling: Calling | None = None
     module: nn.Module | None
     if isinstance(model, nn.Module):
-        folders: tuple[Path, ...] = (Path.cwd(),)
-        with user_code(*folders):
+        code = UserCode((Path.cwd(),), OUR_NAMES)
+        with code:
             inner, told = unwrapped(model)
             module, changes = as_float32(own_copy(inner))
-        checkpoint = Checkpoint(Path("model"), "", "module", module, None, (*told, *changes))
+        checkpoint = Checkpoint(Path("model"), "", "module", module, None, (*told, *changes), code)
     else:
         path = Path(model)
-        folders = (Path.cwd(), path.resolve().parent)
         with clock("load"):
             checkpoint = load(path, factory=factory, factory_args=dict(factory_args or {}), trust=trust)
-    notes = list(checkpoint.notes)
+    notes, code = list(checkpoint.notes), checkpoint.code
     if checkpoint.module is not None:
         module = checkpoint.module
-        with clock("capture"), user_code(*folders):
+        with clock("capture"), code:
             tried, told = _shapes(module, input_shapes, image_size)
             notes += told
             key = None
@@ -186,7 +187,7 @@ def open_source(
         tensor_names=set(tensors),
         parameters=parameters,
         notes=notes,
-        folders=folders,
+        code=code,
         captured=captured,
         calling=calling,
         part=part,

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
+from converter.checkpoint.source import how_to_supply
 from converter.errors import CaptureError
 from converter.program import module_path, source_line
 
@@ -129,7 +130,8 @@ def failing(error: Exception, module: nn.Module, path: str, inputs: Sequence[Ten
     text = str(error)
     cure = "give every input the shape that the model expects, as in --input-shape 1,3,224,224, batch first"
     if isinstance(error, ImportError):
-        cure = f"install {error.name or 'what forward imports'}, or import it outside of forward"
+        supply = how_to_supply(error.name) if error.name else "install what forward imports"
+        cure = f"{supply}, or import it outside of forward"
     elif re.search(r"CUDA|NVIDIA|MPS|XPU|GPU", text):
         cure = "leave the device to the inputs: `.to(x.device)` for `.cuda()`, `device=x.device` for what is made"
     elif re.search(r"scalar type|data ?type|dtype|Input type|'indices'", text):

@@ -84,7 +84,7 @@ def _load(file: Path) -> Registered:
     before = [dict(table) for table in TABLES]
     channels_last = set(CHANNELS_LAST)
     try:
-        with user_code(Path.cwd(), place.parent, ours=True):
+        with user_code(Path.cwd(), files=[place], ours=True):
             load_file(place)
         tables = tuple({k: v for k, v in t.items() if k not in b} for t, b in zip(TABLES, before, strict=True))
         added = frozenset(CHANNELS_LAST - channels_last)

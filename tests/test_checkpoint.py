@@ -106,7 +106,7 @@ def stock_model() -> nn.Module:
 def block_in(folder: Path, package: str = "own_model") -> nn.Module:
     """A module of a user's class, which is importable from the folder only."""
     (folder / f"{package}.py").write_text(OWN_MODULE)
-    with user_code(folder):
+    with user_code(folder, names=[package]):
         return __import__(package).Block()
 
 
@@ -351,7 +351,7 @@ def test_yolov5_without_its_code_tells_what_is_missing_and_how_to_supply_it(here
         "    def __init__(self):\n        super().__init__()\n        self.model = nn.Sequential(Conv())\n"
         "    def forward(self, x):\n        return self.model(x)\n"
     )
-    with user_code(here):
+    with user_code(here, names=["models.yolo"]):
         model = __import__("models.yolo").yolo.DetectionModel()
     torch.save({"epoch": -1, "ema": None, "model": model.half()}, "yolov5s.pt")
     assert load("yolov5s.pt", trust=["models"]).module is not None
@@ -684,7 +684,7 @@ def test_hostile_exported_programs_are_refused(here: Path, marker: Path, exporte
     (here / "payload_module.py").write_text(f"open({str(marker)!r}, 'w')\nclass Kind: A = 1\n")
     shutil.copy(exported, "model.pt2")
     change(here / "model.pt2", marker)
-    with user_code(here):
+    with user_code(here, names=["payload_module"]):
         with pytest.raises(CheckpointError) as refusal:
             load("model.pt2")
         assert refusal.value.cure
@@ -735,7 +735,7 @@ def test_users_classes_of_before_1_6_load_with_trust(here: Path):
 
 def test_classes_of_a_script_load_when_the_script_is_trusted(here: Path):
     (here / "train.py").write_text(OWN_MODULE)
-    with user_code(here):
+    with user_code(here, names=["train"]):
         import train
 
         train.Block.__module__ = "__main__"
@@ -808,7 +808,7 @@ def test_bound_methods_of_trusted_modules_are_kept(here: Path):
         "def forward(self, x)", "def forward_fused(self, x):\n        return x\n    def forward(self, x)"
     )
     (here / "own_model.py").write_text(source)
-    with user_code(here):
+    with user_code(here, names=["own_model"]):
         import own_model
 
         block = own_model.Block()
@@ -1111,19 +1111,19 @@ def test_user_code_nests_and_remembers(here: Path):
     (here / "mappings").mkdir()
     (here / "mappings/__init__.py").write_text("COUNT = []\n")
     (here / "mappings/inner.py").write_text("")
-    with user_code(here):
+    with user_code(here, names=["mappings"]):
         import mappings.inner
 
         import mappings
 
         first = mappings
-        with user_code(here, here.parent):
+        with user_code(here, here.parent, names=["mappings"]):
             import mappings
 
             assert mappings is first
         assert sys.modules["mappings"] is first
     assert sys.modules.get("mappings") is not first
-    with contextlib.suppress(KeyError), user_code(here):
+    with contextlib.suppress(KeyError), user_code(here, names=["mappings"]):
         import mappings.inner
 
         assert mappings is first
@@ -1134,7 +1134,7 @@ def test_user_code_nests_and_remembers(here: Path):
 def test_folder_without_modules_of_our_names_changes_nothing(here: Path):
     (here / "mappings").mkdir()  # data, not a package
     before = dict(sys.modules)
-    with user_code(here):
+    with user_code(here, names=["mappings", "converter"]):
         assert sys.modules["converter"] is before["converter"]
     assert sys.path.count(str(here)) == 0
 

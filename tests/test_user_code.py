@@ -1,12 +1,17 @@
 """A user's own modules with our names: theirs are the ones their model sees, at any time, and ours go on working."""
 
+import importlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+
+from converter.checkpoint import load
+from converter.errors import ConversionError
 
 COMMAND = [Path(sys.executable).with_name("convert")]
 MODULE = [sys.executable, "-m", "converter"]
@@ -106,3 +111,149 @@ def test_command_holds_none_of_the_users_names():
 
 def test_script_starts_at_the_entry_that_leaves_the_names_free():
     assert "converter.__main__" in COMMAND[0].read_text()
+
+
+NET = """\
+from torch import nn
+{imports}
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__({made})
+"""
+
+
+def write(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+@pytest.fixture(autouse=True)
+def forget(tmp_path: Path) -> Iterator[None]:
+    """What is imported from the test's folders is forgotten afterwards."""
+    known = dict(sys.modules)
+    yield
+    for name, module in list(sys.modules.items()):
+        if known.get(name) is not module and str(tmp_path) in repr(getattr(module, "__spec__", None)):
+            del sys.modules[name]
+
+
+def runs(path: Path | str, factory: str | None = None, *trust: str) -> bool:
+    """Whether the checkpoint loads, and is a function from 3 to 2 numbers."""
+    loaded = load(path, factory=factory, trust=trust)
+    assert loaded.module is not None
+    with loaded.code:
+        return loaded.module(torch.ones(1, 3)).shape == (1, 2)
+
+
+@pytest.fixture
+def linear(tmp_path: Path) -> Path:
+    """Weights of a Linear from 3 to 2, under the key of a Sequential's first layer."""
+    path = tmp_path / "project/w.pt"
+    path.parent.mkdir()
+    torch.save(nn.Sequential(nn.Linear(3, 2)).state_dict(), path)
+    return path
+
+
+IMPORTS = {
+    "import": ("import helper", "helper.made()"),
+    "from": ("from helper import made", "made()"),
+    "in a function": ("def made():\n    import helper\n    return helper.made()", "made()"),
+    "by name": ("import importlib\nhelper = importlib.import_module('helper')", "helper.made()"),
+    "by __import__": ("helper = __import__('helper')", "helper.made()"),
+    "by a name from a table": (
+        "from importlib import import_module\nKINDS = {'x': 'helper'}\nhelper = import_module(KINDS['x'])",
+        "helper.made()",
+    ),
+    "by way of another": ("import between", "between.made()"),
+    "by way of a package": ("from package.inner import made", "made()"),
+    "by way of a folder without __init__": ("from bare.inner import made", "made()"),
+}
+HELPERS = {
+    "helper.py": "from torch import nn\n\n\ndef made():\n    return nn.Linear(3, 2)\n",
+    "between.py": "from helper import made\n",
+    "package/__init__.py": "",
+    "package/inner.py": "from ._deep import made\n",
+    "package/_deep.py": "def made():\n    import helper\n    return helper.made()\n",
+    "bare/inner.py": "from between import made\n",
+}
+
+
+@pytest.mark.parametrize("factory", ["net:Net", "net.py:Net", "project/net.py:Net"])
+@pytest.mark.parametrize("imports, made", IMPORTS.values(), ids=IMPORTS)
+def test_what_a_named_source_imports_may_lie_beside_it(
+    linear: Path, monkeypatch: pytest.MonkeyPatch, factory: str, imports: str, made: str
+):
+    write(linear.parent, HELPERS | {"net.py": NET.format(imports=imports, made=made)})
+    monkeypatch.chdir(linear.parents[1] if "/" in factory else linear.parent)
+    assert runs(linear, factory)
+
+
+def test_named_modules_stand_before_installed_ones_and_what_they_import_after(
+    linear: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Both `net` and `helper` are installed too, as other code."""
+    installed = tmp_path / "site-packages"
+    write(installed, HELPERS | {"net.py": "raise SystemExit('the installed net')\n"})
+    write(linear.parent, {"net.py": NET.format(imports="import helper", made="helper.made()")})
+    write(linear.parent, {"helper.py": "raise SystemExit('the planted helper')\n"})
+    monkeypatch.syspath_prepend(installed)
+    assert runs(linear, "net:Net")
+
+
+@pytest.mark.parametrize("trust", [(), ("library",)], ids=["--model", "--trust"])
+def test_optional_imports_of_an_installed_package_are_not_taken_from_beside_a_checkpoint(
+    linear: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trust: tuple[str, ...]
+):
+    """Trust in an installed package is none in what a stranger calls as one that it would use."""
+    optional = "try:\n    import extra\nexcept ImportError:\n    pass"
+    installed = tmp_path / "site-packages"
+    write(installed, {"library/__init__.py": "from library.net import Net\n" + optional})
+    write(installed, {"library/net.py": NET.format(imports=optional, made="nn.Linear(3, 2)")})
+    write(linear.parent, {"extra.py": "raise SystemExit('the planted extra')\n"})
+    monkeypatch.syspath_prepend(installed)
+    if trust:
+        import library
+
+        torch.save(library.Net(), linear)
+        for name in ("library", "library.net"):
+            del sys.modules[name]
+    assert runs(linear, None if trust else "library:Net", *trust)
+
+
+def test_a_module_that_nothing_named_imports_is_withheld_and_the_error_says_how_to_name_it(
+    linear: Path, monkeypatch: pytest.MonkeyPatch
+):
+    computed = "import importlib\nhelper = importlib.import_module('hel' + 'per')"
+    write(linear.parent, HELPERS | {"net.py": NET.format(imports=computed, made="helper.made()")})
+    monkeypatch.chdir(linear.parent)
+    with pytest.raises(ConversionError) as refused:
+        runs(linear, "net:Net")
+    assert refused.value.cure == f"{linear.parent} has helper, which no code that you named imports: " + (
+        "if it is yours, add --trust helper"
+    )
+    assert "helper" not in sys.modules
+    assert runs(linear, "net:Net", "helper")
+
+
+@pytest.mark.parametrize("installed", [True, False], ids=["installed", "not installed"])
+@pytest.mark.parametrize("init", [True, False], ids=["package", "without __init__"])
+@pytest.mark.parametrize("pickled", [True, False], ids=["module", "state dict"])
+def test_weights_inside_their_own_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool, init: bool, pickled: bool
+):
+    """`netpkg/netpkg.py` beside the weights is not the package `netpkg`."""
+    folder = tmp_path / "elsewhere/netpkg"
+    write(folder, {"netpkg.py": NET.format(imports="from . import parts", made="parts.made()")})
+    write(folder, {"parts.py": HELPERS["helper.py"]} | ({"__init__.py": ""} if init else {}))
+    with monkeypatch.context() as saving:
+        saving.syspath_prepend(folder.parent)
+        net = importlib.import_module("netpkg.netpkg").Net()
+        torch.save(net if pickled else net.state_dict(), folder / "w.pt")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "netpkg"]:
+        del sys.modules[name]
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    if installed:
+        monkeypatch.syspath_prepend(folder.parent)
+    assert runs(folder / "w.pt", None, "netpkg") if pickled else runs(folder / "w.pt", "netpkg.netpkg:Net")

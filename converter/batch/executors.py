@@ -24,7 +24,8 @@ import psutil
 from ..report import Failure
 
 GIB = 2**30
-COMMAND = (sys.executable, "-m", "converter.batch.worker")
+# -P: nothing in the current directory may pass for a module that a worker imports.
+COMMAND = (sys.executable, "-P", str(Path(__file__).with_name("worker.py")))
 NEEDED = 4 * GIB  # of memory, for one worker and the process that opens its artefacts
 _POLL = 0.2  # seconds between two looks at the memory of a worker
 

@@ -1,6 +1,6 @@
 """The process that converts one model after another, with torch and TensorFlow imported once.
 
-Run as `python -m converter.batch.worker`; it reads a JSON object a line from standard input and answers with JSON lines
+Run as a script, `python -P worker.py`; it reads a JSON object a line from standard input and answers with JSON lines
 on what was its standard output: {"step": ...} while it works, then {"outcome": ...}. All else that is printed, by
 libraries and by processes that it starts, goes into the log of the model.
 """
@@ -111,4 +111,7 @@ def _printing_into(file: IO[str]) -> Iterator[None]:
 
 
 if __name__ == "__main__":
+    root = str(Path(__file__).resolve().parents[2])
+    if root not in sys.path:  # not installed
+        sys.path.append(root)
     main()

@@ -1,6 +1,5 @@
 """From a file to a module or an exported program, without running anything that the user did not vouch for."""
 
-import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +14,10 @@ from torch.export import ExportedProgram
 
 from converter.checkpoint.detect import Format, file_format
 from converter.checkpoint.exported import LIFTED_BY, load_exported
-from converter.checkpoint.factory import build
+from converter.checkpoint.factory import build, named_code
 from converter.checkpoint.hugging_face import LIFTED_BY as HUGGING_FACE_LIFTED_BY
 from converter.checkpoint.hugging_face import load_folder
-from converter.checkpoint.isolation import user_code
+from converter.checkpoint.isolation import UserCode, user_code
 from converter.checkpoint.pickles import load_pickled
 from converter.checkpoint.sharded import load_shards
 from converter.checkpoint.torchscript import LIFTED_BY as TORCHSCRIPT_LIFTED_BY
@@ -36,7 +35,7 @@ from converter.checkpoint.weights import (
 from converter.errors import CheckpointError
 from converter.model_folder import files_of, has_config, is_index, weights_in
 
-__all__ = ["Checkpoint", "code_folders", "load", "load_tensors", "tensors_of", "user_code"]
+__all__ = ["Checkpoint", "UserCode", "load", "load_tensors", "tensors_of", "user_code"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,7 @@ class Checkpoint:
         module: in eval mode on the CPU, floating point weights in float32; None for an exported program.
         program: of a `.pt2`; None otherwise.
         notes: what was taken, dropped or changed, each a sentence without full stop.
+        code: in which the module may run.
     """
 
     path: Path
@@ -58,6 +58,7 @@ class Checkpoint:
     module: nn.Module | None
     program: ExportedProgram | None
     notes: tuple[str, ...]
+    code: UserCode
 
 
 def load(
@@ -76,8 +77,8 @@ def load(
             hf:FOLDER.
         factory_args: keyword arguments of the factory.
         trust: packages, modules and Python files whose classes and functions the file may use; "pt2", "torchscript" and
-            "hf" lift the guards of these, "all" lifts all. Code is looked for in the current directory and beside the
-            checkpoint first.
+            "hf" lift the guards of these, "all" lifts all. These, and what their source files import, may come from
+            the current directory and from beside the checkpoint.
 
     Raises:
         CheckpointError: the file is missing, damaged, no checkpoint, asks for code that was not trusted, or its weights
@@ -87,26 +88,27 @@ def load(
     """
     path = Path(path)
     trusted = Trust.of(trust)
-    model, notes = _read(path, trusted, trust, built_elsewhere=factory is not None)
+    code = _code_of(path, trusted, factory)
+    model, notes = _read(path, trusted, trust, code, built_elsewhere=factory is not None)
     if trusted.everything:
         notes = [*notes, "whatever code the file asked for was allowed to run (--trust-all)"]
     digest = _sha256(path)
     if isinstance(model, ExportedProgram):
-        return Checkpoint(path, digest, "exported program", None, model, (*notes, *_unneeded(factory)))
+        return Checkpoint(path, digest, "exported program", None, model, (*notes, *_unneeded(factory)), code)
     if isinstance(model, nn.Module):
-        with _code_of(path, trusted):
+        with code:
             module, changes = as_float32(model)
-        return Checkpoint(path, digest, "module", module, None, (*notes, *changes, *_unneeded(factory)))
+        return Checkpoint(path, digest, "module", module, None, (*notes, *changes, *_unneeded(factory)), code)
     if factory is None:
         raise _needs_factory(path, model)
-    module, told = unwrapped(build(factory, factory_args or {}, *code_folders(path)))
+    module, told = unwrapped(build(factory, factory_args or {}, code))
     notes = [*notes, *told]
     given = {value.dtype for value in model.values() if isinstance(value, torch.Tensor) and value.is_floating_point()}
-    with user_code(*code_folders(path)):
+    with code:
         notes += fit(module, model, path, factory)
         module, changes = as_float32(module)
     notes += [changed_to_float32(dtype) for dtype in sorted(given - {torch.float32}, key=str)]
-    return Checkpoint(path, digest, "state dict", module, None, tuple(dict.fromkeys([*notes, *changes])))
+    return Checkpoint(path, digest, "state dict", module, None, tuple(dict.fromkeys([*notes, *changes])), code)
 
 
 def load_tensors(path: Path | str, *, trust: Sequence[str] = ()) -> tuple[dict[str, torch.Tensor], nn.Module | None]:
@@ -115,7 +117,8 @@ def load_tensors(path: Path | str, *, trust: Sequence[str] = ()) -> tuple[dict[s
     A state dict needs no architecture for that. Raises as `load` does.
     """
     path = Path(path)
-    model, _ = _read(path, Trust.of(trust), trust, built_elsewhere=True)
+    trusted = Trust.of(trust)
+    model, _ = _read(path, trusted, trust, _code_of(path, trusted), built_elsewhere=True)
     if isinstance(model, ExportedProgram):
         named: Mapping[str, Any] = {**model.state_dict, **model.constants}
     elif isinstance(model, nn.Module):
@@ -137,7 +140,7 @@ def tensors_of(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _read(
-    path: Path, trusted: Trust, trust: Sequence[str], *, built_elsewhere: bool
+    path: Path, trusted: Trust, trust: Sequence[str], code: UserCode, *, built_elsewhere: bool
 ) -> tuple[nn.Module | ExportedProgram | Mapping[str, Any], list[str]]:
     """What the file or folder holds, and notes on what was taken of it.
 
@@ -145,21 +148,21 @@ def _read(
         built_elsewhere: of a folder with weights and an architecture, the weights only.
     """
     if path.is_dir() and (weights := weights_in(path)) is not None and (built_elsewhere or has_config(path)):
-        state, notes = _state_dict(weights, trusted)
+        state, notes = _state_dict(weights, trusted, code)
         if built_elsewhere:
             return state, notes
         size = sum(file.stat().st_size for file in files_of(path))
         module, told = load_folder(path, state, size, trusted=lifted(HUGGING_FACE_LIFTED_BY, trust))
         return module, [*notes, *told]
     if is_index(path):
-        return _state_dict(path, trusted)
+        return _state_dict(path, trusted, code)
     content_format = file_format(path)
     if content_format is Format.EXPORTED:
         program, told = load_exported(path, trusted=lifted(LIFTED_BY, trust))
         return program, list(told)
     if content_format is Format.TORCHSCRIPT:
         return load_torchscript(path, trusted=lifted(TORCHSCRIPT_LIFTED_BY, trust))
-    with _code_of(path, trusted):
+    with code:
         refused: CheckpointError | None = None
         if content_format is Format.SAFETENSORS:
             content: Any = _safetensors(path)
@@ -202,7 +205,7 @@ def _found(
     return model, notes
 
 
-def _state_dict(path: Path, trusted: Trust) -> tuple[Mapping[str, Any], list[str]]:
+def _state_dict(path: Path, trusted: Trust, code: UserCode) -> tuple[Mapping[str, Any], list[str]]:
     """The weights in a file, or in the files that an index names."""
     notes: list[str] = []
 
@@ -210,7 +213,7 @@ def _state_dict(path: Path, trusted: Trust) -> tuple[Mapping[str, Any], list[str
         if is_index(file):
             cure = "copy or download the folder again"
             raise CheckpointError(f"the index names another index, {file.name}", where=str(path), cure=cure)
-        model, told = _read(file, trusted, (), built_elsewhere=True)
+        model, told = _read(file, trusted, (), code, built_elsewhere=True)
         if not isinstance(model, Mapping):
             what = f"{file.name} holds a whole model, not weights"
             raise CheckpointError(what, where=str(file), cure="give this file itself")
@@ -220,16 +223,15 @@ def _state_dict(path: Path, trusted: Trust) -> tuple[Mapping[str, Any], list[str
     return (load_shards(path, read) if is_index(path) else read(path)), notes
 
 
-def code_folders(path: Path) -> tuple[Path, Path]:
-    """Where the user's own code is looked for: the current directory, then beside the checkpoint."""
-    return Path.cwd(), path.resolve().parent
-
-
-def _code_of(path: Path, trusted: Trust) -> contextlib.AbstractContextManager[None]:
-    """Without trust nothing of the user's is imported, nor could be."""
-    if not trusted:
-        return contextlib.nullcontext()
-    return user_code(*code_folders(path), *(script.resolve().parent for script in trusted.scripts))
+def _code_of(path: Path, trusted: Trust, factory: str | None = None) -> UserCode:
+    """The user's code that may run: nothing unless it was named."""
+    names, files = named_code(factory)
+    return UserCode(
+        (Path.cwd(), path.resolve().parent),
+        (*trusted.packages, *names),
+        (*files, *trusted.scripts),
+        everything=trusted.everything,
+    )
 
 
 def _sha256(path: Path) -> str:

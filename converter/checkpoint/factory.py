@@ -3,7 +3,7 @@
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,20 +11,27 @@ from typing import Any
 from torch import nn
 
 from converter.checkpoint.hugging_face import HOME, build_from_config
-from converter.checkpoint.isolation import user_code
-from converter.checkpoint.source import blamed, load_file, place_of_error
+from converter.checkpoint.isolation import UserCode
+from converter.checkpoint.source import blamed, how_to_supply, load_file, place_of_error
 from converter.errors import ConversionError, UsageError
 from converter.model_folder import has_config
 
 FORMS = "package.module:name, file.py:name, timm:NAME, torchvision:NAME or hf:FOLDER"
 
 
-def build(factory: str, arguments: dict[str, Any], *folders: Path) -> nn.Module:
+def named_code(factory: str | None) -> tuple[Sequence[str], Sequence[Path]]:
+    """The module or the Python file of the user's that a factory names."""
+    home = (factory or "").rpartition(":")[0]
+    if home.endswith(".py"):
+        return (), (Path(home),)
+    return ((home,) if home and home not in (HOME, "timm", "torchvision") else ()), ()
+
+
+def build(factory: str, arguments: dict[str, Any], code: UserCode) -> nn.Module:
     """The module that a factory gives: `package.module:name`, `file.py:name`, `timm:NAME`, `torchvision:NAME`,
     `hf:FOLDER` with a config.json.
 
-    The name is a class or function, called with the arguments, or a module itself. Nothing is downloaded. Packages are
-    looked for in the folders first.
+    The name is a class or function, called with the arguments, or a module itself. Nothing is downloaded.
 
     Raises:
         UsageError: there is no such factory, or the arguments are not its own.
@@ -42,13 +49,12 @@ def build(factory: str, arguments: dict[str, Any], *folders: Path) -> nn.Module:
         if not file.is_file():
             near = sorted(str(other) for other in file.parent.glob("*.py")) if file.parent.is_dir() else []
             raise UsageError(f"there is no file {home}", where=_where(factory), cure=_close(home, near))
-        folders = (file.resolve().parent, *folders)
-        with user_code(*folders):
+        with code:
             make = _attribute(load_file(file), name, factory)
     else:
-        with user_code(*folders):
+        with code:
             make = _attribute(_imported(home, factory), name, factory)
-    with user_code(*folders):
+    with code:
         return _made(make, arguments, factory)
 
 
@@ -87,7 +93,7 @@ def _imported(module: str, factory: str) -> ModuleType:
             cure = "run from the folder that holds it, put it beside the checkpoint, or install it"
             raise UsageError(f"there is no module {missing}", where=_where(factory), cure=cure) from error
         what = f"{module} imports {missing}, which is not installed"
-        raise ConversionError(what, where=place_of_error(error), cure=f"install {missing}") from error
+        raise ConversionError(what, where=place_of_error(error), cure=how_to_supply(missing)) from error
 
 
 def _attribute(home: ModuleType, name: str, factory: str) -> Any:

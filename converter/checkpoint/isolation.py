@@ -1,65 +1,259 @@
-"""A user's `cli.py`, `mappings.py` or `converter.py` beside ours: each side imports its own."""
+"""Which modules the user's own folders may supply, and a user's `cli.py`, `mappings.py` or `converter.py` beside ours.
 
+The current directory and a checkpoint's folder are never on `sys.path`: any library that tries an optional import would
+run what lies there. While user code may run, a finder supplies two kinds of modules from these folders: those that the
+user named, before installed ones, and those that the source files of named modules import, after installed ones.
+"""
+
+import ast
 import importlib
+import re
 import sys
-from collections.abc import Iterator
+import sysconfig
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.machinery import PathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, TracebackType
 
 OUR_NAMES = ("cli", "mappings", "converter")
 OUR_FOLDER = Path(__file__).resolve().parents[2]
 
 # Who holds each of our names in `sys.modules` now (None: we do), and the modules of those who do not.
 _holder: dict[str, Path | None] = dict.fromkeys(OUR_NAMES)
-_importable: list[str] = []
 _set_aside: dict[tuple[str, Path | None], dict[str, ModuleType]] = {}
+_active: list["UserCode"] = []
+# Of each user module that was found, by its name: the top-level names that its source imports.
+_imports: dict[str, frozenset[str]] = {}
+
+_INSTALLED = (
+    *(Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib", "purelib", "platlib")),
+    *(OUR_FOLDER / name for name in OUR_NAMES),
+)
+_DOTTED = re.compile(r"[^\W\d]\w*(\.\w+)*\.?")
 
 
-@contextmanager
-def user_code(*folders: Path, ours: bool = False) -> Iterator[None]:
-    """Makes the folders importable, before everything else, for as long as the context lasts.
+class UserCode:
+    """A context in which the user's own modules can be imported; may be entered again, and nested.
 
-    `import mappings` (or `cli`, `converter`) within it gives the user's module where one of the folders has one, and
-    ours again afterwards; the user's stay loaded and come back when the folder is entered again. May be nested. Our
-    own code must not import `converter`, `mappings` or `cli` while inside.
+    `import mappings` (or `cli`, `converter`) within it gives the user's module where a folder has one that may be
+    imported, and ours again afterwards; the user's stay loaded and come back when the context is entered again. Our own
+    code must not import `converter`, `mappings` or `cli` while inside.
 
     Args:
-        ours: these three names are ours all the same, for code that is written against them.
+        folders: where the user's modules may lie, after the folders of `files`; the first that has one supplies it.
+        names: the modules that the user named, dotted.
+        files: the Python files that the user named.
+        ours: `cli`, `mappings` and `converter` are ours all the same, for code that is written against them.
+        everything: what a checkpoint asks for counts as imported by a source of the user's.
     """
-    places = [folder.resolve() for folder in folders]
-    entries = [str(place) for place in places]
-    before = dict(_holder)
-    sys.path[:0] = entries
-    _importable[:0] = entries
-    importlib.invalidate_caches()
-    try:
-        for name in OUR_NAMES:
-            owner = next((place for place in places if _has_module(place, name)), None)
-            if owner not in (None, OUR_FOLDER) and not ours:
-                _hand_over(name, owner)
-        yield
-    finally:
-        for name, owner in before.items():
+
+    def __init__(
+        self,
+        folders: Iterable[Path],
+        names: Iterable[str] = (),
+        files: Sequence[Path] = (),
+        *,
+        ours: bool = False,
+        everything: bool = False,
+    ):
+        self.folders = tuple(dict.fromkeys(place.resolve() for place in (*(file.parent for file in files), *folders)))
+        self._files = files
+        self._ours = ours
+        self._everything = everything
+        self._wanted = {*names, *(file.stem for file in files)}
+        self._named = frozenset(name.partition(".")[0] for name in self._wanted)
+        self._importable: set[str] = set(self._named)
+        self._before: list[dict[str, Path | None]] = []
+
+    def __enter__(self) -> None:
+        self._importable.update(*(imported_names(file) for file in self._files))
+        importlib.invalidate_caches()
+        kept = {name for modules in _set_aside.values() for name in modules}
+        for module in _imports.keys() - sys.modules.keys() - kept:  # no longer loaded: another may come in its place
+            del _imports[module]
+        self._before.append(dict(_holder))
+        _active.append(self)
+        sys.meta_path.insert(0, self)
+        self._follow()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        sys.meta_path.remove(self)
+        _active.pop()
+        for name, owner in self._before.pop().items():
             _hand_over(name, owner)
-        del _importable[: len(entries)]
-        for entry in entries:
-            if entry in sys.path:
-                sys.path.remove(entry)
+
+    def expect(self, modules: Iterable[str]) -> None:
+        """Prefer, of several packages of one name, the one that has these modules."""
+        modules = set(modules)
+        self._wanted |= modules
+        if self._everything:
+            self._importable.update(name.partition(".")[0] for name in modules)
+            self._follow()
+
+    def withholds(self, module: str) -> Path | None:
+        """Return the folder whose module of that name is not supplied, since nothing that the user named imports it."""
+        name = module.partition(".")[0]
+        if name in self._importable:
+            return None
+        return next((place for place in self.folders if _has_module(place, name)), None)
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        name = fullname.partition(".")[0]
+        if name not in self._importable or (self._ours and name in OUR_NAMES):
+            return None
+        if path is not None:
+            spec, theirs = _elsewhere(fullname, path), name in _imports
+        else:
+            spec, theirs = self._choose(name)
+        if spec is not None and (theirs or not _is_installed(spec)):
+            _imports[fullname] = imported_names(Path(spec.origin)) if spec.origin else frozenset()
+            self._follow()
+        return spec
+
+    def _choose(self, name: str) -> tuple[ModuleSpec | None, bool]:
+        """The top-level module of that name, and whether it is one of the folders'."""
+        installed = _elsewhere(name)
+        here = list(self._in_folders(name))
+        first = name in self._named or name in OUR_NAMES
+        found = [*here, installed] if first else [installed, *here]
+        specs = [spec for spec in found if spec is not None]
+        if not specs:
+            return None, False
+        wanted = [module for module in self._wanted if module.partition(".")[0] == name]
+        best = max(specs, key=lambda spec: (sum(_holds(spec, module) for module in wanted), spec.loader is not None))
+        if best.loader is None:  # a package without __init__.py; as a list, its places do not change with `sys.path`
+            parts = [spec for spec in (best, *specs) if spec.loader is None]
+            places = dict.fromkeys(place for spec in parts for place in spec.submodule_search_locations or ())
+            merged = ModuleSpec(name, None, is_package=True)
+            merged.submodule_search_locations = list(places)
+            return merged, best is not installed
+        return best, best is not installed
+
+    def _in_folders(self, name: str) -> Iterator[ModuleSpec]:
+        for place in self.folders:
+            if (spec := PathFinder.find_spec(name, [str(place)])) is not None:
+                yield spec
+        for place in self.folders:
+            if place.name == name:  # weights inside their own package
+                spec = PathFinder.find_spec(name, [str(place.parent)])
+                if spec is not None and str(place) in (spec.submodule_search_locations or ()):
+                    yield spec
+
+    def _follow(self) -> None:
+        """Add the names that the sources of importable modules import."""
+        known = -1
+        while known != len(self._importable):
+            known = len(self._importable)
+            importable = (names for module, names in _imports.items() if module.partition(".")[0] in self._importable)
+            self._importable = self._importable.union(*importable)
+        for name in OUR_NAMES:
+            if name in self._importable and not self._ours:
+                owner = next((place for place in self.folders if _has_module(place, name)), None)
+                if owner not in (None, OUR_FOLDER):
+                    _hand_over(name, owner)
+
+
+def user_code(*folders: Path, names: Iterable[str] = (), files: Sequence[Path] = (), ours: bool = False) -> UserCode:
+    """Let these modules and files of the user's, and what they import, be imported from the folders."""
+    return UserCode(folders, names, files, ours=ours)
+
+
+def expect(modules: Iterable[str]) -> None:
+    """Tell the user code that may run now which modules a checkpoint asks for."""
+    if _active:
+        _active[-1].expect(modules)
+
+
+def withheld(module: str) -> Path | None:
+    """Return the folder whose module of that name was not imported, since nothing that the user named imports it."""
+    return _active[-1].withholds(module) if _active else None
 
 
 @contextmanager
 def installed_code() -> Iterator[None]:
-    """Only what is installed is importable: neither the current directory nor the folders of `user_code`."""
-    path = list(sys.path)
-    hidden = {*_importable, str(Path.cwd()), ""}
+    """Only what is installed is importable: neither the current directory nor the folders of user code."""
+    path, finders = list(sys.path), list(sys.meta_path)
+    hidden = {*(str(place) for code in _active for place in code.folders), str(Path.cwd()), ""}
     sys.path[:] = [entry for entry in path if entry not in hidden]
+    sys.meta_path[:] = [finder for finder in finders if not isinstance(finder, UserCode)]
     importlib.invalidate_caches()
     try:
         yield
     finally:
         sys.path[:] = path
+        sys.meta_path[:] = finders
+
+
+def imported_names(file: Path) -> frozenset[str]:
+    """Return the top-level modules that a Python file imports, in functions too; empty if it cannot be read.
+
+    A call of `importlib.import_module` or its like counts too. Where its argument is computed, every string in the file
+    that could be a module's name counts.
+    """
+    try:
+        tree = ast.parse(file.read_bytes()) if file.suffix == ".py" else ast.Module([], [])
+    except (OSError, SyntaxError, ValueError):  # importing it says so
+        return frozenset()
+    modules: list[str] = []
+    computed = False
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            modules.append(node.module)
+        elif isinstance(node, ast.Call) and _imports_by_name(node.func):
+            texts = [value for argument in node.args if (value := _text(argument))]
+            modules += texts
+            computed |= not texts
+    if computed:
+        modules += [text for node in ast.walk(tree) if (text := _text(node))]
+    return frozenset(module.partition(".")[0] for module in modules)
+
+
+def _imports_by_name(function: ast.expr) -> bool:
+    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    return "import" in name.lower() or name == "find_spec"
+
+
+def _text(node: ast.AST) -> str | None:
+    """A string that could be the name of a module, or its beginning."""
+    value = node.value if isinstance(node, ast.Constant) else None
+    return value if isinstance(value, str) and _DOTTED.fullmatch(value) else None
+
+
+def _elsewhere(name: str, path: Sequence[str] | None = None) -> ModuleSpec | None:
+    """What all other finders give, installed modules first of all."""
+    for finder in sys.meta_path:
+        if not isinstance(finder, UserCode) and (spec := finder.find_spec(name, path, None)) is not None:
+            return spec
+    return None
+
+
+def _holds(spec: ModuleSpec | None, module: str) -> bool:
+    """Whether the package has a module of this dotted name, or is it."""
+    if spec is None:
+        return False
+    parent, _, rest = module[len(spec.name) :].removeprefix(".").partition(".")
+    if not parent:
+        return True
+    places = spec.submodule_search_locations
+    part = f"{spec.name}.{parent}"
+    return places is not None and _holds(PathFinder.find_spec(part, list(places)), f"{part}.{rest}".rstrip("."))
+
+
+def _is_installed(spec: ModuleSpec) -> bool:
+    """Whether a module is of an installed package, whose imports are installed too."""
+    places = [spec.origin] if spec.has_location and spec.origin else list(spec.submodule_search_locations or ())
+    paths = [Path(place).resolve() for place in places]
+    return all(
+        {"site-packages", "dist-packages"}.intersection(path.parts) or any(map(path.is_relative_to, _INSTALLED))
+        for path in paths
+    )
 
 
 def _has_module(folder: Path, name: str) -> bool:

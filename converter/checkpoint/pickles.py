@@ -14,6 +14,7 @@ import torch
 
 from converter.checkpoint.allowed import Refused, is_tensor_name
 from converter.checkpoint.detect import Format, archive_names, torch_records
+from converter.checkpoint.isolation import expect
 from converter.checkpoint.names import Asked, names_asked_for, resolve
 from converter.checkpoint.source import place_of_error
 from converter.checkpoint.trust import NotFoundError, Trust, is_part_of_python
@@ -40,6 +41,7 @@ def load_pickled(path: Path, file_format: Format, trust: Trust) -> tuple[Any, Ch
     if file_format is Format.ZIP:
         torch_records(path, archive_names(path))
     asked = names_asked_for(path, file_format)
+    expect(module for module, _ in asked.names if trust.covers(module))
     refused = check_names(path, asked, trust)
     if refused is not None:
         pickle = _restricted_pickle(trust, path.stat().st_size, opaque=True)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+from converter.checkpoint.isolation import withheld
 from converter.errors import ConversionError
 
 _OUR_PACKAGE = Path(__file__).resolve().parents[1]
@@ -55,12 +56,21 @@ def blamed(action: str) -> Iterator[None]:
 
 def _cure(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
-        return f"install {error.name}, or run from the folder that holds it"
+        return how_to_supply(error.name)
     if isinstance(error, ImportError) and "relative import" in str(error):
         return "name the module by its package, from the folder that holds that: --model package.module:name"
     if re.search(r"CUDA|NVIDIA|MPS|XPU", str(error)):
         return "build the model on the CPU, without .cuda() and device=: a conversion needs no GPU"
     return "mend the code that is named: -v shows where it failed"
+
+
+def how_to_supply(module: str) -> str:
+    """What to do about a module that was not found."""
+    folder = withheld(module)
+    if folder is None:
+        return f"install {module}, or run from the folder that holds it"
+    name = module.partition(".")[0]
+    return f"{folder} has {name}, which no code that you named imports: if it is yours, add --trust {name}"
 
 
 def _file_of(module: ModuleType) -> Path | None:
