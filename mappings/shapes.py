@@ -5,12 +5,13 @@ from functools import partial
 import torch
 from keras import ops
 
-from converter.layout import Layout, product
+from converter.layout import Layout, Size, product
 from converter.plan import Constant, Unsupported, Value
 from converter.registry import maps
 from mappings import unknown_sizes
 
 aten = torch.ops.aten
+INT32 = 2**31 - 1
 
 
 def relabelled(value, layout):
@@ -79,8 +80,16 @@ def slice_(plan, x, dim=0, start=None, end=None, step=1):
         return unknown_sizes.part(plan, x, dim, start, plan.shape()[dim])
     x, axis = plan.one_axis(x, dim, "a slice")
     layout, _ = x.layout.resized(dim, plan.shape()[dim])
-    cut = (*(slice(None),) * axis, slice(start, end, step))
+    cut = (*(slice(None),) * axis, bounded(start, end, step, x.shape[dim]))
     return plan.call(lambda a: a[cut], x, layout=layout)
+
+
+def bounded(start: int, end: int, step: int, size: Size) -> slice:
+    """A slice with its bounds within `size`, or left out where the size is unknown: PyTorch's open end is 2**63 - 1,
+    of which TensorFlow's own converter to TFLite keeps the low 32 bits, -1."""
+    if isinstance(size, int):
+        return slice(*slice(start, end, step).indices(size))
+    return slice(start if start > -INT32 else None, end if end < INT32 else None, step)
 
 
 def slice_to(plan, x, shape):
