@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,31 +18,30 @@ from converter.checkpoint.source import load_file, place_of_error
 from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError
 from converter.layout import MustMerge
 from converter.program import Program, module_path, source_line
-from converter.registry import CHANNELS_LAST, DECOMPOSITIONS, FACTORS, MAPPINGS, OWNERS, PRODUCERS, TRANSLATIONS
+from converter.registry import TABLES, TRANSLATIONS, restore, snapshot
 from converter.steps import Constant, Unsupported, Value
 
-TABLES: tuple[Any, ...] = (MAPPINGS, TRANSLATIONS, OWNERS, PRODUCERS, FACTORS, DECOMPOSITIONS)
 # What PyTorch's exporter, or we, have translations for.
 TRANSLATED = ("aten", "prims", "converter", "torchvision")
 
 
 @dataclass(frozen=True)
 class Registered:
-    """What a file registered, by table."""
+    """What a file registered, by table: additions to those of `registry.TABLES`."""
 
-    tables: tuple[dict[OpOverload, Any], ...]
-    channels_last: frozenset[OpOverload]
+    tables: tuple[Any, ...]
 
     def enter(self) -> None:
         for table, added in zip(TABLES, self.tables, strict=True):
             table.update(added)
-        CHANNELS_LAST.update(self.channels_last)
 
     def leave(self) -> None:
         for table, added in zip(TABLES, self.tables, strict=True):
             for target in added:
-                table.pop(target, None)
-        CHANNELS_LAST.difference_update(self.channels_last)
+                if isinstance(table, dict):
+                    table.pop(target, None)
+                else:
+                    table.discard(target)
 
 
 _registered: dict[Path, Registered] = {}
@@ -81,28 +81,40 @@ def _load(file: Path) -> Registered:
     import mappings
 
     mappings.load()  # what is ours is registered before what is theirs
-    before = [dict(table) for table in TABLES]
-    channels_last = set(CHANNELS_LAST)
+    before, modules = snapshot(), set(sys.modules)
     try:
         with user_code(Path.cwd(), files=[place], ours=True):
             load_file(place)
-        tables = tuple({k: v for k, v in t.items() if k not in b} for t, b in zip(TABLES, before, strict=True))
-        added = frozenset(CHANNELS_LAST - channels_last)
+        added = tuple(map(_additions, TABLES, before))
+    except BaseException:
+        _forget(map(_additions, TABLES, before), modules)
+        raise
     finally:
-        for table, held in zip(TABLES, before, strict=True):
-            table.clear()
-            table.update(held)
-        CHANNELS_LAST.clear()
-        CHANNELS_LAST.update(channels_last)
-    mapped, translated, owners, *_, written_out = tables
-    if not mapped and not translated and not written_out:
+        restore(before)
+    mapped, _, _, _, written_out, translated, owners, absent = added
+    if not mapped and not translated and not written_out and not absent:
         cure = "decorate a function with `@converter.registry.maps(torch.ops.my_library.my_operator.default)`"
         raise UsageError(f"{file} registers no mapping", where="--mappings", cure=cure)
     for target in mapped:
         mapped[target] = blamed_mapping(mapped[target], target, file)
         owners[target] = str(file)
-    _registered[place] = Registered(tables, added)
+    _registered[place] = Registered(added)
     return _registered[place]
+
+
+def _additions(table: Any, before: Any) -> Any:
+    if isinstance(table, dict):
+        return {target: value for target, value in table.items() if target not in before}
+    return table - before
+
+
+def _forget(added: Iterable[Any], modules: Set[str]) -> None:
+    """Forget the modules that registered `added`, unless they were there before: they must run again the next time."""
+    for table in added:
+        for function in table.values() if isinstance(table, dict) else ():
+            name = getattr(function, "__module__", None)
+            if name is not None and name not in modules:
+                sys.modules.pop(name, None)
 
 
 def blamed_mapping(function: Callable, target: OpOverload, file: Path) -> Callable:

@@ -2,11 +2,25 @@
 
 import importlib
 import pkgutil
+import sys
+
+from converter.registry import all_or_nothing
 
 
 def load() -> None:
-    """Import every family, which registers its mappings; those of other libraries' operators once these are there."""
-    for family in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{family.name}")
-        if hasattr(module, "register"):
-            module.register()
+    """Import every family, which registers its mappings; those of other libraries' operators once these are there.
+
+    If a family fails, nothing of this call stays registered or imported, so that the next call begins anew.
+    """
+    before = set(sys.modules)
+    try:
+        with all_or_nothing():
+            for family in pkgutil.iter_modules(__path__):
+                module = importlib.import_module(f"{__name__}.{family.name}")
+                if hasattr(module, "register"):
+                    module.register()
+    except BaseException:
+        for name in sys.modules.keys() - before:
+            if name.startswith(f"{__name__}."):
+                del sys.modules[name]
+        raise

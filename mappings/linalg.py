@@ -54,7 +54,7 @@ def cholesky_with_status(plan, x, *, upper=False, check_errors=False):
     return with_status(plan, of_matrices(plan, factor(upper), x, shape=plan.shape(0)))
 
 
-@maps(aten.cholesky.default, aten.linalg_cholesky.default)
+@maps("aten::cholesky", aten.linalg_cholesky.default)  # PyTorch 2.14.1 no longer has the first
 def cholesky(plan, x, upper=False):
     return of_matrices(plan, factor(upper), x, shape=plan.shape())
 

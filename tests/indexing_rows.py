@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from equivalence import Call, Input
 from torch import nn
 
+from converter.registry import find_operator
+
 aten = torch.ops.aten
 
 TOKENS = (2, 6, 11)
@@ -250,10 +252,6 @@ MATRICES = {
         ),
         IMAGE,
     ),
-    "cholesky by its old name": (
-        lambda x: tuple(torch.cholesky(spread(x, 5) @ spread(x, 5).mT, upper=upper) for upper in (True, False)),
-        IMAGE,
-    ),
     "solve": (
         lambda x: (
             torch.linalg.solve(spread(x, 5), x[..., :5, :3]),
@@ -282,6 +280,11 @@ MATRICES = {
         IMAGE,
     ),
 }
+if find_operator("aten::cholesky"):
+    MATRICES["cholesky by its old name"] = (
+        lambda x: tuple(torch.cholesky(spread(x, 5) @ spread(x, 5).mT, upper=upper) for upper in (True, False)),
+        IMAGE,
+    )
 
 SPECTRA = {
     "singular values": (lambda x: (torch.linalg.svdvals(x), torch.linalg.svd(last(x))[1]), IMAGE),
@@ -312,7 +315,7 @@ SPECTRA = {
             *torch.linalg.qr(x),
             *torch.linalg.qr(last(x).mT, "complete"),
             torch.linalg.qr(x, "r")[1],
-            torch.qr(x, some=False)[0],
+            *((torch.qr(x, some=False)[0],) if find_operator("aten::qr") else ()),
         ),
         IMAGE,
     ),

@@ -5,6 +5,7 @@ A row is named by what it would catch. No two axes of a shape have the same size
 
 import functools
 import operator
+import sys
 
 import attention_rows
 import indexing_rows
@@ -36,7 +37,7 @@ from converter.errors import UnsupportedOperatorsError
 from converter.lower import Lowered
 from converter.planning import make_plan
 from converter.program import Program
-from converter.registry import DECOMPOSITIONS, MAPPINGS
+from converter.registry import ABSENT, DECOMPOSITIONS, MAPPINGS, TABLES, restore, snapshot
 
 aten, ours = torch.ops.aten, torch.ops.converter
 
@@ -802,6 +803,33 @@ def test_every_decomposition_of_ours_has_a_row():
     mappings.load()
     missing = DECOMPOSITIONS.keys() - set().union(*(targets(program_of(case)) for case in EVERY))
     assert not missing, "\n".join(sorted(map(str, missing)))
+
+
+def test_operators_named_by_a_string_are_those_that_some_pytorch_lacks():
+    mappings.load()
+    assert {"aten::cholesky"} >= ABSENT
+
+
+@pytest.mark.parametrize("broken", ["mappings.activations", "mappings.linalg", "mappings.windows"])
+def test_failed_import_registers_nothing_and_is_repeated_or_succeeds(broken):
+    mappings.load()
+    families = {name: module for name, module in sys.modules.items() if name.startswith("mappings.")}
+    registered, nothing = snapshot(), tuple(type(table)() for table in TABLES)
+    try:
+        for name in families:
+            del sys.modules[name]
+        restore(nothing)
+        sys.modules[broken] = None  # which Python refuses to import
+        for _ in range(2):
+            with pytest.raises(ImportError, match=broken):
+                mappings.load()
+            assert snapshot() == nothing
+        del sys.modules[broken]
+        mappings.load()
+        assert [set(table) for table in TABLES] == [set(table) for table in registered]
+    finally:
+        sys.modules.update(families)
+        restore(registered)
 
 
 def targets(program: Program) -> set:

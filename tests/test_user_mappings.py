@@ -13,7 +13,7 @@ import converter
 from converter.building import Options, build
 from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError
 from converter.planning import make_plan
-from converter.registry import DECOMPOSITIONS, MAPPINGS, OWNERS, TRANSLATIONS
+from converter.registry import ABSENT, DECOMPOSITIONS, MAPPINGS, OWNERS, TRANSLATIONS
 from converter.source import Clock, Source
 from converter.user_mappings import user_mappings
 
@@ -99,6 +99,8 @@ def test_an_operator_is_written_out_in_others_for_its_conversion_only(tmp_path):
             id="an operator that has a mapping",
         ),
         pytest.param(HEAD + "maps(torch.ops.no_such.operator.default)", ConversionError, "no_such", id="no operator"),
+        pytest.param(HEAD + "maps('relu')(print)", ConversionError, "'relu' is not the name", id="a malformed name"),
+        pytest.param(HEAD + "maps('aten::relu')(print)", ConversionError, "already mapped", id="a name that is mapped"),
     ],
 )
 def test_file_is_refused(tmp_path, text, error, says):
@@ -106,6 +108,27 @@ def test_file_is_refused(tmp_path, text, error, says):
     with pytest.raises(error, match=says), user_mappings(written(tmp_path, text)):
         pass
     assert before == MAPPINGS
+
+
+def test_operators_may_be_named_and_those_that_this_pytorch_lacks_are_recorded(tmp_path):
+    names = '"tests_of_mappings::snake", "tests_of_mappings::no_such", "no_library::no_such.overload"'
+    text = RIGHT.replace("torch.ops.tests_of_mappings.snake.default", names, 1)
+    with user_mappings(written(tmp_path, text)):
+        assert_plan_is_exact(captured(Snake(), SEQUENCE), [SEQUENCE])
+        assert {"tests_of_mappings::no_such", "no_library::no_such.overload"} <= ABSENT
+    assert SNAKE not in MAPPINGS
+    assert "tests_of_mappings::no_such" not in ABSENT
+
+
+def test_second_try_after_a_failed_one_registers_what_modules_beside_the_file_do(tmp_path):
+    written(tmp_path, RIGHT, "tried_twice.py")
+    file = written(tmp_path, "import tried_twice\nimport no_such_module\n")
+    for _ in range(2):
+        with pytest.raises(ConversionError, match="no_such_module"), user_mappings(file):
+            pass
+    written(tmp_path, "import tried_twice\n")
+    with user_mappings(file):
+        assert_plan_is_exact(captured(Snake(), SEQUENCE), [SEQUENCE])
 
 
 def test_file_that_is_not_there():
