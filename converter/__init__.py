@@ -18,6 +18,8 @@ if (
 import os
 from typing import TYPE_CHECKING, Any
 
+from converter.llvm_conflict import guard_triton
+
 if TYPE_CHECKING:
     from converter.batch.check import check_many
     from converter.batch.run import convert_many
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 # Torch's idle threads would spin, and slow each other and TensorFlow's down on a busy machine. Read at its import.
 if "torch" not in sys.modules:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+guard_triton()  # before anything imports torch.export, even where `converter.testing` is imported alone
 
 __all__ = ["Preprocessing", "check_many", "convert", "convert_many", "inspect", "verify"]
 
