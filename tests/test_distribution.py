@@ -1,0 +1,132 @@
+"""What the sdist and the wheel hold, and that the wheel alone converts and verifies."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from email.message import Message
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = (".ci", "benchmarks", "converter", "docs", "mappings", "sample_models", "tests")
+FILES = (
+    ".gitignore", ".pre-commit-config.yaml", "CHANGELOG.md", "LICENSE", "MANIFEST.in", "README.md", "SECURITY.md",
+    "cli.py", "constraints.txt", "constraints-lowest.txt", "pyproject.toml",
+)  # fmt: skip
+BUILD = "import sys; from setuptools import build_meta; getattr(build_meta, 'build_' + sys.argv[1])(sys.argv[2])"
+
+
+def files_below(folder: Path) -> set[str]:
+    return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+
+
+def build(kind: str, source: Path, destination: Path) -> Path:
+    command = [sys.executable, "-c", BUILD, kind, str(destination)]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (made,) = destination.iterdir()
+    return made
+
+
+@pytest.fixture(scope="module")
+def repository_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    copy = tmp_path_factory.mktemp("copy")
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in FILES:
+        shutil.copy(ROOT / name, copy)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def sdist(repository_copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the sdist unpacks to."""
+    expected = files_below(repository_copy)
+    folder = tmp_path_factory.mktemp("unpacked")
+    with tarfile.open(build("sdist", repository_copy, tmp_path_factory.mktemp("sdist"))) as archive:
+        archive.extractall(folder, filter="data")
+    (unpacked,) = folder.iterdir()
+    assert expected - files_below(unpacked) == set()
+    return unpacked
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from the sdist, as `python -m build` does."""
+    return build("wheel", sdist, tmp_path_factory.mktemp("wheel"))
+
+
+def test_the_wheel_holds_the_packages_and_their_types_only(repository_copy: Path, wheel: Path):
+    names = {str(file.relative_to(repository_copy)) for file in (repository_copy / "converter").rglob("*.py")}
+    names |= {str(file.relative_to(repository_copy)) for file in (repository_copy / "mappings").rglob("*.py")}
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert held == names | {"cli.py", "converter/py.typed", "mappings/py.typed"}
+
+
+def metadata(wheel: Path, name: str) -> str:
+    with zipfile.ZipFile(wheel) as archive:
+        (member,) = (member for member in archive.namelist() if member.endswith(f".dist-info/{name}"))
+        return archive.read(member).decode()
+
+
+def test_the_metadata_says_what_a_package_index_shows(wheel: Path):
+    said: Message = Parser().parsestr(metadata(wheel, "METADATA"))
+    assert said["Name"] == "pt-convert"
+    assert said["Requires-Python"] == ">=3.11"
+    assert said["License-Expression"] == "Apache-2.0"
+    assert said["Description-Content-Type"] == "text/markdown"
+    assert said.get_payload() == (ROOT / "README.md").read_text()
+    assert {"Typing :: Typed", "Programming Language :: Python :: 3.11"} <= set(said.get_all("Classifier", []))
+    assert {"cluster", "images", "test", "dev"} == set(said.get_all("Provides-Extra", []))
+    assert not [entry for entry in said.get_all("Requires-Dist", []) if " @ " in entry]
+
+
+def test_both_commands_are_installed(wheel: Path):
+    commands = [line.partition(" = ") for line in metadata(wheel, "entry_points.txt").splitlines() if " = " in line]
+    assert {name: target for name, _, target in commands} == dict.fromkeys(
+        ("convert", "pt-convert"), "converter.__main__:main"
+    )
+
+
+VERIFIES = """
+import sys
+import converter
+from converter.testing import assert_equivalent
+assert "site-packages" in converter.__file__, converter.__file__
+for artifact in ("digits_focus.keras", "digits_focus.onnx", "digits_focus_saved_model"):
+    assert_equivalent("sample_models/digits_focus.pt", artifact, trust=["sample_models"])
+report = converter.convert(
+    "sample_models/digits_focus.pt", to=["keras"], output="again.keras", trust=["sample_models"],
+    input_shapes=["1,1,16,16"],
+)
+assert report.status == "verified", report
+"""
+
+
+@pytest.mark.wheel
+def test_a_wheel_in_an_empty_environment_converts_and_verifies(wheel: Path, tmp_path: Path):
+    """Beside a user's own `cli.py` and `mappings.py`."""
+    python = tmp_path / "environment" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "environment"], check=True)
+    install = ["-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", wheel]
+    subprocess.run([python, *install], check=True)
+    folder = tmp_path / "work"
+    samples = folder / "sample_models"
+    samples.mkdir(parents=True)
+    for name in ("__init__.py", "blocks.py", "digits_focus.py", "digits_focus.pt", "digits_holdback.npz"):
+        shutil.copy(ROOT / "sample_models" / name, samples)
+    for name in ("cli.py", "mappings.py"):
+        (folder / name).write_text("raise SystemExit('a module of the user')\n")
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    command = [
+        python.with_name("convert"), "sample_models/digits_focus.pt", "--to", "tf", "--to", "keras", "--to", "onnx",
+        "--trust", "sample_models", "--input-shape", "1,1,16,16", "--inputs", "sample_models/digits_holdback.npz",
+    ]  # fmt: skip
+    subprocess.run(command, cwd=folder, env=environment, check=True)
+    subprocess.run([python, "-P", "-c", VERIFIES], cwd=folder, env=environment, check=True)
