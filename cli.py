@@ -188,6 +188,12 @@ architecture_options = options(
         help="Keyword arguments of the factory, as an object.",
     ),
     click.option(
+        "--drop-keys",
+        multiple=True,
+        metavar="PATTERN",
+        help="Leave out keys of the state dict that match, such as 'head.*'; repeatable.",
+    ),
+    click.option(
         "--input-shape",
         "input_shapes",
         multiple=True,

@@ -97,6 +97,7 @@ class Built:
                 **vars(self.source.part),
                 "freeze_control_flow": self.source.freeze_control_flow,
                 "strict": self.source.strict,
+                **({"drop_keys": list(self.source.drop_keys)} if self.source.drop_keys else {}),
             },
             "inputs": [_described(i) for i in self.inputs],
             "outputs": [_described(o) for o in self.outputs],

@@ -41,6 +41,7 @@ def verify(
     *,
     factory: str | None = None,
     factory_args: Mapping[str, Any] | None = None,
+    drop_keys: Sequence[str] = (),
     input_shapes: Sequence[str] = (),
     image_size: str | None = None,
     outputs: Sequence[str] = (),
@@ -72,6 +73,7 @@ def verify(
         input_shapes, image_size, outputs, submodule, input_names, output_names, freeze_control_flow, strict: as for
             `convert`; an artefact of ours knows them.
         inputs: the user's, as for `convert`; `preprocessing` is that of a folder of images.
+        drop_keys: as for `convert`; an artefact of ours knows them.
         accept: kinds of explanations (`report.ExplanationKind`) that may make it agree.
         signature: of a SavedModel or a TFLite file that has several.
         weights: only find every tensor of the checkpoint in the artefact by its content, without running anything: no
@@ -87,18 +89,19 @@ def verify(
     stamp = read_stamp(artefact) or {}
     accepted = explanation_kinds(accept)
     if weights:
-        return verify_weights(model, artefact, format, trust, signature, clock)
+        return verify_weights(model, artefact, format, drop_keys, trust, signature, clock)
     part = Part.of(outputs, submodule, input_names, output_names)
     if made_of := stamp.get("part"):
         freeze_control_flow = freeze_control_flow or made_of.pop("freeze_control_flow")
         strict = strict or made_of.pop("strict", False)
+        drop_keys = drop_keys or made_of.pop("drop_keys", ())
         part = Part.of(*(getattr(part, name) or made_of[name] for name in vars(part)))
     with Runner(format) as runner:
         if missing := not (input_shapes or stamp):  # then it is asked what it takes
             runner.open(artefact, signature)
         with proposing_shapes(runner):
             source = open_source(
-                model, factory=factory, factory_args=factory_args,
+                model, factory=factory, factory_args=factory_args, drop_keys=drop_keys,
                 input_shapes=input_shapes or (() if image_size else stamp.get("input_shapes", ())),
                 trust=trust, fixed_batch=stamp.get("options", {}).get("fixed_batch"), seed=seed, clock=clock,
                 image_size=image_size, part=part, freeze_control_flow=freeze_control_flow, strict=strict,
@@ -181,6 +184,7 @@ def verify_weights(
     model: str | Path | nn.Module,
     artefact: Path,
     format: Format,
+    drop_keys: Sequence[str],
     trust: Sequence[str],
     signature: str | None,
     clock: Clock,
@@ -192,7 +196,7 @@ def verify_weights(
                 module: nn.Module | None = model
                 tensors = tensors_of(model)
             else:
-                tensors, module = load_tensors(model, trust=trust)
+                tensors, module = load_tensors(model, trust=trust, drop_keys=drop_keys)
         with clock("open"):
             runner.open(artefact, signature)
             held = runner.held()

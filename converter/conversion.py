@@ -41,6 +41,7 @@ def convert(
     output: str | Path | Mapping[str, str | Path] | None = None,
     factory: str | None = None,
     factory_args: Mapping[str, Any] | None = None,
+    drop_keys: Sequence[str] = (),
     input_shapes: Sequence[str] = (),
     image_size: str | None = None,
     outputs: Sequence[str] = (),
@@ -74,6 +75,7 @@ def convert(
         to: of "tf", "keras", "onnx".
         output: the artefact's path for one format, else a folder; or the path of each format's.
         factory: what builds a state dict's architecture, `package.module:name` or `file.py:name`.
+        drop_keys: glob patterns of keys of the state dict to leave out.
         input_shapes: `[name=]1,3,224,224[:dtype]` for each input, batch first; names in place of numbers (`1,3,H,W`)
             leave sizes free. Where none are given, what the module itself says of them.
         image_size: `HEIGHT[,WIDTH]` of the only input, whose channels the first convolution tells.
@@ -106,7 +108,7 @@ def convert(
             model, to=to, output=output, factory=factory, factory_args=factory_args, input_shapes=input_shapes,
             image_size=image_size, outputs=outputs, submodule=submodule, input_names=input_names,
             output_names=output_names, freeze_control_flow=freeze_control_flow, strict=strict, trust=trust,
-            layout=layout, fixed_batch=fixed_batch, keep_batchnorm=keep_batchnorm, opset=opset,
+            drop_keys=drop_keys, layout=layout, fixed_batch=fixed_batch, keep_batchnorm=keep_batchnorm, opset=opset,
             exact_shifts=exact_shifts, verify=verify, keep_failed=keep_failed, atol=atol, rtol=rtol, seed=seed,
             inputs=inputs, preprocessing=preprocessing, mappings=mappings, force=force, trace=trace, progress=progress,
         )  # fmt: skip
@@ -178,6 +180,7 @@ class Session:
         output: str | Path | Mapping[str, str | Path] | None = None,
         factory: str | None = None,
         factory_args: Mapping[str, Any] | None = None,
+        drop_keys: Sequence[str] = (),
         input_shapes: Sequence[str] = (),
         image_size: str | None = None,
         outputs: Sequence[str] = (),
@@ -229,7 +232,7 @@ class Session:
                 model, factory=factory, factory_args=factory_args, input_shapes=input_shapes, trust=trust,
                 fixed_batch=fixed_batch, seed=seed, clock=clock, earlier=earlier, image_size=image_size,
                 part=Part.of(outputs, submodule, input_names, output_names), freeze_control_flow=freeze_control_flow,
-                strict=strict,
+                strict=strict, drop_keys=drop_keys,
             )  # fmt: skip
             reference = None
             if verify:

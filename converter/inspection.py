@@ -44,6 +44,7 @@ def inspect(
     *,
     factory: str | None = None,
     factory_args: Mapping[str, Any] | None = None,
+    drop_keys: Sequence[str] = (),
     input_shapes: Sequence[str] = (),
     image_size: str | None = None,
     outputs: Sequence[str] = (),
@@ -75,7 +76,7 @@ def inspect(
             model, factory=factory, factory_args=factory_args, input_shapes=input_shapes, trust=trust, fixed_batch=None,
             seed=0, clock=clock, image_size=image_size,
             part=Part.of(outputs, submodule, input_names, output_names), freeze_control_flow=freeze_control_flow,
-            strict=strict,
+            strict=strict, drop_keys=drop_keys,
         )  # fmt: skip
         checks = _checks(source, check, Options(), clock)
         return replace(summary(source, layout, clock), checks=checks)
@@ -87,6 +88,7 @@ def check(
     to: Sequence[str],
     factory: str | None = None,
     factory_args: Mapping[str, Any] | None = None,
+    drop_keys: Sequence[str] = (),
     input_shapes: Sequence[str] = (),
     image_size: str | None = None,
     outputs: Sequence[str] = (),
@@ -117,7 +119,7 @@ def check(
             model, factory=factory, factory_args=factory_args, input_shapes=input_shapes, trust=trust,
             fixed_batch=fixed_batch, seed=seed, clock=clock, image_size=image_size,
             part=Part.of(outputs, submodule, input_names, output_names), freeze_control_flow=freeze_control_flow,
-            strict=strict,
+            strict=strict, drop_keys=drop_keys,
         )  # fmt: skip
         checks = _checks(source, to, options, clock)
     return CheckReport(source.name, checks, tuple(dict.fromkeys((*source.notes, *source.program.notes))))

@@ -79,6 +79,7 @@ class Source:
     part: Part = WHOLE
     freeze_control_flow: bool = False
     strict: bool = False
+    drop_keys: tuple[str, ...] = ()
 
     def shape_texts(self) -> list[str]:
         """What to give as `--input-shape` for the same."""
@@ -97,6 +98,7 @@ def open_source(
     *,
     factory: str | None,
     factory_args: Mapping[str, Any] | None,
+    drop_keys: Sequence[str] = (),
     input_shapes: Sequence[str],
     trust: Sequence[str],
     fixed_batch: int | None,
@@ -111,6 +113,7 @@ def open_source(
     """Load a checkpoint, or take a module, and capture it. The caller's module stays as it is, mode and buffers too.
 
     Args:
+        drop_keys: glob patterns of keys of the state dict to leave out.
         image_size: `HEIGHT[,WIDTH]`, in place of `input_shapes`.
         part: what of it is wanted.
         freeze_control_flow: where forward decides by values, keep what it decides for the example inputs.
@@ -129,7 +132,9 @@ def open_source(
     else:
         path = Path(model)
         with clock("load"):
-            checkpoint = load(path, factory=factory, factory_args=dict(factory_args or {}), trust=trust)
+            checkpoint = load(
+                path, factory=factory, factory_args=dict(factory_args or {}), drop_keys=drop_keys, trust=trust
+            )
     notes, code = list(checkpoint.notes), checkpoint.code
     if checkpoint.module is not None:
         module = checkpoint.module
@@ -193,6 +198,7 @@ def open_source(
         part=part,
         freeze_control_flow=freeze_control_flow,
         strict=strict,
+        drop_keys=tuple(drop_keys),
     )
 
 

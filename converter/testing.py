@@ -26,6 +26,7 @@ def assert_equivalent(
     *,
     factory: str | None = None,
     factory_args: Mapping[str, Any] | None = None,
+    drop_keys: Sequence[str] = (),
     input_shapes: Sequence[str] = (),
     image_size: str | None = None,
     outputs: Sequence[str] = (),
@@ -63,7 +64,7 @@ def assert_equivalent(
         model, artefact, factory=factory, factory_args=factory_args, input_shapes=input_shapes, trust=trust, atol=atol,
         image_size=image_size, outputs=outputs, submodule=submodule, input_names=input_names,
         output_names=output_names, freeze_control_flow=freeze_control_flow, strict=strict,
-        rtol=rtol, seed=seed, inputs=inputs, accept=accept, signature=signature,
+        rtol=rtol, seed=seed, inputs=inputs, accept=accept, signature=signature, drop_keys=drop_keys,
     )  # fmt: skip
     if report.status != "verified":
         raise AssertionError(described(report))

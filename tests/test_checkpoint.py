@@ -306,6 +306,35 @@ def test_state_dicts_load_into_what_the_factory_builds(here: Path, wrap: Callabl
     assert (note is None and not checkpoint.notes) or any(note in text for text in checkpoint.notes)
 
 
+TRAINING_ONLY = {"head.fc.weight": torch.ones(5), "head.fc.bias": torch.ones(5), "aux": torch.ones(2)}
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "net."])
+def test_keys_that_the_model_does_not_have_are_dropped_on_request(here: Path, prefix: str):
+    block = block_in(here)
+    state = {f"{prefix}{name}": value for name, value in {**block.state_dict(), **TRAINING_ONLY}.items()}
+    torch.save(state, "weights.pt")
+    with pytest.raises(CheckpointError) as error:
+        load("weights.pt", factory="own_model:Block")
+    assert "--drop-keys 'head.*' --drop-keys 'aux'" in (error.value.cure or "")
+    checkpoint = load("weights.pt", factory="own_model:Block", drop_keys=["head.*", "aux", "other.*"])
+    assert checkpoint.module is not None
+    assert same_function(checkpoint.module, block)
+    assert "3 keys (`head.fc.weight`, `head.fc.bias`, `aux`) left out (--drop-keys)" in checkpoint.notes
+    assert "--drop-keys other.* matches no key" in checkpoint.notes
+    by_their_names = [f"{prefix}head.*", f"{prefix}aux"]
+    named = load("weights.pt", factory="own_model:Block", drop_keys=by_their_names).module
+    assert named is not None
+    assert same_function(named, block)
+    with pytest.raises(CheckpointError, match=r"missing in the file \(1\):\s+conv\.bias"):
+        load("weights.pt", factory="own_model:Block", drop_keys=["head.*", "aux", "*conv.bias"])
+
+
+def test_keys_cannot_be_dropped_from_a_whole_model(here: Path):
+    torch.save(stock_model(), "model.pt")
+    assert "--drop-keys was not needed: the file holds the model itself" in load("model.pt", drop_keys=["a"]).notes
+
+
 @pytest.mark.parametrize("place", ["cuda:0", "cuda:7", "mps", "xpu:0"])
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before 1.6"])
 @pytest.mark.parametrize("whole", [True, False], ids=["module", "state dict"])

@@ -45,7 +45,7 @@ SILENT = Proof("artefact", False, "mask of 1 outputs proves nothing", (DEAD,), (
 PROOFS = {"good": (FUNCTION, ARTEFACT), "bad": (FUNCTION, DIFFERS), "dead": (FUNCTION, SILENT)}
 
 
-def convert(model, *, to, output=None, factory=None, factory_args=None, input_shapes=(), image_size=None,
+def convert(model, *, to, output=None, factory=None, factory_args=None, drop_keys=(), input_shapes=(), image_size=None,
             outputs=(), submodule=None, input_names=(), output_names=(), freeze_control_flow=False, strict=False,
             trust=(), layout="auto", fixed_batch=None, keep_batchnorm=False, opset=None, exact_shifts=False,
             verify=True, keep_failed=False, atol=None, rtol=None, seed=0, inputs=None, preprocessing=None, mappings=(),
@@ -94,7 +94,7 @@ def convert(model, *, to, output=None, factory=None, factory_args=None, input_sh
 CALLS: list[dict] = []
 
 
-def verify(model, artefact, *, factory=None, factory_args=None, input_shapes=(), image_size=None,
+def verify(model, artefact, *, factory=None, factory_args=None, drop_keys=(), input_shapes=(), image_size=None,
             outputs=(), submodule=None, input_names=(), output_names=(), freeze_control_flow=False, strict=False,
            trust=(), atol=None, rtol=None, seed=0, inputs=None, preprocessing=None, accept=(), signature=None,
            weights=False, trace=False, progress=None):  # fmt: skip
@@ -108,6 +108,7 @@ def inspect(
     *,
     factory=None,
     factory_args=None,
+    drop_keys=(),
     input_shapes=(),
     image_size=None,
     outputs=(),
@@ -277,7 +278,7 @@ def test_options_reach_the_conversion(run):
     line = (
         "good.pt --to tf --to keras --to tf -o out --model net.py:build --input-shape x=1,3,8,8 --input-shape 1,2 "
         "--outputs layer3 --outputs layer4 --submodule backbone --input-name x=image --output-name layer4=features "
-        "--image-size 4,H --freeze-control-flow --strict "
+        "--image-size 4,H --freeze-control-flow --strict --drop-keys head.* --drop-keys aux.fc "
         "--trust ultralytics --layout nchw --fixed-batch 2 --keep-batchnorm --exact-shifts --opset 18 --keep-failed "
         "--atol 0.1 --rtol 0.2 --seed 7 --inputs in.npz --force"
     )
@@ -286,6 +287,7 @@ def test_options_reach_the_conversion(run):
     assert call["to"] == ("tf", "keras")
     assert call["output"] == Path("out")
     assert call["factory_args"] == {"classes": 10}
+    assert call["drop_keys"] == ("head.*", "aux.fc")
     assert call["input_shapes"] == ("x=1,3,8,8", "1,2")
     assert (call["outputs"], call["submodule"]) == (("layer3", "layer4"), "backbone")
     assert (call["input_names"], call["output_names"]) == (("x=image",), ("layer4=features",))

@@ -227,7 +227,6 @@ def test_hugging_face_folders_that_do_not_fit(tmp_path: Path, transformers: Any,
     bert.save_pretrained(tmp_path / "one")
     rows: dict[str, tuple[dict[str, Any], str]] = {
         "more layers than weights": ({"num_hidden_layers": 2}, "keys missing in the file (16)"),
-        "fewer layers than weights": ({"num_hidden_layers": 0}, "keys the model does not have"),
         "other sizes": ({"intermediate_size": 44}, "do not fit"),
         "unknown architecture": ({"architectures": ["BertModle"]}, "no model 'BertModle'"),
         "no model": ({"architectures": ["AutoConfig"]}, "no model 'AutoConfig'"),
@@ -264,6 +263,58 @@ def test_an_exported_model_opens_without_transformers(
     assert list(outputs) == list(expected)
     for name, value in outputs.items():
         assert torch.equal(value, expected[name])
+
+
+@pytest.fixture
+def pretraining(transformers: Any) -> nn.Module:
+    """The layout of the most downloaded encoder: weights of two heads, of which the class that is named has one."""
+    torch.manual_seed(0)
+    return transformers.BertForPreTraining(transformers.BertConfig.from_dict(CONFIG)).eval()
+
+
+POOLER = ["bert.pooler.dense.bias", "bert.pooler.dense.weight"]
+NEXT_SENTENCE = ["cls.seq_relationship.bias", "cls.seq_relationship.weight"]
+
+
+def test_weights_that_the_class_does_not_use_are_noted(tmp_path: Path, pretraining: Any, bert: Any):
+    pretraining.save_pretrained(tmp_path / "all")
+    state = safetensors.torch.load_file(tmp_path / "all/model.safetensors")
+    assert "cls.predictions.decoder.weight" not in state  # tied to the embedding
+    write_config(tmp_path / "all", architectures=["BertForMaskedLM"])
+    checkpoint = load(tmp_path / "all")
+    assert checkpoint.module is not None
+    assert torch.equal(checkpoint.module(words()).logits, pretraining(words()).prediction_logits)
+    unused = ", ".join(f"`{key}`" for key in [*POOLER, *NEXT_SENTENCE])
+    assert f"4 keys ({unused}) not used by BertForMaskedLM" in checkpoint.notes
+    dropped = load(tmp_path / "all", drop_keys=["*.pooler.*", "cls.seq_relationship.*", "nothing.*"])
+    assert dropped.module is not None
+    assert torch.equal(dropped.module(words()).logits, pretraining(words()).prediction_logits)
+    assert not any("not used" in note for note in dropped.notes)
+    assert "--drop-keys nothing.* matches no key" in dropped.notes
+    # The encoder alone: the prefix of the class with a head is dropped. And added, where what is missing is the head's.
+    write_config(tmp_path / "all")
+    encoder = load(tmp_path / "all")
+    assert encoder.module is not None
+    assert torch.equal(encoder.module(words()).pooler_output, pretraining.bert(words()).pooler_output)
+    assert any("7 keys" in note and "not used by BertModel" in note for note in encoder.notes)
+    bert.save_pretrained(tmp_path / "encoder")
+    write_config(tmp_path / "encoder", architectures=["BertForMaskedLM"])
+    with pytest.raises(CheckpointError, match=r"(?s)missing in the file \(6\):\s+cls\.predictions\.bias") as error:
+        load(tmp_path / "encoder")
+    assert "bert." not in str(error.value)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model."])
+def test_state_dicts_fit_into_a_folders_class_as_its_own_weights_do(tmp_path: Path, pretraining: Any, prefix: str):
+    write_config(tmp_path / "hf", architectures=["BertForMaskedLM"])
+    torch.save({f"{prefix}{key}": value for key, value in pretraining.state_dict().items()}, tmp_path / "all.pt")
+    checkpoint = load(tmp_path / "all.pt", factory=f"hf:{tmp_path / 'hf'}")
+    assert checkpoint.module is not None
+    assert torch.equal(checkpoint.module(words()).logits, pretraining(words()).prediction_logits)
+    assert any("`cls.seq_relationship.bias`" in note and "not used by" in note for note in checkpoint.notes)
+    assert any("before the keys" in note for note in checkpoint.notes) is bool(prefix)
+    with pytest.raises(CheckpointError, match=r"bert\.embeddings\.LayerNorm\.bias"):
+        load(tmp_path / "all.pt", factory=f"hf:{tmp_path / 'hf'}", drop_keys=["*.LayerNorm.bias"])
 
 
 def test_code_of_a_folder_runs_only_with_trust(tmp_path: Path, transformers: Any, bert: Any):

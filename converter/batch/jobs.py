@@ -30,6 +30,7 @@ PATHS = ("mappings", "inputs")  # options that name files, relative to the manif
 OPTIONS: dict[str, tuple[str, type | tuple[type, ...]]] = {
     "model": ("factory", str),
     "model-args": ("factory_args", dict),
+    "drop-keys": ("drop_keys", list),
     "input-shape": ("input_shapes", list),
     "image-size": ("image_size", str),
     "outputs": ("outputs", list),

@@ -14,9 +14,9 @@ from torch.export import ExportedProgram
 
 from converter.checkpoint.detect import Format, file_format
 from converter.checkpoint.exported import LIFTED_BY, load_exported
-from converter.checkpoint.factory import build, named_code
+from converter.checkpoint.factory import build, config_folder, is_config, named_code
 from converter.checkpoint.hugging_face import LIFTED_BY as HUGGING_FACE_LIFTED_BY
-from converter.checkpoint.hugging_face import load_folder
+from converter.checkpoint.hugging_face import load_folder, load_into_folder
 from converter.checkpoint.isolation import UserCode, user_code
 from converter.checkpoint.pickles import load_pickled
 from converter.checkpoint.sharded import load_shards
@@ -24,6 +24,7 @@ from converter.checkpoint.torchscript import LIFTED_BY as TORCHSCRIPT_LIFTED_BY
 from converter.checkpoint.torchscript import load_torchscript
 from converter.checkpoint.trust import Trust, lifted
 from converter.checkpoint.weights import (
+    KeyFilter,
     as_float32,
     changed_to_float32,
     check_measure,
@@ -66,6 +67,7 @@ def load(
     *,
     factory: str | None = None,
     factory_args: dict[str, Any] | None = None,
+    drop_keys: Sequence[str] = (),
     trust: Sequence[str] = (),
 ) -> Checkpoint:
     """Reads a checkpoint of any format; the content decides which, never the name.
@@ -76,6 +78,7 @@ def load(
         factory: the architecture of a state dict: package.module:name, file.py:name, timm:NAME, torchvision:NAME,
             hf:FOLDER.
         factory_args: keyword arguments of the factory.
+        drop_keys: glob patterns of the state dict's keys to leave out.
         trust: packages, modules and Python files whose classes and functions the file may use; "pt2", "torchscript" and
             "hf" lift the guards of these, "all" lifts all. These, and what their source files import, may come from
             the current directory and from beside the checkpoint.
@@ -89,42 +92,53 @@ def load(
     path = Path(path)
     trusted = Trust.of(trust)
     code = _code_of(path, trusted, factory)
-    model, notes = _read(path, trusted, trust, code, built_elsewhere=factory is not None)
+    drop = KeyFilter(drop_keys)
+    model, notes = _read(path, trusted, trust, code, drop, built_elsewhere=factory is not None)
     if trusted.everything:
         notes = [*notes, "whatever code the file asked for was allowed to run (--trust-all)"]
     digest = _sha256(path)
     if isinstance(model, ExportedProgram):
-        return Checkpoint(path, digest, "exported program", None, model, (*notes, *_unneeded(factory)), code)
+        unneeded = _unneeded(factory, drop_keys)
+        return Checkpoint(path, digest, "exported program", None, model, (*notes, *unneeded), code)
     if isinstance(model, nn.Module):
         with code:
             module, changes = as_float32(model)
-        return Checkpoint(path, digest, "module", module, None, (*notes, *changes, *_unneeded(factory)), code)
+        unneeded = _unneeded(factory, drop_keys)
+        return Checkpoint(path, digest, "module", module, None, (*notes, *changes, *unneeded), code)
     if factory is None:
         raise _needs_factory(path, model)
-    module, told = unwrapped(build(factory, factory_args or {}, code))
-    notes = [*notes, *told]
     given = {value.dtype for value in model.values() if isinstance(value, torch.Tensor) and value.is_floating_point()}
+    fitted = _into_folder(model, path, factory, factory_args or {}, drop)
+    if fitted is None:
+        module, told = unwrapped(build(factory, factory_args or {}, code))
+        with code:
+            told += fit(module, model, path, factory, drop)
+    else:
+        module, told = fitted
     with code:
-        notes += fit(module, model, path, factory)
         module, changes = as_float32(module)
+    notes += [*told, *drop.notes()]
     notes += [changed_to_float32(dtype) for dtype in sorted(given - {torch.float32}, key=str)]
     return Checkpoint(path, digest, "state dict", module, None, tuple(dict.fromkeys([*notes, *changes])), code)
 
 
-def load_tensors(path: Path | str, *, trust: Sequence[str] = ()) -> tuple[dict[str, torch.Tensor], nn.Module | None]:
+def load_tensors(
+    path: Path | str, *, trust: Sequence[str] = (), drop_keys: Sequence[str] = ()
+) -> tuple[dict[str, torch.Tensor], nn.Module | None]:
     """Every tensor of a checkpoint by name, those of half precision in float32, and the module if it holds one.
 
     A state dict needs no architecture for that. Raises as `load` does.
     """
     path = Path(path)
     trusted = Trust.of(trust)
-    model, _ = _read(path, trusted, trust, _code_of(path, trusted), built_elsewhere=True)
+    drop = KeyFilter(drop_keys)
+    model, _ = _read(path, trusted, trust, _code_of(path, trusted), drop, built_elsewhere=True)
     if isinstance(model, ExportedProgram):
         named: Mapping[str, Any] = {**model.state_dict, **model.constants}
     elif isinstance(model, nn.Module):
         named = tensors_of(model)
     else:
-        named = model
+        named = drop.kept(model)
     tensors = {name: value.detach() for name, value in named.items() if isinstance(value, torch.Tensor)}
     raised = {name: value.float() if _is_half(value) else value for name, value in tensors.items()}
     return raised, model if isinstance(model, nn.Module) else None
@@ -140,7 +154,7 @@ def tensors_of(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _read(
-    path: Path, trusted: Trust, trust: Sequence[str], code: UserCode, *, built_elsewhere: bool
+    path: Path, trusted: Trust, trust: Sequence[str], code: UserCode, drop: KeyFilter, *, built_elsewhere: bool
 ) -> tuple[nn.Module | ExportedProgram | Mapping[str, Any], list[str]]:
     """What the file or folder holds, and notes on what was taken of it.
 
@@ -152,8 +166,8 @@ def _read(
         if built_elsewhere:
             return state, notes
         size = sum(file.stat().st_size for file in files_of(path))
-        module, told = load_folder(path, state, size, trusted=lifted(HUGGING_FACE_LIFTED_BY, trust))
-        return module, [*notes, *told]
+        module, told = load_folder(path, drop.kept(state), size, trusted=lifted(HUGGING_FACE_LIFTED_BY, trust))
+        return module, [*notes, *told, *drop.notes()]
     if is_index(path):
         return _state_dict(path, trusted, code)
     content_format = file_format(path)
@@ -170,6 +184,16 @@ def _read(
             content, refused = load_pickled(path, content_format, trusted)
         model, notes = _found(content, path, refused)
     return model, notes
+
+
+def _into_folder(
+    state: Mapping[str, Any], path: Path, factory: str, arguments: dict[str, Any], drop: KeyFilter
+) -> tuple[nn.Module, list[str]] | None:
+    """The module of `hf:FOLDER` with these weights; None for other factories, or if keys have a wrapper's prefix."""
+    if not is_config(factory):
+        return None
+    size = sum(file.stat().st_size for file in files_of(path))
+    return load_into_folder(config_folder(factory, arguments), drop.kept(state), size)
 
 
 def _found(
@@ -213,7 +237,7 @@ def _state_dict(path: Path, trusted: Trust, code: UserCode) -> tuple[Mapping[str
         if is_index(file):
             cure = "copy or download the folder again"
             raise CheckpointError(f"the index names another index, {file.name}", where=str(path), cure=cure)
-        model, told = _read(file, trusted, (), code, built_elsewhere=True)
+        model, told = _read(file, trusted, (), code, KeyFilter(()), built_elsewhere=True)
         if not isinstance(model, Mapping):
             what = f"{file.name} holds a whole model, not weights"
             raise CheckpointError(what, where=str(file), cure="give this file itself")
@@ -254,9 +278,11 @@ def _is_half(value: Any) -> bool:
     return getattr(value, "is_floating_point", bool)() and value.dtype.itemsize < 4
 
 
-def _unneeded(factory: str | None) -> Iterator[str]:
+def _unneeded(factory: str | None, drop_keys: Sequence[str]) -> Iterator[str]:
     if factory is not None:
         yield f"--model {factory} was not needed: the file holds the model itself"
+    if drop_keys:
+        yield "--drop-keys was not needed: the file holds the model itself"
 
 
 def _needs_factory(path: Path, state: Any) -> CheckpointError:

@@ -41,7 +41,7 @@ def build(factory: str, arguments: dict[str, Any], code: UserCode) -> nn.Module:
     if not separator or not home or not name:
         raise UsageError(f"{factory!r} does not name a factory", where=_where(factory), cure=f"write {FORMS}")
     if home == HOME:
-        return _of_config(name, arguments, factory)
+        return build_from_config(config_folder(factory, arguments))
     if home in ("timm", "torchvision"):
         make, arguments = _of_library(home, name, arguments, factory)
     elif home.endswith(".py"):
@@ -58,14 +58,25 @@ def build(factory: str, arguments: dict[str, Any], code: UserCode) -> nn.Module:
         return _made(make, arguments, factory)
 
 
-def _of_config(folder: str, arguments: dict[str, Any], factory: str) -> nn.Module:
-    if not has_config(Path(folder)):
+def is_config(factory: str) -> bool:
+    """Whether this is `hf:FOLDER`."""
+    return factory.rpartition(":")[0] == HOME
+
+
+def config_folder(factory: str, arguments: dict[str, Any]) -> Path:
+    """The folder of `hf:FOLDER`, in which a config.json tells the architecture.
+
+    Raises:
+        UsageError: it has none, or arguments are given beside it.
+    """
+    folder = Path(factory.rpartition(":")[2])
+    if not has_config(folder):
         what = f"there is no {folder}/config.json"
         raise UsageError(what, where=_where(factory), cure="give a folder that has one: nothing is downloaded")
     if arguments:
         cure = "leave out --model-args, or change config.json"
         raise UsageError("the arguments of an architecture stand in its config.json", where="--model-args", cure=cure)
-    return build_from_config(Path(folder))
+    return folder
 
 
 def _where(factory: str) -> str:

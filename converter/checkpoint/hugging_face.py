@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from converter.checkpoint.isolation import installed_code
+from converter.checkpoint.prefixes import best_names
 from converter.checkpoint.sharded import Weights, read_json
-from converter.checkpoint.weights import LARGEST_EXPANSION, unfit
+from converter.checkpoint.weights import LARGEST_EXPANSION, unfit, unused_note
 from converter.errors import CheckpointError, ConversionError, UsageError
 from converter.model_folder import CONFIG
 
@@ -48,16 +49,45 @@ def build_from_config(folder: Path, *, trusted: bool = False) -> nn.Module:
 def load_folder(folder: Path, weights: Weights, size: int, *, trusted: bool = False) -> tuple[nn.Module, list[str]]:
     """The model of a folder with its weights, and notes.
 
-    transformers itself puts the weights in, which knows the older names of them and which are one.
+    transformers itself puts the weights in, which knows the older names of them, which are one, and the prefix of the
+    class with a head. Weights that the class does not use are noted.
 
     Args:
         weights: of the folder's files.
         size: of these files, in bytes.
 
     Raises:
-        CheckpointError: as `build_from_config`; or the weights do not fit.
+        CheckpointError: as `build_from_config`; or weights are missing, or of other shapes.
         UsageError: `transformers` is not installed.
     """
+    module, notes, missing, mismatched = _with_weights(folder, weights, size, trusted)
+    if missing or mismatched:
+        name = type(module).__name__
+        cure = f"is config.json that of these weights? Its architecture is {name}; --model names another"
+        raise unfit(missing, [], mismatched, where=str(folder), cure=cure)
+    return module, [f"built {type(module).__name__} as {CONFIG} tells", *notes]
+
+
+def load_into_folder(folder: Path, weights: Weights, size: int) -> tuple[nn.Module, list[str]] | None:
+    """The architecture of a folder with weights from elsewhere, and notes; None if they do not fit.
+
+    What wrappers put before the keys is dropped where they do not fit otherwise.
+
+    Raises:
+        CheckpointError, UsageError: as `load_folder`.
+    """
+    module, notes, missing, mismatched = _with_weights(folder, weights, size, trusted=False)
+    renamed, dropped = best_names(weights, module.state_dict().keys())
+    if missing and dropped:
+        module, notes, missing, mismatched = _with_weights(folder, renamed, size, trusted=False)
+        notes.insert(0, f"dropped `{dropped}` before the keys")
+    return None if missing or mismatched else (module, notes)
+
+
+def _with_weights(
+    folder: Path, weights: Weights, size: int, trusted: bool
+) -> tuple[nn.Module, list[str], list[str], list[str]]:
+    """The model, notes, the keys that are missing, and those whose shapes differ."""
     kind, config, name = _architecture(folder, trusted)
     with _offline(folder):
         with torch.device("meta"):
@@ -71,21 +101,13 @@ def load_folder(folder: Path, weights: Weights, size: int, *, trusted: bool = Fa
             state_dict=given,
             dtype=torch.float32,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below
+            ignore_mismatched_sizes=True,  # they are refused by who called
         )
     told = {key: sorted(_told(each) for each in value) for key, value in told.items() if isinstance(value, (set, list))}
-    if told.get("missing_keys") or told.get("unexpected_keys") or told.get("mismatched_keys"):
-        cure = f"is config.json that of these weights? Its architecture is {name}; --model names another"
-        raise unfit(
-            told.get("missing_keys", []),
-            told.get("unexpected_keys", []),
-            told.get("mismatched_keys", []),
-            where=str(folder),
-            cure=cure,
-        )
-    notes = [f"built {name} as {CONFIG} tells"]
-    notes += [f"weights were {dtype.removeprefix('torch.')}, raised to float32" for dtype in halves]
-    return module, notes
+    notes = [f"weights were {dtype.removeprefix('torch.')}, raised to float32" for dtype in halves]
+    if unused := told.get("unexpected_keys"):
+        notes.append(unused_note(unused, name))
+    return module, notes, told.get("missing_keys", []), told.get("mismatched_keys", [])
 
 
 def _told(key: Any) -> str:

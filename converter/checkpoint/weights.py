@@ -1,7 +1,9 @@
 """Finds the model in what a checkpoint holds, and puts a state dict into a module."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,49 @@ WRAPPERS = (nn.DataParallel, AveragedModel, Compiled)
 SAVE_CURE = "save the model or its state dict in a file of its own with torch.save"
 QUANTIZED_CURE = "give the model in floats that it was made from"
 SHOWN = 10
+SHOWN_PATTERNS = 3
 MOST_WRAPPERS = 8
 MOST_PATHS = 1_000_000  # from a module to its parts
 LARGEST_EXPANSION = 1000  # elements to a byte of the file
+
+
+@dataclass
+class KeyFilter:
+    """The patterns of `--drop-keys`, and the keys that they have left out so far."""
+
+    patterns: Sequence[str]
+    _dropped: dict[str, set[str]] = field(default_factory=dict, init=False)
+
+    def kept(self, state: StateDict) -> StateDict:
+        """Return the state dict without the keys that match."""
+        matching = {name: [p for p in self.patterns if fnmatchcase(name, p)] for name in state}
+        for name, patterns in matching.items():
+            if patterns:
+                self._dropped.setdefault(name, set()).update(patterns)
+        if not any(matching.values()):
+            return state
+        rest = OrderedDict((name, value) for name, value in state.items() if not matching[name])
+        if hasattr(state, "_metadata"):
+            rest._metadata = state._metadata  # type: ignore[attr-defined]
+        return rest
+
+    def notes(self) -> list[str]:
+        unmatched = [pattern for pattern in self.patterns if not any(pattern in p for p in self._dropped.values())]
+        notes = [f"--drop-keys {pattern} matches no key" for pattern in unmatched]
+        if self._dropped:
+            notes.append(f"{_keys(self._dropped)} left out (--drop-keys)")
+        return notes
+
+
+def unused_note(keys: Sequence[str], name: str) -> str:
+    """Tell of weights that a class has no use for."""
+    return f"{_keys(keys)} not used by {name}"
+
+
+def _keys(keys: Collection[str]) -> str:
+    shown = ", ".join(f"`{key}`" for key in list(keys)[:SHOWN])
+    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+    return f"1 key ({shown})" if len(keys) == 1 else f"{len(keys)} keys ({shown}{more})"
 
 
 def find_model(content: Any, path: Path) -> tuple[nn.Module | StateDict, list[str]]:
@@ -212,8 +254,10 @@ def changed_to_float32(kind: torch.dtype) -> str:
     return f"weights were {_shown(kind)}, {'rounded' if kind is torch.float64 else 'raised'} to float32"
 
 
-def fit(module: nn.Module, state: StateDict, path: Path, factory: str) -> list[str]:
+def fit(module: nn.Module, state: StateDict, path: Path, factory: str, drop: KeyFilter | None = None) -> list[str]:
     """Loads a state dict into a module, every key and shape matching, and returns notes.
+
+    Keys that `drop` matches are left out, by their names in the file and by those without the wrappers' prefix.
 
     What wrappers put before the keys (`module.`, `_orig_mod.`, `model.`, `net.`, `ema.`) is dropped where the keys
     match without. Where averaged weights stand beside others, they are taken.
@@ -228,6 +272,8 @@ def fit(module: nn.Module, state: StateDict, path: Path, factory: str) -> list[s
             where=f"--model {factory}",
             cure='build it on the CPU, without torch.device("meta")',
         )
+    drop = drop or KeyFilter(())
+    state = drop.kept(state)
     averaged = averaged_part(state, own.keys())
     renamed, dropped = best_names(averaged or state, own.keys())
     notes = [f"dropped `{dropped}` before the keys"] if dropped else []
@@ -239,6 +285,7 @@ def fit(module: nn.Module, state: StateDict, path: Path, factory: str) -> list[s
         notes = [f"took the keys under `{prefix}`; {others} others left aside" if others else f"dropped `{prefix}`"]
     elif renamed.keys() - own.keys() and parts:
         raise _several_parts([prefix for prefix, _ in parts], path)
+    renamed = drop.kept(renamed)
     missing = [name for name in own if name not in renamed]
     left_over = [name for name in renamed if name not in own]
     pairs = [(name, renamed[name], own[name]) for name in own if _are_tensors(renamed.get(name), own[name])]
@@ -261,11 +308,25 @@ def fit(module: nn.Module, state: StateDict, path: Path, factory: str) -> list[s
     if missing or left_over or shapes or types:
         cure = f"give the arguments the model was built with (--model-args), or another --model than {factory}"
         if left_over and not (missing or shapes or types):
-            cure += "; if these keys are of the training only, save the state dict without them"
+            cure += f"; if the model does not need these keys, leave them out: {_drop_options(left_over, own)}"
         if types and not (missing or left_over or shapes):
             cure = f"{QUANTIZED_CURE}, or a --model that holds such numbers"
         raise unfit(missing, left_over, shapes, types, where=f"{path} and --model {factory}", cure=cure)
     return notes
+
+
+def _drop_options(left_over: Sequence[str], own: Collection[str]) -> str:
+    """The options that drop these keys and none of the model's."""
+    patterns = dict.fromkeys(_pattern(key.split("."), own) for key in left_over)
+    more = " ..." if len(patterns) > SHOWN_PATTERNS else ""
+    return " ".join(f"--drop-keys '{pattern}'" for pattern in list(patterns)[:SHOWN_PATTERNS]) + more
+
+
+def _pattern(parts: Sequence[str], own: Collection[str]) -> str:
+    prefixes = (".".join(parts[:count]) for count in range(1, len(parts)))
+    free = (prefix for prefix in prefixes if not any(f"{name}.".startswith(f"{prefix}.") for name in own))
+    prefix = next(free, None)
+    return ".".join(parts) if prefix is None else f"{prefix}.*"
 
 
 def _several_parts(prefixes: list[str], path: Path) -> CheckpointError:
