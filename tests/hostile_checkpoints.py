@@ -173,6 +173,25 @@ PICKLES: dict[str, Callable[[Path], bytes]] = {
     "defaultdict that calls": lambda m: (
         _global("collections", "defaultdict") + _global("torch.nn.modules.linear", "Linear") + b"\x85R."
     ),
+    "fraction without end": lambda m: _global("fractions", "Fraction") + _text("1e999999999") + b"\x85R.",
+    "bytes without end": lambda m: _global("builtins", "bytearray") + b"J\xff\xff\xff\x7f\x85R.",
+    "bytearray longer than the file": lambda m: b"\x96" + (1 << 40).to_bytes(8, "little") + b"x.",
+    "numpy array larger than its buffer": lambda m: (
+        _global("numpy._core.numeric", "_frombuffer") + b"(\x96\x01\0\0\0\0\0\0\0x" + _global("numpy", "dtype")
+        + _text("f8") + b"\x89\x88\x87RJ\xff\xff\xff\x7f\x85" + _text("C") + b"tR."
+    ),
+    "deque without end": lambda m: (
+        _global("collections", "deque") + _global("builtins", "range") + b"J\xff\xff\xff\x7f\x85R\x85R."
+    ),
+    "deque without end, by its constructor": lambda m: (
+        _global("collections", "deque") + _global("builtins", "range") + b"J\xff\xff\xff\x7f\x85R\x85\x81."
+    ),
+    "class of a value": lambda m: _global("builtins", "type") + _text("x") + b"\x85R.",
+    "class made of a name": lambda m: _global("builtins", "type") + _text("x") + b")}\x87R.",
+    "unit of time that is none": lambda m: (
+        _global("numpy", "dtype") + _text("M8") + b"\x89\x88\x87R" + b"(K\x04" + _text("<") + b"NNNJ\xff\xff\xff\xff"
+        + b"J\xff\xff\xff\xffK\x00N(C\x02D]K\x01K\x01K\x01t\x86tb."
+    ),
     "partial of something unnamed": lambda m: (
         _global("functools", "partial") + _global("torch.nn.functional", "relu") + b"\x85R"
         + b"(" + _module(b"}") + b")}NtbN."
@@ -206,6 +225,7 @@ PICKLES: dict[str, Callable[[Path], bytes]] = {
 
 # Of these, those that are refused as broken, by us or by torch: no object comes of them.
 BROKEN = {
+    "bytearray longer than the file",
     "extension registry",
     "persistent id of text",
     "tensor larger than the file",

@@ -1,20 +1,29 @@
+import argparse
+import array
 import contextlib
 import datetime
+import enum
 import importlib.metadata
 import io
+import ipaddress
 import json
 import os
+import random
+import re
 import shutil
 import subprocess
 import sys
 import types
+import uuid
 import zipfile
-from collections import OrderedDict, defaultdict, deque, namedtuple
+import zoneinfo
+from collections import ChainMap, Counter, OrderedDict, UserDict, defaultdict, deque, namedtuple
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
+from fractions import Fraction
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import hostile_checkpoints as hostile
@@ -30,9 +39,15 @@ from torch.nn.utils.prune import l1_unstructured
 from torch.optim.swa_utils import AveragedModel
 from torch.utils import _pytree as pytree
 
+import converter
+from converter.artefacts.stamp import read_stamp
+from converter.batch.jobs import work_list
 from converter.capture import from_exported
 from converter.checkpoint import load, user_code
+from converter.checkpoint.detect import Format
 from converter.checkpoint.expressions import is_size_expression
+from converter.checkpoint.pickles import load_pickled
+from converter.checkpoint.trust import Trust
 from converter.checkpoint.weights import fit
 from converter.errors import CheckpointError, ConversionError, UsageError
 
@@ -184,6 +199,125 @@ def test_pickled_modules_load(here: Path, save: Callable, options: dict[str, Any
     assert len(checkpoint.sha256) == 64
 
 
+class Mode(enum.Enum):
+    FAST = "fast"
+
+    def __reduce_ex__(self, protocol: Any) -> tuple:
+        return getattr, (Mode, self.name)  # as Python 3.11 saves an enumeration by name
+
+    __module__ = "omegaconf.dictconfig"
+
+
+# What people put beside weights, and whether the report names it as left aside.
+VALUES: dict[str, tuple[Any, str | None]] = {
+    "version of torch": (torch.__version__, None),
+    "parts of tensors": (
+        [
+            torch.Size([2]), torch.device("cpu"), torch.float16, torch.strided,
+            torch.per_tensor_affine,
+        ],
+        None,
+    ),
+    "random states": ([torch.get_rng_state(), np.random.get_state(), random.getstate()], None),
+    "generator": (torch.Generator(), "Generator"),
+    "numbers of numpy": (
+        [np.float32(1.5), np.int64(3), np.bool_(True), np.str_("a"), np.complex64(1j), np.float16(2), np.float32], None,
+    ),
+    "types and times of numpy": (
+        [np.dtype("float32"), np.dtype(">i4"), np.dtype("M8[ns]"), np.datetime64("2024-02-29"), np.timedelta64(3, "D")],
+        None,
+    ),
+    "paths": ([Path("a/b"), PurePosixPath("c"), PureWindowsPath("c:/d")], None),
+    "dates": (
+        [
+            datetime.datetime(2024, 2, 29, tzinfo=datetime.UTC), datetime.date(2024, 2, 29), datetime.time(3),
+            datetime.timedelta(1, 2, 3), datetime.timezone(datetime.timedelta(hours=2)),
+        ],
+        None,
+    ),
+    "time zone": (zoneinfo.ZoneInfo("UTC"), "zoneinfo.ZoneInfo"),
+    "dictionaries": (
+        [
+            OrderedDict(a=1), Counter("aab"), ChainMap({"a": 1}), UserDict(a=1),
+            *(defaultdict(kind) for kind in (None, list, tuple, bool, deque, Counter, OrderedDict, frozenset)),
+            defaultdict(partial(defaultdict, int)),
+        ],
+        None,
+    ),
+    "collections": (
+        [deque([1, 2], 5), deque([3]), {1, 2}, frozenset({3}), slice(1, 2), range(9), ..., type(None)], None,
+    ),
+    "arrays of numpy": (
+        [np.arange(6.0).reshape(2, 3), np.asfortranarray(np.eye(2)), np.zeros((0, 3)), np.array("ab"), np.ones(())],
+        None,
+    ),
+    "array of a class of its own": (np.ma.array([1, 2], mask=[0, 1]), "numpy.ma"),
+    "matrix": (np.matrix([[1, 2]]), "numpy.matrix"),
+    "sparse tensor": (torch.eye(3).to_sparse(), "_rebuild_sparse_tensor"),
+    "bytes": ([b"\x00\xff", bytearray(b"\x01\xfe"), bytearray()], None),
+    "exact numbers": ([Decimal("1.5"), Fraction(1, 3), 1 + 2j, uuid.UUID(int=7)], None),
+    "namespaces": ([argparse.Namespace(a=1, b=Path("x")), types.SimpleNamespace(a=[1])], None),
+    "member of an unknown enumeration": (Mode.FAST, "omegaconf.dictconfig.Mode"),
+    "address and pattern": (
+        [ipaddress.ip_address("10.0.0.1"), re.compile("a.*"), array.array("f", [1.0])], "re._compile",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before 1.6"])
+@pytest.mark.parametrize("value, left_aside", VALUES.values(), ids=VALUES)
+def test_plain_values_beside_weights_are_data(
+    here: Path, value: Any, left_aside: str | None, zipped: bool, protocol: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys.modules["omegaconf.dictconfig"], "Mode", Mode, raising=False)
+    block = block_in(here)
+    content = {"state_dict": block.state_dict(), "value": value, "nested": {"config": [value]}}
+    torch.save(content, "model.pt", _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
+    checkpoint = load("model.pt", factory="own_model:Block")
+    assert checkpoint.module is not None
+    assert same_function(checkpoint.module, block)
+    assert "took `state_dict` of the training checkpoint" in checkpoint.notes
+    named = [note for note in checkpoint.notes if "left aside" in note]
+    assert (not named) if left_aside is None else (left_aside in named[0])
+
+
+def test_a_memory_format_beside_weights_is_data(here: Path):
+    """Older protocols of pickle cannot save it."""
+    content = {"state_dict": block_in(here).state_dict(), "memory_format": torch.channels_last}
+    torch.save(content, "model.pt", pickle_protocol=4)
+    assert load("model.pt", factory="own_model:Block").notes == ("took `state_dict` of the training checkpoint",)
+
+
+def test_plain_values_are_read_as_they_were_saved(here: Path):
+    """By our own unpickler; a generator, which is of no use, is left aside."""
+    kinds = ("bytes", "exact numbers", "types and times of numpy", "numbers of numpy", "paths", "collections", "dates")
+    saved = [VALUES[kind][0] for kind in kinds]
+    torch.save([saved, torch.Generator()], "model.pt")
+    content, refused, left_aside = load_pickled(here / "model.pt", Format.ZIP, Trust.of(()))
+    assert refused is None
+    assert any("Generator" in name for name in left_aside)
+    for read, value in zip(content[0], saved, strict=True):
+        assert [type(one) for one in read if not isinstance(one, PurePath)] == [
+            type(one) for one in value if not isinstance(one, PurePath)
+        ]
+        assert [str(one) for one in read] == [str(one) for one in value]
+
+
+@pytest.mark.parametrize("order", "<>=")
+@pytest.mark.parametrize("kind", ["f4", "f8", "f2"])
+def test_weights_in_arrays_of_either_byte_order_are_the_same(here: Path, order: str, kind: str):
+    block = block_in(here)
+    state = {name: value.numpy() for name, value in block.state_dict().items()}
+    arrays = {
+        name: value.astype(f"{order}{kind}") if value.dtype.kind == "f" else value for name, value in state.items()
+    }
+    torch.save({"model": arrays}, "model.pt")
+    checkpoint = load("model.pt", factory="own_model:Block")
+    assert checkpoint.module is not None
+    assert same_function(checkpoint.module, block, 3e-2 if kind == "f2" else 0)
+
+
 @pytest.mark.parametrize(
     "module",
     [
@@ -328,6 +462,26 @@ def test_keys_that_the_model_does_not_have_are_dropped_on_request(here: Path, pr
     assert same_function(named, block)
     with pytest.raises(CheckpointError, match=r"missing in the file \(1\):\s+conv\.bias"):
         load("weights.pt", factory="own_model:Block", drop_keys=["head.*", "aux", "*conv.bias"])
+
+
+def test_every_command_drops_keys_and_verify_knows_them(here: Path):
+    torch.save({**block_in(here).state_dict(), **TRAINING_ONLY}, "weights.pt")
+    options: dict[str, Any] = {"factory": "own_model:Block", "input_shapes": ["1,3,8,8"]}
+    drop_keys = ["head.*", "aux"]
+    with pytest.raises(CheckpointError, match="does not have"):
+        converter.inspect("weights.pt", **options)
+    notes = converter.inspect("weights.pt", **options, drop_keys=drop_keys).notes
+    report = converter.convert("weights.pt", to=["onnx"], output="net.onnx", **options, drop_keys=drop_keys)
+    assert report.artefacts[0].status == "verified"
+    assert all(any("3 keys" in note and "`aux`" in note for note in told) for told in (notes, report.notes))
+    assert read_stamp(here / "net.onnx")["part"]["drop_keys"] == drop_keys  # type: ignore[index]
+    assert converter.verify("weights.pt", "net.onnx", factory="own_model:Block").status == "verified"
+    assert converter.verify("weights.pt", "net.onnx", weights=True, drop_keys=drop_keys).status == "verified"
+    assert converter.verify("weights.pt", "net.onnx", weights=True).status != "verified"
+    manifest = '[[models]]\npath = "weights.pt"\nmodel = "own_model:Block"\ndrop-keys = ["head.*", "aux"]\n'
+    (here / "models.toml").write_text(manifest)
+    (job,) = work_list(["models.toml"], ["onnx"], {"input_shapes": ["1,3,8,8"]})
+    assert job.options["drop_keys"] == drop_keys
 
 
 def test_keys_cannot_be_dropped_from_a_whole_model(here: Path):
@@ -595,7 +749,8 @@ def test_the_fields_of_a_class_cannot_lead_anywhere(here: Path, marker: Path):
         shutil.copy("good.pt2", "model.pt2")
         text = json.dumps([1, {"type": kind, "context": context, "children_spec": leaves}])
         hostile.edit_program(here / "model.pt2", lambda program, text=text: hostile._spec(program, "out_spec", text))
-        with user_code(here), contextlib.nullcontext() if is_read else pytest.raises(CheckpointError):
+        importable = user_code(here, names=["payload_module"])
+        with importable, contextlib.nullcontext() if is_read else pytest.raises(CheckpointError):
             load("model.pt2")
         assert not marker.exists(), name
 

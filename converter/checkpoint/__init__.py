@@ -24,6 +24,7 @@ from converter.checkpoint.torchscript import LIFTED_BY as TORCHSCRIPT_LIFTED_BY
 from converter.checkpoint.torchscript import load_torchscript
 from converter.checkpoint.trust import Trust, lifted
 from converter.checkpoint.weights import (
+    SHOWN,
     KeyFilter,
     as_float32,
     changed_to_float32,
@@ -178,11 +179,12 @@ def _read(
         return load_torchscript(path, trusted=lifted(TORCHSCRIPT_LIFTED_BY, trust))
     with code:
         refused: CheckpointError | None = None
+        left_aside: list[str] = []
         if content_format is Format.SAFETENSORS:
             content: Any = _safetensors(path)
         else:
-            content, refused = load_pickled(path, content_format, trusted)
-        model, notes = _found(content, path, refused)
+            content, refused, left_aside = load_pickled(path, content_format, trusted)
+        model, notes = _found(content, path, refused, left_aside)
     return model, notes
 
 
@@ -197,12 +199,13 @@ def _into_folder(
 
 
 def _found(
-    content: Any, path: Path, refused: CheckpointError | None
+    content: Any, path: Path, refused: CheckpointError | None, left_aside: Sequence[str]
 ) -> tuple[nn.Module | Mapping[str, Any], list[str]]:
     """The model in what was read.
 
     Args:
         refused: what to raise unless it is a plain state dict.
+        left_aside: names of classes whose objects were not made.
 
     Raises:
         CheckpointError: there is none, it is larger than its file can hold, or it is no whole module.
@@ -222,10 +225,12 @@ def _found(
     except Exception as error:  # a module whose state is any other object, or that holds itself
         what = f"the model in the file is damaged: {type(error).__name__}: {str(error)[:200]}"
         raise CheckpointError(what, where=str(path), cure="copy or download it again") from error
-    if refused is not None:
-        if isinstance(model, nn.Module):
-            raise refused
-        notes.append("objects of classes that are not known here were left aside")
+    if refused is not None and isinstance(model, nn.Module):
+        raise refused
+    if left_aside:
+        shown = ", ".join(f"`{name}`" for name in left_aside[:SHOWN])
+        more = f" and {len(left_aside) - SHOWN} more" if len(left_aside) > SHOWN else ""
+        notes.append(f"objects of classes that are not known here were left aside: {shown}{more}")
     return model, notes
 
 

@@ -10,13 +10,16 @@ import collections
 import datetime
 import decimal
 import enum
+import fractions
 import functools
 import importlib
 import importlib.metadata
+import ipaddress
 import pathlib
 import re
 import sys
 import types
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -59,9 +62,9 @@ def _latin1(text: str, encoding: str = "latin1") -> bytes:
 
 
 def _plain_dtype(code: str, align: bool = False, copy: bool = False) -> np.dtype:
-    if not isinstance(code, str) or not re.fullmatch(r"[<=|]?([biufc?]\d{0,2}|[SU]\d+)", code):
+    if not isinstance(code, str) or not re.fullmatch(r"[<>=|]?([biufc?]\d{0,2}|[SU]\d+|[mM]8)", code):
         raise Refused(f"a numpy array of {code!r}")
-    return np.dtype(code)
+    return np.dtype(code, copy=True)  # the pickle completes it in place
 
 
 def _numpy_scalar(dtype: np.dtype, data: bytes) -> Any:
@@ -70,16 +73,62 @@ def _numpy_scalar(dtype: np.dtype, data: bytes) -> Any:
     return np.frombuffer(data, dtype)[0]
 
 
-def _empty_array(kind: type, shape: tuple, code: bytes) -> np.ndarray:
+def _empty_array(kind: type, shape: tuple, code: bytes) -> Any:
+    if kind is Opaque:
+        return Opaque()
     if kind is not np.ndarray:
         raise Refused("a numpy array of a class of its own")
     return np.empty(0, np.uint8)
 
 
-def _defaultdict(factory: type | None = None) -> collections.defaultdict:
-    if factory not in (None, list, dict, int, float, set, str):
+def check_array(shape: Any, dtype: Any, data: Any) -> None:
+    """Refuses an array whose bytes are not those of plain numbers or texts, one for each element.
+
+    Raises:
+        Refused: says what it is.
+    """
+    if not isinstance(dtype, np.dtype) or dtype.hasobject or dtype.fields or type(data) not in (bytes, bytearray):
+        raise Refused("a numpy array of Python objects")
+    count = int(np.prod(shape, dtype=object))
+    if any(type(size) is not int or size < 0 for size in shape) or len(data) != count * dtype.itemsize:
+        raise Refused("a numpy array of the wrong size")
+
+
+def _array_of_buffer(data: bytes | bytearray, dtype: np.dtype, shape: tuple, order: str = "C") -> np.ndarray:
+    check_array(shape, dtype, data)
+    if order not in ("C", "F", "A"):
+        raise Refused("a numpy array in an order of its own")
+    return np.frombuffer(data, dtype).reshape(shape, order=order)  # type: ignore[call-overload]
+
+
+def _defaultdict(factory: Any = None) -> collections.defaultdict:
+    if factory in (Opaque, _defaultdict) or isinstance(factory, functools.partial):
+        factory = None  # its values are kept
+    if factory is not None and factory not in FACTORIES:
         raise Refused("a defaultdict that calls something")
     return collections.defaultdict(factory)
+
+
+def _bytearray(data: bytes | str = b"", encoding: str = "latin1") -> bytearray:
+    if type(data) not in (bytes, str):
+        raise Refused("a bytearray of another size than its data")
+    return bytearray(data if isinstance(data, bytes) else _latin1(data, encoding))
+
+
+def _bytes() -> bytes:
+    return b""  # as protocol 2 has it
+
+
+def _fraction(numerator: int | str, denominator: int = 1) -> fractions.Fraction:
+    if type(numerator) is str and not re.fullmatch(r"-?\d{1,999}(/\d{1,999})?", numerator):
+        raise Refused("a fraction with an exponent")
+    return fractions.Fraction(numerator) if isinstance(numerator, str) else fractions.Fraction(numerator, denominator)
+
+
+def _type_of(*arguments: Any) -> type:
+    if arguments != (None,):
+        raise Refused("the class of a value")
+    return type(None)
 
 
 def _partial(function: Callable) -> functools.partial:
@@ -109,6 +158,11 @@ TENSOR_REBUILDERS = (
     torch._utils._rebuild_qtensor,
 )
 
+FACTORIES = (
+    *(bool, int, float, complex, str, _bytes, _bytearray, list, tuple, dict, set, frozenset),
+    *(collections.OrderedDict, collections.Counter, collections.deque),
+)
+
 WRAPPED_HOOK = torch.nn.modules.module._WrappedHook
 
 # What state dicts are made of; torch's own `weights_only` reader allows at least these.
@@ -130,8 +184,25 @@ OTHER_NAMES: dict[str, Named] = {
     "builtins.frozenset": Named(frozenset, called=True),
     "builtins.slice": Named(slice, called=True),
     "builtins.range": Named(range, called=True),
-    **{f"builtins.{kind.__name__}": Named(kind) for kind in (bool, int, float, str, bytes, list, tuple, dict)},
+    **{f"builtins.{kind.__name__}": Named(kind) for kind in (object, bool, int, float, str, list, tuple, dict)},
+    "builtins.bytes": Named(_bytes, called=True),
+    "builtins.bytearray": Named(_bytearray, called=True),
+    "builtins.Ellipsis": Named(...),
+    "builtins.NotImplemented": Named(NotImplemented),
+    "builtins.type": Named(_type_of, called=True),
     "collections.defaultdict": Named(_defaultdict, called=True),
+    "collections.deque": Named(collections.deque, called=True),
+    **{
+        f"collections.{kind.__name__}": Named(kind, built=True)
+        for kind in (collections.ChainMap, collections.UserDict, collections.UserList)
+    },
+    "fractions.Fraction": Named(_fraction, called=True),
+    "uuid.UUID": Named(uuid.UUID, built=True),
+    "uuid.SafeUUID": Named(uuid.SafeUUID, called=True),
+    **{
+        f"ipaddress.{kind.__name__}": Named(kind, called=True)
+        for kind in (ipaddress.IPv4Address, ipaddress.IPv6Address, ipaddress.IPv4Network, ipaddress.IPv6Network)
+    },
     "functools.partial": Named(_partial, called=True),
     "argparse.Namespace": Named(argparse.Namespace, built=True),
     "types.SimpleNamespace": Named(types.SimpleNamespace, called=True, built=True),
@@ -185,6 +256,14 @@ OTHER_NAMES: dict[str, Named] = {
         for core in ("core", "_core")
         for name, function in (("scalar", _numpy_scalar), ("_reconstruct", _empty_array))
     },
+    **{f"numpy.{core}.numeric._frombuffer": Named(_array_of_buffer, called=True) for core in ("core", "_core")},
+}
+
+# Values that nothing in a model needs: an empty object stands for each, and the report names them.
+LEFT_ASIDE = {
+    *("torch.Generator", "torch._C.Generator", "random.Random", "zoneinfo.ZoneInfo", "re._compile"),
+    *("array.array", "array._array_reconstructor"),
+    *("torch._utils._rebuild_sparse_tensor", "torch._utils._rebuild_nested_tensor"),
 }
 
 # What torch.compile puts around a module, and what that keeps for compiling: nothing that the module computes with.
@@ -216,11 +295,15 @@ def find_allowed(module: str, name: str) -> Named | None:
     Raises:
         NotFoundError: it belongs to torchvision or timm, which are not installed or have no such name.
     """
+    if (module, name[:6]) == ("torch._utils", "torch."):  # where memory formats are pickled to be
+        module, name = "torch", name[6:]
     full = f"{module}.{name}"
     if full in TENSOR_NAMES:
         return TENSOR_NAMES[full]
     if full in OTHER_NAMES:
         return OTHER_NAMES[full]
+    if full in LEFT_ASIDE:
+        return Named(Opaque, called=True, built=True)
     if full == COMPILED:
         return Named(Compiled, called=True, built=True)
     if full.startswith(COMPILING):
@@ -229,6 +312,9 @@ def find_allowed(module: str, name: str) -> Named | None:
         value = getattr(torch, name, None) if name.isidentifier() else None
         kinds = (torch.dtype, torch.layout, torch.memory_format, torch.qscheme)
         return Named(value) if isinstance(value, kinds) else None
+    if module == "numpy":
+        scalar = vars(np).get(name)
+        return Named(scalar) if isinstance(scalar, type) and issubclass(scalar, np.generic) else None
     if module == "torch._C._nn":
         return Named(getattr(torch._C._nn, name)) if name in ACTIVATIONS else None
     if module == "torch.nn.functional":

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import IO
 
-from converter.checkpoint.allowed import Named, find_allowed
+from converter.checkpoint.allowed import LEFT_ASIDE, Named, find_allowed
 from converter.checkpoint.detect import Format
 from converter.checkpoint.trust import Trust
 from converter.errors import CheckpointError
@@ -98,6 +98,6 @@ def resolve(module: str, name: str, trust: Trust) -> Named | None:
         CheckpointError: it leads out of a trusted package.
     """
     named = find_allowed(module, name)
-    if named is None and trust.covers(module):
+    if (named is None or f"{module}.{name}" in LEFT_ASIDE) and trust.covers(module):
         return Named(trust.find(module, name), called=True, built=True)
     return named

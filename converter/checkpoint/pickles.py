@@ -28,11 +28,12 @@ GRAPH_MODULE_CURE = (
 )
 
 
-def load_pickled(path: Path, file_format: Format, trust: Trust) -> tuple[Any, CheckpointError | None]:
+def load_pickled(path: Path, file_format: Format, trust: Trust) -> tuple[Any, CheckpointError | None, list[str]]:
     """The object in a file of torch.save, its tensors in main memory.
 
     Where it also names classes of other packages, as hyper-parameters do, `Opaque`s stand for objects of these. Then
-    the second result is the refusal to raise unless the model is a plain state dict, which has none of them.
+    the second result is the refusal to raise unless the model is a plain state dict, which has none of them. The third
+    are the names of all classes for whose objects an `Opaque` stands.
 
     Raises:
         CheckpointError: the file is damaged, or asks for code that was not trusted or cannot be found.
@@ -43,24 +44,26 @@ def load_pickled(path: Path, file_format: Format, trust: Trust) -> tuple[Any, Ch
     asked = names_asked_for(path, file_format)
     expect(module for module, _ in asked.names if trust.covers(module))
     refused = check_names(path, asked, trust)
+    left_aside: dict[str, None] = {}
     if refused is not None:
-        pickle = _restricted_pickle(trust, path.stat().st_size, opaque=True)
+        pickle = _restricted_pickle(trust, path.stat().st_size, left_aside, opaque=True)
         try:
-            return _load(path, weights_only=False, pickle_module=pickle), refused
+            return _load(path, weights_only=False, pickle_module=pickle), refused, list(left_aside)
         except CheckpointError:
             raise refused from None
     plain = file_format is Format.ZIP and all(protocol <= 2 for protocol in asked.protocols)
     if plain and all(is_tensor_name(*name) for name in asked.names):
-        return _load(path, weights_only=True), None
-    return _load(path, weights_only=False, pickle_module=_restricted_pickle(trust, path.stat().st_size)), None
+        return _load(path, weights_only=True), None, []
+    pickle = _restricted_pickle(trust, path.stat().st_size, left_aside)
+    return _load(path, weights_only=False, pickle_module=pickle), None, list(left_aside)
 
 
-def _restricted_pickle(trust: Trust, size: int, *, opaque: bool = False) -> ModuleType:
+def _restricted_pickle(trust: Trust, size: int, left_aside: dict[str, None], *, opaque: bool = False) -> ModuleType:
     """In the place of the module `pickle`; torch derives a class of its own from `Unpickler`."""
 
     class Unpickler(RestrictedUnpickler):
         def __init__(self, file: IO[bytes], **options: Any):
-            super().__init__(file, trust=trust, size=size, opaque=opaque, **options)
+            super().__init__(file, trust=trust, size=size, opaque=opaque, left_aside=left_aside, **options)
 
     module = ModuleType("restricted pickle")
     vars(module).update(Unpickler=Unpickler, load=lambda file, **options: Unpickler(file, **options).load())

@@ -14,6 +14,9 @@ class Opaque:
     def append(self, _: Any) -> None:
         pass
 
+    def add(self, _: Any) -> None:
+        pass
+
     def extend(self, _: Any) -> None:
         pass
 

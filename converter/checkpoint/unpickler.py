@@ -4,18 +4,21 @@ import collections
 import functools
 import pickle
 import types
+import uuid
 from collections.abc import Callable
 from typing import IO, Any, ClassVar
 
 import numpy as np
 import torch
 
-from converter.checkpoint.allowed import Named, Refused, attribute, is_library_module
+from converter.checkpoint.allowed import COMPILING, Named, Refused, attribute, check_array, is_library_module
 from converter.checkpoint.names import python_3_name, resolve
 from converter.checkpoint.stand_ins import Opaque
 from converter.checkpoint.trust import Trust
 
 MAPPINGS = (dict, collections.OrderedDict, collections.defaultdict, collections.Counter)
+
+TIME_UNITS = (b"generic", b"Y", b"M", b"W", b"D", b"h", b"m", b"s", b"ms", b"us", b"ns", b"ps", b"fs", b"as")
 
 # Of pickle's two unpicklers, the one whose instructions can be replaced.
 PurePython: Any = pickle._Unpickler
@@ -39,12 +42,23 @@ class RestrictedUnpickler(PurePython):
     Args:
         size: of the file in bytes, which no tensor may exceed.
         opaque: names that are not allowed give an `Opaque` instead of an error.
+        left_aside: takes the names for whose objects an `Opaque` stands.
     """
 
     dispatch: ClassVar[dict[int, Callable]] = dict(PurePython.dispatch)
 
-    def __init__(self, file: IO[bytes], *, trust: Trust, size: int, opaque: bool = False, **options: Any):
+    def __init__(
+        self,
+        file: IO[bytes],
+        *,
+        trust: Trust,
+        size: int,
+        opaque: bool = False,
+        left_aside: dict[str, None] | None = None,
+        **options: Any,
+    ):
         super().__init__(file, **options)
+        self.left_aside = {} if left_aside is None else left_aside
         self.opaque = opaque
         self.trust = trust
         self.size = size
@@ -60,12 +74,16 @@ class RestrictedUnpickler(PurePython):
             named = Named(Opaque, called=True, built=True)
         if named is None:
             raise NameRefused(f"{module}.{name}")
+        if named.value is Opaque and not f"{module}.{name}".startswith(COMPILING):
+            self.left_aside[f"{module}.{name}"] = None
         self.named[id(named.value)] = named
         return named.value
 
     def _attribute(self, owner: Any, name: str) -> Any:
         if type(owner) is Opaque:
             return Opaque()
+        if owner is Opaque:  # a member of an enumeration, or a method that makes an object
+            return Opaque
         if isinstance(owner, type) and self.trust.owns(owner):
             value = vars(owner).get(name)
             if self.trust.owns(value):
@@ -85,14 +103,16 @@ class RestrictedUnpickler(PurePython):
 
     def load_reduce(self) -> None:
         arguments = self.stack.pop()
-        function = self.stack[-1]
+        self.stack[-1] = self._call(self.stack[-1], arguments)
+
+    dispatch[pickle.REDUCE[0]] = load_reduce
+
+    def _call(self, function: Any, arguments: tuple) -> Any:
         if not self._allowed(function).called or type(arguments) is not tuple:
             raise Refused(f"a call of {_describe(function)}")
         if any(type(argument) is range for argument in arguments):
             raise Refused("a collection of as many numbers as it likes")
-        self.stack[-1] = self._run(function, *arguments)
-
-    dispatch[pickle.REDUCE[0]] = load_reduce
+        return self._run(function, *arguments)
 
     def load_newobj(self) -> None:
         arguments = self.stack.pop()
@@ -109,6 +129,8 @@ class RestrictedUnpickler(PurePython):
 
     def _make(self, kind: Any, arguments: tuple, keywords: dict) -> Any:
         named = self._allowed(kind)
+        if named.called and not named.built and not keywords:
+            return self._call(kind, arguments)  # a value of Python's or torch's: `__new__` is all that makes it
         if not named.built or not isinstance(kind, type):
             raise Refused(f"an object of {_describe(kind)}")
         if kind is Opaque:
@@ -137,7 +159,9 @@ class RestrictedUnpickler(PurePython):
         elif kind is functools.partial:
             self._fill_partial(target, state)
         elif isinstance(target, np.dtype):
-            pass  # `_plain_dtype` was told all there is to tell
+            _complete_dtype(target, state)
+        elif kind is uuid.UUID:
+            target.__setstate__({"int": int(state["int"])})
         elif kind is np.ndarray:
             _fill_array(target, state)
         elif (named := self.named.get(id(kind))) and (named.built or kind is collections.OrderedDict):
@@ -160,13 +184,13 @@ class RestrictedUnpickler(PurePython):
             raise Refused(f"values put into {_describe(type(target))}")
 
     def load_append(self) -> None:
-        self._check_container(self.stack[-2], list)
+        self._check_container(self.stack[-2], list, collections.deque)
         super().load_append()
 
     dispatch[pickle.APPEND[0]] = load_append
 
     def load_appends(self) -> None:
-        self._check_container(self.metastack[-1][-1], list)
+        self._check_container(self.metastack[-1][-1], list, collections.deque)
         super().load_appends()
 
     dispatch[pickle.APPENDS[0]] = load_appends
@@ -207,7 +231,14 @@ class RestrictedUnpickler(PurePython):
 
     for _opcode in (pickle.PERSID, pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER):
         dispatch[_opcode[0]] = _refuse_opcode
-    dispatch[pickle.BYTEARRAY8[0]] = _refuse_opcode
+
+    def load_bytearray8(self) -> None:
+        length = int.from_bytes(self.read(8), "little")
+        if length > self.size:
+            raise Refused("bytes that are longer than the file")
+        self.append(bytearray(self.read(length)))
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
     def _run(self, function: Any, *arguments: Any, **keywords: Any) -> Any:
         """Calls what is allowed; an error of the user's own code is told from a damaged file."""
@@ -237,14 +268,26 @@ def _give_state(target: Any, state: Any) -> None:
         setattr(target, name, value)
 
 
+def _complete_dtype(target: np.dtype, state: Any) -> None:
+    """Gives a fresh dtype its byte order, and the unit of times; it has everything else by its code."""
+    order, fields = state[1], state[2:5]
+    units: Any = state[8] if len(state) > 8 else None
+    if order not in ("<", ">", "=", "|") or fields != (None, None, None):
+        raise Refused("a numpy array of Python objects")
+    complete = target.newbyteorder("<" if order == "<" else ">") if order in ("<", ">") else target
+    if target.kind in "mM":
+        _, (unit, count, *_) = units
+        if type(count) is not int or unit not in TIME_UNITS:
+            raise Refused("a numpy array of times of an unknown unit")
+        if unit != b"generic":
+            complete = np.dtype(f"{complete.str}[{count}{unit.decode()}]")
+    target.__setstate__(complete.__reduce__()[2])  # type: ignore[attr-defined]
+
+
 def _fill_array(target: np.ndarray, state: Any) -> None:
     _, shape, dtype, fortran, data = state
-    count = int(np.prod(shape, dtype=object))
-    if not isinstance(dtype, np.dtype) or dtype.hasobject or dtype.fields or type(data) is not bytes:
-        raise Refused("a numpy array of Python objects")
-    if any(type(size) is not int or size < 0 for size in shape) or len(data) != count * dtype.itemsize:
-        raise Refused("a numpy array of the wrong size")
-    target.__setstate__((1, tuple(shape), np.dtype(dtype.str), bool(fortran), data))  # type: ignore[arg-type]
+    check_array(shape, dtype, data)
+    target.__setstate__((1, tuple(shape), np.dtype(dtype.str), bool(fortran), bytes(data)))  # type: ignore[arg-type]
 
 
 def _describe(value: object) -> str:

@@ -285,10 +285,10 @@ def fit(module: nn.Module, state: StateDict, path: Path, factory: str, drop: Key
         notes = [f"took the keys under `{prefix}`; {others} others left aside" if others else f"dropped `{prefix}`"]
     elif renamed.keys() - own.keys() and parts:
         raise _several_parts([prefix for prefix, _ in parts], path)
-    renamed = drop.kept(renamed)
-    missing = [name for name in own if name not in renamed]
-    left_over = [name for name in renamed if name not in own]
-    pairs = [(name, renamed[name], own[name]) for name in own if _are_tensors(renamed.get(name), own[name])]
+    kept = drop.kept(renamed)
+    missing = [name for name in own if name not in kept]
+    left_over = [name for name in kept if name not in own]
+    pairs = [(name, kept[name], own[name]) for name in own if _are_tensors(kept.get(name), own[name])]
     shapes = [
         f"{name} is {tuple(given.shape)} in the file, {tuple(wanted.shape)} in the model"
         for name, given, wanted in pairs
@@ -302,9 +302,9 @@ def fit(module: nn.Module, state: StateDict, path: Path, factory: str, drop: Key
     if not shapes and not types:
         # Modules may rename keys while they load, so that what is missing is known afterwards only.
         with blamed(f"load_state_dict of {type(module).__name__}"):
-            result = module.load_state_dict(renamed, strict=False)
+            result = module.load_state_dict(kept, strict=False)
         missing, left_over = result.missing_keys, result.unexpected_keys
-    missing = _without_shared(missing, own, renamed)
+    missing = _without_shared(missing, own, kept)
     if missing or left_over or shapes or types:
         cure = f"give the arguments the model was built with (--model-args), or another --model than {factory}"
         if left_over and not (missing or shapes or types):
