@@ -27,6 +27,24 @@ CASES = {
     "windows of a free size": (nn.AdaptiveAvgPool2d((2, 3)), "1,3,H,W", None),
     "maxima in windows of a free size": (nn.AdaptiveMaxPool2d((4, 1)), "1,3,H,W", None),
     "maxima of a free length, rounded up": (nn.MaxPool1d(3, 2, ceil_mode=True), "1,3,T", None),
+    "zeros before maxima of negative values": (
+        nn.Sequential(nn.LogSigmoid(), nn.ZeroPad2d((0, 1, 0, 1)), nn.MaxPool2d(2, 1)), IMAGE,
+        "Neg Softplus Neg Pad MaxPool",
+    ),
+    "the same of free sizes, with padding of the pool's own": (
+        nn.Sequential(nn.LogSigmoid(), nn.ZeroPad2d(1), nn.MaxPool2d(3, 2, 1)), "1,3,H,W", None
+    ),
+    "of a sequence, windows in the zeros alone": (
+        nn.Sequential(nn.ReLU(), nn.ConstantPad1d(4, 0), nn.MaxPool1d(2, 1)), SEQUENCE, None
+    ),
+    "of volumes": (
+        nn.Sequential(nn.LogSigmoid(), nn.ZeroPad3d((1, 0, 2, 1, 0, 1)), nn.MaxPool3d(2, 1)), "1,2,4,5,6", None
+    ),
+    "behind dropout": (nn.Sequential(nn.ZeroPad2d(1), nn.Dropout(), nn.MaxPool2d(2)), IMAGE, "Pad MaxPool"),
+    "pads of a value": (
+        nn.Sequential(nn.LogSigmoid(), nn.ConstantPad2d(1, -0.5), nn.MaxPool2d(2)), IMAGE, None
+    ),
+    "pads of minus infinity": (nn.Sequential(nn.ConstantPad2d(1, -float("inf")), nn.MaxPool2d(3)), IMAGE, None),
     "a slope that would be a position, cut to an integer": (nn.Sequential(nn.Unfold(1), nn.PReLU()), IMAGE, None),
     "a norm behind a grouped transposed convolution": (
         with_random_tensors(

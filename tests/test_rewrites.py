@@ -62,6 +62,7 @@ from converter.rewrites.index_by_position import index_by_position
 from converter.rewrites.linear_to_matmul import linear_to_matmul
 from converter.rewrites.masked_attention import masked_attention
 from converter.rewrites.merge_padding import merge_padding
+from converter.rewrites.negative_zero_padding import negative_zero_padding
 from converter.rewrites.pool_windows import pool_windows
 from converter.rewrites.separable import merge_separable
 from converter.rewrites.shift_to_depthwise import shift_to_depthwise
@@ -937,6 +938,31 @@ WINDOWS_LEAVE = {
     "a plain average": (nn.AvgPool2d(3, 2, 1), IMAGE),
 }
 
+UNFUSED_FIRE = {
+    "zeros before maxima": (
+        lambda x: F.max_pool2d(F.pad(x, (0, 1, 0, 1)), 2, 1), IMAGE, "pad max_pool2d"
+    ),
+    "of a sequence": (nn.Sequential(nn.ConstantPad1d(1, 0), nn.MaxPool1d(3)), SEQUENCE, "pad max_pool1d"),
+    "of volumes": (nn.Sequential(nn.ZeroPad3d(1), nn.MaxPool3d(2)), VOLUME, "pad max_pool3d"),
+    "dropout between": (
+        nn.Sequential(nn.ZeroPad2d(1), nn.Dropout(), nn.MaxPool2d(2)).eval(), IMAGE, "pad dropout max_pool2d"
+    ),
+    "windows of zeros alone, before which nothing is negative": (
+        lambda x: F.max_pool2d(F.pad(x.relu(), (2, 2)), 2, 1), IMAGE, "relu pad max_pool2d"
+    ),
+    "dilated ones": (
+        lambda x: F.max_pool2d(F.pad(x.relu(), (1, 1)), 2, 1, 0, 3), IMAGE, "relu pad max_pool2d"
+    ),
+}  # fmt: skip
+UNFUSED_LEAVE = {
+    "nothing is negative": (lambda x: F.max_pool2d(F.pad(F.relu6(x), (1, 1)), 3, 2), IMAGE),
+    "another value": (lambda x: F.max_pool2d(F.pad(x, (1, 1), value=-0.5), 2), IMAGE),
+    "minus infinity": (lambda x: F.max_pool2d(F.pad(x, (1, 1), value=-torch.inf), 2), IMAGE),
+    "reflected": (lambda x: F.max_pool2d(F.pad(x, (1, 1, 1, 1), "reflect"), 2), IMAGE),
+    "an average": (lambda x: F.avg_pool2d(F.pad(x, (1, 1)), 2), IMAGE),
+    "cut": (lambda x: F.max_pool2d(F.pad(x, (-1, 1)), 2), IMAGE),
+}
+
 ATTENTION_FIRES = {
     "a mask of booleans that is made of the input": (
         lambda x: F.scaled_dot_product_attention(x, x, x, x[..., :5] > 2),
@@ -988,6 +1014,7 @@ TABLES = {
     linear_to_matmul: (MATMUL_FIRES, MATMUL_LEAVES),
     adaptive_pools: (ADAPTIVE_FIRES, ADAPTIVE_LEAVES),
     pool_windows: (WINDOWS_FIRE, WINDOWS_LEAVE),
+    negative_zero_padding: (UNFUSED_FIRE, UNFUSED_LEAVE),
     masked_attention: (ATTENTION_FIRES, ATTENTION_LEAVES),
     find_attention: (MULTI_HEAD_FIRES, MULTI_HEAD_LEAVES),
 }

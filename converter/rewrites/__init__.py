@@ -35,6 +35,7 @@ from converter.rewrites.index_by_position import index_by_position
 from converter.rewrites.linear_to_matmul import linear_to_matmul
 from converter.rewrites.masked_attention import masked_attention
 from converter.rewrites.merge_padding import merge_padding
+from converter.rewrites.negative_zero_padding import negative_zero_padding
 from converter.rewrites.pool_windows import pool_windows
 from converter.rewrites.separable import merge_separable
 from converter.rewrites.shift_to_depthwise import shift_to_depthwise
@@ -82,6 +83,7 @@ REWRITES: dict[str, tuple[Rewrite, ...]] = {
         linear_to_matmul,
         adaptive_pools,
         pool_windows,
+        negative_zero_padding,
         clamp_bounds,
         masked_attention,
         shift_to_depthwise,

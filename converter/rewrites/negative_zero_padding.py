@@ -1,0 +1,70 @@
+"""Write zeros padded in front of a max pool as negative zeros, which ONNX Runtime does not fuse into the pool.
+
+max_pool2d(pad(x, (0, 1, 0, 1)), 2) -> max_pool2d(pad(x, (0, 1, 0, 1), value=-0.0), 2)
+
+ONNX Runtime (PadFusion, up to 1.31 at least) fuses a Pad whose value has no bit set into the MaxPool behind it, which
+pads with -inf: the maxima at the border are others where all of a window is negative. A negative zero equals zero.
+"""
+
+import torch
+from torch import fx
+
+from converter import ops
+from converter.program import Program, module_path
+from converter.rewrites.change import Change
+from converter.rewrites.merge_padding import zeros_padded
+from converter.rewrites.pool_windows import MAXIMUM, each, geometry
+
+aten, ours = torch.ops.aten, torch.ops.converter
+assert ops  # registers torch.ops.converter
+# A runtime or the exporter may drop these, or what they become, from between a pad and a pool.
+DROPPED = (
+    aten.clone.default, aten.alias.default, aten.detach.default, aten.contiguous.default, aten.to.dtype,
+    aten._to_copy.default, aten.dropout.default, ours.dropout.default,
+    aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor,
+)  # fmt: skip
+NOT_NEGATIVE = (
+    aten.relu.default, aten.relu6.default, aten.sigmoid.default, aten.softmax.int, aten._softmax.default,
+    aten.abs.default, aten.exp.default, aten.hardsigmoid.default,
+)  # fmt: skip
+
+
+def negative_zero_padding(program: Program) -> list[Change]:
+    changes = []
+    for pool in program.graph.nodes:
+        rank = MAXIMUM.get(pool.target)
+        pad = rank and _pad_before(pool.args[0])
+        if not rank or not pad or not pad.meta["val"].is_floating_point():
+            continue
+        widths = zeros_padded(pad, rank)
+        if widths is None or (_not_negative(pad.args[0]) and _reaches_values(pool, rank, widths)):
+            continue
+        if pad.target is aten.pad.default:
+            pad.args = (*pad.args[:2], "constant", -0.0)
+        else:
+            pad.args = (*pad.args[:2], -0.0)
+        changes.append(Change("zeros before a max pool kept apart from it", module_path(pool), minor=True))
+    return changes
+
+
+def _pad_before(node: fx.Node) -> fx.Node | None:
+    while node.target in DROPPED:
+        node = node.args[0]
+    return node if node.target in (aten.pad.default, aten.constant_pad_nd.default) else None
+
+
+def _not_negative(node: fx.Node) -> bool:
+    while node.target in MAXIMUM or node.target in (aten.dropout.default, ours.dropout.default, aten.clone.default):
+        node = node.args[0]
+    if node.target is aten.hardtanh.default:
+        least = node.args[1] if len(node.args) > 1 else -1
+        return isinstance(least, int | float) and least >= 0
+    return node.target in NOT_NEGATIVE
+
+
+def _reaches_values(pool: fx.Node, rank: int, widths: list[int]) -> bool:
+    """Whether no window lies in the padding alone, so that zeros decide nothing among values that are not negative."""
+    kernel, _, padding = geometry(pool, rank)
+    dilation = each(pool.args[4], rank) if len(pool.args) > 4 else [1] * rank
+    sides = zip([*widths], [*padding] * 2, [*kernel] * 2, strict=True)
+    return all(d == 1 for d in dilation) and all(width + own < size for width, own, size in sides)
