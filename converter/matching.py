@@ -334,7 +334,7 @@ class Matching:
         )
         return compare_artefact(
             float64, float32, results, atol=self.atol, rtol=self.rtol,
-            constant=self.reference.constant, again=self.reference.again,
+            constant=self.reference.constant, again=self.reference.again_in(self.runner),
         )  # fmt: skip
 
     def _explained_proof(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -10,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
+from converter.artefacts.runner import Runner
+from converter.coarse_kernels import Kernel, coarse_kernels
 from converter.errors import CaptureError
 from converter.memory import reusing_blocks
 from converter.open_choices import computes_on_choices, settled
@@ -19,7 +23,7 @@ from converter.program import Program
 from converter.ranges import free_sizes, input_specs, many_samples
 from converter.report import ComparedOn
 from converter.rounding import rounded_otherwise
-from converter.verification.compare import Outputs, compare_artefact
+from converter.verification.compare import Again, Outputs, compare_artefact
 from converter.verification.given import Given, batches, load_given
 from converter.verification.images import Preprocessing
 from converter.verification.inputs import Round, rounds
@@ -48,23 +52,31 @@ class Reference:
     constant: frozenset[str]
     program: Program
     compared_on: ComparedOn
-    _again: dict[tuple[torch.dtype, int], list[Outputs]] = field(default_factory=dict)
+    _again: dict[tuple[torch.dtype, int, frozenset[OpOverload]], list[Outputs]] = field(default_factory=dict)
 
     def again(self, number: int) -> list[Outputs]:
         """PyTorch's float32 results of a round once more, several times with other roundings."""
         return self._rounded(number, torch.float32)
+
+    def again_in(self, runner: Runner) -> Again:
+        """The same, each operator moved by as much as the kernel of the artifact's runtime is known to be off."""
+        kernels = functools.cache(lambda: coarse_kernels(runner))
+        return lambda number: self._rounded(number, torch.float32, kernels())
 
     def again_in_float64(self, number: int) -> list[Outputs]:
         """The same of its float64 results."""
         return self._rounded(number, torch.float64)
 
     @reusing_blocks()
-    def _rounded(self, number: int, precision: torch.dtype) -> list[Outputs]:
-        if (precision, number) not in self._again:
+    def _rounded(
+        self, number: int, precision: torch.dtype, kernels: Mapping[OpOverload, Kernel] | None = None
+    ) -> list[Outputs]:
+        key = precision, number, frozenset(kernels or ())
+        if key not in self._again:
             inputs = [torch.from_numpy(np.asarray(self.rounds[number].arrays[name])) for name in self.program.inputs]
-            results = rounded_otherwise(self.program, inputs, precision, number)
-            self._again[precision, number] = [_named(self.program, one) for one in results]
-        return self._again[precision, number]
+            results = rounded_otherwise(self.program, inputs, precision, number, kernels)
+            self._again[key] = [_named(self.program, one) for one in results]
+        return self._again[key]
 
     def probe(self, program: Program) -> tuple[list[Tensor], list[Tensor]]:
         """The first round's inputs and float64 results, in the program's order."""

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 
+from converter.coarse_kernels import Kernel
 from converter.program import Program, read_attribute, write_attribute
 from converter.verification.figures import FLOOR_ULP
 
 aten = torch.ops.aten
 RUNS = 4
 RUNS_OF_CHOICES = 16  # where an output is an integer: which of two equals is chosen is seen in some of the runs only
+
+# Of a kernel's largest error. Comparisons allow 16 times the effect, which is meant for rounding that was not measured.
+KNOWN_SHARE = 0.25
 
 # Operators that end in a limit, which kernels reach sooner or later: what is moved before them is not seen behind.
 LIMITS = {
@@ -40,22 +46,53 @@ class Moved(nn.Module):
         return torch.from_numpy(np.asarray(array + steps * np.spacing(np.abs(array))).clip(*self.limits))
 
 
+class Coarse(nn.Module):
+    """Moves what an operator gives by a share of what a runtime's kernel may be off by.
+
+    Args:
+        direction: of all numbers, as an error may have one sign wherever the inputs are alike; at random if None.
+    """
+
+    def __init__(self, rng: np.random.Generator, kernel: Kernel, direction: int | None):
+        super().__init__()
+        self.rng, self.kernel, self.direction = rng, kernel, direction
+
+    def forward(self, result: Tensor, *arguments: Any, **named: Any) -> Tensor:
+        if result.dtype not in (torch.float32, torch.float64):
+            return result
+        signs = self.direction or torch.from_numpy(self.rng.choice(np.array([-1.0, 1.0]), tuple(result.shape)))
+        return (result + KNOWN_SHARE * signs * self.kernel.error(*arguments, **named)).to(result.dtype)
+
+
 def rounded_otherwise(
-    program: Program, inputs: Sequence[Tensor], precision: torch.dtype, seed: int
+    program: Program,
+    inputs: Sequence[Tensor],
+    precision: torch.dtype,
+    seed: int,
+    kernels: Mapping[OpOverload, Kernel] | None = None,
 ) -> list[list[Tensor]]:
     """What a captured program makes of `inputs` in `precision` with other roundings, several times.
 
     Every float32 of the inputs and weights is moved by the last bit that it has in `precision` or left, at random but
     always the same way: so do kernels that add up in another order, and weights that were folded and rounded. What an
-    operator gives that has a limit is moved too.
+    operator gives that has a limit is moved too, and what a runtime's `kernels` give, by as much as they are coarse.
     """
     chosen = any(not node.meta["val"].is_floating_point() for node in program.results)
     generators = [np.random.default_rng((seed, run)) for run in range(RUNS_OF_CHOICES if chosen else RUNS)]
-    return [_rounded_otherwise(program, inputs, precision, rng) for rng in generators]
+    directions = [1, -1, *[None] * (len(generators) - 2)]
+    return [
+        _rounded_otherwise(program, inputs, precision, rng, kernels or {}, direction)
+        for rng, direction in zip(generators, directions, strict=True)
+    ]
 
 
 def _rounded_otherwise(
-    program: Program, inputs: Sequence[Tensor], precision: torch.dtype, rng: np.random.Generator
+    program: Program,
+    inputs: Sequence[Tensor],
+    precision: torch.dtype,
+    rng: np.random.Generator,
+    kernels: Mapping[OpOverload, Kernel],
+    direction: int | None,
 ) -> list[Tensor]:
     def moved(tensor: Tensor) -> Tensor:
         if tensor.dtype != torch.float32:
@@ -68,13 +105,42 @@ def _rounded_otherwise(
         write_attribute(program.graph_module, target, moved(read_attribute(program.graph_module, target)))
     for node in list(program.graph.nodes):
         if node.target in LIMITS:
-            name = f"moved_{node.name}"
-            program.graph_module.add_module(name, Moved(rng, LIMITS[node.target]))
-            with program.graph.inserting_after(node):
-                after = program.graph.call_module(name, (node,))
-            node.replace_all_uses_with(after, delete_user_cb=lambda user, after=after: user is not after)
-    program.graph_module.recompile()
+            _insert(program, node, f"moved_{node.name}", Moved(rng, LIMITS[node.target]))
+    move_kernels(program, kernels, rng, direction)
     return program.at(precision).run(*inputs)
+
+
+def move_kernels(
+    program: Program, kernels: Mapping[OpOverload, Kernel], rng: np.random.Generator, direction: int | None
+) -> dict[str, str]:
+    """Move what operators give by a share of what these kernels may be off by, in place.
+
+    Returns:
+        For the name of each such operator, that of the module behind it.
+    """
+    behind = {}
+    for node in list(program.graph.nodes):
+        if node.target in kernels:
+            coarse = Coarse(rng, kernels[node.target], direction)
+            behind[node.name] = _insert(program, node, f"coarse_{node.name}", coarse, node.args, node.kwargs)
+    program.graph_module.recompile()
+    return behind
+
+
+def _insert(
+    program: Program,
+    node: fx.Node,
+    name: str,
+    module: nn.Module,
+    more: tuple = (),
+    named: Mapping[str, Any] | None = None,
+) -> str:
+    """Call a module on what a node gives, for all that use it."""
+    program.graph_module.add_module(name, module)
+    with program.graph.inserting_after(node):
+        after = program.graph.call_module(name, (node, *more), dict(named or {}))
+    node.replace_all_uses_with(after, delete_user_cb=lambda user: user is not after)
+    return after.name
 
 
 def nudged(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:

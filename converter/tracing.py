@@ -15,14 +15,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, fx
+from torch._ops import OpOverload
 
 from converter.artefacts.messages import FIGURES, marks, slices
 from converter.artefacts.runner import Runner, Traced
+from converter.coarse_kernels import Kernel, coarse_kernels
 from converter.errors import ConversionError
 from converter.layout import Layout
 from converter.program import Program, default_dtype, module_path
 from converter.reference import Reference
 from converter.report import Proof, Statistics, TraceRow
+from converter.rounding import move_kernels
 from converter.steps import Value
 from converter.verification.compare import FLOOR_ULP, FUNCTION_BOUND, ROUNDING_FACTOR, Outputs
 
@@ -139,14 +142,22 @@ class Known:
     scale: float
 
 
-def known_values(program: Program, inputs: Sequence[Tensor], *, exact: bool) -> list[Known]:
+def known_values(
+    program: Program,
+    inputs: Sequence[Tensor],
+    *,
+    exact: bool,
+    kernels: Mapping[OpOverload, Kernel] | None = None,
+) -> list[Known]:
     """All values of the program that hang on its inputs.
 
     Args:
         exact: the other side computes in float64; otherwise 16 times PyTorch's own float32 rounding is allowed.
+        kernels: of the other side's runtime, what comes of which is allowed too.
     """
     behind = depending(program)
     found = []
+    coarse, moved = _coarse(program, inputs, kernels) if kernels and not exact else (None, {})
     single = walk(program.at(torch.float32), inputs) if not exact else None
     for node, result in walk(program.at(torch.float64), in_float64(inputs)):
         if node not in behind:
@@ -154,14 +165,28 @@ def known_values(program: Program, inputs: Sequence[Tensor], *, exact: bool) -> 
         own = result
         if single is not None:
             own = next(value for other, value in single if other.name == node.name)
+        off = own
+        if coarse is not None:
+            off = next(value for other, value in coarse if other.name == moved.get(node.name, node.name))
         if not isinstance(result, Tensor) or node.op != "call_function":
             continue
         wide = result.numpy()
         scale, shape = scale_of(wide), tuple(wide.shape)
         allowed = FUNCTION_BOUND * scale if single is None else _rounding(wide, own.numpy(), scale)
+        if coarse is not None:
+            allowed = np.maximum(allowed, _rounding(wide, off.numpy(), scale))
         found.append(Known(node, shape, marks(wide), np.broadcast_to(allowed, marks(wide).shape), scale))
     originals = {node.name: node for node in program.graph.nodes}
     return [replace(one, node=originals[one.node.name]) for one in found]
+
+
+def _coarse(
+    program: Program, inputs: Sequence[Tensor], kernels: Mapping[OpOverload, Kernel]
+) -> tuple[Iterator[tuple[fx.Node, Any]], dict[str, str]]:
+    """The program's values as far as a runtime's kernels may be off, and where the moved ones are."""
+    program = program.copy()
+    moved = move_kernels(program, kernels, np.random.default_rng(0), 1)
+    return walk(program.at(torch.float32), inputs), moved
 
 
 def _rounding(wide: np.ndarray, own: np.ndarray, scale: float) -> np.ndarray:
@@ -300,7 +325,8 @@ def trace_artefact(
         given: the same as the artefact takes them.
     """
     inputs = [torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in program.inputs]
-    return trace_values(known_values(program, inputs, exact=False), runner.trace(given))
+    kernels = coarse_kernels(runner)
+    return trace_values(known_values(program, inputs, exact=False, kernels=kernels), runner.trace(given))
 
 
 def worst_round(reference: Reference, results: Sequence[Outputs]) -> Mapping[str, np.ndarray]:

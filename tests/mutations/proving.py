@@ -156,7 +156,7 @@ class Bench:
         actual = run_artefact(runner, built.inputs, built.outputs, self.reference)
         reference = self.reference
         return compare_artefact(
-            reference.float64, reference.float32, actual, constant=reference.constant, again=reference.again
+            reference.float64, reference.float32, actual, constant=reference.constant, again=reference.again_in(runner)
         )
 
 
