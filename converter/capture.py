@@ -36,6 +36,7 @@ from converter.free_sizes import (
 )
 from converter.frozen_flow import freeze_checked
 from converter.functional import ASSERTIONS, make_functional
+from converter.known_values import known_values
 from converter.program import Origin, Program, source_line, write_attribute
 from converter.uncapturable import failing, first_line, module_of, needs_values, refuse_draws, uncapturable, user_frame
 
@@ -134,7 +135,8 @@ def _exported(
     module: nn.Module, inputs: Sequence[Tensor], shapes: Any, freeze: bool, strict: bool, asserted: bool = False
 ) -> Program:
     """By torch.export as it stands; where that meets a tensor's values, by way of the bytecode, which keeps numbers out
-    of tensors; with `freeze` at last by what the inputs at hand decide.
+    of tensors, and then with the values of the module's own tensors known; with `freeze` at last by what the inputs at
+    hand decide.
 
     Args:
         asserted: what restricts free sizes is left to assertions in the program, which are dropped.
@@ -149,6 +151,10 @@ def _exported(
         if not strict:
             with contextlib.suppress(Exception):  # the first way's error says more
                 return _noting_names(from_exported(_export(module, inputs, shapes, True, asserted)), module)
+            with contextlib.suppress(Exception), known_values(module) as known:
+                program = _noting_names(from_exported(_export(module, inputs, shapes, False, asserted)), module)
+                program.values_read = known.read
+                return program
         if not freeze:
             raise
         with exporting():

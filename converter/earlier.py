@@ -76,9 +76,9 @@ class Earlier:
         return self._captured[key]
 
     def keep(self, key: str | None, program: Program, module: nn.Module) -> Captured | None:
-        """Keep a program for later models, unless it has its weights to itself."""
+        """Keep a program for later models, unless it has its weights to itself or was captured with their values."""
         tensors = tensors_of(module)
-        if key is None or not _shares(program, tensors):
+        if key is None or program.values_read or not _shares(program, tensors):
             return None
         self._captured[key] = captured = Captured(program, tensors)
         while len(self._captured) > MOST or (len(self._captured) > 1 and self._elements() > MOST_PARAMETERS):

@@ -17,7 +17,7 @@ from converter.layout import Layout
 from converter.plan import Choices, Plan
 from converter.program import Program, module_path, source_line
 from converter.registry import CHANNELS_LAST, MAPPINGS
-from converter.rewrites.fold_constants import fold_constants
+from converter.rewrites.fold_constants import NUMBERS, fold_constants
 from converter.steps import Constant, InputStep, Interface, Step, Unsupported, Value, size_of, sizes
 
 aten = torch.ops.aten
@@ -78,7 +78,6 @@ def written_out(program: Program, layout: str, error: UnsupportedOperatorsError)
 
 
 DEPTH = 5  # of decompositions of what operators decompose to
-NUMBERS = {aten.item.default, aten._local_scalar_dense.default}
 VALUES = "how many elements it returns depends on values: choose among a fixed number, as torch.where and topk do"
 
 

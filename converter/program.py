@@ -53,6 +53,7 @@ class Program:
         absorbed: the checkpoint's tensors that a rewrite made a part of the graph, and what they became.
         frozen: the checkpoint's parameters that ask for no gradient.
         tied: tensors that are an embedding's table and a Linear's weight, to be one variable.
+        values_read: it is right only for the values that the module's own tensors had when it was captured.
         frozen_flow: it holds one way through forward, which decides by values.
         size_names: what the user calls the symbols of free sizes.
     """
@@ -70,6 +71,7 @@ class Program:
     tied: set[str] = field(default_factory=set)
     size_names: dict[sympy.Symbol, sympy.Expr] = field(default_factory=dict)
     frozen_flow: bool = False
+    values_read: bool = False
 
     @property
     def graph(self) -> fx.Graph:
@@ -100,6 +102,7 @@ class Program:
             set(self.tied),
             dict(self.size_names),
             self.frozen_flow,
+            self.values_read,
         )
 
     def named(self, size: Any) -> str:

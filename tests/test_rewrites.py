@@ -859,10 +859,24 @@ CONSTANTS_FIRES |= {
         IMAGE,
         "add",
     ),
+    "a number out of a parameter": (
+        Call(lambda self, x: x * torch.full((8,), self.p[1].item()), p=parameter(2)),
+        IMAGE,
+        "mul",
+    ),
+    "sizes out of a buffer": (
+        Call(
+            lambda self, x: x.view(x.shape[0], self.n[0].item(), -1).softmax(1).mean((1, 2)) * (2 * self.n[1].item()),
+            n=torch.tensor([3, 7]),
+        ),
+        (2, 6, 8),
+        "reshape softmax mean mul",
+    ),
 }
 CONSTANTS_LEAVES = {
     "what depends on the input": (Call(lambda self, x: (x + self.p) * 2, p=parameter(8)), IMAGE),
     "what depends on the batch": (lambda x: x + torch.ones(x.shape[0], 1), (2, 6)),
+    "a number out of an input": (lambda x: x * x.sum().item(), IMAGE),
 }
 
 MATMUL_FIRES = {

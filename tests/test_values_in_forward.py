@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from equivalence import planned, with_random_tensors
+from equivalence import assert_plan_is_exact, planned, with_random_tensors
 from torch import nn
 
 import cli
-from converter.capture import capture
+from converter.capture import capture, from_exported
+from converter.earlier import Earlier
 from converter.errors import CaptureError, UnsupportedOperatorsError
-from converter.uncapturable import kind_of
+from converter.rewrites import REWRITES, rewrite
+from converter.rewrites.fold_constants import NUMBERS
+from converter.uncapturable import kind_of, needs_values
 
 
 class Layer(nn.Module):
@@ -149,6 +152,94 @@ def test_not_frozen_where_other_inputs_decide_otherwise(function):
 
 def test_freezing_leaves_alone_what_needs_none():
     assert not captured(lambda linear, x: linear(x), freeze=True).notes
+
+
+class Constants(nn.Module):
+    """Holds tensors in every way that a module can, for a forward that takes numbers out of them."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.linear, self.function = nn.Linear(4, 12), function
+        self.plain = torch.tensor([4.0, 8.0])
+        self.listed = [torch.tensor(3), torch.tensor(4)]
+        self.sizes = nn.Buffer(torch.tensor([2, 6]))
+        self.scale = nn.Parameter(torch.tensor([1.5, 0.5]))
+        self.array = np.array([3.5, 0.25], dtype=np.float32)
+
+    def forward(self, x):
+        return self.function(self, self.linear(x))
+
+
+def looped(m, x):
+    for _ in range(int(m.sizes[0])):
+        x = x.sin() + 1
+    return x
+
+
+TAKEN = {
+    "full of an element of a plain tensor": lambda m, x: x * torch.cat([torch.full((6,), s) for s in m.plain]),
+    "full of an element of a parameter": lambda m, x: x + torch.full((12,), m.scale[1].detach()),
+    "full of a buffer's item": lambda m, x: x + x.new_full((12,), m.sizes[1].item()),
+    "full of an element of an array": lambda m, x: x + torch.full((12,), m.array[1]),
+    "factors and terms": lambda m, x: x * m.scale[0].item() / float(m.plain[1]) - int(m.sizes[1]) * m.array[0],
+    "arange": lambda m, x: x.view(-1, 2, 6) + torch.arange(int(m.sizes[1])),
+    "arange to a tensor": lambda m, x: x.view(-1, 3, 4) + torch.arange(m.listed[1]),
+    "linspace": lambda m, x: x + torch.linspace(-m.plain[0].item(), m.plain[1].item(), 12),
+    "view": lambda m, x: x.view(x.shape[0], m.sizes[0].item(), m.sizes[1].item()).softmax(-1),
+    "view of tensors": lambda m, x: x.view(x.shape[0], m.sizes[0], -1).softmax(-1),
+    "view of what is computed": lambda m, x: x.view(-1, int(m.listed[0]), int((m.sizes * 2).sum()) // 4).softmax(-1),
+    "slices": lambda m, x: x[:, int(m.sizes[0]) : int(m.sizes[1])],
+    "an index": lambda m, x: x[:, m.sizes[0]],
+    "split": lambda m, x: torch.cat(x.split([m.listed[0].item(), 9], 1)[::-1], 1),
+    "sizes of an image": lambda m, x: nn.functional.interpolate(x.view(-1, 1, 3, 4), m.sizes.tolist()),
+    "bounds": lambda m, x: x.clamp(-m.scale[1].item(), m.scale[0].item()),
+    "a branch": lambda m, x: x * 2 if m.scale[0] > 1 else x,
+    "a loop": looped,
+}
+
+
+@pytest.mark.parametrize("function", TAKEN.values(), ids=TAKEN)
+@pytest.mark.parametrize("exported", [False, True], ids=["module", "exported"])
+def test_numbers_out_of_the_models_own_tensors_are_known(function, exported):
+    torch.manual_seed(0)
+    module = Constants(function).eval()
+    x = torch.randn(5, 4)
+    if exported:
+        shapes = ({0: torch.export.Dim("batch")},)
+        try:
+            file = torch.export.export(module, (x,), dynamic_shapes=shapes)
+        except Exception as error:
+            assert needs_values(error)  # noqa: PT017 -- PyTorch does not export it: there is no such file
+            return
+        program = from_exported(file)
+    else:
+        program = capture(module, [torch.randn(2, 4)])
+    assert program.fixed_batch is None
+    torch.testing.assert_close(program.run(x)[0], module(x).detach())
+    rewritten, _ = rewrite(program, REWRITES["keras"], [x])
+    assert not any(node.target in NUMBERS for node in rewritten.graph.nodes)
+    assert all(isinstance(n, int) for node in rewritten.results for n in node.meta["val"].shape[1:])
+    assert_plan_is_exact(rewritten, [(5, 4)])
+
+
+def test_a_program_with_numbers_out_of_weights_serves_no_other_weights():
+    def branched(m, x):
+        return x * 2 if m.scale[0] > 1 else x
+
+    module = Constants(branched).eval()
+    program = capture(module, [torch.randn(2, 4)])
+    assert program.values_read
+    assert Earlier().keep("key", program, module) is None
+
+
+def test_a_tensor_that_forward_overwrites_has_no_known_value():
+    def overwritten(m, x):
+        seen = m.sizes.clone()
+        seen[0] = x.sum().long()
+        return x[:, : int(seen[0])]
+
+    with pytest.raises((CaptureError, UnsupportedOperatorsError)):
+        planned(capture(Constants(overwritten).eval(), [torch.ones(2, 4)]))
 
 
 NET = """

@@ -1,6 +1,8 @@
 """Compute what does not depend on any input.
 
     x + permute(view(p, ...)) * 2 -> x + c
+    full([n, 1], item(select(p, 0, i))) -> full([n, 1], 8.0) -> c
+    view(x, [-1, item(b)])              -> view(x, [-1, 4])
 
 A parameter that is only rearranged stays exact; one that is computed with (weight norm) becomes one tensor that can
 be trained as a whole. Done in the best precision known. A tensor without elements is known, too.
@@ -10,13 +12,17 @@ import operator
 from collections.abc import Mapping
 from typing import Any
 
+import sympy
 import torch
 from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_map_only
 
 from converter.deferred import Deferred
 from converter.program import Origin, Program, default_dtype, module_path
 from converter.rewrites.change import Change
+from converter.steps import sizes
 
 aten = torch.ops.aten
 REARRANGING = {
@@ -30,12 +36,22 @@ FILLING = {
     aten.new_zeros.default, aten.new_ones.default, aten.new_full.default, aten.zeros_like.default,
     aten.ones_like.default, aten.full_like.default,
 }  # fmt: skip
+NUMBERS = {aten.item.default, aten._local_scalar_dense.default}
 
 
 def fold_constants(program: Program) -> list[Change]:
     changes = []
     made: dict[object, fx.Node] = {}
+    stale: set[fx.Node] = set()  # what they return follows from a number that is known now
     for node in list(program.graph.nodes):
+        if node in stale:
+            stale |= refresh(program, node)
+        number = known_number(program, node, node in stale)
+        if number is not None:
+            stale |= dict.fromkeys(node.users).keys()
+            substitute(node, number)
+            changes.append(Change("constant computed", module_path(node), f"{node.name} is a number", minor=True))
+            continue
         if is_empty(node):
             changes.append(emptied(program, node))
             continue
@@ -55,6 +71,57 @@ def fold_constants(program: Program) -> list[Change]:
         node.replace_all_uses_with(made[key])
         changes.append(Change("constant computed", module_path(node), str(node.target), minor=True))
     return changes
+
+
+def known_number(program: Program, node: fx.Node, derived: bool) -> int | float | bool | None:
+    """The number that `node` reads out of a constant tensor or, if `derived`, computes from such numbers."""
+    if node.target in NUMBERS and program.is_tensor(node.args[0]):
+        read = node.args[0]
+        program.absorbed |= dict.fromkeys(
+            program.origins[read.target].sources, "its value became a number of the graph"
+        )
+        return program.ask(read, Tensor.item)
+    value = node.meta.get("val")
+    if not derived or node.op != "call_function":
+        return None
+    if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
+        return as_number(value)
+    return value if isinstance(value, int | float) else None
+
+
+def as_number(value: torch.SymInt | torch.SymFloat | torch.SymBool) -> int | float | bool | None:
+    expression = value.node.expr
+    if isinstance(value, torch.SymBool):
+        return bool(expression) if expression in (sympy.true, sympy.false) else None
+    if not expression.is_number:
+        return None
+    return int(expression) if isinstance(value, torch.SymInt) else float(expression)
+
+
+def substitute(node: fx.Node, number: int | float | bool) -> None:
+    """Write `number` wherever `node` is an argument."""
+    for user in list(node.users):
+        args, kwargs = fx.node.map_arg((user.args, user.kwargs), lambda n: number if n is node else n)
+        user.args, user.kwargs = args, kwargs
+
+
+def refresh(program: Program, node: fx.Node) -> set[fx.Node]:
+    """Work out anew what `node` returns.
+
+    Returns:
+        The operators for which that makes a difference.
+    """
+    if node.op != "call_function":
+        return set()
+    before = node.meta["val"]
+    fakes = (n.meta["val"] for n in program.graph.nodes if isinstance(n.meta.get("val"), FakeTensor))
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    with next(fakes).fake_mode, enable_python_dispatcher():
+        after = node.target(*args, **kwargs)
+    program.refuse_fixed_sizes(f"{node.target} in {module_path(node) or 'the model itself'}")
+    node.meta = node.meta | {"val": after}
+    alike = isinstance(before, Tensor) and (before.dtype, sizes(before)) == (after.dtype, sizes(after))
+    return set() if alike else set(node.users)
 
 
 def is_constant(program: Program, node: fx.Node) -> bool:
