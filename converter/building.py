@@ -152,7 +152,7 @@ class Built:
 
         lowered = self._lowered("float32")
         if self.format == "keras":
-            keras_file.write(lowered.model, path, self.stamp())
+            keras_file.write(lowered.model, path, self.stamp() | {"layers": lowered.paths})
         else:
             variables = {name: variable for name, (variable, _) in lowered.tensors.items()}
             if lowered.saved is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import re
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -36,19 +36,56 @@ LARGE = 100_000  # elements of variables that are worth a sweep
 INLINE = 16  # a constant of so few elements may stand in a Keras file's JSON
 
 
-class NativeGroupedConv2D(layers.Conv2D):
-    """TensorFlow's own grouped convolution. Keras' runs as an XLA-compiled function on a CPU: 15 times slower."""
+class NativeConv2D(layers.Conv2D):
+    """TensorFlow's own convolution. On a CPU, Keras compiles grouped ones with XLA, which is 15 times slower, and puts
+    dilated ones between SpaceToBatchND and BatchToSpaceND."""
 
     def convolution_op(self, inputs: Any, kernel: Any) -> Any:
         return tf.nn.conv2d(inputs, kernel, self.strides, self.padding.upper(), dilations=self.dilation_rate)
 
 
-class NativeGroupedConv1D(layers.Conv1D):
+class NativeConv1D(layers.Conv1D):
     """The same along one axis."""
 
     def call(self, inputs: Any) -> Any:
         y = tf.nn.conv1d(inputs, self.kernel, self.strides, self.padding.upper(), dilations=self.dilation_rate)
         return tf.nn.bias_add(y, self.bias) if self.use_bias else y
+
+
+class NativeDepthwiseConv2D(layers.DepthwiseConv2D):
+    """A depthwise convolution as one with a group for each channel."""
+
+    def call(self, inputs: Any) -> Any:
+        y = tf.nn.conv2d(
+            inputs, by_group(self.kernel), self.strides, self.padding.upper(), dilations=self.dilation_rate
+        )
+        return tf.nn.bias_add(y, self.bias) if self.use_bias else y
+
+
+class NativeDepthwiseConv1D(layers.DepthwiseConv1D):
+    """The same along one axis."""
+
+    def call(self, inputs: Any) -> Any:
+        y = tf.nn.conv1d(
+            inputs, by_group(self.kernel), self.strides, self.padding.upper(), dilations=self.dilation_rate
+        )
+        return tf.nn.bias_add(y, self.bias) if self.use_bias else y
+
+
+class NativeSeparableConv2D(layers.SeparableConv2D):
+    """A depthwise convolution as one with a group for each channel, then a 1x1 convolution."""
+
+    def call(self, inputs: Any) -> Any:
+        kernel, padding = by_group(self.depthwise_kernel), self.padding.upper()
+        y = tf.nn.conv2d(inputs, kernel, self.strides, padding, dilations=self.dilation_rate)
+        y = tf.nn.conv2d(y, self.pointwise_kernel, 1, "VALID")
+        return tf.nn.bias_add(y, self.bias) if self.use_bias else y
+
+
+def by_group(kernel: Any) -> Any:
+    """A depthwise kernel (..., channels, multiplier) as that of a grouped convolution."""
+    *size, channels, multiplier = kernel.shape
+    return tf.reshape(kernel, (*size, 1, channels * multiplier))
 
 
 class ExactMultiHeadAttention(layers.MultiHeadAttention):
@@ -59,7 +96,13 @@ class ExactMultiHeadAttention(layers.MultiHeadAttention):
         self._inverse_sqrt_key_dim: Any = np.float64(config["key_dim"] ** -0.5)
 
 
-NATIVE = {layers.Conv1D: NativeGroupedConv1D, layers.Conv2D: NativeGroupedConv2D}
+NATIVE = {
+    layers.Conv1D: NativeConv1D,
+    layers.Conv2D: NativeConv2D,
+    layers.DepthwiseConv1D: NativeDepthwiseConv1D,
+    layers.DepthwiseConv2D: NativeDepthwiseConv2D,
+    layers.SeparableConv2D: NativeSeparableConv2D,
+}
 
 
 @dataclass
@@ -68,9 +111,10 @@ class Lowered:
 
     Attributes:
         precision: "float32" or "float64".
-        stock: stock Keras only, as a Keras file needs it: grouped convolutions as Keras has them, bare parameters in
-            layers. Otherwise grouped convolutions are native and bare parameters plain variables.
+        stock: stock Keras only, as a Keras file needs it: grouped and dilated convolutions as Keras has them, bare
+            parameters in layers. Otherwise these convolutions are native and bare parameters plain variables.
         tensors: every variable made so far, by name, and the constant it holds.
+        paths: PyTorch's path of each layer of a Keras file, by the layer's name.
         saved: what a SavedModel of it has had.
     """
 
@@ -78,6 +122,7 @@ class Lowered:
     precision: str = "float32"
     stock: bool = False
     tensors: dict[str, tuple[Any, Constant]] = field(default_factory=dict)
+    paths: dict[str, str] = field(default_factory=dict)
     saved: saved_model.Saved | None = None
     _layers: dict[Hashable, layers.Layer] = field(default_factory=dict)
     _constants: dict[Hashable, Any] = field(default_factory=dict)
@@ -240,7 +285,10 @@ class Lowered:
                 others: dict[str, Any] = {"initial_state": arrays[1:]} if arrays[1:] else {}
                 if step.named:
                     others = dict(zip(step.named, arrays[1:], strict=True))
-                return self._layer(step)(arrays[0], **others, **step.arguments)
+                layer = self._layer(step)
+                if self.stock and between_others(step):
+                    return keras.ops.squeeze(layer(keras.ops.expand_dims(arrays[0], -1)), -1)
+                return layer(arrays[0], **others, **step.arguments)
             case MoveStep():
                 return moved(arrays[0], step)
             case ItemStep():
@@ -252,19 +300,22 @@ class Lowered:
     def _layer(self, step: LayerStep) -> layers.Layer:
         if step.key in self._layers:
             return self._layers[step.key]
-        kind = step.kind
-        if step.config.get("groups", 1) > 1 and not self.stock:
+        kind, config, weights, shape = step.kind, step.config, step.weights, known_shape(step.input_shape)
+        if self.stock and between_others(step):
+            config = config | {"axis": [*axes_of(config), len(shape)]}
+            weights, shape = tuple(constant.reshape(*constant.shape, 1) for constant in weights), (*shape, 1)
+        if not self.stock and (step.config.get("groups", 1) > 1 or np.max(step.config.get("dilation_rate", 1)) > 1):
             kind = NATIVE.get(kind, kind)
         if kind is layers.MultiHeadAttention and self.precision == "float64":
             kind = ExactMultiHeadAttention
-        layer = kind(**step.config, name=self._unique(step.name), dtype=self.precision)
+        layer = kind(**config, name=self._layer_name(step.name), dtype=self.precision)
         if not layer.built:
             with uninitialised(layer):
                 others = {f"{name}_shape": known_shape(shape) for name, shape in step.named.items()}
-                layer.build(known_shape(step.input_shape), **others)
-        if len(layer.weights) != len(step.weights):
-            raise AssertionError(f"{layer.name}: {len(layer.weights)} weights wanted, {len(step.weights)} given")
-        for variable, constant in zip(layer.weights, step.weights, strict=True):
+                layer.build(shape, **others)
+        if len(layer.weights) != len(weights):
+            raise AssertionError(f"{layer.name}: {len(layer.weights)} weights wanted, {len(weights)} given")
+        for variable, constant in zip(layer.weights, weights, strict=True):
             self._fill(variable, constant)
         layer.trainable = step.trainable
         self._layers[step.key] = layer
@@ -297,7 +348,10 @@ class Lowered:
         letters = "abcdefgh"[: len(constant.shape)]
         name = constant.sources[0] if constant.sources else f"{step.name}.constant"
         layer = layers.EinsumDense(
-            f"yz,z{letters}->y{letters}", output_shape=constant.shape, name=self._unique(name), dtype=self.precision
+            f"yz,z{letters}->y{letters}",
+            output_shape=constant.shape,
+            name=self._layer_name(name),
+            dtype=self.precision,
         )
         layer.build((None, 1))
         batched = constant.rearranged(lambda tensor: tensor[None], "batched")
@@ -325,6 +379,13 @@ class Lowered:
         ones = keras.ops.reshape(keras.ops.ones_like(first, dtype=self.precision), (1, 1))
         return keras.ops.cast(keras.ops.squeeze(made(ones), 0), dtype)
 
+    def _layer_name(self, path: str) -> str:
+        if not self.stock:
+            return self._unique(path)
+        name = self._unique(scope_name(path).replace(".", "_"))  # Keras on PyTorch takes no dots
+        self.paths[name] = path
+        return name
+
     def _unique(self, name: str) -> str:
         name = scope_name(name)
         chosen, n = name, 0
@@ -333,6 +394,20 @@ class Lowered:
             chosen = f"{name}_{n}"
         self._names.add(chosen)
         return chosen
+
+
+def between_others(step: LayerStep) -> bool:
+    """Whether a layer norm is along neighboring axes before the last one: Keras on PyTorch then normalizes the last
+    ones instead. With an axis of one element behind all and among its own, it does not."""
+    if step.kind is not layers.LayerNormalization:
+        return False
+    axes = axes_of(step.config)
+    return axes[-1] not in (-1, len(step.input_shape) - 1) and axes == list(range(axes[0], axes[0] + len(axes)))
+
+
+def axes_of(config: Mapping[str, Any]) -> list[int]:
+    axis = config["axis"]
+    return [axis] if isinstance(axis, int) else list(axis)
 
 
 @contextmanager

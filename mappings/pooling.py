@@ -9,7 +9,7 @@ import numpy as np
 import sympy
 import torch
 import torch.nn.functional as F
-from keras import layers, ops
+from keras import KerasTensor, layers, ops
 
 from converter.deferred import Deferred
 from converter.layout import as_size, channels_last_result
@@ -153,8 +153,13 @@ def windows_along(array, axis, kernel, stride, pool):
     behind = shape[axis + 1 :]
     if None in behind:
         raise ValueError(f"the axes behind {axis} must be known, not {behind}")
-    image = ops.reshape(array, (-1, shape[axis], 1, int(np.prod(behind, dtype=int))))
-    pooled = pool(image, (kernel, 1), strides=(stride, 1), padding="valid", data_format="channels_last")
+    channels = int(np.prod(behind, dtype=int))
+    if isinstance(array, KerasTensor):  # a file returns tuples as lists, which Keras on JAX does not take: numbers only
+        line = ops.reshape(array, (-1, shape[axis], channels))
+        pooled = pool(line, kernel, strides=stride, padding="valid", data_format="channels_last")
+    else:
+        image = ops.reshape(array, (-1, shape[axis], 1, channels))
+        pooled = pool(image, (kernel, 1), strides=(stride, 1), padding="valid", data_format="channels_last")
     before = tuple(-1 if n is None else n for n in shape[:axis])
     return ops.reshape(pooled, (*before, pooled.shape[1], *behind))
 
@@ -229,9 +234,20 @@ def per_element(plan, x, y, kernel, stride, pads, counted):
         ones = ops.ones_like(array[:1, ..., :1])
         for widths, value in ((counted, 1), (rest, 0)):
             ones = ops.pad(ones, [(0, 0), *widths, (0, 0)], constant_values=value)
-        return means / ops.average_pool(ones, kernel, stride, "valid", "channels_last")
+        return means / mean_of_windows(ones, kernel, stride)
 
     return plan.call(run, y, x, layout=y.layout)
+
+
+def mean_of_windows(image, kernel, stride):
+    """The mean of each window of a channels-last array of one channel, whose sizes may be unknown."""
+    if len(set(kernel)) == len(set(stride)) == 1:
+        return ops.average_pool(image, kernel[0], stride[0], "valid", "channels_last")
+    if not isinstance(image, KerasTensor):
+        return ops.average_pool(image, kernel, stride, "valid", "channels_last")
+    rows = ops.average_pool(ops.squeeze(image, -1), kernel[0], stride[0], "valid", "channels_last")
+    columns = ops.average_pool(ops.transpose(rows, (0, 2, 1)), kernel[1], stride[1], "valid", "channels_last")
+    return ops.expand_dims(ops.transpose(columns, (0, 2, 1)), -1)
 
 
 def divisors(sizes, kernel, stride, padding, ceil_mode, count_include_pad) -> torch.Tensor:

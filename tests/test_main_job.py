@@ -142,10 +142,11 @@ def test_image_has_its_channels_where_the_format_wants_them(digits: Job, format:
 def test_keras_file_holds_stock_layers_with_pytorchs_names_and_parameters(digits: Job):
     facts = digits.facts("keras")
     model = torch.load(REPOSITORY / DIGITS[0], weights_only=False)
-    weighted = {name for name, part in model.named_modules() if list(part.parameters(recurse=False))}
-    separable = {"stages.2.depthwise", "stages.2.pointwise"}  # one layer, under the name of the second
-    assert weighted - {"stages.2.depthwise"} <= set(facts["layers"])
-    assert separable & set(facts["layers"]) == {"stages.2.pointwise"}
+    paths = [name for name, part in model.named_modules() if list(part.parameters(recurse=False))]
+    weighted = {path.replace(".", "_") for path in paths}
+    separable = {"stages_2_depthwise", "stages_2_pointwise"}  # one layer, under the name of the second
+    assert weighted - {"stages_2_depthwise"} <= set(facts["layers"])
+    assert separable & set(facts["layers"]) == {"stages_2_pointwise"}
     assert facts["trainable"] == sum(p.numel() for p in model.parameters())
     assert all(module.startswith("keras.") for module in facts["classes"])
     assert not facts["xla"]

@@ -26,6 +26,7 @@ from equivalence import (
     examples,
     in_float64,
     planned,
+    run_in_float64,
     to_artefact,
     to_torch,
 )
@@ -33,11 +34,13 @@ from keras.saving import load_model
 from torch import nn
 
 import mappings
+from converter.artefacts.operators import count_operators
 from converter.errors import UnsupportedOperatorsError
 from converter.lower import Lowered
 from converter.planning import make_plan
 from converter.program import Program
 from converter.registry import ABSENT, DECOMPOSITIONS, MAPPINGS, TABLES, restore, snapshot
+from converter.rewrites import REWRITES, rewrite
 
 aten, ours = torch.ops.aten, torch.ops.converter
 
@@ -765,6 +768,48 @@ def test_traced_function_rounds_as_pytorch_does_in_float32(case):
         named = traced(*map(tf.constant, to_artefact(tensors, plan.inputs)))
         results = to_torch([named[output.name] for output in plan.outputs], plan.outputs)
         assert_float32_rounds_alike(results, *expected, f"traced function, batch {batch}")
+
+
+DILATED = {
+    "2-D": (lambda: nn.Conv2d(6, 4, 3, dilation=(2, 3)), IMAGE),
+    "2-D, same": (lambda: nn.Conv2d(6, 4, 3, dilation=2, padding="same"), IMAGE),
+    "2-D, in groups": (lambda: nn.Conv2d(6, 4, 3, dilation=2, groups=2), IMAGE),
+    "2-D, depthwise with a multiplier": (lambda: nn.Conv2d(6, 12, 3, dilation=2, groups=6, padding=2), IMAGE),
+    "2-D, depthwise, then 1x1": (
+        lambda: nn.Sequential(nn.Conv2d(6, 6, 3, dilation=2, groups=6, bias=False), nn.Conv2d(6, 4, 1)), IMAGE,
+    ),
+    "2-D, strided": (lambda: nn.Conv2d(6, 4, 3, 2, dilation=2), IMAGE),
+    "transposed": (lambda: nn.ConvTranspose2d(6, 4, 3, dilation=2), IMAGE),
+    "1-D": (lambda: nn.Conv1d(6, 4, 3, dilation=2, padding=2), (2, 6, 9)),
+    "1-D, depthwise": (lambda: nn.Conv1d(6, 6, 3, dilation=3, groups=6), (2, 6, 9)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DILATED)
+def test_dilated_convolutions_are_tensorflows_own_with_their_gradient(case):
+    build, shape = DILATED[case]
+    x = examples([shape])
+    program = captured(build(), shape)
+    rewritten, _ = rewrite(program, REWRITES["tf"], x)
+    plan = make_plan(rewritten)
+    raised = program.at(torch.float64)
+    assert_same(run_in_float64(plan, x)[0], raised.run(*in_float64(x)), "float64")
+    lowered = Lowered(plan)
+    operators = count_operators(lowered.traced.graph)
+    assert operators["Conv2D"] >= 1
+    assert not {"SpaceToBatchND", "BatchToSpaceND", "DepthwiseConv2dNative"} & operators.keys()
+    (array,) = map(tf.constant, to_artefact(x, plan.inputs))
+    with tf.GradientTape() as tape:
+        tape.watch(array)
+        (result,) = lowered(array)
+        total = tf.reduce_sum(result**2)
+    gradients = []
+    for of, given in ((program, x[0].clone()), (raised, x[0].double())):
+        given.requires_grad_()
+        (y,) = of.graph_module(given)
+        gradients.append(torch.autograd.grad((y**2).sum(), given)[0])
+    made = to_torch([tape.gradient(total, array)], plan.inputs)
+    assert_float32_rounds_alike(made, *([gradient] for gradient in gradients), "gradient")
 
 
 def references(program: Program, inputs):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import converter
 from converter.artefacts.runner import Runner
+from converter.artefacts.stamp import read_stamp
 from converter.building import Built, Options, build
 from converter.comparison import interfaces
 from converter.deferred import Deferred
@@ -192,13 +193,16 @@ def disturb_keras(path: Path, to: Path, chosen: random.Random) -> str:
     import keras
 
     model = keras.saving.load_model(path)
+    paths = read_stamp(path)["layers"]
     # The bias of attention's keys adds the same to all scores of a row, and softmax takes it out again.
-    weight = chosen.choice([w for w in model.weights if "." in w.path and not w.path.endswith("/key/bias")])
+    weights = [w for w in model.weights if "." in paths[w.path.partition("/")[0]] and not w.path.endswith("/key/bias")]
+    weight = chosen.choice(weights)
     array = np.array(weight.numpy())
     array.reshape(-1)[0] += 0.02
     weight.assign(array)
     keras.saving.save_model(model, to)
-    return weight.path.replace("/", ".")
+    layer, _, name = weight.path.partition("/")
+    return f"{paths[layer]}.{name.replace('/', '.')}"
 
 
 def disturb_saved_model(path: Path, to: Path, chosen: random.Random) -> str:

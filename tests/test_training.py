@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import converter
+from converter.artefacts.stamp import read_stamp
 
 RATE = 0.125  # exact in binary: Keras' optimisers hold it in float32
 STEP = 1e-12  # of a tensor's scale
@@ -83,7 +84,8 @@ def tokens(*shape: int) -> Tensor:
 
 def expected_weights(layer, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What a Keras layer's variables must hold, by their names, written out for each kind."""
-    own = {name.removeprefix(f"{layer.name}."): t for name, t in state.items() if name.startswith(f"{layer.name}.")}
+    path = path_of(layer.name, state)
+    own = {name.removeprefix(f"{path}."): t for name, t in state.items() if name.startswith(f"{path}.")}
     match type(layer).__name__:
         case "Conv2D":
             return {"kernel": own["weight"].transpose(2, 3, 1, 0), "bias": own.get("bias")}
@@ -100,18 +102,24 @@ def expected_weights(layer, state: dict[str, np.ndarray]) -> dict[str, np.ndarra
             return {"embeddings": own["weight"]}
         case "PReLU":
             return {"alpha": own["weight"].reshape(1, 1, -1)}
-        case "EinsumDense" if layer.name in state:  # a bare parameter
-            return {"kernel": channels_last(state[layer.name])[None]}
+        case "EinsumDense" if path in state:  # a bare parameter
+            return {"kernel": channels_last(state[path])[None]}
         case "Dense" | "EinsumDense":
             weight = own["weight"] if "weight" in own else own["in_proj_weight"]
             return {"kernel": weight.T, "bias": own["bias"] if "bias" in own else own["in_proj_bias"]}
         case "MultiHeadAttention":
             return attention_weights(own, layer.num_heads)
         case "LSTM" | "GRU":
-            return recurrent_weights(type(layer).__name__, *layer.name.split(".l"), state)
+            return recurrent_weights(type(layer).__name__, *layer.name.rsplit("_l", 1), state)
         case "InputLayer" | "ZeroPadding2D" | "Dropout":
             return {}
     return {} if not layer.weights else {"unknown": np.zeros(0)}
+
+
+def path_of(layer: str, state: dict[str, np.ndarray]) -> str:
+    """The module or parameter whose path a layer bears, with an underscore for each dot."""
+    paths = {name for tensor in state for name in (tensor, tensor.rpartition(".")[0])}
+    return next((path for path in paths if path.replace(".", "_") == layer), layer)
 
 
 def attention_weights(own: dict[str, np.ndarray], heads: int) -> dict[str, np.ndarray]:
@@ -294,10 +302,11 @@ class Functions(nn.Module):
 
 
 def test_layers_bear_the_path_of_the_module_whose_weights_they_hold(tmp_path):
-    keras_model, _, behind, _ = one_step(with_random_tensors(Functions()), floats(4, 7, 6), tmp_path)
+    keras_model, _, behind, artefact = one_step(with_random_tensors(Functions()), floats(4, 7, 6), tmp_path)
     assert_weights(keras_model, behind)
     weighty = [layer.name for layer in keras_model.layers if layer.weights]
-    assert weighty == ["enter", "body.0", "parts.head"]
+    assert weighty == ["enter", "body_0", "parts_head"]
+    assert read_stamp(artefact.path)["layers"] == {"enter": "enter", "body_0": "body.0", "parts_head": "parts.head"}
 
 
 class Tied(nn.Module):
