@@ -10,6 +10,7 @@ import stat
 import subprocess
 import tarfile
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 import torch.utils.cpp_extension
 from torch import nn
+from torch.nn.utils import prune
 
 
 class Call:
@@ -81,8 +83,55 @@ OBJECTS: dict[str, Callable[[Path], Any]] = {
     "functools.partial of os.system": lambda m: Call(functools.partial, os.system, touch(m)),
     "operator.methodcaller": lambda m: Call(operator.methodcaller, "system"),
     "pathlib.Path.touch": lambda m: Call(Path.touch, m),
+    **{
+        f"{name} of a Linear is a partial": lambda m, name=name: _with(
+            nn.Linear(1, 1), **{name: functools.partial(nn.Flatten)}
+        )
+        for name in (
+            *("eval", "train", "parameters", "float", "forward", "state_dict", "named_modules", "type"),
+            *(
+                "_call_impl",
+                "__call__",
+                "__deepcopy__",
+                "__prepare_scriptable__",
+            ),
+        )
+    },
+    "method of a Linear is a class": lambda m: _with(nn.Linear(1, 1), eval=nn.Flatten),
+    "method of a Linear is a function": lambda m: _with(nn.Linear(1, 1), eval=nn.functional.relu),
+    "method of a Linear is a module": lambda m: _with(nn.Linear(1, 1), eval=nn.ReLU()),
+    "method of a part's part": lambda m: nn.Sequential(nn.Sequential(_with(nn.ReLU(), forward=nn.functional.silu))),
+    "method of a module that is no registered part": lambda m: _with(
+        nn.Linear(1, 1), note=[_with(nn.ReLU(), eval=nn.Flatten)]
+    ),
+    **{
+        f"{name} of a Linear is a torch function": lambda m, name=name: _with(
+            nn.Linear(1, 1), **{name: {0: functools.partial(nn.functional.relu)}}
+        )
+        for name in (
+            *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks"),
+            *("_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
+        )
+    },
+    "hooks in a ModuleDict": lambda m: _with(nn.Linear(1, 1), _forward_hooks=nn.ModuleDict({"0": nn.ReLU()})),
+    "a module as a hook": lambda m: _with(nn.Linear(1, 1), _forward_hooks={0: nn.ReLU()}),
+    "method of a pruning": lambda m: _with(
+        nn.Linear(1, 1), _forward_pre_hooks={0: _attributes(prune.Identity(), apply_mask=nn.Flatten)}
+    ),
+    "method of a state dict": lambda m: _attributes(OrderedDict(weight=torch.ones(2)), keys=nn.Flatten),
+    "method of a state dict, names of tensors only": lambda m: _attributes(
+        OrderedDict(weight=torch.ones(2)), keys=torch.Size
+    ),
+    "method of a tensor": lambda m: {"weight": _attributes(torch.ones(2), float=nn.Flatten)},
+    "method of a parameter": lambda m: {"weight": _attributes(nn.Parameter(torch.ones(2)), detach=nn.Flatten)},
+    "method of a tensor, names of tensors only": lambda m: {"weight": _attributes(torch.ones(2), float=torch.Size)},
     "the constructor of a torch module": lambda m: Call(nn.Linear, 1 << 20, 1 << 20),
 }
+
+
+def _attributes(target: Any, **attributes: Any) -> Any:
+    vars(target).update(attributes)
+    return target
 
 
 def _with(module: nn.Module, **attributes: Any) -> nn.Module:
@@ -138,6 +187,13 @@ PICKLES: dict[str, Callable[[Path], bytes]] = {
     ),
     "__setstate__ in the state": lambda m: (
         _module(b"}" + _text("__setstate__") + _global("torch.nn.functional", "relu") + b"s") + _text(python(m)) + b"b."
+    ),
+    "what a module calls once it is compiled": lambda m: (
+        _module(b"}" + _text("_compiled_call_impl") + _global("torch.nn.functional", "relu") + b"s") + b"."
+    ),
+    "hook that is added after the state": lambda m: (
+        _module(b"}" + _text("_forward_hooks") + b"}q\x01s")
+        + b"h\x01K\x00" + _global("torch.nn.functional", "relu") + b"s0."
     ),
     "state of a class": lambda m: (
         _global("torch.nn.modules.linear", "Linear") + b"N}" + _text("polluted") + _text("x") + b"s\x86b."

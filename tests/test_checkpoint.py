@@ -824,6 +824,36 @@ def test_hostile_objects_are_refused(here: Path, marker: Path, build: Callable, 
     assert not marker.exists()
 
 
+def test_plain_attributes_under_the_names_of_methods_are_kept(here: Path):
+    """Detectors set `type`, `f` and `i` on every layer, those of torch too."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    for number, layer in enumerate(model):
+        vars(layer).update(f=-1, i=number, type=f"torch.nn.{type(layer).__name__}", half=[0, 1])
+    torch.save(model, "model.pt")
+    loaded = load("model.pt").module
+    assert loaded is not None
+    assert [(vars(layer)["type"], layer.i) for layer in loaded.children()] == [
+        ("torch.nn.Conv2d", 0),
+        ("torch.nn.ReLU", 1),
+    ]
+    assert same_function(loaded, model)
+
+
+def test_trusted_functions_may_stand_for_methods_and_hooks_of_torch_modules(here: Path):
+    (here / "own_model.py").write_text(
+        "def doubled(module, x):\n    return 2 * x\ndef doubled_input(module, inputs):\n    return 2 * inputs[0]\n"
+    )
+    with user_code(here, names=["own_model"]):
+        import own_model
+    linear = nn.Linear(3, 3)
+    linear.forward = partial(own_model.doubled, None)
+    linear.register_forward_pre_hook(own_model.doubled_input)
+    torch.save(linear, "model.pt")
+    loaded = load("model.pt", trust=["own_model"]).module
+    assert loaded is not None
+    assert torch.equal(loaded(torch.ones(3)), torch.full((3,), 4.0))
+
+
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before 1.6"])
 @pytest.mark.parametrize("name", hostile.PICKLES)
 def test_hostile_instructions_are_refused(here: Path, marker: Path, name: str, legacy: bool):

@@ -135,7 +135,7 @@ def _partial(function: Callable) -> functools.partial:
     return functools.partial(function)
 
 
-def _tensor_with_attributes(rebuild: Callable, kind: type, arguments: tuple, state: Any) -> torch.Tensor:
+def tensor_with_attributes(rebuild: Callable, kind: type, arguments: tuple, state: Any) -> torch.Tensor:
     if rebuild not in TENSOR_REBUILDERS or kind is not torch.Tensor:
         raise Refused("a tensor of a class of its own")
     return torch._tensor._rebuild_from_type_v2(rebuild, kind, arguments, state)
@@ -168,7 +168,7 @@ WRAPPED_HOOK = torch.nn.modules.module._WrappedHook
 # What state dicts are made of; torch's own `weights_only` reader allows at least these.
 TENSOR_NAMES: dict[str, Named] = {
     **{f"torch._utils.{rebuild.__name__}": Named(rebuild, called=True) for rebuild in TENSOR_REBUILDERS},
-    "torch._tensor._rebuild_from_type_v2": Named(_tensor_with_attributes, called=True),
+    "torch._tensor._rebuild_from_type_v2": Named(tensor_with_attributes, called=True),
     "torch.Tensor": Named(torch.Tensor),
     "torch.Size": Named(torch.Size, called=True),
     "torch.device": Named(torch.device, called=True),
@@ -265,6 +265,9 @@ LEFT_ASIDE = {
     *("array.array", "array._array_reconstructor"),
     *("torch._utils._rebuild_sparse_tensor", "torch._utils._rebuild_nested_tensor"),
 }
+
+# What PyTorch itself registers as hooks of modules: the only ones that a file may bring without trust.
+HOOKS = tuple(named.value for name, named in OTHER_NAMES.items() if named.built and name.startswith("torch."))
 
 # What torch.compile puts around a module, and what that keeps for compiling: nothing that the module computes with.
 COMPILED = "torch._dynamo.eval_frame.OptimizedModule"

@@ -53,9 +53,33 @@ def load_pickled(path: Path, file_format: Format, trust: Trust) -> tuple[Any, Ch
             raise refused from None
     plain = file_format is Format.ZIP and all(protocol <= 2 for protocol in asked.protocols)
     if plain and all(is_tensor_name(*name) for name in asked.names):
-        return _load(path, weights_only=True), None, []
+        content = _load(path, weights_only=True)
+        _check_plain(path, content)
+        return content, None, []
     pickle = _restricted_pickle(trust, path.stat().st_size, left_aside)
     return _load(path, weights_only=False, pickle_module=pickle), None, list(left_aside)
+
+
+def _check_plain(path: Path, content: Any) -> None:
+    """Refuse functions in the place of methods of dictionaries and tensors, and hooks of tensors.
+
+    Raises:
+        CheckpointError: there are any.
+    """
+    pending, seen = [content], set()
+    while pending:
+        one = pending.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        attributes = getattr(one, "__dict__", {}) if isinstance(one, dict | torch.Tensor) else {}
+        for name, value in attributes.items():
+            if callable(value):
+                raise _misuse(path, Refused(f"a function in the place of {type(one).__name__}.{name}"))
+        if isinstance(one, torch.Tensor) and one._backward_hooks:
+            raise _misuse(path, Refused("hooks of a tensor"))
+        pending += [*(dict.values(one) if isinstance(one, dict) else ()), *attributes.values()]
+        pending += one if isinstance(one, list | tuple | set) else ()
 
 
 def _restricted_pickle(trust: Trust, size: int, left_aside: dict[str, None], *, opaque: bool = False) -> ModuleType:

@@ -5,13 +5,24 @@ import functools
 import pickle
 import types
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import IO, Any, ClassVar
 
 import numpy as np
 import torch
 
-from converter.checkpoint.allowed import COMPILING, Named, Refused, attribute, check_array, is_library_module
+from converter.checkpoint.allowed import (
+    COMPILING,
+    HOOKS,
+    TENSOR_REBUILDERS,
+    WRAPPED_HOOK,
+    Named,
+    Refused,
+    attribute,
+    check_array,
+    is_library_module,
+    tensor_with_attributes,
+)
 from converter.checkpoint.names import python_3_name, resolve
 from converter.checkpoint.stand_ins import Opaque
 from converter.checkpoint.trust import Trust
@@ -63,6 +74,66 @@ class RestrictedUnpickler(PurePython):
         self.trust = trust
         self.size = size
         self.named: dict[int, Named] = {}
+        self._given_state: list[Any] = []  # objects of no trusted class
+
+    def load(self) -> Any:
+        content = super().load()
+        for one in self._given_state:  # again: the file can put more into a dictionary after it was given as a state
+            self._check_attributes(type(one), one.__dict__)
+        return content
+
+    def _check_attributes(self, kind: type, attributes: dict) -> None:
+        """Refuse functions where a library would call them as a method or a hook of the object's.
+
+        Raises:
+            Refused: a callable attribute has the name of something that the class defines, or is a hook that PyTorch
+                itself does not register; and nobody trusts it.
+        """
+        for name, value in attributes.items():
+            if not isinstance(name, str):
+                raise Refused(f"an attribute of {_describe(kind)} without a name")
+            special = name.startswith("__") and name.endswith("__")
+            if callable(value) and (special or hasattr(kind, name)) and not self._is_trusted(value):
+                raise Refused(f"{_describe(value)} in the place of {kind.__name__}.{name}")
+            if name.startswith("_") and name.endswith("_hooks") and issubclass(kind, torch.nn.Module):
+                if type(value) not in (dict, collections.OrderedDict):
+                    raise Refused(f"{_describe(type(value))} as {kind.__name__}.{name}")
+                self._check_hooks(kind, dict.values(value))
+            if kind is WRAPPED_HOOK and name == "hook":
+                self._check_hooks(kind, [value])
+
+    def _check_hooks(self, kind: type, hooks: Iterable[Any]) -> None:
+        for hook in hooks:
+            if callable(hook) and type(hook) not in HOOKS and not self._is_trusted(hook):
+                raise Refused(f"{_describe(hook)} as a hook of {_describe(kind)}")
+
+    def _is_trusted(self, value: Any) -> bool:
+        if isinstance(value, functools.partial):
+            return self._is_trusted(value.func)
+        if isinstance(value, types.MethodType):
+            return self._is_trusted(value.__func__)
+        return self.trust.owns(value) or self.trust.owns(type(value))
+
+    def _tensor_arguments(self, rebuild: Any, arguments: tuple) -> tuple:
+        """Without hooks, which torch.save never writes; attributes are checked, since they are set at once."""
+        if rebuild is tensor_with_attributes:
+            inner, kind, given, state = arguments
+            self._check_tensor_state(state)
+            return inner, kind, self._tensor_arguments(inner, given), state
+        if rebuild not in TENSOR_REBUILDERS:
+            return arguments
+        if rebuild is torch._utils._rebuild_parameter_with_state:
+            self._check_tensor_state(arguments[3])
+        return tuple(
+            collections.OrderedDict() if type(argument) is collections.OrderedDict else argument
+            for argument in arguments
+        )
+
+    def _check_tensor_state(self, state: Any) -> None:
+        for attributes in state if type(state) is tuple else (state,):
+            if attributes is not None and type(attributes) is not dict:
+                raise Refused(f"{_describe(type(attributes))} as the attributes of a tensor")
+            self._check_attributes(torch.Tensor, attributes or {})
 
     def find_class(self, module: str, name: str) -> Any:
         module, name = python_3_name(module, name, self.proto)
@@ -112,7 +183,7 @@ class RestrictedUnpickler(PurePython):
             raise Refused(f"a call of {_describe(function)}")
         if any(type(argument) is range for argument in arguments):
             raise Refused("a collection of as many numbers as it likes")
-        return self._run(function, *arguments)
+        return self._run(function, *self._tensor_arguments(function, arguments))
 
     def load_newobj(self) -> None:
         arguments = self.stack.pop()
@@ -155,6 +226,8 @@ class RestrictedUnpickler(PurePython):
         elif is_library_module(kind):
             if type(state) is not dict:
                 raise Refused(f"a state of {_describe(kind)} that is no dict")
+            self._check_attributes(kind, state)
+            self._given_state.append(target)
             kind.__setstate__(target, state)
         elif kind is functools.partial:
             self._fill_partial(target, state)
@@ -167,6 +240,8 @@ class RestrictedUnpickler(PurePython):
         elif (named := self.named.get(id(kind))) and (named.built or kind is collections.OrderedDict):
             if type(state) is not dict:
                 raise Refused(f"a state of {_describe(kind)} that is no dict")
+            self._check_attributes(kind, state)
+            self._given_state.append(target)
             target.__dict__.update(state)
         else:
             raise Refused(f"a state for {_describe(kind)}")
