@@ -34,6 +34,7 @@ from converter.verification.compare import Outputs, compare_function
 from converter.verification.weights import Expected, compare_weights
 
 if TYPE_CHECKING:
+    from converter.artefacts.folded_constants import FoldedConstants
     from converter.artefacts.onnx_file import Exported
     from converter.lower import Lowered
 
@@ -72,6 +73,7 @@ class Built:
     _constants: dict[str, Constant] | None = None
     _kept: dict[str, Lowered] | None = None
     _exported: list[tuple[Exported, Mapping[str, Expected]]] | None = None
+    _folded: FoldedConstants | None = None
 
     def movements(self, operators: Mapping[str, int]) -> tuple[Movement, ...]:
         """What the plan moves, and what else moves by the operators counted in the artefact."""
@@ -126,26 +128,36 @@ class Built:
         onnx_file.name_by_content(path)
 
     def _in_onnx(self) -> Exported:
-        from converter.artefacts import onnx_file
-        from converter.artefacts.onnx_recurrent import leave_whole
-
         if self._exported:
             ((exported, expected),) = self._exported
             exported.refill({name: one.array for name, one in expected.items()})
         else:
-            dynamic = self.source.program.fixed_batch is None
-            exported = onnx_file.export(
-                leave_whole(self.program.at(torch.float32).graph_module),
-                [_for_dynamic(x) if dynamic else x for x in self.source.examples],
-                self.program.inputs,
-                self.program.outputs,
-                export_shapes(self.source.program),
-                self.options.opset,
-            )
+            exported = self._export()
+            self._folded = exported.folded
             if self._exported is not None:
                 found = refillable(self.program, exported.initialisers())
                 self._exported += [(exported, found)] if found else []
         return exported
+
+    def _export(self) -> Exported:
+        from converter.artefacts import onnx_file
+        from converter.artefacts.onnx_recurrent import leave_whole
+
+        dynamic = self.source.program.fixed_batch is None
+        return onnx_file.export(
+            leave_whole(self.program.at(torch.float32).graph_module),
+            [_for_dynamic(x) if dynamic else x for x in self.source.examples],
+            self.program.inputs,
+            self.program.outputs,
+            export_shapes(self.source.program),
+            self.options.opset,
+        )
+
+    def _folded_constants(self) -> FoldedConstants:
+        """What the exporter folds of this program; to learn it again takes an export."""
+        if self._folded is None:
+            self._folded = self._export().folded
+        return self._folded
 
     def _write_lowered(self, path: Path) -> None:
         from converter.artefacts import keras_file, saved_model
@@ -218,7 +230,7 @@ class Built:
 
     def expected(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Expected]:
         if self.plan is None:
-            return expected_initialisers(self.program, tensors)
+            return expected_initialisers(self.program, tensors, self._folded_constants)
         if self._constants is None:
             self._lowered("float32")
         origins = self.program.origins
@@ -242,12 +254,19 @@ class Built:
                 reasons[name] = "read in training only"
             elif self.plan is None and self._all_zeros(name):
                 reasons[name] = "zeros, which PyTorch's exporter leaves out where they change nothing"
+            elif self.plan is None and self._is_one(name):
+                reasons[name] = "a factor of one, which PyTorch's exporter leaves out"
         return reasons
 
     def _all_zeros(self, name: str) -> bool:
+        return any(not tensor.any() for tensor in self._captured(name))
+
+    def _is_one(self, name: str) -> bool:
+        return any(not tensor.ndim and bool(tensor == 1) for tensor in self._captured(name))
+
+    def _captured(self, name: str) -> list[Tensor]:
         program = self.source.program
-        nodes = [node for node in program.graph.find_nodes(op="get_attr") if node.target == name]
-        return any(not program.tensor(node).any() for node in nodes)
+        return [program.tensor(node) for node in program.graph.find_nodes(op="get_attr") if node.target == name]
 
     def _inlined(self, name: str) -> bool:
         """Small constants stand in the graph itself; weights never do."""

@@ -1,11 +1,23 @@
-"""Operators that PyTorch's exporter gets wrong, refuses or takes apart, as ONNX files through all proofs."""
+"""Operators that PyTorch's exporter gets wrong, refuses or takes apart, and constants that it folds, merges or renames,
+as ONNX files through all proofs."""
 
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
+import torch
+import torch.nn.functional as F
 from equivalence import with_random_tensors
-from torch import nn
+from mutations.graph_faults import write_initialisers
+from torch import Tensor, nn
 
+import converter
+from converter.building import Built, Options, build
 from converter.conversion import Session
+from converter.source import Clock, open_source
 
 IMAGE, SEQUENCE = "1,3,8,9", "1,3,9"
 CASES = {
@@ -93,3 +105,229 @@ def test_every_recurrent_layer_of_a_process_keeps_its_length_dynamic(session, tm
         directions = 2 if layer.bidirectional else 1
         state = [directions * layer.num_layers, "batch", 3]
         assert declared == [["batch", "T", 3 * directions], *[state] * (len(declared) - 1)]
+
+
+class Calls(nn.Module):
+    """`forward` is a function of the module, whose attributes are the keywords."""
+
+    def __init__(self, function: Callable, **attributes: object):
+        super().__init__()
+        self.function = function
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def forward(self, x: Tensor) -> object:
+        return self.function(self, x)
+
+
+def warped(net: Calls, x: Tensor) -> Tensor:
+    """A spatial transformer: the grid of ones and positions is a constant of `affine_grid`'s."""
+    theta = net.theta(x.flatten(2).mean(2)).view(-1, x.ndim - 2, x.ndim - 1)
+    return net.conv(F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False))
+
+
+def flowing(net: Calls, x: Tensor) -> Tensor:
+    """Semantic Flow's grid, as published."""
+    h, w = x.shape[2:]
+    norm = torch.tensor([[[[w, h]]]]).type_as(x).to(x.device)
+    rows = torch.linspace(-1.0, 1.0, h).view(-1, 1).repeat(1, w)
+    columns = torch.linspace(-1.0, 1.0, w).repeat(h, 1)
+    grid = torch.cat((columns.unsqueeze(2), rows.unsqueeze(2)), 2).repeat(x.shape[0], 1, 1, 1).type_as(x)
+    return F.grid_sample(x, grid + net.flow(x).permute(0, 2, 3, 1) / norm, align_corners=False)
+
+
+def shifted(net: Calls, x: Tensor) -> Tensor:
+    """Four parts moved by grids that `torch.cat` makes, joined by `torch.cat`: the names of all are alike."""
+    h, w = x.shape[2:]
+    ys, xs = torch.meshgrid(torch.linspace(-1, 1, h), torch.linspace(-1, 1, w), indexing="ij")
+    moved = []
+    for part, (dy, dx) in zip(x.chunk(4, 1), ((0, 1), (0, -1), (1, 0), (-1, 0)), strict=True):
+        grid = torch.cat([(xs + 2 * dx / (w - 1))[..., None], (ys + 2 * dy / (h - 1))[..., None]], -1)
+        grid = grid.expand(x.shape[0], -1, -1, -1)
+        moved.append(F.grid_sample(part, grid, net.mode, padding_mode="border", align_corners=True))
+    return torch.cat(moved, 1)
+
+
+def anchored(net: Calls, x: Tensor) -> Tensor:
+    """A detection head's boxes from anchors and strides that it computes from the sizes of its maps."""
+    points, strides = [], []
+    for size, stride in ((x.shape[2:], 4.0), ((x.shape[2] // 2, x.shape[3] // 2), 8.0)):
+        axes = [torch.arange(n).to(x.dtype) + 0.5 for n in size]
+        y, column = torch.meshgrid(*axes, indexing="ij")
+        points.append(torch.stack((column, y), -1).view(-1, 2))
+        strides.append(torch.full((size[0] * size[1], 1), stride))
+    anchors, steps = (torch.cat(each).transpose(0, 1) for each in (points, strides))
+    first = net.box(x).flatten(2)
+    boxes = torch.cat([first, net.box(F.avg_pool2d(x, 2)).flatten(2)], 2)
+    low, high = boxes.chunk(2, 1)
+    return torch.cat((anchors.unsqueeze(0) - low, anchors.unsqueeze(0) + high), 1) * steps
+
+
+def banded(net: Calls, x: Tensor) -> Tensor:
+    """A mask of booleans from positions, and a bias that falls with the distance."""
+    i = torch.arange(x.shape[1])
+    far = (i[None] - i[:, None]).abs()
+    scores = net.query(x) @ x.transpose(1, 2)
+    return (scores.masked_fill(~((far < 4) & (i[None] <= i[:, None])), -1e4) - far.float() * 0.37).softmax(-1) @ x
+
+
+def placed(net: Calls, x: Tensor) -> Tensor:
+    """Sines of positions, times a weight: of more elements than the optimizer folds at once."""
+    positions = torch.linspace(0, 3, 3000)[:, None] * torch.exp(torch.arange(0, 4) * -0.7)
+    return x + positions.sin() * net.scale
+
+
+def units(conv: type[nn.Module], norm: Callable[[], nn.Module]) -> nn.Module:
+    return nn.Sequential(conv(2, 6, 1), norm(), nn.PReLU(), conv(6, 6, 1), norm(), nn.PReLU(), conv(6, 2, 1))
+
+
+def constant_weights() -> nn.Module:
+    net = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
+    for parameter in net.parameters():
+        nn.init.constant_(parameter, 0.1)
+    return net
+
+
+def encoder() -> nn.Module:
+    return nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
+
+
+FRESH: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "group norms": (lambda: units(nn.Conv2d, lambda: nn.GroupNorm(2, 6)), "1,2,5,4"),
+    "group norms of volumes": (lambda: units(nn.Conv3d, lambda: nn.GroupNorm(1, 6)), "1,2,3,4,5"),
+    "instance norms": (lambda: units(nn.Conv2d, lambda: nn.InstanceNorm2d(6, affine=True)), "1,2,5,4"),
+    "slopes of channels": (lambda: units(nn.Conv1d, lambda: nn.PReLU(6)), "1,2,9"),
+    "constant weights": (constant_weights, "1,6"),
+    "an encoder of a free length": (encoder, "1,T,8"),
+    "a temperature of one": (
+        lambda: Calls(lambda net, x: net.l(x) * net.t, l=nn.Linear(5, 4), t=nn.Parameter(torch.tensor(1.0))),
+        "1,5",
+    ),
+    "norms of a batch": (lambda: nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 6), nn.BatchNorm1d(6)), "1,6"),
+}
+COMPUTED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "a spatial transformer": (lambda: Calls(warped, theta=nn.Linear(2, 6), conv=nn.Conv2d(2, 3, 3)), "1,2,6,9"),
+    "a large one": (lambda: Calls(warped, theta=nn.Linear(2, 6), conv=nn.Conv2d(2, 3, 3)), "1,2,40,44"),
+    "one of volumes": (lambda: Calls(warped, theta=nn.Linear(2, 12), conv=nn.Conv3d(2, 3, 1)), "1,2,20,24,28"),
+    "a flow": (lambda: Calls(flowing, flow=nn.Conv2d(2, 2, 3, 1, 1)), "1,2,6,9"),
+    "a large flow": (lambda: Calls(flowing, flow=nn.Conv2d(2, 2, 3, 1, 1)), "1,2,64,96"),
+    "shifts": (lambda: Calls(shifted, mode="bilinear"), "1,8,5,5"),
+    "nearest shifts": (lambda: Calls(shifted, mode="nearest"), "1,8,5,5"),
+    "anchors": (lambda: Calls(anchored, box=nn.Conv2d(3, 4, 1)), "1,3,8,12"),
+    "a banded mask": (lambda: Calls(banded, query=nn.Linear(6, 6)), "1,11,6"),
+    "large positions": (lambda: Calls(placed, scale=nn.Parameter(torch.randn(4))), "1,3000,4"),
+}
+
+
+def made(make: Callable[[], nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return make().eval()
+
+
+@pytest.mark.parametrize("make, shape", (FRESH | COMPUTED).values(), ids=FRESH | COMPUTED)
+def test_what_the_exporter_folds_and_merges_is_no_fault(session, tmp_path, make, shape):
+    options = {"keep_batchnorm": True}
+    report = session.convert(made(make), to=("onnx",), output=tmp_path / "net.onnx", input_shapes=[shape], **options)
+    (artefact,) = report.artefacts
+    assert artefact.status == "verified", [proof.summary for proof in artefact.proofs]
+
+
+def written(make: Callable[[], nn.Module], shape: str, path: Path) -> tuple[Built, dict[str, np.ndarray]]:
+    source = open_source(
+        made(make), factory=None, factory_args=None, input_shapes=[shape], trust=(), fixed_batch=None, seed=0,
+        clock=Clock(None),
+    )  # fmt: skip
+    built = build(source, "onnx", Options(keep_batchnorm=True), Clock(None))
+    built.write(path)
+    return built, {t.name: onnx.numpy_helper.to_array(t).copy() for t in onnx.load(path).graph.initializer}
+
+
+def spoilt(array: np.ndarray, by: float | None) -> np.ndarray:
+    """The largest value off by a part of it, or by one bit."""
+    result = array.copy()
+    place = np.abs(result).argmax()
+    largest = result.flat[place]
+    result.flat[place] = np.nextafter(largest, np.float32(9e9)) if by is None else largest * (1 + by)
+    return result
+
+
+@pytest.mark.parametrize("name, by", [*((name, None) for name in FRESH), *((name, 1e-5) for name in COMPUTED)])
+def test_a_changed_constant_is_caught_by_its_values_alone(tmp_path, name, by):
+    built, tensors = written(*(FRESH | COMPUTED)[name], tmp_path / "net.onnx")
+    assert built.prove_weights(tensors).holds
+    large = {name: array for name, array in tensors.items() if array.dtype == np.float32 and array.size > 1}
+    for tensor, array in large.items():
+        proof = built.prove_weights(tensors | {tensor: spoilt(array, by)})
+        assert any(tensor in failure for failure in proof.failures), tensor
+
+
+def test_a_merged_tensor_that_is_gone_is_missed(tmp_path):
+    built, tensors = written(*FRESH["group norms"], tmp_path / "net.onnx")
+    ones = [name for name, array in tensors.items() if array.shape == (6, 1, 1) and (array == 1).all()]
+    assert len(ones) == 1  # of both norms
+    proof = built.prove_weights({name: array for name, array in tensors.items() if name not in ones})
+    assert {f.partition(":")[0] for f in proof.failures} >= {"1.weight", "4.weight"}
+
+
+def test_a_fold_that_the_optimizer_gets_wrong_is_caught(tmp_path, monkeypatch):
+    from onnxscript.optimizer import _constant_folding
+
+    evaluate = _constant_folding._reference_evaluator.evaluate
+
+    def wrong(*arguments, **attributes):
+        result = evaluate(*arguments, **attributes)
+        return (
+            result * np.float32(1 + 1e-5) if isinstance(result, np.ndarray) and result.dtype == np.float32 else result
+        )
+
+    monkeypatch.setattr(_constant_folding._reference_evaluator, "evaluate", wrong)
+    built, tensors = written(*COMPUTED["a spatial transformer"], tmp_path / "net.onnx")
+    assert not built.prove_weights(tensors).holds
+
+
+@pytest.mark.parametrize("name", ["group norms", "a large one", "anchors"])
+def test_verify_finds_what_was_folded_and_what_was_changed_since(session, tmp_path, name):
+    make, shape = (FRESH | COMPUTED)[name]
+    path = tmp_path / "net.onnx"
+    session.convert(made(make), to=("onnx",), output=path, input_shapes=[shape])
+    assert converter.verify(made(make), path, input_shapes=[shape]).status == "verified"
+    held = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
+    largest = max((n for n, array in held.items() if array.dtype == np.float32), key=lambda n: held[n].size)
+    write_initialisers(path, {largest: spoilt(held[largest], 1e-4)})
+    proofs = converter.verify(made(make), path, input_shapes=[shape]).proofs
+    assert [proof.holds for proof in proofs if proof.name == "weights"] == [False]
+
+
+def test_constants_of_another_version_are_found_by_their_values(tmp_path):
+    built, tensors = written(*COMPUTED["anchors"], tmp_path / "net.onnx")
+    renamed = {name if name.startswith("box") else f"other_{name}": array for name, array in tensors.items()}
+    assert set(renamed) != set(tensors)
+    assert built.prove_weights(renamed).holds
+
+
+def test_names_of_outputs_and_of_the_models_own_tensors_may_be_alike(session, tmp_path):
+    def named(net, x):
+        return {"add": x * net.mul, "mul": x.relu() + net.add, "output": (x + 1) * net.output, "cat": net.cat}
+
+    tensors = {name: nn.Parameter(torch.randn(5)) for name in ("add", "mul", "output", "cat")}
+    path = tmp_path / "net.onnx"
+    report = session.convert(made(lambda: Calls(named, **tensors)), to=("onnx",), output=path, input_shapes=["1,5"])
+    (artefact,) = report.artefacts
+    assert [proof.holds for proof in artefact.proofs if proof.name == "weights"] == [True]
+    assert [output.name for output in onnx.load(path).graph.output] == ["add", "mul", "output", "cat"]
+
+
+@pytest.mark.parametrize(
+    "function, zeros",
+    [
+        (lambda net, x: x / (x.abs().sum(-1, keepdim=True) + 1e-9), 0.0),
+        (lambda net, x: (x + 1) * 1.000009, np.float32(1.000009)),
+    ],
+    ids=["0.000000001 added", "times 1.000009"],
+)
+def test_what_is_nearly_nothing_is_left_where_it_is(session, tmp_path, function, zeros):
+    path = tmp_path / "net.onnx"
+    report = session.convert(Calls(function), to=("onnx",), output=path, input_shapes=["1,5"])
+    assert report.artefacts[0].status == "verified"
+    run = onnxruntime.InferenceSession(path).run(None, {"x": np.zeros((2, 5), np.float32)})[0]
+    assert (run == zeros).all()

@@ -536,6 +536,13 @@ def test_right_weights_pass_and_say_how():
     assert "training only" in proof.summary
 
 
+def test_a_constant_may_be_what_its_own_steps_of_float32_give_and_no_other():
+    steps = (FOLDED * (1 + 1e-4)).astype(np.float32)
+    folded = {"conv": Expected(FOLDED, ("conv.weight",), False, rounded=steps)}
+    for array, holds in ((FOLDED, True), (steps, True), (FOLDED * (1 + 5e-5), False)):
+        assert compare_weights(folded, {"conv": array.astype(np.float32)}, {"conv.weight"}, {}).holds is holds
+
+
 def test_a_nan_that_is_in_the_source_is_equal():
     array = np.array([1.0, math.nan, -math.inf], np.float32)
     for exact in (True, False):

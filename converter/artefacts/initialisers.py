@@ -2,24 +2,109 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import torch
 
+from converter.artefacts.folded_constants import FoldedConstants
 from converter.artefacts.rearranged_weights import rearranged_weights
 from converter.artefacts.recurrent_weights import recurrent_weights
-from converter.program import Program
-from converter.verification.weights import Expected
+from converter.program import Origin, Program
+from converter.verification.weights import Expected, is_as_expected
 
 
-def expected_initialisers(program: Program, tensors: Mapping[str, np.ndarray]) -> dict[str, Expected]:
-    """Those of `tensors` that a tensor of the program explains; the exporter may transpose a matrix."""
+def expected_initialisers(
+    program: Program, tensors: Mapping[str, np.ndarray], folded: Callable[[], FoldedConstants]
+) -> dict[str, Expected]:
+    """Return what those of `tensors` must be that a tensor or a constant of the program explains.
+
+    Args:
+        folded: what the optimizer evaluates when this program is exported; asked only for what nothing else explains.
+    """
     expected = _named(program, tensors)
     _add_renamed(program, expected, tensors)
     _add_merged(program, expected)
-    return _with_rearranged(program, expected, tensors)
+    expected = _with_rearranged(program, expected, tensors)
+    unexplained = {name: t for name, t in tensors.items() if name not in expected and not is_exporters(t)}
+    if unexplained or _left_out(program, expected):
+        constants = _Constants(program, folded())
+        constants.explain(unexplained, expected)
+        if left_out := _left_out(program, expected):
+            constants.account_for(left_out, expected, tensors)
+    return expected
+
+
+def _left_out(program: Program, expected: Mapping[str, Expected]) -> set[str]:
+    """The checkpoint's tensors behind the parameters that are read, and of which nothing expected is made."""
+    used = {source for one in expected.values() for source in one.sources}
+    read = [node for node in program.graph.find_nodes(op="get_attr") if node.users and program.trainable(node)]
+    return {source for node in read for source in program.origins[node.target].sources if source not in used}
+
+
+class _Constants:
+    """The constants that the optimizer evaluated, computed again from the program's tensors."""
+
+    def __init__(self, program: Program, folded: FoldedConstants):
+        self._program, self._folded = program, folded
+        nodes = {node.target: node for node in program.graph.find_nodes(op="get_attr")}
+        self._nodes = {name: nodes[target] for target, name in _names(program).items() if target in nodes} | nodes
+
+    def explain(self, unexplained: Mapping[str, np.ndarray], expected: dict[str, Expected]) -> None:
+        """Add what each must be: what has its name, else (another version may give other names) what has its values."""
+        for name, tensor in unexplained.items():
+            found = self._named(name) or next((one for one in self._alike(tensor) if is_as_expected(one, tensor)), None)
+            if found:
+                expected[name] = found
+
+    def _named(self, name: str) -> Expected | None:
+        if name in self._folded.literals:
+            return Expected(self._folded.literals[name].array, (), exact=True)
+        return self._made(name) if name in self._folded.folded else None
+
+    def _alike(self, tensor: np.ndarray) -> Iterator[Expected]:
+        """What a tensor of this shape may be."""
+        for name in (*self._folded.literals, *self._folded.folded):
+            if self._folded.shapes.get(name, tensor.shape) == tensor.shape and (found := self._named(name)):
+                yield found
+
+    def account_for(self, sources: set[str], expected: dict[str, Expected], tensors: Mapping[str, np.ndarray]) -> None:
+        """Add the sources of what was merged with an equal tensor, which then comes from both."""
+        for folded in self._folded.folded:
+            if not sources.intersection(self._sources(folded)):
+                continue
+            shape = self._folded.shapes.get(folded)
+            alike = [name for name, tensor in tensors.items() if shape in (None, tensor.shape)]
+            merged = self._made(folded) if alike else None
+            for name in alike:
+                if merged and is_as_expected(merged, tensors[name]):
+                    one = expected.get(name, merged)
+                    expected[name] = replace(one, sources=tuple(dict.fromkeys((*one.sources, *merged.sources))))
+                    break
+
+    def _origins(self, name: str) -> list[Origin]:
+        weights = self._folded.folded[name].weights
+        return [self._program.origins[self._nodes[weight].target] for weight in weights if weight in self._nodes]
+
+    def _sources(self, name: str) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(source for origin in self._origins(name) for source in origin.sources))
+
+    def _made(self, name: str) -> Expected | None:
+        """What a folded result must be; None if it was not folded after all, or is made of what the program has not."""
+        if not self._nodes.keys() >= set(self._folded.folded[name].weights):
+            return None
+        rounded = self._folded.value(name, self._array, raised=False)
+        raised = self._folded.value(name, self._array, raised=True)
+        if rounded is None or raised is None:
+            return None
+        if self._folded.folded[name].moves and all(origin.exact for origin in self._origins(name)):
+            return Expected(rounded, self._sources(name), exact=True)
+        return Expected(raised, self._sources(name), exact=False, rounded=rounded)
+
+    def _array(self, name: str) -> np.ndarray:
+        return self._program.tensor(self._nodes[name]).detach().numpy()
 
 
 def refillable(program: Program, tensors: Mapping[str, np.ndarray]) -> dict[str, Expected] | None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ import numpy as np
 
 from . import digest as digests
 from . import stamp as stamps
+from .folded_constants import EXPORTED_AS, FoldedConstants, recorded
 from .messages import Fact, Value, marks
 from .onnx_shift import shift
 
@@ -69,11 +71,13 @@ def export(
     Raises ConversionError for what the exporter cannot translate.
     """
     import torch
+    from onnx_ir.passes import common
 
     from ..errors import ConversionError
 
+    folded = FoldedConstants()
     try:
-        with _silence(), _norms_left():
+        with _silence(), _own_rules(), _names_kept([*input_names, *output_names]), recorded(folded):
             program = torch.onnx.export(
                 module,
                 tuple(inputs),
@@ -86,12 +90,13 @@ def export(
                 custom_translation_table=_translations(),
                 optimize=True,
             )
+            assert program is not None  # it is None only for the exporter before dynamo
+            common.NameFixPass()(program.model)  # it gives inputs and outputs their names without looking at others
     except torch.onnx.OnnxExporterError as error:
         raise ConversionError(
             f"PyTorch's ONNX exporter cannot translate this model: {_cause(error)}",
             cure="Leave --to onnx away, or try another --opset.",
         ) from error
-    assert program is not None  # it is None only for the exporter before dynamo
     written = program.model.opset_imports[""]
     if opset is not None and written != opset:
         raise ConversionError(
@@ -99,7 +104,7 @@ def export(
             cure="Ask for another --opset, or leave the option away.",
         )
     _strip_notes(program.model)
-    return Exported(program)
+    return Exported(program, folded)
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,7 @@ class Exported:
     """An ONNX graph in memory."""
 
     _program: torch.onnx.ONNXProgram
+    folded: FoldedConstants
 
     def initialisers(self) -> dict[str, np.ndarray]:
         held = self._program.model.graph.initializers
@@ -236,22 +242,84 @@ def _translations() -> dict[Any, Any]:
 
 
 @contextlib.contextmanager
-def _norms_left() -> Iterator[None]:
-    """The exporter folds no batch norm: those that are to be folded are, by our own rewrite, which tells of what."""
+def _own_rules() -> Iterator[None]:
+    """Have the optimizer fold no batch norm (our own rewrite does, and tells of what), and drop only exact no-ops."""
     from onnxscript import rewriter
     from onnxscript.rewriter.rules import common
+    from onnxscript.rewriter.rules.common import _no_op
 
-    folding = [
+    replaced = [
         common.fuse_batchnorm_into_conv_rule,
         common.fuse_batchnorm_into_conv_transpose_rule,
         common.fuse_batchnorm_into_gemm_rule,
+        *_no_op.rules,
     ]
     before = rewriter._DEFAULT_REWRITE_RULES
-    rewriter._DEFAULT_REWRITE_RULES = tuple(rule for rule in before if rule not in folding)
+    kept = (rule for rule in before if rule not in replaced)
+    rewriter._DEFAULT_REWRITE_RULES = (*_exact_no_ops(), *kept)
     try:
         yield
     finally:
         rewriter._DEFAULT_REWRITE_RULES = before
+
+
+def _exact_no_ops() -> Iterator[Any]:
+    """Yield rules for x * 1, x + 0, x - 0, x / 1, dropout. The optimizer's own take 1 + 9e-6 for 1 and 9e-9 for 0."""
+    import onnx_ir
+    from onnxscript.rewriter import RewriteRule
+    from onnxscript.rewriter.rules import common
+
+    def is_scalar(number: float) -> Callable[..., bool]:
+        def check(_: Any, neutral: Any, **__: Any) -> bool:
+            tensor = onnx_ir.convenience.get_const_tensor(neutral)
+            return tensor is not None and not tensor.shape.rank() and tensor.numpy().item() == number
+
+        return check
+
+    def identity(op: Any, x: Any, **_: Any) -> Any:
+        return op.Identity(x)
+
+    yield from RewriteRule(lambda op, x, neutral: x * neutral, identity, is_scalar(1)).commute()
+    yield from RewriteRule(lambda op, x, neutral: x + neutral, identity, is_scalar(0)).commute()
+    yield RewriteRule(lambda op, x, neutral: x - neutral, identity, is_scalar(0))
+    yield RewriteRule(lambda op, x, neutral: x / neutral, identity, is_scalar(1))
+    yield from (common.dropout_zero_rule, common.dropout_inference_rule)
+
+
+@contextlib.contextmanager
+def _names_kept(reserved: Sequence[str]) -> Iterator[None]:
+    """Rename tensors that have the name of an input or output, to names that are free.
+
+    The exporter's own pass takes names that other tensors have, and fails.
+    """
+    from onnx_ir.passes import common
+
+    before = common.NameFixPass.call
+
+    def call(self: Any, model: Any) -> Any:
+        _rename_clashing(model.graph, reserved)
+        return before(self, model)
+
+    common.NameFixPass.call = call  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        common.NameFixPass.call = before  # type: ignore[method-assign]
+
+
+def _rename_clashing(graph: Any, reserved: Sequence[str]) -> None:
+    """Give every initializer that is no output a name that is not `reserved` and that no input or output has."""
+    taken = {value.name for value in (*graph.inputs, *graph.outputs)} | set(reserved)
+    for value in [value for value in graph.initializers.values() if not value.is_graph_output()]:
+        name = next(n for n in _numbered(value.name) if n not in taken and graph.initializers.get(n, value) is value)
+        if name != value.name:
+            value.meta.setdefault(EXPORTED_AS, value.name)
+            value.name = name
+
+
+def _numbered(name: str) -> Iterator[str]:
+    yield name
+    yield from (f"{name}_{number}" for number in itertools.count(1))
 
 
 @contextlib.contextmanager
