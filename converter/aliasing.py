@@ -36,7 +36,7 @@ def overlap(target: fx.Node, source: fx.Node) -> bool:
     other, other_views = chain(source)
     if root is not other or not isinstance(root.meta.get("val"), Tensor):
         return False
-    elements = torch.arange(count(root.meta["val"])).reshape(sizes(root.meta["val"].shape))
+    elements = torch.arange(count(root.meta["val"])).reshape(example_shape(root.meta["val"].shape))
     a, b = viewed(elements, views), viewed(elements, other_views)
     if any(t.untyped_storage().data_ptr() != elements.untyped_storage().data_ptr() for t in (a, b)):
         return False  # a view that had to copy
@@ -57,19 +57,19 @@ def chain(node: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
 
 def viewed(elements: Any, views: list[fx.Node]) -> Tensor:
     for view in views:
-        args, kwargs = tree_map_only(fx.Node, lambda n: sizes([n.meta["val"]])[0], (view.args[1:], view.kwargs))
+        args, kwargs = tree_map_only(fx.Node, lambda n: example_shape([n.meta["val"]])[0], (view.args[1:], view.kwargs))
         elements = view.target(elements, *args, **kwargs)
     return elements
 
 
 def count(tensor: Tensor) -> int:
     total = 1
-    for n in sizes(tensor.shape):
+    for n in example_shape(tensor.shape):
         total *= n
     return total
 
 
-def sizes(shape: Any) -> tuple[int, ...]:
+def example_shape(shape: Any) -> tuple[int, ...]:
     """Sizes with the unknown batch as two examples."""
     found = [size_of(n) for n in shape]
     return tuple(n if isinstance(n, int) else int(n.subs(dict.fromkeys(n.free_symbols, 2))) for n in found)

@@ -27,7 +27,7 @@ from converter.report import Movement, Proof, Rewrite, TraceRow
 from converter.rewrites import EXACT_SHIFTS, KEEP_BATCHNORM, REWRITES, rewrite
 from converter.rewrites.change import Change
 from converter.source import Clock, Source
-from converter.steps import Constant, Interface, sizes
+from converter.steps import Constant, Interface, symbolic_shape
 from converter.tracing import departure, known_values, program_values, trace_plan, trace_values
 from converter.user_mappings import refuse_untranslated
 from converter.verification.compare import Outputs, compare_function
@@ -361,7 +361,7 @@ def own_version() -> str:
 
 
 def _as_torch(name: str, node: torch.fx.Node) -> Interface:
-    shape = sizes(node.meta["val"])
+    shape = symbolic_shape(node.meta["val"])
     return Interface(name, shape, node.meta["val"].dtype, tuple(range(len(shape))))
 
 

@@ -21,7 +21,7 @@ from converter.errors import UnsupportedOperatorsError
 from converter.layout import Layout, MustMerge, product
 from converter.plan import Choices, Plan
 from converter.registry import CHANNELS_LAST, FACTORS, PRODUCERS
-from converter.steps import sizes
+from converter.steps import symbolic_shape
 
 aten = torch.ops.aten
 TRIALS = 40
@@ -128,12 +128,14 @@ def factors_asked(producer: fx.Node) -> tuple[int, ...] | None:
             after = user.meta.get("val")
             if user.target in PRODUCERS or not isinstance(after, torch.Tensor):
                 ring.remove(user)
-            elif user.target in FACTORS and sizes(user.args[0].meta["val"]) == sizes(value):
-                factors = FACTORS[user.target](int(sizes(value)[dim]), *user.args[1:])
+            elif user.target in FACTORS and symbolic_shape(user.args[0].meta["val"]) == symbolic_shape(value):
+                factors = FACTORS[user.target](int(symbolic_shape(value)[dim]), *user.args[1:])
                 return factors if min(factors) > 1 else None
-            elif sizes(after) != sizes(value) and product(sizes(after)) == product(sizes(value)):
+            elif symbolic_shape(after) != symbolic_shape(value) and product(symbolic_shape(after)) == product(
+                symbolic_shape(value)
+            ):
                 try:
-                    layout = Layout.of(sizes(value)).reshape(sizes(after))
+                    layout = Layout.of(symbolic_shape(value)).reshape(symbolic_shape(after))
                 except (MustMerge, ValueError):
                     ring.remove(user)
                     continue

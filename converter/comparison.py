@@ -26,7 +26,7 @@ from converter.reference import take_reference
 from converter.report import ExplanationKind, Proof, TraceRow, VerificationReport, status_of
 from converter.shapes import NO_SHAPES
 from converter.source import Clock, Progress, Source, open_source
-from converter.steps import Interface, sizes
+from converter.steps import Interface, symbolic_shape
 from converter.tracing import by_module, disagrees, located, trace_artefact, worst_round
 from converter.verification.find_weights import WeightSearch, weights_proof
 from converter.verification.images import Preprocessing
@@ -254,7 +254,10 @@ def interfaces(program: Program) -> tuple[list[Interface], list[Interface]]:
 
     def of(names: Sequence[str], nodes: Sequence[fx.Node]) -> list[Interface]:
         values = [node.meta["val"] for node in nodes]
-        return [Interface(name, sizes(v), v.dtype, tuple(range(v.ndim))) for name, v in zip(names, values, strict=True)]
+        return [
+            Interface(name, symbolic_shape(v), v.dtype, tuple(range(v.ndim)))
+            for name, v in zip(names, values, strict=True)
+        ]
 
     return of(program.inputs, program.placeholders), of(program.outputs, program.results)
 

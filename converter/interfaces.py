@@ -13,7 +13,7 @@ from converter.layout import Size
 from converter.program import Program
 from converter.reference import Reference
 from converter.report import Accuracy, Shape, TensorFacts
-from converter.steps import Interface, sizes
+from converter.steps import Interface, symbolic_shape
 from converter.verification.compare import Outputs, accuracy
 
 
@@ -77,7 +77,7 @@ def facts(interface: Interface, names: Mapping[sympy.Symbol, sympy.Expr] | None 
 
 def symbol_names(program: Program) -> dict[sympy.Symbol, sympy.Expr]:
     """What a user calls the symbols of the program's free sizes, the batch among them."""
-    shapes = [sizes(node.meta["val"]) for node in program.placeholders]
+    shapes = [symbolic_shape(node.meta["val"]) for node in program.placeholders]
     batch = next((shape[0] for shape in shapes if shape and not isinstance(shape[0], int)), None)
     return program.size_names | ({} if batch is None else {batch: sympy.Symbol("batch")})
 

@@ -46,10 +46,9 @@ from converter.steps import (
     arrange,
     elements,
     size_of,
-    sizes,
+    symbolic_shape,
 )
 
-__all__ = ["Constant", "Plan", "Unsupported", "Value", "arrange", "size_of", "sizes"]
 _MOST_BROADCASTS = 5  # runs of axes along which TensorFlow's kernels broadcast differently
 
 
@@ -110,7 +109,7 @@ class Plan:
     def shape(self, result: int | None = None) -> tuple[Size, ...]:
         """The operator's result shape (of result `result` where there are several)."""
         value = self.node.meta["val"]
-        return sizes(value if result is None else value[result])
+        return symbolic_shape(value if result is None else value[result])
 
     @property
     def cost(self) -> tuple[int, int, float]:

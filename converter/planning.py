@@ -18,7 +18,7 @@ from converter.plan import Choices, Plan
 from converter.program import Program, module_path, source_line
 from converter.registry import CHANNELS_LAST, MAPPINGS
 from converter.rewrites.fold_constants import NUMBERS, fold_constants
-from converter.steps import Constant, InputStep, Interface, Step, Unsupported, Value, size_of, sizes
+from converter.steps import Constant, InputStep, Interface, Step, Unsupported, Value, size_of, symbolic_shape
 
 aten = torch.ops.aten
 
@@ -153,13 +153,13 @@ def _map_node(plan: Plan, node: fx.Node) -> Any:
 def _placeholder_result(node: fx.Node) -> Any:
     """Stands for the result of an operator that cannot be mapped, so that all of them are found in one go."""
     return tree_map_only(
-        torch.Tensor, lambda v: Value(Layout.of(sizes(v)), v.dtype, Step((), node)), node.meta.get("val")
+        torch.Tensor, lambda v: Value(Layout.of(symbolic_shape(v)), v.dtype, Step((), node)), node.meta.get("val")
     )
 
 
 def _map_input(plan: Plan, node: fx.Node) -> Value:
     name = plan.program.inputs[len(plan.inputs)]
-    shape = sizes(node.meta["val"])
+    shape = symbolic_shape(node.meta["val"])
     dtype = node.meta["val"].dtype
     rank = len(shape)
     last = 3 <= rank <= 5 and (

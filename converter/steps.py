@@ -246,7 +246,7 @@ def elements(moves: Iterable[Move]) -> int:
     return sum(per_example(move.elements) for move in moves)
 
 
-def sizes(tensor: Tensor) -> tuple[Size, ...]:
+def symbolic_shape(tensor: Tensor) -> tuple[Size, ...]:
     """A fake tensor's shape, unknown sizes as sympy expressions."""
     return tuple(size_of(n) for n in tensor.shape)
 

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from converter.layout import product
 from converter.plan import Plan
-from converter.steps import per_example, sizes
+from converter.steps import per_example, symbolic_shape
 
 BATCH = 1009  # while a program is drawn: a dimension that this prime divides is the batch, or was merged with it
 SIZES = st.sampled_from([2, 2, 3, 4, 4, 6])
@@ -365,7 +365,7 @@ def moved_channels_first(plan: Plan) -> int:
     program = plan.program
 
     def count(node: fx.Node) -> int:
-        return per_example(product(sizes(node.meta["val"])))
+        return per_example(product(symbolic_shape(node.meta["val"])))
 
     total = 0
     for node in program.graph.nodes:
@@ -378,7 +378,7 @@ def moved_channels_first(plan: Plan) -> int:
         elif node.target is aten.index_select.default:
             total += count(node.args[0])
         elif node.target is aten.topk.default and node.args[2] not in (-1, node.args[0].meta["val"].dim() - 1):
-            total += count(node.args[0]) + per_example(product(sizes(node.meta["val"][0])))
+            total += count(node.args[0]) + per_example(product(symbolic_shape(node.meta["val"][0])))
         elif node.target is aten.einsum.default:
             total += count(node.args[1][0]) + count(node.args[1][1]) + count(node)
     for interfaces, nodes in ((plan.inputs, program.placeholders), (plan.outputs, program.results)):

@@ -16,7 +16,7 @@ from .executors import Step, Task
 from .jobs import Job
 from .run import Watcher, absolute_options, executor_of, jobs_of
 
-State = Literal["converts", "failed"]
+CheckState = Literal["converts", "failed"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Answer:
 
     name: str
     path: str
-    state: State
+    state: CheckState
     exit_status: int
     reason: str
     checks: tuple[Mapping[str, Any], ...]
@@ -119,5 +119,5 @@ def _answer(job: Job, outcome: Mapping[str, Any], seconds: float) -> Answer:
     status, checks = outcome["exit_status"], tuple(outcome.get("checks", ()))
     failures = [f"{check['format']}: {check['failure']['what']}" for check in checks if check["failure"]]
     reason = "; ".join(failures) if checks else outcome["what"]
-    state: State = "failed" if status else "converts"
+    state: CheckState = "failed" if status else "converts"
     return Answer(job.name, str(job.path), state, status, reason, checks, seconds)

@@ -23,7 +23,7 @@ from ..errors import UsageError
 from ..model_folder import is_model
 from ..outputs import ENDINGS, artefact_name
 
-SUFFIXES = (".pt", ".pth", ".pt2", ".ckpt", ".bin", ".safetensors")
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".pt2", ".ckpt", ".bin", ".safetensors")
 PATHS = ("mappings", "inputs")  # options that name files, relative to the manifest that holds them
 
 # What a manifest or a JSON line may say of a model: the names of the command's options.
@@ -131,7 +131,7 @@ def from_places(places: Iterable[str], to: Sequence[str], options: Mapping[str, 
             raise UsageError(
                 "There is no checkpoint.",
                 where=place,
-                cure=f"give files, folders of {', '.join(SUFFIXES)}, globs, a manifest.toml, or - for JSON lines",
+                cure=f"give files, folders of {', '.join(CHECKPOINT_SUFFIXES)}, globs, a manifest.toml, or - for JSON lines",
             )
         jobs += [Job(name, path, tuple(to), dict(options)) for name, path in found]
     return jobs
@@ -161,7 +161,7 @@ def _searched(folder: Path) -> Iterator[Path]:
         folders[:] = [name for name in folders if name not in models]
         files = (above / name for name in names)
         yield from (above / name for name in models)
-        yield from (file for file in files if file.suffix in SUFFIXES and file.is_file())
+        yield from (file for file in files if file.suffix in CHECKPOINT_SUFFIXES and file.is_file())
 
 
 def _whole(matched: Iterable[Path]) -> list[Path]:

@@ -37,7 +37,6 @@ from converter.checkpoint.weights import (
 from converter.errors import CheckpointError
 from converter.model_folder import files_of, has_config, is_index, weights_in
 
-__all__ = ["Checkpoint", "UserCode", "load", "load_tensors", "tensors_of", "user_code"]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch._ops import OpOverload
 
 from converter.program import Program, module_path
 from converter.rewrites.change import Change
-from converter.steps import sizes
+from converter.steps import symbolic_shape
 
 aten = torch.ops.aten
 AVERAGE = {
@@ -57,7 +57,7 @@ def written_out(
 ) -> fx.Node | None:
     """The same as operators that ONNX has, None where it is to give an unknown size."""
     x: fx.Node = node.args[0]
-    have, want = sizes(x.meta["val"])[-rank:], sizes(result)[-rank:]
+    have, want = symbolic_shape(x.meta["val"])[-rank:], symbolic_shape(result)[-rank:]
     if any(not isinstance(m, int) and n != m for n, m in zip(have, want, strict=True)):
         return None
     known = all(isinstance(n, int) for n in have)
@@ -83,7 +83,7 @@ def windows(program: Program, node: fx.Node, x: fx.Node, dim: int, out: int) -> 
 
     Of an unknown size they are computed in the graph.
     """
-    size = sizes(x.meta["val"])[dim]
+    size = symbolic_shape(x.meta["val"])[dim]
     if isinstance(size, int):
         yield from ((i * size // out, -(-(i + 1) * size // out)) for i in range(out))
         return

@@ -9,7 +9,7 @@ import torch
 
 from converter.program import Program, module_path
 from converter.rewrites.change import Change
-from converter.steps import sizes
+from converter.steps import symbolic_shape
 
 aten = torch.ops.aten
 COPIES = {
@@ -29,7 +29,10 @@ def drop_identities(program: Program) -> list[Change]:
             continue
         source = node.args[0]
         before, after = source.meta["val"], node.meta["val"]
-        if node.target in SAME_IF_UNCHANGED and (before.dtype, sizes(before)) != (after.dtype, sizes(after)):
+        if node.target in SAME_IF_UNCHANGED and (before.dtype, symbolic_shape(before)) != (
+            after.dtype,
+            symbolic_shape(after),
+        ):
             continue
         node.replace_all_uses_with(source)
         changes.append(Change("identity dropped", module_path(node), str(node.target), minor=True))

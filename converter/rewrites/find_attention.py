@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx
 
 from converter import ops
-from converter.aliasing import sizes as known
+from converter.aliasing import example_shape as known
 from converter.program import Program, module_path
 from converter.rewrites.change import Change
 from converter.rewrites.positions import MOVING, sources, traced

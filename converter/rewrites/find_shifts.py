@@ -26,7 +26,7 @@ from converter.rewrites.change import Change
 from converter.rewrites.finiteness import may_be_infinite
 from converter.rewrites.positions import sources, trace
 from converter.rewrites.selecting import FIXED_ONLY, Allowed, is_kernel, tensors_behind
-from converter.steps import sizes
+from converter.steps import symbolic_shape
 
 aten, ours = torch.ops.aten, torch.ops.converter
 
@@ -101,12 +101,12 @@ def replace_shifts(program: Program, allowed: Allowed) -> list[Change]:
 
 def match_shift(program: Program, end: fx.Node, allowed: Allowed) -> tuple[fx.Node, list[fx.Node], Shift] | None:
     """What is shifted to give `end`, the operators between, and how."""
-    shape = sizes(end.meta["val"])
+    shape = symbolic_shape(end.meta["val"])
     candidates = []
     for source, region in sources(program, end, allowed):
-        if source.target in SAME_PLACE and sizes(source.args[0].meta["val"]) == shape:
+        if source.target in SAME_PLACE and symbolic_shape(source.args[0].meta["val"]) == shape:
             continue  # what stands before it is as good
-        if sizes(source.meta["val"]) == shape and source.op != "get_attr":
+        if symbolic_shape(source.meta["val"]) == shape and source.op != "get_attr":
             candidates.append((source, region))
         if len(candidates) == MOST_SOURCES:
             break

@@ -26,7 +26,7 @@ from torch import Tensor, fx
 from converter import ops
 from converter.program import Origin, Program, module_path
 from converter.rewrites.change import Change
-from converter.steps import sizes
+from converter.steps import symbolic_shape
 
 aten, ours = torch.ops.aten, torch.ops.converter
 REORDER = ops.reorder_channels._opoverload
@@ -328,7 +328,7 @@ def cut(index: Index, widths: Sequence[int]) -> list[Index]:
 
 def flattened(index: Index, before: fx.Node, after: fx.Node) -> Index:
     """`index` behind a view that leaves the batch and the channels as they are, or merges all behind into them."""
-    old, new = sizes(before.meta["val"]), sizes(after.meta["val"])
+    old, new = symbolic_shape(before.meta["val"]), symbolic_shape(after.meta["val"])
     if old[0] != new[0] or len(new) < 2:
         raise CannotFollow
     if old[1] == new[1]:

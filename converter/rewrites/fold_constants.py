@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map_only
 from converter.deferred import Deferred
 from converter.program import Origin, Program, default_dtype, module_path
 from converter.rewrites.change import Change
-from converter.steps import sizes
+from converter.steps import symbolic_shape
 
 aten = torch.ops.aten
 REARRANGING = {
@@ -120,7 +120,10 @@ def refresh(program: Program, node: fx.Node) -> set[fx.Node]:
         after = node.target(*args, **kwargs)
     program.refuse_fixed_sizes(f"{node.target} in {module_path(node) or 'the model itself'}")
     node.meta = node.meta | {"val": after}
-    alike = isinstance(before, Tensor) and (before.dtype, sizes(before)) == (after.dtype, sizes(after))
+    alike = isinstance(before, Tensor) and (before.dtype, symbolic_shape(before)) == (
+        after.dtype,
+        symbolic_shape(after),
+    )
     return set() if alike else set(node.users)
 
 

@@ -11,7 +11,7 @@ from torch import fx
 
 from converter.program import Program, module_path
 from converter.rewrites.change import Change
-from converter.steps import sizes
+from converter.steps import symbolic_shape
 
 aten = torch.ops.aten
 INDEXING = {aten.index.Tensor, aten._unsafe_index.Tensor}
@@ -38,12 +38,12 @@ def index_by_position(program: Program) -> list[Change]:
 
 def counts_through(index: fx.Node, x: fx.Node) -> bool:
     """Whether it is 0, 1, 2, ... along the unknown first dimension of `x`, its own first, the others being 1."""
-    (length, *ones), size = sizes(index.meta["val"]), sizes(x.meta["val"])[0]
+    (length, *ones), size = symbolic_shape(index.meta["val"]), symbolic_shape(x.meta["val"])[0]
     if isinstance(size, int) or length != size or any(n != 1 for n in ones):
         return False
     while index.target in VIEWS:
         index = index.args[0]
-        if size not in sizes(index.meta["val"]):
+        if size not in symbolic_shape(index.meta["val"]):
             return False
     if index.target is aten.arange.default:
         return True
@@ -54,7 +54,7 @@ def counts_through(index: fx.Node, x: fx.Node) -> bool:
 
 def of_each_example(program: Program, node: fx.Node, x: fx.Node, others: list[fx.Node], rank: int) -> fx.Node | None:
     """What `node` is, `rank` being that of the index through the batch."""
-    shapes = [sizes(i.meta["val"]) for i in others]
+    shapes = [symbolic_shape(i.meta["val"]) for i in others]
     with program.graph.inserting_before(node):
         if all(len(shape) < rank or (len(shape) == rank and shape[0] == 1) for shape in shapes):
             alike = [
@@ -62,8 +62,8 @@ def of_each_example(program: Program, node: fx.Node, x: fx.Node, others: list[fx
                 for i, shape in zip(others, shapes, strict=True)
             ]
             return program.call(aten.index.Tensor, (x, [None, *alike]), like=node)
-        width, *rest = sizes(x.meta["val"])[1:]
-        own = len(others) == 1 and len(shapes[0]) == rank <= 2 and shapes[0][0] == sizes(x.meta["val"])[0]
+        width, *rest = symbolic_shape(x.meta["val"])[1:]
+        own = len(others) == 1 and len(shapes[0]) == rank <= 2 and shapes[0][0] == symbolic_shape(x.meta["val"])[0]
         if not own or not all(isinstance(n, int) for n in (width, *rest)):
             return None
         chosen = program.call(aten.remainder.Scalar, (others[0], width), like=node)  # negative ones count from the end

@@ -15,7 +15,7 @@ from torch._ops import OpOverload
 
 from converter.program import Program, module_path
 from converter.rewrites.change import Change
-from converter.steps import sizes
+from converter.steps import symbolic_shape
 
 aten = torch.ops.aten
 INFINITY = float("inf")
@@ -26,7 +26,10 @@ def masked_attention(program: Program) -> list[Change]:
     for node in program.graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default):
         given: tuple = (*node.args, *(None, 0.0, False)[len(node.args) - 3 :])
         query, key, value, mask, dropout, causal = given
-        shared = node.kwargs.get("enable_gqa") and sizes(query.meta["val"])[-3] != sizes(key.meta["val"])[-3]
+        shared = (
+            node.kwargs.get("enable_gqa")
+            and symbolic_shape(query.meta["val"])[-3] != symbolic_shape(key.meta["val"])[-3]
+        )
         if mask is None or dropout or causal or shared or not may_be_empty(program, mask):
             continue
         scale = node.kwargs.get("scale")

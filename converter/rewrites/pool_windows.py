@@ -11,7 +11,7 @@ from torch import fx
 
 from converter.program import Program, module_path
 from converter.rewrites.change import Change
-from converter.steps import sizes
+from converter.steps import symbolic_shape
 
 aten = torch.ops.aten
 MAXIMUM = {
@@ -50,7 +50,10 @@ def round_down(program: Program, node: fx.Node, rank: int, ceil_mode: int) -> bo
     if len(node.args) <= ceil_mode or not node.args[ceil_mode]:
         return False
     value = node.meta["val"]
-    have, out = sizes(node.args[0].meta["val"])[-rank:], sizes(value[0] if isinstance(value, tuple) else value)[-rank:]
+    have, out = (
+        symbolic_shape(node.args[0].meta["val"])[-rank:],
+        symbolic_shape(value[0] if isinstance(value, tuple) else value)[-rank:],
+    )
     if not all(isinstance(n, int) for n in (*have, *out)):
         return False
     kernel, stride, padding = geometry(node, rank)
@@ -85,7 +88,7 @@ def divide(program: Program, node: fx.Node, rank: int) -> bool:
     ceil_mode, divisor = node.args[4], node.args[6]
     with program.graph.inserting_before(node):
         if ceil_mode:
-            have, out = sizes(x.meta["val"])[-rank:], sizes(node.meta["val"])[-rank:]
+            have, out = symbolic_shape(x.meta["val"])[-rank:], symbolic_shape(node.meta["val"])[-rank:]
             if not all(isinstance(n, int) for n in (*have, *out)):
                 return False
             behind = [

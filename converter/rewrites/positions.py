@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from converter import ops
-from converter.aliasing import sizes as known
+from converter.aliasing import example_shape as known
 from converter.program import Program
 from converter.rewrites.fold_constants import FILLING, is_filling
 from converter.rewrites.selecting import FIXED_ONLY, Allowed, is_kernel, is_selecting, selected

@@ -13,7 +13,6 @@ from ..report import Accuracy, OutputComparison, Proof, ProofName
 from .figures import FLOOR_ULP, Allowance, Figures, figures, largest_error, rounding_unit
 from .silence import silence
 
-__all__ = ["FLOOR_ULP", "Outputs", "accuracy", "compare_artefact", "compare_function", "function_bound"]
 
 Outputs = Mapping[str, np.ndarray]
 # Of the number of a round: what PyTorch makes of its inputs with other roundings.

@@ -13,7 +13,6 @@ from converter.checkpoint.torchscript.records import LIFTED_BY, open_archive
 from converter.checkpoint.trust import NotFoundError
 from converter.checkpoint.weights import as_float32, check_measure
 
-__all__ = ["LIFTED_BY", "load_torchscript"]
 
 
 def load_torchscript(path: Path, *, trusted: bool) -> tuple[nn.Module, list[str]]:
