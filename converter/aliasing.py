@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_map_only
 
-from converter.functional import is_mutating, is_view
-from converter.steps import size_of
+from converter.ir.aten import is_mutating, is_view
+from converter.ir.sizes import example_shape
 
 
 def overlapping_writes(graph_module: fx.GraphModule) -> list[fx.Node]:
@@ -67,9 +67,3 @@ def count(tensor: Tensor) -> int:
     for n in example_shape(tensor.shape):
         total *= n
     return total
-
-
-def example_shape(shape: Any) -> tuple[int, ...]:
-    """Sizes with the unknown batch as two examples."""
-    found = [size_of(n) for n in shape]
-    return tuple(n if isinstance(n, int) else int(n.subs(dict.fromkeys(n.free_symbols, 2))) for n in found)

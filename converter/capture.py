@@ -15,7 +15,6 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, OutputKind
 from torch.utils._pytree import GetAttrKey, MappingKey, SequenceKey, tree_flatten_with_path, tree_unflatten
 
-from converter import ops
 from converter.aliasing import overlapping_writes
 from converter.effects import drop_tokens
 from converter.errors import CaptureError
@@ -35,9 +34,11 @@ from converter.free_sizes import (
     unresolved,
 )
 from converter.frozen_flow import freeze_checked
-from converter.functional import ASSERTIONS, make_functional
+from converter.functional import make_functional
+from converter.ir import custom_ops
+from converter.ir.aten import ASSERTIONS
+from converter.ir.program import Origin, Program, source_line, write_attribute
 from converter.known_values import known_values
-from converter.program import Origin, Program, source_line, write_attribute
 from converter.uncapturable import failing, first_line, module_of, needs_values, refuse_draws, uncapturable, user_frame
 
 aten = torch.ops.aten
@@ -328,7 +329,7 @@ def _for_forward(module: nn.Module, shapes: Any) -> Any:
 
 def _name_recurrent_layers(graph_module: fx.GraphModule) -> None:
     """As PyTorch's own operators again."""
-    for node in graph_module.graph.find_nodes(op="call_function", target=ops.recurrent._opoverload):
+    for node in graph_module.graph.find_nodes(op="call_function", target=custom_ops.recurrent._opoverload):
         kind, x, states, *rest = node.args
         node.target, node.args = RECURRENT[kind], (x, states if kind == "lstm" else states[0], *rest)
     graph_module.recompile()
@@ -392,7 +393,11 @@ def _keep_dropouts(graph_module: fx.GraphModule) -> None:
                     cure="call it as F.dropout(x, rate, training=self.training), or use nn.Dropout; a .pt2 is to be "
                     "exported of model.eval()",
                 )
-            node.target, node.args, node.kwargs = ops.dropout._opoverload, (node.args[0], float(node.args[1])), {}
+            node.target, node.args, node.kwargs = (
+                custom_ops.dropout._opoverload,
+                (node.args[0], float(node.args[1])),
+                {},
+            )
     graph_module.recompile()
 
 

@@ -18,10 +18,10 @@ import torch
 from torch import fx
 
 from converter.errors import UnsupportedOperatorsError
-from converter.layout import Layout, MustMerge, product
+from converter.ir.sizes import product, symbolic_shape
+from converter.layout import Layout, MustMerge
 from converter.plan import Choices, Plan
 from converter.registry import CHANNELS_LAST, FACTORS, PRODUCERS
-from converter.steps import symbolic_shape
 
 aten = torch.ops.aten
 TRIALS = 40

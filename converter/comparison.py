@@ -15,18 +15,20 @@ from converter.artefacts.formats import Format, detect_format
 from converter.artefacts.runner import Runner, TensorSpec
 from converter.artefacts.stamp import read_stamp
 from converter.building import Options, build
-from converter.checkpoint import load_tensors, tensors_of
+from converter.checkpoint import load_tensors
 from converter.cutting import Part
 from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError
 from converter.interfaces import labelled_accuracy
+from converter.ir.module_tensors import tensors_of
+from converter.ir.program import Program
+from converter.ir.sizes import symbolic_shape
 from converter.matching import Matching
 from converter.pairing import shown
-from converter.program import Program
 from converter.reference import take_reference
 from converter.report import ExplanationKind, Proof, TraceRow, VerificationReport, status_of
 from converter.shapes import NO_SHAPES
 from converter.source import Clock, Progress, Source, open_source
-from converter.steps import Interface, symbolic_shape
+from converter.steps import Interface
 from converter.tracing import by_module, disagrees, located, trace_artefact, worst_round
 from converter.verification.find_weights import WeightSearch, weights_proof
 from converter.verification.images import Preprocessing

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_flatten_with_path, tree_unfla
 from converter.calling import Calling, take_positionally
 from converter.errors import CaptureError, UsageError
 from converter.free_sizes import names_of
-from converter.program import Program
+from converter.ir.program import Program
 from converter.shapes import FreeSize, InputShape
 
 VALID = r"[A-Za-z][A-Za-z0-9_]*"

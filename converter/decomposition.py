@@ -26,8 +26,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from converter.functional import ASSERTIONS, is_mutating
-from converter.program import Origin, Program, module_meta
+from converter.ir.aten import ASSERTIONS, is_mutating
+from converter.ir.program import Origin, Program, module_meta
 from converter.registry import DECOMPOSITIONS, MAPPINGS
 
 aten = torch.ops.aten

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from converter.deferred import Answers, digest
-from converter.program import Program, read_attribute
+from converter.ir.lazy_tensor import Answers, digest
+from converter.ir.program import Program, read_attribute
 
 if TYPE_CHECKING:
     from converter.building import Built

@@ -19,7 +19,7 @@ from torch.export import Dim
 
 from converter.checkpoint.expressions import is_size_expression
 from converter.errors import CaptureError
-from converter.program import Program
+from converter.ir.program import Program
 from converter.shapes import FreeSize
 
 PREFIX = "size_"  # sympy has names of its own, S and N among them

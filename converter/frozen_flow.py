@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from converter.errors import CaptureError
-from converter.program import Program
+from converter.ir.program import Program
 from converter.ranges import free_sizes, input_specs
 from converter.verification.inputs import Kind, draw
 

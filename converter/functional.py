@@ -13,6 +13,8 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
+from converter.ir.aten import ASSERTIONS, is_mutating, is_view
+
 aten = torch.ops.aten
 
 # Composite operators that are wanted whole, as `run_decompositions({})` leaves them.
@@ -27,14 +29,6 @@ WHOLE = {
     aten.sym_size.int, aten.chunk.default, aten.contiguous.default, aten.relu6.default, aten.silu.default,
     aten.pixel_shuffle.default, aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input,
     aten.einsum.default,
-}  # fmt: skip
-ASSERTIONS = {
-    aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten.sym_constrain_range.default,
-    aten._linalg_check_errors.default, aten._assert_async.default, aten._assert_async.msg,
-}  # fmt: skip
-# Their schemas do not say that the result may share memory.
-MAY_SHARE = {
-    aten.chunk.default, aten.contiguous.default, aten.flatten.using_ints, aten.reshape.default, aten.unflatten.int,
 }  # fmt: skip
 
 
@@ -57,10 +51,6 @@ def make_functional(graph_module: fx.GraphModule) -> bool:
         node.target = functional(node.target)
     graph_module.recompile()
     return True
-
-
-def is_mutating(node: fx.Node) -> bool:
-    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
 
 
 def is_plain(node: fx.Node) -> bool:
@@ -112,14 +102,3 @@ def all_names(root: fx.Node) -> list[fx.Node]:
     for name in names:
         names += [user for user in name.users if is_mutating(user) and user.args[0] is name and user not in names]
     return names
-
-
-def is_view(node: fx.Node) -> bool:
-    """Whether the result may share memory with an input (an in-place operator's does, and is followed as a value)."""
-    if node.op == "output":
-        return False
-    if not isinstance(node.target, OpOverload):
-        return node.target is operator.getitem
-    if node.target._schema.is_mutable:
-        return False
-    return node.target in MAY_SHARE or any(r.alias_info is not None for r in node.target._schema.returns)

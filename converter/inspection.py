@@ -14,13 +14,13 @@ from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
 from converter.building import Options, build, described, tensors_read
-from converter.checkpoint import UserCode
+from converter.checkpoint.isolation import UserCode
 from converter.cutting import Part
 from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError, unexpected
 from converter.interfaces import facts, sizes_shown, symbol_names
+from converter.ir.program import module_path
 from converter.outputs import formats_of
 from converter.plan import Plan
-from converter.program import module_path
 from converter.reference import OWN_ROUNDS, take_reference
 from converter.report import (
     CheckReport,

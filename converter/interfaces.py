@@ -9,11 +9,11 @@ import sympy
 
 from converter.artefacts.runner import Runner
 from converter.errors import ConversionError
-from converter.layout import Size
-from converter.program import Program
+from converter.ir.program import Program
+from converter.ir.sizes import Size, symbolic_shape
 from converter.reference import Reference
 from converter.report import Accuracy, Shape, TensorFacts
-from converter.steps import Interface, symbolic_shape
+from converter.steps import Interface
 from converter.verification.compare import Outputs, accuracy
 
 

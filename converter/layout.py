@@ -19,12 +19,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, pairwise
-from typing import Any, TypeAlias
 
 import numpy as np
-import sympy
 
-Size: TypeAlias = Any  # int, or a sympy expression in the unknown batch
+from converter.ir.sizes import Size, per_example, product, quotient
+
 Run = tuple[int, ...]
 Runs = tuple[Run, ...]
 
@@ -35,43 +34,6 @@ class MustMerge(Exception):
     def __init__(self, dims: tuple[int, ...]):
         super().__init__(f"dimensions {dims} must each become one atom")
         self.dims = dims
-
-
-def product(sizes: Iterable[Size]) -> Size:
-    total: Size = 1
-    for size in sizes:
-        total = total * size
-    return total
-
-
-def quotient(size: Size, divisor: Size) -> Size | None:
-    """`size / divisor` if that is a whole number whatever the unknown sizes are, else None."""
-    if isinstance(size, int) and isinstance(divisor, int):
-        if not divisor:  # nothing is to be had of nothing
-            return 1 if not size else None
-        return size // divisor if size % divisor == 0 else None
-    result = sympy.cancel(sympy.sympify(size) / divisor)
-    numerator, denominator = sympy.fraction(result)
-    return as_size(numerator) if denominator == 1 else None
-
-
-NOMINAL = 32  # what an unknown size counts for where there are several
-
-
-def per_example(n: Size) -> int:
-    """A size with the unknown batch as one; of several unknown sizes one is taken for the batch."""
-    if isinstance(n, int):
-        return n
-    unknown = n.free_symbols
-    return (
-        int(n.subs(dict.fromkeys(unknown, NOMINAL))) // NOMINAL
-        if len(unknown) > 1
-        else int(n.subs(dict.fromkeys(unknown, 1)))
-    )
-
-
-def as_size(expression: Any) -> Size:
-    return int(expression) if getattr(expression, "is_Integer", True) else expression
 
 
 @dataclass(frozen=True)

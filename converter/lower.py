@@ -22,11 +22,11 @@ from keras import layers
 
 from converter.artefacts import saved_model
 from converter.errors import ConversionError, unexpected
-from converter.layout import Size
+from converter.ir.program import module_path
+from converter.ir.sizes import Size
 from converter.memory import swept
 from converter.plan import Plan
 from converter.precision import dtype_name, float32_is
-from converter.program import module_path
 from converter.registry import OWNERS
 from converter.reshaping import reshaped
 from converter.steps import CallStep, Constant, ConstantStep, InputStep, ItemStep, LayerStep, MoveStep, Step, in_order

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from converter.program import Program
+from converter.ir.program import Program
 from converter.rounding import rounded_otherwise
 
 aten = torch.ops.aten

@@ -15,20 +15,9 @@ import numpy as np
 import torch
 from torch import fx
 
-from converter.layout import (
-    Layout,
-    Move,
-    MustMerge,
-    Run,
-    Runs,
-    Size,
-    cut_axes,
-    joint_order,
-    per_example,
-    product,
-    refine,
-)
-from converter.program import Program, module_path
+from converter.ir.program import Program, module_path
+from converter.ir.sizes import Size, per_example, product, symbolic_shape
+from converter.layout import Layout, Move, MustMerge, Run, Runs, cut_axes, joint_order, refine
 from converter.reshaping import is_possible
 from converter.steps import (
     CallStep,
@@ -45,8 +34,6 @@ from converter.steps import (
     Value,
     arrange,
     elements,
-    size_of,
-    symbolic_shape,
 )
 
 _MOST_BROADCASTS = 5  # runs of axes along which TensorFlow's kernels broadcast differently

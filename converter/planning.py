@@ -13,12 +13,13 @@ from torch.utils._pytree import tree_map_only
 from converter.choosing import improved
 from converter.decomposition import decompose
 from converter.errors import ConversionError, UnsupportedOperatorsError, unexpected
+from converter.ir.program import Program, module_path, source_line
+from converter.ir.sizes import size_of, symbolic_shape
 from converter.layout import Layout
 from converter.plan import Choices, Plan
-from converter.program import Program, module_path, source_line
 from converter.registry import CHANNELS_LAST, MAPPINGS
 from converter.rewrites.fold_constants import NUMBERS, fold_constants
-from converter.steps import Constant, InputStep, Interface, Step, Unsupported, Value, size_of, symbolic_shape
+from converter.steps import Constant, InputStep, Interface, Step, Unsupported, Value
 
 aten = torch.ops.aten
 

@@ -12,7 +12,7 @@ from torch import fx
 from torch._ops import OpOverload
 
 from converter.errors import CaptureError
-from converter.program import Program
+from converter.ir.program import Program
 from converter.verification.inputs import InputSpec
 
 aten = torch.ops.aten

@@ -17,9 +17,9 @@ from torch.utils._pytree import tree_leaves
 from converter.artefacts.runner import Runner
 from converter.coarse_kernels import Kernel, coarse_kernels
 from converter.errors import CaptureError
+from converter.ir.program import Program
 from converter.memory import reusing_blocks
 from converter.open_choices import computes_on_choices, settled
-from converter.program import Program
 from converter.ranges import free_sizes, input_specs, many_samples
 from converter.report import ComparedOn
 from converter.rounding import rounded_otherwise

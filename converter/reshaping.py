@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from converter.layout import Move, Size, product
+from converter.ir.sizes import Size, product
+from converter.layout import Move
 
 
 def is_possible(move: Move) -> bool:

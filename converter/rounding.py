@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
 from converter.coarse_kernels import Kernel
-from converter.program import Program, read_attribute, write_attribute
+from converter.ir.program import Program, read_attribute, write_attribute
 from converter.verification.figures import FLOOR_ULP
 
 aten = torch.ops.aten

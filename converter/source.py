@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from converter.calling import Calling, bound, with_sizes
 from converter.capture import capture, from_exported, run_forward
-from converter.checkpoint import Checkpoint, UserCode, load
-from converter.checkpoint.isolation import OUR_NAMES
+from converter.checkpoint import Checkpoint, load
+from converter.checkpoint.isolation import OUR_NAMES, UserCode
 from converter.checkpoint.weights import as_float32, unwrapped
 from converter.cutting import Part, cut, rename
 from converter.earlier import Captured, Earlier, architecture
 from converter.errors import CaptureError, ConversionError, UsageError
-from converter.program import Program
+from converter.ir.program import Program
 from converter.ranges import free_sizes, input_specs
 from converter.returned import without_dataclasses
 from converter.shapes import InputShape, check_batches, parse_input_shape

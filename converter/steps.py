@@ -11,12 +11,12 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
-import sympy
 import torch
 from torch import Tensor, fx
 
-from converter.deferred import Deferred
-from converter.layout import Layout, Move, Runs, Size, as_size, per_example
+from converter.ir.lazy_tensor import Deferred
+from converter.ir.sizes import Size, per_example
+from converter.layout import Layout, Move, Runs
 
 T = TypeVar("T")
 
@@ -244,12 +244,3 @@ def arrange(constant: Constant, layout: Layout, axes: Runs) -> tuple[Constant, L
 def elements(moves: Iterable[Move]) -> int:
     """Moved elements, for one example."""
     return sum(per_example(move.elements) for move in moves)
-
-
-def symbolic_shape(tensor: Tensor) -> tuple[Size, ...]:
-    """A fake tensor's shape, unknown sizes as sympy expressions."""
-    return tuple(size_of(n) for n in tensor.shape)
-
-
-def size_of(n: Any) -> Size:
-    return as_size(sympy.sympify(n.node.expr)) if isinstance(n, torch.SymInt) else int(n)

@@ -21,13 +21,14 @@ from converter.artefacts.messages import FIGURES, marks, slices
 from converter.artefacts.runner import Runner, Traced
 from converter.coarse_kernels import Kernel, coarse_kernels
 from converter.errors import ConversionError
+from converter.ir.program import Program, default_dtype, module_path
 from converter.layout import Layout
-from converter.program import Program, default_dtype, module_path
 from converter.reference import Reference
 from converter.report import Proof, Statistics, TraceRow
 from converter.rounding import move_kernels
 from converter.steps import Value
-from converter.verification.compare import FLOOR_ULP, FUNCTION_BOUND, ROUNDING_FACTOR, Outputs
+from converter.verification.compare import FUNCTION_BOUND, ROUNDING_FACTOR, Outputs
+from converter.verification.figures import FLOOR_ULP
 
 if TYPE_CHECKING:
     from converter.lower import Lowered

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from converter.ir.program import Program
 from converter.plan import Plan
-from converter.program import Program
 from converter.steps import LayerStep, in_order
 
 NAMED = 3

@@ -16,7 +16,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from converter.checkpoint.source import how_to_supply
 from converter.errors import CaptureError
-from converter.program import module_path, source_line
+from converter.ir.program import module_path, source_line
 
 DRAWING = {
     "bernoulli", "cauchy", "exponential", "geometric", "log_normal", "multinomial", "normal", "normal_functional",

@@ -16,8 +16,8 @@ from torch._ops import OpOverload
 from converter.checkpoint.isolation import user_code
 from converter.checkpoint.source import load_file, place_of_error
 from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError
+from converter.ir.program import Program, module_path, source_line
 from converter.layout import MustMerge
-from converter.program import Program, module_path, source_line
 from converter.registry import TABLES, TRANSLATIONS, restore, snapshot
 from converter.steps import Constant, Unsupported, Value
 

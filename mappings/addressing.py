@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from keras import ops
 
-from converter.deferred import Deferred
-from converter.layout import Layout, product
-from converter.plan import Constant, Plan, Unsupported, Value
+from converter.ir.lazy_tensor import Deferred
+from converter.ir.sizes import product
+from converter.layout import Layout
+from converter.plan import Plan
 from converter.precision import dtype_name
 from converter.registry import maps
+from converter.steps import Constant, Unsupported, Value
 from mappings.elementwise import arithmetic, sum_of
 from mappings.expansion import expanded, zeros_along
 from mappings.shapes import slice_to

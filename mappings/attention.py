@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from keras import layers, ops
 
-from converter import ops as ours
-from converter.deferred import Deferred
-from converter.layout import Layout, Size, per_example, product
-from converter.plan import Constant, Plan, Unsupported, Value
+from converter.ir import custom_ops as ours
+from converter.ir.lazy_tensor import Deferred
+from converter.ir.sizes import Size, per_example, product
+from converter.layout import Layout
+from converter.plan import Plan
 from converter.registry import maps
-from converter.steps import ItemStep, Movement
+from converter.steps import Constant, ItemStep, Movement, Unsupported, Value
 from mappings import unknown_sizes
 from mappings.matmul import contract
 from mappings.ordering import is_used

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from keras import layers, ops
 
+from converter.ir.windows import same_padding
 from converter.layout import channels_last_result
-from converter.plan import Constant, Unsupported, Value
 from converter.registry import maps
-from converter.same_padding import same_padding
+from converter.steps import Constant, Unsupported, Value
 from mappings.padding import is_same, pad_spatial
 
 aten = torch.ops.aten

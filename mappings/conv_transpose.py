@@ -10,8 +10,8 @@ import torch
 from keras import layers, ops
 
 from converter.layout import channels_last_result
-from converter.plan import Constant, Unsupported
 from converter.registry import maps
+from converter.steps import Constant, Unsupported
 from mappings.conv import each, padded_convolution, without_batch
 from mappings.padding import cropped
 from mappings.unknown_sizes import along, counted

@@ -3,10 +3,10 @@
 import torch
 from keras import ops
 
-from converter.deferred import Deferred
-from converter.plan import Constant, Unsupported, Value
+from converter.ir.lazy_tensor import Deferred
 from converter.precision import dtype_name
 from converter.registry import maps
+from converter.steps import Constant, Unsupported, Value
 from mappings.elementwise import arithmetic
 from mappings.ordering import is_used
 

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from keras import ops
 
-from converter.layout import channels_last_result, product
-from converter.plan import Constant, Unsupported, Value
+from converter.ir.sizes import product
+from converter.layout import channels_last_result
 from converter.registry import MAPPINGS, maps
+from converter.steps import Constant, Unsupported, Value
 from mappings.elementwise import sum_of
 from mappings.sampling import ZEROS, batch_index, combined, linear, padded, total, weighted
 

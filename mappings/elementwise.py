@@ -4,10 +4,10 @@ import torch
 from keras import layers, ops
 from keras.backend import standardize_dtype
 
-from converter.plan import Constant, Value
+from converter.ir.program import module_class
 from converter.precision import dtype_name
-from converter.program import module_class
 from converter.registry import maps
+from converter.steps import Constant, Value
 
 aten = torch.ops.aten
 

@@ -4,8 +4,8 @@ import torch
 from keras import layers
 
 from converter.layout import Layout
-from converter.plan import Constant, Unsupported
 from converter.registry import maps
+from converter.steps import Constant, Unsupported
 
 aten = torch.ops.aten
 

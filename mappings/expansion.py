@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from keras import ops
 
-from converter.deferred import Deferred
-from converter.layout import Layout, Size, quotient
-from converter.plan import Constant, Plan, Unsupported, Value
+from converter.ir.lazy_tensor import Deferred
+from converter.ir.sizes import Size, quotient
+from converter.layout import Layout
+from converter.plan import Plan
 from converter.precision import dtype_name
 from converter.registry import maps
+from converter.steps import Constant, Unsupported, Value
 from mappings.elementwise import sum_of
 
 aten = torch.ops.aten

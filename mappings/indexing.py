@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from keras import ops
 
-from converter.deferred import Deferred
-from converter.layout import Layout, product
-from converter.plan import Constant, Unsupported, Value
+from converter.ir.lazy_tensor import Deferred
+from converter.ir.sizes import product
+from converter.layout import Layout
 from converter.registry import maps
+from converter.steps import Constant, Unsupported, Value
 from mappings.addressing import read, several
 from mappings.expansion import expanded
 

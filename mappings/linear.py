@@ -4,8 +4,8 @@ import torch
 from keras import layers, ops
 
 from converter.layout import Layout
-from converter.plan import Constant, Unsupported
 from converter.registry import maps
+from converter.steps import Constant, Unsupported
 from mappings.elementwise import sum_of
 from mappings.embedding import is_tied, table_layer
 from mappings.reductions import reduced

@@ -12,11 +12,11 @@ import tensorflow as tf
 import torch
 from keras import ops
 
-from converter.deferred import Deferred
+from converter.ir.lazy_tensor import Deferred
 from converter.layout import Layout, Run, Runs, joint_order
-from converter.plan import Constant, Plan, Unsupported, Value, arrange
+from converter.plan import Plan
 from converter.registry import maps
-from converter.steps import elements
+from converter.steps import Constant, Unsupported, Value, arrange, elements
 from mappings.linear import linear
 from mappings.reductions import reduced
 

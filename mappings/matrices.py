@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from keras import ops
 
-from converter.deferred import Deferred
-from converter.plan import Constant
+from converter.ir.lazy_tensor import Deferred
+from converter.steps import Constant
 
 
 def multiplied(plan, x, dim, matrix, reason):

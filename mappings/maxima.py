@@ -12,8 +12,9 @@ import numpy as np
 from keras import ops
 from keras.backend import standardize_dtype
 
-from converter.layout import product
-from converter.plan import Plan, Unsupported, Value
+from converter.ir.sizes import product
+from converter.plan import Plan
+from converter.steps import Unsupported, Value
 from mappings.elementwise import sum_of
 
 

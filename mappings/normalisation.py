@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from keras import layers, ops
 
+from converter.ir.program import module_class
 from converter.layout import Layout
-from converter.plan import Unsupported, Value, arrange
 from converter.precision import dtype_name
-from converter.program import module_class
 from converter.registry import maps
+from converter.steps import Unsupported, Value, arrange
 from mappings.elementwise import sum_of
 from mappings.reductions import reduced
 

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from keras import ops
 
-from converter.layout import product
-from converter.plan import Constant, Unsupported, Value
+from converter.ir.sizes import product
 from converter.precision import dtype_name
 from converter.registry import maps
+from converter.steps import Constant, Unsupported, Value
 from mappings.elementwise import arithmetic
 from mappings.logic import as_array
 from mappings.reductions import reduced

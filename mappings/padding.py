@@ -6,10 +6,12 @@ import numpy as np
 import torch
 from keras import layers, ops
 
-from converter.layout import Size, channels_last_result
-from converter.plan import Plan, Unsupported, Value
+from converter.ir.sizes import Size
+from converter.ir.windows import overhang, same_padding
+from converter.layout import channels_last_result
+from converter.plan import Plan
 from converter.registry import maps
-from converter.same_padding import overhang, same_padding
+from converter.steps import Unsupported, Value
 from mappings.indexing import picked
 
 aten = torch.ops.aten

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from keras import KerasTensor, layers, ops
 
-from converter.deferred import Deferred
-from converter.layout import as_size, channels_last_result
-from converter.plan import Constant, Unsupported
+from converter.ir.lazy_tensor import Deferred
+from converter.ir.sizes import as_size
+from converter.layout import channels_last_result
 from converter.registry import maps
+from converter.steps import Constant, Unsupported
 from mappings import unknown_sizes
 from mappings.conv import each
 from mappings.matrices import multiplied

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from keras import layers, ops
 
-from converter.deferred import Deferred
+from converter.ir.lazy_tensor import Deferred
 from converter.layout import Layout
-from converter.plan import Constant, Plan, Unsupported, Value
+from converter.plan import Plan
 from converter.registry import maps
-from converter.steps import ItemStep
+from converter.steps import Constant, ItemStep, Unsupported, Value
 from mappings.linear import features_last
 
 aten = torch.ops.aten

@@ -4,9 +4,9 @@ import torch
 from keras import ops
 
 from converter.layout import Layout
-from converter.plan import Unsupported, Value
 from converter.precision import dtype_name
 from converter.registry import maps
+from converter.steps import Unsupported, Value
 
 aten = torch.ops.aten
 

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from keras import layers, ops
 
-from converter.layout import channels_last_result, quotient
+from converter.ir.sizes import quotient
+from converter.layout import channels_last_result
 from converter.registry import maps
 from mappings import unknown_sizes
 from mappings.indexing import picked

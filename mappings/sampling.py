@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from keras import ops
 
-from converter.deferred import Deferred
-from converter.layout import Layout, channels_last_result, product
-from converter.plan import Constant, Unsupported, Value
+from converter.ir.lazy_tensor import Deferred
+from converter.ir.sizes import product
+from converter.layout import Layout, channels_last_result
 from converter.registry import maps
+from converter.steps import Constant, Unsupported, Value
 from mappings.elementwise import sum_of
 
 aten = torch.ops.aten

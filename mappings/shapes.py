@@ -5,9 +5,10 @@ from functools import partial
 import torch
 from keras import ops
 
-from converter.layout import Layout, Size, product
-from converter.plan import Constant, Unsupported, Value
+from converter.ir.sizes import Size, product
+from converter.layout import Layout
 from converter.registry import maps
+from converter.steps import Constant, Unsupported, Value
 from mappings import unknown_sizes
 
 aten = torch.ops.aten

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from keras import ops
 
-from converter.layout import product
-from converter.plan import Constant, Unsupported
+from converter.ir.sizes import product
 from converter.precision import dtype_name
 from converter.registry import maps
+from converter.steps import Constant, Unsupported
 from mappings.elementwise import arithmetic
 from mappings.indexing import picked
 from mappings.reductions import reduced

@@ -16,9 +16,10 @@ import sympy
 import torch
 from keras import ops
 
-from converter.layout import Layout, Run, Size, per_example, product, quotient
-from converter.plan import Constant, Plan, Unsupported, Value
-from converter.steps import Movement
+from converter.ir.sizes import Size, per_example, product, quotient
+from converter.layout import Layout, Run
+from converter.plan import Plan
+from converter.steps import Constant, Movement, Unsupported, Value
 
 LEAST, CHECKED = 8, 8192  # the sizes for which a factor, a float, is known to act as the fraction it stands for
 MOST = 100  # denominator

@@ -2,9 +2,9 @@
 
 import torch
 
-from converter.layout import product
-from converter.plan import Unsupported
+from converter.ir.sizes import product
 from converter.registry import maps
+from converter.steps import Unsupported
 from mappings.indexing import viewed
 
 aten = torch.ops.aten

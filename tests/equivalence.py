@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from converter.capture import capture
+from converter.ir.program import Program
 from converter.plan import Plan
 from converter.planning import make_plan
-from converter.program import Program
 from converter.rewrites import REWRITES, rewrite
 from converter.rewrites.fold_constants import fold_constants
 from converter.steps import Interface

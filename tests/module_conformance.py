@@ -32,9 +32,10 @@ from converter.building import Built, Options, build
 from converter.capture import capture
 from converter.errors import ConversionError, UnsupportedOperatorsError
 from converter.interfaces import run_artefact, to_artefact, to_torch
+from converter.ir.program import Program
 from converter.outputs import ENDINGS
-from converter.program import Program
-from converter.reference import Reference, constant_outputs, input_specs
+from converter.ranges import input_specs
+from converter.reference import Reference, constant_outputs
 from converter.report import ComparedOn, Proof
 from converter.source import Clock, Source
 from converter.verification.compare import compare_artefact

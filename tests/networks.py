@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from converter.artefacts import keras_file, saved_model
 from converter.capture import capture
+from converter.ir.program import Program
 from converter.lower import Lowered
 from converter.plan import Plan
 from converter.planning import make_plan
-from converter.program import Program
 from sample_models.calibration import calibrate
 from sample_models.kinds import KINDS, Kind
 from sample_models.systems import SYSTEMS, System

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from converter.artefacts import onnx_file
 from converter.artefacts.operators import count_operators
+from converter.ir.program import Program
 from converter.lower import Lowered
 from converter.planning import make_plan
-from converter.program import Program
 from converter.rewrites import EXACT_SHIFTS, REWRITES, rewrite
 from converter.rewrites.drop_identities import drop_identities
 from converter.rewrites.fold_batch_norm import fold_batch_norm

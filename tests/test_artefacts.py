@@ -83,7 +83,7 @@ def torch_network():
 def write_onnx(path: Path, *, external_data: bool | None = None) -> None:
     import torch
 
-    import converter.ops  # noqa: F401  # registers space_to_depth
+    import converter.ir.custom_ops  # noqa: F401  # registers space_to_depth
     from converter.artefacts import onnx_file
 
     onnx_file.write(

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from converter.capture import capture
 from converter.errors import CaptureError
-from converter.program import module_class, module_path, source_line
+from converter.ir.program import module_class, module_path, source_line
 
 aten, ours = torch.ops.aten, torch.ops.converter
 

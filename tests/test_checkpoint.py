@@ -43,9 +43,10 @@ import converter
 from converter.artefacts.stamp import read_stamp
 from converter.batch.jobs import work_list
 from converter.capture import from_exported
-from converter.checkpoint import load, user_code
+from converter.checkpoint import load
 from converter.checkpoint.detect import Format
 from converter.checkpoint.expressions import is_size_expression
+from converter.checkpoint.isolation import user_code
 from converter.checkpoint.pickles import load_pickled
 from converter.checkpoint.trust import Trust
 from converter.checkpoint.weights import fit

@@ -10,8 +10,8 @@ from torch import nn
 
 from converter.capture import capture
 from converter.conversion import Session
-from converter.deferred import Answers, Deferred, noting
 from converter.earlier import Earlier, architecture
+from converter.ir.lazy_tensor import Answers, Deferred, noting
 from converter.rewrites import selecting
 
 

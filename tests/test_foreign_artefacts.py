@@ -74,7 +74,7 @@ def verify(monkeypatch, runners):
         def __exit__(self, *_: object) -> None:
             pass
 
-    monkeypatch.setattr("converter.comparison.Runner", Kept)
+    monkeypatch.setattr("converter.artefacts.runner.Runner", Kept)
 
     def run(model: nn.Module, artefact: Path, **options) -> VerificationReport:
         options.setdefault("input_shapes", SHAPE)

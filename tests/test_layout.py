@@ -10,17 +10,8 @@ import sympy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from converter.layout import (
-    Layout,
-    Move,
-    MustMerge,
-    channels_last_result,
-    cut_axes,
-    joint_order,
-    product,
-    quotient,
-    refine,
-)
+from converter.ir.sizes import product, quotient
+from converter.layout import Layout, Move, MustMerge, channels_last_result, cut_axes, joint_order, refine
 
 
 def examples(count: int) -> int:

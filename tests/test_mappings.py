@@ -36,9 +36,9 @@ from torch import nn
 import mappings
 from converter.artefacts.operators import count_operators
 from converter.errors import UnsupportedOperatorsError
+from converter.ir.program import Program
 from converter.lower import Lowered
 from converter.planning import make_plan
-from converter.program import Program
 from converter.registry import ABSENT, DECOMPOSITIONS, MAPPINGS, TABLES, restore, snapshot
 from converter.rewrites import REWRITES, rewrite
 

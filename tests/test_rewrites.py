@@ -38,9 +38,9 @@ from rewrite_rows import (
 )
 from torch import nn
 
-from converter.deferred import Deferred
 from converter.errors import ConversionError
-from converter.program import Program
+from converter.ir.lazy_tensor import Deferred
+from converter.ir.program import Program
 from converter.rewrites import REWRITES, rewrite
 from converter.rewrites.adaptive_pools import adaptive_pools
 from converter.rewrites.change import Change

@@ -14,7 +14,7 @@ from converter.capture import capture
 from converter.checkpoint import load
 from converter.checkpoint.torchscript.operators import ALLOWED
 from converter.errors import CheckpointError, ConversionError
-from converter.program import module_path, source_line
+from converter.ir.program import module_path, source_line
 
 
 class Branches(nn.Module):

@@ -17,9 +17,9 @@ from converter.artefacts.runner import Runner
 from converter.artefacts.stamp import read_stamp
 from converter.building import Built, Options, build
 from converter.comparison import interfaces
-from converter.deferred import Deferred
+from converter.ir.lazy_tensor import Deferred
+from converter.ir.program import module_path
 from converter.matching import Matching
-from converter.program import module_path
 from converter.reference import Reference, take_reference
 from converter.source import Clock, Source, open_source
 from converter.steps import CallStep, LayerStep, in_order

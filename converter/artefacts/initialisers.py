@@ -12,7 +12,7 @@ import torch
 from converter.artefacts.folded_constants import FoldedConstants
 from converter.artefacts.rearranged_weights import rearranged_weights
 from converter.artefacts.recurrent_weights import recurrent_weights
-from converter.program import Origin, Program
+from converter.ir.program import Origin, Program
 from converter.verification.weights import Expected, is_as_expected
 
 

@@ -197,7 +197,7 @@ def _translations() -> dict[Any, Any]:
     import torch
     from onnxscript import opset18
 
-    from .. import ops  # noqa: F401  # registers them
+    from ..ir import custom_ops  # noqa: F401  # registers them
     from ..registry import TRANSLATIONS
     from . import onnx_recurrent
 

@@ -10,7 +10,7 @@ from itertools import permutations
 import numpy as np
 import torch
 
-from converter.program import Program
+from converter.ir.program import Program
 from converter.verification.weights import Expected
 
 MOST_DIMENSIONS = 5

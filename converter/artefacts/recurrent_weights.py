@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import fx
 
-from converter.deferred import Deferred
 from converter.errors import ConversionError
-from converter.program import Program, module_path
+from converter.ir.lazy_tensor import Deferred
+from converter.ir.program import Program, module_path
 from converter.verification.weights import Expected
 
 aten = torch.ops.aten

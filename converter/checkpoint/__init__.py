@@ -20,8 +20,8 @@ from converter.checkpoint.hugging_face import load_folder, load_into_folder
 from converter.checkpoint.isolation import UserCode, user_code
 from converter.checkpoint.pickles import load_pickled
 from converter.checkpoint.sharded import load_shards
-from converter.checkpoint.torchscript import LIFTED_BY as TORCHSCRIPT_LIFTED_BY
 from converter.checkpoint.torchscript import load_torchscript
+from converter.checkpoint.torchscript.records import LIFTED_BY as TORCHSCRIPT_LIFTED_BY
 from converter.checkpoint.trust import Trust, lifted
 from converter.checkpoint.weights import (
     SHOWN,
@@ -35,8 +35,8 @@ from converter.checkpoint.weights import (
     unwrapped,
 )
 from converter.errors import CheckpointError
+from converter.ir.module_tensors import tensors_of
 from converter.model_folder import files_of, has_config, is_index, weights_in
-
 
 
 @dataclass(frozen=True)
@@ -142,15 +142,6 @@ def load_tensors(
     tensors = {name: value.detach() for name, value in named.items() if isinstance(value, torch.Tensor)}
     raised = {name: value.float() if _is_half(value) else value for name, value in tensors.items()}
     return raised, model if isinstance(model, nn.Module) else None
-
-
-def tensors_of(module: nn.Module) -> dict[str, torch.Tensor]:
-    """A module's parameters and buffers, each module's together, in the order of its layers."""
-    return {
-        f"{path}.{name}".lstrip("."): tensor.detach()
-        for path, part in module.named_modules()
-        for name, tensor in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False))
-    }
 
 
 def _read(

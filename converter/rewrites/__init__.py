@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from converter.deferred import noting
 from converter.errors import ConversionError
-from converter.program import Program
+from converter.ir.lazy_tensor import noting
+from converter.ir.program import Program
 from converter.rewrites.adaptive_pools import adaptive_pools
 from converter.rewrites.change import Change
 from converter.rewrites.channel_permutation import find_channel_permutations

@@ -5,7 +5,7 @@ clamp(x, 0.001, 1) -> clamp(x, 0.001, 1.0)
 
 import torch
 
-from converter.program import Program, module_path
+from converter.ir.program import Program, module_path
 from converter.rewrites.change import Change
 
 aten = torch.ops.aten

@@ -13,14 +13,14 @@ import itertools
 import torch
 from torch import Tensor, fx
 
-from converter import ops
-from converter.program import Origin, Program, module_path
+from converter.ir import custom_ops
+from converter.ir.program import Origin, Program, module_path
 from converter.rewrites.change import Change
 from converter.rewrites.finiteness import may_be_infinite
 from converter.rewrites.selecting import constant_behind, fixed_example, is_deformable, is_one_hot, vanishes
 
 aten, ours = torch.ops.aten, torch.ops.converter
-assert ops  # registers torch.ops.converter
+assert custom_ops  # registers torch.ops.converter
 FARTHEST = 3  # pixels that a depthwise kernel may reach for an offset that is not whole
 
 

@@ -6,13 +6,13 @@ linear(dropout(x)) -> linear(x)
 import torch
 from torch import fx
 
-from converter import ops
 from converter.exporting import RECURRENT
-from converter.program import Program, module_path
+from converter.ir import custom_ops
+from converter.ir.program import Program, module_path
 from converter.rewrites.change import Change
 
 LAYERS, DROPOUT = 4, 5  # positions in the operators' arguments
-assert ops  # registers torch.ops.converter
+assert custom_ops  # registers torch.ops.converter
 
 
 def drop_dropout(program: Program) -> list[Change]:

@@ -7,9 +7,9 @@ Clones, aliases, detaches, casts to the type that is there, slices of everything
 
 import torch
 
-from converter.program import Program, module_path
+from converter.ir.program import Program, module_path
+from converter.ir.sizes import symbolic_shape
 from converter.rewrites.change import Change
-from converter.steps import symbolic_shape
 
 aten = torch.ops.aten
 COPIES = {

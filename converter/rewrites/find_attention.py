@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from converter import ops
-from converter.aliasing import example_shape as known
-from converter.program import Program, module_path
+from converter.ir import custom_ops
+from converter.ir.program import Program, module_path
+from converter.ir.sizes import example_shape as known
 from converter.rewrites.change import Change
 from converter.rewrites.positions import MOVING, sources, traced
 
 aten, ours = torch.ops.aten, torch.ops.converter
-assert ops  # registers torch.ops.converter
+assert custom_ops  # registers torch.ops.converter
 PRODUCTS = {aten.matmul.default, aten.bmm.default}
 DEFAULTS = (None, 0.0, False)  # no mask, no dropout, not causal
 NEARLY = 1e-12  # of the scale: what float64 leaves of a square root

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from torch import fx
 
-from converter.program import Program, module_path
+from converter.ir.program import Program, module_path
+from converter.ir.sizes import symbolic_shape
 from converter.rewrites.change import Change
 from converter.rewrites.finiteness import may_be_infinite
 from converter.rewrites.positions import sources, trace
 from converter.rewrites.selecting import FIXED_ONLY, Allowed, is_kernel, tensors_behind
-from converter.steps import symbolic_shape
 
 aten, ours = torch.ops.aten, torch.ops.converter
 

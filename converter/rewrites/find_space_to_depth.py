@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import fx
 
-from converter import ops
-from converter.program import Program, module_path
+from converter.ir import custom_ops
+from converter.ir.program import Program, module_path
 from converter.rewrites.change import Change
 from converter.rewrites.fold_channel_order import taken_by_weights
 from converter.rewrites.positions import sources, trace
@@ -27,7 +27,7 @@ ENDS = {
     aten.pixel_unshuffle.default, aten.permute.default,
 }  # fmt: skip
 MOST_SOURCES = 6  # values to be tried as what was moved
-assert ops  # registers torch.ops.converter
+assert custom_ops  # registers torch.ops.converter
 
 
 def find_space_to_depth(program: Program) -> list[Change]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, fx
 
-from converter.program import Program
+from converter.ir.program import Program
 
 aten = torch.ops.aten
 

@@ -13,13 +13,13 @@ import sys
 import torch
 from torch import fx
 
-from converter import ops
-from converter.program import Program, module_path
+from converter.ir import custom_ops
+from converter.ir.program import Program, module_path
 from converter.rewrites.change import Change
 
 aten, ours = torch.ops.aten, torch.ops.converter
 HEIGHT, WIDTH = 2, 3
-assert ops  # registers torch.ops.converter
+assert custom_ops  # registers torch.ops.converter
 
 
 def focus_to_space_to_depth(program: Program) -> list[Change]:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from converter.deferred import Deferred
-from converter.program import Origin, Program, module_path
+from converter.ir.lazy_tensor import Deferred
+from converter.ir.program import Origin, Program, module_path
 from converter.rewrites.change import Change
 
 aten = torch.ops.aten

@@ -23,13 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from converter import ops
-from converter.program import Origin, Program, module_path
+from converter.ir import custom_ops
+from converter.ir.program import Origin, Program, module_path
+from converter.ir.sizes import symbolic_shape
 from converter.rewrites.change import Change
-from converter.steps import symbolic_shape
 
 aten, ours = torch.ops.aten, torch.ops.converter
-REORDER = ops.reorder_channels._opoverload
+REORDER = custom_ops.reorder_channels._opoverload
 
 CHANNELWISE = {
     aten.relu.default, aten.relu6.default, aten.silu.default, aten.sigmoid.default, aten.tanh.default,

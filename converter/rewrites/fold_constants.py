@@ -19,10 +19,10 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_map_only
 
-from converter.deferred import Deferred
-from converter.program import Origin, Program, default_dtype, module_path
+from converter.ir.lazy_tensor import Deferred
+from converter.ir.program import Origin, Program, default_dtype, module_path
+from converter.ir.sizes import symbolic_shape
 from converter.rewrites.change import Change
-from converter.steps import symbolic_shape
 
 aten = torch.ops.aten
 REARRANGING = {

@@ -8,8 +8,8 @@ So the two become one separable convolution.
 import torch
 from torch import Tensor
 
-from converter.deferred import Deferred
-from converter.program import Origin, Program, module_path
+from converter.ir.lazy_tensor import Deferred
+from converter.ir.program import Origin, Program, module_path
 from converter.rewrites.change import Change
 from converter.rewrites.separable import complete, separable
 

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from converter import ops
-from converter.deferred import Deferred
-from converter.program import Origin, Program, module_path
+from converter.ir import custom_ops
+from converter.ir.lazy_tensor import Deferred
+from converter.ir.program import Origin, Program, module_path
 from converter.rewrites.change import Change
 
 aten, ours = torch.ops.aten, torch.ops.converter
@@ -26,7 +26,7 @@ CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv1d.padding, a
 SPLITS = {aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default}
 GROUPS = 6  # position among a convolution's arguments
 DEFAULTS = (None, None, None, [1], [0], [1], 1)
-assert ops  # registers torch.ops.converter
+assert custom_ops  # registers torch.ops.converter
 
 
 def group_convolutions(program: Program) -> list[Change]:

@@ -8,7 +8,7 @@ The exporter would transpose W itself and lose its name.
 import torch
 from torch import fx
 
-from converter.program import Origin, Program, module_path
+from converter.ir.program import Origin, Program, module_path
 from converter.rewrites.change import Change
 
 aten = torch.ops.aten

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
-from converter.program import Program, module_path
+from converter.ir.program import Program, module_path
+from converter.ir.sizes import symbolic_shape
 from converter.rewrites.change import Change
-from converter.steps import symbolic_shape
 
 aten = torch.ops.aten
 INFINITY = float("inf")

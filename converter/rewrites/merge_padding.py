@@ -8,14 +8,14 @@ So what pads as SAME does becomes one SAME convolution, also where forward compu
 import torch
 from torch import fx
 
-from converter import ops
-from converter.program import Program, module_path
+from converter.ir import custom_ops
+from converter.ir.program import Program, module_path
+from converter.ir.windows import same_padding
 from converter.rewrites.change import Change
-from converter.same_padding import same_padding
 
 aten, ours = torch.ops.aten, torch.ops.converter
 CONVOLUTIONS = {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv3d.default: 3}
-assert ops  # registers torch.ops.converter
+assert custom_ops  # registers torch.ops.converter
 
 
 def merge_padding(program: Program) -> list[Change]:

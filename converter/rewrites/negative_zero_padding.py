@@ -9,14 +9,14 @@ pads with -inf: the maxima at the border are others where all of a window is neg
 import torch
 from torch import fx
 
-from converter import ops
-from converter.program import Program, module_path
+from converter.ir import custom_ops
+from converter.ir.program import Program, module_path
 from converter.rewrites.change import Change
 from converter.rewrites.merge_padding import zeros_padded
 from converter.rewrites.pool_windows import MAXIMUM, each, geometry
 
 aten, ours = torch.ops.aten, torch.ops.converter
-assert ops  # registers torch.ops.converter
+assert custom_ops  # registers torch.ops.converter
 # A runtime or the exporter may drop these, or what they become, from between a pad and a pool.
 DROPPED = (
     aten.clone.default, aten.alias.default, aten.detach.default, aten.contiguous.default, aten.to.dtype,

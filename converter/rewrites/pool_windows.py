@@ -9,9 +9,9 @@ import math
 import torch
 from torch import fx
 
-from converter.program import Program, module_path
+from converter.ir.program import Program, module_path
+from converter.ir.sizes import symbolic_shape
 from converter.rewrites.change import Change
-from converter.steps import symbolic_shape
 
 aten = torch.ops.aten
 MAXIMUM = {

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from converter import ops
-from converter.aliasing import example_shape as known
-from converter.program import Program
+from converter.ir import custom_ops
+from converter.ir.program import Program
+from converter.ir.sizes import example_shape as known
 from converter.rewrites.fold_constants import FILLING, is_filling
 from converter.rewrites.selecting import FIXED_ONLY, Allowed, is_kernel, is_selecting, selected
 
 aten, ours = torch.ops.aten, torch.ops.converter
-assert ops  # registers torch.ops.converter
+assert custom_ops  # registers torch.ops.converter
 
 MOVING = {
     aten.slice.Tensor, aten.select.int, aten.cat.default, aten.stack.default, aten.split.Tensor,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from converter.program import Program
+from converter.ir.program import Program
 
 aten = torch.ops.aten
 

@@ -10,15 +10,15 @@ parameter of its own (`fold_depthwise_bias` does so for inference).
 import torch
 from torch import fx
 
-from converter import ops
-from converter.program import Program, module_path
+from converter.ir import custom_ops
+from converter.ir.program import Program, module_path
+from converter.ir.windows import same_padding
 from converter.rewrites.change import Change
-from converter.same_padding import same_padding
 
 aten, ours = torch.ops.aten, torch.ops.converter
 DEPTHWISE = {aten.conv2d.default, aten.conv2d.padding, ours.padded_conv.default}
 DEFAULTS = (None, None, None, [1, 1], [0, 0], [1, 1], 1)
-assert ops  # registers torch.ops.converter
+assert custom_ops  # registers torch.ops.converter
 
 
 def merge_separable(program: Program) -> list[Change]:

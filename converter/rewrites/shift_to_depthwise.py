@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from converter import ops
-from converter.program import Origin, Program, module_path
+from converter.ir import custom_ops
+from converter.ir.program import Origin, Program, module_path
 from converter.rewrites.change import Change
 from converter.rewrites.finiteness import may_be_infinite
 
@@ -23,7 +23,7 @@ aten, ours = torch.ops.aten, torch.ops.converter
 LARGEST_KERNEL = 9  # elements
 LARGEST_MAP = {"zeros": 1024, "replicate": 144}  # pixels
 CONVOLUTIONS = {1: aten.conv1d.default, 2: aten.conv2d.default}
-assert ops  # registers torch.ops.converter
+assert custom_ops  # registers torch.ops.converter
 
 
 def shift_to_depthwise(program: Program) -> list[Change]:

@@ -5,12 +5,12 @@ The program stays as it is; the mapping splits the kernel into its planes.
 
 import torch
 
-from converter import ops
-from converter.program import Program, module_path
+from converter.ir import custom_ops
+from converter.ir.program import Program, module_path
 from converter.rewrites.change import Change
 
 aten, ours = torch.ops.aten, torch.ops.converter
-assert ops  # registers torch.ops.converter
+assert custom_ops  # registers torch.ops.converter
 CONVOLUTIONS = {aten.conv3d.default, aten.conv3d.padding, ours.padded_conv.default}
 GROUPS = 6  # position among a convolution's arguments
 

@@ -7,7 +7,7 @@ embedding(W, i), matmul(x, permute(W)) -> embedding(W, i), linear(x, W), and W i
 import torch
 from torch import fx
 
-from converter.program import Program, module_path
+from converter.ir.program import Program, module_path
 from converter.rewrites.change import Change
 
 aten = torch.ops.aten

@@ -13,7 +13,6 @@ from ..report import Accuracy, OutputComparison, Proof, ProofName
 from .figures import FLOOR_ULP, Allowance, Figures, figures, largest_error, rounding_unit
 from .silence import silence
 
-
 Outputs = Mapping[str, np.ndarray]
 # Of the number of a round: what PyTorch makes of its inputs with other roundings.
 Again = Callable[[int], Sequence[Outputs]]

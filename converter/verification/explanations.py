@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..report import ExplanationKind
-from .compare import FLOOR_ULP, ROUNDING_FACTOR, Outputs, compare_artefact
+from .compare import ROUNDING_FACTOR, Outputs, compare_artefact
+from .figures import FLOOR_ULP
 
 Transform = Callable[[np.ndarray], np.ndarray]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from converter.program import Program
+from converter.ir.program import Program
 from mutations.planting import (
     PROGRAM_FAULTS,
     argument,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from converter.program import Program, module_meta
+from converter.ir.program import Program, module_meta
 
 aten = torch.ops.aten
 Plant = Callable[[Program, fx.Node], None]

@@ -19,8 +19,8 @@ from converter.artefacts.runner import Runner
 from converter.building import Built, Options, build
 from converter.errors import ConversionError
 from converter.interfaces import run_artefact
+from converter.ir.program import Program
 from converter.planning import make_plan
-from converter.program import Program
 from converter.ranges import input_specs
 from converter.reference import Reference, take_reference
 from converter.report import Proof

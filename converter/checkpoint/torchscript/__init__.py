@@ -9,10 +9,9 @@ from torch import nn
 
 from converter.checkpoint.allowed import installed_module
 from converter.checkpoint.torchscript.module import rebuilt
-from converter.checkpoint.torchscript.records import LIFTED_BY, open_archive
+from converter.checkpoint.torchscript.records import open_archive
 from converter.checkpoint.trust import NotFoundError
 from converter.checkpoint.weights import as_float32, check_measure
-
 
 
 def load_torchscript(path: Path, *, trusted: bool) -> tuple[nn.Module, list[str]]:

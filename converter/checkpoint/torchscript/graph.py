@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from converter import ops
 from converter.checkpoint.torchscript.fast_paths import native_multi_head_attention, transformer_encoder_layer
 from converter.checkpoint.torchscript.numbers import DTYPES, MEMORY_FORMATS, ON_TENSORS, PLAIN, PRIM, OutOfBounds
 from converter.checkpoint.torchscript.operators import ALLOWED
 from converter.errors import CheckpointError, ConversionError
+from converter.ir import custom_ops
 
 MOST_TURNS = 10_000  # of one loop
 RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
@@ -391,4 +391,4 @@ def _recurrent(name: str, x: Tensor, states: Any, weights: list[Tensor], *settin
     if not torch.compiler.is_exporting():
         return getattr(torch._VF, name)(x, tuple(states) if isinstance(states, list) else states, weights, *settings)
     held = [states] if isinstance(states, Tensor) else list(states)
-    return tuple(ops.recurrent(name, x, held, list(weights), *settings))
+    return tuple(custom_ops.recurrent(name, x, held, list(weights), *settings))

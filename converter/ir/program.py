@@ -16,8 +16,8 @@ from torch import Tensor, fx, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch.utils._pytree import tree_map_only
 
-from converter.deferred import Compute, Deferred
 from converter.errors import ConversionError
+from converter.ir.lazy_tensor import Compute, Deferred
 
 aten = torch.ops.aten
 # Their dropout between layers is for training; PyTorch takes them for operators that draw at random.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from converter.layout import Size
+from converter.ir.sizes import Size
 
 
 def same_padding(size: Size, kernel: int, stride: int, dilation: int) -> tuple[int, int] | None:

@@ -1,0 +1,1 @@
+"""The program that every room works on: nodes, sizes, lazy tensors, facts about ATen operators."""

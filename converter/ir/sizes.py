@@ -1,0 +1,64 @@
+"""Symbolic sizes: products of numbers and dynamic sizes, and the shapes that nodes hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypeAlias
+
+import sympy
+import torch
+from torch import Tensor
+
+Size: TypeAlias = Any  # int, or a sympy expression in the unknown batch
+
+
+def product(sizes: Iterable[Size]) -> Size:
+    total: Size = 1
+    for size in sizes:
+        total = total * size
+    return total
+
+
+def quotient(size: Size, divisor: Size) -> Size | None:
+    """`size / divisor` if that is a whole number whatever the unknown sizes are, else None."""
+    if isinstance(size, int) and isinstance(divisor, int):
+        if not divisor:  # nothing is to be had of nothing
+            return 1 if not size else None
+        return size // divisor if size % divisor == 0 else None
+    result = sympy.cancel(sympy.sympify(size) / divisor)
+    numerator, denominator = sympy.fraction(result)
+    return as_size(numerator) if denominator == 1 else None
+
+
+NOMINAL = 32  # what an unknown size counts for where there are several
+
+
+def per_example(n: Size) -> int:
+    """A size with the unknown batch as one; of several unknown sizes one is taken for the batch."""
+    if isinstance(n, int):
+        return n
+    unknown = n.free_symbols
+    return (
+        int(n.subs(dict.fromkeys(unknown, NOMINAL))) // NOMINAL
+        if len(unknown) > 1
+        else int(n.subs(dict.fromkeys(unknown, 1)))
+    )
+
+
+def as_size(expression: Any) -> Size:
+    return int(expression) if getattr(expression, "is_Integer", True) else expression
+
+
+def symbolic_shape(tensor: Tensor) -> tuple[Size, ...]:
+    """A fake tensor's shape, unknown sizes as sympy expressions."""
+    return tuple(size_of(n) for n in tensor.shape)
+
+
+def size_of(n: Any) -> Size:
+    return as_size(sympy.sympify(n.node.expr)) if isinstance(n, torch.SymInt) else int(n)
+
+
+def example_shape(shape: Any) -> tuple[int, ...]:
+    """Sizes with the unknown batch as two examples."""
+    found = [size_of(n) for n in shape]
+    return tuple(n if isinstance(n, int) else int(n.subs(dict.fromkeys(n.free_symbols, 2))) for n in found)
