@@ -18,7 +18,7 @@ if (
 import os
 from typing import TYPE_CHECKING, Any
 
-from converter.llvm_conflict import guard_triton
+from converter.compat.llvm_conflict import guard_triton
 
 if TYPE_CHECKING:
     from converter.batch.check import check_many

@@ -16,9 +16,9 @@ from torch.export.graph_signature import ExportGraphSignature, InputKind, Output
 from torch.utils._pytree import GetAttrKey, MappingKey, SequenceKey, tree_flatten_with_path, tree_unflatten
 
 from converter.aliasing import overlapping_writes
+from converter.compat.export_patches import RECURRENT, exporting, quiet
 from converter.effects import drop_tokens
 from converter.errors import CaptureError
-from converter.exporting import RECURRENT, exporting, quiet
 from converter.free_sizes import (
     Free,
     Range,

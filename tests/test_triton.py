@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from converter.llvm_conflict import TritonGuard
+from converter.compat.llvm_conflict import TritonGuard
 
 # Stands for triton where that is not installed, and shows what ends the process where it is.
 PLANTED = """

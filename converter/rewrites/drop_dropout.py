@@ -6,7 +6,7 @@ linear(dropout(x)) -> linear(x)
 import torch
 from torch import fx
 
-from converter.exporting import RECURRENT
+from converter.compat.export_patches import RECURRENT
 from converter.ir import custom_ops
 from converter.ir.program import Program, module_path
 from converter.rewrites.change import Change

@@ -16,7 +16,6 @@ from torch.nn.modules import rnn, transformer
 from torch.nn.utils import rnn as packing
 
 from converter.errors import CaptureError
-from converter.ir import custom_ops
 
 aten = torch.ops.aten
 RECURRENT = {
@@ -46,7 +45,7 @@ class _RecurrentWhole:
             if not isinstance(weights, (list, tuple)):  # a packed sequence: the second argument is its batch sizes
                 return function(x, states, weights, *settings)
             held = [states] if isinstance(states, Tensor) else list(states)
-            return tuple(custom_ops.recurrent(name, x, held, list(weights), *settings))
+            return tuple(torch.ops.converter.recurrent(name, x, held, list(weights), *settings))
 
         return whole
 
