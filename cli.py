@@ -19,17 +19,8 @@ from click.shell_completion import CompletionItem
 from converter.errors import OutputError
 from converter.interruption import Interrupted, raise_again
 from converter.outputs import ENDINGS, output_paths
-from converter.report import (
-    SCHEMA,
-    ConversionReport,
-    ExplanationKind,
-    Failure,
-    Report,
-    VerificationReport,
-    failure_of,
-    worst_status,
-    write_report,
-)
+from converter.report.failures import SCHEMA, Failure, Report, failure_of, worst_status, write_report
+from converter.report.results import ConversionReport, ExplanationKind, VerificationReport
 
 if TYPE_CHECKING:
     from converter.batch.check import Answers

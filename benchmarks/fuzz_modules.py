@@ -35,7 +35,7 @@ import torch  # noqa: E402
 from random_modules import Network, network  # noqa: E402
 
 from converter.errors import ConversionError  # noqa: E402
-from converter.report import ArtefactReport, TensorFacts  # noqa: E402
+from converter.report.results import ArtefactReport, TensorFacts  # noqa: E402
 from converter.shapes import FreeSize  # noqa: E402
 
 FORMATS = ("tf", "keras", "onnx")

@@ -24,7 +24,7 @@ from converter.plan import Plan
 from converter.planning import make_plan
 from converter.ranges import export_shapes
 from converter.reference import Reference
-from converter.report import Movement, Proof, Rewrite, TraceRow
+from converter.report.results import Movement, Proof, Rewrite, TraceRow
 from converter.rewrites import EXACT_SHIFTS, KEEP_BATCHNORM, REWRITES, rewrite
 from converter.rewrites.change import Change
 from converter.source import Clock, Source

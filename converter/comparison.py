@@ -25,7 +25,7 @@ from converter.ir.sizes import symbolic_shape
 from converter.matching import Matching
 from converter.pairing import shown
 from converter.reference import take_reference
-from converter.report import ExplanationKind, Proof, TraceRow, VerificationReport, status_of
+from converter.report.results import ExplanationKind, Proof, TraceRow, VerificationReport, status_of
 from converter.shapes import NO_SHAPES
 from converter.source import Clock, Progress, Source, open_source
 from converter.steps import Interface

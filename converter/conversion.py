@@ -24,7 +24,8 @@ from converter.interfaces import facts, fed, labelled_accuracy, run_artefact, sy
 from converter.memory import return_large_blocks
 from converter.outputs import ENDINGS, formats_of, output_path
 from converter.reference import Reference, take_reference
-from converter.report import Accuracy, ArtefactReport, ConversionReport, Proof, TraceRow, failure_of, status_of
+from converter.report.failures import failure_of
+from converter.report.results import Accuracy, ArtefactReport, ConversionReport, Proof, TraceRow, status_of
 from converter.rewrites.change import Change
 from converter.source import Clock, Progress, Source, open_source
 from converter.tracing import by_module, disagrees, located, trace_artefact, worst_round

@@ -22,7 +22,8 @@ from converter.ir.program import module_path
 from converter.outputs import formats_of
 from converter.plan import Plan
 from converter.reference import OWN_ROUNDS, take_reference
-from converter.report import (
+from converter.report.failures import UnsupportedOperator, failure_of
+from converter.report.results import (
     CheckReport,
     FormatCheck,
     LayerRow,
@@ -31,8 +32,6 @@ from converter.report import (
     Rewrite,
     Shape,
     TensorFacts,
-    UnsupportedOperator,
-    failure_of,
 )
 from converter.source import Clock, Progress, Source, open_source
 from converter.steps import CallStep, LayerStep, Value

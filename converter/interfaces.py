@@ -12,7 +12,7 @@ from converter.errors import ConversionError
 from converter.ir.program import Program
 from converter.ir.sizes import Size, symbolic_shape
 from converter.reference import Reference
-from converter.report import Accuracy, Shape, TensorFacts
+from converter.report.results import Accuracy, Shape, TensorFacts
 from converter.steps import Interface
 from converter.verification.compare import Outputs, accuracy
 

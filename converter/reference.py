@@ -21,7 +21,7 @@ from converter.ir.program import Program
 from converter.memory import reusing_blocks
 from converter.open_choices import computes_on_choices, settled
 from converter.ranges import free_sizes, input_specs, many_samples
-from converter.report import ComparedOn
+from converter.report.results import ComparedOn
 from converter.rounding import rounded_otherwise
 from converter.verification.compare import Again, Outputs, compare_artefact
 from converter.verification.given import Given, batches, load_given

@@ -19,24 +19,22 @@ from rich.table import Table
 from rich.text import Text
 
 from .interruption import raise_again
-from .report import (
+from .report.failures import Failure, Report, UnsupportedOperator
+from .report.results import (
     Accuracy,
     ArtefactReport,
     ConversionReport,
-    Failure,
     FormatCheck,
     LayerRow,
     ModelSummary,
     OutputComparison,
     PlanRow,
     Proof,
-    Report,
     Rewrite,
     Shape,
     Statistics,
     TensorFacts,
     TraceRow,
-    UnsupportedOperator,
     VerificationReport,
     WeightMatch,
 )

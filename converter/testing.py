@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from converter.comparison import verify
-from converter.report import Proof, TraceRow, VerificationReport
+from converter.report.results import Proof, TraceRow, VerificationReport
 
 MOST = 8  # sentences of each proof
 

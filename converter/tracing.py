@@ -24,7 +24,7 @@ from converter.errors import ConversionError
 from converter.ir.program import Program, default_dtype, module_path
 from converter.layout import Layout
 from converter.reference import Reference
-from converter.report import Proof, Statistics, TraceRow
+from converter.report.results import Proof, Statistics, TraceRow
 from converter.rounding import move_kernels
 from converter.steps import Value
 from converter.verification.compare import FUNCTION_BOUND, ROUNDING_FACTOR, Outputs

@@ -36,7 +36,7 @@ from converter.ir.program import Program
 from converter.outputs import ENDINGS
 from converter.ranges import input_specs
 from converter.reference import Reference, constant_outputs
-from converter.report import ComparedOn, Proof
+from converter.report.results import ComparedOn, Proof
 from converter.source import Clock, Source
 from converter.verification.compare import compare_artefact
 from converter.verification.inputs import Round, rounds

@@ -16,7 +16,8 @@ import cli
 import converter
 from converter.artefacts.runner import Runner
 from converter.errors import CheckpointError, UnsupportedOperatorsError, UsageError
-from converter.report import (
+from converter.report.failures import UnsupportedOperator
+from converter.report.results import (
     Accuracy,
     ArtefactReport,
     ConversionReport,
@@ -27,7 +28,6 @@ from converter.report import (
     Proof,
     Rewrite,
     TensorFacts,
-    UnsupportedOperator,
     VerificationReport,
     status_of,
 )

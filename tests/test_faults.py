@@ -20,7 +20,7 @@ from torch import nn
 import cli
 from converter.artefacts.runner import Runner
 from converter.errors import CaptureError, ConversionError, OutputError, UsageError
-from converter.report import failure_of, write_report
+from converter.report.failures import failure_of, write_report
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "benchmarks"))

@@ -16,7 +16,7 @@ from converter.artefacts.formats import Format
 from converter.artefacts.runner import Runner
 from converter.comparison import EXPLANATIONS
 from converter.errors import ConversionError, UsageError
-from converter.report import VerificationReport
+from converter.report.results import VerificationReport
 
 SHAPE = ["1,3,12,10"]
 

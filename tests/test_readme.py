@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import cli
 import converter
 from converter.interruption import SIGNALS
-from converter.report import WORST_FIRST
+from converter.report.failures import WORST_FIRST
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text()

@@ -14,7 +14,8 @@ import pytest
 import converter.report
 from converter.errors import UsageError
 from converter.outputs import output_path, output_paths
-from converter.report import SCHEMA, ArtefactReport, ConversionReport, Failure, OutputComparison, Proof, status_of
+from converter.report.failures import SCHEMA, Failure
+from converter.report.results import ArtefactReport, ConversionReport, OutputComparison, Proof, status_of
 
 
 def comparison(agrees=True, proves_nothing=False):

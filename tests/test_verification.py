@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from converter.errors import UsageError
-from converter.report import status_of
+from converter.report.results import status_of
 from converter.verification.compare import accuracy, compare_artefact, compare_function
 from converter.verification.given import batches, load_given
 from converter.verification.inputs import InputSpec, draw, rounds

@@ -11,7 +11,7 @@ from torch import nn
 from user_tools import Reopened, reopen
 
 import converter
-from converter.report import ConversionReport
+from converter.report.results import ConversionReport
 from sample_models.calibration import calibrate
 
 FORMATS = ("tf", "keras", "onnx")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from ..outputs import ENDINGS
-from ..report import Report, worst_status
+from ..report.failures import Report, worst_status
 from .executors import Step, Task
 from .jobs import Job
 from .run import Watcher, absolute_options, executor_of, jobs_of

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import psutil
 
-from ..report import Failure
+from ..report.failures import Failure
 
 GIB = 2**30
 # -P: nothing in the current directory may pass for a module that a worker imports.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..report import Report, worst_status, write_report
+from ..report.failures import Report, worst_status, write_report
 from .executors import Executor, Finished, LocalProcesses, Step, Task, memory_for, slots_for
 from .jobs import Job, checked, work_list
 from .journal import LEASE, Entry, Journal, State

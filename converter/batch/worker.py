@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from converter.conversion import Session
-    from converter.report import CheckReport, ConversionReport
+    from converter.report.results import CheckReport, ConversionReport
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def _read(requests: IO[str], waiting: queue.SimpleQueue[dict[str, Any]]) -> None
 
 
 def _serve(session: Session, request: dict[str, Any], answers: IO[str]) -> None:
-    from converter.report import Failure, failure_of
+    from converter.report.failures import Failure, failure_of
 
     def tell(**said: Any) -> None:
         answers.write(json.dumps(said) + "\n")

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..report import Accuracy, OutputComparison, Proof, ProofName
-from .figures import FLOOR_ULP, Allowance, Figures, figures, largest_error, rounding_unit
+from ..report.results import Accuracy, OutputComparison, Proof, ProofName
+from .figures import Allowance, Figures, figures, largest_error, rounding_unit
 from .silence import silence
 
 Outputs = Mapping[str, np.ndarray]

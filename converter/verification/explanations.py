@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..report import ExplanationKind
+from ..report.results import ExplanationKind
 from .compare import ROUNDING_FACTOR, Outputs, compare_artefact
 from .figures import FLOOR_ULP
 

@@ -15,7 +15,7 @@ from itertools import combinations, permutations
 
 import numpy as np
 
-from ..report import Proof, WeightMatch
+from ..report.results import Proof, WeightMatch
 from .arrangement import FOLDED_ROUNDING, Arrangement, arranged, comparable, digest
 
 STATISTICS = ("running_mean", "running_var")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..report import Proof
+from ..report.results import Proof
 
 FOLDED_ULP = 4
 BLOCK = 2**18  # elements compared at a time

@@ -23,7 +23,7 @@ from converter.ir.program import Program
 from converter.planning import make_plan
 from converter.ranges import input_specs
 from converter.reference import Reference, take_reference
-from converter.report import Proof
+from converter.report.results import Proof
 from converter.rewrites import REWRITES
 from converter.source import Clock, Source, open_source
 from converter.verification.compare import compare_artefact

@@ -1,27 +1,11 @@
 """What conversion, verification and inspection found out, as plain data."""
 
-import contextlib
-import dataclasses
-import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Literal
 
-from .errors import (
-    ConversionError,
-    MemoryLimitError,
-    OutputError,
-    UnsupportedOperatorsError,
-    says_no_memory,
-    unexpected,
-)
-
-SCHEMA = 1
-DISAGREES = 3  # exit statuses
-WORST_FIRST = (DISAGREES, 4, 1, 2, 0)
+from .failures import DISAGREES, Failure, Report, UnsupportedOperator, worst_status
 
 Shape = tuple[int | str | None, ...]
 Status = Literal["verified", "not verified", "disagrees"]
@@ -243,29 +227,6 @@ class ArtefactReport:
     training: tuple[str, ...] = ()
 
 
-def worst_status(statuses: Iterable[int]) -> int:
-    """The exit status that tells of all of them."""
-    met = {0, *statuses}
-    return next(status for status in WORST_FIRST if status in met)
-
-
-class Report:
-    """A report that is written as JSON with a schema number.
-
-    Attributes:
-        exit_status: what a command ends with that has this to say.
-    """
-
-    exit_status: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values; a figure that is not finite is None, a path is a string."""
-        return {"schema": SCHEMA, **_jsonable(self)}
-
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
-
-
 @dataclass(frozen=True)
 class ConversionReport(Report):
     """One model, converted to one or more formats; `timings` in seconds, by step."""
@@ -321,51 +282,6 @@ class VerificationReport(Report):
 
 
 @dataclass(frozen=True)
-class Failure(Report):
-    """A model that could not be converted, compared or read; `operators` are those without a mapping."""
-
-    source: str
-    error: str
-    what: str
-    where: str | None
-    cure: str | None
-    exit_status: int
-    operators: tuple["UnsupportedOperator", ...] = ()
-
-
-def failure_of(error: BaseException, source: str) -> Failure:
-    """An error as it is reported; what is no `ConversionError` is our fault, or an exit that the model's code made."""
-    if isinstance(error, SystemExit):
-        what, cure = f"The model's code ended the program: sys.exit({error.code!r}).", "-v shows the traceback"
-        return Failure(source, type(error).__name__, what, None, cure, 1)
-    kind, cause = type(error).__name__, error.__cause__
-    if not isinstance(error, ConversionError):
-        error = unexpected(error)
-    elif cause is not None and says_no_memory(cause):  # taken for something else where it was met
-        error = unexpected(cause, error.where)
-    if isinstance(error, MemoryLimitError):
-        kind = type(error).__name__
-    rows = error.operators if isinstance(error, UnsupportedOperatorsError) else []
-    operators = tuple(UnsupportedOperator(*row) for row in rows)
-    return Failure(source, kind, error.what, error.where, error.cure, error.exit_status, operators)
-
-
-def write_report(file: Path, content: Mapping[str, Any]) -> None:
-    """All of it or nothing. Raises OutputError."""
-    temporary = file.with_name(f".{file.name}.new")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        temporary.replace(file)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise OutputError(
-            f"The report cannot be written: {error.strerror}.", where=str(file), cure="Give another path, or make room."
-        ) from error
-
-
-@dataclass(frozen=True)
 class LayerRow:
     """One module of the tree; shapes are those of its first tensor, None where it has none."""
 
@@ -392,16 +308,6 @@ class PlanRow:
     shape: Shape
     axes: str
     moves: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class UnsupportedOperator:
-    """An operator without a mapping, in the order of `errors.UnsupportedOperatorsError.operators`."""
-
-    operator: str
-    count: int
-    modules: str
-    source_line: str
 
 
 @dataclass(frozen=True)
@@ -455,19 +361,3 @@ class ModelSummary(Report):
     @property
     def exit_status(self) -> int:  # type: ignore[override]
         return status_of_checks(self.checks)
-
-
-def _jsonable(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_jsonable(item) for item in value]
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, PathLike):
-        return fspath(value)
-    if hasattr(value, "item"):  # a number of numpy's
-        return _jsonable(value.item())
-    return value
