@@ -239,7 +239,7 @@ def size_of_mappings() -> tuple[tuple[int, int], int]:
     sys.path.insert(0, str(ROOT))
     import converter.ir.custom_ops  # noqa: F401 registers our own operators
     import mappings
-    from converter.registry import MAPPINGS
+    from converter.plan.registry import MAPPINGS
 
     mappings.load()
     lines = sum(len(path.read_text().splitlines()) for path in (ROOT / "mappings").glob("*.py"))

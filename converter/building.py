@@ -15,12 +15,13 @@ from torch import Tensor
 from converter.artefacts.formats import Format
 from converter.artefacts.initialisers import expected_initialisers, is_exporters, refillable
 from converter.artefacts.recurrent_weights import refuse_projections
-from converter.interfaces import to_artefact, to_torch
 from converter.ir.lazy_tensor import Answers, noting
 from converter.ir.program import Program
 from converter.ir.sizes import symbolic_shape
 from converter.memory import reusing_blocks, swept
-from converter.plan import Plan
+from converter.plan.builder import Plan
+from converter.plan.interface import Interface, to_artefact, to_torch
+from converter.plan.steps import Constant
 from converter.planning import make_plan
 from converter.ranges import export_shapes
 from converter.reference import Reference
@@ -28,7 +29,6 @@ from converter.report.results import Movement, Proof, Rewrite, TraceRow
 from converter.rewrites import EXACT_SHIFTS, KEEP_BATCHNORM, REWRITES, rewrite
 from converter.rewrites.change import Change
 from converter.source import Clock, Source
-from converter.steps import Constant, Interface
 from converter.tracing import departure, known_values, program_values, trace_plan, trace_values
 from converter.user_mappings import refuse_untranslated
 from converter.verification.compare import Outputs, compare_function

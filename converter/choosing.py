@@ -19,9 +19,9 @@ from torch import fx
 
 from converter.errors import UnsupportedOperatorsError
 from converter.ir.sizes import product, symbolic_shape
-from converter.layout import Layout, MustMerge
-from converter.plan import Choices, Plan
-from converter.registry import CHANNELS_LAST, FACTORS, PRODUCERS
+from converter.plan.builder import Choices, Plan
+from converter.plan.layout import Layout, MustMerge
+from converter.plan.registry import CHANNELS_LAST, FACTORS, PRODUCERS
 
 aten = torch.ops.aten
 TRIALS = 40

@@ -24,11 +24,11 @@ from converter.ir.program import Program
 from converter.ir.sizes import symbolic_shape
 from converter.matching import Matching
 from converter.pairing import shown
+from converter.plan.interface import Interface
 from converter.reference import take_reference
 from converter.report.results import ExplanationKind, Proof, TraceRow, VerificationReport, status_of
 from converter.shapes import NO_SHAPES
 from converter.source import Clock, Progress, Source, open_source
-from converter.steps import Interface
 from converter.tracing import by_module, disagrees, located, trace_artefact, worst_round
 from converter.verification.find_weights import WeightSearch, weights_proof
 from converter.verification.images import Preprocessing

@@ -20,9 +20,10 @@ from converter.building import Built, Options, build, described
 from converter.cutting import Part
 from converter.earlier import Earlier
 from converter.errors import ConversionError, UsageError, unexpected
-from converter.interfaces import facts, fed, labelled_accuracy, run_artefact, symbol_names
+from converter.interfaces import fed, labelled_accuracy, run_artefact
 from converter.memory import return_large_blocks
 from converter.outputs import ENDINGS, formats_of, output_path
+from converter.plan.interface import facts, symbol_names
 from converter.reference import Reference, take_reference
 from converter.report.failures import failure_of
 from converter.report.results import Accuracy, ArtefactReport, ConversionReport, Proof, TraceRow, status_of

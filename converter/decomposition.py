@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from converter.ir.aten import ASSERTIONS, is_mutating
 from converter.ir.program import Origin, Program, module_meta
-from converter.registry import DECOMPOSITIONS, MAPPINGS
+from converter.plan.registry import DECOMPOSITIONS, MAPPINGS
 
 aten = torch.ops.aten
 # A view asks for a tensor that lies right in memory, which the tensor of another operator need not do.

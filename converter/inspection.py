@@ -17,10 +17,11 @@ from converter.building import Options, build, described, tensors_read
 from converter.checkpoint.isolation import UserCode
 from converter.cutting import Part
 from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError, unexpected
-from converter.interfaces import facts, sizes_shown, symbol_names
 from converter.ir.program import module_path
 from converter.outputs import formats_of
-from converter.plan import Plan
+from converter.plan.builder import Plan
+from converter.plan.interface import facts, sizes_shown, symbol_names
+from converter.plan.steps import CallStep, LayerStep, Value
 from converter.reference import OWN_ROUNDS, take_reference
 from converter.report.failures import UnsupportedOperator, failure_of
 from converter.report.results import (
@@ -34,7 +35,6 @@ from converter.report.results import (
     TensorFacts,
 )
 from converter.source import Clock, Progress, Source, open_source
-from converter.steps import CallStep, LayerStep, Value
 from converter.user_mappings import user_mappings
 
 
@@ -206,7 +206,7 @@ def plan_rows(plan: Plan) -> tuple[PlanRow, ...]:
 
 def what_becomes(plan: Plan) -> dict[str, str]:
     """For each module's path, the Keras layers and operators made for it."""
-    from converter.steps import in_order
+    from converter.plan.steps import in_order
 
     found: dict[str, list[str]] = {}
     for step in in_order(plan.results):

@@ -25,11 +25,21 @@ from converter.errors import ConversionError, unexpected
 from converter.ir.program import module_path
 from converter.ir.sizes import Size
 from converter.memory import swept
-from converter.plan import Plan
-from converter.precision import dtype_name, float32_is
-from converter.registry import OWNERS
-from converter.reshaping import reshaped
-from converter.steps import CallStep, Constant, ConstantStep, InputStep, ItemStep, LayerStep, MoveStep, Step, in_order
+from converter.plan.builder import Plan
+from converter.plan.dynamic_reshape import reshaped
+from converter.plan.precision import dtype_name, float32_is
+from converter.plan.registry import OWNERS
+from converter.plan.steps import (
+    CallStep,
+    Constant,
+    ConstantStep,
+    InputStep,
+    ItemStep,
+    LayerStep,
+    MoveStep,
+    Step,
+    in_order,
+)
 from converter.user_mappings import blame
 
 LARGE = 100_000  # elements of variables that are worth a sweep

@@ -14,11 +14,10 @@ import numpy as np
 
 from converter.artefacts.runner import Runner, TensorSpec
 from converter.errors import ConversionError
-from converter.interfaces import sizes_shown
 from converter.pairing import cast, counted, fits, kind, paired, perfect_matching, plain_name, shown
+from converter.plan.interface import Interface, sizes_shown
 from converter.reference import Reference
 from converter.report.results import Explanation, ExplanationKind, Proof
-from converter.steps import Interface
 from converter.verification.compare import Outputs, compare_artefact
 from converter.verification.explanations import Way, explains, orders, transforms
 

@@ -15,11 +15,12 @@ from converter.decomposition import decompose
 from converter.errors import ConversionError, UnsupportedOperatorsError, unexpected
 from converter.ir.program import Program, module_path, source_line
 from converter.ir.sizes import size_of, symbolic_shape
-from converter.layout import Layout
-from converter.plan import Choices, Plan
-from converter.registry import CHANNELS_LAST, MAPPINGS
+from converter.plan.builder import Choices, Plan
+from converter.plan.interface import Interface
+from converter.plan.layout import Layout
+from converter.plan.registry import CHANNELS_LAST, MAPPINGS
+from converter.plan.steps import Constant, InputStep, Step, Unsupported, Value
 from converter.rewrites.fold_constants import NUMBERS, fold_constants
-from converter.steps import Constant, InputStep, Interface, Step, Unsupported, Value
 
 aten = torch.ops.aten
 

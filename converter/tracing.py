@@ -22,11 +22,11 @@ from converter.artefacts.runner import Runner, Traced
 from converter.coarse_kernels import Kernel, coarse_kernels
 from converter.errors import ConversionError
 from converter.ir.program import Program, default_dtype, module_path
-from converter.layout import Layout
+from converter.plan.layout import Layout
+from converter.plan.steps import Value
 from converter.reference import Reference
 from converter.report.results import Proof, Statistics, TraceRow
 from converter.rounding import move_kernels
-from converter.steps import Value
 from converter.verification.compare import FUNCTION_BOUND, ROUNDING_FACTOR, Outputs
 from converter.verification.figures import FLOOR_ULP
 
@@ -71,7 +71,7 @@ def trace_plan(program: Program, lowered: Lowered, inputs: Sequence[Tensor], arr
         inputs: the program's, as PyTorch has them.
         arrays: the same as the plan has them.
     """
-    from converter.steps import in_order
+    from converter.plan.steps import in_order
 
     values = {node.name: value for node, value in lowered.plan.values.items() if isinstance(value, Value)}
     built = {id(step) for step in in_order(lowered.plan.results)}
@@ -105,7 +105,7 @@ def trace_plan(program: Program, lowered: Lowered, inputs: Sequence[Tensor], arr
 
 def logical(array: np.ndarray, layout: Layout, shape: tuple[int, ...]) -> np.ndarray:
     """An array of this layout with PyTorch's dimensions."""
-    from converter.reshaping import runtime_shape
+    from converter.plan.dynamic_reshape import runtime_shape
 
     move = layout.to(layout.dims)[1]
     if move.order is not None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from converter.ir.program import Program
-from converter.plan import Plan
-from converter.steps import LayerStep, in_order
+from converter.plan.builder import Plan
+from converter.plan.steps import LayerStep, in_order
 
 NAMED = 3
 RECURRENT = ("LSTM", "SimpleRNN")  # in which Keras has one bias; its GRU has both

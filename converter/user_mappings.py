@@ -17,9 +17,9 @@ from converter.checkpoint.isolation import user_code
 from converter.checkpoint.source import load_file, place_of_error
 from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError
 from converter.ir.program import Program, module_path, source_line
-from converter.layout import MustMerge
-from converter.registry import TABLES, TRANSLATIONS, restore, snapshot
-from converter.steps import Constant, Unsupported, Value
+from converter.plan.layout import MustMerge
+from converter.plan.registry import TABLES, TRANSLATIONS, restore, snapshot
+from converter.plan.steps import Constant, Unsupported, Value
 
 # What PyTorch's exporter, or we, have translations for.
 TRANSLATED = ("aten", "prims", "converter", "torchvision")

@@ -4,7 +4,7 @@ import importlib
 import pkgutil
 import sys
 
-from converter.registry import all_or_nothing
+from converter.plan.registry import all_or_nothing
 
 
 def load() -> None:

@@ -5,8 +5,8 @@ from itertools import chain
 import torch
 from keras import layers, ops
 
-from converter.registry import maps
-from converter.steps import Constant, Unsupported
+from converter.plan.registry import maps
+from converter.plan.steps import Constant, Unsupported
 from mappings.elementwise import elu
 from mappings.normalisation import met_at_several_ranks
 

@@ -5,7 +5,7 @@ import math
 import torch
 from keras import ops
 
-from converter.registry import maps
+from converter.plan.registry import maps
 from mappings.elementwise import arithmetic, sign, sum_of, unary
 from mappings.logic import as_array
 

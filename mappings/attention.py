@@ -11,10 +11,10 @@ from keras import layers, ops
 from converter.ir import custom_ops as ours
 from converter.ir.lazy_tensor import Deferred
 from converter.ir.sizes import Size, per_example, product
-from converter.layout import Layout
-from converter.plan import Plan
-from converter.registry import maps
-from converter.steps import Constant, ItemStep, Movement, Unsupported, Value
+from converter.plan.builder import Plan
+from converter.plan.layout import Layout
+from converter.plan.registry import maps
+from converter.plan.steps import Constant, ItemStep, Movement, Unsupported, Value
 from mappings import unknown_sizes
 from mappings.matmul import contract
 from mappings.ordering import is_used

@@ -9,9 +9,9 @@ import torch
 from keras import layers, ops
 
 from converter.ir.windows import same_padding
-from converter.layout import channels_last_result
-from converter.registry import maps
-from converter.steps import Constant, Unsupported, Value
+from converter.plan.layout import channels_last_result
+from converter.plan.registry import maps
+from converter.plan.steps import Constant, Unsupported, Value
 from mappings.padding import is_same, pad_spatial
 
 aten = torch.ops.aten

@@ -9,9 +9,9 @@ with zeros between its elements.
 import torch
 from keras import layers, ops
 
-from converter.layout import channels_last_result
-from converter.registry import maps
-from converter.steps import Constant, Unsupported
+from converter.plan.layout import channels_last_result
+from converter.plan.registry import maps
+from converter.plan.steps import Constant, Unsupported
 from mappings.conv import each, padded_convolution, without_batch
 from mappings.padding import cropped
 from mappings.unknown_sizes import along, counted

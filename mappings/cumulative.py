@@ -4,9 +4,9 @@ import torch
 from keras import ops
 
 from converter.ir.lazy_tensor import Deferred
-from converter.precision import dtype_name
-from converter.registry import maps
-from converter.steps import Constant, Unsupported, Value
+from converter.plan.precision import dtype_name
+from converter.plan.registry import maps
+from converter.plan.steps import Constant, Unsupported, Value
 from mappings.elementwise import arithmetic
 from mappings.ordering import is_used
 

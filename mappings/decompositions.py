@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from converter.registry import decomposes
+from converter.plan.registry import decomposes
 
 aten = torch.ops.aten
 SUM, MEAN, MAXIMUM = range(3)

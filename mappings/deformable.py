@@ -11,9 +11,9 @@ import torch
 from keras import ops
 
 from converter.ir.sizes import product
-from converter.layout import channels_last_result
-from converter.registry import MAPPINGS, maps
-from converter.steps import Constant, Unsupported, Value
+from converter.plan.layout import channels_last_result
+from converter.plan.registry import MAPPINGS, maps
+from converter.plan.steps import Constant, Unsupported, Value
 from mappings.elementwise import sum_of
 from mappings.sampling import ZEROS, batch_index, combined, linear, padded, total, weighted
 

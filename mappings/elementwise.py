@@ -5,9 +5,9 @@ from keras import layers, ops
 from keras.backend import standardize_dtype
 
 from converter.ir.program import module_class
-from converter.precision import dtype_name
-from converter.registry import maps
-from converter.steps import Constant, Value
+from converter.plan.precision import dtype_name
+from converter.plan.registry import maps
+from converter.plan.steps import Constant, Value
 
 aten = torch.ops.aten
 

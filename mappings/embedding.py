@@ -3,9 +3,9 @@
 import torch
 from keras import layers
 
-from converter.layout import Layout
-from converter.registry import maps
-from converter.steps import Constant, Unsupported
+from converter.plan.layout import Layout
+from converter.plan.registry import maps
+from converter.plan.steps import Constant, Unsupported
 
 aten = torch.ops.aten
 

@@ -7,11 +7,11 @@ from keras import ops
 
 from converter.ir.lazy_tensor import Deferred
 from converter.ir.sizes import Size, quotient
-from converter.layout import Layout
-from converter.plan import Plan
-from converter.precision import dtype_name
-from converter.registry import maps
-from converter.steps import Constant, Unsupported, Value
+from converter.plan.builder import Plan
+from converter.plan.layout import Layout
+from converter.plan.precision import dtype_name
+from converter.plan.registry import maps
+from converter.plan.steps import Constant, Unsupported, Value
 from mappings.elementwise import sum_of
 
 aten = torch.ops.aten

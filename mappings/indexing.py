@@ -9,9 +9,9 @@ from keras import ops
 
 from converter.ir.lazy_tensor import Deferred
 from converter.ir.sizes import product
-from converter.layout import Layout
-from converter.registry import maps
-from converter.steps import Constant, Unsupported, Value
+from converter.plan.layout import Layout
+from converter.plan.registry import maps
+from converter.plan.steps import Constant, Unsupported, Value
 from mappings.addressing import read, several
 from mappings.expansion import expanded
 

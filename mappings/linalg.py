@@ -8,9 +8,9 @@ import torch
 from keras import ops
 from keras.backend import standardize_dtype
 
-from converter.layout import Layout
-from converter.registry import maps
-from converter.steps import Constant, Unsupported, Value
+from converter.plan.layout import Layout
+from converter.plan.registry import maps
+from converter.plan.steps import Constant, Unsupported, Value
 from mappings.addressing import number
 from mappings.expansion import expanded
 from mappings.ordering import is_used

@@ -3,9 +3,9 @@
 import torch
 from keras import layers, ops
 
-from converter.layout import Layout
-from converter.registry import maps
-from converter.steps import Constant, Unsupported
+from converter.plan.layout import Layout
+from converter.plan.registry import maps
+from converter.plan.steps import Constant, Unsupported
 from mappings.elementwise import sum_of
 from mappings.embedding import is_tied, table_layer
 from mappings.reductions import reduced

@@ -4,8 +4,8 @@ import torch
 from keras import ops
 from torch import fx
 
-from converter.precision import dtype_name
-from converter.registry import maps
+from converter.plan.precision import dtype_name
+from converter.plan.registry import maps
 from mappings.elementwise import arithmetic
 
 aten = torch.ops.aten

@@ -13,10 +13,10 @@ import torch
 from keras import ops
 
 from converter.ir.lazy_tensor import Deferred
-from converter.layout import Layout, Run, Runs, joint_order
-from converter.plan import Plan
-from converter.registry import maps
-from converter.steps import Constant, Unsupported, Value, arrange, elements
+from converter.plan.builder import Plan
+from converter.plan.layout import Layout, Run, Runs, joint_order
+from converter.plan.registry import maps
+from converter.plan.steps import Constant, Unsupported, Value, arrange, elements
 from mappings.linear import linear
 from mappings.reductions import reduced
 

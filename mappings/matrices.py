@@ -5,7 +5,7 @@ import torch
 from keras import ops
 
 from converter.ir.lazy_tensor import Deferred
-from converter.steps import Constant
+from converter.plan.steps import Constant
 
 
 def multiplied(plan, x, dim, matrix, reason):

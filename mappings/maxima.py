@@ -13,8 +13,8 @@ from keras import ops
 from keras.backend import standardize_dtype
 
 from converter.ir.sizes import product
-from converter.plan import Plan
-from converter.steps import Unsupported, Value
+from converter.plan.builder import Plan
+from converter.plan.steps import Unsupported, Value
 from mappings.elementwise import sum_of
 
 

@@ -7,10 +7,10 @@ import torch
 from keras import layers, ops
 
 from converter.ir.program import module_class
-from converter.layout import Layout
-from converter.precision import dtype_name
-from converter.registry import maps
-from converter.steps import Unsupported, Value, arrange
+from converter.plan.layout import Layout
+from converter.plan.precision import dtype_name
+from converter.plan.registry import maps
+from converter.plan.steps import Unsupported, Value, arrange
 from mappings.elementwise import sum_of
 from mappings.reductions import reduced
 

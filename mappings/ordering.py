@@ -7,9 +7,9 @@ import torch
 from keras import ops
 
 from converter.ir.sizes import product
-from converter.precision import dtype_name
-from converter.registry import maps
-from converter.steps import Constant, Unsupported, Value
+from converter.plan.precision import dtype_name
+from converter.plan.registry import maps
+from converter.plan.steps import Constant, Unsupported, Value
 from mappings.elementwise import arithmetic
 from mappings.logic import as_array
 from mappings.reductions import reduced

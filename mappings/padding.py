@@ -8,10 +8,10 @@ from keras import layers, ops
 
 from converter.ir.sizes import Size
 from converter.ir.windows import overhang, same_padding
-from converter.layout import channels_last_result
-from converter.plan import Plan
-from converter.registry import maps
-from converter.steps import Unsupported, Value
+from converter.plan.builder import Plan
+from converter.plan.layout import channels_last_result
+from converter.plan.registry import maps
+from converter.plan.steps import Unsupported, Value
 from mappings.indexing import picked
 
 aten = torch.ops.aten

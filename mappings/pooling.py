@@ -13,9 +13,9 @@ from keras import KerasTensor, layers, ops
 
 from converter.ir.lazy_tensor import Deferred
 from converter.ir.sizes import as_size
-from converter.layout import channels_last_result
-from converter.registry import maps
-from converter.steps import Constant, Unsupported
+from converter.plan.layout import channels_last_result
+from converter.plan.registry import maps
+from converter.plan.steps import Constant, Unsupported
 from mappings import unknown_sizes
 from mappings.conv import each
 from mappings.matrices import multiplied

@@ -16,10 +16,10 @@ import torch
 from keras import layers, ops
 
 from converter.ir.lazy_tensor import Deferred
-from converter.layout import Layout
-from converter.plan import Plan
-from converter.registry import maps
-from converter.steps import Constant, ItemStep, Unsupported, Value
+from converter.plan.builder import Plan
+from converter.plan.layout import Layout
+from converter.plan.registry import maps
+from converter.plan.steps import Constant, ItemStep, Unsupported, Value
 from mappings.linear import features_last
 
 aten = torch.ops.aten

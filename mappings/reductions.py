@@ -3,10 +3,10 @@
 import torch
 from keras import ops
 
-from converter.layout import Layout
-from converter.precision import dtype_name
-from converter.registry import maps
-from converter.steps import Unsupported, Value
+from converter.plan.layout import Layout
+from converter.plan.precision import dtype_name
+from converter.plan.registry import maps
+from converter.plan.steps import Unsupported, Value
 
 aten = torch.ops.aten
 

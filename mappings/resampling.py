@@ -18,8 +18,8 @@ import torch
 from keras import layers, ops
 
 from converter.ir.sizes import quotient
-from converter.layout import channels_last_result
-from converter.registry import maps
+from converter.plan.layout import channels_last_result
+from converter.plan.registry import maps
 from mappings import unknown_sizes
 from mappings.indexing import picked
 from mappings.matrices import along, multiplied

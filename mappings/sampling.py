@@ -12,9 +12,9 @@ from keras import ops
 
 from converter.ir.lazy_tensor import Deferred
 from converter.ir.sizes import product
-from converter.layout import Layout, channels_last_result
-from converter.registry import maps
-from converter.steps import Constant, Unsupported, Value
+from converter.plan.layout import Layout, channels_last_result
+from converter.plan.registry import maps
+from converter.plan.steps import Constant, Unsupported, Value
 from mappings.elementwise import sum_of
 
 aten = torch.ops.aten

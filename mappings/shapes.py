@@ -6,9 +6,9 @@ import torch
 from keras import ops
 
 from converter.ir.sizes import Size, product
-from converter.layout import Layout
-from converter.registry import maps
-from converter.steps import Constant, Unsupported, Value
+from converter.plan.layout import Layout
+from converter.plan.registry import maps
+from converter.plan.steps import Constant, Unsupported, Value
 from mappings import unknown_sizes
 
 aten = torch.ops.aten

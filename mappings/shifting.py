@@ -9,11 +9,11 @@ import torch
 from keras import layers, ops
 
 from converter.ir.lazy_tensor import Deferred
-from converter.layout import channels_last_result
-from converter.registry import maps
+from converter.plan.layout import channels_last_result
+from converter.plan.registry import maps
+from converter.plan.steps import Constant, Value
 from converter.rewrites.finiteness import may_be_infinite
 from converter.rewrites.shift_to_depthwise import one_hot_kernel
-from converter.steps import Constant, Value
 
 
 @maps(torch.ops.converter.shift.default, channels_last=True)

@@ -17,9 +17,9 @@ import torch
 from keras import ops
 
 from converter.ir.sizes import Size, per_example, product, quotient
-from converter.layout import Layout, Run
-from converter.plan import Plan
-from converter.steps import Constant, Movement, Unsupported, Value
+from converter.plan.builder import Plan
+from converter.plan.layout import Layout, Run
+from converter.plan.steps import Constant, Movement, Unsupported, Value
 
 LEAST, CHECKED = 8, 8192  # the sizes for which a factor, a float, is known to act as the fraction it stands for
 MOST = 100  # denominator

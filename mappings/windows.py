@@ -3,8 +3,8 @@
 import torch
 
 from converter.ir.sizes import product
-from converter.registry import maps
-from converter.steps import Unsupported
+from converter.plan.registry import maps
+from converter.plan.steps import Unsupported
 from mappings.indexing import viewed
 
 aten = torch.ops.aten

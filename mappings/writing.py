@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from keras import ops
 
-from converter.precision import dtype_name
-from converter.registry import maps
-from converter.steps import Constant, Unsupported, Value
+from converter.plan.precision import dtype_name
+from converter.plan.registry import maps
+from converter.plan.steps import Constant, Unsupported, Value
 from mappings.expansion import expanded, filled
 from mappings.indexing import in_storage, picked, plane
 

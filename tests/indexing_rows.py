@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from equivalence import Call, Input
 from torch import nn
 
-from converter.registry import find_operator
+from converter.plan.registry import find_operator
 
 aten = torch.ops.aten
 

@@ -31,9 +31,10 @@ from converter.artefacts.runner import TensorSpec
 from converter.building import Built, Options, build
 from converter.capture import capture
 from converter.errors import ConversionError, UnsupportedOperatorsError
-from converter.interfaces import run_artefact, to_artefact, to_torch
+from converter.interfaces import run_artefact
 from converter.ir.program import Program
 from converter.outputs import ENDINGS
+from converter.plan.interface import to_artefact, to_torch
 from converter.ranges import input_specs
 from converter.reference import Reference, constant_outputs
 from converter.report.results import ComparedOn, Proof

@@ -26,7 +26,7 @@ from converter.artefacts import keras_file, saved_model
 from converter.capture import capture
 from converter.ir.program import Program
 from converter.lower import Lowered
-from converter.plan import Plan
+from converter.plan.builder import Plan
 from converter.planning import make_plan
 from sample_models.calibration import calibrate
 from sample_models.kinds import KINDS, Kind

@@ -44,7 +44,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from converter.capture import capture
 from converter.errors import ConversionError
-from converter.plan import Plan
+from converter.plan.builder import Plan
 from converter.planning import make_plan
 from converter.rewrites import REWRITES, rewrite
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 from converter.ir.sizes import per_example, product, symbolic_shape
-from converter.plan import Plan
+from converter.plan.builder import Plan
 
 BATCH = 1009  # while a program is drawn: a dimension that this prime divides is the batch, or was merged with it
 SIZES = st.sampled_from([2, 2, 3, 4, 4, 6])

@@ -24,7 +24,7 @@ import converter
 from converter.artefacts.recurrent_weights import recurrent_weights
 from converter.capture import capture
 from converter.lower import Lowered
-from converter.plan import Plan
+from converter.plan.builder import Plan
 from converter.planning import make_plan
 from converter.rewrites import REWRITES, rewrite
 

@@ -11,7 +11,7 @@ from torch import nn
 from converter import planning
 from converter.building import Options, build
 from converter.comparison import prove_weights
-from converter.plan import Choices
+from converter.plan.builder import Choices
 from converter.planning import make_plan
 from converter.source import Clock, open_source
 

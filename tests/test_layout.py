@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from converter.ir.sizes import product, quotient
-from converter.layout import Layout, Move, MustMerge, channels_last_result, cut_axes, joint_order, refine
+from converter.plan.layout import Layout, Move, MustMerge, channels_last_result, cut_axes, joint_order, refine
 
 
 def examples(count: int) -> int:

@@ -38,8 +38,8 @@ from converter.artefacts.operators import count_operators
 from converter.errors import UnsupportedOperatorsError
 from converter.ir.program import Program
 from converter.lower import Lowered
+from converter.plan.registry import ABSENT, DECOMPOSITIONS, MAPPINGS, TABLES, restore, snapshot
 from converter.planning import make_plan
-from converter.registry import ABSENT, DECOMPOSITIONS, MAPPINGS, TABLES, restore, snapshot
 from converter.rewrites import REWRITES, rewrite
 
 aten, ours = torch.ops.aten, torch.ops.converter

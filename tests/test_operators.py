@@ -10,7 +10,7 @@ from torch.testing._internal.common_methods_invocations import op_db
 from torch.utils._pytree import tree_flatten
 
 import mappings
-from converter.registry import MAPPINGS
+from converter.plan.registry import MAPPINGS
 
 aten = torch.ops.aten
 TABLE = Path(__file__).resolve().parents[1] / "docs" / "OPERATORS.md"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from random_programs import moved_channels_first, programs
 from torch import Tensor, nn
 
-from converter.plan import Plan
+from converter.plan.builder import Plan
 
 IMAGE = (2, 6, 8, 12)
 CUBE = (2, 6, 6, 6)

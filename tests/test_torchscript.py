@@ -177,7 +177,7 @@ def test_control_flow_by_values_is_refused_as_of_any_forward(tmp_path: Path):
 
 def test_every_mapped_operator_is_allowed():
     import mappings
-    from converter.registry import MAPPINGS
+    from converter.plan.registry import MAPPINGS
 
     mappings.load()
     inner = {

@@ -12,8 +12,8 @@ from torch import nn
 import converter
 from converter.building import Options, build
 from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError
+from converter.plan.registry import ABSENT, DECOMPOSITIONS, MAPPINGS, OWNERS, TRANSLATIONS
 from converter.planning import make_plan
-from converter.registry import ABSENT, DECOMPOSITIONS, MAPPINGS, OWNERS, TRANSLATIONS
 from converter.source import Clock, Source
 from converter.user_mappings import user_mappings
 

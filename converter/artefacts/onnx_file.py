@@ -198,7 +198,7 @@ def _translations() -> dict[Any, Any]:
     from onnxscript import opset18
 
     from ..ir import custom_ops  # noqa: F401  # registers them
-    from ..registry import TRANSLATIONS
+    from ..plan.registry import TRANSLATIONS
     from . import onnx_recurrent
 
     def space_to_depth(x: Any, block: int) -> Any:

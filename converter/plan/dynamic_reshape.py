@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from converter.ir.sizes import Size, product
-from converter.layout import Move
+from converter.plan.layout import Move
 
 
 def is_possible(move: Move) -> bool:

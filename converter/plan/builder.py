@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations, groupby
 from typing import Any
 
 import numpy as np
@@ -17,14 +16,15 @@ from torch import fx
 
 from converter.ir.program import Program, module_path
 from converter.ir.sizes import Size, per_example, product, symbolic_shape
-from converter.layout import Layout, Move, MustMerge, Run, Runs, cut_axes, joint_order, refine
-from converter.reshaping import is_possible
-from converter.steps import (
+from converter.plan.broadcast import _MOST_BROADCASTS, _broadcasts, _disorder, _insert_before, _own_axis, _skeleton
+from converter.plan.dynamic_reshape import is_possible
+from converter.plan.interface import Interface
+from converter.plan.layout import Layout, Move, MustMerge, Run, Runs, cut_axes, joint_order, refine
+from converter.plan.steps import (
     CallStep,
     Constant,
     ConstantStep,
     InputStep,
-    Interface,
     ItemStep,
     LayerStep,
     Movement,
@@ -35,8 +35,6 @@ from converter.steps import (
     arrange,
     elements,
 )
-
-_MOST_BROADCASTS = 5  # runs of axes along which TensorFlow's kernels broadcast differently
 
 
 @dataclass(frozen=True)
@@ -432,42 +430,3 @@ class Plan:
                 arranged.append(Value(layout, operand.dtype, ConstantStep((like,), self.node, constant, self.name)))
         size = {a: n for layout in refined for a, n in layout.size.items()}
         return arranged, Layout(dims, axes, size)
-
-
-def _insert_before(order: Run, atom: int, new: int) -> Run:
-    at = order.index(atom)
-    return (*order[:at], new, *order[at:])
-
-
-def _own_axis(axes: Runs, atom: int) -> Runs:
-    result: list[Run] = []
-    for axis in axes:
-        if atom in axis and len(axis) > 1:
-            at = axis.index(atom)
-            result += [run for run in (axis[:at], (atom,), axis[at + 1 :]) if run]
-        else:
-            result.append(axis)
-    return tuple(result)
-
-
-def _broadcasts(axes: Runs, layouts: Sequence[Layout]) -> int:
-    """Runs of neighbouring axes along which the same of the values are broadcast."""
-    along = [tuple(any(a in layout.size and layout.size[a] != 1 for a in axis) for layout in layouts) for axis in axes]
-    return len(list(groupby(values for values in along if any(values))))
-
-
-def _disorder(axes: Runs, layouts: Sequence[Layout]) -> int:
-    """How many pairs of atoms that no value holds both of lie in another order than their dimensions."""
-    rank = max(len(layout.dims) for layout in layouts)
-    dims = {a: rank - len(x.dims) + d for x in layouts for d, run in enumerate(x.dims) for a in run}
-    together = {frozenset(pair) for x in layouts for pair in combinations(x.size, 2)}
-    pairs = combinations((a for axis in axes for a in axis), 2)
-    return sum(dims[a] > dims[b] for a, b in pairs if frozenset((a, b)) not in together)
-
-
-def _skeleton(axes: Runs, layout: Layout) -> Runs:
-    """`axes` as a value holds them that broadcasts along some: leading ones it lacks are left out."""
-    runs = [tuple(a for a in axis if a in layout.size) for axis in axes]
-    while runs and not runs[0]:
-        runs.pop(0)
-    return tuple(runs)

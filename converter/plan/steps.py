@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from converter.ir.lazy_tensor import Deferred
 from converter.ir.sizes import Size, per_example
-from converter.layout import Layout, Move, Runs
+from converter.plan.layout import Layout, Move, Runs
 
 T = TypeVar("T")
 
@@ -214,22 +214,6 @@ class Movement:
     elements: int
     cost: float = field(default=0.0, compare=False)
     asked_by: fx.Node | None = field(default=None, compare=False, repr=False)
-
-
-@dataclass
-class Interface:
-    """A graph input or output as the artefact has it: its shape in the artefact, and PyTorch's dimension per axis."""
-
-    name: str
-    shape: tuple[Size, ...]
-    dtype: torch.dtype
-    order: tuple[int, ...]
-
-    @property
-    def layout(self) -> str:
-        if self.order == tuple(range(len(self.order))):
-            return "as PyTorch"
-        return "channels last"
 
 
 def arrange(constant: Constant, layout: Layout, axes: Runs) -> tuple[Constant, Layout]:

@@ -1,0 +1,62 @@
+"""The inputs and outputs of an artifact: names, shapes, and the layout they are held in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import sympy
+import torch
+
+from converter.ir.program import Program
+from converter.ir.sizes import Size, symbolic_shape
+from converter.report.results import Shape, TensorFacts
+
+
+@dataclass
+class Interface:
+    """A graph input or output as the artefact has it: its shape in the artefact, and PyTorch's dimension per axis."""
+
+    name: str
+    shape: tuple[Size, ...]
+    dtype: torch.dtype
+    order: tuple[int, ...]
+
+    @property
+    def layout(self) -> str:
+        if self.order == tuple(range(len(self.order))):
+            return "as PyTorch"
+        return "channels last"
+
+
+def to_artefact(array: np.ndarray, interface: Interface) -> np.ndarray:
+    return np.asarray(array.transpose(interface.order), order="C")
+
+
+def to_torch(array: np.ndarray, interface: Interface) -> np.ndarray:
+    return array.transpose(np.argsort(interface.order)) if array.ndim == len(interface.order) else array
+
+
+def facts(interface: Interface, names: Mapping[sympy.Symbol, sympy.Expr] | None = None) -> TensorFacts:
+    """For a report; `names` as `symbol_names` gives them."""
+    shape = sizes_shown(interface.shape, names)
+    rank = len(interface.order)
+    layout = "as PyTorch" if interface.layout == "as PyTorch" or rank < 3 else "channels_last"
+    return TensorFacts(interface.name, shape, str(interface.dtype).removeprefix("torch."), layout)
+
+
+def symbol_names(program: Program) -> dict[sympy.Symbol, sympy.Expr]:
+    """What a user calls the symbols of the program's free sizes, the batch among them."""
+    shapes = [symbolic_shape(node.meta["val"]) for node in program.placeholders]
+    batch = next((shape[0] for shape in shapes if shape and not isinstance(shape[0], int)), None)
+    return program.size_names | ({} if batch is None else {batch: sympy.Symbol("batch")})
+
+
+def sizes_shown(shape: Sequence[Size], names: Mapping[sympy.Symbol, sympy.Expr] | None = None) -> Shape:
+    """A shape as reports give it, free sizes by their names, also where they are factors."""
+    return tuple(n if isinstance(n, int) else _named(n, names or {}, first=not i) for i, n in enumerate(shape))
+
+
+def _named(size: Size, names: Mapping[sympy.Symbol, sympy.Expr], first: bool) -> str:
+    return "batch" if first and not names else str(sympy.sympify(size).subs(names))
