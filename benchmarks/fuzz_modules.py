@@ -34,9 +34,9 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from random_modules import Network, network  # noqa: E402
 
+from converter.capture.input_shapes import FreeSize  # noqa: E402
 from converter.errors import ConversionError  # noqa: E402
 from converter.report.results import ArtefactReport, TensorFacts  # noqa: E402
-from converter.shapes import FreeSize  # noqa: E402
 
 FORMATS = ("tf", "keras", "onnx")
 ROUNDING = 64  # times PyTorch's own, on inputs that our bound of 16 has not seen
@@ -78,7 +78,7 @@ def run(made: Network, x: torch.Tensor) -> list[np.ndarray]:
 def lowered(count: int, first: int, formats: tuple[str, ...], free: bool, results: IO[str] | None) -> None:
     from equivalence import assert_computes_the_same, assert_same
 
-    from converter.capture import capture
+    from converter.capture.export import capture
 
     def outcomes(seed: int, made: Network) -> Iterator[tuple[str, str, str]]:
         sizes = {d: FreeSize(f"size{d}") for d in range(2, len(made.shape)) if free}

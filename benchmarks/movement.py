@@ -88,7 +88,7 @@ def products(model, shape: tuple[int, ...]) -> int:
     """How often two values that hang on the input are multiplied as matrices; attention does so twice."""
     import torch
 
-    from converter.capture import capture
+    from converter.capture.export import capture
 
     program = capture(model, [torch.randn(shape)], False)
     reached = set(program.placeholders)

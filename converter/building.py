@@ -15,6 +15,7 @@ from torch import Tensor
 from converter.artefacts.formats import Format
 from converter.artefacts.initialisers import expected_initialisers, is_exporters, refillable
 from converter.artefacts.recurrent_weights import refuse_projections
+from converter.capture.input_domains import export_shapes
 from converter.ir.lazy_tensor import Answers, noting
 from converter.ir.program import Program
 from converter.ir.sizes import symbolic_shape
@@ -23,7 +24,6 @@ from converter.plan.builder import Plan
 from converter.plan.interface import Interface, to_artefact, to_torch
 from converter.plan.steps import Constant
 from converter.planning import make_plan
-from converter.ranges import export_shapes
 from converter.reference import Reference
 from converter.report.results import Movement, Proof, Rewrite, TraceRow
 from converter.rewrites import EXACT_SHIFTS, KEEP_BATCHNORM, REWRITES, rewrite

@@ -15,8 +15,9 @@ from converter.artefacts.formats import Format, detect_format
 from converter.artefacts.runner import Runner, TensorSpec
 from converter.artefacts.stamp import read_stamp
 from converter.building import Options, build
+from converter.capture.input_shapes import NO_SHAPES
+from converter.capture.submodel import Part
 from converter.checkpoint import load_tensors
-from converter.cutting import Part
 from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError
 from converter.interfaces import labelled_accuracy
 from converter.ir.module_tensors import tensors_of
@@ -27,7 +28,6 @@ from converter.pairing import shown
 from converter.plan.interface import Interface
 from converter.reference import take_reference
 from converter.report.results import ExplanationKind, Proof, TraceRow, VerificationReport, status_of
-from converter.shapes import NO_SHAPES
 from converter.source import Clock, Progress, Source, open_source
 from converter.tracing import by_module, disagrees, located, trace_artefact, worst_round
 from converter.verification.find_weights import WeightSearch, weights_proof

@@ -17,7 +17,7 @@ from converter.artefacts.formats import Format
 from converter.artefacts.placement import Placement, full_disk, says_full
 from converter.artefacts.runner import Runner
 from converter.building import Built, Options, build, described
-from converter.cutting import Part
+from converter.capture.submodel import Part
 from converter.earlier import Earlier
 from converter.errors import ConversionError, UsageError, unexpected
 from converter.interfaces import fed, labelled_accuracy, run_artefact

@@ -14,8 +14,8 @@ from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
 from converter.building import Options, build, described, tensors_read
+from converter.capture.submodel import Part
 from converter.checkpoint.isolation import UserCode
-from converter.cutting import Part
 from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError, unexpected
 from converter.ir.program import module_path
 from converter.outputs import formats_of

@@ -15,20 +15,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from converter.calling import Calling, bound, with_sizes
-from converter.capture import capture, from_exported, run_forward
+from converter.capture.dataclass_outputs import without_dataclasses
+from converter.capture.default_shapes import told_shapes
+from converter.capture.example_inputs import Calling, bound, with_sizes
+from converter.capture.export import capture
+from converter.capture.import_exported import from_exported
+from converter.capture.input_domains import free_sizes, input_specs
+from converter.capture.input_shapes import InputShape, check_batches, parse_input_shape
+from converter.capture.random_inputs import draw
+from converter.capture.run_forward import run_forward
+from converter.capture.submodel import Part, cut, rename
 from converter.checkpoint import Checkpoint, load
 from converter.checkpoint.isolation import OUR_NAMES, UserCode
 from converter.checkpoint.weights import as_float32, unwrapped
-from converter.cutting import Part, cut, rename
 from converter.earlier import Captured, Earlier, architecture
 from converter.errors import CaptureError, ConversionError, UsageError
 from converter.ir.program import Program
-from converter.ranges import free_sizes, input_specs
-from converter.returned import without_dataclasses
-from converter.shapes import InputShape, check_batches, parse_input_shape
-from converter.usual_shapes import told_shapes
-from converter.verification.inputs import draw
 
 WHOLE = Part()
 Progress = Callable[[str], AbstractContextManager]

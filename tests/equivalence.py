@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from converter.capture import capture
+from converter.capture.export import capture
 from converter.ir.program import Program
 from converter.plan.builder import Plan
 from converter.plan.interface import Interface

@@ -29,18 +29,18 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from converter.artefacts import keras_file, onnx_file, saved_model
 from converter.artefacts.runner import TensorSpec
 from converter.building import Built, Options, build
-from converter.capture import capture
+from converter.capture.export import capture
+from converter.capture.input_domains import input_specs
+from converter.capture.random_inputs import Round, rounds
 from converter.errors import ConversionError, UnsupportedOperatorsError
 from converter.interfaces import run_artefact
 from converter.ir.program import Program
 from converter.outputs import ENDINGS
 from converter.plan.interface import to_artefact, to_torch
-from converter.ranges import input_specs
 from converter.reference import Reference, constant_outputs
 from converter.report.results import ComparedOn, Proof
 from converter.source import Clock, Source
 from converter.verification.compare import compare_artefact
-from converter.verification.inputs import Round, rounds
 
 READERS: dict[str, Any] = {"tf": saved_model, "keras": keras_file, "onnx": onnx_file}
 FORMATS = tuple(READERS)

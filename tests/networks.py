@@ -23,7 +23,7 @@ from systems_in_formats import program_of, rewritten
 from torch import Tensor, nn
 
 from converter.artefacts import keras_file, saved_model
-from converter.capture import capture
+from converter.capture.export import capture
 from converter.ir.program import Program
 from converter.lower import Lowered
 from converter.plan.builder import Plan

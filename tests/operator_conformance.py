@@ -42,7 +42,7 @@ from torch.testing._internal import common_utils
 from torch.testing._internal.opinfo import core
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from converter.capture import capture
+from converter.capture.export import capture
 from converter.errors import ConversionError
 from converter.plan.builder import Plan
 from converter.planning import make_plan

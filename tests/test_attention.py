@@ -22,7 +22,7 @@ from torch import nn
 
 import converter
 from converter.artefacts.recurrent_weights import recurrent_weights
-from converter.capture import capture
+from converter.capture.export import capture
 from converter.lower import Lowered
 from converter.plan.builder import Plan
 from converter.planning import make_plan

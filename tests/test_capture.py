@@ -9,7 +9,7 @@ from equivalence import Call, Input, assert_same, captured, examples, in_float64
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from converter.capture import capture
+from converter.capture.export import capture
 from converter.errors import CaptureError
 from converter.ir.program import module_class, module_path, source_line
 

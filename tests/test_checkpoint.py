@@ -42,7 +42,7 @@ from torch.utils import _pytree as pytree
 import converter
 from converter.artefacts.stamp import read_stamp
 from converter.batch.jobs import work_list
-from converter.capture import from_exported
+from converter.capture.import_exported import from_exported
 from converter.checkpoint import load
 from converter.checkpoint.detect import Format
 from converter.checkpoint.expressions import is_size_expression

@@ -8,7 +8,7 @@ from equivalence import with_random_tensors
 from torch import nn
 
 import cli
-from converter.cutting import Part
+from converter.capture.submodel import Part
 from converter.errors import CaptureError, UsageError
 from converter.source import Clock, open_source
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from converter.capture import capture
+from converter.capture.export import capture
 from converter.conversion import Session
 from converter.earlier import Earlier, architecture
 from converter.ir.lazy_tensor import Answers, Deferred, noting

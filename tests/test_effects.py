@@ -6,7 +6,8 @@ from equivalence import Call, assert_same, planned
 from torch import nn
 from torch._higher_order_ops.effects import _EffectType, _register_effectful_op
 
-from converter.capture import capture, from_exported
+from converter.capture.export import capture
+from converter.capture.import_exported import from_exported
 
 
 @torch.library.custom_op("tests::logged", mutates_args=())

@@ -10,10 +10,10 @@ from equivalence import Call, assert_same, in_float64, planned, run_in_float64, 
 from torch import nn
 
 import cli
+from converter.capture.input_domains import free_sizes, input_specs
+from converter.capture.random_inputs import draw
 from converter.errors import CaptureError, UnsupportedOperatorsError, UsageError
-from converter.ranges import free_sizes, input_specs
 from converter.source import Clock, open_source
-from converter.verification.inputs import draw
 
 
 def opened(module, *shapes, fixed_batch=None):

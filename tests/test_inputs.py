@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from converter.capture.input_domains import SAMPLES, free_sizes, input_specs, many_samples
+from converter.capture.random_inputs import InputSpec, rounds
 from converter.errors import CaptureError, UsageError
 from converter.inspection import inspect
-from converter.ranges import SAMPLES, free_sizes, input_specs, many_samples
 from converter.reference import take_reference
 from converter.source import Clock, open_source
 from converter.verification.given import load_given
 from converter.verification.images import Preprocessing
-from converter.verification.inputs import InputSpec, rounds
 
 
 def opened(module, *shapes, fixed_batch=None):

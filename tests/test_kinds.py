@@ -9,7 +9,7 @@ from equivalence import assert_same, planned, run_in_float64
 from torch import Tensor, nn
 
 import converter
-from converter.capture import capture
+from converter.capture.export import capture
 from converter.errors import CaptureError, ConversionError, UnsupportedOperatorsError
 from converter.rewrites import REWRITES, rewrite
 from sample_models.calibration import calibrate

@@ -16,7 +16,7 @@ from equivalence import assert_computes_the_same, assert_same, captured
 from random_modules import BATCH, network
 from torch import Tensor, nn
 
-from converter.capture import capture
+from converter.capture.export import capture
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 

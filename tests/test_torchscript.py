@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from converter.capture import capture
+from converter.capture.export import capture
 from converter.checkpoint import load
 from converter.checkpoint.torchscript.operators import ALLOWED
 from converter.errors import CheckpointError, ConversionError

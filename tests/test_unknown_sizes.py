@@ -22,7 +22,7 @@ from torch import nn
 from torch.export import Dim
 
 import converter
-from converter.capture import from_exported
+from converter.capture.import_exported import from_exported
 from converter.errors import UnsupportedOperatorsError
 from converter.lower import Lowered
 

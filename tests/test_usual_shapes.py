@@ -7,12 +7,12 @@ import torch
 from equivalence import Call
 from torch import nn
 
-from converter.calling import bound
-from converter.capture import run_forward
+from converter.capture.default_shapes import parse_image_size
+from converter.capture.example_inputs import bound
+from converter.capture.input_shapes import parse_input_shape
+from converter.capture.run_forward import run_forward
 from converter.errors import UsageError
-from converter.shapes import parse_input_shape
 from converter.source import Clock, open_source
-from converter.usual_shapes import parse_image_size
 
 
 def opened(module, *shapes, image_size=None):

@@ -10,12 +10,13 @@ from equivalence import assert_plan_is_exact, planned, with_random_tensors
 from torch import nn
 
 import cli
-from converter.capture import capture, from_exported
+from converter.capture.diagnostics import kind_of, needs_values
+from converter.capture.export import capture
+from converter.capture.import_exported import from_exported
 from converter.earlier import Earlier
 from converter.errors import CaptureError, UnsupportedOperatorsError
 from converter.rewrites import REWRITES, rewrite
 from converter.rewrites.fold_constants import NUMBERS
-from converter.uncapturable import kind_of, needs_values
 
 
 class Layer(nn.Module):

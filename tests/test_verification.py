@@ -6,11 +6,11 @@ import re
 import numpy as np
 import pytest
 
+from converter.capture.random_inputs import InputSpec, draw, rounds
 from converter.errors import UsageError
 from converter.report.results import status_of
 from converter.verification.compare import accuracy, compare_artefact, compare_function
 from converter.verification.given import batches, load_given
-from converter.verification.inputs import InputSpec, draw, rounds
 from converter.verification.weights import Expected, compare_weights
 
 IMAGE = InputSpec("image", ("batch", 3, 9, 8))

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..capture.random_inputs import InputSpec, Round, listed, shape_text
 from ..errors import UsageError
 from .images import Preprocessing, load_images
-from .inputs import InputSpec, Round, listed, shape_text
 
 LABELS = "labels"
 Given = str | Path | Mapping[str, np.ndarray]

@@ -7,8 +7,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from ..capture.random_inputs import InputSpec, shape_text
 from ..errors import UsageError
-from .inputs import InputSpec, shape_text
 
 ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 Fit = Literal["stretch", "crop", "pad"]

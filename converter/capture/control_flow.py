@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from converter.capture.input_domains import free_sizes, input_specs
+from converter.capture.random_inputs import Kind, draw
 from converter.errors import CaptureError
 from converter.ir.program import Program
-from converter.ranges import free_sizes, input_specs
-from converter.verification.inputs import Kind, draw
 
 TRIED: tuple[tuple[Kind, int], ...] = (
     ("normal", 1), ("normal", 3), ("uniform", 1), ("uniform", 4), ("large", 1), ("impulse", 2), ("normal", 2),

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from converter.capture.input_shapes import FreeSize, InputShape
 from converter.errors import CaptureError, UsageError
-from converter.shapes import FreeSize, InputShape
 
 # Sizes to try where the user gives names: multiples of 32, as most networks with strides want, then others.
 TRIED = (64, 32, 128, 224, 256, 16, 8, 512)

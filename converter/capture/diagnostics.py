@@ -190,7 +190,7 @@ def user_line(error: BaseException) -> str:
 
 def _own_frame(error: BaseException) -> traceback.FrameSummary | None:
     trace = traceback.extract_tb(error.__traceback__)
-    ours = str(Path(__file__).parent)
+    ours = str(Path(__file__).parents[1])
     frames = [f for f in trace if "/torch/" not in f.filename and not f.filename.startswith((ours, "<"))]
     return frames[-1] if frames else None
 

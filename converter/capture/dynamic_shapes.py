@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.export import Dim
 
+from converter.capture.input_shapes import FreeSize
 from converter.checkpoint.expressions import is_size_expression
 from converter.errors import CaptureError
 from converter.ir.program import Program
-from converter.shapes import FreeSize
 
 PREFIX = "size_"  # sympy has names of its own, S and N among them
 LEAST = 2  # a size of 1 broadcasts

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_flatten_with_path, tree_unflatten
 
-from converter.calling import Calling, take_positionally
+from converter.capture.dynamic_shapes import names_of
+from converter.capture.example_inputs import Calling, take_positionally
+from converter.capture.input_shapes import FreeSize, InputShape
 from converter.errors import CaptureError, UsageError
-from converter.free_sizes import names_of
 from converter.ir.program import Program
-from converter.shapes import FreeSize, InputShape
 
 VALID = r"[A-Za-z][A-Za-z0-9_]*"
 Runs = Callable[[list[Tensor]], None]

@@ -11,9 +11,9 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
+from converter.capture.random_inputs import InputSpec
 from converter.errors import CaptureError
 from converter.ir.program import Program
-from converter.verification.inputs import InputSpec
 
 aten = torch.ops.aten
 

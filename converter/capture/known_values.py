@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
-from converter.uncapturable import DRAWING
+from converter.capture.diagnostics import DRAWING
 
 READING = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__"}
 TAKING_NUMBERS = {

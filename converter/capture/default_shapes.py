@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from converter.capture.input_shapes import EXAMPLE, NAME, NO_SHAPES, InputShape, Sizes, parse_input_shape
 from converter.errors import UsageError
-from converter.shapes import EXAMPLE, NAME, NO_SHAPES, InputShape, Sizes, parse_input_shape
 
 TOKENS = 128
 SAMPLES = 16000

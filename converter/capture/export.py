@@ -1,0 +1,232 @@
+"""From a module and example inputs to one functional ATen graph (`torch.export`)."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from converter.capture.control_flow import freeze_checked
+from converter.capture.diagnostics import (
+    first_line,
+    module_of,
+    needs_values,
+    uncapturable,
+    user_frame,
+)
+from converter.capture.dynamic_shapes import (
+    Free,
+    Range,
+    amended,
+    dims,
+    doubled,
+    example_sizes,
+    hold_everywhere,
+    name_sizes,
+    names_of,
+    others,
+    resized,
+    unresolved,
+)
+from converter.capture.import_exported import from_exported
+from converter.capture.known_values import known_values
+from converter.capture.run_forward import run_forward
+from converter.compat.export_patches import exporting
+from converter.errors import CaptureError
+from converter.ir.program import Program
+
+aten = torch.ops.aten
+
+
+def capture(
+    module: nn.Module,
+    inputs: Sequence[Tensor],
+    fixed_batch: bool = False,
+    free: Free = (),
+    freeze: bool = False,
+    strict: bool = False,
+    runs: bool = False,
+) -> Program:
+    """Capture `module`, in eval mode, called with `inputs`; their dimension 0 is the batch and stays free.
+
+    A model that works for one batch size only is captured for that of `inputs`, and the program says so in its notes.
+
+    Args:
+        free: the dimensions of each input that stay free besides; what restricts them is noted.
+        freeze: where forward decides by values, keep what it decides for `inputs`, and note that.
+        strict: only by way of Python's bytecode.
+        runs: it was seen to run on `inputs`.
+
+    Raises:
+        CaptureError: the forward fails, or does something `torch.export` cannot take.
+    """
+    if not runs:
+        run_forward(module, inputs)
+    reason = ""
+    if not fixed_batch and any(x.ndim for x in inputs):
+        reason = _why_not_one(module, inputs)
+    if not fixed_batch and any(x.ndim for x in inputs) and not reason:
+        try:
+            return _captured(module, [_at_least_two(x) for x in inputs], free, Dim("batch", min=1), freeze, strict)
+        except CaptureError:
+            raise
+        except Exception as error:
+            reason = _why_specialised(error)
+    try:
+        program = _captured(module, inputs, free, None, freeze, strict)
+    except CaptureError:
+        raise
+    except Exception as error:
+        raise uncapturable(error, module) from error
+    if reason:
+        program.notes.append(f"converted for batch {program.fixed_batch} only, the model takes no other: {reason}")
+    return program
+
+
+def _captured(
+    module: nn.Module, inputs: Sequence[Tensor], free: Free, batch: Any, freeze: bool, strict: bool
+) -> Program:
+    """With what `torch.export` says of free sizes worked in, and the model run at other sizes than those traced."""
+    if not names_of(free):
+        shapes = tuple({0: batch} if x.ndim else None for x in inputs) if batch is not None else None
+        return _exported(module, inputs, shapes, freeze, strict)
+    examples = example_sizes(free, inputs)
+    ranges = dict.fromkeys(names_of(free), Range())
+    asserted = False
+    while True:
+        named = zip(inputs, dims(free, ranges), strict=True)
+        shapes = tuple(({0: batch} if batch is not None and x.ndim else {}) | sizes or None for x, sizes in named)
+        try:
+            program = _exported(module, inputs, shapes, freeze, strict, asserted)
+        except CaptureError:
+            raise
+        except Exception as error:
+            left = amended(error, free, ranges, examples)
+            if left == ranges:
+                if asserted or not hold_everywhere(error, free, ranges):
+                    if told := unresolved(error, free):
+                        raise told from error
+                    raise
+                asserted = True
+            ranges = left
+            continue
+        failure = left_failure = _failure_elsewhere(module, inputs, free, ranges)
+        if failure is None:
+            name_sizes(program, free)
+            program.notes += [note for name, held in ranges.items() if (note := held.described(name))]
+            return program
+        while left_failure is not None:
+            stricter = doubled(ranges, examples)
+            if stricter is None:
+                raise failure
+            ranges = stricter
+            left_failure = _failure_elsewhere(module, inputs, free, ranges)
+
+
+def _exported(
+    module: nn.Module, inputs: Sequence[Tensor], shapes: Any, freeze: bool, strict: bool, asserted: bool = False
+) -> Program:
+    """By torch.export as it stands; where that meets a tensor's values, by way of the bytecode, which keeps numbers out
+    of tensors, and then with the values of the module's own tensors known; with `freeze` at last by what the inputs at
+    hand decide.
+
+    Args:
+        asserted: what restricts free sizes is left to assertions in the program, which are dropped.
+    """
+    try:
+        return _noting_names(from_exported(_export(module, inputs, shapes, strict, asserted)), module)
+    except CaptureError:
+        raise
+    except Exception as error:
+        if not needs_values(error):
+            raise
+        if not strict:
+            with contextlib.suppress(Exception):  # the first way's error says more
+                return _noting_names(from_exported(_export(module, inputs, shapes, True, asserted)), module)
+            with contextlib.suppress(Exception), known_values(module) as known:
+                program = _noting_names(from_exported(_export(module, inputs, shapes, False, asserted)), module)
+                program.values_read = known.read
+                return program
+        if not freeze:
+            raise
+        with exporting():
+            drafted = torch.export.draft_export(module, tuple(inputs), dynamic_shapes=_for_forward(module, shapes))
+        program = _noting_names(from_exported(drafted), module)
+        freeze_checked(program, module, user_frame(error) or module_of(error, module) or "forward")
+        return program
+
+
+def _failure_elsewhere(
+    module: nn.Module, inputs: Sequence[Tensor], free: Free, ranges: Mapping[str, Range]
+) -> CaptureError | None:
+    """What the model says to other sizes than those at which it was traced."""
+    for sizes in others(ranges):
+        try:
+            run_forward(module, [resized(x, held, sizes) for x, held in zip(inputs, free, strict=True)])
+        except CaptureError as error:
+            shown = ", ".join(f"{name}={size}" for name, size in sizes.items())
+            return CaptureError(
+                f"the model does not take every size: at {shown} it fails: {error.what.partition(': ')[2]}",
+                where=error.where,
+                cure="give numbers in --input-shape for the sizes that it has to know",
+            )
+    return None
+
+
+def _why_not_one(module: nn.Module, inputs: Sequence[Tensor]) -> str:
+    """What the model says to a batch of 1, as one that takes its statistics does; "" if it takes it."""
+    if not any(x.ndim and x.shape[0] > 1 for x in inputs):
+        return ""
+    try:
+        with torch.no_grad():
+            module(*(x[:1].clone() if x.ndim else x.clone() for x in inputs))
+    except Exception as error:
+        return f"of 1 example, {first_line(error)}"
+    return ""
+
+
+def _noting_names(program: Program, module: nn.Module) -> Program:
+    """Graphs have names of ASCII letters only: a parameter of another name goes by what is left of it."""
+    given = list(inspect.signature(module.forward).parameters)
+    if len(given) >= len(program.inputs):
+        for name, kept in zip(given, program.inputs, strict=False):
+            if not name.isascii():
+                program.notes.append(f"input `{name}` is called `{kept}`: names are of ASCII letters, digits and _")
+    return program
+
+
+def _at_least_two(x: Tensor) -> Tensor:
+    """A batch of 1 would be taken for a constant."""
+    return x if x.ndim == 0 or x.shape[0] > 1 else torch.cat([x, x])
+
+
+def _why_specialised(error: Exception) -> str:
+    lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "batch" in line and ("specialized" in line or "satisfy" in line)]
+    if any("specialized" in line for line in telling):
+        return "its forward has the batch as a number: it decides by it, or loops over it"
+    return (telling or lines or [type(error).__name__])[0]
+
+
+def _export(module: nn.Module, inputs: Sequence[Tensor], shapes: Any, strict: bool, asserted: bool) -> ExportedProgram:
+    with exporting():
+        return torch.export.export(
+            module, tuple(inputs), dynamic_shapes=_for_forward(module, shapes), strict=strict,
+            prefer_deferred_runtime_asserts_over_guards=asserted,
+        )  # fmt: skip
+
+
+def _for_forward(module: nn.Module, shapes: Any) -> Any:
+    """`dynamic_shapes` for a forward that takes `*args` groups them in one more tuple; others take them as they are."""
+    if shapes is None:
+        return None
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    for i, parameter in enumerate(parameters[: len(shapes)]):
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            return (*shapes[:i], shapes[i:])
+    return shapes

@@ -1,0 +1,230 @@
+"""Turn an `ExportedProgram` into a Program."""
+
+from __future__ import annotations
+
+import keyword
+import operator
+from collections.abc import Container
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ExportGraphSignature, InputKind, OutputKind
+from torch.utils._pytree import GetAttrKey, MappingKey, SequenceKey, tree_flatten_with_path, tree_unflatten
+
+from converter.capture.alias_analysis import overlapping_writes
+from converter.capture.diagnostics import (
+    refuse_draws,
+)
+from converter.capture.effect_tokens import drop_tokens
+from converter.capture.functionalize import make_functional
+from converter.compat.export_patches import RECURRENT, quiet
+from converter.errors import CaptureError
+from converter.ir import custom_ops
+from converter.ir.aten import ASSERTIONS
+from converter.ir.program import Origin, Program, source_line, write_attribute
+
+aten = torch.ops.aten
+
+
+RESERVED = set(dir(fx.GraphModule(nn.Module(), fx.Graph())))
+
+
+DROPOUTS = {aten.dropout.default, aten.feature_dropout.default}
+
+
+def from_exported(exported: ExportedProgram) -> Program:
+    """An `ExportedProgram` as a `Program`: made functional, tensors as attributes, batch norm and dropout whole."""
+    _keep_dropouts(exported.graph_module)
+    _refuse_overlapping_writes(exported.graph_module)
+    if not make_functional(exported.graph_module):
+        with quiet():
+            exported = exported.run_decompositions({})
+    _name_recurrent_layers(exported.graph_module)
+    signature = exported.graph_signature
+    graph_module = fx.GraphModule(nn.Module(), exported.graph)
+    graph = graph_module.graph
+    drop_tokens(graph)
+    tokens: list[fx.Node] = []
+    inputs: list[str] = []
+    origins: dict[str, Origin] = {}
+    tensors = {**exported.constants, **exported.state_dict, **exported.tensor_constants}
+    for spec, node in zip(signature.input_specs, graph.find_nodes(op="placeholder"), strict=True):
+        if spec.kind is InputKind.USER_INPUT:
+            if isinstance(node.meta.get("val"), torch.Tensor):
+                inputs.append(node.name)
+            elif node.users:
+                raise CaptureError(f"input `{node.name}` is not a tensor", cure="pass it through a wrapper module")
+            else:
+                graph.erase_node(node)
+            continue
+        if spec.kind is InputKind.TOKEN:
+            tokens.append(node)
+            continue
+        if not isinstance(tensors.get(spec.target), torch.Tensor):
+            raise CaptureError(f"the program holds `{spec.target}`, which is no tensor ({spec.kind.name})")
+        name = _attribute_name(spec.target, origins)
+        write_attribute(graph_module, name, tensors[spec.target])
+        origins[name] = Origin((spec.target,))
+        with graph.inserting_before(node):
+            attribute = graph.get_attr(name)
+        attribute.meta = dict(node.meta)
+        node.replace_all_uses_with(attribute)
+        graph.erase_node(node)
+
+    output = graph.output_node()
+    results = [
+        node
+        for spec, node in zip(signature.output_specs, output.args[0], strict=True)
+        if spec.kind is OutputKind.USER_OUTPUT
+    ]
+    names = _output_names(exported, len(results))
+    kept = [(n, r) for n, r in zip(names, results, strict=True) if _is_tensor(r)]
+    output.args = (tuple(r for _, r in kept),)
+    for node in tokens:
+        graph.erase_node(node)
+    for node in list(graph.nodes):
+        if node.target in ASSERTIONS:
+            graph.erase_node(node)
+    frozen = frozenset(n for n, t in tensors.items() if isinstance(t, nn.Parameter) and not t.requires_grad)
+    program = Program(graph_module, inputs, [n for n, _ in kept], origins, frozen=frozen)
+    if len(kept) < len(results):
+        program.notes.append("outputs that are no tensors were left out")
+    _restore_batch_norm(program)
+    _free_views(program)
+    program.finish()
+    _refuse_state(program, signature)
+    refuse_draws(program.graph)
+    program.graph_module.recompile()
+    first = program.placeholders[0].meta["val"].shape if program.placeholders else ()
+    if first and isinstance(first[0], int):
+        program.fixed_batch = first[0]
+    return program
+
+
+def _name_recurrent_layers(graph_module: fx.GraphModule) -> None:
+    """As PyTorch's own operators again."""
+    for node in graph_module.graph.find_nodes(op="call_function", target=custom_ops.recurrent._opoverload):
+        kind, x, states, *rest = node.args
+        node.target, node.args = RECURRENT[kind], (x, states if kind == "lstm" else states[0], *rest)
+    graph_module.recompile()
+
+
+def _attribute_name(name: str, taken: Container[str]) -> str:
+    """`name`, unless it is a keyword or an attribute of every `GraphModule`, as `graph` and `code` are."""
+    first, *rest = [f"{part}_" if keyword.iskeyword(part) else part for part in name.split(".")]
+    if first in RESERVED:
+        first += "_"
+    name = ".".join((first, *rest))
+    while name in taken:
+        name += "_"
+    return name
+
+
+def _refuse_state(program: Program, signature: ExportGraphSignature) -> None:
+    """A forward may count its calls, but what it returns must not hang on a tensor that it changes itself.
+
+    Raises:
+        CaptureError: it does.
+    """
+    read = {
+        source for node in program.graph.find_nodes(op="get_attr") for source in program.origins[node.target].sources
+    }
+    changed = sorted(read & set(signature.buffers_to_mutate.values()))
+    if changed:
+        names = ", ".join(f"`{name}`" for name in changed)
+        raise CaptureError(
+            f"forward changes {names} and reads what the call before left there: a converted model keeps no state",
+            cure="pass the state in as an input, or keep it as it is in eval mode",
+        )
+
+
+def _refuse_overlapping_writes(graph_module: fx.GraphModule) -> None:
+    """
+    Raises:
+        CaptureError: an assignment in place reads what it has already written.
+    """
+    found = overlapping_writes(graph_module)
+    if found:
+        raise CaptureError(
+            "an assignment in place reads elements that it writes too: what PyTorch makes of it hangs on the processor",
+            where=source_line(found[0]) or None,
+            cure="assign a clone, as in x[1:] = x[:-1].clone()",
+        )
+
+
+def _keep_dropouts(graph_module: fx.GraphModule) -> None:
+    """Decomposition would make clones of them.
+
+    Raises:
+        CaptureError: one that drops in eval mode too.
+    """
+    for node in graph_module.graph.nodes:
+        if node.target in DROPOUTS:
+            if node.args[2]:
+                raise CaptureError(
+                    "a dropout drops at random in eval mode too",
+                    where=source_line(node) or None,
+                    cure="call it as F.dropout(x, rate, training=self.training), or use nn.Dropout; a .pt2 is to be "
+                    "exported of model.eval()",
+                )
+            node.target, node.args, node.kwargs = (
+                custom_ops.dropout._opoverload,
+                (node.args[0], float(node.args[1])),
+                {},
+            )
+    graph_module.recompile()
+
+
+def _restore_batch_norm(program: Program) -> None:
+    """Decomposition leaves `_native_batch_norm_legit...` and its first item: one `batch_norm` again."""
+    decomposed = (aten._native_batch_norm_legit_no_training.default, aten._native_batch_norm_legit.no_stats)
+    for node in [n for target in decomposed for n in program.graph.find_nodes(op="call_function", target=target)]:
+        x, weight, bias, *statistics, momentum, eps = node.args
+        mean, variance, training = (None, None, True) if len(statistics) == 1 else (*statistics, False)
+        with program.graph.inserting_before(node):
+            whole = program.call(
+                aten.batch_norm.default, (x, weight, bias, mean, variance, training, momentum, eps, False), node
+            )
+        for item in list(node.users):
+            if item.target is operator.getitem and item.args[1] == 0:
+                item.replace_all_uses_with(whole)
+
+
+def _free_views(program: Program) -> None:
+    """A view asks for a tensor that lies right in memory, which rewrites need not keep: reshape does not ask."""
+    for target in (aten.view.default, aten._unsafe_view.default):
+        for node in program.graph.find_nodes(op="call_function", target=target):
+            node.target = aten.reshape.default
+
+
+def _is_tensor(result: Any) -> bool:
+    """And not a number, as a size that forward returns is."""
+    return isinstance(result, fx.Node) and isinstance(result.meta.get("val"), Tensor)
+
+
+def _output_names(exported: ExportedProgram, count: int) -> list[str]:
+    """Names by the structure that forward returns: dictionary keys and attributes stay, positions are numbered."""
+    spec = exported.call_spec.out_spec
+    paths = [path for path, _ in tree_flatten_with_path(tree_unflatten(list(range(spec.num_leaves)), spec))[0]]
+    names: list[str] = []
+    for path in paths if len(paths) == count else [(SequenceKey(i),) for i in range(count)]:
+        name = "_".join(str(_read_key(key)) for key in path)
+        by_key = bool(path) and not isinstance(path[0], SequenceKey)
+        name = (name if by_key else f"output_{name}".rstrip("_")) or "output"
+        while name in names:
+            name += "_"
+        names.append(name)
+    return names
+
+
+def _read_key(key: Any) -> Any:
+    match key:
+        case SequenceKey():
+            return key.idx
+        case MappingKey():
+            return key.key
+        case GetAttrKey():
+            return key.name
+    return key
