@@ -129,7 +129,7 @@ def worker() -> None:
     sys.path.insert(0, str(ROOT))
     import torch
 
-    from converter.checkpoint import load
+    from converter.checkpoint.load import load
     from converter.errors import ConversionError
 
     if importlib.util.find_spec("transformers"):

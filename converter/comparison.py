@@ -17,7 +17,7 @@ from converter.artefacts.stamp import read_stamp
 from converter.building import Options, build
 from converter.capture.input_shapes import NO_SHAPES
 from converter.capture.submodel import Part
-from converter.checkpoint import load_tensors
+from converter.checkpoint.load import load_tensors
 from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError
 from converter.interfaces import labelled_accuracy
 from converter.ir.module_tensors import tensors_of

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from converter.building import Options, build, described, tensors_read
 from converter.capture.submodel import Part
-from converter.checkpoint.isolation import UserCode
+from converter.checkpoint.import_isolation import UserCode
 from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError, unexpected
 from converter.ir.program import module_path
 from converter.outputs import formats_of

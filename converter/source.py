@@ -25,9 +25,9 @@ from converter.capture.input_shapes import InputShape, check_batches, parse_inpu
 from converter.capture.random_inputs import draw
 from converter.capture.run_forward import run_forward
 from converter.capture.submodel import Part, cut, rename
-from converter.checkpoint import Checkpoint, load
-from converter.checkpoint.isolation import OUR_NAMES, UserCode
-from converter.checkpoint.weights import as_float32, unwrapped
+from converter.checkpoint.import_isolation import OUR_NAMES, UserCode
+from converter.checkpoint.load import Checkpoint, load
+from converter.checkpoint.state_dict import as_float32, unwrapped
 from converter.earlier import Captured, Earlier, architecture
 from converter.errors import CaptureError, ConversionError, UsageError
 from converter.ir.program import Program

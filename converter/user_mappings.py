@@ -13,8 +13,8 @@ from typing import Any
 
 from torch._ops import OpOverload
 
-from converter.checkpoint.isolation import user_code
-from converter.checkpoint.source import load_file, place_of_error
+from converter.checkpoint.import_isolation import user_code
+from converter.checkpoint.user_source import load_file, place_of_error
 from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError
 from converter.ir.program import Program, module_path, source_line
 from converter.plan.layout import MustMerge

@@ -43,13 +43,13 @@ import converter
 from converter.artefacts.stamp import read_stamp
 from converter.batch.jobs import work_list
 from converter.capture.import_exported import from_exported
-from converter.checkpoint import load
-from converter.checkpoint.detect import Format
-from converter.checkpoint.expressions import is_size_expression
-from converter.checkpoint.isolation import user_code
-from converter.checkpoint.pickles import load_pickled
+from converter.checkpoint.file_format import Format
+from converter.checkpoint.import_isolation import user_code
+from converter.checkpoint.load import load
+from converter.checkpoint.pickle_loader import load_pickled
+from converter.checkpoint.state_dict import fit
+from converter.checkpoint.symbolic_expressions import is_size_expression
 from converter.checkpoint.trust import Trust
-from converter.checkpoint.weights import fit
 from converter.errors import CheckpointError, ConversionError, UsageError
 
 OWN_MODULE = """

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from converter.checkpoint import load
+from converter.checkpoint.load import load
 from converter.errors import CheckpointError, ConversionError, UsageError
 
 NET = """

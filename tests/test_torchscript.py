@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from converter.capture.export import capture
-from converter.checkpoint import load
-from converter.checkpoint.torchscript.operators import ALLOWED
+from converter.checkpoint.load import load
+from converter.checkpoint.torchscript.op_allowlist import ALLOWED
 from converter.errors import CheckpointError, ConversionError
 from converter.ir.program import module_path, source_line
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from converter.checkpoint import load
+from converter.checkpoint.load import load
 from converter.errors import ConversionError
 
 COMMAND = [Path(sys.executable).with_name("convert")]

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.model_folder import is_model
 from ..errors import UsageError
-from ..model_folder import is_model
 from ..outputs import ENDINGS, artefact_name
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".pt2", ".ckpt", ".bin", ".safetensors")

@@ -22,8 +22,8 @@ from typing import Any, Literal, Self
 
 import psutil
 
+from ..checkpoint.model_folder import files_of, is_index, is_model
 from ..errors import OutputError
-from ..model_folder import files_of, is_index, is_model
 from .jobs import Job
 
 State = Literal["verified", "not verified", "disagrees", "failed"]

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-from converter.checkpoint.source import how_to_supply
+from converter.checkpoint.user_source import how_to_supply
 from converter.errors import CaptureError
 from converter.ir.program import module_path, source_line
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.export import Dim
 
 from converter.capture.input_shapes import FreeSize
-from converter.checkpoint.expressions import is_size_expression
+from converter.checkpoint.symbolic_expressions import is_size_expression
 from converter.errors import CaptureError
 from converter.ir.program import Program
 

@@ -12,13 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from converter.capture.control_flow import freeze_checked
-from converter.capture.diagnostics import (
-    first_line,
-    module_of,
-    needs_values,
-    uncapturable,
-    user_frame,
-)
+from converter.capture.diagnostics import first_line, module_of, needs_values, uncapturable, user_frame
 from converter.capture.dynamic_shapes import (
     Free,
     Range,

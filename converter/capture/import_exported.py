@@ -14,9 +14,7 @@ from torch.export.graph_signature import ExportGraphSignature, InputKind, Output
 from torch.utils._pytree import GetAttrKey, MappingKey, SequenceKey, tree_flatten_with_path, tree_unflatten
 
 from converter.capture.alias_analysis import overlapping_writes
-from converter.capture.diagnostics import (
-    refuse_draws,
-)
+from converter.capture.diagnostics import refuse_draws
 from converter.capture.effect_tokens import drop_tokens
 from converter.capture.functionalize import make_functional
 from converter.compat.export_patches import RECURRENT, quiet

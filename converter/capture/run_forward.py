@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from converter.capture.diagnostics import (
-    failing,
-)
+from converter.capture.diagnostics import failing
 
 
 def run_forward(module: nn.Module, inputs: Sequence[Tensor]) -> Any:

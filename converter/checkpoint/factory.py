@@ -11,10 +11,10 @@ from typing import Any
 from torch import nn
 
 from converter.checkpoint.hugging_face import HOME, build_from_config
-from converter.checkpoint.isolation import UserCode
-from converter.checkpoint.source import blamed, how_to_supply, load_file, place_of_error
+from converter.checkpoint.import_isolation import UserCode
+from converter.checkpoint.model_folder import has_config
+from converter.checkpoint.user_source import blamed, how_to_supply, load_file, place_of_error
 from converter.errors import ConversionError, UsageError
-from converter.model_folder import has_config
 
 FORMS = "package.module:name, file.py:name, timm:NAME, torchvision:NAME or hf:FOLDER"
 

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from converter.checkpoint.isolation import installed_code
-from converter.checkpoint.prefixes import best_names
-from converter.checkpoint.sharded import Weights, read_json
-from converter.checkpoint.weights import LARGEST_EXPANSION, unfit, unused_note
+from converter.checkpoint.import_isolation import installed_code
+from converter.checkpoint.model_folder import CONFIG
+from converter.checkpoint.shards import Weights, read_json
+from converter.checkpoint.state_dict import LARGEST_EXPANSION, unfit, unused_note
+from converter.checkpoint.state_dict_prefixes import best_names
 from converter.errors import CheckpointError, ConversionError, UsageError
-from converter.model_folder import CONFIG
 
 LIFTED_BY = "hf"  # --trust hf
 HOME = "hf"  # --model hf:FOLDER

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint.source import blamed, load_file
+from converter.checkpoint.user_source import blamed, load_file
 from converter.errors import CheckpointError, ConversionError, UsageError
 
 EVERYTHING = "all"  # --trust-all

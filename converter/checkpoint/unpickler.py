@@ -11,7 +11,7 @@ from typing import IO, Any, ClassVar
 import numpy as np
 import torch
 
-from converter.checkpoint.allowed import (
+from converter.checkpoint.pickle_allowlist import (
     COMPILING,
     HOOKS,
     TENSOR_REBUILDERS,
@@ -23,8 +23,8 @@ from converter.checkpoint.allowed import (
     is_library_module,
     tensor_with_attributes,
 )
-from converter.checkpoint.names import python_3_name, resolve
-from converter.checkpoint.stand_ins import Opaque
+from converter.checkpoint.pickle_globals import python_3_name, resolve
+from converter.checkpoint.placeholders import Opaque
 from converter.checkpoint.trust import Trust
 
 MAPPINGS = (dict, collections.OrderedDict, collections.defaultdict, collections.Counter)

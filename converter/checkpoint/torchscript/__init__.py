@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from converter.checkpoint.allowed import installed_module
+from converter.checkpoint.pickle_allowlist import installed_module
+from converter.checkpoint.state_dict import as_float32, check_measure
+from converter.checkpoint.torchscript.archive import open_archive
 from converter.checkpoint.torchscript.module import rebuilt
-from converter.checkpoint.torchscript.records import open_archive
 from converter.checkpoint.trust import NotFoundError
-from converter.checkpoint.weights import as_float32, check_measure
 
 
 def load_torchscript(path: Path, *, trusted: bool) -> tuple[nn.Module, list[str]]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from converter.checkpoint.torchscript.graph import Block, Compiler, Number
+from converter.checkpoint.torchscript.interpreter import Block, Compiler, Number
 from converter.errors import CheckpointError, ConversionError
 
 

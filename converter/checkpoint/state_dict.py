@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
-from converter.checkpoint.prefixes import StateDict, averaged_part, best_names, part_under_a_prefix
-from converter.checkpoint.source import blamed
-from converter.checkpoint.stand_ins import Compiled
+from converter.checkpoint.placeholders import Compiled
+from converter.checkpoint.state_dict_prefixes import StateDict, averaged_part, best_names, part_under_a_prefix
+from converter.checkpoint.user_source import blamed
 from converter.errors import CheckpointError, ConversionError
 
 # Averaged weights first: they are what the training was for.

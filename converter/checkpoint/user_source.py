@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-from converter.checkpoint.isolation import withheld
+from converter.checkpoint.import_isolation import withheld
 from converter.errors import ConversionError
 
 _OUR_PACKAGE = Path(__file__).resolve().parents[1]

@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from converter.checkpoint.isolation import installed_code
-from converter.checkpoint.stand_ins import Compiled, Opaque
+from converter.checkpoint.import_isolation import installed_code
+from converter.checkpoint.placeholders import Compiled, Opaque
 from converter.checkpoint.trust import NotFoundError
 
 

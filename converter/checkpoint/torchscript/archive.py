@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from converter.checkpoint.detect import archive_names
-from converter.checkpoint.torchscript.code import Declared, Unreadable, odd_code
-from converter.checkpoint.torchscript.data import Malformed, misfits, read_data
+from converter.checkpoint.file_format import archive_names
+from converter.checkpoint.torchscript.archive_code import Declared, Unreadable, odd_code
+from converter.checkpoint.torchscript.archive_data import Malformed, misfits, read_data
 from converter.errors import CheckpointError
 
 LIFTED_BY = "torchscript"  # --trust torchscript

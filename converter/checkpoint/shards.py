@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from converter.checkpoint.model_folder import LARGEST_JSON
 from converter.errors import CheckpointError
-from converter.model_folder import LARGEST_JSON
 
 MOST_FILES = 10_000
 LONGEST_NAME = 200

@@ -7,8 +7,8 @@ import zipfile
 from pathlib import Path
 from typing import IO
 
-from converter.checkpoint.allowed import LEFT_ASIDE, Named, find_allowed
-from converter.checkpoint.detect import Format
+from converter.checkpoint.file_format import Format
+from converter.checkpoint.pickle_allowlist import LEFT_ASIDE, Named, find_allowed
 from converter.checkpoint.trust import Trust
 from converter.errors import CheckpointError
 

@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from converter.checkpoint.torchscript.fast_paths import native_multi_head_attention, transformer_encoder_layer
-from converter.checkpoint.torchscript.numbers import DTYPES, MEMORY_FORMATS, ON_TENSORS, PLAIN, PRIM, OutOfBounds
-from converter.checkpoint.torchscript.operators import ALLOWED
+from converter.checkpoint.torchscript.fused_transformer_ops import (
+    native_multi_head_attention,
+    transformer_encoder_layer,
+)
+from converter.checkpoint.torchscript.op_allowlist import ALLOWED
+from converter.checkpoint.torchscript.scalar_ops import DTYPES, MEMORY_FORMATS, ON_TENSORS, PLAIN, PRIM, OutOfBounds
 from converter.errors import CheckpointError, ConversionError
 from converter.ir import custom_ops
 

@@ -12,13 +12,13 @@ from typing import IO, Any
 
 import torch
 
-from converter.checkpoint.allowed import Refused, is_tensor_name
-from converter.checkpoint.detect import Format, archive_names, torch_records
-from converter.checkpoint.isolation import expect
-from converter.checkpoint.names import Asked, names_asked_for, resolve
-from converter.checkpoint.source import place_of_error
+from converter.checkpoint.file_format import Format, archive_names, torch_records
+from converter.checkpoint.import_isolation import expect
+from converter.checkpoint.pickle_allowlist import Refused, is_tensor_name
+from converter.checkpoint.pickle_globals import Asked, names_asked_for, resolve
 from converter.checkpoint.trust import NotFoundError, Trust, is_part_of_python
 from converter.checkpoint.unpickler import NameRefused, RestrictedUnpickler, TrustedCodeError
+from converter.checkpoint.user_source import place_of_error
 from converter.errors import CheckpointError, ConversionError
 
 HOSTILE_CURE = "do not trust this file: no model needs this. Ask whoever made it for a state dict or .safetensors"

@@ -22,9 +22,9 @@ from torch.export import ExportedProgram
 from torch.export.pt2_archive._package import load_pt2
 from torch.utils._pytree import treespec_loads
 
-from converter.checkpoint.allowed import installed_module
-from converter.checkpoint.detect import archive_names, torch_records
-from converter.checkpoint.expressions import is_size_expression
+from converter.checkpoint.file_format import archive_names, torch_records
+from converter.checkpoint.pickle_allowlist import installed_module
+from converter.checkpoint.symbolic_expressions import is_size_expression
 from converter.checkpoint.trust import NotFoundError
 from converter.errors import CheckpointError
 

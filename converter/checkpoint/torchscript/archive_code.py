@@ -3,7 +3,7 @@
 import ast
 from collections.abc import Iterator
 
-from converter.checkpoint.torchscript.operators import ALLOWED
+from converter.checkpoint.torchscript.op_allowlist import ALLOWED
 
 LONGEST = 1 << 26  # characters of one record
 DEEPEST = 90  # nested expressions and statements; PyTorch's parser calls itself for each

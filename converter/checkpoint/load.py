@@ -1,0 +1,287 @@
+"""From a file to a module or an exported program, without running anything that the user did not vouch for."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from converter.checkpoint.exported_program import LIFTED_BY, load_exported
+from converter.checkpoint.factory import build, config_folder, is_config, named_code
+from converter.checkpoint.file_format import Format, file_format
+from converter.checkpoint.hugging_face import LIFTED_BY as HUGGING_FACE_LIFTED_BY
+from converter.checkpoint.hugging_face import load_folder, load_into_folder
+from converter.checkpoint.import_isolation import UserCode
+from converter.checkpoint.model_folder import files_of, has_config, is_index, weights_in
+from converter.checkpoint.pickle_loader import load_pickled
+from converter.checkpoint.shards import load_shards
+from converter.checkpoint.state_dict import (
+    SHOWN,
+    KeyFilter,
+    as_float32,
+    changed_to_float32,
+    check_measure,
+    check_parts,
+    find_model,
+    fit,
+    unwrapped,
+)
+from converter.checkpoint.torchscript import load_torchscript
+from converter.checkpoint.torchscript.archive import LIFTED_BY as TORCHSCRIPT_LIFTED_BY
+from converter.checkpoint.trust import Trust, lifted
+from converter.errors import CheckpointError
+from converter.ir.module_tensors import tensors_of
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model as read from a file.
+
+    Attributes:
+        path: of the file.
+        sha256: of its content.
+        kind: "module", "state dict" or "exported program".
+        module: in eval mode on the CPU, floating point weights in float32; None for an exported program.
+        program: of a `.pt2`; None otherwise.
+        notes: what was taken, dropped or changed, each a sentence without full stop.
+        code: in which the module may run.
+    """
+
+    path: Path
+    sha256: str
+    kind: str
+    module: nn.Module | None
+    program: ExportedProgram | None
+    notes: tuple[str, ...]
+    code: UserCode
+
+
+def load(
+    path: Path | str,
+    *,
+    factory: str | None = None,
+    factory_args: dict[str, Any] | None = None,
+    drop_keys: Sequence[str] = (),
+    trust: Sequence[str] = (),
+) -> Checkpoint:
+    """Reads a checkpoint of any format; the content decides which, never the name.
+
+    Args:
+        path: a file of torch.save (module, state dict or training checkpoint), torch.jit.save, .safetensors, or .pt2; a
+            folder of Hugging Face's with config.json and weights; the index of a sharded state dict.
+        factory: the architecture of a state dict: package.module:name, file.py:name, timm:NAME, torchvision:NAME,
+            hf:FOLDER.
+        factory_args: keyword arguments of the factory.
+        drop_keys: glob patterns of the state dict's keys to leave out.
+        trust: packages, modules and Python files whose classes and functions the file may use; "pt2", "torchscript" and
+            "hf" lift the guards of these, "all" lifts all. These, and what their source files import, may come from
+            the current directory and from beside the checkpoint.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, no checkpoint, asks for code that was not trusted, or its weights
+            do not fit the factory's module.
+        UsageError: `factory`, `factory_args` or `trust` name what is not there.
+        ConversionError: the user's own code raised.
+    """
+    path = Path(path)
+    trusted = Trust.of(trust)
+    code = _code_of(path, trusted, factory)
+    drop = KeyFilter(drop_keys)
+    model, notes = _read(path, trusted, trust, code, drop, built_elsewhere=factory is not None)
+    if trusted.everything:
+        notes = [*notes, "whatever code the file asked for was allowed to run (--trust-all)"]
+    digest = _sha256(path)
+    if isinstance(model, ExportedProgram):
+        unneeded = _unneeded(factory, drop_keys)
+        return Checkpoint(path, digest, "exported program", None, model, (*notes, *unneeded), code)
+    if isinstance(model, nn.Module):
+        with code:
+            module, changes = as_float32(model)
+        unneeded = _unneeded(factory, drop_keys)
+        return Checkpoint(path, digest, "module", module, None, (*notes, *changes, *unneeded), code)
+    if factory is None:
+        raise _needs_factory(path, model)
+    given = {value.dtype for value in model.values() if isinstance(value, torch.Tensor) and value.is_floating_point()}
+    fitted = _into_folder(model, path, factory, factory_args or {}, drop)
+    if fitted is None:
+        module, told = unwrapped(build(factory, factory_args or {}, code))
+        with code:
+            told += fit(module, model, path, factory, drop)
+    else:
+        module, told = fitted
+    with code:
+        module, changes = as_float32(module)
+    notes += [*told, *drop.notes()]
+    notes += [changed_to_float32(dtype) for dtype in sorted(given - {torch.float32}, key=str)]
+    return Checkpoint(path, digest, "state dict", module, None, tuple(dict.fromkeys([*notes, *changes])), code)
+
+
+def load_tensors(
+    path: Path | str, *, trust: Sequence[str] = (), drop_keys: Sequence[str] = ()
+) -> tuple[dict[str, torch.Tensor], nn.Module | None]:
+    """Every tensor of a checkpoint by name, those of half precision in float32, and the module if it holds one.
+
+    A state dict needs no architecture for that. Raises as `load` does.
+    """
+    path = Path(path)
+    trusted = Trust.of(trust)
+    drop = KeyFilter(drop_keys)
+    model, _ = _read(path, trusted, trust, _code_of(path, trusted), drop, built_elsewhere=True)
+    if isinstance(model, ExportedProgram):
+        named: Mapping[str, Any] = {**model.state_dict, **model.constants}
+    elif isinstance(model, nn.Module):
+        named = tensors_of(model)
+    else:
+        named = drop.kept(model)
+    tensors = {name: value.detach() for name, value in named.items() if isinstance(value, torch.Tensor)}
+    raised = {name: value.float() if _is_half(value) else value for name, value in tensors.items()}
+    return raised, model if isinstance(model, nn.Module) else None
+
+
+def _read(
+    path: Path, trusted: Trust, trust: Sequence[str], code: UserCode, drop: KeyFilter, *, built_elsewhere: bool
+) -> tuple[nn.Module | ExportedProgram | Mapping[str, Any], list[str]]:
+    """What the file or folder holds, and notes on what was taken of it.
+
+    Args:
+        built_elsewhere: of a folder with weights and an architecture, the weights only.
+    """
+    if path.is_dir() and (weights := weights_in(path)) is not None and (built_elsewhere or has_config(path)):
+        state, notes = _state_dict(weights, trusted, code)
+        if built_elsewhere:
+            return state, notes
+        size = sum(file.stat().st_size for file in files_of(path))
+        module, told = load_folder(path, drop.kept(state), size, trusted=lifted(HUGGING_FACE_LIFTED_BY, trust))
+        return module, [*notes, *told, *drop.notes()]
+    if is_index(path):
+        return _state_dict(path, trusted, code)
+    content_format = file_format(path)
+    if content_format is Format.EXPORTED:
+        program, told = load_exported(path, trusted=lifted(LIFTED_BY, trust))
+        return program, list(told)
+    if content_format is Format.TORCHSCRIPT:
+        return load_torchscript(path, trusted=lifted(TORCHSCRIPT_LIFTED_BY, trust))
+    with code:
+        refused: CheckpointError | None = None
+        left_aside: list[str] = []
+        if content_format is Format.SAFETENSORS:
+            content: Any = _safetensors(path)
+        else:
+            content, refused, left_aside = load_pickled(path, content_format, trusted)
+        model, notes = _found(content, path, refused, left_aside)
+    return model, notes
+
+
+def _into_folder(
+    state: Mapping[str, Any], path: Path, factory: str, arguments: dict[str, Any], drop: KeyFilter
+) -> tuple[nn.Module, list[str]] | None:
+    """The module of `hf:FOLDER` with these weights; None for other factories, or if keys have a wrapper's prefix."""
+    if not is_config(factory):
+        return None
+    size = sum(file.stat().st_size for file in files_of(path))
+    return load_into_folder(config_folder(factory, arguments), drop.kept(state), size)
+
+
+def _found(
+    content: Any, path: Path, refused: CheckpointError | None, left_aside: Sequence[str]
+) -> tuple[nn.Module | Mapping[str, Any], list[str]]:
+    """The model in what was read.
+
+    Args:
+        refused: what to raise unless it is a plain state dict.
+        left_aside: names of classes whose objects were not made.
+
+    Raises:
+        CheckpointError: there is none, it is larger than its file can hold, or it is no whole module.
+    """
+    try:
+        model, notes = find_model(content, path)
+        if isinstance(model, nn.Module):
+            tensors = (*model.parameters(), *model.buffers())
+            if not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
+                raise TypeError("parameters or buffers that are no tensors")
+            check_parts(model)
+            check_measure(tensors, path)
+        else:
+            check_measure(model.values(), path)
+    except CheckpointError as error:
+        raise refused or error from None
+    except Exception as error:  # a module whose state is any other object, or that holds itself
+        what = f"the model in the file is damaged: {type(error).__name__}: {str(error)[:200]}"
+        raise CheckpointError(what, where=str(path), cure="copy or download it again") from error
+    if refused is not None and isinstance(model, nn.Module):
+        raise refused
+    if left_aside:
+        shown = ", ".join(f"`{name}`" for name in left_aside[:SHOWN])
+        more = f" and {len(left_aside) - SHOWN} more" if len(left_aside) > SHOWN else ""
+        notes.append(f"objects of classes that are not known here were left aside: {shown}{more}")
+    return model, notes
+
+
+def _state_dict(path: Path, trusted: Trust, code: UserCode) -> tuple[Mapping[str, Any], list[str]]:
+    """The weights in a file, or in the files that an index names."""
+    notes: list[str] = []
+
+    def read(file: Path) -> Mapping[str, Any]:
+        if is_index(file):
+            cure = "copy or download the folder again"
+            raise CheckpointError(f"the index names another index, {file.name}", where=str(path), cure=cure)
+        model, told = _read(file, trusted, (), code, KeyFilter(()), built_elsewhere=True)
+        if not isinstance(model, Mapping):
+            what = f"{file.name} holds a whole model, not weights"
+            raise CheckpointError(what, where=str(file), cure="give this file itself")
+        notes.extend(told)
+        return model
+
+    return (load_shards(path, read) if is_index(path) else read(path)), notes
+
+
+def _code_of(path: Path, trusted: Trust, factory: str | None = None) -> UserCode:
+    """The user's code that may run: nothing unless it was named."""
+    names, files = named_code(factory)
+    return UserCode(
+        (Path.cwd(), path.resolve().parent),
+        (*trusted.packages, *names),
+        (*files, *trusted.scripts),
+        everything=trusted.everything,
+    )
+
+
+def _sha256(path: Path) -> str:
+    digests = []
+    for part in files_of(path):
+        with part.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+
+def _safetensors(path: Path) -> dict[str, Any]:
+    try:
+        return safetensors.torch.load_file(path, device="cpu")
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        what = f"the file is damaged: {error}"
+        raise CheckpointError(what, where=str(path), cure="copy or download it again") from error
+
+
+def _is_half(value: Any) -> bool:
+    return getattr(value, "is_floating_point", bool)() and value.dtype.itemsize < 4
+
+
+def _unneeded(factory: str | None, drop_keys: Sequence[str]) -> Iterator[str]:
+    if factory is not None:
+        yield f"--model {factory} was not needed: the file holds the model itself"
+    if drop_keys:
+        yield "--drop-keys was not needed: the file holds the model itself"
+
+
+def _needs_factory(path: Path, state: Any) -> CheckpointError:
+    keys = ", ".join(list(state)[:5])
+    what = f"this is a state dict: weights without the model they belong to ({len(state)} keys: {keys}, ...)"
+    cure = "name the class or function that builds the model: --model package.module:factory (or file.py:factory)"
+    return CheckpointError(what, where=str(path), cure=cure)
