@@ -26,8 +26,8 @@ from converter.plan.steps import Constant
 from converter.planning import make_plan
 from converter.reference import Reference
 from converter.report.results import Movement, Proof, Rewrite, TraceRow
-from converter.rewrites import EXACT_SHIFTS, KEEP_BATCHNORM, REWRITES, rewrite
-from converter.rewrites.change import Change
+from converter.rewrites.base import Change
+from converter.rewrites.pipelines import EXACT_SHIFTS, KEEP_BATCHNORM, REWRITES, rewrite
 from converter.source import Clock, Source
 from converter.tracing import departure, known_values, program_values, trace_plan, trace_values
 from converter.user_mappings import refuse_untranslated

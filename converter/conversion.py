@@ -27,7 +27,7 @@ from converter.plan.interface import facts, symbol_names
 from converter.reference import Reference, take_reference
 from converter.report.failures import failure_of
 from converter.report.results import Accuracy, ArtefactReport, ConversionReport, Proof, TraceRow, status_of
-from converter.rewrites.change import Change
+from converter.rewrites.base import Change
 from converter.source import Clock, Progress, Source, open_source
 from converter.tracing import by_module, disagrees, located, trace_artefact, worst_round
 from converter.training import training_remarks

@@ -12,7 +12,7 @@ from converter.ir.lazy_tensor import Deferred
 from converter.plan.layout import channels_last_result
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, Value
-from converter.rewrites.finiteness import may_be_infinite
+from converter.rewrites.analysis.finiteness import may_be_infinite
 from converter.rewrites.shift_to_depthwise import one_hot_kernel
 
 

@@ -46,7 +46,7 @@ from converter.capture.export import capture
 from converter.errors import ConversionError
 from converter.plan.builder import Plan
 from converter.planning import make_plan
-from converter.rewrites import REWRITES, rewrite
+from converter.rewrites.pipelines import REWRITES, rewrite
 
 DTYPES = (torch.float32, torch.int64, torch.int32, torch.bool)
 EXACT = 1e-10  # of an output's scale in float64, as in the product's first proof

@@ -18,10 +18,10 @@ from converter.artefacts.operators import count_operators
 from converter.ir.program import Program
 from converter.lower import Lowered
 from converter.planning import make_plan
-from converter.rewrites import EXACT_SHIFTS, REWRITES, rewrite
 from converter.rewrites.drop_identities import drop_identities
 from converter.rewrites.fold_batch_norm import fold_batch_norm
 from converter.rewrites.fold_constants import fold_constants
+from converter.rewrites.pipelines import EXACT_SHIFTS, REWRITES, rewrite
 from sample_models.systems import System
 
 MOVING = {

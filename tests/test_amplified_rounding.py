@@ -9,7 +9,7 @@ from torch import nn
 from converter.building import Built, Options, build
 from converter.planning import make_plan
 from converter.reference import take_reference
-from converter.rewrites import outputs
+from converter.rewrites.pipelines import outputs
 from converter.rounding import rounded_otherwise
 from converter.source import Clock, open_source
 from converter.verification.compare import compare_function

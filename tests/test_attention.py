@@ -26,7 +26,7 @@ from converter.capture.export import capture
 from converter.lower import Lowered
 from converter.plan.builder import Plan
 from converter.planning import make_plan
-from converter.rewrites import REWRITES, rewrite
+from converter.rewrites.pipelines import REWRITES, rewrite
 
 TOKENS = (2, 9, 24)
 

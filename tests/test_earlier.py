@@ -12,7 +12,7 @@ from converter.capture.export import capture
 from converter.conversion import Session
 from converter.earlier import Earlier, architecture
 from converter.ir.lazy_tensor import Answers, Deferred, noting
-from converter.rewrites import selecting
+from converter.rewrites.analysis import selection_ops
 
 
 class Block(nn.Module):
@@ -165,7 +165,7 @@ def test_questions_are_asked_of_the_new_values():
     bias = torch.arange(3.0)
     answers = Answers()
     with noting(answers):
-        assert Deferred.of(weight).answer(selecting.has_one_hot_rows)
+        assert Deferred.of(weight).answer(selection_ops.has_one_hot_rows)
         Deferred.of(bias).then(lambda b: b + 1).compute()
     assert answers.hold()
     weight[:, :, 1, 1], weight[:, :, 0, 0] = 0, 1

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import converter
 from converter.capture.export import capture
 from converter.errors import CaptureError, ConversionError, UnsupportedOperatorsError
-from converter.rewrites import REWRITES, rewrite
+from converter.rewrites.pipelines import REWRITES, rewrite
 from sample_models.calibration import calibrate
 from sample_models.kinds import KINDS, Kind
 

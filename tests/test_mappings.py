@@ -40,7 +40,7 @@ from converter.ir.program import Program
 from converter.lower import Lowered
 from converter.plan.registry import ABSENT, DECOMPOSITIONS, MAPPINGS, TABLES, restore, snapshot
 from converter.planning import make_plan
-from converter.rewrites import REWRITES, rewrite
+from converter.rewrites.pipelines import REWRITES, rewrite
 
 aten, ours = torch.ops.aten, torch.ops.converter
 

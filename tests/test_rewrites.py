@@ -41,33 +41,33 @@ from torch import nn
 from converter.errors import ConversionError
 from converter.ir.lazy_tensor import Deferred
 from converter.ir.program import Program
-from converter.rewrites import REWRITES, rewrite
-from converter.rewrites.adaptive_pools import adaptive_pools
-from converter.rewrites.change import Change
-from converter.rewrites.channel_permutation import find_channel_permutations
-from converter.rewrites.clamp_bounds import clamp_bounds
+from converter.rewrites.base import Change
 from converter.rewrites.constant_offsets import constant_offsets, learned_offsets
+from converter.rewrites.drop_batch_index import index_by_position
 from converter.rewrites.drop_dropout import drop_dropout
 from converter.rewrites.drop_identities import drop_identities
+from converter.rewrites.expand_adaptive_pools import adaptive_pools
+from converter.rewrites.expand_masked_attention import masked_attention
 from converter.rewrites.find_attention import find_attention
+from converter.rewrites.find_channel_permutations import find_channel_permutations
 from converter.rewrites.find_shifts import find_shifts, find_trained_shifts
 from converter.rewrites.find_space_to_depth import find_space_to_depth
-from converter.rewrites.focus import focus_to_space_to_depth
+from converter.rewrites.focus_to_space_to_depth import focus_to_space_to_depth
 from converter.rewrites.fold_batch_norm import fold_batch_norm
 from converter.rewrites.fold_channel_order import fold_channel_order
 from converter.rewrites.fold_constants import fold_constants
 from converter.rewrites.fold_depthwise_bias import fold_depthwise_bias
 from converter.rewrites.group_convolutions import group_convolutions
-from converter.rewrites.index_by_position import index_by_position
 from converter.rewrites.linear_to_matmul import linear_to_matmul
-from converter.rewrites.masked_attention import masked_attention
 from converter.rewrites.merge_padding import merge_padding
+from converter.rewrites.merge_separable import merge_separable
 from converter.rewrites.negative_zero_padding import negative_zero_padding
-from converter.rewrites.pool_windows import pool_windows
-from converter.rewrites.separable import merge_separable
+from converter.rewrites.normalize_pools import pool_windows
+from converter.rewrites.note_split_volumes import tell_split_volumes
+from converter.rewrites.pipelines import REWRITES, rewrite
 from converter.rewrites.shift_to_depthwise import shift_to_depthwise
-from converter.rewrites.tell_split_volumes import tell_split_volumes
 from converter.rewrites.tie_embeddings import tie_embeddings
+from converter.rewrites.unify_clamp_bounds import clamp_bounds
 
 aten, ours = torch.ops.aten, torch.ops.converter
 

@@ -32,10 +32,10 @@ from converter.artefacts import onnx_file
 from converter.errors import CaptureError
 from converter.ir.program import Program
 from converter.lower import Lowered
-from converter.rewrites import EXACT_SHIFTS, REWRITES, rewrite
 from converter.rewrites.drop_identities import drop_identities
 from converter.rewrites.find_shifts import BORDERS, find_sampled_shifts, read_shift
 from converter.rewrites.fold_constants import fold_constants
+from converter.rewrites.pipelines import EXACT_SHIFTS, REWRITES, rewrite
 
 ours = torch.ops.converter
 RECOGNISING = (drop_identities, fold_constants, find_sampled_shifts)

@@ -15,8 +15,8 @@ from converter.capture.export import capture
 from converter.capture.import_exported import from_exported
 from converter.earlier import Earlier
 from converter.errors import CaptureError, UnsupportedOperatorsError
-from converter.rewrites import REWRITES, rewrite
 from converter.rewrites.fold_constants import NUMBERS
+from converter.rewrites.pipelines import REWRITES, rewrite
 
 
 class Layer(nn.Module):

@@ -15,9 +15,15 @@ from torch import Tensor, fx
 
 from converter.ir import custom_ops
 from converter.ir.program import Origin, Program, module_path
-from converter.rewrites.change import Change
-from converter.rewrites.finiteness import may_be_infinite
-from converter.rewrites.selecting import constant_behind, fixed_example, is_deformable, is_one_hot, vanishes
+from converter.rewrites.analysis.finiteness import may_be_infinite
+from converter.rewrites.analysis.selection_ops import (
+    constant_behind,
+    fixed_example,
+    is_deformable,
+    is_one_hot,
+    vanishes,
+)
+from converter.rewrites.base import Change
 
 aten, ours = torch.ops.aten, torch.ops.converter
 assert custom_ops  # registers torch.ops.converter

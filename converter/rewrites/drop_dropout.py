@@ -9,7 +9,7 @@ from torch import fx
 from converter.compat.export_patches import RECURRENT
 from converter.ir import custom_ops
 from converter.ir.program import Program, module_path
-from converter.rewrites.change import Change
+from converter.rewrites.base import Change
 
 LAYERS, DROPOUT = 4, 5  # positions in the operators' arguments
 assert custom_ops  # registers torch.ops.converter

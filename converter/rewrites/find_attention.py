@@ -22,8 +22,8 @@ from torch import Tensor, fx
 from converter.ir import custom_ops
 from converter.ir.program import Program, module_path
 from converter.ir.sizes import example_shape as known
-from converter.rewrites.change import Change
-from converter.rewrites.positions import MOVING, sources, traced
+from converter.rewrites.analysis.provenance import MOVING, sources, traced
+from converter.rewrites.base import Change
 
 aten, ours = torch.ops.aten, torch.ops.converter
 assert custom_ops  # registers torch.ops.converter

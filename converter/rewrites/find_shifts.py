@@ -23,10 +23,10 @@ from torch import fx
 
 from converter.ir.program import Program, module_path
 from converter.ir.sizes import symbolic_shape
-from converter.rewrites.change import Change
-from converter.rewrites.finiteness import may_be_infinite
-from converter.rewrites.positions import sources, trace
-from converter.rewrites.selecting import FIXED_ONLY, Allowed, is_kernel, tensors_behind
+from converter.rewrites.analysis.finiteness import may_be_infinite
+from converter.rewrites.analysis.provenance import sources, trace
+from converter.rewrites.analysis.selection_ops import FIXED_ONLY, Allowed, is_kernel, tensors_behind
+from converter.rewrites.base import Change
 
 aten, ours = torch.ops.aten, torch.ops.converter
 

@@ -17,9 +17,9 @@ from torch import fx
 
 from converter.ir import custom_ops
 from converter.ir.program import Program, module_path
-from converter.rewrites.change import Change
+from converter.rewrites.analysis.provenance import sources, trace
+from converter.rewrites.base import Change
 from converter.rewrites.fold_channel_order import taken_by_weights
-from converter.rewrites.positions import sources, trace
 
 aten, ours = torch.ops.aten, torch.ops.converter
 ENDS = {

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from converter.ir.lazy_tensor import Deferred
 from converter.ir.program import Origin, Program, module_path
-from converter.rewrites.change import Change
+from converter.rewrites.base import Change
 
 aten = torch.ops.aten
 FOLDABLE = {

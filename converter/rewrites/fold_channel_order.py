@@ -26,7 +26,7 @@ from torch import Tensor, fx
 from converter.ir import custom_ops
 from converter.ir.program import Origin, Program, module_path
 from converter.ir.sizes import symbolic_shape
-from converter.rewrites.change import Change
+from converter.rewrites.base import Change
 
 aten, ours = torch.ops.aten, torch.ops.converter
 REORDER = custom_ops.reorder_channels._opoverload

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map_only
 from converter.ir.lazy_tensor import Deferred
 from converter.ir.program import Origin, Program, default_dtype, module_path
 from converter.ir.sizes import symbolic_shape
-from converter.rewrites.change import Change
+from converter.rewrites.base import Change
 
 aten = torch.ops.aten
 REARRANGING = {

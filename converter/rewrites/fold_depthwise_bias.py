@@ -10,8 +10,8 @@ from torch import Tensor
 
 from converter.ir.lazy_tensor import Deferred
 from converter.ir.program import Origin, Program, module_path
-from converter.rewrites.change import Change
-from converter.rewrites.separable import complete, separable
+from converter.rewrites.base import Change
+from converter.rewrites.merge_separable import complete, separable
 
 aten = torch.ops.aten
 

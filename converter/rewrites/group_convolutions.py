@@ -19,7 +19,7 @@ from torch import fx
 from converter.ir import custom_ops
 from converter.ir.lazy_tensor import Deferred
 from converter.ir.program import Origin, Program, module_path
-from converter.rewrites.change import Change
+from converter.rewrites.base import Change
 
 aten, ours = torch.ops.aten, torch.ops.converter
 CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv1d.padding, aten.conv2d.padding}

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from converter.ir.program import Origin, Program, module_path
-from converter.rewrites.change import Change
+from converter.rewrites.base import Change
 
 aten = torch.ops.aten
 

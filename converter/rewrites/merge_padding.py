@@ -11,7 +11,7 @@ from torch import fx
 from converter.ir import custom_ops
 from converter.ir.program import Program, module_path
 from converter.ir.windows import same_padding
-from converter.rewrites.change import Change
+from converter.rewrites.base import Change
 
 aten, ours = torch.ops.aten, torch.ops.converter
 CONVOLUTIONS = {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv3d.default: 3}

@@ -11,9 +11,9 @@ from torch import fx
 
 from converter.ir import custom_ops
 from converter.ir.program import Program, module_path
-from converter.rewrites.change import Change
+from converter.rewrites.base import Change
 from converter.rewrites.merge_padding import zeros_padded
-from converter.rewrites.pool_windows import MAXIMUM, each, geometry
+from converter.rewrites.normalize_pools import MAXIMUM, each, geometry
 
 aten, ours = torch.ops.aten, torch.ops.converter
 assert custom_ops  # registers torch.ops.converter

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from converter.ir import custom_ops
 from converter.ir.program import Origin, Program, module_path
-from converter.rewrites.change import Change
-from converter.rewrites.finiteness import may_be_infinite
+from converter.rewrites.analysis.finiteness import may_be_infinite
+from converter.rewrites.base import Change
 
 aten, ours = torch.ops.aten, torch.ops.converter
 LARGEST_KERNEL = 9  # elements

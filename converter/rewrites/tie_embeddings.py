@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from converter.ir.program import Program, module_path
-from converter.rewrites.change import Change
+from converter.rewrites.base import Change
 
 aten = torch.ops.aten
 TRANSPOSING = {aten.permute.default, aten.transpose.int, aten.t.default, aten.numpy_T.default}

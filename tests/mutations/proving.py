@@ -25,7 +25,7 @@ from converter.ir.program import Program
 from converter.planning import make_plan
 from converter.reference import Reference, take_reference
 from converter.report.results import Proof
-from converter.rewrites import REWRITES
+from converter.rewrites.pipelines import REWRITES
 from converter.source import Clock, Source, open_source
 from converter.verification.compare import compare_artefact
 from mutations.artefact_faults import Edit, keras_edits, tensor_edits, write_keras_tensors

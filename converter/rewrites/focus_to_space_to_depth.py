@@ -15,7 +15,7 @@ from torch import fx
 
 from converter.ir import custom_ops
 from converter.ir.program import Program, module_path
-from converter.rewrites.change import Change
+from converter.rewrites.base import Change
 
 aten, ours = torch.ops.aten, torch.ops.converter
 HEIGHT, WIDTH = 2, 3

@@ -7,7 +7,7 @@ import torch
 
 from converter.ir import custom_ops
 from converter.ir.program import Program, module_path
-from converter.rewrites.change import Change
+from converter.rewrites.base import Change
 
 aten, ours = torch.ops.aten, torch.ops.converter
 assert custom_ops  # registers torch.ops.converter

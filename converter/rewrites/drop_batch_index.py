@@ -11,7 +11,7 @@ from torch import fx
 
 from converter.ir.program import Program, module_path
 from converter.ir.sizes import symbolic_shape
-from converter.rewrites.change import Change
+from converter.rewrites.base import Change
 
 aten = torch.ops.aten
 INDEXING = {aten.index.Tensor, aten._unsafe_index.Tensor}

@@ -14,7 +14,7 @@ from torch._ops import OpOverload
 
 from converter.ir.program import Program, module_path
 from converter.ir.sizes import symbolic_shape
-from converter.rewrites.change import Change
+from converter.rewrites.base import Change
 
 aten = torch.ops.aten
 AVERAGE = {

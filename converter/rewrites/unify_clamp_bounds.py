@@ -6,7 +6,7 @@ clamp(x, 0.001, 1) -> clamp(x, 0.001, 1.0)
 import torch
 
 from converter.ir.program import Program, module_path
-from converter.rewrites.change import Change
+from converter.rewrites.base import Change
 
 aten = torch.ops.aten
 

@@ -17,8 +17,8 @@ from torch import Tensor, fx
 from converter.ir import custom_ops
 from converter.ir.program import Program
 from converter.ir.sizes import example_shape as known
+from converter.rewrites.analysis.selection_ops import FIXED_ONLY, Allowed, is_kernel, is_selecting, selected
 from converter.rewrites.fold_constants import FILLING, is_filling
-from converter.rewrites.selecting import FIXED_ONLY, Allowed, is_kernel, is_selecting, selected
 
 aten, ours = torch.ops.aten, torch.ops.converter
 assert custom_ops  # registers torch.ops.converter

@@ -1,6 +1,9 @@
 """What a rewrite says of itself."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from converter.ir.program import Program
 
 
 @dataclass(frozen=True)
@@ -18,3 +21,6 @@ class Change:
     module: str
     description: str = ""
     minor: bool = False
+
+
+Rewrite = Callable[[Program], list[Change]]

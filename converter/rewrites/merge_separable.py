@@ -13,7 +13,7 @@ from torch import fx
 from converter.ir import custom_ops
 from converter.ir.program import Program, module_path
 from converter.ir.windows import same_padding
-from converter.rewrites.change import Change
+from converter.rewrites.base import Change
 
 aten, ours = torch.ops.aten, torch.ops.converter
 DEPTHWISE = {aten.conv2d.default, aten.conv2d.padding, ours.padded_conv.default}
