@@ -8,7 +8,7 @@ from keras import layers, ops
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, Unsupported
 from mappings.elementwise import elu
-from mappings.normalisation import met_at_several_ranks
+from mappings.normalization import met_at_several_ranks
 
 aten = torch.ops.aten
 

@@ -6,8 +6,8 @@ import torch
 from keras import ops
 
 from converter.plan.registry import maps
+from mappings.comparison import as_array
 from mappings.elementwise import arithmetic, sign, sum_of, unary
-from mappings.logic import as_array
 
 aten = torch.ops.aten
 # Integers are raised to the type of the result first, which Keras would take for float32 in every run.

@@ -15,10 +15,10 @@ from converter.plan.builder import Plan
 from converter.plan.layout import Layout
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, ItemStep, Movement, Unsupported, Value
-from mappings import unknown_sizes
+from mappings import dynamic_resize
 from mappings.matmul import contract
-from mappings.ordering import is_used
 from mappings.reductions import reduced, softmax_over
+from mappings.sort import is_used
 
 aten = torch.ops.aten
 assert ours  # registers torch.ops.converter
@@ -61,7 +61,7 @@ def attention(plan, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=
 def causal_mask(plan: Plan, query: Value, key: Value | Constant, rows: Size, columns: Size) -> Constant | Value:
     """Row i sees columns 0 to i."""
     if not isinstance(rows, int) or not isinstance(columns, int):
-        places = [unknown_sizes.places(plan, x, len(x.shape) - 2, n) for x, n in ((query, rows), (key, columns))]
+        places = [dynamic_resize.places(plan, x, len(x.shape) - 2, n) for x, n in ((query, rows), (key, columns))]
         layout = Layout(((0,), (1,)), ((0,), (1,)), {0: rows, 1: columns})
         compare = lambda i, j: ops.expand_dims(i, 1) >= ops.expand_dims(j, 0)  # noqa: E731
         return plan.call(compare, *places, layout=layout, dtype=torch.bool)

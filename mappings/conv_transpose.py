@@ -13,8 +13,8 @@ from converter.plan.layout import channels_last_result
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, Unsupported
 from mappings.conv import each, padded_convolution, without_batch
+from mappings.dynamic_resize import along, counted
 from mappings.padding import cropped
-from mappings.unknown_sizes import along, counted
 
 aten = torch.ops.aten
 CONV_TRANSPOSE = {1: layers.Conv1DTranspose, 2: layers.Conv2DTranspose, 3: layers.Conv3DTranspose}

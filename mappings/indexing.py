@@ -12,8 +12,8 @@ from converter.ir.sizes import product
 from converter.plan.layout import Layout
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, Unsupported, Value
-from mappings.addressing import read, several
-from mappings.expansion import expanded
+from mappings.expand import expanded
+from mappings.gather_scatter import read, several
 
 aten = torch.ops.aten
 

@@ -11,9 +11,9 @@ from keras.backend import standardize_dtype
 from converter.plan.layout import Layout
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, Unsupported, Value
-from mappings.addressing import number
-from mappings.expansion import expanded
-from mappings.ordering import is_used
+from mappings.expand import expanded
+from mappings.gather_scatter import number
+from mappings.sort import is_used
 
 aten = torch.ops.aten
 

@@ -16,12 +16,12 @@ from converter.ir.sizes import as_size
 from converter.plan.layout import channels_last_result
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, Unsupported
-from mappings import unknown_sizes
+from mappings import dynamic_resize
+from mappings.axis_matmul import multiplied
 from mappings.conv import each
-from mappings.matrices import multiplied
-from mappings.maxima import adaptive, bounds, maxima_and_positions, sliding
+from mappings.dynamic_resize import Resize
+from mappings.max_with_indices import adaptive, bounds, maxima_and_positions, sliding
 from mappings.padding import is_same, pad_spatial
-from mappings.unknown_sizes import Resize
 
 aten = torch.ops.aten
 MAXIMUM = {1: layers.MaxPooling1D, 2: layers.MaxPooling2D}
@@ -278,8 +278,8 @@ def adaptive_average_pool(plan, x, output_size):
         if not all(isinstance(n, int) for n in (*x.shape[2:], *shape[2:])):
             for dim in range(2, rank + 2):
                 if x.shape[dim] != shape[dim]:
-                    x = unknown_sizes.weighted(
-                        plan, x, dim, shape[dim], Resize(), unknown_sizes.mean, "an adaptive pool"
+                    x = dynamic_resize.weighted(
+                        plan, x, dim, shape[dim], Resize(), dynamic_resize.mean, "an adaptive pool"
                     )
             return x
         size = evenly(x.shape[2:], shape[2:])
@@ -324,7 +324,7 @@ def adaptive_max_pool(plan, x, output_size):
         if not all(isinstance(n, int) for n in (*x.shape[2:], *shape[2:])):
             for dim in range(2, rank + 2):
                 if x.shape[dim] != shape[dim]:
-                    x = unknown_sizes.largest(plan, x, dim, shape[dim])
+                    x = dynamic_resize.largest(plan, x, dim, shape[dim])
             return x
         size = evenly(x.shape[2:], shape[2:])
         if size and rank < 3:

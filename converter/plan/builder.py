@@ -251,7 +251,7 @@ class Plan:
 
     def _opened(self, value: Value, layout: Layout, reason: str) -> Step:
         """The move from axes that no longer share unknown sizes, as that from those at hand cannot be made."""
-        from mappings.unknown_sizes import opened
+        from mappings.dynamic_resize import opened
 
         apart = opened(self, value)
         _, move = apart.layout.to(layout.axes)

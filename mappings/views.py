@@ -9,7 +9,7 @@ from converter.ir.sizes import Size, product
 from converter.plan.layout import Layout
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, Unsupported, Value
-from mappings import unknown_sizes
+from mappings import dynamic_resize
 
 aten = torch.ops.aten
 INT32 = 2**31 - 1
@@ -78,7 +78,7 @@ def slice_(plan, x, dim=0, start=None, end=None, step=1):
     if not all(isinstance(n, int) for n in (start, end, step)):
         if step != 1:
             raise Unsupported("steps from bounds that depend on the input")
-        return unknown_sizes.part(plan, x, dim, start, plan.shape()[dim])
+        return dynamic_resize.part(plan, x, dim, start, plan.shape()[dim])
     x, axis = plan.one_axis(x, dim, "a slice")
     layout, _ = x.layout.resized(dim, plan.shape()[dim])
     cut = (*(slice(None),) * axis, bounded(start, end, step, x.shape[dim]))

@@ -20,21 +20,21 @@ from keras import layers, ops
 from converter.ir.sizes import quotient
 from converter.plan.layout import channels_last_result
 from converter.plan.registry import maps
-from mappings import unknown_sizes
+from mappings import dynamic_resize
+from mappings.axis_matmul import along, multiplied
+from mappings.dynamic_resize import Resize
 from mappings.indexing import picked
-from mappings.matrices import along, multiplied
-from mappings.unknown_sizes import Resize
 
 aten = torch.ops.aten
 SAMPLE = 1024  # of an unknown size
 UPSAMPLING = {1: layers.UpSampling1D, 2: layers.UpSampling2D, 3: layers.UpSampling3D}
 AT_RUN_TIME = {
-    aten.upsample_linear1d: unknown_sizes.linear,
-    aten.upsample_bilinear2d: unknown_sizes.linear,
-    aten.upsample_trilinear3d: unknown_sizes.linear,
-    aten.upsample_bicubic2d: unknown_sizes.cubic,
-    aten._upsample_bilinear2d_aa: unknown_sizes.antialiased(1, unknown_sizes.triangle),
-    aten._upsample_bicubic2d_aa: unknown_sizes.antialiased(2, lambda x: unknown_sizes.cubic_filter(x, -0.5)),
+    aten.upsample_linear1d: dynamic_resize.linear,
+    aten.upsample_bilinear2d: dynamic_resize.linear,
+    aten.upsample_trilinear3d: dynamic_resize.linear,
+    aten.upsample_bicubic2d: dynamic_resize.cubic,
+    aten._upsample_bilinear2d_aa: dynamic_resize.antialiased(1, dynamic_resize.triangle),
+    aten._upsample_bicubic2d_aa: dynamic_resize.antialiased(2, lambda x: dynamic_resize.cubic_filter(x, -0.5)),
 }
 NEAREST = {
     aten.upsample_nearest1d: 1,
@@ -111,11 +111,11 @@ def channels_kept_last(plan, x):
 def resize(plan, packet, rank, x, align_corners, scales):
     old, new = x.shape[2:], plan.shape()[2:]
     if not all(isinstance(n, int) for n in (*old, *new)):
-        x = unknown_sizes.as_value(plan, x)
+        x = dynamic_resize.as_value(plan, x)
         for dim, (n, m, factor) in enumerate(zip(old, new, scales, strict=True), start=2):
             if n != m or factor not in (None, 1):
                 by = Resize(factor, align_corners)
-                x = unknown_sizes.weighted(plan, x, dim, m, by, AT_RUN_TIME[packet], "a resize")
+                x = dynamic_resize.weighted(plan, x, dim, m, by, AT_RUN_TIME[packet], "a resize")
         return x
     x = channels_kept_last(plan, x)
     if is_native(packet, x, align_corners, old, new, scales):
@@ -159,10 +159,10 @@ def pick_at_run_time(plan, packet, rank, x, new, scales):
         if all(np.array_equal(p, np.arange(SAMPLE).repeat(f)) for p, f in zip(chosen, factors, strict=True)):
             return repeated(plan, rank, x, factors)
     exact = "exact" in str(packet)
-    x = unknown_sizes.as_value(plan, x)
+    x = dynamic_resize.as_value(plan, x)
     for dim, (n, m, factor) in enumerate(zip(x.shape[2:], new, scales, strict=True), start=2):
         if n != m or factor not in (None, 1):
-            x = unknown_sizes.nearest(plan, x, dim, m, factor, exact)
+            x = dynamic_resize.nearest(plan, x, dim, m, factor, exact)
     return x
 
 

@@ -10,8 +10,8 @@ from converter.ir.sizes import product
 from converter.plan.precision import dtype_name
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, Unsupported, Value
+from mappings.comparison import as_array
 from mappings.elementwise import arithmetic
-from mappings.logic import as_array
 from mappings.reductions import reduced
 
 aten = torch.ops.aten

@@ -15,7 +15,7 @@ from converter.plan.layout import channels_last_result
 from converter.plan.registry import MAPPINGS, maps
 from converter.plan.steps import Constant, Unsupported, Value
 from mappings.elementwise import sum_of
-from mappings.sampling import ZEROS, batch_index, combined, linear, padded, total, weighted
+from mappings.grid_sample import ZEROS, batch_index, combined, linear, padded, total, weighted
 
 
 def deform_conv2d(

@@ -8,7 +8,7 @@ from converter.plan.precision import dtype_name
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, Unsupported, Value
 from mappings.elementwise import arithmetic
-from mappings.ordering import is_used
+from mappings.sort import is_used
 
 aten = torch.ops.aten
 

@@ -21,8 +21,8 @@ from converter.plan.precision import dtype_name
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, Unsupported, Value
 from mappings.elementwise import arithmetic, sum_of
-from mappings.expansion import expanded, zeros_along
-from mappings.shapes import slice_to
+from mappings.expand import expanded, zeros_along
+from mappings.views import slice_to
 
 aten = torch.ops.aten
 

@@ -7,7 +7,7 @@ from keras import ops
 from converter.plan.precision import dtype_name
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, Unsupported, Value
-from mappings.expansion import expanded, filled
+from mappings.expand import expanded, filled
 from mappings.indexing import in_storage, picked, plane
 
 aten = torch.ops.aten
