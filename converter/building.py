@@ -19,25 +19,25 @@ from converter.capture.input_domains import export_shapes
 from converter.ir.lazy_tensor import Answers, noting
 from converter.ir.program import Program
 from converter.ir.sizes import symbolic_shape
+from converter.lowering.planner import make_plan
+from converter.lowering.user_lowerings import refuse_untranslated
 from converter.memory import reusing_blocks, swept
 from converter.plan.builder import Plan
 from converter.plan.interface import Interface, to_artefact, to_torch
 from converter.plan.steps import Constant
-from converter.planning import make_plan
 from converter.reference import Reference
 from converter.report.results import Movement, Proof, Rewrite, TraceRow
 from converter.rewrites.base import Change
 from converter.rewrites.pipelines import EXACT_SHIFTS, KEEP_BATCHNORM, REWRITES, rewrite
 from converter.source import Clock, Source
 from converter.tracing import departure, known_values, program_values, trace_plan, trace_values
-from converter.user_mappings import refuse_untranslated
 from converter.verification.compare import Outputs, compare_function
 from converter.verification.weights import Expected, compare_weights
 
 if TYPE_CHECKING:
     from converter.artefacts.folded_constants import FoldedConstants
     from converter.artefacts.onnx_file import Exported
-    from converter.lower import Lowered
+    from converter.lowering.executor import Lowered
 
 MOST_KEPT = 30_000_000  # parameters of a model whose layers and variables are kept for later ones
 MOVING = {"Transpose": ("Transpose",), "Gather": ("Gather", "GatherV2", "GatherNd", "GatherND", "GatherElements")}
@@ -279,7 +279,7 @@ class Built:
 
     def _lowered(self, precision: str) -> Lowered:
         """The plan with variables of its own: they are gone with it, unless they are kept for later models."""
-        from converter.lower import Lowered
+        from converter.lowering.executor import Lowered
 
         if self.plan is None:
             raise AssertionError("ONNX is not lowered")

@@ -21,6 +21,8 @@ from converter.capture.submodel import Part
 from converter.earlier import Earlier
 from converter.errors import ConversionError, UsageError, unexpected
 from converter.interfaces import fed, labelled_accuracy, run_artefact
+from converter.lowering.training_notes import training_remarks
+from converter.lowering.user_lowerings import user_mappings
 from converter.memory import return_large_blocks
 from converter.outputs import ENDINGS, formats_of, output_path
 from converter.plan.interface import facts, symbol_names
@@ -30,8 +32,6 @@ from converter.report.results import Accuracy, ArtefactReport, ConversionReport,
 from converter.rewrites.base import Change
 from converter.source import Clock, Progress, Source, open_source
 from converter.tracing import by_module, disagrees, located, trace_artefact, worst_round
-from converter.training import training_remarks
-from converter.user_mappings import user_mappings
 from converter.verification.compare import compare_artefact
 from converter.verification.images import Preprocessing
 

@@ -18,6 +18,7 @@ from converter.capture.submodel import Part
 from converter.checkpoint.import_isolation import UserCode
 from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError, unexpected
 from converter.ir.program import module_path
+from converter.lowering.user_lowerings import user_mappings
 from converter.outputs import formats_of
 from converter.plan.builder import Plan
 from converter.plan.interface import facts, sizes_shown, symbol_names
@@ -35,7 +36,6 @@ from converter.report.results import (
     TensorFacts,
 )
 from converter.source import Clock, Progress, Source, open_source
-from converter.user_mappings import user_mappings
 
 
 def inspect(

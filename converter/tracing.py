@@ -31,7 +31,7 @@ from converter.verification.compare import FUNCTION_BOUND, ROUNDING_FACTOR, Outp
 from converter.verification.figures import FLOOR_ULP
 
 if TYPE_CHECKING:
-    from converter.lower import Lowered
+    from converter.lowering.executor import Lowered
 
 aten = torch.ops.aten
 NEAR = 0.05  # of the scale: statistics this close are those of the same value with a fault

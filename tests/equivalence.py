@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from converter.capture.export import capture
 from converter.ir.program import Program
+from converter.lowering.planner import make_plan
 from converter.plan.builder import Plan
 from converter.plan.interface import Interface
-from converter.planning import make_plan
 from converter.rewrites.fold_constants import fold_constants
 from converter.rewrites.pipelines import REWRITES, rewrite
 
@@ -112,7 +112,7 @@ def array_of(x) -> np.ndarray:
 
 def run_in_float64(plan: Plan, *batches: Sequence[Tensor]) -> list[list[np.ndarray]]:
     """The plan's results for each of `batches` in PyTorch's layout, of the shapes that the plan says."""
-    from converter.lower import Lowered
+    from converter.lowering.executor import Lowered
 
     lowered = Lowered(plan, "float64")
     made = []
@@ -165,7 +165,7 @@ def assert_computes_the_same(
         if moving:
             assert_same(rewritten.at(torch.float32).run(*inputs), program.at(torch.float32).run(*inputs), format, 0)
         return rewritten
-    from converter.lower import Lowered
+    from converter.lowering.executor import Lowered
 
     plan = make_plan(rewritten)
     double = Lowered(plan, "float64", stock=format == "keras")

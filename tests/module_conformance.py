@@ -189,7 +189,7 @@ def in_memory(built: Built, reference: Reference) -> Proof:
     """What the artefact would compute, without writing it: the Keras model itself, or the traced function."""
     import tensorflow as tf
 
-    from converter.lower import Lowered
+    from converter.lowering.executor import Lowered
 
     assert built.plan is not None
     lowered = Lowered(built.plan, "float32", stock=built.format == "keras")

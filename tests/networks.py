@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from converter.artefacts import keras_file, saved_model
 from converter.capture.export import capture
 from converter.ir.program import Program
-from converter.lower import Lowered
+from converter.lowering.executor import Lowered
+from converter.lowering.planner import make_plan
 from converter.plan.builder import Plan
-from converter.planning import make_plan
 from sample_models.calibration import calibrate
 from sample_models.kinds import KINDS, Kind
 from sample_models.systems import SYSTEMS, System

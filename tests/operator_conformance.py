@@ -44,8 +44,8 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from converter.capture.export import capture
 from converter.errors import ConversionError
+from converter.lowering.planner import make_plan
 from converter.plan.builder import Plan
-from converter.planning import make_plan
 from converter.rewrites.pipelines import REWRITES, rewrite
 
 DTYPES = (torch.float32, torch.int64, torch.int32, torch.bool)
@@ -269,7 +269,7 @@ def inputs_of(samples: Sequence[Sample]) -> list[Tensor]:
 
 
 def run(plan: Plan, inputs: Sequence[Tensor], precision: str) -> list[np.ndarray]:
-    from converter.lower import Lowered
+    from converter.lowering.executor import Lowered
 
     given = in_float64(inputs) if precision == "float64" else inputs
     results = Lowered(plan, precision)(*eager(plan, given))
@@ -287,7 +287,7 @@ def written(plan: Plan, inputs: Sequence[Tensor]) -> dict[str, list[np.ndarray]]
     import tensorflow as tf
     from keras.saving import load_model
 
-    from converter.lower import Lowered
+    from converter.lowering.executor import Lowered
 
     names = [output.name for output in plan.outputs]
     arrays = eager(plan, inputs)

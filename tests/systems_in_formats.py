@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from converter.artefacts import onnx_file
 from converter.artefacts.operators import count_operators
 from converter.ir.program import Program
-from converter.lower import Lowered
-from converter.planning import make_plan
+from converter.lowering.executor import Lowered
+from converter.lowering.planner import make_plan
 from converter.rewrites.drop_identities import drop_identities
 from converter.rewrites.fold_batch_norm import fold_batch_norm
 from converter.rewrites.fold_constants import fold_constants

@@ -7,7 +7,7 @@ from mutations.planting import called, planted, with_tensor
 from torch import nn
 
 from converter.building import Built, Options, build
-from converter.planning import make_plan
+from converter.lowering.planner import make_plan
 from converter.reference import take_reference
 from converter.rewrites.pipelines import outputs
 from converter.rounding import rounded_otherwise

@@ -23,9 +23,9 @@ from torch import nn
 import converter
 from converter.artefacts.recurrent_weights import recurrent_weights
 from converter.capture.export import capture
-from converter.lower import Lowered
+from converter.lowering.executor import Lowered
+from converter.lowering.planner import make_plan
 from converter.plan.builder import Plan
-from converter.planning import make_plan
 from converter.rewrites.pipelines import REWRITES, rewrite
 
 TOKENS = (2, 9, 24)

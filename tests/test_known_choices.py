@@ -8,11 +8,11 @@ import torch
 from equivalence import captured, planned
 from torch import nn
 
-from converter import planning
 from converter.building import Options, build
 from converter.comparison import prove_weights
+from converter.lowering import planner
+from converter.lowering.planner import make_plan
 from converter.plan.builder import Choices
-from converter.planning import make_plan
 from converter.source import Clock, open_source
 
 logging.getLogger("torch.__trace").propagate = False
@@ -41,7 +41,7 @@ def plan():
 
 
 def test_known_choices_give_the_plan_without_a_search(plan, monkeypatch):
-    monkeypatch.setattr(planning, "improved", pytest.fail)
+    monkeypatch.setattr(planner, "improved", pytest.fail)
     again = make_plan(plan.program, known=plan.choices.by_name())
     assert (again.choices, again.cost) == (plan.choices, plan.cost)
 

@@ -37,9 +37,9 @@ import mappings
 from converter.artefacts.operators import count_operators
 from converter.errors import UnsupportedOperatorsError
 from converter.ir.program import Program
-from converter.lower import Lowered
+from converter.lowering.executor import Lowered
+from converter.lowering.planner import make_plan
 from converter.plan.registry import ABSENT, DECOMPOSITIONS, MAPPINGS, TABLES, restore, snapshot
-from converter.planning import make_plan
 from converter.rewrites.pipelines import REWRITES, rewrite
 
 aten, ours = torch.ops.aten, torch.ops.converter

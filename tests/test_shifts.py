@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from converter.artefacts import onnx_file
 from converter.errors import CaptureError
 from converter.ir.program import Program
-from converter.lower import Lowered
+from converter.lowering.executor import Lowered
 from converter.rewrites.drop_identities import drop_identities
 from converter.rewrites.find_shifts import BORDERS, find_sampled_shifts, read_shift
 from converter.rewrites.fold_constants import fold_constants

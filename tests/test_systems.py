@@ -10,7 +10,7 @@ from equivalence import ROUNDING, examples, in_float64, run_in_float64
 from systems_in_formats import in_format, movement_alone, program_of, rewritten
 from torchvision_for_tests import load_torchvision
 
-from converter.planning import make_plan
+from converter.lowering.planner import make_plan
 from sample_models.systems import SYSTEMS, System
 
 ROWS = [

@@ -24,7 +24,7 @@ from torch.export import Dim
 import converter
 from converter.capture.import_exported import from_exported
 from converter.errors import UnsupportedOperatorsError
-from converter.lower import Lowered
+from converter.lowering.executor import Lowered
 
 SIZES = ((2, 9, 8), (3, 14, 11), (1, 8, 16))
 

@@ -12,10 +12,10 @@ from torch import nn
 import converter
 from converter.building import Options, build
 from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError
+from converter.lowering.planner import make_plan
+from converter.lowering.user_lowerings import user_mappings
 from converter.plan.registry import ABSENT, DECOMPOSITIONS, MAPPINGS, OWNERS, TRANSLATIONS
-from converter.planning import make_plan
 from converter.source import Clock, Source
-from converter.user_mappings import user_mappings
 
 SEQUENCE = (2, 3, 11)
 

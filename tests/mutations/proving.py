@@ -22,7 +22,7 @@ from converter.capture.random_inputs import Round, draw
 from converter.errors import ConversionError
 from converter.interfaces import run_artefact
 from converter.ir.program import Program
-from converter.planning import make_plan
+from converter.lowering.planner import make_plan
 from converter.reference import Reference, take_reference
 from converter.report.results import Proof
 from converter.rewrites.pipelines import REWRITES

@@ -10,15 +10,16 @@ import torch
 from torch import fx
 from torch.utils._pytree import tree_map_only
 
-from converter.choosing import improved
-from converter.decomposition import decompose
 from converter.errors import ConversionError, UnsupportedOperatorsError, unexpected
 from converter.ir.program import Program, module_path, source_line
 from converter.ir.sizes import size_of, symbolic_shape
+from converter.lowering.decompose import decompose
+from converter.lowering.io_layout import _feeds_channels_last, _follows_channels_last
+from converter.lowering.layout_search import improved
 from converter.plan.builder import Choices, Plan
 from converter.plan.interface import Interface
 from converter.plan.layout import Layout
-from converter.plan.registry import CHANNELS_LAST, MAPPINGS
+from converter.plan.registry import MAPPINGS
 from converter.plan.steps import Constant, InputStep, Step, Unsupported, Value
 from converter.rewrites.fold_constants import NUMBERS, fold_constants
 
@@ -194,54 +195,3 @@ def _map_outputs(plan: Plan, node: fx.Node) -> list[Step]:
         plan.outputs.append(Interface(name, value.layout.physical_shape, value.dtype, order))
         plan.results.append(value.step)
     return plan.results
-
-
-PASSED_THROUGH = 64  # operators between a graph input and the one that decides its layout
-
-
-def _feeds_channels_last(node: fx.Node) -> bool:
-    """Whether the nearest operator that cares asks for channels last."""
-    seen, ring = {node}, [node]
-    for _ in range(PASSED_THROUGH):
-        users = [user for n in ring for user in n.users if user not in seen]
-        if any(user.target in CHANNELS_LAST for user in users):
-            return True
-        ring = [u for u in users if u.op == "call_function" and _keeps_dimensions(u)]
-        seen.update(ring)
-        if not ring:
-            return False
-    return False
-
-
-def _follows_channels_last(plan: Plan, node: fx.Node) -> bool:
-    """Whether an operator that asks for channels last made it, or elementwise ones from an input that is held so."""
-    held = {
-        step.node
-        for step, i in zip(plan.input_steps, plan.inputs, strict=True)
-        if i.order != tuple(range(len(i.order)))
-    }
-    seen, ring = {node}, [node]
-    for _ in range(PASSED_THROUGH):
-        if any(n.target in CHANNELS_LAST or n in held for n in ring):
-            return True
-        ring = [
-            m
-            for n in ring
-            if n.op == "call_function" and _keeps_dimensions(n)
-            for m in n.all_input_nodes
-            if m not in seen and (m.op == "call_function" or m in held)
-        ]
-        seen.update(ring)
-        if not ring:
-            return False
-    return False
-
-
-MIXING = {
-    aten.view.default, aten.reshape.default, aten.permute.default, aten.transpose.int, aten.flatten.using_ints,
-    aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.linear.default, aten.matmul.default,
-}  # fmt: skip
-
-
-def _keeps_dimensions(node: fx.Node) -> bool:
-    return node.target not in MIXING

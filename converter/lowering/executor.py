@@ -20,10 +20,11 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from converter.artefacts import saved_model
 from converter.errors import ConversionError, unexpected
 from converter.ir.program import module_path
 from converter.ir.sizes import Size
+from converter.lowering.tf_function import Saved, trace
+from converter.lowering.user_lowerings import blame
 from converter.memory import swept
 from converter.plan.builder import Plan
 from converter.plan.dynamic_reshape import reshaped
@@ -40,7 +41,6 @@ from converter.plan.steps import (
     Step,
     in_order,
 )
-from converter.user_mappings import blame
 
 LARGE = 100_000  # elements of variables that are worth a sweep
 INLINE = 16  # a constant of so few elements may stand in a Keras file's JSON
@@ -133,7 +133,7 @@ class Lowered:
     stock: bool = False
     tensors: dict[str, tuple[Any, Constant]] = field(default_factory=dict)
     paths: dict[str, str] = field(default_factory=dict)
-    saved: saved_model.Saved | None = None
+    saved: Saved | None = None
     _layers: dict[Hashable, layers.Layer] = field(default_factory=dict)
     _constants: dict[Hashable, Any] = field(default_factory=dict)
     _names: set[str] = field(default_factory=set)
@@ -170,7 +170,7 @@ class Lowered:
     def traced(self) -> Any:
         """`named` as one function of TensorFlow, traced."""
         self.prepare()
-        return saved_model.trace(self.named, self.signature())
+        return trace(self.named, self.signature())
 
     @cached_property
     def model(self) -> keras.Model:

@@ -1,0 +1,62 @@
+"""Choose the layout of a model's inputs and outputs."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from converter.plan.builder import Plan
+from converter.plan.registry import CHANNELS_LAST
+
+aten = torch.ops.aten
+
+
+PASSED_THROUGH = 64  # operators between a graph input and the one that decides its layout
+
+
+def _feeds_channels_last(node: fx.Node) -> bool:
+    """Whether the nearest operator that cares asks for channels last."""
+    seen, ring = {node}, [node]
+    for _ in range(PASSED_THROUGH):
+        users = [user for n in ring for user in n.users if user not in seen]
+        if any(user.target in CHANNELS_LAST for user in users):
+            return True
+        ring = [u for u in users if u.op == "call_function" and _keeps_dimensions(u)]
+        seen.update(ring)
+        if not ring:
+            return False
+    return False
+
+
+def _follows_channels_last(plan: Plan, node: fx.Node) -> bool:
+    """Whether an operator that asks for channels last made it, or elementwise ones from an input that is held so."""
+    held = {
+        step.node
+        for step, i in zip(plan.input_steps, plan.inputs, strict=True)
+        if i.order != tuple(range(len(i.order)))
+    }
+    seen, ring = {node}, [node]
+    for _ in range(PASSED_THROUGH):
+        if any(n.target in CHANNELS_LAST or n in held for n in ring):
+            return True
+        ring = [
+            m
+            for n in ring
+            if n.op == "call_function" and _keeps_dimensions(n)
+            for m in n.all_input_nodes
+            if m not in seen and (m.op == "call_function" or m in held)
+        ]
+        seen.update(ring)
+        if not ring:
+            return False
+    return False
+
+
+MIXING = {
+    aten.view.default, aten.reshape.default, aten.permute.default, aten.transpose.int, aten.flatten.using_ints,
+    aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.linear.default, aten.matmul.default,
+}  # fmt: skip
+
+
+def _keeps_dimensions(node: fx.Node) -> bool:
+    return node.target not in MIXING
