@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 import click
 from click.shell_completion import CompletionItem
 
+from converter.artifacts.paths import ENDINGS, output_paths
 from converter.errors import OutputError
 from converter.interruption import Interrupted, raise_again
-from converter.outputs import ENDINGS, output_paths
 from converter.report.failures import SCHEMA, Failure, Report, failure_of, worst_status, write_report
 from converter.report.results import ConversionReport, ExplanationKind, VerificationReport
 

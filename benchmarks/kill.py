@@ -30,7 +30,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from converter.artefacts.placement import Placement  # noqa: E402
+from converter.artifacts.placement import Placement  # noqa: E402
 
 NET = """
 from torch import nn
@@ -223,7 +223,7 @@ def conversions(count: int, seed: int, formats: tuple[str, ...]) -> None:
 PLACES = """
 import hashlib, sys
 from pathlib import Path
-from converter.artefacts.placement import Placement, data_name
+from converter.artifacts.placement import Placement, data_name
 
 target, name = Path(sys.argv[1]), sys.argv[2]
 number = 0

@@ -21,7 +21,7 @@ import click
 from zoo import architectures, created, takes
 
 if TYPE_CHECKING:
-    from converter.artefacts.runner import Runner
+    from converter.artifacts.runner import Runner
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -138,7 +138,7 @@ def table(rows: list[dict], listed: int) -> str:
 def main(
     names: tuple[str, ...], formats: tuple[str, ...], write: Path | None, results: Path | None, until: datetime | None
 ) -> None:
-    from converter.artefacts.runner import Runner
+    from converter.artifacts.runner import Runner
 
     every = [*architectures(), DETECTOR]
     lines = results.read_text().splitlines() if results and results.exists() else []

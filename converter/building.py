@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from converter.artefacts.formats import Format
 from converter.artefacts.initialisers import expected_initialisers, is_exporters, refillable
-from converter.artefacts.recurrent_weights import refuse_projections
+from converter.artifacts.onnx_writer import refuse_projections
+from converter.artifacts.runtime.formats import Format
 from converter.capture.input_domains import export_shapes
 from converter.ir.lazy_tensor import Answers, noting
 from converter.ir.program import Program
@@ -36,7 +36,7 @@ from converter.verification.weights import Expected, compare_weights
 
 if TYPE_CHECKING:
     from converter.artefacts.folded_constants import FoldedConstants
-    from converter.artefacts.onnx_file import Exported
+    from converter.artifacts.onnx_writer import Exported
     from converter.lowering.executor import Lowered
 
 MOST_KEPT = 30_000_000  # parameters of a model whose layers and variables are kept for later ones
@@ -123,10 +123,10 @@ class Built:
             self._lowered("float32")
 
     def _write_onnx(self, path: Path) -> None:
-        from converter.artefacts import onnx_file
+        from converter.artifacts import onnx_writer
 
         self._in_onnx().save(path, self.stamp())
-        onnx_file.name_by_content(path)
+        onnx_writer.name_by_content(path)
 
     def _in_onnx(self) -> Exported:
         if self._exported:
@@ -141,11 +141,11 @@ class Built:
         return exported
 
     def _export(self) -> Exported:
-        from converter.artefacts import onnx_file
-        from converter.artefacts.onnx_recurrent import leave_whole
+        from converter.artifacts import onnx_writer
+        from converter.artifacts.onnx_rnn_translations import leave_whole
 
         dynamic = self.source.program.fixed_batch is None
-        return onnx_file.export(
+        return onnx_writer.export(
             leave_whole(self.program.at(torch.float32).graph_module),
             [_for_dynamic(x) if dynamic else x for x in self.source.examples],
             self.program.inputs,
@@ -161,17 +161,17 @@ class Built:
         return self._folded
 
     def _write_lowered(self, path: Path) -> None:
-        from converter.artefacts import keras_file, saved_model
+        from converter.artifacts import keras_writer, saved_model_writer
 
         lowered = self._lowered("float32")
         if self.format == "keras":
-            keras_file.write(lowered.model, path, self.stamp() | {"layers": lowered.paths})
+            keras_writer.write(lowered.model, path, self.stamp() | {"layers": lowered.paths})
         else:
             variables = {name: variable for name, (variable, _) in lowered.tensors.items()}
             if lowered.saved is None:
-                lowered.saved = saved_model.save(lowered.traced, variables, path, self.stamp())
+                lowered.saved = saved_model_writer.save(lowered.traced, variables, path, self.stamp())
             else:
-                saved_model.save_again(lowered.saved, variables, path, self.stamp())
+                saved_model_writer.save_again(lowered.saved, variables, path, self.stamp())
 
     @reusing_blocks()
     def prove_function(self, reference: Reference) -> Proof:

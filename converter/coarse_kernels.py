@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from converter.artefacts.runner import Runner
+from converter.artifacts.runner import Runner
 
 aten = torch.ops.aten
 

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from converter.artefacts.formats import Format, detect_format
-from converter.artefacts.runner import Runner, TensorSpec
-from converter.artefacts.stamp import read_stamp
+from converter.artifacts.detect_format import detect_format
+from converter.artifacts.runner import Runner, TensorSpec
+from converter.artifacts.runtime.formats import Format
+from converter.artifacts.runtime.stamp import read_stamp
 from converter.building import Options, build
 from converter.capture.input_shapes import NO_SHAPES
 from converter.capture.submodel import Part

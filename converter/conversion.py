@@ -13,9 +13,10 @@ from typing import Any, Self
 import numpy as np
 from torch import nn
 
-from converter.artefacts.formats import Format
-from converter.artefacts.placement import Placement, full_disk, says_full
-from converter.artefacts.runner import Runner
+from converter.artifacts.paths import ENDINGS, formats_of, output_path
+from converter.artifacts.placement import Placement, full_disk, says_full
+from converter.artifacts.runner import Runner
+from converter.artifacts.runtime.formats import Format
 from converter.building import Built, Options, build, described
 from converter.capture.submodel import Part
 from converter.earlier import Earlier
@@ -24,7 +25,6 @@ from converter.interfaces import fed, labelled_accuracy, run_artefact
 from converter.lowering.training_notes import training_remarks
 from converter.lowering.user_lowerings import user_mappings
 from converter.memory import return_large_blocks
-from converter.outputs import ENDINGS, formats_of, output_path
 from converter.plan.interface import facts, symbol_names
 from converter.reference import Reference, take_reference
 from converter.report.failures import failure_of

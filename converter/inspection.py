@@ -13,13 +13,13 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
+from converter.artifacts.paths import formats_of
 from converter.building import Options, build, described, tensors_read
 from converter.capture.submodel import Part
 from converter.checkpoint.import_isolation import UserCode
 from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError, unexpected
 from converter.ir.program import module_path
 from converter.lowering.user_lowerings import user_mappings
-from converter.outputs import formats_of
 from converter.plan.builder import Plan
 from converter.plan.interface import facts, sizes_shown, symbol_names
 from converter.plan.steps import CallStep, LayerStep, Value

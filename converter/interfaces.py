@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from converter.artefacts.runner import Runner
+from converter.artifacts.runner import Runner
 from converter.errors import ConversionError
 from converter.plan.interface import Interface, to_artefact, to_torch
 from converter.reference import Reference

@@ -12,7 +12,7 @@ from itertools import islice, permutations, product
 
 import numpy as np
 
-from converter.artefacts.runner import Runner, TensorSpec
+from converter.artifacts.runner import Runner, TensorSpec
 from converter.errors import ConversionError
 from converter.pairing import cast, counted, fits, kind, paired, perfect_matching, plain_name, shown
 from converter.plan.interface import Interface, sizes_shown

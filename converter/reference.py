@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
-from converter.artefacts.runner import Runner
+from converter.artifacts.runner import Runner
 from converter.capture.input_domains import free_sizes, input_specs, many_samples
 from converter.capture.random_inputs import Round, rounds
 from converter.coarse_kernels import Kernel, coarse_kernels

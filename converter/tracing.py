@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
-from converter.artefacts.messages import FIGURES, marks, slices
-from converter.artefacts.runner import Runner, Traced
+from converter.artifacts.runner import Runner, Traced
+from converter.artifacts.runtime.protocol import FIGURES, marks, slices
 from converter.coarse_kernels import Kernel, coarse_kernels
 from converter.errors import ConversionError
 from converter.ir.program import Program, default_dtype, module_path

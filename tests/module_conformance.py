@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from torch.testing._internal.common_modules import ModuleInfo, module_db
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from converter.artefacts import keras_file, onnx_file, saved_model
-from converter.artefacts.runner import TensorSpec
+from converter.artifacts import keras_writer, onnx_writer, saved_model_writer
+from converter.artifacts.paths import ENDINGS
+from converter.artifacts.runner import TensorSpec
 from converter.building import Built, Options, build
 from converter.capture.export import capture
 from converter.capture.input_domains import input_specs
@@ -35,14 +36,13 @@ from converter.capture.random_inputs import Round, rounds
 from converter.errors import ConversionError, UnsupportedOperatorsError
 from converter.interfaces import run_artefact
 from converter.ir.program import Program
-from converter.outputs import ENDINGS
 from converter.plan.interface import to_artefact, to_torch
 from converter.reference import Reference, constant_outputs
 from converter.report.results import ComparedOn, Proof
 from converter.source import Clock, Source
 from converter.verification.compare import compare_artefact
 
-READERS: dict[str, Any] = {"tf": saved_model, "keras": keras_file, "onnx": onnx_file}
+READERS: dict[str, Any] = {"tf": saved_model_writer, "keras": keras_writer, "onnx": onnx_writer}
 FORMATS = tuple(READERS)
 LEFT_OUT = ("Loss", "FractionalMaxPool2d", "FractionalMaxPool3d")
 MODULES: dict[str, ModuleInfo] = {

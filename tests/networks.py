@@ -22,7 +22,7 @@ from random_modules import network
 from systems_in_formats import program_of, rewritten
 from torch import Tensor, nn
 
-from converter.artefacts import keras_file, saved_model
+from converter.artifacts import keras_writer, saved_model_writer
 from converter.capture.export import capture
 from converter.ir.program import Program
 from converter.lowering.executor import Lowered
@@ -114,9 +114,9 @@ def written(row: Network, format: str, folder: Path) -> Case:
     lowered = Lowered(plan, stock=format == "keras")
     path = folder / ("network.keras" if format == "keras" else "network")
     if format == "keras":
-        keras_file.write(lowered.model, path, {})
+        keras_writer.write(lowered.model, path, {})
     else:
-        saved_model.save(lowered.traced, {name: v for name, (v, _) in lowered.tensors.items()}, path, {})
+        saved_model_writer.save(lowered.traced, {name: v for name, (v, _) in lowered.tensors.items()}, path, {})
     raised = program.at(torch.float64)
     expected = {batch: (program.run(*x), raised.run(*in_float64(x))) for batch, x in inputs.items()}
     for batch, x in inputs.items():

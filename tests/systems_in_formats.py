@@ -13,8 +13,8 @@ import torch
 from equivalence import captured, examples, to_artefact, to_torch
 from torch import Tensor, nn
 
-from converter.artefacts import onnx_file
-from converter.artefacts.operators import count_operators
+from converter.artifacts import onnx_writer
+from converter.artifacts.runtime.graph_ops import count_operators
 from converter.ir.program import Program
 from converter.lowering.executor import Lowered
 from converter.lowering.planner import make_plan
@@ -87,7 +87,7 @@ def in_onnx(program: Program, inputs: Sequence[Tensor], path: Path) -> tuple[Run
     shapes = tuple({0: torch.export.Dim("batch", min=1)} for _ in inputs)
     module = program.at(torch.float32).graph_module
     names = [f"x{i}" for i in range(len(inputs))]
-    onnx_file.write(module, list(inputs), names, ["y"], shapes, path, {})
+    onnx_writer.write(module, list(inputs), names, ["y"], shapes, path, {})
     session = onnxruntime.InferenceSession(str(path))
     counted: dict[str, int] = {}
     for node in onnx.load(str(path)).graph.node:

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from converter.artefacts.formats import detect_format
-from converter.artefacts.runner import Runner, TensorSpec
-from converter.artefacts.stamp import bears_our_stamp, read_stamp
+from converter.artifacts.detect_format import detect_format
+from converter.artifacts.runner import Runner, TensorSpec
+from converter.artifacts.runtime.stamp import bears_our_stamp, read_stamp
 from converter.errors import ConversionError
 
 STAMP = {"schema": 1, "converter": "0.1", "source_sha256": "ab" * 32, "options": {"layout": "auto", "ü": None}}
@@ -41,16 +41,16 @@ def keras_model():
 
 
 def write_keras(path: Path) -> None:
-    from converter.artefacts import keras_file
+    from converter.artifacts import keras_writer
 
-    keras_file.write(keras_model(), path, STAMP)
+    keras_writer.write(keras_model(), path, STAMP)
 
 
 def write_saved_model(path: Path) -> None:
     """With a loop and a custom gradient (silu), whose names TensorFlow counts up."""
     import tensorflow as tf
 
-    from converter.artefacts import saved_model
+    from converter.artifacts import saved_model_writer
 
     variables = {"stem.0.conv/kernel": tf.Variable(KERNEL), "stem.0.conv.bias": tf.Variable(BIAS)}
 
@@ -60,7 +60,7 @@ def write_saved_model(path: Path) -> None:
         return {"total.1": tf.reduce_mean(doubled, [1, 2]), "features": features}
 
     signature = [tf.TensorSpec((None, 9, 8, 4), tf.float32, name="image")]
-    saved_model.write(function, signature, variables, path, STAMP)
+    saved_model_writer.write(function, signature, variables, path, STAMP)
 
 
 def torch_network():
@@ -84,9 +84,9 @@ def write_onnx(path: Path, *, external_data: bool | None = None) -> None:
     import torch
 
     import converter.ir.custom_ops  # noqa: F401  # registers space_to_depth
-    from converter.artefacts import onnx_file
+    from converter.artifacts import onnx_writer
 
-    onnx_file.write(
+    onnx_writer.write(
         torch_network(),
         (torch.zeros(2, 3, 10, 8),),
         ["image"],
@@ -240,8 +240,8 @@ def test_formats_and_stamps_are_told_without_a_framework(artefacts):
     script = """
         import sys
         from pathlib import Path
-        from converter.artefacts.formats import detect_format
-        from converter.artefacts.stamp import read_stamp
+        from converter.artifacts.runtime.formats import detect_format
+        from converter.artifacts.runtime.stamp import read_stamp
         for path in sys.argv[1:]:
             print(detect_format(Path(path)), read_stamp(Path(path))["schema"])
         heavy = {"torch", "tensorflow", "keras", "onnx", "onnxruntime", "numpy"} & set(sys.modules)
@@ -415,10 +415,10 @@ def test_a_keras_file_of_any_name_opens(runners, artefacts, tmp_path):
 def test_an_input_name_that_tensorflow_would_change_is_refused(tmp_path, name):
     import tensorflow as tf
 
-    from converter.artefacts import saved_model
+    from converter.artifacts import saved_model_writer
 
     with pytest.raises(ValueError, match="rename"):
-        saved_model.write(lambda x: {"y": x}, [tf.TensorSpec((1,), name=name)], {}, tmp_path / "m", STAMP)
+        saved_model_writer.write(lambda x: {"y": x}, [tf.TensorSpec((1,), name=name)], {}, tmp_path / "m", STAMP)
 
 
 def test_the_saved_model_keeps_its_weights_by_name_and_once(artefacts):
@@ -457,12 +457,12 @@ def test_onnx_external_data_has_its_final_name(tmp_path):
 
 
 def test_weights_beside_an_onnx_file_are_named_by_their_content(tmp_path):
-    from converter.artefacts import onnx_file
-    from converter.artefacts.placement import data_name
+    from converter.artifacts import onnx_writer
+    from converter.artifacts.placement import data_name
 
     write_onnx(tmp_path / "net.onnx", external_data=True)
     content = (tmp_path / "net.onnx.data").read_bytes()
-    onnx_file.name_by_content(tmp_path / "net.onnx")
+    onnx_writer.name_by_content(tmp_path / "net.onnx")
     name = data_name("net.onnx", hashlib.sha256(content).hexdigest())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net.onnx", name]
     assert (tmp_path / name).read_bytes() == content
@@ -477,10 +477,10 @@ def test_a_conversion_of_large_weights_takes_the_place_of_an_earlier_one_with_it
     import torch
 
     import converter
-    from converter.artefacts import onnx_file
-    from converter.artefacts.placement import data_name
+    from converter.artifacts import onnx_writer
+    from converter.artifacts.placement import data_name
 
-    monkeypatch.setattr(onnx_file, "LARGEST", 0)
+    monkeypatch.setattr(onnx_writer, "LARGEST", 0)
     found = []
     for seed, verify in ((1, False), (2, True)):
         torch.manual_seed(seed)
@@ -499,14 +499,14 @@ def test_a_conversion_of_large_weights_takes_the_place_of_an_earlier_one_with_it
 
 def test_a_trace_of_large_weights_leaves_nothing_for_a_killed_process_to_leave(tmp_path, monkeypatch):
     """They are handed to the session in memory, not in a temporary file."""
-    from converter.artefacts import onnx_file
+    from converter.artifacts import onnx_writer
 
     write_onnx(tmp_path / "net.onnx", external_data=True)
     image = np.random.default_rng(0).normal(size=(2, 3, 10, 8)).astype(np.float32)
-    reader = onnx_file.Reader()
+    reader = onnx_writer.Reader()
     reader.open(tmp_path / "net.onnx")
     whole = list(reader.trace({"image": image}))
-    monkeypatch.setattr(onnx_file, "_LARGE", 200)
+    monkeypatch.setattr(onnx_writer, "_LARGE", 200)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     apart = list(reader.trace({"image": image}))
     assert [value[:3] for value in apart] == [value[:3] for value in whole]
@@ -542,25 +542,25 @@ def test_onnx_has_the_opset_asked_for(tmp_path, opset):
     import onnx
     import torch
 
-    from converter.artefacts import onnx_file
+    from converter.artifacts import onnx_writer
 
-    onnx_file.write(torch.nn.GELU(), (torch.zeros(2, 3),), ["x"], ["y"], None, tmp_path / "a.onnx", STAMP, opset)
+    onnx_writer.write(torch.nn.GELU(), (torch.zeros(2, 3),), ["x"], ["y"], None, tmp_path / "a.onnx", STAMP, opset)
     assert [entry.version for entry in onnx.load(tmp_path / "a.onnx").opset_import] == [opset]
 
 
 def test_an_opset_that_the_exporter_does_not_reach_is_no_other_one(tmp_path):
     import torch
 
-    from converter.artefacts import onnx_file
+    from converter.artifacts import onnx_writer
 
     with pytest.raises(ConversionError, match="gave opset 18, not 12"):
-        onnx_file.write(torch.nn.ReLU(), (torch.zeros(2, 3),), ["x"], ["y"], None, tmp_path / "a.onnx", STAMP, 12)
+        onnx_writer.write(torch.nn.ReLU(), (torch.zeros(2, 3),), ["x"], ["y"], None, tmp_path / "a.onnx", STAMP, 12)
 
 
 def test_operators_of_ours_come_out_as_onnx_operators(tmp_path, runners, artefacts):
     import torch
 
-    from converter.artefacts import onnx_file
+    from converter.artifacts import onnx_writer
 
     class Ours(torch.nn.Module):
         def forward(self, x):
@@ -568,7 +568,7 @@ def test_operators_of_ours_come_out_as_onnx_operators(tmp_path, runners, artefac
             return ours.dropout(ours.reorder_channels(ours.space_to_depth(x, 2), [1, 0, 3, 2]), 0.5)
 
     image = torch.arange(48.0).reshape(2, 1, 4, 6)
-    onnx_file.write(Ours().eval(), (image,), ["x"], ["y"], None, tmp_path / "a.onnx", STAMP)
+    onnx_writer.write(Ours().eval(), (image,), ["x"], ["y"], None, tmp_path / "a.onnx", STAMP)
     try:
         runners["onnx"].open(tmp_path / "a.onnx")
         assert runners["onnx"].operators() == {"Gather": 1, "SpaceToDepth": 1}
@@ -580,14 +580,14 @@ def test_operators_of_ours_come_out_as_onnx_operators(tmp_path, runners, artefac
 def test_onnx_of_an_operator_without_translation_is_explained(tmp_path):
     import torch
 
-    from converter.artefacts import onnx_file
+    from converter.artifacts import onnx_writer
 
     class Sorted(torch.nn.Module):
         def forward(self, x):
             return torch.linalg.eigvals(x).real
 
     with pytest.raises(ConversionError, match="linalg_eig"):
-        onnx_file.write(Sorted().eval(), (torch.zeros(3, 3),), ["x"], ["y"], None, tmp_path / "a.onnx", STAMP)
+        onnx_writer.write(Sorted().eval(), (torch.zeros(3, 3),), ["x"], ["y"], None, tmp_path / "a.onnx", STAMP)
 
 
 @pytest.mark.parametrize("format", WRITERS)
@@ -665,7 +665,7 @@ def test_a_runner_closed_at_once_leaves_no_process():
     ],
 )
 def test_arrays_pass_between_processes_unchanged(tmp_path, array):
-    from converter.artefacts.messages import receive, send
+    from converter.artifacts.runtime.protocol import receive, send
 
     if isinstance(array, str):
         import ml_dtypes
@@ -682,7 +682,7 @@ def test_arrays_pass_between_processes_unchanged(tmp_path, array):
 
 
 def test_a_message_cut_short_is_the_end(tmp_path):
-    from converter.artefacts.messages import receive
+    from converter.artifacts.runtime.protocol import receive
 
     with (tmp_path / "message").open("w+b") as stream:
         stream.write(struct.pack("<Q", 10) + b"{}")
@@ -692,7 +692,7 @@ def test_a_message_cut_short_is_the_end(tmp_path):
 
 
 def test_strings_are_no_numbers(tmp_path):
-    from converter.artefacts.messages import send
+    from converter.artifacts.runtime.protocol import send
 
     with (tmp_path / "message").open("w+b") as stream, pytest.raises(TypeError, match="'labels'"):
         send(stream, {}, {"labels": np.array(["cat"])})

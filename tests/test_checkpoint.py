@@ -40,7 +40,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils import _pytree as pytree
 
 import converter
-from converter.artefacts.stamp import read_stamp
+from converter.artifacts.runtime.stamp import read_stamp
 from converter.batch.jobs import work_list
 from converter.capture.import_exported import from_exported
 from converter.checkpoint.file_format import Format

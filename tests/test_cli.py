@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 import cli
 import converter
-from converter.artefacts.runner import Runner
+from converter.artifacts.runner import Runner
 from converter.errors import CheckpointError, UnsupportedOperatorsError, UsageError
 from converter.report.failures import UnsupportedOperator
 from converter.report.results import (

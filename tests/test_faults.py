@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from torch import nn
 
 import cli
-from converter.artefacts.runner import Runner
+from converter.artifacts.runner import Runner
 from converter.errors import CaptureError, ConversionError, OutputError, UsageError
 from converter.report.failures import failure_of, write_report
 
@@ -116,7 +116,7 @@ def test_a_signal_that_is_ignored_from_outside_stays_ignored(tmp_path):
 
 OPENS = """
 import os, signal, sys
-from converter.artefacts.runner import Runner
+from converter.artifacts.runner import Runner
 print(Runner("tf").pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """

@@ -232,7 +232,7 @@ def test_state_dict_needs_no_architecture_and_nothing_is_run(tmp_path, monkeypat
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 4 * 3, 2)).eval()
     torch.save(module.state_dict(), tmp_path / "weights.pt")
     torch.onnx.export(module, (torch.rand(1, 3, 6, 5),), tmp_path / "net.onnx", dynamo=True, verbose=False)
-    monkeypatch.setattr("converter.artefacts.runner.Runner.run", lambda *_: pytest.fail("it was run"))
+    monkeypatch.setattr("converter.artifacts.runner.Runner.run", lambda *_: pytest.fail("it was run"))
     report = converter.verify(tmp_path / "weights.pt", tmp_path / "net.onnx", weights=True)
     assert report.status == "verified"
     assert [match.tensor for match in report.weights] == list(module.state_dict())

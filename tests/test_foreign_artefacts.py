@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import converter
-from converter.artefacts.formats import Format
-from converter.artefacts.runner import Runner
+from converter.artifacts.runner import Runner
+from converter.artifacts.runtime.formats import Format
 from converter.comparison import EXPLANATIONS
 from converter.errors import ConversionError, UsageError
 from converter.report.results import VerificationReport
@@ -74,7 +74,7 @@ def verify(monkeypatch, runners):
         def __exit__(self, *_: object) -> None:
             pass
 
-    monkeypatch.setattr("converter.artefacts.runner.Runner", Kept)
+    monkeypatch.setattr("converter.artifacts.runner.Runner", Kept)
 
     def run(model: nn.Module, artefact: Path, **options) -> VerificationReport:
         options.setdefault("input_shapes", SHAPE)

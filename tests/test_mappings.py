@@ -34,7 +34,7 @@ from keras.saving import load_model
 from torch import nn
 
 import mappings
-from converter.artefacts.operators import count_operators
+from converter.artifacts.runtime.graph_ops import count_operators
 from converter.errors import UnsupportedOperatorsError
 from converter.ir.program import Program
 from converter.lowering.executor import Lowered

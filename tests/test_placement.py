@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from converter.artefacts import placement as placing
-from converter.artefacts.placement import Placement, data_name
-from converter.artefacts.stamp import SAVED_MODEL_FILE, read_stamp
+from converter.artifacts import placement as placing
+from converter.artifacts.placement import Placement, data_name
+from converter.artifacts.runtime.stamp import SAVED_MODEL_FILE, read_stamp
 from converter.errors import OutputError
 
 

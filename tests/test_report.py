@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import converter.report
+from converter.artifacts.paths import output_path, output_paths
 from converter.errors import UsageError
-from converter.outputs import output_path, output_paths
 from converter.report.failures import SCHEMA, Failure
 from converter.report.results import ArtefactReport, ConversionReport, OutputComparison, Proof, status_of
 

@@ -28,7 +28,7 @@ from shift_spellings import (
 )
 from torch import Tensor, nn
 
-from converter.artefacts import onnx_file
+from converter.artifacts import onnx_writer
 from converter.errors import CaptureError
 from converter.ir.program import Program
 from converter.lowering.executor import Lowered
@@ -77,7 +77,7 @@ def lowered(program: Program, x: Tensor, stock: bool = False) -> np.ndarray:
 def in_onnx(program: Program, x: Tensor, path) -> np.ndarray:
     module = program.at(torch.float32).graph_module
     shapes = ({0: torch.export.Dim("batch", min=1)},)
-    onnx_file.write(module, [torch.cat([x, x])], ["x"], ["y"], shapes, path, {})
+    onnx_writer.write(module, [torch.cat([x, x])], ["x"], ["y"], shapes, path, {})
     return onnxruntime.InferenceSession(str(path)).run(["y"], {"x": x.numpy()})[0]
 
 
@@ -221,7 +221,7 @@ def test_any_shift_is_lowered_exactly(tmp_path_factory, drawn, format, behind):
         names = [f"y{i}" for i in range(len(all_arguments))]
         path = tmp_path_factory.mktemp("shifts") / "shifts.onnx"
         free = ({0: torch.export.Dim("batch", min=1)},)
-        onnx_file.write(program.at(torch.float32).graph_module, [x], ["x"], names, free, path, {})
+        onnx_writer.write(program.at(torch.float32).graph_module, [x], ["x"], names, free, path, {})
         results = onnxruntime.InferenceSession(str(path)).run(names, {"x": x.numpy()})
     else:
         plan = planned(program)

@@ -13,8 +13,8 @@ from equivalence import with_random_tensors
 from torch import Tensor, nn
 
 import converter
-from converter.artefacts.runner import Runner
-from converter.artefacts.stamp import read_stamp
+from converter.artifacts.runner import Runner
+from converter.artifacts.runtime.stamp import read_stamp
 from converter.building import Built, Options, build
 from converter.comparison import interfaces
 from converter.ir.lazy_tensor import Deferred

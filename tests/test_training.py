@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import converter
-from converter.artefacts.stamp import read_stamp
+from converter.artifacts.runtime.stamp import read_stamp
 
 RATE = 0.125  # exact in binary: Keras' optimisers hold it in float32
 STEP = 1e-12  # of a tensor's scale

@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from torch import fx
 
-from converter.errors import ConversionError
 from converter.ir.lazy_tensor import Deferred
-from converter.ir.program import Program, module_path
+from converter.ir.program import Program
 from converter.verification.weights import Expected
 
 aten = torch.ops.aten
@@ -32,18 +31,6 @@ def recurrent_weights(program: Program, tensors: Mapping[str, np.ndarray]) -> di
         for expected in made
         if np.asarray(expected.array).shape == tensor.shape and np.array_equal(expected.array, tensor)
     }
-
-
-def refuse_projections(program: Program) -> None:
-    """Raises ConversionError for an LSTM with projections, of which PyTorch's exporter writes an invalid graph."""
-    for node in program.graph.find_nodes(op="call_function", target=aten.lstm.input):
-        _, _, held, has_biases, layers, _, _, bidirectional, _ = node.args
-        if len(held) > (4 if has_biases else 2) * layers * (2 if bidirectional else 1):
-            raise ConversionError(
-                "ONNX has no LSTM with projections (proj_size), and PyTorch's exporter writes an invalid one",
-                where=module_path(node) or None,
-                cure="leave --to onnx away",
-            )
 
 
 def _made_for(program: Program, node: fx.Node) -> Iterator[Expected]:

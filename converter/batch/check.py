@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from ..outputs import ENDINGS
+from ..artifacts.paths import ENDINGS
 from ..report.failures import Report, worst_status
 from .executors import Step, Task
 from .jobs import Job

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..artifacts.paths import ENDINGS, artefact_name
 from ..checkpoint.model_folder import is_model
 from ..errors import UsageError
-from ..outputs import ENDINGS, artefact_name
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".pt2", ".ckpt", ".bin", ".safetensors")
 PATHS = ("mappings", "inputs")  # options that name files, relative to the manifest that holds them

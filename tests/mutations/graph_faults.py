@@ -200,7 +200,7 @@ def write_variables(path: Path, changed: Mapping[str, np.ndarray]) -> None:
     """By the names that the runner gives them."""
     import tensorflow as tf
 
-    from converter.artefacts.saved_model import _variable_name
+    from converter.artifacts.runtime.saved_model import _variable_name
 
     prefix = str(path / "variables" / "variables")
     reader = tf.train.load_checkpoint(prefix)

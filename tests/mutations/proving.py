@@ -14,8 +14,8 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from converter.artefacts.formats import Format
-from converter.artefacts.runner import Runner
+from converter.artifacts.runner import Runner
+from converter.artifacts.runtime.formats import Format
 from converter.building import Built, Options, build
 from converter.capture.input_domains import input_specs
 from converter.capture.random_inputs import Round, draw

@@ -56,3 +56,56 @@ def shift(x: Any, dim: int, sizes: Sequence[int], dims: Sequence[int], distances
             mode = "constant" if border == "zeros" else "edge"
             parts.append(op.Pad(kept(part, by), widths, None, None, mode=mode))
     return op.Concat(*parts, axis=dim) if len(parts) > 1 else parts[0]
+
+
+def _translations() -> dict[Any, Any]:
+    """Of the operators that our rewrites introduce, of those that the exporter does worse, and of the user's.
+
+    Returns:
+        {overload: function of onnxscript}
+    """
+    import torch
+    from onnxscript import opset18
+
+    from ..ir import custom_ops  # noqa: F401  # registers them
+    from ..plan.registry import TRANSLATIONS
+    from . import onnx_rnn_translations
+
+    def space_to_depth(x: Any, block: int) -> Any:
+        return opset18.SpaceToDepth(x, blocksize=block)
+
+    def reorder_channels(x: Any, order: Sequence[int]) -> Any:
+        return opset18.Gather(x, opset18.Constant(value_ints=list(order)), axis=1)
+
+    def dropout(x: Any, rate: float) -> Any:
+        return opset18.Identity(x)
+
+    def depth_to_space(x: Any, block: int) -> Any:
+        return opset18.DepthToSpace(x, blocksize=block, mode="DCR")
+
+    def padded_conv(
+        x: Any, weight: Any, bias: Any, stride: Sequence[int], pads: Sequence[int], dilation: Sequence[int], groups: int
+    ) -> Any:
+        lists = {"strides": list(stride), "pads": list(pads), "dilations": list(dilation)}
+        return opset18.Conv(x, weight, bias, group=groups, **lists)
+
+    def log_sigmoid(x: Any) -> Any:
+        """The exporter's log(sigmoid(x)) is off by its whole value where the sigmoid is close to 1."""
+        return opset18.Neg(opset18.Softplus(opset18.Neg(x)))
+
+    def upsample_linear1d(x: Any, output_size: Any, align_corners: bool, scale_factors: Any) -> Any:
+        """The exporter takes it apart into gathers; ONNX's formulas: https://onnx.ai/onnx/operators/onnx__Resize.html."""
+        how = {
+            "mode": "linear",
+            "coordinate_transformation_mode": "align_corners" if align_corners else "half_pixel",
+        }
+        if scale_factors is not None:
+            return opset18.Resize(x, None, opset18.Constant(value_floats=[1.0, 1.0, *scale_factors]), None, **how)
+        sizes = opset18.Concat(opset18.Shape(x, start=0, end=2), opset18.Cast(output_size, to=7), axis=0)
+        return opset18.Resize(x, None, None, sizes, **how)
+
+    translations = [space_to_depth, depth_to_space, reorder_channels, dropout, shift, padded_conv]
+    own = {getattr(torch.ops.converter, translation.__name__).default: translation for translation in translations}
+    aten = torch.ops.aten
+    better = {aten.log_sigmoid.default: log_sigmoid, aten.upsample_linear1d.vec: upsample_linear1d}
+    return own | onnx_rnn_translations.translations() | better | TRANSLATIONS

@@ -1,4 +1,4 @@
-"""The `.keras` file: written so that stock Keras opens it and the same model gives the same bytes; opened again."""
+"""Open and run a Keras file, given only its path."""
 
 from __future__ import annotations
 
@@ -6,55 +6,20 @@ import contextlib
 import functools
 import json
 import re
-import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from . import digest as digests
-from . import stamp as stamps
-from .messages import Fact, Value
-from .operators import count_operators, find_xla
-from .tf_values import trace_function
+from . import graph_digest as digests
+from .graph_ops import count_operators, find_xla
+from .protocol import Fact, Value
+from .tf_trace import trace_function
 
-if TYPE_CHECKING:
-    import keras
-
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can hold
 _CONFIG, _METADATA = "config.json", "metadata.json"
-
-
-def write(model: keras.Model, path: Path, stamp: Mapping[str, Any]) -> None:
-    """Writes `model` to the file `path`; for a moment, the folder also holds what Keras itself writes."""
-    import keras
-
-    unsettled = path.with_name(f".{path.name}.unsettled.keras")
-    try:
-        config = json.dumps(keras.saving.serialize_keras_object(model)).encode()
-        stamp = digests.stamped(stamp, digests.config_digest(json.loads(_canonical_config(config))))
-        keras.saving.save_model(model, unsettled)
-        with zipfile.ZipFile(unsettled) as source, zipfile.ZipFile(path, "w") as target:
-            members = sorted(name for name in source.namelist() if not name.endswith("/"))
-            for name in members:
-                with source.open(name) as content, _open_member(target, name) as settled:
-                    if name == _CONFIG:
-                        settled.write(_canonical_config(content.read()))
-                    elif name == _METADATA:
-                        settled.write(json.dumps({"keras_version": keras.__version__, "date_saved": ""}).encode())
-                    else:
-                        shutil.copyfileobj(content, settled, 1 << 20)
-            with _open_member(target, stamps.KERAS_MEMBER) as member:
-                member.write(stamps.stamp_text(stamp).encode())
-    finally:
-        unsettled.unlink(missing_ok=True)
-
-
-def _open_member(archive: zipfile.ZipFile, name: str) -> Any:
-    return archive.open(zipfile.ZipInfo(name, _EPOCH), "w", force_zip64=True)
 
 
 def _canonical_config(text: bytes) -> bytes:

@@ -18,13 +18,13 @@ from typing import Any, Self
 import numpy as np
 
 from ..errors import ConversionError
-from .digest import KEY
-from .formats import Format
-from .messages import Fact, receive, send
-from .stamp import read_stamp
+from .runtime.formats import Format
+from .runtime.graph_digest import KEY
+from .runtime.protocol import Fact, receive, send
+from .runtime.stamp import read_stamp
 
 _MODULES: dict[Format, str] = {
-    "tf": "saved_model", "keras": "keras_file", "onnx": "onnx_file", "tflite": "tflite_file",
+    "tf": "saved_model", "keras": "keras", "onnx": "onnx", "tflite": "tflite",
 }  # fmt: skip
 # Unless the user set them. Spinning threads would take the processor from the parent.
 _ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "TF_CPP_MIN_LOG_LEVEL": "2"}
@@ -89,7 +89,7 @@ class Runner:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `close`
         # -P: nothing in the current directory may pass for a module of the runtime.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", str(Path(__file__).with_name("child.py")), _MODULES[format]],
+            [sys.executable, "-P", str(Path(__file__).with_name("runtime") / "main.py"), _MODULES[format]],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from .errors import UsageError
+from ..errors import UsageError
 
 ENDINGS = {"tf": "_saved_model", "keras": ".keras", "onnx": ".onnx"}
 

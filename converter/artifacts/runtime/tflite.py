@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .messages import Fact, Value, marks
+from .protocol import Fact, Value, marks
 from .signatures import chosen_signature
 
 _GENERATED = "serving_default_"  # before the names of inputs, where a file has no signature

@@ -1,4 +1,4 @@
-"""The process that opens an artefact, given only its path. Run as a script: `python -P child.py keras_file`.
+"""The process that opens an artefact, given only its path. Run as a script: `python -P main.py keras`.
 
 It refuses to import `converter` and `mappings`, so what it opens stands on stock TensorFlow, Keras or onnxruntime.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from .messages import Fact, Value
+    from .protocol import Fact, Value
 
 OURS = ("converter", "mappings")
 
@@ -48,12 +48,12 @@ def main(module: str) -> None:
     os.dup2(2, 1)  # the runtimes print to standard output; only answers may go there
     for name in OURS:
         sys.modules[name] = None  # type: ignore[assignment]  # makes importing it an ImportError
-    package = types.ModuleType("artefacts")
+    package = types.ModuleType("runtime")
     package.__path__ = [str(Path(__file__).resolve().parent)]
     sys.modules[package.__name__] = package
-    messages = importlib.import_module("artefacts.messages")
+    messages = importlib.import_module("runtime.protocol")
     try:
-        reader: Reader | Exception = importlib.import_module(f"artefacts.{module}").Reader()
+        reader: Reader | Exception = importlib.import_module(f"runtime.{module}").Reader()
     except Exception as error:
         traceback.print_exc()
         reader = error

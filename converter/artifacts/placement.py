@@ -29,8 +29,8 @@ from types import TracebackType
 from typing import Self
 
 from ..errors import ConversionError, OutputError
-from .formats import recognise
-from .stamp import bears_our_stamp
+from .runtime.formats import recognise
+from .runtime.stamp import bears_our_stamp
 
 if sys.platform != "win32":
     import fcntl

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .operators import BOOKKEEPING
+from .graph_ops import BOOKKEEPING
 
 KEY = "graph_sha256"
 SMALL = 16  # elements; larger initialisers of ONNX are weights, which are compared one by one

@@ -16,22 +16,6 @@ _IR_VERSION, _GRAPH, _OPSET_IMPORT = 1, 7, 8
 _TFLITE_IDENTIFIER = b"TFL3"
 
 
-def detect_format(path: Path) -> Format:
-    """Raises ConversionError when there is nothing, or nothing that is known."""
-    from ..errors import ConversionError
-
-    if not path.exists():
-        raise ConversionError("There is no such artefact.", where=str(path))
-    found = recognise(path)
-    if found is None:
-        raise ConversionError(
-            "This is not an artefact of a known format.",
-            where=str(path),
-            cure="Give a SavedModel folder, a .keras file of Keras 3, an .onnx or a .tflite file.",
-        )
-    return found
-
-
 def recognise(path: Path) -> Format | None:
     if path.is_dir():
         return "tf" if (path / "saved_model.pb").is_file() else None

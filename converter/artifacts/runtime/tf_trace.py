@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .messages import Value, marks
-from .operators import BOOKKEEPING, behind
+from .graph_ops import BOOKKEEPING, behind
+from .protocol import Value, marks
 
 _AT_ONCE = 48  # values held in memory together; each such group is another run of the graph
 

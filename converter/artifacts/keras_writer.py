@@ -1,0 +1,48 @@
+"""The `.keras` file: written so that stock Keras opens it and the same model gives the same bytes; opened again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .runtime import graph_digest as digests
+from .runtime import stamp as stamps
+from .runtime.keras import _CONFIG, _METADATA, _canonical_config
+
+if TYPE_CHECKING:
+    import keras
+
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can hold
+
+
+def write(model: keras.Model, path: Path, stamp: Mapping[str, Any]) -> None:
+    """Writes `model` to the file `path`; for a moment, the folder also holds what Keras itself writes."""
+    import keras
+
+    unsettled = path.with_name(f".{path.name}.unsettled.keras")
+    try:
+        config = json.dumps(keras.saving.serialize_keras_object(model)).encode()
+        stamp = digests.stamped(stamp, digests.config_digest(json.loads(_canonical_config(config))))
+        keras.saving.save_model(model, unsettled)
+        with zipfile.ZipFile(unsettled) as source, zipfile.ZipFile(path, "w") as target:
+            members = sorted(name for name in source.namelist() if not name.endswith("/"))
+            for name in members:
+                with source.open(name) as content, _open_member(target, name) as settled:
+                    if name == _CONFIG:
+                        settled.write(_canonical_config(content.read()))
+                    elif name == _METADATA:
+                        settled.write(json.dumps({"keras_version": keras.__version__, "date_saved": ""}).encode())
+                    else:
+                        shutil.copyfileobj(content, settled, 1 << 20)
+            with _open_member(target, stamps.KERAS_MEMBER) as member:
+                member.write(stamps.stamp_text(stamp).encode())
+    finally:
+        unsettled.unlink(missing_ok=True)
+
+
+def _open_member(archive: zipfile.ZipFile, name: str) -> Any:
+    return archive.open(zipfile.ZipInfo(name, _EPOCH), "w", force_zip64=True)

@@ -1,0 +1,159 @@
+"""Open and run an ONNX file, given only its path."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import graph_digest as digests
+from .protocol import Fact, Value, marks
+
+_LARGE = 1 << 16  # bytes of a tensor that a trace hands to the session by itself
+
+
+_HANDED = ("FLOAT", "FLOAT16", "DOUBLE", "INT64", "INT32", "INT8", "UINT8")  # that numpy has too
+
+
+_AT_ONCE = 48  # values of a trace held in memory together; each such group is another run of the graph
+
+
+ARGUMENTS = {"Clip": (1, 2), "Pad": (1, 2, 3), "Resize": (1, 2, 3)}  # inputs that are no data: bounds, widths, scales
+
+
+BOOKKEEPING = frozenset({"Constant", "Identity"})  # hold or name a value: no work on a tensor
+
+
+class Reader:
+    """Opens an `.onnx` file of any tool with onnxruntime on the CPU."""
+
+    def __init__(self) -> None:
+        import onnx
+        import onnxruntime
+
+        self._onnx, self._runtime = onnx, onnxruntime
+        self.inputs: list[Fact] = []
+        self.outputs: list[Fact] = []
+
+    def open(self, path: Path, signature: str | None = None) -> None:
+        if signature is not None:
+            raise ValueError("an ONNX file has no signatures")
+        self._path = path
+        self._session = self._runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        self.inputs = [_fact(node) for node in self._session.get_inputs()]
+        self.outputs = [_fact(node) for node in self._session.get_outputs()]
+
+    def run(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        names = [name for name, _, _ in self.outputs]
+        return dict(zip(names, self._session.run(names, dict(arrays)), strict=True))
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """The initialisers of the main graph, those left out that only say how an operator works."""
+        model = self._onnx.load(str(self._path))
+        places: dict[str, set[bool]] = {}
+        for node in model.graph.node:
+            for position, name in enumerate(node.input):
+                places.setdefault(name, set()).add(position in ARGUMENTS.get(node.op_type, ()))
+        return {
+            tensor.name: self._onnx.numpy_helper.to_array(tensor)
+            for tensor in model.graph.initializer
+            if places.get(tensor.name) != {True}
+        }
+
+    def held(self) -> dict[str, np.ndarray]:
+        """All initialisers and constants, of the main graph, its branches and loops, and of local functions."""
+        model = self._onnx.load(str(self._path))
+        arrays: dict[str, np.ndarray] = {}
+
+        def add(name: str, tensor: Any) -> None:
+            array = self._onnx.numpy_helper.to_array(tensor)
+            if array.dtype.kind not in "OSU":
+                arrays[name if name not in arrays else f"{name}#{len(arrays)}"] = array
+
+        def visit(nodes: Iterable[Any]) -> None:
+            for node in nodes:
+                for attribute in node.attribute:
+                    if node.op_type == "Constant" and attribute.HasField("t"):
+                        add(node.output[0], attribute.t)
+                    for graph in [attribute.g, *attribute.graphs]:
+                        for tensor in graph.initializer:
+                            add(tensor.name, tensor)
+                        visit(graph.node)
+
+        for tensor in model.graph.initializer:
+            add(tensor.name, tensor)
+        visit(model.graph.node)
+        for function in model.functions:
+            visit(function.node)
+        return arrays
+
+    def trace(self, arrays: Mapping[str, np.ndarray]) -> Iterator[Value]:
+        """Of the main graph's operators. Onnxruntime gives outputs only, so that all of them are made outputs."""
+        model = self._onnx.load(str(self._path))
+        given = {value.name for value in model.graph.input} | {tensor.name for tensor in model.graph.initializer}
+        makers = {name: node for node in model.graph.node for name in node.output if name and name not in given}
+        names = [name for name, node in makers.items() if node.op_type != "Constant"]
+        del model.graph.output[:]
+        model.graph.output.extend(self._onnx.ValueInfoProto(name=name) for name in names)
+        options = self._runtime.SessionOptions()
+        options.graph_optimization_level = self._runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        kept = self._beside(model, options)
+        session = self._runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        for start in range(0, len(names), _AT_ONCE):
+            group = names[start : start + _AT_ONCE]
+            for name, array in zip(group, session.run(group, dict(arrays)), strict=True):
+                if isinstance(array, np.ndarray) and array.dtype.kind in "fiub":
+                    yield name, makers[name].op_type, list(array.shape), marks(array)
+        del kept  # until here the session reads them
+
+    def _beside(self, model: Any, options: Any) -> list[Any]:
+        """Takes large weights out of a model, which could be no message with them, and gives them to the session."""
+        values = []
+        types = {self._onnx.TensorProto.DataType.Value(name) for name in _HANDED}
+        for tensor in model.graph.initializer:
+            if len(tensor.raw_data) < _LARGE or tensor.data_type not in types:
+                continue
+            values.append(self._runtime.OrtValue.ortvalue_from_numpy(self._onnx.numpy_helper.to_array(tensor)))
+            self._onnx.external_data_helper.set_external_data(tensor, "in memory", 0, len(tensor.raw_data))
+            tensor.ClearField("raw_data")
+        names = [tensor.name for tensor in model.graph.initializer if tensor.external_data]
+        options.add_external_initializers(names, values)
+        return values
+
+    def graph_digest(self) -> str:
+        model = self._onnx.load(str(self._path))
+        arrays = ((t.name, self._onnx.numpy_helper.to_array(t)) for t in model.graph.initializer)
+        return digests.onnx_digest(model.graph.node, arrays)
+
+    def operators(self) -> dict[str, int]:
+        """How often each operator stands in the graph, those of its branches and loops once, those of a local
+        function once per call, without `BOOKKEEPING`."""
+        model = self._onnx.load(str(self._path), load_external_data=False)
+        functions = {(function.domain, function.name): function for function in model.functions}
+
+        def count(nodes: Iterable[Any]) -> Counter[str]:
+            total: Counter[str] = Counter()
+            for node in nodes:
+                if (node.domain, node.op_type) in functions:
+                    total += count(functions[node.domain, node.op_type].node)
+                elif node.op_type not in BOOKKEEPING:
+                    total[node.op_type] += 1
+                for attribute in node.attribute:
+                    for graph in [attribute.g, *attribute.graphs]:
+                        total += count(graph.node)
+            return total
+
+        return dict(sorted(count(model.graph.node).items(), key=lambda item: (-item[1], item[0])))
+
+    def xla_functions(self) -> list[str]:
+        return []
+
+
+def _fact(node: Any) -> Fact:
+    """Onnxruntime's types read `tensor(float)`, its named dimensions are strings."""
+    kind = node.type.removeprefix("tensor(").removesuffix(")")
+    dtype = {"float": "float32", "double": "float64"}.get(kind, kind)
+    return node.name, [size if isinstance(size, int) else None for size in node.shape], dtype

@@ -1,0 +1,124 @@
+"""Open and run a SavedModel, given only its path."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from . import graph_digest as digests
+from .graph_ops import count_operators, find_xla
+from .protocol import Fact, Value
+from .signatures import chosen_signature
+from .tf_trace import trace_function
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+
+_SIDE_EFFECTS = frozenset(
+    {"ReadFile", "WriteFile", "MatchingFiles", "PyFunc", "PyFuncStateless", "EagerPyFunc", "LoadLibrary"}
+    | {"WholeFileReaderV2", "TextLineReaderV2", "FixedLengthRecordReaderV2", "TFRecordReaderV2", "IdentityReaderV2"}
+)
+
+
+# Keys of the checkpoint: weights/stem..conv..weight/.ATTRIBUTES/VARIABLE_VALUE
+_PREFIX, _SUFFIX = "weights/", "/.ATTRIBUTES/VARIABLE_VALUE"
+
+
+class Reader:
+    """Opens a SavedModel of any tool, on the CPU."""
+
+    def __init__(self) -> None:
+        import tensorflow as tf
+
+        tf.config.set_visible_devices([], "GPU")  # TF32 and cuDNN would answer for their own rounding
+        self._tf = tf
+        self.inputs: list[Fact] = []
+        self.outputs: list[Fact] = []
+
+    def open(self, path: Path, signature: str | None = None) -> None:
+        self._path = path
+        _refuse_side_effects(path)
+        self._model = self._tf.saved_model.load(str(path))  # kept: the signature does not hold the variables
+        signatures = self._model.signatures
+        self._signature = signatures[chosen_signature(list(signatures), signature)]
+        self.inputs = _facts(self._signature.structured_input_signature[1])
+        self.outputs = _facts(self._signature.structured_outputs)
+
+    def run(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        results = self._signature(**{name: self._tf.constant(array) for name, array in arrays.items()})
+        return {name: result.numpy() for name, result in results.items()}
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """The checkpoint's variables, those of ours by the names given to `write`."""
+        if not (self._path / "variables" / "variables.index").is_file():  # all are constants of the graph
+            return {}
+        checkpoint = self._tf.train.load_checkpoint(str(self._path / "variables" / "variables"))
+        return {
+            _variable_name(key): np.asarray(checkpoint.get_tensor(key))
+            for key in sorted(checkpoint.get_variable_to_shape_map())
+            if key.endswith(_SUFFIX)
+        }
+
+    def held(self) -> dict[str, np.ndarray]:
+        definition = self._signature.graph.as_graph_def()
+        parts = [("", definition.node), *((f.signature.name + "/", f.node_def) for f in definition.library.function)]
+        constants = {
+            prefix + node.name: self._tf.make_ndarray(node.attr["value"].tensor)
+            for prefix, nodes in parts
+            for node in nodes
+            if node.op == "Const"
+        }
+        return self.tensors() | {name: array for name, array in constants.items() if array.dtype.kind not in "OSU"}
+
+    def trace(self, arrays: Mapping[str, np.ndarray]) -> Iterator[Value]:
+        return trace_function(self._signature, arrays)
+
+    def graph_digest(self) -> str:
+        return digests.tensorflow_digest(self._signature.graph)
+
+    def operators(self) -> dict[str, int]:
+        return count_operators(self._signature.graph)
+
+    def xla_functions(self) -> list[str]:
+        return find_xla(self._signature.graph)
+
+
+def _refuse_side_effects(path: Path) -> None:
+    """A SavedModel is a program: one that reads or writes files, or calls Python, is not run for a comparison."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    saved = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
+    graphs = [meta_graph.graph_def for meta_graph in saved.meta_graphs]
+    nodes = [
+        node
+        for graph in graphs
+        for part in [graph.node, *(f.node_def for f in graph.library.function)]
+        for node in part
+    ]
+    found = sorted({node.op for node in nodes} & _SIDE_EFFECTS)
+    if found:
+        raise ValueError(f"its graph holds {', '.join(found)}, which reaches beyond the model: it is not run")
+
+
+def _facts(specs: Mapping[str, tf.TensorSpec]) -> list[Fact]:
+    """In the order of their names: TensorFlow keeps no other."""
+    return [
+        (name, None if spec.shape.rank is None else spec.shape.as_list(), spec.dtype.name)
+        for name, spec in sorted(specs.items())
+    ]
+
+
+def _key(name: str) -> str:
+    """Of a variable in the checkpoint. TensorFlow writes a dot in a name as two and a slash as `.S`."""
+    return _PREFIX + name.replace(".", "..").replace("/", ".S") + _SUFFIX
+
+
+def _variable_name(key: str) -> str:
+    """The reverse of `_key`."""
+    name = key.removeprefix(_PREFIX).removesuffix(_SUFFIX)
+    return re.sub(r"\.[.S]", lambda escape: "." if escape[0] == ".." else "/", name)
