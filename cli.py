@@ -336,7 +336,7 @@ def convert(
 ) -> None:
     """Convert models and prove that the results are the same functions."""
     import converter
-    from converter.verification.images import with_preprocessing
+    from converter.verification.image_folder import with_preprocessing
 
     terminal = terminal_of(quiet, verbose, log_file)
     models, to = tuple(dict.fromkeys(models)), tuple(dict.fromkeys(to))
@@ -516,7 +516,7 @@ def verify(
 ) -> None:
     """Compare an artefact with the model it was made from; any tool may have made it."""
     import converter
-    from converter.verification.images import with_preprocessing
+    from converter.verification.image_folder import with_preprocessing
 
     terminal = terminal_of(quiet, verbose, log_file)
     result = attempt(

@@ -25,7 +25,7 @@ from systems_in_formats import NAIVE, in_format, movement_alone, program_of, rew
 from torchvision_for_tests import load_torchvision
 
 from converter.errors import ConversionError
-from converter.rewrites.pipelines import rewrite
+from converter.verification.checked_rewrite import rewrite
 from sample_models.systems import SYSTEMS, System
 
 FORMATS = ("tf", "keras", "onnx")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from converter.comparison import verify
     from converter.conversion import convert
     from converter.inspection import inspect
-    from converter.verification.images import Preprocessing
+    from converter.verification.image_folder import Preprocessing
 
 # Torch's idle threads would spin, and slow each other and TensorFlow's down on a busy machine. Read at its import.
 if "torch" not in sys.modules:
@@ -42,7 +42,7 @@ _HOMES = {
     "convert_many": "converter.batch.run",
     "inspect": "converter.inspection",
     "verify": "converter.comparison",
-    "Preprocessing": "converter.verification.images",
+    "Preprocessing": "converter.verification.image_folder",
 }
 
 

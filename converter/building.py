@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from converter.artefacts.initialisers import expected_initialisers, is_exporters, refillable
 from converter.artifacts.onnx_writer import refuse_projections
 from converter.artifacts.runtime.formats import Format
 from converter.capture.input_domains import export_shapes
@@ -25,14 +24,17 @@ from converter.memory import reusing_blocks, swept
 from converter.plan.builder import Plan
 from converter.plan.interface import Interface, to_artefact, to_torch
 from converter.plan.steps import Constant
-from converter.reference import Reference
 from converter.report.results import Movement, Proof, Rewrite, TraceRow
 from converter.rewrites.base import Change
-from converter.rewrites.pipelines import EXACT_SHIFTS, KEEP_BATCHNORM, REWRITES, rewrite
+from converter.rewrites.pipelines import EXACT_SHIFTS, KEEP_BATCHNORM, REWRITES
 from converter.source import Clock, Source
-from converter.tracing import departure, known_values, program_values, trace_plan, trace_values
-from converter.verification.compare import Outputs, compare_function
-from converter.verification.weights import Expected, compare_weights
+from converter.verification.checked_rewrite import rewrite
+from converter.verification.divergence import departure, known_values, program_values, trace_plan, trace_values
+from converter.verification.onnx_weights import expected_initialisers, is_exporters, refillable
+from converter.verification.output_proofs import Outputs, compare_function
+from converter.verification.prove import _eager, _raised, groups, tensors_read
+from converter.verification.reference import Reference
+from converter.verification.weight_proof import Expected, compare_weights
 
 if TYPE_CHECKING:
     from converter.artefacts.folded_constants import FoldedConstants
@@ -348,12 +350,6 @@ def refilled(lowered: Lowered) -> bool:
     return lowered.refill()
 
 
-def tensors_read(program: Program) -> set[str]:
-    """The checkpoint's tensors that some operator of the program reads."""
-    nodes = [node for node in program.graph.find_nodes(op="get_attr") if node.users]
-    return {s for node in nodes for s in program.origins[node.target].sources}
-
-
 def own_version() -> str:
     try:
         return version("pt-convert")
@@ -377,32 +373,6 @@ def _described(interface: Interface) -> dict[str, Any]:
 
 def _for_dynamic(x: Tensor) -> Tensor:
     return x if x.ndim == 0 or x.shape[0] > 1 else torch.cat([x, x])
-
-
-def _raised(array: np.ndarray) -> np.ndarray:
-    return array.astype(np.float64) if array.dtype == np.float32 else array
-
-
-def _eager(array: np.ndarray) -> Any:
-    import tensorflow as tf
-
-    return tf.constant(array)
-
-
-def groups(rounds: Sequence[list[np.ndarray]]) -> Iterator[list[list[np.ndarray]]]:
-    """Rounds that are run side by side, as many as the memory that the largest takes allows."""
-    samples = [max((array.shape[0] for array in arrays if array.ndim), default=1) for arrays in rounds]
-    most = max(samples, default=1)
-    group: list[list[np.ndarray]] = []
-    held = 0
-    for arrays, count in zip(rounds, samples, strict=True):
-        if group and held + count > most:
-            yield group
-            group, held = [], 0
-        group.append(arrays)
-        held += count
-    if group:
-        yield group
 
 
 def described(changes: Sequence[Change]) -> list[Rewrite]:

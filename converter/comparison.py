@@ -20,19 +20,19 @@ from converter.capture.input_shapes import NO_SHAPES
 from converter.capture.submodel import Part
 from converter.checkpoint.load import load_tensors
 from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError
-from converter.interfaces import labelled_accuracy
 from converter.ir.module_tensors import tensors_of
 from converter.ir.program import Program
 from converter.ir.sizes import symbolic_shape
-from converter.matching import Matching
-from converter.pairing import shown
 from converter.plan.interface import Interface
-from converter.reference import take_reference
 from converter.report.results import ExplanationKind, Proof, TraceRow, VerificationReport, status_of
 from converter.source import Clock, Progress, Source, open_source
-from converter.tracing import by_module, disagrees, located, trace_artefact, worst_round
-from converter.verification.find_weights import WeightSearch, weights_proof
-from converter.verification.images import Preprocessing
+from converter.verification.divergence import by_module, disagrees, located, trace_artefact, worst_round
+from converter.verification.image_folder import Preprocessing
+from converter.verification.io_matching import Matching
+from converter.verification.io_names import shown
+from converter.verification.reference import take_reference
+from converter.verification.run_artifact import labelled_accuracy
+from converter.verification.weight_search import WeightSearch, weights_proof
 
 SHOWN = 5
 EXPLANATIONS: tuple[ExplanationKind, ...] = get_args(ExplanationKind)

@@ -21,19 +21,19 @@ from converter.building import Built, Options, build, described
 from converter.capture.submodel import Part
 from converter.earlier import Earlier
 from converter.errors import ConversionError, UsageError, unexpected
-from converter.interfaces import fed, labelled_accuracy, run_artefact
 from converter.lowering.training_notes import training_remarks
 from converter.lowering.user_lowerings import user_mappings
 from converter.memory import return_large_blocks
 from converter.plan.interface import facts, symbol_names
-from converter.reference import Reference, take_reference
 from converter.report.failures import failure_of
 from converter.report.results import Accuracy, ArtefactReport, ConversionReport, Proof, TraceRow, status_of
 from converter.rewrites.base import Change
 from converter.source import Clock, Progress, Source, open_source
-from converter.tracing import by_module, disagrees, located, trace_artefact, worst_round
-from converter.verification.compare import compare_artefact
-from converter.verification.images import Preprocessing
+from converter.verification.divergence import by_module, disagrees, located, trace_artefact, worst_round
+from converter.verification.image_folder import Preprocessing
+from converter.verification.output_proofs import compare_artefact
+from converter.verification.reference import Reference, take_reference
+from converter.verification.run_artifact import fed, labelled_accuracy, run_artefact
 
 
 def convert(

@@ -14,7 +14,7 @@ from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
 from converter.artifacts.paths import formats_of
-from converter.building import Options, build, described, tensors_read
+from converter.building import Options, build, described
 from converter.capture.submodel import Part
 from converter.checkpoint.import_isolation import UserCode
 from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError, unexpected
@@ -23,7 +23,6 @@ from converter.lowering.user_lowerings import user_mappings
 from converter.plan.builder import Plan
 from converter.plan.interface import facts, sizes_shown, symbol_names
 from converter.plan.steps import CallStep, LayerStep, Value
-from converter.reference import OWN_ROUNDS, take_reference
 from converter.report.failures import UnsupportedOperator, failure_of
 from converter.report.results import (
     CheckReport,
@@ -36,6 +35,8 @@ from converter.report.results import (
     TensorFacts,
 )
 from converter.source import Clock, Progress, Source, open_source
+from converter.verification.prove import tensors_read
+from converter.verification.reference import OWN_ROUNDS, take_reference
 
 
 def inspect(

@@ -17,7 +17,8 @@ from converter.lowering.planner import make_plan
 from converter.plan.builder import Plan
 from converter.plan.interface import Interface
 from converter.rewrites.fold_constants import fold_constants
-from converter.rewrites.pipelines import REWRITES, rewrite
+from converter.rewrites.pipelines import REWRITES
+from converter.verification.checked_rewrite import rewrite
 
 logging.getLogger("torch.__trace").propagate = False  # pytest would format every traced graph: 5 times slower
 EXACT = 1e-12  # of the scale: float64 leaves a thousandth of it, any other function exceeds it a billion times

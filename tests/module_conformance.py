@@ -34,13 +34,13 @@ from converter.capture.export import capture
 from converter.capture.input_domains import input_specs
 from converter.capture.random_inputs import Round, rounds
 from converter.errors import ConversionError, UnsupportedOperatorsError
-from converter.interfaces import run_artefact
 from converter.ir.program import Program
 from converter.plan.interface import to_artefact, to_torch
-from converter.reference import Reference, constant_outputs
 from converter.report.results import ComparedOn, Proof
 from converter.source import Clock, Source
-from converter.verification.compare import compare_artefact
+from converter.verification.output_proofs import compare_artefact
+from converter.verification.reference import Reference, constant_outputs
+from converter.verification.run_artifact import run_artefact
 
 READERS: dict[str, Any] = {"tf": saved_model_writer, "keras": keras_writer, "onnx": onnx_writer}
 FORMATS = tuple(READERS)

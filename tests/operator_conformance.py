@@ -46,7 +46,8 @@ from converter.capture.export import capture
 from converter.errors import ConversionError
 from converter.lowering.planner import make_plan
 from converter.plan.builder import Plan
-from converter.rewrites.pipelines import REWRITES, rewrite
+from converter.rewrites.pipelines import REWRITES
+from converter.verification.checked_rewrite import rewrite
 
 DTYPES = (torch.float32, torch.int64, torch.int32, torch.bool)
 EXACT = 1e-10  # of an output's scale in float64, as in the product's first proof

@@ -21,7 +21,8 @@ from converter.lowering.planner import make_plan
 from converter.rewrites.drop_identities import drop_identities
 from converter.rewrites.fold_batch_norm import fold_batch_norm
 from converter.rewrites.fold_constants import fold_constants
-from converter.rewrites.pipelines import EXACT_SHIFTS, REWRITES, rewrite
+from converter.rewrites.pipelines import EXACT_SHIFTS, REWRITES
+from converter.verification.checked_rewrite import rewrite
 from sample_models.systems import System
 
 MOVING = {

@@ -8,11 +8,11 @@ from torch import nn
 
 from converter.building import Built, Options, build
 from converter.lowering.planner import make_plan
-from converter.reference import take_reference
-from converter.rewrites.pipelines import outputs
-from converter.rounding import rounded_otherwise
 from converter.source import Clock, open_source
-from converter.verification.compare import compare_function
+from converter.verification.checked_rewrite import outputs
+from converter.verification.output_proofs import compare_function
+from converter.verification.perturbation import rounded_otherwise
+from converter.verification.reference import take_reference
 
 STEPS = 23  # each doubles the distance of two neighbours
 

@@ -21,12 +21,13 @@ from keras.saving import load_model
 from torch import nn
 
 import converter
-from converter.artefacts.recurrent_weights import recurrent_weights
 from converter.capture.export import capture
 from converter.lowering.executor import Lowered
 from converter.lowering.planner import make_plan
 from converter.plan.builder import Plan
-from converter.rewrites.pipelines import REWRITES, rewrite
+from converter.rewrites.pipelines import REWRITES
+from converter.verification.checked_rewrite import rewrite
+from converter.verification.onnx_rnn_weights import recurrent_weights
 
 TOKENS = (2, 9, 24)
 

@@ -10,8 +10,8 @@ from onnx import TensorProto, helper
 from torch import nn
 
 import converter
-from converter.coarse_kernels import ONNX_RUNTIME
-from converter.rounding import rounded_otherwise
+from converter.verification.coarse_kernels import ONNX_RUNTIME
+from converter.verification.perturbation import rounded_otherwise
 
 aten = torch.ops.aten
 IDLE = 8  # a bound this far above what is measured has no reason

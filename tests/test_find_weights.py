@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import converter
-from converter.verification.arrangement import arranged
-from converter.verification.find_weights import WeightSearch, weights_proof
+from converter.verification.array_arrangement import arranged
+from converter.verification.weight_search import WeightSearch, weights_proof
 
 RNG = np.random.default_rng(0)
 

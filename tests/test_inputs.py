@@ -13,10 +13,10 @@ from converter.capture.input_domains import SAMPLES, free_sizes, input_specs, ma
 from converter.capture.random_inputs import InputSpec, rounds
 from converter.errors import CaptureError, UsageError
 from converter.inspection import inspect
-from converter.reference import take_reference
 from converter.source import Clock, open_source
-from converter.verification.given import load_given
-from converter.verification.images import Preprocessing
+from converter.verification.image_folder import Preprocessing
+from converter.verification.reference import take_reference
+from converter.verification.user_inputs import load_given
 
 
 def opened(module, *shapes, fixed_batch=None):

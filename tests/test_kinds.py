@@ -11,7 +11,8 @@ from torch import Tensor, nn
 import converter
 from converter.capture.export import capture
 from converter.errors import CaptureError, ConversionError, UnsupportedOperatorsError
-from converter.rewrites.pipelines import REWRITES, rewrite
+from converter.rewrites.pipelines import REWRITES
+from converter.verification.checked_rewrite import rewrite
 from sample_models.calibration import calibrate
 from sample_models.kinds import KINDS, Kind
 

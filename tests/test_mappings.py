@@ -40,7 +40,8 @@ from converter.ir.program import Program
 from converter.lowering.executor import Lowered
 from converter.lowering.planner import make_plan
 from converter.plan.registry import ABSENT, DECOMPOSITIONS, MAPPINGS, TABLES, restore, snapshot
-from converter.rewrites.pipelines import REWRITES, rewrite
+from converter.rewrites.pipelines import REWRITES
+from converter.verification.checked_rewrite import rewrite
 
 aten, ours = torch.ops.aten, torch.ops.converter
 

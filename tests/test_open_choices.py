@@ -8,8 +8,8 @@ import torch
 from equivalence import Call, captured
 from torch import nn
 
-from converter.open_choices import alike, computes_on_choices, settled
-from converter.reference import take_reference
+from converter.verification.reference import take_reference
+from converter.verification.unstable_samples import alike, computes_on_choices, settled
 
 SCORES = (2, 8)
 

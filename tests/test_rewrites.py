@@ -64,10 +64,11 @@ from converter.rewrites.merge_separable import merge_separable
 from converter.rewrites.negative_zero_padding import negative_zero_padding
 from converter.rewrites.normalize_pools import pool_windows
 from converter.rewrites.note_split_volumes import tell_split_volumes
-from converter.rewrites.pipelines import REWRITES, rewrite
+from converter.rewrites.pipelines import REWRITES
 from converter.rewrites.shift_to_depthwise import shift_to_depthwise
 from converter.rewrites.tie_embeddings import tie_embeddings
 from converter.rewrites.unify_clamp_bounds import clamp_bounds
+from converter.verification.checked_rewrite import rewrite
 
 aten, ours = torch.ops.aten, torch.ops.converter
 

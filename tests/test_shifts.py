@@ -35,7 +35,8 @@ from converter.lowering.executor import Lowered
 from converter.rewrites.drop_identities import drop_identities
 from converter.rewrites.find_shifts import BORDERS, find_sampled_shifts, read_shift
 from converter.rewrites.fold_constants import fold_constants
-from converter.rewrites.pipelines import EXACT_SHIFTS, REWRITES, rewrite
+from converter.rewrites.pipelines import EXACT_SHIFTS, REWRITES
+from converter.verification.checked_rewrite import rewrite
 
 ours = torch.ops.converter
 RECOGNISING = (drop_identities, fold_constants, find_sampled_shifts)

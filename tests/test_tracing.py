@@ -19,11 +19,11 @@ from converter.building import Built, Options, build
 from converter.comparison import interfaces
 from converter.ir.lazy_tensor import Deferred
 from converter.ir.program import module_path
-from converter.matching import Matching
 from converter.plan.steps import CallStep, LayerStep, in_order
-from converter.reference import Reference, take_reference
 from converter.source import Clock, Source, open_source
-from converter.tracing import by_module, departure, trace_artefact, worst_round
+from converter.verification.divergence import by_module, departure, trace_artefact, worst_round
+from converter.verification.io_matching import Matching
+from converter.verification.reference import Reference, take_reference
 
 CLOCK = Clock(None)
 

@@ -16,7 +16,8 @@ from converter.capture.import_exported import from_exported
 from converter.earlier import Earlier
 from converter.errors import CaptureError, UnsupportedOperatorsError
 from converter.rewrites.fold_constants import NUMBERS
-from converter.rewrites.pipelines import REWRITES, rewrite
+from converter.rewrites.pipelines import REWRITES
+from converter.verification.checked_rewrite import rewrite
 
 
 class Layer(nn.Module):

@@ -9,9 +9,9 @@ import pytest
 from converter.capture.random_inputs import InputSpec, draw, rounds
 from converter.errors import UsageError
 from converter.report.results import status_of
-from converter.verification.compare import accuracy, compare_artefact, compare_function
-from converter.verification.given import batches, load_given
-from converter.verification.weights import Expected, compare_weights
+from converter.verification.output_proofs import accuracy, compare_artefact, compare_function
+from converter.verification.user_inputs import batches, load_given
+from converter.verification.weight_proof import Expected, compare_weights
 
 IMAGE = InputSpec("image", ("batch", 3, 9, 8))
 TOKENS = InputSpec("tokens", ("batch", "length"), "int64", 5, 40)

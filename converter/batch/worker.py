@@ -75,7 +75,7 @@ def _serve(session: Session, request: dict[str, Any], answers: IO[str]) -> None:
 
 def _converted(session: Session, request: dict[str, Any], tell: Any, log: IO[str]) -> ConversionReport | CheckReport:
     from converter.inspection import check
-    from converter.verification.images import with_preprocessing
+    from converter.verification.image_folder import with_preprocessing
 
     @contextlib.contextmanager
     def step(name: str) -> Iterator[None]:

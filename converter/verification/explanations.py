@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..report.results import ExplanationKind
-from .compare import ROUNDING_FACTOR, Outputs, compare_artefact
-from .figures import FLOOR_ULP
+from .metrics import FLOOR_ULP
+from .output_proofs import ROUNDING_FACTOR, Outputs, compare_artefact
 
 Transform = Callable[[np.ndarray], np.ndarray]
 

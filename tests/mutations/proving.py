@@ -20,14 +20,14 @@ from converter.building import Built, Options, build
 from converter.capture.input_domains import input_specs
 from converter.capture.random_inputs import Round, draw
 from converter.errors import ConversionError
-from converter.interfaces import run_artefact
 from converter.ir.program import Program
 from converter.lowering.planner import make_plan
-from converter.reference import Reference, take_reference
 from converter.report.results import Proof
 from converter.rewrites.pipelines import REWRITES
 from converter.source import Clock, Source, open_source
-from converter.verification.compare import compare_artefact
+from converter.verification.output_proofs import compare_artefact
+from converter.verification.reference import Reference, take_reference
+from converter.verification.run_artifact import run_artefact
 from mutations.artefact_faults import Edit, keras_edits, tensor_edits, write_keras_tensors
 from mutations.faults import PROGRAM_FAULTS
 from mutations.graph_faults import onnx_edits, saved_model_edits, write_initialisers, write_variables

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .figures import classes_of, real
+from .metrics import classes_of, real
 
 DEAD_STD = 1e-3  # of the output's scale
 VISIBLE = 10  # times the bound: what an output must vary by for a fault in it to be seen

@@ -17,16 +17,16 @@ from torch.utils._pytree import tree_leaves
 from converter.artifacts.runner import Runner
 from converter.capture.input_domains import free_sizes, input_specs, many_samples
 from converter.capture.random_inputs import Round, rounds
-from converter.coarse_kernels import Kernel, coarse_kernels
 from converter.errors import CaptureError
 from converter.ir.program import Program
 from converter.memory import reusing_blocks
-from converter.open_choices import computes_on_choices, settled
 from converter.report.results import ComparedOn
-from converter.rounding import rounded_otherwise
-from converter.verification.compare import Again, Outputs, compare_artefact
-from converter.verification.given import Given, batches, load_given
-from converter.verification.images import Preprocessing
+from converter.verification.coarse_kernels import Kernel, coarse_kernels
+from converter.verification.image_folder import Preprocessing
+from converter.verification.output_proofs import Again, Outputs, compare_artefact
+from converter.verification.perturbation import rounded_otherwise
+from converter.verification.unstable_samples import computes_on_choices, settled
+from converter.verification.user_inputs import Given, batches, load_given
 
 aten = torch.ops.aten
 USUAL = ("normal", "uniform")  # kinds of inputs on which scores are seldom equal

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
-from converter.coarse_kernels import Kernel
 from converter.ir.program import Program, read_attribute, write_attribute
-from converter.verification.figures import FLOOR_ULP
+from converter.verification.coarse_kernels import Kernel
+from converter.verification.metrics import FLOOR_ULP
 
 aten = torch.ops.aten
 RUNS = 4

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from converter.ir.program import Program
-from converter.rounding import rounded_otherwise
+from converter.verification.perturbation import rounded_otherwise
 
 aten = torch.ops.aten
 INDICES = {

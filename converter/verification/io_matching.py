@@ -14,12 +14,12 @@ import numpy as np
 
 from converter.artifacts.runner import Runner, TensorSpec
 from converter.errors import ConversionError
-from converter.pairing import cast, counted, fits, kind, paired, perfect_matching, plain_name, shown
 from converter.plan.interface import Interface, sizes_shown
-from converter.reference import Reference
 from converter.report.results import Explanation, ExplanationKind, Proof
-from converter.verification.compare import Outputs, compare_artefact
 from converter.verification.explanations import Way, explains, orders, transforms
+from converter.verification.io_names import cast, counted, fits, kind, paired, perfect_matching, plain_name, shown
+from converter.verification.output_proofs import Outputs, compare_artefact
+from converter.verification.reference import Reference
 
 MOST_READINGS = 12  # of the inputs, each of which costs a run
 MOST_PERMUTED = 4  # inputs whose order is tried

@@ -16,7 +16,7 @@ from itertools import combinations, permutations
 import numpy as np
 
 from ..report.results import Proof, WeightMatch
-from .arrangement import FOLDED_ROUNDING, Arrangement, arranged, comparable, digest
+from .array_arrangement import FOLDED_ROUNDING, Arrangement, arranged, comparable, digest
 
 STATISTICS = ("running_mean", "running_var")
 USUAL_EPSILONS = (1e-5, 1e-3, 1e-6, 1e-4)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from converter.ir.program import Program
-from converter.verification.weights import Expected
+from converter.verification.weight_proof import Expected
 
 MOST_DIMENSIONS = 5
 

@@ -9,9 +9,9 @@ import numpy as np
 from converter.artifacts.runner import Runner
 from converter.errors import ConversionError
 from converter.plan.interface import Interface, to_artefact, to_torch
-from converter.reference import Reference
 from converter.report.results import Accuracy
-from converter.verification.compare import Outputs, accuracy
+from converter.verification.output_proofs import Outputs, accuracy
+from converter.verification.reference import Reference
 
 
 def run_artefact(

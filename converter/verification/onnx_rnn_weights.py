@@ -10,7 +10,7 @@ from torch import fx
 
 from converter.ir.lazy_tensor import Deferred
 from converter.ir.program import Program
-from converter.verification.weights import Expected
+from converter.verification.weight_proof import Expected
 
 aten = torch.ops.aten
 # ONNX's order of PyTorch's gates: https://onnx.ai/onnx/operators/onnx__LSTM.html, onnx__GRU.html

@@ -19,16 +19,16 @@ from torch._ops import OpOverload
 
 from converter.artifacts.runner import Runner, Traced
 from converter.artifacts.runtime.protocol import FIGURES, marks, slices
-from converter.coarse_kernels import Kernel, coarse_kernels
 from converter.errors import ConversionError
 from converter.ir.program import Program, default_dtype, module_path
 from converter.plan.layout import Layout
 from converter.plan.steps import Value
-from converter.reference import Reference
 from converter.report.results import Proof, Statistics, TraceRow
-from converter.rounding import move_kernels
-from converter.verification.compare import FUNCTION_BOUND, ROUNDING_FACTOR, Outputs
-from converter.verification.figures import FLOOR_ULP
+from converter.verification.coarse_kernels import Kernel, coarse_kernels
+from converter.verification.metrics import FLOOR_ULP
+from converter.verification.output_proofs import FUNCTION_BOUND, ROUNDING_FACTOR, Outputs
+from converter.verification.perturbation import move_kernels
+from converter.verification.reference import Reference
 
 if TYPE_CHECKING:
     from converter.lowering.executor import Lowered

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from converter.artefacts.folded_constants import FoldedConstants
-from converter.artefacts.rearranged_weights import rearranged_weights
-from converter.artefacts.recurrent_weights import recurrent_weights
 from converter.ir.program import Origin, Program
-from converter.verification.weights import Expected, is_as_expected
+from converter.verification.onnx_rearranged import rearranged_weights
+from converter.verification.onnx_rnn_weights import recurrent_weights
+from converter.verification.weight_proof import Expected, is_as_expected
 
 
 def expected_initialisers(

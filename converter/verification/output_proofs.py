@@ -10,8 +10,8 @@ from dataclasses import replace
 import numpy as np
 
 from ..report.results import Accuracy, OutputComparison, Proof, ProofName
-from .figures import Allowance, Figures, figures, largest_error, rounding_unit
-from .silence import silence
+from .metrics import Allowance, Figures, figures, largest_error, rounding_unit
+from .vacuity import silence
 
 Outputs = Mapping[str, np.ndarray]
 # Of the number of a round: what PyTorch makes of its inputs with other roundings.
