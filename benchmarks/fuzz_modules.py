@@ -116,7 +116,7 @@ def lowered(count: int, first: int, formats: tuple[str, ...], free: bool, result
 @click.option("--to", "formats", multiple=True, type=click.Choice(FORMATS), default=("tf", "onnx"))
 @click.option("--results", type=click.File("a"))
 def whole(count: int, first: int, formats: tuple[str, ...], results: IO[str] | None) -> None:
-    from converter.conversion import Session
+    from converter.pipeline.convert import Session
 
     with Session(lasting=True) as session, tempfile.TemporaryDirectory() as folder:
 

@@ -23,9 +23,9 @@ from converter.compat.llvm_conflict import guard_triton
 if TYPE_CHECKING:
     from converter.batch.check import check_many
     from converter.batch.run import convert_many
-    from converter.comparison import verify
-    from converter.conversion import convert
-    from converter.inspection import inspect
+    from converter.pipeline.convert import convert
+    from converter.pipeline.inspect import inspect
+    from converter.pipeline.verify import verify
     from converter.verification.image_folder import Preprocessing
 
 # Torch's idle threads would spin, and slow each other and TensorFlow's down on a busy machine. Read at its import.
@@ -38,10 +38,10 @@ __all__ = ["Preprocessing", "check_many", "convert", "convert_many", "inspect", 
 
 _HOMES = {
     "check_many": "converter.batch.check",
-    "convert": "converter.conversion",
+    "convert": "converter.pipeline.convert",
     "convert_many": "converter.batch.run",
-    "inspect": "converter.inspection",
-    "verify": "converter.comparison",
+    "inspect": "converter.pipeline.inspect",
+    "verify": "converter.pipeline.verify",
     "Preprocessing": "converter.verification.image_folder",
 }
 

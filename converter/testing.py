@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from converter.comparison import verify
+from converter.pipeline.verify import verify
 from converter.report.results import Proof, TraceRow, VerificationReport
 
 MOST = 8  # sentences of each proof

@@ -29,15 +29,17 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from converter.artifacts import keras_writer, onnx_writer, saved_model_writer
 from converter.artifacts.paths import ENDINGS
 from converter.artifacts.runner import TensorSpec
-from converter.building import Built, Options, build
 from converter.capture.export import capture
 from converter.capture.input_domains import input_specs
 from converter.capture.random_inputs import Round, rounds
 from converter.errors import ConversionError, UnsupportedOperatorsError
 from converter.ir.program import Program
+from converter.options import Options
+from converter.pipeline.build import Built, build
+from converter.pipeline.clock import Clock
+from converter.pipeline.load_model import Source
 from converter.plan.interface import to_artefact, to_torch
 from converter.report.results import ComparedOn, Proof
-from converter.source import Clock, Source
 from converter.verification.output_proofs import compare_artefact
 from converter.verification.reference import Reference, constant_outputs
 from converter.verification.run_artifact import run_artefact

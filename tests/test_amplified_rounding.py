@@ -6,9 +6,11 @@ from equivalence import captured
 from mutations.planting import called, planted, with_tensor
 from torch import nn
 
-from converter.building import Built, Options, build
 from converter.lowering.planner import make_plan
-from converter.source import Clock, open_source
+from converter.options import Options
+from converter.pipeline.build import Built, build
+from converter.pipeline.clock import Clock
+from converter.pipeline.load_model import open_source
 from converter.verification.checked_rewrite import outputs
 from converter.verification.output_proofs import compare_function
 from converter.verification.perturbation import rounded_otherwise

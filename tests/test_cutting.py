@@ -10,7 +10,8 @@ from torch import nn
 import cli
 from converter.capture.submodel import Part
 from converter.errors import CaptureError, UsageError
-from converter.source import Clock, open_source
+from converter.pipeline.clock import Clock
+from converter.pipeline.load_model import open_source
 
 
 def opened(module, *shapes, freeze_control_flow=False, **part):

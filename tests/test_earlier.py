@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from converter.capture.export import capture
-from converter.conversion import Session
-from converter.earlier import Earlier, architecture
 from converter.ir.lazy_tensor import Answers, Deferred, noting
+from converter.pipeline.convert import Session
+from converter.pipeline.program_cache import Earlier, architecture
 from converter.rewrites.analysis import selection_ops
 
 
@@ -63,7 +63,7 @@ def test_later_models_of_an_architecture_are_not_captured_again_and_hold_their_o
 
 
 def test_the_architectures_that_were_asked_for_last_are_kept_up_to_a_number_of_parameters(monkeypatch):
-    monkeypatch.setattr("converter.earlier.MOST_PARAMETERS", 100)
+    monkeypatch.setattr("converter.pipeline.program_cache.MOST_PARAMETERS", 100)
     earlier = Earlier()
     for key, width in (("a", 5), ("b", 6), ("c", 7)):
         linear = nn.Linear(width, 6).eval()  # 36, 42, 48

@@ -15,9 +15,11 @@ from mutations.graph_faults import write_initialisers
 from torch import Tensor, nn
 
 import converter
-from converter.building import Built, Options, build
-from converter.conversion import Session
-from converter.source import Clock, open_source
+from converter.options import Options
+from converter.pipeline.build import Built, build
+from converter.pipeline.clock import Clock
+from converter.pipeline.convert import Session
+from converter.pipeline.load_model import open_source
 
 IMAGE, SEQUENCE = "1,3,8,9", "1,3,9"
 CASES = {

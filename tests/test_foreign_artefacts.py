@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import converter
 from converter.artifacts.runner import Runner
 from converter.artifacts.runtime.formats import Format
-from converter.comparison import EXPLANATIONS
 from converter.errors import ConversionError, UsageError
+from converter.pipeline.verify import EXPLANATIONS
 from converter.report.results import VerificationReport
 
 SHAPE = ["1,3,12,10"]

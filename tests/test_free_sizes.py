@@ -13,7 +13,8 @@ import cli
 from converter.capture.input_domains import free_sizes, input_specs
 from converter.capture.random_inputs import draw
 from converter.errors import CaptureError, UnsupportedOperatorsError, UsageError
-from converter.source import Clock, open_source
+from converter.pipeline.clock import Clock
+from converter.pipeline.load_model import open_source
 
 
 def opened(module, *shapes, fixed_batch=None):

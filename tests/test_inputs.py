@@ -12,8 +12,9 @@ from torch import nn
 from converter.capture.input_domains import SAMPLES, free_sizes, input_specs, many_samples
 from converter.capture.random_inputs import InputSpec, rounds
 from converter.errors import CaptureError, UsageError
-from converter.inspection import inspect
-from converter.source import Clock, open_source
+from converter.pipeline.clock import Clock
+from converter.pipeline.inspect import inspect
+from converter.pipeline.load_model import open_source
 from converter.verification.image_folder import Preprocessing
 from converter.verification.reference import take_reference
 from converter.verification.user_inputs import load_given

@@ -8,12 +8,14 @@ import torch
 from equivalence import captured, planned
 from torch import nn
 
-from converter.building import Options, build
-from converter.comparison import prove_weights
 from converter.lowering import planner
 from converter.lowering.planner import make_plan
+from converter.options import Options
+from converter.pipeline.build import build
+from converter.pipeline.clock import Clock
+from converter.pipeline.load_model import open_source
+from converter.pipeline.verify import prove_weights
 from converter.plan.builder import Choices
-from converter.source import Clock, open_source
 
 logging.getLogger("torch.__trace").propagate = False
 OTHERS = {"early": ["no_such_operator"], "last": [], "orders": {}}

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 import converter
 from converter.artifacts.runner import Runner
 from converter.artifacts.runtime.stamp import read_stamp
-from converter.building import Built, Options, build
-from converter.comparison import interfaces
 from converter.ir.lazy_tensor import Deferred
 from converter.ir.program import module_path
+from converter.options import Options
+from converter.pipeline.build import Built, build
+from converter.pipeline.clock import Clock
+from converter.pipeline.load_model import Source, open_source
+from converter.pipeline.verify import interfaces
 from converter.plan.steps import CallStep, LayerStep, in_order
-from converter.source import Clock, Source, open_source
 from converter.verification.divergence import by_module, departure, trace_artefact, worst_round
 from converter.verification.io_matching import Matching
 from converter.verification.reference import Reference, take_reference

@@ -10,12 +10,14 @@ from equivalence import assert_plan_is_exact, captured
 from torch import nn
 
 import converter
-from converter.building import Options, build
 from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError
 from converter.lowering.planner import make_plan
 from converter.lowering.user_lowerings import user_mappings
+from converter.options import Options
+from converter.pipeline.build import build
+from converter.pipeline.clock import Clock
+from converter.pipeline.load_model import Source
 from converter.plan.registry import ABSENT, DECOMPOSITIONS, MAPPINGS, OWNERS, TRANSLATIONS
-from converter.source import Clock, Source
 
 SEQUENCE = (2, 3, 11)
 

@@ -12,7 +12,8 @@ from converter.capture.example_inputs import bound
 from converter.capture.input_shapes import parse_input_shape
 from converter.capture.run_forward import run_forward
 from converter.errors import UsageError
-from converter.source import Clock, open_source
+from converter.pipeline.clock import Clock
+from converter.pipeline.load_model import open_source
 
 
 def opened(module, *shapes, image_size=None):

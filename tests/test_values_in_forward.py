@@ -13,8 +13,8 @@ import cli
 from converter.capture.diagnostics import kind_of, needs_values
 from converter.capture.export import capture
 from converter.capture.import_exported import from_exported
-from converter.earlier import Earlier
 from converter.errors import CaptureError, UnsupportedOperatorsError
+from converter.pipeline.program_cache import Earlier
 from converter.rewrites.fold_constants import NUMBERS
 from converter.rewrites.pipelines import REWRITES
 from converter.verification.checked_rewrite import rewrite

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from converter.conversion import Session
+    from converter.pipeline.convert import Session
     from converter.report.results import CheckReport, ConversionReport
 
 
@@ -36,7 +36,7 @@ def main() -> None:
     os.dup2(null, 1)
     waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(requests, waiting), daemon=True).start()
-    from converter.conversion import Session  # what takes seconds is over before the first model comes
+    from converter.pipeline.convert import Session  # what takes seconds is over before the first model comes
 
     session = Session(lasting=True)
     while True:
@@ -74,7 +74,7 @@ def _serve(session: Session, request: dict[str, Any], answers: IO[str]) -> None:
 
 
 def _converted(session: Session, request: dict[str, Any], tell: Any, log: IO[str]) -> ConversionReport | CheckReport:
-    from converter.inspection import check
+    from converter.pipeline.check import check
     from converter.verification.image_folder import with_preprocessing
 
     @contextlib.contextmanager

@@ -16,15 +16,17 @@ import torch
 
 from converter.artifacts.runner import Runner
 from converter.artifacts.runtime.formats import Format
-from converter.building import Built, Options, build
 from converter.capture.input_domains import input_specs
 from converter.capture.random_inputs import Round, draw
 from converter.errors import ConversionError
 from converter.ir.program import Program
 from converter.lowering.planner import make_plan
+from converter.options import Options
+from converter.pipeline.build import Built, build
+from converter.pipeline.clock import Clock
+from converter.pipeline.load_model import Source, open_source
 from converter.report.results import Proof
 from converter.rewrites.pipelines import REWRITES
-from converter.source import Clock, Source, open_source
 from converter.verification.output_proofs import compare_artefact
 from converter.verification.reference import Reference, take_reference
 from converter.verification.run_artifact import run_artefact

@@ -17,18 +17,20 @@ from converter.artifacts.paths import ENDINGS, formats_of, output_path
 from converter.artifacts.placement import Placement, full_disk, says_full
 from converter.artifacts.runner import Runner
 from converter.artifacts.runtime.formats import Format
-from converter.building import Built, Options, build, described
 from converter.capture.submodel import Part
-from converter.earlier import Earlier
 from converter.errors import ConversionError, UsageError, unexpected
 from converter.lowering.training_notes import training_remarks
 from converter.lowering.user_lowerings import user_mappings
 from converter.memory import return_large_blocks
+from converter.options import Options
+from converter.pipeline.build import Built, build, described
+from converter.pipeline.clock import Clock, Progress
+from converter.pipeline.load_model import Source, open_source
+from converter.pipeline.program_cache import Earlier
 from converter.plan.interface import facts, symbol_names
 from converter.report.failures import failure_of
 from converter.report.results import Accuracy, ArtefactReport, ConversionReport, Proof, TraceRow, status_of
 from converter.rewrites.base import Change
-from converter.source import Clock, Progress, Source, open_source
 from converter.verification.divergence import by_module, disagrees, located, trace_artefact, worst_round
 from converter.verification.image_folder import Preprocessing
 from converter.verification.output_proofs import compare_artefact

@@ -15,26 +15,25 @@ from converter.artifacts.detect_format import detect_format
 from converter.artifacts.runner import Runner, TensorSpec
 from converter.artifacts.runtime.formats import Format
 from converter.artifacts.runtime.stamp import read_stamp
-from converter.building import Options, build
 from converter.capture.input_shapes import NO_SHAPES
 from converter.capture.submodel import Part
-from converter.checkpoint.load import load_tensors
 from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError
-from converter.ir.module_tensors import tensors_of
 from converter.ir.program import Program
 from converter.ir.sizes import symbolic_shape
+from converter.options import Options
+from converter.pipeline.build import build
+from converter.pipeline.clock import Clock, Progress
+from converter.pipeline.find_weights import verify_weights
+from converter.pipeline.load_model import Source, open_source
 from converter.plan.interface import Interface
 from converter.report.results import ExplanationKind, Proof, TraceRow, VerificationReport, status_of
-from converter.source import Clock, Progress, Source, open_source
 from converter.verification.divergence import by_module, disagrees, located, trace_artefact, worst_round
 from converter.verification.image_folder import Preprocessing
 from converter.verification.io_matching import Matching
 from converter.verification.io_names import shown
 from converter.verification.reference import take_reference
 from converter.verification.run_artifact import labelled_accuracy
-from converter.verification.weight_search import WeightSearch, weights_proof
 
-SHOWN = 5
 EXPLANATIONS: tuple[ExplanationKind, ...] = get_args(ExplanationKind)
 
 
@@ -181,51 +180,6 @@ def prove_weights(source: Source, format: Format, stamp: Mapping[str, Any], runn
     if proof.holds or not known:
         return proof
     return build(source, format, options, clock).prove_weights(runner.tensors(), runner.graph_as_written())
-
-
-def verify_weights(
-    model: str | Path | nn.Module,
-    artefact: Path,
-    format: Format,
-    drop_keys: Sequence[str],
-    trust: Sequence[str],
-    signature: str | None,
-    clock: Clock,
-) -> VerificationReport:
-    """Find every tensor of the checkpoint in the artefact by its content."""
-    with Runner(format) as runner:
-        with clock("load"):
-            if isinstance(model, nn.Module):
-                module: nn.Module | None = model
-                tensors = tensors_of(model)
-            else:
-                tensors, module = load_tensors(model, trust=trust, drop_keys=drop_keys)
-        with clock("open"):
-            runner.open(artefact, signature)
-            held = runner.held()
-    with clock("compare the weights"):
-        arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
-        search = WeightSearch(arrays, held, epsilons(module) if module is not None else {})
-        matches = search.run()
-    notes = []
-    if more := search.unexplained():
-        listed = ", ".join(more[:SHOWN]) + (f" and {len(more) - SHOWN} more" if len(more) > SHOWN else "")
-        notes.append(f"the artefact holds what comes from no single tensor of the checkpoint: {listed}")
-    proof = weights_proof(matches)
-    return VerificationReport(
-        source=str(model) if not isinstance(model, nn.Module) else type(model).__name__,
-        artefact=str(artefact),
-        proofs=(proof,),
-        notes=tuple(notes),
-        status=status_of([proof]),
-        weights=matches,
-        timings=clock.timings,
-    )
-
-
-def epsilons(module: nn.Module) -> dict[str, float]:
-    """Of a module's batch norms, by path."""
-    return {path: m.eps for path, m in module.named_modules() if isinstance(getattr(m, "eps", None), float)}
 
 
 def explanation_kinds(accept: Sequence[str]) -> frozenset[ExplanationKind]:

@@ -25,7 +25,7 @@ from converter.ir.lazy_tensor import Answers, digest
 from converter.ir.program import Program, read_attribute
 
 if TYPE_CHECKING:
-    from converter.building import Built
+    from converter.pipeline.build import Built
 
 MOST = 16  # architectures that are kept, with a program and one set of weights each,
 MOST_PARAMETERS = 60_000_000  # as long as they have no more than this together; the last one is in any case

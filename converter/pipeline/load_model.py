@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -28,27 +26,12 @@ from converter.capture.submodel import Part, cut, rename
 from converter.checkpoint.import_isolation import OUR_NAMES, UserCode
 from converter.checkpoint.load import Checkpoint, load
 from converter.checkpoint.state_dict import as_float32, unwrapped
-from converter.earlier import Captured, Earlier, architecture
 from converter.errors import CaptureError, ConversionError, UsageError
 from converter.ir.program import Program
+from converter.pipeline.clock import Clock
+from converter.pipeline.program_cache import Captured, Earlier, architecture
 
 WHOLE = Part()
-Progress = Callable[[str], AbstractContextManager]
-
-
-@dataclass
-class Clock:
-    """Times the steps and tells the caller which one runs."""
-
-    progress: Progress | None
-    timings: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def __call__(self, step: str) -> Iterator[None]:
-        started = time.perf_counter()
-        with self.progress(step) if self.progress else contextlib.nullcontext():
-            yield
-        self.timings[step] = self.timings.get(step, 0.0) + time.perf_counter() - started
 
 
 @dataclass

@@ -13,20 +13,21 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
-from converter.artifacts.paths import formats_of
-from converter.building import Options, build, described
 from converter.capture.submodel import Part
 from converter.checkpoint.import_isolation import UserCode
-from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError, unexpected
+from converter.errors import UnsupportedOperatorsError, UsageError
 from converter.ir.program import module_path
 from converter.lowering.user_lowerings import user_mappings
+from converter.options import Options
+from converter.pipeline.build import build, described
+from converter.pipeline.check import _checks
+from converter.pipeline.clock import Clock
+from converter.pipeline.load_model import Source, open_source
 from converter.plan.builder import Plan
 from converter.plan.interface import facts, sizes_shown, symbol_names
 from converter.plan.steps import CallStep, LayerStep, Value
-from converter.report.failures import UnsupportedOperator, failure_of
+from converter.report.failures import UnsupportedOperator
 from converter.report.results import (
-    CheckReport,
-    FormatCheck,
     LayerRow,
     ModelSummary,
     PlanRow,
@@ -34,9 +35,7 @@ from converter.report.results import (
     Shape,
     TensorFacts,
 )
-from converter.source import Clock, Progress, Source, open_source
 from converter.verification.prove import tensors_read
-from converter.verification.reference import OWN_ROUNDS, take_reference
 
 
 def inspect(
@@ -80,67 +79,6 @@ def inspect(
         )  # fmt: skip
         checks = _checks(source, check, Options(), clock)
         return replace(summary(source, layout, clock), checks=checks)
-
-
-def check(
-    model: str | Path | nn.Module,
-    *,
-    to: Sequence[str],
-    factory: str | None = None,
-    factory_args: Mapping[str, Any] | None = None,
-    drop_keys: Sequence[str] = (),
-    input_shapes: Sequence[str] = (),
-    image_size: str | None = None,
-    outputs: Sequence[str] = (),
-    submodule: str | None = None,
-    input_names: Sequence[str] | Mapping[str, str] = (),
-    output_names: Sequence[str] | Mapping[str, str] = (),
-    freeze_control_flow: bool = False,
-    strict: bool = False,
-    trust: Sequence[str] = (),
-    layout: str = "auto",
-    fixed_batch: int | None = None,
-    keep_batchnorm: bool = False,
-    opset: int | None = None,
-    exact_shifts: bool = False,
-    seed: int = 0,
-    mappings: Sequence[str | Path] = (),
-    progress: Progress | None = None,
-) -> CheckReport:
-    """Whether a model can be converted to each of some formats; arguments as of `convert`. Nothing is written.
-
-    Raises:
-        ConversionError: the model cannot be read, or does not run on the inputs given.
-    """
-    clock = Clock(progress)
-    with user_mappings(mappings) as digests:
-        options = Options(layout, fixed_batch, keep_batchnorm, opset, exact_shifts, digests)
-        source = open_source(
-            model, factory=factory, factory_args=factory_args, input_shapes=input_shapes, trust=trust,
-            fixed_batch=fixed_batch, seed=seed, clock=clock, image_size=image_size,
-            part=Part.of(outputs, submodule, input_names, output_names), freeze_control_flow=freeze_control_flow,
-            strict=strict, drop_keys=drop_keys,
-        )  # fmt: skip
-        checks = _checks(source, to, options, clock)
-    return CheckReport(source.name, checks, tuple(dict.fromkeys((*source.notes, *source.program.notes))))
-
-
-def _checks(source: Source, to: Sequence[str], options: Options, clock: Clock) -> tuple[FormatCheck, ...]:
-    formats = formats_of(to)
-    if formats:  # as a conversion does before it builds anything
-        take_reference(source.program, source.module, seed=0, inputs=None, running=source.running, most=OWN_ROUNDS)
-    return tuple(checked(source, format, options, clock) for format in formats)
-
-
-def checked(source: Source, format: str, options: Options, clock: Clock) -> FormatCheck:
-    """Whether everything can be done that comes before an artefact is written."""
-    try:
-        build(source, format, options, clock).prepare()  # type: ignore[arg-type]
-    except Exception as error:
-        if not isinstance(error, ConversionError):
-            error = unexpected(error, f"--to {format}")
-        return FormatCheck(format, failure_of(error, source.name))
-    return FormatCheck(format)
 
 
 def summary(source: Source, layout: bool, clock: Clock) -> ModelSummary:

@@ -21,13 +21,15 @@ from converter.ir.sizes import symbolic_shape
 from converter.lowering.planner import make_plan
 from converter.lowering.user_lowerings import refuse_untranslated
 from converter.memory import reusing_blocks, swept
+from converter.options import Options
+from converter.pipeline.clock import Clock
+from converter.pipeline.load_model import Source
 from converter.plan.builder import Plan
 from converter.plan.interface import Interface, to_artefact, to_torch
 from converter.plan.steps import Constant
 from converter.report.results import Movement, Proof, Rewrite, TraceRow
 from converter.rewrites.base import Change
 from converter.rewrites.pipelines import EXACT_SHIFTS, KEEP_BATCHNORM, REWRITES
-from converter.source import Clock, Source
 from converter.verification.checked_rewrite import rewrite
 from converter.verification.divergence import departure, known_values, program_values, trace_plan, trace_values
 from converter.verification.onnx_weights import expected_initialisers, is_exporters, refillable
@@ -43,22 +45,6 @@ if TYPE_CHECKING:
 
 MOST_KEPT = 30_000_000  # parameters of a model whose layers and variables are kept for later ones
 MOVING = {"Transpose": ("Transpose",), "Gather": ("Gather", "GatherV2", "GatherNd", "GatherND", "GatherElements")}
-
-
-@dataclass(frozen=True)
-class Options:
-    """What decides the bytes of an artefact, besides the model.
-
-    Attributes:
-        mappings: the SHA-256 of each file of the user's mappings.
-    """
-
-    layout: str = "auto"
-    fixed_batch: int | None = None
-    keep_batchnorm: bool = False
-    opset: int | None = None
-    exact_shifts: bool = False
-    mappings: tuple[str, ...] = ()
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""Convert, verify, inspect and check: each a list of stages."""

@@ -1,0 +1,63 @@
+"""Find a model's weights in an artifact from another tool."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from converter.artifacts.runner import Runner
+from converter.artifacts.runtime.formats import Format
+from converter.checkpoint.load import load_tensors
+from converter.ir.module_tensors import tensors_of
+from converter.pipeline.clock import Clock
+from converter.report.results import VerificationReport, status_of
+from converter.verification.weight_search import WeightSearch, weights_proof
+
+SHOWN = 5
+
+
+def verify_weights(
+    model: str | Path | nn.Module,
+    artefact: Path,
+    format: Format,
+    drop_keys: Sequence[str],
+    trust: Sequence[str],
+    signature: str | None,
+    clock: Clock,
+) -> VerificationReport:
+    """Find every tensor of the checkpoint in the artefact by its content."""
+    with Runner(format) as runner:
+        with clock("load"):
+            if isinstance(model, nn.Module):
+                module: nn.Module | None = model
+                tensors = tensors_of(model)
+            else:
+                tensors, module = load_tensors(model, trust=trust, drop_keys=drop_keys)
+        with clock("open"):
+            runner.open(artefact, signature)
+            held = runner.held()
+    with clock("compare the weights"):
+        arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+        search = WeightSearch(arrays, held, epsilons(module) if module is not None else {})
+        matches = search.run()
+    notes = []
+    if more := search.unexplained():
+        listed = ", ".join(more[:SHOWN]) + (f" and {len(more) - SHOWN} more" if len(more) > SHOWN else "")
+        notes.append(f"the artefact holds what comes from no single tensor of the checkpoint: {listed}")
+    proof = weights_proof(matches)
+    return VerificationReport(
+        source=str(model) if not isinstance(model, nn.Module) else type(model).__name__,
+        artefact=str(artefact),
+        proofs=(proof,),
+        notes=tuple(notes),
+        status=status_of([proof]),
+        weights=matches,
+        timings=clock.timings,
+    )
+
+
+def epsilons(module: nn.Module) -> dict[str, float]:
+    """Of a module's batch norms, by path."""
+    return {path: m.eps for path, m in module.named_modules() if isinstance(getattr(m, "eps", None), float)}
