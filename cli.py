@@ -23,9 +23,8 @@ from converter.report.failures import SCHEMA, Failure, Report, failure_of, worst
 from converter.report.results import ConversionReport, ExplanationKind, VerificationReport
 
 if TYPE_CHECKING:
-    from converter.batch.check import Answers
     from converter.batch.jobs import Job
-    from converter.batch.run import BatchReport
+    from converter.batch.results import Answers, BatchReport
     from converter.terminal import Terminal
 
 RESUMES = "pt-convert.resumes"  # in the context: what has ended is not done again

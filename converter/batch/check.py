@@ -4,65 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 from ..artifacts.paths import ENDINGS
-from ..report.failures import Report, worst_status
 from .executors import Step, Task
 from .jobs import Job
-from .run import Watcher, absolute_options, executor_of, jobs_of
-
-CheckState = Literal["converts", "failed"]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Of one model.
-
-    Attributes:
-        reason: what is in the way, the formats named; "" if it can be converted to all of them.
-        checks: of each format, as `FormatCheck`; none where the model cannot be read or captured.
-    """
-
-    before: ClassVar[bool] = False  # as of a journal's entry
-    log: ClassVar[str] = ""
-
-    name: str
-    path: str
-    state: CheckState
-    exit_status: int
-    reason: str
-    checks: tuple[Mapping[str, Any], ...]
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Answers(Report):
-    """Of all models, in the order of the work list.
-
-    Attributes:
-        left: names of those that were not begun.
-    """
-
-    entries: tuple[Answer, ...]
-    left: tuple[str, ...]
-    seconds: float
-
-    @property
-    def counts(self) -> dict[str, int]:
-        found = Counter(entry.state for entry in self.entries)
-        return {"converts": found["converts"], "failed": found["failed"]}
-
-    @property
-    def exit_status(self) -> int:  # type: ignore[override]
-        return worst_status(entry.exit_status for entry in self.entries)
-
-    def to_dict(self) -> dict[str, Any]:
-        return super().to_dict() | {"counts": self.counts, "exit_status": self.exit_status}
+from .results import Answer, Answers, CheckState
+from .schedule import Watcher, absolute_options, executor_of, jobs_of
 
 
 def check_many(

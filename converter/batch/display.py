@@ -14,9 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..terminal import COLOURS, Terminal
-from .check import Answer, Answers
 from .journal import Entry
-from .run import BatchReport
+from .results import Answer, Answers, BatchReport
 
 MOST_ROWS = 20  # of the summary, of models that are not verified
 

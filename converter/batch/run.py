@@ -3,61 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
-from ..report.failures import Report, worst_status, write_report
-from .executors import Executor, Finished, LocalProcesses, Step, Task, memory_for, slots_for
-from .jobs import Job, checked, work_list
+from ..report.failures import write_report
+from .executors import Executor, Finished, Step, Task
+from .jobs import Job
 from .journal import LEASE, Entry, Journal, State
-
-if TYPE_CHECKING:
-    from .check import Answer
+from .results import BatchReport
+from .schedule import Watcher, absolute_options, executor_of, jobs_of
 
 JOURNAL, SUMMARY, LOGS, REPORTS = "journal.sqlite", "summary.json", "logs", "reports"
-STATES: tuple[State, ...] = ("verified", "not verified", "disagrees", "failed")
-
-
-class Watcher(Protocol):
-    """Who is told how a batch goes."""
-
-    def begin(self, total: int, slots: int) -> None: ...
-    def step(self, slot: int, name: str, step: str) -> None: ...
-    def ended(self, entry: Entry | Answer, slot: int | None) -> None: ...
-
-
-@dataclass(frozen=True)
-class BatchReport(Report):
-    """What became of all models of a batch.
-
-    Attributes:
-        entries: one for each model that ended, in this batch or before it, in the order of the work list.
-        elsewhere: names of those that another batch has under way.
-        left: names of those that were not begun, or not ended, as the batch was stopped.
-        seconds: of this batch.
-    """
-
-    entries: tuple[Entry, ...]
-    elsewhere: tuple[str, ...]
-    left: tuple[str, ...]
-    seconds: float
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """How many models ended in each state."""
-        found = Counter(entry.state for entry in self.entries)
-        return {state: found[state] for state in STATES}
-
-    @property
-    def exit_status(self) -> int:  # type: ignore[override]
-        return worst_status(entry.exit_status for entry in self.entries)
-
-    def to_dict(self) -> dict[str, Any]:
-        return super().to_dict() | {"counts": self.counts, "exit_status": self.exit_status}
 
 
 def convert_many(
@@ -108,34 +65,6 @@ def convert_many(
             report = batch.report(started)
             write_report(folder / SUMMARY, report.to_dict())
     return report
-
-
-def jobs_of(
-    models: str | Path | Iterable[str | Path | Job], to: str | Sequence[str], options: Mapping[str, Any]
-) -> list[Job]:
-    """The work list of what was given. Raises UsageError."""
-    given = [models] if isinstance(models, str | Path) else list(models)
-    formats = (to,) if isinstance(to, str) else to
-    places = [str(one) for one in given if not isinstance(one, Job)]
-    jobs = [one for one in given if isinstance(one, Job)]
-    return checked([*jobs, *work_list(places, formats, options)] if places else jobs)
-
-
-@contextmanager
-def executor_of(scheduler: str | None, slots: int | None, timeout: float, memory: int | None) -> Iterator[Executor]:
-    """What converts, for as long as it is needed. Raises UsageError where a cluster is not there."""
-    executor: Executor
-    if scheduler is not None:
-        from .cluster import DaskWorkers
-
-        executor = DaskWorkers(scheduler, seconds=timeout, memory=memory)
-    else:
-        count = slots_for(slots)
-        executor = LocalProcesses(count, seconds=timeout, memory=memory or memory_for(count))
-    try:
-        yield executor
-    finally:
-        executor.close()
 
 
 class _Batch:
@@ -235,20 +164,6 @@ class _Batch:
         entries = [self._ended[job.name] for job in self._jobs if job.name in self._ended]
         left = [job.name for job in self._jobs if job.name not in self._ended and job.name not in self._elsewhere]
         return BatchReport(tuple(entries), tuple(self._elsewhere), tuple(left), time.perf_counter() - started)
-
-
-def absolute_options(job: Job) -> dict[str, Any]:
-    return {name: _absolute(value) for name, value in job.options.items()}
-
-
-def _absolute(value: Any) -> Any:
-    """An option's value, files named by absolute paths: a worker may have another current folder."""
-    if isinstance(value, list | tuple):
-        return [_absolute(item) for item in value]
-    if not isinstance(value, str):
-        return value
-    file, colon, rest = value.partition(":")
-    return str(Path(file).resolve()) + colon + rest if Path(file).is_file() else value
 
 
 def _verdict(outcome: Mapping[str, Any]) -> tuple[State, str]:

@@ -17,10 +17,7 @@ from converter.pipeline.build import build
 from converter.pipeline.clock import Clock, Progress
 from converter.pipeline.load_model import Source, open_source
 from converter.report.failures import failure_of
-from converter.report.results import (
-    CheckReport,
-    FormatCheck,
-)
+from converter.report.results import CheckReport, FormatCheck
 from converter.verification.reference import OWN_ROUNDS, take_reference
 
 

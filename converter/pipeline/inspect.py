@@ -27,14 +27,7 @@ from converter.plan.builder import Plan
 from converter.plan.interface import facts, sizes_shown, symbol_names
 from converter.plan.steps import CallStep, LayerStep, Value
 from converter.report.failures import UnsupportedOperator
-from converter.report.results import (
-    LayerRow,
-    ModelSummary,
-    PlanRow,
-    Rewrite,
-    Shape,
-    TensorFacts,
-)
+from converter.report.results import LayerRow, ModelSummary, PlanRow, Rewrite, Shape, TensorFacts
 from converter.verification.prove import tensors_read
 
 
