@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from converter.interruption import Interrupted, end_in_order
+from converter.console.signals import Interrupted, end_in_order
 
 ROOT = Path(__file__).resolve().parent.parent
 

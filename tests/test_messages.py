@@ -15,11 +15,11 @@ from test_cli import CALLS, NOISY, convert
 
 import cli
 import converter
-from converter.batch.display import BatchDisplay
 from converter.batch.journal import Entry
+from converter.console.batch_progress import BatchDisplay
+from converter.console.streams import LogFile
+from converter.console.terminal import Terminal
 from converter.errors import OutputError
-from converter.streams import LogFile
-from converter.terminal import Terminal
 
 ROOT = Path(__file__).resolve().parents[1]
 TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}  "

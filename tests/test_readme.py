@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import cli
 import converter
-from converter.interruption import SIGNALS
+from converter.console.signals import SIGNALS
 from converter.report.failures import WORST_FIRST
 
 REPOSITORY = Path(__file__).parents[1]

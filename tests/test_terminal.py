@@ -2,7 +2,7 @@
 
 import pytest
 
-from converter.terminal import _branches
+from converter.console.render import _branches
 
 
 @pytest.mark.parametrize(

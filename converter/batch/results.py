@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from ..report.failures import Report, worst_status
 from .journal import Entry, State
-
-if TYPE_CHECKING:
-    from .results import Answer
-
 
 CheckState = Literal["converts", "failed"]
 

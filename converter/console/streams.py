@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from rich.console import Console
 
-from .errors import OutputError
+from ..errors import OutputError
 
 WIDTH_WITHOUT_TERMINAL = 120
 

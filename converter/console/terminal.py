@@ -1,11 +1,10 @@
-"""What the command shows: progress while it works, reports when it is done. All of it on standard error."""
+"""Write progress, messages and reports to the terminal."""
 
 import contextlib
-import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -18,33 +17,41 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from .interruption import raise_again
-from .report.failures import Failure, Report, UnsupportedOperator
-from .report.results import (
-    Accuracy,
+from converter.console.render import (
+    COLOURS,
+    MOST_LINES,
+    PROOFS,
+    _accuracy,
+    _add_tensors,
+    _artefact_title,
+    _at,
+    _checks,
+    _counted,
+    _departure,
+    _figures,
+    _grid,
+    _heading,
+    _more,
+    _notes,
+    _operators,
+    _plan,
+    _rewrites,
+    _seconds,
+    _trace,
+    _tree,
+    _weights,
+)
+
+from ..report.failures import Failure, Report
+from ..report.results import (
     ArtefactReport,
     ConversionReport,
-    FormatCheck,
-    LayerRow,
     ModelSummary,
-    OutputComparison,
-    PlanRow,
     Proof,
-    Rewrite,
-    Shape,
-    Statistics,
-    TensorFacts,
-    TraceRow,
     VerificationReport,
-    WeightMatch,
 )
+from .signals import raise_again
 from .streams import LogFile, Screen, descriptor, own_stderr
-
-FORMATS = {"tf": "SavedModel", "keras": "Keras file", "onnx": "ONNX"}
-PROOFS = {"function": "1 same function", "artefact": "2 same artefact", "weights": "3 same weights"}
-COLOURS = {"verified": "green", "not verified": "yellow", "disagrees": "red", "failed": "red", "converts": "green"}
-MOST_LINES = 6
-
 
 P = ParamSpec("P")
 
@@ -306,205 +313,3 @@ class Terminal:
                 padding=(0, 1),
             )
         )
-
-
-def _grid() -> Table:
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="bold", no_wrap=True)
-    grid.add_column(overflow="fold")
-    return grid
-
-
-def _heading(text: str | Text) -> Text:
-    heading = Text("\n")
-    return heading.append(text, "bold") if isinstance(text, str) else heading.append_text(text)
-
-
-def _artefact_title(artefact: ArtefactReport) -> Text:
-    written = Text(str(artefact.path), "bold") if artefact.path else Text("nothing written", "bold red")
-    return Text.assemble(
-        (FORMATS.get(artefact.format, artefact.format), "bold"),
-        "  ",
-        written,
-        "  ",
-        (artefact.status, COLOURS[artefact.status]),
-        (f"  {_seconds(artefact.seconds)}", "dim"),
-    )
-
-
-def _add_tensors(grid: Table, inputs: Sequence[TensorFacts], outputs: Sequence[TensorFacts]) -> None:
-    for label, tensors in (("input", inputs), ("output", outputs)):
-        for number, tensor in enumerate(tensors):
-            facts = f" {tensor.dtype} {_shape(tensor.shape)} {tensor.layout.replace('_', ' ')}"
-            grid.add_row(
-                "" if number else label + "s" * (len(tensors) > 1), Text.assemble((tensor.name, "cyan"), facts)
-            )
-
-
-def _tree(rows: Sequence[LayerRow]) -> Table:
-    """The modules as a tree, each by the last part of its path."""
-    tree = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for column in ("module", "type", "of one sample"):
-        tree.add_column(column, no_wrap=True)
-    tree.add_column("parameters", justify="right", no_wrap=True)
-    tree.add_column("becomes", overflow="fold")
-    for row, (guides, name) in zip(rows, _branches([row.path for row in rows]), strict=True):
-        parameters = f"{row.parameters:,}" if row.parameters else ""
-        shapes = " → ".join(_sample(shape) for shape in (row.shape_in, row.shape_out) if shape is not None)
-        tree.add_row(Text.assemble((guides, "dim"), name), *map(Text, (row.type, shapes, parameters, row.becomes)))
-    return tree
-
-
-def _branches(paths: Sequence[str]) -> list[tuple[str, str]]:
-    """Guides and name of each path; its parent is the nearest one before it that it starts with."""
-    parents: list[int | None] = []
-    for number, path in enumerate(paths):
-        parent = number - 1 if number else None
-        while parent is not None and paths[parent] and not path.startswith(f"{paths[parent]}."):
-            parent = parents[parent]
-        parents.append(parent)
-    last = {parent: number for number, parent in enumerate(parents)}
-    branches = []
-    for number, path in enumerate(paths):
-        guides, at = "", number
-        while (parent := parents[at]) is not None:
-            bars = ("└ ", "├ ") if at == number else ("  ", "│ ")
-            guides, at = bars[last[parent] != at] + guides, parent
-        above = parents[number]
-        name = path.removeprefix(f"{paths[above]}.") if above is not None else path or "(model)"
-        branches.append((guides, name))
-    return branches
-
-
-def _sample(shape: Shape) -> str:
-    return "×".join("?" if size is None else str(size) for size in shape[1:]) or "1"
-
-
-def _rewrites(rewrites: Sequence[Rewrite]) -> Table:
-    grid = _grid()
-    for rewrite in rewrites:
-        grid.add_row(rewrite.name, _at(rewrite.module, rewrite.description))
-    return grid
-
-
-def _at(module: str, what: str) -> Text:
-    return Text.assemble((module, "cyan"), " " if module else "", what)
-
-
-def _checks(checks: Sequence[FormatCheck]) -> RenderableType:
-    grid = _grid()
-    for check in checks:
-        if check.failure is None:
-            grid.add_row(check.format, Text("yes", COLOURS["verified"]))
-            continue
-        lines = [check.failure.what, check.failure.where, check.failure.cure]
-        grid.add_row(check.format, Text("no: " + "\n".join(line for line in lines if line), COLOURS["failed"]))
-    return grid
-
-
-def _operators(operators: Sequence[UnsupportedOperator]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("operator", "count", "modules", "source"):
-        table.add_column(column, overflow="fold")
-    for one in operators:
-        source = one.source_line.removeprefix(f"{Path.cwd()}{os.sep}")
-        table.add_row(Text(one.operator), str(one.count), Text(one.modules), Text(source))
-    return table
-
-
-def _notes(notes: Sequence[str]) -> list[RenderableType]:
-    return [_heading("Notes"), *(Text(f"- {note}") for note in notes)] if notes else []
-
-
-def _figures(output: OutputComparison, all_of_them: bool) -> str:
-    figures = [f"largest error {output.max_abs:.1e}"]
-    if output.multiple_of_rounding is not None:
-        multiple = output.multiple_of_rounding
-        figures.append(f"{multiple:{'.1f' if multiple < 1000 else '.1e'}} x PyTorch's rounding")
-    if output.top1_agreement is not None:
-        figures.append(f"top-1 {_percent(output.top1_agreement)} the same")
-    if output.top5_agreement is not None and (all_of_them or output.top5_agreement < 1):
-        figures.append(f"top-5 {_percent(output.top5_agreement)}")
-    if all_of_them:
-        figures.append(
-            f"relative {output.max_rel:.1e}, mean {output.mean_abs:.1e}, cosine {output.cosine:.9f}, "
-            f"SQNR {output.sqnr_db:.0f} dB; in the worst round scale {output.scale:.3g}, {output.bound:.1e} allowed"
-        )
-    return ", ".join(figures)
-
-
-def _accuracy(accuracy: Accuracy) -> str:
-    same = "all" if accuracy.same_predictions == accuracy.samples else f"{accuracy.same_predictions}"
-    return (
-        f"{_percent(accuracy.source)} before, {_percent(accuracy.artefact)} after; "
-        f"{same} of {accuracy.samples} predictions the same"
-    )
-
-
-def _percent(share: float) -> str:
-    # 99.96 % is not 100 %.
-    return "100 %" if share == 1 else f"{min(share * 100, 99.9):.1f} %"
-
-
-def _shape(shape: Shape) -> str:
-    return "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"
-
-
-def _counted(operators: Mapping[str, int]) -> str:
-    return ", ".join(
-        f"{count} {name}" for name, count in sorted(operators.items(), key=lambda item: (-item[1], item[0]))
-    )
-
-
-def _more(count: int) -> Text:
-    return Text(f"  and {count} more, shown with -v", "dim")
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.1f} s"
-
-
-def _departure(row: TraceRow) -> list[str]:
-    folded = f", with {', '.join(row.folded)} folded in" if row.folded else ""
-    off = f", off by {row.error:.1e}" if row.error is not None else ""
-    lines = [f"{row.operator}{folded}{off}", f"PyTorch   {_statistics(row.expected)}"]
-    actual = _statistics(row.actual) if row.actual else "no value of its size"
-    return [*lines, f"artefact  {actual}" + (f"  {row.name}" if row.name else "")]
-
-
-def _statistics(one: Statistics) -> str:
-    return (
-        f"{_shape(one.shape)} mean {one.mean:.4g}, std {one.deviation:.4g}, from {one.least:.4g} to {one.greatest:.4g}"
-    )
-
-
-def _trace(rows: Sequence[TraceRow]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("module", "operator", "PyTorch", "converted", "error"):
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        actual = _statistics(row.actual) if row.actual else "part of another"
-        error = "" if row.error is None else f"{row.error:.1e}"
-        mark = Text.assemble(("✗ ", "red") if row.departs else ("✓ ", "green"), error)
-        table.add_row(Text(row.module or "(model)"), row.operator, _statistics(row.expected), actual, mark)
-    return table
-
-
-def _weights(matches: Sequence[WeightMatch]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("tensor", "shape", "found", "as", "how"):
-        table.add_column(column, overflow="fold")
-    for match in matches:
-        style = "red" if match.found in ("changed", "missing") else ""
-        table.add_row(match.tensor, _shape(match.shape), Text(match.found, style), match.name, match.how)
-    return table
-
-
-def _plan(rows: Sequence[PlanRow]) -> RenderableType:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("value", "operator", "shape", "axes", "moves"):
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        shape = f"[{', '.join(map(str, row.shape))}]" if row.shape else ""
-        table.add_row(row.value, row.operator, Text(shape), row.axes, Text("; ".join(row.moves), "yellow"))
-    return table

@@ -13,9 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from ..terminal import COLOURS, Terminal
-from .journal import Entry
-from .results import Answer, Answers, BatchReport
+from ..batch.journal import Entry
+from ..batch.results import Answer, Answers, BatchReport
+from .render import COLOURS
+from .terminal import Terminal
 
 MOST_ROWS = 20  # of the summary, of models that are not verified
 

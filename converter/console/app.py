@@ -1,0 +1,62 @@
+"""The click group of `convert`: `convert MODEL` without a command converts."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from converter.artifacts.paths import ENDINGS
+from converter.console.signals import Interrupted
+
+RESUMES = "pt-convert.resumes"  # in the context: what has ended is not done again
+
+
+class ConvertByDefault(click.Group):
+    """`convert MODEL ...` is `convert convert MODEL ...`; its help shows the options of that command."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        leading = 0
+        while leading < len(args) and args[leading] in ("-q", "--quiet", "-v", "--verbose", "--json"):
+            leading += 1
+        if args[leading : leading + 1] and args[leading] in self.commands:
+            args = [args[leading], *args[:leading], *args[leading + 1 :]]
+        elif args and args[0] not in ("--help", "--version"):
+            args = ["convert", *args]
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            name = ctx.invoked_subcommand
+            if name and Path(name).exists():
+                hint = f"{name!r} is a command here; for the file of that name write ./{name}"
+                raise click.UsageError(f"{error.format_message()}\n{hint}", error.ctx) from error
+            raise
+        except KeyboardInterrupt as error:
+            asked = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
+            again = " The same command goes on where it stopped." if ctx.meta.get(RESUMES) else ""
+            click.echo(f"Ended by {asked.signal.name}; what was not put in place is removed.{again}", err=True)
+            ctx.exit(asked.exit_status)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The commands, and what `convert` takes, as its name may be left out."""
+        convert = self.commands["convert"]
+        with convert.make_context("convert", [], parent=ctx, resilient_parsing=True) as inner:
+            models = convert.params[0].shell_complete(inner, incomplete) if incomplete[:1] != "-" else []
+            return [*models, *convert.shell_complete(inner, incomplete), *super().shell_complete(ctx, incomplete)]
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage(ctx.command_path, f"MODEL... --to {'|'.join(ENDINGS)} [OPTIONS]")
+        formatter.write_usage(ctx.command_path, "COMMAND [ARGS]...", prefix="       ")
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        convert = self.commands["convert"]
+        own = [record for option in self.get_params(ctx) if (record := option.get_help_record(ctx))]
+        listed = [option for option in convert.params if isinstance(option, click.Option)]
+        records = [record for option in listed if (record := option.get_help_record(ctx))]
+        with formatter.section("Options"):
+            formatter.write_dl(records + own)
+        self.format_commands(ctx, formatter)
