@@ -26,9 +26,11 @@ from torch import Tensor, nn
 from torch.testing._internal.common_modules import ModuleInfo, module_db
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from converter.artifacts import keras_writer, onnx_writer, saved_model_writer
 from converter.artifacts.paths import ENDINGS
 from converter.artifacts.runner import TensorSpec
+from converter.artifacts.runtime import keras as keras_reader
+from converter.artifacts.runtime import onnx as onnx_reader
+from converter.artifacts.runtime import saved_model as saved_model_reader
 from converter.capture.export import capture
 from converter.capture.input_domains import input_specs
 from converter.capture.random_inputs import Round, rounds
@@ -44,7 +46,7 @@ from converter.verification.output_proofs import compare_artefact
 from converter.verification.reference import Reference, constant_outputs
 from converter.verification.run_artifact import run_artefact
 
-READERS: dict[str, Any] = {"tf": saved_model_writer, "keras": keras_writer, "onnx": onnx_writer}
+READERS: dict[str, Any] = {"tf": saved_model_reader, "keras": keras_reader, "onnx": onnx_reader}
 FORMATS = tuple(READERS)
 LEFT_OUT = ("Loss", "FractionalMaxPool2d", "FractionalMaxPool3d")
 MODULES: dict[str, ModuleInfo] = {

@@ -240,7 +240,7 @@ def test_formats_and_stamps_are_told_without_a_framework(artefacts):
     script = """
         import sys
         from pathlib import Path
-        from converter.artifacts.runtime.formats import detect_format
+        from converter.artifacts.detect_format import detect_format
         from converter.artifacts.runtime.stamp import read_stamp
         for path in sys.argv[1:]:
             print(detect_format(Path(path)), read_stamp(Path(path))["schema"])
@@ -499,14 +499,14 @@ def test_a_conversion_of_large_weights_takes_the_place_of_an_earlier_one_with_it
 
 def test_a_trace_of_large_weights_leaves_nothing_for_a_killed_process_to_leave(tmp_path, monkeypatch):
     """They are handed to the session in memory, not in a temporary file."""
-    from converter.artifacts import onnx_writer
+    from converter.artifacts.runtime import onnx as onnx_reader
 
     write_onnx(tmp_path / "net.onnx", external_data=True)
     image = np.random.default_rng(0).normal(size=(2, 3, 10, 8)).astype(np.float32)
-    reader = onnx_writer.Reader()
+    reader = onnx_reader.Reader()
     reader.open(tmp_path / "net.onnx")
     whole = list(reader.trace({"image": image}))
-    monkeypatch.setattr(onnx_writer, "_LARGE", 200)
+    monkeypatch.setattr(onnx_reader, "_LARGE", 200)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     apart = list(reader.trace({"image": image}))
     assert [value[:3] for value in apart] == [value[:3] for value in whole]

@@ -525,7 +525,7 @@ def asked_of(files: list[Path], monkeypatch, **options):
         yield executor
         executor.close()
 
-    monkeypatch.setattr("converter.batch.schedule.executor_of", fake_workers)
+    monkeypatch.setattr("converter.batch.check.executor_of", fake_workers)
     return check_many([str(file) for file in files], to=["tf", "onnx"], **options)
 
 

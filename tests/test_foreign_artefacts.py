@@ -74,7 +74,7 @@ def verify(monkeypatch, runners):
         def __exit__(self, *_: object) -> None:
             pass
 
-    monkeypatch.setattr("converter.artifacts.runner.Runner", Kept)
+    monkeypatch.setattr("converter.pipeline.verify.Runner", Kept)
 
     def run(model: nn.Module, artefact: Path, **options) -> VerificationReport:
         options.setdefault("input_shapes", SHAPE)

@@ -85,7 +85,9 @@ VALUES = "how many elements it returns depends on values: choose among a fixed n
 
 
 def planned(program: Program, layout: str, choices: Choices) -> Plan:
-    plan = Plan(program, layout, choices)
+    from mappings.dynamic_resize import opened
+
+    plan = Plan(program, layout, choices, opened)
     unsupported: dict[str, list[fx.Node]] = {}
     for node in program.graph.nodes:
         plan.node = node

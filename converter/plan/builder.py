@@ -74,11 +74,16 @@ class Choices:
 
 @dataclass
 class Plan:
-    """What will be built, and the interface through which mappings say it."""
+    """What will be built, and the interface through which mappings say it.
+
+    Attributes:
+        open_axes: returns a value with an axis for each factor of those that dynamic sizes share, by gathers.
+    """
 
     program: Program
-    layout: str = "auto"
-    choices: Choices = field(default_factory=lambda: Choices())
+    layout: str
+    choices: Choices
+    open_axes: Callable[[Plan, Value], Value]
     inputs: list[Interface] = field(default_factory=list)
     outputs: list[Interface] = field(default_factory=list)
     input_steps: list[InputStep] = field(default_factory=list)
@@ -251,9 +256,7 @@ class Plan:
 
     def _opened(self, value: Value, layout: Layout, reason: str) -> Step:
         """The move from axes that no longer share unknown sizes, as that from those at hand cannot be made."""
-        from mappings.dynamic_resize import opened
-
-        apart = opened(self, value)
+        apart = self.open_axes(self, value)
         _, move = apart.layout.to(layout.axes)
         if apart.layout.axes == value.layout.axes or not is_possible(move):
             self.impossible.append(self.node)
