@@ -119,7 +119,7 @@ def convert(
 @main.command()
 @click.argument("places", nargs=-1, required=True, metavar="MANIFEST.toml|FILE|FOLDER|GLOB|-...")
 @click.option("--to", multiple=True, type=click.Choice(list(ENDINGS)), help="Format to write; repeatable.")
-@click.option("-o", "--output", type=PATH, help="Folder for artefacts, logs, the journal and summary.json.")
+@click.option("-o", "--output", type=PATH, help="Folder for artifacts, logs, the journal and summary.json.")
 @click.option(
     "--check", is_flag=True, help="Say of each model whether it can be converted; -o is not needed, nothing is written."
 )
@@ -226,23 +226,23 @@ def plain(value: Any) -> Any:
 
 @main.command()
 @click.argument("model", type=PATH)
-@click.argument("artefact", type=PATH)
+@click.argument("artifact", type=PATH)
 @architecture_options
 @comparison_options
 @click.option(
     "--accept",
     multiple=True,
     type=click.Choice(get_args(ExplanationKind)),
-    help="Count an artefact as agreeing that agrees after this only; repeatable.",
+    help="Count an artifact as agreeing that agrees after this only; repeatable.",
 )
 @click.option("--signature", metavar="NAME", help="Of a SavedModel or TFLite file that has several.")
-@click.option("--weights", is_flag=True, help="Only find every tensor in the artefact, by its content; run nothing.")
+@click.option("--weights", is_flag=True, help="Only find every tensor in the artifact, by its content; run nothing.")
 @trace_option
 @report_option
 @message_options
 def verify(
     model: Path,
-    artefact: Path,
+    artifact: Path,
     report_file: Path | None,
     as_json: bool,
     quiet: bool,
@@ -250,13 +250,13 @@ def verify(
     log_file: Path | None,
     **arguments: Any,
 ) -> None:
-    """Compare an artefact with the model it was made from; any tool may have made it."""
+    """Compare an artifact with the model it was made from; any tool may have made it."""
     import converter
     from converter.verification.image_folder import with_preprocessing
 
     terminal = terminal_of(quiet, verbose, log_file)
     result = attempt(
-        lambda: converter.verify(model, artefact, progress=terminal.progress, **with_preprocessing(arguments)),
+        lambda: converter.verify(model, artifact, progress=terminal.progress, **with_preprocessing(arguments)),
         str(model),
         terminal,
     )
@@ -350,7 +350,7 @@ def print_report(content: dict[str, Any]) -> None:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
             raise OutputError(
-                f"The report cannot be printed: {error.strerror}.", where="--json", cure="Make room, or use --report."
+                f"The report cannot be printed: {error.strerror}.", where="--json", fix="Make room, or use --report."
             ) from error
 
 

@@ -41,7 +41,7 @@ NETS = {
         ("sample_models.dense_prediction:UNet", "1,3,37,50"),
         ("sample_models.dense_prediction:SuperResolution", "1,3,14,11"),
         ("sample_models.detectors:AnchorDetector", "1,3,96,64"),
-        ("sample_models.speech:Recogniser", "1,16,21"),
+        ("sample_models.speech:Recognizer", "1,16,21"),
     ],
 }
 
@@ -221,7 +221,7 @@ def kills(net: str, to: str, count: int, kills: int) -> None:
         )
         click.echo(
             f"{count} of {net} to {to}, {kills} times killed: exit status {status}, "
-            f"{sum(entry['state'] == 'verified' for entry in found)} verified, {written} artefacts, "
+            f"{sum(entry['state'] == 'verified' for entry in found)} verified, {written} artifacts, "
             f"{sum(number > 1 for number in attempts)} begun again as a kill broke them off, "
             f"{time.perf_counter() - started:.0f} s"
         )

@@ -2,8 +2,8 @@
 
     python benchmarks/errors.py [--write docs/ERRORS.md]
 
-A message stands in the source where it is raised, mostly with its cure. What is filled in when it is raised is `…`
-here. `EXPLAINED` holds the cures of those that have none there, or only one that is filled in.
+A message stands in the source where it is raised, mostly with its fix. What is filled in when it is raised is `…`
+here. `EXPLAINED` holds the fixes of those that have none there, or only one that is filled in.
 """
 
 import ast
@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 from converter import errors  # noqa: E402
 
 HOLE = "…"
-# Functions that make a failure without raising it, and the positions of message and cure among their arguments.
+# Functions that make a failure without raising it, and the positions of message and fix among their arguments.
 FAILURES = {"failure": (1, 2), "Failure": (2, 4)}
 FAILED = "Failure"
 DEEPEST = 6  # names looked up one after another
@@ -31,18 +31,18 @@ TITLES = {
     "CheckpointError": "The checkpoint is unreadable or refused",
     "CaptureError": "The model cannot be captured",
     "UnsupportedOperatorsError": "Operators without a mapping",
-    "OutputError": "The artefact cannot be written",
+    "OutputError": "The artifact cannot be written",
     "MemoryLimitError": "Memory",
     "ConversionError": "Other reasons",
     FAILED: "In a batch, and in the model's own code",
 }
-HEAD = f"""# Errors and their cures
+HEAD = f"""# Errors and their fixes
 
 Written by `python benchmarks/errors.py --write docs/ERRORS.md` from the program's source; a test holds the two
 together. `{HOLE}` is what a message fills in: a name, a size, what a library said. An error names also where it is: a
 file, an option, a module of the model with its source line. `-v` shows the traceback, `--log-file` keeps it.
 
-Status 3 is no error: the artefact was made, and does not agree with the model or proves nothing; README, "What is
+Status 3 is no error: the artifact was made, and does not agree with the model or proves nothing; README, "What is
 verified, and how". Signals end with 128 and their number, see [FAULTS.md](FAULTS.md). Options that do not exist, or
 lack a value, are told by the command line itself, with status 2.
 """
@@ -60,11 +60,11 @@ class Place:
 
 @dataclass
 class Found:
-    """A message and its cures, wherever it is raised."""
+    """A message and its fixes, wherever it is raised."""
 
     kind: str
     message: str
-    cures: list[str] = field(default_factory=list)
+    fixes: list[str] = field(default_factory=list)
 
 
 class Source:
@@ -215,25 +215,25 @@ def found_errors(files: Sequence[Path]) -> list[Found]:
             if name in FAILURES and isinstance(place.scope, ast.FunctionDef) and place.scope.name in FAILURES:
                 continue  # its callers say what
             if name in FAILURES:
-                kind, (at, cure_at) = FAILED, FAILURES[name]
+                kind, (at, fix_at) = FAILED, FAILURES[name]
             elif name in classes:
-                kind, at, cure_at = name, 0, len(call.args) + 1
+                kind, at, fix_at = name, 0, len(call.args) + 1
             else:
                 continue
-            cures = source.texts(_argument(call, cure_at, "cure"), place) if _given(call, cure_at, "cure") else []
+            fixes = source.texts(_argument(call, fix_at, "fix"), place) if _given(call, fix_at, "fix") else []
             for text in source.texts(_argument(call, at, "what"), place):
                 message = _one_line(text)
                 if name == FAILED and message == HOLE:  # of an error that was raised elsewhere
                     continue
                 entry = found.setdefault((kind, message), Found(kind, message))
-                entry.cures += [c for cure in cures if (c := _one_line(cure)) not in (*entry.cures, HOLE, "")]
+                entry.fixes += [c for fix in fixes if (c := _one_line(fix)) not in (*entry.fixes, HOLE, "")]
     order = list(TITLES)
     return sorted(found.values(), key=lambda one: (order.index(one.kind), one.message.lower()))
 
 
 def explained(one: Found) -> str:
     """What to do: as the error says itself, and what `EXPLAINED` adds."""
-    return "; or: ".join([*one.cures, *([EXPLAINED[one.message]] if one.message in EXPLAINED else [])])
+    return "; or: ".join([*one.fixes, *([EXPLAINED[one.message]] if one.message in EXPLAINED else [])])
 
 
 def document() -> str:
@@ -274,17 +274,17 @@ EXPLAINED: dict[str, str] = {
     "The batch was closed.": "the same command goes on where it stopped",
     "ONNX's checker refuses the exported model: …": "a fault of PyTorch's exporter or of ours: please report it; "
     "another --opset may help",
-    "the artefact has … inputs and … outputs, the model … and …": "give the model that the artefact was made from",
-    "The artefact takes the inputs …, not ….": "name the inputs as the artefact does",
-    "the artefact was made from another model: it has the inputs … and outputs …, the model … and …": "give the model "
+    "the artifact has … inputs and … outputs, the model … and …": "give the model that the artifact was made from",
+    "The artifact takes the inputs …, not ….": "name the inputs as the artifact does",
+    "the artifact was made from another model: it has the inputs … and outputs …, the model … and …": "give the model "
     "that it was made from",
-    "The artefact …: …": "convert again; another tool's artefact: see whether its runtime opens it",
-    "The artefact …: the process that opened it ….…": "what it wrote says why; convert again, or report it",
-    "the artefact's inputs are not those of the model": "rename the inputs of one of them",
+    "The artifact …: …": "convert again; another tool's artifact: see whether its runtime opens it",
+    "The artifact …: the process that opened it ….…": "what it wrote says why; convert again, or report it",
+    "the artifact's inputs are not those of the model": "rename the inputs of one of them",
     "the mapping of … in … failed: …: …": "mend your mapping: -v shows where it failed",
     "the model's outputs do not depend on any input": "there is nothing to convert: its results are constants",
     "the model's own code failed: …: …": "mend that code, or install what it needs: -v shows where it failed",
-    "There is no such artefact.": "give the path that `convert` said it wrote",
+    "There is no such artifact.": "give the path that `convert` said it wrote",
     "… failed: …: …": "mend the code that is named: -v shows where it failed",
     "… is not a Python file": "name a file that ends in .py, as in --model net.py:build",
 }
@@ -293,14 +293,14 @@ EXPLAINED: dict[str, str] = {
 @click.command()
 @click.option("--write", "file", type=click.Path(path_type=Path))
 def main(file: Path | None) -> None:
-    """Print the table, or write it; and name what has no cure."""
+    """Print the table, or write it; and name what has no fix."""
     if file is None:
         click.echo(document())
     else:
         file.write_text(document(), encoding="utf-8")
     for one in found_errors(our_files()):
         if one.message != HOLE and not explained(one):
-            click.echo(f"no cure: {one.kind}: {one.message}", err=True)
+            click.echo(f"no fix: {one.kind}: {one.message}", err=True)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 
 `lowered` goes as far as the graph that is written: captured, rewritten for the format, planned and lowered in float64
 in this process, and compared with the module itself in float64 (for ONNX the rewritten program that its exporter is
-given). `whole` writes artefacts through all proofs, opens them here, and compares what they give on other inputs, of
+given). `whole` writes artifacts through all proofs, opens them here, and compares what they give on other inputs, of
 other batch sizes, with the module in PyTorch, by nothing of our own verification. Wrong is what is reported verified
 and is not. `--free` leaves every size behind the channels free, traces at four times the sizes (so that few
 become 1, of which torch.export makes a constant), and compares at five and seven times; networks that PyTorch does not
@@ -36,7 +36,7 @@ from random_modules import Network, network  # noqa: E402
 
 from converter.capture.input_shapes import FreeSize  # noqa: E402
 from converter.errors import ConversionError  # noqa: E402
-from converter.report.results import ArtefactReport, TensorFacts  # noqa: E402
+from converter.report.results import ArtifactReport, TensorFacts  # noqa: E402
 
 FORMATS = ("tf", "keras", "onnx")
 ROUNDING = 64  # times PyTorch's own, on inputs that our bound of 16 has not seen
@@ -100,7 +100,7 @@ def lowered(count: int, first: int, formats: tuple[str, ...], free: bool, result
             except AssertionError as error:
                 yield format, "wrong", str(error)
             except ConversionError as error:
-                kind = "failed" if "fault of the converter" in str(error.cure) else "refused"
+                kind = "failed" if "fault of the converter" in str(error.fix) else "refused"
                 yield format, kind, str(error)
             except Exception as error:  # any other is a fault, to be told like one
                 yield format, "failed", repr(error)
@@ -125,33 +125,33 @@ def whole(count: int, first: int, formats: tuple[str, ...], results: IO[str] | N
             try:
                 report = session.convert(made, to=formats, output=folder, input_shapes=[shape], force=True)
             except ConversionError as error:
-                kind = "failed" if "fault of the converter" in str(error.cure) else "refused"
+                kind = "failed" if "fault of the converter" in str(error.fix) else "refused"
                 yield from ((format, kind, str(error)) for format in formats)
                 return
-            for artefact in report.artefacts:
-                if artefact.failure is not None:
-                    kind = "failed" if "fault of the converter" in str(artefact.failure.cure) else "refused"
-                    yield artefact.format, kind, artefact.failure.what
-                elif artefact.status != "verified":
-                    broken = "; ".join(proof.summary for proof in artefact.proofs if not proof.holds)
-                    yield artefact.format, "failed", f"{artefact.status}: {broken}"
-                elif off := differs(made, artefact, seed, report.batch):
-                    yield artefact.format, "wrong", off
+            for artifact in report.artifacts:
+                if artifact.failure is not None:
+                    kind = "failed" if "fault of the converter" in str(artifact.failure.fix) else "refused"
+                    yield artifact.format, kind, artifact.failure.what
+                elif artifact.status != "verified":
+                    broken = "; ".join(proof.summary for proof in artifact.proofs if not proof.holds)
+                    yield artifact.format, "failed", f"{artifact.status}: {broken}"
+                elif off := differs(made, artifact, seed, report.batch):
+                    yield artifact.format, "wrong", off
                 else:
-                    yield artefact.format, "right", ""
+                    yield artifact.format, "right", ""
 
         convert_all(range(first, first + count), outcomes, results)
 
 
-def differs(made: Network, artefact: ArtefactReport, seed: int, batch: int | str) -> str:
-    """What is wrong with an artefact, "" if nothing: on inputs of our own, opened without the converter."""
-    call = opened(artefact)
+def differs(made: Network, artifact: ArtifactReport, seed: int, batch: int | str) -> str:
+    """What is wrong with an artifact, "" if nothing: on inputs of our own, opened without the converter."""
+    call = opened(artifact)
     double = copy.deepcopy(made).double()
     for size in (2, 5) if batch == "dynamic" else (int(batch),):
         x = samples(made, size, seed + 1000)
         single, exact = run(made, x), run(double, x.double())
-        given = call(in_layout(x.numpy(), artefact.inputs[0]))
-        for number, (array, facts, mine, right) in enumerate(zip(given, artefact.outputs, single, exact, strict=True)):
+        given = call(in_layout(x.numpy(), artifact.inputs[0]))
+        for number, (array, facts, mine, right) in enumerate(zip(given, artifact.outputs, single, exact, strict=True)):
             actual = from_layout(array, facts)
             if actual.shape != right.shape:
                 return f"output {number} at batch {size}: shape {actual.shape}, not {right.shape}"
@@ -162,26 +162,26 @@ def differs(made: Network, artefact: ArtefactReport, seed: int, batch: int | str
     return ""
 
 
-def opened(artefact: ArtefactReport) -> Callable[[np.ndarray], list[np.ndarray]]:
-    assert artefact.path is not None
-    if artefact.format == "onnx":
+def opened(artifact: ArtifactReport) -> Callable[[np.ndarray], list[np.ndarray]]:
+    assert artifact.path is not None
+    if artifact.format == "onnx":
         import onnxruntime
 
-        session = onnxruntime.InferenceSession(str(artefact.path))
-        return lambda x: list(session.run([o.name for o in artefact.outputs], {artefact.inputs[0].name: x}))
-    if artefact.format == "keras":
+        session = onnxruntime.InferenceSession(str(artifact.path))
+        return lambda x: list(session.run([o.name for o in artifact.outputs], {artifact.inputs[0].name: x}))
+    if artifact.format == "keras":
         import keras
 
-        model = keras.saving.load_model(artefact.path)
+        model = keras.saving.load_model(artifact.path)
         return lambda x: [np.asarray(y) for y in keras.tree.flatten(model(x))]
     import tensorflow as tf
 
-    loaded = tf.saved_model.load(str(artefact.path))
+    loaded = tf.saved_model.load(str(artifact.path))
     signature = loaded.signatures["serving_default"]
 
     def call(x: np.ndarray) -> list[np.ndarray]:
-        results = signature(**{artefact.inputs[0].name: tf.constant(x)})
-        return [results[o.name].numpy() for o in artefact.outputs]
+        results = signature(**{artifact.inputs[0].name: tf.constant(x)})
+        return [results[o.name].numpy() for o in artifact.outputs]
 
     call.held = loaded  # type: ignore[attr-defined]  # a signature does not keep its variables
     return call

@@ -3,13 +3,13 @@
     python benchmarks/kill.py conversions [--count 120] [--seed 0]
     python benchmarks/kill.py placements [--count 300] [--seed 0]
 
-`conversions` converts a small network over an earlier artefact, in each format, and ends it by SIGINT, SIGTERM or
+`conversions` converts a small network over an earlier artifact, in each format, and ends it by SIGINT, SIGTERM or
 SIGKILL, sent to the process alone or to its whole group, up to a tenth after the time that a conversion takes.
-Afterwards the artefact must be the earlier or the new one, byte for byte; no process that was started may live; nothing
-may be left beside the artefact, after SIGKILL once the next run has swept; the exit status must be the signal's; and no
+Afterwards the artifact must be the earlier or the new one, byte for byte; no process that was started may live; nothing
+may be left beside the artifact, after SIGKILL once the next run has swept; the exit status must be the signal's; and no
 traceback is printed. `beside` is an ONNX file with its weights in a second file, which must be its own from the very
 moment of the kill on; half of the conversions show a trace. `placements` does so with two processes that only put
-artefacts in place, of two files, in the same folder, as fast as they can.
+artifacts in place, of two files, in the same folder, as fast as they can.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ for name, seed in (("one", 1), ("two", 2)):
 """
 NAMES = {"tf": "net_saved_model", "keras": "net.keras", "onnx": "net.onnx", "beside": "net.onnx"}
 # ONNX with its weights in a second file, as for more than 2 GB.
-BESIDE = "from converter.artefacts import onnx_file as o; o.LARGEST = 0; from converter.__main__ import main; main()"
+BESIDE = "from converter.artifacts import onnx_file as o; o.LARGEST = 0; from converter.__main__ import main; main()"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 GONE = 5.0  # seconds within which what was started must have ended
 
@@ -145,7 +145,7 @@ class Conversions:
         wrong = [] if self.all_gone() else ["a process lives on"]
         after = digest(target)
         if after not in (before, self.expected[format, name]):
-            wrong.append("the artefact is neither the earlier nor the new one")
+            wrong.append("the artifact is neither the earlier nor the new one")
         right = {128 + number}
         if ended:
             right = {0}
@@ -240,7 +240,7 @@ while True:
 
 
 def kill_writers(target: Path, seconds: float) -> tuple[int, list[str]]:
-    """Have two processes place artefacts of two files for so long, end both, and give how many they placed and what is
+    """Have two processes place artifacts of two files for so long, end both, and give how many they placed and what is
     wrong afterwards.
     """
     writers = [
@@ -255,7 +255,7 @@ def kill_writers(target: Path, seconds: float) -> tuple[int, list[str]]:
     ]
     for writer in writers:
         assert writer.stdout is not None
-        writer.stdout.readline()  # from its first artefact on
+        writer.stdout.readline()  # from its first artifact on
     time.sleep(seconds)
     for writer in writers:
         writer.kill()
@@ -271,12 +271,12 @@ def kill_writers(target: Path, seconds: float) -> tuple[int, list[str]]:
 
 
 def mixed(target: Path) -> list[str]:
-    """What is wrong with an artefact of two files, if there is one."""
+    """What is wrong with an artifact of two files, if there is one."""
     if not target.exists():
         return []
     data, _, content = target.read_text().partition(" ")
     file = target.with_name(data)
-    return [] if file.exists() and file.read_text() == content else ["the two files are of different artefacts"]
+    return [] if file.exists() and file.read_text() == content else ["the two files are of different artifacts"]
 
 
 @main.command()
@@ -292,7 +292,7 @@ def placements(count: int, seed: int) -> None:
             if wrong:
                 bad += 1
                 click.echo(f"{number}: {'; '.join(wrong)}")
-    click.echo(f"{count} times two writers killed, {placed} artefacts of two files placed; {bad} left something wrong")
+    click.echo(f"{count} times two writers killed, {placed} artifacts of two files placed; {bad} left something wrong")
     sys.exit(bool(bad))
 
 

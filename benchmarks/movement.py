@@ -55,7 +55,7 @@ def architecture(name: str):
 
 
 def measure(name: str, runners: Mapping[str, "Runner"]) -> list[dict]:
-    """A row for each format, whose artefact is opened by the format's runner."""
+    """A row for each format, whose artifact is opened by the format's runner."""
     import torch
 
     import converter
@@ -68,16 +68,16 @@ def measure(name: str, runners: Mapping[str, "Runner"]) -> list[dict]:
         report = converter.convert(
             model, to=list(runners), output=Path(folder, "out"), input_shapes=shapes, verify=False
         )
-        for artefact in report.artefacts:
-            runner = runners[artefact.format]
-            runner.open(artefact.path)
+        for artifact in report.artifacts:
+            runner = runners[artifact.format]
+            runner.open(artifact.path)
             rows.append(
                 {
                     "name": name,
-                    "format": artefact.format,
+                    "format": artifact.format,
                     "operators": dict(runner.operators()),
-                    "movements": [f"{m.kind}, {m.reason}" for m in artefact.movements],
-                    "elements": sum(m.elements for m in artefact.movements if isinstance(m.elements, int)),
+                    "movements": [f"{m.kind}, {m.reason}" for m in artifact.movements],
+                    "elements": sum(m.elements for m in artifact.movements if isinstance(m.elements, int)),
                     "products": products(model, shape),
                 }
             )
@@ -107,7 +107,7 @@ def table(rows: list[dict], listed: int) -> str:
     lines = [
         "# Operators that touch activations without arithmetic",
         "",
-        "Written by `python benchmarks/movement.py --write docs/MOVEMENT.md`: counted in the written artefact, opened",
+        "Written by `python benchmarks/movement.py --write docs/MOVEMENT.md`: counted in the written artifact, opened",
         "again; what only prepares a weight is not counted. Elements moved are per image. docs/ZOO.md has the proofs.",
         "",
         "The least that an architecture needs is 0, and 2 for each product of two matrices that both hang on the",

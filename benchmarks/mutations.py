@@ -39,16 +39,16 @@ PLACES = {
 
 def plant(names: Sequence[str], sites: int) -> Iterator["Mutant"]:
     """Every mutant of these architectures."""
-    from mutations.proving import PLACES as ARTEFACTS
-    from mutations.proving import Bench, Runners, artefact_mutants, program_mutants
+    from mutations.proving import PLACES as ARTIFACTS
+    from mutations.proving import Bench, Runners, artifact_mutants, program_mutants
 
     with Runners() as runners:
         for name in names:
             bench = Bench(name, runners)
             for place in ("mapping", "rewrite"):
-                yield from program_mutants(bench, place, sites, with_artefact=place == "mapping")
-            for format in ARTEFACTS:
-                yield from artefact_mutants(bench, format, sites)
+                yield from program_mutants(bench, place, sites, with_artifact=place == "mapping")
+            for format in ARTIFACTS:
+                yield from artifact_mutants(bench, format, sites)
 
 
 def table(mutants: Sequence["Mutant"]) -> list[str]:
@@ -64,7 +64,7 @@ def table(mutants: Sequence["Mutant"]) -> list[str]:
         refused = sum(m.refused is not None for m in faults)
         cells = [
             f"{caught[proof]} of {asked[proof]}" if asked[proof] else "not asked"
-            for proof in ("function", "artefact", "weights")
+            for proof in ("function", "artifact", "weights")
         ]
         missed = sum(m.missed for m in faults)
         rows.append(
@@ -81,9 +81,9 @@ def table_of_faults(mutants: Sequence["Mutant"]) -> list[str]:
         here = [m for m in program if m.fault == fault]
         faults = [m for m in here if not m.equivalent]
         where = sorted({m.architecture for m in faults}, key=str.lower)
-        by = [sum(bool(m.caught[proof]) for m in faults) for proof in ("function", "artefact")]
+        by = [sum(bool(m.caught[proof]) for m in faults) for proof in ("function", "artifact")]
         if faults:
-            asked = sum(m.caught["artefact"] is not None for m in faults)
+            asked = sum(m.caught["artifact"] is not None for m in faults)
             rows.append(f"| {fault} | {', '.join(where)} | {len(faults)} | {by[0]} | {asked} | {by[1]} |")
     return rows
 
@@ -95,7 +95,7 @@ def summary(mutants: Sequence["Mutant"], seconds: float) -> str:
     weakest = min((m.change for m in faults if m.place in ("mapping", "rewrite") and m.change > 0), default=0.0)
     return (
         f"{caught} of {len(faults)} faults caught in {len({m.architecture for m in mutants})} architectures; "
-        f"{len(kinds)} kinds in mappings and rewrites, {len({m.fault for m in faults} - kinds)} more in artefacts. "
+        f"{len(kinds)} kinds in mappings and rewrites, {len({m.fault for m in faults} - kinds)} more in artifacts. "
         f"The faintest of the former changes an output by {weakest:.0e} of its scale. "
         f"{len(mutants) - len(faults)} more changed nothing and are no faults. ({seconds / 60:.0f} minutes.)"
     )

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 1200  # for one operator
 
 
-def work(most: int | None, artefacts: int) -> None:
+def work(most: int | None, artifacts: int) -> None:
     """Read operators' numbers in op_db, one a line, and answer each with a line of JSON."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     answers = os.fdopen(os.dup(1), "w")
@@ -39,7 +39,7 @@ def work(most: int | None, artefacts: int) -> None:
     from operator_conformance import conformance
 
     for line in sys.stdin:
-        row = conformance(op_db[int(line)], most, artefacts)
+        row = conformance(op_db[int(line)], most, artifacts)
         print(json.dumps(row), file=answers, flush=True)
 
 
@@ -97,15 +97,15 @@ def names_of_operators() -> list[str]:
 @click.option("--write", type=click.Path(path_type=Path), help="the table's file")
 @click.option("--state", type=click.Path(path_type=Path), help="rows so far, one a line; those are not measured again")
 @click.option("--most", type=int, help="samples of each type, evenly spread (default: all)")
-@click.option("--artefacts", default=2, help="samples of each type that go through written artefacts, too")
+@click.option("--artifacts", default=2, help="samples of each type that go through written artifacts, too")
 @click.option("--workers", default=1)
 @click.option("--work", "is_worker", is_flag=True, hidden=True)
 def main(
-    names: tuple[str, ...], write: Path | None, state: Path | None, most: int | None, artefacts: int, workers: int,
+    names: tuple[str, ...], write: Path | None, state: Path | None, most: int | None, artifacts: int, workers: int,
     is_worker: bool,
 ) -> None:  # fmt: skip
     if is_worker:
-        work(most, artefacts)
+        work(most, artifacts)
         return
     every = names_of_operators()
     rows: dict[str, dict] = {}
@@ -115,7 +115,7 @@ def main(
     left: Queue[str] = Queue()
     for name in wanted:
         left.put(name)
-    options = ["--artefacts", str(artefacts), *(["--most", str(most)] if most else [])]
+    options = ["--artifacts", str(artifacts), *(["--most", str(most)] if most else [])]
     lock = threading.Lock()
 
     def run() -> None:
@@ -148,7 +148,7 @@ def main(
                 click.echo(f"{row['name']}: {count} {status}: {reason} (as {sample})")
     if write:
         write.parent.mkdir(exist_ok=True)
-        write.write_text(document(measured, len(every), most, artefacts))
+        write.write_text(document(measured, len(every), most, artifacts))
     click.echo(dict(total(measured)), err=not write)
 
 
@@ -159,7 +159,7 @@ def total(rows: list[dict]) -> Counter:
     return counts
 
 
-def document(rows: list[dict], of: int, most: int | None, artefacts: int) -> str:
+def document(rows: list[dict], of: int, most: int | None, artifacts: int) -> str:
     """The table, as Markdown."""
     import torch
 
@@ -178,14 +178,14 @@ def document(rows: list[dict], of: int, most: int | None, artefacts: int) -> str
         "used by a model of the zoo": [row for row in inside if zoo & set(row["targets"])],
     }
     how_many = f"at most {most} samples of each type, evenly spread" if most else "all samples of each type"
-    options = [*(["--most", str(most)] if most else []), "--artefacts", str(artefacts)]
+    options = [*(["--most", str(most)] if most else []), "--artifacts", str(artifacts)]
     lines = [
         "# Operators: PyTorch's own sample inputs",
         "",
         f"Written by `python benchmarks/operators.py {' '.join(options)} --write docs/OPERATORS.md`:",
         f"{how_many} (float32, int64, int32, bool) of PyTorch {torch.__version__.split('+')[0]}'s `op_db`, each",
         "captured, planned and compared with PyTorch in float64: within 1e-10 of the scale, whole numbers equal.",
-        f"Of each operator and type up to {artefacts} also as a traced function and as a `.keras` file that",
+        f"Of each operator and type up to {artifacts} also as a traced function and as a `.keras` file that",
         'Keras opened again, in float32. "Failed" is what broke the converter. What is left out, and by which rule,',
         "stands at the end.",
         "",

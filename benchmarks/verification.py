@@ -25,7 +25,7 @@ from conversion import torch_model
 SHAPE = ["1,3,224,224"]
 
 
-def measured(what: str, name: str, artefact: Path, format: str) -> dict:
+def measured(what: str, name: str, artifact: Path, format: str) -> dict:
     started = time.perf_counter()
     import torch
 
@@ -36,20 +36,20 @@ def measured(what: str, name: str, artefact: Path, format: str) -> dict:
     if what == "export":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.onnx.export(model, (torch.rand(1, 3, 224, 224),), artefact, dynamo=False)
+            torch.onnx.export(model, (torch.rand(1, 3, 224, 224),), artifact, dynamo=False)
         return {}
     started = time.perf_counter()
     if what == "convert":
-        report = converter.convert(model, to=[format], output=artefact, input_shapes=SHAPE)
+        report = converter.convert(model, to=[format], output=artifact, input_shapes=SHAPE)
     else:
         report = converter.verify(
-            model, artefact, input_shapes=SHAPE, weights=what == "--weights", trace=what == "--trace"
+            model, artifact, input_shapes=SHAPE, weights=what == "--weights", trace=what == "--trace"
         )
     seconds = imported + time.perf_counter() - started
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     processor = sum(one.ru_utime + one.ru_stime for one in usage)
     if report.status != "verified":
-        raise SystemExit(f"{what} {artefact}: {report.status}")
+        raise SystemExit(f"{what} {artifact}: {report.status}")
     return {"seconds": seconds, "processor": processor, "timings": dict(report.timings)}
 
 
@@ -63,8 +63,8 @@ def main(name: str, formats: tuple[str, ...], runs: int, only: tuple[str, str, s
         click.echo(json.dumps(measured(only[0], name, Path(only[1]), only[2])))
         return
 
-    def timed(what: str, artefact: Path, format: str) -> dict:
-        command = [sys.executable, __file__, "--model", name, "--only", what, str(artefact), format]
+    def timed(what: str, artifact: Path, format: str) -> dict:
+        command = [sys.executable, __file__, "--model", name, "--only", what, str(artifact), format]
         printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         return json.loads(printed.splitlines()[-1])
 
@@ -73,11 +73,11 @@ def main(name: str, formats: tuple[str, ...], runs: int, only: tuple[str, str, s
         timed("export", Path(folder, endings["plain"]), "plain")
         click.echo(f"{name}, seconds, median of {runs} runs")
         for format in (*formats, "plain"):
-            artefact = Path(folder, endings[format])
+            artifact = Path(folder, endings[format])
             for what in ("convert", "verify", "--weights", "--trace"):
                 if (format, what) == ("plain", "convert"):
                     continue
-                found = [timed(what, artefact, format) for _ in range(runs)]
+                found = [timed(what, artifact, format) for _ in range(runs)]
                 median, processor = (statistics.median(run[key] for run in found) for key in ("seconds", "processor"))
                 steps = ", ".join(f"{step} {seconds:.1f}" for step, seconds in found[-1]["timings"].items())
                 click.echo(f"{format:6} {what:10} {median:6.1f}   processor {processor:6.1f}   {steps}")

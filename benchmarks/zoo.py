@@ -96,19 +96,19 @@ def measure(name: str) -> dict:
         except ConversionError as error:
             row["refused"] = f"{error.what} {error.where or ''}".strip()
         else:
-            row["formats"] = {artefact["format"]: artefact for artefact in map(facts, report.artefacts)}
+            row["formats"] = {artifact["format"]: artifact for artifact in map(facts, report.artifacts)}
     row["seconds"] = time.perf_counter() - started
     ours, childrens = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     row["peak_mib"] = max(ours.ru_maxrss, childrens.ru_maxrss) // 1024
     return row
 
 
-def facts(artefact) -> dict:
-    """What the table and whoever looks for a cause want to know of one artefact."""
-    failure = artefact.failure
+def facts(artifact) -> dict:
+    """What the table and whoever looks for a cause want to know of one artifact."""
+    failure = artifact.failure
     return {
-        "format": artefact.format,
-        "status": artefact.status,
+        "format": artifact.format,
+        "status": artifact.status,
         "refused": f"{failure.what} {failure.where or ''}".strip() if failure else None,
         "proofs": [
             {
@@ -118,11 +118,11 @@ def facts(artefact) -> dict:
                 "failures": proof.failures[:5],
                 "first_difference": proof.first_difference,
             }
-            for proof in artefact.proofs
+            for proof in artifact.proofs
         ],
-        "operators": sum(artefact.operators.values()),
-        **{kind: sum(artefact.operators.get(n, 0) for n in names) for kind, names in MOVING.items()},
-        "seconds": artefact.seconds,
+        "operators": sum(artifact.operators.values()),
+        **{kind: sum(artifact.operators.get(n, 0) for n in names) for kind, names in MOVING.items()},
+        "seconds": artifact.seconds,
     }
 
 
@@ -146,22 +146,22 @@ def verdict(row: dict, format: str) -> str:
         return "failed"
     if "refused" in row:
         return "refused"
-    artefact = row["formats"][format]
-    if artefact["refused"]:
+    artifact = row["formats"][format]
+    if artifact["refused"]:
         return "refused"
-    broken = [str(number) for number, proof in enumerate(artefact["proofs"], 1) if not proof["holds"]]
-    return "verified" if artefact["status"] == "verified" else f"{artefact['status']} ({', '.join(broken)})"
+    broken = [str(number) for number, proof in enumerate(artifact["proofs"], 1) if not proof["holds"]]
+    return "verified" if artifact["status"] == "verified" else f"{artifact['status']} ({', '.join(broken)})"
 
 
 def remarks(row: dict) -> Iterator[str]:
     for key in ("failed", "refused"):
         if key in row:
             yield row[key]
-    for format, artefact in row.get("formats", {}).items():
-        if artefact["refused"]:
-            yield f"{format}: {artefact['refused']}"
+    for format, artifact in row.get("formats", {}).items():
+        if artifact["refused"]:
+            yield f"{format}: {artifact['refused']}"
         yield from (
-            f"{format}, proof {proof['name']}: {proof['summary']}" for proof in artefact["proofs"] if not proof["holds"]
+            f"{format}, proof {proof['name']}: {proof['summary']}" for proof in artifact["proofs"] if not proof["holds"]
         )
 
 
@@ -173,7 +173,7 @@ def table(rows: list[dict], listed: int) -> str:
         "Written by `python benchmarks/zoo.py --write docs/ZOO.md`. Weights are random, norm statistics measured on",
         "random images; proofs are made at batch 1, 2 and 4. Seconds are of one conversion to all three formats with",
         "all proofs, on a machine with other work; the peak is of the largest process. Transposes and gathers are",
-        "those of the artefact, opened again, in the order tf, keras, onnx. Rows may be of different days.",
+        "those of the artifact, opened again, in the order tf, keras, onnx. Rows may be of different days.",
         "",
         f"{len(rows)} of {listed} have been run, {verified} of them are verified in all three formats. Medians: "
         f"{statistics.median(row['seconds'] for row in rows):.0f} s, "
@@ -183,10 +183,10 @@ def table(rows: list[dict], listed: int) -> str:
         "|---|---|--:|---|---|---|---|---|--:|--:|",
     ]
     for row in rows:
-        artefacts = row.get("formats", {})
+        artifacts = row.get("formats", {})
         counts = [
             " / ".join(
-                str(artefacts[f][kind]) if f in artefacts and artefacts[f]["operators"] else "-" for f in FORMATS
+                str(artifacts[f][kind]) if f in artifacts and artifacts[f]["operators"] else "-" for f in FORMATS
             )
             for kind in MOVING
         ]

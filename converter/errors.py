@@ -11,22 +11,22 @@ class ConversionError(Exception):
     Attributes:
         what: one sentence.
         where: file, module path and source line, or option it concerns, if any.
-        cure: what the user can do, if anything.
+        fix: what the user can do, if anything.
         exit_status: what `convert` exits with.
     """
 
     exit_status = 1
 
-    def __init__(self, what: str, *, where: str | None = None, cure: str | None = None):
-        super().__init__(what, where, cure)
-        self.what, self.where, self.cure = what, where, cure
+    def __init__(self, what: str, *, where: str | None = None, fix: str | None = None):
+        super().__init__(what, where, fix)
+        self.what, self.where, self.fix = what, where, fix
 
     def __str__(self) -> str:
         lines = [self.what]
         if self.where:
             lines.append(f"  where: {self.where}")
-        if self.cure:
-            lines.append(f"  cure: {self.cure}")
+        if self.fix:
+            lines.append(f"  fix: {self.fix}")
         return "\n".join(lines)
 
 
@@ -60,15 +60,15 @@ class UnsupportedOperatorsError(ConversionError):
         operators: Sequence[tuple[str, int, str, str]],
         nodes: Sequence[Any] = (),
         *,
-        cure: str | None = None,
+        fix: str | None = None,
     ):
-        super().__init__(what, cure=cure)
+        super().__init__(what, fix=fix)
         self.operators = list(operators)
         self.nodes = list(nodes)
 
 
 class OutputError(ConversionError):
-    """The artefact cannot be written: taken path, full disk, no permission."""
+    """The artifact cannot be written: taken path, full disk, no permission."""
 
 
 class MemoryLimitError(ConversionError):
@@ -98,24 +98,24 @@ def unexpected(error: BaseException, where: str | None = None) -> ConversionErro
         return MemoryLimitError(
             "The memory does not suffice.",
             where=where,
-            cure="end other programs or raise the limit (ulimit -v, the container's); convert to one format at a time, "
+            fix="end other programs or raise the limit (ulimit -v, the container's); convert to one format at a time, "
             "with a smaller --input-shape",
         )
     if "BFloat16" in str(error):
         return ConversionError(
             "The model computes in bfloat16, as torch.autocast within forward has it.",
             where=where,
-            cure="leave autocast out of forward, or give it enabled=False: artefacts compute in float32",
+            fix="leave autocast out of forward, or give it enabled=False: artifacts compute in float32",
         )
     if isinstance(error, OSError) and error.errno is not None:
         return ConversionError(
             f"The system refuses: {error.strerror}.",
             where=str(error.filename) if error.filename is not None else where,
-            cure="-v shows the traceback; the folder for temporary files is that of TMPDIR",
+            fix="-v shows the traceback; the folder for temporary files is that of TMPDIR",
         )
     lines = [line for line in str(error).splitlines() if line.strip()]
     return ConversionError(
         f"{type(error).__name__}: {lines[0].strip() if lines else 'without a message'}",
         where=where,
-        cure="this is a fault of the converter: please report it with the model; -v shows the traceback",
+        fix="this is a fault of the converter: please report it with the model; -v shows the traceback",
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Options:
-    """What decides the bytes of an artefact, besides the model.
+    """What decides the bytes of an artifact, besides the model.
 
     Attributes:
         mappings: the SHA-256 of each file of the user's mappings.

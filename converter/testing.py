@@ -1,4 +1,4 @@
-"""For test suites: an artefact is the same function as its model, or the test fails and says where they part.
+"""For test suites: an artifact is the same function as its model, or the test fails and says where they part.
 
 from converter.testing import assert_equivalent
 
@@ -22,7 +22,7 @@ MOST = 8  # sentences of each proof
 
 def assert_equivalent(
     model: str | Path | nn.Module,
-    artefact: str | Path,
+    artifact: str | Path,
     *,
     factory: str | None = None,
     factory_args: Mapping[str, Any] | None = None,
@@ -43,12 +43,12 @@ def assert_equivalent(
     accept: Sequence[str] = (),
     signature: str | None = None,
 ) -> VerificationReport:
-    """Assert that an artefact of any tool computes what its model computes.
+    """Assert that an artifact of any tool computes what its model computes.
 
     Args:
         model: a module in eval mode, or a checkpoint file.
-        artefact: a SavedModel folder, a `.keras`, an `.onnx` or a `.tflite` file.
-        input_shapes: `[name=]1,3,224,224[:dtype]` for each input, batch first; an artefact of ours knows them.
+        artifact: a SavedModel folder, a `.keras`, an `.onnx` or a `.tflite` file.
+        input_shapes: `[name=]1,3,224,224[:dtype]` for each input, batch first; an artifact of ours knows them.
 
     The other arguments are those of `converter.verify`.
 
@@ -61,7 +61,7 @@ def assert_equivalent(
         ConversionError: either side cannot be read or run.
     """
     report = verify(
-        model, artefact, factory=factory, factory_args=factory_args, input_shapes=input_shapes, trust=trust, atol=atol,
+        model, artifact, factory=factory, factory_args=factory_args, input_shapes=input_shapes, trust=trust, atol=atol,
         image_size=image_size, outputs=outputs, submodule=submodule, input_names=input_names,
         output_names=output_names, freeze_control_flow=freeze_control_flow, strict=strict,
         rtol=rtol, seed=seed, inputs=inputs, accept=accept, signature=signature, drop_keys=drop_keys,
@@ -74,7 +74,7 @@ def assert_equivalent(
 def described(report: VerificationReport) -> str:
     """A failing report in sentences."""
     verb = "is not proven to be" if report.status == "not verified" else "is not"
-    lines = [f"{report.artefact} {verb} the function of {report.source}"]
+    lines = [f"{report.artifact} {verb} the function of {report.source}"]
     for proof in report.proofs:
         if not proof.holds:
             lines += _proof(proof)

@@ -49,7 +49,7 @@ class Resize:
             return (size - 1) / ops.maximum(out - 1, 1)
         return 1 / self.factor if self.factor else size / out
 
-    def centre(self, i: Any, size: Any, out: Any) -> Any:
+    def center(self, i: Any, size: Any, out: Any) -> Any:
         return i * self.ratio(size, out) if self.align_corners else (i + 0.5) * self.ratio(size, out) - 0.5
 
 
@@ -62,17 +62,17 @@ def within(places: Any, size: Any) -> Any:
 
 def linear(resize: Resize, i: Any, j: Any, size: Any, out: Any) -> Any:
     """Weight of element `j` in result `i`, of `size` elements and `out` results; they broadcast, in float64."""
-    centre = within(resize.centre(i, size, out), size)
-    return ops.relu(1 - ops.abs(centre - j))
+    center = within(resize.center(i, size, out), size)
+    return ops.relu(1 - ops.abs(center - j))
 
 
 def cubic(resize: Resize, i: Any, j: Any, size: Any, out: Any) -> Any:
-    centre = resize.centre(i, size, out)
-    first = ops.floor(centre)
-    total = ops.zeros_like(centre - j)
+    center = resize.center(i, size, out)
+    first = ops.floor(center)
+    total = ops.zeros_like(center - j)
     for tap in (-1, 0, 1, 2):
         here = ops.equal(within(first + tap, size), j)
-        total = total + ops.where(here, cubic_filter(centre - first - tap, -0.75), 0)
+        total = total + ops.where(here, cubic_filter(center - first - tap, -0.75), 0)
     return total
 
 
@@ -82,11 +82,11 @@ def antialiased(radius: int, filter: Callable[[Any], Any]) -> Weights:
     def weights(resize: Resize, i: Any, j: Any, size: Any, out: Any) -> Any:
         ratio = resize.ratio(size, out)
         width = max(ratio, 1.0) if isinstance(ratio, float) else ops.maximum(ratio, 1)
-        centre = ratio * (i + 0.5)
-        first = ops.maximum(ops.floor(centre - radius * width + 0.5), 0)
-        last = ops.minimum(ops.floor(centre + radius * width + 0.5), size)
+        center = ratio * (i + 0.5)
+        first = ops.maximum(ops.floor(center - radius * width + 0.5), 0)
+        last = ops.minimum(ops.floor(center + radius * width + 0.5), size)
         inside = ops.logical_and(j >= first, j < last)
-        found = ops.where(inside, filter((j - centre + 0.5) / width), 0)
+        found = ops.where(inside, filter((j - center + 0.5) / width), 0)
         return found / ops.sum(found, axis=1, keepdims=True)
 
     return weights

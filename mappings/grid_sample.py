@@ -132,9 +132,9 @@ def total(samples):
 
 
 def taps(coordinate, size, mode, padding, align_corners):
-    """Along one axis: [(position, weight)] for normalised coordinates, weight None for 1.
+    """Along one axis: [(position, weight)] for normalized coordinates, weight None for 1.
 
-    As PyTorch's documentation of `grid_sample` has it; -1 and 1 are the corner pixels' centres (`align_corners`) or
+    As PyTorch's documentation of `grid_sample` has it; -1 and 1 are the corner pixels' centers (`align_corners`) or
     their outer edges.
     """
     p = (coordinate + 1) * ((size - 1) / 2) if align_corners else (coordinate + 1) * (size / 2) - 0.5

@@ -162,7 +162,7 @@ def contract(
     if isinstance(a, Constant) and isinstance(b, Constant):
         raise Unsupported("a product of constants")
     labels = tuple(dict.fromkeys((*result, *of_a, *of_b)))
-    held = [labelled(x, of, labels) for x, of in ((a, of_a), (b, of_b))]
+    held = [labeled(x, of, labels) for x, of in ((a, of_a), (b, of_b))]
     layouts, held = plan.common_atoms(held)
     contracted = {n for d, label in enumerate(labels) if label not in result for n in layouts[0].dims[d]}
     shared = {n for n in layouts[0].size if n in layouts[1].size} - contracted
@@ -210,7 +210,7 @@ def contract(
     return plan.call(multiply, first, second, layout=Layout(dims, axes, size))
 
 
-def labelled(x: Value | Constant, of: Sequence[Label], labels: Sequence[Label]) -> Value | Constant:
+def labeled(x: Value | Constant, of: Sequence[Label], labels: Sequence[Label]) -> Value | Constant:
     """`x` with one dimension for each of `labels`, of size 1 where it has none."""
     if isinstance(x, Constant):
         order = [of.index(label) for label in labels if label in of]

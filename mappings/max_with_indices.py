@@ -75,7 +75,7 @@ def maxima_and_positions(plan: Plan, x: Value, windows: Sequence[Windows]) -> li
 
 @dataclass(frozen=True)
 class BestAlong:
-    """The best along an axis, and its position; `below` elements lie between neighbours of this axis."""
+    """The best along an axis, and its position; `below` elements lie between neighbors of this axis."""
 
     windows: Windows
     axis: int

@@ -1,4 +1,4 @@
-"""Normalisation. Keras' defaults for epsilon and momentum are not PyTorch's: both are always given."""
+"""Normalization. Keras' defaults for epsilon and momentum are not PyTorch's: both are always given."""
 
 from itertools import chain
 
@@ -42,9 +42,9 @@ def of_the_batch(plan, x, weight, bias, eps):
     dims = [d for d in range(len(x.shape)) if d != 1]
     shape = (x.shape[1], *(1,) * (len(x.shape) - 2))
     mean = reduced(plan, x, dims, True, lambda a, axes: ops.mean(a, axis=axes))
-    centred = plan.elementwise(lambda a, m: a - m, x, mean)
-    variance = reduced(plan, centred, dims, True, lambda a, axes: ops.mean(a * a, axis=axes))
-    y = plan.elementwise(lambda a, v: a * ops.rsqrt(v + eps), centred, variance)
+    centered = plan.elementwise(lambda a, m: a - m, x, mean)
+    variance = reduced(plan, centered, dims, True, lambda a, axes: ops.mean(a * a, axis=axes))
+    y = plan.elementwise(lambda a, v: a * ops.rsqrt(v + eps), centered, variance)
     if weight is not None:
         y = plan.elementwise(lambda a, w: a * w, y, weight.reshape(*shape))
     return y if bias is None else plan.elementwise(sum_of, y, bias.reshape(*shape))
@@ -57,7 +57,7 @@ def dropout(plan, x, rate):
 
 @maps(aten.layer_norm.default)
 def layer_norm(plan, x, normalized_shape, weight=None, bias=None, eps=1e-5, *_):
-    """The normalised dimensions may lie anywhere; scale and offset are arranged like them."""
+    """The normalized dimensions may lie anywhere; scale and offset are arranged like them."""
     rank = len(x.shape)
     dims = list(range(rank - len(normalized_shape), rank))
     x = plan.request(x, x.layout.axes_within(dims).axes, "layer norm")
@@ -131,9 +131,9 @@ def rms_norm(plan, x, normalized_shape, weight=None, eps=None):
     inside = {a for d in dims for a in x.layout.dims[d]}
     axes = tuple(i for i, axis in enumerate(x.layout.axes) if axis and axis[0] in inside)
 
-    def normalised(a):
+    def normalized(a):
         least = float(np.finfo(dtype_name(torch.float32)).eps) if eps is None else eps
         return a * ops.rsqrt(ops.mean(a * a, axis=axes, keepdims=True) + least)
 
-    y = plan.call(normalised, x, layout=x.layout)
+    y = plan.call(normalized, x, layout=x.layout)
     return y if weight is None else plan.elementwise(lambda a, scale: a * scale, y, weight)

@@ -15,7 +15,7 @@ aten = torch.ops.aten
 INT32 = 2**31 - 1
 
 
-def relabelled(value, layout):
+def relabeled(value, layout):
     return Value(layout, value.dtype, value.step)
 
 
@@ -36,19 +36,19 @@ def view(plan, x, *_):
 
 @maps(aten.permute.default)
 def permute(plan, x, dims):
-    return relabelled(x, x.layout.permute([d % len(dims) for d in dims]))
+    return relabeled(x, x.layout.permute([d % len(dims) for d in dims]))
 
 
 @maps(aten.transpose.int)
 def transpose(plan, x, dim0, dim1):
     order = list(range(len(x.shape)))
     order[dim0], order[dim1] = order[dim1], order[dim0]
-    return relabelled(x, x.layout.permute(order))
+    return relabeled(x, x.layout.permute(order))
 
 
 @maps(aten.t.default)
 def matrix_transpose(plan, x):
-    return relabelled(x, x.layout.permute(range(len(x.shape))[::-1]))
+    return relabeled(x, x.layout.permute(range(len(x.shape))[::-1]))
 
 
 @maps(aten.cat.default)

@@ -12,7 +12,7 @@ NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 @torch.no_grad()
 def calibrate(module: M, *inputs: Tensor, passes: int = 2, batch: int = 4, seed: int = 0) -> M:
-    """Randomises what initialisation leaves constant, measures batch norms' statistics, and sets `module` to eval mode.
+    """Randomises what initialization leaves constant, measures batch norms' statistics, and sets `module` to eval mode.
 
     A fresh network hides faults: with ones as scales and zeros as biases a permutation changes nothing, and with
     running statistics of 0 and 1 a deep network's output dies or explodes.

@@ -41,17 +41,17 @@ class Detect(nn.Module):
             batch, _, height, width = x.shape
             x = x.view(batch, len(ANCHORS[0]), self.values, height, width).permute(0, 1, 3, 4, 2).contiguous()
             raw.append(x)
-            centre, size, confidence = x.sigmoid().split((2, 2, self.values - 4), -1)
-            centre = (centre * 2 + getattr(self, f"grid{level}")) * stride
+            center, size, confidence = x.sigmoid().split((2, 2, self.values - 4), -1)
+            center = (center * 2 + getattr(self, f"grid{level}")) * stride
             size = (size * 2) ** 2 * self.anchors[level].view(1, -1, 1, 1, 2)
-            boxes.append(torch.cat((centre, size, confidence), -1).view(batch, -1, self.values))
+            boxes.append(torch.cat((center, size, confidence), -1).view(batch, -1, self.values))
         return torch.cat(boxes, 1), raw
 
 
 class Detector(nn.Module):
     """Images (batch, 3, height, width) to boxes, and the head's raw values.
 
-    Boxes are (batch, boxes, 5 + classes): centre x, centre y, width, height in pixels, objectness, class
+    Boxes are (batch, boxes, 5 + classes): center x, center y, width, height in pixels, objectness, class
     probabilities. Raw values are (batch, anchors, height / stride, width / stride, 5 + classes) for each of the
     strides 8, 16, 32, of which height and width are multiples.
     """

@@ -70,9 +70,9 @@ class AnchorDetector(nn.Module):
     def at(self, stride: int, ratios: Sequence[float]) -> Tensor:
         height, width = (size // stride for size in self.size)
         y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
-        centres = torch.stack((x, y), -1).view(-1, 1, 2) * stride
+        centers = torch.stack((x, y), -1).view(-1, 1, 2) * stride
         sizes = torch.tensor([[4 * stride * r**-0.5, 4 * stride * r**0.5] for r in ratios])
-        return torch.cat((centres.expand(-1, len(ratios), -1), sizes.expand(len(centres), -1, -1)), -1).flatten(0, 1)
+        return torch.cat((centers.expand(-1, len(ratios), -1), sizes.expand(len(centers), -1, -1)), -1).flatten(0, 1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         scores: list[Tensor] = []
@@ -84,9 +84,9 @@ class AnchorDetector(nn.Module):
                 y = y.view(batch, -1, values, height, width).permute(0, 3, 4, 1, 2)
                 held.append(y.reshape(batch, -1, values))
         delta = torch.cat(offsets, 1)
-        centre = self.anchors[:, :2] + delta[..., :2] * self.anchors[:, 2:]
+        center = self.anchors[:, :2] + delta[..., :2] * self.anchors[:, 2:]
         size = self.anchors[:, 2:] * delta[..., 2:].clamp(max=4.0).exp()
-        low, high = centre - size / 2, centre + size / 2
+        low, high = center - size / 2, center + size / 2
         x1, y1, x2, y2 = torch.cat((low, high), -1).unbind(-1)
         height, width = self.size
         boxes = torch.stack((x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)), -1)
@@ -111,9 +111,9 @@ class Expectation(nn.Module):
 
 
 class DistributionDetector(nn.Module):
-    """Without anchors: distances to the four sides as distributions, from the centre of each cell.
+    """Without anchors: distances to the four sides as distributions, from the center of each cell.
 
-    Images to (batch, 4 + classes, cells): centre x, centre y, width, height in pixels, class probabilities.
+    Images to (batch, 4 + classes, cells): center x, center y, width, height in pixels, class probabilities.
     """
 
     def __init__(self, classes: int = 3, bins: int = 6):
@@ -169,8 +169,8 @@ class HeatMapDetector(nn.Module):
         classes, places = places // (height * width), places % (height * width)
         read = places[:, :, None].expand(-1, -1, 2)
         size, offset = (m.flatten(2).transpose(1, 2).gather(1, read) for m in (self.size(x), self.offset(x)))
-        centre = torch.stack((places % width, places // width), -1).float() + offset
-        return torch.cat((centre - size / 2, centre + size / 2), -1), scores, classes
+        center = torch.stack((places % width, places // width), -1).float() + offset
+        return torch.cat((center - size / 2, center + size / 2), -1), scores, classes
 
 
 class QueryDetector(nn.Module):

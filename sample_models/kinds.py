@@ -9,7 +9,7 @@ from torch import nn
 
 from sample_models.dense_prediction import SuperResolution, UNet, VolumeSegmenter, VolumeTransformer
 from sample_models.detectors import AnchorDetector, DistributionDetector, HeatMapDetector, QueryDetector
-from sample_models.speech import Conformer, Recogniser, Separator, Spotter, Vocoder, Waves
+from sample_models.speech import Conformer, Recognizer, Separator, Spotter, Vocoder, Waves
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ KINDS = (
     Kind("transformer of volumes", VolumeTransformer, (1, 1, 8, 12, 16)),
     Kind("super-resolution, pixel shuffle", SuperResolution, (1, 3, 14, 11)),
     Kind("super-resolution, nearest", lambda: SuperResolution(3, nearest=True), (1, 3, 14, 11)),
-    Kind("speech, convolutions and GRUs", Recogniser, (1, 16, 21)),
+    Kind("speech, convolutions and GRUs", Recognizer, (1, 16, 21)),
     Kind("speech, convolutions and an LSTM", Spotter, (1, 16, 41)),
     Kind("speech, a transformer on samples", Waves, (1, 330)),
     Kind("speech, relative attention and gated convolutions", Conformer, (1, 9, 10)),

@@ -162,7 +162,7 @@ class SampledShift(nn.Module):
 
 
 class GroupedShift(nn.Module):
-    """Shift (arXiv 1711.08141): nine groups, each to one of the neighbours, zeros behind them."""
+    """Shift (arXiv 1711.08141): nine groups, each to one of the neighbors, zeros behind them."""
 
     def __init__(self, channels: int):
         super().__init__()

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Recogniser(nn.Module):
+class Recognizer(nn.Module):
     """Spectra (batch, mels, time) through 2-D convolutions and bidirectional GRUs to log probabilities of letters."""
 
     def __init__(self, mels: int = 16, letters: int = 7):
@@ -47,7 +47,7 @@ class Spotter(nn.Module):
 
 class Waves(nn.Module):
     """Samples (batch, time) to features: strided convolutions, and a transformer whose positions come from a grouped
-    convolution with a normalised weight."""
+    convolution with a normalized weight."""
 
     def __init__(self, width: int = 12):
         super().__init__()
@@ -172,7 +172,7 @@ class Dilated(nn.Module):
 
 
 class Vocoder(nn.Module):
-    """Spectra (batch, mels, time) to samples (batch, 1, 8 * time): transposed convolutions with normalised weights."""
+    """Spectra (batch, mels, time) to samples (batch, 1, 8 * time): transposed convolutions with normalized weights."""
 
     def __init__(self, mels: int = 10):
         super().__init__()

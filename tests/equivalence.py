@@ -66,7 +66,7 @@ def examples(inputs: Sequence[Input | tuple[int, ...]], batch: int = 2) -> list[
 
 @torch.no_grad()
 def with_random_tensors(module: nn.Module) -> nn.Module:
-    """`module` in eval mode with no two weights alike: initialisation leaves scales at 1 and biases at 0."""
+    """`module` in eval mode with no two weights alike: initialization leaves scales at 1 and biases at 0."""
     generator = torch.Generator().manual_seed(0)
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if tensor.is_floating_point():
@@ -96,7 +96,7 @@ def in_float64(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [t.double() if t.dtype == torch.float32 else t for t in tensors]
 
 
-def to_artefact(tensors: Sequence[Tensor], interfaces: Sequence[Interface]) -> list[np.ndarray]:
+def to_artifact(tensors: Sequence[Tensor], interfaces: Sequence[Interface]) -> list[np.ndarray]:
     return [t.numpy().transpose(i.order).copy() for t, i in zip(tensors, interfaces, strict=True)]
 
 
@@ -118,7 +118,7 @@ def run_in_float64(plan: Plan, *batches: Sequence[Tensor]) -> list[list[np.ndarr
     lowered = Lowered(plan, "float64")
     made = []
     for inputs in batches:
-        results = lowered(*to_artefact(in_float64(inputs), plan.inputs))
+        results = lowered(*to_artifact(in_float64(inputs), plan.inputs))
         for array, output in zip(results, plan.outputs, strict=True):
             known = [n if isinstance(n, int) else actual for n, actual in zip(output.shape, array.shape, strict=True)]
             assert list(array.shape) == known, f"{output.name}: {array.shape} where the plan says {output.shape}"
@@ -172,10 +172,10 @@ def assert_computes_the_same(
     double = Lowered(plan, "float64", stock=format == "keras")
     raised = program.at(torch.float64)
     for arrays in (doubles, *map(in_float64, more)):
-        ran = to_torch(double(*to_artefact(arrays, plan.inputs)), plan.outputs)
+        ran = to_torch(double(*to_artifact(arrays, plan.inputs)), plan.outputs)
         assert_same(ran, raised.run(*arrays), f"{format} in float64")
     if moving:
-        ran = Lowered(plan, "float32", stock=format == "keras")(*to_artefact(inputs, plan.inputs))
+        ran = Lowered(plan, "float32", stock=format == "keras")(*to_artifact(inputs, plan.inputs))
         assert_same(to_torch(ran, plan.outputs), program.at(torch.float32).run(*inputs), f"{format} in float32", 0)
     return rewritten
 

@@ -37,10 +37,10 @@ for line in sys.stdin:
         path.write_text(asked["path"])
     status = "disagrees" if name.startswith("wrong") else "verified"
     proof = {"holds": status == "verified", "summary": "boxes differ"}
-    artefacts = [
+    artifacts = [
         {"format": format, "path": path if status == "verified" else None, "failure": None, "proofs": [proof]}
         for format, path in asked["outputs"].items()
     ]
     exit_status = 0 if status == "verified" else 3
-    outcome = {"status": status, "exit_status": exit_status, "artefacts": artefacts}
+    outcome = {"status": status, "exit_status": exit_status, "artifacts": artifacts}
     print(json.dumps({"outcome": outcome}), flush=True)

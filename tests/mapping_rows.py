@@ -133,7 +133,7 @@ def split_channels(x):
 
 
 NORMS = {
-    "group norm with Keras' epsilon, groups of neighbours": (nn.GroupNorm(3, 6), IMAGE),
+    "group norm with Keras' epsilon, groups of neighbors": (nn.GroupNorm(3, 6), IMAGE),
     "group norm behind a convolution": (nn.Sequential(nn.Conv2d(6, 4, 3), nn.GroupNorm(2, 4, eps=0.2)), IMAGE),
     "group norm of one group": (nn.GroupNorm(1, 6), IMAGE),
     "group norm of a group for each channel, all sizes alike": (nn.GroupNorm(6, 6), CUBE),
@@ -698,7 +698,7 @@ REDUCTIONS = {
         lambda x: (x * x.norm(), x.norm(float("inf"), 1), x.norm(float("-inf"), 2), torch.linalg.norm(x, dim=1)),
         IMAGE,
     ),
-    "normalised vectors": (lambda x: (F.normalize(x), F.normalize(x, 1, -1), F.normalize(x * 0)), IMAGE),
+    "normalized vectors": (lambda x: (F.normalize(x), F.normalize(x, 1, -1), F.normalize(x * 0)), IMAGE),
     "cosine similarity": (
         lambda x, y: (F.cosine_similarity(x, y), F.cosine_similarity(x, y, -1, 9.0)),
         IMAGE,
@@ -851,7 +851,7 @@ INDEXING = {
         ),
         IMAGE,
     ),
-    "index by neighbours, and by tensors apart": (
+    "index by neighbors, and by tensors apart": (
         Call(
             lambda self, x: (
                 x[:, self.i, self.j],

@@ -1,7 +1,7 @@
 """PyTorch's own samples of its modules (`module_db`), each captured, rewritten, planned and compared in this process.
 
 A sample is right if for every format the function is the same in float64, and the numbers are in float32, from a Keras
-model and from a traced TensorFlow function. With `files` the artefact is also written, opened again, and compared, its
+model and from a traced TensorFlow function. With `files` the artifact is also written, opened again, and compared, its
 weights too. (`convert` has fresh processes open the files, here this one does.) A sample is refused if the converter
 says that it cannot, wrong if anything differs, and failed if the converter broke without a word of its own.
 
@@ -40,11 +40,11 @@ from converter.options import Options
 from converter.pipeline.build import Built, build
 from converter.pipeline.clock import Clock
 from converter.pipeline.load_model import Source
-from converter.plan.interface import to_artefact, to_torch
+from converter.plan.interface import to_artifact, to_torch
 from converter.report.results import ComparedOn, Proof
-from converter.verification.output_proofs import compare_artefact
+from converter.verification.output_proofs import compare_artifact
 from converter.verification.reference import Reference, constant_outputs
-from converter.verification.run_artifact import run_artefact
+from converter.verification.run_artifact import run_artifact
 
 READERS: dict[str, Any] = {"tf": saved_model_reader, "keras": keras_reader, "onnx": onnx_reader}
 FORMATS = tuple(READERS)
@@ -94,7 +94,7 @@ def samples(name: str) -> list[ModuleCall]:
 
 @torch.no_grad()
 def with_unlike_weights(module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> nn.Module:
-    """No two weights alike: what initialisation leaves at 1 and 0 shows no fault."""
+    """No two weights alike: what initialization leaves at 1 and 0 shows no fault."""
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in module.parameters()):
         module(*args, **kwargs)
     generator = torch.Generator().manual_seed(0)
@@ -126,7 +126,7 @@ def described(error: Exception) -> Outcome:
 def compare(call: ModuleCall, files: bool) -> Outcome:
     program = capture(call, call.given)
     reference, own = taken(program, call)
-    same = compare_artefact(reference.float64, own, reference.float32, constant=reference.constant)
+    same = compare_artifact(reference.float64, own, reference.float32, constant=reference.constant)
     if disagrees(same):
         return Outcome("wrong", f"captured: {same.failures[0]}")
     tensors = {name for name, _ in (*call.named_parameters(), *call.named_buffers())}
@@ -173,7 +173,7 @@ def named(program: Program, results: Sequence[Tensor]) -> dict[str, np.ndarray]:
 
 @dataclass
 class Opened:
-    """An artefact opened in this process, as `run_artefact` takes one."""
+    """An artifact opened in this process, as `run_artifact` takes one."""
 
     reader: Any
 
@@ -190,7 +190,7 @@ class Opened:
 
 
 def in_memory(built: Built, reference: Reference) -> Proof:
-    """What the artefact would compute, without writing it: the Keras model itself, or the traced function."""
+    """What the artifact would compute, without writing it: the Keras model itself, or the traced function."""
     import tensorflow as tf
 
     from converter.lowering.executor import Lowered
@@ -211,21 +211,21 @@ def in_memory(built: Built, reference: Reference) -> Proof:
         run = tf.function(lowered.named, input_signature=lowered.signature(), autograph=False)
     actual = []
     for each in reference.rounds:
-        results = run(*[tf.constant(to_artefact(each.arrays[i.name], i)) for i in built.inputs])
+        results = run(*[tf.constant(to_artifact(each.arrays[i.name], i)) for i in built.inputs])
         actual.append({o.name: to_torch(np.asarray(results[o.name]), o) for o in built.outputs})
-    return compare_artefact(reference.float64, reference.float32, actual, constant=reference.constant)
+    return compare_artifact(reference.float64, reference.float32, actual, constant=reference.constant)
 
 
 def in_file(built: Built, reference: Reference) -> dict[str, Proof]:
-    """Write the artefact and open it again: the same numbers, the same weights."""
+    """Write the artifact and open it again: the same numbers, the same weights."""
     reader = READERS[built.format].Reader()
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, f"artefact{ENDINGS[built.format]}")
+        path = Path(folder, f"artifact{ENDINGS[built.format]}")
         built.write(path)
         reader.open(path)
-        results = run_artefact(Opened(reader), built.inputs, built.outputs, reference)  # type: ignore[arg-type]
-        same = compare_artefact(reference.float64, reference.float32, results, constant=reference.constant)
-        return {"artefact": same, "weights": built.prove_weights(reader.tensors())}
+        results = run_artifact(Opened(reader), built.inputs, built.outputs, reference)  # type: ignore[arg-type]
+        same = compare_artifact(reference.float64, reference.float32, results, constant=reference.constant)
+        return {"artifact": same, "weights": built.prove_weights(reader.tensors())}
 
 
 def most_telling(calls: Sequence[ModuleCall]) -> ModuleCall:

@@ -100,7 +100,7 @@ MULTI_HEAD_LEAVES = {
         ),
         (2, 5, 5),
     ),
-    "heads that are normalised": (
+    "heads that are normalized": (
         parts(lambda self, x: self.o(joined(attend(self.norm(heads(self.q(x))), *three(self, x)[1:])))), TOKENS,
     ),
     "heads that are read": (parts(heads_read), TOKENS),

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from equivalence import assert_float32_rounds_alike, examples, in_float64, to_artefact, to_torch, with_random_tensors
+from equivalence import assert_float32_rounds_alike, examples, in_float64, to_artifact, to_torch, with_random_tensors
 from random_modules import network
 from systems_in_formats import program_of, rewritten
 from torch import Tensor, nn
@@ -121,7 +121,7 @@ def written(row: Network, format: str, folder: Path) -> Case:
     expected = {batch: (program.run(*x), raised.run(*in_float64(x))) for batch, x in inputs.items()}
     for batch, x in inputs.items():
         names = [interface.name for interface in plan.inputs]
-        np.savez(folder / f"inputs_{batch}.npz", **dict(zip(names, to_artefact(x, plan.inputs), strict=True)))
+        np.savez(folder / f"inputs_{batch}.npz", **dict(zip(names, to_artifact(x, plan.inputs), strict=True)))
     return Case(path, plan, inputs, expected)
 
 

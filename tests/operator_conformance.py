@@ -7,7 +7,7 @@ out are:
 - complex or sparse: no sample of those four types, or complex or sparse tensors among the arguments or results;
 - Fourier transforms (`fft.*`, `stft`, `istft`): their results are complex, or their steps are;
 - gradients: the `*_backward` operators and those whose only purpose is autograd;
-- uninitialised memory (`empty*`): there is nothing to compare;
+- uninitialized memory (`empty*`): there is nothing to compare;
 - results that are no tensors;
 - `as_strided` of memory outside of its tensors, and what runs on a GPU only (`jiterator_*`).
 
@@ -35,7 +35,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from equivalence import array_of, assert_float32_rounds_alike, assert_same, in_float64, to_artefact, to_torch
+from equivalence import array_of, assert_float32_rounds_alike, assert_same, in_float64, to_artifact, to_torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.testing._internal import common_utils
@@ -201,24 +201,24 @@ def out_of_scope(sample: Sample) -> str:
     return ""
 
 
-def check(samples: Sequence[Sample], artefacts: bool = False) -> list[Outcome]:
+def check(samples: Sequence[Sample], artifacts: bool = False) -> list[Outcome]:
     """What becomes of each of `samples`; those that hinder others are found by halving."""
     try:
-        return compare(samples, artefacts)
+        return compare(samples, artifacts)
     except Exception as error:
         if len(samples) > 1:
             half = len(samples) // 2
-            return check(samples[:half], artefacts) + check(samples[half:], artefacts)
+            return check(samples[:half], artifacts) + check(samples[half:], artifacts)
         return [Outcome(*described(error))]
 
 
 def described(error: Exception) -> tuple[str, str]:
-    if isinstance(error, ConversionError) and "fault of the converter" in (error.cure or ""):
+    if isinstance(error, ConversionError) and "fault of the converter" in (error.fix or ""):
         return "failed", f"{error.what} ({error.where})"
     if isinstance(error, ConversionError):
         operators = getattr(error, "operators", None)
         return "refused", "; ".join(row[0] for row in operators) if operators else error.what
-    if isinstance(error, AssertionError) and str(error).startswith("artefact"):
+    if isinstance(error, AssertionError) and str(error).startswith("artifact"):
         return "wrong", str(error)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename]
     last = frames[-1]
@@ -226,7 +226,7 @@ def described(error: Exception) -> tuple[str, str]:
     return "failed", f"{type(error).__name__}: {first_line} ({Path(last.filename).name}:{last.lineno})"
 
 
-def compare(samples: Sequence[Sample], artefacts: bool) -> list[Outcome]:
+def compare(samples: Sequence[Sample], artifacts: bool) -> list[Outcome]:
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # a function traced for every group is meant
     module = Calls(samples).eval()
     inputs = inputs_of(samples)
@@ -251,7 +251,7 @@ def compare(samples: Sequence[Sample], artefacts: bool) -> list[Outcome]:
             assert_same(made[part], list(map(array_of, double[part])), "lowered", EXACT)
         except AssertionError as difference:
             outcomes[i] = Outcome("wrong", " ".join(str(difference).split())[:300])
-    if artefacts and all(outcome.status == "right" for outcome in outcomes):
+    if artifacts and all(outcome.status == "right" for outcome in outcomes):
         for name, arrays in written(plan, inputs).items():
             at = 0
             for i, count in enumerate(counts):
@@ -259,7 +259,7 @@ def compare(samples: Sequence[Sample], artefacts: bool) -> list[Outcome]:
                 at += count
                 try:
                     single_arrays, exact = ([array_of(x) for x in results[part]] for results in (flat, double))
-                    assert_float32_rounds_alike(arrays[part], single_arrays, exact, f"artefact {name}")
+                    assert_float32_rounds_alike(arrays[part], single_arrays, exact, f"artifact {name}")
                 except AssertionError as difference:
                     outcomes[i] = Outcome("wrong", " ".join(str(difference).split())[:300])
     return outcomes
@@ -280,7 +280,7 @@ def run(plan: Plan, inputs: Sequence[Tensor], precision: str) -> list[np.ndarray
 def eager(plan: Plan, inputs: Sequence[Tensor]) -> list:
     import tensorflow as tf
 
-    return [tf.constant(x) for x in to_artefact(inputs, plan.inputs)]
+    return [tf.constant(x) for x in to_artifact(inputs, plan.inputs)]
 
 
 def written(plan: Plan, inputs: Sequence[Tensor]) -> dict[str, list[np.ndarray]]:
@@ -307,12 +307,12 @@ def written(plan: Plan, inputs: Sequence[Tensor]) -> dict[str, list[np.ndarray]]
     }
 
 
-def conformance(info: Any, most: int | None = None, artefacts: int = 4) -> dict[str, Any]:
+def conformance(info: Any, most: int | None = None, artifacts: int = 4) -> dict[str, Any]:
     """The operator's row of the table: how many samples are right, refused, wrong, and why.
 
     Args:
         most: samples of each type.
-        artefacts: samples of each type whose written artefacts are compared, too.
+        artifacts: samples of each type whose written artifacts are compared, too.
     """
     name = ".".join(filter(None, (info.name, info.variant_test_name)))
     row: dict[str, Any] = {
@@ -333,8 +333,8 @@ def conformance(info: Any, most: int | None = None, artefacts: int = 4) -> dict[
     chosen: list[int] = []
     for dtype in dict.fromkeys(sample.label.split()[0] for sample in samples):
         right = [i for i, s in enumerate(samples) if s.label.split()[0] == dtype and outcomes[i].status == "right"]
-        chosen += right[:: max(1, -(-len(right) // artefacts))] if artefacts else []
-    for i, outcome in zip(chosen, check([samples[i] for i in chosen], artefacts=True) if chosen else [], strict=True):
+        chosen += right[:: max(1, -(-len(right) // artifacts))] if artifacts else []
+    for i, outcome in zip(chosen, check([samples[i] for i in chosen], artifacts=True) if chosen else [], strict=True):
         outcomes[i] = outcome
     row["written"] = len(chosen)
     row["counts"] = dict(Counter(outcome.status for outcome in outcomes))
@@ -373,7 +373,7 @@ def rule_for(info: Any) -> str:
     if name.startswith("as_strided") and info.variant_test_name == "partial_views":
         return "memory outside of its tensor"
     if name.startswith(("empty", "new_empty")):
-        return "uninitialised memory"
+        return "uninitialized memory"
     packet = getattr(torch.ops.aten, info.aten_name, None)
     overloads = [getattr(packet, overload) for overload in packet.overloads()] if packet is not None else []
     if overloads and all(

@@ -1,8 +1,8 @@
-"""Run in a process of its own: opens artefacts with the tools a user has, without `converter`, and says what they do.
+"""Run in a process of its own: opens artifacts with the tools a user has, without `converter`, and says what they do.
 
     python -P reopened.py CASE.json
 
-CASE: {"arrays": {ROUND: FILE.npz}, "to": FILE.npz, "artefacts": {FORMAT: path}}. Each array is fed, in PyTorch's layout
+CASE: {"arrays": {ROUND: FILE.npz}, "to": FILE.npz, "artifacts": {FORMAT: path}}. Each array is fed, in PyTorch's layout
 or channels last, as the input of that name; results are written as FORMAT/ROUND/OUTPUT. Facts of the graphs go to
 standard output as JSON.
 """
@@ -115,7 +115,7 @@ def open_onnx(path: str) -> Opened:
 
 def main(case: dict) -> None:
     results, facts = {}, {}
-    for format, path in case["artefacts"].items():
+    for format, path in case["artifacts"].items():
         run, facts[format] = {"tf": open_tf, "keras": open_keras, "onnx": open_onnx}[format](path)
         for number, file in case["arrays"].items():
             with np.load(file) as archive:

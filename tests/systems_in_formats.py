@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 import tensorflow as tf
 import torch
-from equivalence import captured, examples, to_artefact, to_torch
+from equivalence import captured, examples, to_artifact, to_torch
 from torch import Tensor, nn
 
 from converter.artifacts import onnx_writer
@@ -55,7 +55,7 @@ def rewritten(program: Program, format: str, inputs: Sequence[Tensor], exact_shi
 
 
 def in_format(program: Program, format: str, inputs: Sequence[Tensor], path: Path) -> tuple[Run, dict[str, int]]:
-    """How to run a program as an artefact, and how many operators of a kind that may move elements it has."""
+    """How to run a program as an artifact, and how many operators of a kind that may move elements it has."""
     if format == "onnx":
         return in_onnx(program, inputs, path)
     plan = make_plan(program)
@@ -76,11 +76,11 @@ def in_format(program: Program, format: str, inputs: Sequence[Tensor], path: Pat
     concrete = traced.get_concrete_function()
 
     def run(tensors: Sequence[Tensor]) -> list[np.ndarray]:
-        arrays = [tf.constant(a) for a in to_artefact(tensors, plan.inputs)]
+        arrays = [tf.constant(a) for a in to_artifact(tensors, plan.inputs)]
         return to_torch(traced(*arrays), plan.outputs)
 
     run.alone = lambda arrays: traced(*arrays)  # type: ignore[attr-defined]
-    run.given = lambda tensors: [tf.constant(a) for a in to_artefact(tensors, plan.inputs)]  # type: ignore[attr-defined]
+    run.given = lambda tensors: [tf.constant(a) for a in to_artifact(tensors, plan.inputs)]  # type: ignore[attr-defined]
     return run, moving(count_operators(concrete.graph))
 
 

@@ -16,7 +16,7 @@ from converter.verification.output_proofs import compare_function
 from converter.verification.perturbation import rounded_otherwise
 from converter.verification.reference import take_reference
 
-STEPS = 23  # each doubles the distance of two neighbours
+STEPS = 23  # each doubles the distance of two neighbors
 
 
 class Tent(nn.Module):

@@ -206,7 +206,7 @@ def test_keras_files_have_keras_own_layer(module, name, width, tmp_path):
 
 
 @pytest.mark.parametrize("case", RECURRENT)
-def test_nothing_moves_between_recurrent_layers_and_their_neighbours(case):
+def test_nothing_moves_between_recurrent_layers_and_their_neighbors(case):
     """Keras' layers transpose what they read and write step by step; that is all there is."""
     module, layers, *inputs = RECURRENT[case]
     plan = assert_plan_is_exact(captured(module, *inputs), inputs)

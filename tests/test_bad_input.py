@@ -288,9 +288,9 @@ OUTPUTS: list[Case] = [
     ),
 ]
 VERIFICATIONS: list[Case] = [
-    ("no artefact", Folder.state, f"verify {{}} gone.onnx {BUILD} {SHAPE}", 1, ["gone.onnx"]),
+    ("no artifact", Folder.state, f"verify {{}} gone.onnx {BUILD} {SHAPE}", 1, ["gone.onnx"]),
     (
-        "no artefact but text",
+        "no artifact but text",
         lambda f: f.file("text.onnx", b"not a graph") and f.state(),
         f"verify {{}} text.onnx {BUILD} {SHAPE}",
         1,

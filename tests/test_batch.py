@@ -184,7 +184,7 @@ def test_a_name_that_is_no_text_is_refused_before_anything_is_done(tmp_path):
     checkpoints(tmp_path, "net.pt")[0].rename(tmp_path / os.fsdecode(b"caf\xe9.pt"))
     with pytest.raises(UsageError, match="not UTF-8") as refused:
         work_list([str(tmp_path)], ["tf"], {})
-    assert "rename" in refused.value.cure
+    assert "rename" in refused.value.fix
 
 
 def test_shards_are_a_partition():
@@ -206,9 +206,9 @@ def job(tmp_path):
 def ended(journal: Journal, job: Job, folder: Path, state="verified", exit_status=0):
     claim, _ = journal.claim(job, journal.fingerprint(job), retry_failed=True)
     assert claim == "begin"
-    (artefact,) = job.outputs(folder).values()
-    artefact.write_text("written")
-    return journal.end(job, state, exit_status, "", [artefact], 1.5)
+    (artifact,) = job.outputs(folder).values()
+    artifact.write_text("written")
+    return journal.end(job, state, exit_status, "", [artifact], 1.5)
 
 
 def test_what_is_done_is_not_done_again_unless_something_changed(tmp_path, job):
@@ -650,7 +650,7 @@ def test_a_killed_batch_goes_on_where_it_was(tmp_path, calibrate):
     assert "no PyTorch checkpoint" in states["bad"]["reason"] or "not a PyTorch checkpoint" in states["bad"]["reason"]
     log = (tmp_path / "out/logs/net4.log").read_text()
     assert "capture" in log
-    proofs = json.loads((tmp_path / "out/reports/net4.json").read_text())["artefacts"][0]["proofs"]
+    proofs = json.loads((tmp_path / "out/reports/net4.json").read_text())["artifacts"][0]["proofs"]
     assert [proof["holds"] for proof in proofs] == [True] * 3
 
 

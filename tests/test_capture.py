@@ -246,7 +246,7 @@ class Counts(nn.Module):
 def test_state_that_outputs_hang_on_is_refused():
     with pytest.raises(CaptureError, match="`calls`") as raised:
         capture(Counts(reads=True).eval(), examples([FEATURES]))
-    assert "input" in raised.value.cure
+    assert "input" in raised.value.fix
 
 
 def test_state_that_no_output_reads_is_left_out():
@@ -457,7 +457,7 @@ def test_failing_forward_names_the_layer_and_the_shape():
         capture(Fails(), examples([IMAGE]))
     assert raised.value.where.startswith(f"module `stages.1.1` (Conv2d), {__file__}:")
     assert raised.value.where.endswith("return self.stages(x)")
-    assert "--input-shape" in raised.value.cure
+    assert "--input-shape" in raised.value.fix
 
 
 def test_failing_forward_of_the_model_itself():
@@ -488,7 +488,7 @@ def of_a_dictionary(x):
 
 
 @pytest.mark.parametrize(
-    "function, inputs, cure",
+    "function, inputs, fix",
     [
         (absent, 1, "install no_such_package"),
         (to_the_gpu, 1, "`.to(x.device)` for `.cuda()`"),
@@ -498,14 +498,14 @@ def of_a_dictionary(x):
         (of_a_dictionary, 2, "forward takes (x)"),
     ],
 )
-def test_failing_forward_has_the_line_and_a_cure_that_fits(function, inputs, cure):
+def test_failing_forward_has_the_line_and_a_fix_that_fits(function, inputs, fix):
     class Model(nn.Module):
         def forward(self, x):
             return function(x)
 
     with pytest.raises(CaptureError, match="the model fails on an input of shape") as raised:
         capture(Model(), examples([FEATURES] * inputs))
-    assert cure in raised.value.cure
+    assert fix in raised.value.fix
     assert inputs > 1 or f"{__file__}:" in raised.value.where
 
 
@@ -513,13 +513,13 @@ def test_torchscript_within_a_module_is_refused_by_name():
     model = nn.Sequential(nn.Conv2d(6, 4, 3), torch.jit.script(nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU())))
     with pytest.raises(CaptureError, match="module `1` is TorchScript within") as raised:
         capture(model.eval(), examples([IMAGE]))
-    assert "before torch.jit.script" in raised.value.cure
+    assert "before torch.jit.script" in raised.value.fix
 
 
 def test_what_forward_returns_must_be_made_of_tensors():
     with pytest.raises(CaptureError, match="forward returns a generator") as raised:
         capture(Call(lambda x: (part for part in [x])).eval(), examples([FEATURES]))
-    assert "dataclass" in raised.value.cure
+    assert "dataclass" in raised.value.fix
 
 
 def test_hooks_are_gone_after_a_failure():
@@ -534,7 +534,7 @@ def test_control_flow_on_values_names_the_line():
         capture(ByValue().eval(), examples([FEATURES]))
     assert raised.value.where.startswith(f"module `gate` (Gate), {__file__}:")
     assert raised.value.where.endswith("if x.sum() > 0:")
-    assert "torch.where" in raised.value.cure
+    assert "torch.where" in raised.value.fix
 
 
 def test_numpy_in_forward_that_torch_has_no_function_for_names_the_line():
@@ -561,7 +561,7 @@ def test_dropout_that_drops_in_eval_mode_too():
         capture(AlwaysDrops().eval(), examples([FEATURES]))
     assert raised.value.where.startswith(__file__)
     assert raised.value.where.endswith("return F.dropout(x, 0.5)")
-    assert "training=self.training" in raised.value.cure
+    assert "training=self.training" in raised.value.fix
 
 
 def test_packed_sequences_are_refused_with_a_word_of_their_own():

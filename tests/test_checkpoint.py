@@ -451,7 +451,7 @@ def test_keys_that_the_model_does_not_have_are_dropped_on_request(here: Path, pr
     torch.save(state, "weights.pt")
     with pytest.raises(CheckpointError) as error:
         load("weights.pt", factory="own_model:Block")
-    assert "--drop-keys 'head.*' --drop-keys 'aux'" in (error.value.cure or "")
+    assert "--drop-keys 'head.*' --drop-keys 'aux'" in (error.value.fix or "")
     checkpoint = load("weights.pt", factory="own_model:Block", drop_keys=["head.*", "aux", "other.*"])
     assert checkpoint.module is not None
     assert same_function(checkpoint.module, block)
@@ -473,7 +473,7 @@ def test_every_command_drops_keys_and_verify_knows_them(here: Path):
         converter.inspect("weights.pt", **options)
     notes = converter.inspect("weights.pt", **options, drop_keys=drop_keys).notes
     report = converter.convert("weights.pt", to=["onnx"], output="net.onnx", **options, drop_keys=drop_keys)
-    assert report.artefacts[0].status == "verified"
+    assert report.artifacts[0].status == "verified"
     assert all(any("3 keys" in note and "`aux`" in note for note in told) for told in (notes, report.notes))
     assert read_stamp(here / "net.onnx")["part"]["drop_keys"] == drop_keys  # type: ignore[index]
     assert converter.verify("weights.pt", "net.onnx", factory="own_model:Block").status == "verified"
@@ -549,7 +549,7 @@ def test_yolov5_without_its_code_tells_what_is_missing_and_how_to_supply_it(here
         load("yolov5s.pt", trust=["models"])
     assert "the module models (not in the current directory" in error.value.what
     assert "for models.yolo.DetectionModel, models.common.Conv" in error.value.what
-    for text in (str(refusal.value.cure), str(error.value.cure)):
+    for text in (str(refusal.value.fix), str(error.value.fix)):
         assert "git clone https://github.com/ultralytics/yolov5" in text
 
 
@@ -689,7 +689,7 @@ class Returning(nn.Module):
         return self.structure(x + 1, x * 2, x - 3)
 
 
-# What forward returns, the same in plain containers, and the outputs' names in an artefact.
+# What forward returns, the same in plain containers, and the outputs' names in an artifact.
 STRUCTURES: dict[str, tuple[Callable, Callable, list[str]]] = {
     "data class": (Pair, lambda a, b, c: {"first": a, "second": b, "third": c}, ["first", "second", "third"]),
     "data class with a field that is None": (
@@ -798,7 +798,7 @@ def test_an_operator_whose_library_is_missing_names_it(here: Path, torchvision: 
     monkeypatch.setattr(importlib.metadata, "distribution", _not_installed)
     with pytest.raises(CheckpointError, match="torchvision is missing") as error:
         load("model.pt2")
-    assert "torchvision" in (error.value.cure or "")
+    assert "torchvision" in (error.value.fix or "")
 
 
 def _not_installed(name: str) -> Any:
@@ -820,7 +820,7 @@ def test_hostile_objects_are_refused(here: Path, marker: Path, build: Callable, 
     hostile.write_object(here / "model.pt", build(marker), legacy=legacy)
     with pytest.raises(CheckpointError) as refusal:
         load(here / "model.pt")
-    assert refusal.value.cure
+    assert refusal.value.fix
     assert refusal.value.exit_status == 4
     assert not marker.exists()
 
@@ -902,7 +902,7 @@ def test_hostile_exported_programs_are_refused(here: Path, marker: Path, exporte
     with user_code(here, names=["payload_module"]):
         with pytest.raises(CheckpointError) as refusal:
             load("model.pt2")
-        assert refusal.value.cure
+        assert refusal.value.fix
         assert not marker.exists()
         if runs:  # or else the row proves nothing
             with Path("model.pt2").open("rb") as file, contextlib.suppress(Exception):
@@ -1010,7 +1010,7 @@ def test_trusting_all_lifts_every_guard_and_says_so(here: Path, marker: Path):
     assert load("model.pt", trust=["all"]).module is not None
 
 
-def test_traced_graph_modules_are_refused_with_their_own_cure(here: Path):
+def test_traced_graph_modules_are_refused_with_their_own_fix(here: Path):
     torch.save(torch.fx.symbolic_trace(nn.Linear(1, 1)), "model.pt")
     with pytest.raises(CheckpointError, match=r"GraphModule is Python source"):
         load("model.pt")
@@ -1154,14 +1154,14 @@ BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a tensor": (lambda path: torch.save(torch.ones(2), path), "holds a Tensor"),
     "a list": (lambda path: torch.save([1, 2], path), "holds a list"),
-    "an optimiser's state": (lambda path: torch.save({"optimizer": {"lr": 1}}, path), "holds no model"),
+    "an optimizer's state": (lambda path: torch.save({"optimizer": {"lr": 1}}, path), "holds no model"),
     "several models": (
         lambda path: torch.save({"encoder": stock_model(), "decoder": stock_model()}, path),
         "several models: `encoder`, `decoder`",
     ),
     "several models in a list": (lambda path: torch.save([stock_model()] * 2, path), "several models: `0`, `1`"),
     "nothing": (lambda path: torch.save({}, path), "holds no model: nothing"),
-    "only the state of an optimiser": (lambda path: torch.save(STATE_OF_ADAM, path), "holds no model"),
+    "only the state of an optimizer": (lambda path: torch.save(STATE_OF_ADAM, path), "holds no model"),
     "dictionaries in each other without end": (endless_dictionary, "holds no model"),
     "quantized weights": (
         lambda path: torch.save(
@@ -1184,7 +1184,7 @@ def test_bad_files(here: Path, make: Callable[[Path], object], text: str):
         load(here / "model.pt")
     assert text in str(error.value)
     assert error.value.where
-    assert error.value.cure
+    assert error.value.fix
 
 
 BAD_FACTORIES: dict[str, tuple[str, dict[str, Any], type[ConversionError], str]] = {
@@ -1272,16 +1272,16 @@ def test_of_two_networks_neither_is_guessed():
     }
     with pytest.raises(CheckpointError, match=r"several times, under `encoder_q\.`, `encoder_k\.`") as error:
         fit(model, both, Path("weights.pt"), "models:build")
-    part = eval(str(error.value.cure).partition("as in ")[2], {"state_dict": both})
+    part = eval(str(error.value.fix).partition("as in ")[2], {"state_dict": both})
     assert fit(model, part, Path("weights.pt"), "models:build") == []
 
 
-def test_the_cure_for_several_models_is_one_that_works(here: Path):
+def test_the_fix_for_several_models_is_one_that_works(here: Path):
     block = block_in(here)
     torch.save({"G": block.state_dict(), "D": {"weight": torch.ones(1)}}, "gan.pt")
     with pytest.raises(CheckpointError, match="several models: `G`, `D`") as error:
         load("gan.pt", factory="own_model:Block")
-    exec(str(error.value.cure).partition("as in ")[2], {"torch": torch})
+    exec(str(error.value.fix).partition("as in ")[2], {"torch": torch})
     assert same_function(load("G.pt", factory="own_model:Block").module, block)
 
 

@@ -19,7 +19,7 @@ from converter.errors import CheckpointError, UnsupportedOperatorsError, UsageEr
 from converter.report.failures import UnsupportedOperator
 from converter.report.results import (
     Accuracy,
-    ArtefactReport,
+    ArtifactReport,
     ConversionReport,
     LayerRow,
     ModelSummary,
@@ -38,11 +38,11 @@ COMPARED = OutputComparison("logits", True, 2e-7, 1e-6, 1e-8, 1.0, 130.0, 4.2, 3
 DIFFERENT = OutputComparison("boxes", False, 0.5, 1.0, 0.1, 0.8, 7.0, 1.0, 3e-6, 2e-7, 2.5e6)
 DEAD = OutputComparison("mask", True, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, proves_nothing=True)
 FUNCTION = Proof("function", True, "float64 equals PyTorch's to 3.1e-15 of the scale (bound 1e-10), 4 rounds of inputs")
-ARTEFACT = Proof("artefact", True, "1.0 x PyTorch's own rounding (bound 16), 4 rounds of inputs", (COMPARED,))
-DIFFERS = Proof("artefact", False, "boxes of 1 outputs differs", (DIFFERENT,), ("boxes: round 2: off",), "model.9.m[0]")
-SILENT = Proof("artefact", False, "mask of 1 outputs proves nothing", (DEAD,), ("mask: proves nothing: dead",))
+ARTIFACT = Proof("artifact", True, "1.0 x PyTorch's own rounding (bound 16), 4 rounds of inputs", (COMPARED,))
+DIFFERS = Proof("artifact", False, "boxes of 1 outputs differs", (DIFFERENT,), ("boxes: round 2: off",), "model.9.m[0]")
+SILENT = Proof("artifact", False, "mask of 1 outputs proves nothing", (DEAD,), ("mask: proves nothing: dead",))
 
-PROOFS = {"good": (FUNCTION, ARTEFACT), "bad": (FUNCTION, DIFFERS), "dead": (FUNCTION, SILENT)}
+PROOFS = {"good": (FUNCTION, ARTIFACT), "bad": (FUNCTION, DIFFERS), "dead": (FUNCTION, SILENT)}
 
 
 def convert(model, *, to, output=None, factory=None, factory_args=None, drop_keys=(), input_shapes=(), image_size=None,
@@ -56,14 +56,14 @@ def convert(model, *, to, output=None, factory=None, factory_args=None, drop_key
     with (progress or nullcontext)("capture"):
         if name == "hostile":
             raise CheckpointError(
-                "The file asks for os.system.", where=str(model), cure="--trust os, if you trust whoever made it"
+                "The file asks for os.system.", where=str(model), fix="--trust os, if you trust whoever made it"
             )
         if name == "unsupported":
             raise UnsupportedOperatorsError(
-                "2 operators have no mapping.", [("aten.fft.default", 2, "body.mix", "net.py:12")], cure="--mappings"
+                "2 operators have no mapping.", [("aten.fft.default", 2, "body.mix", "net.py:12")], fix="--mappings"
             )
         if name == "taken":
-            raise UsageError("taken.onnx is in the way.", cure="--force")
+            raise UsageError("taken.onnx is in the way.", fix="--force")
         if name == "broken":
             raise KeyError("aten")
         if name == "exits":
@@ -72,7 +72,7 @@ def convert(model, *, to, output=None, factory=None, factory_args=None, drop_key
             raise KeyboardInterrupt
     proofs = PROOFS[name.rstrip("123456789")] if verify else ()
     status = status_of(proofs)
-    artefact = ArtefactReport(
+    artifact = ArtifactReport(
         format=to[0],
         path=None if status == "disagrees" else output or Path(f"{name}_saved_model"),
         inputs=(TensorFacts("image", ("batch", 16, 16, 1), "float32", "channels_last"),),
@@ -87,20 +87,20 @@ def convert(model, *, to, output=None, factory=None, factory_args=None, drop_key
     rewrite = Rewrite("Focus -> SpaceToDepth", "stem.conv", "input channels permuted")
     notes = ("exported with [a fixed] size",)
     return ConversionReport(
-        str(model), "0f", "pickled module", 61234, "dynamic", (rewrite,), notes, (artefact,), {"capture": 2.5}
+        str(model), "0f", "pickled module", 61234, "dynamic", (rewrite,), notes, (artifact,), {"capture": 2.5}
     )
 
 
 CALLS: list[dict] = []
 
 
-def verify(model, artefact, *, factory=None, factory_args=None, drop_keys=(), input_shapes=(), image_size=None,
+def verify(model, artifact, *, factory=None, factory_args=None, drop_keys=(), input_shapes=(), image_size=None,
             outputs=(), submodule=None, input_names=(), output_names=(), freeze_control_flow=False, strict=False,
            trust=(), atol=None, rtol=None, seed=0, inputs=None, preprocessing=None, accept=(), signature=None,
            weights=False, trace=False, progress=None):  # fmt: skip
     CALLS.append(locals())
-    proofs = PROOFS[artefact.stem][1:]
-    return VerificationReport(str(model), str(artefact), proofs, ("no stamp",), status_of(proofs))
+    proofs = PROOFS[artifact.stem][1:]
+    return VerificationReport(str(model), str(artifact), proofs, ("no stamp",), status_of(proofs))
 
 
 def inspect(
@@ -218,11 +218,11 @@ def test_what_is_not_proven_is_said_to_be_so(run, arguments):
     assert "not verified" in run(*arguments.split()).stderr
 
 
-def test_an_error_says_what_where_and_the_cure(run):
+def test_an_error_says_what_where_and_the_fix(run):
     stderr = run("hostile.pt", "--to", "tf").stderr
     assert "error: The file asks for os.system." in stderr
     assert "where: hostile.pt" in stderr
-    assert "cure: --trust os" in stderr
+    assert "fix: --trust os" in stderr
 
 
 def test_operators_without_a_mapping_are_listed(run):
@@ -395,7 +395,7 @@ def test_threads_of_a_python_program_wait_passively_where_that_can_still_be_set(
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="where the system does not show environments")
 @pytest.mark.parametrize("given, seen", [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_threads_of_the_process_that_opens_artefacts_wait_passively(monkeypatch, given, seen):
+def test_threads_of_the_process_that_opens_artifacts_wait_passively(monkeypatch, given, seen):
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     if given:
         monkeypatch.setenv("OMP_WAIT_POLICY", given)

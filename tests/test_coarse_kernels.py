@@ -104,7 +104,7 @@ def test_a_tail_is_verified(tmp_path, activation):
     report = converter.convert(
         Tail(activation).eval(), to=["onnx"], output=tmp_path / "tail.onnx", input_shapes=["1,3,16,16"]
     )
-    assert report.status == "verified", [proof.failures for proof in report.artefacts[0].proofs]
+    assert report.status == "verified", [proof.failures for proof in report.artifacts[0].proofs]
 
 
 def changed(path, to, change, *, stamped=False):

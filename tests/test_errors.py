@@ -24,7 +24,7 @@ def test_the_document_is_that_of_the_source():
 
 def test_every_error_says_what_to_do(found):
     without = [one.message for one in found if one.message != documented.HOLE and not documented.explained(one)]
-    assert not without, f"give a cure where it is raised, or in EXPLAINED of benchmarks/errors.py; then {WRITE}"
+    assert not without, f"give a fix where it is raised, or in EXPLAINED of benchmarks/errors.py; then {WRITE}"
 
 
 def test_nothing_is_explained_that_is_no_error(found):
@@ -39,11 +39,11 @@ def test_every_message_can_be_read_from_the_source(found):
 RAISES = """
 from .errors import CaptureError, ConversionError, UsageError
 
-CURE = "another one"
+FIX = "another one"
 
 def first(name):
     what = f"there is no {name!r}" if name else "there is nothing"
-    raise UsageError(what, cure=CURE)
+    raise UsageError(what, fix=FIX)
 
 def second(text):
     raise CaptureError(text)
@@ -52,18 +52,18 @@ def third():
     second("it " + "fails")
 
 def fourth():
-    return ConversionError("made, and raised elsewhere", cure=cure_of(3))
+    return ConversionError("made, and raised elsewhere", fix=fix_of(3))
 
-def cure_of(n):
+def fix_of(n):
     if n:
         return f"do {n}"
     return None
 """
 
 
-def test_messages_and_cures_are_read_however_they_are_written(tmp_path):
+def test_messages_and_fixes_are_read_however_they_are_written(tmp_path):
     (tmp_path / "raises.py").write_text(RAISES)
-    found = {(one.kind, one.message): one.cures for one in documented.found_errors([tmp_path / "raises.py"])}
+    found = {(one.kind, one.message): one.fixes for one in documented.found_errors([tmp_path / "raises.py"])}
     assert found == {
         ("UsageError", "there is no …"): ["another one"],
         ("UsageError", "there is nothing"): ["another one"],

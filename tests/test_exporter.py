@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from equivalence import with_random_tensors
-from mutations.graph_faults import write_initialisers
+from mutations.graph_faults import write_initializers
 from torch import Tensor, nn
 
 import converter
@@ -78,10 +78,10 @@ def session():
 @pytest.mark.parametrize("module, shape, operators", CASES.values(), ids=CASES)
 def test_is_pytorchs_function(session, tmp_path, module, shape, operators):
     report = session.convert(module.eval(), to=("onnx",), output=tmp_path / "net.onnx", input_shapes=[shape])
-    (artefact,) = report.artefacts
-    assert artefact.status == "verified", [proof.summary for proof in artefact.proofs]
+    (artifact,) = report.artifacts
+    assert artifact.status == "verified", [proof.summary for proof in artifact.proofs]
     if operators is not None:
-        assert " ".join(node.op_type for node in onnx.load(artefact.path).graph.node) == operators
+        assert " ".join(node.op_type for node in onnx.load(artifact.path).graph.node) == operators
 
 
 RECURRENT = {
@@ -99,9 +99,9 @@ def test_every_recurrent_layer_of_a_process_keeps_its_length_dynamic(session, tm
         layer.reset_parameters()
         model = nn.Sequential(*([nn.Tanh()] * number), layer).eval()
         report = session.convert(model, to=("onnx",), output=tmp_path / "net.onnx", input_shapes=["1,T,4"], force=True)
-        (artefact,) = report.artefacts
-        assert artefact.status == "verified", [proof.summary for proof in artefact.proofs]
-        graph = onnx.load(artefact.path).graph
+        (artifact,) = report.artifacts
+        assert artifact.status == "verified", [proof.summary for proof in artifact.proofs]
+        graph = onnx.load(artifact.path).graph
         assert sum(node.op_type in ("LSTM", "GRU", "RNN") for node in graph.node) == layer.num_layers
         declared = [[dim.dim_param or dim.dim_value for dim in o.type.tensor_type.shape.dim] for o in graph.output]
         directions = 2 if layer.bidirectional else 1
@@ -230,8 +230,8 @@ def made(make: Callable[[], nn.Module]) -> nn.Module:
 def test_what_the_exporter_folds_and_merges_is_no_fault(session, tmp_path, make, shape):
     options = {"keep_batchnorm": True}
     report = session.convert(made(make), to=("onnx",), output=tmp_path / "net.onnx", input_shapes=[shape], **options)
-    (artefact,) = report.artefacts
-    assert artefact.status == "verified", [proof.summary for proof in artefact.proofs]
+    (artifact,) = report.artifacts
+    assert artifact.status == "verified", [proof.summary for proof in artifact.proofs]
 
 
 def written(make: Callable[[], nn.Module], shape: str, path: Path) -> tuple[Built, dict[str, np.ndarray]]:
@@ -295,7 +295,7 @@ def test_verify_finds_what_was_folded_and_what_was_changed_since(session, tmp_pa
     assert converter.verify(made(make), path, input_shapes=[shape]).status == "verified"
     held = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
     largest = max((n for n, array in held.items() if array.dtype == np.float32), key=lambda n: held[n].size)
-    write_initialisers(path, {largest: spoilt(held[largest], 1e-4)})
+    write_initializers(path, {largest: spoilt(held[largest], 1e-4)})
     proofs = converter.verify(made(make), path, input_shapes=[shape]).proofs
     assert [proof.holds for proof in proofs if proof.name == "weights"] == [False]
 
@@ -314,8 +314,8 @@ def test_names_of_outputs_and_of_the_models_own_tensors_may_be_alike(session, tm
     tensors = {name: nn.Parameter(torch.randn(5)) for name in ("add", "mul", "output", "cat")}
     path = tmp_path / "net.onnx"
     report = session.convert(made(lambda: Calls(named, **tensors)), to=("onnx",), output=path, input_shapes=["1,5"])
-    (artefact,) = report.artefacts
-    assert [proof.holds for proof in artefact.proofs if proof.name == "weights"] == [True]
+    (artifact,) = report.artifacts
+    assert [proof.holds for proof in artifact.proofs if proof.name == "weights"] == [True]
     assert [output.name for output in onnx.load(path).graph.output] == ["add", "mul", "output", "cat"]
 
 
@@ -330,6 +330,6 @@ def test_names_of_outputs_and_of_the_models_own_tensors_may_be_alike(session, tm
 def test_what_is_nearly_nothing_is_left_where_it_is(session, tmp_path, function, zeros):
     path = tmp_path / "net.onnx"
     report = session.convert(Calls(function), to=("onnx",), output=path, input_shapes=["1,5"])
-    assert report.artefacts[0].status == "verified"
+    assert report.artifacts[0].status == "verified"
     run = onnxruntime.InferenceSession(path).run(None, {"x": np.zeros((2, 5), np.float32)})[0]
     assert (run == zeros).all()

@@ -122,7 +122,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_the_process_that_opens_artefacts_does_not_outlive_a_killed_parent():
+def test_the_process_that_opens_artifacts_does_not_outlive_a_killed_parent():
     """It takes seconds to import TensorFlow; it must not end only after that."""
     parent = subprocess.run([sys.executable, "-c", OPENS], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert parent.returncode == -signal.SIGKILL
@@ -130,16 +130,16 @@ def test_the_process_that_opens_artefacts_does_not_outlive_a_killed_parent():
     wait_for(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE, 3)
 
 
-def test_a_killed_process_that_opens_artefacts_is_said_with_what_kills(tmp_path):
+def test_a_killed_process_that_opens_artifacts_is_said_with_what_kills(tmp_path):
     (tmp_path / "a.onnx").touch()
     with Runner("onnx") as runner:
         os.kill(runner.pid, signal.SIGKILL)
         with pytest.raises(ConversionError, match="signal 9") as error:
             runner.open(tmp_path / "a.onnx")
-    assert "memory" in str(error.value.cure)
+    assert "memory" in str(error.value.fix)
 
 
-def test_conversions_ended_at_random_leave_the_earlier_artefact_or_the_new_one(tmp_path):
+def test_conversions_ended_at_random_leave_the_earlier_artifact_or_the_new_one(tmp_path):
     """`benchmarks/kill.py` does this often."""
     runs, rng = kill.Conversions(tmp_path), random.Random(8)
     runs.prepare(["onnx"])
@@ -163,7 +163,7 @@ def raised_from(error: BaseException) -> ConversionError:
         try:
             raise error
         except BaseException as cause:
-            raise CaptureError("the model fails on an input", cure="another --input-shape") from cause
+            raise CaptureError("the model fails on an input", fix="another --input-shape") from cause
     except CaptureError as met:
         return met
 
@@ -193,7 +193,7 @@ def raised_from(error: BaseException) -> ConversionError:
 def test_what_says_that_memory_does_not_suffice(error, is_memory):
     failure = failure_of(error, "net.pt")
     assert (failure.error == "MemoryLimitError") == is_memory
-    assert ("raise the limit" in str(failure.cure)) == is_memory
+    assert ("raise the limit" in str(failure.fix)) == is_memory
 
 
 WIDE = """\
@@ -241,7 +241,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_leaves_the_earlier_artefact_and_names_the_path(small_disk, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_earlier_artifact_and_names_the_path(small_disk, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "nets.py").write_text(
         "from torch import nn\n\n"

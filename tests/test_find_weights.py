@@ -1,4 +1,4 @@
-"""Every tensor of a checkpoint found in an artefact by content: each row is a way in which tools store weights, or a
+"""Every tensor of a checkpoint found in an artifact by content: each row is a way in which tools store weights, or a
 fault that must not be taken for one."""
 
 from collections.abc import Callable

@@ -102,7 +102,7 @@ def test_bad_indexes_are_refused(folder: Path, spoil: Callable[[Path], Any], tex
     with pytest.raises(CheckpointError) as error:
         load("weights", factory="net.py:build")
     assert text in str(error.value)
-    assert error.value.cure
+    assert error.value.fix
 
 
 def test_links_of_the_hubs_cache_are_followed(folder: Path):
@@ -164,7 +164,7 @@ def test_bad_configs_are_refused_before_transformers_is_asked(tmp_path: Path, ch
     with pytest.raises(CheckpointError) as error:
         load(tmp_path)
     assert text in str(error.value)
-    assert error.value.cure
+    assert error.value.fix
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"[" * 10**6, b"\xff\xfe"], ids=range(5))

@@ -240,7 +240,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("module, shapes, error, said", REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_is_named_with_its_cure(module, shapes, error, said):
+def test_what_cannot_be_is_named_with_its_fix(module, shapes, error, said):
     with pytest.raises(error) as refused:
         planned(opened(module.eval(), *shapes).program)
     for words in said:
@@ -270,7 +270,7 @@ class Net(nn.Module):
 """
 
 
-def test_the_command_writes_one_artefact_for_every_size_which_verifies_again(tmp_path, monkeypatch):
+def test_the_command_writes_one_artifact_for_every_size_which_verifies_again(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "net.py").write_text(NET)
     model = Call(lambda self, x: x, a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(4, 4, 3))

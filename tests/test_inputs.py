@@ -244,11 +244,11 @@ class Squeezed(nn.Module):
         return self.linear(x).squeeze()
 
 
-def test_squeeze_that_takes_away_the_batch_is_named_with_its_cure():
+def test_squeeze_that_takes_away_the_batch_is_named_with_its_fix():
     with pytest.raises(CaptureError) as refused:
         reference_of(opened(Squeezed(), "1,4"))
-    assert "squeeze(-1)" in refused.value.cure
-    assert "--fixed-batch" in refused.value.cure
+    assert "squeeze(-1)" in refused.value.fix
+    assert "--fixed-batch" in refused.value.fix
     assert reference_of(opened(Squeezed(), "1,4", fixed_batch=1)).float32[0]["output"].shape == ()
 
 
@@ -288,7 +288,7 @@ def test_what_was_captured_must_be_what_the_module_computes(by):
     source = opened(Unlike(by).eval(), "1,4")
     with pytest.raises(CaptureError, match="not what the model computes") as raised:
         reference_of(source)
-    assert "is_exporting" in raised.value.cure
+    assert "is_exporting" in raised.value.fix
     with pytest.raises(CaptureError, match="not what the model computes"):
         inspect(Unlike(by).eval(), input_shapes=["1,4"], check=["onnx"])
 
@@ -373,4 +373,4 @@ class InHalfPrecision(nn.Module):
 def test_autocast_within_forward_is_refused_in_words_of_its_own():
     (keras,) = inspect(InHalfPrecision().eval(), input_shapes=["1,4"], check=["keras"]).checks
     assert "torch.autocast" in keras.failure.what
-    assert "enabled=False" in keras.failure.cure
+    assert "enabled=False" in keras.failure.fix

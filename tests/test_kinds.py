@@ -42,9 +42,9 @@ def test_kind_is_exact_in_float64(kind: Kind):
 def assert_verified(model: nn.Module, folder, shapes: list[str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        report = converter.convert(model, to=FORMATS, output=folder / "artefacts", input_shapes=shapes)
+        report = converter.convert(model, to=FORMATS, output=folder / "artifacts", input_shapes=shapes)
     assert report.batch == "dynamic"
-    told = [(a.format, a.failure, [p.summary for p in a.proofs if not p.holds]) for a in report.artefacts]
+    told = [(a.format, a.failure, [p.summary for p in a.proofs if not p.holds]) for a in report.artifacts]
     assert report.status == "verified", told
 
 
@@ -153,7 +153,7 @@ def test_an_operator_without_a_shape_says_what_to_register(tmp_path):
     model = Outside(lambda x: torch.ops.tests_of_kinds.shapeless(x)).eval()
     with pytest.raises(CaptureError, match="tests_of_kinds::shapeless") as raised:
         converter.convert(model, to=["onnx"], output=tmp_path / "m", input_shapes=["1,3,20"])
-    assert "register_fake" in raised.value.cure
+    assert "register_fake" in raised.value.fix
     assert "`inner`" in raised.value.where
 
 

@@ -71,4 +71,4 @@ def test_each_kind_is_converted_and_proven(tmp_path: Path, monkeypatch: pytest.M
     save(net, tmp_path / "model")
     report = converter.convert("model", to=["onnx"], output="out.onnx", **{"input_shapes": ["1,3,6,7"], **options})
     assert report.status == "verified"
-    assert all(proof.holds for proof in report.artefacts[0].proofs)
+    assert all(proof.holds for proof in report.artifacts[0].proofs)

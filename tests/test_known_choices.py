@@ -1,4 +1,4 @@
-"""Verifying an artefact of ours does not search again for what its plan chose; the stamp says it."""
+"""Verifying an artifact of ours does not search again for what its plan chose; the stamp says it."""
 
 import logging
 
@@ -53,7 +53,7 @@ def test_choices_of_operators_that_are_not_there_are_searched_for(plan):
 
 
 class Opened:
-    """What a runner tells of an artefact's weights."""
+    """What a runner tells of an artifact's weights."""
 
     def __init__(self, tensors):
         self.held = tensors

@@ -189,7 +189,7 @@ def without(axes, run) -> tuple[int, ...]:
 @settings(max_examples=examples(300), deadline=None)
 @given(chains(), st.data())
 def test_a_move_is_the_smallest(chain, data):
-    """Neighbours that stay neighbours travel as one block, and nothing moves where the order is that asked for."""
+    """Neighbors that stay neighbors travel as one block, and nothing moves where the order is that asked for."""
     x, _, layout = after(chain)
     wanted = layout.in_order(data.draw(st.permutations(range(x.ndim))))
     _, move = layout.to(wanted)

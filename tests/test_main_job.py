@@ -1,4 +1,4 @@
-"""The main job: a trained checkpoint through the real command, and the artefacts opened again as a user would."""
+"""The main job: a trained checkpoint through the real command, and the artifacts opened again as a user would."""
 
 import json
 import os
@@ -35,7 +35,7 @@ DETECTOR = ("sample_models/detect_head.safetensors", "--model", "sample_models/d
 
 @dataclass
 class Job:
-    """A run of the command and what other tools found in the artefacts."""
+    """A run of the command and what other tools found in the artifacts."""
 
     folder: Path
     name: str
@@ -47,14 +47,14 @@ class Job:
         (model,) = json.loads(self.run.stdout)["models"]
         return model
 
-    def artefact(self, format: str) -> Path:
+    def artifact(self, format: str) -> Path:
         return self.folder / (self.name + ENDINGS[format])
 
     def outputs(self, format: str) -> dict[str, np.ndarray]:
         """By the names in the report; a Keras model's own are its layers', but their order is the same."""
         given = self.opened.outputs(format, "0")
-        (artefact,) = (artefact for artefact in self.report["artefacts"] if artefact["format"] == format)
-        names = [output["name"] for output in artefact["outputs"]]
+        (artifact,) = (artifact for artifact in self.report["artifacts"] if artifact["format"] == format)
+        names = [output["name"] for output in artifact["outputs"]]
         return dict(zip(names, given.values(), strict=True)) if format == "keras" else given
 
     def facts(self, format: str) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def test_inference_graphs_hold_no_batch_norm(digits: Job):
     assert digits.counts("onnx")["BatchNormalization"] == 0
 
 
-def test_folder_holds_the_artefacts_and_nothing_else(digits: Job):
+def test_folder_holds_the_artifacts_and_nothing_else(digits: Job):
     written = {f"digits_focus{ending}" for ending in ENDINGS.values()}
     assert {p.name for p in digits.folder.iterdir()} == {"sample_models"} | written
 
@@ -169,20 +169,20 @@ def test_report_tells_the_whole_story(digits: Job):
     named = {(rewrite["name"], rewrite["module"]) for rewrite in report["rewrites"]}
     assert ("Focus -> SpaceToDepth", "stem") in named
     assert any("stem.unit.conv" in rewrite["description"] for rewrite in report["rewrites"])
-    assert [artefact["format"] for artefact in report["artefacts"]] == list(FORMATS)
-    for artefact in report["artefacts"]:
-        assert artefact["status"] == "verified"
-        assert Path(artefact["path"]) == Path(f"digits_focus{ENDINGS[artefact['format']]}")
-        assert [(proof["name"], proof["holds"]) for proof in artefact["proofs"]] == [
-            ("function", True), ("artefact", True), ("weights", True),
+    assert [artifact["format"] for artifact in report["artifacts"]] == list(FORMATS)
+    for artifact in report["artifacts"]:
+        assert artifact["status"] == "verified"
+        assert Path(artifact["path"]) == Path(f"digits_focus{ENDINGS[artifact['format']]}")
+        assert [(proof["name"], proof["holds"]) for proof in artifact["proofs"]] == [
+            ("function", True), ("artifact", True), ("weights", True),
         ]  # fmt: skip
-        assert artefact["accuracy"]["samples"] == artefact["accuracy"]["same_predictions"] == 360
-        assert artefact["accuracy"]["source"] == artefact["accuracy"]["artefact"]
-        assert artefact["operators"]["SpaceToDepth"] == 1
-        assert artefact["movements"] == []
-        (output,) = artefact["outputs"]
+        assert artifact["accuracy"]["samples"] == artifact["accuracy"]["same_predictions"] == 360
+        assert artifact["accuracy"]["source"] == artifact["accuracy"]["artifact"]
+        assert artifact["operators"]["SpaceToDepth"] == 1
+        assert artifact["movements"] == []
+        (output,) = artifact["outputs"]
         assert (output["name"], output["shape"], output["dtype"]) == ("output", ["batch", 10], "float32")
-    channels_last, _, as_pytorch = ((a["inputs"][0]["shape"], a["inputs"][0]["layout"]) for a in report["artefacts"])
+    channels_last, _, as_pytorch = ((a["inputs"][0]["shape"], a["inputs"][0]["layout"]) for a in report["artifacts"])
     assert channels_last == (["batch", 16, 16, 1], "channels_last")
     assert as_pytorch == (["batch", 1, 16, 16], "as PyTorch")
 
@@ -218,8 +218,8 @@ def test_detectors_focus_is_one_space_to_depth(detector: Job, format: str):
 
 
 def test_detectors_backbone_moves_nothing(detector: Job):
-    for artefact in detector.report["artefacts"]:
-        assert {movement["module"] for movement in artefact["movements"]} <= {"detect", ""}, (
+    for artifact in detector.report["artifacts"]:
+        assert {movement["module"] for movement in artifact["movements"]} <= {"detect", ""}, (
             "only the head, and outputs"
         )
 
@@ -296,18 +296,18 @@ def focus_order(kernel: np.ndarray) -> np.ndarray:
     return kernel[:, :, [0, 2, 1, 3]]
 
 
-def copied(artefact: Path, to: Path) -> Path:
-    return Path(shutil.copytree(artefact, to) if artefact.is_dir() else shutil.copy2(artefact, to))
+def copied(artifact: Path, to: Path) -> Path:
+    return Path(shutil.copytree(artifact, to) if artifact.is_dir() else shutil.copy2(artifact, to))
 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_verify_agrees_with_what_convert_wrote(command, digits: Job, format: str):
     result = command(
-        "verify", *DIGITS, digits.artefact(format), "--inputs", "sample_models/digits_holdback.npz", "--json"
+        "verify", *DIGITS, digits.artifact(format), "--inputs", "sample_models/digits_holdback.npz", "--json"
     )
     assert result.exit_code == 0, result.stderr
     report = json.loads(result.stdout)
-    assert [proof["name"] for proof in report["proofs"]] == ["artefact", "weights"]
+    assert [proof["name"] for proof in report["proofs"]] == ["artifact", "weights"]
     assert report["status"] == "verified"
     assert report["accuracy"]["same_predictions"] == 360
 
@@ -315,18 +315,18 @@ def test_verify_agrees_with_what_convert_wrote(command, digits: Job, format: str
 @pytest.mark.parametrize(
     "format, change, failing",
     [
-        pytest.param("tf", focus_order, {"artefact", "weights"}, id="tf: Focus not permuted"),
-        pytest.param("keras", focus_order, {"artefact", "weights"}, id="keras: Focus not permuted"),
-        pytest.param("onnx", focus_order, {"artefact", "weights"}, id="onnx: Focus not permuted"),
+        pytest.param("tf", focus_order, {"artifact", "weights"}, id="tf: Focus not permuted"),
+        pytest.param("keras", focus_order, {"artifact", "weights"}, id="keras: Focus not permuted"),
+        pytest.param("onnx", focus_order, {"artifact", "weights"}, id="onnx: Focus not permuted"),
         pytest.param("tf", sixteen_ulp, {"weights"}, id="tf: one folded weight, 16 ulp"),
         pytest.param("keras", one_ulp, {"weights"}, id="keras: one weight, its last bit"),
         pytest.param("onnx", sixteen_ulp, {"weights"}, id="onnx: one folded weight, 16 ulp"),
     ],
 )
 def test_verify_finds_a_disturbed_weight(command, digits: Job, tmp_path: Path, format, change, failing):
-    artefact = copied(digits.artefact(format), tmp_path / f"disturbed{ENDINGS[format]}")
-    CHANGES[format](artefact, change)
-    result = command("verify", *DIGITS, artefact, "--json")
+    artifact = copied(digits.artifact(format), tmp_path / f"disturbed{ENDINGS[format]}")
+    CHANGES[format](artifact, change)
+    result = command("verify", *DIGITS, artifact, "--json")
     assert result.exit_code == 3, result.stderr
     report = json.loads(result.stdout)
     assert {proof["name"] for proof in report["proofs"] if not proof["holds"]} == failing
@@ -334,14 +334,14 @@ def test_verify_finds_a_disturbed_weight(command, digits: Job, tmp_path: Path, f
     assert "verified" not in result.stderr
 
 
-def test_verify_takes_the_artefact_of_pytorchs_own_exporter(command, tmp_path: Path):
+def test_verify_takes_the_artifact_of_pytorchs_own_exporter(command, tmp_path: Path):
     model = torch.load(REPOSITORY / DIGITS[0], weights_only=False)
     file = tmp_path / "plain.onnx"
     torch.onnx.export(model, (torch.rand(2, 1, 16, 16),), file, dynamo=True, verbose=False)
     result = command("verify", *DIGITS, file, *SHAPE, "--json")
     assert result.exit_code == 0, result.stderr
     report = json.loads(result.stdout)
-    assert [proof["name"] for proof in report["proofs"]] == ["artefact"]
+    assert [proof["name"] for proof in report["proofs"]] == ["artifact"]
     assert any("batch 2 only" in note for note in report["notes"])
     assert any("no stamp" in note for note in report["notes"])
 
@@ -388,33 +388,33 @@ def test_verify_judges_a_model_written_by_hand(command, tmp_path: Path, in_order
 
 @pytest.mark.parametrize("kept", [False, True], ids=["not kept", "--keep-failed"])
 def test_what_does_not_agree_is_not_put_in_place(command, digits: Job, tmp_path: Path, kept: bool):
-    before = digits.artefact("onnx").read_bytes()
-    target = copied(digits.artefact("onnx"), tmp_path / "digits.onnx")
+    before = digits.artifact("onnx").read_bytes()
+    target = copied(digits.artifact("onnx"), tmp_path / "digits.onnx")
     strict = ("--inputs", "sample_models/digits_holdback.npz", "--atol", "0", "--rtol", "0")
     keep = ("--keep-failed",) if kept else ()
     result = command(*DIGITS, *SHAPE, "--to", "onnx", "-o", target, "--json", *strict, *keep)
     assert result.exit_code == 3, result.stderr
     (model,) = json.loads(result.stdout)["models"]
-    (artefact,) = model["artefacts"]
-    assert artefact["status"] == "disagrees"
-    assert [proof["holds"] for proof in artefact["proofs"]] == [True, False, True]
+    (artifact,) = model["artifacts"]
+    assert artifact["status"] == "disagrees"
+    assert [proof["holds"] for proof in artifact["proofs"]] == [True, False, True]
     assert target.read_bytes() == before
     expected = {"digits.onnx", "digits.onnx.failed"} if kept else {"digits.onnx"}
     assert {p.name for p in tmp_path.iterdir()} == expected
-    assert artefact["path"] == (str(tmp_path / "digits.onnx.failed/digits.onnx") if kept else None)
+    assert artifact["path"] == (str(tmp_path / "digits.onnx.failed/digits.onnx") if kept else None)
 
 
-def test_verify_to_the_last_bit_fails_on_the_same_artefact(command, digits: Job):
-    result = command("verify", *DIGITS, digits.artefact("tf"), "--atol", "0", "--rtol", "0")
+def test_verify_to_the_last_bit_fails_on_the_same_artifact(command, digits: Job):
+    result = command("verify", *DIGITS, digits.artifact("tf"), "--atol", "0", "--rtol", "0")
     assert result.exit_code == 3
 
 
 def test_converting_again_gives_the_same_bytes(command, digits: Job):
-    before = {path: path.read_bytes() for path in files(digits.artefact("tf"))}
+    before = {path: path.read_bytes() for path in files(digits.artifact("tf"))}
     result = command(*DIGITS, *SHAPE, "--to", "tf", "--no-verify")
     assert result.exit_code == 0, result.stderr
     assert "not verified" in result.stderr
-    assert {path: path.read_bytes() for path in files(digits.artefact("tf"))} == before
+    assert {path: path.read_bytes() for path in files(digits.artifact("tf"))} == before
 
 
 @pytest.mark.parametrize("keep, left", [((), 0), (("--keep-batchnorm",), 3)], ids=["folded", "kept"])

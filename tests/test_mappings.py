@@ -27,7 +27,7 @@ from equivalence import (
     in_float64,
     planned,
     run_in_float64,
-    to_artefact,
+    to_artifact,
     to_torch,
 )
 from keras.saving import load_model
@@ -752,7 +752,7 @@ def test_rounds_as_pytorch_does_in_float32(case, tmp_path):
         return to_torch([got[n] for n in names] if len(names) > 1 else [got], plan.outputs)
 
     for batch, tensors, *expected in references(program, inputs):
-        arrays = to_artefact(tensors, plan.inputs)
+        arrays = to_artifact(tensors, plan.inputs)
         kept = results(model, arrays)
         assert_float32_rounds_alike(kept, *expected, f"Keras model, batch {batch}")
         assert_same(results(reopened, arrays), kept, f"Keras file, batch {batch}", bound=0)
@@ -766,7 +766,7 @@ def test_traced_function_rounds_as_pytorch_does_in_float32(case):
     native = Lowered(plan).prepare()
     traced = tf.function(native.named, input_signature=native.signature(), autograph=False)
     for batch, tensors, *expected in references(program, inputs):
-        named = traced(*map(tf.constant, to_artefact(tensors, plan.inputs)))
+        named = traced(*map(tf.constant, to_artifact(tensors, plan.inputs)))
         results = to_torch([named[output.name] for output in plan.outputs], plan.outputs)
         assert_float32_rounds_alike(results, *expected, f"traced function, batch {batch}")
 
@@ -799,7 +799,7 @@ def test_dilated_convolutions_are_tensorflows_own_with_their_gradient(case):
     operators = count_operators(lowered.traced.graph)
     assert operators["Conv2D"] >= 1
     assert not {"SpaceToBatchND", "BatchToSpaceND", "DepthwiseConv2dNative"} & operators.keys()
-    (array,) = map(tf.constant, to_artefact(x, plan.inputs))
+    (array,) = map(tf.constant, to_artifact(x, plan.inputs))
     with tf.GradientTape() as tape:
         tape.watch(array)
         (result,) = lowered(array)

@@ -160,7 +160,7 @@ COLOUR, CURSOR = re.compile(r"\x1b\[[\d;]*m"), re.compile(r"\x1b\[(\?25|\d*[AK])
 
 
 @pytest.mark.parametrize(
-    "more, colours, bars",
+    "more, colors, bars",
     [
         pytest.param({"TERM": "xterm-256color"}, True, True, id="a terminal"),
         pytest.param({"TERM": "xterm-256color", "NO_COLOR": "1"}, False, True, id="NO_COLOR"),
@@ -168,10 +168,10 @@ COLOUR, CURSOR = re.compile(r"\x1b\[[\d;]*m"), re.compile(r"\x1b\[(\?25|\d*[AK])
         pytest.param({"TERM": "dumb"}, False, False, id="a dumb terminal"),
     ],
 )
-def test_a_terminal_gets_what_it_can_show(tmp_path, more, colours, bars):
+def test_a_terminal_gets_what_it_can_show(tmp_path, more, colors, bars):
     drawn = in_terminal(tmp_path, **more)
     assert "verified" in drawn
-    assert bool(COLOUR.search(drawn)) == colours
+    assert bool(COLOUR.search(drawn)) == colors
     assert bool(CURSOR.search(drawn)) == bars
 
 

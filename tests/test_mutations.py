@@ -1,10 +1,10 @@
-"""Faults planted in small networks are caught. All of them, in artefacts too: benchmarks/mutations.py."""
+"""Faults planted in small networks are caught. All of them, in artifacts too: benchmarks/mutations.py."""
 
 import logging
 
 import pytest
 from mutations.faults import PROGRAM_FAULTS
-from mutations.proving import Bench, Runners, artefact_mutants, program_mutants
+from mutations.proving import Bench, Runners, artifact_mutants, program_mutants
 from mutations.sequences import ARCHITECTURES
 
 logging.getLogger("torch.__trace").propagate = False
@@ -44,8 +44,8 @@ def test_proof_1_catches_every_fault_of_a_mapping(runners, name):
 
 
 @pytest.mark.parametrize("format, name", [("onnx", "ResNeXt"), ("tf", "super-resolution"), ("keras", "GRU")])
-def test_changed_weights_and_constants_of_an_artefact_are_caught_by_proof_3(runners, format, name):
-    mutants = list(artefact_mutants(Bench(name, runners), format, 1, only=WEIGHTS | CONSTANTS))
+def test_changed_weights_and_constants_of_an_artifact_are_caught_by_proof_3(runners, format, name):
+    mutants = list(artifact_mutants(Bench(name, runners), format, 1, only=WEIGHTS | CONSTANTS))
     planted = {m.fault for m in mutants}
     assert planted >= {"one weight off by a thousandth", "through float16"}
     assert ("two equal-shaped weights swapped" in planted) == (name != "GRU")  # no two of its tensors have one shape

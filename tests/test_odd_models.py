@@ -64,10 +64,10 @@ class TiedTable(nn.Module):
 def test_odd_model_is_converted_and_verified(tmp_path, model, shape, outputs):
     torch.manual_seed(0)
     report = converter.convert(model().eval(), to=["tf", "keras", "onnx"], output=tmp_path, input_shapes=[shape])
-    assert [a.status for a in report.artefacts] == ["verified"] * 3, [
-        p.summary for a in report.artefacts for p in a.proofs
+    assert [a.status for a in report.artifacts] == ["verified"] * 3, [
+        p.summary for a in report.artifacts for p in a.proofs
     ]
-    assert all([o.name for o in a.outputs] == outputs for a in report.artefacts)
+    assert all([o.name for o in a.outputs] == outputs for a in report.artifacts)
 
 
 class SetsChannel(nn.Module):
@@ -104,7 +104,7 @@ class FreshAttention(nn.Module):
 def test_what_the_exporter_writes_of_odd_weights_is_accounted_for(tmp_path, model, shape):
     torch.manual_seed(0)
     report = converter.convert(model().eval(), to=["onnx"], output=tmp_path / "m.onnx", input_shapes=[shape])
-    assert report.status == "verified", [f for p in report.artefacts[0].proofs for f in p.failures]
+    assert report.status == "verified", [f for p in report.artifacts[0].proofs for f in p.failures]
 
 
 class Foreign(nn.Module):
@@ -130,7 +130,7 @@ def broken_layer(monkeypatch):
 
 def test_fault_in_one_format_leaves_the_others_and_names_the_module(tmp_path, broken_layer):
     report = converter.convert(Foreign(), to=["keras", "onnx"], output=tmp_path, input_shapes=["1,3"], verify=False)
-    keras, onnx = report.artefacts
+    keras, onnx = report.artifacts
     assert onnx.path == tmp_path / "model.onnx"
     assert onnx.path.exists()
     assert onnx.failure is keras.path is None

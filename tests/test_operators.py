@@ -26,7 +26,7 @@ def call(function, *arguments) -> Sample:
 @pytest.mark.parametrize("name", FEW)
 def test_no_sample_is_wrong(name):
     """Of every fourteenth operator, one sample of each type."""
-    row = conformance(NAMES[name], most=1, artefacts=1)
+    row = conformance(NAMES[name], most=1, artifacts=1)
     assert not [reason for reason in row["reasons"] if reason[0] != "refused"]
 
 
@@ -63,12 +63,12 @@ def test_a_wrong_mapping_is_found_and_blamed(monkeypatch):
     mappings.load()
     x = torch.linspace(-2, 2, 7)
     samples = [call(torch.neg, x), call(torch.exp, x), call(torch.neg, x.abs() + 1)]
-    assert [o.status for o in check(samples, artefacts=True)] == ["right"] * 3
+    assert [o.status for o in check(samples, artifacts=True)] == ["right"] * 3
     monkeypatch.setitem(MAPPINGS, aten.neg.default, lambda plan, x: plan.elementwise(ops.abs, x))
     assert [o.status for o in check(samples)] == ["wrong", "right", "wrong"]
 
 
-def test_an_artefact_that_differs_from_the_proof_is_found(monkeypatch):
+def test_an_artifact_that_differs_from_the_proof_is_found(monkeypatch):
     """A mapping that is right in float64 only."""
     mappings.load()
     monkeypatch.setitem(
@@ -78,7 +78,7 @@ def test_an_artefact_that_differs_from_the_proof_is_found(monkeypatch):
     )
     sample = call(torch.exp, torch.linspace(-2, 2, 7))
     assert check([sample])[0].status == "right"
-    assert check([sample], artefacts=True)[0].status == "wrong"
+    assert check([sample], artifacts=True)[0].status == "wrong"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Artefacts are put in place whole or not at all, and never over what is not ours."""
+"""Artifacts are put in place whole or not at all, and never over what is not ours."""
 
 import errno
 import hashlib
@@ -105,7 +105,7 @@ def test_this_system_exchanges_folders_at_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "occupy, force, cure",
+    "occupy, force, fix",
     [
         pytest.param(lambda path: path.write_text("notes"), False, "--force", id="a file of the user's"),
         pytest.param(lambda path: path.write_text(""), False, "--force", id="an empty file"),
@@ -128,13 +128,13 @@ def test_this_system_exchanges_folders_at_once(tmp_path):
         ),
     ],
 )
-def test_a_taken_path_is_refused_before_any_work(tmp_path, occupy, force, cure):
+def test_a_taken_path_is_refused_before_any_work(tmp_path, occupy, force, fix):
     target = tmp_path / "taken"
     occupy(target)
     before = target.stat()
     with pytest.raises(OutputError) as refused:
         Placement(target, force=force)
-    assert cure in str(refused.value.cure)
+    assert fix in str(refused.value.fix)
     assert str(target) in str(refused.value)
     assert names(tmp_path) == ["taken"]
     assert target.stat().st_ino == before.st_ino
@@ -163,8 +163,8 @@ def test_a_folder_of_other_things_is_refused_with_what_can_be_done(tmp_path):
     (tmp_path / "out" / "thesis").mkdir(parents=True)
     with pytest.raises(OutputError) as refused:
         Placement(tmp_path / "out")
-    assert "-o out/NAME" in str(refused.value.cure)
-    assert "--force" not in str(refused.value.cure)
+    assert "-o out/NAME" in str(refused.value.fix)
+    assert "--force" not in str(refused.value.fix)
 
 
 def test_a_path_taken_while_the_conversion_ran_is_not_replaced(tmp_path):
@@ -199,7 +199,7 @@ def test_without_commit_nothing_is_placed(tmp_path):
     assert names(tmp_path) == []
 
 
-def test_a_failed_artefact_can_be_kept(tmp_path):
+def test_a_failed_artifact_can_be_kept(tmp_path):
     for expected in ["a.onnx.failed", "a.onnx.failed-2"]:
         with Placement(tmp_path / "a.onnx") as placement:
             placement.temporary.write_text("wrong")
@@ -277,7 +277,7 @@ def test_a_write_that_the_system_cuts_short_is_told(tmp_path):
 DIES = """
     import os, signal, sys
     from pathlib import Path
-    from converter.artefacts import placement as placing
+    from converter.artifacts import placement as placing
     from test_placement import write_saved_model
 
     def die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
@@ -295,7 +295,7 @@ DIES = """
     "where, act, found",
     [
         pytest.param("", "die()", "old", id="while writing: swept"),
-        pytest.param("placing._synchronise = die", "", "old", id="before the commit: swept"),
+        pytest.param("placing._synchronize = die", "", "old", id="before the commit: swept"),
         pytest.param("placing._finish_commit = die", "", "new", id="commit begun: finished"),
         pytest.param(
             "replace = Path.replace; Path.replace = lambda self, to: die() if self.name == 'm' else replace(self, to)",
@@ -359,7 +359,7 @@ PLACES_TWO = """
 
 
 def place_two(target: Path, content: str) -> None:
-    """An artefact that holds the name of the file with its weights."""
+    """An artifact that holds the name of the file with its weights."""
     data = data_name(target.name, hashlib.sha256(content.encode()).hexdigest())
     with Placement(target, force=True) as placement:
         placement.temporary.write_text(data)
@@ -371,7 +371,7 @@ def content_of_two(target: Path) -> str:
     return target.with_name(target.read_text()).read_text()
 
 
-def test_an_artefact_of_two_files_is_whole_at_every_moment(tmp_path):
+def test_an_artifact_of_two_files_is_whole_at_every_moment(tmp_path):
     """Killed before each step of putting one in the place of another, one after the other."""
     script = textwrap.dedent(PLACES_TWO)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, Path(__file__).resolve().parents[:2]))}
@@ -386,7 +386,7 @@ def test_an_artefact_of_two_files_is_whole_at_every_moment(tmp_path):
         assert there == sorted(["net.onnx", (tmp_path / str(step) / "net.onnx").read_text(), "other"])
 
 
-def test_the_second_file_of_an_earlier_artefact_goes_with_it(tmp_path):
+def test_the_second_file_of_an_earlier_artifact_goes_with_it(tmp_path):
     target = tmp_path / "net.onnx"
     place_two(target, "old")
     others = ["net.onnx.data", "net.onnx.0123456789abcdeg.data", "other.onnx.0123456789abcdef.data"]

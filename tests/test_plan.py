@@ -351,7 +351,7 @@ def expected(interface, rank: int | None) -> tuple[int, ...]:
     return LAST[rank] if rank else as_pytorch(interface)
 
 
-def test_interfaces_bear_the_shapes_of_the_artefact():
+def test_interfaces_bear_the_shapes_of_the_artifact():
     plan = planned(captured(conv(6, 4), IMAGE))
     assert [str(n) for n in plan.inputs[0].shape][1:] == ["8", "12", "6"]
     assert [str(n) for n in plan.outputs[0].shape][1:] == ["8", "12", "4"]

@@ -61,7 +61,7 @@ class Unread(nn.Module):
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN], ids=lambda kind: kind.__name__)
 def test_a_recurrent_layer_that_nobody_reads_is_no_part_of_the_program(kind):
-    """Its weights would be missed in the artefact."""
+    """Its weights would be missed in the artifact."""
     program = captured(Unread(kind), (2, 6, 4))
     assert {node.target for node in program.graph.find_nodes(op="get_attr")} == {"head.weight", "head.bias"}
 

@@ -58,7 +58,7 @@ def main_job(tmp_path_factory) -> tuple[Path, str]:
     return folder, shell(MAIN_JOB, folder)
 
 
-def test_main_job_writes_three_artefacts(main_job):
+def test_main_job_writes_three_artifacts(main_job):
     written = {path.name for path in main_job[0].iterdir()}
     assert {"digits_focus_saved_model", "digits_focus.keras", "digits_focus.onnx"} <= written
 
@@ -78,7 +78,7 @@ def in_general(line: str) -> str:
     return re.sub(r" {2,}", "  ", line)
 
 
-def test_artefacts_are_used_as_shown(main_job):
+def test_artifacts_are_used_as_shown(main_job):
     (example,) = blocks("python", "after the main job")
     done = run([sys.executable, "-c", example], main_job[0])
     assert done.stdout.split() == re.findall(r"# (\d.*%)$", example, re.MULTILINE) * 3
@@ -142,7 +142,7 @@ def test_pattern_becomes_what_the_table_says(tmp_path: Path, channels: int, func
     model = Between(nn.Conv2d(3, channels, 3, padding=1), function, second).eval()
     report = converter.convert(model, to=["tf"], output=tmp_path / "model", input_shapes=["1,3,10,8"])
     assert report.status == "verified"
-    assert report.artefacts[0].operators == operators | {"BiasAdd": 2}
+    assert report.artifacts[0].operators == operators | {"BiasAdd": 2}
 
 
 @pytest.mark.parametrize("mark", MARKS)

@@ -15,7 +15,7 @@ import converter.report
 from converter.artifacts.paths import output_path, output_paths
 from converter.errors import UsageError
 from converter.report.failures import SCHEMA, Failure
-from converter.report.results import ArtefactReport, ConversionReport, OutputComparison, Proof, status_of
+from converter.report.results import ArtifactReport, ConversionReport, OutputComparison, Proof, status_of
 
 
 def comparison(agrees=True, proves_nothing=False):
@@ -26,10 +26,10 @@ def comparison(agrees=True, proves_nothing=False):
 
 
 HOLDS = Proof("function", True, "equal", (comparison(),))
-SILENT = Proof("artefact", False, "nothing", (comparison(proves_nothing=True),))
-DIFFERS = Proof("artefact", False, "differs", (comparison(agrees=False),))
+SILENT = Proof("artifact", False, "nothing", (comparison(proves_nothing=True),))
+DIFFERS = Proof("artifact", False, "differs", (comparison(agrees=False),))
 DIFFERS_AND_SILENT = Proof(
-    "artefact", False, "differs", (comparison(agrees=False), comparison(agrees=True, proves_nothing=True))
+    "artifact", False, "differs", (comparison(agrees=False), comparison(agrees=True, proves_nothing=True))
 )
 WRONG_WEIGHTS = Proof("weights", False, "one tensor")
 
@@ -51,11 +51,11 @@ def test_status_of_proofs(proofs, status):
 
 
 def conversion(*statuses):
-    artefacts = tuple(
-        ArtefactReport("tf", Path("a/m_saved_model"), (), (), (HOLDS,), {"Conv2D": np.int64(3)}, (), status, 1.0)
+    artifacts = tuple(
+        ArtifactReport("tf", Path("a/m_saved_model"), (), (), (HOLDS,), {"Conv2D": np.int64(3)}, (), status, 1.0)
         for status in statuses
     )
-    return ConversionReport("m.pt", "0f", "module", 3, "dynamic", (), (), artefacts, {"capture": 1.5})
+    return ConversionReport("m.pt", "0f", "module", 3, "dynamic", (), (), artifacts, {"capture": 1.5})
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def conversion(*statuses):
         ([], "not verified"),
     ],
 )
-def test_a_conversion_has_the_worst_status_of_its_artefacts(statuses, worst):
+def test_a_conversion_has_the_worst_status_of_its_artifacts(statuses, worst):
     assert conversion(*statuses).status == worst
 
 
@@ -75,10 +75,10 @@ def test_json_has_a_schema_and_only_what_json_knows():
     read = json.loads(conversion("verified").to_json(), parse_constant=pytest.fail)
     assert read["schema"] == 1
     assert read["status"] == "verified"
-    (artefact,) = read["artefacts"]
-    assert artefact["path"] == "a/m_saved_model"
-    assert artefact["operators"] == {"Conv2D": 3}
-    figures = artefact["proofs"][0]["outputs"][0]
+    (artifact,) = read["artifacts"]
+    assert artifact["path"] == "a/m_saved_model"
+    assert artifact["operators"] == {"Conv2D": 3}
+    figures = artifact["proofs"][0]["outputs"][0]
     assert figures["max_abs"] is figures["sqnr_db"] is None
     assert figures["mean_abs"] == 0.5
 
@@ -135,7 +135,7 @@ def test_output_path(format, output, several, path):
 
 
 @pytest.mark.parametrize(
-    "format, output, cure",
+    "format, output, fix",
     [
         pytest.param("keras", "net", "net.keras", id="Keras opens only .keras"),
         pytest.param("keras", "net.v2", "net.v2.keras", id="a dot in the name is no suffix of ours"),
@@ -143,13 +143,13 @@ def test_output_path(format, output, several, path):
         pytest.param("tf", "net.onnx", "name it net", id="a folder called .onnx"),
     ],
 )
-def test_output_path_of_another_format_is_refused(format, output, cure):
-    with pytest.raises(UsageError, match=cure):
+def test_output_path_of_another_format_is_refused(format, output, fix):
+    with pytest.raises(UsageError, match=fix):
         output_path(Path("best.pt"), format, Path(output), False)
 
 
 @pytest.mark.parametrize("given, name", [("bert-v1.5", "bert-v1.5"), (".", "here.2"), ("bert-v1.5/..", "here.2")])
-def test_the_artefacts_of_a_folder_have_its_whole_name(tmp_path, monkeypatch, given, name):
+def test_the_artifacts_of_a_folder_have_its_whole_name(tmp_path, monkeypatch, given, name):
     (tmp_path / "here.2/bert-v1.5").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here.2")
     assert output_path(Path(given), "keras", None, False) == Path(f"{name}.keras")

@@ -1233,7 +1233,7 @@ def test_runner_names_the_rewrite_at_fault(fault):
     program = captured(MODEL, IMAGE)
     with pytest.raises(ConversionError, match=f"`{fault.__name__}` changed .*after drop_dropout") as raised:
         rewrite(program, (drop_dropout, fault, drop_identities), examples([IMAGE]))
-    assert raised.value.cure
+    assert raised.value.fix
 
 
 def reshape_to_the_example(program: Program) -> list[Change]:

@@ -1,4 +1,4 @@
-"""Shifts: every spelling is recognised, and what is built of them moves elements exactly, in every format.
+"""Shifts: every spelling is recognized, and what is built of them moves elements exactly, in every format.
 
 A shift is drawn at random with its spelling. EXAMPLES=50 in the environment makes that many times more of them.
 """
@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
-from equivalence import Call, captured, examples, planned, to_artefact, to_torch
+from equivalence import Call, captured, examples, planned, to_artifact, to_torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from shift_spellings import (
@@ -54,7 +54,7 @@ class BehindConvolution(nn.Module):
         return self.function(self.conv(x))
 
 
-def recognised(module: nn.Module, shape: tuple[int, ...]) -> Program:
+def recognized(module: nn.Module, shape: tuple[int, ...]) -> Program:
     program = captured(module, shape)
     with torch.no_grad():
         for node in program.graph.find_nodes(op="get_attr"):
@@ -71,7 +71,7 @@ def shifts(program: Program) -> list:
 def lowered(program: Program, x: Tensor, stock: bool = False) -> np.ndarray:
     plan = planned(program)
     made = Lowered(plan, stock=stock)
-    results = made.keras_model()(to_artefact([x], plan.inputs)[0]) if stock else made(*to_artefact([x], plan.inputs))[0]
+    results = made.keras_model()(to_artifact([x], plan.inputs)[0]) if stock else made(*to_artifact([x], plan.inputs))[0]
     return to_torch([results], plan.outputs)[0]
 
 
@@ -89,12 +89,12 @@ DOCUMENTS = Spec((1, 8, 5, 5), (2, 2, 2, 2), FOUR, "replicate")
 def test_documents_tensor_gives_the_documents_result_bit_for_bit(spelling, tmp_path):
     spec = DOCUMENTS if spelling is not by_slices else Spec(DOCUMENTS.shape, DOCUMENTS.sizes, FOUR, "keep")
     x, expected = documents_tensor(), documents_result().numpy()
-    program = recognised(Call(spelling(spec)), (2, 8, 5, 5))
+    program = recognized(Call(spelling(spec)), (2, 8, 5, 5))
     if spelling in (by_grid, by_bilinear_grid, by_depthwise) or "deform" in spelling.__name__:
         assert not shifts(program), "an infinity in the input is NaN behind a multiplication by zero"
     else:
         assert len(shifts(program)) == 1
-    program = recognised(BehindConvolution(spelling(spec), 8), (2, 8, 5, 5))
+    program = recognized(BehindConvolution(spelling(spec), 8), (2, 8, 5, 5))
     assert [n.target for n in program.graph.nodes if n.op == "call_function"][-1] is ours.shift.default
     for result in (
         program.at(torch.float32).run(x)[0].numpy(),
@@ -136,21 +136,21 @@ def is_shift_of_some(spec: Spec) -> bool:
     report_multiple_bugs=False,
 )
 @given(spelled(6), st.booleans(), st.booleans())
-def test_any_shift_is_recognised_and_exact(drawn, behind, stock):
+def test_any_shift_is_recognized_and_exact(drawn, behind, stock):
     forwards = [spelling(spec) for spelling, spec in drawn]
     shape = drawn[0][1].shape
 
     def forward(x: Tensor) -> tuple[Tensor, ...]:
         return tuple(each(x) for each in forwards)
 
-    program = recognised(BehindConvolution(forward, shape[1]) if behind else Call(forward), shape)
+    program = recognized(BehindConvolution(forward, shape[1]) if behind else Call(forward), shape)
     x = torch.randn(3, *shape[1:])
     plan = planned(program)
     made = Lowered(plan, stock=stock)
     results = zip(
         drawn,
         program.graph.output_node().args[0],
-        to_torch(made(*to_artefact([x], plan.inputs)), plan.outputs),
+        to_torch(made(*to_artifact([x], plan.inputs)), plan.outputs),
         forward(x),
         program.at(torch.float32).run(x),
         strict=True,
@@ -216,7 +216,7 @@ def test_any_shift_is_lowered_exactly(tmp_path_factory, drawn, format, behind):
     def forward(x: Tensor) -> tuple[Tensor, ...]:
         return tuple(ours.shift(x, *each) for each in all_arguments)
 
-    program = recognised(BehindConvolution(forward, shape[1], len(shape) - 2) if behind else Call(forward), shape)
+    program = recognized(BehindConvolution(forward, shape[1], len(shape) - 2) if behind else Call(forward), shape)
     x = torch.randn(2, *shape[1:])
     if format == "onnx":
         names = [f"y{i}" for i in range(len(all_arguments))]
@@ -226,7 +226,7 @@ def test_any_shift_is_lowered_exactly(tmp_path_factory, drawn, format, behind):
         results = onnxruntime.InferenceSession(str(path)).run(names, {"x": x.numpy()})
     else:
         plan = planned(program)
-        results = to_torch(Lowered(plan, stock=format == "keras")(*to_artefact([x], plan.inputs)), plan.outputs)
+        results = to_torch(Lowered(plan, stock=format == "keras")(*to_artifact([x], plan.inputs)), plan.outputs)
     for result, expected, each in zip(results, forward(x), all_arguments, strict=True):
         np.testing.assert_array_equal(result, expected.numpy(), err_msg=f"{each}")
 
@@ -246,7 +246,7 @@ EVERY_BORDER = {
 
 @pytest.mark.parametrize("spec, spelling", EVERY_BORDER.values(), ids=EVERY_BORDER)
 def test_every_border_is_exact_in_every_format(spec, spelling, tmp_path):
-    program = recognised(BehindConvolution(spelling(spec), spec.shape[1]), spec.shape)
+    program = recognized(BehindConvolution(spelling(spec), spec.shape[1]), spec.shape)
     assert len(shifts(program)) == 1
     x = torch.randn(spec.shape)
     expected = spelling(spec)(x).numpy()
@@ -258,7 +258,7 @@ def test_every_border_is_exact_in_every_format(spec, spelling, tmp_path):
 def test_infinities_are_shifted_and_make_no_nan(spelling, tmp_path):
     """Of an input that may hold one, a depthwise convolution with zeros in its kernel would make NaN."""
     spec = Spec((2, 8, 4, 5), (2, 2, 2, 2), FOUR, "zeros")
-    program = recognised(Call(spelling(spec)), spec.shape)
+    program = recognized(Call(spelling(spec)), spec.shape)
     x = torch.randn(spec.shape)
     x[:, :, 1, 2] = torch.inf
     expected = spelling(spec)(x).numpy()
@@ -270,7 +270,7 @@ def test_infinities_made_on_the_way_count():
     spec = Spec((2, 8, 4, 5), (2, 2, 2, 2), FOUR, "zeros")
     shift = by_depthwise(spec)
     masked = Call(lambda self, x: shift(self.conv(x).masked_fill(x > 0, -torch.inf)), conv=nn.Conv2d(8, 8, 1))
-    assert not shifts(recognised(masked, spec.shape))
+    assert not shifts(recognized(masked, spec.shape))
 
 
 class StoredGrid(nn.Module):
@@ -341,7 +341,7 @@ def read_through_an_older_view(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("forward", [on_a_view, chained, read_through_an_older_view], ids=lambda f: f.__name__)
 def test_assignment_in_place_follows_pytorchs_aliasing(forward):
-    program = recognised(Call(forward), (2, 8, 5, 4))
+    program = recognized(Call(forward), (2, 8, 5, 4))
     x = torch.randn(3, 8, 5, 4)
     np.testing.assert_array_equal(lowered(program, x), forward(x).numpy())
 

@@ -43,7 +43,7 @@ def exported(tmp_path_factory) -> Path:
     return file
 
 
-def test_equivalent_artefact_passes_with_its_figures(exported: Path):
+def test_equivalent_artifact_passes_with_its_figures(exported: Path):
     report = assert_equivalent(Two().eval(), exported, input_shapes=SHAPES)
     assert [output.name for output in report.proofs[0].outputs] == ["maps", "scores"]
 
@@ -86,7 +86,7 @@ def test_unknown_explanation_is_a_wrong_call(exported: Path):
 
 
 def test_verifying_onnx_imports_no_tensorflow_and_gives_the_same_figures_again(tmp_path: Path, exported: Path):
-    """Neither here nor in the process that opens the artefact: whoever imports it meets an error in its place."""
+    """Neither here nor in the process that opens the artifact: whoever imports it meets an error in its place."""
     for name in ("tensorflow", "keras"):
         (tmp_path / f"{name}.py").write_text(f"raise ImportError({name!r})")
     script = f"""

@@ -202,7 +202,7 @@ def test_hostile_scripts_are_refused_before_they_run(tmp_path: Path, name: str):
     hostile.SCRIPTS[name](path, marker)
     with pytest.raises(CheckpointError) as refusal:
         load(path)
-    assert refusal.value.cure
+    assert refusal.value.fix
     assert not marker.exists()
 
 
@@ -228,4 +228,4 @@ def test_archives_that_lie_are_refused(tmp_path: Path, name: str):
     hostile.ARCHIVES[name](path)
     with pytest.raises(CheckpointError) as refusal:
         load(path)
-    assert refusal.value.cure
+    assert refusal.value.fix

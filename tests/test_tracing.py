@@ -23,7 +23,7 @@ from converter.pipeline.clock import Clock
 from converter.pipeline.load_model import Source, open_source
 from converter.pipeline.verify import interfaces
 from converter.plan.steps import CallStep, LayerStep, in_order
-from converter.verification.divergence import by_module, departure, trace_artefact, worst_round
+from converter.verification.divergence import by_module, departure, trace_artifact, worst_round
 from converter.verification.io_matching import Matching
 from converter.verification.reference import Reference, take_reference
 
@@ -165,7 +165,7 @@ def written(tmp_path_factory) -> dict[tuple[str, str], Path]:
         report = converter.convert(
             scaled(kind()), to=["onnx", "keras", "tf"], output=folder / name, input_shapes=[shape], verify=False
         )
-        found |= {(name, artefact.format): artefact.path for artefact in report.artefacts}
+        found |= {(name, artifact.format): artifact.path for artifact in report.artifacts}
     return found
 
 
@@ -232,7 +232,7 @@ DISTURB = {"onnx": disturb_onnx, "keras": disturb_keras, "tf": disturb_saved_mod
     "seed, network, format",
     [(seed, *pair) for seed, pair in enumerate((network, format) for network in NETWORKS for format in DISTURB)],
 )
-def test_fault_in_an_artefact_is_found_at_its_module(written, runners, tmp_path, network: str, format: str, seed: int):
+def test_fault_in_an_artifact_is_found_at_its_module(written, runners, tmp_path, network: str, format: str, seed: int):
     kind, shape = NETWORKS[network]
     ending = {"onnx": "d.onnx", "keras": "d.keras", "tf": "d"}[format]
     tensor = DISTURB[format](written[network, format], tmp_path / ending, random.Random(seed))
@@ -247,7 +247,7 @@ def test_fault_in_an_artefact_is_found_at_its_module(written, runners, tmp_path,
     match = matching.match()
     assert not match.proof.holds
     arrays = worst_round(reference, match.results)
-    rows = trace_artefact(opened.program, arrays, runner, matching.fed(match.reading, arrays))
+    rows = trace_artifact(opened.program, arrays, runner, matching.fed(match.reading, arrays))
     found = departure(rows)
     assert touches(found, tensor), (tensor, found)
     assert found.expected != found.actual
@@ -309,7 +309,7 @@ def test_small_fault_in_any_weight_of_a_trained_network_is_found_at_its_convolut
         match = matching.match()
         assert not match.proof.holds, reader
         arrays = worst_round(reference, match.results)
-        found = departure(trace_artefact(opened.program, arrays, runner, matching.fed(match.reading, arrays)))
+        found = departure(trace_artifact(opened.program, arrays, runner, matching.fed(match.reading, arrays)))
         # The node's name is as /stages/stages.3/bottlenecks/bottlenecks.0/reduce/conv/Conv
         owners = {path.split(".")[-1] for path in (found.module, *found.folded)}
         assert reader.split("/")[-2] in owners, (reader, found)

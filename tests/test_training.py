@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import converter
 from converter.artifacts.runtime.stamp import read_stamp
 
-RATE = 0.125  # exact in binary: Keras' optimisers hold it in float32
+RATE = 0.125  # exact in binary: Keras' optimizers hold it in float32
 STEP = 1e-12  # of a tensor's scale
 
 
@@ -22,7 +22,7 @@ def keras_file(model: nn.Module, shape: tuple[int, ...], folder: Path, dtype: st
     path = folder / "model.keras"
     shapes = [",".join(map(str, shape)) + f":{dtype}"]
     report = converter.convert(model, to=["keras"], output=path, input_shapes=shapes, verify=False)
-    return path, report.artefacts[0]
+    return path, report.artifacts[0]
 
 
 def opened(path: Path, precision: str = "float32"):
@@ -155,9 +155,9 @@ def arrays_of(model: nn.Module) -> dict[str, np.ndarray]:
 
 def torch_step(model: nn.Module, x: Tensor, direction: np.ndarray) -> dict[str, np.ndarray]:
     model.train()
-    optimiser = torch.optim.SGD(model.parameters(), lr=RATE)
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     (model(x) * torch.from_numpy(direction)).sum().backward()
-    optimiser.step()
+    optimizer.step()
     return arrays_of(model)
 
 
@@ -173,16 +173,16 @@ def keras_step(model, x: np.ndarray, direction: np.ndarray) -> None:
 
 def one_step(model: nn.Module, x: Tensor, folder: Path, precision: str = "float64", classes: int = 5):
     """The Keras model behind a step, and PyTorch's tensors before and behind the same step."""
-    path, artefact = keras_file(model.eval(), tuple(x.shape), folder, str(x.dtype).removeprefix("torch."))
+    path, artifact = keras_file(model.eval(), tuple(x.shape), folder, str(x.dtype).removeprefix("torch."))
     stepped = opened(path, precision)
     raised = model.to(getattr(torch, precision))
     before = arrays_of(raised)
     given = x.to(getattr(torch, precision)) if x.is_floating_point() else x
     direction = floats(len(x), classes).to(getattr(torch, precision)).numpy()
-    (layout,) = artefact.inputs
+    (layout,) = artifact.inputs
     array = given.numpy()
     keras_step(stepped, np.moveaxis(array, 1, -1) if layout.layout == "channels_last" else array, direction)
-    return stepped, before, torch_step(raised, given, direction), artefact
+    return stepped, before, torch_step(raised, given, direction), artifact
 
 
 def assert_weights(model, state: dict[str, np.ndarray], bound: float = STEP) -> None:
@@ -251,12 +251,12 @@ def test_a_step_of_sgd_through_grouped_convolutions_is_right_in_float32(tmp_path
     grouped = nn.Sequential(
         nn.Conv2d(6, 8, 3, groups=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
     )
-    keras_model, before, behind, artefact = one_step(
+    keras_model, before, behind, artifact = one_step(
         with_random_tensors(grouped), floats(4, 6, 7, 9), tmp_path, "float32"
     )
     assert_weights(keras_model, behind, bound=1e-5)
     assert np.abs(behind["0.weight"] - before["0.weight"]).max() > 1e-2 * np.abs(behind["0.weight"]).max()
-    assert [remark for remark in artefact.training if "float32 only" in remark and "`0`" in remark]
+    assert [remark for remark in artifact.training if "float32 only" in remark and "`0`" in remark]
 
 
 def test_what_asks_for_no_gradient_is_not_trainable(tmp_path):
@@ -266,11 +266,11 @@ def test_what_asks_for_no_gradient_is_not_trainable(tmp_path):
     frozen = {"position", "classify.weight", "classify.bias"} | {
         f"encode.layers.0.{name}" for name, _ in model.encode.layers[0].named_parameters()
     }
-    keras_model, before, behind, artefact = one_step(model, tokens(4, 7), tmp_path)
+    keras_model, before, behind, artifact = one_step(model, tokens(4, 7), tmp_path)
     assert_weights(keras_model, behind)
     assert {name for name in before if np.array_equal(before[name], behind[name])} == frozen
     assert len(keras_model.non_trainable_variables) == len(frozen)
-    assert artefact.training == ()
+    assert artifact.training == ()
 
 
 def test_frozen_batch_norms_keep_their_statistics(tmp_path):
@@ -278,13 +278,13 @@ def test_frozen_batch_norms_keep_their_statistics(tmp_path):
     model = with_random_tensors(Convolutional())
     for parameter in model.norm.parameters():
         parameter.requires_grad_(False)
-    path, artefact = keras_file(model, (4, 3, 15, 13), tmp_path)
+    path, artifact = keras_file(model, (4, 3, 15, 13), tmp_path)
     trained = opened(path)
     before = trained.get_layer("norm").get_weights()
     keras_step(trained, np.moveaxis(floats(4, 3, 15, 13).numpy(), 1, -1), floats(4, 5).numpy())
     for array, kept in zip(trained.get_layer("norm").get_weights(), before, strict=True):
         np.testing.assert_array_equal(array, kept)
-    assert [remark for remark in artefact.training if "frozen" in remark and remark.endswith(": `norm`")]
+    assert [remark for remark in artifact.training if "frozen" in remark and remark.endswith(": `norm`")]
 
 
 class Functions(nn.Module):
@@ -302,11 +302,11 @@ class Functions(nn.Module):
 
 
 def test_layers_bear_the_path_of_the_module_whose_weights_they_hold(tmp_path):
-    keras_model, _, behind, artefact = one_step(with_random_tensors(Functions()), floats(4, 7, 6), tmp_path)
+    keras_model, _, behind, artifact = one_step(with_random_tensors(Functions()), floats(4, 7, 6), tmp_path)
     assert_weights(keras_model, behind)
     weighty = [layer.name for layer in keras_model.layers if layer.weights]
     assert weighty == ["enter", "body_0", "parts_head"]
-    assert read_stamp(artefact.path)["layers"] == {"enter": "enter", "body_0": "body.0", "parts_head": "parts.head"}
+    assert read_stamp(artifact.path)["layers"] == {"enter": "enter", "body_0": "body.0", "parts_head": "parts.head"}
 
 
 class Tied(nn.Module):
@@ -387,9 +387,9 @@ def test_the_report_says_how_training_differs(name, tmp_path):
     if name == "a part of a layer":
         model[0].bias.requires_grad_(False)
     dtype = "int64" if name == "a row for padding" else "float32"
-    _, artefact = keras_file(with_random_tensors(model), shape, tmp_path, dtype)
-    assert len(artefact.training) == (1 if told else 0), artefact.training
-    assert all(part in artefact.training[0] for part in told)
+    _, artifact = keras_file(with_random_tensors(model), shape, tmp_path, dtype)
+    assert len(artifact.training) == (1 if told else 0), artifact.training
+    assert all(part in artifact.training[0] for part in told)
 
 
 def test_dropout_between_the_layers_of_an_lstm_is_there_in_training(tmp_path):
@@ -429,11 +429,11 @@ def batches(count: int, epochs: int) -> list[np.ndarray]:
 
 
 def train_in_torch(model: nn.Module, images: np.ndarray, labels: np.ndarray, epochs: int) -> None:
-    optimiser = torch.optim.SGD(model.train().parameters(), lr=0.05)
+    optimizer = torch.optim.SGD(model.train().parameters(), lr=0.05)
     for part in batches(len(images), epochs):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         F.cross_entropy(model(torch.from_numpy(images[part])), torch.from_numpy(labels[part])).backward()
-        optimiser.step()
+        optimizer.step()
     model.eval()
 
 

@@ -13,7 +13,7 @@ from equivalence import (
     in_float64,
     planned,
     run_in_float64,
-    to_artefact,
+    to_artifact,
     to_torch,
     with_random_tensors,
 )
@@ -110,7 +110,7 @@ def test_is_pytorchs_function_at_every_size(case, tmp_path):
     lowered = Lowered(plan).prepare()
     traced = tf.function(lowered.named, input_signature=lowered.signature(), autograph=False)
     for x, wanted in zip(images(), double, strict=True):
-        (array,) = to_artefact([x], plan.inputs)
+        (array,) = to_artifact([x], plan.inputs)
         single = program.run(x)
         for name, result in (("file", reopened(array)), ("function", traced(tf.constant(array))[plan.outputs[0].name])):
             assert_float32_rounds_alike(to_torch([result], plan.outputs), single, wanted, f"{case}, {name}")

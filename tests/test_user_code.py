@@ -229,7 +229,7 @@ def test_a_module_that_nothing_named_imports_is_withheld_and_the_error_says_how_
     monkeypatch.chdir(linear.parent)
     with pytest.raises(ConversionError) as refused:
         runs(linear, "net:Net")
-    assert refused.value.cure == f"{linear.parent} has helper, which no code that you named imports: " + (
+    assert refused.value.fix == f"{linear.parent} has helper, which no code that you named imports: " + (
         "if it is yours, add --trust helper"
     )
     assert "helper" not in sys.modules

@@ -71,7 +71,7 @@ def test_a_mapping_is_in_force_for_its_conversion_only(tmp_path):
         assert SNAKE not in OWNERS
     with pytest.raises(UnsupportedOperatorsError) as refused:
         make_plan(program)
-    assert "--mappings" in str(refused.value.cure)
+    assert "--mappings" in str(refused.value.fix)
 
 
 def test_an_operator_is_written_out_in_others_for_its_conversion_only(tmp_path):
@@ -181,7 +181,7 @@ def test_onnx_without_a_translation_is_refused_by_name(tmp_path):
     with user_mappings(written(tmp_path, RIGHT)), pytest.raises(UnsupportedOperatorsError) as refused:
         build(source, "onnx", Options(), Clock(None))
     assert [row[:2] for row in refused.value.operators] == [(str(SNAKE), 1)]
-    assert "@converter.registry.translates" in str(refused.value.cure)
+    assert "@converter.registry.translates" in str(refused.value.fix)
 
 
 def test_onnx_with_a_translation(tmp_path):
@@ -192,7 +192,7 @@ def test_onnx_with_a_translation(tmp_path):
     assert not TRANSLATIONS
 
 
-def test_artefact_is_verified_without_the_mappings(tmp_path):
+def test_artifact_is_verified_without_the_mappings(tmp_path):
     model, file = Snake().eval(), written(tmp_path, RIGHT)
     path = tmp_path / "snake.keras"
     report = converter.convert(model, to=["keras"], output=path, input_shapes=["1,3,11"], mappings=[file])

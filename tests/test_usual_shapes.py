@@ -105,7 +105,7 @@ ASKED = {
 def test_shapes_that_nobody_tells_are_asked_for_with_an_example(module, example):
     with pytest.raises(UsageError, match="does not say what the model is called with") as asked:
         opened(module.eval())
-    assert example in asked.value.cure
+    assert example in asked.value.fix
 
 
 @pytest.mark.parametrize("text", ["0x3", "1,2,3", "", "H W", "3,", "-1"])

@@ -9,7 +9,7 @@ import pytest
 from converter.capture.random_inputs import InputSpec, draw, rounds
 from converter.errors import UsageError
 from converter.report.results import status_of
-from converter.verification.output_proofs import accuracy, compare_artefact, compare_function
+from converter.verification.output_proofs import accuracy, compare_artifact, compare_function
 from converter.verification.user_inputs import batches, load_given
 from converter.verification.weight_proof import Expected, compare_weights
 
@@ -265,7 +265,7 @@ def test_values_in_another_order_are_said_to_be_so():
     [
         ([{"z": one["y"]} for one in outputs()], "no such output"),
         ([{**one, "z": one["y"]} for one in outputs()], "z: PyTorch has no such output"),
-        ([{**one} if number != 1 else {} for number, one in enumerate(outputs())], "y: the artefact has no such"),
+        ([{**one} if number != 1 else {} for number, one in enumerate(outputs())], "y: the artifact has no such"),
     ],
     ids=["renamed", "one too many", "missing in one round"],
 )
@@ -290,13 +290,13 @@ def test_complex_outputs_compare_their_imaginary_part():
     assert compare_function(reference, changed(reference, lambda y: y.copy())).holds
     assert not compare_function(reference, changed(reference, np.conj)).holds
     rounded = [{"y": one["y"].astype(np.complex64)} for one in reference]
-    assert compare_artefact(reference, rounded, rounded).holds
-    assert not compare_artefact(reference, rounded, changed(rounded, np.conj)).holds
+    assert compare_artifact(reference, rounded, rounded).holds
+    assert not compare_artifact(reference, rounded, changed(rounded, np.conj)).holds
 
 
 # Proof 2
 
-WRONG_ARTEFACTS = {
+WRONG_ARTIFACTS = {
     "gelu by tanh": lambda y: y + 4.7e-4,
     "17 times PyTorch's rounding": lambda y: put(y[0, 0, 0] + 3e-5)(y),
     "channels reordered": lambda y: y[..., ::-1],
@@ -307,20 +307,20 @@ WRONG_ARTEFACTS = {
 }
 
 
-@pytest.mark.parametrize("change", WRONG_ARTEFACTS.values(), ids=WRONG_ARTEFACTS)
-def test_another_artefact_does_not_pass(change):
+@pytest.mark.parametrize("change", WRONG_ARTIFACTS.values(), ids=WRONG_ARTIFACTS)
+def test_another_artifact_does_not_pass(change):
     reference = changed(outputs(), put(-np.inf, (1, 0, 0)))
-    assert compare_artefact(reference, float32(reference), float32(reference)).holds
+    assert compare_artifact(reference, float32(reference), float32(reference)).holds
     actual = changed(float32(reference), change)
-    assert not compare_artefact(reference, float32(reference), actual).holds
+    assert not compare_artifact(reference, float32(reference), actual).holds
 
 
-def test_an_artefact_may_round_as_much_as_pytorch_times_sixteen():
+def test_an_artifact_may_round_as_much_as_pytorch_times_sixteen():
     reference = outputs()
     own = [{"y": one["y"] + 1e-5} for one in reference]
     for factor, holds in ((15.5, True), (16.5, False)):
         actual = [{"y": one["y"] + factor * 1e-5} for one in reference]
-        proof = compare_artefact(reference, float32(own), float32(actual))
+        proof = compare_artifact(reference, float32(own), float32(actual))
         assert proof.holds is holds
         assert proof.outputs[0].multiple_of_rounding == pytest.approx(factor, rel=0.05)
 
@@ -328,7 +328,7 @@ def test_an_artefact_may_round_as_much_as_pytorch_times_sixteen():
 def test_where_pytorch_does_not_round_four_ulp_of_the_scale_are_the_unit():
     reference = [{"y": np.round(one["y"] * 8) / 8} for one in outputs()]
     actual = changed(float32(reference), lambda y: put(y[0, 0, 0] + np.float32(2e-6))(y))
-    proof = compare_artefact(reference, float32(reference), actual)
+    proof = compare_artifact(reference, float32(reference), actual)
     assert proof.holds
     assert proof.outputs[0].torch_rounding == 0
     assert proof.outputs[0].multiple_of_rounding > 1
@@ -342,12 +342,12 @@ def test_where_pytorch_does_not_round_four_ulp_of_the_scale_are_the_unit():
 def test_tolerances_override_the_bound(tolerances, holds):
     reference = outputs()
     actual = [{"y": one["y"] + 0.01} for one in float32(reference)]
-    assert compare_artefact(reference, float32(reference), actual, **tolerances).holds is holds
+    assert compare_artifact(reference, float32(reference), actual, **tolerances).holds is holds
 
 
 def test_a_tolerance_wider_than_the_output_varies_is_no_proof():
     reference = outputs()
-    proof = compare_artefact(reference, float32(reference), float32(reference), atol=5.0)
+    proof = compare_artifact(reference, float32(reference), float32(reference), atol=5.0)
     assert not proof.holds
     assert proof.proves_nothing
 
@@ -359,21 +359,21 @@ def indices(size=400):
 
 def test_integers_must_be_equal():
     reference = indices()
-    assert compare_artefact(reference, reference, reference).holds
-    proof = compare_artefact(reference, reference, changed(reference, put(51, (3, 7))))
+    assert compare_artifact(reference, reference, reference).holds
+    proof = compare_artifact(reference, reference, changed(reference, put(51, (3, 7))))
     assert not proof.holds
     assert "first at [3, 7]: 51" in proof.failures[0]
 
 
 def test_integers_may_be_of_another_width():
-    assert compare_artefact(indices(), indices(), [{"y": one["y"].astype(np.int32)} for one in indices()]).holds
+    assert compare_artifact(indices(), indices(), [{"y": one["y"].astype(np.int32)} for one in indices()]).holds
 
 
 @pytest.mark.parametrize("differing, holds", [(10, True), (40, False)], ids=["below 1 %", "above 1 %"])
 def test_integers_that_pytorch_itself_rounds_are_set_aside(differing, holds):
     reference = indices()
     own = changed(reference, put(51, (0, slice(differing))))
-    proof = compare_artefact(reference, own, changed(reference, put(52, (0, slice(differing)))))
+    proof = compare_artifact(reference, own, changed(reference, put(52, (0, slice(differing)))))
     assert proof.holds is holds
     assert proof.outputs[0].set_aside == differing
     assert proof.proves_nothing is not holds
@@ -382,14 +382,14 @@ def test_integers_that_pytorch_itself_rounds_are_set_aside(differing, holds):
 def test_overflow_of_pytorchs_own_float32_is_set_aside_but_a_nan_there_is_not():
     reference = changed(outputs(), put(1e39))
     own = changed(float32(outputs()), put(np.inf))
-    assert compare_artefact(reference, own, own).holds
-    assert not compare_artefact(reference, own, changed(own, put(np.nan))).holds
+    assert compare_artifact(reference, own, own).holds
+    assert not compare_artifact(reference, own, changed(own, put(np.nan))).holds
 
 
 def test_top_one_agreement_is_a_share_of_all_rows():
     reference = [{"y": np.eye(6)[:batch] + 0.1} for batch in (1, 4, 2)]
     actual = [{"y": np.roll(one["y"], 1, 1) if len(one["y"]) == 1 else one["y"]} for one in reference]
-    assert compare_artefact(reference, reference, actual).outputs[0].top1_agreement == pytest.approx(6 / 7)
+    assert compare_artifact(reference, reference, actual).outputs[0].top1_agreement == pytest.approx(6 / 7)
 
 
 # Outputs that prove nothing
@@ -417,7 +417,7 @@ def test_an_output_that_does_not_vary_proves_nothing(make):
     reference = with_batches(make)
     for proof in (
         compare_function(reference, reference),
-        compare_artefact(reference, float32(reference), float32(reference)),
+        compare_artifact(reference, float32(reference), float32(reference)),
     ):
         assert not proof.holds
         assert proof.proves_nothing
@@ -439,7 +439,7 @@ ALIVE = {
 def test_an_output_that_varies_is_not_taken_for_dead(make):
     reference = with_batches(make)
     assert compare_function(reference, reference).holds
-    assert compare_artefact(reference, float32(reference), float32(reference)).holds
+    assert compare_artifact(reference, float32(reference), float32(reference)).holds
 
 
 def test_a_fixed_batch_is_compared_over_rounds_not_over_samples():
@@ -470,7 +470,7 @@ def test_a_disagreement_outweighs_a_dead_output():
 def test_accuracy_counts_predictions_one_by_one():
     before = np.eye(3)[[0, 1, 2, 0]]
     result = accuracy(before, np.eye(3)[[0, 1, 2, 1]], np.array([0, 1, 1, 0]))
-    assert (result.samples, result.source, result.artefact, result.same_predictions) == (4, 0.75, 0.5, 3)
+    assert (result.samples, result.source, result.artifact, result.same_predictions) == (4, 0.75, 0.5, 3)
 
 
 # Proof 3
@@ -514,7 +514,7 @@ WRONG_WEIGHTS = {
     ),
     "integers for floats": (with_tensor("stem", KERNEL.astype(np.int32)), "the dtype is int32"),
     "tensor missing": ({"actual": {name: weights()["actual"][name] for name in ("stem", "conv")}}, "index: not in"),
-    "tensor of unknown origin": (with_tensor("extra", KERNEL), "extra: the artefact has it"),
+    "tensor of unknown origin": (with_tensor("extra", KERNEL), "extra: the artifact has it"),
     "source lost": ({"source_names": weights()["source_names"] | {"head.bias"}}, "head.bias: .* nowhere"),
     "used but said not to be": ({"unused": weights()["unused"] | {"index": "a mask"}}, "index: used, yet"),
     "a source that is not there": ({"unused": weights()["unused"] | {"ghost": "?"}}, "ghost: .* no such tensor"),
@@ -577,24 +577,24 @@ def test_pytorchs_rounding_is_measured_again_where_its_first_result_was_lucky():
         return [{"y": reference[number]["y"] + error} for error in (1e-7, 1e-5)]
 
     lucky = float32(reference)
-    assert not compare_artefact(reference, lucky, actual).holds
-    proof = compare_artefact(reference, lucky, actual, again=again)
+    assert not compare_artifact(reference, lucky, actual).holds
+    proof = compare_artifact(reference, lucky, actual, again=again)
     assert proof.holds
     assert proof.outputs[0].multiple_of_rounding == pytest.approx(10, rel=0.05)
     assert asked == [0, 1, 2]
-    assert not compare_artefact(reference, lucky, [{"y": one["y"] + 1e-3} for one in reference], again=again).holds
+    assert not compare_artifact(reference, lucky, [{"y": one["y"] + 1e-3} for one in reference], again=again).holds
 
 
 def test_pytorch_is_not_run_again_where_nothing_exceeds_the_bound():
-    assert compare_artefact(outputs(), float32(outputs()), float32(outputs()), again=pytest.fail).holds
+    assert compare_artifact(outputs(), float32(outputs()), float32(outputs()), again=pytest.fail).holds
 
 
 def test_a_choice_between_equals_that_another_rounding_of_pytorch_makes_otherwise_is_set_aside():
     reference = indices()
     actual = changed(reference, put(51, (3, 7)))
     again = {1: changed(reference, put(7, (3, 7)))[1]}
-    assert not compare_artefact(reference, reference, actual).holds
-    assert compare_artefact(reference, reference, actual, again=lambda number: [again[number]]).holds
+    assert not compare_artifact(reference, reference, actual).holds
+    assert compare_artifact(reference, reference, actual, again=lambda number: [again[number]]).holds
 
 
 @pytest.mark.parametrize(
@@ -621,11 +621,11 @@ def test_pytorch_is_not_run_in_float64_again_where_that_decides_nothing(error):
     compare_function(outputs(), changed(outputs(), lambda y: y + error), again=pytest.fail)
 
 
-def test_no_more_choices_are_set_aside_than_the_artefact_makes_otherwise():
+def test_no_more_choices_are_set_aside_than_the_artifact_makes_otherwise():
     reference = indices()
     actual = changed(reference, put(51, (3, 7)))
     everywhere = [{"y": one["y"] + 1} for one in reference]
-    (output,) = compare_artefact(reference, reference, actual, again=lambda number: [everywhere[number]]).outputs
+    (output,) = compare_artifact(reference, reference, actual, again=lambda number: [everywhere[number]]).outputs
     assert output.agrees
     assert output.set_aside == 1
 
@@ -636,20 +636,20 @@ def test_bfloat16_may_round_to_the_next_one_and_no_further():
     reference = [{"y": one["y"].astype(ml_dtypes.bfloat16)} for one in outputs()]
     nearby = [{"y": (one["y"].astype(np.float32) * 1.006).astype(ml_dtypes.bfloat16)} for one in reference]
     wrong = [{"y": (one["y"].astype(np.float32) * 1.6).astype(ml_dtypes.bfloat16)} for one in reference]
-    assert compare_artefact(reference, reference, nearby).holds
-    assert not compare_artefact(reference, reference, wrong).holds
+    assert compare_artifact(reference, reference, nearby).holds
+    assert not compare_artifact(reference, reference, wrong).holds
 
 
 def test_bytes_are_compared_as_the_integers_they_are():
     reference = [{"y": one["y"].astype(np.uint8)} for one in indices()]
-    assert compare_artefact(reference, reference, indices()).holds
-    assert not compare_artefact(reference, reference, changed(indices(), put(255, (0, 0)))).holds
+    assert compare_artifact(reference, reference, indices()).holds
+    assert not compare_artifact(reference, reference, changed(indices(), put(255, (0, 0)))).holds
 
 
 def test_top_five_agreement_is_the_share_of_pytorchs_best_five():
     reference = [{"y": np.tile(np.arange(8.0), (batch, 1))} for batch in (1, 4, 2)]
     actual = [{"y": one["y"][:, [3, 1, 2, 0, 4, 5, 6, 7]]} for one in reference]
-    output = compare_artefact(reference, reference, actual).outputs[0]
+    output = compare_artifact(reference, reference, actual).outputs[0]
     assert output.top1_agreement == 1
     assert output.top5_agreement == pytest.approx(0.8)
-    assert compare_artefact(outputs(), float32(outputs()), float32(outputs())).outputs[0].top5_agreement is None
+    assert compare_artifact(outputs(), float32(outputs()), float32(outputs())).outputs[0].top5_agreement is None

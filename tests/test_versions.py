@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-OURS = {"cli", "converter", "mappings", "sample_models", "artefacts"}
+OURS = {"cli", "converter", "mappings", "sample_models", "artifacts"}
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "onnx_ir": "onnx-ir",

@@ -43,25 +43,25 @@ def converted(request, torchvision, tmp_path_factory) -> Converted:
     folder = tmp_path_factory.mktemp(name)
     torch.manual_seed(0)
     model = calibrate(getattr(torchvision.models, name)(weights=None), torch.randn(1, 3, size, size))
-    report = converter.convert(model, to=FORMATS, output=folder / "artefacts", input_shapes=[f"1,3,{size},{size}"])
-    assert report.status == "verified", [a.proofs for a in report.artefacts]
+    report = converter.convert(model, to=FORMATS, output=folder / "artifacts", input_shapes=[f"1,3,{size},{size}"])
+    assert report.status == "verified", [a.proofs for a in report.artifacts]
     rng = np.random.default_rng(0)
     images = {batch: rng.standard_normal((batch, 3, size, size), dtype=np.float32) for batch in BATCHES}
-    paths = {artefact.format: artefact.path for artefact in report.artefacts if artefact.path}
+    paths = {artifact.format: artifact.path for artifact in report.artifacts if artifact.path}
     opened = reopen(folder, paths, {str(batch): {"x": array} for batch, array in images.items()})
     return Converted(model, report, opened, images)
 
 
 def test_proof_in_float64_is_ten_orders_from_a_fault(converted: Converted):
-    for artefact in converted.report.artefacts:
-        proof = artefact.proofs[0]
+    for artifact in converted.report.artifacts:
+        proof = artifact.proofs[0]
         assert proof.name == "function"
-        assert all(output.max_abs < 1e-10 * output.scale for output in proof.outputs), (artefact.format, proof.summary)
+        assert all(output.max_abs < 1e-10 * output.scale for output in proof.outputs), (artifact.format, proof.summary)
 
 
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("format", FORMATS)
-def test_one_artefact_takes_every_batch(converted: Converted, format: str, batch: int):
+def test_one_artifact_takes_every_batch(converted: Converted, format: str, batch: int):
     with torch.inference_mode():
         expected = converted.model(torch.from_numpy(converted.images[batch])).numpy()
     (logits,) = converted.opened.outputs(format, str(batch)).values()
@@ -72,15 +72,15 @@ def test_one_artefact_takes_every_batch(converted: Converted, format: str, batch
 def test_no_activation_is_transposed_or_gathered(converted: Converted, format: str):
     counts = converted.opened.counts(format)
     assert not [name for name in counts if name.startswith(("Transpose", "Gather", "XlaCall"))]
-    (artefact,) = (artefact for artefact in converted.report.artefacts if artefact.format == format)
-    assert artefact.movements == ()
+    (artifact,) = (artifact for artifact in converted.report.artifacts if artifact.format == format)
+    assert artifact.movements == ()
 
 
 def test_report_counts_what_is_in_the_graph(converted: Converted):
-    for artefact in converted.report.artefacts:
-        counts = converted.opened.counts(artefact.format)
+    for artifact in converted.report.artifacts:
+        counts = converted.opened.counts(artifact.format)
         for name in ("Conv2D", "Conv", "DepthwiseConv2dNative", "Transpose", "MatMul", "Gemm"):
-            assert artefact.operators.get(name, 0) == counts[name], (artefact.format, name)
+            assert artifact.operators.get(name, 0) == counts[name], (artifact.format, name)
 
 
 def test_saved_model_holds_no_function_compiled_by_xla(converted: Converted):
@@ -93,14 +93,14 @@ def test_keras_file_trains_every_parameter(converted: Converted):
 
 
 def test_configuration_of_the_keras_file_is_small(converted: Converted):
-    path = next(artefact.path for artefact in converted.report.artefacts if artefact.format == "keras")
+    path = next(artifact.path for artifact in converted.report.artifacts if artifact.format == "keras")
     weights = sum(p.numel() * p.element_size() for p in converted.model.parameters())
     with zipfile.ZipFile(path) as archive:
         assert archive.getinfo("config.json").file_size < max(0.05 * weights, 1_000_000)
 
 
 def test_saved_model_is_hardly_larger_than_its_weights(converted: Converted):
-    folder = next(artefact.path for artefact in converted.report.artefacts if artefact.format == "tf")
+    folder = next(artifact.path for artifact in converted.report.artifacts if artifact.format == "tf")
     size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
     weights = sum(p.numel() * p.element_size() for p in converted.model.parameters())
     layers = sum(isinstance(part, nn.Conv2d | nn.Linear) for part in converted.model.modules())

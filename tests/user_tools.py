@@ -1,4 +1,4 @@
-"""What other tools find in artefacts: runs `reopened.py`."""
+"""What other tools find in artifacts: runs `reopened.py`."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import numpy as np
 
 @dataclass
 class Reopened:
-    """Artefacts opened in a process that cannot import `converter`.
+    """Artifacts opened in a process that cannot import `converter`.
 
     Attributes:
         facts: of each format's graph.
@@ -33,15 +33,15 @@ class Reopened:
         return Counter(self.facts[format]["operators"])
 
 
-def reopen(folder: Path, artefacts: Mapping[str, Path], rounds: Mapping[str, Mapping[str, np.ndarray]]) -> Reopened:
-    """Opens the artefacts from disk, and runs each on the arrays of every round; `folder` must be the caller's own."""
+def reopen(folder: Path, artifacts: Mapping[str, Path], rounds: Mapping[str, Mapping[str, np.ndarray]]) -> Reopened:
+    """Opens the artifacts from disk, and runs each on the arrays of every round; `folder` must be the caller's own."""
     files = {name: folder / f"given-{name}.npz" for name in rounds}
     for name, arrays in rounds.items():
         np.savez(files[name], **arrays)  # type: ignore[arg-type]
     case, written = folder / "case.json", folder / "computed.npz"
-    paths = {format: str(path) for format, path in artefacts.items()}
+    paths = {format: str(path) for format, path in artifacts.items()}
     arrays_of = {name: str(file) for name, file in files.items()}
-    case.write_text(json.dumps({"arrays": arrays_of, "to": str(written), "artefacts": paths}))
+    case.write_text(json.dumps({"arrays": arrays_of, "to": str(written), "artifacts": paths}))
     run = subprocess.run(
         [sys.executable, "-P", Path(__file__).with_name("reopened.py"), case],
         cwd=folder, env=os.environ | {"KERAS_BACKEND": "tensorflow"}, capture_output=True, text=True, check=False,

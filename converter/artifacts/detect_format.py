@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from converter.artifacts.runtime.formats import Format, recognise
+from converter.artifacts.runtime.formats import Format, recognize
 
 
 def detect_format(path: Path) -> Format:
@@ -10,12 +10,12 @@ def detect_format(path: Path) -> Format:
     from ..errors import ConversionError
 
     if not path.exists():
-        raise ConversionError("There is no such artefact.", where=str(path))
-    found = recognise(path)
+        raise ConversionError("There is no such artifact.", where=str(path))
+    found = recognize(path)
     if found is None:
         raise ConversionError(
-            "This is not an artefact of a known format.",
+            "This is not an artifact of a known format.",
             where=str(path),
-            cure="Give a SavedModel folder, a .keras file of Keras 3, an .onnx or a .tflite file.",
+            fix="Give a SavedModel folder, a .keras file of Keras 3, an .onnx or a .tflite file.",
         )
     return found

@@ -19,7 +19,7 @@ import torch
 from converter.errors import ConversionError
 from converter.ir.program import Program, module_path
 
-from ..artefacts.folded_constants import EXPORTED_AS, FoldedConstants, recorded
+from ..artifacts.folded_constants import EXPORTED_AS, FoldedConstants, recorded
 from .onnx_translations import _translations
 from .runtime import graph_digest as digests
 from .runtime import stamp as stamps
@@ -95,13 +95,13 @@ def export(
     except torch.onnx.OnnxExporterError as error:
         raise ConversionError(
             f"PyTorch's ONNX exporter cannot translate this model: {_cause(error)}",
-            cure="Leave --to onnx away, or try another --opset.",
+            fix="Leave --to onnx away, or try another --opset.",
         ) from error
     written = program.model.opset_imports[""]
     if opset is not None and written != opset:
         raise ConversionError(
             f"PyTorch's ONNX exporter gave opset {written}, not {opset}.",
-            cure="Ask for another --opset, or leave the option away.",
+            fix="Ask for another --opset, or leave the option away.",
         )
     _strip_notes(program.model)
     return Exported(program, folded)
@@ -114,18 +114,18 @@ class Exported:
     _program: torch.onnx.ONNXProgram
     folded: FoldedConstants
 
-    def initialisers(self) -> dict[str, np.ndarray]:
+    def initializers(self) -> dict[str, np.ndarray]:
         held = self._program.model.graph.initializers
         return {name: value.const_value.numpy() for name, value in held.items() if value.const_value is not None}
 
     def refill(self, arrays: Mapping[str, Any]) -> None:
-        """Give initialisers other values, each of the shape and in the type that it has."""
+        """Give initializers other values, each of the shape and in the type that it has."""
         import onnx_ir
 
         held = self._program.model.graph.initializers
         for name, array in arrays.items():
             before = held[name].const_value
-            assert before is not None  # it is one of `initialisers`
+            assert before is not None  # it is one of `initializers`
             values = np.ascontiguousarray(np.asarray(array).astype(before.dtype.numpy()))
             if values.shape != tuple(before.shape):
                 raise ValueError(f"{name} is {tuple(before.shape)}, not {values.shape}")
@@ -315,5 +315,5 @@ def refuse_projections(program: Program) -> None:
             raise ConversionError(
                 "ONNX has no LSTM with projections (proj_size), and PyTorch's exporter writes an invalid one",
                 where=module_path(node) or None,
-                cure="leave --to onnx away",
+                fix="leave --to onnx away",
             )

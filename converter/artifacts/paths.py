@@ -1,4 +1,4 @@
-"""Where artefacts go."""
+"""Where artifacts go."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,38 +8,38 @@ from ..errors import UsageError
 ENDINGS = {"tf": "_saved_model", "keras": ".keras", "onnx": ".onnx"}
 
 
-def artefact_name(source: Path) -> str:
-    """What the artefacts of a checkpoint are called: a file's name without suffix, the name of a folder."""
+def artifact_name(source: Path) -> str:
+    """What the artifacts of a checkpoint are called: a file's name without suffix, the name of a folder."""
     return source.resolve().name if source.is_dir() else source.stem
 
 
 def output_path(source: Path, format: str, output: Path | None, several: bool) -> Path:
-    """Name the file or folder of an artefact.
+    """Name the file or folder of an artifact.
 
     Args:
         source: the checkpoint.
         format: a key of `ENDINGS`.
-        output: what `-o` says: the artefact itself, or the folder of `several` models or formats.
-        several: whether this call writes more than one artefact.
+        output: what `-o` says: the artifact itself, or the folder of `several` models or formats.
+        several: whether this call writes more than one artifact.
 
     Raises:
         UsageError: `output` names a file of another format.
     """
     if output is None:
-        return Path(artefact_name(source) + ENDINGS[format])
+        return Path(artifact_name(source) + ENDINGS[format])
     if several:
-        return output / (artefact_name(source) + ENDINGS[format])
+        return output / (artifact_name(source) + ENDINGS[format])
     other = {ending for ending in ENDINGS.values() if ending.startswith(".")} - {ENDINGS[format]}
     stem = output.with_suffix("") if output.suffix in other else output
     # Keras opens only what is called .keras.
     if stem != output or (format == "keras" and output.suffix != ".keras"):
         name = stem if format == "tf" else f"{stem}{ENDINGS[format]}"
-        raise UsageError(f"{output} is not a name for --to {format}.", where="-o", cure=f"name it {name}")
+        raise UsageError(f"{output} is not a name for --to {format}.", where="-o", fix=f"name it {name}")
     return output
 
 
 def output_paths(sources: Sequence[Path], formats: Sequence[str], output: Path | None) -> dict[tuple[Path, str], Path]:
-    """Name every artefact of a call.
+    """Name every artifact of a call.
 
     Raises:
         UsageError: two checkpoints would be written to the same place, or `output` is of another format.
@@ -53,7 +53,7 @@ def output_paths(sources: Sequence[Path], formats: Sequence[str], output: Path |
             if path in taken:
                 raise UsageError(
                     f"{taken[path]} and {source} would both be written to {path}.",
-                    cure="convert them in two calls with different -o",
+                    fix="convert them in two calls with different -o",
                 )
             taken[path] = source
             paths[source, format] = path
@@ -65,5 +65,5 @@ def formats_of(to: str | Sequence[str]) -> list[str]:
     wanted = [to] if isinstance(to, str) else list(dict.fromkeys(to))
     unknown = [f for f in wanted if f not in ENDINGS]
     if unknown:
-        raise UsageError(f"no such format: {', '.join(unknown)}", cure=f"one of {', '.join(ENDINGS)}")
+        raise UsageError(f"no such format: {', '.join(unknown)}", fix=f"one of {', '.join(ENDINGS)}")
     return wanted

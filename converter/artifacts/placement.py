@@ -1,4 +1,4 @@
-"""Putting an artefact in place once it is verified: all of it or nothing, and never over what is not ours.
+"""Putting an artifact in place once it is verified: all of it or nothing, and never over what is not ours.
 
     with Placement(Path("digits.onnx")) as placement:
         write(placement.temporary)          # .converter-k3x9/digits.onnx, and what stands beside it
@@ -8,8 +8,8 @@
 The temporary folder stands beside the target, on the same disk, and is locked while its process lives. What a process
 that died has left is taken up by the next run in that folder: a commit that had begun is finished, all else is removed.
 
-An artefact of two files is never mixed of an earlier and a new one: the second file bears the digest of its content in
-its name (`data_name`), which the first one holds. It comes first, the artefact itself then takes the place of the
+An artifact of two files is never mixed of an earlier and a new one: the second file bears the digest of its content in
+its name (`data_name`), which the first one holds. It comes first, the artifact itself then takes the place of the
 earlier one at once, and that one's second file goes last.
 """
 
@@ -29,7 +29,7 @@ from types import TracebackType
 from typing import Self
 
 from ..errors import ConversionError, OutputError
-from .runtime.formats import recognise
+from .runtime.formats import recognize
 from .runtime.stamp import bears_our_stamp
 
 if sys.platform != "win32":
@@ -37,14 +37,14 @@ if sys.platform != "win32":
 
 _WRITING, _COMMITTING = ".converter-", ".converter-committing-"
 _LOCK, _REPLACED, _STALE = ".lock", ".replaced", ".stale"  # in the temporary folder, besides what shall be placed
-_DATA = re.compile(r"(?P<artefact>.+)\.[0-9a-f]{16}\.data", re.DOTALL)
+_DATA = re.compile(r"(?P<artifact>.+)\.[0-9a-f]{16}\.data", re.DOTALL)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
-def data_name(artefact: str, sha256: str) -> str:
-    """What the second file of an artefact is called, by the digest of its content."""
-    return f"{artefact}.{sha256[:16]}.data"
+def data_name(artifact: str, sha256: str) -> str:
+    """What the second file of an artifact is called, by the digest of its content."""
+    return f"{artifact}.{sha256[:16]}.data"
 
 
 class Placement:
@@ -53,7 +53,7 @@ class Placement:
     An error within it that says that the disk is full becomes an OutputError.
 
     Attributes:
-        target: where the artefact shall stand, a file or a folder; links are followed.
+        target: where the artifact shall stand, a file or a folder; links are followed.
         temporary: where to write it meanwhile, under the same name. What is written beside it (ONNX's external data)
             is put in place beside `target`.
     """
@@ -87,21 +87,21 @@ class Placement:
             names = [entry.name for entry in _entries(self._folder)]
             if self.target.name not in names:
                 raise OutputError("Nothing was written.", where=str(self.target))
-            _synchronise(self._folder)
+            _synchronize(self._folder)
             with _alone_in(self.target.parent):
                 _sweep(self.target.parent)  # a commit that was broken off would be finished over this one
                 self._refuse_taken_target()
                 for name in names:
-                    self._refuse_taken_neighbour(self.target.with_name(name))
+                    self._refuse_taken_neighbor(self.target.with_name(name))
                 stale = _data_files(self.target) - set(names)
                 if len(names) > 1 or stale or not _replace_at_once(self.temporary, self.target):
                     (self._folder / _STALE).write_text(json.dumps(sorted(stale)))
-                    _synchronise(self._folder / _STALE)
+                    _synchronize(self._folder / _STALE)
                     self._folder = self._folder.rename(
                         self._folder.with_name(self._folder.name.replace(_WRITING, _COMMITTING, 1))
                     )
                     _finish_commit(self._folder)
-            _synchronise(self.target.parent, deep=False)
+            _synchronize(self.target.parent, deep=False)
         self._done = True
         self._remove_folder()
 
@@ -140,27 +140,27 @@ class Placement:
             return
         mode = self.target.stat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            raise OutputError("The output path is a device.", where=str(self.target), cure="Give another -o.")
-        if stat.S_ISDIR(mode) and recognise(self.target) is None and any(self.target.iterdir()):
+            raise OutputError("The output path is a device.", where=str(self.target), fix="Give another -o.")
+        if stat.S_ISDIR(mode) and recognize(self.target) is None and any(self.target.iterdir()):
             raise OutputError(
                 "The output path is a folder of other things, which not even --force removes.",
                 where=str(self.target),
-                cure=f"Give a name in it, -o {self.target.name}/NAME, or another; or remove the folder yourself.",
+                fix=f"Give a name in it, -o {self.target.name}/NAME, or another; or remove the folder yourself.",
             )
         if not self._force:
             raise OutputError(
                 "The output path is taken by something that this program did not write.",
                 where=str(self.target),
-                cure="Give another -o, or replace it with --force.",
+                fix="Give another -o, or replace it with --force.",
             )
 
-    def _refuse_taken_neighbour(self, path: Path) -> None:
+    def _refuse_taken_neighbor(self, path: Path) -> None:
         """What stands beside a target of ours is ours too."""
         if path.exists() and not self.target.exists() and not self._force:
             raise OutputError(
-                f"The artefact needs the file {path.name} beside it, which exists already.",
+                f"The artifact needs the file {path.name} beside it, which exists already.",
                 where=str(path),
-                cure="Give another -o, or replace it with --force.",
+                fix="Give another -o, or replace it with --force.",
             )
 
     def _remove_folder(self) -> None:
@@ -182,7 +182,7 @@ def _explained(target: Path) -> Iterator[None]:
         if says_full(error):
             raise full_disk(target) from error
         raise OutputError(
-            f"The output cannot be written: {error.strerror or error}.", where=str(target), cure="Give another -o."
+            f"The output cannot be written: {error.strerror or error}.", where=str(target), fix="Give another -o."
         ) from error
 
 
@@ -201,26 +201,26 @@ def full_disk(target: Path) -> OutputError:
     return OutputError(
         "The output cannot be written: the disk is full.",
         where=str(target),
-        cure="Make room, or give another -o. Nothing was left behind.",
+        fix="Make room, or give another -o. Nothing was left behind.",
     )
 
 
 def _entries(folder: Path) -> list[Path]:
-    """The artefact first: the names of all others begin with its."""
+    """The artifact first: the names of all others begin with its."""
     return sorted(entry for entry in folder.iterdir() if entry.name not in (_LOCK, _REPLACED, _STALE))
 
 
 def _data_files(target: Path) -> set[str]:
-    """Names of second files beside it that are the artefact's, or were an earlier one's."""
+    """Names of second files beside it that are the artifact's, or were an earlier one's."""
     found = ((path.name, _DATA.fullmatch(path.name)) for path in target.parent.iterdir())
-    return {name for name, match in found if match and match["artefact"] == target.name}
+    return {name for name, match in found if match and match["artifact"] == target.name}
 
 
-def _synchronise(path: Path, *, deep: bool = True) -> None:
+def _synchronize(path: Path, *, deep: bool = True) -> None:
     """Waits until a file, or a folder and all in it, is on the disk."""
     if deep and path.is_dir():
         for entry in path.iterdir():
-            _synchronise(entry)
+            _synchronize(entry)
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except PermissionError:
@@ -256,7 +256,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _finish_commit(folder: Path) -> None:
-    """Moves all that is in `folder` beside it, the artefact last, and removes what belongs to the earlier one; may be
+    """Moves all that is in `folder` beside it, the artifact last, and removes what belongs to the earlier one; may be
     called again after it was broken off anywhere."""
     for entry in reversed(_entries(folder)):
         target = folder.with_name(entry.name)
@@ -264,7 +264,7 @@ def _finish_commit(folder: Path) -> None:
             (folder / _REPLACED).mkdir(exist_ok=True)
             target.rename(Path(tempfile.mkdtemp(dir=folder / _REPLACED), target.name))
         entry.replace(target)
-        _synchronise(folder.parent, deep=False)
+        _synchronize(folder.parent, deep=False)
     told = folder / _STALE
     stale = json.loads(told.read_text()) if told.exists() else []  # else all was done, and the folder half removed
     for name in (name for name in stale if _DATA.fullmatch(name) and Path(name).name == name):
@@ -273,7 +273,7 @@ def _finish_commit(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _alone_in(parent: Path) -> Iterator[None]:
-    """Waits until no other process puts anything in place in `parent`: two artefacts of several files must not mix."""
+    """Waits until no other process puts anything in place in `parent`: two artifacts of several files must not mix."""
     if sys.platform == "win32":
         yield
         return

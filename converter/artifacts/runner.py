@@ -1,4 +1,4 @@
-"""The parent's side of the process that opens an artefact."""
+"""The parent's side of the process that opens an artifact."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _TAIL = 2000  # characters of what a crashed child wrote
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output of an artefact. None in `shape` is a free dimension; `shape` is None if the rank is free."""
+    """An input or output of an artifact. None in `shape` is a free dimension; `shape` is None if the rank is free."""
 
     name: str
     shape: tuple[int | None, ...] | None
@@ -43,7 +43,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Traced:
-    """One value within an artefact; `marks` as `messages.marks` gives them."""
+    """One value within an artifact; `marks` as `messages.marks` gives them."""
 
     name: str
     operator: str
@@ -74,7 +74,7 @@ class Tensors(Mapping[str, np.ndarray]):
 
 
 class Runner:
-    """Opens an artefact in a fresh process that is given only its path, and runs it there.
+    """Opens an artifact in a fresh process that is given only its path, and runs it there.
 
     Start it early: the process imports its runtime while the parent works. Every method raises ConversionError when
     the process fails, dies or takes longer than `timeout` seconds.
@@ -106,7 +106,7 @@ class Runner:
         return self._process.poll() is None
 
     def open(self, path: Path, signature: str | None = None) -> None:
-        """Sets `inputs` and `outputs`. Another artefact of the format may be opened after it.
+        """Sets `inputs` and `outputs`. Another artifact of the format may be opened after it.
 
         Args:
             signature: of a SavedModel or a TFLite file; its `serving_default`, or the only one it has, if None.
@@ -121,14 +121,14 @@ class Runner:
         expected = {spec.name for spec in self.inputs}
         if set(inputs) != expected:
             raise ConversionError(
-                f"The artefact takes the inputs {sorted(expected)}, not {sorted(inputs)}.", where=str(self._path)
+                f"The artifact takes the inputs {sorted(expected)}, not {sorted(inputs)}.", where=str(self._path)
             )
         return self._ask({"action": "run"}, "does not run", inputs)[1]
 
     def tensors(self) -> Tensors:
-        """The weights that the artefact holds, by name; each is fetched when it is read.
+        """The weights that the artifact holds, by name; each is fetched when it is read.
 
-        SavedModel: the variables by the names in the checkpoint. Keras: by `layer/weight`. ONNX: the initialisers.
+        SavedModel: the variables by the names in the checkpoint. Keras: by `layer/weight`. ONNX: the initializers.
         """
         failure = "does not give its weights"
         names = self._ask({"action": "tensors"}, failure)[0]["names"]
@@ -137,18 +137,18 @@ class Runner:
     def graph_as_written(self) -> bool | None:
         """Whether operators, attributes and constants are those of the graph before it was written.
 
-        None where the artefact's stamp does not say.
+        None where the artifact's stamp does not say.
         """
         if self._path is None or (written := (read_stamp(self._path) or {}).get(KEY)) is None:
             return None
         return bool(self._ask({"action": "graph"}, "does not show its graph")[0]["digest"] == written)
 
     def held(self) -> dict[str, np.ndarray]:
-        """Every array of numbers that the artefact holds, by name: its weights, and the constants of its graph."""
+        """Every array of numbers that the artifact holds, by name: its weights, and the constants of its graph."""
         return self._ask({"action": "held"}, "does not give what it holds")[1]
 
     def trace(self, inputs: Mapping[str, np.ndarray]) -> list[Traced]:
-        """What every operator of the artefact gives on `inputs`, in the order in which they run."""
+        """What every operator of the artifact gives on `inputs`, in the order in which they run."""
         content, arrays = self._ask({"action": "trace"}, "does not show what its operators give", inputs)
         return [
             Traced(name, operator, tuple(shape), arrays[str(i)])
@@ -208,9 +208,9 @@ class Runner:
             how = f"signal {-status}" if status < 0 else f"status {status}"
             reason = f"took longer than {self._timeout:g} s" if late.is_set() else f"died ({how})"
             raise ConversionError(
-                f"The artefact {failure}: the process that opened it {reason}.{self._tail()}",
+                f"The artifact {failure}: the process that opened it {reason}.{self._tail()}",
                 where=str(self._path),
-                cure=_KILLED if status == -signal.SIGKILL and not late.is_set() else None,
+                fix=_KILLED if status == -signal.SIGKILL and not late.is_set() else None,
             ) from error
         except BaseException:  # interrupted: the answer that is still to come would be taken for the next one's
             self._process.kill()
@@ -218,7 +218,7 @@ class Runner:
         finally:
             timer.cancel()
         if "error" in content:
-            raise ConversionError(f"The artefact {failure}: {content['error']}", where=str(self._path))
+            raise ConversionError(f"The artifact {failure}: {content['error']}", where=str(self._path))
         return content, results
 
     def _tail(self) -> str:

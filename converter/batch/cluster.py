@@ -35,7 +35,7 @@ class DaskWorkers:
             from distributed import Client
         except ImportError as error:
             raise UsageError(
-                "Dask is not installed.", where="--scheduler", cure='pip install "pt-convert[cluster]"'
+                "Dask is not installed.", where="--scheduler", fix='pip install "pt-convert[cluster]"'
             ) from error
         self._settings = seconds, memory, tuple(command)
         try:

@@ -26,7 +26,7 @@ from ..report.failures import Failure
 GIB = 2**30
 # -P: nothing in the current directory may pass for a module that a worker imports.
 COMMAND = (sys.executable, "-P", str(Path(__file__).with_name("worker.py")))
-NEEDED = 4 * GIB  # of memory, for one worker and the process that opens its artefacts
+NEEDED = 4 * GIB  # of memory, for one worker and the process that opens its artifacts
 _POLL = 0.2  # seconds between two looks at the memory of a worker
 
 
@@ -35,7 +35,7 @@ class Task:
     """A model to convert: what a worker is told.
 
     Attributes:
-        outputs: where the artefact of each format goes.
+        outputs: where the artifact of each format goes.
         check: only say for each format whether the model can be converted, and write nothing.
     """
 
@@ -283,5 +283,5 @@ def _resident(process: int) -> int:
     return total
 
 
-def failure(task: Task, what: str, cure: str | None) -> dict[str, Any]:
-    return Failure(task.path, "WorkerError", what, None, cure, 1).to_dict()
+def failure(task: Task, what: str, fix: str | None) -> dict[str, Any]:
+    return Failure(task.path, "WorkerError", what, None, fix, 1).to_dict()

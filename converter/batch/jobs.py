@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..artifacts.paths import ENDINGS, artefact_name
+from ..artifacts.paths import ENDINGS, artifact_name
 from ..checkpoint.model_folder import is_model
 from ..errors import UsageError
 
@@ -66,7 +66,7 @@ class Job:
     """One checkpoint and what shall become of it.
 
     Attributes:
-        name: unique in a batch; the artefacts are the name with each format's ending, in the batch's folder.
+        name: unique in a batch; the artifacts are the name with each format's ending, in the batch's folder.
         path: the checkpoint, a file or a folder.
         to: formats.
         options: arguments of `converter.convert` by name, plain JSON values; those of images as `image_fit` and so on.
@@ -78,7 +78,7 @@ class Job:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def outputs(self, folder: Path) -> dict[str, Path]:
-        """Where each format's artefact goes."""
+        """Where each format's artifact goes."""
         return {format: folder / f"{self.name}{ENDINGS[format]}" for format in self.to}
 
     def told(self) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def from_places(places: Iterable[str], to: Sequence[str], options: Mapping[str, 
             raise UsageError(
                 "There is no checkpoint.",
                 where=place,
-                cure=f"give files, folders of {', '.join(CHECKPOINT_SUFFIXES)}, globs, a manifest.toml, or - for JSON lines",
+                fix=f"give files, folders of {', '.join(CHECKPOINT_SUFFIXES)}, globs, a manifest.toml, or - for JSON lines",
             )
         jobs += [Job(name, path, tuple(to), dict(options)) for name, path in found]
     return jobs
@@ -140,7 +140,7 @@ def from_places(places: Iterable[str], to: Sequence[str], options: Mapping[str, 
 def _found(place: str) -> Iterator[tuple[str, Path]]:
     path = Path(place)
     if path.is_file() or is_model(path):
-        yield artefact_name(path), path
+        yield artifact_name(path), path
         return
     if path.is_dir():
         above, found = path, sorted(_searched(path))
@@ -197,10 +197,10 @@ def from_manifest(file: Path, to: Sequence[str], options: Mapping[str, Any]) -> 
     entries = content.get("models")
     if unknown or not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         what = f"The manifest has {', '.join(unknown)}" if unknown else "The manifest has no models"
-        raise UsageError(f"{what}.", where=str(file), cure="give [defaults], and [[models]] with a path each")
+        raise UsageError(f"{what}.", where=str(file), fix="give [defaults], and [[models]] with a path each")
     defaults = content.get("defaults", {})
     if not isinstance(defaults, dict):
-        raise UsageError("`defaults` is no table.", where=str(file), cure="write [defaults], and the options below it")
+        raise UsageError("`defaults` is no table.", where=str(file), fix="write [defaults], and the options below it")
     jobs = []
     for number, entry in enumerate(entries, 1):
         jobs += _entry(defaults | entry, file.parent, f"{file}, model {number}", to, options)
@@ -222,7 +222,7 @@ def from_lines(lines: Iterable[str], to: Sequence[str], options: Mapping[str, An
         except ValueError as error:
             raise UsageError(f"This is no JSON: {error}.", where=f"line {number}") from error
         if not isinstance(entry, dict):
-            raise UsageError("This is no object.", where=f"line {number}", cure='as {"path": "net.pt"}')
+            raise UsageError("This is no object.", where=f"line {number}", fix='as {"path": "net.pt"}')
         jobs += _entry(entry, Path(), f"line {number}", to, options)
     return jobs
 
@@ -233,7 +233,7 @@ def _entry(
     unknown = sorted(set(said) - {"path", "name", "to", *OPTIONS})
     if unknown:
         raise UsageError(
-            f"There is no option {', '.join(unknown)}.", where=where, cure=f"path, name, to, {', '.join(OPTIONS)}"
+            f"There is no option {', '.join(unknown)}.", where=where, fix=f"path, name, to, {', '.join(OPTIONS)}"
         )
     formats = said.get("to", to)
     formats = tuple([formats] if isinstance(formats, str) else formats)
@@ -256,7 +256,7 @@ def _entry(
         own["factory"] = str(folder / factory)
     path = said.get("path")
     if not isinstance(path, str) or not path:
-        raise UsageError("No path is given.", where=where, cure='path = "net.pt", or a glob')
+        raise UsageError("No path is given.", where=where, fix='path = "net.pt", or a glob')
     place = str(folder / path)
     try:
         jobs = from_places([place], formats, {**options, **own})
@@ -267,7 +267,7 @@ def _entry(
         jobs = [Job(Path(path).stem, Path(place), formats, {**options, **own})]
     if "name" in said:
         if len(jobs) > 1 or not _inside(said["name"]):
-            raise UsageError(f"The name {said['name']!r} cannot be.", where=where, cure="a relative path for one file")
+            raise UsageError(f"The name {said['name']!r} cannot be.", where=where, fix="a relative path for one file")
         return [Job(said["name"], jobs[0].path, formats, jobs[0].options)]
     one = not glob.has_magic(place) and jobs[0].path == Path(place)
     if one and _inside(path) and Path(path).name:
@@ -287,7 +287,7 @@ def checked(jobs: Sequence[Job]) -> list[Job]:
         UsageError: there is none, a format is none, or two different ones would be written to the same place.
     """
     if not jobs:
-        raise UsageError("There is nothing to convert.", cure="give checkpoints, folders, globs or a manifest")
+        raise UsageError("There is nothing to convert.", fix="give checkpoints, folders, globs or a manifest")
     by_name: dict[str, Job] = {}
     for job in jobs:
         strange = [format for format in job.to if format not in ENDINGS]
@@ -295,20 +295,20 @@ def checked(jobs: Sequence[Job]) -> list[Job]:
             raise UsageError(
                 f"There is no format {', '.join(map(str, strange))}." if strange else "No format is given.",
                 where=str(job.path),
-                cure=f"--to, or `to` in the manifest: {', '.join(ENDINGS)}",
+                fix=f"--to, or `to` in the manifest: {', '.join(ENDINGS)}",
             )
         if not _is_utf8(job.name) or not _is_utf8(str(job.path)):
-            raise UsageError(f"The name {str(job.path)!r} is not UTF-8.", cure="rename it, or set a locale of UTF-8")
+            raise UsageError(f"The name {str(job.path)!r} is not UTF-8.", fix="rename it, or set a locale of UTF-8")
         if by_name.setdefault(job.name, job) != job:
             raise UsageError(
                 f"{by_name[job.name].path} and {job.path} would both be written as {job.name}.",
-                cure="give them names in a manifest, or different folders",
+                fix="give them names in a manifest, or different folders",
             )
     return list(by_name.values())
 
 
 def _is_utf8(name: str) -> bool:
-    """Whether it stands for bytes that are UTF-8, which journals and artefacts need."""
+    """Whether it stands for bytes that are UTF-8, which journals and artifacts need."""
     try:
         name.encode()
     except UnicodeEncodeError:

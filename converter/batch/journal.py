@@ -34,7 +34,7 @@ _WAIT = 60.0  # seconds, for another batch's transaction
 _TABLES = """
 create table if not exists models (
     name text primary key, path text not null, fingerprint text not null, state text, exit_status integer,
-    reason text, artefacts text, log text, seconds real, attempts integer not null, owner text, renewed real, ended real
+    reason text, artifacts text, log text, seconds real, attempts integer not null, owner text, renewed real, ended real
 );
 create table if not exists digests (path text primary key, size integer, modified integer, sha256 text);
 """
@@ -47,7 +47,7 @@ class Entry:
 
     Attributes:
         reason: why it is not verified; "" if it is.
-        artefacts: size in bytes of each that was put in place, by path; of a folder the sum.
+        artifacts: size in bytes of each that was put in place, by path; of a folder the sum.
         log: file in which it is told how it went; "" if nothing was begun.
         before: it was so already when this batch came to it.
     """
@@ -57,7 +57,7 @@ class Entry:
     state: State
     exit_status: int
     reason: str
-    artefacts: Mapping[str, int]
+    artifacts: Mapping[str, int]
     log: str
     seconds: float
     attempts: int
@@ -100,7 +100,7 @@ class Journal:
     def claim(self, job: Job, fingerprint: str, *, retry_failed: bool) -> tuple[Claim, Entry | None]:
         """Take a model for this batch, unless it is done, or another batch has it.
 
-        Done is what ended, however, with the same fingerprint, and whose artefacts are there still; `retry_failed`
+        Done is what ended, however, with the same fingerprint, and whose artifacts are there still; `retry_failed`
         begins again what did not end verified, unless it was not to be verified.
         """
         with self._transaction():
@@ -110,7 +110,7 @@ class Journal:
             if row is not None and row["state"] is not None and row["fingerprint"] == fingerprint:
                 entry = _entry(row, before=True)
                 again = retry_failed and (entry.state in ("failed", "disagrees") or entry.exit_status != 0)
-                if not again and all(size_of(Path(path)) == size for path, size in entry.artefacts.items()):
+                if not again and all(size_of(Path(path)) == size for path, size in entry.artifacts.items()):
                     return "done", entry
             attempts = row["attempts"] + 1 if row is not None and row["fingerprint"] == fingerprint else 1
             self._database.execute(
@@ -126,15 +126,15 @@ class Journal:
         state: State,
         exit_status: int,
         reason: str,
-        artefacts: Iterable[Path],
+        artifacts: Iterable[Path],
         seconds: float,
         log: str = "",
     ) -> Entry:
         """Enter how a claimed model ended; arguments as of `Entry`."""
-        sizes = {str(path): size_of(path) for path in artefacts}
+        sizes = {str(path): size_of(path) for path in artifacts}
         with self._transaction():
             self._database.execute(
-                "update models set state = ?, exit_status = ?, reason = ?, artefacts = ?, log = ?, seconds = ?,"
+                "update models set state = ?, exit_status = ?, reason = ?, artifacts = ?, log = ?, seconds = ?,"
                 " ended = ?, owner = null where name = ? and owner = ?",
                 (state, exit_status, reason, json.dumps(sizes), log, seconds, time.time(), job.name, self._owner),
             )
@@ -227,15 +227,15 @@ def _explained(file: Path) -> Iterator[None]:
         yield
     except (OSError, sqlite3.Error) as error:
         told = error.strerror if isinstance(error, OSError) else error
-        cure = "Is that folder one that can be written to, with room in it? Else give another -o."
-        raise OutputError(f"The journal cannot be used: {told}.", where=str(file), cure=cure) from error
+        fix = "Is that folder one that can be written to, with room in it? Else give another -o."
+        raise OutputError(f"The journal cannot be used: {told}.", where=str(file), fix=fix) from error
 
 
 def _entry(row: sqlite3.Row, before: bool) -> Entry:
     same = {
         name: row[name] for name in ("name", "path", "state", "exit_status", "reason", "log", "seconds", "attempts")
     }
-    return Entry(artefacts=json.loads(row["artefacts"]), before=before, **same)
+    return Entry(artifacts=json.loads(row["artifacts"]), before=before, **same)
 
 
 def size_of(path: Path) -> int:

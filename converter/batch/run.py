@@ -36,7 +36,7 @@ def convert_many(
     Args:
         models: files, folders, globs, manifests; or `Job`s.
         to: formats.
-        output: the folder of all artefacts, of the journal, of logs, reports and the summary.
+        output: the folder of all artifacts, of the journal, of logs, reports and the summary.
         slots: models at once; as many as cores and memory allow if None.
         timeout: seconds that a model may take.
         memory: bytes that a model may take; its share of what is free if None.
@@ -138,8 +138,8 @@ class _Batch:
         job = self._under_way.pop(event.name)
         write_report(self._folder / REPORTS / f"{job.name}.json", event.outcome)
         state, reason = _verdict(event.outcome)
-        artefacts = [Path(a["path"]) for a in event.outcome.get("artefacts", ()) if a["path"]]
-        self._enter(job, state, event.outcome["exit_status"], reason, artefacts, event.seconds, event.slot)
+        artifacts = [Path(a["path"]) for a in event.outcome.get("artifacts", ()) if a["path"]]
+        self._enter(job, state, event.outcome["exit_status"], reason, artifacts, event.seconds, event.slot)
 
     def _enter(
         self,
@@ -147,12 +147,12 @@ class _Batch:
         state: State,
         exit_status: int,
         reason: str,
-        artefacts: Sequence[Path],
+        artifacts: Sequence[Path],
         seconds: float,
         slot: int | None,
     ) -> None:
         log = "" if slot is None else str(self._log(job))
-        entry = self._journal.end(job, state, exit_status, reason, artefacts, seconds, log)
+        entry = self._journal.end(job, state, exit_status, reason, artifacts, seconds, log)
         self._ended[job.name] = entry
         self._tell(entry, slot)
 
@@ -170,9 +170,9 @@ def _verdict(outcome: Mapping[str, Any]) -> tuple[State, str]:
     """The state that a report comes to, and why it is no better."""
     if "status" not in outcome:
         return "failed", outcome["what"]
-    artefacts = outcome["artefacts"]
-    failures = [f"{a['format']}: {a['failure']['what']}" for a in artefacts if a["failure"]]
-    broken = [f"{a['format']}: {p['summary']}" for a in artefacts for p in a["proofs"] if not p["holds"]]
+    artifacts = outcome["artifacts"]
+    failures = [f"{a['format']}: {a['failure']['what']}" for a in artifacts if a["failure"]]
+    broken = [f"{a['format']}: {p['summary']}" for a in artifacts for p in a["proofs"] if not p["holds"]]
     if outcome["status"] == "disagrees":
         return "disagrees", "; ".join([*broken, *failures])
     if failures:

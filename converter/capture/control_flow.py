@@ -43,12 +43,12 @@ def freeze_checked(program: Program, module: nn.Module, where: str) -> None:
                 f"forward decides by the values of tensors, and otherwise for other inputs ({kind}, batch {batch}): "
                 "its control flow cannot be frozen",
                 where=where,
-                cure="choose with torch.where among what both ways compute, or cut the model in front of it: --outputs",
+                fix="choose with torch.where among what both ways compute, or cut the model in front of it: --outputs",
             )
     program.frozen_flow = True
     program.notes.append(
         f"control flow was frozen at {where}: forward decides there by values, as for random inputs; {len(TRIED)} "
-        "other inputs gave the same, but for an input that it decides otherwise on the artefact is wrong"
+        "other inputs gave the same, but for an input that it decides otherwise on the artifact is wrong"
     )
 
 

@@ -40,7 +40,7 @@ def told_shapes(module: nn.Module, image_size: str | None) -> tuple[list[list[In
         channels = [first.in_channels, *([first.in_channels // 4] if first.in_channels % 4 == 0 else [])]
         tried = [[InputShape(None, (1, n, *size))] for n in channels]
         return tried, "the input's channels are those of the first convolution"
-    raise UsageError(NO_SHAPES, cure=f"give {_example(module)} (batch first, PyTorch's layout)")
+    raise UsageError(NO_SHAPES, fix=f"give {_example(module)} (batch first, PyTorch's layout)")
 
 
 def parse_image_size(text: str) -> Sizes:
@@ -48,7 +48,7 @@ def parse_image_size(text: str) -> Sizes:
     side = rf"(?:\d+|(?:\d+\*)?{NAME})"
     if not re.fullmatch(rf"{side}(\s*,\s*{side})?", text.strip(), re.ASCII):
         raise UsageError(
-            f"`{text}` is no image size", where="--image-size", cure="as in --image-size 224 or 480,640 or H,W"
+            f"`{text}` is no image size", where="--image-size", fix="as in --image-size 224 or 480,640 or H,W"
         )
     sizes = parse_input_shape(f"1,{text}").shape[1:]
     return sizes if len(sizes) == 2 else (*sizes, *sizes)

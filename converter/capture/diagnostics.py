@@ -45,7 +45,7 @@ class Kind:
 
     told: str
     what: str
-    cure: str
+    fix: str
 
 
 # The first that fits; a line may hold several.
@@ -97,7 +97,7 @@ def kind_of(line: str) -> Kind | None:
 def uncapturable(error: BaseException, module: nn.Module) -> CaptureError:
     """The error to raise for one of torch.export."""
     what = f"torch.export cannot capture this model: {first_line(error)}"
-    cure = "keep control flow that depends on tensors' values out of forward, and what is computed outside of torch"
+    fix = "keep control flow that depends on tensors' values out of forward, and what is computed outside of torch"
     if needs_values(error):
         kind = kind_of(user_line(error))
         decides = "forward decides by the values of tensors what it does, or how large something is"
@@ -105,17 +105,17 @@ def uncapturable(error: BaseException, module: nn.Module) -> CaptureError:
         if not is_decided_by_values(error):
             what = f"forward reads the values of tensors, which are not known while it is captured: {first_line(error)}"
             what = what if kind is None else f"{what.partition(': ')[0]}: {kind.what}"
-        cure = f"{ANY if kind is None else kind.cure}; {OTHERWISE}"
+        fix = f"{ANY if kind is None else kind.fix}; {OTHERWISE}"
     elif returned := re.search(r"Found <class '([^']+)'> in output", str(error)):
         what = f"forward returns a {returned[1]}, which holds no tensors that torch.export knows of"
-        cure = "return a tensor, or a tuple, list, dictionary or dataclass of tensors"
+        fix = "return a tensor, or a tuple, list, dictionary or dataclass of tensors"
     elif scripted := [path for path, part in module.named_modules() if isinstance(part, torch.jit.ScriptModule)]:
         what = f"module `{scripted[0]}` is TorchScript within a model of Python's, which torch.export does not take"
-        cure = "put the module itself in its place, as it was before torch.jit.script or torch.jit.trace"
+        fix = "put the module itself in its place, as it was before torch.jit.script or torch.jit.trace"
     elif "fake impl" in str(error):
-        cure = "register what shape the operator gives (register_fake), and a mapping for it: --mappings my_ops.py"
+        fix = "register what shape the operator gives (register_fake), and a mapping for it: --mappings my_ops.py"
     where = ", ".join(filter(None, (module_of(error, module), user_frame(error))))
-    return CaptureError(what, where=where or None, cure=cure)
+    return CaptureError(what, where=where or None, fix=fix)
 
 
 def failing(error: Exception, module: nn.Module, path: str, inputs: Sequence[Tensor]) -> CaptureError:
@@ -128,23 +128,21 @@ def failing(error: Exception, module: nn.Module, path: str, inputs: Sequence[Ten
     running = f"{f'module `{path}`' if path else 'the model itself'} ({type(module.get_submodule(path)).__name__})"
     what = f"the model fails on an input of shape {shapes}: {first_line(error)}"
     text = str(error)
-    cure = "give every input the shape that the model expects, as in --input-shape 1,3,224,224, batch first"
+    fix = "give every input the shape that the model expects, as in --input-shape 1,3,224,224, batch first"
     if isinstance(error, ImportError):
         supply = how_to_supply(error.name) if error.name else "install what forward imports"
-        cure = f"{supply}, or import it outside of forward"
+        fix = f"{supply}, or import it outside of forward"
     elif re.search(r"CUDA|NVIDIA|MPS|XPU|GPU", text):
-        cure = "leave the device to the inputs: `.to(x.device)` for `.cuda()`, `device=x.device` for what is made"
+        fix = "leave the device to the inputs: `.to(x.device)` for `.cuda()`, `device=x.device` for what is made"
     elif re.search(r"scalar type|data ?type|dtype|Input type|'indices'", text):
-        cure = (
-            "give the inputs the types that the model expects, as in --input-shape 1,128:int64 (float32 if not given)"
-        )
+        fix = "give the inputs the types that the model expects, as in --input-shape 1,128:int64 (float32 if not given)"
     elif isinstance(error, TypeError) and not path and re.search(r"forward\(\) (takes|missing|got)", text):
-        cure = f"forward takes {inspect.signature(module.forward)}: give one --input-shape for each; {NESTED}"
+        fix = f"forward takes {inspect.signature(module.forward)}: give one --input-shape for each; {NESTED}"
     elif not path and isinstance(error, (IndexError, TypeError, KeyError, AttributeError)):
-        cure += f"; {NESTED}"
+        fix += f"; {NESTED}"
     elif isinstance(error, NameError):
-        cure = "mend this line: the model does not run in PyTorch either"
-    return CaptureError(what, where=", ".join(filter(None, (running, user_frame(error)))), cure=cure)
+        fix = "mend this line: the model does not run in PyTorch either"
+    return CaptureError(what, where=", ".join(filter(None, (running, user_frame(error)))), fix=fix)
 
 
 def needs_values(error: BaseException) -> bool:
@@ -214,5 +212,5 @@ def refuse_draws(graph: fx.Graph) -> None:
         raise CaptureError(
             f"forward draws at random, in eval mode too: {names}",
             where=", ".join(filter(None, places)) or None,
-            cure="draw outside of the model, and pass what was drawn in as an input",
+            fix="draw outside of the model, and pass what was drawn in as an input",
         )

@@ -119,7 +119,7 @@ def unresolved(error: Exception, free: Free) -> CaptureError | None:
     return CaptureError(
         f"torch.export cannot leave {', '.join(names)} free: {why}",
         where="--input-shape",
-        cure=f"give {'a number' if len(names) == 1 else 'numbers'} in place of {' and '.join(names)}",
+        fix=f"give {'a number' if len(names) == 1 else 'numbers'} in place of {' and '.join(names)}",
     )
 
 
@@ -138,7 +138,7 @@ def _refuse_relation(text: str, name: str, free: Free) -> None:
         raise CaptureError(
             f"the sizes {name} and {other} cannot be free of each other: {name} must be {what}",
             where="--input-shape",
-            cure=f"{how} in --input-shape",
+            fix=f"{how} in --input-shape",
         )
 
 
@@ -148,7 +148,7 @@ def not_free(name: str, only: int | None, why: str = "forward has it as a consta
     return CaptureError(
         f"size {name} cannot be free: {why}",
         where="--input-shape",
-        cure=f"give {number} in place of {name}",
+        fix=f"give {number} in place of {name}",
     )
 
 

@@ -107,7 +107,7 @@ def bound(module: nn.Module, shapes: Sequence[InputShape]) -> Calling:
             f"forward takes {', '.join(p.name for p in taken) or 'nothing by name'}; shapes are given for "
             f"{', '.join(named)}{asked}",
             where="--input-shape",
-            cure="give one for each parameter that has no default",
+            fix="give one for each parameter that has no default",
         )
     order = [name for p in taken for name in named if first[name] == p.name] + unknown
     ordered = tuple(named[name] for name in order)
@@ -142,7 +142,7 @@ def with_sizes(calling: Calling, runs: Callable[[list[Tensor]], None], batch: in
         raise CaptureError(
             f"no sizes were found at which the model runs; of the first, {first.what}",
             where=first.where,
-            cure=f"give numbers, or multiples as in 1,3,48*H,48*W; tried were {'; '.join(tried)}",
+            fix=f"give numbers, or multiples as in 1,3,48*H,48*W; tried were {'; '.join(tried)}",
         )
     if first is not None:
         with contextlib.suppress(CaptureError):  # then the first it is

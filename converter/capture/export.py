@@ -70,7 +70,7 @@ def capture(
         except CaptureError:
             raise
         except Exception as error:
-            reason = _why_specialised(error)
+            reason = _why_specialized(error)
     try:
         program = _captured(module, inputs, free, None, freeze, strict)
     except CaptureError:
@@ -167,7 +167,7 @@ def _failure_elsewhere(
             return CaptureError(
                 f"the model does not take every size: at {shown} it fails: {error.what.partition(': ')[2]}",
                 where=error.where,
-                cure="give numbers in --input-shape for the sizes that it has to know",
+                fix="give numbers in --input-shape for the sizes that it has to know",
             )
     return None
 
@@ -199,7 +199,7 @@ def _at_least_two(x: Tensor) -> Tensor:
     return x if x.ndim == 0 or x.shape[0] > 1 else torch.cat([x, x])
 
 
-def _why_specialised(error: Exception) -> str:
+def _why_specialized(error: Exception) -> str:
     lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "batch" in line and ("specialized" in line or "satisfy" in line)]
     if any("specialized" in line for line in telling):

@@ -53,7 +53,7 @@ def from_exported(exported: ExportedProgram) -> Program:
             if isinstance(node.meta.get("val"), torch.Tensor):
                 inputs.append(node.name)
             elif node.users:
-                raise CaptureError(f"input `{node.name}` is not a tensor", cure="pass it through a wrapper module")
+                raise CaptureError(f"input `{node.name}` is not a tensor", fix="pass it through a wrapper module")
             else:
                 graph.erase_node(node)
             continue
@@ -134,7 +134,7 @@ def _refuse_state(program: Program, signature: ExportGraphSignature) -> None:
         names = ", ".join(f"`{name}`" for name in changed)
         raise CaptureError(
             f"forward changes {names} and reads what the call before left there: a converted model keeps no state",
-            cure="pass the state in as an input, or keep it as it is in eval mode",
+            fix="pass the state in as an input, or keep it as it is in eval mode",
         )
 
 
@@ -148,7 +148,7 @@ def _refuse_overlapping_writes(graph_module: fx.GraphModule) -> None:
         raise CaptureError(
             "an assignment in place reads elements that it writes too: what PyTorch makes of it hangs on the processor",
             where=source_line(found[0]) or None,
-            cure="assign a clone, as in x[1:] = x[:-1].clone()",
+            fix="assign a clone, as in x[1:] = x[:-1].clone()",
         )
 
 
@@ -164,7 +164,7 @@ def _keep_dropouts(graph_module: fx.GraphModule) -> None:
                 raise CaptureError(
                     "a dropout drops at random in eval mode too",
                     where=source_line(node) or None,
-                    cure="call it as F.dropout(x, rate, training=self.training), or use nn.Dropout; a .pt2 is to be "
+                    fix="call it as F.dropout(x, rate, training=self.training), or use nn.Dropout; a .pt2 is to be "
                     "exported of model.eval()",
                 )
             node.target, node.args, node.kwargs = (

@@ -19,7 +19,7 @@ SIZE = rf"(?:(?:\d+\s*\*\s*)?{NAME}|\d+)"
 
 @dataclass(frozen=True)
 class FreeSize:
-    """A size that the artefact leaves open: `factor` times what is called `name`."""
+    """A size that the artifact leaves open: `factor` times what is called `name`."""
 
     name: str
     factor: int = 1
@@ -67,18 +67,18 @@ def parse_input_shape(text: str) -> InputShape:
         raise UsageError(
             f"`{text}` is no input shape",
             where="--input-shape",
-            cure=f"as in {EXAMPLE}, batch first; or {FREE_EXAMPLE}",
+            fix=f"as in {EXAMPLE}, batch first; or {FREE_EXAMPLE}",
         )
     name, sizes, dtype_name = match.groups()
     dtype = getattr(torch, dtype_name or "float32", None)
     if not isinstance(dtype, torch.dtype):
-        raise UsageError(f"`{dtype_name}` is no dtype", where="--input-shape", cure="for example float32 or int64")
+        raise UsageError(f"`{dtype_name}` is no dtype", where="--input-shape", fix="for example float32 or int64")
     shape = tuple(_size(part) for part in sizes.split(","))
     if any(size == 0 or (isinstance(size, FreeSize) and size.factor == 0) for size in shape):
-        raise UsageError(f"`{text}` has a size of 0", where="--input-shape", cure=f"as in {EXAMPLE}")
+        raise UsageError(f"`{text}` has a size of 0", where="--input-shape", fix=f"as in {EXAMPLE}")
     if isinstance(shape[0], FreeSize) and shape[0].factor != 1:
         raise UsageError(
-            f"`{text}` has a multiple for its batch", where="--input-shape", cure="the first size is the batch: write 1"
+            f"`{text}` has a multiple for its batch", where="--input-shape", fix="the first size is the batch: write 1"
         )
     return InputShape(name.strip() if name else None, shape, dtype)
 
@@ -100,5 +100,5 @@ def check_batches(shapes: Sequence[InputShape]) -> None:
         raise UsageError(
             f"the first size of every input is the batch, which is one: {named}",
             where="--input-shape",
-            cure=f"write 1 for it, as in {EXAMPLE}, and names for other sizes only",
+            fix=f"write 1 for it, as in {EXAMPLE}, and names for other sizes only",
         )

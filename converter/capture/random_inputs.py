@@ -143,7 +143,7 @@ def _concrete(spec: InputSpec, batch: int, sizes: Mapping[str, int]) -> tuple[in
             raise UsageError(
                 f"Dimension {axis} of input {spec.name!r} has no size.",
                 where=f"input {spec.name!r} {shape_text(spec.shape)}",
-                cure="give --input-shape",
+                fix="give --input-shape",
             )
     return tuple(shape)
 

@@ -81,7 +81,7 @@ def cut(module: nn.Module, calling: Calling, part: Part, runs: Callable[[nn.Modu
                 raise UsageError(
                     f"module `{path}` is not within `{part.submodule}`",
                     where="--outputs",
-                    cure="paths are those of the whole model",
+                    fix="paths are those of the whole model",
                 )
         outputs = tuple(path.removeprefix(prefix) for path in outputs)
     if outputs:
@@ -104,7 +104,7 @@ def rename(program: Program, part: Part) -> None:
             raise UsageError(
                 f"two inputs or outputs would be called {', '.join(f'`{name}`' for name in twice)}",
                 where="--input-name" if part.input_names else "--output-name",
-                cure="give each a name of its own",
+                fix="give each a name of its own",
             )
 
 
@@ -116,13 +116,13 @@ def _renamed(names: Sequence[str], pairs: Sequence[str], where: str) -> list[str
             raise UsageError(
                 f"there is no `{old}` to rename, but {', '.join(f'`{name}`' for name in names)}",
                 where=f"{where} {pair}",
-                cure="write OLD=NEW",
+                fix="write OLD=NEW",
             )
         if sum(other.partition("=")[0].strip() == old for other in pairs) > 1:
-            raise UsageError(f"`{old}` is given several names", where=f"{where} {pair}", cure="give it one name")
+            raise UsageError(f"`{old}` is given several names", where=f"{where} {pair}", fix="give it one name")
         if not re.fullmatch(VALID, new, re.ASCII):
             raise UsageError(
-                f"`{new}` is no name for all formats", where=f"{where} {pair}", cure="a letter, then letters, digits, _"
+                f"`{new}` is no name for all formats", where=f"{where} {pair}", fix="a letter, then letters, digits, _"
             )
         renamed[list(names).index(old)] = new
     return renamed
@@ -137,13 +137,13 @@ def _found(module: nn.Module, path: str, where: str) -> nn.Module:
     raise UsageError(
         f"there is no module `{path}`",
         where=where,
-        cure=f"did you mean {' or '.join(near)}? convert inspect shows all" if near else "it has no modules",
+        fix=f"did you mean {' or '.join(near)}? convert inspect shows all" if near else "it has no modules",
     )
 
 
 def _not_called(path: str, where: str) -> CaptureError:
     return CaptureError(
-        f"forward does not call the module `{path}`", where=where, cure="name one that it calls: convert inspect shows"
+        f"forward does not call the module `{path}`", where=where, fix="name one that it calls: convert inspect shows"
     )
 
 
@@ -257,7 +257,7 @@ def _submodule(
         raise CaptureError(
             f"the module `{path}` is called without a tensor",
             where="--submodule",
-            cure="name one that takes tensors",
+            fix="name one that takes tensors",
         )
     tensors = [leaves[i] for i in places]
     free, inner = _free_within(path, tensors, sizes, given_at)
@@ -308,7 +308,7 @@ def _free_within(
                 raise CaptureError(
                     f"the sizes of what `{path}` is given do not follow from {name} alone, in whole multiples",
                     where="--submodule",
-                    cure=f"give a number in place of {name} in --input-shape",
+                    fix=f"give a number in place of {name} in --input-shape",
                 )
             free[i][d] = FreeSize(name, n // least)
         inner[name] = least

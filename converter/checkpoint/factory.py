@@ -39,7 +39,7 @@ def build(factory: str, arguments: dict[str, Any], code: UserCode) -> nn.Module:
     """
     home, separator, name = factory.rpartition(":")
     if not separator or not home or not name:
-        raise UsageError(f"{factory!r} does not name a factory", where=_where(factory), cure=f"write {FORMS}")
+        raise UsageError(f"{factory!r} does not name a factory", where=_where(factory), fix=f"write {FORMS}")
     if home == HOME:
         return build_from_config(config_folder(factory, arguments))
     if home in ("timm", "torchvision"):
@@ -48,7 +48,7 @@ def build(factory: str, arguments: dict[str, Any], code: UserCode) -> nn.Module:
         file = Path(home)
         if not file.is_file():
             near = sorted(str(other) for other in file.parent.glob("*.py")) if file.parent.is_dir() else []
-            raise UsageError(f"there is no file {home}", where=_where(factory), cure=_close(home, near))
+            raise UsageError(f"there is no file {home}", where=_where(factory), fix=_close(home, near))
         with code:
             make = _attribute(load_file(file), name, factory)
     else:
@@ -72,10 +72,10 @@ def config_folder(factory: str, arguments: dict[str, Any]) -> Path:
     folder = Path(factory.rpartition(":")[2])
     if not has_config(folder):
         what = f"there is no {folder}/config.json"
-        raise UsageError(what, where=_where(factory), cure="give a folder that has one: nothing is downloaded")
+        raise UsageError(what, where=_where(factory), fix="give a folder that has one: nothing is downloaded")
     if arguments:
-        cure = "leave out --model-args, or change config.json"
-        raise UsageError("the arguments of an architecture stand in its config.json", where="--model-args", cure=cure)
+        fix = "leave out --model-args, or change config.json"
+        raise UsageError("the arguments of an architecture stand in its config.json", where="--model-args", fix=fix)
     return folder
 
 
@@ -101,10 +101,10 @@ def _imported(module: str, factory: str) -> ModuleType:
             raise
         missing = error.name or module
         if module == missing or module.startswith(f"{missing}."):
-            cure = "run from the folder that holds it, put it beside the checkpoint, or install it"
-            raise UsageError(f"there is no module {missing}", where=_where(factory), cure=cure) from error
+            fix = "run from the folder that holds it, put it beside the checkpoint, or install it"
+            raise UsageError(f"there is no module {missing}", where=_where(factory), fix=fix) from error
         what = f"{module} imports {missing}, which is not installed"
-        raise ConversionError(what, where=place_of_error(error), cure=how_to_supply(missing)) from error
+        raise ConversionError(what, where=place_of_error(error), fix=how_to_supply(missing)) from error
 
 
 def _attribute(home: ModuleType, name: str, factory: str) -> Any:
@@ -113,7 +113,7 @@ def _attribute(home: ModuleType, name: str, factory: str) -> Any:
         if not hasattr(found, part):
             usable = [known for known, value in vars(found).items() if callable(value) or isinstance(value, nn.Module)]
             what = f"{factory.rpartition(':')[0]} has no `{name}`"
-            raise UsageError(what, where=_where(factory), cure=_close(part, usable))
+            raise UsageError(what, where=_where(factory), fix=_close(part, usable))
         found = getattr(found, part)
     return found
 
@@ -124,11 +124,11 @@ def _of_library(library: str, name: str, arguments: dict[str, Any], factory: str
     except (ImportError, RuntimeError) as error:
         what = f"{library} cannot be imported: {error}"
         missing = isinstance(error, ModuleNotFoundError) and error.name == library
-        cure = f"pip install {library}" if missing else f"install a build of {library} that goes with this torch"
-        raise UsageError(what, where=_where(factory), cure=cure) from error
+        fix = f"pip install {library}" if missing else f"install a build of {library} that goes with this torch"
+        raise UsageError(what, where=_where(factory), fix=fix) from error
     known = models.list_models()
     if name.split(".")[0] not in known:
-        raise UsageError(f"{library} has no model {name!r}", where=_where(factory), cure=_close(name, known))
+        raise UsageError(f"{library} has no model {name!r}", where=_where(factory), fix=_close(name, known))
     if library == "timm":
         return models.create_model, {"model_name": name, "pretrained": False, **arguments}
     make = models.get_model_builder(name)
@@ -149,7 +149,7 @@ def _made(make: Any, arguments: dict[str, Any], factory: str) -> nn.Module:
         module = make(**arguments)
     if not isinstance(module, nn.Module):
         what = f"the factory's result is no torch.nn.Module but of type {type(module).__name__}"
-        raise ConversionError(what, where=_where(factory), cure="name a function that returns the module, and it alone")
+        raise ConversionError(what, where=_where(factory), fix="name a function that returns the module, and it alone")
     return module
 
 
@@ -161,9 +161,7 @@ def _check_arguments(make: Callable, arguments: dict[str, Any], factory: str) ->
     try:
         signature.bind(**arguments)
     except TypeError as error:
-        cure = f"it takes {signature}; give them as JSON with --model-args"
+        fix = f"it takes {signature}; give them as JSON with --model-args"
         if next(iter(signature.parameters), "") == "self":
-            cure = "a method needs its object: name a function that makes it and returns the model"
-        raise UsageError(
-            f"{factory} does not take these arguments: {error}", where="--model-args", cure=cure
-        ) from error
+            fix = "a method needs its object: name a function that makes it and returns the model"
+        raise UsageError(f"{factory} does not take these arguments: {error}", where="--model-args", fix=fix) from error

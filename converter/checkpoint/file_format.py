@@ -13,7 +13,7 @@ import torch
 
 from converter.errors import CheckpointError
 
-PICKLE_CURE = 'save the model with `torch.save(model.state_dict(), "weights.pt")` or as .safetensors'
+PICKLE_FIX = 'save the model with `torch.save(model.state_dict(), "weights.pt")` or as .safetensors'
 
 
 class Format(StrEnum):
@@ -66,16 +66,16 @@ def file_format(path: Path) -> Format:
 
 def _first_bytes(path: Path) -> bytes:
     if path.is_dir():
-        raise CheckpointError("this is a folder, not a checkpoint", where=str(path), cure=_folder_cure(path))
+        raise CheckpointError("this is a folder, not a checkpoint", where=str(path), fix=_folder_fix(path))
     try:
         with path.open("rb") as file:
             head = file.read(4096)
     except FileNotFoundError:
-        raise CheckpointError("there is no such file", where=str(path), cure=_near(path)) from None
+        raise CheckpointError("there is no such file", where=str(path), fix=_near(path)) from None
     except OSError as error:
         raise CheckpointError(f"the file cannot be read: {error.strerror}", where=str(path)) from error
     if not head:
-        raise CheckpointError("the file is empty", where=str(path), cure="copy or download it again")
+        raise CheckpointError("the file is empty", where=str(path), fix="copy or download it again")
     return head
 
 
@@ -86,7 +86,7 @@ def _near(path: Path) -> str:
     return f"did you mean {' or '.join(near)}?" if near else f"look into {path.parent.resolve()}"
 
 
-def _folder_cure(path: Path) -> str:
+def _folder_fix(path: Path) -> str:
     if (path / "saved_model.pb").exists():
         return "it is a TensorFlow SavedModel, which is what this program writes; give the PyTorch checkpoint"
     endings = {".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".pt2"}
@@ -95,12 +95,12 @@ def _folder_cure(path: Path) -> str:
 
 
 def _not_a_checkpoint(path: Path, what: str) -> CheckpointError:
-    cure = "give a file of torch.save, torch.jit.save or torch.export.save, or a .safetensors file"
-    return CheckpointError(f"this is not a PyTorch checkpoint but {what}", where=str(path), cure=cure)
+    fix = "give a file of torch.save, torch.jit.save or torch.export.save, or a .safetensors file"
+    return CheckpointError(f"this is not a PyTorch checkpoint but {what}", where=str(path), fix=fix)
 
 
 def _damaged(path: Path, reason: str) -> CheckpointError:
-    return CheckpointError(f"the file is damaged: {reason}", where=str(path), cure="copy or download it again")
+    return CheckpointError(f"the file is damaged: {reason}", where=str(path), fix="copy or download it again")
 
 
 def _zip_format(path: Path) -> Format:
@@ -110,8 +110,8 @@ def _zip_format(path: Path) -> Format:
     if "archive_format" in inner:
         return Format.EXPORTED
     if "serialized_exported_program.json" in names:
-        cure = "open it with the PyTorch that wrote it and save it again with a current one, or export again"
-        raise CheckpointError("this exported program was written by PyTorch before 2.8", where=str(path), cure=cure)
+        fix = "open it with the PyTorch that wrote it and save it again with a current one, or export again"
+        raise CheckpointError("this exported program was written by PyTorch before 2.8", where=str(path), fix=fix)
     if "constants.pkl" in inner or "model.json" in inner or any(name.startswith("code/") for name in inner):
         return Format.TORCHSCRIPT
     if "data.pkl" in inner:
@@ -149,8 +149,8 @@ def archive_names(path: Path) -> list[str]:
     }
     found = [flaw for flaw, present in flaws.items() if present]
     if found:
-        cure = "do not trust this file: no version of PyTorch writes such an archive"
-        raise CheckpointError(f"the archive has {' and '.join(found)}", where=str(path), cure=cure)
+        fix = "do not trust this file: no version of PyTorch writes such an archive"
+        raise CheckpointError(f"the archive has {' and '.join(found)}", where=str(path), fix=fix)
     return names
 
 
@@ -169,14 +169,14 @@ def torch_records(path: Path, names: list[str]) -> torch._C.PyTorchFileReader:
         seen = reader.get_all_records()
     except Exception as error:  # whatever C++ threw, and a UnicodeDecodeError where its message quotes the file
         if "maximum supported version" in str(error):
-            cure = "open it with the PyTorch that wrote it, and save its state dict as .safetensors; or update PyTorch"
+            fix = "open it with the PyTorch that wrote it, and save its state dict as .safetensors; or update PyTorch"
             what = f"the file was written by a newer PyTorch than {torch.__version__}, which cannot read it"
-            raise CheckpointError(what, where=str(path), cure=cure) from error
+            raise CheckpointError(what, where=str(path), fix=fix) from error
         raise _damaged(path, str(error).splitlines()[0]) from error
     root = names[0].split("/")[0]
     if sorted(f"{root}/{name}" for name in seen) != sorted(names):
-        cure = "do not trust this file, or write it again with torch.save"
-        raise CheckpointError("the archive is not the same to every zip reader", where=str(path), cure=cure)
+        fix = "do not trust this file, or write it again with torch.save"
+        raise CheckpointError("the archive is not the same to every zip reader", where=str(path), fix=fix)
     return reader
 
 
@@ -195,7 +195,7 @@ def _what_else(path: Path, head: bytes) -> str:
     if head[4:8] == b"TFL3":
         return "a TensorFlow Lite model"
     if head[:1] == b"\x80":
-        return f"a plain pickle, which is never opened: {PICKLE_CURE}"
+        return f"a plain pickle, which is never opened: {PICKLE_FIX}"
     if tarfile.is_tarfile(path):
         return "a tar archive (also PyTorch before 0.1.10 wrote them): unpack it, or save it again with a newer PyTorch"
     # field 1 (ir_version, a small number), followed by a field that a ModelProto has

@@ -63,8 +63,8 @@ def load_folder(folder: Path, weights: Weights, size: int, *, trusted: bool = Fa
     module, notes, missing, mismatched = _with_weights(folder, weights, size, trusted)
     if missing or mismatched:
         name = type(module).__name__
-        cure = f"is config.json that of these weights? Its architecture is {name}; --model names another"
-        raise unfit(missing, [], mismatched, where=str(folder), cure=cure)
+        fix = f"is config.json that of these weights? Its architecture is {name}; --model names another"
+        raise unfit(missing, [], mismatched, where=str(folder), fix=fix)
     return module, [f"built {type(module).__name__} as {CONFIG} tells", *notes]
 
 
@@ -125,14 +125,14 @@ def _architecture(folder: Path, trusted: bool) -> tuple[Any, Any, str]:
     content = read_json(path)
     names = content.get("architectures")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        cure = 'add the class, as in "architectures": ["BertModel"], or name what builds the model with --model'
-        raise CheckpointError("config.json does not tell its architecture", where=str(path), cure=cure)
+        fix = 'add the class, as in "architectures": ["BertModel"], or name what builds the model with --model'
+        raise CheckpointError("config.json does not tell its architecture", where=str(path), fix=fix)
     name = names[0]
     if not trusted:
         _refuse_code(content, path)
     if content.get("quantization_config"):
-        cure = "give the folder of the model in float32 or float16"
-        raise CheckpointError("the weights are quantized", where=str(path), cure=cure)
+        fix = "give the folder of the model in float32 or float16"
+        raise CheckpointError("the weights are quantized", where=str(path), fix=fix)
     _refuse_counts(content, path)
     transformers = _transformers(folder)
     if trusted and "auto_map" in content:
@@ -144,9 +144,9 @@ def _architecture(folder: Path, trusted: bool) -> tuple[Any, Any, str]:
         raise _unimportable(folder, error) from error
     config_class: Any = getattr(kind, "config_class", None)
     if not (isinstance(kind, type) and issubclass(kind, base) and config_class):
-        cure = "install the version of transformers that wrote it, or name what builds the model with --model"
+        fix = "install the version of transformers that wrote it, or name what builds the model with --model"
         what = f"transformers {transformers.__version__} has no model {name!r}"
-        raise CheckpointError(what, where=str(path), cure=cure)
+        raise CheckpointError(what, where=str(path), fix=fix)
     with _offline(folder):
         config = config_class.from_dict(_plain(content))
         config.use_cache = False  # past keys and values are no outputs of a converted model
@@ -156,11 +156,11 @@ def _architecture(folder: Path, trusted: bool) -> tuple[Any, Any, str]:
 def _refuse_code(content: Any, path: Path) -> None:
     asks = sorted({name for name in _keys(content) if name in ("auto_map", "custom_pipelines", "trust_remote_code")})
     if "auto_map" in asks:
-        cure = (
+        fix = (
             "name its class yourself, as in --model FOLDER/modeling_net.py:Net; or, if you trust its maker and its "
             f"code, --trust {LIFTED_BY}"
         )
-        raise CheckpointError("config.json asks for code of its own (auto_map)", where=str(path), cure=cure)
+        raise CheckpointError("config.json asks for code of its own (auto_map)", where=str(path), fix=fix)
 
 
 def _keys(content: Any) -> Iterator[str]:
@@ -188,7 +188,7 @@ def _refuse_counts(content: Any, path: Path, key: str = "") -> None:
 
 
 def _absurd(path: Path, key: str, value: Any) -> CheckpointError:
-    return CheckpointError(f"config.json has {key} = {value}", where=str(path), cure="copy or download it again")
+    return CheckpointError(f"config.json has {key} = {value}", where=str(path), fix="copy or download it again")
 
 
 def _plain(content: Any) -> Any:
@@ -204,7 +204,7 @@ def _check_size(outline: nn.Module, size: int, folder: Path) -> None:
     elements = sum(tensor.numel() for tensor in (*outline.parameters(), *outline.buffers()))
     if elements > LARGEST_EXPANSION * size:
         what = f"config.json tells of {elements} elements, the files have {size} bytes"
-        raise CheckpointError(what, where=str(folder), cure="copy or download the folder again")
+        raise CheckpointError(what, where=str(folder), fix="copy or download the folder again")
 
 
 def _transformers(folder: Path) -> ModuleType:
@@ -218,8 +218,8 @@ def _transformers(folder: Path) -> ModuleType:
 
 def _unimportable(folder: Path, error: Exception) -> UsageError:
     missing = isinstance(error, ModuleNotFoundError) and error.name == "transformers"
-    cure = "pip install transformers" if missing else "install a transformers and a torchvision that go with this torch"
-    return UsageError(f"transformers cannot be imported: {error}", where=str(folder), cure=cure)
+    fix = "pip install transformers" if missing else "install a transformers and a torchvision that go with this torch"
+    return UsageError(f"transformers cannot be imported: {error}", where=str(folder), fix=fix)
 
 
 def _of_the_folder(transformers: ModuleType, folder: Path, content: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -227,7 +227,7 @@ def _of_the_folder(transformers: ModuleType, folder: Path, content: Mapping[str,
     table = content["auto_map"]
     names = [name for name in table if name != "AutoConfig"] if isinstance(table, dict) else []
     if not names:
-        raise CheckpointError("auto_map names no model", where=str(folder / CONFIG), cure="name it with --model")
+        raise CheckpointError("auto_map names no model", where=str(folder / CONFIG), fix="name it with --model")
     dynamic = importlib.import_module("transformers.dynamic_module_utils")
     with _offline(folder):
         options = {"trust_remote_code": True, "local_files_only": True}
@@ -260,8 +260,8 @@ def _offline(folder: Path) -> Iterator[None]:
     except Exception as error:  # configs of strangers can make any class raise anything
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         what = f"transformers cannot build the model: {type(error).__name__}: {lines[0][:300] if lines else ''}"
-        cure = "is config.json whole, and of the version of transformers that is installed?"
-        raise CheckpointError(what.rstrip(": "), where=str(folder / CONFIG), cure=cure) from error
+        fix = "is config.json whole, and of the version of transformers that is installed?"
+        raise CheckpointError(what.rstrip(": "), where=str(folder / CONFIG), fix=fix) from error
     finally:
         logger.setLevel(level)
         if hub is not None:

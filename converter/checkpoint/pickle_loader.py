@@ -21,8 +21,8 @@ from converter.checkpoint.unpickler import NameRefused, RestrictedUnpickler, Tru
 from converter.checkpoint.user_source import place_of_error
 from converter.errors import CheckpointError, ConversionError
 
-HOSTILE_CURE = "do not trust this file: no model needs this. Ask whoever made it for a state dict or .safetensors"
-GRAPH_MODULE_CURE = (
+HOSTILE_FIX = "do not trust this file: no model needs this. Ask whoever made it for a state dict or .safetensors"
+GRAPH_MODULE_FIX = (
     "a traced torch.fx.GraphModule is Python source, which is never run: give the original model, its state dict with "
     "--model, or torch.export.save of it"
 )
@@ -112,7 +112,7 @@ def _load(path: Path, **options: Any) -> Any:
         raise _not_found(path, [str(error)]) from error
     except Exception as error:  # a damaged or hostile pickle can raise anything
         what = f"the file is damaged: {type(error).__name__}: {_reason(error)}".rstrip(": ")
-        raise CheckpointError(what, where=str(path), cure="copy or download it again") from error
+        raise CheckpointError(what, where=str(path), fix="copy or download it again") from error
 
 
 def _reason(error: Exception) -> str:
@@ -152,19 +152,19 @@ def check_names(path: Path, asked: Asked, trust: Trust) -> CheckpointError | Non
 def _refusal(path: Path, names: list[str]) -> CheckpointError:
     what = f"the file asks for code that a checkpoint may not use unasked:{_listing(names)}"
     if any(name.startswith("torch.fx.") for name in names):
-        return CheckpointError(what, where=str(path), cure=GRAPH_MODULE_CURE)
+        return CheckpointError(what, where=str(path), fix=GRAPH_MODULE_FIX)
     if all(_is_new_in_torch(name) for name in names):
-        cure = f"save its state dict as .safetensors with the PyTorch that wrote it; here is {torch.__version__}"
-        return CheckpointError(f"{what}\n  which this PyTorch does not have", where=str(path), cure=cure)
+        fix = f"save its state dict as .safetensors with the PyTorch that wrote it; here is {torch.__version__}"
+        return CheckpointError(f"{what}\n  which this PyTorch does not have", where=str(path), fix=fix)
     if _is_hostile(names):
-        return CheckpointError(what, where=str(path), cure=HOSTILE_CURE)
+        return CheckpointError(what, where=str(path), fix=HOSTILE_FIX)
     options = ["--trust SCRIPT.py (the script that defines them)"] if any(_in_script(name) for name in names) else []
     options += dict.fromkeys(f"--trust {_package(name)}" for name in names if not _in_script(name))
-    cure = (
+    fix = (
         f"if you trust its maker and that code, run again with {' '.join(options)}; the code is looked for in the "
         "current directory, beside the checkpoint and among what is installed. Or convert a state dict with --model"
     )
-    return CheckpointError(what, where=str(path), cure=f"{cure}{_how_to_supply(names)}")
+    return CheckpointError(what, where=str(path), fix=f"{fix}{_how_to_supply(names)}")
 
 
 # Whose pickles name what is not installed as a package of that name.
@@ -191,7 +191,7 @@ def _is_hostile(names: list[str]) -> bool:
 
 
 def _misuse(path: Path, refused: Refused) -> CheckpointError:
-    return CheckpointError(f"the file does what no model needs: {refused}", where=str(path), cure=HOSTILE_CURE)
+    return CheckpointError(f"the file does what no model needs: {refused}", where=str(path), fix=HOSTILE_FIX)
 
 
 def _listing(names: list[str]) -> str:
@@ -224,5 +224,5 @@ def _package(name: str) -> str:
 
 
 def _not_found(path: Path, missing: list[str]) -> CheckpointError:
-    cure = f"run from the folder that holds the model's code, or install what is missing{_how_to_supply(missing)}"
-    return CheckpointError(f"the model's code is not complete; missing:{_listing(missing)}", where=str(path), cure=cure)
+    fix = f"run from the folder that holds the model's code, or install what is missing{_how_to_supply(missing)}"
+    return CheckpointError(f"the model's code is not complete; missing:{_listing(missing)}", where=str(path), fix=fix)

@@ -22,15 +22,15 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing, too large, damaged, or holds something else.
     """
-    cure = "copy or download it again"
+    fix = "copy or download it again"
     try:
         if path.stat().st_size > LARGEST_JSON:
-            raise CheckpointError(f"{path.name} is larger than any model's", where=str(path), cure=cure)
+            raise CheckpointError(f"{path.name} is larger than any model's", where=str(path), fix=fix)
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path.name} cannot be read: {error}", where=str(path), cure=cure) from error
+        raise CheckpointError(f"{path.name} cannot be read: {error}", where=str(path), fix=fix) from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path.name} holds no object", where=str(path), cure=cure)
+        raise CheckpointError(f"{path.name} holds no object", where=str(path), fix=fix)
     return content
 
 
@@ -44,20 +44,20 @@ def load_shards(index: Path, read: Callable[[Path], Weights]) -> Weights:
         CheckpointError: the index leads out of its folder, names files that are not there, or is wrong about them.
     """
     table = read_json(index).get("weight_map")
-    cure = "copy or download the folder again"
+    fix = "copy or download the folder again"
     if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
-        raise CheckpointError("the index has no table of weights", where=str(index), cure=cure)
+        raise CheckpointError("the index has no table of weights", where=str(index), fix=fix)
     files = sorted(set(table.values()))
     if not files or len(files) > MOST_FILES:
-        raise CheckpointError(f"the index names {len(files)} files", where=str(index), cure=cure)
+        raise CheckpointError(f"the index names {len(files)} files", where=str(index), fix=fix)
     elsewhere = [name for name in files if not _stays(index.parent, name)]
     if elsewhere:
         what = f"the index leads out of its folder: {', '.join(elsewhere[:5])}"
-        raise CheckpointError(what, where=str(index), cure="do not trust this folder: no library writes such an index")
+        raise CheckpointError(what, where=str(index), fix="do not trust this folder: no library writes such an index")
     missing = [name for name in files if not (index.parent / name).is_file()]
     if missing:
         what = f"{len(missing)} of {len(files)} files of weights are missing: {', '.join(missing[:5])}"
-        raise CheckpointError(what, where=str(index), cure="download them into the same folder")
+        raise CheckpointError(what, where=str(index), fix="download them into the same folder")
     weights: dict[str, torch.Tensor] = {}
     for name in files:
         part = read(index.parent / name)
@@ -65,7 +65,7 @@ def load_shards(index: Path, read: Callable[[Path], Weights]) -> Weights:
         if said != set(part):
             odd = sorted(said ^ set(part))
             what = f"the index is wrong about {name}: {', '.join(map(str, odd[:5]))}"
-            raise CheckpointError(what, where=str(index), cure=cure)
+            raise CheckpointError(what, where=str(index), fix=fix)
         weights.update(part)
     return weights
 

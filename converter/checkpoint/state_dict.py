@@ -24,8 +24,8 @@ ENTRIES = (
     *("model", "state_dict", "model_state_dict", "model_state", "net", "network", "module", "weights", "params"),
 )
 WRAPPERS = (nn.DataParallel, AveragedModel, Compiled)
-SAVE_CURE = "save the model or its state dict in a file of its own with torch.save"
-QUANTIZED_CURE = "give the model in floats that it was made from"
+SAVE_FIX = "save the model or its state dict in a file of its own with torch.save"
+QUANTIZED_FIX = "give the model in floats that it was made from"
 SHOWN = 10
 SHOWN_PATTERNS = 3
 MOST_WRAPPERS = 8
@@ -91,7 +91,7 @@ def find_model(content: Any, path: Path) -> tuple[nn.Module | StateDict, list[st
             return taken, [f"took the only model of a {type(content).__name__} of {len(content)}", *notes]
     if not isinstance(content, Mapping):
         what = f"the checkpoint holds a {type(content).__name__}, not a model"
-        raise CheckpointError(what, where=str(path), cure=SAVE_CURE)
+        raise CheckpointError(what, where=str(path), fix=SAVE_FIX)
     return _entry(content, path)
 
 
@@ -115,7 +115,7 @@ def _entry(content: Mapping, path: Path) -> tuple[nn.Module | StateDict, list[st
 
 
 def _holds_models(value: Any) -> bool:
-    """Whether a model is somewhere in these dictionaries, which are not an optimiser's."""
+    """Whether a model is somewhere in these dictionaries, which are not an optimizer's."""
     pending, seen = [value], set()
     while pending:
         one = pending.pop()
@@ -134,7 +134,7 @@ def _tensors_beside_others(content: Mapping, path: Path) -> tuple[StateDict, lis
     tensors = {name: value for name, value in content.items() if isinstance(name, str) and _is_tensor(value)}
     if not tensors:
         held = ", ".join(f"`{name}`" for name in list(content)[:SHOWN]) or "nothing"
-        raise CheckpointError(f"the checkpoint holds no model: {held}", where=str(path), cure=SAVE_CURE)
+        raise CheckpointError(f"the checkpoint holds no model: {held}", where=str(path), fix=SAVE_FIX)
     others = [f"`{name}`" for name in content if name not in tensors]
     more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
     return _tensors(tensors, path), [f"left aside what is no tensor: {', '.join(others[:SHOWN])}{more}"]
@@ -147,7 +147,7 @@ def _several(path: Path, found: Mapping[str, Any]) -> CheckpointError:
     return CheckpointError(
         f"the checkpoint holds several models: {held}",
         where=str(path),
-        cure="save the one to convert in a file of its own, as in "
+        fix="save the one to convert in a file of its own, as in "
         f'torch.save(torch.load("{path.name}", map_location="cpu")[{key}], "{names[0]}.pt")',
     )
 
@@ -174,7 +174,7 @@ def _tensors(state: Mapping[str, Any], path: Path) -> StateDict:
     """
     quantized = [name for name, value in state.items() if isinstance(value, torch.Tensor) and value.is_quantized]
     if quantized:
-        raise CheckpointError("the weights are quantized", where=f"{path}, {quantized[0]}", cure=QUANTIZED_CURE)
+        raise CheckpointError("the weights are quantized", where=f"{path}, {quantized[0]}", fix=QUANTIZED_FIX)
     if not any(isinstance(value, np.ndarray) for value in state.values()):
         return state
     return OrderedDict(
@@ -212,7 +212,7 @@ def check_measure(tensors: Iterable[torch.Tensor], path: Path) -> None:
     elements = sum(tensor.numel() for tensor in tensors if isinstance(tensor, torch.Tensor) and not is_lazy(tensor))
     if elements > LARGEST_EXPANSION * path.stat().st_size:
         what = f"the weights have {elements} elements in a file of {path.stat().st_size} bytes"
-        raise CheckpointError(what, where=str(path), cure="do not trust this file, or save the weights contiguously")
+        raise CheckpointError(what, where=str(path), fix="do not trust this file, or save the weights contiguously")
 
 
 def check_parts(module: nn.Module) -> None:
@@ -270,7 +270,7 @@ def fit(module: nn.Module, state: StateDict, path: Path, factory: str, drop: Key
         raise ConversionError(
             "the factory builds the model on the device meta, where tensors have no numbers",
             where=f"--model {factory}",
-            cure='build it on the CPU, without torch.device("meta")',
+            fix='build it on the CPU, without torch.device("meta")',
         )
     drop = drop or KeyFilter(())
     state = drop.kept(state)
@@ -306,12 +306,12 @@ def fit(module: nn.Module, state: StateDict, path: Path, factory: str, drop: Key
         missing, left_over = result.missing_keys, result.unexpected_keys
     missing = _without_shared(missing, own, kept)
     if missing or left_over or shapes or types:
-        cure = f"give the arguments the model was built with (--model-args), or another --model than {factory}"
+        fix = f"give the arguments the model was built with (--model-args), or another --model than {factory}"
         if left_over and not (missing or shapes or types):
-            cure += f"; if the model does not need these keys, leave them out: {_drop_options(left_over, own)}"
+            fix += f"; if the model does not need these keys, leave them out: {_drop_options(left_over, own)}"
         if types and not (missing or left_over or shapes):
-            cure = f"{QUANTIZED_CURE}, or a --model that holds such numbers"
-        raise unfit(missing, left_over, shapes, types, where=f"{path} and --model {factory}", cure=cure)
+            fix = f"{QUANTIZED_FIX}, or a --model that holds such numbers"
+        raise unfit(missing, left_over, shapes, types, where=f"{path} and --model {factory}", fix=fix)
     return notes
 
 
@@ -335,7 +335,7 @@ def _several_parts(prefixes: list[str], path: Path) -> CheckpointError:
     return CheckpointError(
         f"the file has such weights several times, under {held}",
         where=str(path),
-        cure="save those to convert in a file of their own, as in "
+        fix="save those to convert in a file of their own, as in "
         f'{{k.removeprefix("{one}"): v for k, v in state_dict.items() if k.startswith("{one}")}}',
     )
 
@@ -372,7 +372,7 @@ def _memory(tensor: torch.Tensor) -> tuple | None:
 
 
 def unfit(
-    missing: list[str], left_over: list[str], shapes: list[str], types: Sequence[str] = (), *, where: str, cure: str
+    missing: list[str], left_over: list[str], shapes: list[str], types: Sequence[str] = (), *, where: str, fix: str
 ) -> CheckpointError:
     """What to raise where weights are not those of the model; names the first ten of each kind."""
     parts = [
@@ -381,7 +381,7 @@ def unfit(
         _enumerated("shapes that differ", shapes),
         _enumerated("numbers of another kind", types),
     ]
-    return CheckpointError("the weights do not fit the model:" + "".join(parts), where=where, cure=cure)
+    return CheckpointError("the weights do not fit the model:" + "".join(parts), where=where, fix=fix)
 
 
 def _enumerated(title: str, names: Sequence[str]) -> str:

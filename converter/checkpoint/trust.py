@@ -52,16 +52,16 @@ class Trust:
                     raise UsageError(f"there is no file {name}", where=f"--trust {name}")
                 scripts.append(Path(name))
             elif not all(part.isidentifier() for part in name.split(".")) or name == "__main__":
-                cure = "name the package that the model's classes live in, or the Python file that defines them"
-                raise UsageError(f"{name!r} is not the name of a package", where=f"--trust {name}", cure=cure)
+                fix = "name the package that the model's classes live in, or the Python file that defines them"
+                raise UsageError(f"{name!r} is not the name of a package", where=f"--trust {name}", fix=fix)
             elif is_part_of_python(name):
-                cure = "trust the package that defines the model; a checkpoint has no need of more"
+                fix = "trust the package that defines the model; a checkpoint has no need of more"
                 what = f"{name!r} is a part of Python: with it, the file could do anything"
-                raise UsageError(what, where=f"--trust {name}", cure=cure)
+                raise UsageError(what, where=f"--trust {name}", fix=fix)
             elif name == "torch":
-                cure = "name the part of it that defines the class, such as torch.ao"
+                fix = "name the part of it that defines the class, such as torch.ao"
                 what = "torch has functions that run whatever they are given"
-                raise UsageError(what, where="--trust torch", cure=cure)
+                raise UsageError(what, where="--trust torch", fix=fix)
             elif name not in RESERVED:
                 packages.append(name)
         return cls(tuple(packages), tuple(scripts), EVERYTHING in names)
@@ -95,8 +95,8 @@ class Trust:
             raise NotFoundError(f"{module} has no `{name}`")
         if not self.owns(found):
             owner = getattr(found, "__module__", type(found).__name__)
-            cure = "do not trust this file" if is_part_of_python(str(owner)) else f"--trust {str(owner).split('.')[0]}"
-            raise CheckpointError(f"the file asks for {module}.{name}, which really belongs to {owner}", cure=cure)
+            fix = "do not trust this file" if is_part_of_python(str(owner)) else f"--trust {str(owner).split('.')[0]}"
+            raise CheckpointError(f"the file asks for {module}.{name}, which really belongs to {owner}", fix=fix)
         return found
 
     def owns(self, found: object) -> bool:

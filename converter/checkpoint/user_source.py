@@ -51,10 +51,10 @@ def blamed(action: str) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         text = f"{action} failed: {type(error).__name__}: {error}"
-        raise ConversionError(text, where=place_of_error(error), cure=_cure(error)) from error
+        raise ConversionError(text, where=place_of_error(error), fix=_fix(error)) from error
 
 
-def _cure(error: BaseException) -> str:
+def _fix(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         return how_to_supply(error.name)
     if isinstance(error, ImportError) and "relative import" in str(error):

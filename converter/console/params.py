@@ -207,14 +207,14 @@ conversion_options = options(
         "--layout",
         type=click.Choice(["auto", "nhwc", "nchw"]),
         default="auto",
-        help="Layout of inputs and outputs of Keras and TensorFlow artefacts.  [default: auto]",
+        help="Layout of inputs and outputs of Keras and TensorFlow artifacts.  [default: auto]",
     ),
     click.option("--fixed-batch", type=click.IntRange(min=1), metavar="N", help="Write a model of this batch only."),
     click.option("--keep-batchnorm", is_flag=True, help="Do not fold batch norms into convolutions."),
     click.option("--opset", type=click.IntRange(min=1), metavar="N", help="ONNX opset."),
     click.option("--exact-shifts", is_flag=True, help="Make shifts of grid samples that interpolate on whole pixels."),
     click.option("--no-verify", is_flag=True, help="Write without proof; the report says so."),
-    click.option("--keep-failed", is_flag=True, help="Keep an artefact that does not agree, under another name."),
+    click.option("--keep-failed", is_flag=True, help="Keep an artifact that does not agree, under another name."),
     click.option("--force", is_flag=True, help="Replace what is in the way, even if it is not ours."),
 )
 

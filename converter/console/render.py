@@ -12,7 +12,7 @@ from rich.text import Text
 from ..report.failures import UnsupportedOperator
 from ..report.results import (
     Accuracy,
-    ArtefactReport,
+    ArtifactReport,
     FormatCheck,
     LayerRow,
     OutputComparison,
@@ -26,7 +26,7 @@ from ..report.results import (
 )
 
 FORMATS = {"tf": "SavedModel", "keras": "Keras file", "onnx": "ONNX"}
-PROOFS = {"function": "1 same function", "artefact": "2 same artefact", "weights": "3 same weights"}
+PROOFS = {"function": "1 same function", "artifact": "2 same artifact", "weights": "3 same weights"}
 COLOURS = {"verified": "green", "not verified": "yellow", "disagrees": "red", "failed": "red", "converts": "green"}
 MOST_LINES = 6
 
@@ -43,15 +43,15 @@ def _heading(text: str | Text) -> Text:
     return heading.append(text, "bold") if isinstance(text, str) else heading.append_text(text)
 
 
-def _artefact_title(artefact: ArtefactReport) -> Text:
-    written = Text(str(artefact.path), "bold") if artefact.path else Text("nothing written", "bold red")
+def _artifact_title(artifact: ArtifactReport) -> Text:
+    written = Text(str(artifact.path), "bold") if artifact.path else Text("nothing written", "bold red")
     return Text.assemble(
-        (FORMATS.get(artefact.format, artefact.format), "bold"),
+        (FORMATS.get(artifact.format, artifact.format), "bold"),
         "  ",
         written,
         "  ",
-        (artefact.status, COLOURS[artefact.status]),
-        (f"  {_seconds(artefact.seconds)}", "dim"),
+        (artifact.status, COLOURS[artifact.status]),
+        (f"  {_seconds(artifact.seconds)}", "dim"),
     )
 
 
@@ -120,7 +120,7 @@ def _checks(checks: Sequence[FormatCheck]) -> RenderableType:
         if check.failure is None:
             grid.add_row(check.format, Text("yes", COLOURS["verified"]))
             continue
-        lines = [check.failure.what, check.failure.where, check.failure.cure]
+        lines = [check.failure.what, check.failure.where, check.failure.fix]
         grid.add_row(check.format, Text("no: " + "\n".join(line for line in lines if line), COLOURS["failed"]))
     return grid
 
@@ -159,7 +159,7 @@ def _figures(output: OutputComparison, all_of_them: bool) -> str:
 def _accuracy(accuracy: Accuracy) -> str:
     same = "all" if accuracy.same_predictions == accuracy.samples else f"{accuracy.same_predictions}"
     return (
-        f"{_percent(accuracy.source)} before, {_percent(accuracy.artefact)} after; "
+        f"{_percent(accuracy.source)} before, {_percent(accuracy.artifact)} after; "
         f"{same} of {accuracy.samples} predictions the same"
     )
 
@@ -192,7 +192,7 @@ def _departure(row: TraceRow) -> list[str]:
     off = f", off by {row.error:.1e}" if row.error is not None else ""
     lines = [f"{row.operator}{folded}{off}", f"PyTorch   {_statistics(row.expected)}"]
     actual = _statistics(row.actual) if row.actual else "no value of its size"
-    return [*lines, f"artefact  {actual}" + (f"  {row.name}" if row.name else "")]
+    return [*lines, f"artifact  {actual}" + (f"  {row.name}" if row.name else "")]
 
 
 def _statistics(one: Statistics) -> str:

@@ -23,7 +23,7 @@ from converter.console.render import (
     PROOFS,
     _accuracy,
     _add_tensors,
-    _artefact_title,
+    _artifact_title,
     _at,
     _checks,
     _counted,
@@ -44,7 +44,7 @@ from converter.console.render import (
 
 from ..report.failures import Failure, Report
 from ..report.results import (
-    ArtefactReport,
+    ArtifactReport,
     ConversionReport,
     ModelSummary,
     Proof,
@@ -170,7 +170,7 @@ class Terminal:
         self.console.print(Text.assemble(("error: ", "bold red"), what), soft_wrap=True)
         if failure.operators:
             self.console.print(_operators(failure.operators))
-        for label, text in (("where", failure.where), ("cure", failure.cure)):
+        for label, text in (("where", failure.where), ("fix", failure.fix)):
             if text:
                 self.console.print(Text.assemble((f"  {label}: ", "bold"), text), soft_wrap=True)
         if self.verbose:
@@ -178,17 +178,17 @@ class Terminal:
 
     @logged
     def show_conversion(self, report: ConversionReport) -> None:
-        failed = any(artefact.failure for artefact in report.artefacts)
-        if self.quiet and not failed and all(p.holds for artefact in report.artefacts for p in artefact.proofs):
+        failed = any(artifact.failure for artifact in report.artifacts)
+        if self.quiet and not failed and all(p.holds for artifact in report.artifacts for p in artifact.proofs):
             return
         batch = "dynamic batch" if report.batch == "dynamic" else f"batch {report.batch} only"
         parts: list[RenderableType] = [Text(f"{report.kind}, {report.parameters:,} parameters, {batch}")]
         if report.rewrites:
             parts += [_heading("Rewritten"), _rewrites(report.rewrites)]
-        for artefact in report.artefacts:
-            parts += [_heading(_artefact_title(artefact)), self._artefact(artefact)]
-            if artefact.trace:
-                parts += [_heading("What each module gives, in float64"), _trace(artefact.trace)]
+        for artifact in report.artifacts:
+            parts += [_heading(_artifact_title(artifact)), self._artifact(artifact)]
+            if artifact.trace:
+                parts += [_heading("What each module gives, in float64"), _trace(artifact.trace)]
         parts += _notes(report.notes)
         seconds = sum(report.timings.values())
         self._panel(parts, report.source, f"{report.status}, {_seconds(seconds)}" if seconds else None, report.status)
@@ -201,7 +201,7 @@ class Terminal:
         self._add_proofs(grid, report.proofs)
         if report.accuracy:
             grid.add_row("accuracy", _accuracy(report.accuracy))
-        title = f"{report.artefact} against {report.source}"
+        title = f"{report.artifact} against {report.source}"
         parts: list[RenderableType] = [grid]
         if report.weights:
             parts += [_heading("Tensors of the checkpoint"), _weights(report.weights)]
@@ -238,41 +238,41 @@ class Terminal:
             table.add_column(column, overflow="fold")
         for result in results:
             if isinstance(result, ConversionReport):
-                written = ", ".join(str(artefact.path) for artefact in result.artefacts if artefact.path) or "nothing"
+                written = ", ".join(str(artifact.path) for artifact in result.artifacts if artifact.path) or "nothing"
                 table.add_row(Text(result.source), Text(result.status, COLOURS[result.status]), Text(written))
             elif isinstance(result, Failure):
                 table.add_row(Text(result.source), Text("failed", COLOURS["failed"]), Text(result.what))
         if not self.quiet:
             self.console.print(table)
 
-    def _artefact(self, artefact: ArtefactReport) -> RenderableType:
+    def _artifact(self, artifact: ArtifactReport) -> RenderableType:
         grid = _grid()
-        if artefact.failure:
-            failure = artefact.failure
-            for label, text in (("error", failure.what), ("where", failure.where), ("cure", failure.cure)):
+        if artifact.failure:
+            failure = artifact.failure
+            for label, text in (("error", failure.what), ("where", failure.where), ("fix", failure.fix)):
                 if text:
                     grid.add_row(label, Text(text, "red" if label == "error" else ""))
             return grid
-        _add_tensors(grid, artefact.inputs, artefact.outputs)
-        self._add_proofs(grid, artefact.proofs)
-        if not artefact.proofs:
+        _add_tensors(grid, artifact.inputs, artifact.outputs)
+        self._add_proofs(grid, artifact.proofs)
+        if not artifact.proofs:
             grid.add_row("proofs", Text("none: not verified", "yellow"))
-        if artefact.accuracy:
-            grid.add_row("accuracy", _accuracy(artefact.accuracy))
-        shown = artefact.movements if self.verbose else artefact.movements[:MOST_LINES]
+        if artifact.accuracy:
+            grid.add_row("accuracy", _accuracy(artifact.accuracy))
+        shown = artifact.movements if self.verbose else artifact.movements[:MOST_LINES]
         for number, movement in enumerate(shown):
             elements = f"{movement.elements:,}" if isinstance(movement.elements, int) else movement.elements
             what = f"{movement.kind} of {elements} elements: {movement.reason}"
             grid.add_row("" if number else "moves data", _at(movement.module, what))
-        if len(artefact.movements) > len(shown):
-            grid.add_row("", _more(len(artefact.movements) - len(shown)))
-        if not artefact.movements:
+        if len(artifact.movements) > len(shown):
+            grid.add_row("", _more(len(artifact.movements) - len(shown)))
+        if not artifact.movements:
             grid.add_row("moves data", "no operator")
-        remarks = artefact.training if self.verbose else artefact.training[:MOST_LINES]
+        remarks = artifact.training if self.verbose else artifact.training[:MOST_LINES]
         for number, remark in enumerate(remarks):
             grid.add_row("" if number else "if trained on", Text(remark))
-        if self.verbose and artefact.operators:
-            grid.add_row("operators", _counted(artefact.operators))
+        if self.verbose and artifact.operators:
+            grid.add_row("operators", _counted(artifact.operators))
         return grid
 
     def _add_proofs(self, grid: Table, proofs: Sequence[Proof]) -> None:
@@ -292,7 +292,7 @@ class Terminal:
                 grid.add_row("", _more(len(proof.failures) - len(failures)))
             if proof.proves_nothing:
                 grid.add_row("", Text("  give --inputs with samples that the model responds to", style))
-            outputs = proof.outputs if self.verbose or proof.name == "artefact" else ()
+            outputs = proof.outputs if self.verbose or proof.name == "artifact" else ()
             shown = outputs if self.verbose else outputs[:MOST_LINES]
             for output in shown:
                 grid.add_row("", Text(f"  {output.name}: {_figures(output, self.verbose)}", "dim"))

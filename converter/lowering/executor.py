@@ -320,7 +320,7 @@ class Lowered:
             kind = ExactMultiHeadAttention
         layer = kind(**config, name=self._layer_name(step.name), dtype=self.precision)
         if not layer.built:
-            with uninitialised(layer):
+            with uninitialized(layer):
                 others = {f"{name}_shape": known_shape(shape) for name, shape in step.named.items()}
                 layer.build(shape, **others)
         if len(layer.weights) != len(weights):
@@ -421,7 +421,7 @@ def axes_of(config: Mapping[str, Any]) -> list[int]:
 
 
 @contextmanager
-def uninitialised(layer: layers.Layer) -> Iterator[None]:
+def uninitialized(layer: layers.Layer) -> Iterator[None]:
     """Its variables start at zero, whatever it is configured for: they are about to be filled."""
     configured = {name: value for name, value in vars(layer).items() if name.endswith("_initializer")}
     for name in configured:

@@ -119,7 +119,7 @@ def _all_unsupported(found: dict[str, list[fx.Node]]) -> UnsupportedOperatorsErr
         f"{len(rows)} operator{'s' * (len(rows) > 1)} cannot be converted:\n{listed}",
         rows,
         [node for nodes in found.values() for node in nodes],
-        cure="convert a part of the model without them, or give a mapping for each: --mappings my_ops.py",
+        fix="convert a part of the model without them, or give a mapping for each: --mappings my_ops.py",
     )
 
 

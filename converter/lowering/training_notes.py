@@ -70,7 +70,7 @@ def is_batch_norm(step: LayerStep) -> bool:
 REMARKS: dict[str, Callable[[LayerStep, Program], bool]] = {
     "PyTorch's running variance takes in n / (n - 1) times what Keras' does of n values": has_running_variance,
     "momentum=None averages the statistics of all batches in PyTorch; here they stay as they are": keeps_statistics,
-    "frozen, so Keras normalises with the running statistics and keeps them, as in eval mode": has_frozen_statistics,
+    "frozen, so Keras normalizes with the running statistics and keeps them, as in eval mode": has_frozen_statistics,
     "the only bias is the sum of PyTorch's two: with both trained alike, that sum moves twice as far": has_one_bias,
     "grouped convolutions have gradients in float32 only on a CPU, where Keras has XLA compile them": is_grouped,
     "the row of padding_idx has no gradient in PyTorch, and has one here": has_padding_row,

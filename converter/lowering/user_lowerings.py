@@ -93,8 +93,8 @@ def _load(file: Path) -> Registered:
         restore(before)
     mapped, _, _, _, written_out, translated, owners, absent = added
     if not mapped and not translated and not written_out and not absent:
-        cure = "decorate a function with `@converter.registry.maps(torch.ops.my_library.my_operator.default)`"
-        raise UsageError(f"{file} registers no mapping", where="--mappings", cure=cure)
+        fix = "decorate a function with `@converter.registry.maps(torch.ops.my_library.my_operator.default)`"
+        raise UsageError(f"{file} registers no mapping", where="--mappings", fix=fix)
     for target in mapped:
         mapped[target] = blamed_mapping(mapped[target], target, file)
         owners[target] = str(file)
@@ -133,7 +133,7 @@ def blamed_mapping(function: Callable, target: OpOverload, file: Path) -> Callab
             raise ConversionError(
                 f"the mapping of {target} in {file} returns {type(result).__name__}, not a Value",
                 where=function.__qualname__,
-                cure="return what `plan.elementwise`, `plan.call` or `plan.layer` gives",
+                fix="return what `plan.elementwise`, `plan.call` or `plan.layer` gives",
             )
         return result
 
@@ -172,6 +172,6 @@ def refuse_untranslated(program: Program) -> None:
     raise UnsupportedOperatorsError(
         f"{len(rows)} operator{'s' * (len(rows) > 1)} without a translation to ONNX:\n{listed}",
         rows,
-        cure="give one, a function of onnxscript under `@converter.registry.translates`, in the file of --mappings; or "
+        fix="give one, a function of onnxscript under `@converter.registry.translates`, in the file of --mappings; or "
         "leave --to onnx away",
     )

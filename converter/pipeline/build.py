@@ -25,21 +25,21 @@ from converter.options import Options
 from converter.pipeline.clock import Clock
 from converter.pipeline.load_model import Source
 from converter.plan.builder import Plan
-from converter.plan.interface import Interface, to_artefact, to_torch
+from converter.plan.interface import Interface, to_artifact, to_torch
 from converter.plan.steps import Constant
 from converter.report.results import Movement, Proof, Rewrite, TraceRow
 from converter.rewrites.base import Change
 from converter.rewrites.pipelines import EXACT_SHIFTS, KEEP_BATCHNORM, REWRITES
 from converter.verification.checked_rewrite import rewrite
 from converter.verification.divergence import departure, known_values, program_values, trace_plan, trace_values
-from converter.verification.onnx_weights import expected_initialisers, is_exporters, refillable
+from converter.verification.onnx_weights import expected_initializers, is_exporters, refillable
 from converter.verification.output_proofs import Outputs, compare_function
 from converter.verification.prove import _eager, _raised, groups, tensors_read
 from converter.verification.reference import Reference
 from converter.verification.weight_proof import Expected, compare_weights
 
 if TYPE_CHECKING:
-    from converter.artefacts.folded_constants import FoldedConstants
+    from converter.artifacts.folded_constants import FoldedConstants
     from converter.artifacts.onnx_writer import Exported
     from converter.lowering.executor import Lowered
 
@@ -49,7 +49,7 @@ MOVING = {"Transpose": ("Transpose",), "Gather": ("Gather", "GatherV2", "GatherN
 
 @dataclass
 class Built:
-    """A rewritten program and how it becomes an artefact of one format."""
+    """A rewritten program and how it becomes an artifact of one format."""
 
     source: Source
     format: Format
@@ -65,7 +65,7 @@ class Built:
     _folded: FoldedConstants | None = None
 
     def movements(self, operators: Mapping[str, int]) -> tuple[Movement, ...]:
-        """What the plan moves, and what else moves by the operators counted in the artefact."""
+        """What the plan moves, and what else moves by the operators counted in the artifact."""
         planned = self.plan.movements if self.plan else []
         found = [Movement(m.kind, m.module, m.reason, m.elements) for m in planned]
         by = "PyTorch's exporter" if self.format == "onnx" else "Keras"
@@ -124,7 +124,7 @@ class Built:
             exported = self._export()
             self._folded = exported.folded
             if self._exported is not None:
-                found = refillable(self.program, exported.initialisers())
+                found = refillable(self.program, exported.initializers())
                 self._exported += [(exported, found)] if found else []
         return exported
 
@@ -171,7 +171,7 @@ class Built:
                 tensors = [torch.from_numpy(_raised(each.arrays[name])) for name in self.program.inputs]
                 actual.append(dict(zip(raised.outputs, [r.numpy() for r in raised.run(*tensors)], strict=True)))
         else:
-            rounds = [[to_artefact(_raised(each.arrays[i.name]), i) for i in self.inputs] for each in reference.rounds]
+            rounds = [[to_artifact(_raised(each.arrays[i.name]), i) for i in self.inputs] for each in reference.rounds]
             actual = [
                 {o.name: to_torch(np.asarray(r), o) for o, r in zip(self.outputs, results, strict=True)}
                 for results in self._results_in_float64(rounds)
@@ -197,7 +197,7 @@ class Built:
         inputs = [torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in self.program.inputs]
         rows: list[TraceRow] = []
         if self.plan is not None:
-            given = [_eager(to_artefact(_raised(arrays[i.name]), i)) for i in self.inputs]
+            given = [_eager(to_artifact(_raised(arrays[i.name]), i)) for i in self.inputs]
             rows = trace_plan(self.program, self._lowered("float64"), inputs, given)
         if departure(rows) is None:
             known = known_values(self.source.program, inputs, exact=True)
@@ -208,7 +208,7 @@ class Built:
 
     @reusing_blocks()
     def prove_weights(self, tensors: Mapping[str, np.ndarray], graph_as_written: bool | None = None) -> Proof:
-        """Proof 3: what the artefact holds is what the checkpoint holds, rearranged or folded."""
+        """Proof 3: what the artifact holds is what the checkpoint holds, rearranged or folded."""
         if self.plan is None:
             tensors = dict(tensors)  # they are looked at several times
         expected = self.expected(tensors)
@@ -219,7 +219,7 @@ class Built:
 
     def expected(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Expected]:
         if self.plan is None:
-            return expected_initialisers(self.program, tensors, self._folded_constants)
+            return expected_initializers(self.program, tensors, self._folded_constants)
         if self._constants is None:
             self._lowered("float32")
         origins = self.program.origins
@@ -229,7 +229,7 @@ class Built:
         }
 
     def _unused(self, used: set[str]) -> dict[str, str]:
-        """Why a tensor of the checkpoint is in no tensor of the artefact."""
+        """Why a tensor of the checkpoint is in no tensor of the artifact."""
         in_graph, live = tensors_read(self.source.program), tensors_read(self.program)
         reasons = {}
         for name in self.source.tensor_names - used:
@@ -290,7 +290,7 @@ def build(
 ) -> Built:
     """
     Args:
-        known: the choices of an artefact's plan as its stamp has them, so that they are not searched for again.
+        known: the choices of an artifact's plan as its stamp has them, so that they are not searched for again.
     """
     if source.captured is None or known is not None:
         return _built(source, format, options, clock, known)

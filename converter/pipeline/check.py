@@ -72,7 +72,7 @@ def _checks(source: Source, to: Sequence[str], options: Options, clock: Clock) -
 
 
 def checked(source: Source, format: str, options: Options, clock: Clock) -> FormatCheck:
-    """Whether everything can be done that comes before an artefact is written."""
+    """Whether everything can be done that comes before an artifact is written."""
     try:
         build(source, format, options, clock).prepare()  # type: ignore[arg-type]
     except Exception as error:

@@ -29,13 +29,13 @@ from converter.pipeline.load_model import Source, open_source
 from converter.pipeline.program_cache import Earlier
 from converter.plan.interface import facts, symbol_names
 from converter.report.failures import failure_of
-from converter.report.results import Accuracy, ArtefactReport, ConversionReport, Proof, TraceRow, status_of
+from converter.report.results import Accuracy, ArtifactReport, ConversionReport, Proof, TraceRow, status_of
 from converter.rewrites.base import Change
-from converter.verification.divergence import by_module, disagrees, located, trace_artefact, worst_round
+from converter.verification.divergence import by_module, disagrees, located, trace_artifact, worst_round
 from converter.verification.image_folder import Preprocessing
-from converter.verification.output_proofs import compare_artefact
+from converter.verification.output_proofs import compare_artifact
 from converter.verification.reference import Reference, take_reference
-from converter.verification.run_artifact import fed, labelled_accuracy, run_artefact
+from converter.verification.run_artifact import fed, labeled_accuracy, run_artifact
 
 
 def convert(
@@ -77,7 +77,7 @@ def convert(
     Args:
         model: a checkpoint file, or a module.
         to: of "tf", "keras", "onnx".
-        output: the artefact's path for one format, else a folder; or the path of each format's.
+        output: the artifact's path for one format, else a folder; or the path of each format's.
         factory: what builds a state dict's architecture, `package.module:name` or `file.py:name`.
         drop_keys: glob patterns of keys of the state dict to leave out.
         input_shapes: `[name=]1,3,224,224[:dtype]` for each input, batch first; names in place of numbers (`1,3,H,W`)
@@ -90,9 +90,9 @@ def convert(
         freeze_control_flow: where forward decides by values, keep what it decides for the example inputs; other inputs
             must give the same, and the report says so.
         trust: packages whose classes may be unpickled.
-        layout: of inputs and outputs of Keras and TensorFlow artefacts: "auto", "nhwc", "nchw".
+        layout: of inputs and outputs of Keras and TensorFlow artifacts: "auto", "nhwc", "nchw".
         exact_shifts: a grid_sample that interpolates on whole pixels becomes the shift that it is but for rounding.
-        atol, rtol: take the place of our own bound in the comparison of the artefact.
+        atol, rtol: take the place of our own bound in the comparison of the artifact.
         inputs: the user's, to compare on besides random ones: arrays by name, an .npz of them, the .npy of the only
             input, or a folder of images for it.
         preprocessing: of a folder of images.
@@ -101,7 +101,7 @@ def convert(
         mappings: Python files that register mappings of their own (`converter.registry.maps`, `translates`).
 
     Returns:
-        The report; an artefact that does not agree is reported as such and not put in place. One of several formats
+        The report; an artifact that does not agree is reported as such and not put in place. One of several formats
         that cannot be written has a `failure`.
 
     Raises:
@@ -119,7 +119,7 @@ def convert(
 
 
 class Session:
-    """What conversions of many models in one process share: processes that open artefacts, and captured programs.
+    """What conversions of many models in one process share: processes that open artifacts, and captured programs.
 
     Args:
         lasting: keep them for the next model. A model whose conversion with what was kept does not end verified is
@@ -214,7 +214,7 @@ class Session:
         return_large_blocks()
         formats: list[Format] = formats_of(to)  # type: ignore[assignment]
         if not formats:
-            raise UsageError("no format is given", cure=f"one of {', '.join(ENDINGS)}")
+            raise UsageError("no format is given", fix=f"one of {', '.join(ENDINGS)}")
         clock = Clock(progress)
         source_path = Path("model" if isinstance(model, nn.Module) else model)
         if isinstance(output, Mapping):
@@ -251,20 +251,20 @@ class Session:
                     )
                     source.probe = reference.probe(source.program)
             changes: list[Change] = []
-            artefacts: list[ArtefactReport] = []
+            artifacts: list[ArtifactReport] = []
             failures: list[ConversionError] = []
             for format in formats:
-                one = _Artefact(
+                one = _Artifact(
                     format, paths[format], placements[format], source, options, reference, runners.get(format), clock,
                     atol=atol, rtol=rtol, trace=trace, keep_failed=keep_failed,
                 )  # fmt: skip
                 started = time.perf_counter()
                 try:
-                    artefacts.append(one.made())
+                    artifacts.append(one.made())
                 except Exception as error:
                     failure = _as_conversion_error(error, format, paths[format])
                     failures.append(failure)
-                    artefacts.append(_failed(format, source, failure, time.perf_counter() - started))
+                    artifacts.append(_failed(format, source, failure, time.perf_counter() - started))
                 self._done(format)
                 if one.built is not None:
                     changes += [c for c in one.built.changes if c not in changes]
@@ -278,14 +278,14 @@ class Session:
             batch=source.program.fixed_batch or "dynamic",
             rewrites=tuple(described(changes)),
             notes=tuple(dict.fromkeys((*source.notes, *source.program.notes))),
-            artefacts=tuple(artefacts),
+            artifacts=tuple(artifacts),
             timings=clock.timings,
             compared_on=reference.compared_on if reference else None,
         )
 
 
 @dataclass
-class _Artefact:
+class _Artifact:
     """One format of one model, on its way."""
 
     format: Format
@@ -304,7 +304,7 @@ class _Artefact:
     rows: Sequence[TraceRow] = ()
     accuracy: Accuracy | None = None
 
-    def made(self) -> ArtefactReport:
+    def made(self) -> ArtifactReport:
         """Write it, prove it, and put it in place if it agrees."""
         started = time.perf_counter()
         self.built = built = build(self.source, self.format, self.options, self.clock)
@@ -323,7 +323,7 @@ class _Artefact:
         elif self.keep_failed:
             path = self.placement.keep_failed()
         names = symbol_names(self.source.program)
-        return ArtefactReport(
+        return ArtifactReport(
             format=self.format,
             path=path,
             inputs=tuple(facts(i, names) for i in built.inputs),
@@ -343,29 +343,29 @@ class _Artefact:
             first = built.prove_function(reference)
             if self.trace or disagrees(first):
                 first, self.rows = located(first, lambda: built.trace(reference))
-        with self.clock(f"prove {self.format}: the same artefact"):
+        with self.clock(f"prove {self.format}: the same artifact"):
             runner.open(self.placement.temporary)
-            results = run_artefact(runner, built.inputs, built.outputs, reference)
-            second = compare_artefact(
+            results = run_artifact(runner, built.inputs, built.outputs, reference)
+            second = compare_artifact(
                 reference.float64, reference.float32, results,
                 atol=self.atol, rtol=self.rtol, constant=reference.constant,
                 again=reference.again_in(runner),
             )  # fmt: skip
-            self.accuracy = labelled_accuracy(reference, results)
+            self.accuracy = labeled_accuracy(reference, results)
             if disagrees(second) and not disagrees(first):
                 arrays = worst_round(reference, results)
                 given = fed(runner, built.inputs, arrays)
-                second, _ = located(second, lambda: trace_artefact(self.source.program, arrays, runner, given))
+                second, _ = located(second, lambda: trace_artifact(self.source.program, arrays, runner, given))
         with self.clock(f"prove {self.format}: the same weights"):
             third = built.prove_weights(runner.tensors(), runner.graph_as_written())
         return first, second, third
 
 
 def _refuse_to_replace(source: Path, paths: Iterable[Path]) -> None:
-    """Not even --force is meant to put an artefact in the place of what it is made from."""
+    """Not even --force is meant to put an artifact in the place of what it is made from."""
     for path in paths:
         if source.exists() and path.exists() and path.samefile(source):
-            raise UsageError("The output path is that of the checkpoint.", where=str(path), cure="give another -o")
+            raise UsageError("The output path is that of the checkpoint.", where=str(path), fix="give another -o")
 
 
 def _as_conversion_error(error: Exception, format: Format, path: Path) -> ConversionError:
@@ -376,8 +376,8 @@ def _as_conversion_error(error: Exception, format: Format, path: Path) -> Conver
     return failure
 
 
-def _failed(format: Format, source: Source, error: ConversionError, seconds: float) -> ArtefactReport:
+def _failed(format: Format, source: Source, error: ConversionError, seconds: float) -> ArtifactReport:
     """Of a format that could not be written, beside others that could."""
-    return ArtefactReport(
+    return ArtifactReport(
         format, None, (), (), (), {}, (), "not verified", seconds, failure=failure_of(error, source.name)
     )

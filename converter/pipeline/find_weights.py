@@ -20,14 +20,14 @@ SHOWN = 5
 
 def verify_weights(
     model: str | Path | nn.Module,
-    artefact: Path,
+    artifact: Path,
     format: Format,
     drop_keys: Sequence[str],
     trust: Sequence[str],
     signature: str | None,
     clock: Clock,
 ) -> VerificationReport:
-    """Find every tensor of the checkpoint in the artefact by its content."""
+    """Find every tensor of the checkpoint in the artifact by its content."""
     with Runner(format) as runner:
         with clock("load"):
             if isinstance(model, nn.Module):
@@ -36,7 +36,7 @@ def verify_weights(
             else:
                 tensors, module = load_tensors(model, trust=trust, drop_keys=drop_keys)
         with clock("open"):
-            runner.open(artefact, signature)
+            runner.open(artifact, signature)
             held = runner.held()
     with clock("compare the weights"):
         arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
@@ -45,11 +45,11 @@ def verify_weights(
     notes = []
     if more := search.unexplained():
         listed = ", ".join(more[:SHOWN]) + (f" and {len(more) - SHOWN} more" if len(more) > SHOWN else "")
-        notes.append(f"the artefact holds what comes from no single tensor of the checkpoint: {listed}")
+        notes.append(f"the artifact holds what comes from no single tensor of the checkpoint: {listed}")
     proof = weights_proof(matches)
     return VerificationReport(
         source=str(model) if not isinstance(model, nn.Module) else type(model).__name__,
-        artefact=str(artefact),
+        artifact=str(artifact),
         proofs=(proof,),
         notes=tuple(notes),
         status=status_of([proof]),

@@ -155,7 +155,7 @@ def open_source(
             raise UsageError(
                 "an exported program has no modules to cut it at",
                 where="--submodule" if part.submodule else "--outputs",
-                cure="cut the module before torch.export.export",
+                fix="cut the module before torch.export.export",
             )
         rename(program, part)
         module = None
@@ -207,7 +207,7 @@ def _shapes(
         raise UsageError(
             "give either --input-shape or --image-size",
             where=f"--image-size {image_size}",
-            cure="--image-size is for a model whose only input is an image",
+            fix="--image-size is for a model whose only input is an image",
         )
     shapes = [parse_input_shape(text) for text in texts]
     check_batches(shapes)
@@ -248,7 +248,7 @@ def own_copy(module: nn.Module) -> nn.Module:
         raise ConversionError(
             f"the module cannot be copied: {type(error).__name__}: {error}",
             where=type(module).__name__,
-            cure="conversion runs the model, and does so on a copy; save it with torch.save and convert the file",
+            fix="conversion runs the model, and does so on a copy; save it with torch.save and convert the file",
         ) from error
 
 
@@ -266,7 +266,7 @@ def _refuse_other_precisions(program: Program) -> None:
         named = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
         raise CaptureError(
             f"the exported program has inputs or weights in {named}",
-            cure="export the model in float32: torch.export.export(model.float(), ...)",
+            fix="export the model in float32: torch.export.export(model.float(), ...)",
         )
 
 

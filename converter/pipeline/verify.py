@@ -1,4 +1,4 @@
-"""Verification alone: an artefact, of ours or any tool's, against its model."""
+"""Verification alone: an artifact, of ours or any tool's, against its model."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from converter.pipeline.find_weights import verify_weights
 from converter.pipeline.load_model import Source, open_source
 from converter.plan.interface import Interface
 from converter.report.results import ExplanationKind, Proof, TraceRow, VerificationReport, status_of
-from converter.verification.divergence import by_module, disagrees, located, trace_artefact, worst_round
+from converter.verification.divergence import by_module, disagrees, located, trace_artifact, worst_round
 from converter.verification.image_folder import Preprocessing
 from converter.verification.io_matching import Matching
 from converter.verification.io_names import shown
 from converter.verification.reference import take_reference
-from converter.verification.run_artifact import labelled_accuracy
+from converter.verification.run_artifact import labeled_accuracy
 
 EXPLANATIONS: tuple[ExplanationKind, ...] = get_args(ExplanationKind)
 
 
 def verify(
     model: str | Path | nn.Module,
-    artefact: str | Path,
+    artifact: str | Path,
     *,
     factory: str | None = None,
     factory_args: Mapping[str, Any] | None = None,
@@ -64,34 +64,34 @@ def verify(
     trace: bool = False,
     progress: Progress | None = None,
 ) -> VerificationReport:
-    """Compare what an artefact computes with its model; of one that bears our stamp, the weights too.
+    """Compare what an artifact computes with its model; of one that bears our stamp, the weights too.
 
-    Inputs and outputs are matched by name, or by position where the names are others. An artefact of another tool may
+    Inputs and outputs are matched by name, or by position where the names are others. An artifact of another tool may
     hold them channels last, where shapes say so, and may take one batch size only. If it does not agree, a softmax, a
     sigmoid, boxes in units of the image size, another order, a layout that shapes do not tell are tried, and said.
 
     Args:
-        artefact: a SavedModel folder, a `.keras`, an `.onnx` or a `.tflite` file.
+        artifact: a SavedModel folder, a `.keras`, an `.onnx` or a `.tflite` file.
         input_shapes, image_size, outputs, submodule, input_names, output_names, freeze_control_flow, strict: as for
-            `convert`; an artefact of ours knows them.
+            `convert`; an artifact of ours knows them.
         inputs: the user's, as for `convert`; `preprocessing` is that of a folder of images.
-        drop_keys: as for `convert`; an artefact of ours knows them.
+        drop_keys: as for `convert`; an artifact of ours knows them.
         accept: kinds of explanations (`report.ExplanationKind`) that may make it agree.
         signature: of a SavedModel or a TFLite file that has several.
-        weights: only find every tensor of the checkpoint in the artefact by its content, without running anything: no
+        weights: only find every tensor of the checkpoint in the artifact by its content, without running anything: no
             input shapes are needed, and a state dict needs no factory.
         trace: give what every module computes, on both sides; where they differ the first module is named in any case.
 
     Raises:
         ConversionError: either side cannot be read or run.
     """
-    artefact = Path(artefact)
+    artifact = Path(artifact)
     clock = Clock(progress)
-    format = detect_format(artefact)
-    stamp = read_stamp(artefact) or {}
+    format = detect_format(artifact)
+    stamp = read_stamp(artifact) or {}
     accepted = explanation_kinds(accept)
     if weights:
-        return verify_weights(model, artefact, format, drop_keys, trust, signature, clock)
+        return verify_weights(model, artifact, format, drop_keys, trust, signature, clock)
     part = Part.of(outputs, submodule, input_names, output_names)
     if made_of := stamp.get("part"):
         freeze_control_flow = freeze_control_flow or made_of.pop("freeze_control_flow")
@@ -100,7 +100,7 @@ def verify(
         part = Part.of(*(getattr(part, name) or made_of[name] for name in vars(part)))
     with Runner(format) as runner:
         if missing := not (input_shapes or stamp):  # then it is asked what it takes
-            runner.open(artefact, signature)
+            runner.open(artifact, signature)
         with proposing_shapes(runner):
             source = open_source(
                 model, factory=factory, factory_args=factory_args, drop_keys=drop_keys,
@@ -110,16 +110,16 @@ def verify(
             )  # fmt: skip
         notes = [*source.notes, *source.program.notes]
         if format in ("tf", "keras") and stamp.get("options"):
-            with clock("import Keras"):  # while the process that opens the artefact still imports too
+            with clock("import Keras"):  # while the process that opens the artifact still imports too
                 import keras  # noqa: F401  # the third proof makes a plan
         if not missing:
             with clock("open"):
-                runner.open(artefact, signature)
+                runner.open(artifact, signature)
         ours = stamped_interfaces(source.program, stamp)
         batch = fixed_batch(runner.inputs)
         if batch is not None and source.program.fixed_batch is None:
             source.program.fixed_batch = batch
-            notes.append(f"the artefact takes batch {batch} only")
+            notes.append(f"the artifact takes batch {batch} only")
         with clock("run PyTorch"):
             reference = take_reference(
                 source.program,
@@ -129,7 +129,7 @@ def verify(
                 running=source.running,
                 preprocessing=preprocessing,
             )
-        with clock("run the artefact"):
+        with clock("run the artifact"):
             matching = Matching(
                 runner, *(ours or interfaces(source.program)), reference,
                 told=ours is not None, accepted=accepted, atol=atol, rtol=rtol,
@@ -142,11 +142,11 @@ def verify(
             with clock("trace"):
                 arrays = worst_round(reference, match.results)
                 given = matching.fed(match.reading, arrays)
-                proof, rows = located(proof, lambda: trace_artefact(source.program, arrays, runner, given))
+                proof, rows = located(proof, lambda: trace_artifact(source.program, arrays, runner, given))
         proofs = [proof]
         if ours:
             if stamp.get("source_sha256") not in (None, source.sha256):
-                notes.append("the artefact says that it was made from another file than this")
+                notes.append("the artifact says that it was made from another file than this")
             with clock("compare the weights"):
                 source.probe = reference.probe(source.program)
                 try:
@@ -156,14 +156,14 @@ def verify(
                         raise
                     notes.append("converted with mappings of your own: its weights are compared by what they compute")
         else:
-            notes.append("the artefact bears no stamp of ours: its weights are compared by what they compute")
+            notes.append("the artifact bears no stamp of ours: its weights are compared by what they compute")
     return VerificationReport(
         source=source.name,
-        artefact=str(artefact),
+        artifact=str(artifact),
         proofs=tuple(proofs),
         notes=tuple(dict.fromkeys(notes)),
         status=status_of(proofs),
-        accuracy=labelled_accuracy(reference, match.results),
+        accuracy=labeled_accuracy(reference, match.results),
         explanations=tuple(match.explanations),
         trace=by_module(rows) if trace else (),
         timings=clock.timings,
@@ -172,7 +172,7 @@ def verify(
 
 
 def prove_weights(source: Source, format: Format, stamp: Mapping[str, Any], runner: Runner, clock: Clock) -> Proof:
-    """Proof 3 of an artefact of ours: by the plan that its stamp tells, and where that fails by one that it has no part
+    """Proof 3 of an artifact of ours: by the plan that its stamp tells, and where that fails by one that it has no part
     in, as a plan of another version may differ."""
     options = Options(**stamp["options"])
     known = stamp.get("choices")
@@ -186,13 +186,13 @@ def explanation_kinds(accept: Sequence[str]) -> frozenset[ExplanationKind]:
     """Raises UsageError for what is none."""
     unknown = [kind for kind in accept if kind not in EXPLANATIONS]
     if unknown:
-        raise UsageError(f"no such explanation: {', '.join(unknown)}", cure=f"one of {', '.join(EXPLANATIONS)}")
+        raise UsageError(f"no such explanation: {', '.join(unknown)}", fix=f"one of {', '.join(EXPLANATIONS)}")
     return frozenset(accept)  # type: ignore[arg-type]
 
 
 @contextmanager
 def proposing_shapes(runner: Runner) -> Iterator[None]:
-    """Where input shapes are missing, say those of the artefact, if it is open."""
+    """Where input shapes are missing, say those of the artifact, if it is open."""
     try:
         yield
     except UsageError as error:
@@ -200,9 +200,9 @@ def proposing_shapes(runner: Runner) -> Iterator[None]:
             raise
         taken = ", ".join(f"`{spec.name}` {shown(spec.shape)}" for spec in runner.inputs)
         raise UsageError(
-            f"{NO_SHAPES}; the artefact takes {taken}",
+            f"{NO_SHAPES}; the artifact takes {taken}",
             where=error.where,
-            cure=f"{error.cure}, as the artefact takes it",
+            fix=f"{error.fix}, as the artifact takes it",
         ) from error
 
 
@@ -220,7 +220,7 @@ def interfaces(program: Program) -> tuple[list[Interface], list[Interface]]:
 
 
 def stamped_interfaces(program: Program, stamp: Mapping[str, Any]) -> tuple[list[Interface], list[Interface]] | None:
-    """As the artefact's stamp says, None where it says nothing that fits this model."""
+    """As the artifact's stamp says, None where it says nothing that fits this model."""
     if not stamp.get("options"):
         return None
 
@@ -230,7 +230,7 @@ def stamped_interfaces(program: Program, stamp: Mapping[str, Any]) -> tuple[list
     inputs, outputs = read(stamp["inputs"]), read(stamp["outputs"])
     if [i.name for i in inputs] != program.inputs or [o.name for o in outputs] != program.outputs:
         raise ConversionError(
-            "the artefact was made from another model: "
+            "the artifact was made from another model: "
             f"it has the inputs {', '.join(i.name for i in inputs)} and outputs {', '.join(o.name for o in outputs)}, "
             f"the model {', '.join(program.inputs)} and {', '.join(program.outputs)}"
         )
@@ -238,7 +238,7 @@ def stamped_interfaces(program: Program, stamp: Mapping[str, Any]) -> tuple[list
 
 
 def fixed_batch(inputs: Sequence[TensorSpec]) -> int | None:
-    """The only batch that the artefact takes, None if any."""
+    """The only batch that the artifact takes, None if any."""
     sizes = {spec.shape[0] for spec in inputs if spec.shape}
     known = [n for n in sizes if n is not None]
     return known[0] if known else None

@@ -27,7 +27,7 @@ def _own_axis(axes: Runs, atom: int) -> Runs:
 
 
 def _broadcasts(axes: Runs, layouts: Sequence[Layout]) -> int:
-    """Runs of neighbouring axes along which the same of the values are broadcast."""
+    """Runs of neighboring axes along which the same of the values are broadcast."""
     along = [tuple(any(a in layout.size and layout.size[a] != 1 for a in axis) for layout in layouts) for axis in axes]
     return len(list(groupby(values for values in along if any(values))))
 

@@ -52,7 +52,7 @@ class Choices:
     orders: Mapping[fx.Node, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
 
     def by_name(self) -> dict[str, Any]:
-        """For an artefact's stamp, from which `named` makes them again without a search."""
+        """For an artifact's stamp, from which `named` makes them again without a search."""
         return {
             "early": sorted(node.name for node in self.early),
             "last": sorted(node.name for node in self.last),
@@ -425,8 +425,8 @@ class Plan:
         arranged = []
         for layout, operand, target in zip(refined, held, wanted, strict=True):
             if isinstance(operand, Value):
-                relabelled = Value(layout, operand.dtype, operand.step)
-                arranged.append(self.request(relabelled, target, "operands in one layout"))
+                relabeled = Value(layout, operand.dtype, operand.step)
+                arranged.append(self.request(relabeled, target, "operands in one layout"))
             else:
                 constant, _ = arrange(operand, layout, target)
                 like = held[values[0]].step

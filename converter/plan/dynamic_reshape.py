@@ -82,7 +82,7 @@ def _bare(shape: Sequence[Size]) -> list[Size]:
 
 
 def _in_groups(have: Sequence[Size], want: Sequence[Size]) -> list[tuple[tuple[int, ...], tuple[int, ...]]] | None:
-    """Runs of neighbouring axes and what each becomes, where unknown sizes stay what they are; None where not."""
+    """Runs of neighboring axes and what each becomes, where unknown sizes stay what they are; None where not."""
     groups: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
     before, after = list(have), list(want)
     while before or after:

@@ -16,7 +16,7 @@ from converter.report.results import Shape, TensorFacts
 
 @dataclass
 class Interface:
-    """A graph input or output as the artefact has it: its shape in the artefact, and PyTorch's dimension per axis."""
+    """A graph input or output as the artifact has it: its shape in the artifact, and PyTorch's dimension per axis."""
 
     name: str
     shape: tuple[Size, ...]
@@ -30,7 +30,7 @@ class Interface:
         return "channels last"
 
 
-def to_artefact(array: np.ndarray, interface: Interface) -> np.ndarray:
+def to_artifact(array: np.ndarray, interface: Interface) -> np.ndarray:
     return np.asarray(array.transpose(interface.order), order="C")
 
 

@@ -189,7 +189,7 @@ class Layout:
     # -- the physical side: data may move
 
     def to(self, axes: Runs) -> tuple[Layout, Move]:
-        """Bring the array into `axes`. Atoms that stay neighbours travel as one block."""
+        """Bring the array into `axes`. Atoms that stay neighbors travel as one block."""
         want = tuple(chain(*axes))
         blocks = self._blocks(set(pairwise(want)))
         moved = self._moved(blocks, axes)
@@ -207,11 +207,11 @@ class Layout:
         merge = tuple(self.extent(run) for run in axes)
         return Move(split, order if moves else None, merge, self.physical_shape)
 
-    def _blocks(self, neighbours: set[tuple[int, int]]) -> list[list[int]]:
-        """The atoms as they lie, those that are `neighbours` together."""
+    def _blocks(self, neighbors: set[tuple[int, int]]) -> list[list[int]]:
+        """The atoms as they lie, those that are `neighbors` together."""
         blocks: list[list[int]] = []
         for atom in self.atoms:
-            if blocks and (blocks[-1][-1], atom) in neighbours:
+            if blocks and (blocks[-1][-1], atom) in neighbors:
                 blocks[-1].append(atom)
             else:
                 blocks.append([atom])
@@ -406,7 +406,7 @@ def channels_last_result(layout: Layout, shape: Sequence[Size], channels: int | 
     """The layout of what a spatial operator makes of a channels-last `layout`, now of logical `shape`.
 
     The batch keeps its atoms, spatial axes get new ones. The channels are new too (`channels` None), or the old ones,
-    each of them become `channels` neighbours.
+    each of them become `channels` neighbors.
     """
     size = {a: layout.size[a] for a in layout.dims[0]}
     fresh = max(layout.size, default=-1) + 1

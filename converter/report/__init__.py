@@ -13,7 +13,7 @@ from converter.report.failures import (
 )
 from converter.report.results import (
     Accuracy,
-    ArtefactReport,
+    ArtifactReport,
     CheckReport,
     ComparedOn,
     ConversionReport,
@@ -44,7 +44,7 @@ __all__ = [
     "SCHEMA",
     "WORST_FIRST",
     "Accuracy",
-    "ArtefactReport",
+    "ArtifactReport",
     "CheckReport",
     "ComparedOn",
     "ConversionReport",

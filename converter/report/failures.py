@@ -59,7 +59,7 @@ class Failure(Report):
     error: str
     what: str
     where: str | None
-    cure: str | None
+    fix: str | None
     exit_status: int
     operators: tuple["UnsupportedOperator", ...] = ()
 
@@ -67,8 +67,8 @@ class Failure(Report):
 def failure_of(error: BaseException, source: str) -> Failure:
     """An error as it is reported; what is no `ConversionError` is our fault, or an exit that the model's code made."""
     if isinstance(error, SystemExit):
-        what, cure = f"The model's code ended the program: sys.exit({error.code!r}).", "-v shows the traceback"
-        return Failure(source, type(error).__name__, what, None, cure, 1)
+        what, fix = f"The model's code ended the program: sys.exit({error.code!r}).", "-v shows the traceback"
+        return Failure(source, type(error).__name__, what, None, fix, 1)
     kind, cause = type(error).__name__, error.__cause__
     if not isinstance(error, ConversionError):
         error = unexpected(error)
@@ -78,7 +78,7 @@ def failure_of(error: BaseException, source: str) -> Failure:
         kind = type(error).__name__
     rows = error.operators if isinstance(error, UnsupportedOperatorsError) else []
     operators = tuple(UnsupportedOperator(*row) for row in rows)
-    return Failure(source, kind, error.what, error.where, error.cure, error.exit_status, operators)
+    return Failure(source, kind, error.what, error.where, error.fix, error.exit_status, operators)
 
 
 def write_report(file: Path, content: Mapping[str, Any]) -> None:
@@ -92,7 +92,7 @@ def write_report(file: Path, content: Mapping[str, Any]) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise OutputError(
-            f"The report cannot be written: {error.strerror}.", where=str(file), cure="Give another path, or make room."
+            f"The report cannot be written: {error.strerror}.", where=str(file), fix="Give another path, or make room."
         ) from error
 
 

@@ -9,13 +9,13 @@ from .failures import DISAGREES, Failure, Report, UnsupportedOperator, worst_sta
 
 Shape = tuple[int | str | None, ...]
 Status = Literal["verified", "not verified", "disagrees"]
-ProofName = Literal["function", "artefact", "weights"]
+ProofName = Literal["function", "artifact", "weights"]
 ExplanationKind = Literal["softmax", "sigmoid", "boxes", "output-order", "input-order", "layout"]
 
 
 @dataclass(frozen=True)
 class TensorFacts:
-    """An input or output of an artefact; `layout` is "channels_last", "channels_first" or "as PyTorch"."""
+    """An input or output of an artifact; `layout` is "channels_last", "channels_first" or "as PyTorch"."""
 
     name: str
     shape: Shape
@@ -37,7 +37,7 @@ class OutputComparison:
             other roundings); None where none was measured.
         multiple_of_rounding: largest error over max(torch_rounding, 4 ulp of the scale).
         top1_agreement: share of rows with the same largest column, for 2-D outputs of floats.
-        top5_agreement: share of PyTorch's five largest columns that are among the artefact's, where there are more.
+        top5_agreement: share of PyTorch's five largest columns that are among the artifact's, where there are more.
         set_aside: positions where PyTorch's float32 and float64 themselves differ (integers, overflow).
         proves_nothing: the output does not vary enough for its agreement to mean anything.
     """
@@ -79,7 +79,7 @@ class ComparedOn:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What makes an artefact agree that does not agree as it stands; `kind` is what `--accept` takes.
+    """What makes an artifact agree that does not agree as it stands; `kind` is what `--accept` takes.
 
     Attributes:
         name: the model's output or input that it concerns; "" for all.
@@ -113,11 +113,11 @@ class TraceRow:
         module: path of the module; "" for the model itself.
         operator: PyTorch's, as "aten.conv2d".
         folded: modules that became part of it, whose effect its value holds.
-        actual: None where the artefact has no such value.
-        error: the largest of an element; of a value within an artefact, of its statistics. None without `actual`.
+        actual: None where the artifact has no such value.
+        error: the largest of an element; of a value within an artifact, of its statistics. None without `actual`.
         departs: the value differs; a value that is only not there, as fused operators have none, does not depart
             while a later one that hangs on it agrees.
-        name: of the value in the artefact, "" for a graph that was not written.
+        name: of the value in the artifact, "" for a graph that was not written.
     """
 
     module: str
@@ -162,12 +162,12 @@ def status_of(proofs: Iterable[Proof]) -> Status:
 
 @dataclass(frozen=True)
 class WeightMatch:
-    """A tensor of the checkpoint, looked for in an artefact by its content.
+    """A tensor of the checkpoint, looked for in an artifact by its content.
 
     Attributes:
         found: "derived" is joined with others, cut into pieces or added to another; "folded" has a batch norm in it, or
             is one; "not needed" was not found and need not be.
-        name: of the artefact's tensor that holds it, or is nearest to it; "" if there is none.
+        name: of the artifact's tensor that holds it, or is nearest to it; "" if there is none.
         how: how it lies there, or what is wrong.
     """
 
@@ -189,7 +189,7 @@ class Rewrite:
 
 @dataclass(frozen=True)
 class Movement:
-    """An operator of the artefact that moves data at run time; `elements` per sample, or "unknown"."""
+    """An operator of the artifact that moves data at run time; `elements` per sample, or "unknown"."""
 
     kind: str
     module: str
@@ -199,17 +199,17 @@ class Movement:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Top-1 accuracy (0 to 1) on the user's labelled samples, and how many predictions are the same."""
+    """Top-1 accuracy (0 to 1) on the user's labeled samples, and how many predictions are the same."""
 
     samples: int
     source: float
-    artefact: float
+    artifact: float
     same_predictions: int
 
 
 @dataclass(frozen=True)
-class ArtefactReport:
-    """One artefact; `path` is None where nothing was put in place, `seconds` what it took. `failure` says why there is
+class ArtifactReport:
+    """One artifact; `path` is None where nothing was put in place, `seconds` what it took. `failure` says why there is
     none, where others of the same call could be written. `training`: how training on from a Keras file differs."""
 
     format: str
@@ -238,22 +238,22 @@ class ConversionReport(Report):
     batch: int | Literal["dynamic"]
     rewrites: tuple[Rewrite, ...]
     notes: tuple[str, ...]
-    artefacts: tuple[ArtefactReport, ...]
+    artifacts: tuple[ArtifactReport, ...]
     timings: Mapping[str, float] = field(default_factory=dict)
     compared_on: ComparedOn | None = None
 
     @property
     def status(self) -> Status:
-        """The worst status of the artefacts."""
-        statuses = {artefact.status for artefact in self.artefacts}
+        """The worst status of the artifacts."""
+        statuses = {artifact.status for artifact in self.artifacts}
         if "disagrees" in statuses:
             return "disagrees"
         return "verified" if statuses == {"verified"} else "not verified"
 
     @property
     def exit_status(self) -> int:  # type: ignore[override]
-        unproven = any(not proof.holds for artefact in self.artefacts for proof in artefact.proofs)
-        failures = [artefact.failure.exit_status for artefact in self.artefacts if artefact.failure]
+        unproven = any(not proof.holds for artifact in self.artifacts for proof in artifact.proofs)
+        failures = [artifact.failure.exit_status for artifact in self.artifacts if artifact.failure]
         return worst_status([*failures, DISAGREES] if unproven or self.status == "disagrees" else failures)
 
     def to_dict(self) -> dict[str, Any]:
@@ -262,10 +262,10 @@ class ConversionReport(Report):
 
 @dataclass(frozen=True)
 class VerificationReport(Report):
-    """An artefact compared with its model; `timings` in seconds, by step."""
+    """An artifact compared with its model; `timings` in seconds, by step."""
 
     source: str
-    artefact: str
+    artifact: str
     proofs: tuple[Proof, ...]
     notes: tuple[str, ...]
     status: Status

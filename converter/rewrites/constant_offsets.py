@@ -2,7 +2,7 @@
 
 deform_conv2d(x, W, offsets), W of 1x1, offsets of whole pixels
 -> conv2d(shift(x), W)                                            CycleFC
-deform_conv2d(x, W, offsets), W of 1x1, learned offsets (inference artefacts)
+deform_conv2d(x, W, offsets), W of 1x1, learned offsets (inference artifacts)
 -> conv2d(conv2d(x, four weights a channel, groups=channels), W)  Active Shift
 """
 

@@ -1,4 +1,4 @@
-"""Recognise a fixed permutation of channels, however it is written.
+"""Recognize a fixed permutation of channels, however it is written.
 
     index_select(x, 1, [2, 0, 1]), x[:, [2, 0, 1]], flip(x, [1])
     -> reorder_channels(x, [2, 0, 1])

@@ -1,4 +1,4 @@
-"""Recognise a spatial shift, however it is written.
+"""Recognize a spatial shift, however it is written.
 
     d[:, :2, :, 1:] = d[:, :2, :, :-1]; ...          slices assigned in place
     cat([roll(pad(x)[:, :2], 1, 3), ...])[..., 1:-1]   padded, rolled, cropped
@@ -154,7 +154,7 @@ def read_shift(positions: np.ndarray) -> Shift | None:
 
 
 def groups(positions: np.ndarray, by: np.ndarray, dim: int, moved: list[int]) -> tuple | None:
-    """Sizes of groups of neighbours along `dim` that move alike, their distances, and the border of all."""
+    """Sizes of groups of neighbors along `dim` that move alike, their distances, and the border of all."""
     size = positions.shape[dim]
     shape = tuple(n for d, n in enumerate(positions.shape) if d != dim)
     stride = int(np.prod(positions.shape[dim + 1 :]))

@@ -1,4 +1,4 @@
-"""Recognise space to depth and its inverse, however they are written (ONNX).
+"""Recognize space to depth and its inverse, however they are written (ONNX).
 
     view, permute, view; unfold in tiles; pixel_unshuffle; nested slices, joined
     -> reorder_channels(space_to_depth(x, block))
@@ -6,7 +6,7 @@
     -> depth_to_space(reorder_channels(x), block)
 
 Only where weights take the order: an order that has to be gathered is no better than what was written. Keras and
-TensorFlow artefacts need none of this, there views are free and the move that is left has its name.
+TensorFlow artifacts need none of this, there views are free and the move that is left has its name.
 """
 
 from __future__ import annotations

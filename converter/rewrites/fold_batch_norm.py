@@ -1,4 +1,4 @@
-"""Fold batch norm into the convolution, transposed or not, or linear layer before it (inference artefacts).
+"""Fold batch norm into the convolution, transposed or not, or linear layer before it (inference artifacts).
 
 batch_norm(conv(x, W, b), gamma, beta, mean, var)
 -> conv(x, W * s, beta + (b - mean) * s),  s = gamma / sqrt(var + eps)

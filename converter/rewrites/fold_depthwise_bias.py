@@ -1,4 +1,4 @@
-"""Fold the bias of a depthwise convolution into the 1x1 convolution behind it (inference artefacts).
+"""Fold the bias of a depthwise convolution into the 1x1 convolution behind it (inference artifacts).
 
 conv(conv(x, D, d, groups=channels), P, p) -> conv(conv(x, D, groups=channels), P, p + P d)
 

@@ -1,4 +1,4 @@
-"""Recognise a grouped convolution that is written out.
+"""Recognize a grouped convolution that is written out.
 
 cat([conv(part, W) for part, W in zip(split(x), kernels)])     each part by its own convolution
 -> conv(x, cat(kernels), groups)

@@ -1,7 +1,7 @@
 """Where two sides of a model part: values compared along the graph, one forward of each side, none held for long.
 
 Between PyTorch and the graph that was planned from it values correspond one to one and are compared element by element
-in float64. Within an artefact, or behind rewrites, operators are fused and channels reordered: there a value is known
+in float64. Within an artifact, or behind rewrites, operators are fused and channels reordered: there a value is known
 by its statistics, none of which depends on the order of its elements.
 """
 
@@ -128,7 +128,7 @@ def compared(expected: np.ndarray, actual: np.ndarray, scale: float) -> tuple[fl
     return error, not error <= FUNCTION_BOUND * scale
 
 
-# -- within an artefact, or behind rewrites: by statistics
+# -- within an artifact, or behind rewrites: by statistics
 
 
 @dataclass(frozen=True)
@@ -316,14 +316,14 @@ def program_values(program: Program, inputs: Sequence[Tensor]) -> Iterator[Trace
             yield Traced(node.name, operator_name(node), tuple(result.shape), marks(result.numpy()))
 
 
-def trace_artefact(
+def trace_artifact(
     program: Program, arrays: Mapping[str, np.ndarray], runner: Runner, given: Mapping[str, np.ndarray]
 ) -> list[TraceRow]:
-    """The captured program beside what goes on within an opened artefact.
+    """The captured program beside what goes on within an opened artifact.
 
     Args:
         arrays: inputs by name, in PyTorch's layout.
-        given: the same as the artefact takes them.
+        given: the same as the artifact takes them.
     """
     inputs = [torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in program.inputs]
     kernels = coarse_kernels(runner)
@@ -331,7 +331,7 @@ def trace_artefact(
 
 
 def worst_round(reference: Reference, results: Sequence[Outputs]) -> Mapping[str, np.ndarray]:
-    """The inputs on which an artefact's results are furthest from PyTorch's, by PyTorch's own rounding."""
+    """The inputs on which an artifact's results are furthest from PyTorch's, by PyTorch's own rounding."""
 
     def badness(number: int) -> float:
         worst = 0.0

@@ -1,6 +1,6 @@
-"""What can make an artefact agree that does not agree as it stands: a softmax, a sigmoid, boxes in other units.
+"""What can make an artifact agree that does not agree as it stands: a softmax, a sigmoid, boxes in other units.
 
-Each is an exact statement, "softmax of the model's output is the artefact's output", compared within the same bounds
+Each is an exact statement, "softmax of the model's output is the artifact's output", compared within the same bounds
 on every round of inputs. One that would hide an error (a sigmoid that is flat wherever the outputs lie) explains
 nothing. Which of them hold is for `matching` to find out, and whether they may be is for the user.
 """
@@ -14,7 +14,7 @@ import numpy as np
 
 from ..report.results import ExplanationKind
 from .metrics import FLOOR_ULP
-from .output_proofs import ROUNDING_FACTOR, Outputs, compare_artefact
+from .output_proofs import ROUNDING_FACTOR, Outputs, compare_artifact
 
 Transform = Callable[[np.ndarray], np.ndarray]
 
@@ -24,28 +24,28 @@ SEEN_SHARE = 0.25  # of the samples in which that error must exceed the bound
 
 @dataclass(frozen=True)
 class Way:
-    """One way to read an output of the artefact as one of the model.
+    """One way to read an output of the artifact as one of the model.
 
     Attributes:
         kind: None for as it stands.
         order: PyTorch's dimension of each of its axes.
-        model, artefact: what is done to the one side, and to the other in PyTorch's order of dimensions.
+        model, artifact: what is done to the one side, and to the other in PyTorch's order of dimensions.
     """
 
     kind: ExplanationKind | None
     order: tuple[int, ...]
     description: str = ""
     model: Transform | None = None
-    artefact: Transform | None = None
+    artifact: Transform | None = None
 
     def of_model(self, array: np.ndarray) -> np.ndarray:
         return array if self.model is None else self.model(array)
 
-    def of_artefact(self, array: np.ndarray) -> np.ndarray:
+    def of_artifact(self, array: np.ndarray) -> np.ndarray:
         if array.ndim != len(self.order):
             return array
         arranged = array.transpose(np.argsort(self.order))
-        return arranged if self.artefact is None else self.artefact(arranged)
+        return arranged if self.artifact is None else self.artifact(arranged)
 
 
 def orders(rank: int) -> list[tuple[int, ...]]:
@@ -70,12 +70,12 @@ def transforms(shape: Sequence[int], image_sizes: Sequence[tuple[int, int]]) -> 
             def soft(array: np.ndarray, axis: int = axis) -> np.ndarray:
                 return softmax(array, axis)
 
-            yield Way("softmax", straight, f"the artefact applies a softmax{along} that the model does not", model=soft)
+            yield Way("softmax", straight, f"the artifact applies a softmax{along} that the model does not", model=soft)
             yield Way(
-                "softmax", straight, f"the model applies a softmax{along} that the artefact does not", artefact=soft
+                "softmax", straight, f"the model applies a softmax{along} that the artifact does not", artifact=soft
             )
-    yield Way("sigmoid", straight, "the artefact applies a sigmoid that the model does not", model=sigmoid)
-    yield Way("sigmoid", straight, "the model applies a sigmoid that the artefact does not", artefact=sigmoid)
+    yield Way("sigmoid", straight, "the artifact applies a sigmoid that the model does not", model=sigmoid)
+    yield Way("sigmoid", straight, "the model applies a sigmoid that the artifact does not", artifact=sigmoid)
     for height, width in dict.fromkeys(image_sizes):
         for axis in range(1, len(shape)):
             if shape[axis] >= 4:
@@ -88,12 +88,12 @@ def _boxes(straight: tuple[int, ...], axis: int, size: int, height: int, width: 
         divisor = np.ones((size,) + (1,) * (len(straight) - 1 - axis))
         divisor[:4] = np.reshape(divisors, (4,) + (1,) * (divisor.ndim - 1))
 
-        def normalised(array: np.ndarray, divisor: np.ndarray = divisor) -> np.ndarray:
+        def normalized(array: np.ndarray, divisor: np.ndarray = divisor) -> np.ndarray:
             return array / divisor.astype(array.dtype)
 
         by = " x ".join(map(str, divisors[:2]))
-        yield Way("boxes", straight, f"{which} are divided by the image size {by} in the artefact", model=normalised)
-        yield Way("boxes", straight, f"{which} are divided by the image size {by} in the model", artefact=normalised)
+        yield Way("boxes", straight, f"{which} are divided by the image size {by} in the artifact", model=normalized)
+        yield Way("boxes", straight, f"{which} are divided by the image size {by} in the model", artifact=normalized)
 
 
 def softmax(array: np.ndarray, axis: int) -> np.ndarray:
@@ -123,11 +123,11 @@ def explains(
     if any(array.dtype.kind != "f" for array in (*arrays, *given)):
         return False
     straight = Way(None, way.order)
-    if any(straight.of_artefact(one).shape != array.shape for one, array in zip(given, arrays, strict=True)):
+    if any(straight.of_artifact(one).shape != array.shape for one, array in zip(given, arrays, strict=True)):
         return False
 
     def compared(changed: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> bool:
-        return compare_artefact(
+        return compare_artifact(
             [{name: way.of_model(array)} for array in changed],
             [{name: way.of_model(np.asarray(outputs[name]))} for outputs in float32[: len(changed)]],
             [{name: array} for array in results],
@@ -136,7 +136,7 @@ def explains(
         ).holds
 
     with np.errstate(all="ignore"):
-        read = [way.of_artefact(array) for array in given]
+        read = [way.of_artifact(array) for array in given]
         if not compared(arrays[:1], read[:1]) and not compared(arrays[:2], read[:2]):
             return False
         if not compared(arrays, read):
@@ -151,7 +151,7 @@ def _shows_errors(
     rng = np.random.default_rng(0)
     seen = []
     for wide, own, theirs in zip(float64, float32, given, strict=True):
-        side, read = (wide, way.of_model) if way.artefact is None else (theirs.astype(np.float64), way.of_artefact)
+        side, read = (wide, way.of_model) if way.artifact is None else (theirs.astype(np.float64), way.of_artifact)
         unit = np.abs(way.of_model(own).astype(np.float64) - way.of_model(wide)).max(initial=0.0)
         floor = FLOOR_ULP * float(np.spacing(np.float32(np.abs(way.of_model(wide)).max(initial=0.0))))
         error = PLANTED * np.abs(side).max(initial=0.0) * rng.choice([-1.0, 1.0], side.shape)

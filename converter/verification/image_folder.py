@@ -74,16 +74,14 @@ def load_images(folder: Path, specs: Sequence[InputSpec], preprocessing: Preproc
         raise UsageError(
             f"Images do not fit the input {spec.name!r} {shape_text(spec.shape)}.",
             where=str(folder),
-            cure="the input is to have 1, 3 or 4 channels; height and width must be known",
+            fix="the input is to have 1, 3 or 4 channels; height and width must be known",
         )
     for name in ("mean", "std"):
         if len(getattr(preprocessing, name)) not in (1, channels):
             raise UsageError(f"{name} is to be one number, or {channels}.", where="preprocessing of images")
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
     if not files:
-        raise UsageError(
-            "There is no image in this folder.", where=str(folder), cure=f"of {', '.join(sorted(ENDINGS))}"
-        )
+        raise UsageError("There is no image in this folder.", where=str(folder), fix=f"of {', '.join(sorted(ENDINGS))}")
     images = [_pixels(path, channels, (width, height), preprocessing) for path in files]
     pixels = np.stack(images).transpose(0, 3, 1, 2)
     if np.dtype(spec.dtype).kind in "iu":
@@ -121,5 +119,5 @@ def _pillow() -> Any:
     try:
         from PIL import Image
     except ImportError as missing:
-        raise UsageError("Images are read by Pillow, which is not installed.", cure="pip install pillow") from missing
+        raise UsageError("Images are read by Pillow, which is not installed.", fix="pip install pillow") from missing
     return Image

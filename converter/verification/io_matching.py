@@ -1,6 +1,6 @@
-"""Which input and output of an artefact, of any tool, is which of the model, and how it holds them.
+"""Which input and output of an artifact, of any tool, is which of the model, and how it holds them.
 
-What shapes and names tell is taken from them. What they leave open is tried, and what makes the artefact agree is said:
+What shapes and names tell is taken from them. What they leave open is tried, and what makes the artifact agree is said:
 an `Explanation`, which the user accepts or does not.
 """
 
@@ -18,7 +18,7 @@ from converter.plan.interface import Interface, sizes_shown
 from converter.report.results import Explanation, ExplanationKind, Proof
 from converter.verification.explanations import Way, explains, orders, transforms
 from converter.verification.io_names import cast, counted, fits, kind, paired, perfect_matching, plain_name, shown
-from converter.verification.output_proofs import Outputs, compare_artefact
+from converter.verification.output_proofs import Outputs, compare_artifact
 from converter.verification.reference import Reference
 
 MOST_READINGS = 12  # of the inputs, each of which costs a run
@@ -27,7 +27,7 @@ MOST_PERMUTED = 4  # inputs whose order is tried
 
 @dataclass(frozen=True)
 class Reading:
-    """One way to feed an artefact: for each of the model's inputs, the artefact's name and the axes' order.
+    """One way to feed an artifact: for each of the model's inputs, the artifact's name and the axes' order.
 
     Attributes:
         open: what names and shapes do not tell, if this reading is the one that agrees.
@@ -44,7 +44,7 @@ class Match:
 
     Attributes:
         proof: of the outputs as the model has them.
-        results: the artefact's, by the model's names, in PyTorch's layout, as they stand.
+        results: the artifact's, by the model's names, in PyTorch's layout, as they stand.
         reading: of the inputs.
         explanations: those without which it does not hold.
     """
@@ -58,10 +58,10 @@ class Match:
 
 @dataclass
 class Matching:
-    """Compares an opened artefact with a reference.
+    """Compares an opened artifact with a reference.
 
     Args:
-        inputs, outputs: the model's; of an artefact of ours, as it holds them.
+        inputs, outputs: the model's; of an artifact of ours, as it holds them.
         told: names and layouts are known, not only guessed.
         accepted: the kinds of explanations that may make it agree.
     """
@@ -94,7 +94,7 @@ class Matching:
                 return found
             first = first or self._last
         if first is None:
-            raise failure or ConversionError("the artefact's inputs are not those of the model")
+            raise failure or ConversionError("the artifact's inputs are not those of the model")
         return first
 
     def _tried(self, reading: Reading, first: Match | None) -> Match | None:
@@ -115,9 +115,9 @@ class Matching:
         specs = self.runner.inputs
         if len(specs) != len(self.inputs):
             raise ConversionError(
-                f"the model has {counted(len(self.inputs), 'input')}, the artefact {len(specs)}: "
+                f"the model has {counted(len(self.inputs), 'input')}, the artifact {len(specs)}: "
                 f"{', '.join(i.name for i in self.inputs)} against {', '.join(s.name for s in specs)}",
-                cure="compare models that take the same inputs",
+                fix="compare models that take the same inputs",
             )
         ours = [i.name for i in self.inputs]
         theirs = [s.name for s in specs]
@@ -146,7 +146,7 @@ class Matching:
             each = [self._orders(i, by_name[n]) for i, n in zip(self.inputs, names, strict=True)]
             for chosen in product(*each):
                 guessed = tuple(
-                    ("layout", i.name, f"the artefact takes `{i.name}` channels last, which its shape does not tell")
+                    ("layout", i.name, f"the artifact takes `{i.name}` channels last, which its shape does not tell")
                     for i, order, known in zip(self.inputs, chosen, each, strict=True)
                     if order != known[0]
                 )
@@ -168,8 +168,8 @@ class Matching:
             for i, s in pairs
         )
         return ConversionError(
-            f"the artefact's inputs are of other shapes or types than the model's: {listed}",
-            cure="give --input-shape with the sizes that the artefact takes, in PyTorch's layout",
+            f"the artifact's inputs are of other shapes or types than the model's: {listed}",
+            fix="give --input-shape with the sizes that the artifact takes, in PyTorch's layout",
         )
 
     def _run(self, reading: Reading, rounds: int | None) -> Iterator[Mapping[str, np.ndarray]]:
@@ -177,7 +177,7 @@ class Matching:
             yield self.runner.run(self.fed(reading, each.arrays))
 
     def fed(self, reading: Reading, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """`arrays`, by the model's names in PyTorch's layout, as the artefact takes them."""
+        """`arrays`, by the model's names in PyTorch's layout, as the artifact takes them."""
         dtypes = {s.name: s.dtype for s in self.runner.inputs}
         return {
             theirs: cast(np.ascontiguousarray(arrays[i.name].transpose(order)), dtypes[theirs], theirs)
@@ -215,14 +215,14 @@ class Matching:
         outs = [
             o.name for o, way in zip(self.outputs, plain, strict=False) if way.order != tuple(range(len(way.order)))
         ]
-        notes = [f"the artefact takes `{name}` channels last" for name in ins]
-        notes += [f"the artefact gives `{name}` channels last" for name in outs]
+        notes = [f"the artifact takes `{name}` channels last" for name in ins]
+        notes += [f"the artifact gives `{name}` channels last" for name in outs]
         if more:
-            notes.append(f"the artefact has outputs that the model has not: {', '.join(more)}")
+            notes.append(f"the artifact has outputs that the model has not: {', '.join(more)}")
         return notes
 
     def _expected_names(self, given: Sequence[Mapping[str, np.ndarray]]) -> tuple[str, ...]:
-        """The artefact's outputs in the model's order. TensorFlow sorts them by name, so that where names say nothing
+        """The artifact's outputs in the model's order. TensorFlow sorts them by name, so that where names say nothing
         the shapes must."""
         ours, theirs = [o.name for o in self.outputs], [s.name for s in self.runner.outputs]
         names = paired(ours, theirs)
@@ -257,9 +257,9 @@ class Matching:
             ]
         yield plain
         for order in layouts[1:]:
-            yield Way("layout", order, "the artefact holds it channels last, which its shape does not tell")
+            yield Way("layout", order, "the artifact holds it channels last, which its shape does not tell")
         for way in transforms(shape, self._image_sizes()):
-            yield Way(way.kind, layouts[0], way.description, way.model, way.artefact)
+            yield Way(way.kind, layouts[0], way.description, way.model, way.artifact)
 
     def _image_sizes(self) -> list[tuple[int, int]]:
         shapes = [np.shape(self.reference.rounds[0].arrays[i.name]) for i in self.inputs]
@@ -269,8 +269,8 @@ class Matching:
         """The plainest way in which these arrays are this output."""
         r = self.reference
         for way in self._ways(output, self._plain(output, arrays), arrays):
-            if way.model is None and way.artefact is None:
-                if agreed(self._proof([output.name], [{output.name: way.of_artefact(a)} for a in arrays])):
+            if way.model is None and way.artifact is None:
+                if agreed(self._proof([output.name], [{output.name: way.of_artifact(a)} for a in arrays])):
                     return way
             elif explains(
                 way,
@@ -323,7 +323,7 @@ class Matching:
         self, given: Sequence[Mapping[str, np.ndarray]], names: Iterable[str], ways: Sequence[Way]
     ) -> list[Outputs]:
         pairs = list(zip(self.outputs, names, ways, strict=False))
-        return [{o.name: Way(None, way.order).of_artefact(g[n]) for o, n, way in pairs} for g in given]
+        return [{o.name: Way(None, way.order).of_artifact(g[n]) for o, n, way in pairs} for g in given]
 
     def _proof(self, names: Sequence[str], results: Sequence[Outputs]) -> Proof:
         """Of these outputs of the model, on as many rounds as there are results."""
@@ -331,7 +331,7 @@ class Matching:
             [{name: one[name] for name in names} for one in rounds[: len(results)]]
             for rounds in (self.reference.float64, self.reference.float32)
         )
-        return compare_artefact(
+        return compare_artifact(
             float64, float32, results, atol=self.atol, rtol=self.rtol,
             constant=self.reference.constant, again=self.reference.again_in(self.runner),
         )  # fmt: skip
@@ -346,10 +346,10 @@ class Matching:
         pairs = list(zip(self.outputs, names, ways, strict=True))
         r, count = self.reference, len(given)
         with np.errstate(all="ignore"):
-            proof = compare_artefact(
+            proof = compare_artifact(
                 [{o.name: way.of_model(np.asarray(one[o.name])) for o, _, way in pairs} for one in r.float64[:count]],
                 [{o.name: way.of_model(np.asarray(one[o.name])) for o, _, way in pairs} for one in r.float32[:count]],
-                [{o.name: way.of_artefact(g[n]) for o, n, way in pairs} for g in given],
+                [{o.name: way.of_artifact(g[n]) for o, n, way in pairs} for g in given],
                 atol=self.atol,
                 rtol=self.rtol,
                 constant=r.constant,
@@ -373,8 +373,8 @@ def _unaccepted(proof: Proof, explanations: Sequence[Explanation]) -> Proof:
     kinds = list(dict.fromkeys(e.kind for e in needed))
     sentences = tuple(e.description for e in needed)
     flags = " ".join(f"--accept {kind}" for kind in kinds)
-    cure = f"if that is meant, {flags} accepts it"
-    return Proof("artefact", False, f"agrees only after {', '.join(kinds)}", proof.outputs, (*sentences, cure))
+    fix = f"if that is meant, {flags} accepts it"
+    return Proof("artifact", False, f"agrees only after {', '.join(kinds)}", proof.outputs, (*sentences, fix))
 
 
 def agreed(proof: Proof) -> bool:

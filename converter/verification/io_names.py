@@ -1,4 +1,4 @@
-"""Pairing the inputs and outputs of an artefact with those of a model: by name, by shape, by type."""
+"""Pairing the inputs and outputs of an artifact with those of a model: by name, by shape, by type."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def fits(shape: Sequence[Any], other: Sequence[int | None] | None) -> bool:
 
 
 def cast(array: np.ndarray, dtype: str, name: str) -> np.ndarray:
-    """`array` as the artefact takes it.
+    """`array` as the artifact takes it.
 
     Raises:
         ConversionError: that changes its values by more than rounding.
@@ -64,8 +64,8 @@ def cast(array: np.ndarray, dtype: str, name: str) -> np.ndarray:
     found = array.astype(dtype)
     if kind(dtype) != "f" and not np.array_equal(found.astype(array.dtype), array):
         raise ConversionError(
-            f"the artefact's input `{name}` is {dtype}, which cannot hold the {array.dtype} values of the model's",
-            cure="give --inputs with values that both take",
+            f"the artifact's input `{name}` is {dtype}, which cannot hold the {array.dtype} values of the model's",
+            fix="give --inputs with values that both take",
         )
     return found
 

@@ -135,7 +135,7 @@ def _float_figures(
     masks_differ = found_classes != classes
     overflows = np.zeros(wide.shape, bool)
     for one in own:
-        # Where float32 overflows in PyTorch itself, the artefact may have either.
+        # Where float32 overflows in PyTorch itself, the artifact may have either.
         own_classes = classes_of(plain(one))
         overflows |= own_classes != classes
         masks_differ &= found_classes != own_classes

@@ -1,4 +1,4 @@
-"""What the initialisers of an ONNX file must be: the rewritten program's tensors, as PyTorch's exporter names them."""
+"""What the initializers of an ONNX file must be: the rewritten program's tensors, as PyTorch's exporter names them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from functools import partial
 import numpy as np
 import torch
 
-from converter.artefacts.folded_constants import FoldedConstants
+from converter.artifacts.folded_constants import FoldedConstants
 from converter.ir.program import Origin, Program
 from converter.verification.onnx_rearranged import rearranged_weights
 from converter.verification.onnx_rnn_weights import recurrent_weights
 from converter.verification.weight_proof import Expected, is_as_expected
 
 
-def expected_initialisers(
+def expected_initializers(
     program: Program, tensors: Mapping[str, np.ndarray], folded: Callable[[], FoldedConstants]
 ) -> dict[str, Expected]:
     """Return what those of `tensors` must be that a tensor or a constant of the program explains.
@@ -110,7 +110,7 @@ class _Constants:
 def refillable(program: Program, tensors: Mapping[str, np.ndarray]) -> dict[str, Expected] | None:
     """The same, to fill the file with other weights; None where more than names, shapes and order hangs on values.
 
-    The exporter keeps one of equal initialisers, and leaves out what changes nothing (a bias of zeros).
+    The exporter keeps one of equal initializers, and leaves out what changes nothing (a bias of zeros).
     """
     expected = _named(program, tensors)
     _add_renamed(program, expected, tensors)
@@ -167,7 +167,7 @@ def _add_renamed(program: Program, expected: dict[str, Expected], tensors: Mappi
 
 
 def _add_merged(program: Program, expected: dict[str, Expected]) -> None:
-    """The exporter keeps one of equal initialisers, as the biases of two fresh norms: it then comes from both."""
+    """The exporter keeps one of equal initializers, as the biases of two fresh norms: it then comes from both."""
     for node in program.graph.find_nodes(op="get_attr"):
         if not node.users or node.target in expected:
             continue

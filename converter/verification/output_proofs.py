@@ -1,4 +1,4 @@
-"""Proofs 1 and 2: the same function in float64, the same artefact within PyTorch's own rounding.
+"""Proofs 1 and 2: the same function in float64, the same artifact within PyTorch's own rounding.
 
 Every function takes outputs as PyTorch has them, in its order of dimensions, one mapping by name for each round of
 inputs. Rounds are judged one by one; a proof holds if every output agrees in every round and varies with the input.
@@ -66,7 +66,7 @@ def function_bound(scale: float, own_rounding: float = 0.0, relative_bound: floa
     return max(relative_bound * scale, min(ROUNDING_FACTOR * own_rounding, FUNCTION_BOUND_AT_MOST * scale))
 
 
-def compare_artefact(
+def compare_artifact(
     reference: Sequence[Outputs],
     torch_float32: Sequence[Outputs],
     actual: Sequence[Outputs],
@@ -76,7 +76,7 @@ def compare_artefact(
     constant: Collection[str] = (),
     again: Again | None = None,
 ) -> Proof:
-    """Compare what an artefact computes with PyTorch in float64, by PyTorch's own float32 error on the same inputs.
+    """Compare what an artifact computes with PyTorch in float64, by PyTorch's own float32 error on the same inputs.
 
     The error allowed is 16 x max(PyTorch's own error, 4 ulp of the scale), or atol + rtol x |reference| if either is
     given. Integers must be equal but where PyTorch's float32 and float64 differ, which is counted and at most 1 %.
@@ -99,7 +99,7 @@ def compare_artefact(
         agreed = f"{max(multiples):.1f} x PyTorch's own rounding (bound {ROUNDING_FACTOR})"
     else:
         agreed = "equal"
-    proof = _proof("artefact", outputs, agreed, len(reference))
+    proof = _proof("artifact", outputs, agreed, len(reference))
     close = [o for o in outputs if not o.agrees and o.max_abs <= CLOSE * o.scale]
     if close and len(close) == sum(not output.agrees for output in outputs):
         worst = max(output.max_abs for output in close)
@@ -120,7 +120,7 @@ def accuracy(reference: np.ndarray, actual: np.ndarray, labels: np.ndarray) -> A
     return Accuracy(
         samples=len(labels),
         source=float(np.mean(before == labels)),
-        artefact=float(np.mean(after == labels)),
+        artifact=float(np.mean(after == labels)),
         same_predictions=int(np.sum(before == after)),
     )
 
@@ -141,7 +141,7 @@ def _compare(
     compared = []
     for name in names:
         if any(name not in outputs for outputs in (*reference, *actual)):
-            compared.append(_incomparable(name, "the artefact has no such output"))
+            compared.append(_incomparable(name, "the artifact has no such output"))
             continue
         found = []
         for number, outputs in enumerate(reference):

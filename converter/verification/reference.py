@@ -1,4 +1,4 @@
-"""What PyTorch computes on the inputs that artefacts are compared on, taken before the first rewrite."""
+"""What PyTorch computes on the inputs that artifacts are compared on, taken before the first rewrite."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from converter.memory import reusing_blocks
 from converter.report.results import ComparedOn
 from converter.verification.coarse_kernels import Kernel, coarse_kernels
 from converter.verification.image_folder import Preprocessing
-from converter.verification.output_proofs import Again, Outputs, compare_artefact
+from converter.verification.output_proofs import Again, Outputs, compare_artifact
 from converter.verification.perturbation import rounded_otherwise
 from converter.verification.unstable_samples import computes_on_choices, settled
 from converter.verification.user_inputs import Given, batches, load_given
@@ -111,7 +111,7 @@ def take_reference(
         raise CaptureError(
             "forward returns no tensor",
             where=None if module is None else type(module).__name__,
-            cure="return what is computed: a tensor, or a tuple, list or dict of tensors",
+            fix="return what is computed: a tensor, or a tuple, list or dict of tensors",
         )
     specs = input_specs(program)
     drawn = list(rounds(specs, seed, free_sizes(program), many_samples(program)))[:most]
@@ -146,11 +146,11 @@ def take_reference(
     )
     reference = Reference(every, float64, float32, labels, len(drawn), constant, program, described)
     if own:
-        same = compare_artefact(float64[: len(own)], float32[: len(own)], own, constant=constant, again=reference.again)
+        same = compare_artifact(float64[: len(own)], float32[: len(own)], own, constant=constant, again=reference.again)
         if not same.holds and not same.proves_nothing:
             raise CaptureError(
                 f"what torch.export captured is not what the model computes: {same.summary}",
-                cure="this is usually a forward that keeps state (self.calls += 1), or does otherwise while it is "
+                fix="this is usually a forward that keeps state (self.calls += 1), or does otherwise while it is "
                 "exported (torch.compiler.is_exporting()): make it free of both",
             )
     return reference
@@ -187,7 +187,7 @@ def _refuse_ranks_by_batch(results: Sequence[Outputs]) -> None:
         if len(ranks) > 1:
             raise CaptureError(
                 f"output `{name}` has {' or '.join(map(str, sorted(ranks)))} dimensions, by the size of the batch",
-                cure="squeeze() takes away a batch of 1 too: name the dimension, as in x.squeeze(-1), or convert for "
+                fix="squeeze() takes away a batch of 1 too: name the dimension, as in x.squeeze(-1), or convert for "
                 "one batch size with --fixed-batch N",
             )
 

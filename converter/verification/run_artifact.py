@@ -1,4 +1,4 @@
-"""Between PyTorch's layout of inputs and outputs and an artefact's."""
+"""Between PyTorch's layout of inputs and outputs and an artifact's."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import numpy as np
 
 from converter.artifacts.runner import Runner
 from converter.errors import ConversionError
-from converter.plan.interface import Interface, to_artefact, to_torch
+from converter.plan.interface import Interface, to_artifact, to_torch
 from converter.report.results import Accuracy
 from converter.verification.output_proofs import Outputs, accuracy
 from converter.verification.reference import Reference
 
 
-def run_artefact(
+def run_artifact(
     runner: Runner, inputs: Sequence[Interface], outputs: Sequence[Interface], reference: Reference
 ) -> list[Outputs]:
-    """The opened artefact's results on every round, in PyTorch's layout."""
+    """The opened artifact's results on every round, in PyTorch's layout."""
     if len(runner.inputs) != len(inputs) or len(runner.outputs) != len(outputs):
         raise ConversionError(
-            f"the artefact has {len(runner.inputs)} inputs and {len(runner.outputs)} outputs, "
+            f"the artifact has {len(runner.inputs)} inputs and {len(runner.outputs)} outputs, "
             f"the model {len(inputs)} and {len(outputs)}"
         )
     output_names = _matched([s.name for s in runner.outputs], [o.name for o in outputs])
@@ -32,11 +32,11 @@ def run_artefact(
 
 
 def fed(runner: Runner, inputs: Sequence[Interface], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """`arrays`, by the model's names in PyTorch's layout, as the opened artefact of ours takes them."""
+    """`arrays`, by the model's names in PyTorch's layout, as the opened artifact of ours takes them."""
     names = _matched([s.name for s in runner.inputs], [i.name for i in inputs])
     dtypes = {s.name: s.dtype for s in runner.inputs}
     return {
-        theirs: to_artefact(arrays[i.name], i).astype(dtypes[theirs]) for theirs, i in zip(names, inputs, strict=True)
+        theirs: to_artifact(arrays[i.name], i).astype(dtypes[theirs]) for theirs, i in zip(names, inputs, strict=True)
     }
 
 
@@ -45,7 +45,7 @@ def _matched(theirs: Sequence[str], ours: Sequence[str]) -> list[str]:
     return list(ours) if set(theirs) == set(ours) else list(theirs)
 
 
-def labelled_accuracy(reference: Reference, results: Sequence[Outputs]) -> Accuracy | None:
+def labeled_accuracy(reference: Reference, results: Sequence[Outputs]) -> Accuracy | None:
     if reference.labels is None:
         return None
     given = slice(reference.first_given, None)

@@ -42,7 +42,7 @@ def load_given(
         raise UsageError(
             "Preprocessing was stated, but the inputs are no folder of images.",
             where=str(path),
-            cure="arrays are taken as they are: preprocess them before",
+            fix="arrays are taken as they are: preprocess them before",
         )
     names = [spec.name for spec in specs]
     labels = arrays.pop(LABELS) if LABELS in arrays and LABELS not in names else None
@@ -52,7 +52,7 @@ def load_given(
         raise UsageError(
             f"The model's inputs are {listed(names)}; given are {listed(sorted(arrays))}.",
             where=str(path),
-            cure="give every input one array of its name",
+            fix="give every input one array of its name",
         )
     sizes: dict[str, int] = {}
     # Several fixed batches may be given at once, `batches` cuts them.
@@ -64,7 +64,7 @@ def load_given(
             raise UsageError(
                 f"The labels are {labels.dtype}{list(labels.shape)} for {samples} samples.",
                 where=f"{path}, array 'labels'",
-                cure=f"give integers of shape [{samples}]",
+                fix=f"give integers of shape [{samples}]",
             )
     return inputs, labels
 
@@ -98,7 +98,7 @@ def _fixed_batches(arrays: Mapping[str, np.ndarray], specs: Sequence[InputSpec])
             raise UsageError(
                 f"{samples} samples do not fill batches of {size}, which is the model's fixed batch.",
                 where=f"--inputs, array {name!r}",
-                cure=f"give a multiple of {size} samples",
+                fix=f"give a multiple of {size} samples",
             )
         counts.add(samples // size)
     if len(counts) > 1:
@@ -119,7 +119,7 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
         raise UsageError(
             f"The inputs cannot be read: {error}",
             where=str(path),
-            cure="write them with numpy.savez(file, name=array), or give a folder of images",
+            fix="write them with numpy.savez(file, name=array), or give a folder of images",
         ) from error
 
 
@@ -136,14 +136,14 @@ def _fitted(array: np.ndarray, spec: InputSpec, sizes: dict[str, int], repeatabl
         raise UsageError(
             f"The array has shape {shape_text(array.shape)}, input {spec.name!r} takes {shape_text(spec.shape)}.",
             where=where,
-            cure="arrays have PyTorch's layout, samples first",
+            fix="arrays have PyTorch's layout, samples first",
         )
     dtype = np.dtype(spec.dtype)
     if not np.can_cast(array.dtype, dtype, "same_kind"):
         raise UsageError(
-            f"The array is {array.dtype}, which {spec.dtype} cannot hold.", where=where, cure=f"give {expected}"
+            f"The array is {array.dtype}, which {spec.dtype} cannot hold.", where=where, fix=f"give {expected}"
         )
     cast = array.astype(dtype)
     if dtype.kind in "iu" and not np.array_equal(cast, array):
-        raise UsageError(f"The array holds values outside {spec.dtype}.", where=where, cure=f"give {expected}")
+        raise UsageError(f"The array holds values outside {spec.dtype}.", where=where, fix=f"give {expected}")
     return cast

@@ -1,4 +1,4 @@
-"""Proof 3: every tensor of an artefact is its source, recomputed; every source tensor is accounted for."""
+"""Proof 3: every tensor of an artifact is its source, recomputed; every source tensor is accounted for."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ BLOCK = 2**18  # elements compared at a time
 
 @dataclass(frozen=True)
 class Expected:
-    """What a tensor of the artefact must be.
+    """What a tensor of the artifact must be.
 
     Attributes:
-        array: the tensor recomputed from its sources, in the artefact's shape; float64 where it was folded. Made an
+        array: the tensor recomputed from its sources, in the artifact's shape; float64 where it was folded. Made an
             array when it is compared, so that not all need be in memory.
         sources: the PyTorch tensors it is made of.
         exact: permuted, reshaped or cast only, so equal bit for bit; else within rounding.
@@ -38,15 +38,15 @@ def compare_weights(
     unused: Mapping[str, str],
     graph_as_written: bool | None = None,
 ) -> Proof:
-    """Compare all tensors of an artefact with what they must be.
+    """Compare all tensors of an artifact with what they must be.
 
     Args:
         source_names: every tensor of the PyTorch model.
-        unused: a source tensor that is not in the artefact, and why.
+        unused: a source tensor that is not in the artifact, and why.
         graph_as_written: whether the rest of the graph is what was built; None if that is not known.
     """
-    failures = [f"{name}: not in the artefact" for name in expected if name not in actual]
-    failures += [f"{name}: the artefact has it, no source explains it" for name in actual if name not in expected]
+    failures = [f"{name}: not in the artifact" for name in expected if name not in actual]
+    failures += [f"{name}: the artifact has it, no source explains it" for name in actual if name not in expected]
     worst = 0.0
     module: str | None = None
     for name in expected:
@@ -141,7 +141,7 @@ def _bits(array: np.ndarray) -> np.ndarray:
 def _unaccounted(expected: Mapping[str, Expected], sources: set[str], unused: Mapping[str, str]) -> list[str]:
     used = {source for tensor in expected.values() for source in tensor.sources}
     return [
-        *(f"{name}: a source tensor that is nowhere in the artefact" for name in sources - used - unused.keys()),
+        *(f"{name}: a source tensor that is nowhere in the artifact" for name in sources - used - unused.keys()),
         *(f"{name}: used, yet said to be unused ({unused[name]})" for name in used & unused.keys()),
         *(f"{name}: named as a source, but the model has no such tensor" for name in (used | unused.keys()) - sources),
     ]

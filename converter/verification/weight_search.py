@@ -1,7 +1,7 @@
-"""Finds every tensor of a checkpoint in an artefact of any tool by its content, without running anything.
+"""Finds every tensor of a checkpoint in an artifact of any tool by its content, without running anything.
 
 A tensor may lie there as it is or permuted, as a part of another or joined with others, summed (the two biases of a
-recurrent layer), or with a batch norm folded into it. What is nowhere is changed, if the artefact holds something that
+recurrent layer), or with a batch norm folded into it. What is nowhere is changed, if the artifact holds something that
 is nearly it, or missing.
 """
 
@@ -23,18 +23,18 @@ USUAL_EPSILONS = (1e-5, 1e-3, 1e-6, 1e-4)
 PIECES = (2, 3, 4, 6, 8)
 SMALLEST_PIECE = 4  # elements: fewer are somewhere by chance
 ALIKE = 0.9  # cosine from which on a tensor counts as changed, not as missing
-UNEXPLAINED = 16  # elements: smaller arrays of an artefact are not worth a word
+UNEXPLAINED = 16  # elements: smaller arrays of an artifact are not worth a word
 
 FOUND = ("unchanged", "permuted", "derived", "folded", "not needed")
 
 
 @dataclass
 class WeightSearch:
-    """One checkpoint against what one artefact holds.
+    """One checkpoint against what one artifact holds.
 
     Args:
         sources: every tensor of the checkpoint.
-        held: every array of the artefact.
+        held: every array of the artifact.
         epsilons: of the batch norms whose modules are known, by path.
     """
 
@@ -65,7 +65,7 @@ class WeightSearch:
         return tuple(self.matches[name] for name in self.sources)
 
     def unexplained(self) -> list[str]:
-        """Arrays of the artefact that hold nothing of the checkpoint."""
+        """Arrays of the artifact that hold nothing of the checkpoint."""
         contents = {digest(self._theirs[name]) for name in self.used}
         return [
             name
@@ -114,7 +114,7 @@ class WeightSearch:
                     break
 
     def _joined(self) -> None:
-        """The artefact's array is several of the checkpoint's tensors."""
+        """The artifact's array is several of the checkpoint's tensors."""
         wanted: dict[tuple[int, int], list[str]] = defaultdict(list)
         for name in self._left():
             wanted[digest(self._ours[name])].append(name)
@@ -208,7 +208,7 @@ class WeightSearch:
         array = self._ours[name]
         candidates = [place for place in self._by_size.get(array.size, []) if place not in self.used]
         if not candidates:
-            return self._match(name, "missing", "", "the artefact holds nothing of its size that is not another's")
+            return self._match(name, "missing", "", "the artifact holds nothing of its size that is not another's")
         best = max(((*_likeness(array, self._theirs[place]), place) for place in candidates), key=lambda one: one[:1])
         likeness, count, error, place = best
         if likeness >= ALIKE:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mutations.artefact_faults import Edit, Spoil, _faulty
+from mutations.artifact_faults import Edit, Spoil, _faulty
 
 ONNX_WORDS = {
     b"none": b"tanh", b"tanh": b"none", b"half_pixel": b"asymmetric", b"pytorch_half_pixel": b"align_corners",
@@ -116,7 +116,7 @@ def _swap_onnx_outputs(path: Path) -> None:
     onnx.save(model, str(path))
 
 
-def write_initialisers(path: Path, changed: Mapping[str, np.ndarray]) -> None:
+def write_initializers(path: Path, changed: Mapping[str, np.ndarray]) -> None:
     import onnx
 
     model = onnx.load(str(path))

@@ -27,17 +27,17 @@ from converter.pipeline.clock import Clock
 from converter.pipeline.load_model import Source, open_source
 from converter.report.results import Proof
 from converter.rewrites.pipelines import REWRITES
-from converter.verification.output_proofs import compare_artefact
+from converter.verification.output_proofs import compare_artifact
 from converter.verification.reference import Reference, take_reference
-from converter.verification.run_artifact import run_artefact
-from mutations.artefact_faults import Edit, keras_edits, tensor_edits, write_keras_tensors
+from converter.verification.run_artifact import run_artifact
+from mutations.artifact_faults import Edit, keras_edits, tensor_edits, write_keras_tensors
 from mutations.faults import PROGRAM_FAULTS
-from mutations.graph_faults import onnx_edits, saved_model_edits, write_initialisers, write_variables
+from mutations.graph_faults import onnx_edits, saved_model_edits, write_initializers, write_variables
 from mutations.planting import planted
 from mutations.sequences import ARCHITECTURES
 
 ENDINGS: dict[Format, str] = {"tf": "", "keras": ".keras", "onnx": ".onnx"}
-PROOFS = ("function", "artefact", "weights")
+PROOFS = ("function", "artifact", "weights")
 UNCHANGED = 1e-12  # of the output's scale: float64 that was added up in another order departs by less
 PROBES = (("normal", 1.0), ("normal", 30.0), ("uniform", 1.0), ("large", 1.0), ("normal", 1e-3))
 PROBE_SEED = 977  # the proofs' own inputs are drawn with 0
@@ -48,9 +48,9 @@ class Mutant:
     """One fault at one place.
 
     Attributes:
-        place: "mapping", "rewrite", "plan", or the artefact in which it was planted.
+        place: "mapping", "rewrite", "plan", or the artifact in which it was planted.
         change: the largest change of a float64 output on inputs that the proofs do not see, of its scale; for an
-            artefact, of its own float32 outputs.
+            artifact, of its own float32 outputs.
         caught: by each proof, None where the proof was not asked; what raised instead of running counts as caught.
         refused: what was raised.
     """
@@ -114,15 +114,15 @@ class Bench:
                 copied.finish()
         return copied
 
-    def prove(self, built: Built, with_artefact: bool, spoil: Callable[[Path], None] | None = None) -> Caught:
+    def prove(self, built: Built, with_artifact: bool, spoil: Callable[[Path], None] | None = None) -> Caught:
         """The three proofs of `built`, written, and changed by `spoil` if there is one (then without the first)."""
         caught = Caught()
         if spoil is None:
             caught.ask("function", lambda: built.prove_function(self.reference))
-        if with_artefact and caught.refused is None:
+        if with_artifact and caught.refused is None:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder, "model" + ENDINGS[built.format])
-                caught.ask("artefact", lambda: self._second(built, path, spoil))
+                caught.ask("artifact", lambda: self._second(built, path, spoil))
                 if caught.refused is None:
                     caught.ask("weights", lambda: self.weights(built))
         return caught
@@ -134,15 +134,15 @@ class Bench:
         return self.compared(built, path)
 
     def run(self, built: Built) -> list[Mapping[str, np.ndarray]]:
-        """The opened artefact's results on the probes."""
+        """The opened artifact's results on the probes."""
         return list(
-            run_artefact(
+            run_artifact(
                 self.runners[built.format], built.inputs, built.outputs, replace(self.reference, rounds=self.probes)
             )
         )
 
     def changed(self, built: Built, expected: Sequence[Mapping[str, np.ndarray]]) -> float:
-        """How much a spoilt artefact's results on the probes depart, which it may also refuse."""
+        """How much a spoilt artifact's results on the probes depart, which it may also refuse."""
         try:
             return change(expected, self.run(built))
         except ConversionError:
@@ -155,9 +155,9 @@ class Bench:
     def compared(self, built: Built, path: Path) -> Proof:
         runner = self.runners[built.format]
         runner.open(path)
-        actual = run_artefact(runner, built.inputs, built.outputs, self.reference)
+        actual = run_artifact(runner, built.inputs, built.outputs, self.reference)
         reference = self.reference
-        return compare_artefact(
+        return compare_artifact(
             reference.float64, reference.float32, actual, constant=reference.constant, again=reference.again_in(runner)
         )
 
@@ -242,12 +242,12 @@ def chosen(sites: Iterable[Any], most: int, seed: str) -> list[Any]:
     return [listed[i] for i in sorted(rng.choice(len(listed), most, replace=False))]
 
 
-def program_mutants(bench: Bench, place: str, most: int, with_artefact: bool, only: Any = None) -> Iterator[Mutant]:
+def program_mutants(bench: Bench, place: str, most: int, with_artifact: bool, only: Any = None) -> Iterator[Mutant]:
     """Faults of mappings (a Keras file is made of them) or of rewrites (an ONNX file)."""
     format: Format = "keras" if place == "mapping" else "onnx"
     captured = bench.source.program
     start = bench.rewritten(format, captured) if place == "mapping" else captured
-    right = bench.prove(bench.built(format, bench.rewritten(format, captured)), with_artefact)
+    right = bench.prove(bench.built(format, bench.rewritten(format, captured)), with_artifact)
     if any(right.by.values()):
         raise AssertionError(f"{bench.name}: a false alarm on what is right: {right.refused} {right.details}")
     for name, kind in PROGRAM_FAULTS.items():
@@ -265,20 +265,20 @@ def program_mutants(bench: Bench, place: str, most: int, with_artefact: bool, on
             except Exception as error:
                 caught.by["function"], caught.refused = True, f"{type(error).__name__}: {str(error)[:200]}"
             else:
-                caught = bench.prove(built, with_artefact)
+                caught = bench.prove(built, with_artifact)
             yield Mutant(bench.name, place, name, node.name, largest, caught.by, caught.refused, tuple(caught.details))
 
 
 EDITS: dict[Format, tuple[Callable[[Path], Iterator[Edit]], Callable[[Path, Mapping[str, np.ndarray]], None]]] = {
     "keras": (keras_edits, write_keras_tensors),
-    "onnx": (onnx_edits, write_initialisers),
+    "onnx": (onnx_edits, write_initializers),
     "tf": (saved_model_edits, write_variables),
 }
 PLACES: dict[Format, str] = {"keras": "Keras file", "onnx": "ONNX file", "tf": "SavedModel"}
 
 
-def artefact_mutants(bench: Bench, format: Format, most: int, only: Any = None) -> Iterator[Mutant]:
-    """Faults planted in an artefact that was written right. The first proof does not see artefacts."""
+def artifact_mutants(bench: Bench, format: Format, most: int, only: Any = None) -> Iterator[Mutant]:
+    """Faults planted in an artifact that was written right. The first proof does not see artifacts."""
     edits, write = EDITS[format]
     with tempfile.TemporaryDirectory() as folder:
         built = build(bench.source, format, Options(), Clock(None))
@@ -302,7 +302,7 @@ def artefact_mutants(bench: Bench, format: Format, most: int, only: Any = None) 
                 copy(right, wrong)
                 edit.spoil(wrong)
                 caught, largest = Caught(), float("inf")
-                caught.ask("artefact", lambda path=wrong: bench.compared(built, path))
+                caught.ask("artifact", lambda path=wrong: bench.compared(built, path))
                 if caught.refused is None:
                     caught.ask("weights", lambda: bench.weights(built))
                     largest = bench.changed(built, expected)

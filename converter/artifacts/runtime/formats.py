@@ -16,7 +16,7 @@ _IR_VERSION, _GRAPH, _OPSET_IMPORT = 1, 7, 8
 _TFLITE_IDENTIFIER = b"TFL3"
 
 
-def recognise(path: Path) -> Format | None:
+def recognize(path: Path) -> Format | None:
     if path.is_dir():
         return "tf" if (path / "saved_model.pb").is_file() else None
     if not path.is_file():

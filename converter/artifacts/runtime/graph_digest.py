@@ -1,4 +1,4 @@
-"""What is in an artefact's graph besides its weights, as a digest: operators, their attributes, constants.
+"""What is in an artifact's graph besides its weights, as a digest: operators, their attributes, constants.
 
 It is taken of the graph in memory before anything is written, stands in the stamp, and is taken again of what was
 opened from disk: an attribute or a constant that was lost or changed on the way, or since, shows, however little it
@@ -13,7 +13,7 @@ from typing import Any
 from .graph_ops import BOOKKEEPING
 
 KEY = "graph_sha256"
-SMALL = 16  # elements; larger initialisers of ONNX are weights, which are compared one by one
+SMALL = 16  # elements; larger initializers of ONNX are weights, which are compared one by one
 _NO_FUNCTION = frozenset({"shared_name", "container", "config", "config_proto", "executor_type"})
 
 
@@ -50,8 +50,8 @@ def _tensorflow_node(node: Any) -> bytes:
     return b"\0".join(parts)
 
 
-def onnx_digest(nodes: Iterable[Any], initialisers: Iterable[tuple[str, Any]]) -> str:
-    """Of NodeProtos, and of those initialisers by name that are no weights: small, integers, one number throughout."""
+def onnx_digest(nodes: Iterable[Any], initializers: Iterable[tuple[str, Any]]) -> str:
+    """Of NodeProtos, and of those initializers by name that are no weights: small, integers, one number throughout."""
     parts = []
     for node in nodes:
         bare = type(node)()
@@ -62,7 +62,7 @@ def onnx_digest(nodes: Iterable[Any], initialisers: Iterable[tuple[str, Any]]) -
         del bare.attribute[:]
         bare.attribute.extend(attributes)
         parts.append(bare.SerializeToString(deterministic=True))
-    for name, array in sorted(initialisers, key=lambda pair: pair[0]):
+    for name, array in sorted(initializers, key=lambda pair: pair[0]):
         if array.size <= SMALL or array.dtype.kind != "f" or (array == array.flat[0]).all():
             parts.append(f"{name} {array.dtype} {array.shape} ".encode() + array.tobytes())
     return _digest(parts)

@@ -119,7 +119,7 @@ class Reader:
         if not hasattr(model, "output_names"):
             raise ValueError(f"{type(model).__name__} is no functional model: its inputs and outputs are not known")
         self._model, self._called = model, False
-        self.__dict__.pop("_function", None)  # of the artefact before
+        self.__dict__.pop("_function", None)  # of the artifact before
         input_names = [tensor.name for tensor in self._keras.tree.flatten(model.input)]
         self.inputs = self._facts(model.input, input_names)
         self.outputs = self._facts(model.output, model.output_names)

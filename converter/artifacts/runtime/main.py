@@ -1,4 +1,4 @@
-"""The process that opens an artefact, given only its path. Run as a script: `python -P main.py keras`.
+"""The process that opens an artifact, given only its path. Run as a script: `python -P main.py keras`.
 
 It refuses to import `converter` and `mappings`, so what it opens stands on stock TensorFlow, Keras or onnxruntime.
 """
@@ -57,7 +57,7 @@ def main(module: str) -> None:
     except Exception as error:
         traceback.print_exc()
         reader = error
-    held: dict[str, Any] = {}  # the artefact's tensors, from when they are asked for
+    held: dict[str, Any] = {}  # the artifact's tensors, from when they are asked for
     while True:
         try:
             request, arrays = messages.receive(requests)

@@ -51,7 +51,7 @@ class Reader:
         return dict(zip(names, self._session.run(names, dict(arrays)), strict=True))
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """The initialisers of the main graph, those left out that only say how an operator works."""
+        """The initializers of the main graph, those left out that only say how an operator works."""
         model = self._onnx.load(str(self._path))
         places: dict[str, set[bool]] = {}
         for node in model.graph.node:
@@ -64,7 +64,7 @@ class Reader:
         }
 
     def held(self) -> dict[str, np.ndarray]:
-        """All initialisers and constants, of the main graph, its branches and loops, and of local functions."""
+        """All initializers and constants, of the main graph, its branches and loops, and of local functions."""
         model = self._onnx.load(str(self._path))
         arrays: dict[str, np.ndarray] = {}
 

@@ -1,4 +1,4 @@
-"""Which of an artefact's signatures is meant."""
+"""Which of an artifact's signatures is meant."""
 
 from collections.abc import Collection
 

@@ -1,4 +1,4 @@
-"""The stamp that every artefact of ours bears: the facts of its conversion, as JSON.
+"""The stamp that every artifact of ours bears: the facts of its conversion, as JSON.
 
 Where it stands: an extra member of the `.keras` zip, a file in a SavedModel's `assets.extra`, an entry of ONNX's
 `metadata_props`. Read without TensorFlow, Keras or onnx.
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .formats import protobuf_fields, recognise, says_damaged
+from .formats import protobuf_fields, recognize, says_damaged
 
 KERAS_MEMBER = "converter_stamp.json"
 SAVED_MODEL_FILE = Path("assets.extra") / "converter_stamp.json"
@@ -26,7 +26,7 @@ def stamp_text(stamp: Mapping[str, Any]) -> str:
 
 
 def read_stamp(path: Path) -> dict[str, Any] | None:
-    """None if there is no artefact, or one that bears no stamp of ours, or a damaged one."""
+    """None if there is no artifact, or one that bears no stamp of ours, or a damaged one."""
     try:
         stamp = json.loads(_stamp_of(path) or "null")
     except Exception as error:
@@ -41,7 +41,7 @@ def bears_our_stamp(path: Path) -> bool:
 
 
 def _stamp_of(path: Path) -> bytes | None:
-    match recognise(path):
+    match recognize(path):
         case "tf":
             file = path / SAVED_MODEL_FILE
             return file.read_bytes() if file.is_file() else None

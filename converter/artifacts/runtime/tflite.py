@@ -17,7 +17,7 @@ _GENERATED = "serving_default_"  # before the names of inputs, where a file has 
 
 
 class Reader:
-    """Opens a `.tflite` file of any tool. Quantised inputs and outputs are floats here, as their scales say."""
+    """Opens a `.tflite` file of any tool. Quantized inputs and outputs are floats here, as their scales say."""
 
     def __init__(self) -> None:
         import tensorflow as tf
@@ -53,7 +53,7 @@ class Reader:
         return self._run(self._interpreter, arrays)
 
     def _run(self, interpreter: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        given = {name: _quantised(array, self._ins[name]) for name, array in arrays.items()}
+        given = {name: _quantized(array, self._ins[name]) for name, array in arrays.items()}
         if self._signature is not None:
             results = interpreter.get_signature_runner(self._signature)(**given)
         else:
@@ -64,7 +64,7 @@ class Reader:
                 interpreter.set_tensor(self._ins[name]["index"], array)
             interpreter.invoke()
             results = {name: interpreter.get_tensor(detail["index"]) for name, detail in self._outs.items()}
-        return {name: _dequantised(results[name], detail) for name, detail in self._outs.items()}
+        return {name: _dequantized(results[name], detail) for name, detail in self._outs.items()}
 
     def tensors(self) -> dict[str, np.ndarray]:
         """The constants of the graph: TFLite knows no variables."""
@@ -83,7 +83,7 @@ class Reader:
                 continue
             name = detail["name"].partition(";")[0]  # what was fused bears the names of all its parts
             taken[name] += 1
-            yield name if taken[name] == 1 else f"{name}#{taken[name]}", _dequantised(array, detail)
+            yield name if taken[name] == 1 else f"{name}#{taken[name]}", _dequantized(array, detail)
 
     def trace(self, arrays: Mapping[str, np.ndarray]) -> Iterator[Value]:
         interpreter = self._interpret(keep_all=True)
@@ -96,7 +96,7 @@ class Reader:
             if detail["index"] not in makers:
                 continue
             try:
-                array = _dequantised(interpreter.get_tensor(detail["index"]), detail)
+                array = _dequantized(interpreter.get_tensor(detail["index"]), detail)
             except ValueError:  # of a part that did not run
                 continue
             if array.dtype.kind in "fiub":
@@ -125,8 +125,8 @@ def _fact(name: str, detail: Mapping[str, Any]) -> Fact:
     return name, [None if size < 0 else int(size) for size in sizes], dtype
 
 
-def _quantised(array: np.ndarray, detail: Mapping[str, Any]) -> np.ndarray:
-    """real = scale * (quantised - zero point): https://ai.google.dev/edge/litert/models/quantization_spec"""
+def _quantized(array: np.ndarray, detail: Mapping[str, Any]) -> np.ndarray:
+    """real = scale * (quantized - zero point): https://ai.google.dev/edge/litert/models/quantization_spec"""
     scale, zero = detail["quantization"]
     if not scale:
         return array.astype(detail["dtype"], copy=False)
@@ -134,7 +134,7 @@ def _quantised(array: np.ndarray, detail: Mapping[str, Any]) -> np.ndarray:
     return np.clip(np.round(array / scale) + zero, limits.min, limits.max).astype(detail["dtype"])
 
 
-def _dequantised(array: np.ndarray, detail: Mapping[str, Any]) -> np.ndarray:
+def _dequantized(array: np.ndarray, detail: Mapping[str, Any]) -> np.ndarray:
     parameters = detail["quantization_parameters"]
     scales, zeros = parameters["scales"], parameters["zero_points"]
     if not len(scales) or array.dtype.kind not in "iu":

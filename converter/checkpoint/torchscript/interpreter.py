@@ -160,7 +160,7 @@ class Compiler:
             raise CheckpointError(
                 f"the TorchScript uses the operator {kind}, which a model has no need of",
                 where=self._place(node)[0],
-                cure="give the original model's checkpoint; or, if you trust the file's maker, --trust torchscript",
+                fix="give the original model's checkpoint; or, if you trust the file's maker, --trust torchscript",
             )
         if kind == "prim::If":
             return [Branch(takes[0], [self.block(block) for block in node.blocks()], gives)]
@@ -258,7 +258,7 @@ class Compiler:
             raise ConversionError(
                 f"the TorchScript's {kind} cannot be converted",
                 where=place,
-                cure="give the original model's checkpoint, or torch.export.save of it",
+                fix="give the original model's checkpoint, or torch.export.save of it",
             )
 
         return refuse

@@ -1,4 +1,4 @@
-"""Artefacts of other tools, and written by hand: which verify, what is said of those that need an explanation, and that
+"""Artifacts of other tools, and written by hand: which verify, what is said of those that need an explanation, and that
 a wrong one never passes for a right one."""
 
 import copy
@@ -76,9 +76,9 @@ def verify(monkeypatch, runners):
 
     monkeypatch.setattr("converter.pipeline.verify.Runner", Kept)
 
-    def run(model: nn.Module, artefact: Path, **options) -> VerificationReport:
+    def run(model: nn.Module, artifact: Path, **options) -> VerificationReport:
         options.setdefault("input_shapes", SHAPE)
-        return converter.verify(model, artefact, **options)
+        return converter.verify(model, artifact, **options)
 
     return run
 
@@ -212,17 +212,17 @@ WRITERS = {
         ("Keras by hand", equal_weights_swapped),
     ],
 )
-def test_artefact_of_another_tool_verifies_until_a_weight_is_disturbed(verify, tmp_path: Path, writer: str, change):
+def test_artifact_of_another_tool_verifies_until_a_weight_is_disturbed(verify, tmp_path: Path, writer: str, change):
     module = seeded(Classifier())
     held = weights(module)
     change(held)
     write, options = WRITERS[writer]
-    artefact = write(module, held, tmp_path)
-    report = verify(module, artefact, **options)
+    artifact = write(module, held, tmp_path)
+    report = verify(module, artifact, **options)
     assert report.status == ("verified" if change is nothing else "disagrees"), report.proofs
     assert not report.explanations
     assert any("no stamp" in note for note in report.notes)
-    by_content = verify(module, artefact, weights=True, input_shapes=[], **options)
+    by_content = verify(module, artifact, weights=True, input_shapes=[], **options)
     wrong = {match.tensor for match in by_content.weights if match.found in ("changed", "missing")}
     assert by_content.status == ("disagrees" if wrong else "verified")
     # The order within a tensor and the role of one of several are not told by content, but by what is computed.
@@ -287,7 +287,7 @@ class Cube(nn.Module):
         return self.conv(image).relu()
 
 
-def normalised(width: float, height: float):
+def normalized(width: float, height: float):
     return lambda results: (results[0] / torch.tensor([width, height, width, height]), results[1])
 
 
@@ -314,11 +314,11 @@ EXPLAINED = {
     "a softmax over channels": (Classifier2d(), lambda m: After(m, softmax), SHAPE, {"softmax"}),
     "a sigmoid added": (Classifier(), lambda m: After(m, torch.sigmoid), SHAPE, {"sigmoid"}),
     "a sigmoid missing": (After(Classifier(), torch.sigmoid), lambda m: m.model, SHAPE, {"sigmoid"}),
-    "boxes in units of the image": (Detector(), lambda m: After(m, normalised(10, 12)), SHAPE, {"boxes"}),
-    "boxes in pixels": (After(Detector(), normalised(10, 12)), lambda m: m.model, SHAPE, {"boxes"}),
+    "boxes in units of the image": (Detector(), lambda m: After(m, normalized(10, 12)), SHAPE, {"boxes"}),
+    "boxes in pixels": (After(Detector(), normalized(10, 12)), lambda m: m.model, SHAPE, {"boxes"}),
     "equal-shaped outputs swapped": (Detector(), lambda m: After(m, swapped), SHAPE, {"output-order"}),
-    "outputs swapped, boxes normalised": (
-        Detector(), lambda m: After(After(m, normalised(10, 12)), swapped), SHAPE, {"output-order", "boxes"},
+    "outputs swapped, boxes normalized": (
+        Detector(), lambda m: After(After(m, normalized(10, 12)), swapped), SHAPE, {"output-order", "boxes"},
     ),
     "equal-shaped inputs swapped": (
         Weighted(), lambda m: After(m, before=lambda a, b: (b, a)), ["1,7", "1,7"], {"input-order"},
@@ -345,7 +345,7 @@ WRONG = {
     "a softmax of another model": (Classifier(), lambda m: After(disturbed(m), softmax), SHAPE),
     "a sigmoid of another model": (Classifier(), lambda m: After(disturbed(m), torch.sigmoid), SHAPE),
     "a sigmoid that hides the difference": (Confident(), lambda m: After(Confident(2e4), torch.sigmoid), SHAPE),
-    "boxes divided by another size": (Detector(), lambda m: After(m, normalised(12, 12)), SHAPE),
+    "boxes divided by another size": (Detector(), lambda m: After(m, normalized(12, 12)), SHAPE),
     "boxes and scores divided": (Detector(), lambda m: After(m, lambda y: (y[0] / 12, y[1] / 12)), SHAPE),
     "boxes with x and y swapped": (Detector(), lambda m: After(m, lambda y: (y[0][..., [1, 0, 3, 2]], y[1])), SHAPE),
     "outputs swapped, one of another model": (Detector(), lambda m: After(disturbed(m), swapped), SHAPE),
@@ -388,22 +388,22 @@ def test_outputs_beyond_the_models_are_noted_and_missing_ones_differ(verify, tmp
     one, both = seeded(After(Detector(), lambda y: y[0])), seeded(Detector())
     more = verify(one, export(both, tmp_path, output_names=["output", "more"]))
     assert more.status == "verified"
-    assert "the artefact has outputs that the model has not: more" in more.notes
+    assert "the artifact has outputs that the model has not: more" in more.notes
     fewer = verify(both, export(one, tmp_path))
     assert fewer.status == "disagrees"
-    assert "output_1: the artefact has no such output" in fewer.proofs[0].failures
+    assert "output_1: the artifact has no such output" in fewer.proofs[0].failures
 
 
 def test_fixed_batch_is_kept_to_and_said(verify, tmp_path: Path):
     module = seeded(Classifier())
     report = verify(module, export(module, tmp_path))
     assert report.status == "verified"
-    assert "the artefact takes batch 1 only" in report.notes
+    assert "the artifact takes batch 1 only" in report.notes
 
 
-def test_a_missing_input_shape_is_proposed_from_the_artefact(verify, tmp_path: Path):
+def test_a_missing_input_shape_is_proposed_from_the_artifact(verify, tmp_path: Path):
     module = seeded(Classifier())
-    with pytest.raises(UsageError, match=r"the artefact takes `image` \[1, 3, 12, 10\]"):
+    with pytest.raises(UsageError, match=r"the artifact takes `image` \[1, 3, 12, 10\]"):
         verify(module, export(module, tmp_path, input_names=["image"]), input_shapes=[])
 
 
@@ -461,7 +461,7 @@ def writes_a_file(path: Path) -> Path:
     class Writes(tf.Module):
         @tf.function(input_signature=[tf.TensorSpec([None, 12, 10, 3])])
         def __call__(self, x):
-            tf.io.write_file(str(path / "written"), "by the artefact")
+            tf.io.write_file(str(path / "written"), "by the artifact")
             return {"y": x}
 
     module = Writes()
@@ -530,13 +530,13 @@ def data_elsewhere(path: Path) -> Path:
         (writes_a_file, "WriteFile, which reaches beyond the model"),
         (calls_python, "EagerPyFunc, which reaches beyond the model|PyFunc, which reaches beyond the model"),
         (without_signature, "it has no signature"),
-        (cut_off, "not an artefact of a known format|does not open"),
+        (cut_off, "not an artifact of a known format|does not open"),
         (tflite_of_nothing, "does not open"),
-        (pickle_by_name, "not an artefact of a known format"),
+        (pickle_by_name, "not an artifact of a known format"),
         (data_elsewhere, "does not open"),
     ],
 )
-def test_hostile_or_broken_artefacts_are_explained_and_run_nothing(verify, tmp_path: Path, write, message: str):
+def test_hostile_or_broken_artifacts_are_explained_and_run_nothing(verify, tmp_path: Path, write, message: str):
     with pytest.raises(ConversionError, match=message):
         verify(seeded(Classifier()), write(tmp_path))
     assert not (tmp_path / "written").exists()

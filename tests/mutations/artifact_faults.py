@@ -1,4 +1,4 @@
-"""Faults of artefacts: tensors changed on disk, and attributes, constants and operands of their operators."""
+"""Faults of artifacts: tensors changed on disk, and attributes, constants and operands of their operators."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Spoil = Callable[[Path], None]
 
 @dataclass(frozen=True)
 class Edit:
-    """One way to spoil an artefact: the kind of fault, where, and what to do to the file or folder."""
+    """One way to spoil an artifact: the kind of fault, where, and what to do to the file or folder."""
 
     fault: str
     site: str
@@ -51,7 +51,7 @@ TENSORS: dict[str, tuple[Change, Callable[[np.ndarray], bool]]] = {
 
 
 def tensor_edits(tensors: Mapping[str, np.ndarray], write: Callable[[Path, dict], None]) -> Iterator[Edit]:
-    """Of every floating point tensor; `write` puts changed ones into the artefact."""
+    """Of every floating point tensor; `write` puts changed ones into the artifact."""
     held = {name: a for name, a in tensors.items() if a.dtype.kind == "f" and a.size}
     for fault, (change, fits) in TENSORS.items():
         for name, array in held.items():

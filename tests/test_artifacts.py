@@ -103,19 +103,19 @@ NAMES = {"tf": "net_saved_model", "keras": "net.keras", "onnx": "net.onnx"}
 
 
 @pytest.fixture(scope="module")
-def artefacts(tmp_path_factory):
+def artifacts(tmp_path_factory):
     """One of each format: {format: path}."""
-    folder = tmp_path_factory.mktemp("artefacts")
+    folder = tmp_path_factory.mktemp("artifacts")
     for format, write in WRITERS.items():
         write(folder / NAMES[format])
     return {format: folder / name for format, name in NAMES.items()}
 
 
 @pytest.fixture(scope="module")
-def runners(artefacts):
+def runners(artifacts):
     opened = {format: Runner(format, timeout=120) for format in WRITERS}
     for format, runner in opened.items():
-        runner.open(artefacts[format])
+        runner.open(artifacts[format])
     yield opened
     for runner in opened.values():
         runner.close()
@@ -229,14 +229,14 @@ def test_xla_is_found(runners):
 
 
 @pytest.mark.parametrize("format", WRITERS)
-def test_the_stamp_comes_back(artefacts, format):
-    assert read_stamp(artefacts[format]).items() > STAMP.items()
+def test_the_stamp_comes_back(artifacts, format):
+    assert read_stamp(artifacts[format]).items() > STAMP.items()
     with Runner(format) as runner:
-        runner.open(artefacts[format])
+        runner.open(artifacts[format])
         assert runner.graph_as_written() is True
 
 
-def test_formats_and_stamps_are_told_without_a_framework(artefacts):
+def test_formats_and_stamps_are_told_without_a_framework(artifacts):
     script = """
         import sys
         from pathlib import Path
@@ -248,7 +248,7 @@ def test_formats_and_stamps_are_told_without_a_framework(artefacts):
         assert not heavy, heavy
     """
     told = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), *map(str, artefacts.values())],
+        [sys.executable, "-c", textwrap.dedent(script), *map(str, artifacts.values())],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])},
@@ -256,10 +256,10 @@ def test_formats_and_stamps_are_told_without_a_framework(artefacts):
     assert (told.stdout.split(), told.stderr) == (["tf", "1", "keras", "1", "onnx", "1"], "")
 
 
-def test_the_format_is_told_by_content(artefacts, tmp_path):
+def test_the_format_is_told_by_content(artifacts, tmp_path):
     for format in ["keras", "onnx"]:
-        renamed = tmp_path / "artefact"
-        renamed.write_bytes(artefacts[format].read_bytes())
+        renamed = tmp_path / "artifact"
+        renamed.write_bytes(artifacts[format].read_bytes())
         assert detect_format(renamed) == format
 
 
@@ -281,7 +281,7 @@ def write_zip(path: Path) -> None:
         pytest.param(lambda path: path.write_bytes(b"\x80" * 100), id="endless number"),
     ],
 )
-def test_what_is_no_artefact_has_no_format_and_no_stamp(tmp_path, occupy):
+def test_what_is_no_artifact_has_no_format_and_no_stamp(tmp_path, occupy):
     path = tmp_path / "unknown"
     occupy(path)
     assert not bears_our_stamp(path)
@@ -293,8 +293,8 @@ def test_what_is_no_artefact_has_no_format_and_no_stamp(tmp_path, occupy):
 @pytest.mark.parametrize("format", ["keras", "onnx"])
 @given(data=st.data())
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_damaged_bytes_never_break_the_telling(artefacts, tmp_path, format, data):
-    content = bytearray(artefacts[format].read_bytes())
+def test_damaged_bytes_never_break_the_telling(artifacts, tmp_path, format, data):
+    content = bytearray(artifacts[format].read_bytes())
     places = st.integers(0, len(content) - 1) | st.integers(max(0, len(content) - 600), len(content) - 1)
     for place in data.draw(st.lists(places, max_size=4)):
         content[place] = data.draw(st.integers(0, 255))
@@ -305,7 +305,7 @@ def test_damaged_bytes_never_break_the_telling(artefacts, tmp_path, format, data
 
 
 @pytest.mark.parametrize("format", WRITERS)
-def test_an_artefact_of_another_tool_bears_no_stamp(tmp_path, format):
+def test_an_artifact_of_another_tool_bears_no_stamp(tmp_path, format):
     path = tmp_path / "theirs"
     if format == "keras":
         keras_model().save(tmp_path / "theirs.keras")
@@ -330,34 +330,34 @@ def contents(path: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("format", WRITERS)
-def test_the_same_model_gives_the_same_bytes_again_in_this_process(artefacts, tmp_path, format):
+def test_the_same_model_gives_the_same_bytes_again_in_this_process(artifacts, tmp_path, format):
     WRITERS[format](tmp_path / NAMES[format])
-    assert contents(tmp_path / NAMES[format]) == contents(artefacts[format])
+    assert contents(tmp_path / NAMES[format]) == contents(artifacts[format])
 
 
-def test_the_same_model_gives_the_same_bytes_in_another_process(artefacts, tmp_path):
-    script = "import sys, test_artefacts as t; from pathlib import Path\n"
+def test_the_same_model_gives_the_same_bytes_in_another_process(artifacts, tmp_path):
+    script = "import sys, test_artifacts as t; from pathlib import Path\n"
     script += "for format, write in t.WRITERS.items(): write(Path(sys.argv[1], t.NAMES[format]))"
     paths = os.pathsep.join(map(str, Path(__file__).resolve().parents[:2]))
     environment = os.environ | {"PYTHONPATH": paths, "PYTHONHASHSEED": "7"}
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=environment, check=True, capture_output=True)
-    for format, path in artefacts.items():
+    for format, path in artifacts.items():
         assert contents(tmp_path / NAMES[format]) == contents(path), format
 
 
-def test_others_may_read_what_is_written(artefacts):
+def test_others_may_read_what_is_written(artifacts):
     umask = os.umask(0)
     os.umask(umask)
-    for path in artefacts.values():
+    for path in artifacts.values():
         for file in [path] if path.is_file() else path.rglob("*"):
             assert file.stat().st_mode & 0o444 == 0o444 & ~umask, file
 
 
-def test_nothing_but_the_artefact_is_left_beside_it(artefacts):
-    assert sorted(path.name for path in artefacts["keras"].parent.iterdir()) == sorted(NAMES.values())
+def test_nothing_but_the_artifact_is_left_beside_it(artifacts):
+    assert sorted(path.name for path in artifacts["keras"].parent.iterdir()) == sorted(NAMES.values())
 
 
-def test_keras_file_opens_with_stock_keras_where_converter_cannot_be_imported(artefacts, tmp_path):
+def test_keras_file_opens_with_stock_keras_where_converter_cannot_be_imported(artifacts, tmp_path):
     script = """
         import sys
         sys.modules["converter"] = sys.modules["mappings"] = None
@@ -366,7 +366,7 @@ def test_keras_file_opens_with_stock_keras_where_converter_cannot_be_imported(ar
         print(model.get_layer("stem.0.conv").count_params(), len(model.trainable_variables))
     """
     opened = subprocess.run(
-        [sys.executable, "-P", "-c", textwrap.dedent(script), str(artefacts["keras"])],
+        [sys.executable, "-P", "-c", textwrap.dedent(script), str(artifacts["keras"])],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -384,16 +384,16 @@ def test_the_child_loads_nothing_but_its_runtime(runners, format, absent):
     assert [library for library in absent if library in loaded] == []
 
 
-def test_a_users_own_modules_in_the_current_directory_do_not_shadow(tmp_path, monkeypatch, artefacts):
-    for name in ["converter", "onnx", "numpy", "messages", "artefacts"]:
+def test_a_users_own_modules_in_the_current_directory_do_not_shadow(tmp_path, monkeypatch, artifacts):
+    for name in ["converter", "onnx", "numpy", "messages", "artifacts"]:
         (tmp_path / f"{name}.py").write_text("raise SystemExit('shadowed')")
     monkeypatch.chdir(tmp_path)
     with Runner("onnx") as runner:
-        runner.open(artefacts["onnx"])
+        runner.open(artifacts["onnx"])
         assert runner.operators()["SpaceToDepth"] == 1
 
 
-def test_a_saved_model_of_another_tool_opens(runners, artefacts, tmp_path):
+def test_a_saved_model_of_another_tool_opens(runners, artifacts, tmp_path):
     keras_model().export(tmp_path / "theirs", verbose=False)
     try:
         runners["tf"].open(tmp_path / "theirs")
@@ -401,12 +401,12 @@ def test_a_saved_model_of_another_tool_opens(runners, artefacts, tmp_path):
         assert runners["tf"].xla_functions() != []
         assert any(np.array_equal(tensor, KERNEL) for tensor in runners["tf"].tensors().values())
     finally:
-        runners["tf"].open(artefacts["tf"])
+        runners["tf"].open(artifacts["tf"])
     np.testing.assert_allclose(outputs["features"], convolve(IMAGE), rtol=0, atol=1e-5)
 
 
-def test_a_keras_file_of_any_name_opens(runners, artefacts, tmp_path):
-    (tmp_path / "model.bin").write_bytes(artefacts["keras"].read_bytes())
+def test_a_keras_file_of_any_name_opens(runners, artifacts, tmp_path):
+    (tmp_path / "model.bin").write_bytes(artifacts["keras"].read_bytes())
     runners["keras"].open(tmp_path / "model.bin")
     assert runners["keras"].outputs[1].name == "total"
 
@@ -421,21 +421,21 @@ def test_an_input_name_that_tensorflow_would_change_is_refused(tmp_path, name):
         saved_model_writer.write(lambda x: {"y": x}, [tf.TensorSpec((1,), name=name)], {}, tmp_path / "m", STAMP)
 
 
-def test_the_saved_model_keeps_its_weights_by_name_and_once(artefacts):
+def test_the_saved_model_keeps_its_weights_by_name_and_once(artifacts):
     import tensorflow as tf
 
-    loaded = tf.saved_model.load(str(artefacts["tf"]))
+    loaded = tf.saved_model.load(str(artifacts["tf"]))
     assert set(loaded.weights) == {"stem.0.conv/kernel", "stem.0.conv.bias"}
-    size = (artefacts["tf"] / "variables" / "variables.data-00000-of-00001").stat().st_size
+    size = (artifacts["tf"] / "variables" / "variables.data-00000-of-00001").stat().st_size
     assert size < 1.02 * (KERNEL.nbytes + BIAS.nbytes) + 2000
 
 
-def test_the_gradient_goes_through_a_loaded_saved_model(artefacts):
+def test_the_gradient_goes_through_a_loaded_saved_model(artifacts):
     """The writer takes custom gradients' registration out; what they stand for must still be derived."""
     import tensorflow as tf
 
     image = tf.constant(IMAGE)
-    loaded = tf.saved_model.load(str(artefacts["tf"]))
+    loaded = tf.saved_model.load(str(artifacts["tf"]))
     with tf.GradientTape() as tape:
         tape.watch(image)
         written = loaded.signatures["serving_default"](image=image)["total.1"]
@@ -515,14 +515,14 @@ def test_a_trace_of_large_weights_leaves_nothing_for_a_killed_process_to_leave(t
     assert {operator for _, operator, *_ in whole} >= {"Conv", "Relu"}
 
 
-def test_onnx_names_the_batch_and_no_path_of_this_machine(artefacts):
+def test_onnx_names_the_batch_and_no_path_of_this_machine(artifacts):
     import onnx
 
-    model = onnx.load(artefacts["onnx"])
+    model = onnx.load(artifacts["onnx"])
     assert [value.type.tensor_type.shape.dim[0].dim_param for value in [*model.graph.input, *model.graph.output]] == [
         "batch"
     ] * 3
-    assert str(Path(__file__).parent).encode() not in artefacts["onnx"].read_bytes()
+    assert str(Path(__file__).parent).encode() not in artifacts["onnx"].read_bytes()
     assert any("conv" in prop.value for node in model.graph.node for prop in node.metadata_props)
 
 
@@ -557,7 +557,7 @@ def test_an_opset_that_the_exporter_does_not_reach_is_no_other_one(tmp_path):
         onnx_writer.write(torch.nn.ReLU(), (torch.zeros(2, 3),), ["x"], ["y"], None, tmp_path / "a.onnx", STAMP, 12)
 
 
-def test_operators_of_ours_come_out_as_onnx_operators(tmp_path, runners, artefacts):
+def test_operators_of_ours_come_out_as_onnx_operators(tmp_path, runners, artifacts):
     import torch
 
     from converter.artifacts import onnx_writer
@@ -574,7 +574,7 @@ def test_operators_of_ours_come_out_as_onnx_operators(tmp_path, runners, artefac
         assert runners["onnx"].operators() == {"Gather": 1, "SpaceToDepth": 1}
         np.testing.assert_array_equal(runners["onnx"].run({"x": image.numpy()})["y"], Ours()(image).numpy())
     finally:
-        runners["onnx"].open(artefacts["onnx"])
+        runners["onnx"].open(artifacts["onnx"])
 
 
 def test_onnx_of_an_operator_without_translation_is_explained(tmp_path):
@@ -591,17 +591,17 @@ def test_onnx_of_an_operator_without_translation_is_explained(tmp_path):
 
 
 @pytest.mark.parametrize("format", WRITERS)
-def test_a_damaged_artefact_is_explained_and_the_runner_lives_on(runners, artefacts, tmp_path, format):
+def test_a_damaged_artifact_is_explained_and_the_runner_lives_on(runners, artifacts, tmp_path, format):
     broken = tmp_path / NAMES[format]
     if format == "tf":
         broken.mkdir()
-        (broken / "saved_model.pb").write_bytes((artefacts["tf"] / "saved_model.pb").read_bytes()[:500])
+        (broken / "saved_model.pb").write_bytes((artifacts["tf"] / "saved_model.pb").read_bytes()[:500])
     else:
-        broken.write_bytes(artefacts[format].read_bytes()[:500])
+        broken.write_bytes(artifacts[format].read_bytes()[:500])
     with pytest.raises(ConversionError, match="does not open") as refused:
         runners[format].open(broken)
     assert str(broken) in str(refused.value)
-    runners[format].open(artefacts[format])
+    runners[format].open(artifacts[format])
 
 
 def test_inputs_of_other_names_are_refused(runners):
@@ -614,9 +614,9 @@ def test_inputs_of_another_shape_are_refused(runners):
         runners["onnx"].run({"image": IMAGE})
 
 
-def test_a_child_that_dies_is_told_with_what_it_wrote(artefacts):
+def test_a_child_that_dies_is_told_with_what_it_wrote(artifacts):
     with Runner("onnx") as runner:
-        runner.open(artefacts["onnx"])
+        runner.open(artifacts["onnx"])
         os.kill(runner.pid, signal.SIGKILL)
         with pytest.raises(ConversionError, match="signal 9"):
             runner.run({"image": np.zeros((1, 3, 10, 8), np.float32)})
@@ -624,25 +624,25 @@ def test_a_child_that_dies_is_told_with_what_it_wrote(artefacts):
             runner.tensors()
 
 
-def test_what_a_crashing_child_wrote_is_told(artefacts, monkeypatch):
+def test_what_a_crashing_child_wrote_is_told(artifacts, monkeypatch):
     monkeypatch.setenv("PYTHONFAULTHANDLER", "1")
     with Runner("onnx") as runner:
-        runner.open(artefacts["onnx"])
+        runner.open(artifacts["onnx"])
         os.kill(runner.pid, signal.SIGSEGV)
         with pytest.raises(ConversionError, match="Segmentation fault"):
             runner.tensors()
 
 
-def test_a_runtime_that_cannot_be_imported_is_told(artefacts, tmp_path, monkeypatch):
+def test_a_runtime_that_cannot_be_imported_is_told(artifacts, tmp_path, monkeypatch):
     (tmp_path / "onnxruntime.py").write_text("raise ImportError('libfoo.so is missing')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with Runner("onnx") as runner, pytest.raises(ConversionError, match=r"libfoo\.so is missing"):
-        runner.open(artefacts["onnx"])
+        runner.open(artifacts["onnx"])
 
 
-def test_a_child_that_takes_too_long_is_stopped(artefacts):
+def test_a_child_that_takes_too_long_is_stopped(artifacts):
     with Runner("onnx", timeout=0.01) as runner, pytest.raises(ConversionError, match=r"longer than 0\.01 s"):
-        runner.open(artefacts["onnx"])
+        runner.open(artifacts["onnx"])
 
 
 def test_a_runner_closed_at_once_leaves_no_process():
