@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
-from converter.artifacts.paths import ENDINGS, output_paths
+from converter.artifacts.paths import SUFFIXES, output_paths
 from converter.console.app import RESUMES, ConvertByDefault
 from converter.console.params import (
     PATH,
@@ -26,14 +26,14 @@ from converter.console.params import (
     shard_of,
     trace_option,
 )
-from converter.console.signals import raise_again
+from converter.console.signals import raise_if_interrupted
 from converter.errors import OutputError
 from converter.report.failures import SCHEMA, Failure, Report, failure_of, worst_status, write_report
 from converter.report.results import ConversionReport, ExplanationKind, VerificationReport
 
 if TYPE_CHECKING:
     from converter.batch.jobs import Job
-    from converter.batch.results import Answers, BatchReport
+    from converter.batch.results import BatchReport, CheckResults
     from converter.console.terminal import Terminal
 
 
@@ -55,7 +55,7 @@ def main() -> None:
 @main.command()
 @click.argument("models", nargs=-1, required=True, type=PATH, metavar="MODEL...")
 @click.option(
-    "--to", multiple=True, required=True, type=click.Choice(list(ENDINGS)), help="Format to write; repeatable."
+    "--to", multiple=True, required=True, type=click.Choice(list(SUFFIXES)), help="Format to write; repeatable."
 )
 @click.option(
     "-o", "--output", type=PATH, help="File or folder to write; a folder of them for several models or formats."
@@ -83,7 +83,7 @@ def convert(
     import converter
     from converter.verification.image_folder import with_preprocessing
 
-    terminal = terminal_of(quiet, verbose, log_file)
+    terminal = make_terminal(quiet, verbose, log_file)
     models, to = tuple(dict.fromkeys(models)), tuple(dict.fromkeys(to))
 
     def convert_one(model: Path) -> ConversionReport:
@@ -99,7 +99,7 @@ def convert(
         )
         return report
 
-    planned = attempt(lambda: output_paths(models, to, output), ", ".join(map(str, models)), terminal)
+    planned = run_or_report(lambda: output_paths(models, to, output), ", ".join(map(str, models)), terminal)
     if isinstance(planned, Failure):
         results: list[Report] = [planned]
     else:
@@ -107,18 +107,20 @@ def convert(
         results = []
         for model in models:
             terminal.say(f"{model} -> {', '.join(to)}")
-            result = attempt(partial(convert_one, model), str(model), terminal)
+            result = run_or_report(partial(convert_one, model), str(model), terminal)
             if isinstance(result, ConversionReport):
                 terminal.show_conversion(result)
             results.append(result)
         if len(models) > 1:
             terminal.show_table(results)
-    finish({"schema": SCHEMA, "models": [result.to_dict() for result in results]}, results, as_json, report_file)
+    write_report_and_exit(
+        {"schema": SCHEMA, "models": [result.to_dict() for result in results]}, results, as_json, report_file
+    )
 
 
 @main.command()
 @click.argument("places", nargs=-1, required=True, metavar="MANIFEST.toml|FILE|FOLDER|GLOB|-...")
-@click.option("--to", multiple=True, type=click.Choice(list(ENDINGS)), help="Format to write; repeatable.")
+@click.option("--to", multiple=True, type=click.Choice(list(SUFFIXES)), help="Format to write; repeatable.")
 @click.option("-o", "--output", type=PATH, help="Folder for artifacts, logs, the journal and summary.json.")
 @click.option(
     "--check", is_flag=True, help="Say of each model whether it can be converted; -o is not needed, nothing is written."
@@ -172,15 +174,15 @@ def batch(
     if output is None and not check:
         raise click.MissingParameter(ctx=context, param=next(p for p in context.command.params if p.name == "output"))
     context.meta[RESUMES] = not check
-    terminal = terminal_of(quiet, verbose, log_file)
+    terminal = make_terminal(quiet, verbose, log_file)
     said = {name: plain(value) for name, value in arguments.items() if not unsaid(value)}
     if no_verify:
         said["verify"] = False
 
     def listed() -> list["Job"]:
-        return work_list(places, to or tuple(ENDINGS if check else ()), said, lines=sys.stdin, part=shard)
+        return work_list(places, to or tuple(SUFFIXES if check else ()), said, lines=sys.stdin, part=shard)
 
-    def done(work: list["Job"]) -> "BatchReport | Answers":
+    def done(work: list["Job"]) -> "BatchReport | CheckResults":
         how: dict[str, Any] = {
             "slots": jobs,
             "timeout": timeout,
@@ -188,7 +190,7 @@ def batch(
             "fail_fast": fail_fast,
             "scheduler": scheduler,
         }
-        report: BatchReport | Answers
+        report: BatchReport | CheckResults
         with BatchDisplay(terminal) as display:
             if output is None or check:
                 report = check_many(work, watcher=display, **how)
@@ -197,19 +199,19 @@ def batch(
         display.show_summary(report)
         return report
 
-    work = attempt(listed, ", ".join(places), terminal)
+    work = run_or_report(listed, ", ".join(places), terminal)
     if isinstance(work, Failure):
-        finish(work.to_dict(), [work], as_json, None)
+        write_report_and_exit(work.to_dict(), [work], as_json, None)
         return
     if dry_run:
         for job in work:
             made = job.to if output is None or check else map(str, job.outputs(output).values())
             click.echo(f"{job.path} -> {', '.join(made)}", err=True)
         content = {"schema": SCHEMA, "models": [{"name": job.name, **job.told()} for job in work]}
-        finish(content, [], as_json, None)
+        write_report_and_exit(content, [], as_json, None)
         return
-    result = attempt(lambda: done(work), ", ".join(places), terminal)
-    finish(result.to_dict(), [result], as_json, None)
+    result = run_or_report(lambda: done(work), ", ".join(places), terminal)
+    write_report_and_exit(result.to_dict(), [result], as_json, None)
 
 
 def unsaid(value: Any) -> bool:
@@ -254,15 +256,15 @@ def verify(
     import converter
     from converter.verification.image_folder import with_preprocessing
 
-    terminal = terminal_of(quiet, verbose, log_file)
-    result = attempt(
+    terminal = make_terminal(quiet, verbose, log_file)
+    result = run_or_report(
         lambda: converter.verify(model, artifact, progress=terminal.progress, **with_preprocessing(arguments)),
         str(model),
         terminal,
     )
     if isinstance(result, VerificationReport):
         terminal.show_verification(result)
-    finish(result.to_dict(), [result], as_json, report_file)
+    write_report_and_exit(result.to_dict(), [result], as_json, report_file)
 
 
 @main.command()
@@ -274,7 +276,7 @@ def verify(
     "--check", is_flag=True, help="Say whether it can be converted, by the exit status too; nothing is written."
 )
 @click.option(
-    "--to", multiple=True, type=click.Choice(list(ENDINGS)), help="Format to check; repeatable.  [default: all]"
+    "--to", multiple=True, type=click.Choice(list(SUFFIXES)), help="Format to check; repeatable.  [default: all]"
 )
 @message_options
 def inspect(
@@ -290,17 +292,17 @@ def inspect(
     """Show a model's modules, shapes, weights, and what each becomes."""
     import converter
 
-    terminal = terminal_of(quiet, verbose, log_file)
+    terminal = make_terminal(quiet, verbose, log_file)
     if to and not check:
         raise click.UsageError("--to says which formats to --check; convert MODEL --to writes them")
-    formats = (to or tuple(ENDINGS)) if check else ()
-    result = attempt(lambda: converter.inspect(model, check=formats, **arguments), str(model), terminal)
+    formats = (to or tuple(SUFFIXES)) if check else ()
+    result = run_or_report(lambda: converter.inspect(model, check=formats, **arguments), str(model), terminal)
     if not isinstance(result, Failure):
         terminal.show_summary(result)
-    finish(result.to_dict(), [result], as_json, None)
+    write_report_and_exit(result.to_dict(), [result], as_json, None)
 
 
-def terminal_of(quiet: bool, verbose: bool, log_file: Path | None) -> "Terminal":
+def make_terminal(quiet: bool, verbose: bool, log_file: Path | None) -> "Terminal":
     from converter.console.terminal import Terminal
 
     try:
@@ -314,7 +316,7 @@ def terminal_of(quiet: bool, verbose: bool, log_file: Path | None) -> "Terminal"
 Result = TypeVar("Result")
 
 
-def attempt(call: Callable[[], Result], source: str, terminal: "Terminal") -> Result | Failure:
+def run_or_report(call: Callable[[], Result], source: str, terminal: "Terminal") -> Result | Failure:
     """Do it; what goes wrong is shown, and given back as a failure."""
     try:
         with terminal.quiet_libraries():
@@ -323,13 +325,15 @@ def attempt(call: Callable[[], Result], source: str, terminal: "Terminal") -> Re
         terminal.note("".join(traceback.format_exception(error)))
         raise
     except (Exception, SystemExit) as error:
-        raise_again()
+        raise_if_interrupted()
         failure = failure_of(error, source)
         terminal.show_failure(failure, "".join(traceback.format_exception(error)))
         return failure
 
 
-def finish(content: dict[str, Any], results: Sequence[Report], as_json: bool, report_file: Path | None) -> None:
+def write_report_and_exit(
+    content: dict[str, Any], results: Sequence[Report], as_json: bool, report_file: Path | None
+) -> None:
     """Write the report where it was asked for, and exit."""
     try:
         if report_file:

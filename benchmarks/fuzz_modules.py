@@ -116,9 +116,9 @@ def lowered(count: int, first: int, formats: tuple[str, ...], free: bool, result
 @click.option("--to", "formats", multiple=True, type=click.Choice(FORMATS), default=("tf", "onnx"))
 @click.option("--results", type=click.File("a"))
 def whole(count: int, first: int, formats: tuple[str, ...], results: IO[str] | None) -> None:
-    from converter.pipeline.convert import Session
+    from converter.pipeline.convert import ConversionSession
 
-    with Session(lasting=True) as session, tempfile.TemporaryDirectory() as folder:
+    with ConversionSession(lasting=True) as session, tempfile.TemporaryDirectory() as folder:
 
         def outcomes(seed: int, made: Network) -> Iterator[tuple[str, str, str]]:
             shape = ",".join(map(str, made.shape))

@@ -6,14 +6,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from converter.console.signals import Interrupted, end_in_order
+from converter.console.signals import Interrupted, install_signal_handlers
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
     _open_streams()
-    end_in_order()
+    install_signal_handlers()
     try:
         _command()()
     except Interrupted as error:  # before the command could take it, or after

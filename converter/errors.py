@@ -79,7 +79,7 @@ _NO_MEMORY = ("allocate memory", "bad_alloc", "bad allocation", "out of memory",
 _NOT_MAPPED = "failed to map segment from shared object"  # of the loader, which adds why where it is something else
 
 
-def says_no_memory(error: BaseException | None) -> bool:
+def is_out_of_memory(error: BaseException | None) -> bool:
     """Also of the errors that libraries raise, and of what another error was raised from."""
     while error is not None:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
@@ -92,9 +92,9 @@ def says_no_memory(error: BaseException | None) -> bool:
     return False
 
 
-def unexpected(error: BaseException, where: str | None = None) -> ConversionError:
+def wrap_unexpected(error: BaseException, where: str | None = None) -> ConversionError:
     """What to raise, from `error`, for what no one foresaw: what the system refuses, or a fault of ours."""
-    if says_no_memory(error):
+    if is_out_of_memory(error):
         return MemoryLimitError(
             "The memory does not suffice.",
             where=where,

@@ -9,9 +9,9 @@ import torch
 from keras import layers, ops
 
 from converter.ir import custom_ops as ours
-from converter.ir.lazy_tensor import Deferred
+from converter.ir.lazy_tensor import LazyTensor
 from converter.ir.sizes import Size, per_example, product
-from converter.plan.builder import Plan
+from converter.plan.builder import PlanBuilder
 from converter.plan.layout import Layout
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, ItemStep, Movement, Unsupported, Value
@@ -58,7 +58,7 @@ def attention(plan, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=
     return plan.reshape(result, plan.shape())
 
 
-def causal_mask(plan: Plan, query: Value, key: Value | Constant, rows: Size, columns: Size) -> Constant | Value:
+def causal_mask(plan: PlanBuilder, query: Value, key: Value | Constant, rows: Size, columns: Size) -> Constant | Value:
     """Row i sees columns 0 to i."""
     if not isinstance(rows, int) or not isinstance(columns, int):
         places = [dynamic_resize.places(plan, x, len(x.shape) - 2, n) for x, n in ((query, rows), (key, columns))]
@@ -66,10 +66,10 @@ def causal_mask(plan: Plan, query: Value, key: Value | Constant, rows: Size, col
         compare = lambda i, j: ops.expand_dims(i, 1) >= ops.expand_dims(j, 0)  # noqa: E731
         return plan.call(compare, *places, layout=layout, dtype=torch.bool)
     mask = torch.ones(rows, columns, dtype=torch.bool).tril()
-    return Constant(Deferred.of(mask), torch.bool, (), True, False, ("causal", rows, columns))
+    return Constant(LazyTensor.of(mask), torch.bool, (), True, False, ("causal", rows, columns))
 
 
-def masked_softmax(plan: Plan, scores: Value, mask: Value | Constant | None, is_causal: bool = False) -> Value:
+def masked_softmax(plan: PlanBuilder, scores: Value, mask: Value | Constant | None, is_causal: bool = False) -> Value:
     """Softmax over the last dimension; a row that the mask leaves nothing of becomes 0, as in PyTorch.
 
     Args:
@@ -142,7 +142,7 @@ def multi_head_attention(
     return [Value(out, whole.dtype, ItemStep((whole.step,), plan.node, i)) for i, out in enumerate((layout, scores))]
 
 
-def features_behind(plan: Plan, x: Value) -> tuple[Value, np.ndarray]:
+def features_behind(plan: PlanBuilder, x: Value) -> tuple[Value, np.ndarray]:
     """`x` with its axes as (batch, time, features), and the order in which the features lie."""
     batch, time, features = x.layout.dims
     run = tuple(a for a in x.layout.atoms if a in features)

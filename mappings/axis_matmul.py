@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from keras import ops
 
-from converter.ir.lazy_tensor import Deferred
+from converter.ir.lazy_tensor import LazyTensor
 from converter.plan.steps import Constant
 
 
@@ -17,7 +17,7 @@ def multiplied(plan, x, dim, matrix, reason):
     last = axis == len(x.layout.axes) - 1
     held = np.ascontiguousarray(matrix.T if last else matrix)
     constant = Constant(
-        Deferred.of(torch.from_numpy(held)), x.dtype, (), False, False, ("matrix", held.shape, held.tobytes())
+        LazyTensor.of(torch.from_numpy(held)), x.dtype, (), False, False, ("matrix", held.shape, held.tobytes())
     )
     layout, _ = x.layout.resized(dim, size)
     return plan.call(lambda m, a: along(a, m, axis), plan.as_value(constant, x), x, layout=layout)

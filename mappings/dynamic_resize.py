@@ -17,7 +17,7 @@ import torch
 from keras import ops
 
 from converter.ir.sizes import Size, per_example, product, quotient
-from converter.plan.builder import Plan
+from converter.plan.builder import PlanBuilder
 from converter.plan.layout import Layout, Run
 from converter.plan.steps import Constant, Movement, Unsupported, Value
 
@@ -115,7 +115,7 @@ def mean(resize: Resize, i: Any, j: Any, size: Any, out: Any) -> Any:
     return ops.where(ops.logical_and(j >= first, j < last), 1 / (last - first), 0)
 
 
-def weighted(plan: Plan, x: Value, dim: int, out: Size, resize: Resize, weights: Weights, reason: str) -> Value:
+def weighted(plan: PlanBuilder, x: Value, dim: int, out: Size, resize: Resize, weights: Weights, reason: str) -> Value:
     """`x` with `dim` resampled to the size `out`."""
     x, axis = plan.one_axis(x, dim, reason)
     layout, _ = x.layout.resized(dim, out)
@@ -135,7 +135,7 @@ def weighted(plan: Plan, x: Value, dim: int, out: Size, resize: Resize, weights:
     return plan.call(run, x, *zeros_of(plan, x, dim, out), layout=layout)
 
 
-def largest(plan: Plan, x: Value, dim: int, out: Size) -> Value:
+def largest(plan: PlanBuilder, x: Value, dim: int, out: Size) -> Value:
     """Adaptive maximum pooling of `dim` to the size `out`: of every element for each result, in whose window or not."""
     x, axis = plan.one_axis(x, dim, "an adaptive pool")
     layout, _ = x.layout.resized(dim, out)
@@ -154,7 +154,7 @@ def largest(plan: Plan, x: Value, dim: int, out: Size) -> Value:
     return plan.call(run, x, *zeros_of(plan, x, dim, out), layout=layout)
 
 
-def nearest(plan: Plan, x: Value, dim: int, out: Size, factor: float | None, exact: bool) -> Value:
+def nearest(plan: PlanBuilder, x: Value, dim: int, out: Size, factor: float | None, exact: bool) -> Value:
     """`x` with the elements of `dim` that lie nearest, by PyTorch's positions in float32."""
     x, axis = plan.one_axis(x, dim, "nearest")
     layout, _ = x.layout.resized(dim, out)
@@ -170,7 +170,7 @@ def nearest(plan: Plan, x: Value, dim: int, out: Size, factor: float | None, exa
     return plan.call(run, x, *zeros_of(plan, x, dim, out), layout=layout)
 
 
-def part(plan: Plan, x: Value | Constant, dim: int, start: Size, length: Size) -> Value:
+def part(plan: PlanBuilder, x: Value | Constant, dim: int, start: Size, length: Size) -> Value:
     """`length` elements of `dim` from `start` on, where one of them is unknown; of a table too, as of positions."""
     x = as_value(plan, x)
     x, axis = plan.one_axis(x, dim, "a slice")
@@ -198,7 +198,7 @@ def counted(line: Any, dtype: str = "float64") -> tuple[Any, Any]:
     return ops.cumsum(ones) - 1, ops.sum(ones)
 
 
-def zeros_of(plan: Plan, x: Value, dim: int, out: Size) -> list[Value]:
+def zeros_of(plan: PlanBuilder, x: Value, dim: int, out: Size) -> list[Value]:
     """As many zeros as `out`, none if it is known."""
     if isinstance(out, int):
         return []
@@ -212,7 +212,7 @@ def zeros_of(plan: Plan, x: Value, dim: int, out: Size) -> list[Value]:
     return [cut(plan, value, axis, out, fraction)]
 
 
-def zeros_held(plan: Plan, out: Size) -> Value | None:
+def zeros_held(plan: PlanBuilder, out: Size) -> Value | None:
     """As many zeros as `out`, cut from a value that has a whole fraction of it."""
     for value in held(plan):
         for axis, run in enumerate(value.layout.axes):
@@ -222,7 +222,7 @@ def zeros_held(plan: Plan, out: Size) -> Value | None:
     return None
 
 
-def places(plan: Plan, x: Value | Constant, dim: int, size: Size) -> Value:
+def places(plan: PlanBuilder, x: Value | Constant, dim: int, size: Size) -> Value:
     """The positions 0, 1, ... along `dim` of `x`, of that size."""
     zeros = zeros_of(plan, as_value(plan, x), dim, size) or [next(held(plan))]
     layout = Layout(((0,),), ((0,),), {0: size})
@@ -233,7 +233,7 @@ def places(plan: Plan, x: Value | Constant, dim: int, size: Size) -> Value:
     )  # fmt: skip
 
 
-def opened(plan: Plan, x: Value) -> Value:
+def opened(plan: PlanBuilder, x: Value) -> Value:
     """`x` with each axis that several factors share, unknown ones among them, as an axis for each factor.
 
     Keras reshapes to one unknown size only; the elements are taken by their positions instead.
@@ -275,12 +275,12 @@ def opened(plan: Plan, x: Value) -> Value:
     return plan.call(take, x, *lines, layout=Layout(x.layout.dims, tuple(axes), x.layout.size), dtype=x.dtype)
 
 
-def as_value(plan: Plan, x: Value | Constant) -> Value:
+def as_value(plan: PlanBuilder, x: Value | Constant) -> Value:
     """A constant, such as a table of positions, as a value."""
     return x if isinstance(x, Value) else plan.as_value(x, next(held(plan)))
 
 
-def held(plan: Plan) -> Iterator[Value]:
+def held(plan: PlanBuilder) -> Iterator[Value]:
     """Every value so far, the graph's inputs first."""
     for step in plan.input_steps:
         yield Value(Layout.of(step.shape), step.dtype, step)
@@ -289,7 +289,7 @@ def held(plan: Plan) -> Iterator[Value]:
             yield value
 
 
-def cut(plan: Plan, value: Value, axis: int, out: Size, times: Fraction) -> Value:
+def cut(plan: PlanBuilder, value: Value, axis: int, out: Size, times: Fraction) -> Value:
     """floor(times n) zeros, of the n along `axis`."""
 
     def zeros(array: Any) -> Any:

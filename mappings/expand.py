@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from keras import ops
 
-from converter.ir.lazy_tensor import Deferred
+from converter.ir.lazy_tensor import LazyTensor
 from converter.ir.sizes import Size, quotient
-from converter.plan.builder import Plan
+from converter.plan.builder import PlanBuilder
 from converter.plan.layout import Layout
 from converter.plan.precision import dtype_name
 from converter.plan.registry import maps
@@ -62,7 +62,7 @@ def count_from(plan, start, end, step=1, *_, **__):
     return counted(plan, start, step)
 
 
-def counted(plan: Plan, start: int | float, step: int | float) -> Value:
+def counted(plan: PlanBuilder, start: int | float, step: int | float) -> Value:
     """start, start + step, ... along an unknown size; a known one is a constant."""
     if not (isinstance(start, int) and isinstance(step, int)):
         raise Unsupported("a count to an unknown size in steps that are no integers")
@@ -70,17 +70,17 @@ def counted(plan: Plan, start: int | float, step: int | float) -> Value:
     return plan.call(lambda z: (ops.cumsum(ops.ones_like(z), 0) - 1) * step + start, zeros, layout=zeros.layout)
 
 
-def filled(plan: Plan, number: float | bool) -> Value:
+def filled(plan: PlanBuilder, number: float | bool) -> Value:
     """The operator's result where every element is `number`."""
     shape = plan.shape()
     holds = plan.dtype if plan.dtype != torch.float32 else torch.float64
     constant = Constant(
-        Deferred.of(torch.full((), number, dtype=holds)), plan.dtype, (), True, False, ("full", number, plan.dtype)
+        LazyTensor.of(torch.full((), number, dtype=holds)), plan.dtype, (), True, False, ("full", number, plan.dtype)
     )
     return expanded(plan, constant, shape)
 
 
-def expanded(plan: Plan, x: Value | Constant, shape: tuple[Size, ...]) -> Value:
+def expanded(plan: PlanBuilder, x: Value | Constant, shape: tuple[Size, ...]) -> Value:
     """`x`, an array of the graph from here on, broadcast to `shape`."""
     have = (1,) * (len(shape) - len(x.shape)) + tuple(x.shape)
     x = x.reshape(*have) if isinstance(x, Constant) else plan.reshape(x, have)
@@ -103,7 +103,7 @@ def added(x, zeros):
     return ops.logical_or(x, zeros) if zeros.dtype == "bool" else sum_of(x, zeros)
 
 
-def along(plan: Plan, constant: Constant, zeros: Value) -> Value:
+def along(plan: PlanBuilder, constant: Constant, zeros: Value) -> Value:
     """The constant, of size 1 where `zeros` has its one dimension, repeated along that."""
     rank = len(zeros.shape)
     (dim,) = (d for d, run in enumerate(zeros.layout.dims) if run)
@@ -115,7 +115,7 @@ def along(plan: Plan, constant: Constant, zeros: Value) -> Value:
     return plan.call(lambda z, c: added(c, ops.reshape(z, shape)), zeros, plan.as_value(constant, zeros), layout=held)
 
 
-def zeros_along(plan: Plan, dim: int, shape: tuple[Size, ...]) -> Value:
+def zeros_along(plan: PlanBuilder, dim: int, shape: tuple[Size, ...]) -> Value:
     """Zeros of the operator's type, of the unknown size `shape[dim]` along `dim` and of size 1 along the others."""
     size, dtype = shape[dim], plan.dtype
     for step in plan.input_steps:

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from keras import ops
 
-from converter.ir.lazy_tensor import Deferred
+from converter.ir.lazy_tensor import LazyTensor
 from converter.ir.sizes import product
-from converter.plan.builder import Plan
+from converter.plan.builder import PlanBuilder
 from converter.plan.layout import Layout
 from converter.plan.precision import dtype_name
 from converter.plan.registry import maps
@@ -43,7 +43,7 @@ class Flat:
     shape: tuple[int, ...]
 
 
-def flattened(plan: Plan, x: Value, reason: str) -> Flat:
+def flattened(plan: PlanBuilder, x: Value, reason: str) -> Flat:
     for d, run in enumerate(x.layout.dims):
         if len(run) > 1:
             x = plan.one_atom(x, d, reason)
@@ -68,7 +68,7 @@ def strides_of(layout: Layout) -> tuple[int, ...] | None:
 
 
 def positions(
-    plan: Plan, flat: Flat, indices: dict[int, Value | Constant], places: dict[int, int], shape
+    plan: PlanBuilder, flat: Flat, indices: dict[int, Value | Constant], places: dict[int, int], shape
 ) -> Value | Constant:
     """Where the elements of a result of `shape` stand.
 
@@ -110,10 +110,10 @@ def computed(tensor: torch.Tensor) -> Constant:
     """A table of positions."""
     held = tensor.to(torch.int64)
     key = ("indices", tuple(held.shape), tuple(held.ravel().tolist()))
-    return Constant(Deferred.of(held), torch.int64, (), False, False, key)
+    return Constant(LazyTensor.of(held), torch.int64, (), False, False, key)
 
 
-def counted(plan: Plan, shape: Sequence, place: int) -> Value | Constant:
+def counted(plan: PlanBuilder, shape: Sequence, place: int) -> Value | Constant:
     """0, 1, 2, ... along dimension `place` of `shape`."""
     if isinstance(shape[place], int):
         return computed(torch.arange(shape[place]).reshape([-1 if d == place else 1 for d in range(len(shape))]))
@@ -123,7 +123,7 @@ def counted(plan: Plan, shape: Sequence, place: int) -> Value | Constant:
     )
 
 
-def read(plan: Plan, flat: Flat, where: Value | Constant, reason: str) -> Value:
+def read(plan: PlanBuilder, flat: Flat, where: Value | Constant, reason: str) -> Value:
     """The elements of `flat` at those positions."""
     plan.gathers(flat.value, reason)
     held = plan.as_value(where, flat.value)
@@ -131,7 +131,7 @@ def read(plan: Plan, flat: Flat, where: Value | Constant, reason: str) -> Value:
 
 
 def written(
-    plan: Plan, flat: Flat, where: Value | Constant, values: Value | Constant, reduction: str | None = None
+    plan: PlanBuilder, flat: Flat, where: Value | Constant, values: Value | Constant, reduction: str | None = None
 ) -> Value:
     """The tensor with `values` at those positions, or joined to what stands there ("add", "mul", "max", "min")."""
     like = flat.value
@@ -150,14 +150,14 @@ def written(
     return Value(lying.layout.permute(np.argsort(flat.order).tolist()), lying.dtype, lying.step)
 
 
-def along(plan: Plan, x: Value, dim: int, index: Value | Constant, reason: str) -> tuple[Flat, Value | Constant]:
+def along(plan: PlanBuilder, x: Value, dim: int, index: Value | Constant, reason: str) -> tuple[Flat, Value | Constant]:
     """`x` flattened, and the positions that an index of its rank along `dim` means."""
     flat = flattened(plan, x, reason)
     places = {d: d for d in range(len(x.shape)) if d != dim and x.shape[d] != 1}
     return flat, positions(plan, flat, {dim: index}, places, index.shape)
 
 
-def ranked_alike(plan: Plan, *tensors):
+def ranked_alike(plan: PlanBuilder, *tensors):
     """Scalars as tensors of one element."""
     return [t.reshape(1) if isinstance(t, Constant) else plan.reshape(t, (1,)) for t in tensors]
 
@@ -234,7 +234,7 @@ def neutral(reduce, dtype):
 
 def number(n, dtype):
     holds = torch.float64 if dtype == torch.float32 else dtype
-    return Constant(Deferred.of(torch.full((), n, dtype=holds)), dtype, (), True, False, ("full", n, dtype))
+    return Constant(LazyTensor.of(torch.full((), n, dtype=holds)), dtype, (), True, False, ("full", n, dtype))
 
 
 @maps(aten.scatter.src, aten.scatter.value)

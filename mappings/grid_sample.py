@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from keras import ops
 
-from converter.ir.lazy_tensor import Deferred
+from converter.ir.lazy_tensor import LazyTensor
 from converter.ir.sizes import product
 from converter.plan.layout import Layout, channels_last_result
 from converter.plan.registry import maps
@@ -86,7 +86,7 @@ def table(array, dtype):
     """An array of positions or of weights as a constant."""
     tensor = torch.from_numpy(np.ascontiguousarray(array).astype("int64" if array.dtype.kind == "i" else "float64"))
     dtype = torch.int64 if array.dtype.kind == "i" else dtype
-    return Constant(Deferred.of(tensor), dtype, (), False, False, ("table", array.shape, tensor.numpy().tobytes()))
+    return Constant(LazyTensor.of(tensor), dtype, (), False, False, ("table", array.shape, tensor.numpy().tobytes()))
 
 
 # -- on arrays

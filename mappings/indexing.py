@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from keras import ops
 
-from converter.ir.lazy_tensor import Deferred
+from converter.ir.lazy_tensor import LazyTensor
 from converter.ir.sizes import product
 from converter.plan.layout import Layout
 from converter.plan.registry import maps
@@ -84,7 +84,7 @@ def picked(plan, x, dim, indices, reason):
         return plan.call(lambda a: a[cut], x, layout=layout)
     plan.gathers(x, reason)
     tensor = torch.from_numpy(np.asarray(indices, dtype="int64"))
-    held = Constant(Deferred.of(tensor), torch.int64, (), False, False, ("indices", tuple(tensor.tolist())))
+    held = Constant(LazyTensor.of(tensor), torch.int64, (), False, False, ("indices", tuple(tensor.tolist())))
     return plan.call(lambda a, i: ops.take(a, i, axis=axis), x, plan.as_value(held, x), layout=layout)
 
 

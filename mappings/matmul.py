@@ -12,8 +12,8 @@ import tensorflow as tf
 import torch
 from keras import ops
 
-from converter.ir.lazy_tensor import Deferred
-from converter.plan.builder import Plan
+from converter.ir.lazy_tensor import LazyTensor
+from converter.plan.builder import PlanBuilder
 from converter.plan.layout import Layout, Run, Runs, joint_order
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, Unsupported, Value, arrange, elements
@@ -28,7 +28,7 @@ Label = Hashable
 def matmul(plan, a, b):
     if isinstance(a, Constant) and isinstance(b, Constant):
         sources = tuple(dict.fromkeys((*a.sources, *b.sources)))
-        product = Deferred.made(torch.matmul, a.values, b.values)
+        product = LazyTensor.made(torch.matmul, a.values, b.values)
         return Constant(product, a.dtype, sources, False, False, ("matmul", a.key, b.key))
     rank_a, rank_b = len(a.shape), len(b.shape)
     batch = list(range(max(rank_a, rank_b, 2) - 2))
@@ -110,7 +110,7 @@ def labels_of(equation: str, ranks: Sequence[int]) -> tuple[list[list[str]], lis
     return given, [*map(str, range(widest)), *once]
 
 
-def summed(plan: Plan, x: Any, of: list, wanted: set) -> tuple[Any, list]:
+def summed(plan: PlanBuilder, x: Any, of: list, wanted: set) -> tuple[Any, list]:
     """`x` summed over the dimensions whose label is not wanted, and the labels left."""
     gone = [d for d, label in enumerate(of) if label not in wanted]
     if not gone:
@@ -147,7 +147,7 @@ class Arrangement:
 
 
 def contract(
-    plan: Plan,
+    plan: PlanBuilder,
     a: Value | Constant,
     b: Value | Constant,
     of_a: Sequence[Label],

@@ -13,7 +13,7 @@ from keras import ops
 from keras.backend import standardize_dtype
 
 from converter.ir.sizes import product
-from converter.plan.builder import Plan
+from converter.plan.builder import PlanBuilder
 from converter.plan.steps import Unsupported, Value
 from mappings.elementwise import sum_of
 
@@ -53,7 +53,7 @@ def adaptive(size: int, out: int) -> Windows:
     return Windows(np.minimum(positions, last[:, None] - 1), positions < last[:, None])
 
 
-def maxima_and_positions(plan: Plan, x: Value, windows: Sequence[Windows]) -> list[Value]:
+def maxima_and_positions(plan: PlanBuilder, x: Value, windows: Sequence[Windows]) -> list[Value]:
     """Of the last dimensions of `x`, one for each of `windows`."""
     rank = len(x.shape)
     sizes = x.shape[rank - len(windows) :]

@@ -8,7 +8,7 @@ from keras import layers, ops
 
 from converter.ir.sizes import Size
 from converter.ir.windows import overhang, same_padding
-from converter.plan.builder import Plan
+from converter.plan.builder import PlanBuilder
 from converter.plan.layout import channels_last_result
 from converter.plan.registry import maps
 from converter.plan.steps import Unsupported, Value
@@ -32,7 +32,7 @@ def is_same(shape: Sequence[Size], kernel, stride, dilation, pads: Pads) -> bool
     )
 
 
-def pad_spatial(plan: Plan, x: Value, pads: Pads, value: float = 0.0) -> Value:
+def pad_spatial(plan: PlanBuilder, x: Value, pads: Pads, value: float = 0.0) -> Value:
     """Pad the spatial axes of a channels-last value with a constant; negative pads cut off."""
     if not any(any(pad) for pad in pads):
         return x
@@ -49,7 +49,7 @@ def pad_spatial(plan: Plan, x: Value, pads: Pads, value: float = 0.0) -> Value:
     return plan.call(lambda a: ops.pad(a, widths, constant_values=value), x, layout=layout)
 
 
-def cropped(plan: Plan, x: Value, crops: Pads) -> Value:
+def cropped(plan: PlanBuilder, x: Value, crops: Pads) -> Value:
     """A channels-last value without that many elements before and after each spatial axis."""
     sizes = [n - before - after for n, (before, after) in zip(x.shape[2:], crops, strict=True)]
     layout = channels_last_result(x.layout, (*x.shape[:2], *sizes), channels=1)
@@ -88,7 +88,7 @@ def replication_pad(plan, x, padding):
     return pad(plan, x, padding, "replicate")
 
 
-def padded(plan: Plan, x: Value, pad: Sequence[int], function) -> Value:
+def padded(plan: PlanBuilder, x: Value, pad: Sequence[int], function) -> Value:
     """`function` of the array and its axes' widths, for PyTorch's `pad`: last dimension first, before and after."""
     if not all(isinstance(n, int) for n in pad):
         raise Unsupported("padding by a size that depends on the input; none is needed where it is a multiple: 32*H")
@@ -112,7 +112,7 @@ def padded(plan: Plan, x: Value, pad: Sequence[int], function) -> Value:
     return plan.call(lambda a: function(a, by_axis), x, layout=layout) if dims else x
 
 
-def repeated_ends(plan: Plan, x: Value, pad: Sequence[int]) -> Value:
+def repeated_ends(plan: PlanBuilder, x: Value, pad: Sequence[int]) -> Value:
     """Each end repeats the tensor's own last element, even where the other end cuts all of it off."""
     for i, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True)):
         size = x.shape[len(x.shape) - 1 - i]

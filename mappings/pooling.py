@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from keras import KerasTensor, layers, ops
 
-from converter.ir.lazy_tensor import Deferred
+from converter.ir.lazy_tensor import LazyTensor
 from converter.ir.sizes import as_size
 from converter.plan.layout import channels_last_result
 from converter.plan.registry import maps
@@ -202,7 +202,7 @@ def average_pool(
         share = divisors(sizes, kernel, stride, padding, ceil_mode, count_include_pad) / window
         if bool((share == 1).all()):
             return y
-        scale = Constant(Deferred.of(1 / share), y.dtype, (), False, False, ("divisors", plan.node.name))
+        scale = Constant(LazyTensor.of(1 / share), y.dtype, (), False, False, ("divisors", plan.node.name))
         return plan.elementwise(lambda a, b: a * b, y, scale)
 
     return of_batch(plan, x, rank, pool, plan.shape())

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from keras import layers, ops
 
-from converter.ir.lazy_tensor import Deferred
-from converter.plan.builder import Plan
+from converter.ir.lazy_tensor import LazyTensor
+from converter.plan.builder import PlanBuilder
 from converter.plan.layout import Layout
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, ItemStep, Unsupported, Value
@@ -61,16 +61,16 @@ RELU = Cell(layers.SimpleRNN, (0,), 1, two_biases=False, config=(("activation", 
 
 
 def sum_of(a: Constant, b: Constant) -> Constant:
-    values = Deferred.made(lambda one, other: one.double() + other, a.values, b.values)
+    values = LazyTensor.made(lambda one, other: one.double() + other, a.values, b.values)
     return combined(a, b, values, "sum", exact=False)
 
 
 def both(a: Constant, b: Constant) -> Constant:
-    values = Deferred.made(lambda *pair: torch.stack(pair), a.values, b.values)
+    values = LazyTensor.made(lambda *pair: torch.stack(pair), a.values, b.values)
     return combined(a, b, values, "both", exact=a.exact and b.exact)
 
 
-def combined(a: Constant, b: Constant, values: Deferred, how: str, exact: bool) -> Constant:
+def combined(a: Constant, b: Constant, values: LazyTensor, how: str, exact: bool) -> Constant:
     sources = tuple(dict.fromkeys((*a.sources, *b.sources)))
     learns = a.learns or b.learns
     return Constant(values, a.dtype, sources, exact, a.trainable or b.trainable, (how, a.key, b.key), not learns)
@@ -116,7 +116,9 @@ def rnn_relu_cell(plan, x, hx, w_ih, w_hh, b_ih=None, b_hh=None):
     return one_step(plan, RELU, x, [hx], [w_ih, w_hh, b_ih, b_hh])[0]
 
 
-def one_step(plan: Plan, cell: Cell, x, given: Sequence[Value | Constant], params: Sequence[Constant]) -> list[Value]:
+def one_step(
+    plan: PlanBuilder, cell: Cell, x, given: Sequence[Value | Constant], params: Sequence[Constant]
+) -> list[Value]:
     """The states behind one step from (batch, features): a layer over a sequence of one."""
     held = [w for w in params if w is not None]
     if not all(isinstance(w, Constant) for w in held):
@@ -134,7 +136,7 @@ def one_step(plan: Plan, cell: Cell, x, given: Sequence[Value | Constant], param
 
 
 def recurrent(
-    plan: Plan,
+    plan: PlanBuilder,
     cell: Cell,
     x: Value,
     given: Sequence[Value | Constant],
@@ -185,7 +187,7 @@ def recurrent(
     return [x, *(stacked(plan, [last[i] for last in lasts]) for i in range(cell.states) if lasting)]
 
 
-def are_zeros(plan: Plan, given: Sequence[Value | Constant]) -> bool:
+def are_zeros(plan: PlanBuilder, given: Sequence[Value | Constant]) -> bool:
     nodes = plan.node.args[1]
     nodes = nodes if isinstance(nodes, (list, tuple)) else [nodes]
     return all(
@@ -195,7 +197,7 @@ def are_zeros(plan: Plan, given: Sequence[Value | Constant]) -> bool:
     )
 
 
-def initial_state(plan: Plan, state: Value | Constant, at: int) -> Value:
+def initial_state(plan: PlanBuilder, state: Value | Constant, at: int) -> Value:
     """State `at` of (layers and directions, batch, units), as (batch, units)."""
     step = plan.input_steps[0]
     value = plan.as_value(state, Value(Layout.of(step.shape), step.dtype, step))
@@ -208,7 +210,7 @@ def initial_state(plan: Plan, state: Value | Constant, at: int) -> Value:
 
 
 def one_direction(
-    plan: Plan,
+    plan: PlanBuilder,
     cell: Cell,
     x: Value,
     held: Sequence[Constant],
@@ -251,21 +253,21 @@ def one_direction(
 
 
 def product_of(recurrent: Constant, projection: Constant) -> Constant:
-    values = Deferred.made(lambda one, other: one.double() @ other.double(), recurrent.values, projection.values)
+    values = LazyTensor.made(lambda one, other: one.double() @ other.double(), recurrent.values, projection.values)
     return combined(recurrent, projection, values, "product", exact=False)
 
 
-def before_projection(plan: Plan, projection: Constant, state: Value, name: str) -> Value:
+def before_projection(plan: PlanBuilder, projection: Constant, state: Value, name: str) -> Value:
     """A state h that `projection` makes `state` (batch, units) of: only its product with that is ever read."""
     held = projection.tensor.double()
     if torch.linalg.matrix_rank(held) < held.shape[0]:
         raise Unsupported("an initial state of a projection whose rows depend on each other")
-    inverse = Deferred.of(torch.linalg.pinv(held))
+    inverse = LazyTensor.of(torch.linalg.pinv(held))
     weight = Constant(inverse, projection.dtype, projection.sources, False, False, ("inverse", projection.key))
     return features_last(plan, state, weight, None, f"{name}.before_projection")
 
 
-def last_step(plan: Plan, sequence: Value, batch: int, time: int, backwards: int) -> Value:
+def last_step(plan: PlanBuilder, sequence: Value, batch: int, time: int, backwards: int) -> Value:
     """What was computed last, (batch, units), of a sequence whose dimensions `batch` and `time` say."""
     examples, steps, run = (sequence.layout.dims[d] for d in (batch, time, 2))
     sequence = plan.request(sequence, (examples, steps, run), "the last step")
@@ -274,13 +276,13 @@ def last_step(plan: Plan, sequence: Value, batch: int, time: int, backwards: int
     return plan.call(lambda a: a[:, step], sequence, layout=Layout((examples, run), (examples, run), kept))
 
 
-def side_by_side(plan: Plan, sequences: Sequence[Value]) -> Value:
+def side_by_side(plan: PlanBuilder, sequences: Sequence[Value]) -> Value:
     """The features of both directions, one behind the other."""
     values, axis, layout = plan.join(sequences, 2)
     return plan.call(lambda *arrays: ops.concatenate(arrays, axis), *values, layout=layout)
 
 
-def stacked(plan: Plan, states: Sequence[Value]) -> Value:
+def stacked(plan: PlanBuilder, states: Sequence[Value]) -> Value:
     """(batch, units) of every layer and direction as (layers and directions, batch, units)."""
     first = states[0].layout
     count = len(states)

@@ -3,7 +3,7 @@
 import torch
 from keras import ops
 
-from converter.ir.lazy_tensor import Deferred
+from converter.ir.lazy_tensor import LazyTensor
 from converter.plan.precision import dtype_name
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, Unsupported, Value
@@ -42,7 +42,7 @@ def prefixes(plan, x, dim):
     x, axis = plan.one_axis(x, dim, "a running extreme")
     behind = (1,) * (len(x.layout.axes) - axis - 1)
     mask = torch.ones(size, size, dtype=torch.bool).tril().reshape(size, size, *behind)
-    held = Constant(Deferred.of(mask), torch.bool, (), False, False, ("before", size, len(behind)))
+    held = Constant(LazyTensor.of(mask), torch.bool, (), False, False, ("before", size, len(behind)))
     return x, axis, plan.as_value(held, x)
 
 
@@ -78,7 +78,7 @@ def running_extreme(plan, x, dim, turned):
     size = x.shape[dim]
     places = torch.arange(size).reshape(size, *(1,) * (len(x.layout.axes) - axis - 1))
     held = plan.as_value(
-        Constant(Deferred.of(places), torch.int64, (), False, False, ("places", tuple(places.shape))), x
+        Constant(LazyTensor.of(places), torch.int64, (), False, False, ("places", tuple(places.shape))), x
     )
     boolean = x.dtype == torch.bool
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from keras import layers, ops
 
-from converter.ir.lazy_tensor import Deferred
+from converter.ir.lazy_tensor import LazyTensor
 from converter.plan.layout import channels_last_result
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, Value
@@ -30,7 +30,7 @@ def by_convolution(plan, x, order, ones):
     x, channels = plan.channels_last(Value(x.layout.permute(order), x.dtype, x.step))
     count, *size = ones.shape
     constant = Constant(
-        Deferred.of(ones), torch.float32, (), True, False, ("shift", ones.shape, ones.numpy().tobytes())
+        LazyTensor.of(ones), torch.float32, (), True, False, ("shift", ones.shape, ones.numpy().tobytes())
     )
     kernel = constant.take(0, channels).permute(*range(1, len(size) + 1), 0).reshape(*size, count, 1)
     config = {

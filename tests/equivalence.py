@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from converter.capture.export import capture
 from converter.ir.program import Program
 from converter.lowering.planner import make_plan
-from converter.plan.builder import Plan
-from converter.plan.interface import Interface
+from converter.plan.builder import PlanBuilder
+from converter.plan.interface import TensorInterface
 from converter.rewrites.fold_constants import fold_constants
 from converter.rewrites.pipelines import REWRITES
 from converter.verification.checked_rewrite import rewrite
@@ -84,7 +84,7 @@ def captured(module: nn.Module | Callable, *inputs: Input | tuple[int, ...]) -> 
     return program
 
 
-def planned(program: Program, layout: str = "auto") -> Plan:
+def planned(program: Program, layout: str = "auto") -> PlanBuilder:
     """A plan of `program` with its constants computed, which planning takes for granted."""
     copied = program.copy()
     fold_constants(copied)
@@ -96,11 +96,11 @@ def in_float64(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [t.double() if t.dtype == torch.float32 else t for t in tensors]
 
 
-def to_artifact(tensors: Sequence[Tensor], interfaces: Sequence[Interface]) -> list[np.ndarray]:
+def to_artifact(tensors: Sequence[Tensor], interfaces: Sequence[TensorInterface]) -> list[np.ndarray]:
     return [t.numpy().transpose(i.order).copy() for t, i in zip(tensors, interfaces, strict=True)]
 
 
-def to_torch(arrays: Sequence, interfaces: Sequence[Interface]) -> list[np.ndarray]:
+def to_torch(arrays: Sequence, interfaces: Sequence[TensorInterface]) -> list[np.ndarray]:
     return [array_of(a).transpose(np.argsort(i.order)) for a, i in zip(arrays, interfaces, strict=True)]
 
 
@@ -111,11 +111,11 @@ def array_of(x) -> np.ndarray:
     return np.asarray(x.numpy() if hasattr(x, "numpy") else x)
 
 
-def run_in_float64(plan: Plan, *batches: Sequence[Tensor]) -> list[list[np.ndarray]]:
+def run_in_float64(plan: PlanBuilder, *batches: Sequence[Tensor]) -> list[list[np.ndarray]]:
     """The plan's results for each of `batches` in PyTorch's layout, of the shapes that the plan says."""
-    from converter.lowering.executor import Lowered
+    from converter.lowering.executor import PlanExecutor
 
-    lowered = Lowered(plan, "float64")
+    lowered = PlanExecutor(plan, "float64")
     made = []
     for inputs in batches:
         results = lowered(*to_artifact(in_float64(inputs), plan.inputs))
@@ -126,7 +126,7 @@ def run_in_float64(plan: Plan, *batches: Sequence[Tensor]) -> list[list[np.ndarr
     return made
 
 
-def assert_plan_is_exact(program: Program, inputs: Sequence[Input | tuple[int, ...]], *layouts: str) -> Plan:
+def assert_plan_is_exact(program: Program, inputs: Sequence[Input | tuple[int, ...]], *layouts: str) -> PlanBuilder:
     """Plan `program` and compare it with PyTorch, both in float64, at two batch sizes.
 
     Args:
@@ -137,7 +137,7 @@ def assert_plan_is_exact(program: Program, inputs: Sequence[Input | tuple[int, .
     batches = [examples(inputs, batch) for batch in (2, 3)]
     raised = program.at(torch.float64)
     expected = [raised.run(*in_float64(batch)) for batch in batches]
-    plans: list[Plan] = []
+    plans: list[PlanBuilder] = []
     for layout in layouts or ("auto",):
         plan = planned(program, layout)
         if not any(orders(plan) == orders(other) for other in plans):
@@ -166,21 +166,21 @@ def assert_computes_the_same(
         if moving:
             assert_same(rewritten.at(torch.float32).run(*inputs), program.at(torch.float32).run(*inputs), format, 0)
         return rewritten
-    from converter.lowering.executor import Lowered
+    from converter.lowering.executor import PlanExecutor
 
     plan = make_plan(rewritten)
-    double = Lowered(plan, "float64", stock=format == "keras")
+    double = PlanExecutor(plan, "float64", stock=format == "keras")
     raised = program.at(torch.float64)
     for arrays in (doubles, *map(in_float64, more)):
         ran = to_torch(double(*to_artifact(arrays, plan.inputs)), plan.outputs)
         assert_same(ran, raised.run(*arrays), f"{format} in float64")
     if moving:
-        ran = Lowered(plan, "float32", stock=format == "keras")(*to_artifact(inputs, plan.inputs))
+        ran = PlanExecutor(plan, "float32", stock=format == "keras")(*to_artifact(inputs, plan.inputs))
         assert_same(to_torch(ran, plan.outputs), program.at(torch.float32).run(*inputs), f"{format} in float32", 0)
     return rewritten
 
 
-def orders(plan: Plan) -> list[tuple[int, ...]]:
+def orders(plan: PlanBuilder) -> list[tuple[int, ...]]:
     """How inputs and outputs are held."""
     return [interface.order for interface in (*plan.inputs, *plan.outputs)]
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.testing._internal.common_modules import ModuleInfo, module_db
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from converter.artifacts.paths import ENDINGS
+from converter.artifacts.paths import SUFFIXES
 from converter.artifacts.runner import TensorSpec
 from converter.artifacts.runtime import keras as keras_reader
 from converter.artifacts.runtime import onnx as onnx_reader
@@ -37,9 +37,9 @@ from converter.capture.random_inputs import Round, rounds
 from converter.errors import ConversionError, UnsupportedOperatorsError
 from converter.ir.program import Program
 from converter.options import Options
-from converter.pipeline.build import Built, build
+from converter.pipeline.build import RewrittenModel, build
 from converter.pipeline.clock import Clock
-from converter.pipeline.load_model import Source
+from converter.pipeline.load_model import LoadedModel
 from converter.plan.interface import to_artifact, to_torch
 from converter.report.results import ComparedOn, Proof
 from converter.verification.output_proofs import compare_artifact
@@ -130,7 +130,7 @@ def compare(call: ModuleCall, files: bool) -> Outcome:
     if disagrees(same):
         return Outcome("wrong", f"captured: {same.failures[0]}")
     tensors = {name for name, _ in (*call.named_parameters(), *call.named_buffers())}
-    source = Source("sample", None, "module", call, program, call.given, tensors, 0, [], ())
+    source = LoadedModel("sample", None, "module", call, program, call.given, tensors, 0, [], ())
     source.probe = reference.probe(program)
     for format in FORMATS:
         built = build(source, format, Options(), Clock(None))  # type: ignore[arg-type]
@@ -189,14 +189,14 @@ class Opened:
         return self.reader.run(arrays)
 
 
-def in_memory(built: Built, reference: Reference) -> Proof:
+def in_memory(built: RewrittenModel, reference: Reference) -> Proof:
     """What the artifact would compute, without writing it: the Keras model itself, or the traced function."""
     import tensorflow as tf
 
-    from converter.lowering.executor import Lowered
+    from converter.lowering.executor import PlanExecutor
 
     assert built.plan is not None
-    lowered = Lowered(built.plan, "float32", stock=built.format == "keras")
+    lowered = PlanExecutor(built.plan, "float32", stock=built.format == "keras")
     names = [i.name for i in built.inputs]
     run: Any
     if built.format == "keras":
@@ -216,11 +216,11 @@ def in_memory(built: Built, reference: Reference) -> Proof:
     return compare_artifact(reference.float64, reference.float32, actual, constant=reference.constant)
 
 
-def in_file(built: Built, reference: Reference) -> dict[str, Proof]:
+def in_file(built: RewrittenModel, reference: Reference) -> dict[str, Proof]:
     """Write the artifact and open it again: the same numbers, the same weights."""
     reader = READERS[built.format].Reader()
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, f"artifact{ENDINGS[built.format]}")
+        path = Path(folder, f"artifact{SUFFIXES[built.format]}")
         built.write(path)
         reader.open(path)
         results = run_artifact(Opened(reader), built.inputs, built.outputs, reference)  # type: ignore[arg-type]

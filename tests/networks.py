@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from converter.artifacts import keras_writer, saved_model_writer
 from converter.capture.export import capture
 from converter.ir.program import Program
-from converter.lowering.executor import Lowered
+from converter.lowering.executor import PlanExecutor
 from converter.lowering.planner import make_plan
-from converter.plan.builder import Plan
+from converter.plan.builder import PlanBuilder
 from sample_models.calibration import calibrate
 from sample_models.kinds import KINDS, Kind
 from sample_models.systems import SYSTEMS, System
@@ -93,7 +93,7 @@ class Case:
     """An artifact, and per batch size its inputs and PyTorch's results in float32 and float64."""
 
     path: Path
-    plan: Plan
+    plan: PlanBuilder
     inputs: dict[int, list[Tensor]]
     expected: dict[int, tuple[list[Tensor], list[Tensor]]]
 
@@ -111,7 +111,7 @@ def written(row: Network, format: str, folder: Path) -> Case:
     folder.mkdir()
     inputs = {batch: examples([(batch, *shape[1:]) for shape in shapes], batch) for batch in BATCHES}
     plan = make_plan(rewritten(program, format, inputs[3], row.exact_shifts))
-    lowered = Lowered(plan, stock=format == "keras")
+    lowered = PlanExecutor(plan, stock=format == "keras")
     path = folder / ("network.keras" if format == "keras" else "network")
     if format == "keras":
         keras_writer.write(lowered.model, path, {})

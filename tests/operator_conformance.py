@@ -45,7 +45,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from converter.capture.export import capture
 from converter.errors import ConversionError
 from converter.lowering.planner import make_plan
-from converter.plan.builder import Plan
+from converter.plan.builder import PlanBuilder
 from converter.rewrites.pipelines import REWRITES
 from converter.verification.checked_rewrite import rewrite
 
@@ -269,34 +269,34 @@ def inputs_of(samples: Sequence[Sample]) -> list[Tensor]:
     return [torch.zeros(2), *(x.detach().contiguous() for sample in samples for x in sample.tensors)]
 
 
-def run(plan: Plan, inputs: Sequence[Tensor], precision: str) -> list[np.ndarray]:
-    from converter.lowering.executor import Lowered
+def run(plan: PlanBuilder, inputs: Sequence[Tensor], precision: str) -> list[np.ndarray]:
+    from converter.lowering.executor import PlanExecutor
 
     given = in_float64(inputs) if precision == "float64" else inputs
-    results = Lowered(plan, precision)(*eager(plan, given))
+    results = PlanExecutor(plan, precision)(*eager(plan, given))
     return to_torch(results, plan.outputs)
 
 
-def eager(plan: Plan, inputs: Sequence[Tensor]) -> list:
+def eager(plan: PlanBuilder, inputs: Sequence[Tensor]) -> list:
     import tensorflow as tf
 
     return [tf.constant(x) for x in to_artifact(inputs, plan.inputs)]
 
 
-def written(plan: Plan, inputs: Sequence[Tensor]) -> dict[str, list[np.ndarray]]:
+def written(plan: PlanBuilder, inputs: Sequence[Tensor]) -> dict[str, list[np.ndarray]]:
     """The results of what is shipped: the traced function in float32, and the Keras file, opened again."""
     import tensorflow as tf
     from keras.saving import load_model
 
-    from converter.lowering.executor import Lowered
+    from converter.lowering.executor import PlanExecutor
 
     names = [output.name for output in plan.outputs]
     arrays = eager(plan, inputs)
-    lowered = Lowered(plan, "float32").prepare()
+    lowered = PlanExecutor(plan, "float32").prepare()
     traced = tf.function(lowered.named, input_signature=lowered.signature(), autograph=False)(*arrays)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.keras")
-        Lowered(plan, "float32", stock=True).keras_model().save(path)
+        PlanExecutor(plan, "float32", stock=True).keras_model().save(path)
         model = load_model(path)
     given = dict(zip([i.name for i in plan.inputs], arrays, strict=True))
     results = model(given if len(arrays) > 1 else arrays[0])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 from converter.ir.sizes import per_example, product, symbolic_shape
-from converter.plan.builder import Plan
+from converter.plan.builder import PlanBuilder
 
 BATCH = 1009  # while a program is drawn: a dimension that this prime divides is the batch, or was merged with it
 SIZES = st.sampled_from([2, 2, 3, 4, 4, 6])
@@ -355,7 +355,7 @@ ON_IMAGES = {
 SHUFFLES = {aten.pixel_shuffle.default, aten.pixel_unshuffle.default}
 
 
-def moved_channels_first(plan: Plan) -> int:
+def moved_channels_first(plan: PlanBuilder) -> int:
     """Elements, for one example, that move if every value is held as PyTorch holds it.
 
     A permutation then is a transpose, an operator whose kernel takes channels last only (or sorts along the last axis

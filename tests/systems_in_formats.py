@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from converter.artifacts import onnx_writer
 from converter.artifacts.runtime.graph_ops import count_operators
 from converter.ir.program import Program
-from converter.lowering.executor import Lowered
+from converter.lowering.executor import PlanExecutor
 from converter.lowering.planner import make_plan
 from converter.rewrites.drop_identities import drop_identities
 from converter.rewrites.fold_batch_norm import fold_batch_norm
@@ -59,7 +59,7 @@ def in_format(program: Program, format: str, inputs: Sequence[Tensor], path: Pat
     if format == "onnx":
         return in_onnx(program, inputs, path)
     plan = make_plan(program)
-    lowered = Lowered(plan, stock=format == "keras")
+    lowered = PlanExecutor(plan, stock=format == "keras")
     if format == "keras":
         model = lowered.keras_model()
 

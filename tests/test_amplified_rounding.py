@@ -8,12 +8,12 @@ from torch import nn
 
 from converter.lowering.planner import make_plan
 from converter.options import Options
-from converter.pipeline.build import Built, build
+from converter.pipeline.build import RewrittenModel, build
 from converter.pipeline.clock import Clock
-from converter.pipeline.load_model import open_source
+from converter.pipeline.load_model import load_model
 from converter.verification.checked_rewrite import outputs
 from converter.verification.output_proofs import compare_function
-from converter.verification.perturbation import rounded_otherwise
+from converter.verification.perturbation import run_perturbed
 from converter.verification.reference import take_reference
 
 STEPS = 23  # each doubles the distance of two neighbors
@@ -37,7 +37,7 @@ class Tent(nn.Module):
 def source(calibrate):
     torch.manual_seed(0)
     model = calibrate(Tent(), torch.randn(4, 12))
-    return open_source(
+    return load_model(
         model, factory=None, factory_args=None, input_shapes=["1,12"], trust=(), fixed_batch=None, seed=0,
         clock=Clock(None),
     )  # fmt: skip
@@ -77,7 +77,7 @@ def test_a_fault_in_such_a_network_is_caught(source, reference, layer, relative)
     node = called(program, torch.ops.aten.linear)[layer]
     faulty = planted(program, node, with_tensor(lambda weight: weight.double() * (1 + relative)))
     plan = make_plan(faulty)
-    built = Built(source, "keras", Options(), faulty, [], plan.inputs, plan.outputs, plan)
+    built = RewrittenModel(source, "keras", Options(), faulty, [], plan.inputs, plan.outputs, plan)
     assert not built.prove_function(reference).holds
 
 
@@ -94,7 +94,7 @@ def test_a_choice_between_values_at_their_limit_is_seen_to_be_open(limited):
     program = captured(lambda x: limited(x).argmax(1), (2, 5))
     x = torch.tensor([[60.0, -3.0, 65.0, 0.0, 1.0], [1.0, 19.0, 0.5, 20.0, 20.0], [0.1, 0.2, 0.5, 0.4, 0.3]])
     classes = program.run(x)[0]
-    others = rounded_otherwise(program, [x], torch.float32, 0)
+    others = run_perturbed(program, [x], torch.float32, 0)
     is_open = torch.stack([other[0] != classes for other in others]).any(0)
     ties = (limited(x) == limited(x).amax(1, keepdim=True)).sum(1) > 1
     assert ties.any()

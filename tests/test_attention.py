@@ -22,9 +22,9 @@ from torch import nn
 
 import converter
 from converter.capture.export import capture
-from converter.lowering.executor import Lowered
+from converter.lowering.executor import PlanExecutor
 from converter.lowering.planner import make_plan
-from converter.plan.builder import Plan
+from converter.plan.builder import PlanBuilder
 from converter.rewrites.pipelines import REWRITES
 from converter.verification.checked_rewrite import rewrite
 from converter.verification.onnx_rnn_weights import recurrent_weights
@@ -162,9 +162,9 @@ RECURRENT = {  # with the number of Keras' layers, one for each layer and direct
 }
 
 
-def transposes(plan: Plan) -> int:
+def transposes(plan: PlanBuilder) -> int:
     """In the graph that is written, while loops left out."""
-    lowered = Lowered(plan).prepare()
+    lowered = PlanExecutor(plan).prepare()
     traced = tf.function(lowered.named, input_signature=lowered.signature(), autograph=False).get_concrete_function()
     return sum(op.type == "Transpose" for op in traced.graph.get_operations())
 
@@ -196,7 +196,7 @@ def test_keras_files_have_keras_own_layer(module, name, width, tmp_path):
     double = program.at(torch.float64).run(*in_float64(inputs))
     assert_same(run_in_float64(plan, inputs)[0], double, "float64")
     assert len(plan.movements) <= ONE_EACH
-    Lowered(plan, stock=True).keras_model().save(tmp_path / "model.keras")
+    PlanExecutor(plan, stock=True).keras_model().save(tmp_path / "model.keras")
     model = load_model(tmp_path / "model.keras")
     (layer,) = (layer for layer in model.layers if isinstance(layer, layers.MultiHeadAttention))
     assert (layer.num_heads, layer.key_dim) == (4, width)

@@ -47,7 +47,7 @@ from converter.checkpoint.file_format import Format
 from converter.checkpoint.import_isolation import user_code
 from converter.checkpoint.load import load
 from converter.checkpoint.pickle_loader import load_pickled
-from converter.checkpoint.state_dict import fit
+from converter.checkpoint.state_dict import load_into
 from converter.checkpoint.symbolic_expressions import is_size_expression
 from converter.checkpoint.trust import Trust
 from converter.errors import CheckpointError, ConversionError, UsageError
@@ -1224,7 +1224,7 @@ def test_weights_that_do_not_fit_are_named_ten_of_each():
     model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(12)))
     state = {f"other.{name}_": value for name, value in model.state_dict().items()}
     with pytest.raises(CheckpointError) as error:
-        fit(model, state, Path("weights.pt"), "models:build")
+        load_into(model, state, Path("weights.pt"), "models:build")
     text = str(error.value)
     assert "missing in the file (24)" in text
     assert "the model does not have (24)" in text
@@ -1237,7 +1237,7 @@ def test_shapes_that_differ_are_named():
     with pytest.raises(
         CheckpointError, match=r"(?s)differ \(2\).*weight is \(5, 2\) in the file, \(3, 2\) in the model"
     ):
-        fit(nn.Linear(2, 3), wider, Path("weights.pt"), "models:build")
+        load_into(nn.Linear(2, 3), wider, Path("weights.pt"), "models:build")
 
 
 NUMBERS_OF_ANOTHER_KIND = {
@@ -1254,15 +1254,17 @@ def test_numbers_are_not_taken_for_others(change: Callable[[Tensor], Tensor]):
     with pytest.raises(
         CheckpointError, match=r"(?s)another kind \(1\).*weight is \w+ in the file, float32 in the model"
     ):
-        fit(model, state, Path("weights.pt"), "models:build")
+        load_into(model, state, Path("weights.pt"), "models:build")
 
 
 def test_fractions_are_not_cut_off_to_integers():
     model = nn.BatchNorm2d(3)
     state = {**model.state_dict(), "num_batches_tracked": torch.tensor(1.5)}
     with pytest.raises(CheckpointError, match="float32 in the file, int64 in the model"):
-        fit(model, state, Path("weights.pt"), "models:build")
-    assert fit(model, {**state, "num_batches_tracked": torch.tensor(2.0)}, Path("weights.pt"), "models:build") == []
+        load_into(model, state, Path("weights.pt"), "models:build")
+    assert (
+        load_into(model, {**state, "num_batches_tracked": torch.tensor(2.0)}, Path("weights.pt"), "models:build") == []
+    )
 
 
 def test_of_two_networks_neither_is_guessed():
@@ -1271,9 +1273,9 @@ def test_of_two_networks_neither_is_guessed():
         f"{side}.{name}": value for side in ("encoder_q", "encoder_k") for name, value in model.state_dict().items()
     }
     with pytest.raises(CheckpointError, match=r"several times, under `encoder_q\.`, `encoder_k\.`") as error:
-        fit(model, both, Path("weights.pt"), "models:build")
+        load_into(model, both, Path("weights.pt"), "models:build")
     part = eval(str(error.value.fix).partition("as in ")[2], {"state_dict": both})
-    assert fit(model, part, Path("weights.pt"), "models:build") == []
+    assert load_into(model, part, Path("weights.pt"), "models:build") == []
 
 
 def test_the_fix_for_several_models_is_one_that_works(here: Path):
@@ -1287,7 +1289,7 @@ def test_the_fix_for_several_models_is_one_that_works(here: Path):
 
 def test_prefix_is_kept_where_the_model_has_it():
     model = nn.Sequential(OrderedDict(model=nn.Linear(2, 3)))
-    assert fit(model, model.state_dict(), Path("weights.pt"), "models:build") == []
+    assert load_into(model, model.state_dict(), Path("weights.pt"), "models:build") == []
 
 
 OUR_NAMES = ("cli", "mappings", "converter")

@@ -11,7 +11,7 @@ from torch import nn
 
 import converter
 from converter.verification.coarse_kernels import ONNX_RUNTIME
-from converter.verification.perturbation import rounded_otherwise
+from converter.verification.perturbation import run_perturbed
 
 aten = torch.ops.aten
 IDLE = 8  # a bound this far above what is measured has no reason
@@ -64,10 +64,10 @@ def test_what_a_kernel_may_be_off_by_passes_through_the_operators_behind():
     program = captured(lambda x: 1000 * torch.sigmoid(x - 12), (4, 5))
     x = torch.randn(4, 5)
     (exact,) = program.run(x)
-    plain = [abs(run[0] - exact).max().item() for run in rounded_otherwise(program, [x], torch.float32, 0)]
+    plain = [abs(run[0] - exact).max().item() for run in run_perturbed(program, [x], torch.float32, 0)]
     coarse = [
         abs(run[0] - exact).max().item()
-        for run in rounded_otherwise(
+        for run in run_perturbed(
             program, [x], torch.float32, 0, {aten.sigmoid.default: ONNX_RUNTIME[aten.sigmoid.default]}
         )
     ]

@@ -8,16 +8,16 @@ from equivalence import with_random_tensors
 from torch import nn
 
 import cli
-from converter.capture.submodel import Part
+from converter.capture.submodel import SubmodelOptions
 from converter.errors import CaptureError, UsageError
 from converter.pipeline.clock import Clock
-from converter.pipeline.load_model import open_source
+from converter.pipeline.load_model import load_model
 
 
 def opened(module, *shapes, freeze_control_flow=False, **part):
-    return open_source(
+    return load_model(
         module, factory=None, factory_args=None, input_shapes=shapes, trust=(), fixed_batch=None, seed=0,
-        clock=Clock(None), part=Part.of(**part), freeze_control_flow=freeze_control_flow,
+        clock=Clock(None), part=SubmodelOptions.of(**part), freeze_control_flow=freeze_control_flow,
     )  # fmt: skip
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from converter.capture.export import capture
-from converter.ir.lazy_tensor import Answers, Deferred, noting
-from converter.pipeline.convert import Session
-from converter.pipeline.program_cache import Earlier, architecture
+from converter.ir.lazy_tensor import LazyTensor, ValueQueries, recording_queries
+from converter.pipeline.convert import ConversionSession
+from converter.pipeline.program_cache import ProgramCache, architecture
 from converter.rewrites.analysis import selection_ops
 
 
@@ -41,7 +41,7 @@ def model(seed, calibrate, **settings):
 
 @pytest.fixture
 def session():
-    with Session(lasting=True) as lasting:
+    with ConversionSession(lasting=True) as lasting:
         yield lasting
 
 
@@ -57,14 +57,14 @@ def test_later_models_of_an_architecture_are_not_captured_again_and_hold_their_o
         assert report.status == "verified"
         assert session._earlier.found == seed
         if seed == 2:
-            with Session() as fresh:
+            with ConversionSession() as fresh:
                 fresh.convert(net, to=[format], output={format: alone}, input_shapes=shapes)
             assert contents(own) == contents(alone)
 
 
 def test_the_architectures_that_were_asked_for_last_are_kept_up_to_a_number_of_parameters(monkeypatch):
     monkeypatch.setattr("converter.pipeline.program_cache.MOST_PARAMETERS", 100)
-    earlier = Earlier()
+    earlier = ProgramCache()
     for key, width in (("a", 5), ("b", 6), ("c", 7)):
         linear = nn.Linear(width, 6).eval()  # 36, 42, 48
         earlier.keep(key, capture(linear, [torch.randn(1, width)], False), linear)
@@ -163,10 +163,10 @@ def test_questions_are_asked_of_the_new_values():
     weight = torch.zeros(3, 1, 3, 3)
     weight[:, :, 1, 1] = 1
     bias = torch.arange(3.0)
-    answers = Answers()
-    with noting(answers):
-        assert Deferred.of(weight).answer(selection_ops.has_one_hot_rows)
-        Deferred.of(bias).then(lambda b: b + 1).compute()
+    answers = ValueQueries()
+    with recording_queries(answers):
+        assert LazyTensor.of(weight).answer(selection_ops.has_one_hot_rows)
+        LazyTensor.of(bias).then(lambda b: b + 1).compute()
     assert answers.hold()
     weight[:, :, 1, 1], weight[:, :, 0, 0] = 0, 1
     assert answers.hold()  # one-hot still, and no more was asked

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 import converter
 from converter.options import Options
-from converter.pipeline.build import Built, build
+from converter.pipeline.build import RewrittenModel, build
 from converter.pipeline.clock import Clock
-from converter.pipeline.convert import Session
-from converter.pipeline.load_model import open_source
+from converter.pipeline.convert import ConversionSession
+from converter.pipeline.load_model import load_model
 
 IMAGE, SEQUENCE = "1,3,8,9", "1,3,9"
 CASES = {
@@ -71,7 +71,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def session():
-    with Session(lasting=True) as held:
+    with ConversionSession(lasting=True) as held:
         yield held
 
 
@@ -234,8 +234,8 @@ def test_what_the_exporter_folds_and_merges_is_no_fault(session, tmp_path, make,
     assert artifact.status == "verified", [proof.summary for proof in artifact.proofs]
 
 
-def written(make: Callable[[], nn.Module], shape: str, path: Path) -> tuple[Built, dict[str, np.ndarray]]:
-    source = open_source(
+def written(make: Callable[[], nn.Module], shape: str, path: Path) -> tuple[RewrittenModel, dict[str, np.ndarray]]:
+    source = load_model(
         made(make), factory=None, factory_args=None, input_shapes=[shape], trust=(), fixed_batch=None, seed=0,
         clock=Clock(None),
     )  # fmt: skip

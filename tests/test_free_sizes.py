@@ -10,15 +10,15 @@ from equivalence import Call, assert_same, in_float64, planned, run_in_float64, 
 from torch import nn
 
 import cli
-from converter.capture.input_domains import free_sizes, input_specs
+from converter.capture.input_domains import dynamic_size_choices, input_specs
 from converter.capture.random_inputs import draw
 from converter.errors import CaptureError, UnsupportedOperatorsError, UsageError
 from converter.pipeline.clock import Clock
-from converter.pipeline.load_model import open_source
+from converter.pipeline.load_model import load_model
 
 
 def opened(module, *shapes, fixed_batch=None):
-    return open_source(
+    return load_model(
         module, factory=None, factory_args=None, input_shapes=shapes, trust=(), fixed_batch=fixed_batch, seed=0,
         clock=Clock(None),
     )  # fmt: skip
@@ -189,7 +189,7 @@ def test_is_pytorchs_function_at_every_size(case):
     specs = input_specs(program)
     drawn = [
         [torch.from_numpy(array) for array in draw(specs, 1 + number, number, sizes).values()]
-        for number, sizes in enumerate(free_sizes(program))
+        for number, sizes in enumerate(dynamic_size_choices(program))
     ]
     assert len({tuple(x.shape[1:]) for inputs in drawn for x in inputs[:1]}) == 2
     raised = program.at(torch.float64)
@@ -250,7 +250,7 @@ def test_what_cannot_be_is_named_with_its_fix(module, shapes, error, said):
 def test_a_name_for_the_batch_is_the_batch():
     source = opened(nn.Linear(3, 2), "N,T,3")
     assert source.program.fixed_batch is None
-    assert list(free_sizes(source.program)[0]) == ["T"]
+    assert list(dynamic_size_choices(source.program)[0]) == ["T"]
     assert opened(nn.Linear(3, 2), "N,3", fixed_batch=4).program.fixed_batch == 4
 
 

@@ -9,19 +9,19 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from converter.capture.input_domains import SAMPLES, free_sizes, input_specs, many_samples
+from converter.capture.input_domains import SAMPLES, dynamic_size_choices, input_specs, many_samples
 from converter.capture.random_inputs import InputSpec, rounds
 from converter.errors import CaptureError, UsageError
 from converter.pipeline.clock import Clock
 from converter.pipeline.inspect import inspect
-from converter.pipeline.load_model import open_source
+from converter.pipeline.load_model import load_model
 from converter.verification.image_folder import Preprocessing
 from converter.verification.reference import take_reference
 from converter.verification.user_inputs import load_given
 
 
 def opened(module, *shapes, fixed_batch=None):
-    return open_source(
+    return load_model(
         module, factory=None, factory_args=None, input_shapes=shapes, trust=(), fixed_batch=fixed_batch, seed=0,
         clock=Clock(None),
     )  # fmt: skip
@@ -89,7 +89,7 @@ def test_dynamic_sizes_of_an_exported_program_are_varied(tmp_path):
     exported = torch.export.export(nn.Conv2d(2, 3, 3), (torch.rand(2, 2, 16, 9),), dynamic_shapes=list(shapes.values()))
     torch.export.save(exported, tmp_path / "net.pt2")
     source = opened(tmp_path / "net.pt2")
-    heights = [next(iter(sizes.values())) for sizes in free_sizes(source.program)]
+    heights = [next(iter(sizes.values())) for sizes in dynamic_size_choices(source.program)]
     assert len(set(heights)) == 2
     assert all(height % 4 == 0 for height in heights)
     assert {next(iter(each.arrays.values())).shape[2] for each in reference_of(source).rounds} == set(heights)

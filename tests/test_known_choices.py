@@ -13,7 +13,7 @@ from converter.lowering.planner import make_plan
 from converter.options import Options
 from converter.pipeline.build import build
 from converter.pipeline.clock import Clock
-from converter.pipeline.load_model import open_source
+from converter.pipeline.load_model import load_model
 from converter.pipeline.verify import prove_weights
 from converter.plan.builder import Choices
 
@@ -68,7 +68,7 @@ class Opened:
 @pytest.fixture(scope="module")
 def source():
     torch.manual_seed(0)
-    return open_source(
+    return load_model(
         Heads().eval(), factory=None, factory_args=None, input_shapes=["1,6,5,7"], trust=(), fixed_batch=None, seed=0,
         clock=Clock(None),
     )  # fmt: skip

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from converter.ir.sizes import product, quotient
-from converter.plan.layout import Layout, Move, MustMerge, channels_last_result, cut_axes, joint_order, refine
+from converter.plan.layout import Layout, Move, NeedsMerge, channels_last_result, cut_axes, joint_order, refine
 
 
 def examples(count: int) -> int:
@@ -110,7 +110,7 @@ def after(chain) -> tuple[np.ndarray, np.ndarray, Layout]:
 def cut_by(layout: Layout, shape) -> tuple[int, ...] | None:
     try:
         layout.reshape(shape)
-    except MustMerge as cut:
+    except NeedsMerge as cut:
         return cut.dims
     return None
 
@@ -234,7 +234,7 @@ def test_refined_layouts_share_their_atoms_and_keep_their_values(values):
     layouts = [layout for _, layout in values]
     try:
         refined = refine(layouts)
-    except MustMerge as cut:
+    except NeedsMerge as cut:
         rank = max(len(layout.dims) for layout in layouts)
         runs = [layout.dims[cut.dims[0] - rank] for layout in layouts if cut.dims[0] - rank >= -len(layout.dims)]
         assert len([run for run in runs if len(run) > 1]) > 1, "a dimension of one atom fits any other"
@@ -368,7 +368,7 @@ def test_spatial_result_keeps_the_order_of_channels_only_where_they_are_kept(mul
     ids=["6 x 4 as 8 x 3", "batch x 6 as 6 x batch", "batch x 4 as something unrelated"],
 )
 def test_view_across_atoms_or_of_another_size_is_refused(shape, wanted):
-    with pytest.raises((MustMerge, ValueError)):
+    with pytest.raises((NeedsMerge, ValueError)):
         Layout.of(shape).reshape(wanted)
 
 
@@ -376,5 +376,5 @@ def test_view_across_atoms_or_of_another_size_is_refused(shape, wanted):
 @given(chains(), st.sampled_from([(5,), (2, 3, 5)]))
 def test_view_of_another_number_of_elements_is_refused(chain, shape):
     _, _, layout = after(chain)
-    with pytest.raises((MustMerge, ValueError)):
+    with pytest.raises((NeedsMerge, ValueError)):
         layout.reshape((*layout.shape, *shape))

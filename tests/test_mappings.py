@@ -37,7 +37,7 @@ import mappings
 from converter.artifacts.runtime.graph_ops import count_operators
 from converter.errors import UnsupportedOperatorsError
 from converter.ir.program import Program
-from converter.lowering.executor import Lowered
+from converter.lowering.executor import PlanExecutor
 from converter.lowering.planner import make_plan
 from converter.plan.registry import ABSENT, DECOMPOSITIONS, MAPPINGS, TABLES, restore, snapshot
 from converter.rewrites.pipelines import REWRITES
@@ -741,7 +741,7 @@ def test_rounds_as_pytorch_does_in_float32(case, tmp_path):
     """As a Keras model, and bit for bit as that model saved and opened again by Keras alone."""
     program, inputs = program_of(case), inputs_of(case)
     plan = planned(program)
-    model = Lowered(plan, stock=True).keras_model()
+    model = PlanExecutor(plan, stock=True).keras_model()
     model.save(tmp_path / "model.keras")
     reopened = load_model(tmp_path / "model.keras")
     names = [output.name for output in plan.outputs]
@@ -763,7 +763,7 @@ def test_traced_function_rounds_as_pytorch_does_in_float32(case):
     """Its grouped convolutions are TensorFlow's own, its bare parameters variables."""
     program, inputs = program_of(case), inputs_of(case)
     plan = planned(program)
-    native = Lowered(plan).prepare()
+    native = PlanExecutor(plan).prepare()
     traced = tf.function(native.named, input_signature=native.signature(), autograph=False)
     for batch, tensors, *expected in references(program, inputs):
         named = traced(*map(tf.constant, to_artifact(tensors, plan.inputs)))
@@ -795,7 +795,7 @@ def test_dilated_convolutions_are_tensorflows_own_with_their_gradient(case):
     plan = make_plan(rewritten)
     raised = program.at(torch.float64)
     assert_same(run_in_float64(plan, x)[0], raised.run(*in_float64(x)), "float64")
-    lowered = Lowered(plan)
+    lowered = PlanExecutor(plan)
     operators = count_operators(lowered.traced.graph)
     assert operators["Conv2D"] >= 1
     assert not {"SpaceToBatchND", "BatchToSpaceND", "DepthwiseConv2dNative"} & operators.keys()
@@ -891,7 +891,7 @@ def targets(program: Program) -> set:
     ],
 )
 def test_a_layer_met_at_several_ranks_has_its_weights_once(case, weights):
-    assert len(Lowered(planned(program_of(case)), stock=True).prepare().tensors) <= weights
+    assert len(PlanExecutor(planned(program_of(case)), stock=True).prepare().tensors) <= weights
 
 
 @pytest.mark.parametrize(
@@ -900,7 +900,7 @@ def test_a_layer_met_at_several_ranks_has_its_weights_once(case, weights):
 )
 def test_images_are_resized_by_tensorflow_where_that_is_the_same_function(case, native):
     plan = planned(program_of(case))
-    lowered = Lowered(plan).prepare()
+    lowered = PlanExecutor(plan).prepare()
     traced = tf.function(lowered.named, input_signature=lowered.signature(), autograph=False).get_concrete_function()
     assert any(op.type == "ResizeBilinear" for op in traced.graph.get_operations()) == native
     assert not plan.movements

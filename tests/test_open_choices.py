@@ -9,7 +9,7 @@ from equivalence import Call, captured
 from torch import nn
 
 from converter.verification.reference import take_reference
-from converter.verification.unstable_samples import alike, computes_on_choices, settled
+from converter.verification.unstable_samples import alike, computes_on_choices, stable_samples
 
 SCORES = (2, 8)
 
@@ -38,7 +38,7 @@ def test_whether_a_model_computes_on_its_choices(function, does):
 def test_samples_with_equal_scores_are_open():
     program = captured(best, SCORES)
     x = torch.tensor([[3.0, 1, 4, -1, 5, -9, 2, -6], [90, 80, -3, 70, 60, 50, 85, 75], [-1, 1, 0.5, 2, 3, 0, -2, -3]])
-    np.testing.assert_array_equal(settled(program, [x], 3, seed=0), [True, False, True])
+    np.testing.assert_array_equal(stable_samples(program, [x], 3, seed=0), [True, False, True])
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from random_programs import moved_channels_first, programs
 from torch import Tensor, nn
 
-from converter.plan.builder import Plan
+from converter.plan.builder import PlanBuilder
 
 IMAGE = (2, 6, 8, 12)
 CUBE = (2, 6, 6, 6)
@@ -339,7 +339,7 @@ def test_layouts_by_rule(module, shapes, inputs, outputs):
     assert orders(kept) == [as_pytorch(i) for i in (*kept.inputs, *kept.outputs)]
 
 
-def interfaces(plan: Plan, inputs, outputs):
+def interfaces(plan: PlanBuilder, inputs, outputs):
     return zip((*plan.inputs, *plan.outputs), (*inputs, *outputs), strict=True)
 
 

@@ -39,15 +39,15 @@ from rewrite_rows import (
 from torch import nn
 
 from converter.errors import ConversionError
-from converter.ir.lazy_tensor import Deferred
+from converter.ir.lazy_tensor import LazyTensor
 from converter.ir.program import Program
 from converter.rewrites.base import Change
 from converter.rewrites.constant_offsets import constant_offsets, learned_offsets
-from converter.rewrites.drop_batch_index import index_by_position
+from converter.rewrites.drop_batch_index import drop_batch_index
 from converter.rewrites.drop_dropout import drop_dropout
 from converter.rewrites.drop_identities import drop_identities
-from converter.rewrites.expand_adaptive_pools import adaptive_pools
-from converter.rewrites.expand_masked_attention import masked_attention
+from converter.rewrites.expand_adaptive_pools import expand_adaptive_pools
+from converter.rewrites.expand_masked_attention import expand_masked_attention
 from converter.rewrites.find_attention import find_attention
 from converter.rewrites.find_channel_permutations import find_channel_permutations
 from converter.rewrites.find_shifts import find_shifts, find_trained_shifts
@@ -62,12 +62,12 @@ from converter.rewrites.linear_to_matmul import linear_to_matmul
 from converter.rewrites.merge_padding import merge_padding
 from converter.rewrites.merge_separable import merge_separable
 from converter.rewrites.negative_zero_padding import negative_zero_padding
-from converter.rewrites.normalize_pools import pool_windows
-from converter.rewrites.note_split_volumes import tell_split_volumes
+from converter.rewrites.normalize_pools import normalize_pools
+from converter.rewrites.note_split_volumes import note_split_volumes
 from converter.rewrites.pipelines import REWRITES
 from converter.rewrites.shift_to_depthwise import shift_to_depthwise
 from converter.rewrites.tie_embeddings import tie_embeddings
-from converter.rewrites.unify_clamp_bounds import clamp_bounds
+from converter.rewrites.unify_clamp_bounds import unify_clamp_bounds
 from converter.verification.checked_rewrite import rewrite
 
 aten, ours = torch.ops.aten, torch.ops.converter
@@ -1006,9 +1006,9 @@ ATTENTION_LEAVES = {
 
 TABLES = {
     tie_embeddings: (TIED_FIRE, TIED_LEAVE),
-    clamp_bounds: (BOUNDS_FIRE, BOUNDS_LEAVE),
-    index_by_position: (POSITION_FIRES, POSITION_LEAVES),
-    tell_split_volumes: (VOLUMES_FIRE, VOLUMES_LEAVE),
+    unify_clamp_bounds: (BOUNDS_FIRE, BOUNDS_LEAVE),
+    drop_batch_index: (POSITION_FIRES, POSITION_LEAVES),
+    note_split_volumes: (VOLUMES_FIRE, VOLUMES_LEAVE),
     find_space_to_depth: (SPACE_TO_DEPTH_FIRES, SPACE_TO_DEPTH_LEAVES),
     constant_offsets: (OFFSETS_FIRE, FIXED_LEAVE),
     learned_offsets: (LEARNED_FIRE, OFFSETS_LEAVE),
@@ -1027,10 +1027,10 @@ TABLES = {
     drop_identities: (IDENTITIES_FIRES, IDENTITIES_LEAVES),
     fold_constants: (CONSTANTS_FIRES, CONSTANTS_LEAVES),
     linear_to_matmul: (MATMUL_FIRES, MATMUL_LEAVES),
-    adaptive_pools: (ADAPTIVE_FIRES, ADAPTIVE_LEAVES),
-    pool_windows: (WINDOWS_FIRE, WINDOWS_LEAVE),
+    expand_adaptive_pools: (ADAPTIVE_FIRES, ADAPTIVE_LEAVES),
+    normalize_pools: (WINDOWS_FIRE, WINDOWS_LEAVE),
     negative_zero_padding: (UNFUSED_FIRE, UNFUSED_LEAVE),
-    masked_attention: (ATTENTION_FIRES, ATTENTION_LEAVES),
+    expand_masked_attention: (ATTENTION_FIRES, ATTENTION_LEAVES),
     find_attention: (MULTI_HEAD_FIRES, MULTI_HEAD_LEAVES),
 }
 
@@ -1068,7 +1068,7 @@ def start(change, module, shape) -> tuple[dict, dict, Program]:
     module = module if isinstance(module, nn.Module) else Call(module)
     program = captured(module, shape)
     tensors = module.state_dict()
-    for earlier in (tie_embeddings, index_by_position, drop_identities, fold_constants):
+    for earlier in (tie_embeddings, drop_batch_index, drop_identities, fold_constants):
         if change is earlier:
             break
         program, _ = applied(earlier, program)
@@ -1189,9 +1189,9 @@ def test_a_deferred_tensor_computes_every_part_once_and_holds_none_longer_than_i
         alive.add(result)
         return result
 
-    deferred = Deferred.of(torch.zeros(3))
+    deferred = LazyTensor.of(torch.zeros(3))
     for _ in range(2000):  # deeper than Python recurses
-        deferred = Deferred.made(step, deferred, deferred)
+        deferred = LazyTensor.made(step, deferred, deferred)
     for _ in range(2):
         calls.clear()
         assert deferred.compute().tolist() == [2000.0] * 3

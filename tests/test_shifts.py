@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from converter.artifacts import onnx_writer
 from converter.errors import CaptureError
 from converter.ir.program import Program
-from converter.lowering.executor import Lowered
+from converter.lowering.executor import PlanExecutor
 from converter.rewrites.drop_identities import drop_identities
 from converter.rewrites.find_shifts import BORDERS, find_sampled_shifts, read_shift
 from converter.rewrites.fold_constants import fold_constants
@@ -70,7 +70,7 @@ def shifts(program: Program) -> list:
 
 def lowered(program: Program, x: Tensor, stock: bool = False) -> np.ndarray:
     plan = planned(program)
-    made = Lowered(plan, stock=stock)
+    made = PlanExecutor(plan, stock=stock)
     results = made.keras_model()(to_artifact([x], plan.inputs)[0]) if stock else made(*to_artifact([x], plan.inputs))[0]
     return to_torch([results], plan.outputs)[0]
 
@@ -146,7 +146,7 @@ def test_any_shift_is_recognized_and_exact(drawn, behind, stock):
     program = recognized(BehindConvolution(forward, shape[1]) if behind else Call(forward), shape)
     x = torch.randn(3, *shape[1:])
     plan = planned(program)
-    made = Lowered(plan, stock=stock)
+    made = PlanExecutor(plan, stock=stock)
     results = zip(
         drawn,
         program.graph.output_node().args[0],
@@ -226,7 +226,7 @@ def test_any_shift_is_lowered_exactly(tmp_path_factory, drawn, format, behind):
         results = onnxruntime.InferenceSession(str(path)).run(names, {"x": x.numpy()})
     else:
         plan = planned(program)
-        results = to_torch(Lowered(plan, stock=format == "keras")(*to_artifact([x], plan.inputs)), plan.outputs)
+        results = to_torch(PlanExecutor(plan, stock=format == "keras")(*to_artifact([x], plan.inputs)), plan.outputs)
     for result, expected, each in zip(results, forward(x), all_arguments, strict=True):
         np.testing.assert_array_equal(result, expected.numpy(), err_msg=f"{each}")
 

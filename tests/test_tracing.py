@@ -15,15 +15,15 @@ from torch import Tensor, nn
 import converter
 from converter.artifacts.runner import Runner
 from converter.artifacts.runtime.stamp import read_stamp
-from converter.ir.lazy_tensor import Deferred
+from converter.ir.lazy_tensor import LazyTensor
 from converter.ir.program import module_path
 from converter.options import Options
-from converter.pipeline.build import Built, build
+from converter.pipeline.build import RewrittenModel, build
 from converter.pipeline.clock import Clock
-from converter.pipeline.load_model import Source, open_source
+from converter.pipeline.load_model import LoadedModel, load_model
 from converter.pipeline.verify import interfaces
-from converter.plan.steps import CallStep, LayerStep, in_order
-from converter.verification.divergence import by_module, departure, trace_artifact, worst_round
+from converter.plan.steps import CallStep, LayerStep, topological_order
+from converter.verification.divergence import by_module, first_divergence, trace_artifact, worst_round
 from converter.verification.io_matching import Matching
 from converter.verification.reference import Reference, take_reference
 
@@ -79,9 +79,9 @@ def scaled(module: nn.Module) -> nn.Module:
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
-def source(request) -> tuple[Source, Reference]:
+def source(request) -> tuple[LoadedModel, Reference]:
     kind, shape = NETWORKS[request.param]
-    opened = open_source(
+    opened = load_model(
         scaled(kind()), factory=None, factory_args=None, input_shapes=[shape], trust=(), fixed_batch=None, seed=0,
         clock=CLOCK,
     )  # fmt: skip
@@ -89,7 +89,7 @@ def source(request) -> tuple[Source, Reference]:
     return opened, reference
 
 
-def built_for(source: Source, format: str) -> Built:
+def built_for(source: LoadedModel, format: str) -> RewrittenModel:
     return build(source, format, Options(), CLOCK)  # type: ignore[arg-type]
 
 
@@ -97,7 +97,7 @@ def built_for(source: Source, format: str) -> Built:
 def test_right_conversion_departs_nowhere(source, format: str):
     opened, reference = source
     rows = built_for(opened, format).trace(reference)
-    assert departure(rows) is None
+    assert first_divergence(rows) is None
     assert {row.module for row in by_module(rows)} >= {"head"}
     assert all(row.actual is not None for row in rows if row.module == "head")
 
@@ -107,20 +107,20 @@ def test_fault_in_the_plan_is_found_at_its_operator(source, seed: int):
     opened, reference = source
     built = built_for(opened, "tf")
     chosen = random.Random(seed)
-    steps = [s for s in in_order(built.plan.results) if isinstance(s, CallStep) or getattr(s, "weights", ())]
+    steps = [s for s in topological_order(built.plan.results) if isinstance(s, CallStep) or getattr(s, "weights", ())]
     step = chosen.choice(steps)
     if isinstance(step, LayerStep):
         which = chosen.randrange(len(step.weights))
         wrong = step.weights[which].tensor.detach().contiguous().clone()
         wrong.view(-1)[chosen.randrange(wrong.numel())] += 1e-3
         weights = list(step.weights)
-        weights[which] = replace(weights[which], values=Deferred.of(wrong), key="fault")
+        weights[which] = replace(weights[which], values=LazyTensor.of(wrong), key="fault")
         step.weights = tuple(weights)
     else:
         right = step.function
         step.function = lambda *arrays: right(*arrays) + 1e-6
     assert not built.prove_function(reference).holds
-    found = departure(built.trace(reference))
+    found = first_divergence(built.trace(reference))
     assert found.module == module_path(step.node)
     assert found.operator == str(step.node.target).rpartition(".")[0]
     assert found.error > 0
@@ -148,7 +148,7 @@ def test_fault_in_a_rewritten_weight_is_found_at_its_module(source, seed: int):
     built.program.replace_tensor(node, tensor, built.program.origins[node.target], list(node.users))
     built.program.finish()
     assert not built.prove_function(reference).holds
-    assert touches(departure(built.trace(reference)), node.target)
+    assert touches(first_divergence(built.trace(reference)), node.target)
 
 
 def touches(row, tensor: str) -> bool:
@@ -237,7 +237,7 @@ def test_fault_in_an_artifact_is_found_at_its_module(written, runners, tmp_path,
     ending = {"onnx": "d.onnx", "keras": "d.keras", "tf": "d"}[format]
     tensor = DISTURB[format](written[network, format], tmp_path / ending, random.Random(seed))
     module = scaled(kind())
-    opened = open_source(
+    opened = load_model(
         module, factory=None, factory_args=None, input_shapes=[shape], trust=(), fixed_batch=None, seed=0, clock=CLOCK
     )
     reference = take_reference(opened.program, module, seed=0, inputs=None, running=opened.running)
@@ -248,7 +248,7 @@ def test_fault_in_an_artifact_is_found_at_its_module(written, runners, tmp_path,
     assert not match.proof.holds
     arrays = worst_round(reference, match.results)
     rows = trace_artifact(opened.program, arrays, runner, matching.fed(match.reading, arrays))
-    found = departure(rows)
+    found = first_divergence(rows)
     assert touches(found, tensor), (tensor, found)
     assert found.expected != found.actual
 
@@ -282,7 +282,7 @@ def test_small_fault_in_any_weight_of_a_trained_network_is_found_at_its_convolut
     """One value off by 2 % and 0.003, in an ONNX file of another tool, which has its batch norms folded."""
     import onnx
 
-    opened = open_source(
+    opened = load_model(
         repository / "sample_models/digits_focus.pt", factory=None, factory_args=None, input_shapes=["1,1,16,16"],
         trust=["sample_models"], fixed_batch=None, seed=0, clock=CLOCK,
     )  # fmt: skip
@@ -309,7 +309,7 @@ def test_small_fault_in_any_weight_of_a_trained_network_is_found_at_its_convolut
         match = matching.match()
         assert not match.proof.holds, reader
         arrays = worst_round(reference, match.results)
-        found = departure(trace_artifact(opened.program, arrays, runner, matching.fed(match.reading, arrays)))
+        found = first_divergence(trace_artifact(opened.program, arrays, runner, matching.fed(match.reading, arrays)))
         # The node's name is as /stages/stages.3/bottlenecks/bottlenecks.0/reduce/conv/Conv
         owners = {path.split(".")[-1] for path in (found.module, *found.folded)}
         assert reader.split("/")[-2] in owners, (reader, found)

@@ -24,7 +24,7 @@ from torch.export import Dim
 import converter
 from converter.capture.import_exported import from_exported
 from converter.errors import UnsupportedOperatorsError
-from converter.lowering.executor import Lowered
+from converter.lowering.executor import PlanExecutor
 
 SIZES = ((2, 9, 8), (3, 14, 11), (1, 8, 16))
 
@@ -104,10 +104,10 @@ def test_is_pytorchs_function_at_every_size(case, tmp_path):
     for results, wanted in zip(run_in_float64(plan, *([x] for x in images())), double, strict=True):
         assert_same(results, wanted, case)
 
-    model = Lowered(plan, stock=True).keras_model()
+    model = PlanExecutor(plan, stock=True).keras_model()
     model.save(tmp_path / "model.keras")
     reopened = load_model(tmp_path / "model.keras")
-    lowered = Lowered(plan).prepare()
+    lowered = PlanExecutor(plan).prepare()
     traced = tf.function(lowered.named, input_signature=lowered.signature(), autograph=False)
     for x, wanted in zip(images(), double, strict=True):
         (array,) = to_artifact([x], plan.inputs)
@@ -118,7 +118,7 @@ def test_is_pytorchs_function_at_every_size(case, tmp_path):
 
 def test_integer_factors_of_nearest_are_a_layer():
     plan = planned(exported(CASES["nearest by 2: a layer"].eval()))
-    assert [type(layer).__name__ for layer in Lowered(plan, stock=True).keras_model().layers][-1] == "UpSampling2D"
+    assert [type(layer).__name__ for layer in PlanExecutor(plan, stock=True).keras_model().layers][-1] == "UpSampling2D"
     assert not plan.movements
 
 

@@ -16,7 +16,7 @@ from converter.lowering.user_lowerings import user_mappings
 from converter.options import Options
 from converter.pipeline.build import build
 from converter.pipeline.clock import Clock
-from converter.pipeline.load_model import Source
+from converter.pipeline.load_model import LoadedModel
 from converter.plan.registry import ABSENT, DECOMPOSITIONS, MAPPINGS, OWNERS, TRANSLATIONS
 
 SEQUENCE = (2, 3, 11)
@@ -171,9 +171,9 @@ def test_files_of_the_users_own_named_like_ours(tmp_path):
     assert converter.__file__ != str(folder / "converter.py")
 
 
-def source_of(module: nn.Module) -> Source:
+def source_of(module: nn.Module) -> LoadedModel:
     program = captured(module, SEQUENCE)
-    return Source("snake", None, "module", module, program, [torch.randn(2, 3, 11)], set(), 0, [], ())
+    return LoadedModel("snake", None, "module", module, program, [torch.randn(2, 3, 11)], set(), 0, [], ())
 
 
 def test_onnx_without_a_translation_is_refused_by_name(tmp_path):

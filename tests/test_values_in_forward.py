@@ -14,7 +14,7 @@ from converter.capture.diagnostics import kind_of, needs_values
 from converter.capture.export import capture
 from converter.capture.import_exported import from_exported
 from converter.errors import CaptureError, UnsupportedOperatorsError
-from converter.pipeline.program_cache import Earlier
+from converter.pipeline.program_cache import ProgramCache
 from converter.rewrites.fold_constants import NUMBERS
 from converter.rewrites.pipelines import REWRITES
 from converter.verification.checked_rewrite import rewrite
@@ -231,7 +231,7 @@ def test_a_program_with_numbers_out_of_weights_serves_no_other_weights():
     module = Constants(branched).eval()
     program = capture(module, [torch.randn(2, 4)])
     assert program.values_read
-    assert Earlier().keep("key", program, module) is None
+    assert ProgramCache().keep("key", program, module) is None
 
 
 def test_a_tensor_that_forward_overwrites_has_no_known_value():

@@ -118,7 +118,7 @@ class Exported:
         held = self._program.model.graph.initializers
         return {name: value.const_value.numpy() for name, value in held.items() if value.const_value is not None}
 
-    def refill(self, arrays: Mapping[str, Any]) -> None:
+    def reload_weights(self, arrays: Mapping[str, Any]) -> None:
         """Give initializers other values, each of the shape and in the type that it has."""
         import onnx_ir
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..errors import UsageError
 
-ENDINGS = {"tf": "_saved_model", "keras": ".keras", "onnx": ".onnx"}
+SUFFIXES = {"tf": "_saved_model", "keras": ".keras", "onnx": ".onnx"}
 
 
 def artifact_name(source: Path) -> str:
@@ -18,7 +18,7 @@ def output_path(source: Path, format: str, output: Path | None, several: bool) -
 
     Args:
         source: the checkpoint.
-        format: a key of `ENDINGS`.
+        format: a key of `SUFFIXES`.
         output: what `-o` says: the artifact itself, or the folder of `several` models or formats.
         several: whether this call writes more than one artifact.
 
@@ -26,14 +26,14 @@ def output_path(source: Path, format: str, output: Path | None, several: bool) -
         UsageError: `output` names a file of another format.
     """
     if output is None:
-        return Path(artifact_name(source) + ENDINGS[format])
+        return Path(artifact_name(source) + SUFFIXES[format])
     if several:
-        return output / (artifact_name(source) + ENDINGS[format])
-    other = {ending for ending in ENDINGS.values() if ending.startswith(".")} - {ENDINGS[format]}
+        return output / (artifact_name(source) + SUFFIXES[format])
+    other = {ending for ending in SUFFIXES.values() if ending.startswith(".")} - {SUFFIXES[format]}
     stem = output.with_suffix("") if output.suffix in other else output
     # Keras opens only what is called .keras.
     if stem != output or (format == "keras" and output.suffix != ".keras"):
-        name = stem if format == "tf" else f"{stem}{ENDINGS[format]}"
+        name = stem if format == "tf" else f"{stem}{SUFFIXES[format]}"
         raise UsageError(f"{output} is not a name for --to {format}.", where="-o", fix=f"name it {name}")
     return output
 
@@ -60,10 +60,10 @@ def output_paths(sources: Sequence[Path], formats: Sequence[str], output: Path |
     return paths
 
 
-def formats_of(to: str | Sequence[str]) -> list[str]:
+def parse_formats(to: str | Sequence[str]) -> list[str]:
     """The formats named, each once. Raises UsageError for what is none."""
     wanted = [to] if isinstance(to, str) else list(dict.fromkeys(to))
-    unknown = [f for f in wanted if f not in ENDINGS]
+    unknown = [f for f in wanted if f not in SUFFIXES]
     if unknown:
-        raise UsageError(f"no such format: {', '.join(unknown)}", fix=f"one of {', '.join(ENDINGS)}")
+        raise UsageError(f"no such format: {', '.join(unknown)}", fix=f"one of {', '.join(SUFFIXES)}")
     return wanted

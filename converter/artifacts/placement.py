@@ -132,7 +132,7 @@ class Placement:
                     _finish_commit(self._folder)
             self._remove_folder()
             self._remove_created()
-        if isinstance(error, Exception) and not isinstance(error, ConversionError) and says_full(error):
+        if isinstance(error, Exception) and not isinstance(error, ConversionError) and is_disk_full(error):
             raise full_disk(self.target) from error
 
     def _refuse_taken_target(self) -> None:
@@ -179,14 +179,14 @@ def _explained(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if says_full(error):
+        if is_disk_full(error):
             raise full_disk(target) from error
         raise OutputError(
             f"The output cannot be written: {error.strerror or error}.", where=str(target), fix="Give another -o."
         ) from error
 
 
-def says_full(error: BaseException | None) -> bool:
+def is_disk_full(error: BaseException | None) -> bool:
     """Also of the errors that h5py and TensorFlow raise, which hold the system's words only."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:

@@ -8,17 +8,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..artifacts.paths import ENDINGS
+from ..artifacts.paths import SUFFIXES
 from .executors import Step, Task
 from .jobs import Job
-from .results import Answer, Answers, CheckState
+from .results import CheckResult, CheckResults, CheckState
 from .schedule import Watcher, absolute_options, executor_of, jobs_of
 
 
 def check_many(
     models: str | Path | Iterable[str | Path | Job],
     *,
-    to: Sequence[str] = tuple(ENDINGS),
+    to: Sequence[str] = tuple(SUFFIXES),
     slots: int | None = None,
     timeout: float = 3600,
     memory: int | None = None,
@@ -26,7 +26,7 @@ def check_many(
     scheduler: str | None = None,
     watcher: Watcher | None = None,
     **options: Any,
-) -> Answers:
+) -> CheckResults:
     """Ask of many checkpoints whether they can be converted; arguments as of `convert_many`.
 
     Raises:
@@ -34,7 +34,7 @@ def check_many(
     """
     jobs = jobs_of(models, to, options)
     under_way: dict[str, Job] = {}
-    ended: dict[str, Answer] = {}
+    ended: dict[str, CheckResult] = {}
     waiting, started = list(reversed(jobs)), time.perf_counter()
     with executor_of(scheduler, slots, timeout, memory) as executor:
         if watcher is not None:
@@ -57,7 +57,7 @@ def check_many(
                     waiting.clear()
     entries = tuple(ended[job.name] for job in jobs if job.name in ended)
     left = tuple(job.name for job in jobs if job.name not in ended)
-    return Answers(entries, left, time.perf_counter() - started)
+    return CheckResults(entries, left, time.perf_counter() - started)
 
 
 def _task(job: Job) -> Task:
@@ -65,9 +65,9 @@ def _task(job: Job) -> Task:
     return Task(job.name, str(job.path.absolute()), nowhere, os.devnull, absolute_options(job), check=True)
 
 
-def _answer(job: Job, outcome: Mapping[str, Any], seconds: float) -> Answer:
+def _answer(job: Job, outcome: Mapping[str, Any], seconds: float) -> CheckResult:
     status, checks = outcome["exit_status"], tuple(outcome.get("checks", ()))
     failures = [f"{check['format']}: {check['failure']['what']}" for check in checks if check["failure"]]
     reason = "; ".join(failures) if checks else outcome["what"]
     state: CheckState = "failed" if status else "converts"
-    return Answer(job.name, str(job.path), state, status, reason, checks, seconds)
+    return CheckResult(job.name, str(job.path), state, status, reason, checks, seconds)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..artifacts.paths import ENDINGS, artifact_name
+from ..artifacts.paths import SUFFIXES, artifact_name
 from ..checkpoint.model_folder import is_model
 from ..errors import UsageError
 
@@ -79,7 +79,7 @@ class Job:
 
     def outputs(self, folder: Path) -> dict[str, Path]:
         """Where each format's artifact goes."""
-        return {format: folder / f"{self.name}{ENDINGS[format]}" for format in self.to}
+        return {format: folder / f"{self.name}{SUFFIXES[format]}" for format in self.to}
 
     def told(self) -> dict[str, Any]:
         """As a line of JSON gives it."""
@@ -290,12 +290,12 @@ def checked(jobs: Sequence[Job]) -> list[Job]:
         raise UsageError("There is nothing to convert.", fix="give checkpoints, folders, globs or a manifest")
     by_name: dict[str, Job] = {}
     for job in jobs:
-        strange = [format for format in job.to if format not in ENDINGS]
+        strange = [format for format in job.to if format not in SUFFIXES]
         if strange or not job.to:
             raise UsageError(
                 f"There is no format {', '.join(map(str, strange))}." if strange else "No format is given.",
                 where=str(job.path),
-                fix=f"--to, or `to` in the manifest: {', '.join(ENDINGS)}",
+                fix=f"--to, or `to` in the manifest: {', '.join(SUFFIXES)}",
             )
         if not _is_utf8(job.name) or not _is_utf8(str(job.path)):
             raise UsageError(f"The name {str(job.path)!r} is not UTF-8.", fix="rename it, or set a locale of UTF-8")

@@ -14,7 +14,7 @@ CheckState = Literal["converts", "failed"]
 
 
 @dataclass(frozen=True)
-class Answer:
+class CheckResult:
     """Of one model.
 
     Attributes:
@@ -35,14 +35,14 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Answers(Report):
+class CheckResults(Report):
     """Of all models, in the order of the work list.
 
     Attributes:
         left: names of those that were not begun.
     """
 
-    entries: tuple[Answer, ...]
+    entries: tuple[CheckResult, ...]
     left: tuple[str, ...]
     seconds: float
 

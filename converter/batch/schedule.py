@@ -12,7 +12,7 @@ from .jobs import Job, checked, work_list
 from .journal import Entry
 
 if TYPE_CHECKING:
-    from .results import Answer
+    from .results import CheckResult
 
 
 class Watcher(Protocol):
@@ -20,7 +20,7 @@ class Watcher(Protocol):
 
     def begin(self, total: int, slots: int) -> None: ...
     def step(self, slot: int, name: str, step: str) -> None: ...
-    def ended(self, entry: Entry | Answer, slot: int | None) -> None: ...
+    def ended(self, entry: Entry | CheckResult, slot: int | None) -> None: ...
 
 
 def jobs_of(

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from converter.pipeline.convert import Session
+    from converter.pipeline.convert import ConversionSession
     from converter.report.results import CheckReport, ConversionReport
 
 
@@ -36,9 +36,9 @@ def main() -> None:
     os.dup2(null, 1)
     waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(requests, waiting), daemon=True).start()
-    from converter.pipeline.convert import Session  # what takes seconds is over before the first model comes
+    from converter.pipeline.convert import ConversionSession  # what takes seconds is over before the first model comes
 
-    session = Session(lasting=True)
+    session = ConversionSession(lasting=True)
     while True:
         _serve(session, waiting.get(), answers)
 
@@ -50,7 +50,7 @@ def _read(requests: IO[str], waiting: queue.SimpleQueue[dict[str, Any]]) -> None
     os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
-def _serve(session: Session, request: dict[str, Any], answers: IO[str]) -> None:
+def _serve(session: ConversionSession, request: dict[str, Any], answers: IO[str]) -> None:
     from converter.report.failures import Failure, failure_of
 
     def tell(**said: Any) -> None:
@@ -73,7 +73,9 @@ def _serve(session: Session, request: dict[str, Any], answers: IO[str]) -> None:
     tell(outcome=report.to_dict() | {"exit_status": report.exit_status})
 
 
-def _converted(session: Session, request: dict[str, Any], tell: Any, log: IO[str]) -> ConversionReport | CheckReport:
+def _converted(
+    session: ConversionSession, request: dict[str, Any], tell: Any, log: IO[str]
+) -> ConversionReport | CheckReport:
     from converter.pipeline.check import check
     from converter.verification.image_folder import with_preprocessing
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from converter.capture.input_domains import free_sizes, input_specs
+from converter.capture.input_domains import dynamic_size_choices, input_specs
 from converter.capture.random_inputs import Kind, draw
 from converter.errors import CaptureError
 from converter.ir.program import Program
@@ -19,7 +19,7 @@ TRIED: tuple[tuple[Kind, int], ...] = (
 ALIKE = 1e-4  # of the scale, in float32
 
 
-def freeze_checked(program: Program, module: nn.Module, where: str) -> None:
+def freeze_and_check(program: Program, module: nn.Module, where: str) -> None:
     """Note on the program that its control flow is frozen.
 
     Args:
@@ -28,7 +28,7 @@ def freeze_checked(program: Program, module: nn.Module, where: str) -> None:
     Raises:
         CaptureError: the module computes something else on inputs of other values or another batch.
     """
-    specs, sizes = input_specs(program), free_sizes(program) or [{}]
+    specs, sizes = input_specs(program), dynamic_size_choices(program) or [{}]
     for number, (kind, batch) in enumerate(TRIED):
         arrays = draw(specs, program.fixed_batch or batch, (1, number), sizes[number % len(sizes)], kind)
         tensors = [torch.from_numpy(array) for array in arrays.values()]

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 
-def without_dataclasses(module: nn.Module, result: Any) -> None:
+def return_dicts_for_dataclasses(module: nn.Module, result: Any) -> None:
     """Have this instance return dictionaries for dataclasses, if `result`, which it returned, has any."""
     if not any(_is_dataclass(leaf) for leaf in tree_leaves(result)):
         return

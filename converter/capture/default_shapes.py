@@ -19,7 +19,7 @@ USUAL_SIDE = 224
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def told_shapes(module: nn.Module, image_size: str | None) -> tuple[list[list[InputShape]], str]:
+def infer_input_shapes(module: nn.Module, image_size: str | None) -> tuple[list[list[InputShape]], str]:
     """The shapes that the module is called with, as it says itself: several where one of them is to be found by
     trying, the likeliest first; and where they come from.
 

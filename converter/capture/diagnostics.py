@@ -94,7 +94,7 @@ def kind_of(line: str) -> Kind | None:
     return next((kind for kind in KINDS if re.search(kind.told, line)), None)
 
 
-def uncapturable(error: BaseException, module: nn.Module) -> CaptureError:
+def explain_export_error(error: BaseException, module: nn.Module) -> CaptureError:
     """The error to raise for one of torch.export."""
     what = f"torch.export cannot capture this model: {first_line(error)}"
     fix = "keep control flow that depends on tensors' values out of forward, and what is computed outside of torch"
@@ -118,7 +118,7 @@ def uncapturable(error: BaseException, module: nn.Module) -> CaptureError:
     return CaptureError(what, where=where or None, fix=fix)
 
 
-def failing(error: Exception, module: nn.Module, path: str, inputs: Sequence[Tensor]) -> CaptureError:
+def explain_forward_error(error: Exception, module: nn.Module, path: str, inputs: Sequence[Tensor]) -> CaptureError:
     """The error to raise for one of forward itself.
 
     Args:

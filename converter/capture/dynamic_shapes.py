@@ -75,7 +75,7 @@ def dims(free: Free, ranges: Mapping[str, Range]) -> list[dict[int, Any]]:
     return [{d: dim(size) for d, size in sizes.items()} for sizes in free]
 
 
-def amended(error: Exception, free: Free, ranges: Mapping[str, Range], examples: Mapping[str, int]) -> dict[str, Range]:
+def tighten(error: Exception, free: Free, ranges: Mapping[str, Range], examples: Mapping[str, int]) -> dict[str, Range]:
     """The ranges that torch.export's answer leaves; those given where it says nothing of sizes.
 
     Args:
@@ -208,7 +208,7 @@ def _fitting(name: str, known: Range, guards: Sequence[Callable[[int], bool]], e
     raise not_free(name, example, "the model takes no other than that which it was traced with")
 
 
-def doubled(ranges: Mapping[str, Range], examples: Mapping[str, int]) -> dict[str, Range] | None:
+def double_factors(ranges: Mapping[str, Range], examples: Mapping[str, int]) -> dict[str, Range] | None:
     """Ranges of twice the factors, where the examples allow it."""
     factors = {name: 2 * held.factor for name, held in ranges.items()}
     if any(examples[name] % factor for name, factor in factors.items()):
@@ -216,7 +216,7 @@ def doubled(ranges: Mapping[str, Range], examples: Mapping[str, int]) -> dict[st
     return {name: replace(held, factor=factors[name], least=factors[name] * LEAST) for name, held in ranges.items()}
 
 
-def others(ranges: Mapping[str, Range]) -> list[dict[str, int]]:
+def other_sizes(ranges: Mapping[str, Range]) -> list[dict[str, int]]:
     """Two choices of sizes, no two alike."""
     choices = []
     for step in (1, 2):

@@ -22,7 +22,7 @@ APART = 32
 
 
 @dataclass(frozen=True)
-class Calling:
+class CallSpec:
     """The example inputs of a module.
 
     Attributes:
@@ -50,7 +50,7 @@ class Calling:
         if self.names:
             forward = module.forward
             names = [re.sub(r"\W", "_", name) for name in self.names]
-            take_positionally(module, names, lambda *given: forward(**_grouped(self.names, given)))
+            set_positional_forward(module, names, lambda *given: forward(**_grouped(self.names, given)))
 
 
 def _grouped(names: Sequence[str], given: Sequence[Any]) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def _listed(value: Any) -> Any:
     return list(held.values()) if list(held) == [str(i) for i in range(len(held))] else held
 
 
-def take_positionally(module: nn.Module, names: Sequence[str], forward: Callable[..., Any]) -> None:
+def set_positional_forward(module: nn.Module, names: Sequence[str], forward: Callable[..., Any]) -> None:
     """Give this instance a forward with these parameters."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     signature = inspect.Signature([inspect.Parameter(name, kind) for name in names])
@@ -80,7 +80,7 @@ def take_positionally(module: nn.Module, names: Sequence[str], forward: Callable
     module.forward = forward
 
 
-def bound(module: nn.Module, shapes: Sequence[InputShape]) -> Calling:
+def bound(module: nn.Module, shapes: Sequence[InputShape]) -> CallSpec:
     """The shapes in the order of forward's parameters.
 
     Shapes without names are for the first parameters; with names, parameters with a default may be left out, and
@@ -91,7 +91,7 @@ def bound(module: nn.Module, shapes: Sequence[InputShape]) -> Calling:
     """
     named = {str(shape.name): shape for shape in shapes if shape.name is not None}
     if not named:
-        return Calling(tuple(shapes))
+        return CallSpec(tuple(shapes))
     if len(named) < len(shapes):
         raise UsageError("either all input shapes have a name or none, each its own", where="--input-shape")
     parameters = inspect.signature(module.forward).parameters
@@ -113,11 +113,11 @@ def bound(module: nn.Module, shapes: Sequence[InputShape]) -> Calling:
     ordered = tuple(named[name] for name in order)
     by_position = [p.name for p in taken if p.kind is not inspect.Parameter.KEYWORD_ONLY]
     if order == by_position[: len(order)]:
-        return Calling(ordered)
-    return Calling(ordered, tuple(order))
+        return CallSpec(ordered)
+    return CallSpec(ordered, tuple(order))
 
 
-def with_sizes(calling: Calling, runs: Callable[[list[Tensor]], None], batch: int | None, seed: int) -> Calling:
+def choose_sizes(calling: CallSpec, runs: Callable[[list[Tensor]], None], batch: int | None, seed: int) -> CallSpec:
     """The calling with numbers for its free sizes, at which the model runs.
 
     Where others were too small, twice the first: near the least that a model takes, a map within it has one element, of
@@ -129,7 +129,7 @@ def with_sizes(calling: Calling, runs: Callable[[list[Tensor]], None], batch: in
     first: CaptureError | None = None
     tried = []
     for sizes in _tried(calling.free):
-        candidate = Calling(calling.shapes, calling.names, sizes)
+        candidate = CallSpec(calling.shapes, calling.names, sizes)
         try:
             runs(candidate.examples(batch, seed))
             break
@@ -146,7 +146,7 @@ def with_sizes(calling: Calling, runs: Callable[[list[Tensor]], None], batch: in
         )
     if first is not None:
         with contextlib.suppress(CaptureError):  # then the first it is
-            twice = Calling(calling.shapes, calling.names, {name: 2 * size for name, size in sizes.items()})
+            twice = CallSpec(calling.shapes, calling.names, {name: 2 * size for name, size in sizes.items()})
             runs(twice.examples(batch, seed))
             return twice
     return candidate

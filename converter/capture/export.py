@@ -11,20 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from converter.capture.control_flow import freeze_checked
-from converter.capture.diagnostics import first_line, module_of, needs_values, uncapturable, user_frame
+from converter.capture.control_flow import freeze_and_check
+from converter.capture.diagnostics import explain_export_error, first_line, module_of, needs_values, user_frame
 from converter.capture.dynamic_shapes import (
     Free,
     Range,
-    amended,
     dims,
-    doubled,
+    double_factors,
     example_sizes,
     hold_everywhere,
     name_sizes,
     names_of,
-    others,
+    other_sizes,
     resized,
+    tighten,
     unresolved,
 )
 from converter.capture.import_exported import from_exported
@@ -76,7 +76,7 @@ def capture(
     except CaptureError:
         raise
     except Exception as error:
-        raise uncapturable(error, module) from error
+        raise explain_export_error(error, module) from error
     if reason:
         program.notes.append(f"converted for batch {program.fixed_batch} only, the model takes no other: {reason}")
     return program
@@ -100,7 +100,7 @@ def _captured(
         except CaptureError:
             raise
         except Exception as error:
-            left = amended(error, free, ranges, examples)
+            left = tighten(error, free, ranges, examples)
             if left == ranges:
                 if asserted or not hold_everywhere(error, free, ranges):
                     if told := unresolved(error, free):
@@ -115,7 +115,7 @@ def _captured(
             program.notes += [note for name, held in ranges.items() if (note := held.described(name))]
             return program
         while left_failure is not None:
-            stricter = doubled(ranges, examples)
+            stricter = double_factors(ranges, examples)
             if stricter is None:
                 raise failure
             ranges = stricter
@@ -151,7 +151,7 @@ def _exported(
         with exporting():
             drafted = torch.export.draft_export(module, tuple(inputs), dynamic_shapes=_for_forward(module, shapes))
         program = _noting_names(from_exported(drafted), module)
-        freeze_checked(program, module, user_frame(error) or module_of(error, module) or "forward")
+        freeze_and_check(program, module, user_frame(error) or module_of(error, module) or "forward")
         return program
 
 
@@ -159,7 +159,7 @@ def _failure_elsewhere(
     module: nn.Module, inputs: Sequence[Tensor], free: Free, ranges: Mapping[str, Range]
 ) -> CaptureError | None:
     """What the model says to other sizes than those at which it was traced."""
-    for sizes in others(ranges):
+    for sizes in other_sizes(ranges):
         try:
             run_forward(module, [resized(x, held, sizes) for x, held in zip(inputs, free, strict=True)])
         except CaptureError as error:

@@ -159,7 +159,7 @@ def size_with(size: Any, symbols: int, known: Mapping[sympy.Symbol, int] | None 
     return int(expression.subs(dict.fromkeys(expression.free_symbols, symbols)))
 
 
-def free_sizes(program: Program) -> list[dict[str, int]]:
+def dynamic_size_choices(program: Program) -> list[dict[str, int]]:
     """Two choices of every dynamic size that is not the batch, by the text of its expression; [] if there is none."""
     free = _free_dimensions(program)
     return [

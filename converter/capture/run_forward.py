@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from converter.capture.diagnostics import failing
+from converter.capture.diagnostics import explain_forward_error
 
 
 def run_forward(module: nn.Module, inputs: Sequence[Tensor]) -> Any:
@@ -27,7 +27,7 @@ def run_forward(module: nn.Module, inputs: Sequence[Tensor]) -> Any:
         with torch.no_grad():
             return module(*(x.clone() for x in inputs))
     except Exception as error:
-        raise failing(error, module, inside[-1] if inside else "", inputs) from error
+        raise explain_forward_error(error, module, inside[-1] if inside else "", inputs) from error
     finally:
         for hook in hooks:
             hook.remove()

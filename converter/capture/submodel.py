@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_flatten_with_path, tree_unflatten
 
 from converter.capture.dynamic_shapes import names_of
-from converter.capture.example_inputs import Calling, take_positionally
+from converter.capture.example_inputs import CallSpec, set_positional_forward
 from converter.capture.input_shapes import FreeSize, InputShape
 from converter.errors import CaptureError, UsageError
 from converter.ir.program import Program
@@ -26,7 +26,7 @@ Runs = Callable[[list[Tensor]], None]
 
 
 @dataclass(frozen=True)
-class Part:
+class SubmodelOptions:
     """What of a model is to be converted.
 
     Attributes:
@@ -47,7 +47,7 @@ class Part:
         submodule: str | None = None,
         input_names: Sequence[str] | Mapping[str, str] = (),
         output_names: Sequence[str] | Mapping[str, str] = (),
-    ) -> Part:
+    ) -> SubmodelOptions:
         def pairs(names: Sequence[str] | Mapping[str, str]) -> tuple[str, ...]:
             return tuple(f"{old}={new}" for old, new in names.items()) if isinstance(names, Mapping) else tuple(names)
 
@@ -59,8 +59,8 @@ class Part:
         return bool(self.outputs or self.submodule)
 
 
-def cut(module: nn.Module, calling: Calling, part: Part, runs: Callable[[nn.Module, list[Tensor]], None],
-        batch: int | None, seed: int) -> tuple[nn.Module, Calling]:  # fmt: skip
+def extract_submodel(module: nn.Module, calling: CallSpec, part: SubmodelOptions, runs: Callable[[nn.Module, list[Tensor]], None],
+        batch: int | None, seed: int) -> tuple[nn.Module, CallSpec]:  # fmt: skip
     """The module that is converted, and how it is called; `module` is changed.
 
     Args:
@@ -89,7 +89,7 @@ def cut(module: nn.Module, calling: Calling, part: Part, runs: Callable[[nn.Modu
     return module, calling
 
 
-def rename(program: Program, part: Part) -> None:
+def rename(program: Program, part: SubmodelOptions) -> None:
     """Give inputs and outputs the names asked for.
 
     Raises:
@@ -150,7 +150,7 @@ def _not_called(path: str, where: str) -> CaptureError:
 # -- outputs
 
 
-class _Enough(BaseException):
+class _StopForward(BaseException):
     """All that is wanted is there; not an Exception, so that nothing within the model takes it for a failure."""
 
 
@@ -186,14 +186,14 @@ def _stop_at(module: nn.Module, paths: Sequence[str], run: Callable[[], None]) -
             def keep(_: nn.Module, __: Any, result: Any) -> None:
                 results[path].append(result)
                 if all(len(results[other]) >= calls[other] for other in paths):
-                    raise _Enough
+                    raise _StopForward
 
             return keep
 
         held = [part.register_forward_hook(keeps(path)) for path, part in parts.items()]
         try:
             forward(*inputs)
-        except _Enough as enough:
+        except _StopForward as enough:
             _leave_modules(enough.__traceback__)
         finally:
             for hook in held:
@@ -227,8 +227,8 @@ def _output_names(paths: Sequence[str]) -> dict[str, str]:
 
 
 def _submodule(
-    module: nn.Module, calling: Calling, path: str, run: Runs, batch: int | None, seed: int
-) -> tuple[nn.Module, Calling]:
+    module: nn.Module, calling: CallSpec, path: str, run: Runs, batch: int | None, seed: int
+) -> tuple[nn.Module, CallSpec]:
     part = _found(module, path, "--submodule")
     sizes = dict(calling.sizes or {})
 
@@ -237,12 +237,12 @@ def _submodule(
 
         def keep(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             held.append((args, kwargs))
-            raise _Enough
+            raise _StopForward
 
         hook = part.register_forward_pre_hook(keep, with_kwargs=True)
         try:
-            run(Calling(calling.shapes, calling.names, values).examples(batch, seed))
-        except _Enough:
+            run(CallSpec(calling.shapes, calling.names, values).examples(batch, seed))
+        except _StopForward:
             pass
         finally:
             hook.remove()
@@ -280,8 +280,8 @@ def _submodule(
             positional, named = tree_unflatten(filled, spec)
             return forward(*positional, **named)
 
-        take_positionally(part, names, whole)
-    return part, Calling(shapes, (), inner)
+        set_positional_forward(part, names, whole)
+    return part, CallSpec(shapes, (), inner)
 
 
 def _free_within(

@@ -13,7 +13,7 @@ from torch import nn
 from converter.checkpoint.hugging_face import HOME, build_from_config
 from converter.checkpoint.import_isolation import UserCode
 from converter.checkpoint.model_folder import has_config
-from converter.checkpoint.user_source import blamed, how_to_supply, load_file, place_of_error
+from converter.checkpoint.user_source import attribute_errors, how_to_supply, load_file, place_of_error
 from converter.errors import ConversionError, UsageError
 
 FORMS = "package.module:name, file.py:name, timm:NAME, torchvision:NAME or hf:FOLDER"
@@ -93,7 +93,7 @@ def _close(name: str, names: Iterable[str]) -> str | None:
 
 def _imported(module: str, factory: str) -> ModuleType:
     try:
-        with blamed(f"importing {module}"):
+        with attribute_errors(f"importing {module}"):
             return importlib.import_module(module)
     except ConversionError as failure:
         error = failure.__cause__
@@ -145,7 +145,7 @@ def _made(make: Any, arguments: dict[str, Any], factory: str) -> nn.Module:
         what = f"{factory} is a {type(make).__name__}, not a class, a function or a module"
         raise UsageError(what, where=_where(factory))
     _check_arguments(make, arguments, factory)
-    with blamed("the factory"):
+    with attribute_errors("the factory"):
         module = make(**arguments)
     if not isinstance(module, nn.Module):
         what = f"the factory's result is no torch.nn.Module but of type {type(module).__name__}"

@@ -26,17 +26,17 @@ from converter.checkpoint.state_dict import (
     KeyFilter,
     as_float32,
     changed_to_float32,
-    check_measure,
+    check_expansion,
     check_parts,
-    find_model,
-    fit,
-    unwrapped,
+    extract_model,
+    load_into,
+    unwrap,
 )
 from converter.checkpoint.torchscript import load_torchscript
 from converter.checkpoint.torchscript.archive import LIFTED_BY as TORCHSCRIPT_LIFTED_BY
-from converter.checkpoint.trust import Trust, lifted
+from converter.checkpoint.trust import Trust, is_guard_lifted
 from converter.errors import CheckpointError
-from converter.ir.module_tensors import tensors_of
+from converter.ir.module_tensors import named_tensors
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,9 @@ def load(
     given = {value.dtype for value in model.values() if isinstance(value, torch.Tensor) and value.is_floating_point()}
     fitted = _into_folder(model, path, factory, factory_args or {}, drop)
     if fitted is None:
-        module, told = unwrapped(build(factory, factory_args or {}, code))
+        module, told = unwrap(build(factory, factory_args or {}, code))
         with code:
-            told += fit(module, model, path, factory, drop)
+            told += load_into(module, model, path, factory, drop)
     else:
         module, told = fitted
     with code:
@@ -122,7 +122,7 @@ def load(
     return Checkpoint(path, digest, "state dict", module, None, tuple(dict.fromkeys([*notes, *changes])), code)
 
 
-def load_tensors(
+def load_state_dict(
     path: Path | str, *, trust: Sequence[str] = (), drop_keys: Sequence[str] = ()
 ) -> tuple[dict[str, torch.Tensor], nn.Module | None]:
     """Every tensor of a checkpoint by name, those of half precision in float32, and the module if it holds one.
@@ -136,7 +136,7 @@ def load_tensors(
     if isinstance(model, ExportedProgram):
         named: Mapping[str, Any] = {**model.state_dict, **model.constants}
     elif isinstance(model, nn.Module):
-        named = tensors_of(model)
+        named = named_tensors(model)
     else:
         named = drop.kept(model)
     tensors = {name: value.detach() for name, value in named.items() if isinstance(value, torch.Tensor)}
@@ -157,16 +157,16 @@ def _read(
         if built_elsewhere:
             return state, notes
         size = sum(file.stat().st_size for file in files_of(path))
-        module, told = load_folder(path, drop.kept(state), size, trusted=lifted(HUGGING_FACE_LIFTED_BY, trust))
+        module, told = load_folder(path, drop.kept(state), size, trusted=is_guard_lifted(HUGGING_FACE_LIFTED_BY, trust))
         return module, [*notes, *told, *drop.notes()]
     if is_index(path):
         return _state_dict(path, trusted, code)
     content_format = file_format(path)
     if content_format is Format.EXPORTED:
-        program, told = load_exported(path, trusted=lifted(LIFTED_BY, trust))
+        program, told = load_exported(path, trusted=is_guard_lifted(LIFTED_BY, trust))
         return program, list(told)
     if content_format is Format.TORCHSCRIPT:
-        return load_torchscript(path, trusted=lifted(TORCHSCRIPT_LIFTED_BY, trust))
+        return load_torchscript(path, trusted=is_guard_lifted(TORCHSCRIPT_LIFTED_BY, trust))
     with code:
         refused: CheckpointError | None = None
         left_aside: list[str] = []
@@ -174,7 +174,7 @@ def _read(
             content: Any = _safetensors(path)
         else:
             content, refused, left_aside = load_pickled(path, content_format, trusted)
-        model, notes = _found(content, path, refused, left_aside)
+        model, notes = _select_model(content, path, refused, left_aside)
     return model, notes
 
 
@@ -188,7 +188,7 @@ def _into_folder(
     return load_into_folder(config_folder(factory, arguments), drop.kept(state), size)
 
 
-def _found(
+def _select_model(
     content: Any, path: Path, refused: CheckpointError | None, left_aside: Sequence[str]
 ) -> tuple[nn.Module | Mapping[str, Any], list[str]]:
     """The model in what was read.
@@ -201,15 +201,15 @@ def _found(
         CheckpointError: there is none, it is larger than its file can hold, or it is no whole module.
     """
     try:
-        model, notes = find_model(content, path)
+        model, notes = extract_model(content, path)
         if isinstance(model, nn.Module):
             tensors = (*model.parameters(), *model.buffers())
             if not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
                 raise TypeError("parameters or buffers that are no tensors")
             check_parts(model)
-            check_measure(tensors, path)
+            check_expansion(tensors, path)
         else:
-            check_measure(model.values(), path)
+            check_expansion(model.values(), path)
     except CheckpointError as error:
         raise refused or error from None
     except Exception as error:  # a module whose state is any other object, or that holds itself

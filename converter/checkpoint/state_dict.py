@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from converter.checkpoint.placeholders import Compiled
 from converter.checkpoint.state_dict_prefixes import StateDict, averaged_part, best_names, part_under_a_prefix
-from converter.checkpoint.user_source import blamed
+from converter.checkpoint.user_source import attribute_errors
 from converter.errors import CheckpointError, ConversionError
 
 # Averaged weights first: they are what the training was for.
@@ -72,14 +72,14 @@ def _keys(keys: Collection[str]) -> str:
     return f"1 key ({shown})" if len(keys) == 1 else f"{len(keys)} keys ({shown}{more})"
 
 
-def find_model(content: Any, path: Path) -> tuple[nn.Module | StateDict, list[str]]:
+def extract_model(content: Any, path: Path) -> tuple[nn.Module | StateDict, list[str]]:
     """The module or the state dict in what was unpickled, and notes on what was taken.
 
     Raises:
         CheckpointError: there is none, or several and none by a usual name, or weights are quantized.
     """
     if isinstance(content, nn.Module):
-        return unwrapped(content)
+        return unwrap(content)
     if _is_state_dict(content):
         return _tensors(content, path), []
     if isinstance(content, (list, tuple)):
@@ -87,7 +87,7 @@ def find_model(content: Any, path: Path) -> tuple[nn.Module | StateDict, list[st
         if len(models) > 1:
             raise _several(path, models)
         for model in models.values():
-            taken, notes = find_model(model, path)
+            taken, notes = extract_model(model, path)
             return taken, [f"took the only model of a {type(content).__name__} of {len(content)}", *notes]
     if not isinstance(content, Mapping):
         what = f"the checkpoint holds a {type(content).__name__}, not a model"
@@ -110,7 +110,7 @@ def _entry(content: Mapping, path: Path) -> tuple[nn.Module | StateDict, list[st
     others = [f"`{name}`" for name in names if name != chosen]
     if others:
         note += f"; {', '.join(others)} left aside"
-    model, notes = find_model(content[chosen], path)
+    model, notes = extract_model(content[chosen], path)
     return model, [note, *notes]
 
 
@@ -185,7 +185,7 @@ def _tensors(state: Mapping[str, Any], path: Path) -> StateDict:
     )
 
 
-def unwrapped(module: nn.Module) -> tuple[nn.Module, list[str]]:
+def unwrap(module: nn.Module) -> tuple[nn.Module, list[str]]:
     """The module in DataParallel's, AveragedModel's and torch.compile's wrappers, and notes on these.
 
     Raises:
@@ -203,7 +203,7 @@ def unwrapped(module: nn.Module) -> tuple[nn.Module, list[str]]:
     return module, notes
 
 
-def check_measure(tensors: Iterable[torch.Tensor], path: Path) -> None:
+def check_expansion(tensors: Iterable[torch.Tensor], path: Path) -> None:
     """Refuses weights that would take far more room than their file, as views of one number can.
 
     Raises:
@@ -246,7 +246,7 @@ def as_float32(module: nn.Module) -> tuple[nn.Module, list[str]]:
     tensors = [tensor for tensor in (*module.parameters(), *module.buffers()) if not is_lazy(tensor)]
     kinds = {tensor.dtype for tensor in tensors if tensor.is_floating_point()} - {torch.float32}
     notes = [changed_to_float32(kind) for kind in sorted(kinds, key=str)]
-    with blamed(f"putting {type(module).__name__} into float32 and eval mode"):
+    with attribute_errors(f"putting {type(module).__name__} into float32 and eval mode"):
         return (module.float() if kinds else module).eval(), notes
 
 
@@ -254,7 +254,9 @@ def changed_to_float32(kind: torch.dtype) -> str:
     return f"weights were {_shown(kind)}, {'rounded' if kind is torch.float64 else 'raised'} to float32"
 
 
-def fit(module: nn.Module, state: StateDict, path: Path, factory: str, drop: KeyFilter | None = None) -> list[str]:
+def load_into(
+    module: nn.Module, state: StateDict, path: Path, factory: str, drop: KeyFilter | None = None
+) -> list[str]:
     """Loads a state dict into a module, every key and shape matching, and returns notes.
 
     Keys that `drop` matches are left out, by their names in the file and by those without the wrappers' prefix.
@@ -301,7 +303,7 @@ def fit(module: nn.Module, state: StateDict, path: Path, factory: str, drop: Key
     ]
     if not shapes and not types:
         # Modules may rename keys while they load, so that what is missing is known afterwards only.
-        with blamed(f"load_state_dict of {type(module).__name__}"):
+        with attribute_errors(f"load_state_dict of {type(module).__name__}"):
             result = module.load_state_dict(kept, strict=False)
         missing, left_over = result.missing_keys, result.unexpected_keys
     missing = _without_shared(missing, own, kept)

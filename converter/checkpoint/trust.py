@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint.user_source import blamed, load_file
+from converter.checkpoint.user_source import attribute_errors, load_file
 from converter.errors import CheckpointError, ConversionError, UsageError
 
 EVERYTHING = "all"  # --trust-all
 RESERVED = {"pt2", "torchscript", "hf", EVERYTHING}  # not packages: they lift a guard
 
 
-def lifted(guard: str, trust: Sequence[str]) -> bool:
+def is_guard_lifted(guard: str, trust: Sequence[str]) -> bool:
     """Whether the user lifted a guard, by its name or with all others."""
     return guard in trust or EVERYTHING in trust
 
@@ -109,7 +109,7 @@ class Trust:
         if self.scripts and module in {"__main__", *(script.stem for script in self.scripts)}:
             return [load_file(script) for script in self.scripts if module in ("__main__", script.stem)]
         try:
-            with blamed(f"importing {module}"):
+            with attribute_errors(f"importing {module}"):
                 return [importlib.import_module(module)]
         except ConversionError as failure:
             if isinstance(failure.__cause__, ModuleNotFoundError):

@@ -34,7 +34,7 @@ def load_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        with blamed(f"loading {path.name}"):
+        with attribute_errors(f"loading {path.name}"):
             spec.loader.exec_module(module)
     except ConversionError:
         del sys.modules[name]
@@ -43,7 +43,7 @@ def load_file(path: Path) -> ModuleType:
 
 
 @contextmanager
-def blamed(action: str) -> Iterator[None]:
+def attribute_errors(action: str) -> Iterator[None]:
     """Around code of the user's: what it raises becomes a ConversionError that says so, and where it came from."""
     try:
         yield

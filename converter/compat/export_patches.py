@@ -33,7 +33,7 @@ def exporting() -> Iterator[None]:
         yield
 
 
-class _RecurrentWhole:
+class _WholeRecurrentOps:
     """Stands for PyTorch's functions of that name: capture would trace them step by step, half a second each."""
 
     def __getattr__(self, name: str) -> Any:
@@ -53,7 +53,7 @@ class _RecurrentWhole:
 @contextlib.contextmanager
 def _recurrent_layers_whole() -> Iterator[None]:
     before = vars(rnn)["_VF"]
-    vars(rnn)["_VF"] = _RecurrentWhole()
+    vars(rnn)["_VF"] = _WholeRecurrentOps()
     try:
         yield
     finally:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from converter.artifacts.paths import ENDINGS
+from converter.artifacts.paths import SUFFIXES
 from converter.console.signals import Interrupted
 
 RESUMES = "pt-convert.resumes"  # in the context: what has ended is not done again
@@ -49,7 +49,7 @@ class ConvertByDefault(click.Group):
             return [*models, *convert.shell_complete(inner, incomplete), *super().shell_complete(ctx, incomplete)]
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        formatter.write_usage(ctx.command_path, f"MODEL... --to {'|'.join(ENDINGS)} [OPTIONS]")
+        formatter.write_usage(ctx.command_path, f"MODEL... --to {'|'.join(SUFFIXES)} [OPTIONS]")
         formatter.write_usage(ctx.command_path, "COMMAND [ARGS]...", prefix="       ")
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..batch.journal import Entry
-from ..batch.results import Answer, Answers, BatchReport
+from ..batch.results import BatchReport, CheckResult, CheckResults
 from .render import COLOURS
 from .terminal import Terminal
 
@@ -54,7 +54,7 @@ class BatchDisplay:
         self._terminal.note(f"{name}: {step}")
         self._refresh()
 
-    def ended(self, entry: Entry | Answer, slot: int | None) -> None:
+    def ended(self, entry: Entry | CheckResult, slot: int | None) -> None:
         self._ended["skipped" if entry.before else entry.state] += 1
         if slot is not None:
             self._rows.pop(slot, None)
@@ -65,7 +65,7 @@ class BatchDisplay:
         self._say_line(entry, done)
         self._refresh()
 
-    def show_summary(self, report: BatchReport | Answers) -> None:
+    def show_summary(self, report: BatchReport | CheckResults) -> None:
         """The counts, and the models that are not verified, or cannot be converted, with their reasons."""
         before = sum(entry.before for entry in report.entries)
         counts = [(f"{count} {state}", COLOURS[state]) for state, count in report.counts.items() if count]
@@ -85,7 +85,7 @@ class BatchDisplay:
                 where = "summary.json" if isinstance(report, BatchReport) else "--json"
                 self._terminal.warn(f"and {len(bad) - MOST_ROWS} more, in {where}")
 
-    def _say_line(self, entry: Entry | Answer, done: int) -> None:
+    def _say_line(self, entry: Entry | CheckResult, done: int) -> None:
         if entry.before and entry.state == "verified":
             return
         time = "before" if entry.before else f"{entry.seconds:.1f} s"

@@ -24,7 +24,7 @@ def json_object(ctx: click.Context, param: click.Parameter, value: str | None) -
     return parsed
 
 
-def numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+def parse_floats(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
     if value is None:
         return None
     try:
@@ -44,7 +44,7 @@ def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Co
     return decorate
 
 
-def factories(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete_factory(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Completions of --model: Python files here, what a file defines, and the libraries."""
     file, colon, begun = incomplete.partition(":")
     if not colon:
@@ -60,7 +60,7 @@ def factories(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
     return [CompletionItem(f"{file}:{name}") for name in defined if name.startswith(begun)]
 
 
-def packages(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete_package(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Completions of --trust: packages and Python files of the current folder."""
     found = [path.parent.name for path in sorted(Path().glob("*/__init__.py"))]
     found += [path.name for path in sorted(Path().glob("*.py"))]
@@ -98,7 +98,7 @@ architecture_options = options(
         "--model",
         "factory",
         metavar="WHERE:FACTORY",
-        shell_complete=factories,
+        shell_complete=complete_factory,
         help="What builds a state dict's architecture: package.module:factory, file.py:factory, timm:NAME, "
         "torchvision:NAME or hf:FOLDER.",
     ),
@@ -150,7 +150,7 @@ architecture_options = options(
         "--trust",
         multiple=True,
         metavar="PACKAGE",
-        shell_complete=packages,
+        shell_complete=complete_package,
         callback=trusted,
         help="Allow classes of this package to be unpickled; repeatable.",
     ),
@@ -196,8 +196,12 @@ comparison_options = options(
         help="How images come to the input's height and width.  [default: stretch]",
     ),
     click.option("--image-scale", type=float, metavar="X", help="Of pixels from 0 to 255.  [default: 1/255]"),
-    click.option("--image-mean", metavar="R,G,B", callback=numbers, help="Taken from the scaled pixels.  [default: 0]"),
-    click.option("--image-std", metavar="R,G,B", callback=numbers, help="They are divided by it then.  [default: 1]"),
+    click.option(
+        "--image-mean", metavar="R,G,B", callback=parse_floats, help="Taken from the scaled pixels.  [default: 0]"
+    ),
+    click.option(
+        "--image-std", metavar="R,G,B", callback=parse_floats, help="They are divided by it then.  [default: 1]"
+    ),
     click.option("--image-order", type=click.Choice(["rgb", "bgr"]), help="Order of the channels.  [default: rgb]"),
 )
 

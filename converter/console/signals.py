@@ -27,14 +27,14 @@ class Interrupted(KeyboardInterrupt):
         self.exit_status = 128 + number
 
 
-def end_in_order() -> None:
+def install_signal_handlers() -> None:
     """Let the signals raise `Interrupted`, but for those that whoever started the process has ignored (nohup)."""
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _on_signal)
 
 
-def raise_again() -> None:
+def raise_if_interrupted() -> None:
     """Raises Interrupted if a signal came, and what it raised got lost."""
     if _received:
         raise Interrupted(_received[0][0])

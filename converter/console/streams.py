@@ -103,7 +103,7 @@ def own_stderr() -> IO[str]:
 
 
 @contextmanager
-def descriptor(number: int, target: int) -> Iterator[None]:
+def redirect_fd(number: int, target: int) -> Iterator[None]:
     """Let a file descriptor be another one for a while."""
     kept = os.dup(number)
     os.dup2(target, number)

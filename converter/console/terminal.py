@@ -50,8 +50,8 @@ from ..report.results import (
     Proof,
     VerificationReport,
 )
-from .signals import raise_again
-from .streams import LogFile, Screen, descriptor, own_stderr
+from .signals import raise_if_interrupted
+from .streams import LogFile, Screen, own_stderr, redirect_fd
 
 P = ParamSpec("P")
 
@@ -105,14 +105,14 @@ class Terminal:
             if self._log_file is not None:
                 sink: Any = self._log_file
                 for number in (1, 2):
-                    stack.enter_context(descriptor(number, sink.fileno()))
+                    stack.enter_context(redirect_fd(number, sink.fileno()))
             elif self.verbose:
                 sink = sys.stderr
-                stack.enter_context(descriptor(1, 2))
+                stack.enter_context(redirect_fd(1, 2))
             else:
                 sink = stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace"))
                 for number in (1, 2):
-                    stack.enter_context(descriptor(number, sink.fileno()))
+                    stack.enter_context(redirect_fd(number, sink.fileno()))
             stack.enter_context(contextlib.redirect_stdout(sink))
             stack.enter_context(contextlib.redirect_stderr(sink))
             yield
@@ -122,7 +122,7 @@ class Terminal:
     @contextmanager
     def progress(self, step: str) -> Iterator[None]:
         """Show a step while it runs, and how long it took."""
-        raise_again()
+        raise_if_interrupted()
         self.note(f"  {step} begins")
         started, outermost, mark, style = time.perf_counter(), self._bars is None, "✗", "red"
         bars = self._bars

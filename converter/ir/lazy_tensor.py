@@ -1,6 +1,6 @@
 """Tensors that are computed where they are read, so that what rewrites make of weights takes no memory of its own.
 
-What rewrites and mappings learn of values is noted where someone wants to know (`noting`): a plan is right for other
+What rewrites and mappings learn of values is noted where someone wants to know (`recording_queries`): a plan is right for other
 weights of the same shapes too, if every question that was asked on its way has the same answer there.
 """
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 @dataclass
-class Answers:
+class ValueQueries:
     """What was asked of tensors' values, and what the answers were."""
 
     _asked: list[tuple[Callable[[], Any], Any]] = field(default_factory=list)
@@ -32,15 +32,15 @@ class Answers:
 
     def hold(self) -> bool:
         """Whether the tensors, as they are now, give the same answers."""
-        with noting(None):
+        with recording_queries(None):
             return all(question() == answer for question, answer in self._asked)
 
 
-_NOTED: ContextVar[Answers | None] = ContextVar("noted", default=None)
+_NOTED: ContextVar[ValueQueries | None] = ContextVar("noted", default=None)
 
 
 @contextmanager
-def noting(answers: Answers | None) -> Iterator[None]:
+def recording_queries(answers: ValueQueries | None) -> Iterator[None]:
     """Note every question that is asked within, and that a tensor is read whole; or nothing."""
     token = _NOTED.set(answers)
     try:
@@ -64,7 +64,7 @@ def digest(tensor: Tensor) -> bytes:
 
 
 @dataclass(frozen=True, eq=False)
-class Deferred:
+class LazyTensor:
     """A tensor of known shape and type that is computed each time anew.
 
     Attributes:
@@ -73,26 +73,26 @@ class Deferred:
     """
 
     function: Callable[..., Tensor]
-    parts: tuple[Deferred, ...]
+    parts: tuple[LazyTensor, ...]
     shape: tuple[int, ...]
     dtype: torch.dtype
 
     @staticmethod
-    def of(tensor: Tensor) -> Deferred:
+    def of(tensor: Tensor) -> LazyTensor:
         """`tensor` itself, which is there already."""
-        return Deferred(lambda: read_whole(tensor), (), tuple(tensor.shape), tensor.dtype)
+        return LazyTensor(lambda: read_whole(tensor), (), tuple(tensor.shape), tensor.dtype)
 
     @staticmethod
-    def made(function: Callable[..., Tensor], *parts: Deferred) -> Deferred:
+    def made(function: Callable[..., Tensor], *parts: LazyTensor) -> LazyTensor:
         """What `function` will make of several."""
         result = function(*(torch.empty(part.shape, dtype=part.dtype, device="meta") for part in parts))
-        return Deferred(function, parts, tuple(result.shape), result.dtype)
+        return LazyTensor(function, parts, tuple(result.shape), result.dtype)
 
     def compute(self) -> Tensor:
         """Compute its values: every part once, however many others read it, and kept until the last of them has."""
         order = self._order()
         readers = Counter(part for one in order for part in set(one.parts))
-        values: dict[Deferred, Tensor] = {}
+        values: dict[LazyTensor, Tensor] = {}
         for one in order:
             values[one] = one.function(*(values[part] for part in one.parts))
             for part in set(one.parts):
@@ -101,9 +101,9 @@ class Deferred:
                     del values[part]
         return values[self]
 
-    def _order(self) -> list[Deferred]:
+    def _order(self) -> list[LazyTensor]:
         """It and all that it is made of, parts first."""
-        order: dict[Deferred, None] = {}
+        order: dict[LazyTensor, None] = {}
         waiting = [self]
         while waiting:
             missing = [part for part in waiting[-1].parts if part not in order]
@@ -113,14 +113,14 @@ class Deferred:
                 order[waiting.pop()] = None
         return list(order)
 
-    def then(self, function: Callable[[Tensor], Tensor]) -> Deferred:
+    def then(self, function: Callable[[Tensor], Tensor]) -> LazyTensor:
         """What `function` will make of it."""
-        return Deferred.made(function, self)
+        return LazyTensor.made(function, self)
 
     def answer(self, question: Callable[[Tensor], T]) -> T:
         """What `question` says of its values, of which no more is learnt than that."""
         answers = _NOTED.get()
-        with noting(None):
+        with recording_queries(None):
             answer = question(self.compute())
         if answers is not None:
             answers.add(lambda: question(self.compute()), answer)
@@ -136,7 +136,7 @@ class Deferred:
 class Compute(nn.Module):
     """A deferred tensor as a module of a graph, called where the tensor is read."""
 
-    def __init__(self, deferred: Deferred):
+    def __init__(self, deferred: LazyTensor):
         super().__init__()
         self.deferred = deferred
 

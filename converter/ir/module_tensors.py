@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 
-def tensors_of(module: nn.Module) -> dict[str, torch.Tensor]:
+def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     """A module's parameters and buffers, each module's together, in the order of its layers."""
     return {
         f"{path}.{name}".lstrip("."): tensor.detach()

@@ -17,7 +17,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch.utils._pytree import tree_map_only
 
 from converter.errors import ConversionError
-from converter.ir.lazy_tensor import Compute, Deferred
+from converter.ir.lazy_tensor import Compute, LazyTensor
 
 aten = torch.ops.aten
 # Their dropout between layers is for training; PyTorch takes them for operators that draw at random.
@@ -63,7 +63,7 @@ class Program:
     outputs: list[str]
     origins: dict[str, Origin]
     fixed_batch: int | None = None
-    deferred: dict[str, Deferred] = field(default_factory=dict)
+    deferred: dict[str, LazyTensor] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     precision: torch.dtype = torch.float32
     absorbed: dict[str, str] = field(default_factory=dict)
@@ -129,9 +129,9 @@ class Program:
         """What `question` says of its values: better than to read them, for it can be asked of other weights too."""
         return self.values(node).answer(question)
 
-    def values(self, node: fx.Node) -> Deferred:
+    def values(self, node: fx.Node) -> LazyTensor:
         """Its values, to be read later."""
-        return self.deferred.get(node.target) or Deferred.of(read_attribute(self.graph_module, node.target).detach())
+        return self.deferred.get(node.target) or LazyTensor.of(read_attribute(self.graph_module, node.target).detach())
 
     def trainable(self, node: fx.Node) -> bool:
         """Whether it is a parameter, or made of one."""
@@ -143,7 +143,7 @@ class Program:
         return bool(sources) and self.frozen.issuperset(sources)
 
     def new_tensor(
-        self, name: str, value: Tensor | Deferred, before: fx.Node, origin: Origin, *, trainable: bool
+        self, name: str, value: Tensor | LazyTensor, before: fx.Node, origin: Origin, *, trainable: bool
     ) -> fx.Node:
         """A `get_attr` node for `value` under `name` (made unique), placed before another node."""
         while name in self.origins:
@@ -157,15 +157,17 @@ class Program:
         node.meta = {"val": fake.new_empty(value.shape, dtype=dtype), **module_meta(before)}
         return node
 
-    def _write(self, name: str, value: Tensor | Deferred, trainable: bool) -> None:
+    def _write(self, name: str, value: Tensor | LazyTensor, trainable: bool) -> None:
         self.deferred.pop(name, None)
-        if isinstance(value, Deferred):
+        if isinstance(value, LazyTensor):
             self.deferred[name] = value
             value = torch.empty(value.shape, dtype=value.dtype, device="meta")
         kept = nn.Parameter(value, requires_grad=False) if trainable else value
         write_attribute(self.graph_module, name, kept)
 
-    def replace_tensor(self, node: fx.Node, value: Tensor | Deferred, origin: Origin, users: Sequence[fx.Node]) -> None:
+    def replace_tensor(
+        self, node: fx.Node, value: Tensor | LazyTensor, origin: Origin, users: Sequence[fx.Node]
+    ) -> None:
         """Give `users` of the tensor `node` another value: under its own name if nobody else reads it."""
         others = [
             user

@@ -20,13 +20,13 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from converter.errors import ConversionError, unexpected
+from converter.errors import ConversionError, wrap_unexpected
 from converter.ir.program import module_path
 from converter.ir.sizes import Size
 from converter.lowering.tf_function import Saved, trace
 from converter.lowering.user_lowerings import blame
 from converter.memory import swept
-from converter.plan.builder import Plan
+from converter.plan.builder import PlanBuilder
 from converter.plan.dynamic_reshape import reshaped
 from converter.plan.precision import dtype_name, float32_is
 from converter.plan.registry import OWNERS
@@ -39,7 +39,7 @@ from converter.plan.steps import (
     LayerStep,
     MoveStep,
     Step,
-    in_order,
+    topological_order,
 )
 
 LARGE = 100_000  # elements of variables that are worth a sweep
@@ -116,7 +116,7 @@ NATIVE = {
 
 
 @dataclass
-class Lowered:
+class PlanExecutor:
     """The layers and variables that a plan needs, in one precision; call it with the inputs' arrays.
 
     Attributes:
@@ -128,7 +128,7 @@ class Lowered:
         saved: what a SavedModel of it has had.
     """
 
-    plan: Plan
+    plan: PlanBuilder
     precision: str = "float32"
     stock: bool = False
     tensors: dict[str, tuple[Any, Constant]] = field(default_factory=dict)
@@ -141,7 +141,7 @@ class Lowered:
 
     def __post_init__(self) -> None:
         self._names |= {step.name for step in self.plan.input_steps}
-        self._order = in_order(self.plan.results)
+        self._order = topological_order(self.plan.results)
         self._uses = Counter(id(step) for step in self.plan.results)
         self._uses.update(id(i) for step in self._order for i in step.inputs)
 
@@ -158,7 +158,7 @@ class Lowered:
                         self._inlined.append((step.constant, step.constant.array().tobytes()))
         return self
 
-    def refill(self) -> bool:
+    def reload_weights(self) -> bool:
         """Give all variables the values that their constants have now; False if one stands in the graph and differs."""
         if any(values != constant.array().tobytes() for constant, values in self._inlined):
             return False
@@ -197,7 +197,7 @@ class Lowered:
             for step in self._order:
                 for held in arrays:
                     if not isinstance(step, InputStep):
-                        held[id(step)] = self._carry_out(step, [held[id(i)] for i in step.inputs])
+                        held[id(step)] = self._execute_step(step, [held[id(i)] for i in step.inputs])
                 for used in step.inputs:
                     left[id(used)] -= 1
                     if not left[id(used)]:
@@ -207,11 +207,11 @@ class Lowered:
                     sweep()
         return [[held[id(step)] for step in self.plan.results] for held in arrays]
 
-    def in_turn(self, inputs: Sequence[Any], wanted: Sequence[Step]) -> Iterator[Any]:
+    def iter_steps(self, inputs: Sequence[Any], wanted: Sequence[Step]) -> Iterator[Any]:
         """The arrays of some steps, one after another. Arrays and variables live only while something still to come
         needs them."""
         held = {id(step): array for step, array in zip(self.plan.input_steps, inputs, strict=True)}
-        order = in_order(wanted)
+        order = topological_order(wanted)
         left = Counter(id(i) for step in order for i in step.inputs) + Counter(map(id, wanted))
         again = Counter(step.key for step in order if isinstance(step, LayerStep))
         done = set(held)
@@ -222,9 +222,9 @@ class Lowered:
                 del held[id(step)]
 
         for target in wanted:
-            for step in in_order([target], done):
+            for step in topological_order([target], done):
                 with float32_is(self.precision):
-                    held[id(step)] = self._carry_out(step, [held[id(i)] for i in step.inputs])
+                    held[id(step)] = self._execute_step(step, [held[id(i)] for i in step.inputs])
                 done.add(id(step))
                 self._forget(step, again)
                 for used in step.inputs:
@@ -283,7 +283,7 @@ class Lowered:
 
     # -- one step
 
-    def _carry_out(self, step: Step, arrays: list) -> Any:
+    def _execute_step(self, step: Step, arrays: list) -> Any:
         with blamed(step):
             return self._array(step, arrays)
 
@@ -443,7 +443,7 @@ def blamed(step: Step) -> Iterator[None]:
     except Exception as error:
         if step.node.target in OWNERS:
             raise blame(step.node.target, error, OWNERS[step.node.target]) from error
-        raise unexpected(error, f"module `{module_path(step.node)}`, {step.node.target}") from error
+        raise wrap_unexpected(error, f"module `{module_path(step.node)}`, {step.node.target}") from error
 
 
 def _as_output(constant: Any, like: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from converter.plan.builder import Plan
+from converter.plan.builder import PlanBuilder
 from converter.plan.registry import CHANNELS_LAST
 
 aten = torch.ops.aten
@@ -28,7 +28,7 @@ def _feeds_channels_last(node: fx.Node) -> bool:
     return False
 
 
-def _follows_channels_last(plan: Plan, node: fx.Node) -> bool:
+def _follows_channels_last(plan: PlanBuilder, node: fx.Node) -> bool:
     """Whether an operator that asks for channels last made it, or elementwise ones from an input that is held so."""
     held = {
         step.node

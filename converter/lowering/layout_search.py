@@ -19,8 +19,8 @@ from torch import fx
 
 from converter.errors import UnsupportedOperatorsError
 from converter.ir.sizes import product, symbolic_shape
-from converter.plan.builder import Choices, Plan
-from converter.plan.layout import Layout, MustMerge
+from converter.plan.builder import Choices, PlanBuilder
+from converter.plan.layout import Layout, NeedsMerge
 from converter.plan.registry import CHANNELS_LAST, FACTORS, PRODUCERS
 
 aten = torch.ops.aten
@@ -30,7 +30,7 @@ REACH = 60  # operators between a movement and the choice that caused it
 PERMUTING = {aten.permute.default, aten.transpose.int, aten.t.default}
 
 
-def improved(plan: Plan, again: Callable[[Choices], Plan]) -> Plan:
+def search_layouts(plan: PlanBuilder, again: Callable[[Choices], PlanBuilder]) -> PlanBuilder:
     """The cheapest plan found; `again` makes one with other choices."""
     for candidate in islice(candidates(plan), TRIALS):
         if not plan.movements:
@@ -46,7 +46,7 @@ def improved(plan: Plan, again: Callable[[Choices], Plan]) -> Plan:
     return plan
 
 
-def _cheaper(plan: Plan, again: Callable[[Choices], Plan], choices: Choices) -> Plan:
+def _cheaper(plan: PlanBuilder, again: Callable[[Choices], PlanBuilder], choices: Choices) -> PlanBuilder:
     try:
         tried = again(choices)
     except UnsupportedOperatorsError:  # a view of several unknown sizes, which the plan at hand does without
@@ -54,7 +54,7 @@ def _cheaper(plan: Plan, again: Callable[[Choices], Plan], choices: Choices) -> 
     return tried if tried.cost < plan.cost else plan
 
 
-def candidates(plan: Plan) -> Iterator[Choices]:
+def candidates(plan: PlanBuilder) -> Iterator[Choices]:
     """Choices that may save some of the movements, alike places together."""
     behind = [ancestors(m.asked_by) for m in plan.movements if m.asked_by is not None]
     reached = dict.fromkeys(node for nodes in behind for node in nodes)
@@ -62,11 +62,11 @@ def candidates(plan: Plan) -> Iterator[Choices]:
         for node in plan.program.placeholders:
             if node in reached and 3 <= node.meta["val"].dim() <= 5 and leads_to_channels_last(node):
                 yield Choices(last=frozenset({node}))
-    for places in alike(n for n in reached if n.target in PERMUTING):
+    for places in group_equivalent(n for n in reached if n.target in PERMUTING):
         yield Choices(early=frozenset(places))
     yield Choices(early=frozenset(n for n in reached if n.target in PERMUTING))
     shared = Counter(node for nodes in behind for node in nodes)
-    for places in alike(n for n, count in shared.items() if count > 1 and n.target not in PERMUTING):
+    for places in group_equivalent(n for n, count in shared.items() if count > 1 and n.target not in PERMUTING):
         yield Choices(early=frozenset(places))
     producers: dict[int, dict[fx.Node, tuple[int, ...]]] = {}
     for node in reached:
@@ -74,12 +74,12 @@ def candidates(plan: Plan) -> Iterator[Choices]:
         if factors is not None:
             producers.setdefault(len(factors), {})[node] = factors
     for count, found in producers.items():
-        for places in alike(found):
+        for places in group_equivalent(found):
             for order in list(permutations(range(count)))[1:]:
                 yield Choices(orders={node: (found[node], order) for node in places})
 
 
-def alike(nodes: Iterable[fx.Node]) -> list[list[fx.Node]]:
+def group_equivalent(nodes: Iterable[fx.Node]) -> list[list[fx.Node]]:
     """Nodes grouped by what they are: their operator, and the operators of their users."""
     groups: dict[tuple, list[fx.Node]] = {}
     for node in nodes:
@@ -136,7 +136,7 @@ def factors_asked(producer: fx.Node) -> tuple[int, ...] | None:
             ):
                 try:
                     layout = Layout.of(symbolic_shape(value)).reshape(symbolic_shape(after))
-                except (MustMerge, ValueError):
+                except (NeedsMerge, ValueError):
                     ring.remove(user)
                     continue
                 factors = tuple(int(layout.size[a]) for a in layout.axes[dim])

@@ -10,14 +10,14 @@ import torch
 from torch import fx
 from torch.utils._pytree import tree_map_only
 
-from converter.errors import ConversionError, UnsupportedOperatorsError, unexpected
+from converter.errors import ConversionError, UnsupportedOperatorsError, wrap_unexpected
 from converter.ir.program import Program, module_path, source_line
 from converter.ir.sizes import size_of, symbolic_shape
 from converter.lowering.decompose import decompose
 from converter.lowering.io_layout import _feeds_channels_last, _follows_channels_last
-from converter.lowering.layout_search import improved
-from converter.plan.builder import Choices, Plan
-from converter.plan.interface import Interface
+from converter.lowering.layout_search import search_layouts
+from converter.plan.builder import Choices, PlanBuilder
+from converter.plan.interface import TensorInterface
 from converter.plan.layout import Layout
 from converter.plan.registry import MAPPINGS
 from converter.plan.steps import Constant, InputStep, Step, Unsupported, Value
@@ -26,7 +26,7 @@ from converter.rewrites.fold_constants import NUMBERS, fold_constants
 aten = torch.ops.aten
 
 
-def make_plan(program: Program, layout: str = "auto", known: Mapping[str, Any] | None = None) -> Plan:
+def make_plan(program: Program, layout: str = "auto", known: Mapping[str, Any] | None = None) -> PlanBuilder:
     """Map every operator of `program`, so that little moves.
 
     Args:
@@ -41,22 +41,22 @@ def make_plan(program: Program, layout: str = "auto", known: Mapping[str, Any] |
 
     mappings.load()
     try:
-        plan = planned(program, layout, Choices())
+        plan = lower_program(program, layout, Choices())
     except UnsupportedOperatorsError as error:
-        plan = written_out(program, layout, error)
+        plan = plan_with_decompositions(program, layout, error)
     program.refuse_fixed_sizes("planning")
     if not plan.movements:
         return plan
     chosen = Choices.named(program, known) if known else None
     if chosen is not None:
-        return planned(program, layout, chosen)
-    plan = improved(plan, lambda choices: planned(program, layout, choices))
+        return lower_program(program, layout, chosen)
+    plan = search_layouts(plan, lambda choices: lower_program(program, layout, choices))
     if plan.impossible:
         raise _all_unsupported({f"{node.target} (a view of several free sizes)": [node] for node in plan.impossible})
     return plan
 
 
-def written_out(program: Program, layout: str, error: UnsupportedOperatorsError) -> Plan:
+def plan_with_decompositions(program: Program, layout: str, error: UnsupportedOperatorsError) -> PlanBuilder:
     """A plan of `program` after operators that a mapping cannot take with these arguments were decomposed in it.
 
     Raises:
@@ -74,7 +74,7 @@ def written_out(program: Program, layout: str, error: UnsupportedOperatorsError)
         fold_constants(program)
         program.finish()
         try:
-            return planned(program, layout, Choices())
+            return lower_program(program, layout, Choices())
         except UnsupportedOperatorsError as further:
             left = further.nodes
     raise error
@@ -84,10 +84,10 @@ DEPTH = 5  # of decompositions of what operators decompose to
 VALUES = "how many elements it returns depends on values: choose among a fixed number, as torch.where and topk do"
 
 
-def planned(program: Program, layout: str, choices: Choices) -> Plan:
+def lower_program(program: Program, layout: str, choices: Choices) -> PlanBuilder:
     from mappings.dynamic_resize import opened
 
-    plan = Plan(program, layout, choices, opened)
+    plan = PlanBuilder(program, layout, choices, opened)
     unsupported: dict[str, list[fx.Node]] = {}
     for node in program.graph.nodes:
         plan.node = node
@@ -102,7 +102,7 @@ def planned(program: Program, layout: str, choices: Choices) -> Plan:
         except ConversionError:
             raise
         except Exception as error:
-            raise unexpected(error, f"module `{module_path(node)}`, {node.target}") from error
+            raise wrap_unexpected(error, f"module `{module_path(node)}`, {node.target}") from error
         plan.values[node] = value
     if unsupported:
         raise _all_unsupported(unsupported)
@@ -123,7 +123,7 @@ def _all_unsupported(found: dict[str, list[fx.Node]]) -> UnsupportedOperatorsErr
     )
 
 
-def _map_node(plan: Plan, node: fx.Node) -> Any:
+def _map_node(plan: PlanBuilder, node: fx.Node) -> Any:
     if node.op == "placeholder":
         return _map_input(plan, node)
     if node.op == "get_attr":
@@ -162,7 +162,7 @@ def _placeholder_result(node: fx.Node) -> Any:
     )
 
 
-def _map_input(plan: Plan, node: fx.Node) -> Value:
+def _map_input(plan: PlanBuilder, node: fx.Node) -> Value:
     name = plan.program.inputs[len(plan.inputs)]
     shape = symbolic_shape(node.meta["val"])
     dtype = node.meta["val"].dtype
@@ -173,12 +173,12 @@ def _map_input(plan: Plan, node: fx.Node) -> Value:
     order = (0, *range(2, rank), 1) if last else tuple(range(rank))
     layout = Layout.of(shape, order)
     step = InputStep((), node, name, layout.physical_shape, dtype)
-    plan.inputs.append(Interface(name, layout.physical_shape, dtype, order))
+    plan.inputs.append(TensorInterface(name, layout.physical_shape, dtype, order))
     plan.input_steps.append(step)
     return Value(layout, dtype, step)
 
 
-def _map_outputs(plan: Plan, node: fx.Node) -> list[Step]:
+def _map_outputs(plan: PlanBuilder, node: fx.Node) -> list[Step]:
     source = next((v for v in plan.values.values() if isinstance(v, Value)), None)
     for name, result in zip(plan.program.outputs, node.args[0], strict=True):
         value = plan.values[result]
@@ -194,6 +194,6 @@ def _map_outputs(plan: Plan, node: fx.Node) -> list[Step]:
         wants_last = 3 <= rank <= 5 and (plan.layout == "nhwc" or (plan.layout == "auto" and lies))
         order = last if wants_last else tuple(range(rank))
         value = plan.request(value, value.layout.in_order(order), f"layout of output `{name}`")
-        plan.outputs.append(Interface(name, value.layout.physical_shape, value.dtype, order))
+        plan.outputs.append(TensorInterface(name, value.layout.physical_shape, value.dtype, order))
         plan.results.append(value.step)
     return plan.results

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from converter.ir.program import Program
-from converter.plan.builder import Plan
-from converter.plan.steps import LayerStep, in_order
+from converter.plan.builder import PlanBuilder
+from converter.plan.steps import LayerStep, topological_order
 
 NAMED = 3
 RECURRENT = ("LSTM", "SimpleRNN")  # in which Keras has one bias; its GRU has both
 
 
-def training_remarks(plan: Plan) -> tuple[str, ...]:
+def training_remarks(plan: PlanBuilder) -> tuple[str, ...]:
     """A sentence for each way in which a step of training differs, with the layers that it concerns."""
-    layers = [step for step in in_order(plan.results) if isinstance(step, LayerStep)]
+    layers = [step for step in topological_order(plan.results) if isinstance(step, LayerStep)]
     remarks = []
     for says, concerns in REMARKS.items():
         names = list(dict.fromkeys(step.name for step in layers if concerns(step, plan.program)))

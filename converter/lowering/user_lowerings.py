@@ -17,7 +17,7 @@ from converter.checkpoint.import_isolation import user_code
 from converter.checkpoint.user_source import load_file, place_of_error
 from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError
 from converter.ir.program import Program, module_path, source_line
-from converter.plan.layout import MustMerge
+from converter.plan.layout import NeedsMerge
 from converter.plan.registry import TABLES, TRANSLATIONS, restore, snapshot
 from converter.plan.steps import Constant, Unsupported, Value
 
@@ -124,7 +124,7 @@ def blamed_mapping(function: Callable, target: OpOverload, file: Path) -> Callab
     def mapping(plan: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             result = function(plan, *args, **kwargs)
-        except (ConversionError, Unsupported, MustMerge):
+        except (ConversionError, Unsupported, NeedsMerge):
             raise
         except Exception as error:
             raise blame(target, error, str(file)) from error

@@ -15,7 +15,7 @@ from torch import Tensor
 from converter.artifacts.onnx_writer import refuse_projections
 from converter.artifacts.runtime.formats import Format
 from converter.capture.input_domains import export_shapes
-from converter.ir.lazy_tensor import Answers, noting
+from converter.ir.lazy_tensor import ValueQueries, recording_queries
 from converter.ir.program import Program
 from converter.ir.sizes import symbolic_shape
 from converter.lowering.planner import make_plan
@@ -23,15 +23,15 @@ from converter.lowering.user_lowerings import refuse_untranslated
 from converter.memory import reusing_blocks, swept
 from converter.options import Options
 from converter.pipeline.clock import Clock
-from converter.pipeline.load_model import Source
-from converter.plan.builder import Plan
-from converter.plan.interface import Interface, to_artifact, to_torch
+from converter.pipeline.load_model import LoadedModel
+from converter.plan.builder import PlanBuilder
+from converter.plan.interface import TensorInterface, to_artifact, to_torch
 from converter.plan.steps import Constant
 from converter.report.results import Movement, Proof, Rewrite, TraceRow
 from converter.rewrites.base import Change
 from converter.rewrites.pipelines import EXACT_SHIFTS, KEEP_BATCHNORM, REWRITES
 from converter.verification.checked_rewrite import rewrite
-from converter.verification.divergence import departure, known_values, program_values, trace_plan, trace_values
+from converter.verification.divergence import first_divergence, known_values, program_values, trace_plan, trace_values
 from converter.verification.onnx_weights import expected_initializers, is_exporters, refillable
 from converter.verification.output_proofs import Outputs, compare_function
 from converter.verification.prove import _eager, _raised, groups, tensors_read
@@ -41,26 +41,26 @@ from converter.verification.weight_proof import Expected, compare_weights
 if TYPE_CHECKING:
     from converter.artifacts.folded_constants import FoldedConstants
     from converter.artifacts.onnx_writer import Exported
-    from converter.lowering.executor import Lowered
+    from converter.lowering.executor import PlanExecutor
 
 MOST_KEPT = 30_000_000  # parameters of a model whose layers and variables are kept for later ones
 MOVING = {"Transpose": ("Transpose",), "Gather": ("Gather", "GatherV2", "GatherNd", "GatherND", "GatherElements")}
 
 
 @dataclass
-class Built:
+class RewrittenModel:
     """A rewritten program and how it becomes an artifact of one format."""
 
-    source: Source
+    source: LoadedModel
     format: Format
     options: Options
     program: Program
     changes: list[Change]
-    inputs: list[Interface]
-    outputs: list[Interface]
-    plan: Plan | None = None
+    inputs: list[TensorInterface]
+    outputs: list[TensorInterface]
+    plan: PlanBuilder | None = None
     _constants: dict[str, Constant] | None = None
-    _kept: dict[str, Lowered] | None = None
+    _kept: dict[str, PlanExecutor] | None = None
     _exported: list[tuple[Exported, Mapping[str, Expected]]] | None = None
     _folded: FoldedConstants | None = None
 
@@ -119,7 +119,7 @@ class Built:
     def _in_onnx(self) -> Exported:
         if self._exported:
             ((exported, expected),) = self._exported
-            exported.refill({name: one.array for name, one in expected.items()})
+            exported.reload_weights({name: one.array for name, one in expected.items()})
         else:
             exported = self._export()
             self._folded = exported.folded
@@ -199,10 +199,10 @@ class Built:
         if self.plan is not None:
             given = [_eager(to_artifact(_raised(arrays[i.name]), i)) for i in self.inputs]
             rows = trace_plan(self.program, self._lowered("float64"), inputs, given)
-        if departure(rows) is None:
+        if first_divergence(rows) is None:
             known = known_values(self.source.program, inputs, exact=True)
             before = trace_values(known, program_values(self.program, inputs))
-            if not rows or departure(before) is not None:
+            if not rows or first_divergence(before) is not None:
                 return before
         return rows
 
@@ -265,9 +265,9 @@ class Built:
             if node.target == name
         )
 
-    def _lowered(self, precision: str) -> Lowered:
+    def _lowered(self, precision: str) -> PlanExecutor:
         """The plan with variables of its own: they are gone with it, unless they are kept for later models."""
-        from converter.lowering.executor import Lowered
+        from converter.lowering.executor import PlanExecutor
 
         if self.plan is None:
             raise AssertionError("ONNX is not lowered")
@@ -275,7 +275,7 @@ class Built:
         lowered = kept.get(precision)
         if lowered is None or not refilled(lowered):
             stock = self.format == "keras" and precision == "float32"
-            lowered = Lowered(self.plan, precision, stock)
+            lowered = PlanExecutor(self.plan, precision, stock)
             if precision == "float32" or self._kept is not None:
                 lowered.prepare()
             if self._kept is not None:
@@ -286,30 +286,32 @@ class Built:
 
 
 def build(
-    source: Source, format: Format, options: Options, clock: Clock, known: Mapping[str, Any] | None = None
-) -> Built:
+    source: LoadedModel, format: Format, options: Options, clock: Clock, known: Mapping[str, Any] | None = None
+) -> RewrittenModel:
     """
     Args:
         known: the choices of an artifact's plan as its stamp has them, so that they are not searched for again.
     """
     if source.captured is None or known is not None:
-        return _built(source, format, options, clock, known)
+        return _build_uncached(source, format, options, clock, known)
     kept = source.captured.built
     if (format, options) in kept:
         built, answers = kept[format, options]
         with clock("rewrite"):
             if answers.hold():
                 return replace(built, source=source, _constants=None)
-    answers = Answers()
-    with noting(answers):
-        built = _built(source, format, options, clock, None)
+    answers = ValueQueries()
+    with recording_queries(answers):
+        built = _build_uncached(source, format, options, clock, None)
     if source.parameters <= MOST_KEPT:
         built._kept, built._exported = {}, []
     kept[format, options] = replace(built, _constants=None), answers
     return built
 
 
-def _built(source: Source, format: Format, options: Options, clock: Clock, known: Mapping[str, Any] | None) -> Built:
+def _build_uncached(
+    source: LoadedModel, format: Format, options: Options, clock: Clock, known: Mapping[str, Any] | None
+) -> RewrittenModel:
     chosen = [r for r in REWRITES[format] if not (options.keep_batchnorm and r in KEEP_BATCHNORM)]
     if options.exact_shifts:
         chosen = [EXACT_SHIFTS.get(r, r) for r in chosen]
@@ -321,19 +323,19 @@ def _built(source: Source, format: Format, options: Options, clock: Clock, known
         refuse_projections(program)
         nodes = zip(program.inputs, program.placeholders, strict=True)
         results = zip(program.outputs, program.results, strict=True)
-        return Built(
+        return RewrittenModel(
             source, format, options, program, changes,
             [_as_torch(name, node) for name, node in nodes],
             [_as_torch(name, node) for name, node in results],
         )  # fmt: skip
     with clock("plan"):
         plan = make_plan(program, options.layout, known)
-    return Built(source, format, options, program, changes, plan.inputs, plan.outputs, plan)
+    return RewrittenModel(source, format, options, program, changes, plan.inputs, plan.outputs, plan)
 
 
 @reusing_blocks()
-def refilled(lowered: Lowered) -> bool:
-    return lowered.refill()
+def refilled(lowered: PlanExecutor) -> bool:
+    return lowered.reload_weights()
 
 
 def own_version() -> str:
@@ -343,12 +345,12 @@ def own_version() -> str:
         return "0"
 
 
-def _as_torch(name: str, node: torch.fx.Node) -> Interface:
+def _as_torch(name: str, node: torch.fx.Node) -> TensorInterface:
     shape = symbolic_shape(node.meta["val"])
-    return Interface(name, shape, node.meta["val"].dtype, tuple(range(len(shape))))
+    return TensorInterface(name, shape, node.meta["val"].dtype, tuple(range(len(shape))))
 
 
-def _described(interface: Interface) -> dict[str, Any]:
+def _described(interface: TensorInterface) -> dict[str, Any]:
     return {
         "name": interface.name,
         "shape": [n if isinstance(n, int) else None for n in interface.shape],

@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import nn
 
-from converter.artifacts.paths import formats_of
-from converter.capture.submodel import Part
-from converter.errors import ConversionError, unexpected
+from converter.artifacts.paths import parse_formats
+from converter.capture.submodel import SubmodelOptions
+from converter.errors import ConversionError, wrap_unexpected
 from converter.lowering.user_lowerings import user_mappings
 from converter.options import Options
 from converter.pipeline.build import build
 from converter.pipeline.clock import Clock, Progress
-from converter.pipeline.load_model import Source, open_source
+from converter.pipeline.load_model import LoadedModel, load_model
 from converter.report.failures import failure_of
 from converter.report.results import CheckReport, FormatCheck
 from converter.verification.reference import OWN_ROUNDS, take_reference
@@ -54,29 +54,29 @@ def check(
     clock = Clock(progress)
     with user_mappings(mappings) as digests:
         options = Options(layout, fixed_batch, keep_batchnorm, opset, exact_shifts, digests)
-        source = open_source(
+        source = load_model(
             model, factory=factory, factory_args=factory_args, input_shapes=input_shapes, trust=trust,
             fixed_batch=fixed_batch, seed=seed, clock=clock, image_size=image_size,
-            part=Part.of(outputs, submodule, input_names, output_names), freeze_control_flow=freeze_control_flow,
+            part=SubmodelOptions.of(outputs, submodule, input_names, output_names), freeze_control_flow=freeze_control_flow,
             strict=strict, drop_keys=drop_keys,
         )  # fmt: skip
         checks = _checks(source, to, options, clock)
     return CheckReport(source.name, checks, tuple(dict.fromkeys((*source.notes, *source.program.notes))))
 
 
-def _checks(source: Source, to: Sequence[str], options: Options, clock: Clock) -> tuple[FormatCheck, ...]:
-    formats = formats_of(to)
+def _checks(source: LoadedModel, to: Sequence[str], options: Options, clock: Clock) -> tuple[FormatCheck, ...]:
+    formats = parse_formats(to)
     if formats:  # as a conversion does before it builds anything
         take_reference(source.program, source.module, seed=0, inputs=None, running=source.running, most=OWN_ROUNDS)
     return tuple(checked(source, format, options, clock) for format in formats)
 
 
-def checked(source: Source, format: str, options: Options, clock: Clock) -> FormatCheck:
+def checked(source: LoadedModel, format: str, options: Options, clock: Clock) -> FormatCheck:
     """Whether everything can be done that comes before an artifact is written."""
     try:
         build(source, format, options, clock).prepare()  # type: ignore[arg-type]
     except Exception as error:
         if not isinstance(error, ConversionError):
-            error = unexpected(error, f"--to {format}")
+            error = wrap_unexpected(error, f"--to {format}")
         return FormatCheck(format, failure_of(error, source.name))
     return FormatCheck(format)

@@ -13,20 +13,20 @@ from typing import Any, Self
 import numpy as np
 from torch import nn
 
-from converter.artifacts.paths import ENDINGS, formats_of, output_path
-from converter.artifacts.placement import Placement, full_disk, says_full
+from converter.artifacts.paths import SUFFIXES, output_path, parse_formats
+from converter.artifacts.placement import Placement, full_disk, is_disk_full
 from converter.artifacts.runner import Runner
 from converter.artifacts.runtime.formats import Format
-from converter.capture.submodel import Part
-from converter.errors import ConversionError, UsageError, unexpected
+from converter.capture.submodel import SubmodelOptions
+from converter.errors import ConversionError, UsageError, wrap_unexpected
 from converter.lowering.training_notes import training_remarks
 from converter.lowering.user_lowerings import user_mappings
 from converter.memory import return_large_blocks
 from converter.options import Options
-from converter.pipeline.build import Built, build, described
+from converter.pipeline.build import RewrittenModel, build, described
 from converter.pipeline.clock import Clock, Progress
-from converter.pipeline.load_model import Source, open_source
-from converter.pipeline.program_cache import Earlier
+from converter.pipeline.load_model import LoadedModel, load_model
+from converter.pipeline.program_cache import ProgramCache
 from converter.plan.interface import facts, symbol_names
 from converter.report.failures import failure_of
 from converter.report.results import Accuracy, ArtifactReport, ConversionReport, Proof, TraceRow, status_of
@@ -35,7 +35,7 @@ from converter.verification.divergence import by_module, disagrees, located, tra
 from converter.verification.image_folder import Preprocessing
 from converter.verification.output_proofs import compare_artifact
 from converter.verification.reference import Reference, take_reference
-from converter.verification.run_artifact import fed, labeled_accuracy, run_artifact
+from converter.verification.run_artifact import feed, labeled_accuracy, run_artifact
 
 
 def convert(
@@ -107,7 +107,7 @@ def convert(
     Raises:
         ConversionError: the model cannot be read, captured, or converted to any of the formats.
     """
-    with Session() as session:
+    with ConversionSession() as session:
         return session.convert(
             model, to=to, output=output, factory=factory, factory_args=factory_args, input_shapes=input_shapes,
             image_size=image_size, outputs=outputs, submodule=submodule, input_names=input_names,
@@ -118,7 +118,7 @@ def convert(
         )  # fmt: skip
 
 
-class Session:
+class ConversionSession:
     """What conversions of many models in one process share: processes that open artifacts, and captured programs.
 
     Args:
@@ -128,7 +128,7 @@ class Session:
 
     def __init__(self, *, lasting: bool = False):
         self._lasting = lasting
-        self._earlier = Earlier() if lasting else None
+        self._earlier = ProgramCache() if lasting else None
         self._runners: dict[Format, Runner] = {}
 
     def convert(self, model: str | Path | nn.Module, **options: Any) -> ConversionReport:
@@ -178,7 +178,7 @@ class Session:
     def _convert(
         self,
         model: str | Path | nn.Module,
-        earlier: Earlier | None,
+        earlier: ProgramCache | None,
         *,
         to: Sequence[str],
         output: str | Path | Mapping[str, str | Path] | None = None,
@@ -212,9 +212,9 @@ class Session:
         progress: Progress | None = None,
     ) -> ConversionReport:
         return_large_blocks()
-        formats: list[Format] = formats_of(to)  # type: ignore[assignment]
+        formats: list[Format] = parse_formats(to)  # type: ignore[assignment]
         if not formats:
-            raise UsageError("no format is given", fix=f"one of {', '.join(ENDINGS)}")
+            raise UsageError("no format is given", fix=f"one of {', '.join(SUFFIXES)}")
         clock = Clock(progress)
         source_path = Path("model" if isinstance(model, nn.Module) else model)
         if isinstance(output, Mapping):
@@ -232,10 +232,10 @@ class Session:
             options = Options(layout, fixed_batch, keep_batchnorm, opset, exact_shifts, digests)
             placements = {f: stack.enter_context(Placement(paths[f], force=force)) for f in formats}
             runners = {f: self._runner(f) for f in formats} if verify else {}
-            source = open_source(
+            source = load_model(
                 model, factory=factory, factory_args=factory_args, input_shapes=input_shapes, trust=trust,
                 fixed_batch=fixed_batch, seed=seed, clock=clock, earlier=earlier, image_size=image_size,
-                part=Part.of(outputs, submodule, input_names, output_names), freeze_control_flow=freeze_control_flow,
+                part=SubmodelOptions.of(outputs, submodule, input_names, output_names), freeze_control_flow=freeze_control_flow,
                 strict=strict, drop_keys=drop_keys,
             )  # fmt: skip
             reference = None
@@ -254,7 +254,7 @@ class Session:
             artifacts: list[ArtifactReport] = []
             failures: list[ConversionError] = []
             for format in formats:
-                one = _Artifact(
+                one = ArtifactJob(
                     format, paths[format], placements[format], source, options, reference, runners.get(format), clock,
                     atol=atol, rtol=rtol, trace=trace, keep_failed=keep_failed,
                 )  # fmt: skip
@@ -285,13 +285,13 @@ class Session:
 
 
 @dataclass
-class _Artifact:
+class ArtifactJob:
     """One format of one model, on its way."""
 
     format: Format
     path: Path
     placement: Placement
-    source: Source
+    source: LoadedModel
     options: Options
     reference: Reference | None
     runner: Runner | None
@@ -300,7 +300,7 @@ class _Artifact:
     rtol: float | None
     trace: bool
     keep_failed: bool
-    built: Built | None = None
+    built: RewrittenModel | None = None
     rows: Sequence[TraceRow] = ()
     accuracy: Accuracy | None = None
 
@@ -338,7 +338,7 @@ class _Artifact:
             training=training_remarks(built.plan) if built.plan and self.format == "keras" else (),
         )
 
-    def _proofs(self, built: Built, reference: Reference, runner: Runner) -> tuple[Proof, ...]:
+    def _proofs(self, built: RewrittenModel, reference: Reference, runner: Runner) -> tuple[Proof, ...]:
         with self.clock(f"prove {self.format}: the same function"):
             first = built.prove_function(reference)
             if self.trace or disagrees(first):
@@ -354,7 +354,7 @@ class _Artifact:
             self.accuracy = labeled_accuracy(reference, results)
             if disagrees(second) and not disagrees(first):
                 arrays = worst_round(reference, results)
-                given = fed(runner, built.inputs, arrays)
+                given = feed(runner, built.inputs, arrays)
                 second, _ = located(second, lambda: trace_artifact(self.source.program, arrays, runner, given))
         with self.clock(f"prove {self.format}: the same weights"):
             third = built.prove_weights(runner.tensors(), runner.graph_as_written())
@@ -371,12 +371,12 @@ def _refuse_to_replace(source: Path, paths: Iterable[Path]) -> None:
 def _as_conversion_error(error: Exception, format: Format, path: Path) -> ConversionError:
     if isinstance(error, ConversionError):
         return error
-    failure = full_disk(path) if says_full(error) else unexpected(error, f"--to {format}")
+    failure = full_disk(path) if is_disk_full(error) else wrap_unexpected(error, f"--to {format}")
     failure.__cause__ = error
     return failure
 
 
-def _failed(format: Format, source: Source, error: ConversionError, seconds: float) -> ArtifactReport:
+def _failed(format: Format, source: LoadedModel, error: ConversionError, seconds: float) -> ArtifactReport:
     """Of a format that could not be written, beside others that could."""
     return ArtifactReport(
         format, None, (), (), (), {}, (), "not verified", seconds, failure=failure_of(error, source.name)

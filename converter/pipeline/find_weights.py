@@ -9,8 +9,8 @@ from torch import nn
 
 from converter.artifacts.runner import Runner
 from converter.artifacts.runtime.formats import Format
-from converter.checkpoint.load import load_tensors
-from converter.ir.module_tensors import tensors_of
+from converter.checkpoint.load import load_state_dict
+from converter.ir.module_tensors import named_tensors
 from converter.pipeline.clock import Clock
 from converter.report.results import VerificationReport, status_of
 from converter.verification.weight_search import WeightSearch, weights_proof
@@ -32,9 +32,9 @@ def verify_weights(
         with clock("load"):
             if isinstance(model, nn.Module):
                 module: nn.Module | None = model
-                tensors = tensors_of(model)
+                tensors = named_tensors(model)
             else:
-                tensors, module = load_tensors(model, trust=trust, drop_keys=drop_keys)
+                tensors, module = load_state_dict(model, trust=trust, drop_keys=drop_keys)
         with clock("open"):
             runner.open(artifact, signature)
             held = runner.held()

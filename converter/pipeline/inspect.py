@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
-from converter.capture.submodel import Part
+from converter.capture.submodel import SubmodelOptions
 from converter.checkpoint.import_isolation import UserCode
 from converter.errors import UnsupportedOperatorsError, UsageError
 from converter.ir.program import module_path
@@ -22,8 +22,8 @@ from converter.options import Options
 from converter.pipeline.build import build, described
 from converter.pipeline.check import _checks
 from converter.pipeline.clock import Clock
-from converter.pipeline.load_model import Source, open_source
-from converter.plan.builder import Plan
+from converter.pipeline.load_model import LoadedModel, load_model
+from converter.plan.builder import PlanBuilder
 from converter.plan.interface import facts, sizes_shown, symbol_names
 from converter.plan.steps import CallStep, LayerStep, Value
 from converter.report.failures import UnsupportedOperator
@@ -64,17 +64,17 @@ def inspect(
     """
     clock = Clock(None)
     with user_mappings(mappings):
-        source = open_source(
+        source = load_model(
             model, factory=factory, factory_args=factory_args, input_shapes=input_shapes, trust=trust, fixed_batch=None,
             seed=0, clock=clock, image_size=image_size,
-            part=Part.of(outputs, submodule, input_names, output_names), freeze_control_flow=freeze_control_flow,
+            part=SubmodelOptions.of(outputs, submodule, input_names, output_names), freeze_control_flow=freeze_control_flow,
             strict=strict, drop_keys=drop_keys,
         )  # fmt: skip
         checks = _checks(source, check, Options(), clock)
         return replace(summary(source, layout, clock), checks=checks)
 
 
-def summary(source: Source, layout: bool, clock: Clock) -> ModelSummary:
+def summary(source: LoadedModel, layout: bool, clock: Clock) -> ModelSummary:
     unsupported: tuple[UnsupportedOperator, ...] = ()
     inputs: tuple[TensorFacts, ...] = ()
     outputs: tuple[TensorFacts, ...] = ()
@@ -117,7 +117,7 @@ def summary(source: Source, layout: bool, clock: Clock) -> ModelSummary:
     )
 
 
-def plan_rows(plan: Plan) -> tuple[PlanRow, ...]:
+def plan_rows(plan: PlanBuilder) -> tuple[PlanRow, ...]:
     """Every value of the plan, in the program's order."""
     rows = []
     names = symbol_names(plan.program)
@@ -136,12 +136,12 @@ def plan_rows(plan: Plan) -> tuple[PlanRow, ...]:
     return tuple(rows)
 
 
-def what_becomes(plan: Plan) -> dict[str, str]:
+def what_becomes(plan: PlanBuilder) -> dict[str, str]:
     """For each module's path, the Keras layers and operators made for it."""
-    from converter.plan.steps import in_order
+    from converter.plan.steps import topological_order
 
     found: dict[str, list[str]] = {}
-    for step in in_order(plan.results):
+    for step in topological_order(plan.results):
         if isinstance(step, LayerStep):
             found.setdefault(module_path(step.node), []).append(step.kind.__name__)
         elif isinstance(step, CallStep):

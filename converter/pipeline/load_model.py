@@ -13,29 +13,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from converter.capture.dataclass_outputs import without_dataclasses
-from converter.capture.default_shapes import told_shapes
-from converter.capture.example_inputs import Calling, bound, with_sizes
+from converter.capture.dataclass_outputs import return_dicts_for_dataclasses
+from converter.capture.default_shapes import infer_input_shapes
+from converter.capture.example_inputs import CallSpec, bound, choose_sizes
 from converter.capture.export import capture
 from converter.capture.import_exported import from_exported
-from converter.capture.input_domains import free_sizes, input_specs
+from converter.capture.input_domains import dynamic_size_choices, input_specs
 from converter.capture.input_shapes import InputShape, check_batches, parse_input_shape
 from converter.capture.random_inputs import draw
 from converter.capture.run_forward import run_forward
-from converter.capture.submodel import Part, cut, rename
+from converter.capture.submodel import SubmodelOptions, extract_submodel, rename
 from converter.checkpoint.import_isolation import OUR_NAMES, UserCode
 from converter.checkpoint.load import Checkpoint, load
-from converter.checkpoint.state_dict import as_float32, unwrapped
+from converter.checkpoint.state_dict import as_float32, unwrap
 from converter.errors import CaptureError, ConversionError, UsageError
 from converter.ir.program import Program
 from converter.pipeline.clock import Clock
-from converter.pipeline.program_cache import Captured, Earlier, architecture
+from converter.pipeline.program_cache import CachedProgram, ProgramCache, architecture
 
-WHOLE = Part()
+WHOLE = SubmodelOptions()
 
 
 @dataclass
-class Source:
+class LoadedModel:
     """A model, loaded and captured.
 
     Attributes:
@@ -59,9 +59,9 @@ class Source:
     parameters: int
     notes: list[str]
     code: UserCode
-    captured: Captured | None = None
-    calling: Calling | None = None
-    part: Part = WHOLE
+    captured: CachedProgram | None = None
+    calling: CallSpec | None = None
+    part: SubmodelOptions = WHOLE
     freeze_control_flow: bool = False
     strict: bool = False
     drop_keys: tuple[str, ...] = ()
@@ -78,7 +78,7 @@ class Source:
         return self.code
 
 
-def open_source(
+def load_model(
     model: str | Path | nn.Module,
     *,
     factory: str | None,
@@ -90,11 +90,11 @@ def open_source(
     seed: int,
     clock: Clock,
     image_size: str | None = None,
-    part: Part = WHOLE,
+    part: SubmodelOptions = WHOLE,
     freeze_control_flow: bool = False,
     strict: bool = False,
-    earlier: Earlier | None = None,
-) -> Source:
+    earlier: ProgramCache | None = None,
+) -> LoadedModel:
     """Load a checkpoint, or take a module, and capture it. The caller's module stays as it is, mode and buffers too.
 
     Args:
@@ -105,13 +105,13 @@ def open_source(
         strict: capture by way of Python's bytecode, in no other.
         earlier: what was captured before; a model of the same architecture is not captured again.
     """
-    captured: Captured | None = None
-    calling: Calling | None = None
+    captured: CachedProgram | None = None
+    calling: CallSpec | None = None
     module: nn.Module | None
     if isinstance(model, nn.Module):
         code = UserCode((Path.cwd(),), OUR_NAMES)
         with code:
-            inner, told = unwrapped(model)
+            inner, told = unwrap(model)
             module, changes = as_float32(own_copy(inner))
         checkpoint = Checkpoint(Path("model"), "", "module", module, None, (*told, *changes), code)
     else:
@@ -130,9 +130,9 @@ def open_source(
             if earlier is not None:
                 key = architecture(module, tuple(map(tuple, tried)), fixed_batch, part, freeze_control_flow, strict)
             calling = _calling(module, tried, fixed_batch, seed)
-            module, within = cut(module, calling, part, run_forward, fixed_batch, seed)
+            module, within = extract_submodel(module, calling, part, run_forward, fixed_batch, seed)
             examples = within.examples(fixed_batch, seed)
-            without_dataclasses(module, run_forward(module, examples))
+            return_dicts_for_dataclasses(module, run_forward(module, examples))
             captured = earlier.find(key) if earlier is not None else None
             if captured is not None:
                 captured.take(module)
@@ -167,7 +167,7 @@ def open_source(
         examples = program_examples(program, seed)
         tensors = {**checkpoint.program.state_dict, **checkpoint.program.constants}
         parameters = sum(p.numel() for p in checkpoint.program.parameters())
-    return Source(
+    return LoadedModel(
         name=str(model) if not isinstance(model, nn.Module) else type(model).__name__,
         sha256=checkpoint.sha256 or None,
         kind=checkpoint.kind,
@@ -199,7 +199,7 @@ def _shapes(
         UsageError: there are none, or they cannot be.
     """
     if not texts:
-        tried, told = told_shapes(module, image_size)
+        tried, told = infer_input_shapes(module, image_size)
         for one in tried:
             check_batches(one)
         return tried, [told]
@@ -216,14 +216,14 @@ def _shapes(
     return [[floats.get(shape, shape) for shape in shapes]], notes
 
 
-def _calling(module: nn.Module, tried: Sequence[Sequence[InputShape]], batch: int | None, seed: int) -> Calling:
+def _calling(module: nn.Module, tried: Sequence[Sequence[InputShape]], batch: int | None, seed: int) -> CallSpec:
     """With the first of the shapes that the module takes; it is bound to them."""
     failure: CaptureError | None = None
     for shapes in tried:
         calling = bound(module, shapes)
         calling.bind(module)
         try:
-            calling = with_sizes(calling, partial(run_forward, module), batch, seed)
+            calling = choose_sizes(calling, partial(run_forward, module), batch, seed)
             if len(tried) > 1:
                 run_forward(module, calling.examples(batch, seed))
             return calling
@@ -273,5 +273,5 @@ def _refuse_other_precisions(program: Program) -> None:
 def program_examples(program: Program, seed: int) -> list[Tensor]:
     """Seeded random inputs of the shapes that the program has."""
     specs = input_specs(program)
-    sizes = next(iter(free_sizes(program)), {})
+    sizes = next(iter(dynamic_size_choices(program)), {})
     return [torch.from_numpy(array) for array in draw(specs, 2, seed, sizes).values()]

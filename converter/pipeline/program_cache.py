@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from converter.ir.lazy_tensor import Answers, digest
+from converter.ir.lazy_tensor import ValueQueries, digest
 from converter.ir.program import Program, read_attribute
 
 if TYPE_CHECKING:
-    from converter.pipeline.build import Built
+    from converter.pipeline.build import RewrittenModel
 
 MOST = 16  # architectures that are kept, with a program and one set of weights each,
 MOST_PARAMETERS = 60_000_000  # as long as they have no more than this together; the last one is in any case
@@ -38,7 +38,7 @@ class Unknown(Exception):
 
 
 @dataclass
-class Captured:
+class CachedProgram:
     """A captured program whose weights can be exchanged.
 
     Attributes:
@@ -48,7 +48,7 @@ class Captured:
 
     program: Program
     tensors: Mapping[str, Tensor]
-    built: dict[Hashable, tuple[Built, Answers]] = field(default_factory=dict)
+    built: dict[Hashable, tuple[RewrittenModel, ValueQueries]] = field(default_factory=dict)
 
     def take(self, module: nn.Module) -> None:
         """Give the program the weights of another module of the same architecture."""
@@ -57,7 +57,7 @@ class Captured:
                 self.tensors[name].copy_(tensor)
 
 
-class Earlier:
+class ProgramCache:
     """The captured programs of the last few architectures.
 
     Attributes:
@@ -65,22 +65,22 @@ class Earlier:
     """
 
     def __init__(self) -> None:
-        self._captured: OrderedDict[str, Captured] = OrderedDict()
+        self._captured: OrderedDict[str, CachedProgram] = OrderedDict()
         self.found = 0
 
-    def find(self, key: str | None) -> Captured | None:
+    def find(self, key: str | None) -> CachedProgram | None:
         if key is None or key not in self._captured:
             return None
         self._captured.move_to_end(key)
         self.found += 1
         return self._captured[key]
 
-    def keep(self, key: str | None, program: Program, module: nn.Module) -> Captured | None:
+    def keep(self, key: str | None, program: Program, module: nn.Module) -> CachedProgram | None:
         """Keep a program for later models, unless it has its weights to itself or was captured with their values."""
         tensors = tensors_of(module)
         if key is None or program.values_read or not _shares(program, tensors):
             return None
-        self._captured[key] = captured = Captured(program, tensors)
+        self._captured[key] = captured = CachedProgram(program, tensors)
         while len(self._captured) > MOST or (len(self._captured) > 1 and self._elements() > MOST_PARAMETERS):
             self._captured.popitem(last=False)
         return captured

@@ -16,7 +16,7 @@ from converter.artifacts.runner import Runner, TensorSpec
 from converter.artifacts.runtime.formats import Format
 from converter.artifacts.runtime.stamp import read_stamp
 from converter.capture.input_shapes import NO_SHAPES
-from converter.capture.submodel import Part
+from converter.capture.submodel import SubmodelOptions
 from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError
 from converter.ir.program import Program
 from converter.ir.sizes import symbolic_shape
@@ -24,8 +24,8 @@ from converter.options import Options
 from converter.pipeline.build import build
 from converter.pipeline.clock import Clock, Progress
 from converter.pipeline.find_weights import verify_weights
-from converter.pipeline.load_model import Source, open_source
-from converter.plan.interface import Interface
+from converter.pipeline.load_model import LoadedModel, load_model
+from converter.plan.interface import TensorInterface
 from converter.report.results import ExplanationKind, Proof, TraceRow, VerificationReport, status_of
 from converter.verification.divergence import by_module, disagrees, located, trace_artifact, worst_round
 from converter.verification.image_folder import Preprocessing
@@ -92,17 +92,17 @@ def verify(
     accepted = explanation_kinds(accept)
     if weights:
         return verify_weights(model, artifact, format, drop_keys, trust, signature, clock)
-    part = Part.of(outputs, submodule, input_names, output_names)
+    part = SubmodelOptions.of(outputs, submodule, input_names, output_names)
     if made_of := stamp.get("part"):
         freeze_control_flow = freeze_control_flow or made_of.pop("freeze_control_flow")
         strict = strict or made_of.pop("strict", False)
         drop_keys = drop_keys or made_of.pop("drop_keys", ())
-        part = Part.of(*(getattr(part, name) or made_of[name] for name in vars(part)))
+        part = SubmodelOptions.of(*(getattr(part, name) or made_of[name] for name in vars(part)))
     with Runner(format) as runner:
         if missing := not (input_shapes or stamp):  # then it is asked what it takes
             runner.open(artifact, signature)
         with proposing_shapes(runner):
-            source = open_source(
+            source = load_model(
                 model, factory=factory, factory_args=factory_args, drop_keys=drop_keys,
                 input_shapes=input_shapes or (() if image_size else stamp.get("input_shapes", ())),
                 trust=trust, fixed_batch=stamp.get("options", {}).get("fixed_batch"), seed=seed, clock=clock,
@@ -171,7 +171,7 @@ def verify(
     )
 
 
-def prove_weights(source: Source, format: Format, stamp: Mapping[str, Any], runner: Runner, clock: Clock) -> Proof:
+def prove_weights(source: LoadedModel, format: Format, stamp: Mapping[str, Any], runner: Runner, clock: Clock) -> Proof:
     """Proof 3 of an artifact of ours: by the plan that its stamp tells, and where that fails by one that it has no part
     in, as a plan of another version may differ."""
     options = Options(**stamp["options"])
@@ -206,26 +206,31 @@ def proposing_shapes(runner: Runner) -> Iterator[None]:
         ) from error
 
 
-def interfaces(program: Program) -> tuple[list[Interface], list[Interface]]:
+def interfaces(program: Program) -> tuple[list[TensorInterface], list[TensorInterface]]:
     """The program's inputs and outputs in PyTorch's layout."""
 
-    def of(names: Sequence[str], nodes: Sequence[fx.Node]) -> list[Interface]:
+    def of(names: Sequence[str], nodes: Sequence[fx.Node]) -> list[TensorInterface]:
         values = [node.meta["val"] for node in nodes]
         return [
-            Interface(name, symbolic_shape(v), v.dtype, tuple(range(v.ndim)))
+            TensorInterface(name, symbolic_shape(v), v.dtype, tuple(range(v.ndim)))
             for name, v in zip(names, values, strict=True)
         ]
 
     return of(program.inputs, program.placeholders), of(program.outputs, program.results)
 
 
-def stamped_interfaces(program: Program, stamp: Mapping[str, Any]) -> tuple[list[Interface], list[Interface]] | None:
+def stamped_interfaces(
+    program: Program, stamp: Mapping[str, Any]
+) -> tuple[list[TensorInterface], list[TensorInterface]] | None:
     """As the artifact's stamp says, None where it says nothing that fits this model."""
     if not stamp.get("options"):
         return None
 
-    def read(entries: Sequence[Mapping[str, Any]]) -> list[Interface]:
-        return [Interface(e["name"], tuple(e["shape"]), getattr(torch, e["dtype"]), tuple(e["order"])) for e in entries]
+    def read(entries: Sequence[Mapping[str, Any]]) -> list[TensorInterface]:
+        return [
+            TensorInterface(e["name"], tuple(e["shape"]), getattr(torch, e["dtype"]), tuple(e["order"]))
+            for e in entries
+        ]
 
     inputs, outputs = read(stamp["inputs"]), read(stamp["outputs"])
     if [i.name for i in inputs] != program.inputs or [o.name for o in outputs] != program.outputs:

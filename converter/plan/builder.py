@@ -1,6 +1,6 @@
 """The plan: every value of the program with its layout, every movement with its reason, before anything is built.
 
-`Plan` is what a mapping talks to. Mappings see layouts, not arrays, and answer with steps, which `lower` carries out
+`PlanBuilder` is what a mapping talks to. Mappings see layouts, not arrays, and answer with steps, which `lower` carries out
 later, as often and in whatever precision it likes.
 """
 
@@ -18,8 +18,8 @@ from converter.ir.program import Program, module_path
 from converter.ir.sizes import Size, per_example, product, symbolic_shape
 from converter.plan.broadcast import _MOST_BROADCASTS, _broadcasts, _disorder, _insert_before, _own_axis, _skeleton
 from converter.plan.dynamic_reshape import is_possible
-from converter.plan.interface import Interface
-from converter.plan.layout import Layout, Move, MustMerge, Run, Runs, cut_axes, joint_order, refine
+from converter.plan.interface import TensorInterface
+from converter.plan.layout import Layout, Move, NeedsMerge, Run, Runs, cut_axes, joint_order, refine
 from converter.plan.steps import (
     CallStep,
     Constant,
@@ -73,7 +73,7 @@ class Choices:
 
 
 @dataclass
-class Plan:
+class PlanBuilder:
     """What will be built, and the interface through which mappings say it.
 
     Attributes:
@@ -83,9 +83,9 @@ class Plan:
     program: Program
     layout: str
     choices: Choices
-    open_axes: Callable[[Plan, Value], Value]
-    inputs: list[Interface] = field(default_factory=list)
-    outputs: list[Interface] = field(default_factory=list)
+    open_axes: Callable[[PlanBuilder, Value], Value]
+    inputs: list[TensorInterface] = field(default_factory=list)
+    outputs: list[TensorInterface] = field(default_factory=list)
     input_steps: list[InputStep] = field(default_factory=list)
     results: list[Step] = field(default_factory=list)
     movements: list[Movement] = field(default_factory=list)
@@ -326,7 +326,7 @@ class Plan:
         while True:
             try:
                 return Value(value.layout.reshape(shape), value.dtype, value.step)
-            except MustMerge as cut:
+            except NeedsMerge as cut:
                 value = self._fused(value, tuple(range(cut.dims[0], cut.dims[-1] + 1)), "a view across dimensions")
 
     def _fused(self, value: Value, dims: tuple[int, ...], reason: str) -> Value:
@@ -392,7 +392,7 @@ class Plan:
             layouts = [v.layout if isinstance(v, Value) else Layout.of(v.shape) for v in values]
             try:
                 return refine(layouts, ignore), values
-            except MustMerge as cut:
+            except NeedsMerge as cut:
                 rank = max(len(layout.dims) for layout in layouts)
                 changed = []
                 for v in values:

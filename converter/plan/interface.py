@@ -15,7 +15,7 @@ from converter.report.results import Shape, TensorFacts
 
 
 @dataclass
-class Interface:
+class TensorInterface:
     """A graph input or output as the artifact has it: its shape in the artifact, and PyTorch's dimension per axis."""
 
     name: str
@@ -30,15 +30,15 @@ class Interface:
         return "channels last"
 
 
-def to_artifact(array: np.ndarray, interface: Interface) -> np.ndarray:
+def to_artifact(array: np.ndarray, interface: TensorInterface) -> np.ndarray:
     return np.asarray(array.transpose(interface.order), order="C")
 
 
-def to_torch(array: np.ndarray, interface: Interface) -> np.ndarray:
+def to_torch(array: np.ndarray, interface: TensorInterface) -> np.ndarray:
     return array.transpose(np.argsort(interface.order)) if array.ndim == len(interface.order) else array
 
 
-def facts(interface: Interface, names: Mapping[sympy.Symbol, sympy.Expr] | None = None) -> TensorFacts:
+def facts(interface: TensorInterface, names: Mapping[sympy.Symbol, sympy.Expr] | None = None) -> TensorFacts:
     """For a report; `names` as `symbol_names` gives them."""
     shape = sizes_shown(interface.shape, names)
     rank = len(interface.order)

@@ -28,7 +28,7 @@ Run = tuple[int, ...]
 Runs = tuple[Run, ...]
 
 
-class MustMerge(Exception):
+class NeedsMerge(Exception):
     """A reshape cuts across atoms (6x4 as 8x3): they must first become one atom, adjacent and in order."""
 
     def __init__(self, dims: tuple[int, ...]):
@@ -153,11 +153,11 @@ class Layout:
                 atom, dim = left.pop()
                 touched.append(dim)
                 if rest is None:
-                    raise MustMerge(tuple(sorted({*touched, *(d for _, d in left[-1:])})))
+                    raise NeedsMerge(tuple(sorted({*touched, *(d for _, d in left[-1:])})))
                 if quotient(rest, layout.size[atom]) is None:  # the boundary falls inside this atom
                     major = quotient(layout.size[atom], rest)
                     if major is None:
-                        raise MustMerge(tuple(sorted({*touched, *(d for _, d in left[-1:])})))
+                        raise NeedsMerge(tuple(sorted({*touched, *(d for _, d in left[-1:])})))
                     layout, (outer, atom) = layout.factor(atom, major)
                     left.append((outer, dim))
                 run.insert(0, atom)
@@ -352,7 +352,7 @@ def refine(layouts: Sequence[Layout], ignore: int | None = None) -> list[Layout]
         if d == ignore:
             for layout, name in zip(refined, names, strict=True):
                 if len(layout.dims[d]) > 1:
-                    raise MustMerge((d,))
+                    raise NeedsMerge((d,))
                 name.update(dict.fromkeys(layout.dims[d], fresh))
             fresh += 1
             continue
@@ -369,7 +369,7 @@ def refine(layouts: Sequence[Layout], ignore: int | None = None) -> list[Layout]
             for i, atom in minor:
                 major = quotient(refined[i].size[atom], least)
                 if major is None:
-                    raise MustMerge((d,))
+                    raise NeedsMerge((d,))
                 if major != 1:
                     refined[i], (_, atom) = refined[i].factor(atom, major)
                 names[i][atom] = fresh

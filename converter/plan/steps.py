@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from converter.ir.lazy_tensor import Deferred
+from converter.ir.lazy_tensor import LazyTensor
 from converter.ir.sizes import Size, per_example
 from converter.plan.layout import Layout, Move, Runs
 
@@ -39,7 +39,7 @@ class Constant:
         frozen: it is a parameter that asks for no gradient.
     """
 
-    values: Deferred
+    values: LazyTensor
     dtype: torch.dtype
     sources: tuple[str, ...]
     exact: bool
@@ -166,7 +166,7 @@ class ItemStep(Step):
     position: int
 
 
-def in_order(results: Sequence[Step], done: Iterable[int] = ()) -> list[Step]:
+def topological_order(results: Sequence[Step], done: Iterable[int] = ()) -> list[Step]:
     """The steps that `results` need, each after its inputs; without those whose ids are `done`."""
     order: list[Step] = []
     seen = set(done)

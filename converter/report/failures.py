@@ -15,8 +15,8 @@ from ..errors import (
     MemoryLimitError,
     OutputError,
     UnsupportedOperatorsError,
-    says_no_memory,
-    unexpected,
+    is_out_of_memory,
+    wrap_unexpected,
 )
 
 SCHEMA = 1
@@ -71,9 +71,9 @@ def failure_of(error: BaseException, source: str) -> Failure:
         return Failure(source, type(error).__name__, what, None, fix, 1)
     kind, cause = type(error).__name__, error.__cause__
     if not isinstance(error, ConversionError):
-        error = unexpected(error)
-    elif cause is not None and says_no_memory(cause):  # taken for something else where it was met
-        error = unexpected(cause, error.where)
+        error = wrap_unexpected(error)
+    elif cause is not None and is_out_of_memory(cause):  # taken for something else where it was met
+        error = wrap_unexpected(cause, error.where)
     if isinstance(error, MemoryLimitError):
         kind = type(error).__name__
     rows = error.operators if isinstance(error, UnsupportedOperatorsError) else []

@@ -21,7 +21,7 @@ VIEWS = {
 }  # fmt: skip
 
 
-def index_by_position(program: Program) -> list[Change]:
+def drop_batch_index(program: Program) -> list[Change]:
     changes = []
     for node in [n for target in INDEXING for n in program.graph.find_nodes(op="call_function", target=target)]:
         x, (first, *others) = node.args

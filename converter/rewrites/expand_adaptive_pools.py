@@ -31,7 +31,7 @@ MAXIMUM = {
 }
 
 
-def adaptive_pools(program: Program) -> list[Change]:
+def expand_adaptive_pools(program: Program) -> list[Change]:
     changes = []
     for node in list(program.graph.nodes):
         if node.target in AVERAGE:

@@ -21,7 +21,7 @@ aten = torch.ops.aten
 INFINITY = float("inf")
 
 
-def masked_attention(program: Program) -> list[Change]:
+def expand_masked_attention(program: Program) -> list[Change]:
     changes = []
     for node in program.graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default):
         given: tuple = (*node.args, *(None, 0.0, False)[len(node.args) - 3 :])

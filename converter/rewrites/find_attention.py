@@ -22,7 +22,7 @@ from torch import Tensor, fx
 from converter.ir import custom_ops
 from converter.ir.program import Program, module_path
 from converter.ir.sizes import example_shape as known
-from converter.rewrites.analysis.provenance import MOVING, sources, traced
+from converter.rewrites.analysis.provenance import MOVING, moved_regions, trace_elements
 from converter.rewrites.base import Change
 
 aten, ours = torch.ops.aten, torch.ops.converter
@@ -274,12 +274,12 @@ def unscaled(node: fx.Node, between: list[fx.Node]) -> tuple[fx.Node, float]:
 
 def read_projection(program: Program, core: Core, name: str) -> Projection | None:
     end = getattr(core, name)
-    found = next(((s, r) for s, r in sources(program, end) if s.target is aten.linear.default), None)
+    found = next(((s, r) for s, r in moved_regions(program, end) if s.target is aten.linear.default), None)
     if found is None:
         return None
     linear, region = found
     x, weight, bias = (*linear.args, None)[:3]
-    positions = traced(program, linear, region, end)
+    positions = trace_elements(program, linear, region, end)
     if (
         positions is None
         or not program.is_tensor(weight)
@@ -342,7 +342,7 @@ def read_result(program: Program, core: Core, projections: tuple[Projection, ...
         chain.append(node)
     else:
         return None
-    positions = traced(program, core.end, chain, node) if chain and program.is_tensor(user.args[1]) else None
+    positions = trace_elements(program, core.end, chain, node) if chain and program.is_tensor(user.args[1]) else None
     rank = node.meta["val"].dim()
     if positions is None or rank not in (2, 3) or not bool((positions > 0).all()):
         return None

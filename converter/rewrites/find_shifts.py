@@ -24,7 +24,7 @@ from torch import fx
 from converter.ir.program import Program, module_path
 from converter.ir.sizes import symbolic_shape
 from converter.rewrites.analysis.finiteness import may_be_infinite
-from converter.rewrites.analysis.provenance import sources, trace
+from converter.rewrites.analysis.provenance import moved_regions, trace
 from converter.rewrites.analysis.selection_ops import FIXED_ONLY, Allowed, is_kernel, tensors_behind
 from converter.rewrites.base import Change
 
@@ -103,7 +103,7 @@ def match_shift(program: Program, end: fx.Node, allowed: Allowed) -> tuple[fx.No
     """What is shifted to give `end`, the operators between, and how."""
     shape = symbolic_shape(end.meta["val"])
     candidates = []
-    for source, region in sources(program, end, allowed):
+    for source, region in moved_regions(program, end, allowed):
         if source.target in SAME_PLACE and symbolic_shape(source.args[0].meta["val"]) == shape:
             continue  # what stands before it is as good
         if symbolic_shape(source.meta["val"]) == shape and source.op != "get_attr":

@@ -17,7 +17,7 @@ from torch import fx
 
 from converter.ir import custom_ops
 from converter.ir.program import Program, module_path
-from converter.rewrites.analysis.provenance import sources, trace
+from converter.rewrites.analysis.provenance import moved_regions, trace
 from converter.rewrites.base import Change
 from converter.rewrites.fold_channel_order import taken_by_weights
 
@@ -50,7 +50,7 @@ def find_space_to_depth(program: Program) -> list[Change]:
 def match(program: Program, end: fx.Node) -> tuple[fx.Node, list[fx.Node], str, int, list[int]] | None:
     """What is moved to give `end`, the operators between, what they are, its block, and the order of channels."""
     candidates = []
-    for source, region in sources(program, end):
+    for source, region in moved_regions(program, end):
         value = source.meta["val"]
         if value.dim() == 4 and source.op != "get_attr" and all(isinstance(n, int) for n in value.shape[1:]):
             candidates.append((source, region))

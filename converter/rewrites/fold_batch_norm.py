@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from converter.ir.lazy_tensor import Deferred
+from converter.ir.lazy_tensor import LazyTensor
 from converter.ir.program import Origin, Program, module_path
 from converter.rewrites.base import Change
 
@@ -40,8 +40,8 @@ def fold_batch_norm(program: Program) -> list[Change]:
         given = {name: program.values(n) for name, n in zip(VECTORS, (var, mean, gamma, beta, bias), strict=True) if n}
         names = tuple(given)
         scale = partial(scaled, eps=eps, names=names, transposed=transposed_groups(producer))
-        folded = Deferred.made(scale, program.values(weight), *given.values())
-        shift = Deferred.made(partial(shifted, eps=eps, names=names), *given.values())
+        folded = LazyTensor.made(scale, program.values(weight), *given.values())
+        shift = LazyTensor.made(partial(shifted, eps=eps, names=names), *given.values())
 
         statistics = [n for n in (gamma, beta, mean, var) if n is not None]
         program.replace_tensor(weight, folded, made_of(program, [weight, gamma, var]), [producer])

@@ -19,7 +19,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_map_only
 
-from converter.ir.lazy_tensor import Deferred
+from converter.ir.lazy_tensor import LazyTensor
 from converter.ir.program import Origin, Program, default_dtype, module_path
 from converter.ir.sizes import symbolic_shape
 from converter.rewrites.base import Change
@@ -173,7 +173,7 @@ def is_filling(node: fx.Node) -> bool:
     return node.target in FILLING and node.all_input_nodes == [node.args[0]]
 
 
-def evaluate(program: Program, node: fx.Node) -> Tensor | Deferred:
+def evaluate(program: Program, node: fx.Node) -> Tensor | LazyTensor:
     """The operator's result (of several that one), float32 raised to float64; deferred where it hangs on weights."""
     called = whole(node)
     inputs = {n: filled(n) if is_filling(node) else program.values(n) for n in called.all_input_nodes}
@@ -189,7 +189,7 @@ def evaluate(program: Program, node: fx.Node) -> Tensor | Deferred:
 
     shown = node.meta["val"]
     dtype = torch.float64 if shown.dtype == torch.float32 else shown.dtype
-    deferred = Deferred(function, tuple(inputs.values()), tuple(shown.shape), dtype)
+    deferred = LazyTensor(function, tuple(inputs.values()), tuple(shown.shape), dtype)
     hangs_on_weights = any(program.origins[n.target].sources and is_float(n) for n in inputs if program.is_tensor(n))
     if not hangs_on_weights or is_filling(node) or not is_float(node):
         return deferred.compute()
@@ -200,12 +200,12 @@ def is_float(node: fx.Node) -> bool:
     return bool(node.meta["val"].is_floating_point())
 
 
-def filled(node: fx.Node) -> Deferred:
+def filled(node: fx.Node) -> LazyTensor:
     """What only type and shape are taken of."""
     value = node.meta["val"]
     known = all(isinstance(size, int) for size in value.shape)
     shape = tuple(value.shape) if known else ()
-    return Deferred(lambda: torch.empty((), dtype=value.dtype).expand(shape), (), shape, value.dtype)
+    return LazyTensor(lambda: torch.empty((), dtype=value.dtype).expand(shape), (), shape, value.dtype)
 
 
 def raised(tensor: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ So the two become one separable convolution.
 import torch
 from torch import Tensor
 
-from converter.ir.lazy_tensor import Deferred
+from converter.ir.lazy_tensor import LazyTensor
 from converter.ir.program import Origin, Program, module_path
 from converter.rewrites.base import Change
 from converter.rewrites.merge_separable import complete, separable
@@ -28,7 +28,7 @@ def fold_depthwise_bias(program: Program) -> list[Change]:
             continue
         held = [n for n in (bias, weight, added) if n is not None]
         origin = Origin(tuple(dict.fromkeys(s for n in held for s in program.origins[n.target].sources)), exact=False)
-        shift = Deferred.made(carried, *(program.values(n) for n in (weight, added, bias) if n is not None))
+        shift = LazyTensor.made(carried, *(program.values(n) for n in (weight, added, bias) if n is not None))
         if bias is not None:
             program.replace_tensor(bias, shift, origin, [pointwise])
         else:

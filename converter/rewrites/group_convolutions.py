@@ -17,7 +17,7 @@ import torch
 from torch import fx
 
 from converter.ir import custom_ops
-from converter.ir.lazy_tensor import Deferred
+from converter.ir.lazy_tensor import LazyTensor
 from converter.ir.program import Origin, Program, module_path
 from converter.rewrites.base import Change
 
@@ -67,7 +67,7 @@ def joined(program: Program, cat: fx.Node) -> Change | None:
 
 
 def together(program: Program, tensors: Sequence[fx.Node], before: fx.Node) -> fx.Node:
-    value = Deferred.made(lambda *parts: torch.cat(parts), *(program.values(n) for n in tensors))
+    value = LazyTensor.made(lambda *parts: torch.cat(parts), *(program.values(n) for n in tensors))
     origins = [program.origins[n.target] for n in tensors]
     origin = Origin(tuple(dict.fromkeys(s for o in origins for s in o.sources)), all(o.exact for o in origins))
     name = f"{tensors[0].target}_grouped"

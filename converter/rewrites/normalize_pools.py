@@ -25,7 +25,7 @@ MAXIMUM = {
 AVERAGE = {aten.avg_pool1d.default: 1, aten.avg_pool2d.default: 2, aten.avg_pool3d.default: 3}
 
 
-def pool_windows(program: Program) -> list[Change]:
+def normalize_pools(program: Program) -> list[Change]:
     changes = []
     for node in list(program.graph.nodes):
         if node.target in AVERAGE and len(node.args) > 6 and node.args[6] is not None:

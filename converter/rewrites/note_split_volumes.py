@@ -15,7 +15,7 @@ CONVOLUTIONS = {aten.conv3d.default, aten.conv3d.padding, ours.padded_conv.defau
 GROUPS = 6  # position among a convolution's arguments
 
 
-def tell_split_volumes(program: Program) -> list[Change]:
+def note_split_volumes(program: Program) -> list[Change]:
     changes = []
     for node in program.graph.nodes:
         if node.target not in CONVOLUTIONS or node.args[1].meta["val"].dim() != 5:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from converter.rewrites.base import Rewrite
 from converter.rewrites.constant_offsets import constant_offsets, learned_offsets
-from converter.rewrites.drop_batch_index import index_by_position
+from converter.rewrites.drop_batch_index import drop_batch_index
 from converter.rewrites.drop_dropout import drop_dropout
 from converter.rewrites.drop_identities import drop_identities
-from converter.rewrites.expand_adaptive_pools import adaptive_pools
-from converter.rewrites.expand_masked_attention import masked_attention
+from converter.rewrites.expand_adaptive_pools import expand_adaptive_pools
+from converter.rewrites.expand_masked_attention import expand_masked_attention
 from converter.rewrites.find_attention import find_attention
 from converter.rewrites.find_channel_permutations import find_channel_permutations
 from converter.rewrites.find_shifts import (
@@ -28,14 +28,14 @@ from converter.rewrites.linear_to_matmul import linear_to_matmul
 from converter.rewrites.merge_padding import merge_padding
 from converter.rewrites.merge_separable import merge_separable
 from converter.rewrites.negative_zero_padding import negative_zero_padding
-from converter.rewrites.normalize_pools import pool_windows
-from converter.rewrites.note_split_volumes import tell_split_volumes
+from converter.rewrites.normalize_pools import normalize_pools
+from converter.rewrites.note_split_volumes import note_split_volumes
 from converter.rewrites.shift_to_depthwise import shift_to_depthwise
 from converter.rewrites.tie_embeddings import tie_embeddings
-from converter.rewrites.unify_clamp_bounds import clamp_bounds
+from converter.rewrites.unify_clamp_bounds import unify_clamp_bounds
 
 # In order: channels must be reordered before kernels are folded or merged into others.
-FOR_ALL: tuple[Rewrite, ...] = (
+COMMON: tuple[Rewrite, ...] = (
     drop_identities,
     fold_constants,
     constant_offsets,
@@ -53,27 +53,27 @@ def before(rewrites: tuple[Rewrite, ...], later: Rewrite, new: Rewrite) -> tuple
     return (*rewrites[:at], new, *rewrites[at:])
 
 
-TRAINED: dict[Rewrite, Rewrite] = {find_shifts: find_trained_shifts, constant_offsets: learned_offsets}
-FOR_INFERENCE = (drop_dropout, *(TRAINED.get(r, r) for r in FOR_ALL), fold_batch_norm, merge_padding)
+INFERENCE_VARIANTS: dict[Rewrite, Rewrite] = {find_shifts: find_trained_shifts, constant_offsets: learned_offsets}
+FOR_INFERENCE = (drop_dropout, *(INFERENCE_VARIANTS.get(r, r) for r in COMMON), fold_batch_norm, merge_padding)
 REWRITES: dict[str, tuple[Rewrite, ...]] = {
     "keras": (
         tie_embeddings,
-        index_by_position,
-        *FOR_ALL,
+        drop_batch_index,
+        *COMMON,
         find_attention,
-        tell_split_volumes,
+        note_split_volumes,
         merge_padding,
         merge_separable,
     ),
-    "tf": (index_by_position, *FOR_INFERENCE, tell_split_volumes, fold_depthwise_bias, merge_separable),
+    "tf": (drop_batch_index, *FOR_INFERENCE, note_split_volumes, fold_depthwise_bias, merge_separable),
     "onnx": (
         *before(FOR_INFERENCE, fold_channel_order, find_space_to_depth),
         linear_to_matmul,
-        adaptive_pools,
-        pool_windows,
+        expand_adaptive_pools,
+        normalize_pools,
         negative_zero_padding,
-        clamp_bounds,
-        masked_attention,
+        unify_clamp_bounds,
+        expand_masked_attention,
         shift_to_depthwise,
     ),
 }

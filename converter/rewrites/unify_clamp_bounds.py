@@ -11,7 +11,7 @@ from converter.rewrites.base import Change
 aten = torch.ops.aten
 
 
-def clamp_bounds(program: Program) -> list[Change]:
+def unify_clamp_bounds(program: Program) -> list[Change]:
     changes = []
     for clamp in program.graph.find_nodes(op="call_function", target=aten.clamp.default):
         x, *bounds = clamp.args

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from converter.errors import ConversionError
-from converter.ir.lazy_tensor import noting
+from converter.ir.lazy_tensor import recording_queries
 from converter.ir.program import Program
 from converter.rewrites.base import Change, Rewrite
 from converter.rewrites.run import _applied
 from converter.verification.output_proofs import function_bound
-from converter.verification.perturbation import rounded_otherwise
+from converter.verification.perturbation import run_perturbed
 
 
 def rewrite(
@@ -29,7 +29,7 @@ def rewrite(
     rewritten, changes = _applied(program, rewrites)
     if not changes:
         return rewritten, changes
-    with noting(None):
+    with recording_queries(None):
         _check(program, rewritten, rewrites, inputs, expected)
     return rewritten, changes
 
@@ -45,7 +45,7 @@ def _check(
         expected = outputs(program, inputs)
     if departs(expected, outputs(rewritten, inputs)):
         # A network may amplify rounding, which then says how much a right rewrite may depart.
-        own = rounded_otherwise(program, inputs, torch.float64, 0)
+        own = run_perturbed(program, inputs, torch.float64, 0)
         for count in range(1, len(rewrites) + 1):
             partial, _ = _applied(program, rewrites[:count])
             if departs(expected, outputs(partial, inputs), own):

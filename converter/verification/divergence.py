@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from converter.artifacts.runner import Runner, Traced
-from converter.artifacts.runtime.protocol import FIGURES, marks, slices
+from converter.artifacts.runtime.protocol import FIGURES, fingerprint, slices
 from converter.errors import ConversionError
 from converter.ir.program import Program, default_dtype, module_path
 from converter.plan.layout import Layout
@@ -31,7 +31,7 @@ from converter.verification.perturbation import move_kernels
 from converter.verification.reference import Reference
 
 if TYPE_CHECKING:
-    from converter.lowering.executor import Lowered
+    from converter.lowering.executor import PlanExecutor
 
 aten = torch.ops.aten
 NEAR = 0.05  # of the scale: statistics this close are those of the same value with a fault
@@ -63,7 +63,9 @@ def in_float64(inputs: Sequence[Tensor]) -> list[Tensor]:
 # -- the graph as planned, element by element
 
 
-def trace_plan(program: Program, lowered: Lowered, inputs: Sequence[Tensor], arrays: Sequence[Any]) -> list[TraceRow]:
+def trace_plan(
+    program: Program, lowered: PlanExecutor, inputs: Sequence[Tensor], arrays: Sequence[Any]
+) -> list[TraceRow]:
     """Each operator of a rewritten program beside its value in the plan made from it, both in float64.
 
     Args:
@@ -71,16 +73,16 @@ def trace_plan(program: Program, lowered: Lowered, inputs: Sequence[Tensor], arr
         inputs: the program's, as PyTorch has them.
         arrays: the same as the plan has them.
     """
-    from converter.plan.steps import in_order
+    from converter.plan.steps import topological_order
 
     values = {node.name: value for node, value in lowered.plan.values.items() if isinstance(value, Value)}
-    built = {id(step) for step in in_order(lowered.plan.results)}
+    built = {id(step) for step in topological_order(lowered.plan.results)}
     names = [
         node.name
         for node in program.graph.nodes
         if node.op == "call_function" and node.name in values and id(values[node.name].step) in built
     ]
-    made = lowered.in_turn(arrays, [values[name].step for name in names])
+    made = lowered.iter_steps(arrays, [values[name].step for name in names])
     scales: dict[str, float] = {}
     rows = []
     wanted = set(names)
@@ -132,7 +134,7 @@ def compared(expected: np.ndarray, actual: np.ndarray, scale: float) -> tuple[fl
 
 
 @dataclass(frozen=True)
-class Known:
+class ReferenceValue:
     """A value of the captured program: its node, its marks in float64, how far each may be off by rounding, and its
     largest magnitude."""
 
@@ -149,7 +151,7 @@ def known_values(
     *,
     exact: bool,
     kernels: Mapping[OpOverload, Kernel] | None = None,
-) -> list[Known]:
+) -> list[ReferenceValue]:
     """All values of the program that hang on its inputs.
 
     Args:
@@ -176,7 +178,9 @@ def known_values(
         allowed = FUNCTION_BOUND * scale if single is None else _rounding(wide, own.numpy(), scale)
         if coarse is not None:
             allowed = np.maximum(allowed, _rounding(wide, off.numpy(), scale))
-        found.append(Known(node, shape, marks(wide), np.broadcast_to(allowed, marks(wide).shape), scale))
+        found.append(
+            ReferenceValue(node, shape, fingerprint(wide), np.broadcast_to(allowed, fingerprint(wide).shape), scale)
+        )
     originals = {node.name: node for node in program.graph.nodes}
     return [replace(one, node=originals[one.node.name]) for one in found]
 
@@ -192,7 +196,7 @@ def _coarse(
 
 def _rounding(wide: np.ndarray, own: np.ndarray, scale: float) -> np.ndarray:
     """16 times PyTorch's own rounding: of an element for the figures, of all slices of an axis for theirs."""
-    exact, single = marks(wide), marks(own)
+    exact, single = fingerprint(wide), fingerprint(own)
     with np.errstate(invalid="ignore"):
         numbers = wide if wide.dtype.kind in "fc" else wide.astype(np.float64)
         element = float(np.abs(np.nan_to_num(numbers - own.astype(numbers.dtype))).max(initial=0.0))
@@ -232,7 +236,7 @@ class Names(set):
         return isinstance(node, fx.Node) and super().__contains__(node.name)
 
 
-def trace_values(known: Sequence[Known], values: Iterable[Traced]) -> list[TraceRow]:
+def trace_values(known: Sequence[ReferenceValue], values: Iterable[Traced]) -> list[TraceRow]:
     """For each value of the program the one of the other side with its statistics.
 
     A value that is not there departs, unless something that hangs on it is there: then it was fused, and is right. But
@@ -278,11 +282,11 @@ class _Match:
     multiple: float
 
 
-def _nearest(one: Known, candidates: Sequence[Traced]) -> _Match | None:
+def _nearest(one: ReferenceValue, candidates: Sequence[Traced]) -> _Match | None:
     return min((_match(one, value) for value in candidates), key=lambda match: match.multiple, default=None)
 
 
-def _match(one: Known, value: Traced) -> _Match:
+def _match(one: ReferenceValue, value: Traced) -> _Match:
     """Axes are compared with those of their size, wherever they stand."""
     pairs = [(slice(0, len(FIGURES)), slice(0, len(FIGURES)))]
     theirs = list(slices(value.shape))
@@ -294,7 +298,7 @@ def _match(one: Known, value: Traced) -> _Match:
     return _Match(value, max(error for error, _ in best), max(multiple for _, multiple in best))
 
 
-def _apart(one: Known, value: Traced, ours: slice, theirs: slice) -> tuple[float, float]:
+def _apart(one: ReferenceValue, value: Traced, ours: slice, theirs: slice) -> tuple[float, float]:
     a, b, allowed = one.marks[ours], value.marks[theirs], one.allowed[ours]
     same = (a == b) | (np.isnan(a) & np.isnan(b))
     with np.errstate(all="ignore"):
@@ -304,7 +308,7 @@ def _apart(one: Known, value: Traced, ours: slice, theirs: slice) -> tuple[float
     return float(errors.max(initial=0.0)), float(multiples.max(initial=0.0))
 
 
-def _alike(value: Traced, one: Known) -> bool:
+def _alike(value: Traced, one: ReferenceValue) -> bool:
     """The same sizes, in any order."""
     return sorted(n for n in value.shape if n > 1) == sorted(n for n in one.shape if n > 1)
 
@@ -313,7 +317,7 @@ def program_values(program: Program, inputs: Sequence[Tensor]) -> Iterator[Trace
     """Of a rewritten program, in float64."""
     for node, result in walk(program.at(torch.float64), in_float64(inputs)):
         if node.op == "call_function" and isinstance(result, Tensor):
-            yield Traced(node.name, operator_name(node), tuple(result.shape), marks(result.numpy()))
+            yield Traced(node.name, operator_name(node), tuple(result.shape), fingerprint(result.numpy()))
 
 
 def trace_artifact(
@@ -363,13 +367,13 @@ def located(proof: Proof, trace: Callable[[], list[TraceRow]]) -> tuple[Proof, l
     except ConversionError as error:
         reason = f"where the values part could not be found: {error.what}"
         return (replace(proof, failures=(*proof.failures, reason)) if disagrees(proof) else proof), []
-    row = departure(rows)
+    row = first_divergence(rows)
     if row is None or not disagrees(proof):
         return proof, rows
     return replace(proof, departure=row, first_difference=row.module or "the model itself"), rows
 
 
-def departure(rows: Sequence[TraceRow]) -> TraceRow | None:
+def first_divergence(rows: Sequence[TraceRow]) -> TraceRow | None:
     """The first value that differs."""
     return next((row for row in rows if row.departs), None)
 
@@ -417,7 +421,7 @@ def scale_of(array: np.ndarray) -> float:
 
 
 def statistics(array: np.ndarray) -> Statistics:
-    return _statistics(array.shape, marks(array))
+    return _statistics(array.shape, fingerprint(array))
 
 
 def _statistics(shape: Sequence[int], found: np.ndarray) -> Statistics:

@@ -14,7 +14,7 @@ import numpy as np
 
 from converter.artifacts.runner import Runner, TensorSpec
 from converter.errors import ConversionError
-from converter.plan.interface import Interface, sizes_shown
+from converter.plan.interface import TensorInterface, sizes_shown
 from converter.report.results import Explanation, ExplanationKind, Proof
 from converter.verification.explanations import Way, explains, orders, transforms
 from converter.verification.io_names import cast, counted, fits, kind, paired, perfect_matching, plain_name, shown
@@ -26,7 +26,7 @@ MOST_PERMUTED = 4  # inputs whose order is tried
 
 
 @dataclass(frozen=True)
-class Reading:
+class InputBinding:
     """One way to feed an artifact: for each of the model's inputs, the artifact's name and the axes' order.
 
     Attributes:
@@ -51,7 +51,7 @@ class Match:
 
     proof: Proof
     results: list[Outputs]
-    reading: Reading
+    reading: InputBinding
     explanations: list[Explanation] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -67,8 +67,8 @@ class Matching:
     """
 
     runner: Runner
-    inputs: Sequence[Interface]
-    outputs: Sequence[Interface]
+    inputs: Sequence[TensorInterface]
+    outputs: Sequence[TensorInterface]
     reference: Reference
     told: bool = False
     accepted: Collection[ExplanationKind] = ()
@@ -97,7 +97,7 @@ class Matching:
             raise failure or ConversionError("the artifact's inputs are not those of the model")
         return first
 
-    def _tried(self, reading: Reading, first: Match | None) -> Match | None:
+    def _tried(self, reading: InputBinding, first: Match | None) -> Match | None:
         """What agrees under this reading; after the first reading, one round decides whether all are run."""
         for rounds in (None,) if first is None else (1, None):
             found = self._compare(list(self._run(reading, rounds)), reading)
@@ -111,7 +111,7 @@ class Matching:
 
     # -- inputs
 
-    def _readings(self) -> Iterator[Reading]:
+    def _readings(self) -> Iterator[InputBinding]:
         specs = self.runner.inputs
         if len(specs) != len(self.inputs):
             raise ConversionError(
@@ -137,7 +137,7 @@ class Matching:
 
     def _laid_out(
         self, assignments: Sequence[Sequence[str]], by_name: Mapping[str, TensorSpec], baseline: Sequence[str]
-    ) -> Iterator[Reading]:
+    ) -> Iterator[InputBinding]:
         for names in assignments:
             swapped: tuple[tuple[ExplanationKind, str, str], ...] = ()
             if assignments[0] == baseline != names:
@@ -150,14 +150,14 @@ class Matching:
                     for i, order, known in zip(self.inputs, chosen, each, strict=True)
                     if order != known[0]
                 )
-                yield Reading(tuple(names), chosen, (*swapped, *guessed))  # type: ignore[arg-type]
+                yield InputBinding(tuple(names), chosen, (*swapped, *guessed))  # type: ignore[arg-type]
 
-    def _orders(self, interface: Interface, spec: TensorSpec) -> list[tuple[int, ...]]:
+    def _orders(self, interface: TensorInterface, spec: TensorSpec) -> list[tuple[int, ...]]:
         if self.told:
             return [interface.order]
         return [o for o in orders(len(interface.shape)) if fits([interface.shape[d] for d in o], spec.shape)]
 
-    def _fits(self, interface: Interface, spec: TensorSpec) -> bool:
+    def _fits(self, interface: TensorInterface, spec: TensorSpec) -> bool:
         return bool(self._orders(interface, spec)) and kind(spec.dtype) in (kind(interface.dtype), "f")
 
     def _unfit(self, names: Sequence[str], by_name: Mapping[str, TensorSpec]) -> ConversionError:
@@ -172,11 +172,11 @@ class Matching:
             fix="give --input-shape with the sizes that the artifact takes, in PyTorch's layout",
         )
 
-    def _run(self, reading: Reading, rounds: int | None) -> Iterator[Mapping[str, np.ndarray]]:
+    def _run(self, reading: InputBinding, rounds: int | None) -> Iterator[Mapping[str, np.ndarray]]:
         for each in self.reference.rounds[:rounds]:
             yield self.runner.run(self.fed(reading, each.arrays))
 
-    def fed(self, reading: Reading, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def fed(self, reading: InputBinding, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """`arrays`, by the model's names in PyTorch's layout, as the artifact takes them."""
         dtypes = {s.name: s.dtype for s in self.runner.inputs}
         return {
@@ -186,7 +186,7 @@ class Matching:
 
     # -- outputs
 
-    def _compare(self, given: Sequence[Mapping[str, np.ndarray]], reading: Reading) -> Match:
+    def _compare(self, given: Sequence[Mapping[str, np.ndarray]], reading: InputBinding) -> Match:
         theirs = [s.name for s in self.runner.outputs]
         names = self._expected_names(given)
         plain = [self._plain(o, [g[n] for g in given]) for o, n in zip(self.outputs, names, strict=False)]
@@ -208,7 +208,7 @@ class Matching:
         explained = self._explained_proof(given, names, chosen, explanations)
         return Match(explained, self._results(given, names, chosen), reading, explanations, notes)
 
-    def _notes(self, reading: Reading, plain: Sequence[Way], more: Sequence[str]) -> list[str]:
+    def _notes(self, reading: InputBinding, plain: Sequence[Way], more: Sequence[str]) -> list[str]:
         ins = [
             i.name for i, order in zip(self.inputs, reading.orders, strict=True) if order != tuple(range(len(order)))
         ]
@@ -237,7 +237,7 @@ class Matching:
             return tuple(fitting[o][0] for o in ours)
         return names
 
-    def _plain(self, output: Interface, arrays: Sequence[np.ndarray]) -> Way:
+    def _plain(self, output: TensorInterface, arrays: Sequence[np.ndarray]) -> Way:
         """As the shapes tell; where they leave it open, as PyTorch has it."""
         if self.told:
             return Way(None, output.order)
@@ -247,7 +247,7 @@ class Matching:
                 return Way(None, order)
         return Way(None, tuple(range(len(output.shape))))
 
-    def _ways(self, output: Interface, plain: Way, arrays: Sequence[np.ndarray]) -> Iterator[Way]:
+    def _ways(self, output: TensorInterface, plain: Way, arrays: Sequence[np.ndarray]) -> Iterator[Way]:
         """All that fit the shapes, the plainest first."""
         shape = np.shape(self.reference.float64[0][output.name])
         layouts = [plain.order]
@@ -265,7 +265,7 @@ class Matching:
         shapes = [np.shape(self.reference.rounds[0].arrays[i.name]) for i in self.inputs]
         return [(s[2], s[3]) for s in shapes if len(s) == 4]
 
-    def _way(self, output: Interface, arrays: Sequence[np.ndarray]) -> Way | None:
+    def _way(self, output: TensorInterface, arrays: Sequence[np.ndarray]) -> Way | None:
         """The plainest way in which these arrays are this output."""
         r = self.reference
         for way in self._ways(output, self._plain(output, arrays), arrays):
@@ -361,7 +361,7 @@ class Matching:
 Ways = tuple[tuple[str, ...], list[Way], list[tuple[ExplanationKind, str, str]]]
 
 
-def _kinds(outputs: Sequence[Interface], ways: Sequence[Way]) -> list[tuple[ExplanationKind, str, str]]:
+def _kinds(outputs: Sequence[TensorInterface], ways: Sequence[Way]) -> list[tuple[ExplanationKind, str, str]]:
     return [
         (w.kind, o.name, f"output `{o.name}`: {w.description}") for o, w in zip(outputs, ways, strict=True) if w.kind
     ]

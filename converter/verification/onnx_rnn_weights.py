@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from converter.ir.lazy_tensor import Deferred
+from converter.ir.lazy_tensor import LazyTensor
 from converter.ir.program import Program
 from converter.verification.weight_proof import Expected
 
@@ -64,7 +64,7 @@ def _made_for(program: Program, node: fx.Node) -> Iterator[Expected]:
 def _expected(program: Program, nodes: list[fx.Node], function: Callable[..., torch.Tensor]) -> Expected:
     origins = [program.origins[str(node.target)] for node in nodes]
     sources = tuple(dict.fromkeys(source for origin in origins for source in origin.sources))
-    values = Deferred.made(function, *(program.values(node) for node in nodes))
+    values = LazyTensor.made(function, *(program.values(node) for node in nodes))
     return Expected(values, sources, all(origin.exact for origin in origins))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..report.results import Accuracy, OutputComparison, Proof, ProofName
 from .metrics import Allowance, Figures, figures, largest_error, rounding_unit
-from .vacuity import silence
+from .vacuity import why_vacuous
 
 Outputs = Mapping[str, np.ndarray]
 # Of the number of a round: what PyTorch makes of its inputs with other roundings.
@@ -170,7 +170,7 @@ def _combine(name: str, found: Sequence[Figures], reference: Sequence[np.ndarray
         notes.append("depends on no input's values: a constant")
     else:
         bounds = [one.most_allowed / one.scale for one in found if one.scale > 0]
-        unproven = silence(reference, min(bounds, default=0.0))
+        unproven = why_vacuous(reference, min(bounds, default=0.0))
     exact = np.asarray(reference[0]).dtype.kind in "iub"
     if exact and set_aside > SET_ASIDE_SHARE * elements:
         unproven = (

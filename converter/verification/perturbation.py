@@ -64,7 +64,7 @@ class Coarse(nn.Module):
         return (result + KNOWN_SHARE * signs * self.kernel.error(*arguments, **named)).to(result.dtype)
 
 
-def rounded_otherwise(
+def run_perturbed(
     program: Program,
     inputs: Sequence[Tensor],
     precision: torch.dtype,

@@ -15,7 +15,7 @@ from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
 from converter.artifacts.runner import Runner
-from converter.capture.input_domains import free_sizes, input_specs, many_samples
+from converter.capture.input_domains import dynamic_size_choices, input_specs, many_samples
 from converter.capture.random_inputs import Round, rounds
 from converter.errors import CaptureError
 from converter.ir.program import Program
@@ -24,8 +24,8 @@ from converter.report.results import ComparedOn
 from converter.verification.coarse_kernels import Kernel, coarse_kernels
 from converter.verification.image_folder import Preprocessing
 from converter.verification.output_proofs import Again, Outputs, compare_artifact
-from converter.verification.perturbation import rounded_otherwise
-from converter.verification.unstable_samples import computes_on_choices, settled
+from converter.verification.perturbation import run_perturbed
+from converter.verification.unstable_samples import computes_on_choices, stable_samples
 from converter.verification.user_inputs import Given, batches, load_given
 
 aten = torch.ops.aten
@@ -74,7 +74,7 @@ class Reference:
         key = precision, number, frozenset(kernels or ())
         if key not in self._again:
             inputs = [torch.from_numpy(np.asarray(self.rounds[number].arrays[name])) for name in self.program.inputs]
-            results = rounded_otherwise(self.program, inputs, precision, number, kernels)
+            results = run_perturbed(self.program, inputs, precision, number, kernels)
             self._again[key] = [_named(self.program, one) for one in results]
         return self._again[key]
 
@@ -114,7 +114,7 @@ def take_reference(
             fix="return what is computed: a tensor, or a tuple, list or dict of tensors",
         )
     specs = input_specs(program)
-    drawn = list(rounds(specs, seed, free_sizes(program), many_samples(program)))[:most]
+    drawn = list(rounds(specs, seed, dynamic_size_choices(program), many_samples(program)))[:most]
     given, labels = [], None
     if inputs is not None:
         arrays, labels = load_given(inputs, specs, preprocessing)
@@ -167,7 +167,7 @@ def without_open_choices(program: Program, drawn: Sequence[Round]) -> tuple[list
             kept.append(each)
             continue
         (batch,) = sizes
-        held = settled(program, inputs, batch, number)
+        held = stable_samples(program, inputs, batch, number)
         if held.all():
             kept.append(each)
         elif held.any() and program.fixed_batch is None:

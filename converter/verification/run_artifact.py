@@ -8,14 +8,14 @@ import numpy as np
 
 from converter.artifacts.runner import Runner
 from converter.errors import ConversionError
-from converter.plan.interface import Interface, to_artifact, to_torch
+from converter.plan.interface import TensorInterface, to_artifact, to_torch
 from converter.report.results import Accuracy
 from converter.verification.output_proofs import Outputs, accuracy
 from converter.verification.reference import Reference
 
 
 def run_artifact(
-    runner: Runner, inputs: Sequence[Interface], outputs: Sequence[Interface], reference: Reference
+    runner: Runner, inputs: Sequence[TensorInterface], outputs: Sequence[TensorInterface], reference: Reference
 ) -> list[Outputs]:
     """The opened artifact's results on every round, in PyTorch's layout."""
     if len(runner.inputs) != len(inputs) or len(runner.outputs) != len(outputs):
@@ -26,12 +26,12 @@ def run_artifact(
     output_names = _matched([s.name for s in runner.outputs], [o.name for o in outputs])
     results: list[Outputs] = []
     for each in reference.rounds:
-        given = runner.run(fed(runner, inputs, each.arrays))
+        given = runner.run(feed(runner, inputs, each.arrays))
         results.append({o.name: to_torch(given[n], o) for n, o in zip(output_names, outputs, strict=True)})
     return results
 
 
-def fed(runner: Runner, inputs: Sequence[Interface], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def feed(runner: Runner, inputs: Sequence[TensorInterface], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """`arrays`, by the model's names in PyTorch's layout, as the opened artifact of ours takes them."""
     names = _matched([s.name for s in runner.inputs], [i.name for i in inputs])
     dtypes = {s.name: s.dtype for s in runner.inputs}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from converter.ir.program import Program
-from converter.verification.perturbation import rounded_otherwise
+from converter.verification.perturbation import run_perturbed
 
 aten = torch.ops.aten
 INDICES = {
@@ -43,13 +43,13 @@ def places(node: fx.Node, position: int | None) -> Sequence[fx.Node]:
     return [user for user in node.users if user.target is operator.getitem and user.args[1] == position]
 
 
-def settled(program: Program, inputs: Sequence[Tensor], batch: int, seed: int) -> np.ndarray:
+def stable_samples(program: Program, inputs: Sequence[Tensor], batch: int, seed: int) -> np.ndarray:
     """For each of `batch` samples, whether PyTorch makes the same of it with other roundings, in both precisions."""
     held = np.ones(batch, bool)
     for precision, apart in APART.items():
         given = [x.to(precision) if x.dtype == torch.float32 else x for x in inputs]
         expected = program.at(precision).run(*given)
-        for results in rounded_otherwise(program, inputs, precision, seed):
+        for results in run_perturbed(program, inputs, precision, seed):
             for one, other in zip(expected, results, strict=True):
                 held &= alike(one.detach().numpy(), other.detach().numpy(), batch, apart)
     return held

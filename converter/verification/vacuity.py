@@ -10,7 +10,7 @@ DEAD_STD = 1e-3  # of the output's scale
 VISIBLE = 10  # times the bound: what an output must vary by for a fault in it to be seen
 
 
-def silence(reference: Sequence[np.ndarray], relative_bound: float) -> str | None:
+def why_vacuous(reference: Sequence[np.ndarray], relative_bound: float) -> str | None:
     """Say why agreement on these outputs would prove nothing, if so."""
     arrays = [np.asarray(array) for array in reference]
     if any(array.dtype.kind == "c" for array in arrays):

@@ -22,9 +22,9 @@ from converter.errors import ConversionError
 from converter.ir.program import Program
 from converter.lowering.planner import make_plan
 from converter.options import Options
-from converter.pipeline.build import Built, build
+from converter.pipeline.build import RewrittenModel, build
 from converter.pipeline.clock import Clock
-from converter.pipeline.load_model import Source, open_source
+from converter.pipeline.load_model import LoadedModel, load_model
 from converter.report.results import Proof
 from converter.rewrites.pipelines import REWRITES
 from converter.verification.output_proofs import compare_artifact
@@ -80,14 +80,14 @@ class Bench:
     name: str
     runners: Runners
     seed: int = 0
-    source: Source = field(init=False)
+    source: LoadedModel = field(init=False)
     reference: Reference = field(init=False)
     probes: list[Round] = field(init=False)
     expected: list[dict[str, np.ndarray]] = field(init=False)
 
     def __post_init__(self) -> None:
         architecture = ARCHITECTURES[self.name]
-        self.source = open_source(
+        self.source = load_model(
             architecture.model(), factory=None, factory_args=None, input_shapes=architecture.shapes, trust=(),
             fixed_batch=None, seed=self.seed, clock=Clock(None),
         )  # fmt: skip
@@ -99,12 +99,12 @@ class Bench:
         self.probes = list(probes(program))
         self.expected = results(program, self.probes)
 
-    def built(self, format: Format, program: Program) -> Built:
+    def built(self, format: Format, program: Program) -> RewrittenModel:
         if format == "onnx":
             right = build(self.source, format, Options(), Clock(None))
-            return Built(self.source, format, Options(), program, right.changes, right.inputs, right.outputs)
+            return RewrittenModel(self.source, format, Options(), program, right.changes, right.inputs, right.outputs)
         plan = make_plan(program)
-        return Built(self.source, format, Options(), program, [], plan.inputs, plan.outputs, plan)
+        return RewrittenModel(self.source, format, Options(), program, [], plan.inputs, plan.outputs, plan)
 
     def rewritten(self, format: Format, program: Program) -> Program:
         """By the rewrites of `format`, without the check that each of them leaves the function as it is."""
@@ -114,7 +114,7 @@ class Bench:
                 copied.finish()
         return copied
 
-    def prove(self, built: Built, with_artifact: bool, spoil: Callable[[Path], None] | None = None) -> Caught:
+    def prove(self, built: RewrittenModel, with_artifact: bool, spoil: Callable[[Path], None] | None = None) -> Caught:
         """The three proofs of `built`, written, and changed by `spoil` if there is one (then without the first)."""
         caught = Caught()
         if spoil is None:
@@ -127,13 +127,13 @@ class Bench:
                     caught.ask("weights", lambda: self.weights(built))
         return caught
 
-    def _second(self, built: Built, path: Path, spoil: Callable[[Path], None] | None) -> Proof:
+    def _second(self, built: RewrittenModel, path: Path, spoil: Callable[[Path], None] | None) -> Proof:
         built.write(path)
         if spoil:
             spoil(path)
         return self.compared(built, path)
 
-    def run(self, built: Built) -> list[Mapping[str, np.ndarray]]:
+    def run(self, built: RewrittenModel) -> list[Mapping[str, np.ndarray]]:
         """The opened artifact's results on the probes."""
         return list(
             run_artifact(
@@ -141,18 +141,18 @@ class Bench:
             )
         )
 
-    def changed(self, built: Built, expected: Sequence[Mapping[str, np.ndarray]]) -> float:
+    def changed(self, built: RewrittenModel, expected: Sequence[Mapping[str, np.ndarray]]) -> float:
         """How much a spoilt artifact's results on the probes depart, which it may also refuse."""
         try:
             return change(expected, self.run(built))
         except ConversionError:
             return float("inf")
 
-    def weights(self, built: Built) -> Proof:
+    def weights(self, built: RewrittenModel) -> Proof:
         runner = self.runners[built.format]
         return built.prove_weights(runner.tensors(), runner.graph_as_written())
 
-    def compared(self, built: Built, path: Path) -> Proof:
+    def compared(self, built: RewrittenModel, path: Path) -> Proof:
         runner = self.runners[built.format]
         runner.open(path)
         actual = run_artifact(runner, built.inputs, built.outputs, self.reference)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import graph_digest as digests
-from .protocol import Fact, Value, marks
+from .protocol import Fact, Value, fingerprint
 
 _LARGE = 1 << 16  # bytes of a tensor that a trace hands to the session by itself
 
@@ -106,7 +106,7 @@ class Reader:
             group = names[start : start + _AT_ONCE]
             for name, array in zip(group, session.run(group, dict(arrays)), strict=True):
                 if isinstance(array, np.ndarray) and array.dtype.kind in "fiub":
-                    yield name, makers[name].op_type, list(array.shape), marks(array)
+                    yield name, makers[name].op_type, list(array.shape), fingerprint(array)
         del kept  # until here the session reads them
 
     def _beside(self, model: Any, options: Any) -> list[Any]:

@@ -68,7 +68,7 @@ def _dtype(name: str) -> np.dtype:
         return np.dtype(name)
 
 
-def marks(array: np.ndarray) -> np.ndarray:
+def fingerprint(array: np.ndarray) -> np.ndarray:
     """What an array is known by wherever its axes and their positions are moved, in float64.
 
     First its `FIGURES`; then, as `slices` says, for each axis the mean of every slice across it, and the mean of the

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .graph_ops import BOOKKEEPING, behind
-from .protocol import Value, marks
+from .protocol import Value, fingerprint
 
 _AT_ONCE = 48  # values held in memory together; each such group is another run of the graph
 
@@ -37,4 +37,4 @@ def trace_function(function: Any, arrays: Mapping[str, np.ndarray]) -> Iterator[
         results = frozen.prune(frozen.inputs, group)(*feeds)
         for tensor, result in zip(group, results, strict=True):
             array = result.numpy()
-            yield tensor.op.name, tensor.op.type, list(array.shape), marks(array)
+            yield tensor.op.name, tensor.op.type, list(array.shape), fingerprint(array)

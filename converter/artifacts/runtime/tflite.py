@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .protocol import Fact, Value, marks
+from .protocol import Fact, Value, fingerprint
 from .signatures import chosen_signature
 
 _GENERATED = "serving_default_"  # before the names of inputs, where a file has no signature
@@ -101,7 +101,7 @@ class Reader:
                 continue
             if array.dtype.kind in "fiub":
                 name = detail["name"].partition(";")[0]
-                yield name, makers[detail["index"]], list(array.shape), marks(array)
+                yield name, makers[detail["index"]], list(array.shape), fingerprint(array)
 
     def graph_digest(self) -> str:
         raise NotImplementedError("a TFLite file bears no stamp")

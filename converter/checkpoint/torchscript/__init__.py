@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from converter.checkpoint.pickle_allowlist import installed_module
-from converter.checkpoint.state_dict import as_float32, check_measure
+from converter.checkpoint.state_dict import as_float32, check_expansion
 from converter.checkpoint.torchscript.archive import open_archive
 from converter.checkpoint.torchscript.module import rebuilt
 from converter.checkpoint.trust import NotFoundError
@@ -33,6 +33,6 @@ def load_torchscript(path: Path, *, trusted: bool) -> tuple[nn.Module, list[str]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         script = torch.jit._recursive.wrap_cpp_module(archive.imported(unit, path))
-        check_measure((*script.parameters(), *script.buffers()), path)
+        check_expansion((*script.parameters(), *script.buffers()), path)
         script, notes = as_float32(script)
         return rebuilt(unit, script, archive.code, path, trusted), notes

@@ -81,7 +81,9 @@ def moved_inputs(node: fx.Node) -> list[fx.Node]:
     return [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor | list | tuple)]
 
 
-def sources(program: Program, end: fx.Node, allowed: Allowed = FIXED_ONLY) -> Iterator[tuple[fx.Node, list[fx.Node]]]:
+def moved_regions(
+    program: Program, end: fx.Node, allowed: Allowed = FIXED_ONLY
+) -> Iterator[tuple[fx.Node, list[fx.Node]]]:
     """Every value from which alone `end` can be moved together, with the operators that do it, in order.
 
     The nearest comes first. What `end` holds besides is zero.
@@ -108,7 +110,7 @@ def trace(program: Program, source: fx.Node, region: list[fx.Node], end: fx.Node
 
     None if a region's sizes hang on more than the batch, or if it moves elements from one example to another.
     """
-    result = traced(program, source, region, end)
+    result = trace_elements(program, source, region, end)
     if result is None:
         return None
     shape = known(source.meta["val"].shape)
@@ -125,7 +127,7 @@ def trace(program: Program, source: fx.Node, region: list[fx.Node], end: fx.Node
     return None
 
 
-def traced(program: Program, source: fx.Node, region: list[fx.Node], end: fx.Node) -> Tensor | None:
+def trace_elements(program: Program, source: fx.Node, region: list[fx.Node], end: fx.Node) -> Tensor | None:
     """For each element of `end` the position of the element of `source` that it is, from 1 on, 0 for a zero.
 
     Of all examples, which are two where the batch is free. None if a region's sizes hang on more than the batch.
