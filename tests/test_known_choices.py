@@ -43,7 +43,7 @@ def plan():
 
 
 def test_known_choices_give_the_plan_without_a_search(plan, monkeypatch):
-    monkeypatch.setattr(planner, "improved", pytest.fail)
+    monkeypatch.setattr(planner, "search_layouts", pytest.fail)
     again = make_plan(plan.program, known=plan.choices.by_name())
     assert (again.choices, again.cost) == (plan.choices, plan.cost)
 

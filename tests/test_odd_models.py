@@ -125,7 +125,7 @@ def broken_layer(monkeypatch):
     def fail(*_):
         raise KeyError("units")
 
-    monkeypatch.setattr("converter.lowering.executor.Lowered._layer", fail)
+    monkeypatch.setattr("converter.lowering.executor.PlanExecutor._layer", fail)
 
 
 def test_fault_in_one_format_leaves_the_others_and_names_the_module(tmp_path, broken_layer):

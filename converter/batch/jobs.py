@@ -131,7 +131,8 @@ def from_places(places: Iterable[str], to: Sequence[str], options: Mapping[str, 
             raise UsageError(
                 "There is no checkpoint.",
                 where=place,
-                fix=f"give files, folders of {', '.join(CHECKPOINT_SUFFIXES)}, globs, a manifest.toml, or - for JSON lines",
+                fix="Give files, folders of "
+                f"{', '.join(CHECKPOINT_SUFFIXES)}, globs, a manifest.toml, or - for JSON lines.",
             )
         jobs += [Job(name, path, tuple(to), dict(options)) for name, path in found]
     return jobs

@@ -59,8 +59,14 @@ class SubmodelOptions:
         return bool(self.outputs or self.submodule)
 
 
-def extract_submodel(module: nn.Module, calling: CallSpec, part: SubmodelOptions, runs: Callable[[nn.Module, list[Tensor]], None],
-        batch: int | None, seed: int) -> tuple[nn.Module, CallSpec]:  # fmt: skip
+def extract_submodel(
+    module: nn.Module,
+    calling: CallSpec,
+    part: SubmodelOptions,
+    runs: Callable[[nn.Module, list[Tensor]], None],
+    batch: int | None,
+    seed: int,
+) -> tuple[nn.Module, CallSpec]:
     """The module that is converted, and how it is called; `module` is changed.
 
     Args:

@@ -1,7 +1,7 @@
 """Tensors that are computed where they are read, so that what rewrites make of weights takes no memory of its own.
 
-What rewrites and mappings learn of values is noted where someone wants to know (`recording_queries`): a plan is right for other
-weights of the same shapes too, if every question that was asked on its way has the same answer there.
+What rewrites and mappings learn of values is noted where someone wants to know (`recording_queries`): a plan is right
+for other weights of the same shapes too, if every question that was asked on its way has the same answer there.
 """
 
 from __future__ import annotations

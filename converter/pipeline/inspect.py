@@ -67,7 +67,8 @@ def inspect(
         source = load_model(
             model, factory=factory, factory_args=factory_args, input_shapes=input_shapes, trust=trust, fixed_batch=None,
             seed=0, clock=clock, image_size=image_size,
-            part=SubmodelOptions.of(outputs, submodule, input_names, output_names), freeze_control_flow=freeze_control_flow,
+            part=SubmodelOptions.of(outputs, submodule, input_names, output_names),
+            freeze_control_flow=freeze_control_flow,
             strict=strict, drop_keys=drop_keys,
         )  # fmt: skip
         checks = _checks(source, check, Options(), clock)

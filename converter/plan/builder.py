@@ -1,7 +1,7 @@
 """The plan: every value of the program with its layout, every movement with its reason, before anything is built.
 
-`PlanBuilder` is what a mapping talks to. Mappings see layouts, not arrays, and answer with steps, which `lower` carries out
-later, as often and in whatever precision it likes.
+`PlanBuilder` is what a mapping talks to. Mappings see layouts, not arrays, and answer with steps, which the executor
+carries out later, as often and in whatever precision it likes.
 """
 
 from __future__ import annotations
