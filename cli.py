@@ -9,27 +9,18 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from converter.artifacts.paths import SUFFIXES, output_paths
 from converter.console.app import RESUMES, ConvertByDefault
-from converter.console.params import (
-    PATH,
-    architecture_options,
-    comparison_options,
-    conversion_options,
-    mappings_option,
-    message_options,
-    report_option,
-    shard_of,
-    trace_option,
-)
+from converter.console.params import PATH, GroupedCommand, in_group, message_options, options, report_option, shard_of
 from converter.console.signals import raise_if_interrupted
 from converter.errors import OutputError
+from converter.options import ConvertOptions, InspectOptions, VerifyOptions, options_of
 from converter.report.failures import SCHEMA, Failure, Report, failure_of, worst_status, write_report
-from converter.report.results import ConversionReport, ExplanationKind, VerificationReport
+from converter.report.results import ConversionReport, VerificationReport
 
 if TYPE_CHECKING:
     from converter.batch.jobs import Job
@@ -52,19 +43,24 @@ def main() -> None:
         os.environ.setdefault(name, value)
 
 
-@main.command()
+@main.command(cls=GroupedCommand)
 @click.argument("models", nargs=-1, required=True, type=PATH, metavar="MODEL...")
-@click.option(
-    "--to", multiple=True, required=True, type=click.Choice(list(SUFFIXES)), help="Format to write; repeatable."
+@in_group(
+    "Output",
+    "--to",
+    multiple=True,
+    required=True,
+    type=click.Choice(list(SUFFIXES)),
+    help="Format to write; repeatable.",
 )
-@click.option(
-    "-o", "--output", type=PATH, help="File or folder to write; a folder of them for several models or formats."
+@in_group(
+    "Output",
+    "-o",
+    "--output",
+    type=PATH,
+    help="File or folder to write; a folder of them for several models or formats.",
 )
-@architecture_options
-@conversion_options
-@mappings_option
-@comparison_options
-@trace_option
+@options(ConvertOptions)
 @report_option
 @message_options
 def convert(
@@ -76,12 +72,10 @@ def convert(
     quiet: bool,
     verbose: bool,
     log_file: Path | None,
-    no_verify: bool,
     **arguments: Any,
 ) -> None:
     """Convert models and prove that the results are the same functions."""
     import converter
-    from converter.verification.image_folder import with_preprocessing
 
     terminal = make_terminal(quiet, verbose, log_file)
     models, to = tuple(dict.fromkeys(models)), tuple(dict.fromkeys(to))
@@ -93,9 +87,8 @@ def convert(
             model,
             to=to,
             output=own_output,
-            verify=not no_verify,
             progress=terminal.progress,
-            **with_preprocessing(arguments),
+            **arguments,
         )
         return report
 
@@ -118,31 +111,40 @@ def convert(
     )
 
 
-@main.command()
+@main.command(cls=GroupedCommand)
 @click.argument("places", nargs=-1, required=True, metavar="MANIFEST.toml|FILE|FOLDER|GLOB|-...")
-@click.option("--to", multiple=True, type=click.Choice(list(SUFFIXES)), help="Format to write; repeatable.")
-@click.option("-o", "--output", type=PATH, help="Folder for artifacts, logs, the journal and summary.json.")
-@click.option(
-    "--check", is_flag=True, help="Say of each model whether it can be converted; -o is not needed, nothing is written."
+@in_group("Output", "--to", multiple=True, type=click.Choice(list(SUFFIXES)), help="Format to write; repeatable.")
+@in_group("Output", "-o", "--output", type=PATH, help="Folder for artifacts, logs, the journal and summary.json.")
+@in_group(
+    "Output",
+    "--check",
+    is_flag=True,
+    help="Say of each model whether it can be converted; -o is not needed, nothing is written.",
 )
-@click.option("-j", "--jobs", type=click.IntRange(min=1), metavar="N", help="Models at once.  [default: what fits]")
-@click.option(
-    "--timeout", type=click.FloatRange(min=1), default=3600, metavar="S", help="Seconds for a model.  [default: 3600]"
+@in_group(
+    "Batch", "-j", "--jobs", type=click.IntRange(min=1), metavar="N", help="Models at once.  [default: what fits]"
 )
-@click.option(
-    "--memory", type=click.FloatRange(min=0.1), metavar="GIB", help="Memory for a model.  [default: its share]"
+@in_group(
+    "Batch",
+    "--timeout",
+    type=click.FloatRange(min=1),
+    default=3600,
+    metavar="S",
+    help="Seconds for a model.  [default: 3600]",
 )
-@click.option("--retry-failed", is_flag=True, help="Begin again what did not end verified.")
-@click.option("--fail-fast", is_flag=True, help="Begin no more once one did not end verified.")
-@click.option("--shard", callback=shard_of, metavar="I/N", help="Convert only this part of the list, for job arrays.")
-@click.option(
-    "--scheduler", metavar="ADDRESS", help="Of a Dask scheduler whose workers shall convert, tcp://HOST:8786."
+@in_group(
+    "Batch", "--memory", type=click.FloatRange(min=0.1), metavar="GIB", help="Memory for a model.  [default: its share]"
 )
-@click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
-@architecture_options
-@conversion_options
-@mappings_option
-@comparison_options
+@in_group("Batch", "--retry-failed", is_flag=True, help="Begin again what did not end verified.")
+@in_group("Batch", "--fail-fast", is_flag=True, help="Begin no more once one did not end verified.")
+@in_group(
+    "Batch", "--shard", callback=shard_of, metavar="I/N", help="Convert only this part of the list, for job arrays."
+)
+@in_group(
+    "Batch", "--scheduler", metavar="ADDRESS", help="Of a Dask scheduler whose workers shall convert, tcp://HOST:8786."
+)
+@in_group("Batch", "--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
+@options(ConvertOptions, batch=True)
 @message_options
 def batch(
     places: tuple[str, ...],
@@ -161,7 +163,6 @@ def batch(
     quiet: bool,
     verbose: bool,
     log_file: Path | None,
-    no_verify: bool,
     **arguments: Any,
 ) -> None:
     """Convert many checkpoints, and go on where an earlier batch into the same folder ended."""
@@ -171,13 +172,12 @@ def batch(
     from converter.console.batch_progress import BatchDisplay
 
     context = click.get_current_context()
+    defaults = {name: field.default for name, _, field in options_of(ConvertOptions)}
     if output is None and not check:
         raise click.MissingParameter(ctx=context, param=next(p for p in context.command.params if p.name == "output"))
     context.meta[RESUMES] = not check
     terminal = make_terminal(quiet, verbose, log_file)
-    said = {name: plain(value) for name, value in arguments.items() if not unsaid(value)}
-    if no_verify:
-        said["verify"] = False
+    said = {name: plain(value) for name, value in arguments.items() if value not in (None, (), defaults[name])}
 
     def listed() -> list["Job"]:
         return work_list(places, to or tuple(SUFFIXES if check else ()), said, lines=sys.stdin, part=shard)
@@ -214,11 +214,6 @@ def batch(
     write_report_and_exit(result.to_dict(), [result], as_json, None)
 
 
-def unsaid(value: Any) -> bool:
-    """Whether an option stands as it does where nothing is said."""
-    return value is None or value is False or value == ()
-
-
 def plain(value: Any) -> Any:
     """An option's value as JSON has it."""
     if isinstance(value, tuple):
@@ -226,20 +221,10 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-@main.command()
+@main.command(cls=GroupedCommand)
 @click.argument("model", type=PATH)
 @click.argument("artifact", type=PATH)
-@architecture_options
-@comparison_options
-@click.option(
-    "--accept",
-    multiple=True,
-    type=click.Choice(get_args(ExplanationKind)),
-    help="Count an artifact as agreeing that agrees after this only; repeatable.",
-)
-@click.option("--signature", metavar="NAME", help="Of a SavedModel or TFLite file that has several.")
-@click.option("--weights", is_flag=True, help="Only find every tensor in the artifact, by its content; run nothing.")
-@trace_option
+@options(VerifyOptions)
 @report_option
 @message_options
 def verify(
@@ -254,11 +239,10 @@ def verify(
 ) -> None:
     """Compare an artifact with the model it was made from; any tool may have made it."""
     import converter
-    from converter.verification.image_folder import with_preprocessing
 
     terminal = make_terminal(quiet, verbose, log_file)
     result = run_or_report(
-        lambda: converter.verify(model, artifact, progress=terminal.progress, **with_preprocessing(arguments)),
+        lambda: converter.verify(model, artifact, progress=terminal.progress, **arguments),
         str(model),
         terminal,
     )
@@ -267,16 +251,22 @@ def verify(
     write_report_and_exit(result.to_dict(), [result], as_json, report_file)
 
 
-@main.command()
+@main.command(cls=GroupedCommand)
 @click.argument("model", type=PATH)
-@architecture_options
-@mappings_option
-@click.option("--layout", is_flag=True, help="Show the plan too: how each value lies, and what moves for which reason.")
-@click.option(
-    "--check", is_flag=True, help="Say whether it can be converted, by the exit status too; nothing is written."
+@options(InspectOptions)
+@in_group("Output", "--plan", is_flag=True, help="Show the plan too: the layout of each value, and what moves and why.")
+@in_group(
+    "Output",
+    "--check",
+    is_flag=True,
+    help="Say whether it can be converted, by the exit status too; nothing is written.",
 )
-@click.option(
-    "--to", multiple=True, type=click.Choice(list(SUFFIXES)), help="Format to check; repeatable.  [default: all]"
+@in_group(
+    "Output",
+    "--to",
+    multiple=True,
+    type=click.Choice(list(SUFFIXES)),
+    help="Format to check; repeatable.  [default: all]",
 )
 @message_options
 def inspect(

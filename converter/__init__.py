@@ -23,10 +23,10 @@ from converter.compat.llvm_conflict import guard_triton
 if TYPE_CHECKING:
     from converter.batch.check import check_many
     from converter.batch.run import convert_many
+    from converter.options import Preprocessing
     from converter.pipeline.convert import convert
     from converter.pipeline.inspect import inspect
     from converter.pipeline.verify import verify
-    from converter.verification.image_folder import Preprocessing
 
 # Torch's idle threads would spin, and slow each other and TensorFlow's down on a busy machine. Read at its import.
 if "torch" not in sys.modules:
@@ -42,7 +42,7 @@ _HOMES = {
     "convert_many": "converter.batch.run",
     "inspect": "converter.pipeline.inspect",
     "verify": "converter.pipeline.verify",
-    "Preprocessing": "converter.verification.image_folder",
+    "Preprocessing": "converter.options",
 }
 
 

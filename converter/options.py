@@ -1,21 +1,475 @@
-"""Options of a conversion."""
+"""Every option, once.
+
+Each field below carries its flag, help text, default and parser. The options of the command line and their help, the
+keys of a manifest, the keywords of the Python API, the options in an artifact's stamp, and docs/OPTIONS.md are made
+from these fields. To add an option, add a field here and use it where it acts.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, get_args, get_origin, get_type_hints
+
+from converter.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Group = Literal["Model", "Inputs", "Output", "Verification", "Advanced"]
+Layout = Literal["auto", "nhwc", "nchw"]
+Fit = Literal["stretch", "crop", "pad"]
+Order = Literal["rgb", "bgr"]
+ExplanationKind = Literal["softmax", "sigmoid", "boxes", "output-order", "input-order", "layout"]
+Names = Sequence[str] | Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class Options:
+class Flag:
+    """How an option is given on the command line and in a manifest.
+
+    Attributes:
+        name: with its dashes; a manifest's key is the name without them. `--no-NAME` is for a default of True.
+        metavar: how the help shows the value.
+        minimum: the least number that is allowed.
+        parse: turns the command line's text into the value; raises ValueError with what to give instead.
+        is_path: the value names files; in a manifest they are relative to it.
+        completes: what the shell completes: "factory" or "package".
+        default: how the help shows the default, where its text is not its value.
+        in_batch: `convert batch` and its manifests take it.
+    """
+
+    name: str
+    group: Group
+    help: str
+    metavar: str | None = None
+    minimum: float | None = None
+    parse: Callable[[str], Any] | None = None
+    is_path: bool = False
+    completes: Literal["factory", "package"] | None = None
+    default: str | None = None
+    in_batch: bool = True
+
+    @property
+    def key(self) -> str:
+        """The key in a manifest."""
+        return self.name.removeprefix("--no-").removeprefix("--")
+
+
+def option(name: str, group: Group, help: str, value: Any = None, **settings: Any) -> Any:
+    """Declare a field with its flag; `value` is its default."""
+    return field(default=value, metadata={"flag": Flag(name, group, help, **settings)})
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Read a JSON object. Raises ValueError."""
+    try:
+        parsed = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"this is not valid JSON: {error}") from error
+    if not isinstance(parsed, dict):
+        raise ValueError('give an object of keyword arguments, such as {"num_classes": 10}')
+    return parsed
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Read numbers that commas separate. Raises ValueError."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ValueError("give numbers separated by commas, such as 0.485,0.456,0.406") from error
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What the checkpoint holds, and what of it may run.
+
+    Attributes:
+        factory: what builds a state dict's architecture: `package.module:name`, `file.py:name`, `timm:NAME`,
+            `torchvision:NAME` or `hf:FOLDER`.
+        factory_args: keyword arguments of the factory.
+        drop_keys: glob patterns of keys of the state dict to leave out, by their names in the file or without a
+            wrapper's prefix.
+        trust: packages and Python files whose classes may be unpickled.
+    """
+
+    factory: str | None = option(
+        "--model", "Model", "What builds a state dict's architecture: package.module:factory, file.py:factory, "
+        "timm:NAME, torchvision:NAME or hf:FOLDER.", metavar="WHERE:FACTORY", completes="factory",
+    )  # fmt: skip
+    factory_args: Mapping[str, Any] | None = option(
+        "--model-args",
+        "Model",
+        "Keyword arguments of the factory, as a JSON object.",
+        metavar="JSON",
+        parse=json_object,
+    )
+    drop_keys: tuple[str, ...] = option(
+        "--drop-keys", "Model", "Leave out keys of the state dict that match, such as 'head.*'; repeatable.", (),
+        metavar="PATTERN",
+    )  # fmt: skip
+    trust: tuple[str, ...] = option(
+        "--trust", "Model", "Allow classes of this package to be unpickled; repeatable.", (), metavar="PACKAGE",
+        completes="package",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SubmodelOptions:
+    """Which part of the model is converted, and what its inputs and outputs are called.
+
+    Attributes:
+        outputs: paths of modules whose outputs become the model's, in place of its own.
+        submodule: path of the module that is converted in place of the whole model.
+        input_names, output_names: `OLD=NEW` each; the API takes a mapping too.
+    """
+
+    outputs: tuple[str, ...] = option(
+        "--outputs", "Output", "Stop at this module: its outputs become the model's; repeatable.", (),
+        metavar="MODULE.PATH",
+    )  # fmt: skip
+    submodule: str | None = option(
+        "--submodule", "Model", "Convert this module only; input shapes are the whole model's.", metavar="MODULE.PATH"
+    )
+    input_names: tuple[str, ...] = option(
+        "--input-name", "Inputs", "Rename an input; repeatable.", (), metavar="OLD=NEW"
+    )
+    output_names: tuple[str, ...] = option(
+        "--output-name", "Output", "Rename an output; repeatable.", (), metavar="OLD=NEW"
+    )
+
+    @property
+    def cuts(self) -> bool:
+        """Whether this is less than the whole model."""
+        return bool(self.outputs or self.submodule)
+
+
+@dataclass(frozen=True)
+class CaptureOptions:
+    """How the model is called while it is captured.
+
+    Attributes:
+        input_shapes: `[NAME=]1,3,224,224[:DTYPE]` for each input, batch first; a name in place of a number (`1,3,H,W`)
+            makes that size dynamic. Without any, the module's own hints are used.
+        image_size: `HEIGHT[,WIDTH]` of the only input, in place of `input_shapes`.
+        freeze_control_flow: keep the branches that random inputs take; other inputs must take the same ones.
+        strict: capture through Python bytecode, which torch.export calls strict, and in no other way.
+        seed: of the random inputs.
+    """
+
+    input_shapes: tuple[str, ...] = option(
+        "--input-shape", "Inputs", "Shape of an input, batch first; repeat for each input.", (),
+        metavar="[NAME=]1,3,640,640[:DTYPE]",
+    )  # fmt: skip
+    image_size: str | None = option(
+        "--image-size", "Inputs", "Height and width of the only input, in place of --input-shape; its channels are "
+        "those of the first convolution.", metavar="H[,W]",
+    )  # fmt: skip
+    freeze_control_flow: bool = option(
+        "--freeze-control-flow", "Advanced", "Freeze data-dependent branches as taken on random inputs; checked on "
+        "further inputs.", False,
+    )  # fmt: skip
+    strict: bool = option(
+        "--strict", "Advanced", "Capture through Python bytecode, which torch.export calls strict.", False
+    )
+    seed: int = option("--seed", "Advanced", "Seed of the random inputs.", 0, metavar="N", minimum=0)
+
+
+@dataclass(frozen=True)
+class ArtifactOptions:
     """What decides the bytes of an artifact, besides the model.
 
     Attributes:
-        mappings: the SHA-256 of each file of the user's mappings.
+        layout: of inputs and outputs of Keras and TensorFlow artifacts.
+        exact_shifts: treat a grid_sample at whole-pixel offsets as the shift that it is but for rounding.
+        mappings: Python files that register mappings of the user's; in a stamp, the SHA-256 of each.
     """
 
-    layout: str = "auto"
-    fixed_batch: int | None = None
-    keep_batchnorm: bool = False
-    opset: int | None = None
-    exact_shifts: bool = False
-    mappings: tuple[str, ...] = ()
+    layout: Layout = option(
+        "--layout", "Output", "Layout of inputs and outputs of Keras and TensorFlow artifacts.", "auto"
+    )
+    fixed_batch: int | None = option(
+        "--fixed-batch", "Inputs", "Write a model for this batch size only.", metavar="N", minimum=1
+    )
+    keep_batchnorm: bool = option(
+        "--keep-batchnorm", "Advanced", "Do not fold batch normalization into convolutions.", False
+    )
+    opset: int | None = option("--opset", "Output", "ONNX opset.", metavar="N", minimum=1)
+    exact_shifts: bool = option(
+        "--exact-shifts", "Advanced", "Treat grid_sample at whole-pixel offsets as an exact shift.", False
+    )
+    mappings: tuple[str | Path, ...] = option(
+        "--mappings", "Advanced", "Python file with your own mappings for operators; repeatable.", (),
+        metavar="FILE.py", is_path=True,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How the pixels of an image file become an input: value = (pixel x scale - mean) / std, channels first.
+
+    Attributes:
+        fit: to the input's height and width. "stretch"; "crop" the middle after the shorter side was resized; "pad"
+            with gray after the longer side was. Always bilinear, antialiased, as Pillow does it.
+        scale: of pixels, which are 0 to 255.
+        mean, std: one number, or one for each channel in the order of `order`.
+        order: of the three channels. An input of one channel gets gray, one of four also the opacity.
+
+    Raises:
+        UsageError: a value cannot be.
+    """
+
+    fit: Fit = option(
+        "--image-fit", "Verification", "How images are brought to the input's height and width.", "stretch"
+    )
+    scale: float = option(
+        "--image-scale", "Verification", "Multiplies pixels, which are 0 to 255.", 1 / 255, metavar="X", default="1/255"
+    )
+    mean: tuple[float, ...] = option(
+        "--image-mean", "Verification", "Subtracted from scaled pixels.", (0.0,), metavar="R,G,B", parse=numbers,
+        default="0",
+    )  # fmt: skip
+    std: tuple[float, ...] = option(
+        "--image-std", "Verification", "Divides the result.", (1.0,), metavar="R,G,B", parse=numbers, default="1"
+    )
+    order: Order = option("--image-order", "Verification", "Order of the channels.", "rgb")
+
+    def __post_init__(self) -> None:
+        if self.fit not in get_args(Fit) or self.order not in get_args(Order):
+            raise UsageError(f"No such preprocessing of images: {self.fit}, {self.order}.")
+        if not all(map(math.isfinite, [self.scale, *self.mean, *self.std])) or 0 in self.std:
+            raise UsageError("Scale, mean and std are to be numbers, std not 0.", where="preprocessing of images")
+
+    def __str__(self) -> str:
+        mean, std = (", ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        return f"{self.fit}, {self.order}, (pixel x {self.scale:g} - [{mean}]) / [{std}]"
+
+
+@dataclass(frozen=True)
+class ProofOptions:
+    """What an artifact is compared on, and how closely.
+
+    Attributes:
+        atol, rtol: replace the bound that is derived from PyTorch's own rounding.
+        inputs: compare on these too: arrays by name, an `.npz` of them (with labels for accuracy), the `.npy` of the
+            only input, or a folder of images for it.
+        preprocessing: of a folder of images.
+        trace: report what every module computes on both sides.
+    """
+
+    atol: float | None = option(
+        "--atol", "Verification", "Absolute tolerance, in place of the derived one.", metavar="X", minimum=0
+    )
+    rtol: float | None = option(
+        "--rtol", "Verification", "Relative tolerance, in place of the derived one.", metavar="X", minimum=0
+    )
+    inputs: str | Path | Mapping[str, np.ndarray] | None = option(
+        "--inputs", "Verification", "Compare on these inputs too: an .npz (with labels for accuracy), an .npy, or a "
+        "folder of images.", metavar="PATH", is_path=True,
+    )  # fmt: skip
+    preprocessing: Preprocessing | None = field(default=None, metadata={"prefix": "image_"})
+    trace: bool = option(
+        "--trace", "Verification", "Show for every module what it computes on both sides.", False, in_batch=False
+    )
+
+
+@dataclass(frozen=True)
+class WriteOptions:
+    """What is written, and over what."""
+
+    verify: bool = option("--no-verify", "Verification", "Write without proof; the report says so.", True)
+    keep_failed: bool = option(
+        "--keep-failed", "Verification", "Keep an artifact that is not verified, under another name.", False
+    )
+    force: bool = option("--force", "Output", "Replace what is in the way, even if pt-convert did not write it.", False)
+
+
+@dataclass(frozen=True)
+class MatchOptions:
+    """How `verify` reads an artifact.
+
+    Attributes:
+        accept: kinds of known differences after which an artifact still counts as verified.
+        signature: of a SavedModel or a TFLite file that has several.
+        weights: only find every tensor of the checkpoint in the artifact, by content; nothing runs.
+    """
+
+    accept: tuple[ExplanationKind, ...] = option(
+        "--accept", "Verification", "Accept this known difference; repeatable.", ()
+    )
+    signature: str | None = option(
+        "--signature", "Model", "Signature of a SavedModel or TFLite file that has several.", metavar="NAME"
+    )
+    weights: bool = option(
+        "--weights", "Verification", "Only find every tensor in the artifact, by its content; run nothing.", False
+    )
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """Options of everything that loads and captures a model."""
+
+    model: ModelOptions = ModelOptions()
+    submodel: SubmodelOptions = SubmodelOptions()
+    capture: CaptureOptions = CaptureOptions()
+
+    @classmethod
+    def of(cls, **keywords: Any) -> Self:
+        """Collect keywords as the API takes them. Raises TypeError for a keyword that is not an option."""
+        known = {name for name, *_ in options_of(cls)}  # type: ignore[arg-type]  # mypy: type[Self] is not Hashable
+        if unknown := sorted(set(keywords) - known):
+            raise TypeError(f"there is no option {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+        made: Self = _collect(cls, keywords, "")
+        return made
+
+
+@dataclass(frozen=True)
+class InspectOptions(LoadOptions):
+    """Options of `inspect`, and of checks whether a model can be converted."""
+
+    artifact: ArtifactOptions = ArtifactOptions()
+
+
+@dataclass(frozen=True)
+class ConvertOptions(InspectOptions):
+    """Options of `convert`."""
+
+    proof: ProofOptions = ProofOptions()
+    write: WriteOptions = WriteOptions()
+
+
+@dataclass(frozen=True)
+class VerifyOptions(LoadOptions):
+    """Options of `verify`."""
+
+    proof: ProofOptions = ProofOptions()
+    match: MatchOptions = MatchOptions()
+
+
+@cache
+def options_of(kind: type, prefix: str = "") -> tuple[tuple[str, Any, Field[Any]], ...]:
+    """List the options in a class and its parts: the API's keyword, the type, and the field.
+
+    A field without a flag, `preprocessing`, is a keyword of the API only.
+    """
+    return tuple(_options_of(kind, prefix))
+
+
+def _options_of(kind: type, prefix: str) -> Iterator[tuple[str, Any, Field[Any]]]:
+    hints = get_type_hints(kind, {**globals(), "np": _Arrays})
+    for one in fields(kind):
+        part = _part(hints[one.name])
+        if part is None or "prefix" in one.metadata:
+            yield prefix + one.name, hints[one.name], one
+        if part is not None:
+            yield from _options_of(part, one.metadata.get("prefix", prefix))
+
+
+class _Arrays:
+    """Stands for numpy, which type hints name and nothing here needs."""
+
+    ndarray = Any
+
+
+def _part(hint: Any) -> type | None:
+    """The dataclass of options that a field holds, None for an option itself."""
+    return next((t for t in (hint, *get_args(hint)) if isinstance(t, type) and is_dataclass(t)), None)
+
+
+def _collect(kind: type, keywords: Mapping[str, Any], prefix: str) -> Any:
+    hints = get_type_hints(kind, {**globals(), "np": _Arrays})
+    held: dict[str, Any] = {}
+    for one in fields(kind):
+        name, part = prefix + one.name, _part(hints[one.name])
+        if part is not None and name not in keywords:
+            inner = one.metadata.get("prefix", prefix)
+            if "prefix" not in one.metadata or any(keywords.get(n) is not None for n, *_ in options_of(part, inner)):
+                held[one.name] = _collect(part, keywords, inner)
+        elif name in keywords and (keywords[name] is not None or one.default is None):
+            held[one.name] = _plain(keywords[name], hints[one.name])
+    return kind(**held)
+
+
+def _plain(value: Any, hint: Any) -> Any:
+    """A value as the field holds it: a tuple for what can be repeated, `OLD=NEW` for mappings of names."""
+    if get_origin(hint) is not tuple:
+        return value
+    if isinstance(value, Mapping):
+        return tuple(f"{old}={new}" for old, new in value.items())
+    return (value,) if isinstance(value, str | Path) else tuple(value)
+
+
+_JSON: dict[Any, type | tuple[type, ...]] = {
+    tuple: list, Mapping: dict, Literal: str, str: str, bool: bool, int: int, float: (int, float),
+}  # fmt: skip
+
+
+def json_type(hint: Any) -> type | tuple[type, ...]:
+    """The type that an option has in JSON and TOML."""
+    members = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    return next(_JSON[kind] for member in members if (kind := get_origin(member) or member) in _JSON)
+
+
+class LoadKeywords(TypedDict, total=False):
+    """The keywords of `LoadOptions`."""
+
+    factory: str | None
+    factory_args: Mapping[str, Any] | None
+    drop_keys: Sequence[str]
+    trust: Sequence[str]
+    outputs: Sequence[str]
+    submodule: str | None
+    input_names: Names
+    output_names: Names
+    input_shapes: Sequence[str]
+    image_size: str | None
+    freeze_control_flow: bool
+    strict: bool
+    seed: int
+
+
+class InspectKeywords(LoadKeywords, total=False):
+    """The keywords of `InspectOptions`."""
+
+    layout: str
+    fixed_batch: int | None
+    keep_batchnorm: bool
+    opset: int | None
+    exact_shifts: bool
+    mappings: Sequence[str | Path] | str | Path
+
+
+class ProofKeywords(TypedDict, total=False):
+    """The keywords of `ProofOptions`."""
+
+    atol: float | None
+    rtol: float | None
+    inputs: str | Path | Mapping[str, np.ndarray] | None
+    preprocessing: Preprocessing | None
+    image_fit: str | None
+    image_scale: float | None
+    image_mean: Sequence[float] | None
+    image_std: Sequence[float] | None
+    image_order: str | None
+    trace: bool
+
+
+class ConvertKeywords(InspectKeywords, ProofKeywords, total=False):
+    """The keywords of `ConvertOptions`."""
+
+    verify: bool
+    keep_failed: bool
+    force: bool
+
+
+class VerifyKeywords(LoadKeywords, ProofKeywords, total=False):
+    """The keywords of `VerifyOptions`."""
+
+    accept: Sequence[str]
+    signature: str | None
+    weights: bool

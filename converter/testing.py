@@ -8,12 +8,12 @@ def test_exported_model():
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from torch import nn
 
+from converter.options import VerifyKeywords
 from converter.pipeline.verify import verify
 from converter.report.results import Proof, TraceRow, VerificationReport
 
@@ -23,34 +23,14 @@ MOST = 8  # sentences of each proof
 def assert_equivalent(
     model: str | Path | nn.Module,
     artifact: str | Path,
-    *,
-    factory: str | None = None,
-    factory_args: Mapping[str, Any] | None = None,
-    drop_keys: Sequence[str] = (),
-    input_shapes: Sequence[str] = (),
-    image_size: str | None = None,
-    outputs: Sequence[str] = (),
-    submodule: str | None = None,
-    input_names: Sequence[str] | Mapping[str, str] = (),
-    output_names: Sequence[str] | Mapping[str, str] = (),
-    freeze_control_flow: bool = False,
-    strict: bool = False,
-    trust: Sequence[str] = (),
-    atol: float | None = None,
-    rtol: float | None = None,
-    seed: int = 0,
-    inputs: str | Path | None = None,
-    accept: Sequence[str] = (),
-    signature: str | None = None,
+    **options: Unpack[VerifyKeywords],
 ) -> VerificationReport:
     """Assert that an artifact of any tool computes what its model computes.
 
     Args:
         model: a module in eval mode, or a checkpoint file.
         artifact: a SavedModel folder, a `.keras`, an `.onnx` or a `.tflite` file.
-        input_shapes: `[name=]1,3,224,224[:dtype]` for each input, batch first; an artifact of ours knows them.
-
-    The other arguments are those of `converter.verify`.
+        options: those of `converter.verify`: `input_shapes`, `inputs`, `atol`, `accept`, ...
 
     Returns:
         The report, for its figures.
@@ -60,12 +40,7 @@ def assert_equivalent(
             module whose value departs, and both values' statistics.
         ConversionError: either side cannot be read or run.
     """
-    report = verify(
-        model, artifact, factory=factory, factory_args=factory_args, input_shapes=input_shapes, trust=trust, atol=atol,
-        image_size=image_size, outputs=outputs, submodule=submodule, input_names=input_names,
-        output_names=output_names, freeze_control_flow=freeze_control_flow, strict=strict,
-        rtol=rtol, seed=seed, inputs=inputs, accept=accept, signature=signature, drop_keys=drop_keys,
-    )  # fmt: skip
+    report = verify(model, artifact, **options)
     if report.status != "verified":
         raise AssertionError(described(report))
     return report

@@ -36,7 +36,7 @@ from converter.capture.input_domains import input_specs
 from converter.capture.random_inputs import Round, rounds
 from converter.errors import ConversionError, UnsupportedOperatorsError
 from converter.ir.program import Program
-from converter.options import Options
+from converter.options import ArtifactOptions
 from converter.pipeline.build import RewrittenModel, build
 from converter.pipeline.clock import Clock
 from converter.pipeline.load_model import LoadedModel
@@ -133,7 +133,7 @@ def compare(call: ModuleCall, files: bool) -> Outcome:
     source = LoadedModel("sample", None, "module", call, program, call.given, tensors, 0, [], ())
     source.probe = reference.probe(program)
     for format in FORMATS:
-        built = build(source, format, Options(), Clock(None))  # type: ignore[arg-type]
+        built = build(source, format, ArtifactOptions(), Clock(None))  # type: ignore[arg-type]
         proofs = {"function": built.prove_function(reference)}
         if files:
             proofs |= in_file(built, reference)

@@ -7,7 +7,7 @@ from mutations.planting import called, planted, with_tensor
 from torch import nn
 
 from converter.lowering.planner import make_plan
-from converter.options import Options
+from converter.options import ArtifactOptions, LoadOptions
 from converter.pipeline.build import RewrittenModel, build
 from converter.pipeline.clock import Clock
 from converter.pipeline.load_model import load_model
@@ -37,10 +37,7 @@ class Tent(nn.Module):
 def source(calibrate):
     torch.manual_seed(0)
     model = calibrate(Tent(), torch.randn(4, 12))
-    return load_model(
-        model, factory=None, factory_args=None, input_shapes=["1,12"], trust=(), fixed_batch=None, seed=0,
-        clock=Clock(None),
-    )  # fmt: skip
+    return load_model(model, LoadOptions.of(input_shapes=["1,12"]), clock=Clock(None))
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +48,7 @@ def reference(source):
 
 
 def test_what_only_amplifies_rounding_is_the_same_function(source, reference):
-    proof = build(source, "keras", Options(), Clock(None)).prove_function(reference)
+    proof = build(source, "keras", ArtifactOptions(), Clock(None)).prove_function(reference)
     assert proof.holds, proof.failures
     assert "PyTorch's own rounding there, bound 16" in proof.summary
     (output,) = proof.outputs
@@ -59,7 +56,7 @@ def test_what_only_amplifies_rounding_is_the_same_function(source, reference):
 
 
 def test_a_rewrite_that_rounds_otherwise_is_not_at_fault(source, reference):
-    built = build(source, "onnx", Options(), Clock(None))
+    built = build(source, "onnx", ArtifactOptions(), Clock(None))
     assert any(change.name == "BatchNorm folded" for change in built.changes)
     inputs, expected = source.probe
     rounding = [abs(a - b).max() for a, b in zip(expected, outputs(built.program, inputs), strict=True)]
@@ -73,11 +70,11 @@ def test_a_rewrite_that_rounds_otherwise_is_not_at_fault(source, reference):
     ids=["before it is amplified", "as small as rounding in float64 nearly is", "after it was amplified"],
 )
 def test_a_fault_in_such_a_network_is_caught(source, reference, layer, relative):
-    program = build(source, "keras", Options(), Clock(None)).program
+    program = build(source, "keras", ArtifactOptions(), Clock(None)).program
     node = called(program, torch.ops.aten.linear)[layer]
     faulty = planted(program, node, with_tensor(lambda weight: weight.double() * (1 + relative)))
     plan = make_plan(faulty)
-    built = RewrittenModel(source, "keras", Options(), faulty, [], plan.inputs, plan.outputs, plan)
+    built = RewrittenModel(source, "keras", ArtifactOptions(), faulty, [], plan.inputs, plan.outputs, plan)
     assert not built.prove_function(reference).holds
 
 

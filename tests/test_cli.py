@@ -16,6 +16,7 @@ import cli
 import converter
 from converter.artifacts.runner import Runner
 from converter.errors import CheckpointError, UnsupportedOperatorsError, UsageError
+from converter.options import ConvertOptions, InspectOptions, VerifyOptions
 from converter.report.failures import UnsupportedOperator
 from converter.report.results import (
     Accuracy,
@@ -45,13 +46,10 @@ SILENT = Proof("artifact", False, "mask of 1 outputs proves nothing", (DEAD,), (
 PROOFS = {"good": (FUNCTION, ARTIFACT), "bad": (FUNCTION, DIFFERS), "dead": (FUNCTION, SILENT)}
 
 
-def convert(model, *, to, output=None, factory=None, factory_args=None, drop_keys=(), input_shapes=(), image_size=None,
-            outputs=(), submodule=None, input_names=(), output_names=(), freeze_control_flow=False, strict=False,
-            trust=(), layout="auto", fixed_batch=None, keep_batchnorm=False, opset=None, exact_shifts=False,
-            verify=True, keep_failed=False, atol=None, rtol=None, seed=0, inputs=None, preprocessing=None, mappings=(),
-            force=False, trace=False, progress=None):  # fmt: skip
+def convert(model, *, to, output=None, progress=None, **keywords):
     """Do what the checkpoint's name says."""
-    CALLS.append(locals())
+    options = ConvertOptions.of(**keywords)
+    CALLS.append(locals() | keywords | {"preprocessing": options.proof.preprocessing})
     name = model.stem
     with (progress or nullcontext)("capture"):
         if name == "hostile":
@@ -70,7 +68,7 @@ def convert(model, *, to, output=None, factory=None, factory_args=None, drop_key
             sys.exit(0)
         if name == "interrupted":
             raise KeyboardInterrupt
-    proofs = PROOFS[name.rstrip("123456789")] if verify else ()
+    proofs = PROOFS[name.rstrip("123456789")] if options.write.verify else ()
     status = status_of(proofs)
     artifact = ArtifactReport(
         format=to[0],
@@ -94,35 +92,16 @@ def convert(model, *, to, output=None, factory=None, factory_args=None, drop_key
 CALLS: list[dict] = []
 
 
-def verify(model, artifact, *, factory=None, factory_args=None, drop_keys=(), input_shapes=(), image_size=None,
-            outputs=(), submodule=None, input_names=(), output_names=(), freeze_control_flow=False, strict=False,
-           trust=(), atol=None, rtol=None, seed=0, inputs=None, preprocessing=None, accept=(), signature=None,
-           weights=False, trace=False, progress=None):  # fmt: skip
-    CALLS.append(locals())
+def verify(model, artifact, *, progress=None, **keywords):
+    options = VerifyOptions.of(**keywords)
+    CALLS.append(locals() | keywords | {"preprocessing": options.proof.preprocessing})
     proofs = PROOFS[artifact.stem][1:]
     return VerificationReport(str(model), str(artifact), proofs, ("no stamp",), status_of(proofs))
 
 
-def inspect(
-    model,
-    *,
-    factory=None,
-    factory_args=None,
-    drop_keys=(),
-    input_shapes=(),
-    image_size=None,
-    outputs=(),
-    submodule=None,
-    input_names=(),
-    output_names=(),
-    freeze_control_flow=False,
-    strict=False,
-    trust=(),
-    layout=False,
-    check=(),
-    mappings=(),
-):
-    CALLS.append(locals())
+def inspect(model, *, check=(), plan=False, **keywords):
+    InspectOptions.of(**keywords)
+    CALLS.append(locals() | keywords)
     rows = (
         LayerRow("", "Net", (1, 3, 8, 8), (1, 10), 0, ""),
         LayerRow("stem", "Focus", (1, 3, 8, 8), (1, 12, 4, 4), 0, "SpaceToDepth"),

@@ -8,17 +8,16 @@ from equivalence import with_random_tensors
 from torch import nn
 
 import cli
-from converter.capture.submodel import SubmodelOptions
 from converter.errors import CaptureError, UsageError
+from converter.options import LoadOptions
 from converter.pipeline.clock import Clock
 from converter.pipeline.load_model import load_model
 
 
 def opened(module, *shapes, freeze_control_flow=False, **part):
     return load_model(
-        module, factory=None, factory_args=None, input_shapes=shapes, trust=(), fixed_batch=None, seed=0,
-        clock=Clock(None), part=SubmodelOptions.of(**part), freeze_control_flow=freeze_control_flow,
-    )  # fmt: skip
+        module, LoadOptions.of(input_shapes=shapes, **part, freeze_control_flow=freeze_control_flow), clock=Clock(None)
+    )
 
 
 class Backbone(nn.Module):

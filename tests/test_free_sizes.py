@@ -13,15 +13,13 @@ import cli
 from converter.capture.input_domains import dynamic_size_choices, input_specs
 from converter.capture.random_inputs import draw
 from converter.errors import CaptureError, UnsupportedOperatorsError, UsageError
+from converter.options import LoadOptions
 from converter.pipeline.clock import Clock
 from converter.pipeline.load_model import load_model
 
 
 def opened(module, *shapes, fixed_batch=None):
-    return load_model(
-        module, factory=None, factory_args=None, input_shapes=shapes, trust=(), fixed_batch=fixed_batch, seed=0,
-        clock=Clock(None),
-    )  # fmt: skip
+    return load_model(module, LoadOptions.of(input_shapes=shapes), clock=Clock(None), fixed_batch=fixed_batch)
 
 
 def conv(before, after, stride=1, kernel=3):

@@ -12,19 +12,16 @@ from torch import nn
 from converter.capture.input_domains import SAMPLES, dynamic_size_choices, input_specs, many_samples
 from converter.capture.random_inputs import InputSpec, rounds
 from converter.errors import CaptureError, UsageError
+from converter.options import LoadOptions, Preprocessing
 from converter.pipeline.clock import Clock
 from converter.pipeline.inspect import inspect
 from converter.pipeline.load_model import load_model
-from converter.verification.image_folder import Preprocessing
 from converter.verification.reference import take_reference
 from converter.verification.user_inputs import load_given
 
 
 def opened(module, *shapes, fixed_batch=None):
-    return load_model(
-        module, factory=None, factory_args=None, input_shapes=shapes, trust=(), fixed_batch=fixed_batch, seed=0,
-        clock=Clock(None),
-    )  # fmt: skip
+    return load_model(module, LoadOptions.of(input_shapes=shapes), clock=Clock(None), fixed_batch=fixed_batch)
 
 
 def reference_of(source, **given):

@@ -10,7 +10,7 @@ from torch import nn
 
 from converter.lowering import planner
 from converter.lowering.planner import make_plan
-from converter.options import Options
+from converter.options import ArtifactOptions, LoadOptions
 from converter.pipeline.build import build
 from converter.pipeline.clock import Clock
 from converter.pipeline.load_model import load_model
@@ -68,10 +68,7 @@ class Opened:
 @pytest.fixture(scope="module")
 def source():
     torch.manual_seed(0)
-    return load_model(
-        Heads().eval(), factory=None, factory_args=None, input_shapes=["1,6,5,7"], trust=(), fixed_batch=None, seed=0,
-        clock=Clock(None),
-    )  # fmt: skip
+    return load_model(Heads().eval(), LoadOptions.of(input_shapes=["1,6,5,7"]), clock=Clock(None))
 
 
 def everything_early(stamp, source):
@@ -85,9 +82,9 @@ def everything_early(stamp, source):
     ids=["those of its plan", "none, as of an older version", "of operators that are not there", "of another plan"],
 )
 def test_weights_hold_whatever_the_stamp_says_and_a_disturbed_one_does_not(source, choices):
-    built = build(source, "keras", Options(), Clock(None))
+    built = build(source, "keras", ArtifactOptions(), Clock(None))
     held = {name: np.asarray(one.array, np.float32) for name, one in built.expected({}).items()}
-    stamp = {"options": vars(Options()), "choices": choices(built.stamp(), source)}
+    stamp = {"options": vars(ArtifactOptions()), "choices": choices(built.stamp(), source)}
     assert prove_weights(source, "keras", stamp, Opened(held), Clock(None)).holds
     disturbed = {name: array * np.float32(1.001) for name, array in held.items()}
     assert not prove_weights(source, "keras", stamp, Opened(disturbed), Clock(None)).holds

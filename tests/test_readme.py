@@ -7,12 +7,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import click
 import pytest
 import torch
 from torch import Tensor, nn
 
-import cli
 import converter
 from converter.console.signals import SIGNALS
 from converter.report.failures import WORST_FIRST
@@ -148,15 +146,6 @@ def test_pattern_becomes_what_the_table_says(tmp_path: Path, channels: int, func
 @pytest.mark.parametrize("mark", MARKS)
 def test_block_that_scripts_look_for_is_there(mark: str):
     assert len(blocks(MARKS[mark], mark)) == 1
-
-
-@pytest.mark.parametrize("command", cli.main.commands.values(), ids=cli.main.commands)
-def test_options_table_is_that_of_the_command(command: click.Command):
-    rows = re.findall(r"^\| (`-.*?) \| (.*?) \|", README, re.MULTILINE)
-    of_command = " ".join(options for options, of in rows if of == "all" or command.name in of.split(", "))
-    in_readme = set(re.findall(r"--?[a-z][a-z-]*", of_command))
-    options = [option for option in command.params if isinstance(option, click.Option)]
-    assert in_readme == {name for option in options for name in option.opts}
 
 
 def test_exit_statuses_are_those_of_the_command():

@@ -17,7 +17,7 @@ from converter.artifacts.runner import Runner
 from converter.artifacts.runtime.stamp import read_stamp
 from converter.ir.lazy_tensor import LazyTensor
 from converter.ir.program import module_path
-from converter.options import Options
+from converter.options import ArtifactOptions, LoadOptions
 from converter.pipeline.build import RewrittenModel, build
 from converter.pipeline.clock import Clock
 from converter.pipeline.load_model import LoadedModel, load_model
@@ -81,16 +81,13 @@ def scaled(module: nn.Module) -> nn.Module:
 @pytest.fixture(scope="module", params=NETWORKS)
 def source(request) -> tuple[LoadedModel, Reference]:
     kind, shape = NETWORKS[request.param]
-    opened = load_model(
-        scaled(kind()), factory=None, factory_args=None, input_shapes=[shape], trust=(), fixed_batch=None, seed=0,
-        clock=CLOCK,
-    )  # fmt: skip
+    opened = load_model(scaled(kind()), LoadOptions.of(input_shapes=[shape]), clock=CLOCK)
     reference = take_reference(opened.program, opened.module, seed=0, inputs=None, running=opened.running)
     return opened, reference
 
 
 def built_for(source: LoadedModel, format: str) -> RewrittenModel:
-    return build(source, format, Options(), CLOCK)  # type: ignore[arg-type]
+    return build(source, format, ArtifactOptions(), CLOCK)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("format", ["tf", "keras", "onnx"])
@@ -237,9 +234,7 @@ def test_fault_in_an_artifact_is_found_at_its_module(written, runners, tmp_path,
     ending = {"onnx": "d.onnx", "keras": "d.keras", "tf": "d"}[format]
     tensor = DISTURB[format](written[network, format], tmp_path / ending, random.Random(seed))
     module = scaled(kind())
-    opened = load_model(
-        module, factory=None, factory_args=None, input_shapes=[shape], trust=(), fixed_batch=None, seed=0, clock=CLOCK
-    )
+    opened = load_model(module, LoadOptions.of(input_shapes=[shape]), clock=CLOCK)
     reference = take_reference(opened.program, module, seed=0, inputs=None, running=opened.running)
     runner = runners(format)
     runner.open(tmp_path / ending)
@@ -283,9 +278,10 @@ def test_small_fault_in_any_weight_of_a_trained_network_is_found_at_its_convolut
     import onnx
 
     opened = load_model(
-        repository / "sample_models/digits_focus.pt", factory=None, factory_args=None, input_shapes=["1,1,16,16"],
-        trust=["sample_models"], fixed_batch=None, seed=0, clock=CLOCK,
-    )  # fmt: skip
+        repository / "sample_models/digits_focus.pt",
+        LoadOptions.of(input_shapes=["1,1,16,16"], trust=["sample_models"]),
+        clock=CLOCK,
+    )
     reference = take_reference(opened.program, opened.module, seed=0, inputs=None, running=opened.running)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # this exporter is deprecated

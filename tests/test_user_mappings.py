@@ -13,7 +13,7 @@ import converter
 from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError
 from converter.lowering.planner import make_plan
 from converter.lowering.user_lowerings import user_mappings
-from converter.options import Options
+from converter.options import ArtifactOptions
 from converter.pipeline.build import build
 from converter.pipeline.clock import Clock
 from converter.pipeline.load_model import LoadedModel
@@ -179,7 +179,7 @@ def source_of(module: nn.Module) -> LoadedModel:
 def test_onnx_without_a_translation_is_refused_by_name(tmp_path):
     source = source_of(Snake())
     with user_mappings(written(tmp_path, RIGHT)), pytest.raises(UnsupportedOperatorsError) as refused:
-        build(source, "onnx", Options(), Clock(None))
+        build(source, "onnx", ArtifactOptions(), Clock(None))
     assert [row[:2] for row in refused.value.operators] == [(str(SNAKE), 1)]
     assert "@converter.registry.translates" in str(refused.value.fix)
 
@@ -187,7 +187,7 @@ def test_onnx_without_a_translation_is_refused_by_name(tmp_path):
 def test_onnx_with_a_translation(tmp_path):
     source = source_of(Snake())
     with user_mappings(written(tmp_path, TRANSLATED)):
-        build(source, "onnx", Options(), Clock(None)).write(tmp_path / "snake.onnx")
+        build(source, "onnx", ArtifactOptions(), Clock(None)).write(tmp_path / "snake.onnx")
     assert (tmp_path / "snake.onnx").stat().st_size
     assert not TRANSLATIONS
 

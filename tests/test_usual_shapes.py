@@ -12,15 +12,13 @@ from converter.capture.example_inputs import bound
 from converter.capture.input_shapes import parse_input_shape
 from converter.capture.run_forward import run_forward
 from converter.errors import UsageError
+from converter.options import LoadOptions
 from converter.pipeline.clock import Clock
 from converter.pipeline.load_model import load_model
 
 
 def opened(module, *shapes, image_size=None):
-    return load_model(
-        module, factory=None, factory_args=None, input_shapes=shapes, trust=(), fixed_batch=None, seed=0,
-        clock=Clock(None), image_size=image_size,
-    )  # fmt: skip
+    return load_model(module, LoadOptions.of(input_shapes=shapes, image_size=image_size), clock=Clock(None))
 
 
 def configured(module, **attributes):

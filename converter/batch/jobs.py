@@ -22,43 +22,18 @@ from typing import Any
 from ..artifacts.paths import SUFFIXES, artifact_name
 from ..checkpoint.model_folder import is_model
 from ..errors import UsageError
+from ..options import ConvertOptions, Flag, json_type, options_of
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".pt2", ".ckpt", ".bin", ".safetensors")
-PATHS = ("mappings", "inputs")  # options that name files, relative to the manifest that holds them
-
-# What a manifest or a JSON line may say of a model: the names of the command's options.
-OPTIONS: dict[str, tuple[str, type | tuple[type, ...]]] = {
-    "model": ("factory", str),
-    "model-args": ("factory_args", dict),
-    "drop-keys": ("drop_keys", list),
-    "input-shape": ("input_shapes", list),
-    "image-size": ("image_size", str),
-    "outputs": ("outputs", list),
-    "submodule": ("submodule", str),
-    "input-name": ("input_names", list),
-    "output-name": ("output_names", list),
-    "freeze-control-flow": ("freeze_control_flow", bool),
-    "strict": ("strict", bool),
-    "trust": ("trust", list),
-    "layout": ("layout", str),
-    "fixed-batch": ("fixed_batch", int),
-    "keep-batchnorm": ("keep_batchnorm", bool),
-    "opset": ("opset", int),
-    "exact-shifts": ("exact_shifts", bool),
-    "verify": ("verify", bool),
-    "keep-failed": ("keep_failed", bool),
-    "mappings": ("mappings", list),
-    "atol": ("atol", (int, float)),
-    "rtol": ("rtol", (int, float)),
-    "seed": ("seed", int),
-    "inputs": ("inputs", str),
-    "image-fit": ("image_fit", str),
-    "image-scale": ("image_scale", (int, float)),
-    "image-mean": ("image_mean", list),
-    "image-std": ("image_std", list),
-    "image-order": ("image_order", str),
-    "force": ("force", bool),
-}
+# What a manifest or a JSON line may say of a model, by its key: the API's keyword and the type in JSON.
+OPTIONS: dict[str, tuple[str, type | tuple[type, ...]]] = {}
+PATHS: list[str] = []  # options that name files, relative to the manifest that holds them
+for _keyword, _hint, _field in options_of(ConvertOptions):
+    _flag: Flag | None = _field.metadata.get("flag")
+    if _flag is not None and _flag.in_batch:
+        OPTIONS[_flag.key] = (_keyword, json_type(_hint))
+        if _flag.is_path:
+            PATHS.append(_keyword)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ libraries and by processes that it starts, goes into the log of the model.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import json
 import os
 import queue
@@ -76,8 +75,8 @@ def _serve(session: ConversionSession, request: dict[str, Any], answers: IO[str]
 def _converted(
     session: ConversionSession, request: dict[str, Any], tell: Any, log: IO[str]
 ) -> ConversionReport | CheckReport:
+    from converter.options import InspectOptions, options_of
     from converter.pipeline.check import check
-    from converter.verification.image_folder import with_preprocessing
 
     @contextlib.contextmanager
     def step(name: str) -> Iterator[None]:
@@ -87,10 +86,10 @@ def _converted(
         log.write(f"{name}: {time.perf_counter() - started:.2f} s\n")
 
     if request["check"]:
-        known = inspect.signature(check).parameters  # the others are for writing and comparing
+        known = {name for name, *_ in options_of(InspectOptions)}  # the others are for writing and comparing
         options = {name: value for name, value in request["options"].items() if name in known}
         return check(request["path"], to=list(request["outputs"]), progress=step, **options)
-    options = with_preprocessing(request["options"])
+    options = request["options"]
     outputs = {format: Path(path) for format, path in request["outputs"].items()}
     return session.convert(request["path"], to=list(outputs), output=outputs, progress=step, **options)
 

@@ -7,7 +7,6 @@ import inspect
 import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -20,43 +19,10 @@ from converter.capture.example_inputs import CallSpec, set_positional_forward
 from converter.capture.input_shapes import FreeSize, InputShape
 from converter.errors import CaptureError, UsageError
 from converter.ir.program import Program
+from converter.options import SubmodelOptions
 
 VALID = r"[A-Za-z][A-Za-z0-9_]*"
 Runs = Callable[[list[Tensor]], None]
-
-
-@dataclass(frozen=True)
-class SubmodelOptions:
-    """What of a model is to be converted.
-
-    Attributes:
-        outputs: paths of modules whose outputs are the model's, in place of its own.
-        submodule: path of the module that is converted in place of the whole.
-        input_names, output_names: `OLD=NEW` each.
-    """
-
-    outputs: tuple[str, ...] = ()
-    submodule: str | None = None
-    input_names: tuple[str, ...] = ()
-    output_names: tuple[str, ...] = ()
-
-    @classmethod
-    def of(
-        cls,
-        outputs: Sequence[str] = (),
-        submodule: str | None = None,
-        input_names: Sequence[str] | Mapping[str, str] = (),
-        output_names: Sequence[str] | Mapping[str, str] = (),
-    ) -> SubmodelOptions:
-        def pairs(names: Sequence[str] | Mapping[str, str]) -> tuple[str, ...]:
-            return tuple(f"{old}={new}" for old, new in names.items()) if isinstance(names, Mapping) else tuple(names)
-
-        listed = [outputs] if isinstance(outputs, str) else outputs
-        return cls(tuple(dict.fromkeys(listed)), submodule or None, pairs(input_names), pairs(output_names))
-
-    @property
-    def cuts(self) -> bool:
-        return bool(self.outputs or self.submodule)
 
 
 def extract_submodel(

@@ -8,6 +8,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from converter.artifacts.paths import SUFFIXES
+from converter.console.params import write_groups
 from converter.console.signals import Interrupted
 
 RESUMES = "pt-convert.resumes"  # in the context: what has ended is not done again
@@ -54,9 +55,5 @@ class ConvertByDefault(click.Group):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         convert = self.commands["convert"]
-        own = [record for option in self.get_params(ctx) if (record := option.get_help_record(ctx))]
-        listed = [option for option in convert.params if isinstance(option, click.Option)]
-        records = [record for option in listed if (record := option.get_help_record(ctx))]
-        with formatter.section("Options"):
-            formatter.write_dl(records + own)
+        write_groups(ctx, formatter, [*convert.params, *self.get_params(ctx)])
         self.format_commands(ctx, formatter)

@@ -1,47 +1,16 @@
-"""The options and arguments of the commands, as click has them."""
+"""The options of the commands, as click has them; those of a conversion are made from `converter.options`."""
 
 import ast
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import click
 from click.shell_completion import CompletionItem
 
+from converter.options import Flag, Group, json_type, options_of
+
 Command = TypeVar("Command", bound=Callable[..., None])
-
-
-def json_object(ctx: click.Context, param: click.Parameter, value: str | None) -> dict[str, Any] | None:
-    if value is None:
-        return None
-    try:
-        parsed = json.loads(value)
-    except ValueError as error:
-        raise click.BadParameter(f"this is no JSON: {error}") from error
-    if not isinstance(parsed, dict):
-        raise click.BadParameter('give an object of keyword arguments, as {"num_classes": 10} is')
-    return parsed
-
-
-def parse_floats(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
-    if value is None:
-        return None
-    try:
-        return tuple(float(part) for part in value.split(","))
-    except ValueError as error:
-        raise click.BadParameter("give numbers with commas between, as 0.485,0.456,0.406") from error
-
-
-def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Join option decorators into one."""
-
-    def decorate(command: Command) -> Command:
-        for decorator in reversed(decorators):
-            command = decorator(command)
-        return command
-
-    return decorate
 
 
 def complete_factory(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -68,12 +37,14 @@ def complete_package(ctx: click.Context, param: click.Parameter, incomplete: str
 
 
 def trust_all(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """Remember --trust-all, and warn."""
     if value:
         ctx.meta["pt-convert.trust-all"] = True
         click.echo("WARNING: --trust-all lets the checkpoint run any code on this machine, with your rights.", err=True)
 
 
 def trusted(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    """What is trusted, with --trust-all counted in."""
     return (*value, "all") if ctx.meta.get("pt-convert.trust-all") else value
 
 
@@ -81,6 +52,7 @@ class PathName(click.Path):
     """A path that libraries and reports can hold."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path. Fails for an empty one, and for one that is not UTF-8."""
         if not str(value):
             self.fail("this is empty: give a path", param, ctx)
         try:
@@ -93,146 +65,143 @@ class PathName(click.Path):
 PATH = PathName(path_type=Path)
 
 
-architecture_options = options(
-    click.option(
-        "--model",
-        "factory",
-        metavar="WHERE:FACTORY",
-        shell_complete=complete_factory,
-        help="What builds a state dict's architecture: package.module:factory, file.py:factory, timm:NAME, "
-        "torchvision:NAME or hf:FOLDER.",
-    ),
-    click.option(
-        "--model-args",
-        "factory_args",
-        metavar="JSON",
-        callback=json_object,
-        help="Keyword arguments of the factory, as an object.",
-    ),
-    click.option(
-        "--drop-keys",
-        multiple=True,
-        metavar="PATTERN",
-        help="Leave out keys of the state dict that match, such as 'head.*'; repeatable.",
-    ),
-    click.option(
-        "--input-shape",
-        "input_shapes",
-        multiple=True,
-        metavar="[NAME=]1,3,640,640[:DTYPE]",
-        help="Shape of an input, batch first; once for each input.",
-    ),
-    click.option(
-        "--image-size",
-        metavar="H[,W]",
-        help="Of the only input, in place of --input-shape; its channels are those of the first convolution.",
-    ),
-    click.option(
-        "--outputs",
-        multiple=True,
-        metavar="MODULE.PATH",
-        help="Stop at this module: its outputs are the model's; repeatable.",
-    ),
-    click.option("--submodule", metavar="MODULE.PATH", help="Convert this module only; shapes are the whole model's."),
-    click.option("--input-name", "input_names", multiple=True, metavar="OLD=NEW", help="Rename an input; repeatable."),
-    click.option(
-        "--output-name", "output_names", multiple=True, metavar="OLD=NEW", help="Rename an output; repeatable."
-    ),
-    click.option(
-        "--freeze-control-flow",
-        is_flag=True,
-        help="Where forward decides by values, keep what it decides for random inputs; checked on others.",
-    ),
-    click.option(
-        "--strict", is_flag=True, help="Capture by way of Python's bytecode, which torch.export calls strict."
-    ),
-    click.option(
-        "--trust",
-        multiple=True,
-        metavar="PACKAGE",
-        shell_complete=complete_package,
-        callback=trusted,
-        help="Allow classes of this package to be unpickled; repeatable.",
-    ),
-    click.option(
-        "--trust-all",
-        is_flag=True,
-        is_eager=True,
-        expose_value=False,
-        callback=trust_all,
-        help="Allow the file to run any code. Only for files that you made yourself.",
-    ),
+GROUPS = (*get_args(Group), "Batch", "Messages")  # the headings of the help, in order
+
+
+class GroupedOption(click.Option):
+    """An option that the help lists under a heading."""
+
+    def __init__(self, *names: Any, group: str, **settings: Any):
+        super().__init__(*names, **settings)
+        self.group = group
+
+
+def group_of(option: click.Option) -> str:
+    """The heading of an option."""
+    return option.group if isinstance(option, GroupedOption) else "Messages"
+
+
+def in_group(group: str, *names: str, **settings: Any) -> Callable[[Command], Command]:
+    """An option of one command alone, under a heading."""
+    return click.option(*names, cls=GroupedOption, group=group, **settings)
+
+
+class GroupedCommand(click.Command):
+    """A command whose help lists options by group."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the groups in their order; what has none comes last."""
+        write_groups(ctx, formatter, self.get_params(ctx))
+
+
+def write_groups(ctx: click.Context, formatter: click.HelpFormatter, params: list[click.Parameter]) -> None:
+    """Write the help of options, grouped."""
+    groups: dict[str, list[tuple[str, str]]] = {name: [] for name in GROUPS}
+    for param in params:
+        if isinstance(param, click.Option) and (record := param.get_help_record(ctx)):
+            groups[group_of(param)].append(record)
+    for name, records in groups.items():
+        if records:
+            with formatter.section(name):
+                formatter.write_dl(records)
+
+
+_COMPLETIONS = {"factory": complete_factory, "package": complete_package}
+
+
+def options(kind: type, *, without: tuple[str, ...] = (), batch: bool = False) -> Callable[[Command], Command]:
+    """Give a command all options of a class of `converter.options`.
+
+    Args:
+        without: keywords that it does not take.
+        batch: leave out what a batch does not take.
+    """
+
+    def decorate(command: Command) -> Command:
+        for keyword, hint, field in reversed(options_of(kind)):
+            flag: Flag | None = field.metadata.get("flag")
+            if flag is None or keyword in without or (batch and not flag.in_batch):
+                continue
+            command = click_option(keyword, hint, flag, field.default)(command)
+            if keyword == "trust":
+                command = _trust_all(command)
+        return command
+
+    return decorate
+
+
+def click_option(keyword: str, hint: Any, flag: Flag, default: Any) -> Callable[[Command], Command]:
+    """One option as click has it. What is not given is None, False, or an empty tuple."""
+    settings: dict[str, Any] = {"cls": GroupedOption, "group": flag.group, "metavar": flag.metavar}
+    text = flag.help
+    literal = next((one for one in (hint, *get_args(hint)) if get_origin(one) is Literal), None)
+    if json_type(hint) is bool:
+        settings |= {"is_flag": True, "flag_value": not default, "default": default}
+    else:
+        if shown := flag.default or (default if default not in (None, ()) else ""):
+            text += f"  [default: {shown}]"
+        settings |= {"type": _type(hint, literal, flag), "multiple": get_origin(hint) is tuple and flag.parse is None}
+    if flag.parse is not None:
+        settings["callback"] = _parsed(flag.parse)
+    if flag.completes is not None:
+        settings["shell_complete"] = _COMPLETIONS[flag.completes]
+    if keyword == "trust":
+        settings["callback"] = trusted
+    return click.option(flag.name, keyword, help=text, **settings)
+
+
+def _type(hint: Any, literal: Any, flag: Flag) -> Any:
+    if literal is not None:
+        return click.Choice(get_args(literal))
+    if flag.is_path:
+        return PATH
+    match json_type(hint):
+        case kind if kind is int:
+            return click.IntRange(min=None if flag.minimum is None else int(flag.minimum))
+        case (_, _):
+            return click.FLOAT if flag.minimum is None else click.FloatRange(min=flag.minimum)
+    return str
+
+
+def _parsed(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+    def callback(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+        try:
+            return None if value is None else parse(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from error
+
+    return callback
+
+
+_trust_all = in_group(
+    "Model",
+    "--trust-all",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=trust_all,
+    help="Allow the file to run any code. Only for files that you made yourself.",
 )
 
 
-mappings_option = click.option(
-    "--mappings",
-    multiple=True,
-    type=PATH,
-    metavar="FILE.py",
-    help="Python file with mappings of your own for operators; repeatable.",
+def joined(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Join option decorators into one."""
+
+    def decorate(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+report_option = in_group(
+    "Output", "--report", "report_file", type=PATH, metavar="FILE.json", help="Write the report to this file."
 )
 
 
-comparison_options = options(
-    click.option(
-        "--atol", type=click.FloatRange(min=0), metavar="X", help="Absolute error allowed, in place of our own bound."
-    ),
-    click.option(
-        "--rtol", type=click.FloatRange(min=0), metavar="X", help="Relative error allowed, in place of our own bound."
-    ),
-    click.option(
-        "--seed", type=click.IntRange(min=0), metavar="N", default=0, help="Of the random inputs.  [default: 0]"
-    ),
-    click.option(
-        "--inputs",
-        type=PATH,
-        metavar="PATH",
-        help="Compare on these too: an .npz, with labels for accuracy, an .npy, or a folder of images.",
-    ),
-    click.option(
-        "--image-fit",
-        type=click.Choice(["stretch", "crop", "pad"]),
-        help="How images come to the input's height and width.  [default: stretch]",
-    ),
-    click.option("--image-scale", type=float, metavar="X", help="Of pixels from 0 to 255.  [default: 1/255]"),
-    click.option(
-        "--image-mean", metavar="R,G,B", callback=parse_floats, help="Taken from the scaled pixels.  [default: 0]"
-    ),
-    click.option(
-        "--image-std", metavar="R,G,B", callback=parse_floats, help="They are divided by it then.  [default: 1]"
-    ),
-    click.option("--image-order", type=click.Choice(["rgb", "bgr"]), help="Order of the channels.  [default: rgb]"),
-)
-
-
-conversion_options = options(
-    click.option(
-        "--layout",
-        type=click.Choice(["auto", "nhwc", "nchw"]),
-        default="auto",
-        help="Layout of inputs and outputs of Keras and TensorFlow artifacts.  [default: auto]",
-    ),
-    click.option("--fixed-batch", type=click.IntRange(min=1), metavar="N", help="Write a model of this batch only."),
-    click.option("--keep-batchnorm", is_flag=True, help="Do not fold batch norms into convolutions."),
-    click.option("--opset", type=click.IntRange(min=1), metavar="N", help="ONNX opset."),
-    click.option("--exact-shifts", is_flag=True, help="Make shifts of grid samples that interpolate on whole pixels."),
-    click.option("--no-verify", is_flag=True, help="Write without proof; the report says so."),
-    click.option("--keep-failed", is_flag=True, help="Keep an artifact that does not agree, under another name."),
-    click.option("--force", is_flag=True, help="Replace what is in the way, even if it is not ours."),
-)
-
-
-trace_option = click.option("--trace", is_flag=True, help="Show for every module what it computes on both sides.")
-
-
-report_option = click.option(
-    "--report", "report_file", type=PATH, metavar="FILE.json", help="Write the report to this file."
-)
-
-
-message_options = options(
-    click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output."),
+message_options = joined(
+    in_group("Output", "--json", "as_json", is_flag=True, help="Print the report as JSON on standard output."),
     click.option("-q", "--quiet", is_flag=True, help="Print only what went wrong."),
     click.option("-v", "--verbose", is_flag=True, help="Show all figures, tracebacks, and what libraries print."),
     click.option("--log-file", type=PATH, metavar="FILE", help="Add all that -v shows to this file, with times."),
@@ -240,6 +209,7 @@ message_options = options(
 
 
 def shard_of(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """Read `I/N`."""
     if value is None:
         return None
     part, _, parts = value.partition("/")

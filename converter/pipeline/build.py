@@ -21,7 +21,7 @@ from converter.ir.sizes import symbolic_shape
 from converter.lowering.planner import make_plan
 from converter.lowering.user_lowerings import refuse_untranslated
 from converter.memory import reusing_blocks, swept
-from converter.options import Options
+from converter.options import ArtifactOptions
 from converter.pipeline.clock import Clock
 from converter.pipeline.load_model import LoadedModel
 from converter.plan.builder import PlanBuilder
@@ -53,7 +53,7 @@ class RewrittenModel:
 
     source: LoadedModel
     format: Format
-    options: Options
+    options: ArtifactOptions
     program: Program
     changes: list[Change]
     inputs: list[TensorInterface]
@@ -286,7 +286,7 @@ class RewrittenModel:
 
 
 def build(
-    source: LoadedModel, format: Format, options: Options, clock: Clock, known: Mapping[str, Any] | None = None
+    source: LoadedModel, format: Format, options: ArtifactOptions, clock: Clock, known: Mapping[str, Any] | None = None
 ) -> RewrittenModel:
     """
     Args:
@@ -310,7 +310,7 @@ def build(
 
 
 def _build_uncached(
-    source: LoadedModel, format: Format, options: Options, clock: Clock, known: Mapping[str, Any] | None
+    source: LoadedModel, format: Format, options: ArtifactOptions, clock: Clock, known: Mapping[str, Any] | None
 ) -> RewrittenModel:
     chosen = [r for r in REWRITES[format] if not (options.keep_batchnorm and r in KEEP_BATCHNORM)]
     if options.exact_shifts:

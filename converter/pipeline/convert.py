@@ -5,24 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self, Unpack
 
-import numpy as np
 from torch import nn
 
 from converter.artifacts.paths import SUFFIXES, output_path, parse_formats
 from converter.artifacts.placement import Placement, full_disk, is_disk_full
 from converter.artifacts.runner import Runner
 from converter.artifacts.runtime.formats import Format
-from converter.capture.submodel import SubmodelOptions
 from converter.errors import ConversionError, UsageError, wrap_unexpected
 from converter.lowering.training_notes import training_remarks
 from converter.lowering.user_lowerings import user_mappings
 from converter.memory import return_large_blocks
-from converter.options import Options
+from converter.options import ArtifactOptions, ConvertKeywords, ConvertOptions, ProofOptions
 from converter.pipeline.build import RewrittenModel, build, described
 from converter.pipeline.clock import Clock, Progress
 from converter.pipeline.load_model import LoadedModel, load_model
@@ -32,7 +30,6 @@ from converter.report.failures import failure_of
 from converter.report.results import Accuracy, ArtifactReport, ConversionReport, Proof, TraceRow, status_of
 from converter.rewrites.base import Change
 from converter.verification.divergence import by_module, disagrees, located, trace_artifact, worst_round
-from converter.verification.image_folder import Preprocessing
 from converter.verification.output_proofs import compare_artifact
 from converter.verification.reference import Reference, take_reference
 from converter.verification.run_artifact import feed, labeled_accuracy, run_artifact
@@ -41,64 +38,19 @@ from converter.verification.run_artifact import feed, labeled_accuracy, run_arti
 def convert(
     model: str | Path | nn.Module,
     *,
-    to: Sequence[str],
+    to: str | Sequence[str],
     output: str | Path | Mapping[str, str | Path] | None = None,
-    factory: str | None = None,
-    factory_args: Mapping[str, Any] | None = None,
-    drop_keys: Sequence[str] = (),
-    input_shapes: Sequence[str] = (),
-    image_size: str | None = None,
-    outputs: Sequence[str] = (),
-    submodule: str | None = None,
-    input_names: Sequence[str] | Mapping[str, str] = (),
-    output_names: Sequence[str] | Mapping[str, str] = (),
-    freeze_control_flow: bool = False,
-    strict: bool = False,
-    trust: Sequence[str] = (),
-    layout: str = "auto",
-    fixed_batch: int | None = None,
-    keep_batchnorm: bool = False,
-    opset: int | None = None,
-    exact_shifts: bool = False,
-    verify: bool = True,
-    keep_failed: bool = False,
-    atol: float | None = None,
-    rtol: float | None = None,
-    seed: int = 0,
-    inputs: str | Path | Mapping[str, np.ndarray] | None = None,
-    preprocessing: Preprocessing | None = None,
-    mappings: Sequence[str | Path] = (),
-    force: bool = False,
-    trace: bool = False,
     progress: Progress | None = None,
+    **options: Unpack[ConvertKeywords],
 ) -> ConversionReport:
-    """Convert a model to one or more formats, and prove for each that it is the same function.
+    """Convert a model to one or more formats, and check numerically that each computes the same function.
 
     Args:
         model: a checkpoint file, or a module.
         to: of "tf", "keras", "onnx".
-        output: the artifact's path for one format, else a folder; or the path of each format's.
-        factory: what builds a state dict's architecture, `package.module:name` or `file.py:name`.
-        drop_keys: glob patterns of keys of the state dict to leave out.
-        input_shapes: `[name=]1,3,224,224[:dtype]` for each input, batch first; names in place of numbers (`1,3,H,W`)
-            leave sizes free. Where none are given, what the module itself says of them.
-        image_size: `HEIGHT[,WIDTH]` of the only input, whose channels the first convolution tells.
-        outputs: paths of modules to stop at: their outputs are the model's.
-        submodule: path of the module to convert in place of the whole; `input_shapes` are the whole model's.
-        input_names, output_names: `old=new` each, or a mapping.
-        strict: capture by way of Python's bytecode, which torch.export calls strict, and in no other.
-        freeze_control_flow: where forward decides by values, keep what it decides for the example inputs; other inputs
-            must give the same, and the report says so.
-        trust: packages whose classes may be unpickled.
-        layout: of inputs and outputs of Keras and TensorFlow artifacts: "auto", "nhwc", "nchw".
-        exact_shifts: a grid_sample that interpolates on whole pixels becomes the shift that it is but for rounding.
-        atol, rtol: take the place of our own bound in the comparison of the artifact.
-        inputs: the user's, to compare on besides random ones: arrays by name, an .npz of them, the .npy of the only
-            input, or a folder of images for it.
-        preprocessing: of a folder of images.
-        trace: give what every module computes, on both sides of the first proof; where it fails the first module that
-            differs is named in any case.
-        mappings: Python files that register mappings of their own (`converter.registry.maps`, `translates`).
+        output: the artifact's path for one format, else a folder; or a mapping from format to path.
+        progress: called with a step's name; returns a context that lasts as long as the step.
+        options: those of `converter.options.ConvertOptions`: `factory`, `input_shapes`, `layout`, `verify`, ...
 
     Returns:
         The report; an artifact that does not agree is reported as such and not put in place. One of several formats
@@ -108,14 +60,7 @@ def convert(
         ConversionError: the model cannot be read, captured, or converted to any of the formats.
     """
     with ConversionSession() as session:
-        return session.convert(
-            model, to=to, output=output, factory=factory, factory_args=factory_args, input_shapes=input_shapes,
-            image_size=image_size, outputs=outputs, submodule=submodule, input_names=input_names,
-            output_names=output_names, freeze_control_flow=freeze_control_flow, strict=strict, trust=trust,
-            drop_keys=drop_keys, layout=layout, fixed_batch=fixed_batch, keep_batchnorm=keep_batchnorm, opset=opset,
-            exact_shifts=exact_shifts, verify=verify, keep_failed=keep_failed, atol=atol, rtol=rtol, seed=seed,
-            inputs=inputs, preprocessing=preprocessing, mappings=mappings, force=force, trace=trace, progress=progress,
-        )  # fmt: skip
+        return session.convert(model, to=to, output=output, progress=progress, **options)
 
 
 class ConversionSession:
@@ -131,21 +76,30 @@ class ConversionSession:
         self._earlier = ProgramCache() if lasting else None
         self._runners: dict[Format, Runner] = {}
 
-    def convert(self, model: str | Path | nn.Module, **options: Any) -> ConversionReport:
+    def convert(
+        self,
+        model: str | Path | nn.Module,
+        *,
+        to: str | Sequence[str],
+        output: str | Path | Mapping[str, str | Path] | None = None,
+        progress: Progress | None = None,
+        **keywords: Unpack[ConvertKeywords],
+    ) -> ConversionReport:
         """As the function of that name."""
+        options = ConvertOptions.of(**keywords)
         if self._earlier is None:
-            return self._convert(model, None, **options)
+            return self._convert(model, to, output, progress, options, None)
         found = self._earlier.found
         try:
-            report = self._convert(model, self._earlier, **options)
+            report = self._convert(model, to, output, progress, options, self._earlier)
         except ConversionError:
             if self._earlier.found == found:
                 raise
         else:
-            if report.status == "verified" or not options.get("verify", True) or self._earlier.found == found:
+            if report.status == "verified" or not options.write.verify or self._earlier.found == found:
                 return report
         self._earlier.clear()
-        return self._convert(model, None, **options)
+        return self._convert(model, to, output, progress, options, None)
 
     def close(self) -> None:
         for runner in self._runners.values():
@@ -178,38 +132,11 @@ class ConversionSession:
     def _convert(
         self,
         model: str | Path | nn.Module,
+        to: str | Sequence[str],
+        output: str | Path | Mapping[str, str | Path] | None,
+        progress: Progress | None,
+        options: ConvertOptions,
         earlier: ProgramCache | None,
-        *,
-        to: Sequence[str],
-        output: str | Path | Mapping[str, str | Path] | None = None,
-        factory: str | None = None,
-        factory_args: Mapping[str, Any] | None = None,
-        drop_keys: Sequence[str] = (),
-        input_shapes: Sequence[str] = (),
-        image_size: str | None = None,
-        outputs: Sequence[str] = (),
-        submodule: str | None = None,
-        input_names: Sequence[str] | Mapping[str, str] = (),
-        output_names: Sequence[str] | Mapping[str, str] = (),
-        freeze_control_flow: bool = False,
-        strict: bool = False,
-        trust: Sequence[str] = (),
-        layout: str = "auto",
-        fixed_batch: int | None = None,
-        keep_batchnorm: bool = False,
-        opset: int | None = None,
-        exact_shifts: bool = False,
-        verify: bool = True,
-        keep_failed: bool = False,
-        atol: float | None = None,
-        rtol: float | None = None,
-        seed: int = 0,
-        inputs: str | Path | Mapping[str, np.ndarray] | None = None,
-        preprocessing: Preprocessing | None = None,
-        mappings: Sequence[str | Path] = (),
-        force: bool = False,
-        trace: bool = False,
-        progress: Progress | None = None,
     ) -> ConversionReport:
         return_large_blocks()
         formats: list[Format] = parse_formats(to)  # type: ignore[assignment]
@@ -228,27 +155,21 @@ class ConversionSession:
             _refuse_to_replace(source_path, paths.values())
 
         with ExitStack() as stack:
-            digests = stack.enter_context(user_mappings(mappings))
-            options = Options(layout, fixed_batch, keep_batchnorm, opset, exact_shifts, digests)
-            placements = {f: stack.enter_context(Placement(paths[f], force=force)) for f in formats}
-            runners = {f: self._runner(f) for f in formats} if verify else {}
-            source = load_model(
-                model, factory=factory, factory_args=factory_args, input_shapes=input_shapes, trust=trust,
-                fixed_batch=fixed_batch, seed=seed, clock=clock, earlier=earlier, image_size=image_size,
-                part=SubmodelOptions.of(outputs, submodule, input_names, output_names),
-                freeze_control_flow=freeze_control_flow,
-                strict=strict, drop_keys=drop_keys,
-            )  # fmt: skip
+            digests = stack.enter_context(user_mappings(options.artifact.mappings))
+            artifact_options = replace(options.artifact, mappings=digests)
+            placements = {f: stack.enter_context(Placement(paths[f], force=options.write.force)) for f in formats}
+            runners = {f: self._runner(f) for f in formats} if options.write.verify else {}
+            source = load_model(model, options, fixed_batch=options.artifact.fixed_batch, clock=clock, earlier=earlier)
             reference = None
-            if verify:
+            if options.write.verify:
                 with clock("run PyTorch"):
                     reference = take_reference(
                         source.program,
                         source.module,
-                        seed=seed,
-                        inputs=inputs,
+                        seed=options.capture.seed,
+                        inputs=options.proof.inputs,
                         running=source.running,
-                        preprocessing=preprocessing,
+                        preprocessing=options.proof.preprocessing,
                     )
                     source.probe = reference.probe(source.program)
             changes: list[Change] = []
@@ -256,8 +177,8 @@ class ConversionSession:
             failures: list[ConversionError] = []
             for format in formats:
                 one = ArtifactJob(
-                    format, paths[format], placements[format], source, options, reference, runners.get(format), clock,
-                    atol=atol, rtol=rtol, trace=trace, keep_failed=keep_failed,
+                    format, paths[format], placements[format], source, artifact_options, options.proof, reference,
+                    runners.get(format), clock, options.write.keep_failed,
                 )  # fmt: skip
                 started = time.perf_counter()
                 try:
@@ -293,13 +214,11 @@ class ArtifactJob:
     path: Path
     placement: Placement
     source: LoadedModel
-    options: Options
+    options: ArtifactOptions
+    proof: ProofOptions
     reference: Reference | None
     runner: Runner | None
     clock: Clock
-    atol: float | None
-    rtol: float | None
-    trace: bool
     keep_failed: bool
     built: RewrittenModel | None = None
     rows: Sequence[TraceRow] = ()
@@ -335,21 +254,21 @@ class ArtifactJob:
             status=status,
             seconds=time.perf_counter() - started,
             accuracy=self.accuracy,
-            trace=by_module(self.rows) if self.trace else (),
+            trace=by_module(self.rows) if self.proof.trace else (),
             training=training_remarks(built.plan) if built.plan and self.format == "keras" else (),
         )
 
     def _proofs(self, built: RewrittenModel, reference: Reference, runner: Runner) -> tuple[Proof, ...]:
         with self.clock(f"prove {self.format}: the same function"):
             first = built.prove_function(reference)
-            if self.trace or disagrees(first):
+            if self.proof.trace or disagrees(first):
                 first, self.rows = located(first, lambda: built.trace(reference))
         with self.clock(f"prove {self.format}: the same artifact"):
             runner.open(self.placement.temporary)
             results = run_artifact(runner, built.inputs, built.outputs, reference)
             second = compare_artifact(
                 reference.float64, reference.float32, results,
-                atol=self.atol, rtol=self.rtol, constant=reference.constant,
+                atol=self.proof.atol, rtol=self.proof.rtol, constant=reference.constant,
                 again=reference.again_in(runner),
             )  # fmt: skip
             self.accuracy = labeled_accuracy(reference, results)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
@@ -11,6 +10,7 @@ from converter.artifacts.runner import Runner
 from converter.artifacts.runtime.formats import Format
 from converter.checkpoint.load import load_state_dict
 from converter.ir.module_tensors import named_tensors
+from converter.options import ModelOptions
 from converter.pipeline.clock import Clock
 from converter.report.results import VerificationReport, status_of
 from converter.verification.weight_search import WeightSearch, weights_proof
@@ -22,8 +22,7 @@ def verify_weights(
     model: str | Path | nn.Module,
     artifact: Path,
     format: Format,
-    drop_keys: Sequence[str],
-    trust: Sequence[str],
+    options: ModelOptions,
     signature: str | None,
     clock: Clock,
 ) -> VerificationReport:
@@ -34,7 +33,7 @@ def verify_weights(
                 module: nn.Module | None = model
                 tensors = named_tensors(model)
             else:
-                tensors, module = load_state_dict(model, trust=trust, drop_keys=drop_keys)
+                tensors, module = load_state_dict(model, trust=options.trust, drop_keys=options.drop_keys)
         with clock("open"):
             runner.open(artifact, signature)
             held = runner.held()

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
-from converter.capture.submodel import SubmodelOptions
 from converter.checkpoint.import_isolation import UserCode
 from converter.errors import UnsupportedOperatorsError, UsageError
 from converter.ir.program import module_path
 from converter.lowering.user_lowerings import user_mappings
-from converter.options import Options
+from converter.options import ArtifactOptions, InspectKeywords, InspectOptions
 from converter.pipeline.build import build, described
 from converter.pipeline.check import _checks
 from converter.pipeline.clock import Clock
@@ -34,48 +33,32 @@ from converter.verification.prove import tensors_read
 def inspect(
     model: str | Path | nn.Module,
     *,
-    factory: str | None = None,
-    factory_args: Mapping[str, Any] | None = None,
-    drop_keys: Sequence[str] = (),
-    input_shapes: Sequence[str] = (),
-    image_size: str | None = None,
-    outputs: Sequence[str] = (),
-    submodule: str | None = None,
-    input_names: Sequence[str] | Mapping[str, str] = (),
-    output_names: Sequence[str] | Mapping[str, str] = (),
-    freeze_control_flow: bool = False,
-    strict: bool = False,
-    trust: Sequence[str] = (),
-    mappings: Sequence[str | Path] = (),
-    layout: bool = False,
     check: Sequence[str] = (),
+    plan: bool = False,
+    **keywords: Unpack[InspectKeywords],
 ) -> ModelSummary:
     """The module tree with shapes, weights, and what each module becomes in a Keras file.
 
     Operators that cannot be converted are listed, not raised.
 
     Args:
-        mappings: Python files that register mappings of their own.
         check: formats, for each of which the answer is given whether it can be converted; nothing is written.
-        layout: give the plan too, every value with its axes and every movement with its reason.
+        plan: give the plan too, every value with its axes and every movement with its reason.
+        keywords: those of `converter.options.InspectOptions`: `factory`, `input_shapes`, `layout`, ...
 
     Raises:
         ConversionError: the model cannot be read, or does not run on the inputs given.
     """
+    options = InspectOptions.of(**keywords)
     clock = Clock(None)
-    with user_mappings(mappings):
-        source = load_model(
-            model, factory=factory, factory_args=factory_args, input_shapes=input_shapes, trust=trust, fixed_batch=None,
-            seed=0, clock=clock, image_size=image_size,
-            part=SubmodelOptions.of(outputs, submodule, input_names, output_names),
-            freeze_control_flow=freeze_control_flow,
-            strict=strict, drop_keys=drop_keys,
-        )  # fmt: skip
-        checks = _checks(source, check, Options(), clock)
-        return replace(summary(source, layout, clock), checks=checks)
+    with user_mappings(options.artifact.mappings) as digests:
+        source = load_model(model, options, fixed_batch=options.artifact.fixed_batch, clock=clock)
+        artifact_options = replace(options.artifact, mappings=digests)
+        checks = _checks(source, check, artifact_options, options.capture.seed, clock)
+        return replace(summary(source, artifact_options, plan, clock), checks=checks)
 
 
-def summary(source: LoadedModel, layout: bool, clock: Clock) -> ModelSummary:
+def summary(source: LoadedModel, options: ArtifactOptions, with_plan: bool, clock: Clock) -> ModelSummary:
     unsupported: tuple[UnsupportedOperator, ...] = ()
     inputs: tuple[TensorFacts, ...] = ()
     outputs: tuple[TensorFacts, ...] = ()
@@ -83,12 +66,12 @@ def summary(source: LoadedModel, layout: bool, clock: Clock) -> ModelSummary:
     plan: tuple[PlanRow, ...] = ()
     rewrites: tuple[Rewrite, ...] = ()
     try:
-        built = build(source, "keras", Options(), clock)
+        built = build(source, "keras", options, clock)
         if built.plan is None:
             raise AssertionError("a Keras file is planned")
         becomes = what_becomes(built.plan)
         rewrites = tuple(described(built.changes))
-        plan = plan_rows(built.plan) if layout else ()
+        plan = plan_rows(built.plan) if with_plan else ()
         names = symbol_names(source.program)
         inputs, outputs = (tuple(facts(i, names) for i in held) for held in (built.inputs, built.outputs))
     except UnsupportedOperatorsError as error:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +21,13 @@ from converter.capture.input_domains import dynamic_size_choices, input_specs
 from converter.capture.input_shapes import InputShape, check_batches, parse_input_shape
 from converter.capture.random_inputs import draw
 from converter.capture.run_forward import run_forward
-from converter.capture.submodel import SubmodelOptions, extract_submodel, rename
+from converter.capture.submodel import extract_submodel, rename
 from converter.checkpoint.import_isolation import OUR_NAMES, UserCode
 from converter.checkpoint.load import Checkpoint, load
 from converter.checkpoint.state_dict import as_float32, unwrap
 from converter.errors import CaptureError, ConversionError, UsageError
 from converter.ir.program import Program
+from converter.options import LoadOptions, SubmodelOptions
 from converter.pipeline.clock import Clock
 from converter.pipeline.program_cache import CachedProgram, ProgramCache, architecture
 
@@ -80,31 +80,21 @@ class LoadedModel:
 
 def load_model(
     model: str | Path | nn.Module,
+    options: LoadOptions,
     *,
-    factory: str | None,
-    factory_args: Mapping[str, Any] | None,
-    drop_keys: Sequence[str] = (),
-    input_shapes: Sequence[str],
-    trust: Sequence[str],
-    fixed_batch: int | None,
-    seed: int,
     clock: Clock,
-    image_size: str | None = None,
-    part: SubmodelOptions = WHOLE,
-    freeze_control_flow: bool = False,
-    strict: bool = False,
+    fixed_batch: int | None = None,
     earlier: ProgramCache | None = None,
 ) -> LoadedModel:
     """Load a checkpoint, or take a module, and capture it. The caller's module stays as it is, mode and buffers too.
 
     Args:
-        drop_keys: glob patterns of keys of the state dict to leave out.
-        image_size: `HEIGHT[,WIDTH]`, in place of `input_shapes`.
-        part: what of it is wanted.
-        freeze_control_flow: where forward decides by values, keep what it decides for the example inputs.
-        strict: capture by way of Python's bytecode, in no other.
+        fixed_batch: the only batch size that is wanted.
         earlier: what was captured before; a model of the same architecture is not captured again.
     """
+    part, seed, strict = options.submodel, options.capture.seed, options.capture.strict
+    freeze_control_flow = options.capture.freeze_control_flow
+    input_shapes, image_size = options.capture.input_shapes, options.capture.image_size
     captured: CachedProgram | None = None
     calling: CallSpec | None = None
     module: nn.Module | None
@@ -117,9 +107,7 @@ def load_model(
     else:
         path = Path(model)
         with clock("load"):
-            checkpoint = load(
-                path, factory=factory, factory_args=dict(factory_args or {}), drop_keys=drop_keys, trust=trust
-            )
+            checkpoint = load(path, **vars(options.model))
     notes, code = list(checkpoint.notes), checkpoint.code
     if checkpoint.module is not None:
         module = checkpoint.module
@@ -183,7 +171,7 @@ def load_model(
         part=part,
         freeze_control_flow=freeze_control_flow,
         strict=strict,
-        drop_keys=tuple(drop_keys),
+        drop_keys=options.model.drop_keys,
     )
 
 

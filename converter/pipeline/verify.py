@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Unpack, get_args
 
-import numpy as np
 import torch
 from torch import fx, nn
 
@@ -16,11 +16,10 @@ from converter.artifacts.runner import Runner, TensorSpec
 from converter.artifacts.runtime.formats import Format
 from converter.artifacts.runtime.stamp import read_stamp
 from converter.capture.input_shapes import NO_SHAPES
-from converter.capture.submodel import SubmodelOptions
 from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError
 from converter.ir.program import Program
 from converter.ir.sizes import symbolic_shape
-from converter.options import Options
+from converter.options import ArtifactOptions, SubmodelOptions, VerifyKeywords, VerifyOptions
 from converter.pipeline.build import build
 from converter.pipeline.clock import Clock, Progress
 from converter.pipeline.find_weights import verify_weights
@@ -28,7 +27,6 @@ from converter.pipeline.load_model import LoadedModel, load_model
 from converter.plan.interface import TensorInterface
 from converter.report.results import ExplanationKind, Proof, TraceRow, VerificationReport, status_of
 from converter.verification.divergence import by_module, disagrees, located, trace_artifact, worst_round
-from converter.verification.image_folder import Preprocessing
 from converter.verification.io_matching import Matching
 from converter.verification.io_names import shown
 from converter.verification.reference import take_reference
@@ -41,28 +39,8 @@ def verify(
     model: str | Path | nn.Module,
     artifact: str | Path,
     *,
-    factory: str | None = None,
-    factory_args: Mapping[str, Any] | None = None,
-    drop_keys: Sequence[str] = (),
-    input_shapes: Sequence[str] = (),
-    image_size: str | None = None,
-    outputs: Sequence[str] = (),
-    submodule: str | None = None,
-    input_names: Sequence[str] | Mapping[str, str] = (),
-    output_names: Sequence[str] | Mapping[str, str] = (),
-    freeze_control_flow: bool = False,
-    strict: bool = False,
-    trust: Sequence[str] = (),
-    atol: float | None = None,
-    rtol: float | None = None,
-    seed: int = 0,
-    inputs: str | Path | Mapping[str, np.ndarray] | None = None,
-    preprocessing: Preprocessing | None = None,
-    accept: Sequence[str] = (),
-    signature: str | None = None,
-    weights: bool = False,
-    trace: bool = False,
     progress: Progress | None = None,
+    **keywords: Unpack[VerifyKeywords],
 ) -> VerificationReport:
     """Compare what an artifact computes with its model; of one that bears our stamp, the weights too.
 
@@ -72,15 +50,8 @@ def verify(
 
     Args:
         artifact: a SavedModel folder, a `.keras`, an `.onnx` or a `.tflite` file.
-        input_shapes, image_size, outputs, submodule, input_names, output_names, freeze_control_flow, strict: as for
-            `convert`; an artifact of ours knows them.
-        inputs: the user's, as for `convert`; `preprocessing` is that of a folder of images.
-        drop_keys: as for `convert`; an artifact of ours knows them.
-        accept: kinds of explanations (`report.ExplanationKind`) that may make it agree.
-        signature: of a SavedModel or a TFLite file that has several.
-        weights: only find every tensor of the checkpoint in the artifact by its content, without running anything: no
-            input shapes are needed, and a state dict needs no factory.
-        trace: give what every module computes, on both sides; where they differ the first module is named in any case.
+        keywords: those of `converter.options.VerifyOptions`: `factory`, `input_shapes`, `atol`, `accept`, ... An
+            artifact that bears our stamp knows how it was made: input shapes and submodel need not be given.
 
     Raises:
         ConversionError: either side cannot be read or run.
@@ -89,25 +60,18 @@ def verify(
     clock = Clock(progress)
     format = detect_format(artifact)
     stamp = read_stamp(artifact) or {}
-    accepted = explanation_kinds(accept)
-    if weights:
-        return verify_weights(model, artifact, format, drop_keys, trust, signature, clock)
-    part = SubmodelOptions.of(outputs, submodule, input_names, output_names)
-    if made_of := stamp.get("part"):
-        freeze_control_flow = freeze_control_flow or made_of.pop("freeze_control_flow")
-        strict = strict or made_of.pop("strict", False)
-        drop_keys = drop_keys or made_of.pop("drop_keys", ())
-        part = SubmodelOptions.of(*(getattr(part, name) or made_of[name] for name in vars(part)))
+    options = VerifyOptions.of(**keywords)
+    accepted = explanation_kinds(options.match.accept)
+    if options.match.weights:
+        return verify_weights(model, artifact, format, options.model, options.match.signature, clock)
+    signature, atol, rtol = options.match.signature, options.proof.atol, options.proof.rtol
+    options = as_stamped(options, stamp)
     with Runner(format) as runner:
-        if missing := not (input_shapes or stamp):  # then it is asked what it takes
+        if missing := not (options.capture.input_shapes or stamp):  # then it is asked what it takes
             runner.open(artifact, signature)
         with proposing_shapes(runner):
-            source = load_model(
-                model, factory=factory, factory_args=factory_args, drop_keys=drop_keys,
-                input_shapes=input_shapes or (() if image_size else stamp.get("input_shapes", ())),
-                trust=trust, fixed_batch=stamp.get("options", {}).get("fixed_batch"), seed=seed, clock=clock,
-                image_size=image_size, part=part, freeze_control_flow=freeze_control_flow, strict=strict,
-            )  # fmt: skip
+            batch = stamp.get("options", {}).get("fixed_batch")
+            source = load_model(model, options, fixed_batch=batch, clock=clock)
         notes = [*source.notes, *source.program.notes]
         if format in ("tf", "keras") and stamp.get("options"):
             with clock("import Keras"):  # while the process that opens the artifact still imports too
@@ -124,10 +88,10 @@ def verify(
             reference = take_reference(
                 source.program,
                 source.module,
-                seed=seed,
-                inputs=inputs,
+                seed=options.capture.seed,
+                inputs=options.proof.inputs,
                 running=source.running,
-                preprocessing=preprocessing,
+                preprocessing=options.proof.preprocessing,
             )
         with clock("run the artifact"):
             matching = Matching(
@@ -138,7 +102,7 @@ def verify(
         notes += match.notes
         proof = match.proof
         rows: Sequence[TraceRow] = ()
-        if trace or (disagrees(proof) and not match.explanations):
+        if options.proof.trace or (disagrees(proof) and not match.explanations):
             with clock("trace"):
                 arrays = worst_round(reference, match.results)
                 given = matching.fed(match.reading, arrays)
@@ -165,16 +129,35 @@ def verify(
         status=status_of(proofs),
         accuracy=labeled_accuracy(reference, match.results),
         explanations=tuple(match.explanations),
-        trace=by_module(rows) if trace else (),
+        trace=by_module(rows) if options.proof.trace else (),
         timings=clock.timings,
         compared_on=reference.compared_on,
     )
 
 
+def as_stamped(options: VerifyOptions, stamp: Mapping[str, Any]) -> VerifyOptions:
+    """Take from an artifact's stamp how the model was captured, where the options do not say."""
+    model, submodel, capture = options.model, options.submodel, options.capture
+    if part := dict(stamp.get("part") or {}):
+        frozen, strict = part.pop("freeze_control_flow"), part.pop("strict", False)
+        model = replace(model, drop_keys=model.drop_keys or tuple(part.pop("drop_keys", ())))
+        capture = replace(
+            capture, freeze_control_flow=capture.freeze_control_flow or frozen, strict=capture.strict or strict
+        )
+        submodel = SubmodelOptions(*(getattr(submodel, name) or _as_tuple(part[name]) for name in vars(submodel)))
+    if not capture.input_shapes and not capture.image_size:
+        capture = replace(capture, input_shapes=tuple(stamp.get("input_shapes", ())))
+    return replace(options, model=model, submodel=submodel, capture=capture)
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
 def prove_weights(source: LoadedModel, format: Format, stamp: Mapping[str, Any], runner: Runner, clock: Clock) -> Proof:
     """Proof 3 of an artifact of ours: by the plan that its stamp tells, and where that fails by one that it has no part
     in, as a plan of another version may differ."""
-    options = Options(**stamp["options"])
+    options = ArtifactOptions(**stamp["options"])
     known = stamp.get("choices")
     proof = build(source, format, options, clock, known).prove_weights(runner.tensors(), runner.graph_as_written())
     if proof.holds or not known:

@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from converter.options import ExplanationKind as ExplanationKind
+
 from .failures import DISAGREES, Failure, Report, UnsupportedOperator, worst_status
 
 Shape = tuple[int | str | None, ...]
 Status = Literal["verified", "not verified", "disagrees"]
 ProofName = Literal["function", "artifact", "weights"]
-ExplanationKind = Literal["softmax", "sigmoid", "boxes", "output-order", "input-order", "layout"]
 
 
 @dataclass(frozen=True)

@@ -1,63 +1,19 @@
 """A folder of images as inputs, by a preprocessing that the user states and the report repeats."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
 from ..capture.random_inputs import InputSpec, shape_text
 from ..errors import UsageError
+from ..options import Preprocessing
 
 ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 Fit = Literal["stretch", "crop", "pad"]
 Order = Literal["rgb", "bgr"]
 PAD_GREY = 114  # of 255, YOLO's letterbox
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How the pixels of a file become an input: value = (pixel x scale - mean) / std, channels first.
-
-    Attributes:
-        fit: to the input's height and width. "stretch"; "crop" the middle after the shorter side was resized; "pad"
-            with grey after the longer side was. Always bilinear, antialiased, as Pillow does it.
-        scale: of pixels, which are 0 to 255.
-        mean, std: one number, or one for each channel in the order of `order`.
-        order: of the three channels. An input of one channel gets grey, one of four also the opacity.
-    """
-
-    fit: Fit = "stretch"
-    scale: float = 1 / 255
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
-    order: Order = "rgb"
-
-    def __post_init__(self) -> None:
-        if self.fit not in get_args(Fit) or self.order not in get_args(Order):
-            raise UsageError(f"No such preprocessing of images: {self.fit}, {self.order}.")
-        if not all(np.isfinite([self.scale, *self.mean, *self.std])) or 0 in self.std:
-            raise UsageError("Scale, mean and std are to be numbers, std not 0.", where="preprocessing of images")
-
-    def __str__(self) -> str:
-        mean, std = (", ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
-        return f"{self.fit}, {self.order}, (pixel x {self.scale:g} - [{mean}]) / [{std}]"
-
-
-PREPROCESSED = {f"image_{field.name}" for field in fields(Preprocessing)}
-
-
-def with_preprocessing(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a conversion, what they say of images (`image_fit`, ...; None says nothing) as one of them."""
-    images = {key: value for key, value in arguments.items() if key in PREPROCESSED}
-    rest = {key: value for key, value in arguments.items() if key not in images}
-    said: dict[str, Any] = {
-        key.removeprefix("image_"): tuple(value) if isinstance(value, list) else value
-        for key, value in images.items()
-        if value is not None
-    }
-    return rest | {"preprocessing": Preprocessing(**said)} if said else rest
 
 
 def load_images(folder: Path, specs: Sequence[InputSpec], preprocessing: Preprocessing) -> dict[str, np.ndarray]:

@@ -20,9 +20,9 @@ from converter.capture.random_inputs import Round, rounds
 from converter.errors import CaptureError
 from converter.ir.program import Program
 from converter.memory import reusing_blocks
+from converter.options import Preprocessing
 from converter.report.results import ComparedOn
 from converter.verification.coarse_kernels import Kernel, coarse_kernels
-from converter.verification.image_folder import Preprocessing
 from converter.verification.output_proofs import Again, Outputs, compare_artifact
 from converter.verification.perturbation import run_perturbed
 from converter.verification.unstable_samples import computes_on_choices, stable_samples

@@ -8,7 +8,8 @@ import numpy as np
 
 from ..capture.random_inputs import InputSpec, Round, listed, shape_text
 from ..errors import UsageError
-from .image_folder import Preprocessing, load_images
+from ..options import Preprocessing
+from .image_folder import load_images
 
 LABELS = "labels"
 Given = str | Path | Mapping[str, np.ndarray]

@@ -21,7 +21,7 @@ from converter.capture.random_inputs import Round, draw
 from converter.errors import ConversionError
 from converter.ir.program import Program
 from converter.lowering.planner import make_plan
-from converter.options import Options
+from converter.options import ArtifactOptions, LoadOptions
 from converter.pipeline.build import RewrittenModel, build
 from converter.pipeline.clock import Clock
 from converter.pipeline.load_model import LoadedModel, load_model
@@ -88,9 +88,10 @@ class Bench:
     def __post_init__(self) -> None:
         architecture = ARCHITECTURES[self.name]
         self.source = load_model(
-            architecture.model(), factory=None, factory_args=None, input_shapes=architecture.shapes, trust=(),
-            fixed_batch=None, seed=self.seed, clock=Clock(None),
-        )  # fmt: skip
+            architecture.model(),
+            LoadOptions.of(input_shapes=architecture.shapes, seed=self.seed),
+            clock=Clock(None),
+        )
         program = self.source.program
         self.reference = take_reference(
             program, self.source.module, seed=self.seed, inputs=None, running=self.source.running
@@ -101,10 +102,12 @@ class Bench:
 
     def built(self, format: Format, program: Program) -> RewrittenModel:
         if format == "onnx":
-            right = build(self.source, format, Options(), Clock(None))
-            return RewrittenModel(self.source, format, Options(), program, right.changes, right.inputs, right.outputs)
+            right = build(self.source, format, ArtifactOptions(), Clock(None))
+            return RewrittenModel(
+                self.source, format, ArtifactOptions(), program, right.changes, right.inputs, right.outputs
+            )
         plan = make_plan(program)
-        return RewrittenModel(self.source, format, Options(), program, [], plan.inputs, plan.outputs, plan)
+        return RewrittenModel(self.source, format, ArtifactOptions(), program, [], plan.inputs, plan.outputs, plan)
 
     def rewritten(self, format: Format, program: Program) -> Program:
         """By the rewrites of `format`, without the check that each of them leaves the function as it is."""
@@ -281,7 +284,7 @@ def artifact_mutants(bench: Bench, format: Format, most: int, only: Any = None) 
     """Faults planted in an artifact that was written right. The first proof does not see artifacts."""
     edits, write = EDITS[format]
     with tempfile.TemporaryDirectory() as folder:
-        built = build(bench.source, format, Options(), Clock(None))
+        built = build(bench.source, format, ArtifactOptions(), Clock(None))
         right = Path(folder, "right" + ENDINGS[format])
         built.write(right)
         proof = bench.compared(built, right)
