@@ -32,7 +32,7 @@ def peak_megabytes() -> float:
 
 def torch_model(name: str):
     """An architecture of torchvision with random weights and norm statistics that keep the signal alive."""
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests/support")]
     import torch
     from torchvision_for_tests import load_torchvision
 
@@ -92,7 +92,7 @@ def conversion(name: str, checkpoint: Path, verify: bool) -> dict:
 
 FACTORY_FILE = "architectures.py"
 FACTORIES = f"""import sys
-sys.path.append({str(ROOT / "tests")!r})
+sys.path.append({str(ROOT / "tests/support")!r})
 from torchvision_for_tests import load_torchvision
 def __getattr__(name):
     return lambda: getattr(load_torchvision().models, name)(weights=None)

@@ -4,7 +4,7 @@
 
 Every sample is compared in memory; one of each module is also written to files of every format, which are opened again
 (`--no-files` leaves that out). With `--state` an interrupted run goes on where it stood. What is in scope and how
-samples are compared stands in tests/module_conformance.py.
+samples are compared stands in tests/support/module_conformance.py.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def table(results: dict[str, dict[str, Outcome]]) -> str:
 def main(names: tuple[str, ...], write: Path | None, state: Path | None, files: bool) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests/support")]
     from module_conformance import MODULES, Outcome, check, most_telling, samples
 
     known: dict[tuple[str, str], Outcome] = {}

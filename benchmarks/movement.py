@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from converter.artifacts.runner import Runner
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests/support")]
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does; read when torch is imported
 DETECTOR, DETECTOR_SHAPE = "detect_head", (1, 3, 320, 320)  # in YOLOv5's manner, of sample_models
 PRODUCTS = ("matmul", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention")

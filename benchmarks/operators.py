@@ -3,7 +3,7 @@
     python benchmarks/operators.py [NAME ...] [--write docs/OPERATORS.md] [--most 8] [--state FILE] [--workers 1]
 
 Every operator goes through a worker process, which a crash ends without the rest. With `--state` an interrupted run
-goes on where it stood. What is in scope and how samples are compared stands in tests/operator_conformance.py.
+goes on where it stood. What is in scope and how samples are compared stands in tests/support/operator_conformance.py.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def work(most: int | None, artifacts: int) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests/support")]
     import torch
     from torch.testing._internal.common_methods_invocations import op_db
 

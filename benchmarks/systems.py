@@ -1,6 +1,6 @@
 """What every system of sample_models/systems.py costs in each format: measures it and writes a table.
 
-    PYTHONPATH=tests:. python -m benchmarks.systems [PART_OF_TITLE ...] [--results systems.jsonl]
+    PYTHONPATH=tests/support:. python -m benchmarks.systems [PART_OF_TITLE ...] [--results systems.jsonl]
         [--write docs/SYSTEMS.md]
 
 The naive lowering is the same program without our recognitions: constants are computed and norms folded, nothing else.
@@ -33,7 +33,7 @@ ROUNDS = 40  # timed calls of each, in turn
 SLOWER = 1.15  # times the naive lowering; below, it is noise
 HEAD = """# The systems of the source documents
 
-Written by `PYTHONPATH=tests:. python -m benchmarks.systems --write docs/SYSTEMS.md` ({machine}).
+Written by `PYTHONPATH=tests/support:. python -m benchmarks.systems --write docs/SYSTEMS.md` ({machine}).
 Each row is a sample model of ours (`sample_models/systems.py`) that uses the operator between layers with weights, as
 its paper's code does, at batch 2 in float32. The maps are small: times are mostly those of starting operators.
 

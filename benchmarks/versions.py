@@ -16,9 +16,9 @@ import click
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = (
-    "tests/test_main_job.py", "tests/test_capture.py", "tests/test_checkpoint.py", "tests/test_cli.py",
-    "tests/test_messages.py", "tests/test_module_conformance.py", "tests/test_random_modules.py",
-    "tests/test_placement.py", "tests/test_training.py",
+    "tests/end_to_end/test_main_job.py", "tests/capture/test_capture.py", "tests/checkpoint/test_checkpoint.py", "tests/console/test_cli.py",
+    "tests/console/test_messages.py", "tests/mappings/test_module_conformance.py", "tests/fuzz/test_random_modules.py",
+    "tests/artifacts/test_placement.py", "tests/lowering/test_training.py",
 )  # fmt: skip
 SHOWN = ("torch", "tensorflow", "keras", "onnx", "onnxscript", "onnxruntime", "numpy", "safetensors", "click", "rich")
 VERSIONS = f"""

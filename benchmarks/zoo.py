@@ -40,7 +40,7 @@ def architectures() -> dict[str, tuple[int, ...]]:
 
 def built(name: str, shape: tuple[int, ...]):
     """The architecture, calibrated, and the shape it is converted for."""
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests/support")]
     import torch
 
     from sample_models.calibration import calibrate

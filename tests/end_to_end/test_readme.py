@@ -15,7 +15,7 @@ import converter
 from converter.console.signals import SIGNALS
 from converter.report.failures import WORST_FIRST
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "README.md").read_text()
 COMMANDS = os.environ | {
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

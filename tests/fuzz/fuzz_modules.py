@@ -1,7 +1,7 @@
-"""Converts networks drawn at random (tests/random_modules.py) and asks PyTorch whether they are right.
+"""Converts networks drawn at random (tests/fuzz/random_modules.py) and asks PyTorch whether they are right.
 
-    python benchmarks/fuzz_modules.py lowered [--count 2000] [--first 0] [--free] [--results modules.jsonl]
-    python benchmarks/fuzz_modules.py whole [--count 200] [--first 0] [--results whole.jsonl]
+    python tests/fuzz/fuzz_modules.py lowered [--count 2000] [--first 0] [--free] [--results modules.jsonl]
+    python tests/fuzz/fuzz_modules.py whole [--count 200] [--first 0] [--results whole.jsonl]
 
 `lowered` goes as far as the graph that is written: captured, rewritten for the format, planned and lowered in float64
 in this process, and compared with the module itself in float64 (for ONNX the rewritten program that its exporter is
@@ -24,8 +24,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests/support")]
 for variable, value in {"OMP_WAIT_POLICY": "PASSIVE", "TF_CPP_MIN_LOG_LEVEL": "3"}.items():
     os.environ.setdefault(variable, value)
 

@@ -309,7 +309,9 @@ DIES = """
 def test_what_a_killed_process_left_is_taken_up_by_the_next(tmp_path, where, act, found):
     place_saved_model(tmp_path / "m", "old")
     script = textwrap.dedent(DIES).format(where=where, act=act)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, Path(__file__).resolve().parents[:2]))}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[i]) for i in (0, 2)])
+    }
     died = subprocess.run([sys.executable, "-c", script, str(tmp_path / "m")], env=environment)
     assert died.returncode == -signal.SIGKILL
     assert [name for name in names(tmp_path) if name.startswith(".converter-")]
@@ -374,7 +376,9 @@ def content_of_two(target: Path) -> str:
 def test_an_artifact_of_two_files_is_whole_at_every_moment(tmp_path):
     """Killed before each step of putting one in the place of another, one after the other."""
     script = textwrap.dedent(PLACES_TWO)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, Path(__file__).resolve().parents[:2]))}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[i]) for i in (0, 2)])
+    }
     ran = subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=environment, stdout=subprocess.PIPE)
     found = [json.loads(line) for line in ran.stdout.splitlines()]
     assert len(found) > 20

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = (".ci", "benchmarks", "converter", "docs", "mappings", "sample_models", "tests")
 FILES = (
     ".gitignore", ".pre-commit-config.yaml", "CHANGELOG.md", "LICENSE", "MANIFEST.in", "README.md", "SECURITY.md",

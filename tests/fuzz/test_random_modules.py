@@ -1,6 +1,6 @@
 """Networks drawn at random are converted right: rewritten and lowered, in float64, against the module in PyTorch.
 
-EXAMPLES=50 in the environment makes that many times more of them; `benchmarks/fuzz_modules.py` goes the whole way.
+EXAMPLES=50 in the environment makes that many times more of them; `tests/fuzz/fuzz_modules.py` goes the whole way.
 """
 
 import copy
@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from converter.capture.export import capture
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 from fuzz_modules import run, samples
 
 COUNT = 24 * int(os.environ.get("EXAMPLES", "1"))
-FIRST = 100_000  # far from those that benchmarks/fuzz_modules.py begins with
+FIRST = 100_000  # far from those that tests/fuzz/fuzz_modules.py begins with
 
 
 @pytest.mark.parametrize("seed", range(FIRST, FIRST + COUNT))

@@ -25,7 +25,7 @@ from converter.batch.run import _Batch, convert_many
 from converter.errors import UsageError
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def checkpoints(folder: Path, *names: str) -> list[Path]:

@@ -20,7 +20,7 @@ from converter.options import (
     options_of,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "docs/generate"))
 
 import options as page  # noqa: E402  # found by the line above

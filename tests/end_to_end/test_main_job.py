@@ -24,7 +24,7 @@ import cli
 from sample_models.calibration import calibrate
 from sample_models.detect_head import build
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 FORMATS = ("tf", "keras", "onnx")
 ENDINGS = {"tf": "_saved_model", "keras": ".keras", "onnx": ".onnx"}
 COMMAND = Path(sys.executable).with_name("convert")

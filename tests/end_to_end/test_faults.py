@@ -22,7 +22,7 @@ from converter.artifacts.runner import Runner
 from converter.errors import CaptureError, ConversionError, OutputError, UsageError
 from converter.report.failures import failure_of, write_report
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
 
 import kill  # noqa: E402
@@ -63,7 +63,7 @@ def begun(folder: Path, work: str, prepare: Callable = kill.heed_signals) -> sub
     process = subprocess.Popen(
         [sys.executable, "-c", code, "good.pt", "--to", "tf"],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests/support")])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,9 +1,9 @@
-"""A few hundred damaged checkpoints of every format; benchmarks/fuzz_checkpoints.py loads as many as wanted."""
+"""A few hundred damaged checkpoints of every format; tests/fuzz/fuzz_checkpoints.py loads as many as wanted."""
 
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import fuzz_checkpoints
 

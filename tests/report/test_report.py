@@ -104,7 +104,7 @@ def json_type(kind: Any) -> str:
 
 
 def test_document_of_the_report_is_that_of_its_types():
-    text = (Path(__file__).parents[1] / "docs/REPORT.md").read_text()
+    text = (Path(__file__).parents[2] / "docs/REPORT.md").read_text()
     assert f"`schema` is {SCHEMA}." in text
     sections = dict(re.findall(r"^### (\w+)\n(.*?)(?=^### |\Z)", text, re.DOTALL | re.MULTILINE))
     types = {name: kind for name, kind in vars(converter.report).items() if dataclasses.is_dataclass(kind)}

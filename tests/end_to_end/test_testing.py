@@ -106,7 +106,7 @@ def test_verifying_onnx_imports_no_tensorflow_and_gives_the_same_figures_again(t
     path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
     run = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False,
-        cwd=Path(__file__).parents[1], env=os.environ | {"PYTHONPATH": path},
+        cwd=Path(__file__).parents[2], env=os.environ | {"PYTHONPATH": path},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout.splitlines()[-1]) == [True, ["verified"] * 3, []]

@@ -70,7 +70,7 @@ def test_process_with_tensorflow_and_triton_goes_on(tmp_path: Path, order: str, 
     script = textwrap.dedent(HEAD) + textwrap.dedent(ORDERS[order])
     run = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, env=environment,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-4000:]
 

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 20.0  # of one file, on a busy machine
 MEMORY = 1 << 30  # bytes above the imports
 

@@ -1,6 +1,6 @@
 """Loads thousands of damaged checkpoints of every format: each must load, or be refused with an error of ours.
 
-    python benchmarks/fuzz_checkpoints.py --cases 10000 --seed 0
+    python tests/fuzz/fuzz_checkpoints.py --cases 10000 --seed 0
 
 Case N of a seed is always the same file. It is loaded by a worker process with limits of time and memory; a traceback,
 a signal or a missed limit is a fault, whose file is kept in the folder of `--keep`.
@@ -29,7 +29,7 @@ from typing import Any
 
 from damaged_checkpoints import Folder, damaged
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 20.0  # of one case
 MEMORY = 4 << 30  # bytes that a worker may take beyond its imports
 CASES_OF_A_WORKER = 500
@@ -99,7 +99,7 @@ def sharded(state: dict[str, Any], path: Path) -> Folder:
 
 def import_torchvision() -> None:
     """With stand-ins for what a build for CUDA wants; transformers imports it."""
-    sys.path.insert(0, str(ROOT / "tests"))
+    sys.path.insert(0, str(ROOT / "tests/support"))
     from torchvision_for_tests import load_torchvision
 
     load_torchvision()

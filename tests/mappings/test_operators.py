@@ -13,7 +13,7 @@ import mappings
 from converter.plan.registry import MAPPINGS
 
 aten = torch.ops.aten
-TABLE = Path(__file__).resolve().parents[1] / "docs" / "OPERATORS.md"
+TABLE = Path(__file__).resolve().parents[2] / "docs" / "OPERATORS.md"
 NAMES = {".".join(filter(None, (info.name, info.variant_test_name))): info for info in op_db}
 FEW = list(NAMES)[::14]
 

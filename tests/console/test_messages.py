@@ -21,7 +21,7 @@ from converter.console.streams import LogFile
 from converter.console.terminal import Terminal
 from converter.errors import OutputError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}  "
 CONVERTS = """
 import converter
@@ -43,7 +43,7 @@ def run(monkeypatch, tmp_path):
 
 def environment(**more: str) -> dict[str, str]:
     known = {name: value for name, value in os.environ.items() if name not in ("CI", "NO_COLOR", "FORCE_COLOR", "TERM")}
-    return known | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])} | more
+    return known | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests/support")])} | more
 
 
 # -- log files

@@ -33,7 +33,7 @@ from converter.report.results import (
     status_of,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 COMPARED = OutputComparison("logits", True, 2e-7, 1e-6, 1e-8, 1.0, 130.0, 4.2, 3e-6, 2e-7, 1.0, 1.0)
 DIFFERENT = OutputComparison("boxes", False, 0.5, 1.0, 0.1, 0.8, 7.0, 1.0, 3e-6, 2e-7, 2.5e6)
@@ -404,7 +404,7 @@ cli.main()
 @pytest.mark.parametrize("verbose", [False, True], ids=["quiet", "verbose"])
 def test_what_libraries_print_stays_off_standard_output_and_is_seen_only_if_asked_for(tmp_path, verbose):
     arguments = ["good.pt", "--to", "tf", "--json", *(["-v"] if verbose else [])]
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests/support")])
     result = process(*arguments, cwd=tmp_path, code=NOISY, PYTHONPATH=paths)
     assert json.loads(result.stdout)["models"][0]["status"] == "verified"
     assert "✓ capture" in result.stderr

@@ -1,6 +1,6 @@
 """Every error that the program can end with, read from its source, and what to do about it.
 
-    python benchmarks/errors.py [--write docs/ERRORS.md]
+    python docs/generate/errors.py [--write docs/ERRORS.md]
 
 A message stands in the source where it is raised, mostly with its fix. What is filled in when it is raised is `…`
 here. `EXPLAINED` holds the fixes of those that have none there, or only one that is filled in.
@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import click
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from converter import errors  # noqa: E402
@@ -38,7 +38,7 @@ TITLES = {
 }
 HEAD = f"""# Errors and their fixes
 
-Written by `python benchmarks/errors.py --write docs/ERRORS.md` from the program's source; a test holds the two
+Written by `python docs/generate/errors.py --write docs/ERRORS.md` from the program's source; a test holds the two
 together. `{HOLE}` is what a message fills in: a name, a size, what a library said. An error names also where it is: a
 file, an option, a module of the model with its source line. `-v` shows the traceback, `--log-file` keeps it.
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "benchmarks"))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "docs/generate"))
 
 import errors as documented  # noqa: E402
 
-WRITE = "run: python benchmarks/errors.py --write docs/ERRORS.md"
+WRITE = "run: python docs/generate/errors.py --write docs/ERRORS.md"
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def test_the_document_is_that_of_the_source():
 
 def test_every_error_says_what_to_do(found):
     without = [one.message for one in found if one.message != documented.HOLE and not documented.explained(one)]
-    assert not without, f"give a fix where it is raised, or in EXPLAINED of benchmarks/errors.py; then {WRITE}"
+    assert not without, f"give a fix where it is raised, or in EXPLAINED of docs/generate/errors.py; then {WRITE}"
 
 
 def test_nothing_is_explained_that_is_no_error(found):
