@@ -16,9 +16,15 @@ import click
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = (
-    "tests/end_to_end/test_main_job.py", "tests/capture/test_capture.py", "tests/checkpoint/test_checkpoint.py", "tests/console/test_cli.py",
-    "tests/console/test_messages.py", "tests/mappings/test_module_conformance.py", "tests/fuzz/test_random_modules.py",
-    "tests/artifacts/test_placement.py", "tests/lowering/test_training.py",
+    "tests/end_to_end/test_main_job.py",
+    "tests/capture/test_capture.py",
+    "tests/checkpoint/test_checkpoint.py",
+    "tests/console/test_cli.py",
+    "tests/console/test_messages.py",
+    "tests/mappings/test_module_conformance.py",
+    "tests/fuzz/test_random_modules.py",
+    "tests/artifacts/test_placement.py",
+    "tests/lowering/test_training.py",
 )  # fmt: skip
 SHOWN = ("torch", "tensorflow", "keras", "onnx", "onnxscript", "onnxruntime", "numpy", "safetensors", "click", "rich")
 VERSIONS = f"""

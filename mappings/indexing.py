@@ -79,7 +79,7 @@ def picked(plan, x, dim, indices, reason):
     x, axis = plan.one_axis(x, dim, reason)
     layout, _ = x.layout.resized(dim, count)
     step = int(indices[1] - indices[0]) if count > 1 else 1
-    if step > 0 and np.array_equal(indices, indices[0] + step * np.arange(count)):
+    if count and step > 0 and np.array_equal(indices, indices[0] + step * np.arange(count)):
         cut = (*(slice(None),) * axis, slice(int(indices[0]), int(indices[-1]) + 1, step))
         return plan.call(lambda a: a[cut], x, layout=layout)
     plan.gathers(x, reason)

@@ -354,7 +354,7 @@ def _of_numbers(name: str, function: Callable[..., Any], arguments: Sequence[Any
             result = function(*real)
             return Number(result.item(), result.dtype) if isinstance(result, Tensor) else result
     if name in AS_PYTHON:
-        return PLAIN.get(name, PLAIN["Int"])(values[0]) if name != "item" else values[0]
+        return values[0] if name in ("item", "ScalarImplicit") else PLAIN[name.removesuffix("Implicit")](values[0])
     whole = all(a.dtype == torch.int64 if isinstance(a, Number) else isinstance(a, int) for a in arguments[:2])
     if name in ("to", "detach", "clone") and (name != "to" or DTYPES.get(values[1]) == torch.int64):
         return arguments[0]

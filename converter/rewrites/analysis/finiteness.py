@@ -24,7 +24,7 @@ def may_be_infinite(program: Program, node: fx.Node) -> bool:
     A graph input counts where nothing is computed between it and `node`: a network that is given an infinity has
     none of its own numbers left behind the first convolution.
     """
-    seen, ring = {node}, [(node, True)]
+    seen, ring = {(node, True)}, [(node, True)]
     while ring:
         value, untouched = ring.pop()
         if len(seen) > REACH:
@@ -39,8 +39,8 @@ def may_be_infinite(program: Program, node: fx.Node) -> bool:
             return True
         only_moves = untouched and not computes(value)
         for other in value.all_input_nodes:
-            if other not in seen:
-                seen.add(other)
+            if not {(other, True), (other, only_moves)} & seen:
+                seen.add((other, only_moves))
                 ring.append((other, only_moves))
     return False
 
