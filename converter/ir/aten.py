@@ -28,7 +28,10 @@ def is_mutating(node: fx.Node) -> bool:
 
 
 def is_view(node: fx.Node) -> bool:
-    """Whether the result may share memory with an input (an in-place operator's does, and is followed as a value)."""
+    """Return whether the result may share memory with an input.
+
+    The result of an in-place operator does share it, but counts as a value, so this returns False for it.
+    """
     if node.op == "output":
         return False
     if not isinstance(node.target, OpOverload):

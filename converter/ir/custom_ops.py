@@ -1,4 +1,4 @@
-"""Operators that capture and the rewrites introduce. Each runs in PyTorch, so a rewritten graph can be executed."""
+"""Custom operators of capture and the rewrites. Each runs in PyTorch, so a rewritten graph can be executed."""
 
 import torch
 import torch.nn.functional as F
@@ -7,7 +7,7 @@ from torch import Tensor
 
 @torch.library.custom_op("converter::space_to_depth", mutates_args=())
 def space_to_depth(x: Tensor, block: int) -> Tensor:
-    """(B, C, H, W) to (B, block * block * C, H / block, W / block), channels ordered (row, column, channel)."""
+    """Move (B, C, H, W) to (B, block * block * C, H / block, W / block), channels ordered (row, column, channel)."""
     b, c, h, w = x.shape
     x = x.reshape(b, c, h // block, block, w // block, block).permute(0, 3, 5, 1, 2, 4)
     return _copied(x).view(b, block * block * c, h // block, w // block)
@@ -21,7 +21,7 @@ def _(x: Tensor, block: int) -> Tensor:
 
 @torch.library.custom_op("converter::reorder_channels", mutates_args=())
 def reorder_channels(x: Tensor, order: list[int]) -> Tensor:
-    """Channel i of the result is channel order[i] of x (dimension 1)."""
+    """Reorder dimension 1: channel i of the result is channel order[i] of x."""
     return x[:, order]
 
 
@@ -32,7 +32,7 @@ def _(x: Tensor, order: list[int]) -> Tensor:
 
 @torch.library.custom_op("converter::dropout", mutates_args=())
 def dropout(x: Tensor, rate: float) -> Tensor:
-    """Dropout of a model in eval mode: the identity, but still known to be a dropout."""
+    """Return x unchanged: dropout in eval mode, kept so that later passes still see a dropout."""
     return x.clone()
 
 
@@ -51,9 +51,9 @@ def separable_conv2d(
     padding: list[int],
     dilation: list[int],
 ) -> Tensor:
-    """A depthwise convolution (depthwise: (C * m, 1, kh, kw)), then a 1x1 one (pointwise: (O, C * m, 1, 1)).
+    """Apply a depthwise convolution (depthwise: (C * m, 1, kh, kw)), then a 1x1 one (pointwise: (O, C * m, 1, 1)).
 
-    `padding` is for rows and columns, or for both before, then for both behind.
+    `padding` holds one pad for rows and one for columns, or both pads before, then both pads after.
     """
     x = _padded_conv(x, depthwise, None, stride, [*padding[:2], *padding[-2:]], dilation, x.shape[1])
     return F.conv2d(x, pointwise, bias)
@@ -86,7 +86,7 @@ def recurrent(
     bidirectional: bool,
     batch_first: bool,
 ) -> list[Tensor]:
-    """`aten.lstm`, `gru`, `rnn_tanh` or `rnn_relu` (`kind`), which capture would trace step by step."""
+    """Run `aten.lstm`, `gru`, `rnn_tanh` or `rnn_relu` (`kind`), which capture would otherwise trace step by step."""
     given = states if kind == "lstm" else states[0]
     return list(
         getattr(torch, kind)(x, given, weights, has_biases, num_layers, dropout, train, bidirectional, batch_first)
@@ -112,12 +112,12 @@ def _(
 
 @torch.library.custom_op("converter::shift", mutates_args=())
 def shift(x: Tensor, dim: int, sizes: list[int], dims: list[int], distances: list[int], border: str) -> Tensor:
-    """Move groups of `dim`, of `sizes` elements, along `dims`; what moves off the end is lost.
+    """Move groups of `dim`, of `sizes` elements, along `dims`; elements moved past the end are lost.
 
     Args:
         distances: for each group, one for each of `dims`: element i comes from i - distance.
-        border: what stands where nothing is moved to: "zeros", the nearest element that was moved ("replicate"), what
-            was lost at the other end ("circular"), or what stood there before ("keep").
+        border: what fills the vacated positions: "zeros", the nearest element that was moved ("replicate"), the
+            elements lost at the other end ("circular"), or the previous elements ("keep").
     """
     moved, first = [], 0
     for group, size in enumerate(sizes):
@@ -146,7 +146,7 @@ def _(x: Tensor, dim: int, sizes: list[int], dims: list[int], distances: list[in
 
 @torch.library.custom_op("converter::depth_to_space", mutates_args=())
 def depth_to_space(x: Tensor, block: int) -> Tensor:
-    """(B, block * block * C, H, W) to (B, C, H * block, W * block), channels ordered (row, column, channel)."""
+    """Move (B, block * block * C, H, W) to (B, C, H * block, W * block), channels ordered (row, column, channel)."""
     b, c, h, w = x.shape
     x = x.reshape(b, block, block, c // (block * block), h, w).permute(0, 3, 4, 1, 5, 2)
     return _copied(x).view(b, c // (block * block), h * block, w * block)
@@ -159,7 +159,10 @@ def _(x: Tensor, block: int) -> Tensor:
 
 
 def _copied(x: Tensor) -> Tensor:
-    """Contiguous, and never a view, even where sizes of 1 would make it one: PyTorch refuses operators that alias."""
+    """Return a contiguous copy, never a view, even where sizes of 1 would make it one.
+
+    PyTorch refuses custom operators whose result aliases an input.
+    """
     return x.clone(memory_format=torch.contiguous_format)
 
 
@@ -167,7 +170,7 @@ def _copied(x: Tensor) -> Tensor:
 def padded_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], pads: list[int], dilation: list[int], groups: int
 ) -> Tensor:
-    """A convolution that pads its spatial axes with zeros: `pads` lists those before each, then those behind each."""
+    """Apply a convolution to zero-padded spatial axes: `pads` lists the pads before each, then those after each."""
     return _padded_conv(x, weight, bias, stride, pads, dilation, groups)
 
 
@@ -179,7 +182,7 @@ def _(
 
 
 def _convolved(x: Tensor, weight: Tensor, stride: list[int], pads: list[int], dilation: list[int]) -> list[int]:
-    """The spatial sizes behind a convolution."""
+    """Return the spatial sizes of a convolution's result."""
     rank = len(pads) // 2
     reach = [d * (k - 1) + 1 for k, d in zip(weight.shape[2:], dilation, strict=True)]
     padded = [n + before + behind for n, before, behind in zip(x.shape[2:], pads[:rank], pads[rank:], strict=True)]
@@ -209,14 +212,14 @@ def multi_head_attention(
     heads: int,
     dropout: float,
 ) -> tuple[Tensor, Tensor]:
-    """(B, T, features), (B, S, features), (B, S, features) to (B, T, features), and the scores, (B, heads, T, S).
+    """Map (B, T, features) and twice (B, S, features) to (B, T, features), and to the scores, (B, heads, T, S).
 
     Args:
-        weights: of query, key, value and result; `biases` alike, or none.
-        query_rows: which rows of the first weight make the query's heads, one head behind the other; `key_rows` and
-            `value_rows` alike.
-        columns: which columns of the last weight take the results of the heads, one head behind the other.
-        dropout: rate, of a model in training.
+        weights: of query, key, value and result; `biases` likewise, or empty.
+        query_rows: rows of the first weight that make the query's heads, one head after the other; `key_rows` and
+            `value_rows` likewise.
+        columns: columns of the last weight that take the results of the heads, one head after the other.
+        dropout: rate, for a model in training.
     """
     held: list[Tensor | None] = list(biases) if biases else [None] * 4
     projected = [

@@ -1,7 +1,7 @@
-"""Tensors that are computed where they are read, so that what rewrites make of weights takes no memory of its own.
+"""Tensors that are computed when they are read, so that rewritten weights take no memory of their own.
 
-What rewrites and mappings learn of values is noted where someone wants to know (`recording_queries`): a plan is right
-for other weights of the same shapes too, if every question that was asked on its way has the same answer there.
+`recording_queries` records what rewrites and mappings learn about values. A plan is also right for other weights of
+the same shapes if every recorded question has the same answer there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass
 class ValueQueries:
-    """What was asked of tensors' values, and what the answers were."""
+    """The questions asked about tensors' values, and their answers."""
 
     _asked: list[tuple[Callable[[], Any], Any]] = field(default_factory=list)
 
@@ -31,7 +31,7 @@ class ValueQueries:
         self._asked.append((question, answer))
 
     def hold(self) -> bool:
-        """Whether the tensors, as they are now, give the same answers."""
+        """Return whether the tensors' current values give the same answers."""
         with recording_queries(None):
             return all(question() == answer for question, answer in self._asked)
 
@@ -41,7 +41,7 @@ _NOTED: ContextVar[ValueQueries | None] = ContextVar("noted", default=None)
 
 @contextmanager
 def recording_queries(answers: ValueQueries | None) -> Iterator[None]:
-    """Note every question that is asked within, and that a tensor is read whole; or nothing."""
+    """Record into `answers` every question asked inside, and every tensor read whole; None records nothing."""
     token = _NOTED.set(answers)
     try:
         yield
@@ -50,7 +50,7 @@ def recording_queries(answers: ValueQueries | None) -> Iterator[None]:
 
 
 def read_whole(tensor: Tensor) -> Tensor:
-    """`tensor`, whose every value may matter to what comes."""
+    """Return `tensor`, and record that any of its values may matter."""
     answers = _NOTED.get()
     if answers is not None:
         answers.add(lambda: digest(tensor), digest(tensor))
@@ -58,18 +58,18 @@ def read_whole(tensor: Tensor) -> Tensor:
 
 
 def digest(tensor: Tensor) -> bytes:
-    """Of a tensor's values."""
+    """Return the SHA-256 of a tensor's values."""
     held = tensor.detach().contiguous()
     return hashlib.sha256(held.reshape(-1).view(torch.uint8).numpy().tobytes()).digest()
 
 
 @dataclass(frozen=True, eq=False)
 class LazyTensor:
-    """A tensor of known shape and type that is computed each time anew.
+    """A tensor of known shape and type that is recomputed on each read.
 
     Attributes:
-        function: computes it from the values of `parts`; needs no more than the weights that it reads, and returns the
-            same at each call.
+        function: computes it from the values of `parts`; needs only the weights that it reads, and returns the same at
+            each call.
     """
 
     function: Callable[..., Tensor]
@@ -79,17 +79,17 @@ class LazyTensor:
 
     @staticmethod
     def of(tensor: Tensor) -> LazyTensor:
-        """`tensor` itself, which is there already."""
+        """Wrap a tensor that already exists."""
         return LazyTensor(lambda: read_whole(tensor), (), tuple(tensor.shape), tensor.dtype)
 
     @staticmethod
     def made(function: Callable[..., Tensor], *parts: LazyTensor) -> LazyTensor:
-        """What `function` will make of several."""
+        """Return the lazy result of `function` on several lazy tensors."""
         result = function(*(torch.empty(part.shape, dtype=part.dtype, device="meta") for part in parts))
         return LazyTensor(function, parts, tuple(result.shape), result.dtype)
 
     def compute(self) -> Tensor:
-        """Compute its values: every part once, however many others read it, and kept until the last of them has."""
+        """Compute the values: each part once, however many others read it, and kept until its last reader is done."""
         order = self._order()
         readers = Counter(part for one in order for part in set(one.parts))
         values: dict[LazyTensor, Tensor] = {}
@@ -102,7 +102,7 @@ class LazyTensor:
         return values[self]
 
     def _order(self) -> list[LazyTensor]:
-        """It and all that it is made of, parts first."""
+        """List this tensor and all its parts, parts first."""
         order: dict[LazyTensor, None] = {}
         waiting = [self]
         while waiting:
@@ -114,11 +114,11 @@ class LazyTensor:
         return list(order)
 
     def then(self, function: Callable[[Tensor], Tensor]) -> LazyTensor:
-        """What `function` will make of it."""
+        """Return the lazy result of `function` on this tensor."""
         return LazyTensor.made(function, self)
 
     def answer(self, question: Callable[[Tensor], T]) -> T:
-        """What `question` says of its values, of which no more is learnt than that."""
+        """Return `question` of the values, and record only that answer."""
         answers = _NOTED.get()
         with recording_queries(None):
             answer = question(self.compute())
@@ -134,7 +134,7 @@ class LazyTensor:
 
 
 class Compute(nn.Module):
-    """A deferred tensor as a module of a graph, called where the tensor is read."""
+    """A lazy tensor as a module of a graph, called where the tensor is read."""
 
     def __init__(self, deferred: LazyTensor):
         super().__init__()

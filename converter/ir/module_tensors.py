@@ -5,7 +5,7 @@ from torch import nn
 
 
 def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """A module's parameters and buffers, each module's together, in the order of its layers."""
+    """Return a module's parameters and buffers, grouped by module, in the order of its layers."""
     return {
         f"{path}.{name}".lstrip("."): tensor.detach()
         for path, part in module.named_modules()

@@ -1,4 +1,4 @@
-"""The captured program: one functional ATen graph whose tensors are attributes, so that it runs as it stands."""
+"""The captured program: one functional ATen graph with its tensors as attributes, so that it can run."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from converter.errors import ConversionError
 from converter.ir.lazy_tensor import Compute, LazyTensor
 
 aten = torch.ops.aten
-# Their dropout between layers is for training; PyTorch takes them for operators that draw at random.
+# Their dropout between layers applies only in training, but PyTorch treats them as random operators.
 _DRAW_IN_TRAINING = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a tensor of the program comes from.
+    """The origin of a tensor of the program.
 
     Attributes:
-        sources: names of the checkpoint's tensors it was made of.
+        sources: names of the checkpoint's tensors that it was made from.
         exact: it holds the source's values, at most in another order; otherwise it was computed.
     """
 
@@ -40,22 +40,22 @@ class Origin:
 
 @dataclass
 class Program:
-    """A functional ATen graph, its tensors, and the names under which a user knows its inputs and outputs.
+    """A functional ATen graph, its tensors, and the names of its inputs and outputs that the user sees.
 
     Attributes:
-        graph_module: placeholders are the user's inputs, `get_attr` nodes the tensors. It returns a tuple. Tensors a
-            rewrite computed are float64 whatever their nominal type (`meta["val"].dtype` of the node); `at` gives a
+        graph_module: placeholders are the user's inputs, `get_attr` nodes the tensors. It returns a tuple. Tensors that
+            a rewrite computed are float64 whatever their nominal type (`meta["val"].dtype` of the node); `at` gives a
             program of one precision.
-        origins: for each tensor, the checkpoint's tensors behind it.
-        deferred: the tensors that are computed where they are read; on the module they have a shape only.
+        origins: for each tensor, the checkpoint's tensors that it comes from.
+        deferred: the tensors that are computed when they are read; on the module they have only a shape.
         fixed_batch: the batch size, if the program allows no other.
-        precision: the floats that integers become where nothing else says (3 * 0.5 in a tensor of integers).
+        precision: the float type that integers become where nothing else decides (3 * 0.5 in a tensor of integers).
         absorbed: the checkpoint's tensors that a rewrite made a part of the graph, and what they became.
-        frozen: the checkpoint's parameters that ask for no gradient.
-        tied: tensors that are an embedding's table and a Linear's weight, to be one variable.
+        frozen: the checkpoint's parameters with `requires_grad=False`.
+        tied: tensors that are both an embedding's table and a Linear's weight, and become one variable.
         values_read: it is right only for the values that the module's own tensors had when it was captured.
-        frozen_flow: it holds one way through forward, which decides by values.
-        size_names: what the user calls the symbols of free sizes.
+        frozen_flow: it holds only one path of a forward that branches on values.
+        size_names: the user's names for the symbols of dynamic sizes.
     """
 
     graph_module: fx.GraphModule
@@ -86,7 +86,7 @@ class Program:
         return list(self.graph.output_node().args[0])
 
     def copy(self) -> Program:
-        """A program with a graph of its own; tensors are shared until a rewrite replaces them."""
+        """Return a program with its own graph; tensors are shared until a rewrite replaces them."""
         memo = {id(t): t for t in (*self.graph_module.parameters(), *self.graph_module.buffers())}
         return Program(
             copy.deepcopy(self.graph_module, memo),
@@ -106,7 +106,7 @@ class Program:
         )
 
     def named(self, size: Any) -> str:
-        """A free size as the user calls it, as an expression of symbols where nobody has named it."""
+        """Return a dynamic size under the user's name, or as an expression of symbols if it has none."""
         expression = size.node.expr if isinstance(size, torch.SymInt) else size
         return str(sympy.sympify(expression).subs(self.size_names))
 
@@ -122,30 +122,30 @@ class Program:
         return isinstance(node, fx.Node) and node.op == "get_attr"
 
     def tensor(self, node: fx.Node) -> Tensor:
-        """Its values; of a deferred one they are computed."""
+        """Return the values of a tensor node; a lazy tensor is computed."""
         return self.values(node).compute()
 
     def ask(self, node: fx.Node, question: Callable[[Tensor], T]) -> T:
-        """What `question` says of its values: better than to read them, for it can be asked of other weights too."""
+        """Return `question` of the values. Prefer this to `tensor`: the question can be asked of other weights too."""
         return self.values(node).answer(question)
 
     def values(self, node: fx.Node) -> LazyTensor:
-        """Its values, to be read later."""
+        """Return the values as a lazy tensor."""
         return self.deferred.get(node.target) or LazyTensor.of(read_attribute(self.graph_module, node.target).detach())
 
     def trainable(self, node: fx.Node) -> bool:
-        """Whether it is a parameter, or made of one."""
+        """Return whether the tensor is a parameter, or made from one."""
         return isinstance(read_attribute(self.graph_module, node.target), nn.Parameter)
 
     def is_frozen(self, node: fx.Node) -> bool:
-        """Whether it is made of parameters that ask for no gradient (`requires_grad=False`)."""
+        """Return whether the tensor is made only from parameters with `requires_grad=False`."""
         sources = self.origins[node.target].sources
         return bool(sources) and self.frozen.issuperset(sources)
 
     def new_tensor(
         self, name: str, value: Tensor | LazyTensor, before: fx.Node, origin: Origin, *, trainable: bool
     ) -> fx.Node:
-        """A `get_attr` node for `value` under `name` (made unique), placed before another node."""
+        """Add a `get_attr` node for `value` under `name` (made unique), placed before another node."""
         while name in self.origins:
             name += "_"
         self._write(name, value, trainable)
@@ -168,7 +168,7 @@ class Program:
     def replace_tensor(
         self, node: fx.Node, value: Tensor | LazyTensor, origin: Origin, users: Sequence[fx.Node]
     ) -> None:
-        """Give `users` of the tensor `node` another value: under its own name if nobody else reads it."""
+        """Give `users` of the tensor `node` another value, under its own name if nothing else reads it."""
         others = [
             user
             for twin in self.graph.find_nodes(op="get_attr")
@@ -186,21 +186,26 @@ class Program:
         node.meta = node.meta | {"val": node.meta["val"].new_empty(value.shape)}
 
     def call(self, target: Any, args: tuple, like: fx.Node) -> fx.Node:
-        """Insert a call at the graph's insert point, with the meta data that capture would have given it.
+        """Insert a call at the graph's insert point, with the metadata that capture would have given it.
 
         Raises:
-            ConversionError: the call is right for one size of a free dimension only.
+            ConversionError: the call is right for only one value of a dynamic size.
         """
         node = self.graph.call_function(target, args)
         fakes = tree_map_only(fx.Node, lambda n: n.meta["val"], args)
-        with enable_python_dispatcher():  # PyTorch's C++ reads free sizes as numbers, which fixes them
+        with enable_python_dispatcher():  # PyTorch's C++ reads dynamic sizes as numbers, which fixes them
             node.meta = {"val": target(*fakes), **module_meta(like)}
         self.refuse_fixed_sizes(f"{target} in {module_path(like) or 'the model itself'}")
         return node
 
     def refuse_fixed_sizes(self, after: str) -> None:
-        """Raises ConversionError if a free dimension of an input has become a number: what computes a shape (a reshape
-        to the example's batch) decides that silently, for all programs of the same capture."""
+        """Check that every dynamic size of an input is still dynamic.
+
+        Computing a shape (a reshape to the example's batch) can fix a size silently, for all programs of a capture.
+
+        Raises:
+            ConversionError: a dynamic size has become a number.
+        """
         for name, node in zip(self.inputs, self.placeholders, strict=True):
             for dim, n in enumerate(node.meta["val"].shape):
                 if isinstance(n, torch.SymInt) and n.node.expr.is_number:
@@ -210,7 +215,7 @@ class Program:
                     )
 
     def finish(self) -> None:
-        """After a rewrite: drop what nobody uses, check the graph and compile it again."""
+        """Drop unused nodes after a rewrite, check the graph and recompile it."""
         self.refuse_fixed_sizes("a rewrite")
         self.graph.eliminate_dead_code(lambda node: node.target not in _DRAW_IN_TRAINING and node.is_impure())
         self.graph.lint()
@@ -219,10 +224,10 @@ class Program:
     # -- precision
 
     def at(self, dtype: torch.dtype) -> Program:
-        """The same program with every float32 in it, tensors and operators alike, in `dtype` (float32 or float64).
+        """Return the same program with every float32, in tensors and operators, as `dtype` (float32 or float64).
 
-        In float64 a tensor is raised or computed where it is read first, while the program runs: it takes no memory
-        before. In float32 all tensors are there.
+        For float64, a tensor is raised or computed at its first read, while the program runs, so it takes no memory
+        before. For float32, all tensors are computed up front.
         """
         result = self.copy()
         result.precision = dtype
@@ -275,7 +280,7 @@ def read_attribute(module: nn.Module, name: str) -> Tensor:
 
 
 def write_attribute(module: nn.Module, name: str, value: Tensor) -> None:
-    """Set a parameter or buffer under a dotted name, adding the modules on its way."""
+    """Set a parameter or buffer under a dotted name, adding missing modules along the path."""
     *path, last = name.split(".")
     for part in path:
         if not hasattr(module, part):
@@ -294,7 +299,7 @@ def module_meta(node: fx.Node) -> dict:
 
 
 def module_path(node: fx.Node) -> str:
-    """The dotted path of the module that called this operator, "" for the model itself."""
+    """Return the dotted path of the module that called this operator, or "" for the model itself."""
     stack: Mapping[str, tuple] = node.meta.get("nn_module_stack") or {}
     path = list(stack.values())[-1][0] if stack else ""
     return "" if path.startswith("_empty_nn_module_stack") else re.sub(r"@\d+", "", path)
@@ -307,7 +312,7 @@ def module_class(node: fx.Node) -> str:
 
 
 def source_line(node: fx.Node) -> str:
-    """The innermost line of the user's own code behind this operator, as `file:line: code`; "" if unknown."""
+    """Return the innermost line of the user's code for this operator, as `file:line: code`, or "" if unknown."""
     frames = re.findall(r'File "([^"]+)", line (\d+), in ', node.meta.get("stack_trace") or "")
     if not frames:
         return ""

@@ -9,7 +9,7 @@ import sympy
 import torch
 from torch import Tensor
 
-Size: TypeAlias = Any  # int, or a sympy expression in the unknown batch
+Size: TypeAlias = Any  # int, or a sympy expression of dynamic sizes
 
 
 def product(sizes: Iterable[Size]) -> Size:
@@ -20,9 +20,9 @@ def product(sizes: Iterable[Size]) -> Size:
 
 
 def quotient(size: Size, divisor: Size) -> Size | None:
-    """`size / divisor` if that is a whole number whatever the unknown sizes are, else None."""
+    """Return `size / divisor` if that is a whole number for all dynamic sizes, else None."""
     if isinstance(size, int) and isinstance(divisor, int):
-        if not divisor:  # nothing is to be had of nothing
+        if not divisor:  # 0 / 0 counts as 1
             return 1 if not size else None
         return size // divisor if size % divisor == 0 else None
     result = sympy.cancel(sympy.sympify(size) / divisor)
@@ -30,11 +30,11 @@ def quotient(size: Size, divisor: Size) -> Size | None:
     return as_size(numerator) if denominator == 1 else None
 
 
-NOMINAL = 32  # what an unknown size counts for where there are several
+NOMINAL = 32  # value of every dynamic size where there are several
 
 
 def per_example(n: Size) -> int:
-    """A size with the unknown batch as one; of several unknown sizes one is taken for the batch."""
+    """Return a size with the dynamic batch as 1; of several dynamic sizes, one is taken as the batch."""
     if isinstance(n, int):
         return n
     unknown = n.free_symbols
@@ -50,7 +50,7 @@ def as_size(expression: Any) -> Size:
 
 
 def symbolic_shape(tensor: Tensor) -> tuple[Size, ...]:
-    """A fake tensor's shape, unknown sizes as sympy expressions."""
+    """Return a fake tensor's shape, with dynamic sizes as sympy expressions."""
     return tuple(size_of(n) for n in tensor.shape)
 
 
@@ -59,6 +59,6 @@ def size_of(n: Any) -> Size:
 
 
 def example_shape(shape: Any) -> tuple[int, ...]:
-    """Sizes with the unknown batch as two examples."""
+    """Return a shape in numbers, with every dynamic size as 2."""
     found = [size_of(n) for n in shape]
     return tuple(n if isinstance(n, int) else int(n.subs(dict.fromkeys(n.free_symbols, 2))) for n in found)

@@ -1,4 +1,4 @@
-"""What TensorFlow's SAME pads."""
+"""TensorFlow's SAME padding."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from converter.ir.sizes import Size
 
 
 def same_padding(size: Size, kernel: int, stride: int, dilation: int) -> tuple[int, int] | None:
-    """What SAME pads before and after an axis; None where that depends on a size unknown at conversion.
+    """Return the SAME padding before and after an axis, or None if it depends on a dynamic size.
 
-    The odd element goes behind (https://www.tensorflow.org/api_docs/python/tf/nn#notes_on_padding_2).
+    The odd element goes after (https://www.tensorflow.org/api_docs/python/tf/nn#notes_on_padding_2).
     """
     total = overhang(size, kernel, stride, dilation)
     if total is None:
@@ -18,7 +18,10 @@ def same_padding(size: Size, kernel: int, stride: int, dilation: int) -> tuple[i
 
 
 def overhang(size: Size, kernel: int, stride: int, dilation: int) -> int | None:
-    """How far the windows of SAME reach beyond an axis; less than 0 where the last one ends before it."""
+    """Return how far SAME windows reach past an axis, or None if that depends on a dynamic size.
+
+    It is negative where the last window ends before the axis does.
+    """
     reach = dilation * (kernel - 1) + 1
     if stride == 1:
         return reach - 1
