@@ -1,1 +1,1 @@
-"""Many checkpoints in one go: a work list, workers that can die, a journal that survives, a summary."""
+"""Many checkpoints in one run: a work list, workers that may crash, a journal that survives, a summary."""

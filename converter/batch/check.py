@@ -1,4 +1,4 @@
-"""Whether each of many models can be converted, without writing anything."""
+"""Check whether each of many models can be converted, without writing anything."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def check_many(
     watcher: Watcher | None = None,
     **options: Any,
 ) -> CheckResults:
-    """Ask of many checkpoints whether they can be converted; arguments as of `convert_many`.
+    """Check whether many checkpoints can be converted; arguments as for `convert_many`.
 
     Raises:
-        UsageError: the work list cannot be.
+        UsageError: the work list is invalid.
     """
     jobs = jobs_of(models, to, options)
     under_way: dict[str, Job] = {}

@@ -1,4 +1,4 @@
-"""Models converted by the workers of a Dask cluster. Checkpoints and outputs lie on storage that all of them share."""
+"""Conversion on the workers of a Dask cluster. Checkpoints and outputs must be on storage that all workers share."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from ..errors import UsageError
 from .executors import COMMAND, Event, Finished, Task, Worker, failure, memory_for, threads_for
 
 _PATIENCE = 60  # seconds for the scheduler to answer, and for a first worker to come
-_WORKERS: dict[int, Worker] = {}  # in a worker of the cluster: one process of ours for each of its threads
+_WORKERS: dict[int, Worker] = {}  # in a worker of the cluster: one pt-convert process for each of its threads
 
 
 class DaskWorkers:
-    """An executor on a cluster; a model whose worker is lost is tried again elsewhere, by the scheduler.
+    """An executor on a cluster; the scheduler retries a model elsewhere if its worker is lost.
 
-    Each thread of a worker converts one model at a time, in a process of its own as `LocalProcesses` does, so that a
-    crash does not take the worker. Run the workers with as many threads as models fit at once.
+    Each thread of a worker converts one model at a time, in its own process as `LocalProcesses` does, so that a crash
+    does not take the worker down. Run the workers with as many threads as models fit at once.
 
     Args:
         address: of the scheduler, as tcp://host:8786.
-        seconds, memory: as of `LocalProcesses`; without `memory` each worker's share of its machine.
+        seconds, memory: as for `LocalProcesses`; without `memory`, each worker's share of its machine.
 
     Raises:
-        UsageError: Dask is not installed, or no scheduler or no worker is there.
+        UsageError: Dask is not installed, or no scheduler or no worker answers.
     """
 
     def __init__(self, address: str, *, seconds: float, memory: int | None, command: Sequence[str] = COMMAND):
@@ -85,7 +85,7 @@ class DaskWorkers:
 def _converted(
     told: Mapping[str, Any], seconds: float, memory: int | None, command: Sequence[str]
 ) -> Mapping[str, Any]:
-    """Runs in a thread of a worker of the cluster."""
+    """Convert a model in a thread of a cluster worker."""
     from distributed import get_worker
 
     threads = get_worker().state.nthreads

@@ -1,6 +1,6 @@
-"""Where models are converted: an interface, and local processes.
+"""Executors of conversions: an interface, and local processes.
 
-An executor takes as many models at once as it has `slots`, and tells by events what becomes of them.
+An executor runs up to `slots` models at once and reports their progress as events.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ import psutil
 from ..report.failures import Failure
 
 GIB = 2**30
-# -P: nothing in the current directory may pass for a module that a worker imports.
+# -P: keep the current directory from shadowing a module that a worker imports.
 COMMAND = (sys.executable, "-P", str(Path(__file__).with_name("worker.py")))
-NEEDED = 4 * GIB  # of memory, for one worker and the process that opens its artifacts
-_POLL = 0.2  # seconds between two looks at the memory of a worker
+NEEDED = 4 * GIB  # memory for one worker and the process that opens its artifacts
+_POLL = 0.2  # seconds between two checks of a worker's memory
 
 
 @dataclass(frozen=True)
 class Task:
-    """A model to convert: what a worker is told.
+    """A model to convert, as sent to a worker.
 
     Attributes:
         outputs: where the artifact of each format goes.
-        check: only say for each format whether the model can be converted, and write nothing.
+        check: only report for each format whether the model can be converted, and write nothing.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Step:
-    """A model has come to a step of its conversion."""
+    """An event: a model has reached a step of its conversion."""
 
     name: str
     slot: int
@@ -58,7 +58,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Finished:
-    """A model is done: `outcome` is the report as JSON values, with its exit status."""
+    """An event: a model is done. `outcome` is the report as JSON values, with its exit status."""
 
     name: str
     slot: int
@@ -74,17 +74,17 @@ class Executor(Protocol):
     def slots(self) -> int: ...
 
     def submit(self, task: Task) -> None:
-        """Begin a model; at most `slots` are to be under way at once."""
+        """Start a model; at most `slots` models may run at once."""
 
     def next_event(self, seconds: float) -> Event | None:
-        """What happens next, or None if that is nothing for so long."""
+        """Return the next event, or None if none arrives within `seconds`."""
 
     def close(self) -> None:
-        """End all that is under way, at once."""
+        """Stop all running models immediately."""
 
 
 def slots_for(wanted: int | None) -> int:
-    """How many models at once: what was asked for, or what cores and free memory allow."""
+    """Return how many models to run at once: `wanted`, or what cores and free memory allow."""
     if wanted is not None:
         return wanted
     cores = len(os.sched_getaffinity(0))
@@ -92,12 +92,12 @@ def slots_for(wanted: int | None) -> int:
 
 
 def threads_for(slots: int) -> int:
-    """The share that one of so many has of the cores."""
+    """Return the number of cores for each of `slots` models."""
     return max(1, len(os.sched_getaffinity(0)) // slots)
 
 
 def memory_for(slots: int) -> int:
-    """The bytes that one of so many may take of what is free."""
+    """Return the bytes that each of `slots` models may take from the free memory."""
     return max(NEEDED, int(psutil.virtual_memory().available * 0.9) // slots)
 
 
@@ -106,9 +106,9 @@ class LocalProcesses:
 
     Args:
         slots: models at once.
-        seconds: the most that one may take; then its worker is killed, and another takes the next model.
-        memory: bytes that a worker and what it starts may have resident together. A worker that keeps half of that
-            after a model is replaced.
+        seconds: time limit per model; then its worker is killed, and another takes the next model.
+        memory: bytes that a worker and its child processes may have resident together. A worker that still holds more
+            than half of that after a model is replaced.
     """
 
     def __init__(self, slots: int, *, seconds: float, memory: int, command: Sequence[str] = COMMAND):
@@ -151,7 +151,7 @@ class LocalProcesses:
 class Worker:
     """One worker process after another, in one slot.
 
-    A process serves as long as it keeps little memory, and as models import their code from the same folders.
+    A process is reused while it holds little memory, and while models import their code from the same folders.
     """
 
     def __init__(self, slot: int, threads: int, seconds: float, memory: int, command: Sequence[str] = COMMAND):
@@ -167,9 +167,9 @@ class Worker:
         self._code: tuple[Path, ...] = ()
 
     def convert(self, task: Task, on_step: Any) -> Mapping[str, Any]:
-        """The report of one model, or the failure of its worker."""
+        """Return the report of one model, or the failure of its worker."""
         code = code_beside(task)
-        if code != self._code:  # another `nets` than the one that is imported may be meant
+        if code != self._code:  # a module name such as `nets` may now mean another file
             self._end()
             self._code = code
         process = self._started()
@@ -223,11 +223,11 @@ class Worker:
                     self._command,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
-                    stderr=subprocess.DEVNULL,  # of each model it goes into its log
+                    stderr=subprocess.DEVNULL,  # the worker writes it to each model's log
                     text=True,
                     encoding="utf-8",
                     env=self._environment,
-                    start_new_session=True,  # it is killed with all that it has started, and Ctrl-C is ours alone
+                    start_new_session=True,  # it is killed with its children, and Ctrl-C reaches only the batch
                 )
                 self._lines = queue.SimpleQueue()
                 threading.Thread(target=_forward, args=(self._process, self._lines), daemon=True).start()
@@ -245,16 +245,16 @@ class Worker:
         process = self._process
         if process is None:
             return
-        with contextlib.suppress(ProcessLookupError):  # it is gone, and all that it had started
+        with contextlib.suppress(ProcessLookupError):  # it has exited, and so have its children
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
 def code_beside(task: Task) -> tuple[Path, ...]:
-    """The folders with Python code, beside the current one, from which a model may import."""
+    """Return the folders with Python code, other than the current one, that a model may import from."""
     scripts = [task.options.get("factory", "").partition(":")[0], *task.options.get("trust", ())]
     scripts += task.options.get("mappings", ())
-    path = Path(os.path.realpath(task.path))  # which raises for no link
+    path = Path(os.path.realpath(task.path))  # realpath raises for no link, whatever it points to
     folders = {path, path.parent, *(Path(s).resolve().parent for s in scripts if s.endswith(".py"))}
     own = [f for f in folders - {Path.cwd()} if any(f.glob("*.py")) or any(f.glob("*/__init__.py"))]
     return tuple(sorted(own))
@@ -268,7 +268,7 @@ def _forward(process: subprocess.Popen[str], lines: queue.SimpleQueue[str | None
 
 
 def _resident(process: int) -> int:
-    """Bytes that a process and its children hold in memory."""
+    """Return the bytes that a process and its children hold in memory."""
     try:
         parent = psutil.Process(process)
         family = [parent, *parent.children(recursive=True)]

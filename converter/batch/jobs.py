@@ -1,9 +1,8 @@
-"""The work list: which checkpoints become what, and where.
+"""The work list: which checkpoints are converted to which formats, and where.
 
-It comes from files, folders and globs, from a manifest, or from JSON lines; each gives `Job`s. A folder that is one
-model is a checkpoint like a file, and what lies in it is not looked at; another is searched. Where a name is said
-nowhere, it is the checkpoint's path without suffix, seen from the folder in which it was looked for, so that equal file
-names in different folders stay apart.
+Files, folders and globs, a manifest, or JSON lines each give `Job`s. A folder that is one model is a single checkpoint,
+and its contents are not searched; any other folder is searched. The default name is the checkpoint's path without
+suffix, relative to the folder that was searched, so that equal file names in different folders stay distinct.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from ..errors import UsageError
 from ..options import ConvertOptions, Flag, json_type, options_of
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".pt2", ".ckpt", ".bin", ".safetensors")
-# What a manifest or a JSON line may say of a model, by its key: the API's keyword and the type in JSON.
+# Options of a model in a manifest or a JSON line, by key: the API's keyword and the type in JSON.
 OPTIONS: dict[str, tuple[str, type | tuple[type, ...]]] = {}
 PATHS: list[str] = []  # options that name files, relative to the manifest that holds them
 for _keyword, _hint, _field in options_of(ConvertOptions):
@@ -38,13 +37,13 @@ for _keyword, _hint, _field in options_of(ConvertOptions):
 
 @dataclass(frozen=True)
 class Job:
-    """One checkpoint and what shall become of it.
+    """One checkpoint and how to convert it.
 
     Attributes:
-        name: unique in a batch; the artifacts are the name with each format's ending, in the batch's folder.
+        name: unique in a batch; artifacts are named after it, with each format's ending, in the batch's folder.
         path: the checkpoint, a file or a folder.
         to: formats.
-        options: arguments of `converter.convert` by name, plain JSON values; those of images as `image_fit` and so on.
+        options: arguments of `converter.convert` by name, plain JSON values; image options as `image_fit` and so on.
     """
 
     name: str
@@ -53,11 +52,11 @@ class Job:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def outputs(self, folder: Path) -> dict[str, Path]:
-        """Where each format's artifact goes."""
+        """Return the path of each format's artifact."""
         return {format: folder / f"{self.name}{SUFFIXES[format]}" for format in self.to}
 
     def told(self) -> dict[str, Any]:
-        """As a line of JSON gives it."""
+        """Return the job as a JSON line would write it."""
         names = {argument: name for name, (argument, _) in OPTIONS.items()}
         said = {names[argument]: value for argument, value in self.options.items()}
         return {"path": str(self.path), "to": list(self.to), **said}
@@ -71,15 +70,15 @@ def work_list(
     lines: Iterable[str] = (),
     part: tuple[int, int] | None = None,
 ) -> list[Job]:
-    """All that is to be converted.
+    """List everything to convert.
 
     Args:
         places: manifests (`.toml`), files, folders, globs; `-` stands for `lines`.
-        to, options: of what does not say its own.
-        part: convert only the first of so many parts, counted from 1.
+        to, options: defaults for entries that do not set their own.
+        part: (number, count): convert only this part, counted from 1, of so many.
 
     Raises:
-        UsageError: there is nothing, or something that cannot be.
+        UsageError: there is nothing to convert, or an entry is invalid.
     """
     jobs = []
     for place in places:
@@ -94,7 +93,7 @@ def work_list(
 
 
 def from_places(places: Iterable[str], to: Sequence[str], options: Mapping[str, Any]) -> list[Job]:
-    """The checkpoints that files, folders (a model's, or searched through) and globs (`**` too) name.
+    """List the checkpoints that files, folders (a model's, or searched through) and globs (`**` too) name.
 
     Raises:
         UsageError: a place holds no checkpoint.
@@ -130,7 +129,7 @@ def _found(place: str) -> Iterator[tuple[str, Path]]:
 
 
 def _searched(folder: Path) -> Iterator[Path]:
-    """The files below a folder that are called as checkpoints are, and the folders that are one."""
+    """Find the files below a folder with a checkpoint's suffix, and the folders that are one model."""
     for place, folders, names in os.walk(folder):
         above = Path(place)
         models = [name for name in folders if is_model(above / name)]
@@ -141,7 +140,7 @@ def _searched(folder: Path) -> Iterator[Path]:
 
 
 def _whole(matched: Iterable[Path]) -> list[Path]:
-    """Files, and folders that are one model in place of all that was matched in them."""
+    """Return the matched files, and folders that are one model in place of all matches inside them."""
     found = [path for path in matched if path.is_file() or is_model(path)]
     folders = {path for path in found if path.is_dir()}
     return [path for path in found if folders.isdisjoint(path.parents)]
@@ -152,18 +151,18 @@ def _without_suffix(name: Path, checkpoint: Path) -> Path:
 
 
 def _fixed_part(pattern: Path) -> Path:
-    """The folder above a pattern's first part with a wildcard."""
+    """Return the folder above a pattern's first part with a wildcard."""
     fixed = itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts)
     return Path(*fixed)
 
 
 def from_manifest(file: Path, to: Sequence[str], options: Mapping[str, Any]) -> list[Job]:
-    """The models of a TOML file: `[defaults]`, and a `[[models]]` each with `path` (a glob too), `name`, `to`, options.
+    """List a TOML file's models: `[defaults]`, then `[[models]]` with `path` (may be a glob), `name`, `to`, options.
 
-    What the command line says holds where the manifest says nothing. Paths are relative to the manifest.
+    The command line applies where the manifest sets nothing. Paths are relative to the manifest.
 
     Raises:
-        UsageError: it is no TOML, or an entry says what cannot be.
+        UsageError: it is not valid TOML, or an entry is invalid.
     """
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -184,10 +183,10 @@ def from_manifest(file: Path, to: Sequence[str], options: Mapping[str, Any]) -> 
 
 
 def from_lines(lines: Iterable[str], to: Sequence[str], options: Mapping[str, Any]) -> list[Job]:
-    """A JSON object a line, with the keys of a manifest's entry. Paths are relative to the current folder.
+    """List the models of JSON lines, with the keys of a manifest's entry. Paths are relative to the current folder.
 
     Raises:
-        UsageError: a line is no such object.
+        UsageError: a line is not such an object.
     """
     jobs = []
     for number, line in enumerate(lines, 1):
@@ -239,7 +238,7 @@ def _entry(
     except UsageError:
         if glob.has_magic(place):
             raise
-        # One that is not there is told of in the summary, beside those that are.
+        # A missing checkpoint is reported in the summary, with the others.
         jobs = [Job(Path(path).stem, Path(place), formats, {**options, **own})]
     if "name" in said:
         if len(jobs) > 1 or not _inside(said["name"]):
@@ -252,15 +251,15 @@ def _entry(
 
 
 def _inside(name: object) -> bool:
-    """Whether a name stays in the folder that it is put into."""
+    """Return whether a name stays inside the folder that it is joined to."""
     return isinstance(name, str) and bool(name) and not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def checked(jobs: Sequence[Job]) -> list[Job]:
-    """The same jobs, each once.
+    """Return the same jobs without duplicates.
 
     Raises:
-        UsageError: there is none, a format is none, or two different ones would be written to the same place.
+        UsageError: there are none, a format is unknown, or two different jobs would be written to the same place.
     """
     if not jobs:
         raise UsageError("There is nothing to convert.", fix="give checkpoints, folders, globs or a manifest")
@@ -284,7 +283,7 @@ def checked(jobs: Sequence[Job]) -> list[Job]:
 
 
 def _is_utf8(name: str) -> bool:
-    """Whether it stands for bytes that are UTF-8, which journals and artifacts need."""
+    """Return whether a name can be encoded as UTF-8, which journals and artifacts need."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -293,5 +292,5 @@ def _is_utf8(name: str) -> bool:
 
 
 def shard(jobs: Sequence[Job], part: int, parts: int) -> list[Job]:
-    """The part (from 1) that falls to one of several batches; a name always falls to the same."""
+    """Return the jobs of one part (from 1) of several batches; a name always belongs to the same part."""
     return [job for job in jobs if zlib.crc32(job.name.encode()) % parts == part - 1]

@@ -1,7 +1,7 @@
-"""What a batch has done, in an SQLite file: it survives kill -9, and several batches may share it.
+"""The journal of a batch, an SQLite file: it survives kill -9, and several batches may share it.
 
-A model is claimed before it is begun. A claim holds while the process that made it lives; on another machine, which
-cannot be asked, until `LEASE` seconds after it was last renewed.
+A model is claimed before it is started. A claim holds while the process that made it lives. A process on another
+machine cannot be checked, so its claim holds until `LEASE` seconds after it was last renewed.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ _LIBRARIES = ("pt-convert", "torch", "tensorflow", "keras", "onnx", "onnxscript"
 
 @dataclass(frozen=True)
 class Entry:
-    """How one model ended.
+    """The result of one model.
 
     Attributes:
         reason: why it is not verified; "" if it is.
-        artifacts: size in bytes of each that was put in place, by path; of a folder the sum.
-        log: file in which it is told how it went; "" if nothing was begun.
-        before: it was so already when this batch came to it.
+        artifacts: size in bytes of each artifact that was put in place, by path; for a folder the sum.
+        log: file with the conversion's log; "" if nothing was started.
+        before: it had already ended when this batch reached it.
     """
 
     name: str
@@ -65,11 +65,11 @@ class Entry:
 
 
 class Journal:
-    """Raises OutputError where the file cannot be had."""
+    """A batch's journal. Raises OutputError if the file cannot be used."""
 
     def __init__(self, file: Path):
         self.file = file
-        # Unlike those of other machines, of other processes, and of other batches of this process.
+        # Unique among machines, processes, and batches of this process.
         self._owner = f"{socket.gethostname()} {_alive(psutil.Process().pid)} {uuid.uuid4().hex}"
         self._folders: dict[Path, list[list[str]]] = {}
         self._versions = {library: version(library) for library in _LIBRARIES}
@@ -84,7 +84,7 @@ class Journal:
                 raise
 
     def fingerprint(self, job: Job) -> str:
-        """Of all that decides what comes out: contents of the files that are named, options, versions.
+        """Hash everything that decides the result: contents of the named files, options, versions.
 
         Raises:
             OSError: the checkpoint cannot be read.
@@ -98,10 +98,10 @@ class Journal:
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     def claim(self, job: Job, fingerprint: str, *, retry_failed: bool) -> tuple[Claim, Entry | None]:
-        """Take a model for this batch, unless it is done, or another batch has it.
+        """Claim a model for this batch, unless it is done or another batch has it.
 
-        Done is what ended, however, with the same fingerprint, and whose artifacts are there still; `retry_failed`
-        begins again what did not end verified, unless it was not to be verified.
+        A model is done if it ended, with any result, with the same fingerprint, and its artifacts still exist.
+        `retry_failed` restarts models that did not end verified, unless verification was turned off.
         """
         with self._transaction():
             row = self._database.execute("select * from models where name = ?", (job.name,)).fetchone()
@@ -130,7 +130,7 @@ class Journal:
         seconds: float,
         log: str = "",
     ) -> Entry:
-        """Enter how a claimed model ended; arguments as of `Entry`."""
+        """Record how a claimed model ended; arguments as for `Entry`."""
         sizes = {str(path): size_of(path) for path in artifacts}
         with self._transaction():
             self._database.execute(
@@ -142,14 +142,14 @@ class Journal:
         return _entry(row, before=False)
 
     def renew(self) -> None:
-        """Keep this batch's claims; to be called more often than `LEASE` says."""
+        """Renew this batch's claims; call this more often than every `LEASE` seconds."""
         with self._transaction():
             self._database.execute(
                 "update models set renewed = ? where owner = ? and state is null", (time.time(), self._owner)
             )
 
     def release(self) -> None:
-        """Give back what was claimed and not ended."""
+        """Release claims on models that have not ended."""
         with self._transaction():
             self._database.execute("delete from models where owner = ? and state is null", (self._owner,))
 
@@ -173,7 +173,7 @@ class Journal:
                 yield
                 self._database.execute("commit")
             except BaseException:
-                if self._database.in_transaction:  # SQLite may have taken it back itself
+                if self._database.in_transaction:  # SQLite may have rolled back itself
                     self._database.execute("rollback")
                 raise
 
@@ -186,7 +186,7 @@ class Journal:
         return time.time() - row["renewed"] < LEASE
 
     def _told(self, value: Any) -> Any:
-        """A value of an option; of one that names a file, its content too."""
+        """Return an option's value; if it names a file, with the file's digest."""
         if isinstance(value, str) and value and Path(value).is_file():
             return [value, self._digest(Path(value))]
         if isinstance(value, list | tuple):
@@ -194,21 +194,21 @@ class Journal:
         return value
 
     def _content(self, model: Path) -> Any:
-        """The digest of a file, or of each that a folder or an index stands for, code of a folder's own included."""
+        """Return the digest of a file, or of each file of a folder or an index, including a folder's own code."""
         if not is_model(model) and not is_index(model):
             return self._digest(model)
         files = [*files_of(model), *(sorted(model.glob("*.py")) if model.is_dir() else ())]
         return [[file.name, self._digest(file)] for file in files]
 
     def _folder(self, folder: Path) -> list[list[str]]:
-        """Every file below a folder and its digest, which are looked at once in a batch."""
+        """Return every file below a folder with its digest, computed once in a batch."""
         if folder not in self._folders:
             files = sorted(file for file in folder.rglob("*") if file.is_file())
             self._folders[folder] = [[str(file.relative_to(folder)), self._digest(file)] for file in files]
         return self._folders[folder]
 
     def _digest(self, path: Path) -> str:
-        """The file's SHA-256, which is not computed again while size and time of the file stay."""
+        """Return the file's SHA-256, recomputed only if the file's size or time changes."""
         found = path.stat()
         key, facts = str(path.resolve()), (found.st_size, found.st_mtime_ns)
         row = self._database.execute("select * from digests where path = ?", (key,)).fetchone()
@@ -239,14 +239,14 @@ def _entry(row: sqlite3.Row, before: bool) -> Entry:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files of a folder; -1 if there is none."""
+    """Return the bytes of a file, or of all files of a folder, or -1 if it does not exist."""
     if path.is_dir():
         return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     return path.stat().st_size if path.exists() else -1
 
 
 def _alive(process: int) -> str | None:
-    """The number of a living process with its start, which tells it from a later one of that number; else None."""
+    """Return a living process's number and start time, which tell it from a later one of that number; else None."""
     try:
         return f"{process} {psutil.Process(process).create_time():.2f}"
     except psutil.NoSuchProcess:

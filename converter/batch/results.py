@@ -15,14 +15,14 @@ CheckState = Literal["converts", "failed"]
 
 @dataclass(frozen=True)
 class CheckResult:
-    """Of one model.
+    """The check result of one model.
 
     Attributes:
-        reason: what is in the way, the formats named; "" if it can be converted to all of them.
-        checks: of each format, as `FormatCheck`; none where the model cannot be read or captured.
+        reason: what prevents conversion, by format; "" if all formats are possible.
+        checks: one for each format, as `FormatCheck`; empty if the model cannot be read or captured.
     """
 
-    before: ClassVar[bool] = False  # as of a journal's entry
+    before: ClassVar[bool] = False  # as in a journal's entry
     log: ClassVar[str] = ""
 
     name: str
@@ -36,10 +36,10 @@ class CheckResult:
 
 @dataclass(frozen=True)
 class CheckResults(Report):
-    """Of all models, in the order of the work list.
+    """The check results of all models, in the order of the work list.
 
     Attributes:
-        left: names of those that were not begun.
+        left: names of models that were not started.
     """
 
     entries: tuple[CheckResult, ...]
@@ -64,13 +64,13 @@ STATES: tuple[State, ...] = ("verified", "not verified", "disagrees", "failed")
 
 @dataclass(frozen=True)
 class BatchReport(Report):
-    """What became of all models of a batch.
+    """The results of all models of a batch.
 
     Attributes:
         entries: one for each model that ended, in this batch or before it, in the order of the work list.
-        elsewhere: names of those that another batch has under way.
-        left: names of those that were not begun, or not ended, as the batch was stopped.
-        seconds: of this batch.
+        elsewhere: names of models that another batch is converting.
+        left: names of models that were not started, or not finished, when the batch stopped.
+        seconds: duration of this batch.
     """
 
     entries: tuple[Entry, ...]
@@ -80,7 +80,7 @@ class BatchReport(Report):
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many models ended in each state."""
+        """Return how many models ended in each state."""
         found = Counter(entry.state for entry in self.entries)
         return {state: found[state] for state in STATES}
 

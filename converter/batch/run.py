@@ -31,25 +31,25 @@ def convert_many(
     watcher: Watcher | None = None,
     **options: Any,
 ) -> BatchReport:
-    """Convert many checkpoints, each in a process of its own, and go on where an earlier batch ended.
+    """Convert many checkpoints, each in its own process, and continue where an earlier batch ended.
 
     Args:
         models: files, folders, globs, manifests; or `Job`s.
         to: formats.
-        output: the folder of all artifacts, of the journal, of logs, reports and the summary.
-        slots: models at once; as many as cores and memory allow if None.
-        timeout: seconds that a model may take.
-        memory: bytes that a model may take; its share of what is free if None.
-        retry_failed: begin again what did not end verified.
-        fail_fast: begin no more once one did not end verified.
+        output: the folder for all artifacts, the journal, logs, reports and the summary.
+        slots: models at once; if None, as many as cores and memory allow.
+        timeout: time limit per model, in seconds.
+        memory: memory limit per model, in bytes; if None, its share of the free memory.
+        retry_failed: restart models that did not end verified.
+        fail_fast: stop at the first model that is not verified.
         scheduler: address of a Dask scheduler, whose workers convert instead of this machine.
         options: those of `converter.convert`, as plain values; `image_fit` and so on in place of `preprocessing`.
 
     Returns:
-        The report, which stands in `summary.json` too. What goes wrong with one model is told of in it.
+        The report, also written to `summary.json`. It includes the failures of single models.
 
     Raises:
-        UsageError: the work list cannot be.
+        UsageError: the work list is invalid.
         OutputError: the folder cannot be written.
     """
     jobs = jobs_of(models, to, options)
@@ -68,7 +68,7 @@ def convert_many(
 
 
 class _Batch:
-    """The loop that claims models, hands them to the executor, and enters what came of them."""
+    """The loop that claims models, hands them to the executor, and records the results."""
 
     def __init__(
         self,
@@ -167,7 +167,7 @@ class _Batch:
 
 
 def _verdict(outcome: Mapping[str, Any]) -> tuple[State, str]:
-    """The state that a report comes to, and why it is no better."""
+    """Return the state of a report, and why it is not verified."""
     if "status" not in outcome:
         return "failed", outcome["what"]
     artifacts = outcome["artifacts"]

@@ -1,4 +1,4 @@
-"""Choose jobs, workers and options of a batch."""
+"""Choose the jobs, workers and options of a batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Watcher(Protocol):
-    """Who is told how a batch goes."""
+    """An observer of a batch's progress."""
 
     def begin(self, total: int, slots: int) -> None: ...
     def step(self, slot: int, name: str, step: str) -> None: ...
@@ -26,7 +26,7 @@ class Watcher(Protocol):
 def jobs_of(
     models: str | Path | Iterable[str | Path | Job], to: str | Sequence[str], options: Mapping[str, Any]
 ) -> list[Job]:
-    """The work list of what was given. Raises UsageError."""
+    """Build the work list from `models`. Raises UsageError."""
     given = [models] if isinstance(models, str | Path) else list(models)
     formats = (to,) if isinstance(to, str) else to
     places = [str(one) for one in given if not isinstance(one, Job)]
@@ -36,7 +36,7 @@ def jobs_of(
 
 @contextmanager
 def executor_of(scheduler: str | None, slots: int | None, timeout: float, memory: int | None) -> Iterator[Executor]:
-    """What converts, for as long as it is needed. Raises UsageError where a cluster is not there."""
+    """Open the executor for this batch. Raises UsageError if the cluster does not answer."""
     executor: Executor
     if scheduler is not None:
         from .cluster import DaskWorkers
@@ -56,7 +56,7 @@ def absolute_options(job: Job) -> dict[str, Any]:
 
 
 def _absolute(value: Any) -> Any:
-    """An option's value, files named by absolute paths: a worker may have another current folder."""
+    """Return an option's value with file names made absolute: a worker may have another current folder."""
     if isinstance(value, list | tuple):
         return [_absolute(item) for item in value]
     if not isinstance(value, str):

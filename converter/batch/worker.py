@@ -1,8 +1,8 @@
 """The process that converts one model after another, with torch and TensorFlow imported once.
 
-Run as a script, `python -P worker.py`; it reads a JSON object a line from standard input and answers with JSON lines
-on what was its standard output: {"step": ...} while it works, then {"outcome": ...}. All else that is printed, by
-libraries and by processes that it starts, goes into the log of the model.
+Run as a script, `python -P worker.py`. It reads one JSON object a line from standard input, and answers with JSON lines
+on its original standard output: {"step": ...} while it works, then {"outcome": ...}. Everything else that libraries and
+child processes print goes to the model's log.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # they are the batch's, which ends this process with all others
+    for number in (signal.SIGINT, signal.SIGTERM):  # the batch handles them and ends this process
         signal.signal(number, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     null = os.open(os.devnull, os.O_RDWR)
@@ -35,7 +35,7 @@ def main() -> None:
     os.dup2(null, 1)
     waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(requests, waiting), daemon=True).start()
-    from converter.pipeline.convert import ConversionSession  # what takes seconds is over before the first model comes
+    from converter.pipeline.convert import ConversionSession  # slow imports finish before the first model
 
     session = ConversionSession(lasting=True)
     while True:
@@ -45,7 +45,7 @@ def main() -> None:
 def _read(requests: IO[str], waiting: queue.SimpleQueue[dict[str, Any]]) -> None:
     for line in requests:
         waiting.put(json.loads(line))
-    # Nobody is there any more for what is being converted: it ends with all that it has started.
+    # The batch has gone away: end this process and its children.
     os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
@@ -86,7 +86,7 @@ def _converted(
         log.write(f"{name}: {time.perf_counter() - started:.2f} s\n")
 
     if request["check"]:
-        known = {name for name, *_ in options_of(InspectOptions)}  # the others are for writing and comparing
+        known = {name for name, *_ in options_of(InspectOptions)}  # the others concern writing and comparing
         options = {name: value for name, value in request["options"].items() if name in known}
         return check(request["path"], to=list(request["outputs"]), progress=step, **options)
     options = request["options"]
