@@ -1,1 +1,1 @@
-"""From an `nn.Module` to a Program: input shapes, example inputs, dynamic sizes, `torch.export`."""
+"""Capture an `nn.Module` as a Program: input shapes, example inputs, dynamic sizes, `torch.export`."""

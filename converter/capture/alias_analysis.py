@@ -1,7 +1,7 @@
-"""Operators that write to memory which they still have to read: PyTorch does not say what they give.
+"""Operators that write to memory which they still have to read: PyTorch does not define their result.
 
-`x[1:] = x[:-1]` copies onto its own source. What comes of it hangs on the processor and on where the tensor lies, while
-a graph without memory has one answer only.
+`x[1:] = x[:-1]` copies onto its own source. Its result depends on the processor and on the tensor's place in memory,
+while a functional graph has only one answer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from converter.ir.sizes import example_shape
 
 
 def overlapping_writes(graph_module: fx.GraphModule) -> list[fx.Node]:
-    """The operators of an exported graph, in-place ones among them, that write to what they read elsewhere."""
+    """List an exported graph's operators, in-place ones included, that write to elements they also read elsewhere."""
     return [n for n in graph_module.graph.nodes if n.op == "call_function" and is_mutating(n) and overlaps_itself(n)]
 
 
@@ -31,7 +31,7 @@ def overlaps_itself(node: fx.Node) -> bool:
 
 
 def overlap(target: fx.Node, source: fx.Node) -> bool:
-    """Whether the two share elements, and not each at its own place."""
+    """Return whether the two share elements at different positions."""
     root, views = chain(target)
     other, other_views = chain(source)
     if root is not other or not isinstance(root.meta.get("val"), Tensor):
@@ -44,7 +44,7 @@ def overlap(target: fx.Node, source: fx.Node) -> bool:
 
 
 def chain(node: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
-    """The tensor that `node` is a view of, and the views in their order."""
+    """Return the tensor that `node` is a view of, and the views in their order."""
     views: list[fx.Node] = []
     while node.op == "call_function" and isinstance(node.args[0], fx.Node):
         if not is_mutating(node):

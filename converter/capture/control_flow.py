@@ -1,4 +1,4 @@
-"""Control flow that hangs on values, frozen as the example inputs decide it: only where others decide the same."""
+"""Freeze control flow that depends on values as the example inputs decide it, if other inputs decide the same."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ TRIED: tuple[tuple[Kind, int], ...] = (
     ("normal", 1), ("normal", 3), ("uniform", 1), ("uniform", 4), ("large", 1), ("impulse", 2), ("normal", 2),
     ("spread", 5),
 )  # fmt: skip
-ALIKE = 1e-4  # of the scale, in float32
+ALIKE = 1e-4  # relative to the scale, in float32
 
 
 def freeze_and_check(program: Program, module: nn.Module, where: str) -> None:
     """Note on the program that its control flow is frozen.
 
     Args:
-        where: the line that decides.
+        where: the line that branches on values.
 
     Raises:
         CaptureError: the module computes something else on inputs of other values or another batch.
@@ -36,7 +36,7 @@ def freeze_and_check(program: Program, module: nn.Module, where: str) -> None:
             with torch.no_grad():
                 own = [r for r in tree_leaves(module(*(x.clone() for x in tensors))) if isinstance(r, Tensor)]
             same = all(_alike(a, b) for a, b in zip(own, program.run(*tensors), strict=True))
-        except (RuntimeError, ValueError, IndexError):  # a shape that hangs on values
+        except (RuntimeError, ValueError, IndexError):  # a shape that depends on values
             same = False
         if not same:
             raise CaptureError(

@@ -1,4 +1,4 @@
-"""What forward returns: dataclasses, which torch.export takes only if they are registered, as dictionaries."""
+"""Dataclasses that forward returns, as dictionaries: torch.export takes dataclasses only if they are registered."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 
 def return_dicts_for_dataclasses(module: nn.Module, result: Any) -> None:
-    """Have this instance return dictionaries for dataclasses, if `result`, which it returned, has any."""
+    """Make this instance return dictionaries for dataclasses, if `result`, which it returned, has any."""
     if not any(_is_dataclass(leaf) for leaf in tree_leaves(result)):
         return
     forward = module.forward

@@ -1,4 +1,4 @@
-"""What a module itself says of its inputs: timm's configuration, that of transformers, its first layers."""
+"""Input shapes from the module itself: timm's configuration, that of transformers, its first layers."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def infer_input_shapes(module: nn.Module, image_size: str | None) -> tuple[list[list[InputShape]], str]:
-    """The shapes that the module is called with, as it says itself: several where one of them is to be found by
-    trying, the likeliest first; and where they come from.
+    """Return the input shapes that the module implies, and their source.
+
+    If the shape has to be found by trying, return several choices, the likeliest first.
 
     Args:
         image_size: `HEIGHT[,WIDTH]`, numbers or names.
 
     Raises:
-        UsageError: it does not say.
+        UsageError: the module does not imply them.
     """
     size = None if image_size is None else parse_image_size(image_size)
     usual = _of_timm(module, size) or _of_transformers(module, size)
@@ -36,7 +37,7 @@ def infer_input_shapes(module: nn.Module, image_size: str | None) -> tuple[list[
         return [shapes], f"input shape {' and '.join(_shown(s) for s in shapes)} as {source} says"
     first = first_layer(module, CONVOLUTIONS)
     if size is not None and isinstance(first, nn.Conv2d):
-        # In front of it may stand what makes four channels of each, as a Focus does.
+        # A layer before it may make four channels of each, as Focus does.
         channels = [first.in_channels, *([first.in_channels // 4] if first.in_channels % 4 == 0 else [])]
         tried = [[InputShape(None, (1, n, *size))] for n in channels]
         return tried, "the input's channels are those of the first convolution"
@@ -44,7 +45,7 @@ def infer_input_shapes(module: nn.Module, image_size: str | None) -> tuple[list[
 
 
 def parse_image_size(text: str) -> Sizes:
-    """Raises UsageError for anything else than HEIGHT or HEIGHT,WIDTH."""
+    """Parse HEIGHT or HEIGHT,WIDTH. Raises UsageError for anything else."""
     side = rf"(?:\d+|(?:\d+\*)?{NAME})"
     if not re.fullmatch(rf"{side}(\s*,\s*{side})?", text.strip(), re.ASCII):
         raise UsageError(
@@ -64,7 +65,7 @@ def _of_timm(module: nn.Module, size: Sizes | None) -> tuple[list[InputShape], s
 
 
 def _of_transformers(module: nn.Module, size: Sizes | None) -> tuple[list[InputShape], str] | None:
-    """Of models whose only needed input is an image or a row of tokens."""
+    """Return the shapes of a model whose only required input is an image or a row of tokens, or None."""
     config = getattr(module, "config", None)
     if config is None or not hasattr(config, "model_type") or getattr(config, "is_encoder_decoder", False):
         return None
@@ -89,7 +90,7 @@ def first_layer(module: nn.Module, kinds: tuple[type, ...]) -> nn.Module | None:
 
 
 def _example(module: nn.Module) -> str:
-    """What could be given, by the parameters of forward and the first layer."""
+    """Suggest an option, by the parameters of forward and the first layer."""
     first = first_layer(module, (*CONVOLUTIONS, nn.Linear, nn.Embedding))
     parameters = inspect.signature(module.forward).parameters.values()
     needed = [

@@ -1,4 +1,4 @@
-"""Why torch.export could not capture a model, in the words of a user: what, in which module and line, what to do."""
+"""Explain in a user's terms why torch.export could not capture a model: cause, module and line, fix."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ NESTED = (
     "for a parameter that is a list or a dictionary, name each tensor in it: --input-shape xs.0=1,3,224,224 or "
     "--input-shape batch.image=1,3,224,224"
 )
-LONGEST = 300  # characters of what torch says
+LONGEST = 300  # characters of torch's message
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A way to need values, told by the line that does.
+    """One way in which forward needs values, recognized by its source line.
 
     Attributes:
-        told: what stands in the line.
+        told: pattern that the line matches.
     """
 
     told: str
@@ -48,7 +48,7 @@ class Kind:
     fix: str
 
 
-# The first that fits; a line may hold several.
+# The first match wins; a line may match several.
 KINDS = (
     Kind(
         r"^\s*assert\b", "an assertion on a tensor's values",
@@ -95,7 +95,7 @@ def kind_of(line: str) -> Kind | None:
 
 
 def explain_export_error(error: BaseException, module: nn.Module) -> CaptureError:
-    """The error to raise for one of torch.export."""
+    """Return the error to raise for an error of torch.export."""
     what = f"torch.export cannot capture this model: {first_line(error)}"
     fix = "keep control flow that depends on tensors' values out of forward, and what is computed outside of torch"
     if needs_values(error):
@@ -119,7 +119,7 @@ def explain_export_error(error: BaseException, module: nn.Module) -> CaptureErro
 
 
 def explain_forward_error(error: Exception, module: nn.Module, path: str, inputs: Sequence[Tensor]) -> CaptureError:
-    """The error to raise for one of forward itself.
+    """Return the error to raise for an error of forward itself.
 
     Args:
         path: of the innermost module that was running.
@@ -146,7 +146,7 @@ def explain_forward_error(error: Exception, module: nn.Module, path: str, inputs
 
 
 def needs_values(error: BaseException) -> bool:
-    """Whether capture met values where it has shapes only: a branch, a number out of a tensor, NumPy, a text."""
+    """Return whether capture met values where it knows only shapes: a branch, a Python number, NumPy, a text."""
     return is_decided_by_values(error) or any(words in str(error) for words in WITHOUT_VALUES)
 
 
@@ -164,7 +164,7 @@ def first_line(error: BaseException) -> str:
 
 
 def module_of(error: BaseException, module: nn.Module) -> str | None:
-    """The innermost module of the model whose code was running."""
+    """Return the innermost module of the model whose code was running."""
     paths = {id(part): path for path, part in module.named_modules()}
     found = None
     for frame, _ in traceback.walk_tb(error.__traceback__):
@@ -176,7 +176,7 @@ def module_of(error: BaseException, module: nn.Module) -> str | None:
 
 
 def user_frame(error: BaseException) -> str | None:
-    """The innermost line that is not torch's or ours, and where it stands."""
+    """Return the innermost line outside torch and pt-convert, with its file and line number."""
     frame = _own_frame(error)
     return f"{frame.filename}:{frame.lineno}: {frame.line}" if frame else None
 
@@ -194,10 +194,10 @@ def _own_frame(error: BaseException) -> traceback.FrameSummary | None:
 
 
 def refuse_draws(graph: fx.Graph) -> None:
-    """Operators of a captured graph that draw at random; those that draw for nobody are left out.
+    """Refuse random operators in a captured graph; erase those whose result is unused.
 
     Raises:
-        CaptureError: there are any.
+        CaptureError: there are any whose result is used.
     """
     drawing = []
     for node in list(graph.nodes):

@@ -1,7 +1,7 @@
-"""Sizes that the user wants free, as `torch.export` can have them: what it answers is worked into the next attempt.
+"""Dynamic sizes that the user asks for, as far as `torch.export` allows: each attempt uses the answer to the last one.
 
-A guard that it found (a feature map and its half, upsampled, must agree) holds for some sizes only. Those are found by
-trying: the multiples of the smallest number, and the smallest such size, from which on all guards hold.
+A guard that it finds (a feature map and its half, upsampled, must agree) holds for some sizes only. They are found by
+trying: the multiples of the smallest number, and the smallest such size from which all guards hold.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from converter.checkpoint.symbolic_expressions import is_size_expression
 from converter.errors import CaptureError
 from converter.ir.program import Program
 
-PREFIX = "size_"  # sympy has names of its own, S and N among them
+PREFIX = "size_"  # sympy reserves names, such as S and N
 LEAST = 2  # a size of 1 broadcasts
-CHECKED = 2048  # up to which sizes guards are tried
+CHECKED = 2048  # largest size at which guards are tried
 MOST_FACTOR = 256
 SIZE_IN_GUARD = r"L\['\w+'\](?:\[\d+\])*\.size\(\)\[\d+\]"
 
 
 @dataclass(frozen=True)
 class Range:
-    """What a free size, the number called by the user's name, may be: a multiple of `factor` within bounds."""
+    """The allowed values of a dynamic size, the number under the user's name: multiples of `factor` within bounds."""
 
     factor: int = 1
     least: int = LEAST
@@ -41,12 +41,12 @@ class Range:
         return size % self.factor == 0 and self.least <= size and (self.most is None or size <= self.most)
 
     def dim(self, name: str) -> Any:
-        """Of how many times `factor` it is, as torch.export takes it."""
+        """Return the torch.export dimension of the size divided by `factor`."""
         limits = {"min": -(-self.least // self.factor)} | ({"max": self.most // self.factor} if self.most else {})
         return Dim(f"{PREFIX}{name}", **limits)
 
     def described(self, name: str) -> str | None:
-        """What the user is to know of it, if anything."""
+        """Return the limits that the user has to know, or None."""
         told = []
         if self.factor > 1:
             told.append(f"must be a multiple of {self.factor}")
@@ -65,7 +65,7 @@ def names_of(free: Free) -> list[str]:
 
 
 def dims(free: Free, ranges: Mapping[str, Range]) -> list[dict[int, Any]]:
-    """The free dimensions of each input as torch.export takes them."""
+    """Return the dynamic dimensions of each input as torch.export takes them."""
     named = {name: ranges[name].dim(name) for name in names_of(free)}
 
     def dim(size: FreeSize) -> Any:
@@ -76,13 +76,13 @@ def dims(free: Free, ranges: Mapping[str, Range]) -> list[dict[int, Any]]:
 
 
 def tighten(error: Exception, free: Free, ranges: Mapping[str, Range], examples: Mapping[str, int]) -> dict[str, Range]:
-    """The ranges that torch.export's answer leaves; those given where it says nothing of sizes.
+    """Return the ranges that torch.export's answer leaves; the given ones if it says nothing about sizes.
 
     Args:
         examples: the sizes at which the model was traced.
 
     Raises:
-        CaptureError: a size cannot be free, or hangs on another.
+        CaptureError: a size cannot be dynamic, or depends on another.
     """
     text = str(error)
     found = dict(ranges)
@@ -95,7 +95,7 @@ def tighten(error: Exception, free: Free, ranges: Mapping[str, Range], examples:
 
 
 def hold_everywhere(error: Exception, free: Free, ranges: Mapping[str, Range]) -> bool:
-    """Whether torch.export only misses a proof: what it asks of each size is true of all in its range."""
+    """Return whether torch.export only lacks a proof: its guards hold for every size in its range."""
     text = str(error)
     guards = {name: _guards(text, name, ranges[name].factor) for name in names_of(free)}
     complaints = re.findall(r"^\s+- ", text, re.MULTILINE)
@@ -109,7 +109,7 @@ def hold_everywhere(error: Exception, free: Free, ranges: Mapping[str, Range]) -
 
 
 def unresolved(error: Exception, free: Free) -> CaptureError | None:
-    """The error where torch.export's answer is of no use; None where it does not speak of the free sizes."""
+    """Return the error if torch.export's answer cannot be used; None if it does not concern the dynamic sizes."""
     text = str(error)
     names = [name for name in names_of(free) if re.search(rf"\b{re.escape(PREFIX + name)}\b", text)]
     if not names:
@@ -143,7 +143,7 @@ def _refuse_relation(text: str, name: str, free: Free) -> None:
 
 
 def not_free(name: str, only: int | None, why: str = "forward has it as a constant, or loops over it") -> CaptureError:
-    """The error for a size that the model takes one number for."""
+    """Return the error for a size that the model accepts only one number for."""
     number = str(only) if only else "a number"
     return CaptureError(
         f"size {name} cannot be free: {why}",
@@ -153,7 +153,10 @@ def not_free(name: str, only: int | None, why: str = "forward has it as a consta
 
 
 def _guards(text: str, name: str, factor: int) -> list[Callable[[int], bool]]:
-    """What the size must fulfil; torch.export speaks of dimensions, which are `factor` or more times what it names."""
+    """Return the conditions that a size must satisfy.
+
+    torch.export states them for dimensions, which are multiples of its own symbol: the size divided by `factor`.
+    """
     own = re.escape(f"{PREFIX}{name}")
     line = rf"Not all values of (?:(\d+)\*)?{own} = .* in the specified range (?:.* )?satisfy the generated guard (.+)$"
     found = []
@@ -166,7 +169,7 @@ def _guards(text: str, name: str, factor: int) -> list[Callable[[int], bool]]:
     return found
 
 
-# Of sizes, as guards and as sympy spell them.
+# Functions of sizes, as guards and as sympy spell them.
 FUNCTIONS = {"trunc": "TruncToInt", "sym_float": "ToFloat", "min": "Min", "max": "Max"}
 COMPUTED = {"TruncToInt": math.trunc, "ToFloat": float, "Min": min, "Max": max}
 
@@ -209,7 +212,7 @@ def _fitting(name: str, known: Range, guards: Sequence[Callable[[int], bool]], e
 
 
 def double_factors(ranges: Mapping[str, Range], examples: Mapping[str, int]) -> dict[str, Range] | None:
-    """Ranges of twice the factors, where the examples allow it."""
+    """Return ranges with twice the factors, or None if the examples do not allow it."""
     factors = {name: 2 * held.factor for name, held in ranges.items()}
     if any(examples[name] % factor for name, factor in factors.items()):
         return None
@@ -217,7 +220,7 @@ def double_factors(ranges: Mapping[str, Range], examples: Mapping[str, int]) -> 
 
 
 def other_sizes(ranges: Mapping[str, Range]) -> list[dict[str, int]]:
-    """Two choices of sizes, no two alike."""
+    """Return two choices of sizes, no two alike."""
     choices = []
     for step in (1, 2):
         sizes = {}
@@ -231,7 +234,7 @@ def other_sizes(ranges: Mapping[str, Range]) -> list[dict[str, int]]:
 
 
 def resized(x: Tensor, held: Mapping[int, FreeSize], sizes: Mapping[str, int]) -> Tensor:
-    """An input like `x` of other sizes; integers are 0 and 1."""
+    """Return an input like `x` with other sizes; integers are 0 and 1."""
     shape = [held[d].factor * sizes[held[d].name] if d in held else n for d, n in enumerate(x.shape)]
     generator = torch.Generator().manual_seed(0)
     if x.is_floating_point():
@@ -240,7 +243,7 @@ def resized(x: Tensor, held: Mapping[int, FreeSize], sizes: Mapping[str, int]) -
 
 
 def name_sizes(program: Program, free: Free) -> None:
-    """Let reports and files call the program's symbols as the user does."""
+    """Give the program's symbols the user's names, for reports and files."""
     for node, sizes in zip(program.placeholders, free, strict=True):
         for d, size in sizes.items():
             expression = sympy.sympify(node.meta["val"].shape[d].node.expr)

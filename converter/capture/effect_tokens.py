@@ -1,8 +1,8 @@
-"""Operators that are called for an effect, such as printing or checking, as a decomposed program holds them.
+"""Operators that are called for an effect, such as printing or checking, in a decomposed program.
 
     token1, result = with_effects(token0, operator, x)        ->   result = operator(x)
 
-The tokens only keep them in their order. What gives no result is left out: a converted model neither prints nor checks.
+The tokens only keep them in order. Operators without a result are dropped: a converted model neither prints nor checks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import fx
 
 
 def drop_tokens(graph: fx.Graph) -> None:
-    """Have no operator of `graph` take or give tokens any more."""
+    """Remove the tokens that operators of `graph` take and give."""
     with_effects = torch.ops.higher_order.with_effects
     for node in graph.find_nodes(op="call_function", target=with_effects):
         token, target, *args = node.args

@@ -1,4 +1,4 @@
-"""How a module is called: tensors of the shapes asked for, bound to the parameters of its forward."""
+"""How a module is called: tensors of the requested shapes, bound to the parameters of its forward."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from converter.capture.input_shapes import FreeSize, InputShape
 from converter.errors import CaptureError, UsageError
 
-# Sizes to try where the user gives names: multiples of 32, as most networks with strides want, then others.
+# Sizes to try where the user gives names: multiples of 32, as most strided networks need, then others.
 TRIED = (64, 32, 128, 224, 256, 16, 8, 512)
-OF_SEQUENCES = (2048, 16384)  # of sound, where no input has two free sizes
+OF_SEQUENCES = (2048, 16384)  # for audio, where no input has two dynamic sizes
 APART = 32
 
 
@@ -26,10 +26,10 @@ class CallSpec:
     """The example inputs of a module.
 
     Attributes:
-        shapes: of each input, in the order in which forward is given them.
-        names: the parameters that take them by keyword, with `.KEY` for what is in a dictionary and `.0` for what is
-            in a list; () where all are given by position.
-        sizes: the numbers that stand for free sizes.
+        shapes: of each input, in the order in which forward takes them.
+        names: the parameters that take them by keyword, with `.KEY` for an entry of a dictionary and `.0` for an item
+            of a list; () if all are given by position.
+        sizes: the numbers used for dynamic sizes.
     """
 
     shapes: tuple[InputShape, ...]
@@ -41,12 +41,12 @@ class CallSpec:
         return tuple(shape.free for shape in self.shapes)
 
     def examples(self, batch: int | None, seed: int) -> list[Tensor]:
-        """Seeded random tensors; integers are 0 and 1, which any table has."""
+        """Return seeded random tensors; integers are 0 and 1, which any embedding table has."""
         generator = torch.Generator().manual_seed(seed)
         return [_example(shape, dict(self.sizes or {}), batch, generator) for shape in self.shapes]
 
     def bind(self, module: nn.Module) -> None:
-        """Make `module` take the inputs by position, as everything that calls it does."""
+        """Make `module` take the inputs by position, as all callers pass them."""
         if self.names:
             forward = module.forward
             names = [re.sub(r"\W", "_", name) for name in self.names]
@@ -54,7 +54,7 @@ class CallSpec:
 
 
 def _grouped(names: Sequence[str], given: Sequence[Any]) -> dict[str, Any]:
-    """`a.b` and `a.c` as a dictionary `a`, `a.0` and `a.1` as a list."""
+    """Group `a.b` and `a.c` into a dictionary `a`, `a.0` and `a.1` into a list."""
     grouped: dict[str, Any] = {}
     for name, value in zip(names, given, strict=True):
         *outer, last = name.split(".")
@@ -81,13 +81,13 @@ def set_positional_forward(module: nn.Module, names: Sequence[str], forward: Cal
 
 
 def bound(module: nn.Module, shapes: Sequence[InputShape]) -> CallSpec:
-    """The shapes in the order of forward's parameters.
+    """Order the shapes by forward's parameters.
 
     Shapes without names are for the first parameters; with names, parameters with a default may be left out, and
     keyword-only ones given. `batch.image` is in a dictionary that the parameter `batch` takes, `xs.0` in a list.
 
     Raises:
-        UsageError: names that forward does not have, or a parameter that nothing is given for.
+        UsageError: forward does not have a name, or a parameter gets no shape.
     """
     named = {str(shape.name): shape for shape in shapes if shape.name is not None}
     if not named:
@@ -118,10 +118,10 @@ def bound(module: nn.Module, shapes: Sequence[InputShape]) -> CallSpec:
 
 
 def choose_sizes(calling: CallSpec, runs: Callable[[list[Tensor]], None], batch: int | None, seed: int) -> CallSpec:
-    """The calling with numbers for its free sizes, at which the model runs.
+    """Return the call spec with numbers for its dynamic sizes, at which the model runs.
 
-    Where others were too small, twice the first: near the least that a model takes, a map within it has one element, of
-    which torch.export makes a constant.
+    If other sizes were too small, take twice the first that runs: near a model's minimum, a feature map has one
+    element, which torch.export turns into a constant.
 
     Args:
         runs: raises CaptureError for inputs that the model does not take.
@@ -145,7 +145,7 @@ def choose_sizes(calling: CallSpec, runs: Callable[[list[Tensor]], None], batch:
             fix=f"give numbers, or multiples as in 1,3,48*H,48*W; tried were {'; '.join(tried)}",
         )
     if first is not None:
-        with contextlib.suppress(CaptureError):  # then the first it is
+        with contextlib.suppress(CaptureError):  # then keep the first
             twice = CallSpec(calling.shapes, calling.names, {name: 2 * size for name, size in sizes.items()})
             runs(twice.examples(batch, seed))
             return twice
@@ -153,7 +153,7 @@ def choose_sizes(calling: CallSpec, runs: Callable[[list[Tensor]], None], batch:
 
 
 def _tried(free: Sequence[Mapping[int, FreeSize]]) -> Iterator[dict[str, int]]:
-    """Numbers for the names: no two sizes alike, then all alike."""
+    """Give numbers for the names: no two sizes alike, then all alike."""
     factors: dict[str, int] = {}
     for size in (size for sizes in free for size in sizes.values()):
         factors[size.name] = max(size.factor, factors.get(size.name, 1))

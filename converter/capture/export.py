@@ -1,4 +1,4 @@
-"""From a module and example inputs to one functional ATen graph (`torch.export`)."""
+"""Capture a module with example inputs as one functional ATen graph (`torch.export`)."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def capture(
     strict: bool = False,
     runs: bool = False,
 ) -> Program:
-    """Capture `module`, in eval mode, called with `inputs`; their dimension 0 is the batch and stays free.
+    """Capture `module`, in eval mode, called with `inputs`; their dimension 0 is the batch and stays dynamic.
 
-    A model that works for one batch size only is captured for that of `inputs`, and the program says so in its notes.
+    A model that works for only one batch size is captured for that of `inputs`, and the program's notes say so.
 
     Args:
-        free: the dimensions of each input that stay free besides; what restricts them is noted.
-        freeze: where forward decides by values, keep what it decides for `inputs`, and note that.
-        strict: only by way of Python's bytecode.
-        runs: it was seen to run on `inputs`.
+        free: the other dynamic dimensions of each input; their restrictions are noted.
+        freeze: where forward branches on values, keep the branch taken for `inputs`, and note that.
+        strict: use only torch.export's strict mode, which traces Python bytecode.
+        runs: the module is known to run on `inputs`.
 
     Raises:
         CaptureError: the forward fails, or does something `torch.export` cannot take.
@@ -85,7 +85,7 @@ def capture(
 def _captured(
     module: nn.Module, inputs: Sequence[Tensor], free: Free, batch: Any, freeze: bool, strict: bool
 ) -> Program:
-    """With what `torch.export` says of free sizes worked in, and the model run at other sizes than those traced."""
+    """Export, restricting dynamic sizes as torch.export requires, and run the model at sizes that were not traced."""
     if not names_of(free):
         shapes = tuple({0: batch} if x.ndim else None for x in inputs) if batch is not None else None
         return _exported(module, inputs, shapes, freeze, strict)
@@ -125,12 +125,13 @@ def _captured(
 def _exported(
     module: nn.Module, inputs: Sequence[Tensor], shapes: Any, freeze: bool, strict: bool, asserted: bool = False
 ) -> Program:
-    """By torch.export as it stands; where that meets a tensor's values, by way of the bytecode, which keeps numbers out
-    of tensors, and then with the values of the module's own tensors known; with `freeze` at last by what the inputs at
-    hand decide.
+    """Export with torch.export in the requested mode, then by fallbacks if that needs a tensor's values.
+
+    Unless `strict`, the fallbacks are strict mode, which keeps numbers out of tensors, then known values of the
+    module's own tensors. With `freeze`, the last one keeps the branches taken for these inputs.
 
     Args:
-        asserted: what restricts free sizes is left to assertions in the program, which are dropped.
+        asserted: restrictions of dynamic sizes become assertions in the program, which are dropped.
     """
     try:
         return _noting_names(from_exported(_export(module, inputs, shapes, strict, asserted)), module)
@@ -140,7 +141,7 @@ def _exported(
         if not needs_values(error):
             raise
         if not strict:
-            with contextlib.suppress(Exception):  # the first way's error says more
+            with contextlib.suppress(Exception):  # the first error says more
                 return _noting_names(from_exported(_export(module, inputs, shapes, True, asserted)), module)
             with contextlib.suppress(Exception), known_values(module) as known:
                 program = _noting_names(from_exported(_export(module, inputs, shapes, False, asserted)), module)
@@ -158,7 +159,7 @@ def _exported(
 def _failure_elsewhere(
     module: nn.Module, inputs: Sequence[Tensor], free: Free, ranges: Mapping[str, Range]
 ) -> CaptureError | None:
-    """What the model says to other sizes than those at which it was traced."""
+    """Return the model's error at sizes other than those traced, or None."""
     for sizes in other_sizes(ranges):
         try:
             run_forward(module, [resized(x, held, sizes) for x, held in zip(inputs, free, strict=True)])
@@ -173,7 +174,7 @@ def _failure_elsewhere(
 
 
 def _why_not_one(module: nn.Module, inputs: Sequence[Tensor]) -> str:
-    """What the model says to a batch of 1, as one that takes its statistics does; "" if it takes it."""
+    """Return the model's error on a batch of 1, as one that computes batch statistics raises; "" if there is none."""
     if not any(x.ndim and x.shape[0] > 1 for x in inputs):
         return ""
     try:
@@ -185,7 +186,7 @@ def _why_not_one(module: nn.Module, inputs: Sequence[Tensor]) -> str:
 
 
 def _noting_names(program: Program, module: nn.Module) -> Program:
-    """Graphs have names of ASCII letters only: a parameter of another name goes by what is left of it."""
+    """Note parameters that were renamed: names in graphs consist of ASCII letters only."""
     given = list(inspect.signature(module.forward).parameters)
     if len(given) >= len(program.inputs):
         for name, kept in zip(given, program.inputs, strict=False):
@@ -195,7 +196,7 @@ def _noting_names(program: Program, module: nn.Module) -> Program:
 
 
 def _at_least_two(x: Tensor) -> Tensor:
-    """A batch of 1 would be taken for a constant."""
+    """Double a batch of 1, which torch.export would take for a constant."""
     return x if x.ndim == 0 or x.shape[0] > 1 else torch.cat([x, x])
 
 
@@ -216,7 +217,7 @@ def _export(module: nn.Module, inputs: Sequence[Tensor], shapes: Any, strict: bo
 
 
 def _for_forward(module: nn.Module, shapes: Any) -> Any:
-    """`dynamic_shapes` for a forward that takes `*args` groups them in one more tuple; others take them as they are."""
+    """Group `dynamic_shapes` of `*args` in one more tuple; return others as they are."""
     if shapes is None:
         return None
     parameters = list(inspect.signature(module.forward).parameters.values())

@@ -1,8 +1,8 @@
-"""Make an exported graph functional the short way.
+"""Make an exported graph functional without tracing it again.
 
-`run_decompositions` traces the whole program twice more to do so. Most models mutate nothing but the fresh result of
-the operator before (`relu_` after a convolution): there the functional operator is written in its place. What is not
-that plain is left to PyTorch.
+`run_decompositions` traces the whole program twice more to do so. Most models mutate only the fresh result of the
+previous operator (`relu_` after a convolution); there the functional operator replaces it. Anything less simple is left
+to PyTorch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from converter.ir.aten import ASSERTIONS, is_mutating, is_view
 
 aten = torch.ops.aten
 
-# Composite operators that are wanted whole, as `run_decompositions({})` leaves them.
+# Composite operators to keep whole, as `run_decompositions({})` does.
 WHOLE = {
     aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default,
     aten.batch_norm.default, aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding,
@@ -33,7 +33,7 @@ WHOLE = {
 
 
 def make_functional(graph_module: fx.GraphModule) -> bool:
-    """Write functional operators for the in-place ones, if all are plain; False, and nothing done, if not."""
+    """Replace in-place operators by functional ones, if all are plain; return False, with nothing changed, if not."""
     calls = [n for n in graph_module.graph.nodes if n.op == "call_function" and n.target not in ASSERTIONS]
     if not all(n.op in ("placeholder", "get_attr", "call_function", "output") for n in graph_module.graph.nodes):
         return False
@@ -42,7 +42,7 @@ def make_functional(graph_module: fx.GraphModule) -> bool:
         return False
     if not all(can_be_functional(n) for n in mutating):
         return False
-    names: dict[fx.Node, list[fx.Node]] = {}  # of each mutated tensor, so far
+    names: dict[fx.Node, list[fx.Node]] = {}  # nodes for each mutated tensor, so far
     for node, root in [(node, fresh(node)) for node in mutating]:
         for name in names.setdefault(root, [root]):
             name.replace_all_uses_with(node, delete_user_cb=node.__lt__)
@@ -54,7 +54,7 @@ def make_functional(graph_module: fx.GraphModule) -> bool:
 
 
 def is_plain(node: fx.Node) -> bool:
-    """An operator that run_decompositions would leave as it is."""
+    """Return whether run_decompositions would leave this operator as it is."""
     target = node.target
     if not isinstance(target, OpOverload):
         return target is operator.getitem or getattr(target, "__module__", "") in ("_operator", "math", "torch")
@@ -67,14 +67,14 @@ def is_kept(target: OpOverload) -> bool:
 
 
 def functional(target: OpOverload) -> OpOverload | None:
-    """`relu_` to `relu`, of the same overload."""
+    """Return the functional operator of an in-place one, `relu` for `relu_`, in the same overload."""
     name = target._schema.name.removeprefix("aten::")
     packet = getattr(aten, name.removesuffix("_"), None) if name.endswith("_") else None
     return getattr(packet, target._overloadname, None)
 
 
 def can_be_functional(node: fx.Node) -> bool:
-    """Whether it mutates the fresh result of another operator, of which there are no views, and keeps its type."""
+    """Return whether it mutates another operator's fresh result, which has no views, and keeps its type."""
     arguments = node.target._schema.arguments
     written = [i for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write]
     if written != [0] or functional(node.target) is None or not is_kept(functional(node.target)):
@@ -90,14 +90,14 @@ def can_be_functional(node: fx.Node) -> bool:
 
 
 def fresh(node: fx.Node) -> fx.Node:
-    """The operator that made the tensor which `node` mutates."""
+    """Return the operator that made the tensor which `node` mutates."""
     while isinstance(node, fx.Node) and is_mutating(node):
         node = node.args[0]
     return node
 
 
 def all_names(root: fx.Node) -> list[fx.Node]:
-    """The nodes that stand for the same tensor: what made it, and what mutated it."""
+    """Return the nodes that stand for the same tensor: its origin and its mutations."""
     names = [root]
     for name in names:
         names += [user for user in name.users if is_mutating(user) and user.args[0] is name and user not in names]

@@ -33,7 +33,7 @@ DROPOUTS = {aten.dropout.default, aten.feature_dropout.default}
 
 
 def from_exported(exported: ExportedProgram) -> Program:
-    """An `ExportedProgram` as a `Program`: made functional, tensors as attributes, batch norm and dropout whole."""
+    """Return an `ExportedProgram` as a `Program`: functional, tensors as attributes, batch norm and dropout whole."""
     _keep_dropouts(exported.graph_module)
     _refuse_overlapping_writes(exported.graph_module)
     if not make_functional(exported.graph_module):
@@ -102,7 +102,7 @@ def from_exported(exported: ExportedProgram) -> Program:
 
 
 def _name_recurrent_layers(graph_module: fx.GraphModule) -> None:
-    """As PyTorch's own operators again."""
+    """Turn recurrent layers back into PyTorch's own operators."""
     for node in graph_module.graph.find_nodes(op="call_function", target=custom_ops.recurrent._opoverload):
         kind, x, states, *rest = node.args
         node.target, node.args = RECURRENT[kind], (x, states if kind == "lstm" else states[0], *rest)
@@ -110,7 +110,7 @@ def _name_recurrent_layers(graph_module: fx.GraphModule) -> None:
 
 
 def _attribute_name(name: str, taken: Container[str]) -> str:
-    """`name`, unless it is a keyword or an attribute of every `GraphModule`, as `graph` and `code` are."""
+    """Return `name`, changed if it is a keyword, taken, or an attribute of every `GraphModule`, such as `graph`."""
     first, *rest = [f"{part}_" if keyword.iskeyword(part) else part for part in name.split(".")]
     if first in RESERVED:
         first += "_"
@@ -121,10 +121,10 @@ def _attribute_name(name: str, taken: Container[str]) -> str:
 
 
 def _refuse_state(program: Program, signature: ExportGraphSignature) -> None:
-    """A forward may count its calls, but what it returns must not hang on a tensor that it changes itself.
+    """Refuse a result that depends on a tensor that forward changes itself; forward may count its calls.
 
     Raises:
-        CaptureError: it does.
+        CaptureError: the result depends on one.
     """
     read = {
         source for node in program.graph.find_nodes(op="get_attr") for source in program.origins[node.target].sources
@@ -139,9 +139,10 @@ def _refuse_state(program: Program, signature: ExportGraphSignature) -> None:
 
 
 def _refuse_overlapping_writes(graph_module: fx.GraphModule) -> None:
-    """
+    """Refuse in-place assignments that read elements which they write.
+
     Raises:
-        CaptureError: an assignment in place reads what it has already written.
+        CaptureError: there is one.
     """
     found = overlapping_writes(graph_module)
     if found:
@@ -153,10 +154,10 @@ def _refuse_overlapping_writes(graph_module: fx.GraphModule) -> None:
 
 
 def _keep_dropouts(graph_module: fx.GraphModule) -> None:
-    """Decomposition would make clones of them.
+    """Keep dropouts as custom operators, since decomposition would turn them into clones.
 
     Raises:
-        CaptureError: one that drops in eval mode too.
+        CaptureError: one drops in eval mode too.
     """
     for node in graph_module.graph.nodes:
         if node.target in DROPOUTS:
@@ -176,7 +177,7 @@ def _keep_dropouts(graph_module: fx.GraphModule) -> None:
 
 
 def _restore_batch_norm(program: Program) -> None:
-    """Decomposition leaves `_native_batch_norm_legit...` and its first item: one `batch_norm` again."""
+    """Restore one `batch_norm` from the `_native_batch_norm_legit...` and its first item that decomposition leaves."""
     decomposed = (aten._native_batch_norm_legit_no_training.default, aten._native_batch_norm_legit.no_stats)
     for node in [n for target in decomposed for n in program.graph.find_nodes(op="call_function", target=target)]:
         x, weight, bias, *statistics, momentum, eps = node.args
@@ -191,19 +192,19 @@ def _restore_batch_norm(program: Program) -> None:
 
 
 def _free_views(program: Program) -> None:
-    """A view asks for a tensor that lies right in memory, which rewrites need not keep: reshape does not ask."""
+    """Replace views by reshapes: a view depends on strides, which rewrites need not keep."""
     for target in (aten.view.default, aten._unsafe_view.default):
         for node in program.graph.find_nodes(op="call_function", target=target):
             node.target = aten.reshape.default
 
 
 def _is_tensor(result: Any) -> bool:
-    """And not a number, as a size that forward returns is."""
+    """Return whether a result is a tensor, and not a number, such as a size that forward returns."""
     return isinstance(result, fx.Node) and isinstance(result.meta.get("val"), Tensor)
 
 
 def _output_names(exported: ExportedProgram, count: int) -> list[str]:
-    """Names by the structure that forward returns: dictionary keys and attributes stay, positions are numbered."""
+    """Name outputs by the structure that forward returns: keep dictionary keys and attributes, number positions."""
     spec = exported.call_spec.out_spec
     paths = [path for path, _ in tree_flatten_with_path(tree_unflatten(list(range(spec.num_leaves)), spec))[0]]
     names: list[str] = []

@@ -1,4 +1,4 @@
-"""What the inputs of a program may be, as far as its graph shows."""
+"""The values that a program's inputs may take, as far as its graph shows."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from converter.ir.program import Program
 
 aten = torch.ops.aten
 
-# The integers in their result are those of their operand.
+# Operators whose result holds the integers of their operand.
 KEEPING = {
     aten.alias, aten.cat, aten.chunk, aten.clone, aten.contiguous, aten.detach, aten.expand, aten.flatten, aten.flip,
     aten.index_select, aten.permute, aten.repeat, aten.reshape, aten.roll, aten.select, aten.slice, aten.split,
     aten.squeeze, aten.stack, aten.t, aten.to, aten._to_copy, aten.transpose, aten.unbind, aten.unflatten,
     aten.unsqueeze, aten.view,
 }  # fmt: skip
-# Which argument holds indices.
+# The argument that holds indices.
 INDICES = {
     aten.embedding: "indices", aten._embedding_bag: "indices", aten.embedding_bag: "indices", aten.gather: "index",
     aten.index: "indices", aten.index_put: "indices", aten.index_select: "index", aten.one_hot: "self",
@@ -33,12 +33,12 @@ INDICES = {
 UNKNOWN = 2  # rows that any table has
 MOST = 256
 SAMPLES = 512
-ELEMENTS = 1 << 23  # that may pass through a model in the round of many samples
+ELEMENTS = 1 << 23  # limit for the round of many samples, counting all activations
 BATCH_HINT = 4
 
 
 def input_specs(program: Program) -> list[InputSpec]:
-    """What the program's inputs are, integers within the range that the graph shows."""
+    """Describe the program's inputs, with integers in the range that the graph shows."""
     specs = []
     for name, node in zip(program.inputs, program.placeholders, strict=True):
         value = node.meta["val"]
@@ -52,10 +52,10 @@ def input_specs(program: Program) -> list[InputSpec]:
 
 
 def integers_below(node: fx.Node) -> int:
-    """The limit of the integers that an input may hold.
+    """Return the exclusive limit of the integers that an input may hold.
 
-    The smallest table that they are indices of; 2 where arithmetic lies between them and an index; 256 (or what their
-    type holds) where they are no indices.
+    This is the size of the smallest table that they index; 2 if arithmetic lies between them and an index; 256 (or the
+    limit of their type) if they are not indices.
     """
     dtype = node.meta["val"].dtype
     if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
@@ -102,7 +102,7 @@ def _rows(user: fx.Node, indices: fx.Node) -> int:
 
 
 def _integers_behind(node: fx.Node) -> set[fx.Node]:
-    """What integers lead to, through integers."""
+    """Return all nodes that integers reach through integers."""
     behind, pending = {node}, [node]
     while pending:
         held = pending.pop()
@@ -135,8 +135,10 @@ def _reaches(argument: Any, node: fx.Node) -> bool:
 
 
 def many_samples(program: Program) -> int:
-    """How many samples, of the largest of the sizes drawn, pass through the program with about as much work as a large
-    model is for one; 0 if few."""
+    """Return how many samples, at the largest sizes drawn, take about as much work as one sample of a large model.
+
+    If they are few, return 0.
+    """
     per_sample = 0
     sizes: dict[sympy.Symbol, int] = {}
     for values, batches in _size_choices(program):
@@ -152,7 +154,7 @@ def many_samples(program: Program) -> int:
 
 
 def size_with(size: Any, symbols: int, known: Mapping[sympy.Symbol, int] | None = None) -> int:
-    """A size with every symbol in it as `symbols`, but for those that are known."""
+    """Return a size with each symbol as its known value, or else as `symbols`."""
     if isinstance(size, int):
         return size
     expression = sympy.sympify(size.node.expr).subs(known or {})
@@ -160,7 +162,7 @@ def size_with(size: Any, symbols: int, known: Mapping[sympy.Symbol, int] | None 
 
 
 def dynamic_size_choices(program: Program) -> list[dict[str, int]]:
-    """Two choices of every dynamic size that is not the batch, by the text of its expression; [] if there is none."""
+    """Return two choices of every dynamic size but the batch, by the text of its expression; [] if there is none."""
     free = _free_dimensions(program)
     return [
         {program.named(n): int(n.node.expr.subs(values)) for n in free} for values, _ in _size_choices(program) if free
@@ -173,7 +175,7 @@ def _free_dimensions(program: Program) -> list[Any]:
 
 
 def _size_choices(program: Program) -> list[tuple[dict[sympy.Symbol, int], set[sympy.Symbol]]]:
-    """Two choices of every symbol in the inputs' shapes, and which of these are of the batch."""
+    """Return two choices of every symbol in the inputs' shapes, and which of these belong to the batch."""
     shapes = [node.meta["val"].shape for node in program.placeholders]
     batches = [shape[0] for shape in shapes if len(shape) and not isinstance(shape[0], int)]
     known = {symbol for n in batches for symbol in n.node.expr.free_symbols}
@@ -183,21 +185,21 @@ def _size_choices(program: Program) -> list[tuple[dict[sympy.Symbol, int], set[s
         for size in _free_dimensions(program):
             ranges = size.node.shape_env.var_to_range
             for symbol in sorted(size.node.expr.free_symbols - values.keys(), key=str):
-                apart = len(values) - len(known)  # no two sizes alike: a swap of height and width is to show
+                apart = len(values) - len(known)  # no two sizes alike, so that swapped height and width show
                 values[symbol] = _within(ranges.get(symbol), 3 * step + 2 * apart)
         choices.append((values, known))
     return choices
 
 
 def _within(bounds: Any, above: int) -> int:
-    """A size within its bounds, not the least."""
+    """Return a size within its bounds, above the minimum."""
     lowest, highest = (int(bounds.lower), bounds.upper) if bounds is not None else (2, sympy.oo)
     wanted = max(lowest, 2) + above
     return int(highest) if highest.is_finite and wanted > highest else wanted
 
 
 def export_shapes(program: Program) -> tuple[dict[int, Any] | None, ...]:
-    """The program's free dimensions as `torch.export.export` takes them, the first of an input called batch."""
+    """Return the program's dynamic dimensions for `torch.export.export`, with an input's first one named batch."""
     named: dict[sympy.Symbol, Any] = {}
 
     def free(size: torch.SymInt, dim: int) -> Any:
@@ -210,7 +212,7 @@ def export_shapes(program: Program) -> tuple[dict[int, Any] | None, ...]:
             bounds = size.node.shape_env.var_to_range.get(symbol)
             lowest, highest = (int(bounds.lower), bounds.upper) if bounds is not None else (0, sympy.oo)
             limits = {"min": 1 if dim == 0 else lowest} | ({"max": int(highest)} if highest.is_Integer else {})
-            name = program.named(symbol)  # H, or H/4 where only multiples of 4 are taken
+            name = program.named(symbol)  # H, or H/4 if only multiples of 4 are allowed
             named[symbol] = torch.export.Dim(
                 "batch" if dim == 0 else name if name.isidentifier() else f"_{re.sub(r'[^A-Za-z0-9]+', '_', name)}",
                 **limits,

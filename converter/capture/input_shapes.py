@@ -1,4 +1,4 @@
-"""The user's `--input-shape`: sizes, and names for sizes that stay free."""
+"""The user's `--input-shape`: sizes, and names for dynamic sizes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIZE = rf"(?:(?:\d+\s*\*\s*)?{NAME}|\d+)"
 
 @dataclass(frozen=True)
 class FreeSize:
-    """A size that the artifact leaves open: `factor` times what is called `name`."""
+    """A dynamic size: `factor` times the size called `name`."""
 
     name: str
     factor: int = 1
@@ -33,7 +33,7 @@ Sizes = tuple[int | FreeSize, ...]
 
 @dataclass(frozen=True)
 class InputShape:
-    """One `[name=]1,3,640,640[:dtype]`; a free size is a name, or a number times a name: `1,3,32*H,W`."""
+    """One `[name=]1,3,640,640[:dtype]`; a dynamic size is a name, or a number times a name: `1,3,32*H,W`."""
 
     name: str | None
     shape: Sizes
@@ -48,7 +48,7 @@ class InputShape:
         return self.shape[0] if self.shape else None
 
     def at(self, values: dict[str, int], batch: int) -> tuple[int, ...]:
-        """The shape with free sizes in numbers; `batch` stands for the first of its sizes where that has a name."""
+        """Return the shape with dynamic sizes as numbers; `batch` replaces the first size if that has a name."""
         return tuple(
             size if isinstance(size, int) else batch if i == 0 else size.factor * values[size.name]
             for i, size in enumerate(self.shape)
@@ -56,12 +56,12 @@ class InputShape:
 
     @property
     def free(self) -> dict[int, FreeSize]:
-        """The free sizes by dimension, without the batch."""
+        """Return the dynamic sizes by dimension, without the batch."""
         return {i: size for i, size in enumerate(self.shape) if i and isinstance(size, FreeSize)}
 
 
 def parse_input_shape(text: str) -> InputShape:
-    """Raises UsageError for anything else than `[NAME=]SIZE,SIZE,...[:DTYPE]`, where SIZE is 32, H or 32*H."""
+    """Parse `[NAME=]SIZE,SIZE,...[:DTYPE]`, where SIZE is 32, H or 32*H. Raises UsageError for anything else."""
     match = re.fullmatch(rf"(?:([^=]+)=)?\s*({SIZE}(?:\s*,\s*{SIZE})*)\s*(?::(\w+))?", text.strip(), re.ASCII)
     if match is None or re.fullmatch(NAME, match[2], re.ASCII):  # a batch alone is written 1
         raise UsageError(
@@ -89,9 +89,10 @@ def _size(text: str) -> int | FreeSize:
 
 
 def check_batches(shapes: Sequence[InputShape]) -> None:
-    """
+    """Check that all inputs share one batch name, which no other size has.
+
     Raises:
-        UsageError: batches have different names, or the batch's name stands for another size too.
+        UsageError: batches have different names, or the batch's name is also another size's.
     """
     batches = {shape.batch.name for shape in shapes if isinstance(shape.batch, FreeSize)}
     others = {size.name for shape in shapes for size in shape.free.values()}

@@ -1,9 +1,9 @@
-"""Values of a model's own tensors, for a forward that reads numbers out of them while it is captured.
+"""Values of a model's own tensors, for a forward that reads numbers from them during capture.
 
     for stride in self.strides: ... int(stride) ...
     if self.scale > 1: ...
 
-`torch.export` knows shapes only. What is computed of the model's own tensors alone is followed here with their values.
+`torch.export` knows only shapes. Results that depend only on the model's own tensors are computed here with values too.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ TAKING_NUMBERS = {
     "arange", "expand", "full", "full_like", "linspace", "narrow", "new_empty", "new_full", "new_ones", "new_zeros",
     "ones", "repeat", "reshape", "split", "tile", "unflatten", "view", "zeros",
 }  # fmt: skip
-LARGEST = 65_536  # elements of a tensor that numbers are read out of
+LARGEST = 65_536  # elements of a tensor that numbers are read from
 
 
 class KnownValues(TorchFunctionMode):
-    """Follows the values of what is computed of a module's own tensors.
+    """A mode that follows the values of results computed from a module's own tensors.
 
     Attributes:
-        read: whether a number was read out of one.
+        read: whether a number was read from one.
     """
 
     def __init__(self, module: nn.Module):
@@ -43,10 +43,10 @@ class KnownValues(TorchFunctionMode):
         self.read = False
         self._held = {key: tensor.detach() for key, tensor in _tensors(module) if tensor.numel() <= LARGEST}
         self._values = WeakIdKeyDictionary()
-        self._overwritten: set[int] = set()  # memory that holds what is not known
+        self._overwritten: set[int] = set()  # memory whose values are not known any more
 
     def begin(self, module: nn.Module) -> None:
-        """Forward runs from its start: `module` has its tensors, or what stands for them."""
+        """Start following a run of forward: `module` has its tensors, or stand-ins for them."""
         self._values.clear()
         self._overwritten.clear()
         with _eagerly():
@@ -93,7 +93,7 @@ class KnownValues(TorchFunctionMode):
     def _value(self, tensor: Tensor) -> Tensor | None:
         value = self._values.get(tensor)
         if value is None and not isinstance(tensor, FakeTensor | FunctionalTensor) and tensor.device.type != "meta":
-            with _eagerly():  # one that the module holds in a list or the like
+            with _eagerly():  # a tensor that the module holds in a list or similar
                 value = self._values[tensor] = tensor.detach().clone()
         if value is None or value.untyped_storage().data_ptr() in self._overwritten:
             return None
@@ -121,13 +121,13 @@ def known_values(module: nn.Module) -> Iterator[KnownValues]:
 
 @contextmanager
 def _eagerly() -> Iterator[None]:
-    """Operators run on values, and nobody records them."""
+    """Run the operators inside on values, without recording them."""
     with _disable_current_modes(), torch._C.DisableTorchFunction(), torch.no_grad():
         yield
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[tuple[str, str], Tensor]]:
-    """Parameters, buffers, and tensors that are plain attributes, by the path of their module and their name."""
+    """Yield parameters, buffers, and tensors in plain attributes, by the path of their module and their name."""
     for path, part in module.named_modules(remove_duplicate=False):
         for held in (part._parameters, part._buffers, vars(part)):
             for name, value in held.items():
@@ -136,5 +136,5 @@ def _tensors(module: nn.Module) -> Iterator[tuple[tuple[str, str], Tensor]]:
 
 
 def _writes(name: str) -> bool:
-    """Whether a function of this name writes to its first argument."""
+    """Return whether a function of this name writes to its first argument."""
     return name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")

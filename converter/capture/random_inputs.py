@@ -10,7 +10,7 @@ from ..errors import UsageError
 
 Kind = Literal["normal", "uniform", "large", "impulse", "spread"]
 ROUNDS: tuple[tuple[Kind, int], ...] = (("normal", 1), ("normal", 4), ("uniform", 1), ("large", 1), ("impulse", 2))
-IMPULSE = 8.0  # over a background of deviation 1/16: an exact zero would make norms divide rounding by nothing
+IMPULSE = 8.0  # over a background of deviation 1/16: after exact zeros, norms would divide rounding errors by zero
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class InputSpec:
 
     Attributes:
         shape: a symbol or None for a dynamic dimension; dimension 0 is the batch.
-        dtype: numpy's name of it.
+        dtype: numpy's name for it.
         low, high: integers are drawn from [low, high); the default is safe for any embedding of two rows.
     """
 
@@ -48,14 +48,14 @@ def draw(
     """Draw one array for every input.
 
     Args:
-        batch: size of dimension 0 where that is dynamic.
-        seed: the same seed, the same arrays.
+        batch: size of dimension 0 if that is dynamic.
+        seed: the same seed gives the same arrays.
         sizes: size of every other dynamic dimension, by symbol.
-        kind: of floats. "normal": N(0, 1). "uniform": in [0, 1), each sample with a contrast and brightness of its
-            own as photographs have, so that global pooling does not make all samples alike. "large": N(0, 8²),
-            which reaches the flat ends of clipped activations. "impulse": next to nothing but for one position of
-            each sample, so that what belongs to another position or to the border stands out. "spread": N(0, m²),
-            with m from 1/8 to 64 for each sample.
+        kind: distribution of floats. "normal": N(0, 1). "uniform": in [0, 1), each sample with its own contrast and
+            brightness, as photographs have, so that global pooling does not make all samples alike. "large": N(0, 8²),
+            which reaches the flat ends of clipped activations. "impulse": almost zero except at one position of each
+            sample, so that an error at another position or at the border stands out. "spread": N(0, m²), with m from
+            1/8 to 64 for each sample.
 
     Raises:
         UsageError: a dynamic dimension has no size.
@@ -67,10 +67,10 @@ def draw(
 def rounds(
     specs: Sequence[InputSpec], seed: int, sizes: Sequence[Mapping[str, int]] = (), many: int = 0
 ) -> Iterator[Round]:
-    """Give the rounds a model is compared on by default: batch 1 and more, or the fixed batch throughout.
+    """Yield the default rounds of inputs to compare a model on: batch 1 and more, or the fixed batch throughout.
 
     Args:
-        sizes: of the dynamic dimensions besides the batch, by symbol; the rounds take them in turn.
+        sizes: of the dynamic dimensions other than the batch, by symbol; the rounds take them in turn.
         many: samples of one more round, "spread", for models so small that few values pass through them.
     """
     for number, (kind, batch) in enumerate((*ROUNDS, ("spread", many)) if many else ROUNDS):
@@ -112,7 +112,7 @@ def _floats(shape: tuple[int, ...], kind: Kind, rng: np.random.Generator) -> np.
 
 
 def _impulse(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Factors: large at one position of each sample; all channels of it, where there are positions besides."""
+    """Return factors that are large at one position of each sample, in all its channels if the shape has positions."""
     factors = np.full(shape, 1 / 16)
     if shape:
         places = shape[2:] or shape[1:]
@@ -123,7 +123,7 @@ def _impulse(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
 
 
 def _unlike(array: np.ndarray | np.integer, lowest: int, highest: int) -> np.ndarray:
-    """Make one element differ where chance made all of them the same."""
+    """Change one element if chance made all of them the same."""
     array = np.asarray(array)
     if array.size > 1 and lowest < highest and (array == array.flat[0]).all():
         array.flat[0] = lowest if array.flat[0] != lowest else highest

@@ -12,7 +12,7 @@ from converter.capture.diagnostics import explain_forward_error
 
 
 def run_forward(module: nn.Module, inputs: Sequence[Tensor]) -> Any:
-    """Call the module as the user would, so that a failure speaks of their layers and not of tracing."""
+    """Call the module as the user would, so that a failure refers to the user's layers and not to tracing."""
     inside: list[str] = []
 
     def leave(*_: Any) -> None:
@@ -20,7 +20,7 @@ def run_forward(module: nn.Module, inputs: Sequence[Tensor]) -> Any:
 
     hooks = []
     for name, child in module.named_modules():
-        if not isinstance(child, torch.jit.ScriptModule):  # which takes no hooks
+        if not isinstance(child, torch.jit.ScriptModule):  # a ScriptModule takes no hooks
             hooks.append(child.register_forward_pre_hook(lambda *_, name=name: inside.append(name)))
             hooks.append(child.register_forward_hook(leave))
     try:

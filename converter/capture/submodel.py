@@ -1,4 +1,4 @@
-"""A part of a model as a model of its own: a submodule, or what leads to modules' outputs; and names of its own."""
+"""A submodel as a model of its own: a submodule, or the part that leads to modules' outputs; and renaming."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def extract_submodel(
     batch: int | None,
     seed: int,
 ) -> tuple[nn.Module, CallSpec]:
-    """The module that is converted, and how it is called; `module` is changed.
+    """Return the module to convert, and how it is called; `module` is changed.
 
     Args:
-        runs: calls a module with inputs; raises CaptureError where it fails.
+        runs: calls a module with inputs; raises CaptureError if it fails.
 
     Raises:
-        UsageError: a path that there is not, or that is outside of the submodule.
-        CaptureError: a module that forward does not call.
+        UsageError: a path does not exist, or is outside of the submodule.
+        CaptureError: forward does not call a module.
     """
     outputs = part.outputs
     whole = module
@@ -62,10 +62,10 @@ def extract_submodel(
 
 
 def rename(program: Program, part: SubmodelOptions) -> None:
-    """Give inputs and outputs the names asked for.
+    """Give inputs and outputs the requested names.
 
     Raises:
-        UsageError: a name that there is not, that not all formats take, or that is taken.
+        UsageError: a name does not exist, is not valid in all formats, or is taken.
     """
     program.inputs = _renamed(program.inputs, part.input_names, "--input-name")
     program.outputs = _renamed(program.outputs, part.output_names, "--output-name")
@@ -123,7 +123,7 @@ def _not_called(path: str, where: str) -> CaptureError:
 
 
 class _StopForward(BaseException):
-    """All that is wanted is there; not an Exception, so that nothing within the model takes it for a failure."""
+    """Stops forward once all outputs are there; not an Exception, so that the model's own code does not catch it."""
 
 
 def _stop_at(module: nn.Module, paths: Sequence[str], run: Callable[[], None]) -> None:
@@ -140,7 +140,7 @@ def _stop_at(module: nn.Module, paths: Sequence[str], run: Callable[[], None]) -
     try:
         run()
     except CaptureError:
-        if not all(calls.values()):  # what fails behind the last of them does not matter
+        if not all(calls.values()):  # a failure after the last of them does not matter
             raise
     finally:
         for hook in hooks:
@@ -177,7 +177,7 @@ def _stop_at(module: nn.Module, paths: Sequence[str], run: Callable[[], None]) -
 
 
 def _leave_modules(trace: TracebackType | None) -> None:
-    """While torch.export traces, it notes the modules that it is in, and does not see that an exception leaves them."""
+    """Pop modules from the stack of torch.export's tracer, which does not notice when an exception leaves them."""
     for frame, _ in traceback.walk_tb(trace):
         tracer = frame.f_locals.get("self")
         if isinstance(tracer, fx.Tracer) and "module_key" in frame.f_locals:
@@ -259,7 +259,7 @@ def _submodule(
 def _free_within(
     path: str, tensors: Sequence[Tensor], sizes: Mapping[str, int], given_at: Callable[..., Any]
 ) -> tuple[list[dict[int, FreeSize]], dict[str, int]]:
-    """Which sizes of a submodule's inputs follow from the free ones of the model, by running it at others."""
+    """Find the sizes of a submodule's inputs that follow from the model's dynamic sizes, by running it at others."""
     free: list[dict[int, FreeSize]] = [{} for _ in tensors]
     inner: dict[str, int] = {}
     for name, size in sizes.items():
@@ -289,7 +289,7 @@ def _free_within(
 
 
 def _input_names(part: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> list[str]:
-    """By the parameters of its forward, with positions and keys behind where those hold several tensors."""
+    """Name inputs by the parameters of forward, plus positions and keys where a parameter holds several tensors."""
     try:
         given = dict(inspect.signature(part.forward).bind(*args, **kwargs).arguments)
     except TypeError:
