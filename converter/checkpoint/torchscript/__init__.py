@@ -15,19 +15,19 @@ from converter.checkpoint.trust import NotFoundError
 
 
 def load_torchscript(path: Path, *, trusted: bool) -> tuple[nn.Module, list[str]]:
-    """The module in a file of torch.jit.save, in eval mode and float32, and notes.
+    """Return the module in a file of torch.jit.save, in eval mode and float32, and notes.
 
-    Its parameters and buffers have the names that they had in the original module, unless it was frozen.
+    Its parameters and buffers have their names from the original module, unless it was frozen.
 
     Args:
-        trusted: take its code as it is, as the user asked for with `--trust torchscript`.
+        trusted: take its code as it is, as the user requested with `--trust torchscript`.
 
     Raises:
         CheckpointError: the file is damaged, of another version, or uses more than a model's arithmetic.
     """
     archive = open_archive(path, trusted=trusted)
     if any("ops.torchvision." in text for text in archive.code.values()):
-        with contextlib.suppress(NotFoundError):  # then PyTorch says which operator it does not know
+        with contextlib.suppress(NotFoundError):  # then PyTorch names the operator that it does not know
             installed_module("torchvision.ops")
     unit = torch._C.CompilationUnit()
     with warnings.catch_warnings():

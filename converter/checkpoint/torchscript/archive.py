@@ -1,6 +1,6 @@
-"""Opens a TorchScript file once everything in it is known to be a model's: its names, its data and its code.
+"""Open a TorchScript file after checking that its names, data and code are those of a model.
 
-PyTorch is given an archive of the records that were checked, and of no others, so that it cannot read it otherwise.
+PyTorch is given an archive of only the checked records, so that it cannot read the file in another way.
 """
 
 import io
@@ -45,7 +45,7 @@ class Archive:
         self.code = code
 
     def imported(self, unit: torch._C.CompilationUnit, path: Path) -> Any:
-        """The compiled module.
+        """Return the compiled module.
 
         Raises:
             CheckpointError: PyTorch cannot load it.
@@ -53,18 +53,18 @@ class Archive:
         try:
             read: Any = torch._C.import_ir_module_from_buffer
             return read(unit, self.content, torch.device("cpu"), {}, False)
-        except Exception as error:  # what PyTorch's compiler and reader throw
+        except Exception as error:  # PyTorch's compiler and reader raise anything
             raise _unloadable(path, error) from error
 
 
 def open_archive(path: Path, *, trusted: bool) -> Archive:
-    """The checked records of a TorchScript file.
+    """Return the checked records of a TorchScript file.
 
     Args:
-        trusted: take code and data as they are, as the user asked for with `--trust torchscript`.
+        trusted: take code and data as they are, as the user requested with `--trust torchscript`.
 
     Raises:
-        CheckpointError: the archive is damaged, or holds what no model needs.
+        CheckpointError: the archive is damaged, or holds something that no model needs.
     """
     names = archive_names(path)
     root = names[0].split("/")[0]
@@ -91,7 +91,7 @@ def _taken(path: Path, root: str, records: list[str]) -> dict[str, bytes]:
     try:
         with zipfile.ZipFile(path) as archive:
             return {record: archive.read(f"{root}/{record}") for record in records}
-    except Exception as error:  # zlib.error, struct.error and more: whatever a broken archive raises
+    except Exception as error:  # zlib.error, struct.error and more: a broken archive raises anything
         what = f"the file is damaged: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
         raise CheckpointError(what, where=str(path), fix="copy or download it again") from error
 

@@ -1,4 +1,4 @@
-"""The code records of a TorchScript file, looked at as text before PyTorch compiles them."""
+"""The code records of a TorchScript file, checked as text before PyTorch compiles them."""
 
 import ast
 from collections.abc import Iterator
@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from converter.checkpoint.torchscript.op_allowlist import ALLOWED
 
 LONGEST = 1 << 26  # characters of one record
-DEEPEST = 90  # nested expressions and statements; PyTorch's parser calls itself for each
+DEEPEST = 90  # nested expressions and statements; PyTorch's parser recurses for each
 NAMESPACES = ("torch", "ops", "__torch__", "CONSTANTS")
-# Of the forms in which a class may be declared, those that only hold data and methods.
+# The forms of class declarations that only hold data and methods.
 BASES = {"Module", "NamedTuple", "Interface", "ModuleInterface"}
 
 
 class Unreadable(Exception):
-    """The text is no TorchScript, or nests deeper than any model's."""
+    """The text is not TorchScript, or nests deeper than any model's."""
 
 
 class Declared:
@@ -28,12 +28,12 @@ class Declared:
 
 
 def record_module(record: str) -> str:
-    """The dotted name of a code record: `code/__torch__/net.py` is `__torch__.net`."""
+    """Return the dotted name of a code record: `code/__torch__/net.py` is `__torch__.net`."""
     return record.removeprefix("code/").removesuffix(".py").replace("/", ".")
 
 
 def odd_code(record: str, data: bytes, declared: Declared) -> Iterator[str]:
-    """What a code record has that is not allowed, each as `what (record:line)`; its classes are added to `declared`.
+    """Yield what is not allowed in a code record, each as `what (record:line)`; add its classes to `declared`.
 
     Raises:
         Unreadable: it cannot be parsed.
@@ -108,7 +108,7 @@ def _odd_node(node: ast.AST, parent: ast.AST | None) -> Iterator[str]:
 
 
 def _operator(node: ast.Attribute) -> str | None:
-    """`aten::conv2d` of `torch.conv2d`, `ns::name` of `ops.ns.name`; None of what is no operator."""
+    """Return `aten::conv2d` for `torch.conv2d`, `ns::name` for `ops.ns.name`; None if it is not an operator."""
     parts: list[str] = []
     inner: ast.expr = node
     while isinstance(inner, ast.Attribute):

@@ -1,7 +1,7 @@
 """The pickles of a TorchScript file, read as plain data before PyTorch reads them.
 
-PyTorch's own reader of them is written in C++ and takes their word for sizes and types. So what it will be given is
-built here first: objects with attributes, tensors within their storages, no object inside itself.
+PyTorch's own reader is written in C++ and trusts their sizes and types. So the same objects are built here first:
+objects with attributes, tensors within their storages, no object inside itself.
 """
 
 import ast
@@ -30,7 +30,7 @@ LISTS = {"build_intlist": int, "build_doublelist": float, "build_boollist": bool
 
 
 class Malformed(Exception):
-    """The pickle is not what torch.jit.save writes."""
+    """The pickle is not one that torch.jit.save writes."""
 
 
 @dataclass(eq=False)
@@ -47,7 +47,7 @@ class ScriptObject:
 
 
 class ScriptTensor:
-    """Stands for a tensor whose elements lie within its record."""
+    """A stand-in for a tensor whose elements lie within its record."""
 
 
 NESTED = (list, tuple, dict, ScriptObject)
@@ -55,20 +55,20 @@ NESTED = (list, tuple, dict, ScriptObject)
 
 @dataclass(frozen=True)
 class Function:
-    """What the pickle may call."""
+    """A function that the pickle may call."""
 
     call: Callable[..., Any]
 
 
 def read_data(data: bytes, sizes: Mapping[str, int], aside: str) -> Any:
-    """What a pickle of the archive holds, as the stand-ins of this module.
+    """Return the content of a pickle of the archive, as the stand-ins of this module.
 
     Args:
         sizes: of each record of the archive, in bytes.
         aside: the folder of the records that hold its tensors' elements.
 
     Raises:
-        Malformed: it has anything that torch.jit.save does not write, or lies about sizes.
+        Malformed: it has anything that torch.jit.save does not write, or wrong sizes.
     """
     try:
         value = _Unpickler(io.BytesIO(data), sizes, aside).load()
@@ -81,7 +81,7 @@ def read_data(data: bytes, sizes: Mapping[str, int], aside: str) -> Any:
 
 
 def misfits(value: Any, declared: Mapping[str, Mapping[str, ast.expr]]) -> Iterator[str]:
-    """Where objects are not as the code declares their classes."""
+    """Yield the places where objects differ from the code's declarations of their classes."""
     seen: set[int] = set()
     pending = [(value, "the model")]
     while pending:
@@ -134,7 +134,7 @@ def _is(value: Any, annotation: ast.expr) -> bool:
 
 
 def _check_shape(value: Any) -> None:
-    """Refuses what PyTorch would follow without end: deep nesting, an object inside itself, ever more paths to one."""
+    """Refuse data that PyTorch would follow forever: deep nesting, an object inside itself, too many paths to one."""
     open_ids: set[int] = set()
     paths: dict[int, int] = {}
     stack: list[tuple[Any, bool]] = [(value, False)]
@@ -165,7 +165,7 @@ def _parts(one: Any) -> list[Any]:
 
 
 class _Unpickler(PurePython):
-    """Knows the instructions that torch.jit.save writes, and no others."""
+    """An unpickler of only the instructions that torch.jit.save writes."""
 
     dispatch: ClassVar[dict[int, Callable]] = {
         code[0]: PurePython.dispatch[code[0]]

@@ -1,5 +1,7 @@
-"""PyTorch's fused operators of transformers for inference, which traces of `nn.TransformerEncoderLayer` hold, as what
-they compute. Batches come first, and nothing is masked."""
+"""Replacements for the fused inference operators in traces of `nn.TransformerEncoderLayer`.
+
+Batches come first, and nothing is masked.
+"""
 
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ def _unmasked(mask: Tensor | None) -> None:
 def self_attention(
     x: Tensor, heads: int, qkv_weight: Tensor, qkv_bias: Tensor | None, weight: Tensor, bias: Tensor | None
 ) -> Tensor:
-    """Of (batch, length, channels)."""
+    """Compute the self-attention of (batch, length, channels)."""
     parts = F.linear(x, qkv_weight, qkv_bias).chunk(3, dim=-1)
     query, key, value = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts)
     joined = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)

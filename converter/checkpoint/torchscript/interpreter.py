@@ -1,7 +1,7 @@
-"""TorchScript's graphs, run operator by operator in Python, so that `torch.export` can trace what they do.
+"""TorchScript's graphs, run operator by operator in Python, so that `torch.export` can trace them.
 
-Each operator is called as the schema that TorchScript's own compiler chose for it. Control flow is Python's: what
-`torch.export` cannot decide, it says as it does of any forward.
+Each operator is called by the schema that TorchScript's own compiler chose for it. Control flow is Python's: if
+`torch.export` cannot decide it, it raises the same error as for any forward.
 """
 
 import linecache
@@ -23,7 +23,7 @@ from converter.checkpoint.torchscript.scalar_ops import DTYPES, MEMORY_FORMATS, 
 from converter.errors import CheckpointError, ConversionError
 from converter.ir import custom_ops
 
-MOST_TURNS = 10_000  # of one loop
+MOST_TURNS = 10_000  # iterations of one loop
 RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 MADE_OF: dict[str, dict[int, Any]] = {
     "ScalarType": DTYPES,
@@ -34,11 +34,11 @@ MADE_OF: dict[str, dict[int, Any]] = {
 
 @dataclass
 class Number:
-    """A tensor of one number that the graph makes of sizes, and computes sizes from, as `int(torch.tensor(h) // 2)`.
+    """A tensor of one number that the graph makes from sizes and turns into sizes, as in `int(torch.tensor(h) // 2)`.
 
     Attributes:
         value: a number, or a symbol of torch.export.
-        tensor: a function that gives it as the graph's own constant, where it is one.
+        tensor: a function that returns it as the graph's own constant, if it is one.
     """
 
     value: Any
@@ -51,10 +51,10 @@ class Number:
 
 @dataclass
 class Step:
-    """One operator: what it takes and gives, by the graph's names of values, and how it is called.
+    """One operator: its inputs and outputs, by the graph's names of values, and the function to call.
 
     Attributes:
-        code: calls it, as if from the line of the file's code that it stands for.
+        code: calls it, as if from its line in the file's code.
     """
 
     takes: list[str]
@@ -115,17 +115,17 @@ class Block:
 
 
 class Compiler:
-    """Makes blocks of a TorchScript module's graphs.
+    """Turns a TorchScript module's graphs into blocks.
 
     Args:
         unit: holds its functions.
         code: the text of the file's code records, by name.
         name: of the file, for error messages.
         trusted: operators that are not on the allow-list may be used.
-        constant: keeps a tensor of the graph, and returns a function that gives it.
+        constant: keeps a tensor of the graph, and returns a function that returns it.
 
     Attributes:
-        attributes: the names of those that the graphs read.
+        attributes: the names of attributes that the graphs read.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class Compiler:
             linecache.cache[self._file(record)] = (len(text), None, lines, self._file(record))
 
     def block(self, graph: Any) -> Block:
-        """Of a graph or an inner block of one."""
+        """Compile a graph, or an inner block of one."""
         takes = [value.debugName() for value in graph.inputs()]
         steps = [step for node in graph.nodes() for step in self._steps(node)]
         return Block(takes, steps, [value.debugName() for value in graph.outputs()])
@@ -232,7 +232,7 @@ class Compiler:
     def _operator(self, node: Any, namespace: str, name: str) -> Callable[..., Any]:
         schema = torch._C.parse_schema(node.schema()) if node.schema() != "(no schema)" else None
         if schema is None:
-            values = list(node.inputs())  # of any number, as aten::format
+            values = list(node.inputs())  # any number of inputs, as for aten::format
             if name in PLAIN and not any(str(value.type()) == "Tensor" for value in values):
                 return PLAIN[name]
             return self._refused(node, f"{namespace}::{name}")
@@ -269,14 +269,12 @@ class Compiler:
         return self._file(record), int(line)
 
     def _file(self, record: str) -> str:
-        return (
-            f"{self.name} {record.replace('/', '.')}"  # a name that no folder has, nor can be mistaken for torch's own
-        )
+        return f"{self.name} {record.replace('/', '.')}"  # no folder and no code of torch's own has this name
 
     def _code(self, node: Any) -> Any:
         file, line = self._place(node)
         code = compile("\n" * (min(line, 1_000_000) - 1) + "call(*arguments)", file, "eval")
-        return code.replace(co_name="forward")  # what torch.export takes for a line of the model's
+        return code.replace(co_name="forward")  # torch.export recognizes the model's lines by this name
 
 
 def _truth(value: Any) -> bool:
@@ -288,7 +286,7 @@ def _raised(*arguments: Any) -> Any:
 
 
 def _keyworded(schema: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Takes all arguments in the schema's order, types and devices as TorchScript has them."""
+    """Return a function that takes all arguments in the schema's order, with TorchScript's types and devices."""
     parameters = [
         (a.name, a.kwarg_only, re.sub(r"Optional\[(.*)\]|(.*)\?", r"\1\2", str(a.real_type))) for a in schema.arguments
     ]
@@ -324,7 +322,7 @@ AS_PYTHON = {"Int", "Float", "Bool", "IntImplicit", "FloatImplicit", "ScalarImpl
 
 
 def _with_numbers(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Computes numbers from numbers; what else meets them takes them as tensors."""
+    """Wrap `function` so that it computes numbers from numbers, and otherwise takes them as tensors."""
 
     def call(*arguments: Any) -> Any:
         if not any(
@@ -390,7 +388,7 @@ WRITTEN_OUT: dict[str, Callable[..., Any]] = {
 
 
 def _recurrent(name: str, x: Tensor, states: Any, weights: list[Tensor], *settings: Any) -> tuple[Tensor, ...]:
-    """As one operator, which PyTorch would trace step by step."""
+    """Run a recurrent layer as one operator, which PyTorch would trace step by step."""
     if not torch.compiler.is_exporting():
         return getattr(torch._VF, name)(x, tuple(states) if isinstance(states, list) else states, weights, *settings)
     held = [states] if isinstance(states, Tensor) else list(states)

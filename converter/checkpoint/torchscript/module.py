@@ -1,4 +1,4 @@
-"""A TorchScript module as an `nn.Module` of the same names, which `torch.export` can trace."""
+"""A TorchScript module as an `nn.Module` with the same names, which `torch.export` can trace."""
 
 import inspect
 import keyword
@@ -15,7 +15,7 @@ from converter.errors import CheckpointError, ConversionError
 
 
 class ScriptedModule(nn.Module):
-    """One module of a TorchScript file: its parameters, buffers and parts by their names, its methods as graphs."""
+    """One module of a TorchScript file: its parameters, buffers and parts by name, its methods as graphs."""
 
     def __init__(self, script: Any):
         super().__init__()
@@ -59,10 +59,10 @@ class ScriptedModule(nn.Module):
 
 
 class Constants(nn.Module):
-    """The tensors that stand in a TorchScript file's code, as those of `torch.jit.freeze` do."""
+    """The tensors in a TorchScript file's code, such as those of `torch.jit.freeze`."""
 
     def keep(self, tensor: Tensor) -> Callable[[], Tensor]:
-        """Keep a tensor, and return what gives it: the same for one that is kept already."""
+        """Keep a tensor, and return a function that returns it; a tensor that is already kept is reused."""
         for known, held in self._buffers.items():
             if held is not None and _same(held, tensor):
                 name = known
@@ -80,23 +80,23 @@ def _same(a: Tensor, b: Tensor) -> bool:
 def rebuilt(
     unit: torch._C.CompilationUnit, script: Any, code: Mapping[str, str], path: Path, trusted: bool
 ) -> nn.Module:
-    """The module that runs as the script does, and can be traced.
+    """Return a module that runs as the script does, and can be traced.
 
-    Called as it is, it runs TorchScript's own interpreter: what is traced is compared with that. Traced, it runs the
+    Called directly, it runs TorchScript's own interpreter, the reference for the traced result. Traced, it runs the
     graphs operator by operator.
 
     Args:
-        script: a RecursiveScriptModule in the types and mode it shall run in; its weights are shared.
+        script: a RecursiveScriptModule in its final types and mode; its weights are shared.
 
     Raises:
-        CheckpointError: it uses operators that are not allowed, or is no module.
+        CheckpointError: it uses operators that are not allowed, has hooks, or has no forward.
     """
     constants = Constants()
     if not script._c._has_method("forward"):
         raise CheckpointError("the TorchScript has no forward", where=str(path), fix="save a module that has one")
     compiler = Compiler(unit, dict(code), path.name, trusted, constants.keep)
     for constant in script.forward.code_with_constants[1].values():
-        constants.keep(constant)  # under the names that the file's code has for them
+        constants.keep(constant)  # under their names in the file's code
     module = _part(script, {}, "")
     parts = [part for part in module.modules() if isinstance(part, ScriptedModule)]
     for part in parts:
@@ -152,7 +152,10 @@ def _given(value: Any) -> Any:
 
 
 def _forward(module: ScriptedModule, script: Any) -> Callable[..., Any]:
-    """TorchScript's own run, and the graphs' while `torch.export` traces: the two are compared by who captures."""
+    """Return a forward that runs TorchScript itself, but runs the graphs while `torch.export` traces.
+
+    Capture compares the two.
+    """
     arguments = script._c._get_method("forward").schema.arguments[1:]
     names = [
         a.name if a.name.isidentifier() and not keyword.iskeyword(a.name) else f"input_{i}"

@@ -1,7 +1,8 @@
-"""The operators that a TorchScript file may use unasked: arithmetic on tensors, numbers, lists and text.
+"""The operators that a TorchScript file may use without `--trust`: arithmetic on tensors, numbers, lists and text.
 
-What reads or writes files, loads code, talks to other processes or sets seeds is not here; nor is what only runs on
-other devices or on quantized tensors. What draws at random is, as it stands in the training branch of many models.
+Operators that read or write files, load code, talk to other processes or set seeds are excluded, as are those that only
+run on other devices or on quantized tensors. Random operators are included, because the training branch of many models
+has them.
 """
 
 _ARITHMETIC = """

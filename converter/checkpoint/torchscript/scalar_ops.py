@@ -1,4 +1,4 @@
-"""TorchScript's operators on numbers, lists, text and facts about tensors, in Python's.
+"""TorchScript's operators on numbers, lists, text and facts about tensors, in Python.
 
 Sizes may be symbols of torch.export (`torch.SymInt`), which PyTorch's own versions of these operators do not take.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 LARGEST_LIST = 1_000_000
 LARGEST_POWER = 64
 
-# torch's C++ numbers of types, c10::ScalarType.
+# Type numbers in torch's C++ code, c10::ScalarType.
 DTYPES = {
     0: torch.uint8, 1: torch.int8, 2: torch.int16, 3: torch.int32, 4: torch.int64, 5: torch.float16, 6: torch.float32,
     7: torch.float64, 8: torch.complex32, 9: torch.complex64, 10: torch.complex128, 11: torch.bool, 15: torch.bfloat16,
@@ -27,7 +27,7 @@ MEMORY_FORMATS = {
 
 
 class OutOfBounds(Exception):
-    """Memory or time without measure."""
+    """The graph would use too much memory or time."""
 
 
 def _sized(value: Any) -> Any:
@@ -103,7 +103,7 @@ def _extend(items: list, more: list) -> None:
 
 
 def _format(text: str, *values: Any) -> str:
-    """As TorchScript has it: `{}` only, without attributes or widths."""
+    """Format as TorchScript does: `{}` only, without attributes or widths."""
     first, *others = text.split("{}")
     return first + "".join(str(value)[:1000] + rest for value, rest in zip(values, others, strict=False))
 
@@ -130,7 +130,7 @@ def _rounded(value: Any) -> float:
     return float(round(value))
 
 
-# Operators whose arguments are numbers, lists, text: by name, whatever the overload.
+# Operators whose arguments are numbers, lists, text: by name, for every overload.
 PLAIN: dict[str, Callable[..., Any]] = {
     "add": lambda a, b: _sized(a + b), "sub": operator.sub, "mul": _mul, "floordiv": operator.floordiv,
     "add_": lambda a, b: _sized(operator.iadd(a, b)), "div": operator.truediv, "remainder": operator.mod,
@@ -186,7 +186,7 @@ def _as_tensor(data: Any, *, dtype: int | None = None, device: Any = None) -> Te
     return _tensor(data, dtype=dtype)
 
 
-# Operators that ask or make a tensor, which torch.ops does not have or answers without symbols.
+# Operators that query or make a tensor, which torch.ops lacks or answers without symbols.
 ON_TENSORS: dict[str, Callable[..., Any]] = {
     "size": _size, "sym_size": _size, "dim": lambda x: x.dim(), "numel": lambda x: x.numel(),
     "len": lambda x: x.shape[0], "stride": lambda x, *dim: x.stride(*dim), "nbytes": lambda x: x.nbytes,
@@ -202,7 +202,7 @@ ON_TENSORS: dict[str, Callable[..., Any]] = {
     "__isnot__": operator.is_not,
 }  # fmt: skip
 
-# Where gradients might be wanted, transformers take no fused path, which has no other use for these facts.
+# `requires_grad` is True so that transformers avoid their fused path, the only reader of these facts.
 PRIM: dict[str, Callable[..., Any]] = {
     "ListConstruct": lambda *items: list(items), "TupleConstruct": lambda *items: tuple(items), "ListUnpack": tuple,
     "TupleUnpack": tuple, "TupleIndex": operator.getitem,
