@@ -1,1 +1,1 @@
-"""From a file to an `nn.Module` or an `ExportedProgram`, without running anything of the file's that is not trusted."""
+"""Load a file as an `nn.Module` or an `ExportedProgram`, without running any of its code that is not trusted."""

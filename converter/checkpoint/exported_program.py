@@ -1,9 +1,9 @@
-"""Opens a `.pt2` once everything in it is known to be data.
+"""Open a `.pt2` after checking that everything in it is data.
 
 PyTorch's loader unpickles whatever an archive marks as pickled (and falls back to the unrestricted unpickler for its
-sample inputs), takes any attribute of `torch` as an operator, gives expressions to sympy's evaluator, imports what
+sample inputs), takes any attribute of `torch` as an operator, passes expressions to sympy's evaluator, imports what
 the tree specifications name, and pastes names into the Python source of the graph. So every record, name, operator and
-expression is looked at first; what is not known is refused. Classes in the structure of inputs and outputs are never
+expression is checked first, and anything unknown is refused. Classes in the structure of inputs and outputs are never
 looked up: their recorded fields become dictionaries.
 """
 
@@ -33,7 +33,7 @@ LARGEST_JSON = 1 << 29
 
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 OPTIONAL_IDENTIFIER = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)?")
-# What is pasted between quotes, or read as a path of attributes, must not end the quotes.
+# Text pasted between quotes, or read as a path of attributes, must not end the quotes.
 QUOTABLE = re.compile(r"[^\"'\\{}\x00-\x1f\x7f]*")
 
 RECORDS = re.compile(
@@ -57,7 +57,7 @@ CONTAINERS = {
 }
 CUSTOM_OBJECTS = {"as_custom_obj", "custom_obj", "custom_obj_name", "class_fqn", "custom_obj_values"}
 NAMED_BY = {"tensor_values", "sym_int_values", "sym_bool_values", "sym_float_values", "custom_obj_values"}
-# Operators outside of torch's core, and what registers them.
+# Operators outside of torch's core, and the module that registers them.
 OPERATOR_LIBRARIES = {"torchvision": "torchvision.ops", "quantized_decomposed": "torch.ao.quantization.fx._decomposed"}
 PROGRAM = "models/model.json"
 QUOTED_KEYS = {"range_constraints", "opset_version", "metadata", "treespec_namedtuple_fields", "as_string_to_argument"}
@@ -108,10 +108,10 @@ TEXTS: dict[str, Callable[[str], bool]] = {
 
 
 def load_exported(path: Path, *, trusted: bool) -> tuple[ExportedProgram, list[str]]:
-    """The program in a `.pt2` of torch.export.save, and notes.
+    """Return the program in a `.pt2` of torch.export.save, and notes.
 
     Args:
-        trusted: load whatever it holds, as the user asked for with `--trust pt2`.
+        trusted: load whatever it holds, as the user requested with `--trust pt2`.
 
     Raises:
         CheckpointError: the archive is damaged, of another version, or holds anything that could run code.
@@ -121,7 +121,7 @@ def load_exported(path: Path, *, trusted: bool) -> tuple[ExportedProgram, list[s
     _register_operators(path, content)
     try:
         with path.open("rb") as file, _plain_structures(content):
-            # What torch.export.load calls; it would answer an error by trying the file as an older format.
+            # torch.export.load calls this too, but after an error it would try the file as an older format.
             program = load_pt2(file).exported_programs["model"]
     except Exception as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
@@ -137,7 +137,7 @@ def load_exported(path: Path, *, trusted: bool) -> tuple[ExportedProgram, list[s
 
 
 def _register_operators(path: Path, program: Any) -> None:
-    """Imports the installed libraries whose operators the program uses; reading it needs their schemas.
+    """Import the installed libraries whose operators the program uses; reading it needs their schemas.
 
     Raises:
         CheckpointError: such a library is not installed, or cannot be imported.
@@ -168,7 +168,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _plain_structures(program: Any) -> Iterator[None]:
-    """Within it PyTorch's loader is given the structures of inputs and outputs without classes, and imports none."""
+    """Give PyTorch's loader the structures of inputs and outputs without classes, so that it imports none."""
     namedtuples = _namedtuples(program)
 
     def loads(text: str) -> Any:
@@ -182,15 +182,15 @@ def _plain_structures(program: Any) -> Iterator[None]:
 
 
 def _namedtuples(program: Any) -> dict[str, list[str]]:
-    """The fields of each named tuple, by its recorded name."""
+    """Return the fields of each named tuple, by its recorded name."""
     table = program["graph_module"].get("treespec_namedtuple_fields") or {}
     return {name: list(entry["field_names"]) for name, entry in table.items()}
 
 
 def _plain_structure(text: str, namedtuples: dict[str, list[str]]) -> list[Any]:
-    """The protocol's version and the tree, with dictionaries of their recorded fields in the place of other classes.
+    """Return the protocol's version and the tree, with other classes replaced by dictionaries of their recorded fields.
 
-    Where no fields are recorded, as for the caches of `transformers`, it is a list of what the object holds.
+    If no fields are recorded, as for the caches of `transformers`, a list of the object's contents replaces it.
     """
     version, tree = json.loads(text)
     pending = [tree]
@@ -205,7 +205,7 @@ def _plain_structure(text: str, namedtuples: dict[str, list[str]]) -> list[Any]:
 
 
 def _fields(node: dict[str, Any], namedtuples: dict[str, list[str]]) -> list[Any] | None:
-    """A class's field names as its context records them, one for each child, or None."""
+    """Return a class's field names as its context records them, one for each child, or None."""
     context = node["context"]
     if node["type"] == "collections.namedtuple":
         candidates = [namedtuples.get(context)]
@@ -213,7 +213,7 @@ def _fields(node: dict[str, Any], namedtuples: dict[str, list[str]]) -> list[Any
         candidates = [context["dict_context"]]
     else:
         recorded = json.loads(context) if isinstance(context, str) else context
-        # A list of fields; or that and something else, as those that were None, or the layout of a cache.
+        # A list of fields; or that and something else, such as those that were None, or the layout of a cache.
         candidates = [recorded, recorded[0] if isinstance(recorded, list) and recorded else None]
     return next((names for names in candidates if _are_fields(names, len(node["children_spec"]))), None)
 
@@ -227,7 +227,7 @@ def _are_fields(names: Any, count: int) -> bool:
 
 
 def check_archive(path: Path) -> torch._C.PyTorchFileReader:
-    """Refuses a `.pt2` whose loading could do more than make tensors and a graph; gives its reader.
+    """Refuse a `.pt2` whose loading could do more than make tensors and a graph; return its reader.
 
     Raises:
         CheckpointError: says what was found, and that `--trust pt2` lifts it.
@@ -300,7 +300,7 @@ def _odd_payloads(config: Any, reader: torch._C.PyTorchFileReader, folder: str) 
 
 
 def _odd_parts(value: Any, field: str = "", operand: bool = False) -> Iterator[str]:
-    """Walks the program as JSON; `operand`: in a node, where PyTorch quotes text."""
+    """Walk the program as JSON; `operand` means inside a node, where PyTorch quotes text."""
     if isinstance(value, dict):
         if field in NAMED_BY or field in QUOTED_KEYS:
             pattern = IDENTIFIER if field in NAMED_BY else QUOTABLE
@@ -332,7 +332,10 @@ def _odd_parts(value: Any, field: str = "", operand: bool = False) -> Iterator[s
 
 
 def _odd_tree(text: str, *, keywords: bool) -> Iterator[str]:
-    """The structure of inputs or outputs: nested containers, keyed by text. Keywords of inputs become Python names."""
+    """Yield the odd parts of a structure of inputs or outputs; nested containers keyed by text or numbers are fine.
+
+    Keywords of inputs become Python names.
+    """
     try:
         _, tree = json.loads(text)
         nodes = [tree]

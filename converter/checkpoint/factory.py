@@ -1,4 +1,4 @@
-"""Builds the module that a state dict belongs to, from what `--model` names."""
+"""Build the module that a state dict belongs to, from the factory that `--model` names."""
 
 import difflib
 import importlib
@@ -20,7 +20,7 @@ FORMS = "package.module:name, file.py:name, timm:NAME, torchvision:NAME or hf:FO
 
 
 def named_code(factory: str | None) -> tuple[Sequence[str], Sequence[Path]]:
-    """The module or the Python file of the user's that a factory names."""
+    """Return the user's module or Python file that a factory names."""
     home = (factory or "").rpartition(":")[0]
     if home.endswith(".py"):
         return (), (Path(home),)
@@ -28,14 +28,14 @@ def named_code(factory: str | None) -> tuple[Sequence[str], Sequence[Path]]:
 
 
 def build(factory: str, arguments: dict[str, Any], code: UserCode) -> nn.Module:
-    """The module that a factory gives: `package.module:name`, `file.py:name`, `timm:NAME`, `torchvision:NAME`,
-    `hf:FOLDER` with a config.json.
+    """Build the module that a factory names.
 
-    The name is a class or function, called with the arguments, or a module itself. Nothing is downloaded.
+    The forms are `package.module:name`, `file.py:name`, `timm:NAME`, `torchvision:NAME`, and `hf:FOLDER` with a
+    config.json. The name is a class or function, called with the arguments, or a module itself. Nothing is downloaded.
 
     Raises:
-        UsageError: there is no such factory, or the arguments are not its own.
-        ConversionError: the factory raises, or returns something else than a module.
+        UsageError: the factory does not exist, or does not take the arguments.
+        ConversionError: the factory raises, or does not return a module.
     """
     home, separator, name = factory.rpartition(":")
     if not separator or not home or not name:
@@ -59,15 +59,15 @@ def build(factory: str, arguments: dict[str, Any], code: UserCode) -> nn.Module:
 
 
 def is_config(factory: str) -> bool:
-    """Whether this is `hf:FOLDER`."""
+    """Return whether this is `hf:FOLDER`."""
     return factory.rpartition(":")[0] == HOME
 
 
 def config_folder(factory: str, arguments: dict[str, Any]) -> Path:
-    """The folder of `hf:FOLDER`, in which a config.json tells the architecture.
+    """Return the folder of `hf:FOLDER`, whose config.json names the architecture.
 
     Raises:
-        UsageError: it has none, or arguments are given beside it.
+        UsageError: it has none, or arguments are given too.
     """
     folder = Path(factory.rpartition(":")[2])
     if not has_config(folder):
@@ -156,7 +156,7 @@ def _made(make: Any, arguments: dict[str, Any], factory: str) -> nn.Module:
 def _check_arguments(make: Callable, arguments: dict[str, Any], factory: str) -> None:
     try:
         signature = inspect.signature(make)
-    except (ValueError, TypeError):  # some callables have none; then the call itself tells
+    except (ValueError, TypeError):  # some callables have none; then the call itself fails
         return
     try:
         signature.bind(**arguments)

@@ -1,4 +1,4 @@
-"""What a file is, by its content."""
+"""Detect a file's type from its content."""
 
 import difflib
 import json
@@ -46,16 +46,16 @@ OTHER_FILES: tuple[tuple[bytes, str], ...] = (
 
 
 def file_format(path: Path) -> Format:
-    """The format of a checkpoint.
+    """Return the format of a checkpoint.
 
     Raises:
-        CheckpointError: the file is missing, empty, damaged or no checkpoint.
+        CheckpointError: the file is missing, empty, damaged or not a checkpoint.
     """
     head = _first_bytes(path)
     if head.startswith(b"PK\x03\x04"):
         return _zip_format(path)
     if head[:1] == b"\x80" and LEGACY_MAGIC in head[:32]:
-        # A file can be a tar and a pickle at once: torch's reader would take it for the tar.
+        # A file can be a tar and a pickle at once: torch's reader would read it as a tar.
         if tarfile.is_tarfile(path):
             raise _not_a_checkpoint(path, "a tar archive in the disguise of a checkpoint")
         return Format.LEGACY
@@ -124,11 +124,11 @@ def _zip_format(path: Path) -> Format:
 
 
 def archive_names(path: Path) -> list[str]:
-    """The names of a zip archive's entries, once it is sure that unpacking it is harmless.
+    """Return the names of a zip archive's entries, after checking that unpacking it is harmless.
 
     Raises:
-        CheckpointError: the archive is damaged, has links, doubled or escaping names, expands without measure, or is
-            not the same to Python's reader and to torch's.
+        CheckpointError: the archive is damaged or empty, expands too much, or has links, duplicate or escaping names,
+            or encrypted or overlapping entries.
     """
     size = path.stat().st_size
     try:
@@ -159,15 +159,15 @@ def _escapes(name: str) -> bool:
 
 
 def torch_records(path: Path, names: list[str]) -> torch._C.PyTorchFileReader:
-    """torch's own reader of the archive, which must see in it what Python's reader sees.
+    """Return torch's own reader of the archive, which must see the same entries as Python's reader.
 
     Raises:
-        CheckpointError: they differ: what was checked would not be what is loaded.
+        CheckpointError: they differ, so the checked content would not be the loaded content.
     """
     try:
         reader = torch._C.PyTorchFileReader(os.fspath(path))
         seen = reader.get_all_records()
-    except Exception as error:  # whatever C++ threw, and a UnicodeDecodeError where its message quotes the file
+    except Exception as error:  # any C++ exception, and a UnicodeDecodeError where its message quotes the file
         if "maximum supported version" in str(error):
             fix = "open it with the PyTorch that wrote it, and save its state dict as .safetensors; or update PyTorch"
             what = f"the file was written by a newer PyTorch than {torch.__version__}, which cannot read it"

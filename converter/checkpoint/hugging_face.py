@@ -26,7 +26,7 @@ LIFTED_BY = "hf"  # --trust hf
 HOME = "hf"  # --model hf:FOLDER
 COUNTS = re.compile(r"layers?|depths?|blocks?|heads?|experts?|stages?|repeats?|modules?|scales?|levels?")
 HIGHEST_COUNT = 4096
-# What a config may name that would be fetched, or changes how the model computes and not what.
+# Entries of a config that would download something, or change how the model computes but not its result.
 DROPPED = re.compile(
     r"_?_?attn_implementation.*|_?_?experts_implementation.*|_name_or_path|name_or_path|torch_dtype|dtype|"
     r"transformers_version|trust_remote_code|use_pretrained_backbone|_commit_hash|transformers_weights|__.*"
@@ -34,10 +34,10 @@ DROPPED = re.compile(
 
 
 def build_from_config(folder: Path, *, trusted: bool = False) -> nn.Module:
-    """The architecture that a folder's config.json tells, its weights random.
+    """Build the architecture that a folder's config.json names, with random weights.
 
     Raises:
-        CheckpointError: config.json is damaged, asks for code, or for what cannot be built.
+        CheckpointError: config.json is damaged, requires code, or names a model that cannot be built.
         UsageError: `transformers` is not installed.
     """
     kind, config, _ = _architecture(folder, trusted)
@@ -47,17 +47,17 @@ def build_from_config(folder: Path, *, trusted: bool = False) -> nn.Module:
 
 
 def load_folder(folder: Path, weights: Weights, size: int, *, trusted: bool = False) -> tuple[nn.Module, list[str]]:
-    """The model of a folder with its weights, and notes.
+    """Return the model of a folder with its weights, and notes.
 
-    transformers itself puts the weights in, which knows the older names of them, which are one, and the prefix of the
-    class with a head. Weights that the class does not use are noted.
+    transformers itself loads the weights, because it knows their older names, tied weights, and the prefix of a class
+    with a head. Weights that the class does not use are noted.
 
     Args:
         weights: of the folder's files.
         size: of these files, in bytes.
 
     Raises:
-        CheckpointError: as `build_from_config`; or weights are missing, or of other shapes.
+        CheckpointError: as for `build_from_config`; or weights are missing, or have other shapes.
         UsageError: `transformers` is not installed.
     """
     module, notes, missing, mismatched = _with_weights(folder, weights, size, trusted)
@@ -69,12 +69,12 @@ def load_folder(folder: Path, weights: Weights, size: int, *, trusted: bool = Fa
 
 
 def load_into_folder(folder: Path, weights: Weights, size: int) -> tuple[nn.Module, list[str]] | None:
-    """The architecture of a folder with weights from elsewhere, and notes; None if they do not fit.
+    """Return the architecture of a folder with weights from elsewhere, and notes; None if they do not fit.
 
-    What wrappers put before the keys is dropped where they do not fit otherwise.
+    A wrapper's prefix of the keys is dropped if they do not fit otherwise.
 
     Raises:
-        CheckpointError, UsageError: as `load_folder`.
+        CheckpointError, UsageError: as for `load_folder`.
     """
     module, notes, missing, mismatched = _with_weights(folder, weights, size, trusted=False)
     renamed, dropped = best_names(weights, module.state_dict().keys())
@@ -87,7 +87,7 @@ def load_into_folder(folder: Path, weights: Weights, size: int) -> tuple[nn.Modu
 def _with_weights(
     folder: Path, weights: Weights, size: int, trusted: bool
 ) -> tuple[nn.Module, list[str], list[str], list[str]]:
-    """The model, notes, the keys that are missing, and those whose shapes differ."""
+    """Return the model, notes, the missing keys, and the keys whose shapes differ."""
     kind, config, name = _architecture(folder, trusted)
     with _offline(folder):
         with torch.device("meta"):
@@ -101,7 +101,7 @@ def _with_weights(
             state_dict=given,
             dtype=torch.float32,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused by who called
+            ignore_mismatched_sizes=True,  # the caller refuses them
         )
     told = {key: sorted(_told(each) for each in value) for key, value in told.items() if isinstance(value, (set, list))}
     notes = [f"weights were {dtype.removeprefix('torch.')}, raised to float32" for dtype in halves]
@@ -111,7 +111,7 @@ def _with_weights(
 
 
 def _told(key: Any) -> str:
-    """A key, or the key and both shapes."""
+    """Return a key as text, or the key and both shapes."""
     return key if isinstance(key, str) else " ".join(map(str, key))
 
 
@@ -120,7 +120,7 @@ def _is_half(value: torch.Tensor) -> bool:
 
 
 def _architecture(folder: Path, trusted: bool) -> tuple[Any, Any, str]:
-    """The class that config.json names, its config, and its name."""
+    """Return the class that config.json names, its config, and its name."""
     path = folder / CONFIG
     content = read_json(path)
     names = content.get("architectures")
@@ -140,7 +140,7 @@ def _architecture(folder: Path, trusted: bool) -> tuple[Any, Any, str]:
     try:
         kind: Any = getattr(transformers, name, None) if name.isidentifier() else None
         base = transformers.PreTrainedModel
-    except (ImportError, RuntimeError) as error:  # its parts are imported when they are asked for
+    except (ImportError, RuntimeError) as error:  # transformers imports its parts on first use
         raise _unimportable(folder, error) from error
     config_class: Any = getattr(kind, "config_class", None)
     if not (isinstance(kind, type) and issubclass(kind, base) and config_class):
@@ -149,7 +149,7 @@ def _architecture(folder: Path, trusted: bool) -> tuple[Any, Any, str]:
         raise CheckpointError(what, where=str(path), fix=fix)
     with _offline(folder):
         config = config_class.from_dict(_plain(content))
-        config.use_cache = False  # past keys and values are no outputs of a converted model
+        config.use_cache = False  # a converted model does not return past keys and values
     return kind, config, name
 
 
@@ -174,7 +174,7 @@ def _keys(content: Any) -> Iterator[str]:
 
 
 def _refuse_counts(content: Any, path: Path, key: str = "") -> None:
-    """How many parts the model has decides how long it takes to build."""
+    """Refuse excessive counts of the model's parts, which decide how long it takes to build."""
     if isinstance(content, dict):
         for name, value in content.items():
             _refuse_counts(value, path, name)
@@ -192,7 +192,7 @@ def _absurd(path: Path, key: str, value: Any) -> CheckpointError:
 
 
 def _plain(content: Any) -> Any:
-    """A config without what would be fetched or chosen at load."""
+    """Return a config without entries that would download something or are chosen at load."""
     if isinstance(content, dict):
         return {key: _plain(value) for key, value in content.items() if not DROPPED.fullmatch(key)} | (
             {"use_pretrained_backbone": False} if "use_pretrained_backbone" in content else {}
@@ -223,7 +223,7 @@ def _unimportable(folder: Path, error: Exception) -> UsageError:
 
 
 def _of_the_folder(transformers: ModuleType, folder: Path, content: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Config and class out of the folder's own Python files, which the user trusts."""
+    """Return the class and config from the folder's own Python files, which the user trusts."""
     table = content["auto_map"]
     names = [name for name in table if name != "AutoConfig"] if isinstance(table, dict) else []
     if not names:
@@ -238,7 +238,7 @@ def _of_the_folder(transformers: ModuleType, folder: Path, content: Mapping[str,
 
 @contextlib.contextmanager
 def _offline(folder: Path) -> Iterator[None]:
-    """Nothing is downloaded, and what transformers raises speaks of the folder."""
+    """Prevent downloads, and turn errors of transformers into errors that name the folder."""
     names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, "1"))
@@ -257,7 +257,7 @@ def _offline(folder: Path) -> Iterator[None]:
         raise
     except ImportError:
         raise
-    except Exception as error:  # configs of strangers can make any class raise anything
+    except Exception as error:  # an untrusted config can make any class raise anything
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         what = f"transformers cannot build the model: {type(error).__name__}: {lines[0][:300] if lines else ''}"
         fix = "is config.json whole, and of the version of transformers that is installed?"

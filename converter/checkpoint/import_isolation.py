@@ -1,7 +1,7 @@
-"""Which modules the user's own folders may supply, and a user's `cli.py`, `mappings.py` or `converter.py` beside ours.
+"""Control which modules the user's folders may supply, such as a user's `cli.py`, `mappings.py` or `converter.py`.
 
 The current directory and a checkpoint's folder are never on `sys.path`: any library that tries an optional import would
-run what lies there. While user code may run, a finder supplies two kinds of modules from these folders: those that the
+run code from there. While user code may run, a finder supplies two kinds of modules from these folders: those that the
 user named, before installed ones, and those that the source files of named modules import, after installed ones.
 """
 
@@ -19,11 +19,11 @@ from types import ModuleType, TracebackType
 OUR_NAMES = ("cli", "mappings", "converter")
 OUR_FOLDER = Path(__file__).resolve().parents[2]
 
-# Who holds each of our names in `sys.modules` now (None: we do), and the modules of those who do not.
+# The owner of each pt-convert name in `sys.modules` now (None: pt-convert), and the other owners' modules.
 _holder: dict[str, Path | None] = dict.fromkeys(OUR_NAMES)
 _set_aside: dict[tuple[str, Path | None], dict[str, ModuleType]] = {}
 _active: list["UserCode"] = []
-# Of each user module that was found, by its name: the top-level names that its source imports.
+# The top-level names that the source of each user module imports, by the module's name.
 _imports: dict[str, frozenset[str]] = {}
 
 _INSTALLED = (
@@ -36,16 +36,16 @@ _DOTTED = re.compile(r"[^\W\d]\w*(\.\w+)*\.?")
 class UserCode:
     """A context in which the user's own modules can be imported; may be entered again, and nested.
 
-    `import mappings` (or `cli`, `converter`) within it gives the user's module where a folder has one that may be
-    imported, and ours again afterwards; the user's stay loaded and come back when the context is entered again. Our own
-    code must not import `converter`, `mappings` or `cli` while inside.
+    Inside it, `import mappings` (or `cli`, `converter`) gives the user's module if a folder has one that may be
+    imported, and pt-convert's again afterwards. The user's modules stay loaded and return when the context is entered
+    again. pt-convert's own code must not import `converter`, `mappings` or `cli` while inside.
 
     Args:
-        folders: where the user's modules may lie, after the folders of `files`; the first that has one supplies it.
+        folders: where the user's modules may be, after the folders of `files`; the first that has one supplies it.
         names: the modules that the user named, dotted.
         files: the Python files that the user named.
-        ours: `cli`, `mappings` and `converter` are ours all the same, for code that is written against them.
-        everything: what a checkpoint asks for counts as imported by a source of the user's.
+        ours: keep pt-convert's `cli`, `mappings` and `converter`, for code that is written against them.
+        everything: treat a checkpoint's modules as if the user's source imported them.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class UserCode:
         self._importable.update(*(imported_names(file) for file in self._files))
         importlib.invalidate_caches()
         kept = {name for modules in _set_aside.values() for name in modules}
-        for module in _imports.keys() - sys.modules.keys() - kept:  # no longer loaded: another may come in its place
+        for module in _imports.keys() - sys.modules.keys() - kept:  # no longer loaded: another may replace it
             del _imports[module]
         self._before.append(dict(_holder))
         _active.append(self)
@@ -86,7 +86,7 @@ class UserCode:
             _hand_over(name, owner)
 
     def expect(self, modules: Iterable[str]) -> None:
-        """Prefer, of several packages of one name, the one that has these modules."""
+        """Prefer the package that has these modules among several of one name."""
         modules = set(modules)
         self._wanted |= modules
         if self._everything:
@@ -94,7 +94,7 @@ class UserCode:
             self._follow()
 
     def withholds(self, module: str) -> Path | None:
-        """Return the folder whose module of that name is not supplied, since nothing that the user named imports it."""
+        """Return the folder whose module of that name is withheld because no code that the user named imports it."""
         name = module.partition(".")[0]
         if name in self._importable:
             return None
@@ -116,7 +116,7 @@ class UserCode:
         return spec
 
     def _choose(self, name: str) -> tuple[ModuleSpec | None, bool]:
-        """The top-level module of that name, and whether it is one of the folders'."""
+        """Return the top-level module of that name, and whether one of the folders supplies it."""
         installed = _elsewhere(name)
         here = list(self._in_folders(name))
         first = name in self._named or name in OUR_NAMES
@@ -159,24 +159,24 @@ class UserCode:
 
 
 def user_code(*folders: Path, names: Iterable[str] = (), files: Sequence[Path] = (), ours: bool = False) -> UserCode:
-    """Let these modules and files of the user's, and what they import, be imported from the folders."""
+    """Allow importing these user modules and files, and their own imports, from the folders."""
     return UserCode(folders, names, files, ours=ours)
 
 
 def expect(modules: Iterable[str]) -> None:
-    """Tell the user code that may run now which modules a checkpoint asks for."""
+    """Announce to the active user code which modules a checkpoint uses."""
     if _active:
         _active[-1].expect(modules)
 
 
 def withheld(module: str) -> Path | None:
-    """Return the folder whose module of that name was not imported, since nothing that the user named imports it."""
+    """Return the folder whose module of that name was withheld because no code that the user named imports it."""
     return _active[-1].withholds(module) if _active else None
 
 
 @contextmanager
 def installed_code() -> Iterator[None]:
-    """Only what is installed is importable: neither the current directory nor the folders of user code."""
+    """Restrict imports to installed modules, without the current directory and the folders of user code."""
     path, finders = list(sys.path), list(sys.meta_path)
     hidden = {*(str(place) for code in _active for place in code.folders), str(Path.cwd()), ""}
     sys.path[:] = [entry for entry in path if entry not in hidden]
@@ -192,12 +192,12 @@ def installed_code() -> Iterator[None]:
 def imported_names(file: Path) -> frozenset[str]:
     """Return the top-level modules that a Python file imports, in functions too; empty if it cannot be read.
 
-    A call of `importlib.import_module` or its like counts too. Where its argument is computed, every string in the file
+    A call of `importlib.import_module` or similar counts too. If its argument is computed, every string in the file
     that could be a module's name counts.
     """
     try:
         tree = ast.parse(file.read_bytes()) if file.suffix == ".py" else ast.Module([], [])
-    except (OSError, SyntaxError, ValueError):  # importing it says so
+    except (OSError, SyntaxError, ValueError):  # importing the file reports the error
         return frozenset()
     modules: list[str] = []
     computed = False
@@ -221,13 +221,13 @@ def _imports_by_name(function: ast.expr) -> bool:
 
 
 def _text(node: ast.AST) -> str | None:
-    """A string that could be the name of a module, or its beginning."""
+    """Return a string that could be the name of a module, or its beginning."""
     value = node.value if isinstance(node, ast.Constant) else None
     return value if isinstance(value, str) and _DOTTED.fullmatch(value) else None
 
 
 def _elsewhere(name: str, path: Sequence[str] | None = None) -> ModuleSpec | None:
-    """What all other finders give, installed modules first of all."""
+    """Return the spec that other finders give, installed modules first."""
     for finder in sys.meta_path:
         if not isinstance(finder, UserCode) and (spec := finder.find_spec(name, path, None)) is not None:
             return spec
@@ -235,7 +235,7 @@ def _elsewhere(name: str, path: Sequence[str] | None = None) -> ModuleSpec | Non
 
 
 def _holds(spec: ModuleSpec | None, module: str) -> bool:
-    """Whether the package has a module of this dotted name, or is it."""
+    """Return whether the package has a module of this dotted name, or is it."""
     if spec is None:
         return False
     parent, _, rest = module[len(spec.name) :].removeprefix(".").partition(".")
@@ -247,7 +247,7 @@ def _holds(spec: ModuleSpec | None, module: str) -> bool:
 
 
 def _is_installed(spec: ModuleSpec) -> bool:
-    """Whether a module is of an installed package, whose imports are installed too."""
+    """Return whether a module belongs to an installed package, whose imports are installed too."""
     places = [spec.origin] if spec.has_location and spec.origin else list(spec.submodule_search_locations or ())
     paths = [Path(place).resolve() for place in places]
     return all(

@@ -1,4 +1,4 @@
-"""From a file to a module or an exported program, without running anything that the user did not vouch for."""
+"""Load a module or an exported program from a file, without running anything that the user does not trust."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,8 +49,8 @@ class Checkpoint:
         kind: "module", "state dict" or "exported program".
         module: in eval mode on the CPU, floating point weights in float32; None for an exported program.
         program: of a `.pt2`; None otherwise.
-        notes: what was taken, dropped or changed, each a sentence without full stop.
-        code: in which the module may run.
+        notes: what was taken, dropped or changed, each a sentence without a period.
+        code: context in which the module may run.
     """
 
     path: Path
@@ -70,23 +70,23 @@ def load(
     drop_keys: Sequence[str] = (),
     trust: Sequence[str] = (),
 ) -> Checkpoint:
-    """Reads a checkpoint of any format; the content decides which, never the name.
+    """Read a checkpoint of any format; the content decides which, never the name.
 
     Args:
         path: a file of torch.save (module, state dict or training checkpoint), torch.jit.save, .safetensors, or .pt2; a
-            folder of Hugging Face's with config.json and weights; the index of a sharded state dict.
+            Hugging Face folder with config.json and weights; the index of a sharded state dict.
         factory: the architecture of a state dict: package.module:name, file.py:name, timm:NAME, torchvision:NAME,
             hf:FOLDER.
         factory_args: keyword arguments of the factory.
         drop_keys: glob patterns of the state dict's keys to leave out.
         trust: packages, modules and Python files whose classes and functions the file may use; "pt2", "torchscript" and
-            "hf" lift the guards of these, "all" lifts all. These, and what their source files import, may come from
-            the current directory and from beside the checkpoint.
+            "hf" lift the guards of these, "all" lifts all. They, and the modules that their source files import, may
+            come from the current directory and the checkpoint's folder.
 
     Raises:
-        CheckpointError: the file is missing, damaged, no checkpoint, asks for code that was not trusted, or its weights
+        CheckpointError: the file is missing, damaged, not a checkpoint, uses code that is not trusted, or its weights
             do not fit the factory's module.
-        UsageError: `factory`, `factory_args` or `trust` name what is not there.
+        UsageError: `factory`, `factory_args` or `trust` name something that does not exist.
         ConversionError: the user's own code raised.
     """
     path = Path(path)
@@ -125,7 +125,7 @@ def load(
 def load_state_dict(
     path: Path | str, *, trust: Sequence[str] = (), drop_keys: Sequence[str] = ()
 ) -> tuple[dict[str, torch.Tensor], nn.Module | None]:
-    """Every tensor of a checkpoint by name, those of half precision in float32, and the module if it holds one.
+    """Return a checkpoint's tensors by name, half precision raised to float32, and its module if it holds one.
 
     A state dict needs no architecture for that. Raises as `load` does.
     """
@@ -147,10 +147,10 @@ def load_state_dict(
 def _read(
     path: Path, trusted: Trust, trust: Sequence[str], code: UserCode, drop: KeyFilter, *, built_elsewhere: bool
 ) -> tuple[nn.Module | ExportedProgram | Mapping[str, Any], list[str]]:
-    """What the file or folder holds, and notes on what was taken of it.
+    """Return the content of the file or folder, and notes on what was taken.
 
     Args:
-        built_elsewhere: of a folder with weights and an architecture, the weights only.
+        built_elsewhere: from a folder with weights and an architecture, read only the weights.
     """
     if path.is_dir() and (weights := weights_in(path)) is not None and (built_elsewhere or has_config(path)):
         state, notes = _state_dict(weights, trusted, code)
@@ -181,7 +181,7 @@ def _read(
 def _into_folder(
     state: Mapping[str, Any], path: Path, factory: str, arguments: dict[str, Any], drop: KeyFilter
 ) -> tuple[nn.Module, list[str]] | None:
-    """The module of `hf:FOLDER` with these weights; None for other factories, or if keys have a wrapper's prefix."""
+    """Return the module of `hf:FOLDER` with these weights; None for other factories, or if the weights do not fit."""
     if not is_config(factory):
         return None
     size = sum(file.stat().st_size for file in files_of(path))
@@ -191,14 +191,14 @@ def _into_folder(
 def _select_model(
     content: Any, path: Path, refused: CheckpointError | None, left_aside: Sequence[str]
 ) -> tuple[nn.Module | Mapping[str, Any], list[str]]:
-    """The model in what was read.
+    """Return the model in the content that was read.
 
     Args:
-        refused: what to raise unless it is a plain state dict.
+        refused: the error to raise unless it is a plain state dict.
         left_aside: names of classes whose objects were not made.
 
     Raises:
-        CheckpointError: there is none, it is larger than its file can hold, or it is no whole module.
+        CheckpointError: there is none, it is larger than its file can hold, or it is not a whole module.
     """
     try:
         model, notes = extract_model(content, path)
@@ -212,7 +212,7 @@ def _select_model(
             check_expansion(model.values(), path)
     except CheckpointError as error:
         raise refused or error from None
-    except Exception as error:  # a module whose state is any other object, or that holds itself
+    except Exception as error:  # a module whose state is any object, or that contains itself
         what = f"the model in the file is damaged: {type(error).__name__}: {str(error)[:200]}"
         raise CheckpointError(what, where=str(path), fix="copy or download it again") from error
     if refused is not None and isinstance(model, nn.Module):
@@ -225,7 +225,7 @@ def _select_model(
 
 
 def _state_dict(path: Path, trusted: Trust, code: UserCode) -> tuple[Mapping[str, Any], list[str]]:
-    """The weights in a file, or in the files that an index names."""
+    """Return the weights in a file, or in the files that an index names."""
     notes: list[str] = []
 
     def read(file: Path) -> Mapping[str, Any]:
@@ -243,7 +243,7 @@ def _state_dict(path: Path, trusted: Trust, code: UserCode) -> tuple[Mapping[str
 
 
 def _code_of(path: Path, trusted: Trust, factory: str | None = None) -> UserCode:
-    """The user's code that may run: nothing unless it was named."""
+    """Return the user's code that may run: only what the user named."""
     names, files = named_code(factory)
     return UserCode(
         (Path.cwd(), path.resolve().parent),

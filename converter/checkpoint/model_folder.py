@@ -1,4 +1,4 @@
-"""Models of several files: a folder with weights and config.json, or an index of shards. No torch is needed to tell."""
+"""Models of several files: a folder with weights and config.json, or an index of shards. Detection needs no torch."""
 
 import json
 from pathlib import Path
@@ -9,17 +9,17 @@ LARGEST_JSON = 1 << 26
 
 
 def has_config(folder: Path) -> bool:
-    """Whether the folder tells its architecture."""
+    """Return whether the folder has a config.json, which names its architecture."""
     return folder.is_dir() and (folder / CONFIG).is_file()
 
 
 def weights_in(folder: Path) -> Path | None:
-    """The file of the folder's weights, or the index of several; None if there is neither."""
+    """Return the file of the folder's weights, or the index of several; None if there is neither."""
     return next((folder / name for name in WEIGHTS if (folder / name).exists()), None)
 
 
 def is_index(path: Path) -> bool:
-    """Whether this is the index of a sharded checkpoint, by its content."""
+    """Return whether this is the index of a sharded checkpoint, by its content."""
     try:
         if not path.is_file() or path.stat().st_size > LARGEST_JSON:
             return False
@@ -27,18 +27,18 @@ def is_index(path: Path) -> bool:
             if file.read(64).lstrip()[:1] != b"{":
                 return False
         return isinstance(json.loads(path.read_bytes()).get("weight_map"), dict)
-    except (OSError, ValueError, RecursionError):  # whoever reads it as something else says what is wrong
+    except (OSError, ValueError, RecursionError):  # reading it in another format reports the error
         return False
 
 
 def is_model(folder: Path) -> bool:
-    """Whether the folder is one checkpoint, and not a folder of some: weights beside a config.json, or their index."""
+    """Return whether the folder is one checkpoint, not several: weights with a config.json, or their index."""
     weights = weights_in(folder) if folder.is_dir() else None
     return weights is not None and (has_config(folder) or weights.suffix == ".json")
 
 
 def files_of(path: Path) -> list[Path]:
-    """What a model in a folder or behind an index is made of; the file itself, if it is one."""
+    """Return the files of a model in a folder or behind an index; for a single file, the file itself."""
     if path.is_dir():
         return _beside(path, {".json", ".safetensors", ".bin"})
     return [path, *_beside(path.parent, {".safetensors", ".bin"})] if is_index(path) else [path]

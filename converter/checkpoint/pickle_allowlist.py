@@ -1,8 +1,8 @@
-"""What a pickle may name without anybody's trust: the parts of tensors, torch's own modules, plain Python values.
+"""The names that a pickle may use without `--trust`: parts of tensors, torch's own modules, plain Python values.
 
-Every name stands for a `Named`, which also says whether the pickle may call the object while it is read. Modules are
-never called: they are made empty and given their state. What could do more than its use in a model (numpy's
-constructors, `getattr`, `codecs.encode`) is replaced by a narrow equal.
+Every name maps to a `Named`, which also says whether the pickle may call the object while it is read. Modules are never
+called: they are made empty and given their state. Functions that could do more than a model needs (numpy's
+constructors, `getattr`, `codecs.encode`) are replaced by narrow equivalents.
 """
 
 import argparse
@@ -34,12 +34,12 @@ from converter.checkpoint.trust import NotFoundError
 
 @dataclass(frozen=True)
 class Named:
-    """What a name in a pickle stands for.
+    """The object that a name in a pickle stands for.
 
     Attributes:
-        value: the object put in its place.
+        value: the object to use.
         called: the pickle may call it.
-        built: the pickle may make an empty instance of it, and give that its `__dict__`.
+        built: the pickle may make an empty instance of it, and set its `__dict__`.
     """
 
     value: Any
@@ -52,7 +52,7 @@ class Refused(Exception):
 
 
 class TorchFunctions:
-    """Stands for the class that torch's built-in functions are pickled as attributes of."""
+    """A stand-in for the class that torch's built-in functions are pickled as attributes of."""
 
 
 def _latin1(text: str, encoding: str = "latin1") -> bytes:
@@ -82,7 +82,7 @@ def _empty_array(kind: type, shape: tuple, code: bytes) -> Any:
 
 
 def check_array(shape: Any, dtype: Any, data: Any) -> None:
-    """Refuses an array whose bytes are not those of plain numbers or texts, one for each element.
+    """Refuse an array whose bytes are not those of plain numbers or texts, one for each element.
 
     Raises:
         Refused: says what it is.
@@ -116,7 +116,7 @@ def _bytearray(data: bytes | str = b"", encoding: str = "latin1") -> bytearray:
 
 
 def _bytes() -> bytes:
-    return b""  # as protocol 2 has it
+    return b""  # as protocol 2 writes empty bytes
 
 
 def _fraction(numerator: int | str, denominator: int = 1) -> fractions.Fraction:
@@ -146,7 +146,7 @@ def _version(text: str) -> str:
 
 
 def _no_backend() -> None:
-    """PyTorch before 1.0 kept its backend in every module; nothing reads it any more."""
+    """Return nothing: PyTorch before 1.0 kept its backend in every module, but nothing reads it now."""
 
 
 TENSOR_REBUILDERS = (
@@ -165,7 +165,7 @@ FACTORIES = (
 
 WRAPPED_HOOK = torch.nn.modules.module._WrappedHook
 
-# What state dicts are made of; torch's own `weights_only` reader allows at least these.
+# Names in state dicts; torch's own `weights_only` reader allows at least these.
 TENSOR_NAMES: dict[str, Named] = {
     **{f"torch._utils.{rebuild.__name__}": Named(rebuild, called=True) for rebuild in TENSOR_REBUILDERS},
     "torch._tensor._rebuild_from_type_v2": Named(tensor_with_attributes, called=True),
@@ -259,7 +259,7 @@ OTHER_NAMES: dict[str, Named] = {
     **{f"numpy.{core}.numeric._frombuffer": Named(_array_of_buffer, called=True) for core in ("core", "_core")},
 }
 
-# Values that nothing in a model needs: an empty object stands for each, and the report names them.
+# Values that no model needs: an empty object replaces each, and the report names them.
 LEFT_ASIDE = {
     *("torch.Generator", "torch._C.Generator", "random.Random", "zoneinfo.ZoneInfo", "re._compile"),
     *("array.array", "array._array_reconstructor"),
@@ -291,14 +291,14 @@ MODULE_PLACES = (
 
 
 def find_allowed(module: str, name: str) -> Named | None:
-    """What a name stands for, or None if it is not allowed.
+    """Return the object that a name stands for, or None if it is not allowed.
 
     torchvision and timm are imported if they are installed, never from the current directory.
 
     Raises:
         NotFoundError: it belongs to torchvision or timm, which are not installed or have no such name.
     """
-    if (module, name[:6]) == ("torch._utils", "torch."):  # where memory formats are pickled to be
+    if (module, name[:6]) == ("torch._utils", "torch."):  # memory formats are pickled under this module
         module, name = "torch", name[6:]
     full = f"{module}.{name}"
     if full in TENSOR_NAMES:
@@ -330,21 +330,21 @@ def find_allowed(module: str, name: str) -> Named | None:
 
 
 def is_tensor_name(module: str, name: str) -> bool:
-    """Whether the name is one that `torch.load(weights_only=True)` knows."""
+    """Return whether `torch.load(weights_only=True)` knows the name."""
     if module in ("torch", "torch.storage"):
         return name.endswith("Storage") or isinstance(getattr(torch, name, None), torch.dtype) or name == "Size"
     return f"{module}.{name}" in TENSOR_NAMES
 
 
 def attribute(owner: object, name: str) -> Any:
-    """What `getattr(torch's functions, name)` may give: torch.relu and its like."""
+    """Return an allowed result of `getattr(torch's functions, name)`: torch.relu and similar."""
     if owner is TorchFunctions and name in ACTIVATIONS:
         return getattr(torch, name)
     raise Refused(f"getattr(..., {name!r})")
 
 
 def is_library_module(kind: object) -> bool:
-    """Whether this is a class of torch.nn's, torchvision's or timm's, which is built and takes its own state."""
+    """Return whether this is a class of torch.nn, torchvision or timm, which is built and takes its own state."""
     return kind in (WRAPPED_HOOK, Compiled) or _is_library_module(kind)
 
 
@@ -368,7 +368,7 @@ def _part_of_a_library(module: str, name: str) -> Named | None:
 
 
 def installed_module(module: str) -> types.ModuleType:
-    """Imports a module of torch, torchvision or timm, as installed: a folder `timm` beside a checkpoint is not it."""
+    """Import an installed module of torch, torchvision or timm, never a folder `timm` next to a checkpoint."""
     package = module.split(".")[0]
     if module in sys.modules:
         return sys.modules[module]

@@ -1,4 +1,4 @@
-"""The classes and functions that a file's pickles name, listed without unpickling, and what each stands for."""
+"""The classes and functions that a file's pickles name, listed without unpickling, and the objects they stand for."""
 
 import _compat_pickle
 import io
@@ -29,7 +29,7 @@ class Asked:
 
 
 def names_asked_for(path: Path, file_format: Format) -> Asked:
-    """Lists what the file's pickles name, without unpickling.
+    """List the names in the file's pickles, without unpickling.
 
     Raises:
         CheckpointError: the file is damaged.
@@ -83,7 +83,7 @@ def _scan(file: IO[bytes], asked: Asked) -> None:
 
 
 def python_3_name(module: str, name: str, protocol: int) -> tuple[str, str]:
-    """The present name of what Python 2 called otherwise, as pickle itself maps it; old names of torch's too."""
+    """Return the current name for a Python 2 name, as pickle itself maps it, or for an old name in torch."""
     if protocol < 3:
         module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
         module = _compat_pickle.IMPORT_MAPPING.get(module, module)
@@ -91,10 +91,10 @@ def python_3_name(module: str, name: str, protocol: int) -> tuple[str, str]:
 
 
 def resolve(module: str, name: str, trust: Trust) -> Named | None:
-    """What a name in a pickle stands for; None if it is not allowed.
+    """Return the object that a name in a pickle stands for; None if it is not allowed.
 
     Raises:
-        NotFoundError: it would be allowed, and is not there.
+        NotFoundError: it would be allowed, but does not exist.
         CheckpointError: it leads out of a trusted package.
     """
     named = find_allowed(module, name)

@@ -1,7 +1,7 @@
-"""Reads what torch.save wrote, without running anything that nobody vouched for.
+"""Read files of torch.save, without running any code that the user does not trust.
 
-`torch.load` takes the archive apart; the unpickler inside is ours wherever there is more than tensors to read. torch's
-own restricted one calls the constructors of the classes it is given, and cannot read modules of before 1.6.
+`torch.load` takes the archive apart; the unpickler inside is pt-convert's if there is more than tensors to read.
+torch's own restricted one calls the constructors of the classes it is given, and cannot read modules from before 1.6.
 """
 
 import re
@@ -29,14 +29,14 @@ GRAPH_MODULE_FIX = (
 
 
 def load_pickled(path: Path, file_format: Format, trust: Trust) -> tuple[Any, CheckpointError | None, list[str]]:
-    """The object in a file of torch.save, its tensors in main memory.
+    """Return the object in a file of torch.save, with its tensors in main memory.
 
-    Where it also names classes of other packages, as hyper-parameters do, `Opaque`s stand for objects of these. Then
-    the second result is the refusal to raise unless the model is a plain state dict, which has none of them. The third
-    are the names of all classes for whose objects an `Opaque` stands.
+    If the file also names classes of other packages, for example for hyper-parameters, an `Opaque` replaces each of
+    their objects. Then the second result is the refusal to raise unless the model is a plain state dict, which has none
+    of them. The third lists the names of all classes whose objects an `Opaque` replaces.
 
     Raises:
-        CheckpointError: the file is damaged, or asks for code that was not trusted or cannot be found.
+        CheckpointError: the file is damaged, or uses code that is not trusted or cannot be found.
         ConversionError: trusted code raised while it was imported or run.
     """
     if file_format is Format.ZIP:
@@ -83,7 +83,7 @@ def _check_plain(path: Path, content: Any) -> None:
 
 
 def _restricted_pickle(trust: Trust, size: int, left_aside: dict[str, None], *, opaque: bool = False) -> ModuleType:
-    """In the place of the module `pickle`; torch derives a class of its own from `Unpickler`."""
+    """Return a replacement for the module `pickle`; torch derives a class of its own from `Unpickler`."""
 
     class Unpickler(RestrictedUnpickler):
         def __init__(self, file: IO[bytes], **options: Any):
@@ -122,10 +122,10 @@ def _reason(error: Exception) -> str:
 
 
 def check_names(path: Path, asked: Asked, trust: Trust) -> CheckpointError | None:
-    """What to say of a file that names classes of packages that were not trusted, all at once.
+    """Return the error for all named classes of packages that are not trusted, or None.
 
     Raises:
-        CheckpointError: it names what no model needs, or what was trusted and cannot be found.
+        CheckpointError: the file uses names that no model needs, or trusted names that cannot be found.
     """
     refused: list[str] = []
     missing: dict[str, list[str]] = {}
@@ -167,7 +167,7 @@ def _refusal(path: Path, names: list[str]) -> CheckpointError:
     return CheckpointError(what, where=str(path), fix=f"{fix}{_how_to_supply(names)}")
 
 
-# Whose pickles name what is not installed as a package of that name.
+# Projects whose pickles name modules that are not installed as a package of that name.
 KNOWN_CODE = {
     "models.yolo": "YOLOv5 (or v7): git clone https://github.com/ultralytics/yolov5 and run there, with --trust models "
     "--trust utils",
@@ -186,7 +186,7 @@ def _how_to_supply(names: list[str]) -> str:
 
 
 def _is_hostile(names: list[str]) -> bool:
-    """Whether there is a function of Python's or torch's among them, which no model needs."""
+    """Return whether a function of Python or torch is among them, which no model needs."""
     return any(is_part_of_python(name) or _is_function_of_torch(name) for name in names)
 
 
@@ -199,7 +199,10 @@ def _listing(names: list[str]) -> str:
 
 
 def _is_function_of_torch(name: str) -> bool:
-    """Known without importing anything; the quantized modules are classes that are imported late."""
+    """Return whether a name is a function of torch, without importing anything.
+
+    The quantized modules are classes that are imported late.
+    """
     if not name.startswith("torch.") or name.startswith("torch.ao."):
         return False
     module, _, attribute = name.rpartition(".")
@@ -207,7 +210,7 @@ def _is_function_of_torch(name: str) -> bool:
 
 
 def _is_new_in_torch(name: str) -> bool:
-    """A part of tensors that the installed torch does not know, as of a newer one's files."""
+    """Return whether a name is a part of tensors that the installed torch lacks, as in a newer torch's files."""
     module, _, attribute = name.rpartition(".")
     return module in ("torch._utils", "torch._tensor", "torch.serialization") and not hasattr(
         sys.modules[module], attribute

@@ -1,4 +1,4 @@
-"""What stands in a pickle for objects that are not made: none of it runs any code of theirs."""
+"""Placeholders for a pickle's objects that are not made: none of them runs the file's code."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from torch import nn
 
 
 class Opaque:
-    """Stands for an object of a class that is not known here: it takes what it is given, and keeps and does nothing."""
+    """A stand-in for an object of an unknown class: it accepts any values, and keeps and does nothing."""
 
     def __init__(self, *_: Any, **__: Any):
         pass
@@ -25,7 +25,7 @@ class Opaque:
 
 
 class Compiled(nn.Module):
-    """Stands for what torch.compile makes of a module: the module in it computes the same."""
+    """A stand-in for torch.compile's wrapper of a module: the module in it computes the same."""
 
     def __init__(self, module: Any = None, *_: Any):
         super().__init__()

@@ -17,7 +17,7 @@ Weights = Mapping[str, torch.Tensor]
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object in a file.
+    """Read a JSON object from a file.
 
     Raises:
         CheckpointError: the file is missing, too large, damaged, or holds something else.
@@ -35,13 +35,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def load_shards(index: Path, read: Callable[[Path], Weights]) -> Weights:
-    """The weights of all files that an index names, which must be what it says.
+    """Return the weights of all files that an index names, which must match the index.
 
     Args:
-        read: the state dict of one file.
+        read: returns the state dict of one file.
 
     Raises:
-        CheckpointError: the index leads out of its folder, names files that are not there, or is wrong about them.
+        CheckpointError: the index leads out of its folder, names files that do not exist, or is wrong about them.
     """
     table = read_json(index).get("weight_map")
     fix = "copy or download the folder again"
@@ -71,7 +71,10 @@ def load_shards(index: Path, read: Callable[[Path], Weights]) -> Weights:
 
 
 def _stays(folder: Path, name: str) -> bool:
-    """In the folder itself, or, as links in the cache of Hugging Face's hub do, in the `blobs` beside its snapshots."""
+    """Return whether a name stays in the folder, or links to the `blobs` folder of a Hugging Face hub cache.
+
+    The cache keeps `blobs` next to its `snapshots`.
+    """
     if not 0 < len(name) <= LONGEST_NAME or name.startswith(".") or any(letter in name for letter in "/\\:\0"):
         return False
     real = (folder / name).resolve()

@@ -1,4 +1,4 @@
-"""Finds the model in what a checkpoint holds, and puts a state dict into a module."""
+"""Find the model in a checkpoint's content, and load a state dict into a module."""
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ from converter.checkpoint.state_dict_prefixes import StateDict, averaged_part, b
 from converter.checkpoint.user_source import attribute_errors
 from converter.errors import CheckpointError, ConversionError
 
-# Averaged weights first: they are what the training was for.
+# Averaged weights first: they are the result of the training.
 ENTRIES = (
     *("ema", "model_ema", "state_dict_ema", "ema_state_dict", "params_ema"),
     *("model", "state_dict", "model_state_dict", "model_state", "net", "network", "module", "weights", "params"),
@@ -30,12 +30,12 @@ SHOWN = 10
 SHOWN_PATTERNS = 3
 MOST_WRAPPERS = 8
 MOST_PATHS = 1_000_000  # from a module to its parts
-LARGEST_EXPANSION = 1000  # elements to a byte of the file
+LARGEST_EXPANSION = 1000  # elements for each byte of the file
 
 
 @dataclass
 class KeyFilter:
-    """The patterns of `--drop-keys`, and the keys that they have left out so far."""
+    """The patterns of `--drop-keys`, and the keys that they have dropped so far."""
 
     patterns: Sequence[str]
     _dropped: dict[str, set[str]] = field(default_factory=dict, init=False)
@@ -62,7 +62,7 @@ class KeyFilter:
 
 
 def unused_note(keys: Sequence[str], name: str) -> str:
-    """Tell of weights that a class has no use for."""
+    """Return the note about weights that a class does not use."""
     return f"{_keys(keys)} not used by {name}"
 
 
@@ -73,10 +73,10 @@ def _keys(keys: Collection[str]) -> str:
 
 
 def extract_model(content: Any, path: Path) -> tuple[nn.Module | StateDict, list[str]]:
-    """The module or the state dict in what was unpickled, and notes on what was taken.
+    """Return the module or the state dict in the unpickled content, and notes on what was taken.
 
     Raises:
-        CheckpointError: there is none, or several and none by a usual name, or weights are quantized.
+        CheckpointError: there is none, or several without a usual name, or weights are quantized.
     """
     if isinstance(content, nn.Module):
         return unwrap(content)
@@ -115,7 +115,7 @@ def _entry(content: Mapping, path: Path) -> tuple[nn.Module | StateDict, list[st
 
 
 def _holds_models(value: Any) -> bool:
-    """Whether a model is somewhere in these dictionaries, which are not an optimizer's."""
+    """Return whether a model is somewhere in these dictionaries, ignoring those of an optimizer."""
     pending, seen = [value], set()
     while pending:
         one = pending.pop()
@@ -130,7 +130,7 @@ def _holds_models(value: Any) -> bool:
 
 
 def _tensors_beside_others(content: Mapping, path: Path) -> tuple[StateDict, list[str]]:
-    """A state dict into which an epoch, an accuracy and the like were put."""
+    """Return the tensors of a state dict that also holds an epoch, an accuracy and the like, and a note."""
     tensors = {name: value for name, value in content.items() if isinstance(name, str) and _is_tensor(value)}
     if not tensors:
         held = ", ".join(f"`{name}`" for name in list(content)[:SHOWN]) or "nothing"
@@ -153,7 +153,7 @@ def _several(path: Path, found: Mapping[str, Any]) -> CheckpointError:
 
 
 def _is_tensor(value: Any) -> bool:
-    """A tensor, or a numpy array of what a tensor can hold."""
+    """Return whether a value is a tensor, or a numpy array that a tensor can hold."""
     return isinstance(value, torch.Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "biufc")
 
 
@@ -167,10 +167,10 @@ def _is_state_dict(value: Any) -> bool:
 
 
 def _tensors(state: Mapping[str, Any], path: Path) -> StateDict:
-    """With tensors for numpy arrays.
+    """Convert numpy arrays in a state dict to tensors.
 
     Raises:
-        CheckpointError: there are quantized ones.
+        CheckpointError: there are quantized tensors.
     """
     quantized = [name for name, value in state.items() if isinstance(value, torch.Tensor) and value.is_quantized]
     if quantized:
@@ -186,7 +186,7 @@ def _tensors(state: Mapping[str, Any], path: Path) -> StateDict:
 
 
 def unwrap(module: nn.Module) -> tuple[nn.Module, list[str]]:
-    """The module in DataParallel's, AveragedModel's and torch.compile's wrappers, and notes on these.
+    """Return the module inside wrappers of DataParallel, AveragedModel and torch.compile, and notes on these.
 
     Raises:
         TypeError: a wrapper has no module.
@@ -204,7 +204,7 @@ def unwrap(module: nn.Module) -> tuple[nn.Module, list[str]]:
 
 
 def check_expansion(tensors: Iterable[torch.Tensor], path: Path) -> None:
-    """Refuses weights that would take far more room than their file, as views of one number can.
+    """Refuse weights that would take far more memory than their file, as views of one number can.
 
     Raises:
         CheckpointError: more than a thousand elements for each byte of the file.
@@ -216,10 +216,10 @@ def check_expansion(tensors: Iterable[torch.Tensor], path: Path) -> None:
 
 
 def check_parts(module: nn.Module) -> None:
-    """Refuses a module whose parts would be gone through without end: `eval()` visits a part once for each path to it.
+    """Refuse a module that would take forever to traverse: `eval()` visits a part once for each path to it.
 
     Raises:
-        ValueError: a module is a part of itself, or there are more than a million paths.
+        ValueError: a module contains itself, or there are more than a million paths.
     """
     paths: dict[int, int] = {}
     pending: list[tuple[nn.Module, bool]] = [(module, False)]
@@ -242,7 +242,7 @@ def check_parts(module: nn.Module) -> None:
 
 
 def as_float32(module: nn.Module) -> tuple[nn.Module, list[str]]:
-    """The module with all floating point weights and buffers in float32, in eval mode, and notes on what they were."""
+    """Convert a module's floating point weights and buffers to float32, set eval mode, and return it with notes."""
     tensors = [tensor for tensor in (*module.parameters(), *module.buffers()) if not is_lazy(tensor)]
     kinds = {tensor.dtype for tensor in tensors if tensor.is_floating_point()} - {torch.float32}
     notes = [changed_to_float32(kind) for kind in sorted(kinds, key=str)]
@@ -257,12 +257,12 @@ def changed_to_float32(kind: torch.dtype) -> str:
 def load_into(
     module: nn.Module, state: StateDict, path: Path, factory: str, drop: KeyFilter | None = None
 ) -> list[str]:
-    """Loads a state dict into a module, every key and shape matching, and returns notes.
+    """Load a state dict into a module, every key and shape matching, and return notes.
 
     Keys that `drop` matches are left out, by their names in the file and by those without the wrappers' prefix.
 
-    What wrappers put before the keys (`module.`, `_orig_mod.`, `model.`, `net.`, `ema.`) is dropped where the keys
-    match without. Where averaged weights stand beside others, they are taken.
+    Wrappers' prefixes of the keys (`module.`, `_orig_mod.`, `model.`, `net.`, `ema.`) are dropped if the keys match
+    without them. If the file holds averaged weights besides others, the averaged weights are used.
 
     Raises:
         CheckpointError: keys are missing or left over, or shapes differ; names the first ten of each.
@@ -302,7 +302,7 @@ def load_into(
         if not _holds(wanted.dtype, given)
     ]
     if not shapes and not types:
-        # Modules may rename keys while they load, so that what is missing is known afterwards only.
+        # Modules may rename keys while they load, so the missing keys are only known afterwards.
         with attribute_errors(f"load_state_dict of {type(module).__name__}"):
             result = module.load_state_dict(kept, strict=False)
         missing, left_over = result.missing_keys, result.unexpected_keys
@@ -318,7 +318,7 @@ def load_into(
 
 
 def _drop_options(left_over: Sequence[str], own: Collection[str]) -> str:
-    """The options that drop these keys and none of the model's."""
+    """Return the options that drop these keys and none of the model's."""
     patterns = dict.fromkeys(_pattern(key.split("."), own) for key in left_over)
     more = " ..." if len(patterns) > SHOWN_PATTERNS else ""
     return " ".join(f"--drop-keys '{pattern}'" for pattern in list(patterns)[:SHOWN_PATTERNS]) + more
@@ -351,7 +351,7 @@ def _shown(dtype: torch.dtype) -> str:
 
 
 def _holds(wanted: torch.dtype, given: torch.Tensor) -> bool:
-    """Whether a copy to this type is the same numbers, rounded at most; integers of 8 bits stand for other numbers."""
+    """Return whether copying to this type keeps the numbers, up to rounding; 8-bit integers encode other numbers."""
     if wanted.is_complex or given.dtype == wanted:
         return True
     if wanted.is_floating_point:
@@ -362,7 +362,7 @@ def _holds(wanted: torch.dtype, given: torch.Tensor) -> bool:
 
 
 def _without_shared(missing: list[str], own: StateDict, given: StateDict) -> list[str]:
-    """The keys whose tensor the file does not have by another key either: of those that are one it may keep one."""
+    """Return the missing keys whose tensor the file lacks under every key; of tied tensors it may hold only one."""
     known = {_memory(own[name]) for name in given if isinstance(own.get(name), torch.Tensor)} - {None}
     return [name for name in missing if not isinstance(own.get(name), torch.Tensor) or _memory(own[name]) not in known]
 
@@ -376,7 +376,7 @@ def _memory(tensor: torch.Tensor) -> tuple | None:
 def unfit(
     missing: list[str], left_over: list[str], shapes: list[str], types: Sequence[str] = (), *, where: str, fix: str
 ) -> CheckpointError:
-    """What to raise where weights are not those of the model; names the first ten of each kind."""
+    """Return the error for weights that do not fit the model; it names the first ten of each kind."""
     parts = [
         _enumerated("keys missing in the file", missing),
         _enumerated("keys the model does not have", left_over),

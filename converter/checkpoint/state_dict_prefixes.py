@@ -1,4 +1,4 @@
-"""What wrappers put before the keys of a state dict, and the part of one that is a model's."""
+"""Prefixes that wrappers put before the keys of a state dict, and the part of one that belongs to a model."""
 
 import re
 from collections import OrderedDict
@@ -8,11 +8,14 @@ import torch
 
 StateDict = Mapping[str, torch.Tensor]
 
-LEAST_KEYS = 3  # that tell a model from a layer which any model has
+LEAST_KEYS = 3  # that distinguish a model from a layer that any model has
 
 
 def best_names(state: StateDict, own: Collection[str]) -> tuple[OrderedDict[str, torch.Tensor], str]:
-    """The state dict under the naming that matches most keys; among equals, the one that changes least."""
+    """Return the state dict under the naming that matches most keys, and its prefix.
+
+    A tie goes to the naming that changes least.
+    """
     best, best_matches, dropped = _renamed(state, lambda name: name), -1, ""
     for prefix, rename in NAMINGS.items():
         candidate = _renamed(state, rename)
@@ -32,7 +35,7 @@ def _without_prefix(prefix: str) -> Callable[[str], str]:
     return lambda name: _unwrapped_name(_unwrapped_name(name).removeprefix(prefix))
 
 
-# What training wrappers put before all keys: an attribute of a Lightning module, averaged weights.
+# Prefixes of training wrappers: an attribute of a Lightning module, averaged weights.
 PREFIXES = ("model.", "net.", "network.", "ema.", "ema_model.", "model_ema.")
 NAMINGS: dict[str, Callable[[str], str]] = {
     "": lambda name: name,
@@ -51,7 +54,7 @@ def _renamed(state: StateDict, rename: Callable[[str], str]) -> OrderedDict[str,
 
 
 def averaged_part(state: StateDict, own: Collection[str]) -> StateDict | None:
-    """Of a state dict of weights and their averages, the averages, if they are all that the module has."""
+    """Return the averages in a state dict of weights and their averages, if they cover the module's keys; else None."""
     for prefix in AVERAGED:
         part = {name: value for name, value in state.items() if _unwrapped_name(name).startswith(prefix)}
         if 0 < len(part) < len(state) and set(own) <= {_without_prefix(prefix)(name) for name in part}:
@@ -60,9 +63,9 @@ def averaged_part(state: StateDict, own: Collection[str]) -> StateDict | None:
 
 
 def part_under_a_prefix(state: StateDict, own: StateDict) -> list[tuple[str, OrderedDict[str, torch.Tensor]]]:
-    """The parts of a state dict that are all of the model's keys, with its shapes, under a prefix; each with that.
+    """Return the parts of a state dict with all of the model's keys and shapes under a prefix, each with its prefix.
 
-    A loss, metrics or a second network may stand beside it (`backbone.`, `encoder_q.`, `student.`).
+    The file may also hold a loss, metrics or a second network (`backbone.`, `encoder_q.`, `student.`).
     """
     if len(own) < LEAST_KEYS:
         return []
@@ -85,7 +88,7 @@ def _under(prefix: str, state: StateDict) -> OrderedDict[str, torch.Tensor]:
 
 
 def _is_whole(part: StateDict, own: Mapping[str, object]) -> bool:
-    """Whether these are the model's keys and no others; counts of batches, which nothing computes with, may lack."""
+    """Return whether these are exactly the model's keys; batch counts, which nothing computes with, may be missing."""
     needed = {name for name in own if not name.endswith("num_batches_tracked")}
     return needed <= part.keys() <= own.keys() and all(
         getattr(part[name], "shape", None) == getattr(own[name], "shape", None) for name in needed

@@ -1,4 +1,4 @@
-"""The expressions in a `.pt2`: sizes and the relations between them, which PyTorch hands to sympy's evaluator."""
+"""The expressions in a `.pt2`: sizes and the relations between them, which PyTorch passes to sympy's evaluator."""
 
 import ast
 
@@ -21,7 +21,7 @@ RELATIONS = (ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE)
 
 
 def is_size_expression(text: str) -> bool:
-    """Whether a text is an expression over integer symbols and nothing else: no attribute, no index, no other call."""
+    """Return whether a text is only an expression over integer symbols: no attribute, no index, no other call."""
     if len(text) > LONGEST or not text.isascii():
         return False
     try:

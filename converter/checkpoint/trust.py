@@ -1,4 +1,4 @@
-"""Whose code a checkpoint may use: what the user named with `--trust`."""
+"""The code that a checkpoint may use: what the user named with `--trust`."""
 
 import importlib
 import sys
@@ -16,12 +16,12 @@ RESERVED = {"pt2", "torchscript", "hf", EVERYTHING}  # not packages: they lift a
 
 
 def is_guard_lifted(guard: str, trust: Sequence[str]) -> bool:
-    """Whether the user lifted a guard, by its name or with all others."""
+    """Return whether the user lifted a guard, by its name or with all others."""
     return guard in trust or EVERYTHING in trust
 
 
 class NotFoundError(Exception):
-    """A trusted package does not have what the file asks for."""
+    """A trusted package lacks a name that the file uses."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Trust:
 
     @classmethod
     def of(cls, names: Sequence[str]) -> "Trust":
-        """Reads the values of `--trust`.
+        """Read the values of `--trust`.
 
         Raises:
-            UsageError: a value is no package name, or names a part of Python itself.
+            UsageError: a value is not a package name, or names a part of Python itself.
         """
         packages, scripts = [], []
         for name in names:
@@ -70,7 +70,7 @@ class Trust:
         return bool(self.packages or self.scripts or self.everything)
 
     def covers(self, module: str) -> bool:
-        """Whether code of this module was trusted."""
+        """Return whether code of this module is trusted."""
         if self.everything:
             return True
         if any(module == package or module.startswith(f"{package}.") for package in self.packages):
@@ -78,11 +78,11 @@ class Trust:
         return module in {"__main__", *(script.stem for script in self.scripts)} if self.scripts else False
 
     def find(self, module: str, name: str) -> Any:
-        """The class or function `name` of a trusted module. The module is imported.
+        """Return the class or function `name` of a trusted module, which is imported.
 
         Raises:
             NotFoundError: the module cannot be imported or has no such name; the text says which.
-            CheckpointError: the name leads out of what was trusted.
+            CheckpointError: the name leads out of the trusted modules.
         """
         found: Any = None
         for home in self._homes(module):
@@ -100,7 +100,7 @@ class Trust:
         return found
 
     def owns(self, found: object) -> bool:
-        """Whether this is a class or function that is defined in a trusted module."""
+        """Return whether this is a class or function that is defined in a trusted module."""
         if self.everything:
             return callable(found)
         return isinstance(found, type | types.FunctionType) and self.covers(found.__module__)
@@ -125,5 +125,5 @@ def _missing(module: str, error: ModuleNotFoundError) -> str:
 
 
 def is_part_of_python(module: str) -> bool:
-    """Whether a module belongs to Python's standard library."""
+    """Return whether a module belongs to Python's standard library."""
     return module.split(".")[0] in sys.stdlib_module_names

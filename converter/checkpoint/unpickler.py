@@ -1,4 +1,4 @@
-"""An unpickler that makes only what it was allowed to."""
+"""An unpickler that makes only allowed objects."""
 
 import collections
 import functools
@@ -31,29 +31,29 @@ MAPPINGS = (dict, collections.OrderedDict, collections.defaultdict, collections.
 
 TIME_UNITS = (b"generic", b"Y", b"M", b"W", b"D", b"h", b"m", b"s", b"ms", b"us", b"ns", b"ps", b"fs", b"as")
 
-# Of pickle's two unpicklers, the one whose instructions can be replaced.
+# The one of pickle's two unpicklers whose instructions can be replaced.
 PurePython: Any = pickle._Unpickler
 
 
 class NameRefused(Refused):
-    """The pickle names what is not allowed; the text is the name."""
+    """The pickle uses a name that is not allowed; the text is the name."""
 
 
 class TrustedCodeError(Exception):
-    """Code that the user trusted raised; the cause says what."""
+    """Code that the user trusts raised; the cause says what."""
 
 
 class RestrictedUnpickler(PurePython):
-    """Makes only what the names of `resolve` allow.
+    """An unpickler that makes only the objects that `resolve` allows.
 
     Modules of torch, torchvision and timm are made by `object.__new__` and given their state by torch's own
-    `__setstate__`; they are never called. Values are set and added in plain containers only, or in objects of trusted
-    classes. A call goes only to a function that is allowed to be called.
+    `__setstate__`; they are never called. Values are set and added only in plain containers, or in objects of trusted
+    classes. A call may only reach a function that is allowed to be called.
 
     Args:
         size: of the file in bytes, which no tensor may exceed.
         opaque: names that are not allowed give an `Opaque` instead of an error.
-        left_aside: takes the names for whose objects an `Opaque` stands.
+        left_aside: collects the names of classes whose objects an `Opaque` replaces.
     """
 
     dispatch: ClassVar[dict[int, Callable]] = dict(PurePython.dispatch)
@@ -201,7 +201,7 @@ class RestrictedUnpickler(PurePython):
     def _make(self, kind: Any, arguments: tuple, keywords: dict) -> Any:
         named = self._allowed(kind)
         if named.called and not named.built and not keywords:
-            return self._call(kind, arguments)  # a value of Python's or torch's: `__new__` is all that makes it
+            return self._call(kind, arguments)  # a Python or torch value, which `__new__` alone makes
         if not named.built or not isinstance(kind, type):
             raise Refused(f"an object of {_describe(kind)}")
         if kind is Opaque:
@@ -316,7 +316,7 @@ class RestrictedUnpickler(PurePython):
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
     def _run(self, function: Any, *arguments: Any, **keywords: Any) -> Any:
-        """Calls what is allowed; an error of the user's own code is told from a damaged file."""
+        """Call an allowed function; raise TrustedCodeError if the user's own code fails, unlike for damaged files."""
         trusted = self.trust.owns(function) or any(self.trust.owns(type(argument)) for argument in arguments[:1])
         trusted = trusted or any(self.trust.owns(argument) for argument in arguments[:1])
         if not trusted:
@@ -330,7 +330,7 @@ class RestrictedUnpickler(PurePython):
 
 
 def _give_state(target: Any, state: Any) -> None:
-    """What pickle does for BUILD."""
+    """Set an object's state as pickle does for BUILD."""
     if hasattr(target, "__setstate__"):
         target.__setstate__(state)
         return
@@ -344,7 +344,7 @@ def _give_state(target: Any, state: Any) -> None:
 
 
 def _complete_dtype(target: np.dtype, state: Any) -> None:
-    """Gives a fresh dtype its byte order, and the unit of times; it has everything else by its code."""
+    """Give a fresh dtype its byte order, and the unit of times; its code sets everything else."""
     order, fields = state[1], state[2:5]
     units: Any = state[8] if len(state) > 8 else None
     if order not in ("<", ">", "=", "|") or fields != (None, None, None):

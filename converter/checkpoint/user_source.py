@@ -1,4 +1,4 @@
-"""Python files of the user's: loading one, and where in one an error came from."""
+"""The user's Python files: loading one, and finding where in one an error came from."""
 
 import importlib.util
 import re
@@ -16,7 +16,7 @@ _OUR_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def load_file(path: Path) -> ModuleType:
-    """The module of a Python file, loaded once, under the file's name without `.py`.
+    """Return the module of a Python file, loaded once, under the file's name without `.py`.
 
     Raises:
         ConversionError: the file itself raises while it is loaded; says what and where.
@@ -44,7 +44,7 @@ def load_file(path: Path) -> ModuleType:
 
 @contextmanager
 def attribute_errors(action: str) -> Iterator[None]:
-    """Around code of the user's: what it raises becomes a ConversionError that says so, and where it came from."""
+    """Turn errors of the user's code inside into a ConversionError that says so, and where they came from."""
     try:
         yield
     except ConversionError:
@@ -65,7 +65,7 @@ def _fix(error: BaseException) -> str:
 
 
 def how_to_supply(module: str) -> str:
-    """What to do about a module that was not found."""
+    """Return the fix for a module that was not found."""
     folder = withheld(module)
     if folder is None:
         return f"install {module}, or run from the folder that holds it"
@@ -79,7 +79,7 @@ def _file_of(module: ModuleType) -> Path | None:
 
 
 def place_of_error(error: BaseException) -> str | None:
-    """`file:line, in function` of the innermost frame in code that is the user's, or else of the innermost frame."""
+    """Return `file:line, in function` of the innermost frame in the user's code, or else of the innermost frame."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     frames = [
