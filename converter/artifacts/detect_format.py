@@ -6,7 +6,7 @@ from converter.artifacts.runtime.formats import Format, recognize
 
 
 def detect_format(path: Path) -> Format:
-    """Raises ConversionError when there is nothing, or nothing that is known."""
+    """Return the format of an artifact, or raise ConversionError if `path` does not exist or has no known format."""
     from ..errors import ConversionError
 
     if not path.exists():

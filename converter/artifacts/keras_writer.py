@@ -1,4 +1,4 @@
-"""The `.keras` file: written so that stock Keras opens it and the same model gives the same bytes; opened again."""
+"""Write the `.keras` file, so that stock Keras opens it and the same model gives the same bytes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can hold
 
 
 def write(model: keras.Model, path: Path, stamp: Mapping[str, Any]) -> None:
-    """Writes `model` to the file `path`; for a moment, the folder also holds what Keras itself writes."""
+    """Write `model` to the file `path`; meanwhile, the folder also holds the file that Keras writes."""
     import keras
 
     unsettled = path.with_name(f".{path.name}.unsettled.keras")

@@ -1,4 +1,4 @@
-"""Recurrent layers in ONNX: one operator each, whatever the length of the sequence."""
+"""Translate recurrent layers to ONNX: one operator each, for any sequence length."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ ACTIVATIONS = {aten.rnn_tanh.input: "Tanh", aten.rnn_relu.input: "Relu"}
 
 
 def _define(operator: OpOverload) -> OpOverload:
-    """Define an operator with the same schema that only has a shape: PyTorch has no decomposition for it.
+    """Define an operator with the same schema that has only a shape function, so that PyTorch cannot decompose it.
 
-    An export takes PyTorch's own apart, if only to find its shapes, and does so for the example's length. What it
-    decided for the first model of a process is kept in the operator's cache and used for the others.
+    An export decomposes PyTorch's own operator, if only to find its shapes, and does so for the example's length. The
+    operator's cache keeps the result for the first model of a process and applies it to later ones.
     """
     name = operator.overloadpacket.__name__
     _, _, signature = str(operator._schema).partition("(")
@@ -39,7 +39,7 @@ WHOLE = {op: _define(op) for op in (aten.lstm.input, aten.gru.input, *ACTIVATION
 
 
 def leave_whole(graph_module: fx.GraphModule) -> fx.GraphModule:
-    """Replace PyTorch's recurrent operators by those that an export leaves as they are."""
+    """Replace PyTorch's recurrent operators with copies that an export does not decompose."""
     for operator, whole in WHOLE.items():
         for node in graph_module.graph.find_nodes(op="call_function", target=operator):
             node.target = whole
@@ -48,14 +48,14 @@ def leave_whole(graph_module: fx.GraphModule) -> fx.GraphModule:
 
 
 def as_pytorchs(note: str) -> str:
-    """Return a note of the exporter with PyTorch's names of the operators."""
+    """Return a note of the exporter with PyTorch's operator names."""
     for operator, whole in WHOLE.items():
         note = note.replace(str(whole), str(operator))
     return note
 
 
 def translations() -> dict[OpOverload, Callable]:
-    """Return the functions of onnxscript that write these operators: the exporter's own, if it has one."""
+    """Return the onnxscript functions that write these operators: the exporter's own, if it has one."""
     from onnxscript.function_libs.torch_lib.ops import core
 
     written = {aten.lstm.input: core.aten_lstm, aten.gru.input: core.aten_gru}
@@ -64,7 +64,7 @@ def translations() -> dict[OpOverload, Callable]:
 
 
 def _rnn(activation: str) -> Callable:
-    """https://onnx.ai/onnx/operators/onnx__RNN.html"""
+    """Return a function that writes ONNX's RNN: https://onnx.ai/onnx/operators/onnx__RNN.html."""
     from onnxscript import opset18 as op
 
     def rnn(

@@ -1,4 +1,7 @@
-"""A spatial shift in ONNX: every group cut and joined to its border. Channels come first there, so cuts are cheap."""
+"""Translate custom operators to ONNX.
+
+A spatial shift slices every group and joins it to its border. Channels come first in ONNX, so slices are cheap.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ def shift(x: Any, dim: int, sizes: Sequence[int], dims: Sequence[int], distances
         return op.Slice(part, ints(*starts), ints(*stops), ints(*axes))
 
     def kept(part: Any, by: Sequence[tuple[int, int]]) -> Any:
-        """What remains of `part` when it is moved."""
+        """Return the slice of `part` that stays inside when `part` moves."""
         stops = [-n if n > 0 else LAST for _, n in by]
         return cut(part, [axis for axis, _ in by], [max(-n, 0) for _, n in by], stops)
 
@@ -50,7 +53,7 @@ def shift(x: Any, dim: int, sizes: Sequence[int], dims: Sequence[int], distances
         elif border == "keep":
             parts.append(placed(part, kept(part, by), by))
         else:
-            # for all axes: onnxruntime 1.31 moves transposes through a Pad as if it listed them all
+            # pad all axes: onnxruntime 1.31 moves transposes through a Pad as if it listed every axis
             by_axis = [dict(by).get(axis, 0) for axis in range(len(x.shape))]
             widths = ints(*(max(n, 0) for n in by_axis), *(max(-n, 0) for n in by_axis))
             mode = "constant" if border == "zeros" else "edge"
@@ -59,10 +62,10 @@ def shift(x: Any, dim: int, sizes: Sequence[int], dims: Sequence[int], distances
 
 
 def _translations() -> dict[Any, Any]:
-    """Of the operators that our rewrites introduce, of those that the exporter does worse, and of the user's.
+    """Return the translations of rewrites' operators, of those that the exporter translates worse, and of the user's.
 
     Returns:
-        {overload: function of onnxscript}
+        {overload: onnxscript function}
     """
     import torch
     from onnxscript import opset18
@@ -90,11 +93,14 @@ def _translations() -> dict[Any, Any]:
         return opset18.Conv(x, weight, bias, group=groups, **lists)
 
     def log_sigmoid(x: Any) -> Any:
-        """The exporter's log(sigmoid(x)) is off by its whole value where the sigmoid is close to 1."""
+        """Avoid the exporter's log(sigmoid(x)), whose error equals the value where the sigmoid is close to 1."""
         return opset18.Neg(opset18.Softplus(opset18.Neg(x)))
 
     def upsample_linear1d(x: Any, output_size: Any, align_corners: bool, scale_factors: Any) -> Any:
-        """The exporter takes it apart into gathers; ONNX's formulas: https://onnx.ai/onnx/operators/onnx__Resize.html."""
+        """Write a Resize; the exporter decomposes it into gathers.
+
+        ONNX's formulas: https://onnx.ai/onnx/operators/onnx__Resize.html
+        """
         how = {
             "mode": "linear",
             "coordinate_transformation_mode": "align_corners" if align_corners else "half_pixel",

@@ -1,4 +1,4 @@
-"""The `.onnx` file: written by PyTorch's own exporter, checked, the same bytes for the same program; opened again."""
+"""Write the `.onnx` file with PyTorch's exporter and check it; the same program gives the same bytes."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ aten = torch.ops.aten
 if TYPE_CHECKING:
     import torch
 
-LARGEST = 3 << 29  # bytes of weights in the file itself, as in PyTorch's exporter: protobuf ends at 2 GiB
-# Of what the exporter notes on each node, this says where in the model it is from. The rest is longer than the graph
-# and holds paths of the machine it ran on.
+LARGEST = 3 << 29  # bytes of weights in the file itself, as in PyTorch's exporter: protobuf's limit is 2 GiB
+# The exporter's note that says where in the model a node comes from. Its other notes are longer than the graph and
+# hold paths of the machine.
 _KEPT_NOTE = "namespace"
 
 
@@ -48,7 +48,7 @@ def write(
     *,
     external_data: bool | None = None,
 ) -> None:
-    """Writes `module`; arguments as of `export` and `Exported.save`."""
+    """Export `module` and save it; the arguments are those of `export` and `Exported.save`."""
     exported = export(module, inputs, input_names, output_names, dynamic_shapes, opset)
     exported.save(path, stamp, external_data=external_data)
 
@@ -61,14 +61,14 @@ def export(
     dynamic_shapes: Any,
     opset: int | None = None,
 ) -> Exported:
-    """`module`, traced on `inputs`, as an ONNX graph.
+    """Trace `module` on `inputs` and return it as an ONNX graph.
 
     Args:
         module: in evaluation mode, such as `ExportedProgram.module()`.
         dynamic_shapes: as for `torch.export.export`; a `Dim("batch")` is a dimension named batch in the file.
-        opset: of ONNX; the exporter's own choice if None.
+        opset: ONNX opset; the exporter's default if None.
 
-    Raises ConversionError for what the exporter cannot translate.
+    Raises ConversionError for operators that the exporter cannot translate.
     """
     import torch
     from onnx_ir.passes import common
@@ -119,7 +119,7 @@ class Exported:
         return {name: value.const_value.numpy() for name, value in held.items() if value.const_value is not None}
 
     def reload_weights(self, arrays: Mapping[str, Any]) -> None:
-        """Give initializers other values, each of the shape and in the type that it has."""
+        """Replace the values of initializers, keeping their shapes and types."""
         import onnx_ir
 
         held = self._program.model.graph.initializers
@@ -132,12 +132,12 @@ class Exported:
             held[name].const_value = onnx_ir.tensor(values, name=name)
 
     def save(self, path: Path, stamp: Mapping[str, Any], *, external_data: bool | None = None) -> None:
-        """Writes it to `path`; weights of more than `LARGEST` go to `path` + `.data` beside it.
+        """Write the graph to `path`; weights of more than `LARGEST` bytes go to `path` + `.data` beside it.
 
         Args:
-            external_data: forces the weights into the file beside, or decides by their size if None.
+            external_data: whether to write the weights to the separate file; None decides by their size.
 
-        Raises ConversionError for what the checker refuses.
+        Raises ConversionError if the checker rejects the graph.
         """
         import onnx
 
@@ -160,7 +160,7 @@ def _bytes_of_weights(model: Any) -> int:
 
 
 def name_by_content(path: Path) -> None:
-    """Gives `path` + `.data`, if weights are there, the name that tells its content (`data_name`), in the model too."""
+    """Rename `path` + `.data`, if it exists, after the digest of its content (`data_name`), in the model too."""
     import onnx
 
     from .placement import data_name
@@ -271,7 +271,7 @@ def _numbered(name: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """The exporter prints its steps, and warns of what is none of the user's doing."""
+    """Silence the exporter's progress output and warnings that the user cannot act on."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     try:
@@ -308,7 +308,7 @@ def _strip_notes(model: Any) -> None:
 
 
 def refuse_projections(program: Program) -> None:
-    """Raises ConversionError for an LSTM with projections, of which PyTorch's exporter writes an invalid graph."""
+    """Raise ConversionError for an LSTM with projections, for which PyTorch's exporter writes an invalid graph."""
     for node in program.graph.find_nodes(op="call_function", target=aten.lstm.input):
         _, _, held, has_biases, layers, _, _, bidirectional, _ = node.args
         if len(held) > (4 if has_biases else 2) * layers * (2 if bidirectional else 1):

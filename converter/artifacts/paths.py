@@ -1,4 +1,4 @@
-"""Where artifacts go."""
+"""Choose where artifacts go."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,21 +9,21 @@ SUFFIXES = {"tf": "_saved_model", "keras": ".keras", "onnx": ".onnx"}
 
 
 def artifact_name(source: Path) -> str:
-    """What the artifacts of a checkpoint are called: a file's name without suffix, the name of a folder."""
+    """Return the base name of a checkpoint's artifacts: a file's name without suffix, or a folder's name."""
     return source.resolve().name if source.is_dir() else source.stem
 
 
 def output_path(source: Path, format: str, output: Path | None, several: bool) -> Path:
-    """Name the file or folder of an artifact.
+    """Return the path of an artifact.
 
     Args:
         source: the checkpoint.
         format: a key of `SUFFIXES`.
-        output: what `-o` says: the artifact itself, or the folder of `several` models or formats.
+        output: the value of `-o`: the artifact itself, or the folder for `several` models or formats.
         several: whether this call writes more than one artifact.
 
     Raises:
-        UsageError: `output` names a file of another format.
+        UsageError: `output` has the suffix of another format.
     """
     if output is None:
         return Path(artifact_name(source) + SUFFIXES[format])
@@ -31,7 +31,7 @@ def output_path(source: Path, format: str, output: Path | None, several: bool) -
         return output / (artifact_name(source) + SUFFIXES[format])
     other = {ending for ending in SUFFIXES.values() if ending.startswith(".")} - {SUFFIXES[format]}
     stem = output.with_suffix("") if output.suffix in other else output
-    # Keras opens only what is called .keras.
+    # Keras opens only files with the suffix .keras.
     if stem != output or (format == "keras" and output.suffix != ".keras"):
         name = stem if format == "tf" else f"{stem}{SUFFIXES[format]}"
         raise UsageError(f"{output} is not a name for --to {format}.", where="-o", fix=f"name it {name}")
@@ -39,10 +39,10 @@ def output_path(source: Path, format: str, output: Path | None, several: bool) -
 
 
 def output_paths(sources: Sequence[Path], formats: Sequence[str], output: Path | None) -> dict[tuple[Path, str], Path]:
-    """Name every artifact of a call.
+    """Return the path of every artifact of a call.
 
     Raises:
-        UsageError: two checkpoints would be written to the same place, or `output` is of another format.
+        UsageError: two checkpoints would be written to the same path, or `output` has the suffix of another format.
     """
     several = len(sources) * len(formats) > 1
     taken: dict[Path, Path] = {}
@@ -61,7 +61,7 @@ def output_paths(sources: Sequence[Path], formats: Sequence[str], output: Path |
 
 
 def parse_formats(to: str | Sequence[str]) -> list[str]:
-    """The formats named, each once. Raises UsageError for what is none."""
+    """Return the given formats without repetition, or raise UsageError for an unknown one."""
     wanted = [to] if isinstance(to, str) else list(dict.fromkeys(to))
     unknown = [f for f in wanted if f not in SUFFIXES]
     if unknown:

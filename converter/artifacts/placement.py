@@ -1,16 +1,16 @@
-"""Putting an artifact in place once it is verified: all of it or nothing, and never over what is not ours.
+"""Put an artifact in place once it is verified: completely or not at all, and never over files of other programs.
 
     with Placement(Path("digits.onnx")) as placement:
-        write(placement.temporary)          # .converter-k3x9/digits.onnx, and what stands beside it
+        write(placement.temporary)          # .converter-k3x9/digits.onnx, and the files beside it
         verify(placement.temporary)
         placement.commit()
 
-The temporary folder stands beside the target, on the same disk, and is locked while its process lives. What a process
-that died has left is taken up by the next run in that folder: a commit that had begun is finished, all else is removed.
+The temporary folder is beside the target, on the same disk, and locked while its process lives. The next run in that
+folder cleans up after a process that died: it finishes a commit that had begun and removes everything else.
 
-An artifact of two files is never mixed of an earlier and a new one: the second file bears the digest of its content in
-its name (`data_name`), which the first one holds. It comes first, the artifact itself then takes the place of the
-earlier one at once, and that one's second file goes last.
+An artifact of two files never mixes an old and a new one: the second file has the digest of its content in its name
+(`data_name`), which the first file refers to. The second file is placed first, then the artifact replaces the old one
+atomically, then the old second file is removed.
 """
 
 import contextlib
@@ -36,30 +36,30 @@ if sys.platform != "win32":
     import fcntl
 
 _WRITING, _COMMITTING = ".converter-", ".converter-committing-"
-_LOCK, _REPLACED, _STALE = ".lock", ".replaced", ".stale"  # in the temporary folder, besides what shall be placed
+_LOCK, _REPLACED, _STALE = ".lock", ".replaced", ".stale"  # in the temporary folder, besides the files to place
 _DATA = re.compile(r"(?P<artifact>.+)\.[0-9a-f]{16}\.data", re.DOTALL)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 def data_name(artifact: str, sha256: str) -> str:
-    """What the second file of an artifact is called, by the digest of its content."""
+    """Return the name of an artifact's second file, which contains the digest of its content."""
     return f"{artifact}.{sha256[:16]}.data"
 
 
 class Placement:
-    """A context: leaving it without `commit` or `keep_failed` removes all that was written.
+    """A context that removes all that was written, unless left after `commit` or `keep_failed`.
 
-    An error within it that says that the disk is full becomes an OutputError.
+    Turns an error within it that says that the disk is full into an OutputError.
 
     Attributes:
-        target: where the artifact shall stand, a file or a folder; links are followed.
-        temporary: where to write it meanwhile, under the same name. What is written beside it (ONNX's external data)
-            is put in place beside `target`.
+        target: where the artifact goes, a file or a folder; links are followed.
+        temporary: where to write it meanwhile, under the same name. Files written beside it (ONNX's external data) are
+            put in place beside `target`.
     """
 
     def __init__(self, target: Path, *, force: bool = False):
-        """Makes missing parent folders. Raises OutputError where `target` is taken or cannot be written."""
+        """Create missing parent folders, or raise OutputError if `target` is taken or cannot be written."""
         self._force = force
         self._created: list[Path] = []
         self._done = False
@@ -82,14 +82,14 @@ class Placement:
         self.temporary = self._folder / self.target.name
 
     def commit(self) -> None:
-        """Puts what was written in the place of what stood there. Raises OutputError, and then has changed nothing."""
+        """Replace the target with what was written, or raise OutputError and change nothing."""
         with _explained(self.target):
             names = [entry.name for entry in _entries(self._folder)]
             if self.target.name not in names:
                 raise OutputError("Nothing was written.", where=str(self.target))
             _synchronize(self._folder)
             with _alone_in(self.target.parent):
-                _sweep(self.target.parent)  # a commit that was broken off would be finished over this one
+                _sweep(self.target.parent)  # an interrupted commit would otherwise be finished over this one
                 self._refuse_taken_target()
                 for name in names:
                     self._refuse_taken_neighbor(self.target.with_name(name))
@@ -106,7 +106,7 @@ class Placement:
         self._remove_folder()
 
     def keep_failed(self) -> Path:
-        """Keeps what was written, as `NAME.failed/NAME`, and gives that path. Raises OutputError."""
+        """Keep what was written as `NAME.failed/NAME` and return that path, or raise OutputError."""
         with _explained(self.target):
             if not self.temporary.exists():
                 raise OutputError("Nothing was written.", where=str(self.target))
@@ -155,7 +155,7 @@ class Placement:
             )
 
     def _refuse_taken_neighbor(self, path: Path) -> None:
-        """What stands beside a target of ours is ours too."""
+        """Refuse to overwrite a file beside the target, unless the target is an earlier artifact, which owns it."""
         if path.exists() and not self.target.exists() and not self._force:
             raise OutputError(
                 f"The artifact needs the file {path.name} beside it, which exists already.",
@@ -164,7 +164,7 @@ class Placement:
             )
 
     def _remove_folder(self) -> None:
-        with contextlib.suppress(OSError):  # what cannot be removed now, the next run sweeps
+        with contextlib.suppress(OSError):  # the next run sweeps what cannot be removed now
             _remove(self._folder)
         os.close(self._lock)
 
@@ -187,7 +187,7 @@ def _explained(target: Path) -> Iterator[None]:
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Also of the errors that h5py and TensorFlow raise, which hold the system's words only."""
+    """Tell whether an error means a full disk, including errors of h5py and TensorFlow with only the system's text."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return True
@@ -206,18 +206,18 @@ def full_disk(target: Path) -> OutputError:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """The artifact first: the names of all others begin with its."""
+    """Return the files to place, the artifact first: the names of all others begin with its name."""
     return sorted(entry for entry in folder.iterdir() if entry.name not in (_LOCK, _REPLACED, _STALE))
 
 
 def _data_files(target: Path) -> set[str]:
-    """Names of second files beside it that are the artifact's, or were an earlier one's."""
+    """Return the names of second files beside `target` that belong to it or to an earlier version."""
     found = ((path.name, _DATA.fullmatch(path.name)) for path in target.parent.iterdir())
     return {name for name, match in found if match and match["artifact"] == target.name}
 
 
 def _synchronize(path: Path, *, deep: bool = True) -> None:
-    """Waits until a file, or a folder and all in it, is on the disk."""
+    """Wait until a file, or a folder and all its content, is on the disk."""
     if deep and path.is_dir():
         for entry in path.iterdir():
             _synchronize(entry)
@@ -234,7 +234,10 @@ def _synchronize(path: Path, *, deep: bool = True) -> None:
 
 
 def _replace_at_once(source: Path, target: Path) -> bool:
-    """False, and nothing done, where this system cannot. What stood at `target` may stand at `source` then."""
+    """Replace `target` atomically and return True, or do nothing and return False where the system cannot.
+
+    The old target may end up at `source`.
+    """
     if target.is_dir() or (target.exists() and source.is_dir()):
         return _exchange(source, target)
     source.replace(target)
@@ -256,8 +259,10 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _finish_commit(folder: Path) -> None:
-    """Moves all that is in `folder` beside it, the artifact last, and removes what belongs to the earlier one; may be
-    called again after it was broken off anywhere."""
+    """Move everything in `folder` beside it, the artifact last, and remove the second files of the old artifact.
+
+    May be called again after an interruption at any point.
+    """
     for entry in reversed(_entries(folder)):
         target = folder.with_name(entry.name)
         if target.is_dir() or (target.exists() and entry.is_dir()):
@@ -266,14 +271,14 @@ def _finish_commit(folder: Path) -> None:
         entry.replace(target)
         _synchronize(folder.parent, deep=False)
     told = folder / _STALE
-    stale = json.loads(told.read_text()) if told.exists() else []  # else all was done, and the folder half removed
+    stale = json.loads(told.read_text()) if told.exists() else []  # missing: the commit is done
     for name in (name for name in stale if _DATA.fullmatch(name) and Path(name).name == name):
         folder.with_name(name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def _alone_in(parent: Path) -> Iterator[None]:
-    """Waits until no other process puts anything in place in `parent`: two artifacts of several files must not mix."""
+    """Wait until no other process puts anything in place in `parent`: artifacts of several files must not mix."""
     if sys.platform == "win32":
         yield
         return
@@ -291,18 +296,18 @@ def _locked_folder(parent: Path) -> tuple[Path, int]:
         folder = Path(tempfile.mkdtemp(prefix=_WRITING, dir=parent))
         try:
             descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT)
-        except FileNotFoundError:  # swept before it was locked: once more
+        except FileNotFoundError:  # swept before it was locked: try again
             continue
         try:
             if _lock(folder, descriptor):
                 return folder, descriptor
         except OSError:  # a file system without locks: there, leftovers are not swept
             return folder, descriptor
-        os.close(descriptor)  # being swept: once more
+        os.close(descriptor)  # being swept: try again
 
 
 def _lock(folder: Path, descriptor: int) -> bool:
-    """False if a living process has the lock file of the folder, or it was removed meanwhile."""
+    """Lock a folder; return False if a living process holds the lock or the folder was removed meanwhile."""
     try:
         if sys.platform != "win32":
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -312,7 +317,7 @@ def _lock(folder: Path, descriptor: int) -> bool:
 
 
 def _remove(folder: Path) -> None:
-    """Removes a temporary folder, its lock last: until then the next run knows it for one."""
+    """Remove a temporary folder, its lock file last: until then the next run recognizes the folder."""
     for entry in folder.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
@@ -323,13 +328,13 @@ def _remove(folder: Path) -> None:
 
 
 def _sweep(parent: Path) -> None:
-    """Takes up what processes that no longer live have left in `parent`."""
-    if sys.platform == "win32":  # no locks: what a living process writes looks like a leftover
+    """Clean up after processes that died while writing in `parent`."""
+    if sys.platform == "win32":  # no locks: files of a living process look like leftovers
         return
     for folder in parent.glob(f"{_WRITING}*"):
-        with contextlib.suppress(OSError):  # another user's, or no folder of ours: it is in nobody's way
+        with contextlib.suppress(OSError):  # another user's folder, or another program's: leave it
             if not (folder / _LOCK).exists():
-                folder.rmdir()  # only the last step of removing it was left; one with anything in it stays
+                folder.rmdir()  # only the last step of its removal is missing; rmdir keeps a folder that is not empty
                 continue
             descriptor = os.open(folder / _LOCK, os.O_RDWR)
             try:

@@ -1,4 +1,4 @@
-"""The parent's side of the process that opens an artifact."""
+"""Start and talk to the process that opens an artifact."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from .runtime.stamp import read_stamp
 _MODULES: dict[Format, str] = {
     "tf": "saved_model", "keras": "keras", "onnx": "onnx", "tflite": "tflite",
 }  # fmt: skip
-# Unless the user set them. Spinning threads would take the processor from the parent.
+# Defaults that the user may override. Spinning threads would take the processor from the parent.
 _ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "TF_CPP_MIN_LOG_LEVEL": "2"}
 _KILLED = "the system kills what takes too much memory: end other programs, or convert to one format at a time"
-_TAIL = 2000  # characters of what a crashed child wrote
+_TAIL = 2000  # characters of a crashed child's output to show
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output of an artifact. None in `shape` is a free dimension; `shape` is None if the rank is free."""
+    """An input or output of an artifact: None in `shape` is a dynamic size, `shape` is None if the rank is unknown."""
 
     name: str
     shape: tuple[int | None, ...] | None
@@ -43,7 +43,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Traced:
-    """One value within an artifact; `marks` as `messages.marks` gives them."""
+    """One value within an artifact; `marks` is its `protocol.fingerprint`."""
 
     name: str
     operator: str
@@ -52,7 +52,7 @@ class Traced:
 
 
 class Tensors(Mapping[str, np.ndarray]):
-    """Arrays that are fetched each time they are read, so that they need not all be in memory."""
+    """Arrays that are fetched on each read, so that they need not all be in memory."""
 
     def __init__(self, names: Sequence[str], fetch: Callable[[str], np.ndarray]):
         self._names = dict.fromkeys(names)
@@ -74,10 +74,10 @@ class Tensors(Mapping[str, np.ndarray]):
 
 
 class Runner:
-    """Opens an artifact in a fresh process that is given only its path, and runs it there.
+    """Opens an artifact in a new process that receives only its path, and runs it there.
 
-    Start it early: the process imports its runtime while the parent works. Every method raises ConversionError when
-    the process fails, dies or takes longer than `timeout` seconds.
+    Start it early: the process imports its runtime while the parent works. Every method raises ConversionError if the
+    process fails, dies or takes longer than `timeout` seconds.
     """
 
     def __init__(self, format: Format, *, timeout: float = 900):
@@ -87,7 +87,7 @@ class Runner:
         self._timeout = timeout
         self._path: Path | None = None
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `close`
-        # -P: nothing in the current directory may pass for a module of the runtime.
+        # -P: no file in the current directory may shadow a module of the runtime.
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(Path(__file__).with_name("runtime") / "main.py"), _MODULES[format]],
             stdin=subprocess.PIPE,
@@ -102,14 +102,14 @@ class Runner:
 
     @property
     def alive(self) -> bool:
-        """Whether it can be asked: a runtime that crashes takes the process with it."""
+        """Return whether the process still runs; a runtime that crashes ends it."""
         return self._process.poll() is None
 
     def open(self, path: Path, signature: str | None = None) -> None:
-        """Sets `inputs` and `outputs`. Another artifact of the format may be opened after it.
+        """Open an artifact and set `inputs` and `outputs`; another artifact of the format may be opened after it.
 
         Args:
-            signature: of a SavedModel or a TFLite file; its `serving_default`, or the only one it has, if None.
+            signature: of a SavedModel or a TFLite file; `serving_default`, or the only one it has, if None.
         """
         self._path = path
         request = {"action": "open", "path": str(path.resolve()), "signature": signature}
@@ -117,7 +117,7 @@ class Runner:
         self.inputs, self.outputs = _specs(content["inputs"]), _specs(content["outputs"])
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The outputs by name. Inputs are of the dtype that `inputs` says, and named as there."""
+        """Run the artifact and return its outputs by name; inputs have the names and dtypes of `inputs`."""
         expected = {spec.name for spec in self.inputs}
         if set(inputs) != expected:
             raise ConversionError(
@@ -126,29 +126,29 @@ class Runner:
         return self._ask({"action": "run"}, "does not run", inputs)[1]
 
     def tensors(self) -> Tensors:
-        """The weights that the artifact holds, by name; each is fetched when it is read.
+        """Return the artifact's weights by name; each is fetched on read.
 
-        SavedModel: the variables by the names in the checkpoint. Keras: by `layer/weight`. ONNX: the initializers.
+        SavedModel: the variables by their names in the checkpoint. Keras: by `layer/weight`. ONNX: the initializers.
         """
         failure = "does not give its weights"
         names = self._ask({"action": "tensors"}, failure)[0]["names"]
         return Tensors(names, lambda name: self._ask({"action": "tensor", "name": name}, failure)[1][name])
 
     def graph_as_written(self) -> bool | None:
-        """Whether operators, attributes and constants are those of the graph before it was written.
+        """Return whether operators, attributes and constants are those of the graph before it was written.
 
-        None where the artifact's stamp does not say.
+        None if the artifact's stamp has no digest.
         """
         if self._path is None or (written := (read_stamp(self._path) or {}).get(KEY)) is None:
             return None
         return bool(self._ask({"action": "graph"}, "does not show its graph")[0]["digest"] == written)
 
     def held(self) -> dict[str, np.ndarray]:
-        """Every array of numbers that the artifact holds, by name: its weights, and the constants of its graph."""
+        """Return every array of numbers in the artifact by name: its weights and the constants of its graph."""
         return self._ask({"action": "held"}, "does not give what it holds")[1]
 
     def trace(self, inputs: Mapping[str, np.ndarray]) -> list[Traced]:
-        """What every operator of the artifact gives on `inputs`, in the order in which they run."""
+        """Return the result of every operator of the artifact on `inputs`, in the order in which they run."""
         content, arrays = self._ask({"action": "trace"}, "does not show what its operators give", inputs)
         return [
             Traced(name, operator, tuple(shape), arrays[str(i)])
@@ -156,21 +156,21 @@ class Runner:
         ]
 
     def operators(self) -> dict[str, int]:
-        """How often each operator type stands in the graph for inference, most frequent first.
+        """Count each operator type in the inference graph, most frequent first.
 
-        A function's operators count once per call of it, those of a loop's body or a branch once. What only holds,
-        reads or names a value (Const, ReadVariableOp, Identity, NoOp, the call itself) is left out.
+        Operators of a function count once per call, those of a loop body or a branch once. Operators that only hold,
+        read or name a value (Const, ReadVariableOp, Identity, NoOp, the call itself) are not counted.
         """
         return self._ask({"action": "operators"}, "does not show its graph")[0]["operators"]
 
     def xla_functions(self) -> list[str]:
-        """What in the graph is compiled by XLA; empty for ONNX."""
+        """Return the functions and operators of the graph that XLA compiles; empty for ONNX."""
         return self._ask({"action": "operators"}, "does not show its graph")[0]["xla_functions"]
 
     def close(self) -> None:
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):  # what was still to be flushed has no reader
+                with contextlib.suppress(BrokenPipeError):  # unflushed data has no reader
                     pipe.close()
         try:
             self._process.wait(1)
@@ -212,7 +212,7 @@ class Runner:
                 where=str(self._path),
                 fix=_KILLED if status == -signal.SIGKILL and not late.is_set() else None,
             ) from error
-        except BaseException:  # interrupted: the answer that is still to come would be taken for the next one's
+        except BaseException:  # interrupted: the pending answer would be mistaken for that of the next request
             self._process.kill()
             raise
         finally:

@@ -1,4 +1,4 @@
-"""The SavedModel: a lean one for inference, the same bytes for the same function; opened again."""
+"""Write a lean SavedModel for inference; the same function gives the same bytes."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def write(
     path: Path,
     stamp: Mapping[str, Any],
 ) -> None:
-    """Writes a SavedModel folder with one signature, `serving_default`; arguments as of `trace` and `save`."""
+    """Trace `function` and write it; the arguments are those of `trace` and `save`."""
     save(trace(function, signature), variables, path, stamp)
 
 
 def save(traced: Any, variables: Mapping[str, tf.Variable], path: Path, stamp: Mapping[str, Any]) -> Saved:
-    """Writes a SavedModel folder with one signature, `serving_default`.
+    """Write a SavedModel folder with one signature, `serving_default`.
 
     Args:
-        variables: all that the function reads, by the names they shall have in the checkpoint.
+        variables: all that the function reads, by their names in the checkpoint.
         path: the folder; it need not exist.
 
     Returns:
-        What `save_again` needs to write the same with other values in the variables.
+        The data that `save_again` needs to write the same graph with other values in the variables.
     """
     import tensorflow as tf
 
@@ -56,10 +56,10 @@ def save(traced: Any, variables: Mapping[str, tf.Variable], path: Path, stamp: M
 
 
 def save_again(saved: Saved, variables: Mapping[str, tf.Variable], path: Path, stamp: Mapping[str, Any]) -> None:
-    """Writes what `save` would, without making the graph again.
+    """Write what `save` would write, without building the graph again.
 
     Args:
-        variables: those that `save` was given, in which other values may be.
+        variables: the variables given to `save`; their values may have changed.
     """
     import tensorflow as tf
 
@@ -84,8 +84,11 @@ def _stamp(path: Path, stamp: Mapping[str, Any], digest: str) -> None:
 
 
 def _settle(path: Path) -> None:
-    """Takes out what differs between two runs: numbers that TensorFlow counts up per process, and the fingerprint,
-    which holds a random number and is optional."""
+    """Remove what differs between two runs.
+
+    That is the numbers that TensorFlow counts up per process, and the fingerprint, which holds a random number and is
+    optional.
+    """
     from tensorflow.core.protobuf import saved_model_pb2
 
     file = path / _GRAPH
@@ -99,7 +102,7 @@ def _settle(path: Path) -> None:
 
 
 def _rename_functions(meta_graph: Any) -> None:
-    """Numbers the functions by where the graph first calls them, and leaves custom gradients to their parts."""
+    """Renumber the functions in the order of their first call, and leave gradients to the operators inside."""
     graph = meta_graph.graph_def
     library = {function.signature.name: copy.deepcopy(function) for function in graph.library.function}
     names: dict[str, str] = {}
@@ -142,7 +145,7 @@ def _rename_functions(meta_graph: Any) -> None:
 
 
 def _rename_captures(function: Any) -> None:
-    """Names by position the arguments that TensorFlow names by a number of the process. They are passed by position."""
+    """Name arguments by position if TensorFlow names them by a number of the process; they are passed by position."""
     names = {}
     for index, argument in enumerate(function.signature.input_arg):
         attributes = function.arg_attr[index].attr if index in function.arg_attr else {}
@@ -153,7 +156,7 @@ def _rename_captures(function: Any) -> None:
         names[argument.name] = argument.name = f"captured_{index}"
 
     def rename(reference: str) -> str:
-        """Of the forms `name`, `name:0` and `^name`."""
+        """Rename a reference of the form `name`, `name:0` or `^name`."""
         name = reference.removeprefix("^").partition(":")[0]
         return reference.replace(name, names[name], 1) if name in names else reference
 

@@ -1,1 +1,1 @@
-"""What the child process that opens an artifact imports. Nothing here may import the rest of `converter`."""
+"""Code that runs in the child process that opens an artifact, and must not import the rest of `converter`."""

@@ -1,4 +1,4 @@
-"""Which format a file or folder is in, by what it holds, not by its name. Imports nothing heavy."""
+"""Recognize the format of a file or folder by its content, not its name, without heavy imports."""
 
 import errno
 import zipfile
@@ -44,16 +44,16 @@ def recognize(path: Path) -> Format | None:
 
 
 def says_damaged(error: Exception) -> bool:
-    """Whether an error met in reading a file is for what it holds, such as all that a damaged zip can raise."""
+    """Tell whether a read error means damaged content, such as any error that a damaged zip can raise."""
     damage = (ValueError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
     return isinstance(error, damage) or (isinstance(error, OSError) and error.errno == errno.EINVAL)  # seeks to -1
 
 
 def protobuf_fields(file: BinaryIO) -> Iterator[tuple[int, int | None]]:
-    """The fields of one message: (number, length); whoever iterates reads or skips the `length` bytes.
+    """Yield (number, length) of each field of one message; the caller reads or skips the `length` bytes.
 
-    Length is None for a field that is not delimited by one: its value has been read already. Raises ValueError where
-    the file is not a protobuf message. https://protobuf.dev/programming-guides/encoding
+    Length is None for a field that is not length-delimited: its value has already been read. Raises ValueError if the
+    file is not a protobuf message. https://protobuf.dev/programming-guides/encoding
     """
     size = file.seek(0, 2)
     file.seek(0)

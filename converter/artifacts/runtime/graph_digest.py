@@ -1,8 +1,7 @@
-"""What is in an artifact's graph besides its weights, as a digest: operators, their attributes, constants.
+"""A digest of an artifact's graph without its weights: operators, attributes, constants.
 
-It is taken of the graph in memory before anything is written, stands in the stamp, and is taken again of what was
-opened from disk: an attribute or a constant that was lost or changed on the way, or since, shows, however little it
-does to the outputs.
+It is computed in memory before anything is written, stored in the stamp, and computed again from the artifact opened
+from disk. A lost or changed attribute or constant shows, however little it changes the outputs.
 """
 
 import hashlib
@@ -13,7 +12,7 @@ from typing import Any
 from .graph_ops import BOOKKEEPING
 
 KEY = "graph_sha256"
-SMALL = 16  # elements; larger initializers of ONNX are weights, which are compared one by one
+SMALL = 16  # elements; larger ONNX initializers are weights, which are compared one by one
 _NO_FUNCTION = frozenset({"shared_name", "container", "config", "config_proto", "executor_type"})
 
 
@@ -22,7 +21,7 @@ def stamped(stamp: Mapping[str, Any], digest: str) -> dict[str, Any]:
 
 
 def config_digest(config: Any) -> str:
-    """Of a Keras model's canonical config, without the ids that Keras gives to shared objects when it saves."""
+    """Return the digest of a Keras model's canonical config, without the ids of shared objects that saving adds."""
     return hashlib.sha256(json.dumps(_without_ids(config), sort_keys=True).encode()).hexdigest()
 
 
@@ -33,7 +32,7 @@ def _without_ids(config: Any) -> Any:
 
 
 def tensorflow_digest(graph: Any) -> str:
-    """Of a `FuncGraph` and the functions that it calls, whatever they and their nodes are called."""
+    """Return the digest of a `FuncGraph` and the functions that it calls, independent of function and node names."""
     definition = graph.as_graph_def()
     nodes = [*definition.node, *(node for function in definition.library.function for node in function.node_def)]
     functions = {function.signature.name for function in definition.library.function}
@@ -51,7 +50,7 @@ def _tensorflow_node(node: Any) -> bytes:
 
 
 def onnx_digest(nodes: Iterable[Any], initializers: Iterable[tuple[str, Any]]) -> str:
-    """Of NodeProtos, and of those initializers by name that are no weights: small, integers, one number throughout."""
+    """Return the digest of NodeProtos and of initializers that are not weights: small, integer, or one number only."""
     parts = []
     for node in nodes:
         bare = type(node)()

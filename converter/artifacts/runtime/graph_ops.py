@@ -1,10 +1,10 @@
-"""Counting the operators of a traced TensorFlow graph."""
+"""Count the operators of a traced TensorFlow graph."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-# Holds or names a value, or calls a function whose own nodes are counted in its place: no work on a tensor.
+# They hold or name a value, or call a function whose nodes are counted instead: no work on a tensor.
 BOOKKEEPING = frozenset(
     {"Const", "Identity", "IdentityN", "NoOp", "Placeholder", "ReadVariableOp", "VarHandleOp"}
     | {"PartitionedCall", "StatefulPartitionedCall"}
@@ -15,10 +15,10 @@ HANDLE_TYPES = frozenset({20, 21})  # the same as numbers, types.proto: DT_RESOU
 
 
 def count_operators(graph: Any) -> dict[str, int]:
-    """How often each operator type stands between the inputs and outputs of a `FuncGraph`, most frequent first.
+    """Count each operator type between the inputs and outputs of a `FuncGraph`, most frequent first.
 
-    What only prepares a weight (a bias reshaped) is no work on an activation and not counted. The nodes of a function
-    count once per call of it, those of a loop's body once. `BOOKKEEPING` is left out.
+    Operators that only prepare a weight (a reshaped bias) are not counted: they do not work on an activation. The nodes
+    of a function count once per call, those of a loop body once. `BOOKKEEPING` is left out.
     """
     definition = graph.as_graph_def()
     functions = {function.signature.name: function for function in definition.library.function}
@@ -50,7 +50,7 @@ def count_operators(graph: Any) -> dict[str, int]:
 
 
 def called_functions(node: Any) -> list[str]:
-    """The functions that a NodeDef's attributes name, in the order of the attributes' names."""
+    """Return the functions named in a NodeDef's attributes, in the order of the attributes' names."""
     names = []
     for _, value in sorted(node.attr.items()):
         match value.WhichOneof("value"):
@@ -62,7 +62,7 @@ def called_functions(node: Any) -> list[str]:
 
 
 def find_xla(graph: Any) -> list[str]:
-    """Functions and nodes of a `FuncGraph` that are compiled by XLA, or are XLA's own operators."""
+    """Return functions and nodes of a `FuncGraph` that XLA compiles, or that are XLA's own operators."""
     definition = graph.as_graph_def()
     found = {node.name for node in definition.node if _is_xla(node.op, node.attr)}
     for function in definition.library.function:
@@ -89,7 +89,7 @@ def _reached(nodes: Iterable[Any], results: Iterable[str]) -> list[Any]:
 
 
 def behind(nodes: Iterable[Any], inputs: Iterable[str]) -> list[Any]:
-    """Those nodes that depend on one of `inputs`."""
+    """Return the nodes that depend on one of `inputs`."""
     nodes, behind = list(nodes), set(inputs)
     while True:
         found = [n for n in nodes if n.name not in behind and any(_name(i) in behind for i in n.input)]

@@ -23,8 +23,11 @@ _CONFIG, _METADATA = "config.json", "metadata.json"
 
 
 def _canonical_config(text: bytes) -> bytes:
-    """What differs between two runs, settled: ids of shared objects are addresses in memory, and operations without
-    a name (`keras.ops`) are numbered by how many there have been in the process."""
+    """Replace what differs between two runs in a config.
+
+    Ids of shared objects are memory addresses, and operations without a name (`keras.ops`) are numbered by how many
+    there have been in the process.
+    """
     config = json.loads(text)
     _renumber_shared_objects(config, {})
     if "layers" in config.get("config", {}):
@@ -90,13 +93,13 @@ def _reason(message: str) -> str:
 
 
 class Reader:
-    """Opens a `.keras` file with stock Keras on TensorFlow, no custom objects, safe mode. On the CPU."""
+    """Opens a `.keras` file with stock Keras on TensorFlow, without custom objects, in safe mode, on the CPU."""
 
     def __init__(self) -> None:
         import keras
         import tensorflow as tf
 
-        tf.config.set_visible_devices([], "GPU")  # TF32 and cuDNN would answer for their own rounding
+        tf.config.set_visible_devices([], "GPU")  # TF32 and cuDNN add their own rounding
         self._keras, self._tf = keras, tf
         self.inputs: list[Fact] = []
         self.outputs: list[Fact] = []
@@ -107,25 +110,25 @@ class Reader:
         self._path = path
         with contextlib.ExitStack() as stack:
             named = path
-            if path.suffix != ".keras":  # Keras goes by the name
+            if path.suffix != ".keras":  # Keras decides by the suffix
                 named = Path(stack.enter_context(tempfile.TemporaryDirectory()), "model.keras")
                 named.symlink_to(path.resolve())
             try:
                 model = self._keras.saving.load_model(named, compile=False)
-            except TypeError as error:  # it quotes the whole configuration
+            except TypeError as error:  # its message quotes the whole config
                 raise ValueError(_reason(str(error))) from error
         if isinstance(model, self._keras.Sequential):
             model = self._keras.Model(model.inputs, model.outputs, name=model.name)
         if not hasattr(model, "output_names"):
             raise ValueError(f"{type(model).__name__} is no functional model: its inputs and outputs are not known")
         self._model, self._called = model, False
-        self.__dict__.pop("_function", None)  # of the artifact before
+        self.__dict__.pop("_function", None)  # of the previous artifact
         input_names = [tensor.name for tensor in self._keras.tree.flatten(model.input)]
         self.inputs = self._facts(model.input, input_names)
         self.outputs = self._facts(model.output, model.output_names)
 
     def _facts(self, structure: Any, names: list[str]) -> list[Fact]:
-        """Names are a dict's keys, where it is one; else those given."""
+        """Return the facts of each tensor, named by its dict key if `structure` is a dict, else by `names`."""
         facts: list[Fact] = []
         taken = set()
         for (keys, tensor), name in zip(self._keras.tree.flatten_with_path(structure), names, strict=True):
@@ -138,8 +141,10 @@ class Reader:
         return facts
 
     def run(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Calls the model the first time, and runs it compiled, as `predict` does, from then on: a call holds all
-        layers' results until it ends."""
+        """Call the model the first time, then run it compiled, as `predict` does.
+
+        A call holds all layers' results until it ends.
+        """
         given = self._keras.tree.pack_sequence_as(
             self._model.input, [self._tf.constant(arrays[name]) for name, _, _ in self.inputs]
         )

@@ -1,6 +1,6 @@
-"""The process that opens an artifact, given only its path. Run as a script: `python -P main.py keras`.
+"""Open an artifact in a process that receives only its path: the script `python -P main.py keras`.
 
-It refuses to import `converter` and `mappings`, so what it opens stands on stock TensorFlow, Keras or onnxruntime.
+It refuses to import `converter` and `mappings`, so the artifact must work with stock TensorFlow, Keras or onnxruntime.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OURS = ("converter", "mappings")
 
 
 class Reader(Protocol):
-    """What each format's module has. Building one imports the runtime; what it tells is asked after `open`."""
+    """The interface of each format's module: building a reader imports the runtime, `open` comes before the rest."""
 
     inputs: list[Fact]
     outputs: list[Fact]
@@ -41,7 +41,7 @@ class Reader(Protocol):
 
 
 def main(module: str) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # they go to a whole group; this process ends with its parent
+    for number in (signal.SIGINT, signal.SIGTERM):  # they go to the whole group; this process ends with its parent
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
@@ -57,7 +57,7 @@ def main(module: str) -> None:
     except Exception as error:
         traceback.print_exc()
         reader = error
-    held: dict[str, Any] = {}  # the artifact's tensors, from when they are asked for
+    held: dict[str, Any] = {}  # the artifact's tensors, once requested
     while True:
         try:
             request, arrays = messages.receive(requests)
@@ -67,9 +67,9 @@ def main(module: str) -> None:
 
 
 def _end_with_parent() -> None:
-    """Ends the process, whatever it is at, once no one has the other end of its standard input."""
+    """End the process at any point once nobody holds the other end of its standard input."""
     watched = select.poll()
-    watched.register(0, 0)  # nothing but the hang-up
+    watched.register(0, 0)  # only the hang-up
     watched.poll()
     os._exit(0)
 

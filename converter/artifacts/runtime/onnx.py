@@ -12,23 +12,23 @@ import numpy as np
 from . import graph_digest as digests
 from .protocol import Fact, Value, fingerprint
 
-_LARGE = 1 << 16  # bytes of a tensor that a trace hands to the session by itself
+_LARGE = 1 << 16  # bytes from which a trace passes a tensor to the session separately
 
 
-_HANDED = ("FLOAT", "FLOAT16", "DOUBLE", "INT64", "INT32", "INT8", "UINT8")  # that numpy has too
+_HANDED = ("FLOAT", "FLOAT16", "DOUBLE", "INT64", "INT32", "INT8", "UINT8")  # types that numpy has too
 
 
-_AT_ONCE = 48  # values of a trace held in memory together; each such group is another run of the graph
+_AT_ONCE = 48  # values of a trace held in memory together; each group is another run of the graph
 
 
-ARGUMENTS = {"Clip": (1, 2), "Pad": (1, 2, 3), "Resize": (1, 2, 3)}  # inputs that are no data: bounds, widths, scales
+ARGUMENTS = {"Clip": (1, 2), "Pad": (1, 2, 3), "Resize": (1, 2, 3)}  # inputs that are not data: bounds, widths, scales
 
 
-BOOKKEEPING = frozenset({"Constant", "Identity"})  # hold or name a value: no work on a tensor
+BOOKKEEPING = frozenset({"Constant", "Identity"})  # they hold or name a value: no work on a tensor
 
 
 class Reader:
-    """Opens an `.onnx` file of any tool with onnxruntime on the CPU."""
+    """Opens an `.onnx` file from any tool with onnxruntime on the CPU."""
 
     def __init__(self) -> None:
         import onnx
@@ -51,7 +51,7 @@ class Reader:
         return dict(zip(names, self._session.run(names, dict(arrays)), strict=True))
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """The initializers of the main graph, those left out that only say how an operator works."""
+        """Return the initializers of the main graph, except those that only configure an operator."""
         model = self._onnx.load(str(self._path))
         places: dict[str, set[bool]] = {}
         for node in model.graph.node:
@@ -64,7 +64,7 @@ class Reader:
         }
 
     def held(self) -> dict[str, np.ndarray]:
-        """All initializers and constants, of the main graph, its branches and loops, and of local functions."""
+        """Return all initializers and constants of the main graph, its branches and loops, and of local functions."""
         model = self._onnx.load(str(self._path))
         arrays: dict[str, np.ndarray] = {}
 
@@ -91,7 +91,7 @@ class Reader:
         return arrays
 
     def trace(self, arrays: Mapping[str, np.ndarray]) -> Iterator[Value]:
-        """Of the main graph's operators. Onnxruntime gives outputs only, so that all of them are made outputs."""
+        """Yield the results of the main graph's operators, each made an output: onnxruntime returns only outputs."""
         model = self._onnx.load(str(self._path))
         given = {value.name for value in model.graph.input} | {tensor.name for tensor in model.graph.initializer}
         makers = {name: node for node in model.graph.node for name in node.output if name and name not in given}
@@ -107,10 +107,10 @@ class Reader:
             for name, array in zip(group, session.run(group, dict(arrays)), strict=True):
                 if isinstance(array, np.ndarray) and array.dtype.kind in "fiub":
                     yield name, makers[name].op_type, list(array.shape), fingerprint(array)
-        del kept  # until here the session reads them
+        del kept  # the session reads them until here
 
     def _beside(self, model: Any, options: Any) -> list[Any]:
-        """Takes large weights out of a model, which could be no message with them, and gives them to the session."""
+        """Move large weights out of a model, which may be too large for one message, and give them to the session."""
         values = []
         types = {self._onnx.TensorProto.DataType.Value(name) for name in _HANDED}
         for tensor in model.graph.initializer:
@@ -129,8 +129,10 @@ class Reader:
         return digests.onnx_digest(model.graph.node, arrays)
 
     def operators(self) -> dict[str, int]:
-        """How often each operator stands in the graph, those of its branches and loops once, those of a local
-        function once per call, without `BOOKKEEPING`."""
+        """Count each operator of the graph, without `BOOKKEEPING`.
+
+        Operators of branches and loops count once, those of a local function once per call.
+        """
         model = self._onnx.load(str(self._path), load_external_data=False)
         functions = {(function.domain, function.name): function for function in model.functions}
 
@@ -153,7 +155,10 @@ class Reader:
 
 
 def _fact(node: Any) -> Fact:
-    """Onnxruntime's types read `tensor(float)`, its named dimensions are strings."""
+    """Return name, shape and dtype of an input or output.
+
+    Onnxruntime's types read `tensor(float)`, its named dimensions are strings.
+    """
     kind = node.type.removeprefix("tensor(").removesuffix(")")
     dtype = {"float": "float32", "double": "float64"}.get(kind, kind)
     return node.name, [size if isinstance(size, int) else None for size in node.shape], dtype

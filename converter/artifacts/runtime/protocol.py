@@ -1,4 +1,4 @@
-"""What passes between a `Runner` and its child: a JSON header, then the raw bytes of the arrays that it lists.
+"""Messages between a `Runner` and its child: a JSON header, then the raw bytes of the arrays that it lists.
 
 Never pickles. Each message is the header's length (8 bytes, little endian), the header, the arrays one after another.
 """
@@ -10,16 +10,16 @@ from typing import IO, Any
 
 import numpy as np
 
-Fact = tuple[str, list[int | None] | None, str]  # of an input or output: name, shape (None: free), dtype
+Fact = tuple[str, list[int | None] | None, str]  # of an input or output: name, shape (None: dynamic), dtype
 Value = tuple[str, str, list[int], np.ndarray]  # within an artifact: name, operator, shape, marks
 FIGURES = ("mean", "deviation", "least", "greatest", "mean_magnitude")
-LONGEST_AXIS = 4096  # whose slices are looked at one by one
+LONGEST_AXIS = 4096  # a longer axis gets no slice means
 
 _LENGTH = struct.Struct("<Q")
 
 
 def send(stream: IO[bytes], content: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> None:
-    """Raises TypeError for an array that is not of numbers, BrokenPipeError when the other side is gone."""
+    """Send a message, or raise TypeError for an array not of numbers, BrokenPipeError if the other side is gone."""
     arrays = {name: np.asarray(array, order="C") for name, array in (arrays or {}).items()}
     facts = [[name, _dtype_name(name, array), array.shape] for name, array in arrays.items()]
     header = json.dumps({"content": content, "arrays": facts}).encode()
@@ -31,7 +31,7 @@ def send(stream: IO[bytes], content: Mapping[str, Any], arrays: Mapping[str, np.
 
 
 def receive(stream: IO[bytes]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The next message; raises EOFError when the other side is gone, also in mid-message."""
+    """Return the next message, or raise EOFError if the other side is gone, also in mid-message."""
     length = np.empty(_LENGTH.size, np.uint8)
     _fill(stream, length)
     header = np.empty(_LENGTH.unpack(length.tobytes())[0], np.uint8)
@@ -62,17 +62,17 @@ def _dtype_name(name: str, array: np.ndarray) -> str:
 def _dtype(name: str) -> np.dtype:
     try:
         return np.dtype(name)
-    except TypeError:  # bfloat16 and float8: numpy knows them once ml_dtypes is imported
+    except TypeError:  # bfloat16 and float8: ml_dtypes registers them with numpy
         import ml_dtypes  # noqa: F401
 
         return np.dtype(name)
 
 
 def fingerprint(array: np.ndarray) -> np.ndarray:
-    """What an array is known by wherever its axes and their positions are moved, in float64.
+    """Return figures in float64 that identify an array, however its axes and their positions are permuted.
 
-    First its `FIGURES`; then, as `slices` says, for each axis the mean of every slice across it, and the mean of the
-    magnitudes, each sorted. None changes by more than the largest change of an element.
+    First its `FIGURES`; then, for each axis of `slices`, the sorted means of every slice across it and the sorted means
+    of the magnitudes. No figure changes by more than the largest change of an element.
     """
     array = np.asarray(array)
     if array.dtype.kind == "c":
@@ -90,7 +90,7 @@ def fingerprint(array: np.ndarray) -> np.ndarray:
 
 
 def slices(shape: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Which of the marks of an array of this shape are of which axis: axis, start, stop."""
+    """Yield (axis, start, stop) for each axis that has slice means in the fingerprint of an array of this shape."""
     start = len(FIGURES)
     if 0 in shape:
         return

@@ -30,12 +30,12 @@ _PREFIX, _SUFFIX = "weights/", "/.ATTRIBUTES/VARIABLE_VALUE"
 
 
 class Reader:
-    """Opens a SavedModel of any tool, on the CPU."""
+    """Opens a SavedModel from any tool, on the CPU."""
 
     def __init__(self) -> None:
         import tensorflow as tf
 
-        tf.config.set_visible_devices([], "GPU")  # TF32 and cuDNN would answer for their own rounding
+        tf.config.set_visible_devices([], "GPU")  # TF32 and cuDNN add their own rounding
         self._tf = tf
         self.inputs: list[Fact] = []
         self.outputs: list[Fact] = []
@@ -43,7 +43,7 @@ class Reader:
     def open(self, path: Path, signature: str | None = None) -> None:
         self._path = path
         _refuse_side_effects(path)
-        self._model = self._tf.saved_model.load(str(path))  # kept: the signature does not hold the variables
+        self._model = self._tf.saved_model.load(str(path))  # keep the model: the signature does not hold the variables
         signatures = self._model.signatures
         self._signature = signatures[chosen_signature(list(signatures), signature)]
         self.inputs = _facts(self._signature.structured_input_signature[1])
@@ -54,8 +54,8 @@ class Reader:
         return {name: result.numpy() for name, result in results.items()}
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """The checkpoint's variables, those of ours by the names given to `write`."""
-        if not (self._path / "variables" / "variables.index").is_file():  # all are constants of the graph
+        """Return the checkpoint's variables; those that pt-convert wrote have the names given to `write`."""
+        if not (self._path / "variables" / "variables.index").is_file():  # all weights are constants of the graph
             return {}
         checkpoint = self._tf.train.load_checkpoint(str(self._path / "variables" / "variables"))
         return {
@@ -89,7 +89,7 @@ class Reader:
 
 
 def _refuse_side_effects(path: Path) -> None:
-    """A SavedModel is a program: one that reads or writes files, or calls Python, is not run for a comparison."""
+    """Refuse a SavedModel whose graph reads or writes files or calls Python: comparing it would run it."""
     from tensorflow.core.protobuf import saved_model_pb2
 
     saved = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
@@ -106,7 +106,7 @@ def _refuse_side_effects(path: Path) -> None:
 
 
 def _facts(specs: Mapping[str, tf.TensorSpec]) -> list[Fact]:
-    """In the order of their names: TensorFlow keeps no other."""
+    """Return name, shape and dtype of each spec, sorted by name: TensorFlow keeps no other order."""
     return [
         (name, None if spec.shape.rank is None else spec.shape.as_list(), spec.dtype.name)
         for name, spec in sorted(specs.items())
@@ -114,11 +114,11 @@ def _facts(specs: Mapping[str, tf.TensorSpec]) -> list[Fact]:
 
 
 def _key(name: str) -> str:
-    """Of a variable in the checkpoint. TensorFlow writes a dot in a name as two and a slash as `.S`."""
+    """Return the checkpoint key of a variable; TensorFlow writes a dot in a name as two and a slash as `.S`."""
     return _PREFIX + name.replace(".", "..").replace("/", ".S") + _SUFFIX
 
 
 def _variable_name(key: str) -> str:
-    """The reverse of `_key`."""
+    """Return the name of a variable from its checkpoint key, the reverse of `_key`."""
     name = key.removeprefix(_PREFIX).removesuffix(_SUFFIX)
     return re.sub(r"\.[.S]", lambda escape: "." if escape[0] == ".." else "/", name)

@@ -1,4 +1,4 @@
-"""Which of an artifact's signatures is meant."""
+"""Choose an artifact's signature."""
 
 from collections.abc import Collection
 
@@ -6,7 +6,7 @@ DEFAULT = "serving_default"
 
 
 def chosen_signature(signatures: Collection[str], wanted: str | None) -> str:
-    """`wanted`, else `serving_default`, else the only one there is. Raises ValueError where there is none such."""
+    """Return `wanted`, else `serving_default`, else the only signature, or raise ValueError if there is none such."""
     if wanted is not None:
         if wanted not in signatures:
             raise ValueError(f"it has no signature {wanted!r}, but {sorted(signatures) or 'none'}")

@@ -1,6 +1,6 @@
-"""The stamp that every artifact of ours bears: the facts of its conversion, as JSON.
+"""The stamp of every artifact that pt-convert writes: the facts of its conversion, as JSON.
 
-Where it stands: an extra member of the `.keras` zip, a file in a SavedModel's `assets.extra`, an entry of ONNX's
+It is an extra member of the `.keras` zip, a file in a SavedModel's `assets.extra`, or an entry of ONNX's
 `metadata_props`. Read without TensorFlow, Keras or onnx.
 """
 
@@ -21,12 +21,12 @@ _METADATA_PROPS, _KEY, _VALUE = 14, 1, 2  # onnx.proto: ModelProto.metadata_prop
 
 
 def stamp_text(stamp: Mapping[str, Any]) -> str:
-    """Same stamp, same text, whatever the order of its keys."""
+    """Return the stamp as JSON, the same text for any order of its keys."""
     return json.dumps(stamp, sort_keys=True, ensure_ascii=False)
 
 
 def read_stamp(path: Path) -> dict[str, Any] | None:
-    """None if there is no artifact, or one that bears no stamp of ours, or a damaged one."""
+    """Return the stamp of an artifact, or None if there is no artifact, no stamp, or a damaged one."""
     try:
         stamp = json.loads(_stamp_of(path) or "null")
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What a traced TensorFlow function computes on its way, operator by operator."""
+"""Trace the results of every operator of a TensorFlow function."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 from .graph_ops import BOOKKEEPING, behind
 from .protocol import Value, fingerprint
 
-_AT_ONCE = 48  # values held in memory together; each such group is another run of the graph
+_AT_ONCE = 48  # values held in memory together; each group is another run of the graph
 
 
 def trace_function(function: Any, arrays: Mapping[str, np.ndarray]) -> Iterator[Value]:
-    """The values between the inputs and outputs of a `ConcreteFunction`, called with `arrays` by the inputs' names.
+    """Yield the values between the inputs and outputs of a `ConcreteFunction`, called with `arrays` by input name.
 
     Functions are inlined and variables made constants. The inside of loops and branches is not shown.
     """

@@ -1,4 +1,4 @@
-"""The `.tflite` file, opened with TensorFlow's own interpreter. It is read only: nothing here writes one."""
+"""Open and run a `.tflite` file with TensorFlow's interpreter; nothing here writes one."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy as np
 from .protocol import Fact, Value, fingerprint
 from .signatures import chosen_signature
 
-_GENERATED = "serving_default_"  # before the names of inputs, where a file has no signature
+_GENERATED = "serving_default_"  # prefix of input names in a file without signatures
 
 
 class Reader:
-    """Opens a `.tflite` file of any tool. Quantized inputs and outputs are floats here, as their scales say."""
+    """Opens a `.tflite` file from any tool; quantized inputs and outputs become floats by their scales."""
 
     def __init__(self) -> None:
         import tensorflow as tf
@@ -46,7 +46,7 @@ class Reader:
 
     def _interpret(self, keep_all: bool = False) -> Any:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the interpreter's future home
+            warnings.simplefilter("ignore")  # about the interpreter's move to another package
             return self._tf.lite.Interpreter(model_path=str(self._path), experimental_preserve_all_tensors=keep_all)
 
     def run(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -67,7 +67,7 @@ class Reader:
         return {name: _dequantized(results[name], detail) for name, detail in self._outs.items()}
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """The constants of the graph: TFLite knows no variables."""
+        """Return the constants of the graph: TFLite has no variables."""
         return dict(self._constants(self._interpret()))
 
     held = tensors
@@ -77,11 +77,11 @@ class Reader:
         for detail in interpreter.get_tensor_details():
             try:
                 array = interpreter.get_tensor(detail["index"])
-            except ValueError:  # what has no data before it is computed
+            except ValueError:  # it has no data before it is computed
                 continue
             if array.dtype.kind in "OSU":
                 continue
-            name = detail["name"].partition(";")[0]  # what was fused bears the names of all its parts
+            name = detail["name"].partition(";")[0]  # a fused tensor has the names of all its parts
             taken[name] += 1
             yield name if taken[name] == 1 else f"{name}#{taken[name]}", _dequantized(array, detail)
 
@@ -89,7 +89,7 @@ class Reader:
         interpreter = self._interpret(keep_all=True)
         self._run(interpreter, arrays)
         makers: dict[int, str] = {}
-        for operator in interpreter._get_ops_details():  # what a delegate took over stands there once more, behind
+        for operator in interpreter._get_ops_details():  # a delegate's operators are listed again, at the end
             for index in operator["outputs"]:
                 makers.setdefault(int(index), operator["op_name"])
         for detail in interpreter.get_tensor_details():
@@ -97,7 +97,7 @@ class Reader:
                 continue
             try:
                 array = _dequantized(interpreter.get_tensor(detail["index"]), detail)
-            except ValueError:  # of a part that did not run
+            except ValueError:  # in a branch that did not run
                 continue
             if array.dtype.kind in "fiub":
                 name = detail["name"].partition(";")[0]
@@ -126,7 +126,10 @@ def _fact(name: str, detail: Mapping[str, Any]) -> Fact:
 
 
 def _quantized(array: np.ndarray, detail: Mapping[str, Any]) -> np.ndarray:
-    """real = scale * (quantized - zero point): https://ai.google.dev/edge/litert/models/quantization_spec"""
+    """Quantize an array: real = scale * (quantized - zero point).
+
+    https://ai.google.dev/edge/litert/models/quantization_spec
+    """
     scale, zero = detail["quantization"]
     if not scale:
         return array.astype(detail["dtype"], copy=False)
