@@ -1,1 +1,1 @@
-"""Compares outputs and weights, given as arrays; knows nothing of how they came about."""
+"""Compare outputs and weights, given as arrays, independent of their origin."""

@@ -1,4 +1,4 @@
-"""How one array holds the values of another: transposed, reshaped, its dimensions reordered. Found by content."""
+"""Find by content how one array holds the values of another: transposed, reshaped, with reordered dimensions."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from itertools import islice, permutations
 
 import numpy as np
 
-FOLDED_ROUNDING = 8 * float(np.finfo(np.float32).eps)  # relative: a fold is a handful of operations in float32
-PROBES = 64  # elements that are looked at before all are
+FOLDED_ROUNDING = 8 * float(np.finfo(np.float32).eps)  # relative: a fold is a few operations in float32
+PROBES = 64  # elements to compare before comparing all
 MOST_TRANSPOSED = 6  # dimensions
 
 # splitmix64: https://prng.di.unimi.it/splitmix64.c
@@ -18,7 +18,12 @@ _STEPS = ((np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uin
 
 @dataclass(frozen=True)
 class Arrangement:
-    """`order` is the source's dimension of each axis, `reordered` the axes of the result whose positions moved."""
+    """How an array holds another.
+
+    Attributes:
+        order: the source's dimension of each axis.
+        reordered: the axes of the result whose positions moved.
+    """
 
     order: tuple[int, ...]
     reordered: tuple[int, ...]
@@ -40,13 +45,13 @@ class Arrangement:
 
 
 def comparable(array: np.ndarray) -> np.ndarray:
-    """Numbers of any type as float32 (integers and booleans as float64), a negative zero as zero."""
+    """Return numbers of any type as float32 (integers and booleans as float64), with negative zero as zero."""
     with np.errstate(over="ignore"):
         return np.add(array.astype(np.float64 if array.dtype.kind in "iub" else np.float32), np.float32(0))
 
 
 def hashes(array: np.ndarray) -> np.ndarray:
-    """For each element a number of 64 bits that its value decides."""
+    """Return a 64-bit hash of each element's value."""
     bits = np.ascontiguousarray(array).view(np.uint32 if array.dtype == np.float32 else np.uint64)
     mixed = bits.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in _STEPS:
@@ -57,15 +62,15 @@ def hashes(array: np.ndarray) -> np.ndarray:
 
 
 def digest(array: np.ndarray) -> tuple[int, int]:
-    """The same for any order of the same values, and hardly for others."""
+    """Return a digest that is the same for any order of the same values, and hardly ever for others."""
     return array.size, int(hashes(array).sum(dtype=np.uint64))
 
 
 def arranged(source: np.ndarray, target: np.ndarray, rounding: np.ndarray | None = None) -> Arrangement | None:
-    """How `target` holds the values of `source`: bit for bit, or each within its `rounding` (of the source's shape).
+    """Find how `target` holds the values of `source`: bit for bit, or each within `rounding` (shaped as the source).
 
-    A transposition and a reshape are looked for first, then dimensions whose positions are reordered too. None where
-    there is no such arrangement.
+    Transpositions and reshapes are tried first, then reordered dimensions too. Returns None if there is no such
+    arrangement.
     """
     if source.size != target.size:
         return None
@@ -89,7 +94,7 @@ def arranged(source: np.ndarray, target: np.ndarray, rounding: np.ndarray | None
 
 
 def _orders(array: np.ndarray) -> Iterator[tuple[int, ...]]:
-    """Of the dimensions; those of size 1 stay where they are, moving them moves nothing."""
+    """Yield the orders of the dimensions; those of size 1 keep their place, since moving them changes nothing."""
     moving = [d for d, n in enumerate(array.shape) if n > 1]
     if len(moving) > MOST_TRANSPOSED:
         yield tuple(range(array.ndim))
@@ -106,8 +111,10 @@ def _same(a: np.ndarray, b: np.ndarray, rounding: np.ndarray | None) -> bool:
 
 
 def _reordered(source: np.ndarray, target: np.ndarray, rounding: np.ndarray | None) -> tuple[int, ...] | None:
-    """The axes along which `target` is `source` in another order, if it is. A slice is known by what it holds, which
-    the order within it does not change."""
+    """Return the axes along which `target` is a reordered `source`, or None.
+
+    A slice is recognized by its content, which the order within it does not change.
+    """
     moved = []
     exact = rounding is None
     marks = (hashes(source), hashes(target)) if exact else (source.astype(np.float64), target.astype(np.float64))
@@ -127,7 +134,7 @@ def _reordered(source: np.ndarray, target: np.ndarray, rounding: np.ndarray | No
 
 
 def _slice_marks(marks: np.ndarray, axis: int, exact: bool) -> np.ndarray:
-    """One number for each slice across `axis`."""
+    """Return one number for each slice across `axis`."""
     others = tuple(a for a in range(marks.ndim) if a != axis)
     if exact:
         return np.asarray(marks.sum(others, dtype=np.uint64))

@@ -1,4 +1,4 @@
-"""Apply rewrites and check after each that the program still computes the same function."""
+"""Apply rewrites, check that the program still computes the same function, and name a rewrite that changed it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from converter.verification.perturbation import run_perturbed
 def rewrite(
     program: Program, rewrites: Sequence[Rewrite], inputs: Sequence[Tensor], expected: Sequence[Tensor] | None = None
 ) -> tuple[Program, list[Change]]:
-    """A rewritten copy of `program`, and what was changed.
+    """Return a rewritten copy of `program`, and the changes.
 
-    The copy is run on `inputs` in float64 and compared with the original, or with `expected`, what that gives.
+    The copy runs on `inputs` in float64 and is compared with the original, or with its outputs `expected`.
 
     Raises:
-        ConversionError: a rewrite changed the function; it is named.
+        ConversionError: a rewrite changed the function; the error names it.
     """
     rewritten, changes = _applied(program, rewrites)
     if not changes:
@@ -44,7 +44,7 @@ def _check(
     if expected is None:
         expected = outputs(program, inputs)
     if departs(expected, outputs(rewritten, inputs)):
-        # A network may amplify rounding, which then says how much a right rewrite may depart.
+        # A network may amplify rounding: its own perturbed results bound the difference of a correct rewrite.
         own = run_perturbed(program, inputs, torch.float64, 0)
         for count in range(1, len(rewrites) + 1):
             partial, _ = _applied(program, rewrites[:count])
@@ -62,10 +62,10 @@ def outputs(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
 
 
 def departs(expected: Sequence[Tensor], actual: Sequence[Tensor], own: Sequence[Sequence[Tensor]] = ()) -> bool:
-    """Whether any output differs by more than rounding, or differs in its NaNs and infinities.
+    """Tell whether any output differs by more than rounding, or in its NaNs and infinities.
 
     Args:
-        own: what PyTorch makes of the same inputs with other roundings.
+        own: PyTorch's results on the same inputs with other roundings.
     """
     return any(
         a.shape != b.shape
@@ -75,8 +75,8 @@ def departs(expected: Sequence[Tensor], actual: Sequence[Tensor], own: Sequence[
 
 
 def _rounding(expected: Tensor, own: Sequence[Tensor]) -> tuple[float, float]:
-    """The scale, and the largest error of PyTorch's own results."""
-    if not expected.is_floating_point():  # there is no abs of booleans
+    """Return the scale, and the largest error of PyTorch's own results."""
+    if not expected.is_floating_point():  # booleans have no abs
         return 0.0, 0.0
     finite = torch.isfinite(expected)
     errors = [(one - expected)[finite].abs() for one in own]

@@ -1,8 +1,9 @@
-"""Kernels of runtimes that are exact to an absolute error where PyTorch's are exact to a relative one.
+"""Runtime kernels that are exact to an absolute error where PyTorch's are exact to a relative one.
 
-Measured in float32 against float64 with ONNX Runtime 1.31 on x86-64 and rounded up (`tests/test_coarse_kernels.py`
-measures it again). Not listed, because they keep their relative error or are no coarser than PyTorch's own: Erf, Exp,
-Gelu, Log, Mish, Reciprocal, Softplus, Softsign, Sqrt, Tanh, and the trigonometric and hyperbolic functions.
+Measured in float32 against float64 with ONNX Runtime 1.31 on x86-64 and rounded up
+(`tests/verification/test_coarse_kernels.py` measures it again). Not listed, because they keep their relative error or
+are no coarser than PyTorch's own: Erf, Exp, Gelu, Log, Mish, Reciprocal, Softplus, Softsign, Sqrt, Tanh, and the
+trigonometric and hyperbolic functions.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ class Kernel:
     """How coarsely a runtime computes one of PyTorch's operators.
 
     Attributes:
-        operators: of the artifact; one of them at least computes it.
-        error: the largest that was measured, of the operator's arguments.
+        operators: of the artifact; at least one of them computes it.
+        error: the largest measured error, as a function of the operator's arguments.
     """
 
     operators: frozenset[str]
@@ -46,7 +47,7 @@ def _glu(x: Tensor, dim: int = -1) -> Tensor:
 
 
 def _elu(x: Tensor, alpha: float = 1.0, scale: float = 1.0, *_: Any) -> Tensor:
-    """exp(x) - 1"""
+    """Return the error of exp(x) - 1."""
     return 8e-8 * abs(alpha * scale) * (x < 0)
 
 
@@ -81,7 +82,7 @@ ONNX_RUNTIME: dict[OpOverload, Kernel] = {
 
 
 def coarse_kernels(runner: Runner) -> Mapping[OpOverload, Kernel]:
-    """Return those that an opened artifact runs."""
+    """Return the coarse kernels that an opened artifact runs."""
     if runner.format != "onnx":
         return {}
     operators = runner.operators()

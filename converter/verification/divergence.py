@@ -1,8 +1,8 @@
-"""Where two sides of a model part: values compared along the graph, one forward of each side, none held for long.
+"""Find where two sides of a model diverge: compare values along the graph, with one forward pass of each side.
 
-Between PyTorch and the graph that was planned from it values correspond one to one and are compared element by element
-in float64. Within an artifact, or behind rewrites, operators are fused and channels reordered: there a value is known
-by its statistics, none of which depends on the order of its elements.
+Values of PyTorch and of the planned graph correspond one to one and are compared element by element in float64. Within
+an artifact, or after rewrites, operators are fused and channels reordered: there a value is identified by statistics
+that do not depend on the order of its elements. No value is held for long.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from converter.lowering.executor import PlanExecutor
 
 aten = torch.ops.aten
-NEAR = 0.05  # of the scale: statistics this close are those of the same value with a fault
-SURELY = 4  # times what rounding may do
-ENOUGH_SLICES = 8  # whose largest rounding is no accident
-CANCELLED = 1e-5  # of an operator's inputs: a result this small may be rounding of theirs
+NEAR = 0.05  # of the scale: statistics this close mean the same value with a fault
+SURELY = 4  # times the effect of rounding
+ENOUGH_SLICES = 8  # slices: among so many, the largest rounding is representative
+CANCELLED = 1e-5  # of an operator's inputs: a result this small may be their rounding
 
 
 def walk(program: Program, inputs: Sequence[Tensor]) -> Iterator[tuple[fx.Node, Any]]:
-    """Every node of a program with what it gives, in order; values live until their last use."""
+    """Yield every node of a program with its result, in order; results live until their last use."""
     interpreter = fx.Interpreter(program.graph_module)
     interpreter.env = {}
     interpreter.args_iter = iter(inputs)
@@ -60,18 +60,18 @@ def in_float64(inputs: Sequence[Tensor]) -> list[Tensor]:
     return [x.double() if x.dtype == torch.float32 else x for x in inputs]
 
 
-# -- the graph as planned, element by element
+# -- the planned graph, element by element
 
 
 def trace_plan(
     program: Program, lowered: PlanExecutor, inputs: Sequence[Tensor], arrays: Sequence[Any]
 ) -> list[TraceRow]:
-    """Each operator of a rewritten program beside its value in the plan made from it, both in float64.
+    """Compare each operator's value in a rewritten program with its value in the plan, both in float64.
 
     Args:
-        lowered: of that plan, in float64.
-        inputs: the program's, as PyTorch has them.
-        arrays: the same as the plan has them.
+        lowered: the plan, lowered in float64.
+        inputs: the program's inputs in PyTorch's layout.
+        arrays: the same inputs in the plan's layout.
     """
     from converter.plan.steps import topological_order
 
@@ -106,7 +106,7 @@ def trace_plan(
 
 
 def logical(array: np.ndarray, layout: Layout, shape: tuple[int, ...]) -> np.ndarray:
-    """An array of this layout with PyTorch's dimensions."""
+    """Return an array of this layout with PyTorch's dimensions."""
     from converter.plan.dynamic_reshape import runtime_shape
 
     move = layout.to(layout.dims)[1]
@@ -117,7 +117,7 @@ def logical(array: np.ndarray, layout: Layout, shape: tuple[int, ...]) -> np.nda
 
 
 def compared(expected: np.ndarray, actual: np.ndarray, scale: float) -> tuple[float, bool]:
-    """The largest error, and whether it is more than rounding; NaN and infinities must be in the same places."""
+    """Return the largest error, and whether it exceeds rounding; NaN and infinities must be in the same places."""
     if expected.dtype.kind in "iub" or actual.dtype.kind in "iub":
         different = expected != actual
         return float(np.abs(expected[different].astype(float) - actual[different]).max(initial=0.0)), bool(
@@ -130,13 +130,19 @@ def compared(expected: np.ndarray, actual: np.ndarray, scale: float) -> tuple[fl
     return error, not error <= FUNCTION_BOUND * scale
 
 
-# -- within an artifact, or behind rewrites: by statistics
+# -- within an artifact, or after rewrites: by statistics
 
 
 @dataclass(frozen=True)
 class ReferenceValue:
-    """A value of the captured program: its node, its marks in float64, how far each may be off by rounding, and its
-    largest magnitude."""
+    """A value of the captured program.
+
+    Attributes:
+        node: the node that computes it.
+        marks: its fingerprint in float64.
+        allowed: how far rounding may move each mark.
+        scale: its largest magnitude.
+    """
 
     node: fx.Node
     shape: tuple[int, ...]
@@ -152,11 +158,11 @@ def known_values(
     exact: bool,
     kernels: Mapping[OpOverload, Kernel] | None = None,
 ) -> list[ReferenceValue]:
-    """All values of the program that hang on its inputs.
+    """Return all values of the program that depend on its inputs.
 
     Args:
         exact: the other side computes in float64; otherwise 16 times PyTorch's own float32 rounding is allowed.
-        kernels: of the other side's runtime, what comes of which is allowed too.
+        kernels: coarse kernels of the other side's runtime, whose effect is allowed too.
     """
     behind = depending(program)
     found = []
@@ -188,14 +194,14 @@ def known_values(
 def _coarse(
     program: Program, inputs: Sequence[Tensor], kernels: Mapping[OpOverload, Kernel]
 ) -> tuple[Iterator[tuple[fx.Node, Any]], dict[str, str]]:
-    """The program's values as far as a runtime's kernels may be off, and where the moved ones are."""
+    """Return the program's values with each kernel's error added, and the names of the nodes with the moved values."""
     program = program.copy()
     moved = move_kernels(program, kernels, np.random.default_rng(0), 1)
     return walk(program.at(torch.float32), inputs), moved
 
 
 def _rounding(wide: np.ndarray, own: np.ndarray, scale: float) -> np.ndarray:
-    """16 times PyTorch's own rounding: of an element for the figures, of all slices of an axis for theirs."""
+    """Return 16 times PyTorch's own rounding: of an element for the figures, of all slices of an axis for its means."""
     exact, single = fingerprint(wide), fingerprint(own)
     with np.errstate(invalid="ignore"):
         numbers = wide if wide.dtype.kind in "fc" else wide.astype(np.float64)
@@ -216,7 +222,7 @@ def _ulp(scale: float) -> float:
 
 
 def depending(program: Program) -> Names:
-    """Names of the nodes that hang on an input's values."""
+    """Return the names of the nodes that depend on an input's values."""
     behind = Names()
     for node in program.graph.nodes:
         if node.op == "placeholder" or (
@@ -227,7 +233,7 @@ def depending(program: Program) -> Names:
 
 
 class Names(set):
-    """Nodes by their names, which a program's copies in other precisions share."""
+    """Nodes by name, which a program's copies in other precisions share."""
 
     def add(self, node: fx.Node) -> None:
         super().add(node.name)
@@ -237,10 +243,10 @@ class Names(set):
 
 
 def trace_values(known: Sequence[ReferenceValue], values: Iterable[Traced]) -> list[TraceRow]:
-    """For each value of the program the one of the other side with its statistics.
+    """Match each value of the program with the value of the other side that has its statistics.
 
-    A value that is not there departs, unless something that hangs on it is there: then it was fused, and is right. But
-    if the other side has one that is nearly it, and is none of the program's, a small fault has hidden behind it.
+    A value that is missing diverges, unless a value that depends on it is there: then the operator was fused, and is
+    right. But if the other side has an unmatched value that is nearly the same, fusion hides a small fault.
     """
     by_size: dict[int, list[Traced]] = {}
     for value in values:
@@ -249,7 +255,7 @@ def trace_values(known: Sequence[ReferenceValue], values: Iterable[Traced]) -> l
     there = {one.node.name: match.value for one in known if (match := same[one.node.name]) and match.multiple <= 1}
     claimed = {value.name for value in there.values()}
     right = Names()
-    for node in reversed(known[0].node.graph.nodes) if known else ():  # those too whose result is several tensors
+    for node in reversed(known[0].node.graph.nodes) if known else ():  # including nodes whose result is several tensors
         if node.name in there or any(user in right for user in node.users):
             right.add(node)
     rows = []
@@ -275,7 +281,7 @@ def trace_values(known: Sequence[ReferenceValue], values: Iterable[Traced]) -> l
 
 @dataclass(frozen=True)
 class _Match:
-    """How far the marks of a value are from those of another: at most, and as a multiple of what is allowed."""
+    """How far a value's marks are from another's: the largest error, and its largest multiple of the allowed error."""
 
     value: Traced
     error: float
@@ -287,7 +293,7 @@ def _nearest(one: ReferenceValue, candidates: Sequence[Traced]) -> _Match | None
 
 
 def _match(one: ReferenceValue, value: Traced) -> _Match:
-    """Axes are compared with those of their size, wherever they stand."""
+    """Compare a value's figures, then each axis with the axes of the same size, in any position."""
     pairs = [(slice(0, len(FIGURES)), slice(0, len(FIGURES)))]
     theirs = list(slices(value.shape))
     best = [_apart(one, value, *pairs[0])]
@@ -309,12 +315,12 @@ def _apart(one: ReferenceValue, value: Traced, ours: slice, theirs: slice) -> tu
 
 
 def _alike(value: Traced, one: ReferenceValue) -> bool:
-    """The same sizes, in any order."""
+    """Tell whether both have the same sizes, in any order."""
     return sorted(n for n in value.shape if n > 1) == sorted(n for n in one.shape if n > 1)
 
 
 def program_values(program: Program, inputs: Sequence[Tensor]) -> Iterator[Traced]:
-    """Of a rewritten program, in float64."""
+    """Yield the values of a rewritten program, in float64."""
     for node, result in walk(program.at(torch.float64), in_float64(inputs)):
         if node.op == "call_function" and isinstance(result, Tensor):
             yield Traced(node.name, operator_name(node), tuple(result.shape), fingerprint(result.numpy()))
@@ -323,11 +329,11 @@ def program_values(program: Program, inputs: Sequence[Tensor]) -> Iterator[Trace
 def trace_artifact(
     program: Program, arrays: Mapping[str, np.ndarray], runner: Runner, given: Mapping[str, np.ndarray]
 ) -> list[TraceRow]:
-    """The captured program beside what goes on within an opened artifact.
+    """Compare the captured program's values with those within an opened artifact.
 
     Args:
         arrays: inputs by name, in PyTorch's layout.
-        given: the same as the artifact takes them.
+        given: the same inputs in the artifact's layout.
     """
     inputs = [torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in program.inputs]
     kernels = coarse_kernels(runner)
@@ -335,7 +341,7 @@ def trace_artifact(
 
 
 def worst_round(reference: Reference, results: Sequence[Outputs]) -> Mapping[str, np.ndarray]:
-    """The inputs on which an artifact's results are furthest from PyTorch's, by PyTorch's own rounding."""
+    """Return the inputs on which an artifact's results are furthest from PyTorch's, by PyTorch's own rounding."""
 
     def badness(number: int) -> float:
         worst = 0.0
@@ -353,7 +359,7 @@ def worst_round(reference: Reference, results: Sequence[Outputs]) -> Mapping[str
     return reference.rounds[max(range(len(results)), key=badness)].arrays
 
 
-# -- what both have in common
+# -- shared by both
 
 
 def disagrees(proof: Proof) -> bool:
@@ -361,7 +367,7 @@ def disagrees(proof: Proof) -> bool:
 
 
 def located(proof: Proof, trace: Callable[[], list[TraceRow]]) -> tuple[Proof, list[TraceRow]]:
-    """The proof with where its values part if it does not hold, and all the values compared to find that out."""
+    """Add the place of the divergence to a proof that does not hold, and return it with all compared values."""
     try:
         rows = trace()
     except ConversionError as error:
@@ -374,12 +380,15 @@ def located(proof: Proof, trace: Callable[[], list[TraceRow]]) -> tuple[Proof, l
 
 
 def first_divergence(rows: Sequence[TraceRow]) -> TraceRow | None:
-    """The first value that differs."""
+    """Return the first value that differs, or None."""
     return next((row for row in rows if row.departs), None)
 
 
 def by_module(rows: Sequence[TraceRow]) -> tuple[TraceRow, ...]:
-    """One row for each module, in the order of the last: its first value that differs, else what it gives."""
+    """Reduce the rows to one per module: its first value that differs, else its last value.
+
+    Modules are in the order of these rows.
+    """
     kept: dict[str, TraceRow] = {}
     for row in rows:
         before = kept.get(row.module)
@@ -390,7 +399,7 @@ def by_module(rows: Sequence[TraceRow]) -> tuple[TraceRow, ...]:
 
 
 def folded_into(program: Program, node: fx.Node) -> tuple[str, ...]:
-    """Modules whose tensors became part of this operator's."""
+    """Return the modules whose tensors were folded into this operator's."""
     own = module_path(node)
     sources = [
         source.rpartition(".")[0]
@@ -402,7 +411,7 @@ def folded_into(program: Program, node: fx.Node) -> tuple[str, ...]:
 
 
 def folded_with(node: fx.Node, there: Collection[str]) -> tuple[str, ...]:
-    """The other one of a batch norm and what stands before it, where only the value of both together may be there."""
+    """Return the other one of a batch norm and the operator before it, if the artifact may only hold their result."""
     norm, users = aten.batch_norm.default, list(node.users)
     if node.target is norm:
         before = node.all_input_nodes[0]

@@ -1,8 +1,8 @@
-"""What can make an artifact agree that does not agree as it stands: a softmax, a sigmoid, boxes in other units.
+"""Known differences that can explain an artifact's disagreement: a softmax, a sigmoid, boxes in other units.
 
 Each is an exact statement, "softmax of the model's output is the artifact's output", compared within the same bounds
-on every round of inputs. One that would hide an error (a sigmoid that is flat wherever the outputs lie) explains
-nothing. Which of them hold is for `matching` to find out, and whether they may be is for the user.
+in every round of inputs. A transform that would hide an error (a sigmoid that is flat wherever the outputs lie)
+explains nothing. `io_matching` finds out which of them hold; the user decides which are acceptable.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ class Way:
     """One way to read an output of the artifact as one of the model.
 
     Attributes:
-        kind: None for as it stands.
-        order: PyTorch's dimension of each of its axes.
-        model, artifact: what is done to the one side, and to the other in PyTorch's order of dimensions.
+        kind: the explanation; None if the output is read unchanged.
+        order: PyTorch's dimension of each axis of the output.
+        model: the transform of the model's output.
+        artifact: the transform of the artifact's output, in PyTorch's order of dimensions.
     """
 
     kind: ExplanationKind | None
@@ -49,13 +50,13 @@ class Way:
 
 
 def orders(rank: int) -> list[tuple[int, ...]]:
-    """PyTorch's order of dimensions, then channels last."""
+    """Return PyTorch's order of dimensions, then channels last."""
     straight = tuple(range(rank))
     return [straight, (0, *range(2, rank), 1)] if rank >= 3 else [straight]
 
 
 def transforms(shape: Sequence[int], image_sizes: Sequence[tuple[int, int]]) -> Iterator[Way]:
-    """The explanations that an output of this shape admits, held in PyTorch's order.
+    """Yield the explanations that fit an output of this shape, given in PyTorch's order.
 
     Args:
         image_sizes: height and width of each image that the model takes.
@@ -97,13 +98,13 @@ def _boxes(straight: tuple[int, ...], axis: int, size: int, height: int, width: 
 
 
 def softmax(array: np.ndarray, axis: int) -> np.ndarray:
-    """exp(x - max) / sum, in the array's own precision."""
+    """Compute exp(x - max) / sum in the array's own precision."""
     powers = np.exp(array - array.max(axis, keepdims=True))
     return np.asarray(powers / powers.sum(axis, keepdims=True))
 
 
 def sigmoid(array: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-x)), in the array's own precision."""
+    """Compute 1 / (1 + exp(-x)) in the array's own precision."""
     powers = np.exp(-np.abs(array))
     return np.asarray(np.where(array >= 0, 1, powers) / (1 + powers), array.dtype)
 
@@ -118,7 +119,7 @@ def explains(
     atol: float | None,
     rtol: float | None,
 ) -> bool:
-    """Whether an output agrees this way on every round, and an error in it would still be seen."""
+    """Tell whether an output agrees this way in every round, and an error in it would still be visible."""
     arrays = [np.asarray(outputs[name]) for outputs in float64]
     if any(array.dtype.kind != "f" for array in (*arrays, *given)):
         return False
@@ -147,7 +148,7 @@ def explains(
 def _shows_errors(
     way: Way, float64: Sequence[np.ndarray], float32: Sequence[np.ndarray], given: Sequence[np.ndarray]
 ) -> bool:
-    """Whether an error of `PLANTED` of the scale, put before the transform, would leave the bound behind it."""
+    """Tell whether an error of `PLANTED` of the scale before the transform exceeds the bound after it."""
     rng = np.random.default_rng(0)
     seen = []
     for wide, own, theirs in zip(float64, float32, given, strict=True):

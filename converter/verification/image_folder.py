@@ -1,4 +1,4 @@
-"""A folder of images as inputs, by a preprocessing that the user states and the report repeats."""
+"""Load a folder of images as inputs, with a preprocessing that the user states and the report repeats."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ PAD_GREY = 114  # of 255, YOLO's letterbox
 
 
 def load_images(folder: Path, specs: Sequence[InputSpec], preprocessing: Preprocessing) -> dict[str, np.ndarray]:
-    """The images of a folder, by their names, as the array (images, channels, height, width) of the only input.
+    """Load a folder's images, sorted by name, as the array (images, channels, height, width) of the only input.
 
     Raises:
         UsageError: there are none, one cannot be read, or the model does not take images.
@@ -47,7 +47,7 @@ def load_images(folder: Path, specs: Sequence[InputSpec], preprocessing: Preproc
 
 
 def _pixels(path: Path, channels: int, size: tuple[int, int], preprocessing: Preprocessing) -> np.ndarray:
-    """(height, width, channels), 0 to 255."""
+    """Return the pixels of an image as (height, width, channels), 0 to 255."""
     image_module = _pillow()
     try:
         with image_module.open(path) as opened:

@@ -1,7 +1,7 @@
-"""Which input and output of an artifact, of any tool, is which of the model, and how it holds them.
+"""Match the inputs and outputs of an artifact from any tool to those of the model, and find their layouts.
 
-What shapes and names tell is taken from them. What they leave open is tried, and what makes the artifact agree is said:
-an `Explanation`, which the user accepts or does not.
+Shapes and names decide where they can. Where they leave a choice, each option is tried, and the report names the one
+that makes the artifact agree: an `Explanation`, which the user accepts or not.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from converter.verification.io_names import cast, counted, fits, kind, paired, p
 from converter.verification.output_proofs import Outputs, compare_artifact
 from converter.verification.reference import Reference
 
-MOST_READINGS = 12  # of the inputs, each of which costs a run
+MOST_READINGS = 12  # readings of the inputs; each costs a run
 MOST_PERMUTED = 4  # inputs whose order is tried
 
 
@@ -30,7 +30,7 @@ class InputBinding:
     """One way to feed an artifact: for each of the model's inputs, the artifact's name and the axes' order.
 
     Attributes:
-        open: what names and shapes do not tell, if this reading is the one that agrees.
+        open: what names and shapes leave open, if this reading is the one that agrees.
     """
 
     names: tuple[str, ...]
@@ -40,13 +40,13 @@ class InputBinding:
 
 @dataclass
 class Match:
-    """What came of a comparison.
+    """The result of a comparison.
 
     Attributes:
-        proof: of the outputs as the model has them.
-        results: the artifact's, by the model's names, in PyTorch's layout, as they stand.
+        proof: of the model's outputs.
+        results: the artifact's outputs by the model's names, in PyTorch's layout, otherwise unchanged.
         reading: of the inputs.
-        explanations: those without which it does not hold.
+        explanations: the differences without which it does not hold.
     """
 
     proof: Proof
@@ -61,8 +61,8 @@ class Matching:
     """Compares an opened artifact with a reference.
 
     Args:
-        inputs, outputs: the model's; of an artifact of ours, as it holds them.
-        told: names and layouts are known, not only guessed.
+        inputs, outputs: the model's; for an artifact written by pt-convert, in its layouts.
+        told: names and layouts are known, not guessed.
         accepted: the kinds of explanations that may make it agree.
     """
 
@@ -77,10 +77,10 @@ class Matching:
     _last: Match | None = field(default=None, init=False)
 
     def match(self) -> Match:
-        """The first reading of the inputs under which the outputs agree, else the first that could be run.
+        """Return the match of the first reading of the inputs under which outputs agree, else of the first that runs.
 
         Raises:
-            ConversionError: no reading can be run.
+            ConversionError: no reading runs.
         """
         failure: ConversionError | None = None
         first: Match | None = None
@@ -98,14 +98,14 @@ class Matching:
         return first
 
     def _tried(self, reading: InputBinding, first: Match | None) -> Match | None:
-        """What agrees under this reading; after the first reading, one round decides whether all are run."""
+        """Return the match under this reading if it agrees; after the first reading, try one round before all."""
         for rounds in (None,) if first is None else (1, None):
             found = self._compare(list(self._run(reading, rounds)), reading)
             if first is None:
                 self._last = found
             if not agreed(found.proof) and not found.explanations:
                 return None
-        if first is not None and not found.proof.holds:  # the figures of the reading that was to be expected
+        if first is not None and not found.proof.holds:  # keep the figures of the expected reading
             found.proof = replace(found.proof, outputs=first.proof.outputs)
         return found
 
@@ -177,7 +177,7 @@ class Matching:
             yield self.runner.run(self.fed(reading, each.arrays))
 
     def fed(self, reading: InputBinding, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """`arrays`, by the model's names in PyTorch's layout, as the artifact takes them."""
+        """Return `arrays`, by the model's names in PyTorch's layout, under the artifact's names and in its layout."""
         dtypes = {s.name: s.dtype for s in self.runner.inputs}
         return {
             theirs: cast(np.ascontiguousarray(arrays[i.name].transpose(order)), dtypes[theirs], theirs)
@@ -222,8 +222,10 @@ class Matching:
         return notes
 
     def _expected_names(self, given: Sequence[Mapping[str, np.ndarray]]) -> tuple[str, ...]:
-        """The artifact's outputs in the model's order. TensorFlow sorts them by name, so that where names say nothing
-        the shapes must."""
+        """Return the artifact's outputs in the model's order.
+
+        TensorFlow sorts outputs by name, so where names do not match, shapes decide.
+        """
         ours, theirs = [o.name for o in self.outputs], [s.name for s in self.runner.outputs]
         names = paired(ours, theirs)
         if self.runner.format != "tf" or self.told or set(map(plain_name, ours)) & set(map(plain_name, theirs)):
@@ -238,7 +240,7 @@ class Matching:
         return names
 
     def _plain(self, output: TensorInterface, arrays: Sequence[np.ndarray]) -> Way:
-        """As the shapes tell; where they leave it open, as PyTorch has it."""
+        """Read an output in the layout that its shapes imply, or in PyTorch's where they leave a choice."""
         if self.told:
             return Way(None, output.order)
         shapes = [np.shape(outputs[output.name]) for outputs in self.reference.float64[: len(arrays)]]
@@ -248,7 +250,7 @@ class Matching:
         return Way(None, tuple(range(len(output.shape))))
 
     def _ways(self, output: TensorInterface, plain: Way, arrays: Sequence[np.ndarray]) -> Iterator[Way]:
-        """All that fit the shapes, the plainest first."""
+        """Yield all ways that fit the shapes, the simplest first."""
         shape = np.shape(self.reference.float64[0][output.name])
         layouts = [plain.order]
         if not self.told:
@@ -266,7 +268,7 @@ class Matching:
         return [(s[2], s[3]) for s in shapes if len(s) == 4]
 
     def _way(self, output: TensorInterface, arrays: Sequence[np.ndarray]) -> Way | None:
-        """The plainest way in which these arrays are this output."""
+        """Return the simplest way in which these arrays are this output, or None."""
         r = self.reference
         for way in self._ways(output, self._plain(output, arrays), arrays):
             if way.model is None and way.artifact is None:
@@ -287,7 +289,7 @@ class Matching:
     def _explained(
         self, given: Sequence[Mapping[str, np.ndarray]], baseline: Sequence[str], proof: Proof, plain: Sequence[Way]
     ) -> Ways | None:
-        """Each output by itself, under its own name."""
+        """Explain each output by itself, under its own name."""
         if len(baseline) < len(self.outputs):
             return None
         agrees = {output.name: output.agrees for output in proof.outputs}
@@ -300,7 +302,7 @@ class Matching:
         return tuple(baseline), chosen, _kinds(self.outputs, chosen)
 
     def _reordered(self, given: Sequence[Mapping[str, np.ndarray]], theirs: Sequence[str]) -> Ways | None:
-        """Each output under the name of another: a perfect matching of those that agree."""
+        """Explain each output under another's name: find a perfect matching of those that agree."""
         if len(theirs) < len(self.outputs) or len(theirs) == 1:
             return None
         edges = {
@@ -326,7 +328,7 @@ class Matching:
         return [{o.name: Way(None, way.order).of_artifact(g[n]) for o, n, way in pairs} for g in given]
 
     def _proof(self, names: Sequence[str], results: Sequence[Outputs]) -> Proof:
-        """Of these outputs of the model, on as many rounds as there are results."""
+        """Compare these outputs of the model, in as many rounds as there are results."""
         float64, float32 = (
             [{name: one[name] for name in names} for one in rounds[: len(results)]]
             for rounds in (self.reference.float64, self.reference.float32)
@@ -368,7 +370,7 @@ def _kinds(outputs: Sequence[TensorInterface], ways: Sequence[Way]) -> list[tupl
 
 
 def _unaccepted(proof: Proof, explanations: Sequence[Explanation]) -> Proof:
-    """That it agrees only after something that nobody said it may need."""
+    """Return a proof that fails because the artifact agrees only after explanations that nobody accepted."""
     needed = [e for e in explanations if not e.accepted]
     kinds = list(dict.fromkeys(e.kind for e in needed))
     sentences = tuple(e.description for e in needed)

@@ -1,4 +1,4 @@
-"""Pairing the inputs and outputs of an artifact with those of a model: by name, by shape, by type."""
+"""Pair the inputs and outputs of an artifact with those of a model: by name, by shape, by type."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from converter.errors import ConversionError
 
 
 def paired(ours: Sequence[str], theirs: Sequence[str]) -> tuple[str, ...]:
-    """Their names in our order: by name where all of ours are there, letters and digits compared, else by position."""
+    """Return `theirs` in the order of `ours`: by name (letters and digits only) if all match, else by position."""
     if set(ours) <= set(theirs):
         return tuple(ours)
     plain = {plain_name(name): name for name in theirs}
@@ -28,7 +28,7 @@ def plain_name(name: str) -> str:
 def perfect_matching(
     ours: Sequence[str], theirs: Sequence[str], edges: Collection[tuple[str, str]]
 ) -> list[str] | None:
-    """For each of `ours` another one of `theirs` that it has an edge to (augmenting paths), None if there is none."""
+    """Match each of `ours` to a different one of `theirs` along the edges (augmenting paths), or return None."""
     taken: dict[str, str] = {}
 
     def place(one: str, tried: set[str]) -> bool:
@@ -47,7 +47,7 @@ def perfect_matching(
 
 
 def fits(shape: Sequence[Any], other: Sequence[int | None] | None) -> bool:
-    """Whether a shape may be another, unknown sizes being anything."""
+    """Tell whether two shapes may be the same; unknown sizes match any size."""
     if other is None:
         return True
     return len(shape) == len(other) and all(
@@ -56,10 +56,10 @@ def fits(shape: Sequence[Any], other: Sequence[int | None] | None) -> bool:
 
 
 def cast(array: np.ndarray, dtype: str, name: str) -> np.ndarray:
-    """`array` as the artifact takes it.
+    """Return `array` in the dtype that the artifact takes.
 
     Raises:
-        ConversionError: that changes its values by more than rounding.
+        ConversionError: the cast changes values by more than rounding.
     """
     found = array.astype(dtype)
     if kind(dtype) != "f" and not np.array_equal(found.astype(array.dtype), array):
@@ -71,7 +71,7 @@ def cast(array: np.ndarray, dtype: str, name: str) -> np.ndarray:
 
 
 def kind(dtype: Any) -> str:
-    """ "f" for floats, "i" for integers, "b" for booleans."""
+    """Return "f" for floats, "i" for integers, "b" for booleans."""
     found = np.dtype(str(dtype).removeprefix("torch.")).kind if "bfloat" not in str(dtype) else "f"
     return "i" if found == "u" else found
 

@@ -1,4 +1,4 @@
-"""The figures of one output in one round of inputs: errors against what is allowed, similarity, the best classes."""
+"""Figures of one output in one round of inputs: errors and their limits, similarity, the best classes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 FLOOR_ULP = 4
 BEST = 5  # classes
 
-# Of finite references, PyTorch's own float32 results of them, and the scale: the error allowed.
+# Takes finite references, PyTorch's own float32 results, and the scale; returns the allowed error.
 Allowance = Callable[[np.ndarray, Sequence[np.ndarray], float], float | np.ndarray]
 
 
@@ -24,7 +24,7 @@ class Similarity:
 
 @dataclass(frozen=True)
 class Classes:
-    """Of outputs (samples, classes): how many rows have the same best class, and the share of best five that agree."""
+    """For outputs (samples, classes): how many rows have the same best class, and the share of best five that agree."""
 
     rows: int = 0
     same_best: int = 0
@@ -34,13 +34,13 @@ class Classes:
 
 @dataclass(frozen=True)
 class Figures:
-    """One output in one round."""
+    """Figures of one output in one round."""
 
-    ratio: float  # of the error to what is allowed
+    ratio: float  # of the error to the allowed error
     similarity: Similarity
     scale: float
     bound: float
-    most_allowed: float  # of all elements
+    most_allowed: float  # over all elements
     torch_rounding: float | None
     multiple: float | None
     set_aside: int
@@ -54,7 +54,7 @@ def figures(
     """Compare one output in round `number`.
 
     Args:
-        own: what PyTorch's float32 makes of the inputs, once or several times with other roundings; [] in float64.
+        own: PyTorch's float32 results on the inputs, one or several with other roundings; [] in float64.
     """
     expected, actual = plain(expected), plain(actual)
     own = [np.asarray(one) for one in own]
@@ -76,13 +76,13 @@ def no_figures(fault: str) -> Figures:
 
 
 def plain(array: np.ndarray) -> np.ndarray:
-    """bfloat16 and float8, which are no kind of numpy's own, as float32: exactly."""
+    """Return bfloat16 and float8, which are not numpy's own kinds, as float32, exactly."""
     array = np.asarray(array)
     return array.astype(np.float32) if array.dtype.kind == "V" else array
 
 
 def classes_of(array: np.ndarray) -> np.ndarray:
-    """0 for a number, others for NaN and the infinities."""
+    """Classify elements: 0 for a number, others for NaN and the infinities."""
     return np.asarray(np.isnan(array) + 2 * np.isposinf(array).astype(np.int8) + 3 * np.isneginf(array))
 
 
@@ -91,7 +91,7 @@ def real(array: np.ndarray) -> np.ndarray:
 
 
 def rounding_unit(expected: np.ndarray, own: Sequence[np.ndarray], scale: float) -> float:
-    """Give PyTorch's own error on these values, or 4 ulp of the scale if that is more."""
+    """Return PyTorch's own error on these values, or 4 ulp of the scale if that is more."""
     if not own:
         raise ValueError("there is no float32 result of PyTorch")
     return max(largest_error(expected, own), _floor(own[0].dtype, scale))
@@ -99,7 +99,7 @@ def rounding_unit(expected: np.ndarray, own: Sequence[np.ndarray], scale: float)
 
 def _exact_figures(number: int, expected: np.ndarray, actual: np.ndarray, own: Sequence[np.ndarray]) -> Figures:
     aside = np.zeros(expected.shape, bool)
-    for number_of_run, one in enumerate(own):  # of those with other roundings only what is needed
+    for number_of_run, one in enumerate(own):  # perturbed runs excuse only values that differ
         aside |= (one != expected) & ((actual != expected) if number_of_run else True)
     differs = (actual != expected) & ~aside
     errors = np.abs(actual.astype(np.float64) - expected.astype(np.float64))
@@ -135,7 +135,7 @@ def _float_figures(
     masks_differ = found_classes != classes
     overflows = np.zeros(wide.shape, bool)
     for one in own:
-        # Where float32 overflows in PyTorch itself, the artifact may have either.
+        # Where float32 overflows in PyTorch itself, the artifact may overflow or not.
         own_classes = classes_of(plain(one))
         overflows |= own_classes != classes
         masks_differ &= found_classes != own_classes
@@ -220,12 +220,12 @@ def _unlike(expected: np.ndarray, actual: np.ndarray) -> str | None:
 
 
 def largest_error(expected: np.ndarray, own: Sequence[np.ndarray]) -> float:
-    """Of any of PyTorch's own results."""
+    """Return the largest error of any of PyTorch's own results."""
     return max((float(np.abs(one.astype(np.float64) - expected).max(initial=0.0)) for one in own), default=0.0)
 
 
 def _floor(dtype: np.dtype, scale: float) -> float:
-    """4 ulp of a float32 or float64; an eighth of an ulp of a half, in which nothing is summed but the end rounded."""
+    """Return 4 ulp of a float32 or float64; an eighth of an ulp of a half, which only rounds the final result."""
     if dtype.itemsize >= 4:
         return FLOOR_ULP * float(np.spacing(dtype.type(scale)))
     import ml_dtypes
@@ -234,7 +234,7 @@ def _floor(dtype: np.dtype, scale: float) -> float:
 
 
 def _reordered(expected: np.ndarray, actual: np.ndarray, allowed: float) -> bool:
-    """Whether sorting explains the error, which rounding alone would not need."""
+    """Tell whether sorting explains the error, which rounding alone would not need."""
     by_place = np.abs(expected - actual).max()
     by_size = np.abs(np.sort(expected, axis=None) - np.sort(actual, axis=None)).max()
     return bool(by_size <= allowed and by_size < 0.01 * by_place)

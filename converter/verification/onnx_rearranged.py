@@ -1,4 +1,4 @@
-"""What PyTorch's exporter only rearranges and renames: matrices transposed, slopes given more dimensions."""
+"""Recognize tensors that PyTorch's exporter only rearranged and renamed: transposed matrices, reshaped slopes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ MOST_DIMENSIONS = 5
 
 
 def rearranged_weights(program: Program, tensors: Mapping[str, np.ndarray], known: set[str]) -> dict[str, Expected]:
-    """Those of `tensors` that are a tensor of the program, bit for bit, its dimensions in another order.
+    """Return those of `tensors` that are a tensor of the program, bit for bit, with its dimensions in another order.
 
     Args:
-        known: the program's tensors that are accounted for; of those that several operators read, as of a table that is
-            a classifier too, the exporter may write another copy.
+        known: the program's tensors that are accounted for; if several operators read one, such as an embedding table
+            that is also the classifier, the exporter may write another copy.
     """
     found: dict[str, Expected] = {}
     nodes = program.graph.find_nodes(op="get_attr")
@@ -45,12 +45,12 @@ def rearranged_weights(program: Program, tensors: Mapping[str, np.ndarray], know
 
 
 def orders(rank: int) -> Iterator[tuple[int, ...]]:
-    """Every order of so many dimensions, if they are not too many."""
+    """Return every order of `rank` dimensions, or nothing above `MOST_DIMENSIONS`."""
     return permutations(range(rank)) if rank <= MOST_DIMENSIONS else iter(())
 
 
 def _is(array: np.ndarray, tensor: np.ndarray) -> bool:
-    """Whether they are the same bit for bit, dimensions of one element and merged ones aside."""
+    """Tell whether both are the same bit for bit, apart from dimensions of size 1 and merged ones."""
     same_kind = array.dtype.kind == tensor.dtype.kind
     return same_kind and np.array_equal(array.reshape(tensor.shape).astype(tensor.dtype), tensor)
 

@@ -1,4 +1,4 @@
-"""What PyTorch's exporter makes of the weights of recurrent layers: the tensors that ONNX's operators take."""
+"""Compute the tensors that PyTorch's exporter makes of recurrent layers' weights, as ONNX's operators take them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GATES: dict[object, tuple[int, ...]] = {
 
 
 def recurrent_weights(program: Program, tensors: Mapping[str, np.ndarray]) -> dict[str, Expected]:
-    """Those of `tensors`, whose names are the exporter's, that equal a recurrent layer's weights."""
+    """Return those of `tensors` (named by the exporter) that equal a recurrent layer's weights."""
     made = [expected for node in program.graph.nodes for expected in _made_for(program, node)]
     return {
         name: expected

@@ -1,4 +1,4 @@
-"""What the initializers of an ONNX file must be: the rewritten program's tensors, as PyTorch's exporter names them."""
+"""Compute the expected initializers of an ONNX file: the rewritten program's tensors under the exporter's names."""
 
 from __future__ import annotations
 
@@ -108,9 +108,9 @@ class _Constants:
 
 
 def refillable(program: Program, tensors: Mapping[str, np.ndarray]) -> dict[str, Expected] | None:
-    """The same, to fill the file with other weights; None where more than names, shapes and order hangs on values.
+    """Return the expected initializers for filling the file with other weights, or None if its graph depends on values.
 
-    The exporter keeps one of equal initializers, and leaves out what changes nothing (a bias of zeros).
+    The exporter keeps one of several equal initializers, and omits those without effect (a bias of zeros).
     """
     expected = _named(program, tensors)
     _add_renamed(program, expected, tensors)
@@ -138,7 +138,7 @@ def _named(program: Program, tensors: Mapping[str, np.ndarray]) -> dict[str, Exp
 
 
 def _names(program: Program) -> dict[str, str]:
-    """How the exporter calls each tensor: one that is returned, as the output."""
+    """Return the exporter's name of each tensor: the output's name if it is returned."""
     returned = {n.target: name for name, n in zip(program.outputs, program.results, strict=True) if n.op == "get_attr"}
     return {target: returned.get(target, target) for target in program.origins}
 
@@ -152,7 +152,7 @@ def _with_rearranged(
 
 
 def _add_renamed(program: Program, expected: dict[str, Expected], tensors: Mapping[str, np.ndarray]) -> None:
-    """The exporter reshapes some under names of its own, as the slopes of PReLU: they hold the same bytes."""
+    """Add initializers that the exporter reshapes and renames, such as PReLU's slopes: they hold the same bytes."""
     named = {source for one in expected.values() for source in one.sources}
     for node in program.graph.find_nodes(op="get_attr"):
         origin = program.origins[node.target]
@@ -167,7 +167,7 @@ def _add_renamed(program: Program, expected: dict[str, Expected], tensors: Mappi
 
 
 def _add_merged(program: Program, expected: dict[str, Expected]) -> None:
-    """The exporter keeps one of equal initializers, as the biases of two fresh norms: it then comes from both."""
+    """Add the sources of merged initializers: the exporter keeps one of equal ones, such as two fresh norms' biases."""
     for node in program.graph.find_nodes(op="get_attr"):
         if not node.users or node.target in expected:
             continue
@@ -181,7 +181,7 @@ def _add_merged(program: Program, expected: dict[str, Expected]) -> None:
 
 
 def is_exporters(tensor: np.ndarray) -> bool:
-    """Shapes, axes, and what is one number throughout, as the scale of a norm that has none: the digest covers them."""
+    """Tell whether the exporter may have added a tensor: shapes, axes, one repeated number; the digest covers those."""
     return tensor.dtype.kind != "f" or tensor.size <= 1 or bool((tensor == tensor.flat[0]).all())
 
 

@@ -1,7 +1,7 @@
 """Proofs 1 and 2: the same function in float64, the same artifact within PyTorch's own rounding.
 
-Every function takes outputs as PyTorch has them, in its order of dimensions, one mapping by name for each round of
-inputs. Rounds are judged one by one; a proof holds if every output agrees in every round and varies with the input.
+Every function takes outputs in PyTorch's order of dimensions, one mapping by name for each round of inputs. Each round
+is judged separately; a proof holds if every output agrees in every round and varies with the input.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -14,15 +14,15 @@ from .metrics import Allowance, Figures, figures, largest_error, rounding_unit
 from .vacuity import why_vacuous
 
 Outputs = Mapping[str, np.ndarray]
-# Of the number of a round: what PyTorch makes of its inputs with other roundings.
+# Takes the number of a round; returns PyTorch's results on its inputs with other roundings.
 Again = Callable[[int], Sequence[Outputs]]
 
 FUNCTION_BOUND = 1e-10  # of the output's scale
 ROUNDING_FACTOR = 16
-# Of the scale: what a network may be granted that amplifies rounding. Float32 has no digit left there, and what differs
-# by more than this where PyTorch's last bit is moved is no rounding but a decision, as of an argmax between equals.
+# Of the scale: the most that is allowed to a network that amplifies rounding. Float32 has no digit left there. A larger
+# difference after perturbing PyTorch's last bit is not rounding but a decision, such as an argmax between equals.
 FUNCTION_BOUND_AT_MOST = 1e-6
-CLOSE = 1e-2  # of the scale: a difference that a user may choose to accept
+CLOSE = 1e-2  # of the scale: a difference that a user may accept
 SET_ASIDE_SHARE = 0.01  # of an output's integers
 
 
@@ -37,10 +37,10 @@ def compare_function(
     """Compare two float64 computations; integers and booleans must be equal.
 
     Args:
-        relative_bound: the largest error allowed, over max|reference|; for listed kernels without float64 only.
-        constant: outputs which by the graph depend on no input's values, so need not vary.
-        again: asked where an error is larger, but below 1e-6 of the scale: what PyTorch makes of the inputs in float64
-            with other roundings. 16 times what these differ by is allowed then, but no more than 1e-6.
+        relative_bound: the largest allowed error, over max|reference|; for listed kernels without float64 only.
+        constant: outputs that do not depend on any input's values in the graph, so need not vary.
+        again: returns PyTorch's float64 results with other roundings, for a round whose error is larger but below
+            1e-6 of the scale. 16 times their difference is then allowed, but at most 1e-6.
     """
 
     def allowance(expected: np.ndarray, own: Sequence[np.ndarray], scale: float) -> float:
@@ -62,7 +62,7 @@ def compare_function(
 
 
 def function_bound(scale: float, own_rounding: float = 0.0, relative_bound: float = FUNCTION_BOUND) -> float:
-    """The error allowed in float64 of an output, where PyTorch's own results with other roundings differ by this."""
+    """Return the allowed float64 error of an output, where PyTorch's perturbed results differ by `own_rounding`."""
     return max(relative_bound * scale, min(ROUNDING_FACTOR * own_rounding, FUNCTION_BOUND_AT_MOST * scale))
 
 
@@ -76,14 +76,14 @@ def compare_artifact(
     constant: Collection[str] = (),
     again: Again | None = None,
 ) -> Proof:
-    """Compare what an artifact computes with PyTorch in float64, by PyTorch's own float32 error on the same inputs.
+    """Compare an artifact's outputs with PyTorch's in float64, by PyTorch's own float32 error on the same inputs.
 
-    The error allowed is 16 x max(PyTorch's own error, 4 ulp of the scale), or atol + rtol x |reference| if either is
-    given. Integers must be equal but where PyTorch's float32 and float64 differ, which is counted and at most 1 %.
+    The allowed error is 16 x max(PyTorch's own error, 4 ulp of the scale), or atol + rtol x |reference| if either is
+    given. Integers must be equal except where PyTorch's float32 and float64 differ, which is counted and at most 1 %.
 
     Args:
-        again: asked where the bound is exceeded: one float32 result is one throw of the dice, and can be luckier than
-            PyTorch's rounding is. Its own error then is the largest of all its results.
+        again: called where the bound is exceeded: a single float32 result can happen to be more exact than PyTorch's
+            rounding usually is. PyTorch's own error is then the largest of all its results.
     """
 
     def allowance(expected: np.ndarray, own: Sequence[np.ndarray], scale: float) -> float | np.ndarray:
@@ -109,7 +109,7 @@ def compare_artifact(
 
 
 def _rounded_up(number: float) -> float:
-    """To two digits, which cover it."""
+    """Round a number up to two digits."""
     unit = 10.0 ** (np.floor(np.log10(number)) - 1) if number > 0 else 1.0
     return float(np.ceil(number / unit * (1 + 1e-9)) * unit)
 
@@ -134,7 +134,7 @@ def _compare(
     again: Again | None = None,
     hopeless: float = np.inf,
 ) -> tuple[OutputComparison, ...]:
-    """`again` is not asked where the error is more than `hopeless` times what is allowed."""
+    """Compare all outputs; `again` is not called if the error exceeds `hopeless` times the allowed error."""
     if not reference or len(reference) != len(actual) or len(reference) != len(torch_float32 or reference):
         raise ValueError("every round needs a reference and an actual result, and there must be one round")
     names = list(dict.fromkeys(name for outputs in reference for name in outputs))

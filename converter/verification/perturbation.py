@@ -1,4 +1,4 @@
-"""How much a program's results hang on rounding: it runs again, each number moved by its last bit or left."""
+"""Measure how much a program's results depend on rounding, by rerunning it with last bits perturbed at random."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from converter.verification.metrics import FLOOR_ULP
 
 aten = torch.ops.aten
 RUNS = 4
-RUNS_OF_CHOICES = 16  # where an output is an integer: which of two equals is chosen is seen in some of the runs only
+RUNS_OF_CHOICES = 16  # where an output is an integer: only some of the runs choose the other of two equals
 
-# Of a kernel's largest error. Comparisons allow 16 times the effect, which is meant for rounding that was not measured.
+# Of a kernel's largest error. Comparisons allow 16 times the effect, a margin meant for rounding that was not measured.
 KNOWN_SHARE = 0.25
 
-# Operators that end in a limit, which kernels reach sooner or later: what is moved before them is not seen behind.
+# Operators with a limit, which kernels reach sooner or later: a perturbation before them does not show after them.
 LIMITS = {
     aten.sigmoid.default: (0.0, 1.0),
     aten.softmax.int: (0.0, 1.0),
@@ -32,7 +32,7 @@ LIMITS = {
 
 
 class Moved(nn.Module):
-    """Moves every number by up to the few last bits that kernels of such a function differ in, within limits."""
+    """Moves every number by up to `FLOOR_ULP` of its last bits, as kernels of such a function differ, within limits."""
 
     def __init__(self, rng: np.random.Generator, limits: tuple[float, float]):
         super().__init__()
@@ -47,10 +47,10 @@ class Moved(nn.Module):
 
 
 class Coarse(nn.Module):
-    """Moves what an operator gives by a share of what a runtime's kernel may be off by.
+    """Moves an operator's result by a share of the error of a runtime's kernel.
 
     Args:
-        direction: of all numbers, as an error may have one sign wherever the inputs are alike; at random if None.
+        direction: of all numbers, as an error may have one sign wherever the inputs are alike; random if None.
     """
 
     def __init__(self, rng: np.random.Generator, kernel: Kernel, direction: int | None):
@@ -71,11 +71,11 @@ def run_perturbed(
     seed: int,
     kernels: Mapping[OpOverload, Kernel] | None = None,
 ) -> list[list[Tensor]]:
-    """What a captured program makes of `inputs` in `precision` with other roundings, several times.
+    """Run a captured program on `inputs` in `precision` several times, each time with other roundings.
 
-    Every float32 of the inputs and weights is moved by the last bit that it has in `precision` or left, at random but
-    always the same way: so do kernels that add up in another order, and weights that were folded and rounded. What an
-    operator gives that has a limit is moved too, and what a runtime's `kernels` give, by as much as they are coarse.
+    Every float32 number of the inputs and weights is moved by its last bit in `precision` or kept, at random but
+    reproducibly, as kernels that add in another order and folded, rounded weights do. Results of operators with a limit
+    are moved too, and those of a runtime's `kernels`, by their error.
     """
     chosen = any(not node.meta["val"].is_floating_point() for node in program.results)
     generators = [np.random.default_rng((seed, run)) for run in range(RUNS_OF_CHOICES if chosen else RUNS)]
@@ -113,10 +113,10 @@ def _rounded_otherwise(
 def move_kernels(
     program: Program, kernels: Mapping[OpOverload, Kernel], rng: np.random.Generator, direction: int | None
 ) -> dict[str, str]:
-    """Move what operators give by a share of what these kernels may be off by, in place.
+    """Move the results of operators by a share of the error of these kernels, in place.
 
     Returns:
-        For the name of each such operator, that of the module behind it.
+        The name of each such operator, mapped to that of the module after it.
     """
     behind = {}
     for node in list(program.graph.nodes):
@@ -135,7 +135,7 @@ def _insert(
     more: tuple = (),
     named: Mapping[str, Any] | None = None,
 ) -> str:
-    """Call a module on what a node gives, for all that use it."""
+    """Call a module on a node's result, for all users of the node, and return the name of the call."""
     program.graph_module.add_module(name, module)
     with program.graph.inserting_after(node):
         after = program.graph.call_module(name, (node, *more), dict(named or {}))
@@ -144,7 +144,7 @@ def _insert(
 
 
 def nudged(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Every number as it is or the next one above or below."""
+    """Return every number unchanged or moved to the next one above or below."""
     direction = rng.integers(-1, 2, array.shape).astype(array.dtype)
     return np.asarray(
         np.where(direction == 0, array, np.nextafter(array, array + direction * np.abs(array) + direction))

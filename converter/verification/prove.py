@@ -1,4 +1,4 @@
-"""The proofs that an artifact computes the same function as its model."""
+"""Helpers of the proofs that an artifact computes the same function as its model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from converter.ir.program import Program
 
 
 def tensors_read(program: Program) -> set[str]:
-    """The checkpoint's tensors that some operator of the program reads."""
+    """Return the checkpoint's tensors that some operator of the program reads."""
     nodes = [node for node in program.graph.find_nodes(op="get_attr") if node.users]
     return {s for node in nodes for s in program.origins[node.target].sources}
 
@@ -27,7 +27,7 @@ def _eager(array: np.ndarray) -> Any:
 
 
 def groups(rounds: Sequence[list[np.ndarray]]) -> Iterator[list[list[np.ndarray]]]:
-    """Rounds that are run side by side, as many as the memory that the largest takes allows."""
+    """Group rounds to run side by side, with no more samples together than the largest round has."""
     samples = [max((array.shape[0] for array in arrays if array.ndim), default=1) for arrays in rounds]
     most = max(samples, default=1)
     group: list[list[np.ndarray]] = []

@@ -1,4 +1,4 @@
-"""What PyTorch computes on the inputs that artifacts are compared on, taken before the first rewrite."""
+"""Compute PyTorch's results on the inputs for comparisons, before the first rewrite."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from converter.verification.unstable_samples import computes_on_choices, stable_
 from converter.verification.user_inputs import Given, batches, load_given
 
 aten = torch.ops.aten
-USUAL = ("normal", "uniform")  # kinds of inputs on which scores are seldom equal
-OWN_ROUNDS = 2  # in which the module itself is run beside the captured program: batch 1 and more; all if frozen
+USUAL = ("normal", "uniform")  # kinds of inputs that rarely give equal scores
+OWN_ROUNDS = 2  # rounds that run the module beside the captured program: batch 1 and more; all if frozen
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Reference:
 
     Attributes:
         float64: of the captured program with every float32 raised.
-        float32: of the captured program as it is.
+        float32: of the captured program unchanged.
         labels: the user's, for the rounds from `first_given` on.
         constant: outputs that depend on no input.
     """
@@ -55,16 +55,16 @@ class Reference:
     _again: dict[tuple[torch.dtype, int, frozenset[OpOverload]], list[Outputs]] = field(default_factory=dict)
 
     def again(self, number: int) -> list[Outputs]:
-        """PyTorch's float32 results of a round once more, several times with other roundings."""
+        """Return several float32 results of PyTorch for a round, with other roundings."""
         return self._rounded(number, torch.float32)
 
     def again_in(self, runner: Runner) -> Again:
-        """The same, each operator moved by as much as the kernel of the artifact's runtime is known to be off."""
+        """Return a function like `again` that also moves operators by the known error of the artifact's runtime."""
         kernels = functools.cache(lambda: coarse_kernels(runner))
         return lambda number: self._rounded(number, torch.float32, kernels())
 
     def again_in_float64(self, number: int) -> list[Outputs]:
-        """The same of its float64 results."""
+        """Return several float64 results of PyTorch for a round, with other roundings."""
         return self._rounded(number, torch.float64)
 
     @reusing_blocks()
@@ -79,7 +79,7 @@ class Reference:
         return self._again[key]
 
     def probe(self, program: Program) -> tuple[list[Tensor], list[Tensor]]:
-        """The first round's inputs and float64 results, in the program's order."""
+        """Return the first round's inputs and float64 results, in the program's order."""
         inputs = [torch.from_numpy(self.rounds[0].arrays[name]) for name in program.inputs]
         return inputs, [torch.from_numpy(np.asarray(self.float64[0][name], order="C")) for name in program.outputs]
 
@@ -98,11 +98,11 @@ def take_reference(
     """Run the program in both precisions on every round of inputs.
 
     Args:
-        module: what was captured; the program must equal it.
+        module: the captured module; the program must equal it.
         inputs: the user's arrays, as more rounds.
         running: a context within which `module` may run.
         preprocessing: of a folder of images.
-        most: of the rounds drawn, so many only.
+        most: the largest number of random rounds.
 
     Raises:
         CaptureError: there is no output, or the captured program computes something else than the module.
@@ -157,8 +157,11 @@ def take_reference(
 
 
 def without_open_choices(program: Program, drawn: Sequence[Round]) -> tuple[list[Round], list[str]]:
-    """The rounds without the samples of unusual inputs for which the model's choices hang on rounding, and what is to
-    be said of rounds of which none is left."""
+    """Drop samples of unusual inputs for which the model's choices depend on rounding.
+
+    Returns:
+        The rounds, and a description of each round without samples left.
+    """
     kept, left_out = [], []
     for number, each in enumerate(drawn):
         inputs = [torch.from_numpy(np.asarray(each.arrays[name], order="C")) for name in program.inputs]
@@ -181,7 +184,7 @@ def without_open_choices(program: Program, drawn: Sequence[Round]) -> tuple[list
 
 
 def _refuse_ranks_by_batch(results: Sequence[Outputs]) -> None:
-    """Raises CaptureError for an output whose number of dimensions hangs on the batch."""
+    """Raise CaptureError for an output whose number of dimensions depends on the batch size."""
     for name in results[0] if results else ():
         ranks = {each[name].ndim for each in results}
         if len(ranks) > 1:
@@ -193,7 +196,7 @@ def _refuse_ranks_by_batch(results: Sequence[Outputs]) -> None:
 
 
 def constant_outputs(program: Program) -> frozenset[str]:
-    """Outputs that no input's values reach."""
+    """Return the outputs that no input's values reach."""
     reached: set[fx.Node] = set()
     for node in program.graph.nodes:
         if node.op == "placeholder" or (

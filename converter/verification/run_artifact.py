@@ -1,4 +1,4 @@
-"""Between PyTorch's layout of inputs and outputs and an artifact's."""
+"""Run an artifact on inputs in PyTorch's layout, and convert its outputs back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from converter.verification.reference import Reference
 def run_artifact(
     runner: Runner, inputs: Sequence[TensorInterface], outputs: Sequence[TensorInterface], reference: Reference
 ) -> list[Outputs]:
-    """The opened artifact's results on every round, in PyTorch's layout."""
+    """Return the opened artifact's results in every round, in PyTorch's layout."""
     if len(runner.inputs) != len(inputs) or len(runner.outputs) != len(outputs):
         raise ConversionError(
             f"the artifact has {len(runner.inputs)} inputs and {len(runner.outputs)} outputs, "
@@ -32,7 +32,7 @@ def run_artifact(
 
 
 def feed(runner: Runner, inputs: Sequence[TensorInterface], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """`arrays`, by the model's names in PyTorch's layout, as the opened artifact of ours takes them."""
+    """Return `arrays`, by the model's names in PyTorch's layout, as the opened pt-convert artifact takes them."""
     names = _matched([s.name for s in runner.inputs], [i.name for i in inputs])
     dtypes = {s.name: s.dtype for s in runner.inputs}
     return {
@@ -41,7 +41,7 @@ def feed(runner: Runner, inputs: Sequence[TensorInterface], arrays: Mapping[str,
 
 
 def _matched(theirs: Sequence[str], ours: Sequence[str]) -> list[str]:
-    """Their names in our order: by name where all are the same, else by position."""
+    """Return the artifact's names in the model's order: by name if all are the same, else by position."""
     return list(ours) if set(theirs) == set(ours) else list(theirs)
 
 

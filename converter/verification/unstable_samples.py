@@ -1,8 +1,8 @@
-"""Samples on which a model chooses between values that only rounding tells apart, and computes on with its choice.
+"""Find samples on which a model chooses between values that differ only by rounding, and computes on with its choice.
 
-Which of two scores of 1.0 is among the ten best differs from one correct computation to the next, and so do the boxes
-read there. Whether a choice is open is asked of PyTorch alone, by other roundings of its own results, before anything
-was converted: what is left out hangs on the model and the inputs only.
+Which of two scores of 1.0 is among the ten best differs between two correct computations, and so do the boxes read
+there. Perturbed results of PyTorch alone decide whether a choice is open, before any conversion: which samples are left
+out depends only on the model and the inputs.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ INDICES = {
     aten.kthvalue.default: 1, aten.median.dim: 1, aten.argmax.default: None, aten.argmin.default: None,
     aten.argsort.default: None, aten.argsort.stable: None,
 }  # fmt: skip
-APART = {torch.float64: 1e-6, torch.float32: 1e-3}  # of the scale: more than that is no rounding but another choice
+APART = {torch.float64: 1e-6, torch.float32: 1e-3}  # of the scale: a larger difference is another choice
 
 
 def computes_on_choices(program: Program) -> bool:
-    """Whether an operator takes the places that another has chosen; those that are returned only are integers."""
+    """Tell whether an operator reads positions that another has chosen; positions that are only returned are fine."""
     return any(
         user.op != "output"
         for node in program.graph.nodes
@@ -44,7 +44,7 @@ def places(node: fx.Node, position: int | None) -> Sequence[fx.Node]:
 
 
 def stable_samples(program: Program, inputs: Sequence[Tensor], batch: int, seed: int) -> np.ndarray:
-    """For each of `batch` samples, whether PyTorch makes the same of it with other roundings, in both precisions."""
+    """Tell for each of `batch` samples whether PyTorch's result is stable under other roundings, in both precisions."""
     held = np.ones(batch, bool)
     for precision, apart in APART.items():
         given = [x.to(precision) if x.dtype == torch.float32 else x for x in inputs]
@@ -56,7 +56,7 @@ def stable_samples(program: Program, inputs: Sequence[Tensor], batch: int, seed:
 
 
 def alike(expected: np.ndarray, other: np.ndarray, batch: int, apart: float) -> np.ndarray:
-    """For each sample, whether two results are the same but for rounding; an output without samples counts for all."""
+    """Tell for each sample whether two results agree but for rounding; an output without samples counts for all."""
     if expected.dtype.kind not in "fc":
         same = expected == other
     else:

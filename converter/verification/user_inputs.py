@@ -1,4 +1,4 @@
-"""The user's own inputs: arrays from a file, or images from a folder, as rounds to compare on."""
+"""Load the user's own inputs: arrays from a file, or images from a folder, as rounds to compare on."""
 
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ Given = str | Path | Mapping[str, np.ndarray]
 def load_given(
     given: Given, specs: Sequence[InputSpec], preprocessing: Preprocessing | None = None
 ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-    """Read the user's inputs, and the labels if there is an array called "labels" that is no input.
+    """Read the user's inputs, and the labels if an array is called "labels" and no input is.
 
     Args:
         given: arrays by the inputs' names; or the path of an `.npz` file of them, of an `.npy` file with the only
@@ -30,7 +30,7 @@ def load_given(
         input may have any name in the file.
 
     Raises:
-        UsageError: it cannot be read; an array is missing, unknown, or of a shape or dtype the input cannot take.
+        UsageError: it cannot be read; an array is missing, unknown, or of a shape or dtype that the input cannot take.
     """
     if isinstance(given, Mapping):
         arrays, path = {name: np.asarray(array) for name, array in given.items()}, Path("inputs")
@@ -56,7 +56,7 @@ def load_given(
             fix="give every input one array of its name",
         )
     sizes: dict[str, int] = {}
-    # Several fixed batches may be given at once, `batches` cuts them.
+    # Several fixed batches may be given at once; `batches` splits them.
     repeatable = all(isinstance(spec.shape[0], int) for spec in specs if spec.shape)
     inputs = {spec.name: _fitted(arrays[spec.name], spec, sizes, repeatable, path) for spec in specs}
     if labels is not None:
@@ -71,7 +71,7 @@ def load_given(
 
 
 def batches(arrays: Mapping[str, np.ndarray], specs: Sequence[InputSpec], largest: int = 32) -> Iterator[Round]:
-    """Cut the user's arrays into rounds of at most `largest` samples, or of the fixed batch.
+    """Split the user's arrays into rounds of at most `largest` samples, or of the fixed batch.
 
     Raises:
         UsageError: the samples do not fill the fixed batch, or the inputs have different numbers of samples.

@@ -1,4 +1,4 @@
-"""Outputs whose agreement would mean nothing."""
+"""Detect outputs whose agreement would mean nothing."""
 
 from collections.abc import Sequence
 
@@ -7,11 +7,11 @@ import numpy as np
 from .metrics import classes_of, real
 
 DEAD_STD = 1e-3  # of the output's scale
-VISIBLE = 10  # times the bound: what an output must vary by for a fault in it to be seen
+VISIBLE = 10  # times the bound: an output must vary by this much for a fault in it to be visible
 
 
 def why_vacuous(reference: Sequence[np.ndarray], relative_bound: float) -> str | None:
-    """Say why agreement on these outputs would prove nothing, if so."""
+    """Return why agreement on these outputs would prove nothing, or None."""
     arrays = [np.asarray(array) for array in reference]
     if any(array.dtype.kind == "c" for array in arrays):
         arrays = [real(array) for array in arrays]
@@ -39,10 +39,10 @@ def why_vacuous(reference: Sequence[np.ndarray], relative_bound: float) -> str |
 
 
 def _spread(arrays: Sequence[np.ndarray]) -> float | None:
-    """Give the largest difference that another input makes at the same position; None if there is one sample.
+    """Return the largest difference that another input makes at the same position, or None if there is one sample.
 
-    A constant grid has the same shape in every round, and so has everything at a fixed batch: such results are
-    compared round by round. Where shapes differ they do so by the batch, and the first axis is that of the samples.
+    A constant grid has the same shape in every round, and so has every output at a fixed batch: these are compared
+    round by round. Where shapes differ, they differ by the batch, and the first axis is that of the samples.
     """
     if len(arrays) > 1 and len({array.shape for array in arrays}) == 1:
         groups = [np.stack(arrays)]

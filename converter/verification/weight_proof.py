@@ -1,4 +1,4 @@
-"""Proof 3: every tensor of an artifact is its source, recomputed; every source tensor is accounted for."""
+"""Proof 3: every tensor of an artifact equals its recomputed source; every source tensor is accounted for."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ BLOCK = 2**18  # elements compared at a time
 
 @dataclass(frozen=True)
 class Expected:
-    """What a tensor of the artifact must be.
+    """The required content of one tensor of the artifact.
 
     Attributes:
-        array: the tensor recomputed from its sources, in the artifact's shape; float64 where it was folded. Made an
-            array when it is compared, so that not all need be in memory.
+        array: the tensor recomputed from its sources, in the artifact's shape; float64 where it was folded. It becomes
+            an array when it is compared, so that not all need be in memory.
         sources: the PyTorch tensors it is made of.
         exact: permuted, reshaped or cast only, so equal bit for bit; else within rounding.
         rounded: the same computed in the artifact's own precision, where steps of float32 round by more than the bound:
@@ -38,12 +38,12 @@ def compare_weights(
     unused: Mapping[str, str],
     graph_as_written: bool | None = None,
 ) -> Proof:
-    """Compare all tensors of an artifact with what they must be.
+    """Compare all tensors of an artifact with their expected content.
 
     Args:
         source_names: every tensor of the PyTorch model.
-        unused: a source tensor that is not in the artifact, and why.
-        graph_as_written: whether the rest of the graph is what was built; None if that is not known.
+        unused: source tensors that are not in the artifact, and why.
+        graph_as_written: whether the rest of the graph is as it was built; None if unknown.
     """
     failures = [f"{name}: not in the artifact" for name in expected if name not in actual]
     failures += [f"{name}: the artifact has it, no source explains it" for name in actual if name not in expected]
@@ -87,7 +87,7 @@ def _compare_array(expected: ArrayLike, exact: bool, actual: np.ndarray) -> tupl
     if array.shape != actual.shape:
         return f"the shape is {list(actual.shape)}, expected {list(array.shape)}", 0.0
     if array.dtype.kind != actual.dtype.kind:
-        # Tables of integers may be stored as floats, which is exact or it is wrong.
+        # Tables of integers may be stored as floats, but only exactly.
         if not (array.dtype.kind in "iub" and actual.dtype.kind == "f"):
             return f"the dtype is {actual.dtype}, expected {array.dtype}", 0.0
         if not np.array_equal(array.astype(actual.dtype).astype(array.dtype), array):
@@ -112,14 +112,14 @@ def _compare_array(expected: ArrayLike, exact: bool, actual: np.ndarray) -> tupl
 
 
 def _blocks(array: np.ndarray, actual: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Both cut into pieces, for each of which a comparison makes copies."""
+    """Split both into blocks, since a comparison makes copies."""
     flat, held = np.ravel(array), np.ravel(actual)
     for start in range(0, flat.size, BLOCK):
         yield flat[start : start + BLOCK], held[start : start + BLOCK]
 
 
 def _largest_error(array: np.ndarray, actual: np.ndarray) -> tuple[str | None, float, float]:
-    """What is wrong, the largest error of a finite value, and the largest value."""
+    """Return the fault, if any, the largest error of a finite value, and the largest value."""
     with np.errstate(over="ignore"):
         cast = array.astype(actual.dtype)
     finite = np.isfinite(cast)

@@ -1,8 +1,8 @@
-"""Finds every tensor of a checkpoint in an artifact of any tool by its content, without running anything.
+"""Find every tensor of a checkpoint in an artifact from any tool by its content, without running anything.
 
-A tensor may lie there as it is or permuted, as a part of another or joined with others, summed (the two biases of a
-recurrent layer), or with a batch norm folded into it. What is nowhere is changed, if the artifact holds something that
-is nearly it, or missing.
+A tensor may be there unchanged or permuted, as a part of another or joined with others, summed (the two biases of a
+recurrent layer), or with a batch norm folded into it. A tensor that is not found is "changed" if the artifact has a
+nearly equal one, else "missing".
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from .array_arrangement import FOLDED_ROUNDING, Arrangement, arranged, comparabl
 STATISTICS = ("running_mean", "running_var")
 USUAL_EPSILONS = (1e-5, 1e-3, 1e-6, 1e-4)
 PIECES = (2, 3, 4, 6, 8)
-SMALLEST_PIECE = 4  # elements: fewer are somewhere by chance
-ALIKE = 0.9  # cosine from which on a tensor counts as changed, not as missing
-UNEXPLAINED = 16  # elements: smaller arrays of an artifact are not worth a word
+SMALLEST_PIECE = 4  # elements: fewer match by chance
+ALIKE = 0.9  # cosine from which a tensor counts as changed, not as missing
+UNEXPLAINED = 16  # elements: smaller arrays of an artifact are not reported
 
 FOUND = ("unchanged", "permuted", "derived", "folded", "not needed")
 
 
 @dataclass
 class WeightSearch:
-    """One checkpoint against what one artifact holds.
+    """A search for one checkpoint's tensors among an artifact's arrays.
 
     Args:
         sources: every tensor of the checkpoint.
@@ -54,7 +54,7 @@ class WeightSearch:
             self._by_size[self._theirs[name].size].append(name)
 
     def run(self) -> tuple[WeightMatch, ...]:
-        """A match for each tensor, in the checkpoint's order."""
+        """Return a match for each tensor, in the checkpoint's order."""
         for name in self.sources:
             if name.endswith("num_batches_tracked"):
                 self._note(name, "not needed", "", "it counts batches in training")
@@ -65,7 +65,7 @@ class WeightSearch:
         return tuple(self.matches[name] for name in self.sources)
 
     def unexplained(self) -> list[str]:
-        """Arrays of the artifact that hold nothing of the checkpoint."""
+        """Return the artifact's arrays that hold nothing of the checkpoint."""
         contents = {digest(self._theirs[name]) for name in self.used}
         return [
             name
@@ -87,7 +87,7 @@ class WeightSearch:
                     self._note(name, "changed", target, f"its values are there under the name `{target}`, not its own")
 
     def _at(self, array: np.ndarray, name: str) -> tuple[str, Arrangement] | None:
-        """Where these values are; of several places the unused one whose name is most alike."""
+        """Return where these values are; of several places, an unused one with the most similar name."""
         places = self._by_digest.get(digest(array), [])
         for place in sorted(places, key=lambda p: (p in self.used, -SequenceMatcher(None, p, name).ratio())):
             if arrangement := arranged(array, self._theirs[place]):
@@ -103,7 +103,7 @@ class WeightSearch:
                 self._note(name, "not needed", "", "all zeros")
 
     def _parts(self) -> None:
-        """The checkpoint's tensor is cut into pieces."""
+        """Match tensors of the checkpoint that the artifact splits into pieces."""
         for name in self._left():
             array = self._ours[name]
             for axis, count in _cuts(array):
@@ -114,7 +114,7 @@ class WeightSearch:
                     break
 
     def _joined(self) -> None:
-        """The artifact's array is several of the checkpoint's tensors."""
+        """Match tensors of the checkpoint that the artifact joins in one array."""
         wanted: dict[tuple[int, int], list[str]] = defaultdict(list)
         for name in self._left():
             wanted[digest(self._ours[name])].append(name)
@@ -127,7 +127,7 @@ class WeightSearch:
                         self._note(name, "derived", place, ", ".join(filter(None, (where, str(arrangement)))))
 
     def _sums(self) -> None:
-        """Two tensors of one module, added: the biases of a recurrent layer."""
+        """Match two tensors of one module that were added: the biases of a recurrent layer."""
         by_module: dict[str, list[str]] = defaultdict(list)
         for name in self._left():
             by_module[name.rpartition(".")[0]].append(name)
@@ -148,8 +148,10 @@ class WeightSearch:
                 self._fold(norm, own)
 
     def _fold(self, norm: str, own: Sequence[str]) -> None:
-        """batch_norm(conv(x, W, b)) = conv(x, W s, (b - mean) s + beta), s = gamma / sqrt(var + eps); or s and
-        beta - mean s by themselves."""
+        """Match a batch norm folded into a kernel and bias, or reduced to s and beta - mean s.
+
+        batch_norm(conv(x, W, b)) = conv(x, W s, (b - mean) s + beta), s = gamma / sqrt(var + eps)
+        """
         read = {name.rpartition(".")[2]: self._ours[name].astype(np.float64) for name in own}
         for epsilon in [self.epsilons[norm]] if norm in self.epsilons else USUAL_EPSILONS:
             scale = read.get("weight", 1.0) / np.sqrt(read["running_var"] + epsilon)
@@ -175,7 +177,7 @@ class WeightSearch:
                 return
 
     def _producers(self, norm: str, channels: int) -> list[str]:
-        """Kernels that this norm may follow, the nearest before it first."""
+        """Return kernels that this norm may follow, the nearest before it first."""
         names = list(self.sources)
         at = min(names.index(name) for name in names if name.rpartition(".")[0] == norm)
         fitting = [
@@ -189,7 +191,7 @@ class WeightSearch:
         return sorted(fitting, key=lambda name: (names.index(name) > at, abs(names.index(name) - at)))[:6]
 
     def _near(self, array: np.ndarray, rounding: np.ndarray) -> str | None:
-        """Where these values are within their rounding."""
+        """Return where these values are within their rounding, or None."""
         total, allowed = float(array.sum()), float(rounding.sum())
         for place in self._by_size.get(array.size, []):
             if place in self.used and array.size > 1 and self._whole_match(place):
@@ -202,7 +204,7 @@ class WeightSearch:
     def _whole_match(self, place: str) -> bool:
         return any(m.name == place and m.found in ("unchanged", "permuted") for m in self.matches.values())
 
-    # -- what is nowhere
+    # -- tensors that were not found
 
     def _nearest(self, name: str) -> WeightMatch:
         array = self._ours[name]
@@ -235,12 +237,12 @@ class WeightSearch:
 
 
 def bias_of(weight: str) -> str:
-    """The name of the bias beside a weight."""
+    """Return the name of the bias beside a weight."""
     return f"{weight.rpartition('.')[0]}.bias".lstrip(".")
 
 
 def _scaled(kernel: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Each output channel by its factor: dimension 0, of a transposed convolution 1."""
+    """Scale each output channel by its factor: dimension 0, or 1 for a transposed convolution."""
     axis = 0 if kernel.shape[0] == len(scale) else 1
     return np.asarray(kernel.astype(np.float64) * scale.reshape([-1 if a == axis else 1 for a in range(kernel.ndim)]))
 
@@ -253,7 +255,7 @@ def _cuts(array: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def _pieces(array: np.ndarray, sizes: Collection[int], depth: int = 2) -> Iterator[tuple[str, np.ndarray]]:
-    """What an array of one of these sizes could be: cut along an axis, and once more along another."""
+    """Yield the pieces of an array that have one of these sizes: split along an axis, and once more along another."""
     for axis, count in _cuts(array):
         if depth == 1 and array.size // count not in sizes:
             continue
@@ -266,8 +268,10 @@ def _pieces(array: np.ndarray, sizes: Collection[int], depth: int = 2) -> Iterat
 
 
 def _likeness(source: np.ndarray, target: np.ndarray) -> tuple[float, int, float]:
-    """The cosine of the best transposition, how many of its elements differ, and by how much at most. Where most values
-    are the same whatever their place, the share of those."""
+    """Return the cosine of the best transposition, how many of its elements differ, and by how much at most.
+
+    If most values are the same in any order, their share replaces the cosine.
+    """
     best = (-1.0, source.size, float("inf"))
     for order in permutations(range(source.ndim)) if source.ndim <= 5 else [tuple(range(source.ndim))]:
         turned = source.transpose(order)
@@ -288,7 +292,7 @@ def _likeness(source: np.ndarray, target: np.ndarray) -> tuple[float, int, float
 
 
 def weights_proof(matches: Sequence[WeightMatch]) -> Proof:
-    """That every tensor was found, and how many in which way."""
+    """Return a proof that every tensor was found, with the number found in each way."""
     counts = {kind: sum(match.found == kind for match in matches) for kind in (*FOUND, "changed", "missing")}
     words = {
         "unchanged": "as they are", "permuted": "permuted", "derived": "joined, cut or added", "folded": "folded",
