@@ -1,1 +1,1 @@
-"""Convert, verify, inspect and check: each a list of stages."""
+"""Convert, verify, inspect and check models, each in a list of stages."""

@@ -1,4 +1,4 @@
-"""One format of one model: its rewritten program, what is written, and what must be found there."""
+"""Build one format of a model: its rewritten program, the artifact to write, and its expected content."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ if TYPE_CHECKING:
     from converter.artifacts.onnx_writer import Exported
     from converter.lowering.executor import PlanExecutor
 
-MOST_KEPT = 30_000_000  # parameters of a model whose layers and variables are kept for later ones
+MOST_KEPT = 30_000_000  # parameters up to which a model's layers and variables are kept for later models
 MOVING = {"Transpose": ("Transpose",), "Gather": ("Gather", "GatherV2", "GatherNd", "GatherND", "GatherElements")}
 
 
 @dataclass
 class RewrittenModel:
-    """A rewritten program and how it becomes an artifact of one format."""
+    """A rewritten program that can be written as an artifact of one format."""
 
     source: LoadedModel
     format: Format
@@ -65,7 +65,7 @@ class RewrittenModel:
     _folded: FoldedConstants | None = None
 
     def movements(self, operators: Mapping[str, int]) -> tuple[Movement, ...]:
-        """What the plan moves, and what else moves by the operators counted in the artifact."""
+        """Return the movements of the plan, and others that the artifact's operator counts reveal."""
         planned = self.plan.movements if self.plan else []
         found = [Movement(m.kind, m.module, m.reason, m.elements) for m in planned]
         by = "PyTorch's exporter" if self.format == "onnx" else "Keras"
@@ -104,7 +104,7 @@ class RewrittenModel:
             self._write_lowered(path)
 
     def prepare(self) -> None:
-        """All that comes before writing. Raises what writing would."""
+        """Do everything that comes before writing; raise what writing would raise."""
         if self.format == "onnx":
             self._in_onnx()
         else:
@@ -163,7 +163,7 @@ class RewrittenModel:
 
     @reusing_blocks()
     def prove_function(self, reference: Reference) -> Proof:
-        """Proof 1: in float64, the lowered graph (ONNX: the rewritten program) against the captured one."""
+        """Proof 1: compare the lowered graph (ONNX: the rewritten program) with the captured one in float64."""
         actual: list[Outputs] = []
         if self.plan is None:
             raised = self.program.at(torch.float64)
@@ -191,8 +191,11 @@ class RewrittenModel:
             yield [results[output.name] for output in self.outputs]
 
     def trace(self, reference: Reference) -> list[TraceRow]:
-        """Values along the graph on the first round, in float64: the plan beside the rewritten program, and where
-        these agree (ONNX has no plan), the rewritten program beside the captured one."""
+        """Compare values along the graph on the first round, in float64.
+
+        The plan is compared with the rewritten program; where these agree (ONNX has no plan), the rewritten program
+        with the captured one.
+        """
         arrays = reference.rounds[0].arrays
         inputs = [torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in self.program.inputs]
         rows: list[TraceRow] = []
@@ -208,12 +211,12 @@ class RewrittenModel:
 
     @reusing_blocks()
     def prove_weights(self, tensors: Mapping[str, np.ndarray], graph_as_written: bool | None = None) -> Proof:
-        """Proof 3: what the artifact holds is what the checkpoint holds, rearranged or folded."""
+        """Proof 3: check that the artifact holds the checkpoint's tensors, rearranged or folded."""
         if self.plan is None:
-            tensors = dict(tensors)  # they are looked at several times
+            tensors = dict(tensors)  # they are read several times
         expected = self.expected(tensors)
         used = {s for e in expected.values() for s in e.sources}
-        if self.plan is None:  # the exporter's own, without a name of ours: shapes, axes, operators' arguments
+        if self.plan is None:  # drop the exporter's own tensors: shapes, axes, operators' arguments
             tensors = {n: t for n, t in tensors.items() if n in expected or not is_exporters(t)}
         return compare_weights(expected, tensors, self.source.tensor_names | used, self._unused(used), graph_as_written)
 
@@ -229,7 +232,7 @@ class RewrittenModel:
         }
 
     def _unused(self, used: set[str]) -> dict[str, str]:
-        """Why a tensor of the checkpoint is in no tensor of the artifact."""
+        """Return why tensors of the checkpoint are in no tensor of the artifact."""
         in_graph, live = tensors_read(self.source.program), tensors_read(self.program)
         reasons = {}
         for name in self.source.tensor_names - used:
@@ -258,7 +261,7 @@ class RewrittenModel:
         return [program.tensor(node) for node in program.graph.find_nodes(op="get_attr") if node.target == name]
 
     def _inlined(self, name: str) -> bool:
-        """Small constants stand in the graph itself; weights never do."""
+        """Tell whether a tensor is a small constant in the graph itself; weights never are."""
         return not any(
             self.source.program.trainable(node)
             for node in self.source.program.graph.find_nodes(op="get_attr")
@@ -266,7 +269,7 @@ class RewrittenModel:
         )
 
     def _lowered(self, precision: str) -> PlanExecutor:
-        """The plan with variables of its own: they are gone with it, unless they are kept for later models."""
+        """Lower the plan with variables of its own, which are freed with it unless kept for later models."""
         from converter.lowering.executor import PlanExecutor
 
         if self.plan is None:
@@ -288,9 +291,10 @@ class RewrittenModel:
 def build(
     source: LoadedModel, format: Format, options: ArtifactOptions, clock: Clock, known: Mapping[str, Any] | None = None
 ) -> RewrittenModel:
-    """
+    """Rewrite and plan a model for one format, or reuse the build of an earlier model of the same architecture.
+
     Args:
-        known: the choices of an artifact's plan as its stamp has them, so that they are not searched for again.
+        known: the choices of an artifact's plan, from its stamp, so that they are not searched for again.
     """
     if source.captured is None or known is not None:
         return _build_uncached(source, format, options, clock, known)
@@ -364,7 +368,7 @@ def _for_dynamic(x: Tensor) -> Tensor:
 
 
 def described(changes: Sequence[Change]) -> list[Rewrite]:
-    """Every telling change, and one line for each kind of minor one."""
+    """Return every major change, and one line for each kind of minor one."""
     told = [Rewrite(c.name, c.module, c.description) for c in changes if not c.minor]
     minor: dict[str, int] = {}
     for change in changes:

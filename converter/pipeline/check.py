@@ -28,13 +28,13 @@ def check(
     progress: Progress | None = None,
     **keywords: Unpack[InspectKeywords],
 ) -> CheckReport:
-    """Whether a model can be converted to each of some formats; nothing is written.
+    """Check whether a model can be converted to each of some formats; nothing is written.
 
     Args:
         keywords: those of `converter.options.InspectOptions`.
 
     Raises:
-        ConversionError: the model cannot be read, or does not run on the inputs given.
+        ConversionError: the model cannot be read, or does not run on the given inputs.
     """
     options = InspectOptions.of(**keywords)
     clock = Clock(progress)
@@ -48,13 +48,13 @@ def _checks(
     source: LoadedModel, to: str | Sequence[str], options: ArtifactOptions, seed: int, clock: Clock
 ) -> tuple[FormatCheck, ...]:
     formats = parse_formats(to)
-    if formats:  # as a conversion does before it builds anything
+    if formats:  # a conversion does this before it builds anything
         take_reference(source.program, source.module, seed=seed, inputs=None, running=source.running, most=OWN_ROUNDS)
     return tuple(checked(source, format, options, clock) for format in formats)
 
 
 def checked(source: LoadedModel, format: str, options: ArtifactOptions, clock: Clock) -> FormatCheck:
-    """Whether everything can be done that comes before an artifact is written."""
+    """Check whether every step before the writing of an artifact succeeds."""
     try:
         build(source, format, options, clock).prepare()  # type: ignore[arg-type]
     except Exception as error:

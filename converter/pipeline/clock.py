@@ -13,7 +13,7 @@ Progress = Callable[[str], AbstractContextManager]
 
 @dataclass
 class Clock:
-    """Times the steps and tells the caller which one runs."""
+    """Times the stages and tells the caller which one runs."""
 
     progress: Progress | None
     timings: dict[str, float] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The way of one model: load, capture, rewrite, plan, write, open again, prove, put in place."""
+"""Convert one model: load, capture, rewrite, plan, write, open again, prove, put in place."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def convert(
         options: those of `converter.options.ConvertOptions`: `factory`, `input_shapes`, `layout`, `verify`, ...
 
     Returns:
-        The report; an artifact that does not agree is reported as such and not put in place. One of several formats
-        that cannot be written has a `failure`.
+        The report. It names an artifact that does not agree, which is not put in place. If one of several formats
+        cannot be written, its entry has a `failure`.
 
     Raises:
         ConversionError: the model cannot be read, captured, or converted to any of the formats.
@@ -64,11 +64,11 @@ def convert(
 
 
 class ConversionSession:
-    """What conversions of many models in one process share: processes that open artifacts, and captured programs.
+    """Resources shared by conversions in one process: processes that open artifacts, and captured programs.
 
     Args:
-        lasting: keep them for the next model. A model whose conversion with what was kept does not end verified is
-            converted again without it.
+        lasting: keep them for the next model. A model that is not verified when converted with them is converted again
+            without them.
     """
 
     def __init__(self, *, lasting: bool = False):
@@ -85,7 +85,7 @@ class ConversionSession:
         progress: Progress | None = None,
         **keywords: Unpack[ConvertKeywords],
     ) -> ConversionReport:
-        """As the function of that name."""
+        """Convert a model, as the function `convert` does."""
         options = ConvertOptions.of(**keywords)
         if self._earlier is None:
             return self._convert(model, to, output, progress, options, None)
@@ -115,7 +115,7 @@ class ConversionSession:
         self.close()
 
     def _runner(self, format: Format) -> Runner:
-        """One that lives, started while the model is being read."""
+        """Return a living runner for the format, started while the model is being read."""
         kept = self._runners.get(format)
         if kept is not None and kept.alive:
             return kept
@@ -125,7 +125,7 @@ class ConversionSession:
         return self._runners[format]
 
     def _done(self, format: Format) -> None:
-        """Of a runner that is not needed for this model any more."""
+        """Close the runner of a finished format unless the session reuses it."""
         if not self._lasting and (runner := self._runners.pop(format, None)) is not None:
             runner.close()
 
@@ -208,7 +208,7 @@ class ConversionSession:
 
 @dataclass
 class ArtifactJob:
-    """One format of one model, on its way."""
+    """The conversion of one model to one format."""
 
     format: Format
     path: Path
@@ -225,7 +225,7 @@ class ArtifactJob:
     accuracy: Accuracy | None = None
 
     def made(self) -> ArtifactReport:
-        """Write it, prove it, and put it in place if it agrees."""
+        """Write the artifact, prove it, and put it in place if it agrees."""
         started = time.perf_counter()
         self.built = built = build(self.source, self.format, self.options, self.clock)
         with self.clock(f"write {self.format}"):
@@ -282,7 +282,7 @@ class ArtifactJob:
 
 
 def _refuse_to_replace(source: Path, paths: Iterable[Path]) -> None:
-    """Not even --force is meant to put an artifact in the place of what it is made from."""
+    """Refuse to replace the checkpoint with its artifact, even with --force."""
     for path in paths:
         if source.exists() and path.exists() and path.samefile(source):
             raise UsageError("The output path is that of the checkpoint.", where=str(path), fix="give another -o")
@@ -297,7 +297,7 @@ def _as_conversion_error(error: Exception, format: Format, path: Path) -> Conver
 
 
 def _failed(format: Format, source: LoadedModel, error: ConversionError, seconds: float) -> ArtifactReport:
-    """Of a format that could not be written, beside others that could."""
+    """Return the report of a format that could not be written, beside others that could."""
     return ArtifactReport(
         format, None, (), (), (), {}, (), "not verified", seconds, failure=failure_of(error, source.name)
     )

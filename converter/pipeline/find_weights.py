@@ -58,5 +58,5 @@ def verify_weights(
 
 
 def epsilons(module: nn.Module) -> dict[str, float]:
-    """Of a module's batch norms, by path."""
+    """Return the epsilon of each module that has one, such as a batch norm, by path."""
     return {path: m.eps for path, m in module.named_modules() if isinstance(getattr(m, "eps", None), float)}

@@ -1,4 +1,4 @@
-"""What a model consists of, and what each part becomes."""
+"""Show what a model consists of, and what each module becomes."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def inspect(
     plan: bool = False,
     **keywords: Unpack[InspectKeywords],
 ) -> ModelSummary:
-    """The module tree with shapes, weights, and what each module becomes in a Keras file.
+    """Return the module tree with shapes, weights, and what each module becomes in a Keras file.
 
     Operators that cannot be converted are listed, not raised.
 
     Args:
-        check: formats, for each of which the answer is given whether it can be converted; nothing is written.
-        plan: give the plan too, every value with its axes and every movement with its reason.
+        check: formats to check whether the model can be converted to them; nothing is written.
+        plan: include the plan: every value with its axes and every movement with its reason.
         keywords: those of `converter.options.InspectOptions`: `factory`, `input_shapes`, `layout`, ...
 
     Raises:
-        ConversionError: the model cannot be read, or does not run on the inputs given.
+        ConversionError: the model cannot be read, or does not run on the given inputs.
     """
     options = InspectOptions.of(**keywords)
     clock = Clock(None)
@@ -102,7 +102,7 @@ def summary(source: LoadedModel, options: ArtifactOptions, with_plan: bool, cloc
 
 
 def plan_rows(plan: PlanBuilder) -> tuple[PlanRow, ...]:
-    """Every value of the plan, in the program's order."""
+    """Return every value of the plan, in the program's order."""
     rows = []
     names = symbol_names(plan.program)
     for node, value in plan.values.items():
@@ -121,7 +121,7 @@ def plan_rows(plan: PlanBuilder) -> tuple[PlanRow, ...]:
 
 
 def what_becomes(plan: PlanBuilder) -> dict[str, str]:
-    """For each module's path, the Keras layers and operators made for it."""
+    """Return the Keras layers and operators made for each module, by path."""
     from converter.plan.steps import topological_order
 
     found: dict[str, list[str]] = {}
@@ -144,7 +144,7 @@ def _counted(names: Sequence[str]) -> list[str]:
 
 
 def _nothing(path: str, module: nn.Module, read: set[str]) -> str:
-    """For a module that no layer or operator was made for; `read` are the tensors that the program reads."""
+    """Describe a module without layers or operators of its own; `read` are the tensors that the program reads."""
     if next(module.children(), None) is not None:
         return ""
     own = [f"{path}.{name}" for name, _ in module.named_parameters()]
@@ -156,7 +156,7 @@ def _nothing(path: str, module: nn.Module, read: set[str]) -> str:
 def module_shapes(
     module: nn.Module, inputs: Sequence[Tensor], code: UserCode
 ) -> dict[str, tuple[Shape | None, Shape | None]]:
-    """Shapes of each module's first tensor in and out, the batch named."""
+    """Return the shapes of each module's first input and output tensors, with the batch named."""
     shapes: dict[str, tuple[Shape | None, Shape | None]] = {}
     hooks = []
     for path, child in module.named_modules():
@@ -164,7 +164,7 @@ def module_shapes(
         def note(_: nn.Module, args: Any, result: Any, path: str = path) -> None:
             shapes.setdefault(path, (_first_shape(args), _first_shape(result)))
 
-        if not isinstance(child, torch.jit.ScriptModule):  # which takes no hooks
+        if not isinstance(child, torch.jit.ScriptModule):  # it takes no hooks
             hooks.append(child.register_forward_hook(note))
     try:
         with code, torch.no_grad():

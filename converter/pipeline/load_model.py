@@ -1,4 +1,4 @@
-"""A model on its way: loaded, captured, with inputs to call it with."""
+"""Load and capture a model, with inputs to call it with."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class LoadedModel:
 
     Attributes:
         module: None where the checkpoint is an exported program.
-        captured: what is kept for later models of the same architecture, if that may be.
+        captured: what is cached for later models of the same architecture, if allowed.
         calling: how the whole model is called; None for an exported program.
-        part: what of the model this is.
-        probe: inputs of batch 1 and what the program makes of them in float64, once that is known.
+        part: which submodel this is.
+        probe: inputs of batch 1 and the program's float64 results on them, once known.
         tensor_names: every tensor of the checkpoint's model.
-        code: in which the user's code may run.
+        code: a context in which the user's code may run.
     """
 
     name: str
@@ -67,14 +67,14 @@ class LoadedModel:
     drop_keys: tuple[str, ...] = ()
 
     def shape_texts(self) -> list[str]:
-        """What to give as `--input-shape` for the same."""
+        """Return the `--input-shape` values that give the same inputs."""
         if self.calling is not None:
             return [str(shape) for shape in self.calling.shapes]
         named = zip(self.program.inputs, self.examples, strict=True)
         return [str(InputShape(name, tuple(x.shape), x.dtype)) for name, x in named]
 
     def running(self) -> AbstractContextManager[None]:
-        """A context in which the user's code may run."""
+        """Return a context in which the user's code may run."""
         return self.code
 
 
@@ -86,11 +86,11 @@ def load_model(
     fixed_batch: int | None = None,
     earlier: ProgramCache | None = None,
 ) -> LoadedModel:
-    """Load a checkpoint, or take a module, and capture it. The caller's module stays as it is, mode and buffers too.
+    """Load a checkpoint, or take a module, and capture it, without changing the caller's module, its mode or buffers.
 
     Args:
-        fixed_batch: the only batch size that is wanted.
-        earlier: what was captured before; a model of the same architecture is not captured again.
+        fixed_batch: the only batch size wanted.
+        earlier: the programs captured before; a model of the same architecture is not captured again.
     """
     part, seed, strict = options.submodel, options.capture.seed, options.capture.strict
     freeze_control_flow = options.capture.freeze_control_flow
@@ -178,13 +178,13 @@ def load_model(
 def _shapes(
     module: nn.Module, texts: Sequence[str], image_size: str | None
 ) -> tuple[list[list[InputShape]], list[str]]:
-    """The inputs' shapes, floats in float32, as the weights are, and notes on what is not as asked.
+    """Choose input shapes, floats in float32 as the weights are, and notes on what differs from the request.
 
     Returns:
-        Shapes to try, the first that the model takes.
+        Shapes to try, to use the first that the model accepts.
 
     Raises:
-        UsageError: there are none, or they cannot be.
+        UsageError: there are none, or they are not valid.
     """
     if not texts:
         tried, told = infer_input_shapes(module, image_size)
@@ -205,7 +205,7 @@ def _shapes(
 
 
 def _calling(module: nn.Module, tried: Sequence[Sequence[InputShape]], batch: int | None, seed: int) -> CallSpec:
-    """With the first of the shapes that the module takes; it is bound to them."""
+    """Return a call with the first of the shapes that the module accepts, and bind it to the module."""
     failure: CaptureError | None = None
     for shapes in tried:
         calling = bound(module, shapes)
@@ -223,7 +223,7 @@ def _calling(module: nn.Module, tried: Sequence[Sequence[InputShape]], batch: in
 
 
 def own_copy(module: nn.Module) -> nn.Module:
-    """A copy to run and to change: buffers and Python state of its own, parameters too unless all are float32.
+    """Return a copy to run and to change, with its own buffers and Python state, and parameters unless all are float32.
 
     Raises:
         ConversionError: it cannot be copied.
@@ -247,7 +247,7 @@ def _lowered(dtype: torch.dtype) -> str | None:
 
 
 def _refuse_other_precisions(program: Program) -> None:
-    """Raises CaptureError for an exported program whose inputs or weights are floats of another size than float32."""
+    """Raise CaptureError for an exported program whose inputs or weights are floats of another size than float32."""
     nodes = [*program.placeholders, *program.graph.find_nodes(op="get_attr")]
     kinds = {node.meta["val"].dtype for node in nodes if node.meta["val"].is_floating_point()} - {torch.float32}
     if kinds:
@@ -259,7 +259,7 @@ def _refuse_other_precisions(program: Program) -> None:
 
 
 def program_examples(program: Program, seed: int) -> list[Tensor]:
-    """Seeded random inputs of the shapes that the program has."""
+    """Return seeded random inputs of the program's shapes."""
     specs = input_specs(program)
     sizes = next(iter(dynamic_size_choices(program)), {})
     return [torch.from_numpy(array) for array in draw(specs, 2, seed, sizes).values()]

@@ -1,8 +1,8 @@
-"""What was made of an earlier model, for a later one of the same architecture: its captured program, and plans.
+"""Cache captured programs and plans for later models of the same architecture.
 
-A later model's weights take the place of the earlier one's, in the tensors that the program and all that was deferred
-read. A plan is made again only if a question that was asked of values on its way has another answer now. Whether the
-program computes what the later model does is not taken for granted: its reference is taken with its own module.
+A later model's weights replace the earlier one's in the tensors that the program and all lazy tensors read. A plan is
+made again only if a query of values that it depends on has another answer now. Whether the program computes what the
+later model does is still checked: its reference is computed with its own module.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from converter.ir.program import Program, read_attribute
 if TYPE_CHECKING:
     from converter.pipeline.build import RewrittenModel
 
-MOST = 16  # architectures that are kept, with a program and one set of weights each,
-MOST_PARAMETERS = 60_000_000  # as long as they have no more than this together; the last one is in any case
+MOST = 16  # architectures to keep, with a program and one set of weights each,
+MOST_PARAMETERS = 60_000_000  # as long as they have no more than this together; the last one is always kept
 _OWN = set(vars(nn.Module()))  # the names of every module's own state
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.Size, torch.device, type)
 
 
 class Unknown(Exception):
-    """The state of a module that cannot be compared with another's."""
+    """Raised for a module whose state cannot be compared with another's."""
 
 
 @dataclass
 class CachedProgram:
-    """A captured program whose weights can be exchanged.
+    """A captured program whose weights can be replaced.
 
     Attributes:
         tensors: the module's own, by name; the program's share their memory.
-        built: what was planned, by format and options, with the questions that were asked of values meanwhile.
+        built: what was planned, by format and options, with the queries of values made meanwhile.
     """
 
     program: Program
@@ -76,7 +76,7 @@ class ProgramCache:
         return self._captured[key]
 
     def keep(self, key: str | None, program: Program, module: nn.Module) -> CachedProgram | None:
-        """Keep a program for later models, unless it has its weights to itself or was captured with their values."""
+        """Keep a program for later models, unless it has copies of the weights or depends on their values."""
         tensors = tensors_of(module)
         if key is None or program.values_read or not _shares(program, tensors):
             return None
@@ -93,12 +93,12 @@ class ProgramCache:
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers; one that has several names has the first."""
+    """Return parameters and buffers; a tensor with several names has the first."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 def _shares(program: Program, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether the program's weights lie in the memory of the module's."""
+    """Tell whether the program's weights share memory with the module's."""
     held = {name: tensor.untyped_storage().data_ptr() for name, tensor in tensors.items()}
     for target, origin in program.origins.items():
         memory = read_attribute(program.graph_module, target).untyped_storage().data_ptr()
@@ -108,15 +108,16 @@ def _shares(program: Program, tensors: Mapping[str, Tensor]) -> bool:
 
 
 def architecture(module: nn.Module, *settings: Hashable) -> str | None:
-    """What two modules have in common that differ in nothing but the values of parameters and buffers.
+    """Return a digest that is the same for modules that differ only in the values of parameters and buffers.
 
-    Classes and their source files, the state that is no tensor, names, shapes, types, and which tensors are one.
+    It covers classes and their source files, state other than tensors, names, shapes, types, and which tensors are
+    shared.
 
     Args:
-        settings: what else decides how it is captured.
+        settings: what else decides how the module is captured.
 
     Returns:
-        None for a module whose state cannot be told.
+        None for a module whose state cannot be compared.
     """
     told = hashlib.sha256()
     try:
@@ -144,13 +145,13 @@ def _parts(module: nn.Module, settings: Sequence[Hashable]) -> Iterator[Any]:
 
 
 def _numbered(module: nn.Module) -> dict[int, int]:
-    """Of each module, parameter and buffer, by `id`, which one it is."""
+    """Return a number for each module, parameter and buffer, by `id`."""
     parts = [part for one in module.modules() for part in (one, *one._parameters.values(), *one._buffers.values())]
     return {identity: number for number, identity in enumerate(dict.fromkeys(id(p) for p in parts if p is not None))}
 
 
 def _told(value: Any, numbers: dict[int, int], depth: int = 0) -> str:
-    """A value of a module's state as text; raises Unknown for what may hold anything."""
+    """Return a value of a module's state as text, or raise Unknown for one that may hold anything."""
     if depth > 20:
         raise Unknown
     if id(value) in numbers:
@@ -186,7 +187,7 @@ def _file_digest(path: str, size: int, modified: int) -> str:
 
 
 def _code_of(thing: Any) -> str:
-    """The source file that a class or function stands in, by its content."""
+    """Return a digest of the source file of a class or function."""
     try:
         path = inspect.getsourcefile(thing)
     except TypeError:  # built in

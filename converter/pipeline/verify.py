@@ -1,4 +1,4 @@
-"""Verification alone: an artifact, of ours or any tool's, against its model."""
+"""Verify an artifact, from pt-convert or any tool, against its model."""
 
 from __future__ import annotations
 
@@ -42,16 +42,17 @@ def verify(
     progress: Progress | None = None,
     **keywords: Unpack[VerifyKeywords],
 ) -> VerificationReport:
-    """Compare what an artifact computes with its model; of one that bears our stamp, the weights too.
+    """Compare an artifact's outputs with its model's, and its weights too if it has a pt-convert stamp.
 
-    Inputs and outputs are matched by name, or by position where the names are others. An artifact of another tool may
-    hold them channels last, where shapes say so, and may take one batch size only. If it does not agree, a softmax, a
-    sigmoid, boxes in units of the image size, another order, a layout that shapes do not tell are tried, and said.
+    Inputs and outputs are matched by name, or by position where the names differ. An artifact from another tool may
+    hold them channels last, if its shapes say so, and may take one batch size only. If it does not agree, known
+    differences are tried and reported: a softmax, a sigmoid, boxes in units of the image size, another order, a layout
+    that shapes do not tell.
 
     Args:
         artifact: a SavedModel folder, a `.keras`, an `.onnx` or a `.tflite` file.
-        keywords: those of `converter.options.VerifyOptions`: `factory`, `input_shapes`, `atol`, `accept`, ... An
-            artifact that bears our stamp knows how it was made: input shapes and submodel need not be given.
+        keywords: those of `converter.options.VerifyOptions`: `factory`, `input_shapes`, `atol`, `accept`, ... A stamped
+            artifact needs no input shapes and no submodel: its stamp has them.
 
     Raises:
         ConversionError: either side cannot be read or run.
@@ -67,14 +68,14 @@ def verify(
     signature, atol, rtol = options.match.signature, options.proof.atol, options.proof.rtol
     options = as_stamped(options, stamp)
     with Runner(format) as runner:
-        if missing := not (options.capture.input_shapes or stamp):  # then it is asked what it takes
+        if missing := not (options.capture.input_shapes or stamp):  # open it now to read its input shapes
             runner.open(artifact, signature)
         with proposing_shapes(runner):
             batch = stamp.get("options", {}).get("fixed_batch")
             source = load_model(model, options, fixed_batch=batch, clock=clock)
         notes = [*source.notes, *source.program.notes]
         if format in ("tf", "keras") and stamp.get("options"):
-            with clock("import Keras"):  # while the process that opens the artifact still imports too
+            with clock("import Keras"):  # while the process that opens the artifact imports too
                 import keras  # noqa: F401  # the third proof makes a plan
         if not missing:
             with clock("open"):
@@ -155,8 +156,10 @@ def _as_tuple(value: Any) -> Any:
 
 
 def prove_weights(source: LoadedModel, format: Format, stamp: Mapping[str, Any], runner: Runner, clock: Clock) -> Proof:
-    """Proof 3 of an artifact of ours: by the plan that its stamp tells, and where that fails by one that it has no part
-    in, as a plan of another version may differ."""
+    """Prove the weights of a stamped artifact by the plan in its stamp, and if that fails by a new plan.
+
+    A plan of another version may differ.
+    """
     options = ArtifactOptions(**stamp["options"])
     known = stamp.get("choices")
     proof = build(source, format, options, clock, known).prove_weights(runner.tensors(), runner.graph_as_written())
@@ -166,7 +169,7 @@ def prove_weights(source: LoadedModel, format: Format, stamp: Mapping[str, Any],
 
 
 def explanation_kinds(accept: Sequence[str]) -> frozenset[ExplanationKind]:
-    """Raises UsageError for what is none."""
+    """Return the accepted kinds of explanations, or raise UsageError for an unknown one."""
     unknown = [kind for kind in accept if kind not in EXPLANATIONS]
     if unknown:
         raise UsageError(f"no such explanation: {', '.join(unknown)}", fix=f"one of {', '.join(EXPLANATIONS)}")
@@ -175,7 +178,7 @@ def explanation_kinds(accept: Sequence[str]) -> frozenset[ExplanationKind]:
 
 @contextmanager
 def proposing_shapes(runner: Runner) -> Iterator[None]:
-    """Where input shapes are missing, say those of the artifact, if it is open."""
+    """Add the artifact's input shapes, if it is open, to an error about missing ones."""
     try:
         yield
     except UsageError as error:
@@ -190,7 +193,7 @@ def proposing_shapes(runner: Runner) -> Iterator[None]:
 
 
 def interfaces(program: Program) -> tuple[list[TensorInterface], list[TensorInterface]]:
-    """The program's inputs and outputs in PyTorch's layout."""
+    """Return the program's inputs and outputs in PyTorch's layout."""
 
     def of(names: Sequence[str], nodes: Sequence[fx.Node]) -> list[TensorInterface]:
         values = [node.meta["val"] for node in nodes]
@@ -205,7 +208,10 @@ def interfaces(program: Program) -> tuple[list[TensorInterface], list[TensorInte
 def stamped_interfaces(
     program: Program, stamp: Mapping[str, Any]
 ) -> tuple[list[TensorInterface], list[TensorInterface]] | None:
-    """As the artifact's stamp says, None where it says nothing that fits this model."""
+    """Return the inputs and outputs in the artifact's stamp, or None if it has none.
+
+    Raises ConversionError if their names are not those of this model.
+    """
     if not stamp.get("options"):
         return None
 
@@ -226,7 +232,7 @@ def stamped_interfaces(
 
 
 def fixed_batch(inputs: Sequence[TensorSpec]) -> int | None:
-    """The only batch that the artifact takes, None if any."""
+    """Return the only batch size that the artifact takes, or None if it takes any."""
     sizes = {spec.shape[0] for spec in inputs if spec.shape}
     known = [n for n in sizes if n is not None]
     return known[0] if known else None
