@@ -1,1 +1,1 @@
-"""What the command line shows and reads: options, terminal, tables, progress, signals."""
+"""The command line's input and output: options, terminal, tables, progress, signals."""

@@ -11,11 +11,11 @@ from converter.artifacts.paths import SUFFIXES
 from converter.console.params import write_groups
 from converter.console.signals import Interrupted
 
-RESUMES = "pt-convert.resumes"  # in the context: what has ended is not done again
+RESUMES = "pt-convert.resumes"  # in the context: the same command resumes where it stopped
 
 
 class ConvertByDefault(click.Group):
-    """`convert MODEL ...` is `convert convert MODEL ...`; its help shows the options of that command."""
+    """A group in which `convert MODEL ...` means `convert convert MODEL ...`; its help shows that command's options."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         leading = 0
@@ -43,7 +43,7 @@ class ConvertByDefault(click.Group):
             ctx.exit(asked.exit_status)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """The commands, and what `convert` takes, as its name may be left out."""
+        """Complete the commands and the arguments of `convert`, whose name may be omitted."""
         convert = self.commands["convert"]
         with convert.make_context("convert", [], parent=ctx, resilient_parsing=True) as inner:
             models = convert.params[0].shell_complete(inner, incomplete) if incomplete[:1] != "-" else []

@@ -1,4 +1,4 @@
-"""What is seen of a batch: a live table in a terminal, a line for each model elsewhere, a summary in the end."""
+"""Show a batch: a live table in a terminal, a line for each model elsewhere, a summary at the end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST_ROWS = 20  # of the summary, of models that are not verified
 
 
 class BatchDisplay:
-    """A watcher of a batch. Without a terminal it prints one line for each model that ends."""
+    """A watcher of a batch that, without a terminal, prints one line for each model that ends."""
 
     def __init__(self, terminal: Terminal):
         self._terminal = terminal
@@ -66,7 +66,7 @@ class BatchDisplay:
         self._refresh()
 
     def show_summary(self, report: BatchReport | CheckResults) -> None:
-        """The counts, and the models that are not verified, or cannot be converted, with their reasons."""
+        """Show the counts, and the models that are not verified, or cannot be converted, with their reasons."""
         before = sum(entry.before for entry in report.entries)
         counts = [(f"{count} {state}", COLOURS[state]) for state, count in report.counts.items() if count]
         elsewhere = len(report.elsewhere) if isinstance(report, BatchReport) else 0

@@ -1,4 +1,4 @@
-"""The options of the commands, as click has them; those of a conversion are made from `converter.options`."""
+"""The options of the commands for click; those of a conversion are made from `converter.options`."""
 
 import ast
 from collections.abc import Callable
@@ -14,7 +14,7 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 
 def complete_factory(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Completions of --model: Python files here, what a file defines, and the libraries."""
+    """Complete --model: Python files here, the definitions of a file, and the libraries."""
     file, colon, begun = incomplete.partition(":")
     if not colon:
         here = [f"{path}:" for path in sorted(Path().glob("*.py"))]
@@ -30,7 +30,7 @@ def complete_factory(ctx: click.Context, param: click.Parameter, incomplete: str
 
 
 def complete_package(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Completions of --trust: packages and Python files of the current folder."""
+    """Complete --trust: packages and Python files of the current folder."""
     found = [path.parent.name for path in sorted(Path().glob("*/__init__.py"))]
     found += [path.name for path in sorted(Path().glob("*.py"))]
     return [CompletionItem(name) for name in found if name.startswith(incomplete)]
@@ -44,7 +44,7 @@ def trust_all(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 
 
 def trusted(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
-    """What is trusted, with --trust-all counted in."""
+    """Return the trusted names, including "all" for --trust-all."""
     return (*value, "all") if ctx.meta.get("pt-convert.trust-all") else value
 
 
@@ -52,7 +52,7 @@ class PathName(click.Path):
     """A path that libraries and reports can hold."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the path. Fails for an empty one, and for one that is not UTF-8."""
+        """Return the path, or fail for an empty one and for one that is not UTF-8."""
         if not str(value):
             self.fail("this is empty: give a path", param, ctx)
         try:
@@ -77,12 +77,12 @@ class GroupedOption(click.Option):
 
 
 def group_of(option: click.Option) -> str:
-    """The heading of an option."""
+    """Return the heading of an option."""
     return option.group if isinstance(option, GroupedOption) else "Messages"
 
 
 def in_group(group: str, *names: str, **settings: Any) -> Callable[[Command], Command]:
-    """An option of one command alone, under a heading."""
+    """Add an option of one command alone, under a heading."""
     return click.option(*names, cls=GroupedOption, group=group, **settings)
 
 
@@ -90,7 +90,7 @@ class GroupedCommand(click.Command):
     """A command whose help lists options by group."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the groups in their order; what has none comes last."""
+        """Write the groups in their order; options without a group come last."""
         write_groups(ctx, formatter, self.get_params(ctx))
 
 
@@ -113,8 +113,8 @@ def options(kind: type, *, without: tuple[str, ...] = (), batch: bool = False) -
     """Give a command all options of a class of `converter.options`.
 
     Args:
-        without: keywords that it does not take.
-        batch: leave out what a batch does not take.
+        without: keywords to leave out.
+        batch: leave out options that a batch does not take.
     """
 
     def decorate(command: Command) -> Command:
@@ -131,7 +131,7 @@ def options(kind: type, *, without: tuple[str, ...] = (), batch: bool = False) -
 
 
 def click_option(keyword: str, hint: Any, flag: Flag, default: Any) -> Callable[[Command], Command]:
-    """One option as click has it. What is not given is None, False, or an empty tuple."""
+    """Return the decorator of one option, whose value is None, False, or an empty tuple if it is not given."""
     settings: dict[str, Any] = {"cls": GroupedOption, "group": flag.group, "metavar": flag.metavar}
     text = flag.help
     literal = next((one for one in (hint, *get_args(hint)) if get_origin(one) is Literal), None)
@@ -209,7 +209,7 @@ message_options = joined(
 
 
 def shard_of(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
-    """Read `I/N`."""
+    """Parse `I/N`."""
     if value is None:
         return None
     part, _, parts = value.partition("/")

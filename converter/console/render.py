@@ -1,4 +1,4 @@
-"""What the command shows: progress while it works, reports when it is done. All of it on standard error."""
+"""Render progress and reports for the terminal, all of it on standard error."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -65,7 +65,7 @@ def _add_tensors(grid: Table, inputs: Sequence[TensorFacts], outputs: Sequence[T
 
 
 def _tree(rows: Sequence[LayerRow]) -> Table:
-    """The modules as a tree, each by the last part of its path."""
+    """Render the modules as a tree, each with the last part of its path."""
     tree = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for column in ("module", "type", "of one sample"):
         tree.add_column(column, no_wrap=True)
@@ -79,7 +79,7 @@ def _tree(rows: Sequence[LayerRow]) -> Table:
 
 
 def _branches(paths: Sequence[str]) -> list[tuple[str, str]]:
-    """Guides and name of each path; its parent is the nearest one before it that it starts with."""
+    """Return guides and name of each path; its parent is the nearest earlier path that is a prefix."""
     parents: list[int | None] = []
     for number, path in enumerate(paths):
         parent = number - 1 if number else None

@@ -1,7 +1,7 @@
-"""Signals that ask the command to end: it ends in order, once, and its exit status says which it was.
+"""End the command in order on a signal, once, with an exit status that names the signal.
 
-SIGINT, SIGTERM and SIGHUP are raised as an exception wherever the program is, so that what is half done is undone on
-the way out. One that library or model code swallowed is raised again at the next step of the conversion.
+SIGINT, SIGTERM and SIGHUP raise an exception wherever the program is, so that unfinished work is undone on the way out.
+If library or model code swallows it, it is raised again at the next step of the conversion.
 """
 
 import os
@@ -10,7 +10,7 @@ import time
 from types import FrameType
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-_IMPATIENT = 1.0  # seconds after which a second signal is no echo of the first
+_IMPATIENT = 1.0  # seconds after which a second signal is not an echo of the first
 _received: list[tuple[signal.Signals, float]] = []
 
 
@@ -18,7 +18,7 @@ class Interrupted(KeyboardInterrupt):
     """The process was asked to end.
 
     Attributes:
-        exit_status: 128 and the signal's number, as shells have it.
+        exit_status: 128 plus the signal's number, as in shells.
     """
 
     def __init__(self, number: int):
@@ -28,14 +28,14 @@ class Interrupted(KeyboardInterrupt):
 
 
 def install_signal_handlers() -> None:
-    """Let the signals raise `Interrupted`, but for those that whoever started the process has ignored (nohup)."""
+    """Let the signals raise `Interrupted`, except those that the parent process had ignored (nohup)."""
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _on_signal)
 
 
 def raise_if_interrupted() -> None:
-    """Raises Interrupted if a signal came, and what it raised got lost."""
+    """Raise Interrupted if a signal came and its exception was swallowed."""
     if _received:
         raise Interrupted(_received[0][0])
 
@@ -43,7 +43,7 @@ def raise_if_interrupted() -> None:
 def _on_signal(number: int, frame: FrameType | None) -> None:
     now = time.monotonic()
     if _received:
-        if now - _received[0][1] > _IMPATIENT:  # asked again: at once, and the next run sweeps
+        if now - _received[0][1] > _IMPATIENT:  # second request: end at once; the next run sweeps
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         return

@@ -1,4 +1,4 @@
-"""Where messages go: standard error of our own, a log file, and descriptors that libraries print to."""
+"""Direct messages: a private standard error, a log file, and the descriptors that libraries print to."""
 
 import io
 import os
@@ -17,12 +17,12 @@ WIDTH_WITHOUT_TERMINAL = 120
 
 
 class Screen(Console):
-    """A console without markup, that goes on when nobody reads any more, or what it prints to is full.
+    """A console without markup that keeps working when its reader is gone or its disk is full.
 
-    In a pipe, in a terminal that says it is dumb, or with NO_COLOR there are no control characters.
+    In a pipe, in a dumb terminal, or with NO_COLOR there are no control characters.
 
     Attributes:
-        animated: what is shown may be drawn over, as progress bars do: in a terminal, but not in CI.
+        animated: output may be drawn over, as progress bars are: in a terminal, but not in CI.
     """
 
     def __init__(self, file: IO[str]):
@@ -47,7 +47,7 @@ class Screen(Console):
 
 
 class LogFile(io.TextIOBase):
-    """A file that messages are added to, each line with the time; gives up where it cannot be written any more.
+    """A file to which messages are appended, each line with the time; stops when it cannot be written any more.
 
     Raises:
         OutputError: it cannot be opened.
@@ -66,7 +66,7 @@ class LogFile(io.TextIOBase):
             ) from error
 
     def fileno(self) -> int:
-        """For what prints by itself: its lines come between ours, without times."""
+        """Return the descriptor for libraries that print; their lines appear between the messages, without times."""
         return self._file.fileno()
 
     def write(self, text: str) -> int:
@@ -93,7 +93,7 @@ class LogFile(io.TextIOBase):
 
 
 def own_stderr() -> IO[str]:
-    """Give a standard error of our own, so that descriptor 2 can be closed to libraries."""
+    """Return a separate copy of standard error, so that descriptor 2 can be closed to libraries."""
     try:
         if sys.stderr.fileno() == 2:
             return os.fdopen(os.dup(2), "w", encoding=sys.stderr.encoding, errors="backslashreplace", buffering=1)
@@ -104,7 +104,7 @@ def own_stderr() -> IO[str]:
 
 @contextmanager
 def redirect_fd(number: int, target: int) -> Iterator[None]:
-    """Let a file descriptor be another one for a while."""
+    """Redirect a file descriptor to another one within the context."""
     kept = os.dup(number)
     os.dup2(target, number)
     try:

@@ -57,7 +57,7 @@ P = ParamSpec("P")
 
 
 def logged(show: "Callable[Concatenate[Terminal, P], None]") -> "Callable[Concatenate[Terminal, P], None]":
-    """What a terminal shows goes into its log too, in full."""
+    """Decorate a method of Terminal to show its output in the log too, in full."""
 
     @wraps(show)
     def both(terminal: "Terminal", *arguments: P.args, **options: P.kwargs) -> None:
@@ -69,13 +69,13 @@ def logged(show: "Callable[Concatenate[Terminal, P], None]") -> "Callable[Concat
 
 
 class Terminal:
-    """Standard error, kept apart from what libraries print there.
+    """Standard error, separate from what libraries print there.
 
     Args:
         quiet: show only what went wrong.
         verbose: show every figure, tracebacks, and what libraries print.
-        log_file: add all of that to this file, with times; what libraries print goes there instead.
-        file: in place of standard error.
+        log_file: append all of that to this file, with times; the output of libraries goes there instead.
+        file: replaces standard error.
 
     Raises:
         OutputError: the log file cannot be opened.
@@ -94,10 +94,9 @@ class Terminal:
 
     @contextmanager
     def quiet_libraries(self) -> Iterator[None]:
-        """Send what is printed meanwhile, by C++ and child processes too, to the log, to standard error if verbose,
-        else nowhere.
+        """Send all printed output, including that of C++ and child processes, to the log.
 
-        Standard output is for results.
+        Without a log it goes to standard error if verbose, else nowhere. Standard output is for results.
         """
         sys.stdout.flush()
         sys.stderr.flush()
@@ -143,7 +142,7 @@ class Terminal:
         finally:
             bars.remove_task(task)
             if outermost:
-                if bars.live.is_started:  # stopped, it may print an empty line all the same
+                if bars.live.is_started:  # `stop` may print an empty line even if not started
                     bars.stop()
                 self._bars = None
             self.say(Text.assemble("  ", (mark, style), f" {step} ", (_seconds(time.perf_counter() - started), "dim")))
@@ -155,17 +154,17 @@ class Terminal:
 
     @logged
     def warn(self, message: RenderableType) -> None:
-        """Say it if quiet, too."""
+        """Print a message, even if quiet."""
         self.console.print(message)
 
     def note(self, message: RenderableType) -> None:
-        """For the log only."""
+        """Write a message to the log only."""
         if self.log is not None:
             self.log.say(message)
 
     @logged
     def show_failure(self, failure: Failure, trace: str) -> None:
-        # The operators' own lines in the message are for those who see no table.
+        # The message lists operators for readers without the table.
         what = failure.what.partition("\n")[0] if failure.operators else failure.what
         self.console.print(Text.assemble(("error: ", "bold red"), what), soft_wrap=True)
         if failure.operators:
@@ -285,7 +284,7 @@ class Terminal:
                 for line in _departure(proof.departure):
                     grid.add_row("", Text(f"    {line}"))
             failures = proof.failures if self.verbose else proof.failures[:MOST_LINES]
-            # A summary can be the only failure there is.
+            # The summary can be the only failure.
             for failure in failures if proof.failures != (proof.summary,) else ():
                 grid.add_row("", Text(f"  {failure}", style))
             if len(proof.failures) > len(failures):
