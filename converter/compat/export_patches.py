@@ -1,4 +1,4 @@
-"""What of PyTorch is replaced while `torch.export` captures, so that little is taken apart."""
+"""Patch PyTorch while `torch.export` captures, so that it decomposes little."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RECURRENT = {
 
 @contextlib.contextmanager
 def exporting() -> Iterator[None]:
-    """Recurrent layers stay whole, masks unread, free sizes free behind pools, packed sequences are refused.
+    """Keep recurrent layers whole, masks unread and sizes after pools dynamic; refuse packed sequences.
 
     Nothing is printed.
     """
@@ -34,7 +34,7 @@ def exporting() -> Iterator[None]:
 
 
 class _WholeRecurrentOps:
-    """Stands for PyTorch's functions of that name: capture would trace them step by step, half a second each."""
+    """Replaces PyTorch's functions of that name: capture would trace them step by step, half a second each."""
 
     def __getattr__(self, name: str) -> Any:
         function = getattr(torch._VF, name)
@@ -42,7 +42,7 @@ class _WholeRecurrentOps:
             return function
 
         def whole(x: Tensor, states: Any, weights: Any, *settings: Any) -> Any:
-            if not isinstance(weights, (list, tuple)):  # a packed sequence: the second argument is its batch sizes
+            if not isinstance(weights, (list, tuple)):  # a packed sequence: its second argument is the batch sizes
                 return function(x, states, weights, *settings)
             held = [states] if isinstance(states, Tensor) else list(states)
             return tuple(torch.ops.converter.recurrent(name, x, held, list(weights), *settings))
@@ -62,11 +62,11 @@ def _recurrent_layers_whole() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _pools_of_free_sizes() -> Iterator[None]:
-    """The size of a pool that rounds up, without asking what is certain, which would restrict a free size.
+    """Compute the size of a pool that rounds up without asking what is certain, which would restrict a dynamic size.
 
-    At most `padding + stride - 1` elements lie behind the last whole window, so that no window that reaches further can
-    begin behind the image (https://docs.pytorch.org/docs/stable/generated/torch.nn.MaxPool2d.html, ceil_mode).
-    Of a sequence, PyTorch's C++ reads the length as a number: it becomes an image of one row.
+    At most `padding + stride - 1` elements remain after the last whole window, so no window that reaches further can
+    begin past the image (https://docs.pytorch.org/docs/stable/generated/torch.nn.MaxPool2d.html, ceil_mode).
+    PyTorch's C++ reads the length of a sequence as a number: the sequence becomes an image of one row.
     """
     before, of_sequence = _meta_registrations.pooling_output_shape_pad_lr, torch.max_pool1d
 
@@ -96,12 +96,12 @@ def _pools_of_free_sizes() -> Iterator[None]:
 
 
 def _number(value: Any) -> int:
-    """An argument of one number, given as such or in a list."""
+    """Return an argument of one number, given as such or in a list."""
     return value if isinstance(value, int) else value[0]
 
 
 class _NoPacking:
-    """Stands for the functions that packed sequences are made of: their sizes hang on the lengths' values."""
+    """Replaces the functions that make packed sequences, whose sizes depend on the lengths' values."""
 
     def __getattr__(self, name: str) -> Any:
         if name in ("_pack_padded_sequence", "_pad_packed_sequence"):
@@ -124,8 +124,10 @@ def _packing_refused() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _masks_unread() -> Iterator[None]:
-    """Transformers look whether a mask happens to be the causal one, which would hang on its values; it is applied in
-    any case."""
+    """Keep transformers from testing whether a mask is the causal one, which would depend on its values.
+
+    The mask is applied in any case.
+    """
     before = vars(transformer)["_detect_is_causal_mask"]
     vars(transformer)["_detect_is_causal_mask"] = lambda mask, is_causal=None, size=None: bool(is_causal)
     try:
@@ -136,9 +138,9 @@ def _masks_unread() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """torch.export's own warnings, and the graphs it prints, concern its implementation, not the user's model."""
+    """Silence torch.export's warnings and printed graphs: they concern its implementation, not the user's model."""
     unread = io.StringIO()
-    guards = logging.getLogger("torch._guards")  # by which strict capture logs what it raises too
+    guards = logging.getLogger("torch._guards")  # strict capture logs there what it also raises
     level = guards.level
     guards.setLevel(logging.CRITICAL)
     try:

@@ -13,12 +13,12 @@ from typing import NoReturn
 class TritonGuard(MetaPathFinder, Loader):
     """Turns an `import triton` that would end the process into an ImportError.
 
-    `torch.export` imports triton where it is installed (PyTorch 2.13 to 2.15, which bring it on Linux). Both triton and
-    TensorFlow (2.21) contain LLVM. TensorFlow makes the symbols of its own visible to every library loaded after it,
-    triton binds to them, and the process ends with signal 6 or 11. Triton first, then TensorFlow, works.
+    `torch.export` imports triton where it is installed (PyTorch 2.13 to 2.15, which install it on Linux). Both triton
+    and TensorFlow (2.21) contain LLVM. TensorFlow makes its symbols visible to every library loaded after it, triton
+    binds to them, and the process ends with signal 6 or 11. Importing triton first, then TensorFlow, works.
 
-    PyTorch takes the ImportError for "triton is not installed". What is lost is `torch.compile` for GPUs in that
-    process, where it could not have worked.
+    PyTorch treats the ImportError as "triton is not installed". This disables `torch.compile` for GPUs in that process,
+    where it could not have worked.
     """
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
@@ -42,13 +42,13 @@ class TritonGuard(MetaPathFinder, Loader):
 
 
 def tensorflow_publishes_llvm() -> bool:
-    """Whether a library that is loaded now would bind to the LLVM in TensorFlow."""
+    """Tell whether a library loaded now would bind to the LLVM in TensorFlow."""
     if "tensorflow" not in sys.modules or sys.getdlopenflags() & os.RTLD_DEEPBIND:
         return False
     return hasattr(ctypes.CDLL(None), "LLVMContextCreate")
 
 
 def guard_triton() -> None:
-    """Install the guard for the rest of the process. Only on Linux do libraries bind to each other's symbols."""
+    """Install the guard for the rest of the process, on Linux: only there libraries bind to each other's symbols."""
     if sys.platform == "linux" and not any(isinstance(finder, TritonGuard) for finder in sys.meta_path):
         sys.meta_path.insert(0, TritonGuard())
