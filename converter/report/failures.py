@@ -29,7 +29,7 @@ WORST_FIRST = (DISAGREES, 4, 1, 2, 0)
 
 
 def worst_status(statuses: Iterable[int]) -> int:
-    """The exit status that tells of all of them."""
+    """Return the most severe of the exit statuses."""
     met = {0, *statuses}
     return next(status for status in WORST_FIRST if status in met)
 
@@ -38,13 +38,13 @@ class Report:
     """A report that is written as JSON with a schema number.
 
     Attributes:
-        exit_status: what a command ends with that has this to say.
+        exit_status: the exit status of a command with this result.
     """
 
     exit_status: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values; a figure that is not finite is None, a path is a string."""
+        """Return JSON-ready values; a figure that is not finite is None, a path is a string."""
         return {"schema": SCHEMA, **_jsonable(self)}
 
     def to_json(self) -> str:
@@ -65,14 +65,14 @@ class Failure(Report):
 
 
 def failure_of(error: BaseException, source: str) -> Failure:
-    """An error as it is reported; what is no `ConversionError` is our fault, or an exit that the model's code made."""
+    """Return an error as a failure; if not a `ConversionError`, it is a bug of ours or an exit by the model's code."""
     if isinstance(error, SystemExit):
         what, fix = f"The model's code ended the program: sys.exit({error.code!r}).", "-v shows the traceback"
         return Failure(source, type(error).__name__, what, None, fix, 1)
     kind, cause = type(error).__name__, error.__cause__
     if not isinstance(error, ConversionError):
         error = wrap_unexpected(error)
-    elif cause is not None and is_out_of_memory(cause):  # taken for something else where it was met
+    elif cause is not None and is_out_of_memory(cause):  # mistaken for something else where it was caught
         error = wrap_unexpected(cause, error.where)
     if isinstance(error, MemoryLimitError):
         kind = type(error).__name__
@@ -82,7 +82,7 @@ def failure_of(error: BaseException, source: str) -> Failure:
 
 
 def write_report(file: Path, content: Mapping[str, Any]) -> None:
-    """All of it or nothing. Raises OutputError."""
+    """Write all of the report or nothing, or raise OutputError."""
     temporary = file.with_name(f".{file.name}.new")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ def write_report(file: Path, content: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class UnsupportedOperator:
-    """An operator without a mapping, in the order of `errors.UnsupportedOperatorsError.operators`."""
+    """An operator without a mapping; fields as in `errors.UnsupportedOperatorsError.operators`."""
 
     operator: str
     count: int

@@ -1,4 +1,4 @@
-"""What conversion, verification and inspection found out, as plain data."""
+"""The results of conversion, verification and inspection, as plain data."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -34,8 +34,8 @@ class OutputComparison:
         max_rel: largest error relative to its element, among elements above a thousandth of the scale.
         cosine, sqnr_db: similarity, signal to error in decibels (infinite where there is no error).
         scale: largest magnitude of the reference in the worst round; `bound` is the error allowed there.
-        torch_rounding: PyTorch's own largest float32 error in the worst round (of the first proof in float64, with
-            other roundings); None where none was measured.
+        torch_rounding: PyTorch's own largest float32 error in the worst round (in the first proof, its float64 error
+            with other roundings); None where none was measured.
         multiple_of_rounding: largest error over max(torch_rounding, 4 ulp of the scale).
         top1_agreement: share of rows with the same largest column, for 2-D outputs of floats.
         top5_agreement: share of PyTorch's five largest columns that are among the artifact's, where there are more.
@@ -63,13 +63,13 @@ class OutputComparison:
 
 @dataclass(frozen=True)
 class ComparedOn:
-    """The inputs on which both sides were run.
+    """The inputs on which both sides ran.
 
     Attributes:
-        seed: of the random ones.
-        rounds: kind, batch and, where others vary, sizes of each.
-        given: where the user's own came from; None if there are none.
-        preprocessing: what was done to a folder of images, in words; None for arrays.
+        seed: of the random inputs.
+        rounds: kind, batch and, where other sizes vary, sizes of each round.
+        given: where the user's own inputs came from; None if there are none.
+        preprocessing: of a folder of images, in words; None for arrays.
     """
 
     seed: int
@@ -80,12 +80,12 @@ class ComparedOn:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What makes an artifact agree that does not agree as it stands; `kind` is what `--accept` takes.
+    """A known difference that makes a disagreeing artifact agree; `kind` is the value for `--accept`.
 
     Attributes:
         name: the model's output or input that it concerns; "" for all.
         description: which side does what the other does not.
-        accepted: the user said that it may be so.
+        accepted: the user accepted it.
     """
 
     kind: ExplanationKind
@@ -96,7 +96,7 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of one tensor; `least` and `greatest` are its extremes."""
+    """Statistics of one tensor; `least` and `greatest` are its extremes."""
 
     shape: tuple[int, ...]
     mean: float
@@ -107,17 +107,17 @@ class Statistics:
 
 @dataclass(frozen=True)
 class TraceRow:
-    """One value along the graph on both sides: what an operator of a module gives in PyTorch, in float64, and the same
-    value of what was converted.
+    """One value along the graph on both sides: an operator's result in PyTorch, in float64, and in the conversion.
 
     Attributes:
         module: path of the module; "" for the model itself.
-        operator: PyTorch's, as "aten.conv2d".
-        folded: modules that became part of it, whose effect its value holds.
+        operator: PyTorch's, such as "aten.conv2d".
+        folded: modules folded into it, whose effect its value includes.
         actual: None where the artifact has no such value.
-        error: the largest of an element; of a value within an artifact, of its statistics. None without `actual`.
-        departs: the value differs; a value that is only not there, as fused operators have none, does not depart
-            while a later one that hangs on it agrees.
+        error: the largest error of an element, or of the statistics of a value within an artifact. None without
+            `actual`.
+        departs: the value differs. A missing value (fused operators have none) does not count if a later value that
+            depends on it agrees.
         name: of the value in the artifact, "" for a graph that was not written.
     """
 
@@ -133,7 +133,7 @@ class TraceRow:
 
 @dataclass(frozen=True)
 class Proof:
-    """One of the three proofs; `failures` are sentences, `first_difference` the module path where it starts.
+    """One of the three proofs; `failures` are sentences, `first_difference` is the path of the first differing module.
 
     Attributes:
         departure: the first value that differs, if values were compared along the graph.
@@ -149,12 +149,12 @@ class Proof:
 
     @property
     def proves_nothing(self) -> bool:
-        """Nothing disagreed, but nothing could have."""
+        """Return whether nothing disagreed, but nothing could have."""
         return not self.holds and bool(self.outputs) and all(output.agrees for output in self.outputs)
 
 
 def status_of(proofs: Iterable[Proof]) -> Status:
-    """Say "verified" only if there are proofs and all hold; one that proves nothing is "not verified"."""
+    """Return "verified" only if there are proofs and all hold; one that proves nothing is "not verified"."""
     proofs = tuple(proofs)
     if any(not proof.holds and not proof.proves_nothing for proof in proofs):
         return "disagrees"
@@ -163,13 +163,13 @@ def status_of(proofs: Iterable[Proof]) -> Status:
 
 @dataclass(frozen=True)
 class WeightMatch:
-    """A tensor of the checkpoint, looked for in an artifact by its content.
+    """The result of searching an artifact for a tensor of the checkpoint by content.
 
     Attributes:
-        found: "derived" is joined with others, cut into pieces or added to another; "folded" has a batch norm in it, or
-            is one; "not needed" was not found and need not be.
+        found: "derived" is joined with others, split into pieces or added to another; "folded" has a batch norm folded
+            in, or is a tensor of that norm; "not needed" was not found and need not be.
         name: of the artifact's tensor that holds it, or is nearest to it; "" if there is none.
-        how: how it lies there, or what is wrong.
+        how: how it is stored there, or what is wrong.
     """
 
     tensor: str
@@ -181,7 +181,7 @@ class WeightMatch:
 
 @dataclass(frozen=True)
 class Rewrite:
-    """What was rewritten, where, and how: "Focus -> SpaceToDepth", "stem.conv", "input channels permuted"."""
+    """A rewrite: its name, where, and how: "Focus -> SpaceToDepth", "stem.conv", "input channels permuted"."""
 
     name: str
     module: str
@@ -210,8 +210,14 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class ArtifactReport:
-    """One artifact; `path` is None where nothing was put in place, `seconds` what it took. `failure` says why there is
-    none, where others of the same call could be written. `training`: how training on from a Keras file differs."""
+    """One artifact of a conversion.
+
+    Attributes:
+        path: None where nothing was put in place.
+        seconds: the time it took.
+        failure: why it could not be written, where others of the same call could.
+        training: how further training of a Keras file differs.
+    """
 
     format: str
     path: Path | None
@@ -245,7 +251,7 @@ class ConversionReport(Report):
 
     @property
     def status(self) -> Status:
-        """The worst status of the artifacts."""
+        """Return the worst status of the artifacts."""
         statuses = {artifact.status for artifact in self.artifacts}
         if "disagrees" in statuses:
             return "disagrees"
@@ -284,7 +290,7 @@ class VerificationReport(Report):
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One module of the tree; shapes are those of its first tensor, None where it has none."""
+    """One module of the tree; shapes are those of its first tensors, None where it has none."""
 
     path: str
     type: str
@@ -296,7 +302,7 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class PlanRow:
-    """One value of the plan: how the array lies in a Keras file, and what had to move for the operator.
+    """One value of the plan: its axes in a Keras file, and the movements that its operator needs.
 
     Attributes:
         axes: PyTorch's dimension of each axis, "0 | 2 | 3 | 1"; 1.0 and 1.1 are factors of dimension 1.
@@ -316,7 +322,7 @@ class FormatCheck:
     """Whether the model can be converted to a format.
 
     Attributes:
-        failure: why not.
+        failure: why it cannot.
     """
 
     format: str
@@ -328,13 +334,13 @@ class FormatCheck:
 
 
 def status_of_checks(checks: Iterable[FormatCheck]) -> int:
-    """1 if a format that was checked cannot be converted to."""
+    """Return the largest exit status of the failed checks, or 0."""
     return max((check.failure.exit_status for check in checks if check.failure), default=0)
 
 
 @dataclass(frozen=True)
 class CheckReport(Report):
-    """Whether a model can be converted, for each format that was asked for."""
+    """Whether a model can be converted to each of the checked formats."""
 
     source: str
     checks: tuple[FormatCheck, ...]
@@ -347,7 +353,7 @@ class CheckReport(Report):
 
 @dataclass(frozen=True)
 class ModelSummary(Report):
-    """The module tree, what was rewritten in it, and which operators could not be converted."""
+    """The module tree, its rewrites, and the operators that cannot be converted."""
 
     source: str
     rows: tuple[LayerRow, ...]
