@@ -1,4 +1,4 @@
-"""The commands of `convert`: options, messages, exit statuses. What they do is in `converter`."""
+"""The commands of `convert`: options, messages, exit statuses; `converter` does their work."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def main() -> None:
     Exit status: 0 done, 1 cannot be converted, 2 wrong usage, 3 does not agree or is not proven,
     4 the checkpoint is unreadable or refused; of several models the worst, in the order 3, 4, 1.
     """
-    # Threads that spin while they wait slow each other down; TensorFlow logs at import. Read before their import.
+    # Threads that spin while they wait slow each other down; TensorFlow logs on import. Both read these on import.
     for name, value in {"OMP_WAIT_POLICY": "PASSIVE", "TF_CPP_MIN_LOG_LEVEL": "3"}.items():
         os.environ.setdefault(name, value)
 
@@ -81,7 +81,7 @@ def convert(
     models, to = tuple(dict.fromkeys(models)), tuple(dict.fromkeys(to))
 
     def convert_one(model: Path) -> ConversionReport:
-        # Of several models each goes into the folder under a name of its own.
+        # Each of several models goes into the folder under its own name.
         own_output = paths[model, to[0]] if len(models) > 1 and len(to) == 1 else output
         report: ConversionReport = converter.convert(
             model,
@@ -215,7 +215,7 @@ def batch(
 
 
 def plain(value: Any) -> Any:
-    """An option's value as JSON has it."""
+    """Return an option's value in its JSON form."""
     if isinstance(value, tuple):
         return [plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
@@ -307,7 +307,7 @@ Result = TypeVar("Result")
 
 
 def run_or_report(call: Callable[[], Result], source: str, terminal: "Terminal") -> Result | Failure:
-    """Do it; what goes wrong is shown, and given back as a failure."""
+    """Return the result of `call`, or show its error and return it as a failure."""
     try:
         with terminal.quiet_libraries():
             return call()
@@ -324,7 +324,7 @@ def run_or_report(call: Callable[[], Result], source: str, terminal: "Terminal")
 def write_report_and_exit(
     content: dict[str, Any], results: Sequence[Report], as_json: bool, report_file: Path | None
 ) -> None:
-    """Write the report where it was asked for, and exit."""
+    """Write the report to the requested places, and exit."""
     try:
         if report_file:
             write_report(report_file, content)
@@ -336,11 +336,11 @@ def write_report_and_exit(
 
 
 def print_report(content: dict[str, Any]) -> None:
-    """On standard output; whoever reads no further, as `head` does, has what was asked for. Raises OutputError."""
+    """Print the report on standard output, or raise OutputError; a reader that stops early, such as `head`, is fine."""
     try:
         click.echo(json.dumps(content, indent=2, allow_nan=False))
     except OSError as error:
-        with open(os.devnull, "w") as nowhere:  # noqa: PTH123  # what is still held is not written at the end either
+        with open(os.devnull, "w") as nowhere:  # noqa: PTH123  # buffered data is not written at exit either
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
             raise OutputError(

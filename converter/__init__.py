@@ -1,12 +1,11 @@
-"""Converts PyTorch models to Keras files, TensorFlow SavedModels and ONNX, and proves that they are the same function.
+"""Convert PyTorch models to Keras, SavedModel and ONNX, and check numerically that each computes the same function.
 
-import converter
 report = converter.convert("model.pt", to=["tf"], input_shapes=["1,3,224,224"])
 """
 
 import sys
 
-# `python -m converter` puts the current directory first, where any file could pass for a module that we import next.
+# `python -m converter` puts the current directory first, where any file could shadow a module that we import next.
 if (
     getattr(sys, "argv", None)
     and sys.argv[0] == "-m"  # only while Python looks for the module to run
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from converter.pipeline.inspect import inspect
     from converter.pipeline.verify import verify
 
-# Torch's idle threads would spin, and slow each other and TensorFlow's down on a busy machine. Read at its import.
+# Torch's idle threads would spin and slow down each other and TensorFlow's on a busy machine. Torch reads it on import.
 if "torch" not in sys.modules:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -47,7 +46,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch and what else is heavy only when it is used."""
+    """Import torch and other heavy modules only when they are used."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

@@ -1,4 +1,4 @@
-"""`python -m converter`. Loads our `cli.py` by its place: the user may have a module of that name too."""
+"""Run `python -m converter`, with our `cli.py` loaded by its path: the user may have a module of that name too."""
 
 import importlib.util
 import os
@@ -16,13 +16,15 @@ def main() -> None:
     install_signal_handlers()
     try:
         _command()()
-    except Interrupted as error:  # before the command could take it, or after
+    except Interrupted as error:  # before or after the command could catch it
         sys.exit(error.exit_status)
 
 
 def _open_streams() -> None:
-    """Has standard streams that were closed by whoever started the process lead nowhere: what is opened next would get
-    their descriptors."""
+    """Open the null device for standard streams that the parent process had closed.
+
+    Otherwise the next opened files would get their descriptors.
+    """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123  # for as long as the process lives

@@ -1,4 +1,4 @@
-"""Every error a user can cause or meet. One root, caught once, in `cli.py`."""
+"""Every error that a user can cause or meet, with one base class, caught once, in `cli.py`."""
 
 import errno
 from collections.abc import Sequence
@@ -6,13 +6,13 @@ from typing import Any
 
 
 class ConversionError(Exception):
-    """Says what is wrong, where, and what to do next.
+    """Says what is wrong, where, and how to fix it.
 
     Attributes:
         what: one sentence.
-        where: file, module path and source line, or option it concerns, if any.
+        where: the file, module path and source line, or option, if any.
         fix: what the user can do, if anything.
-        exit_status: what `convert` exits with.
+        exit_status: the exit status of `convert`.
     """
 
     exit_status = 1
@@ -31,13 +31,13 @@ class ConversionError(Exception):
 
 
 class UsageError(ConversionError):
-    """The call itself is wrong: an option, a shape, a factory that is not there."""
+    """The call itself is wrong: an option, a shape, a factory that does not exist."""
 
     exit_status = 2
 
 
 class CheckpointError(ConversionError):
-    """The checkpoint cannot be read, or asks for something that was not trusted."""
+    """The checkpoint cannot be read, or needs something that is not trusted."""
 
     exit_status = 4
 
@@ -51,7 +51,7 @@ class UnsupportedOperatorsError(ConversionError):
 
     Attributes:
         operators: (operator, count, module paths, source line) of each.
-        nodes: where they stand in the program's graph.
+        nodes: their nodes in the program's graph.
     """
 
     def __init__(
@@ -76,11 +76,11 @@ class MemoryLimitError(ConversionError):
 
 
 _NO_MEMORY = ("allocate memory", "bad_alloc", "bad allocation", "out of memory", "OOM when allocating")  # of libraries
-_NOT_MAPPED = "failed to map segment from shared object"  # of the loader, which adds why where it is something else
+_NOT_MAPPED = "failed to map segment from shared object"  # of the loader, which appends any other reason
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Also of the errors that libraries raise, and of what another error was raised from."""
+    """Tell whether an error, or one that it was raised from, means that memory ran out, also if a library raised it."""
     while error is not None:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
             return True
@@ -93,7 +93,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def wrap_unexpected(error: BaseException, where: str | None = None) -> ConversionError:
-    """What to raise, from `error`, for what no one foresaw: what the system refuses, or a fault of ours."""
+    """Return the error to raise from an unforeseen `error`: a refusal of the system, or a bug of the converter."""
     if is_out_of_memory(error):
         return MemoryLimitError(
             "The memory does not suffice.",

@@ -1,4 +1,4 @@
-"""Giving memory back early: layers and variables hang together in cycles, which wait for the collector."""
+"""Free memory early: layers and variables form reference cycles, which wait for the collector."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def swept() -> Iterator[Callable[[], None]]:
-    """What is made within and no longer needed is freed on leaving, and whenever the yielded function is called.
+    """Free what is made within and no longer needed, on leaving and on each call of the yielded function.
 
-    Objects that are older are not looked at, so that a call takes about a millisecond.
+    Older objects are not examined, so that a call takes about a millisecond.
     """
     ours = gc.get_freeze_count() == 0
     if ours:
@@ -32,28 +32,30 @@ def _collect(cheap: bool) -> None:
 
 
 def trim() -> None:
-    """Give what the C library holds free back to the system, where it can (glibc)."""
+    """Return the C library's free memory to the system, where it can (glibc)."""
     give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if give_back is not None:
         give_back(0)
 
 
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # glibc's parameters of mallopt
-LARGEST_REUSED = 2**25  # the most that glibc takes for MMAP_THRESHOLD
+LARGEST_REUSED = 2**25  # glibc's maximum for MMAP_THRESHOLD
 
 
 def return_large_blocks() -> None:
-    """Have glibc map blocks of a megabyte and more each for itself, so that freeing one gives it back at once.
+    """Make glibc map each block of a megabyte and more separately, so that freeing one returns it at once.
 
-    By itself it raises that size to the largest block that was freed, and keeps what lies below.
+    By default it raises that size to the largest block that was freed, and keeps smaller ones.
     """
     _set_thresholds(2**20, 2**20)
 
 
 @contextmanager
 def reusing_blocks() -> Iterator[None]:
-    """Within, what is freed is kept for the next block, and given back on leaving: for running networks, whose layers
-    would spend a third of their time on memory that is mapped anew for each."""
+    """Keep freed memory for the next block, and return it on leaving.
+
+    For running networks: their layers would spend a third of their time on memory that is mapped anew for each.
+    """
     _set_thresholds(LARGEST_REUSED, 2**31 - 1)
     try:
         yield

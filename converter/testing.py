@@ -1,6 +1,6 @@
-"""For test suites: an artifact is the same function as its model, or the test fails and says where they part.
+"""Assert in test suites that an artifact computes the same function as its model.
 
-from converter.testing import assert_equivalent
+A failing test reports where they diverge:
 
 def test_exported_model():
     assert_equivalent(Network().eval(), "network.onnx", input_shapes=["1,3,64,64"])
@@ -17,7 +17,7 @@ from converter.options import VerifyKeywords
 from converter.pipeline.verify import verify
 from converter.report.results import Proof, TraceRow, VerificationReport
 
-MOST = 8  # sentences of each proof
+MOST = 8  # sentences shown of each proof
 
 
 def assert_equivalent(
@@ -25,7 +25,7 @@ def assert_equivalent(
     artifact: str | Path,
     **options: Unpack[VerifyKeywords],
 ) -> VerificationReport:
-    """Assert that an artifact of any tool computes what its model computes.
+    """Assert that an artifact from any tool computes what its model computes.
 
     Args:
         model: a module in eval mode, or a checkpoint file.
@@ -36,8 +36,8 @@ def assert_equivalent(
         The report, for its figures.
 
     Raises:
-        AssertionError: they differ, or what was compared proves nothing. It names each output that differs, the first
-            module whose value departs, and both values' statistics.
+        AssertionError: they differ, or the comparison proves nothing. It names each output that differs, the first
+            module whose value differs, and both values' statistics.
         ConversionError: either side cannot be read or run.
     """
     report = verify(model, artifact, **options)
@@ -47,7 +47,7 @@ def assert_equivalent(
 
 
 def described(report: VerificationReport) -> str:
-    """A failing report in sentences."""
+    """Return a failing report in sentences."""
     verb = "is not proven to be" if report.status == "not verified" else "is not"
     lines = [f"{report.artifact} {verb} the function of {report.source}"]
     for proof in report.proofs:
