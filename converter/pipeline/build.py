@@ -163,7 +163,7 @@ class RewrittenModel:
 
     @reusing_blocks()
     def prove_function(self, reference: Reference) -> Proof:
-        """Proof 1: compare the lowered graph (ONNX: the rewritten program) with the captured one in float64."""
+        """Prove that the lowered graph (ONNX: the rewritten program) equals the captured one in float64 (proof 1)."""
         actual: list[Outputs] = []
         if self.plan is None:
             raised = self.program.at(torch.float64)
@@ -211,7 +211,7 @@ class RewrittenModel:
 
     @reusing_blocks()
     def prove_weights(self, tensors: Mapping[str, np.ndarray], graph_as_written: bool | None = None) -> Proof:
-        """Proof 3: check that the artifact holds the checkpoint's tensors, rearranged or folded."""
+        """Prove that the artifact holds the checkpoint's tensors, rearranged or folded (proof 3)."""
         if self.plan is None:
             tensors = dict(tensors)  # they are read several times
         expected = self.expected(tensors)
