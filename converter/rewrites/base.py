@@ -1,4 +1,4 @@
-"""What a rewrite says of itself."""
+"""The type of a rewrite and of the changes that it reports."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ class Change:
     """One place where a rewrite fired.
 
     Attributes:
-        name: what became what, "Focus -> SpaceToDepth".
-        module: path of the module it happened in.
-        description: what became of the weights.
+        name: the change, for example "Focus -> SpaceToDepth".
+        module: path of the module where it happened.
+        description: what happened to the weights.
         minor: of no interest to most users.
     """
 

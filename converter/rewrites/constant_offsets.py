@@ -1,4 +1,4 @@
-"""Make plain convolutions of a deformable convolution whose offsets are constant, the same everywhere in the image.
+"""Replace a deformable convolution by plain ones if its offsets are constant and the same everywhere in the image.
 
 deform_conv2d(x, W, offsets), W of 1x1, offsets of whole pixels
 -> conv2d(shift(x), W)                                            CycleFC
@@ -27,16 +27,16 @@ from converter.rewrites.base import Change
 
 aten, ours = torch.ops.aten, torch.ops.converter
 assert custom_ops  # registers torch.ops.converter
-FARTHEST = 3  # pixels that a depthwise kernel may reach for an offset that is not whole
+FARTHEST = 3  # pixels that a depthwise kernel may reach for a fractional offset
 
 
 def constant_offsets(program: Program) -> list[Change]:
-    """Offsets of whole pixels that are no parameter."""
+    """Replace convolutions whose offsets are whole pixels and not trainable."""
     return replace_deformable(program, trainable=False)
 
 
 def learned_offsets(program: Program) -> list[Change]:
-    """For inference: any constant offsets."""
+    """Replace convolutions with any constant offsets, for inference."""
     return replace_deformable(program, trainable=True)
 
 
@@ -71,7 +71,7 @@ def replace_deformable(program: Program, trainable: bool) -> list[Change]:
 
 
 def offsets_by_channel(program: Program, node: fx.Node) -> Tensor | None:
-    """(C, 2), where it is a 1x1 convolution without padding and each channel has one offset everywhere."""
+    """Return one offset per channel, (C, 2), or None unless it is an unpadded 1x1 convolution with constant offsets."""
     x, weight, offset, _, _, _, _, pad_h, pad_w, _, _, _, offset_groups, use_mask = node.args
     channels = x.meta["val"].shape[1]
     plain = program.is_tensor(weight) and tuple(weight.meta["val"].shape[2:]) == (1, 1)
@@ -85,7 +85,7 @@ def offsets_by_channel(program: Program, node: fx.Node) -> Tensor | None:
 
 
 def is_pure(program: Program, node: fx.Node) -> bool:
-    """Whether the kernel only picks channels: `find_shifts` sees it with what stands around it."""
+    """Return whether the kernel only selects channels; `find_shifts` then matches it with its surroundings."""
     return is_one_hot(program, node.args[1]) and vanishes(program, node.args[4]) and not program.trainable(node.args[1])
 
 
@@ -96,7 +96,7 @@ def shifted(program: Program, node: fx.Node, by: Tensor) -> fx.Node:
 
 
 def interpolated(program: Program, node: fx.Node, by: Tensor, source: fx.Node) -> fx.Node:
-    """Each channel by its own kernel, of the four bilinear weights around its offset."""
+    """Convolve each channel with its own kernel of the four bilinear weights around its offset."""
     first = by.floor()
     reach = int(max(first.abs().max(), (first + 1).abs().max()))
     kernel = torch.zeros(len(by), 1, 2 * reach + 1, 2 * reach + 1, dtype=torch.float64)

@@ -1,9 +1,9 @@
-"""An index that counts through the batch is no index: the others are taken in each example.
+"""Drop an index that counts through the batch, and apply the other indices within each example.
 
     x[arange(batch)[:, None], i] -> x[:, i]             i the same for all examples
     x[arange(batch), i]          -> gather(x, 1, i)     i one or several for each example
 
-The batch is unknown, so that nothing can be read at arange(batch).
+The batch size is dynamic, so nothing can be read at arange(batch).
 """
 
 import torch
@@ -37,7 +37,7 @@ def drop_batch_index(program: Program) -> list[Change]:
 
 
 def counts_through(index: fx.Node, x: fx.Node) -> bool:
-    """Whether it is 0, 1, 2, ... along the unknown first dimension of `x`, its own first, the others being 1."""
+    """Return whether `index` is 0, 1, 2, ... along the dynamic batch of `x`; its other dimensions must be 1."""
     (length, *ones), size = symbolic_shape(index.meta["val"]), symbolic_shape(x.meta["val"])[0]
     if isinstance(size, int) or length != size or any(n != 1 for n in ones):
         return False
@@ -53,7 +53,7 @@ def counts_through(index: fx.Node, x: fx.Node) -> bool:
 
 
 def of_each_example(program: Program, node: fx.Node, x: fx.Node, others: list[fx.Node], rank: int) -> fx.Node | None:
-    """What `node` is, `rank` being that of the index through the batch."""
+    """Build the replacement of `node`, or return None; `rank` is that of the index through the batch."""
     shapes = [symbolic_shape(i.meta["val"]) for i in others]
     with program.graph.inserting_before(node):
         if all(len(shape) < rank or (len(shape) == rank and shape[0] == 1) for shape in shapes):
@@ -66,7 +66,7 @@ def of_each_example(program: Program, node: fx.Node, x: fx.Node, others: list[fx
         own = len(others) == 1 and len(shapes[0]) == rank <= 2 and shapes[0][0] == symbolic_shape(x.meta["val"])[0]
         if not own or not all(isinstance(n, int) for n in (width, *rest)):
             return None
-        chosen = program.call(aten.remainder.Scalar, (others[0], width), like=node)  # negative ones count from the end
+        chosen = program.call(aten.remainder.Scalar, (others[0], width), like=node)  # negatives count from the end
         for _ in range(1 + len(rest) - (rank - 1)):
             chosen = program.call(aten.unsqueeze.default, (chosen, chosen.meta["val"].dim()), like=node)
         chosen = program.call(aten.expand.default, (chosen, [-1, -1, *rest]), like=node)

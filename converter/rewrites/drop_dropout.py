@@ -1,4 +1,4 @@
-"""Drop dropouts, which do nothing in eval mode, those between the layers of an LSTM too.
+"""Drop dropouts, which do nothing in eval mode, including those between the layers of an LSTM.
 
 linear(dropout(x)) -> linear(x)
 """

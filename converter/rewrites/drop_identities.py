@@ -2,7 +2,7 @@
 
     relu(clone(x)) -> relu(x)
 
-Clones, aliases, detaches, casts to the type that is there, slices of everything.
+These are clones, aliases, detaches, casts to the same type and slices of everything.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Write adaptive pools as what ONNX has: pools of one window, means and maxima of slices.
+"""Write adaptive pools as operators that ONNX has: pools of one window size, means and maxima of slices.
 
 adaptive_avg_pool2d(x, (3, 4)) of 6 x 8       -> avg_pool2d(x, (2, 2), (2, 2))
 adaptive_max_pool2d(x, (3, 4)) of 7 x 8, rows -> cat(amax(x[:, :, 0:3]), amax(x[:, :, 2:5]), amax(x[:, :, 4:7]))
@@ -55,7 +55,7 @@ def expand_adaptive_pools(program: Program) -> list[Change]:
 def written_out(
     program: Program, node: fx.Node, result: Tensor, rank: int, pool: OpOverload, reduce: OpOverload
 ) -> fx.Node | None:
-    """The same as operators that ONNX has, None where it is to give an unknown size."""
+    """Build the pool from operators that ONNX has, or return None if an output size is unknown."""
     x: fx.Node = node.args[0]
     have, want = symbolic_shape(x.meta["val"])[-rank:], symbolic_shape(result)[-rank:]
     if any(not isinstance(m, int) and n != m for n, m in zip(have, want, strict=True)):
@@ -79,9 +79,9 @@ def written_out(
 
 
 def windows(program: Program, node: fx.Node, x: fx.Node, dim: int, out: int) -> Iterator[tuple[Any, Any]]:
-    """Where each of `out` windows along `dim` begins and ends: floor(i size / out), ceil((i + 1) size / out).
+    """Yield the begin and end of each of `out` windows along `dim`: floor(i size / out), ceil((i + 1) size / out).
 
-    Of an unknown size they are computed in the graph.
+    If the size is unknown, the graph computes them.
     """
     size = symbolic_shape(x.meta["val"])[dim]
     if isinstance(size, int):

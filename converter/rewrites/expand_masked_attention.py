@@ -1,9 +1,9 @@
-"""Write attention under a mask that may leave nothing of a row as operators, the row 0 as in PyTorch (ONNX).
+"""Write attention as operators if its mask may exclude a whole row, which then gives 0 as in PyTorch (ONNX).
 
     scaled_dot_product_attention(q, k, v, mask)
     -> s = (q * scale) @ k^T masked; where(max(s) == -inf, 0, softmax(s)) @ v
 
-The exporter's own translation has NaN there.
+The exporter's own translation gives NaN there.
 """
 
 import math
@@ -55,7 +55,7 @@ def expand_masked_attention(program: Program) -> list[Change]:
 
 
 def may_be_empty(program: Program, mask: fx.Node) -> bool:
-    """Whether the mask may leave nothing of a row."""
+    """Return whether the mask may exclude a whole row."""
     if not program.is_tensor(mask):
         return True
     return program.ask(mask, has_empty_rows)

@@ -1,12 +1,12 @@
-"""Find attention between projections, as Keras has one layer for.
+"""Find attention between projections, for which Keras has one layer.
 
 q, k, v = heads(linear(x)), heads(linear(y)), heads(linear(z))
 linear(joined(softmax(q @ k.mT * scale) @ v)) -> multi_head_attention(x, y, z)
 
-or `scaled_dot_product_attention` in its midst; without a mask. How heads are cut out and joined is not matched by its
-operators: the positions of elements are traced through whatever moves them, so that one fused projection or three
-are the same. The scores may be read as well. Keras has the batch first: where PyTorch has the time first, and does not
-turn it for this layer alone, the parts stay apart, as they move less so.
+The middle may also be `scaled_dot_product_attention`; a mask is not supported. How heads are split and joined is not
+matched by operator: the positions of elements are traced through any operators that move them, so one fused projection
+and three separate ones look the same. The scores may be read too. Keras puts the batch first. If PyTorch has the time
+first and does not transpose for this layer alone, the parts stay separate, because that moves less data.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ aten, ours = torch.ops.aten, torch.ops.converter
 assert custom_ops  # registers torch.ops.converter
 PRODUCTS = {aten.matmul.default, aten.bmm.default}
 DEFAULTS = (None, 0.0, False)  # no mask, no dropout, not causal
-NEARLY = 1e-12  # of the scale: what float64 leaves of a square root
+NEARLY = 1e-12  # of the scale: the error of a square root in float64
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Core:
 
     Attributes:
         end: the operator that gives its result.
-        factor: of the scores, None for the one that is usual.
+        factor: scale of the scores, None for the default.
         turned: `key` is transposed.
-        scores: the operator that gives them, if there is one.
-        between: the operators that only it consists of.
+        scores: the operator that gives the scores, if there is one.
+        between: its other operators.
     """
 
     end: fx.Node
@@ -57,7 +57,7 @@ class Core:
 
 @dataclass(frozen=True)
 class Projection:
-    """A Linear and how heads are cut out of its result.
+    """A Linear and how heads are split from its result.
 
     Attributes:
         x: (batch, time, features).
@@ -75,13 +75,13 @@ class Projection:
 
 @dataclass(frozen=True)
 class Found:
-    """Attention with what stands before and behind it.
+    """Attention with the projections before and after it.
 
     Attributes:
         projections: of query, key and value.
-        last: the Linear behind it, reached by `chain`, in which it is the last.
-        columns: which columns of it take the heads, one behind the other.
-        batch_first: what `last` takes has the batch first.
+        last: the Linear after it, the last operator of `chain`, which leads there.
+        columns: the columns of its weight that take the heads, one head after another.
+        batch_first: the input of `last` has the batch first.
     """
 
     core: Core
@@ -109,12 +109,12 @@ class Found:
 
     @property
     def readers(self) -> list[fx.Node]:
-        """Of the scores."""
+        """Return the readers of the scores outside of the match."""
         return [] if self.core.scores is None else [u for u in self.core.scores.users if u not in self.inside]
 
     @property
     def held(self) -> tuple:
-        """Equal for what becomes one layer that is called several times."""
+        """Return a key that is equal for matches that become one layer called several times."""
         names = tuple(None if n is None else n.target for n in (*self.weights, *self.biases))
         return names, tuple(map(tuple, self.rows)), self.columns
 
@@ -132,12 +132,12 @@ def find_attention(program: Program) -> list[Change]:
 
 
 def is_frozen(program: Program, match: Found) -> bool:
-    """Whether a part asks for no gradient: Keras forgets that of the layers within its layer, once it is saved."""
+    """Return whether a part is frozen: a saved Keras model forgets that for layers within a layer."""
     return any(program.is_frozen(n) for n in (*match.weights, *match.biases) if n is not None)
 
 
 def with_weights_of_their_own(program: Program, found: list[Found]) -> list[Found]:
-    """Those that share no tensor with anything else: it would become two variables."""
+    """Return the matches that share no tensor with anything else; a shared one would become two variables."""
     users: dict[str, set[fx.Node]] = {}
     for node in program.graph.find_nodes(op="get_attr"):
         users.setdefault(node.target, set()).update(node.users)
@@ -172,23 +172,23 @@ def read(program: Program, node: fx.Node) -> Found | None:
 
 
 def is_whole(match: Found) -> bool:
-    """Whether nothing inside is read from outside, and Keras' layer can hold it all."""
+    """Return whether nothing outside reads the inside and Keras' layer can hold everything."""
     biases = match.biases
     if any(b is None for b in biases) and any(b is not None for b in biases):
-        return False  # Keras has all or none
+        return False  # Keras has all biases or none
     if biases[0] is not None and any(p.rows.shape[1] == 1 for p in match.projections):
-        return False  # Keras takes biases of (heads, 1) for those of its second axis, where that is as long
+        return False  # Keras applies biases of (heads, 1) to its second axis if that has the same length
     used = [(w.target, row) for w, rows in zip(match.weights, match.rows, strict=False) for row in rows]
     if len(set(used)) < len(used):
         return False  # a parameter would become two variables
     inside = match.inside
     if any(user not in inside for n in inside - {match.core.scores, match.last} for user in n.users):
-        return False  # what is read elsewhere would be computed twice
+        return False  # values that are read elsewhere would be computed twice
     if not match.readers:
         return True
     sizes = match.core.scores.meta["val"].shape[-2:]
     known_sizes = all(isinstance(n, int) for n in sizes)
-    # Keras gives the scores before some are dropped
+    # Keras returns the scores before dropout
     return known_sizes and not match.core.dropout and match.last < min(match.readers)
 
 
@@ -218,7 +218,7 @@ def replace(program: Program, match: Found) -> None:
     inside = match.inside
     for node in reversed(list(program.graph.nodes)):
         if node in inside and not node.users:
-            program.graph.erase_node(node)  # attention counts as random, and would be kept
+            program.graph.erase_node(node)  # attention counts as random, so it would be kept
 
 
 # -- the attention itself
@@ -252,7 +252,7 @@ def read_core(node: fx.Node) -> Core | None:
 
 
 def is_softmax(node: fx.Node) -> bool:
-    """Over the last dimension, in the type that is there."""
+    """Return whether `node` is a softmax over the last dimension that keeps the type."""
     if node.target not in (aten.softmax.int, aten._softmax.default):
         return False
     x, dim, *rest = node.args
@@ -260,7 +260,7 @@ def is_softmax(node: fx.Node) -> bool:
 
 
 def unscaled(node: fx.Node, between: list[fx.Node]) -> tuple[fx.Node, float]:
-    """What stands before products with numbers, and these numbers' product; the operators go into `between`."""
+    """Return the value before products with numbers, and their total factor; add the operators to `between`."""
     factor = 1.0
     while node.target in (aten.mul.Tensor, aten.div.Tensor) and isinstance(node.args[1], int | float):
         factor *= node.args[1] if node.target is aten.mul.Tensor else 1 / node.args[1]
@@ -269,7 +269,7 @@ def unscaled(node: fx.Node, between: list[fx.Node]) -> tuple[fx.Node, float]:
     return node, factor
 
 
-# -- what stands before and behind it
+# -- the projections before and after it
 
 
 def read_projection(program: Program, core: Core, name: str) -> Projection | None:
@@ -305,15 +305,16 @@ def read_projection(program: Program, core: Core, name: str) -> Projection | Non
 
 
 def is_turned(x: fx.Node) -> bool:
-    """Whether something was (batch, time, features) before, as in PyTorch's own layer with `batch_first`."""
+    """Return whether `x` was (batch, time, features) before, as in PyTorch's own layer with `batch_first`."""
     return x.target is aten.transpose.int and {d % 3 for d in x.args[1:]} == {0, 1}
 
 
 def read_heads(positions: Tensor, features: int) -> tuple[Tensor, Tensor] | None:
-    """Which features make each head, (heads, width), and which token stands where, (batch, time).
+    """Return the features of each head, (heads, width), and the token at each place, (batch, time), or None.
 
     Args:
         positions: (batch, heads, time, width) or (batch * heads, time, width), in a tensor of tokens and `features`.
+        features: number of features of that tensor.
     """
     *_, time, width = positions.shape
     feature, token = ((x.reshape(-1, time, width)) for x in (positions % features, positions // features))

@@ -1,9 +1,9 @@
-"""Recognize a fixed permutation of channels, however it is written.
+"""Recognize a fixed permutation of channels in any form.
 
     index_select(x, 1, [2, 0, 1]), x[:, [2, 0, 1]], flip(x, [1])
     -> reorder_channels(x, [2, 0, 1])
 
-`fold_channel_order` then moves it into weights. An index that repeats or leaves out a channel is left alone.
+`fold_channel_order` then moves it into weights. An index that repeats or omits a channel is left alone.
 """
 
 import torch
@@ -30,7 +30,7 @@ def find_channel_permutations(program: Program) -> list[Change]:
 
 
 def fixed_order(program: Program, node: fx.Node) -> list[int] | None:
-    """The channel that each position of the result holds, if the operator permutes channels and does nothing else."""
+    """Return the channel at each position of the result if the operator only permutes channels, else None."""
     if node.op != "call_function" or node.target not in (
         aten.index_select.default, aten.index.Tensor, aten.flip.default
     ):  # fmt: skip

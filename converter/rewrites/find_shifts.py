@@ -1,4 +1,4 @@
-"""Recognize a spatial shift, however it is written.
+"""Recognize a spatial shift in any form.
 
     d[:, :2, :, 1:] = d[:, :2, :, :-1]; ...          slices assigned in place
     cat([roll(pad(x)[:, :2], 1, 3), ...])[..., 1:-1]   padded, rolled, cropped
@@ -7,9 +7,9 @@
     grid_sample(x, grid)                               a constant grid (nearest; others with --exact-shifts)
     -> shift(x, dim, sizes, dims, distances, border)
 
-Read off where every element comes from, so that any grouping, direction, distance and border will do, in any layout. A
-roll of everything stays a roll. Where infinities may come, a kernel's zeros make NaN of them, which a shift does not:
-then kernels stay kernels.
+The match depends only on where every element comes from, so any grouping, direction, distance, border and layout
+works. A roll of everything stays a roll. If infinities may occur, kernels stay kernels: their zeros turn infinities
+into NaN, a shift does not.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ aten, ours = torch.ops.aten, torch.ops.converter
 ENDS = {aten.cat.default, aten.slice_scatter.default, aten.slice.Tensor, aten.stack.default, aten.roll.default}
 SAME_PLACE = {aten.clone.default, aten.alias.default, aten.slice.Tensor, aten.contiguous.default}
 BORDERS = ("zeros", "replicate", "keep", "circular")
-MOST_SOURCES = 6  # values to be tried as what was shifted
+MOST_SOURCES = 6  # values to try as the source of the shift
 
 
 @dataclass(frozen=True)
@@ -59,22 +59,22 @@ def shortened(text: str, most: int = 60) -> str:
 
 
 def find_shifts(program: Program) -> list[Change]:
-    """Shifts by what is no parameter."""
+    """Replace shifts that no parameter determines."""
     return replace_shifts(program, FIXED_ONLY)
 
 
 def find_trained_shifts(program: Program) -> list[Change]:
-    """For inference: a parameter that says where to shift to becomes a part of the graph."""
+    """Replace shifts for inference: a parameter that says where to shift becomes part of the graph."""
     return replace_shifts(program, Allowed(trainable=True))
 
 
 def find_sampled_shifts(program: Program) -> list[Change]:
-    """`find_shifts`, and those by a grid that interpolates, which only rounding keeps from being shifts."""
+    """Replace shifts, also those by an interpolating grid that differs from a shift only by rounding."""
     return replace_shifts(program, Allowed(interpolated=True))
 
 
 def find_trained_and_sampled_shifts(program: Program) -> list[Change]:
-    """The same for inference."""
+    """Replace the shifts of `find_sampled_shifts` for inference."""
     return replace_shifts(program, Allowed(trainable=True, interpolated=True))
 
 
@@ -100,12 +100,12 @@ def replace_shifts(program: Program, allowed: Allowed) -> list[Change]:
 
 
 def match_shift(program: Program, end: fx.Node, allowed: Allowed) -> tuple[fx.Node, list[fx.Node], Shift] | None:
-    """What is shifted to give `end`, the operators between, and how."""
+    """Return the value that is shifted to give `end`, the operators between, and the shift; None if there is none."""
     shape = symbolic_shape(end.meta["val"])
     candidates = []
     for source, region in moved_regions(program, end, allowed):
         if source.target in SAME_PLACE and symbolic_shape(source.args[0].meta["val"]) == shape:
-            continue  # what stands before it is as good
+            continue  # the value before it is as good
         if symbolic_shape(source.meta["val"]) == shape and source.op != "get_attr":
             candidates.append((source, region))
         if len(candidates) == MOST_SOURCES:
@@ -127,7 +127,7 @@ def match_shift(program: Program, end: fx.Node, allowed: Allowed) -> tuple[fx.No
 
 
 def absorb(program: Program, region: list[fx.Node]) -> None:
-    """Note the tensors that said where to shift to."""
+    """Note the tensors that determined the shift."""
     for node in region:
         if is_kernel(node):
             for tensor in tensors_behind(program, node):
@@ -136,7 +136,7 @@ def absorb(program: Program, region: list[fx.Node]) -> None:
 
 
 def read_shift(positions: np.ndarray) -> Shift | None:
-    """The shift that moves elements to where `positions` finds them, of one example; dimensions count the batch."""
+    """Return the shift of one example that `positions` describes, or None; its dimensions count the batch."""
     rank = positions.ndim
     if rank < 2:
         return None
@@ -154,7 +154,7 @@ def read_shift(positions: np.ndarray) -> Shift | None:
 
 
 def groups(positions: np.ndarray, by: np.ndarray, dim: int, moved: list[int]) -> tuple | None:
-    """Sizes of groups of neighbors along `dim` that move alike, their distances, and the border of all."""
+    """Return the sizes of groups of neighbors along `dim` that move alike, their distances, and the common border."""
     size = positions.shape[dim]
     shape = tuple(n for d, n in enumerate(positions.shape) if d != dim)
     stride = int(np.prod(positions.shape[dim + 1 :]))
@@ -185,7 +185,7 @@ def groups(positions: np.ndarray, by: np.ndarray, dim: int, moved: list[int]) ->
 
 
 def explanations(pattern: np.ndarray, by: np.ndarray, axes: list[int]) -> dict[tuple[int, ...], set[str]]:
-    """The distances along `axes`, and for each the borders, that give `pattern`: positions in an array of its shape."""
+    """Return the distances along `axes` that give `pattern` (positions in its shape), each with its borders."""
     present = by.reshape(len(axes), -1)[:, pattern.reshape(-1) >= 0]
     if not present.shape[1]:
         return {}
@@ -200,7 +200,7 @@ def explanations(pattern: np.ndarray, by: np.ndarray, axes: list[int]) -> dict[t
 
 
 def shifted(shape: tuple[int, ...], axes: list[int], distances: tuple[int, ...], border: str) -> np.ndarray:
-    """What `shift` makes of the positions of an array of `shape`."""
+    """Shift the positions of an array of `shape` as `shift` does."""
     index = np.indices(shape)
     inside = np.ones(shape, bool)
     for axis, distance in zip(axes, distances, strict=True):

@@ -1,12 +1,12 @@
-"""Recognize space to depth and its inverse, however they are written (ONNX).
+"""Recognize space to depth and its inverse in any form (ONNX).
 
     view, permute, view; unfold in tiles; pixel_unshuffle; nested slices, joined
     -> reorder_channels(space_to_depth(x, block))
     view, permute, view; fold of tiles
     -> depth_to_space(reorder_channels(x), block)
 
-Only where weights take the order: an order that has to be gathered is no better than what was written. Keras and
-TensorFlow artifacts need none of this, there views are free and the move that is left has its name.
+Applies only if weights take the order: an order that must be gathered is no better than the original. Keras and
+TensorFlow artifacts do not need this, because views are free there and the remaining move has a name.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ENDS = {
     aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.cat.default, aten.im2col.default,
     aten.pixel_unshuffle.default, aten.permute.default,
 }  # fmt: skip
-MOST_SOURCES = 6  # values to be tried as what was moved
+MOST_SOURCES = 6  # values to try as the source of the move
 assert custom_ops  # registers torch.ops.converter
 
 
@@ -48,7 +48,7 @@ def find_space_to_depth(program: Program) -> list[Change]:
 
 
 def match(program: Program, end: fx.Node) -> tuple[fx.Node, list[fx.Node], str, int, list[int]] | None:
-    """What is moved to give `end`, the operators between, what they are, its block, and the order of channels."""
+    """Return the value moved to give `end`, the operators between, their name, block and channel order, or None."""
     candidates = []
     for source, region in moved_regions(program, end):
         value = source.meta["val"]
@@ -77,7 +77,7 @@ def match(program: Program, end: fx.Node) -> tuple[fx.Node, list[fx.Node], str, 
 
 
 def as_space_to_depth(positions: np.ndarray, shape: tuple[int, ...]) -> tuple[int, list[int]] | None:
-    """The block, and the channel of `space_to_depth` that each channel is, of an image of `shape`.
+    """Return the block and the channel of `space_to_depth` at each position, for an image of `shape`, or None.
 
     The result's rows and columns may be one dimension.
     """
@@ -94,7 +94,7 @@ def as_space_to_depth(positions: np.ndarray, shape: tuple[int, ...]) -> tuple[in
 
 
 def replaced(program: Program, source: fx.Node, end: fx.Node, name: str, block: int, order: list[int]) -> Change | None:
-    """Put the operator in the place of `end`, if weights take the order of channels."""
+    """Replace `end` by the operator if weights take the order of channels."""
     value = end.meta["val"]
     ordered = order == sorted(order)
     with program.graph.inserting_before(end):
@@ -120,7 +120,7 @@ def replaced(program: Program, source: fx.Node, end: fx.Node, name: str, block: 
 
 
 def erase_unused(program: Program, node: fx.Node, source: fx.Node) -> None:
-    """Take operators out again that were put behind `source`."""
+    """Remove operators that were added after `source`."""
     while node is not source and not node.users:
         before = node.args[0]
         program.graph.erase_node(node)

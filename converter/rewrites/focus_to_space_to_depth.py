@@ -3,8 +3,8 @@
     join x[..., r::b, c::b] over channels, for all b * b offsets (r, c)
     -> reorder_channels(space_to_depth(x, b))
 
-YOLOv5 lists the four quadrants column by column, space_to_depth has them row by row; any order will do, it is read
-off the slices. `fold_channel_order` moves the reordering into the weights that follow.
+YOLOv5 lists the four quadrants column by column, space_to_depth row by row. Any order works: it is read from the
+slices. `fold_channel_order` moves the permutation into the weights that follow.
 """
 
 import math
@@ -43,7 +43,7 @@ def focus_to_space_to_depth(program: Program) -> list[Change]:
 
 
 def match_focus(cat: fx.Node) -> tuple[fx.Node, int, list[tuple[int, int]]] | None:
-    """Focus's input, its block size, and the (row, column) offsets in the order in which they are joined."""
+    """Return Focus's input, its block size, and the (row, column) offsets in the order of the join, or None."""
     parts, dim = cat.args[0], cat.args[1] if len(cat.args) > 1 else 0
     block = math.isqrt(len(parts))
     if block < 2 or block * block != len(parts) or cat.meta["val"].dim() != 4 or dim not in (1, -3):
@@ -55,7 +55,7 @@ def match_focus(cat: fx.Node) -> tuple[fx.Node, int, list[tuple[int, int]]] | No
 
 
 def read_offset(node: fx.Node, block: int) -> tuple[fx.Node, tuple[int, int]]:
-    """Follow x[..., r::block, c::block] up to x; an offset that no such slice set stays -1."""
+    """Follow x[..., r::block, c::block] up to x; an offset without such a slice stays -1."""
     offset = {HEIGHT: -1, WIDTH: -1}
     while node.target is aten.slice.Tensor:
         arguments = dict(enumerate(node.args))

@@ -1,4 +1,4 @@
-"""Fold batch norm into the convolution, transposed or not, or linear layer before it (inference artifacts).
+"""Fold batch norm into the convolution, transposed convolution or linear layer before it (inference artifacts).
 
 batch_norm(conv(x, W, b), gamma, beta, mean, var)
 -> conv(x, W * s, beta + (b - mean) * s),  s = gamma / sqrt(var + eps)
@@ -61,7 +61,7 @@ def fold_batch_norm(program: Program) -> list[Change]:
 
 
 def transposed_groups(producer: fx.Node) -> int:
-    """The groups of a transposed convolution; 0 for what is none."""
+    """Return the groups of a transposed convolution, 0 for other operators."""
     if producer.target not in TRANSPOSED:
         return 0
     groups: Any = producer.args[6] if len(producer.args) > 6 else 1
@@ -69,7 +69,7 @@ def transposed_groups(producer: fx.Node) -> int:
 
 
 def scaled(weight: Tensor, *vectors: Tensor, eps: float, names: Sequence[str], transposed: int) -> Tensor:
-    """A kernel (out, in / groups, ...), or of a transposed convolution of so many groups (in, out / groups, ...)."""
+    """Scale a kernel (out, in / groups, ...), or (in, out / groups, ...) if `transposed`, the groups, is not 0."""
     scale = scale_of(dict(zip(names, vectors, strict=True)), eps)
     if not transposed:
         return weight * scale.reshape(-1, *[1] * (weight.dim() - 1))

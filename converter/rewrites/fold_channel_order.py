@@ -1,14 +1,14 @@
-"""Fold a reordering of channels into the weights around it.
+"""Fold a permutation of channels into the weights around it.
 
-    conv(relu(batch_norm(reorder_channels(x, order)))), weights in the reordered order
+    conv(relu(batch_norm(reorder_channels(x, order)))), weights in the permuted order
     -> conv(relu(batch_norm(x))), weights in x's order
 
-The reordering is taken back on every value that it reaches over operators that treat all channels alike, forwards and,
-at a residual add, backwards; what is per channel there is reordered with it. A concatenation and a split pass on the
-order of each part. Where all ends of that region are weights that can take the order, they do. Else the same is tried
-with the values before the reordering, whose producers then emit the new order. If neither goes, nothing is changed.
+The permutation is undone on every value that it reaches through operators that treat all channels alike, forwards and,
+at a residual add, backwards; per-channel tensors there are permuted too. A concatenation and a split pass on the
+order of each part. If all ends of that region are weights that can take the order, they do. Otherwise the same is tried
+with the values before the permutation, whose producers then emit the new order. If neither works, nothing changes.
 
-A channel shuffle written as view, transpose, view is such a reordering too; where it cannot be folded, it stays.
+A channel shuffle written as view, transpose, view is such a permutation too; if it cannot be folded, it stays.
 """
 
 import math
@@ -54,7 +54,7 @@ GROUPS = 6  # position among a convolution's arguments
 
 
 Index = tuple[int, ...]
-Demand = tuple[fx.Node, Index | None]  # a value and its index, None if the parts of a concatenation decide it
+Demand = tuple[fx.Node, Index | None]  # a value and its index, None if the parts of a concatenation determine it
 
 
 def fold_channel_order(program: Program) -> list[Change]:
@@ -76,7 +76,7 @@ def fold_channel_order(program: Program) -> list[Change]:
 
 
 def taken_by_weights(program: Program, node: fx.Node) -> bool:
-    """Whether there are weights that can take the order of a `reorder_channels`."""
+    """Return whether there are weights that can take the order of a `reorder_channels`."""
     source, order = node.all_input_nodes[0], tuple(node.args[1])
     inverse = tuple(order.index(i) for i in range(len(order)))
     return any(
@@ -86,14 +86,14 @@ def taken_by_weights(program: Program, node: fx.Node) -> bool:
 
 
 def reordering(node: fx.Node) -> tuple[fx.Node, Index, fx.Node] | None:
-    """What is reordered, the channel that each position of the result holds, and the first operator of several."""
+    """Return the permuted value, the channel at each position of the result, and the first operator, or None."""
     if node.target is REORDER:
         return node.all_input_nodes[0], tuple(node.args[1]), node
     return shuffle(node)
 
 
 def shuffle(node: fx.Node) -> tuple[fx.Node, Index, fx.Node] | None:
-    """A channel shuffle: (B, C, ...) viewed as (B, G, C / G, ...), the two exchanged, viewed as (B, C, ...) again."""
+    """Match a channel shuffle: (B, C, ...) viewed as (B, G, C / G, ...), the two exchanged, viewed as (B, C, ...)."""
     exchange = node.args[0] if node.target in RESHAPES else None
     while isinstance(exchange, fx.Node) and exchange.target is aten.clone.default and len(exchange.users) == 1:
         exchange = exchange.args[0]
@@ -122,13 +122,13 @@ def shuffle(node: fx.Node) -> tuple[fx.Node, Index, fx.Node] | None:
 
 @dataclass
 class Region:
-    """Values whose channels (dimension 1) are to be in another order, and the weights at its ends.
+    """A region of values whose channels (dimension 1) need another order, and the weights at its ends.
 
     Attributes:
-        reordering, first: the operator that is to go; the first of those that make it up.
-        other: what must not be reached: the reordering's other side.
-        values: for each value the index by which its channels are to be taken.
-        weights: the same for each (operator, argument, dimension) of a tensor to reorder.
+        reordering, first: the operator to remove; the first of its parts.
+        other: the other side of the permutation, which must not be reached.
+        values: for each value, the index that selects its channels.
+        weights: the same for each (operator, argument, dimension) of a tensor to permute.
     """
 
     program: Program
@@ -139,7 +139,7 @@ class Region:
     weights: dict[tuple[fx.Node, int, int], Index] = field(default_factory=dict)
 
     def grow(self, start: fx.Node, index: Index) -> bool:
-        """Take in all that must change with `start`; False if something cannot."""
+        """Collect everything that must change with `start`; return False if something cannot."""
         try:
             waiting: deque[Demand] = deque([(start, index)])
             while waiting:
@@ -176,7 +176,7 @@ class Region:
     # -- what must change with a value
 
     def _producers(self, value: fx.Node, index: Index) -> list[Demand]:
-        """For it to be made in the new order."""
+        """Return what must change so that `value` is produced in the new order."""
         if value is self.reordering:
             return []
         target, args = value.target, value.args
@@ -210,7 +210,7 @@ class Region:
         raise CannotFollow
 
     def _consumer(self, value: fx.Node, index: Index, user: fx.Node) -> list[Demand]:
-        """Because it is in the new order."""
+        """Return what must change because `user` reads `value` in the new order."""
         target = user.target
         if target in CONVOLUTIONS and user.args[0] is value and self.program.is_tensor(user.args[1]):
             if (user.args[GROUPS] if len(user.args) > GROUPS else 1) != 1:
@@ -235,7 +235,7 @@ class Region:
         raise CannotFollow
 
     def _joined(self, value: fx.Node) -> Index:
-        """Of a concatenation, once nothing else is left that may decide on its parts."""
+        """Return the index of a concatenation, once nothing else can determine its parts."""
         return joined([self.values.get(part, whole(part.meta["val"])) for part in value.args[0]])
 
     def _take(self, user: fx.Node, positions: Sequence[int], dim: int, index: Index) -> None:
@@ -303,7 +303,7 @@ def is_split(node: fx.Node) -> bool:
 
 
 def whole(value: Tensor) -> Index:
-    """All channels in their order."""
+    """Return all channels in their order."""
     if value.dim() < 2 or not isinstance(value.shape[1], int):
         raise CannotFollow
     return tuple(range(value.shape[1]))
@@ -315,7 +315,7 @@ def joined(parts: Sequence[Index]) -> Index:
 
 
 def cut(index: Index, widths: Sequence[int]) -> list[Index]:
-    """`index` for each of the parts of these widths, none of which may give a channel to another."""
+    """Split `index` into parts of these widths; raise CannotFollow if a channel moves to another part."""
     parts, start = [], 0
     for width in widths:
         part = tuple(i - start for i in index[start : start + width])
@@ -327,7 +327,7 @@ def cut(index: Index, widths: Sequence[int]) -> list[Index]:
 
 
 def flattened(index: Index, before: fx.Node, after: fx.Node) -> Index:
-    """`index` behind a view that leaves the batch and the channels as they are, or merges all behind into them."""
+    """Return `index` after a view that keeps batch and channels or merges all later dimensions into the channels."""
     old, new = symbolic_shape(before.meta["val"]), symbolic_shape(after.meta["val"])
     if old[0] != new[0] or len(new) < 2:
         raise CannotFollow
@@ -340,7 +340,7 @@ def flattened(index: Index, before: fx.Node, after: fx.Node) -> Index:
 
 
 def unflattened(index: Index, before: fx.Node, after: fx.Node) -> Index:
-    """The index in front of such a view that gives `index` behind it."""
+    """Return the index before such a view that gives `index` after it."""
     old = before.meta["val"].shape
     if len(old) < 2 or not isinstance(old[1], int):
         raise CannotFollow

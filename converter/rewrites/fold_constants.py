@@ -1,11 +1,11 @@
-"""Compute what does not depend on any input.
+"""Compute values that do not depend on any input.
 
     x + permute(view(p, ...)) * 2 -> x + c
     full([n, 1], item(select(p, 0, i))) -> full([n, 1], 8.0) -> c
     view(x, [-1, item(b)])              -> view(x, [-1, 4])
 
-A parameter that is only rearranged stays exact; one that is computed with (weight norm) becomes one tensor that can
-be trained as a whole. Done in the best precision known. A tensor without elements is known, too.
+A parameter that is only rearranged stays exact. One that enters a computation (weight norm) becomes one tensor that is
+trainable as a whole. Computes in the best known precision. A tensor without elements is known too.
 """
 
 import operator
@@ -31,7 +31,7 @@ REARRANGING = {
     aten.slice.Tensor, aten.select.int, aten.flip.default, aten.expand.default,
 }  # fmt: skip
 
-# Of a tensor they take the type only, or a shape that is known.
+# These read only the type of a tensor, or a shape that is known.
 FILLING = {
     aten.new_zeros.default, aten.new_ones.default, aten.new_full.default, aten.zeros_like.default,
     aten.ones_like.default, aten.full_like.default,
@@ -42,7 +42,7 @@ NUMBERS = {aten.item.default, aten._local_scalar_dense.default}
 def fold_constants(program: Program) -> list[Change]:
     changes = []
     made: dict[object, fx.Node] = {}
-    stale: set[fx.Node] = set()  # what they return follows from a number that is known now
+    stale: set[fx.Node] = set()  # their results follow from a number that is now known
     for node in list(program.graph.nodes):
         if node in stale:
             stale |= refresh(program, node)
@@ -74,7 +74,7 @@ def fold_constants(program: Program) -> list[Change]:
 
 
 def known_number(program: Program, node: fx.Node, derived: bool) -> int | float | bool | None:
-    """The number that `node` reads out of a constant tensor or, if `derived`, computes from such numbers."""
+    """Return the number that `node` reads from a constant or, if `derived`, computes from such numbers, or None."""
     if node.target in NUMBERS and program.is_tensor(node.args[0]):
         read = node.args[0]
         program.absorbed |= dict.fromkeys(
@@ -106,10 +106,10 @@ def substitute(node: fx.Node, number: int | float | bool) -> None:
 
 
 def refresh(program: Program, node: fx.Node) -> set[fx.Node]:
-    """Work out anew what `node` returns.
+    """Recompute what `node` returns.
 
     Returns:
-        The operators for which that makes a difference.
+        The operators whose input changes.
     """
     if node.op != "call_function":
         return set()
@@ -139,7 +139,7 @@ def is_constant(program: Program, node: fx.Node) -> bool:
 
 
 def whole(node: fx.Node) -> fx.Node:
-    """The operator of several results that `node` is one of; or itself."""
+    """Return the operator of several results that `node` is one of, or `node` itself."""
     return node.args[0] if node.target is operator.getitem and isinstance(node.args[0], fx.Node) else node
 
 
@@ -174,16 +174,16 @@ def is_filling(node: fx.Node) -> bool:
 
 
 def evaluate(program: Program, node: fx.Node) -> Tensor | LazyTensor:
-    """The operator's result (of several that one), float32 raised to float64; deferred where it hangs on weights."""
+    """Return the result of `node`, float32 raised to float64, lazy if it depends on weights."""
     called = whole(node)
     inputs = {n: filled(n) if is_filling(node) else program.values(n) for n in called.all_input_nodes}
-    # The graph's nodes change with it; their arguments as they are now do not.
+    # The graph changes these nodes; their current arguments stay.
     target, args, kwargs, value = called.target, called.args, called.kwargs, called.meta["val"]
     which = node.args[1] if called is not node else None
 
     def function(*values: Tensor) -> Tensor:
         known = {n: raised(tensor.detach()) for n, tensor in zip(inputs, values, strict=True)}
-        with default_dtype(torch.float64):  # what integers become in a division
+        with default_dtype(torch.float64):  # the type that integers get in a division
             result = computed(target, args, kwargs, value, known)
         return (result if which is None else list(result)[which]).contiguous()
 
@@ -201,7 +201,7 @@ def is_float(node: fx.Node) -> bool:
 
 
 def filled(node: fx.Node) -> LazyTensor:
-    """What only type and shape are taken of."""
+    """Return a stand-in for a tensor of which only type and shape are read."""
     value = node.meta["val"]
     known = all(isinstance(size, int) for size in value.shape)
     shape = tuple(value.shape) if known else ()
@@ -213,7 +213,7 @@ def raised(tensor: Tensor) -> Tensor:
 
 
 def computed(target: Any, args: Any, kwargs: Any, value: Any, known: Mapping[fx.Node, Tensor]) -> Any:
-    """The result of an operator whose `args` and `kwargs` are of the graph, on tensors."""
+    """Run an operator on tensors; its `args` and `kwargs` come from the graph."""
     reads = bool(known)
     args, kwargs = tree_map_only(torch.dtype, lambda d: torch.float64 if d is torch.float32 else d, (args, kwargs))
     args, kwargs = tree_map_only(fx.Node, lambda n: known[n], (args, kwargs))

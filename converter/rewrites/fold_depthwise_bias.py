@@ -1,8 +1,8 @@
-"""Fold the bias of a depthwise convolution into the 1x1 convolution behind it (inference artifacts).
+"""Fold the bias of a depthwise convolution into the 1x1 convolution after it (inference artifacts).
 
 conv(conv(x, D, d, groups=channels), P, p) -> conv(conv(x, D, groups=channels), P, p + P d)
 
-So the two become one separable convolution.
+The two can then become one separable convolution.
 """
 
 import torch
@@ -42,6 +42,6 @@ def fold_depthwise_bias(program: Program) -> list[Change]:
 
 
 def carried(weight: Tensor, added: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The bias of the pointwise convolution with what it makes of the depthwise one's."""
+    """Return the pointwise convolution's bias plus the depthwise bias carried through its kernel."""
     through = weight.double().flatten(1) @ added.double()
     return through if bias is None else through + bias.double()

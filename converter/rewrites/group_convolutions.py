@@ -44,7 +44,7 @@ def group_convolutions(program: Program) -> list[Change]:
 
 
 def joined(program: Program, cat: fx.Node) -> Change | None:
-    """Of convolutions of all parts of one value, joined."""
+    """Group convolutions of all parts of one value whose results are concatenated."""
     convs, dim = list(cat.args[0]), cat.args[1] if len(cat.args) > 1 else 0
     if dim not in (1, 1 - cat.meta["val"].dim()) or len(convs) < 2 or len(set(convs)) < len(convs):
         return None
@@ -75,9 +75,9 @@ def together(program: Program, tensors: Sequence[fx.Node], before: fx.Node) -> f
 
 
 def added(program: Program, add: fx.Node) -> Change | None:
-    """Of equal parts of a depthwise convolution, added up."""
+    """Group a depthwise convolution whose result is cut into equal parts that are added."""
     if any(user.target is aten.add.Tensor and part_of_sum(user) for user in add.users):
-        return None  # a sum of more parts ends further on
+        return None  # a sum of more parts ends later
     parts = terms(add)
     conv = whole(parts) if parts and len(parts) > 1 else None
     if conv is None or conv.target not in CONVOLUTIONS or not weights_known(program, conv):
@@ -114,7 +114,7 @@ def part_of_sum(add: fx.Node) -> bool:
 
 
 def terms(node: fx.Node) -> list[fx.Node]:
-    """What is added up; nothing where a term is scaled or a number."""
+    """Return the summands, or an empty list if one is scaled or a number."""
     if node.target is not aten.add.Tensor:
         return [node]
     if node.kwargs or not all(isinstance(a, fx.Node) for a in node.args):
@@ -124,7 +124,7 @@ def terms(node: fx.Node) -> list[fx.Node]:
 
 
 def whole(parts: Sequence[fx.Node]) -> fx.Node | None:
-    """The value that `parts`, in their order, are equal parts of along dimension 1, and all of."""
+    """Return the value that `parts` cut, in order and completely, into equal parts along dimension 1, or None."""
     cuts = [found for part in parts if (found := bounds(part)) is not None]
     if not parts or len(cuts) < len(parts):
         return None
@@ -138,7 +138,7 @@ def whole(parts: Sequence[fx.Node]) -> fx.Node | None:
 
 
 def bounds(part: fx.Node) -> tuple[Any, int, Any] | None:
-    """What a part of channels is cut from, its first channel and the one behind its last."""
+    """Return the value that a part of channels is cut from, its first channel and the one after its last, or None."""
     if part.op != "call_function":
         return None
     if part.target is operator.getitem and part.args[0].target in SPLITS:
@@ -158,7 +158,7 @@ def bounds(part: fx.Node) -> tuple[Any, int, Any] | None:
 
 
 def cut(part: fx.Node) -> Any:
-    """The operator that cut a part off."""
+    """Return the operator that cut a part off."""
     return part.args[0] if part.target is operator.getitem else part
 
 
@@ -172,7 +172,7 @@ def weights_known(program: Program, conv: fx.Node) -> bool:
 
 
 def complete(conv: fx.Node) -> tuple:
-    """The arguments with the defaults that capture leaves out, one number for every axis."""
+    """Return the arguments with the defaults that capture omits, one number per axis."""
     args = (*conv.args, *DEFAULTS[len(conv.args) :])
     axes = conv.meta["val"].dim() - 2
     return tuple([*a] * (axes // len(a)) if isinstance(a, list | tuple) and len(a) < axes else a for a in args)

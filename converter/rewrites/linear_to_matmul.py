@@ -1,4 +1,4 @@
-"""Write a linear layer on more than two dimensions as ONNX has it: a product with the transposed weight.
+"""Write a linear layer on more than two dimensions as in ONNX: a product with the transposed weight.
 
     linear(x, W, b) -> add(matmul(x, W^T), b), W^T under W's name
 
@@ -22,7 +22,7 @@ def linear_to_matmul(program: Program) -> list[Change]:
             continue
         readers = [user for node in twins(program, weight) for user in node.users]
         if any(user.target is not aten.linear.default for user in readers) or len(readers) > 1:
-            continue  # the weight is read elsewhere too, as it is
+            continue  # the untransposed weight is read elsewhere too
         origin = program.origins[weight.target]
         transposed = program.values(weight).then(lambda tensor: tensor.t().contiguous())
         program.replace_tensor(weight, transposed, Origin(origin.sources, origin.exact), [linear])
@@ -36,5 +36,5 @@ def linear_to_matmul(program: Program) -> list[Change]:
 
 
 def twins(program: Program, node: fx.Node) -> list[fx.Node]:
-    """All nodes that read the same tensor."""
+    """Return all nodes that read the same tensor."""
     return [n for n in program.graph.find_nodes(op="get_attr") if n.target == node.target]

@@ -1,8 +1,8 @@
-"""Merge zeros padded in front of a convolution into it.
+"""Merge zero padding before a convolution into it.
 
 conv2d(pad(x, (7, 8, 0, 0)), W) -> padded_conv(x, W, pads)
 
-So what pads as SAME does becomes one SAME convolution, also where forward computes the pads from the input's size.
+Padding that equals SAME becomes one SAME convolution, even if forward computes the pads from the input's size.
 """
 
 import torch
@@ -41,7 +41,7 @@ def merge_padding(program: Program) -> list[Change]:
 
 
 def zeros_padded(node: fx.Node, rank: int) -> list[int] | None:
-    """The zeros before each spatial axis, then those behind each; None if the operator is no such padding."""
+    """Return the zeros before each spatial axis, then those after each, or None if the operator is not such padding."""
     if node.target not in (aten.pad.default, aten.constant_pad_nd.default):
         return None
     widths = list(node.args[1])
@@ -72,6 +72,6 @@ def shown(pads: list) -> str:
 
 
 def complete(conv: fx.Node, rank: int) -> tuple:
-    """The arguments with the defaults that capture leaves out, one number for every axis."""
+    """Return the arguments with the defaults that capture omits, one number per axis."""
     args = (*conv.args, *(None, None, None, [1], [0], [1], 1)[len(conv.args) :])
     return tuple(list(a) * (rank // len(a)) if isinstance(a, list | tuple) else a for a in args)

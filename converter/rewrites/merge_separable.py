@@ -1,9 +1,9 @@
-"""Merge a depthwise convolution and the 1x1 convolution behind it into one separable convolution.
+"""Merge a depthwise convolution and the 1x1 convolution after it into one separable convolution.
 
     conv2d(conv2d(x, D, groups=channels), P, bias)
     -> separable_conv2d(x, D, P, bias)
 
-Only where nothing stands between them. A bias of the depthwise part keeps them apart: folded, it would no longer be a
+Nothing may stand between them. A bias of the depthwise part keeps them apart: folded, it would no longer be a
 parameter of its own (`fold_depthwise_bias` does so for inference).
 """
 
@@ -48,13 +48,13 @@ def separable(program: Program, depthwise: fx.Node, pointwise: fx.Node, with_bia
         return False
     plain = geometry == [[1, 1], [0, 0], [1, 1], 1] and list(weights.meta["val"].shape[2:]) == [1, 1]
     channels = x.meta["val"].shape[1]
-    # Keras has one stride for both axes, and a stride or a dilation
+    # Keras has one stride for both axes, and supports a stride or a dilation, not both
     keras_can = len(set(stride)) == 1 and (max(stride) == 1 or max(dilation) == 1)
     return plain and groups == channels and groups > 1 and keras_can
 
 
 def complete(conv: fx.Node) -> tuple:
-    """The arguments with the defaults that capture leaves out, lists in full length, `padding` as numbers."""
+    """Return the arguments with the defaults that capture omits, lists in full length, `padding` as numbers."""
     args = (*conv.args, *DEFAULTS[len(conv.args) :])
     if isinstance(args[4], str):
         args = (*args[:4], named_padding(args), *args[5:])
@@ -62,7 +62,7 @@ def complete(conv: fx.Node) -> tuple:
 
 
 def named_padding(args: tuple) -> list[int]:
-    """What "same" pads, where strides are 1, or "valid": before rows and columns, then behind."""
+    """Return the pads of "same", for strides of 1, or "valid": before rows and columns, then after."""
     if args[4] == "valid":
         return [0, 0]
     dilation = list(args[5]) * (2 // len(args[5]))

@@ -1,9 +1,9 @@
-"""Write zeros padded in front of a max pool as negative zeros, which ONNX Runtime does not fuse into the pool.
+"""Write zero padding before a max pool as negative zeros, which ONNX Runtime does not fuse into the pool.
 
 max_pool2d(pad(x, (0, 1, 0, 1)), 2) -> max_pool2d(pad(x, (0, 1, 0, 1), value=-0.0), 2)
 
-ONNX Runtime (PadFusion, up to 1.31 at least) fuses a Pad whose value has no bit set into the MaxPool behind it, which
-pads with -inf: the maxima at the border are others where all of a window is negative. A negative zero equals zero.
+ONNX Runtime (PadFusion, up to 1.31 at least) fuses a Pad whose value has no bit set into the MaxPool after it, which
+pads with -inf. The maxima at the border then differ if a whole window is negative. A negative zero equals zero.
 """
 
 import torch
@@ -17,7 +17,7 @@ from converter.rewrites.normalize_pools import MAXIMUM, each, geometry
 
 aten, ours = torch.ops.aten, torch.ops.converter
 assert custom_ops  # registers torch.ops.converter
-# A runtime or the exporter may drop these, or what they become, from between a pad and a pool.
+# A runtime or the exporter may remove these, or what they become, from between a pad and a pool.
 DROPPED = (
     aten.clone.default, aten.alias.default, aten.detach.default, aten.contiguous.default, aten.to.dtype,
     aten._to_copy.default, aten.dropout.default, ours.dropout.default,
@@ -63,7 +63,7 @@ def _not_negative(node: fx.Node) -> bool:
 
 
 def _reaches_values(pool: fx.Node, rank: int, widths: list[int]) -> bool:
-    """Whether no window lies in the padding alone, so that zeros decide nothing among values that are not negative."""
+    """Return whether every window reaches values, so that zeros change no maximum of values that are not negative."""
     kernel, _, padding = geometry(pool, rank)
     dilation = each(pool.args[4], rank) if len(pool.args) > 4 else [1] * rank
     sides = zip([*widths], [*padding] * 2, [*kernel] * 2, strict=True)

@@ -1,4 +1,4 @@
-"""Write pools as ONNX counts their windows and as PyTorch's exporter writes them.
+"""Write pools so that ONNX counts the same windows and PyTorch's exporter can write them.
 
 max_pool2d(x, 2, 3, ceil_mode=True) of 10 x 10 -> max_pool2d(x, 2, 3)  (the fourth window would lie outside)
 avg_pool2d(x, 3, divisor_override=5)           -> avg_pool2d(x, 3) * (9 / 5)
@@ -42,9 +42,9 @@ def normalize_pools(program: Program) -> list[Change]:
 
 
 def round_down(program: Program, node: fx.Node, rank: int, ceil_mode: int) -> bool:
-    """Let a pool count its windows by rounding down where that gives as many, along some axes in a pool of their own.
+    """Round the number of windows down where that gives as many, in a separate pool if only some axes allow it.
 
-    ONNX rounds up without leaving out a window that begins behind the image, as PyTorch does
+    PyTorch drops a window that begins after the image, ONNX rounds up and keeps it
     (https://docs.pytorch.org/docs/stable/generated/torch.nn.MaxPool2d.html).
     """
     if len(node.args) <= ceil_mode or not node.args[ceil_mode]:
@@ -58,7 +58,7 @@ def round_down(program: Program, node: fx.Node, rank: int, ceil_mode: int) -> bo
         return False
     kernel, stride, padding = geometry(node, rank)
     dilation = each(node.args[4], rank) if node.target in MAXIMUM else [1] * rank
-    beyond = [  # how far the last window may begin
+    beyond = [  # where the last window may begin at most
         n + 2 * p - d * (k - 1) - 1 for n, k, p, d in zip(have, kernel, padding, dilation, strict=True)
     ]
     down = [r // s + 1 == m for r, s, m in zip(beyond, stride, out, strict=True)]
@@ -83,7 +83,7 @@ def round_down(program: Program, node: fx.Node, rank: int, ceil_mode: int) -> bo
 
 
 def divide(program: Program, node: fx.Node, rank: int) -> bool:
-    """Write a divisor of its own as a factor; windows that reach beyond the padding get zeros to lie on."""
+    """Write a custom divisor as a factor; pad with zeros where windows reach beyond the padding."""
     x, (kernel, stride, padding) = node.args[0], geometry(node, rank)
     ceil_mode, divisor = node.args[4], node.args[6]
     with program.graph.inserting_before(node):
@@ -105,7 +105,7 @@ def divide(program: Program, node: fx.Node, rank: int) -> bool:
 
 
 def geometry(node: fx.Node, rank: int) -> tuple[list[int], list[int], list[int]]:
-    """kernel_size, stride and padding along each axis."""
+    """Return kernel_size, stride and padding along each axis."""
     given = list(node.args[1:4])
     kernel, stride, padding = given + [[], [], [0]][len(given) :]
     return each(kernel, rank), each(stride or kernel, rank), each(padding, rank)

@@ -1,6 +1,6 @@
-"""Tell of grouped convolutions of volumes, which a CPU does not have: they are built of 2-D ones (Keras, TensorFlow).
+"""Report grouped 3-D convolutions, which a CPU does not support: they are built from 2-D ones (Keras, TensorFlow).
 
-The program stays as it is; the mapping splits the kernel into its planes.
+The program stays the same; the mapping splits the kernel into its planes.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Rewrites of the captured program. Each leaves a program that runs in PyTorch and computes the same function."""
+"""Lists of rewrites. Each rewrite leaves a program that runs in PyTorch and computes the same function."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from converter.rewrites.shift_to_depthwise import shift_to_depthwise
 from converter.rewrites.tie_embeddings import tie_embeddings
 from converter.rewrites.unify_clamp_bounds import unify_clamp_bounds
 
-# In order: channels must be reordered before kernels are folded or merged into others.
+# The order matters: channels must be permuted before kernels are folded or merged into others.
 COMMON: tuple[Rewrite, ...] = (
     drop_identities,
     fold_constants,
@@ -48,7 +48,7 @@ COMMON: tuple[Rewrite, ...] = (
 
 
 def before(rewrites: tuple[Rewrite, ...], later: Rewrite, new: Rewrite) -> tuple[Rewrite, ...]:
-    """`rewrites` with `new` before `later`."""
+    """Insert `new` before `later` in `rewrites`."""
     at = rewrites.index(later)
     return (*rewrites[:at], new, *rewrites[at:])
 

@@ -1,9 +1,9 @@
-"""A spatial shift on a small map as one depthwise convolution (ONNX).
+"""Write a spatial shift on a small map as one depthwise convolution (ONNX).
 
 shift(x, 1, sizes, dims, distances, border) -> conv(pad(x), one_hot, groups=channels)
 
-So it is faster with onnxruntime: on larger maps, cuts and joins are. Not where infinities may come, which a
-multiplication by zero would make NaN.
+This is faster with onnxruntime; on larger maps, slices and joins are faster. Does not apply if infinities may occur,
+because a multiplication by zero makes them NaN.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def shift_to_depthwise(program: Program) -> list[Change]:
 def one_hot_kernel(
     rank: int, dim: int, sizes: Sequence[int], dims: Sequence[int], distances: Sequence[int]
 ) -> Tensor | None:
-    """(elements of `dim`, other axes in order): 1 where each comes from; None where slices are as fast everywhere."""
+    """Return (elements of `dim`, other axes in order), 1 at each one's source; None where slices are always as fast."""
     spatial = [d for d in range(1, rank) if d != dim]
     groups = [dict(zip(dims, distances[i * len(dims) :], strict=False)) for i in range(len(sizes))]
     reach = [max(abs(by.get(d, 0)) for by in groups) for d in spatial]

@@ -1,4 +1,4 @@
-"""Find tables that a Linear has as its weight, as language models have: Keras has one layer for both.
+"""Find embedding tables that a Linear shares as its weight, as in language models: Keras has one layer for both.
 
 embedding(W, i), linear(x, W)         -> the same, and W is known to be tied
 embedding(W, i), matmul(x, permute(W)) -> embedding(W, i), linear(x, W), and W is known to be tied
@@ -33,7 +33,7 @@ def tie_embeddings(program: Program) -> list[Change]:
 
 
 def is_transposed(program: Program, node: object, tables: set[str]) -> bool:
-    """Whether it is a table's transpose."""
+    """Return whether `node` is a table's transpose."""
     if not isinstance(node, fx.Node) or node.target not in TRANSPOSING or not program.is_tensor(node.args[0]):
         return False
     table = node.args[0]

@@ -1,4 +1,4 @@
-"""Bounds of one type, where PyTorch's ONNX exporter cannot translate a clamp of floats between a float and an integer.
+"""Give clamp bounds one type: PyTorch's ONNX exporter rejects a clamp of floats between a float and an integer.
 
 clamp(x, 0.001, 1) -> clamp(x, 0.001, 1.0)
 """

@@ -1,1 +1,1 @@
-"""Analyses that rewrites ask: where elements come from, what is finite, which operators only select."""
+"""Analyses that rewrites query: where elements come from, what is finite, which operators only select."""

@@ -1,4 +1,4 @@
-"""Whether a value may hold infinities, which a multiplication by zero makes NaN instead of dropping."""
+"""Analysis of whether a value may hold infinities, which a multiplication by zero turns into NaN."""
 
 import math
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from converter.ir.program import Program
 
 aten = torch.ops.aten
 
-# Of finite numbers they make infinities, without any being too large.
+# These make infinities from finite numbers that are not too large.
 MAKE_INFINITE = {
     "log", "log2", "log10", "log1p", "logit", "special_logit", "true_divide", "floor_divide", "reciprocal", "rsqrt",
     "tan", "atanh", "erfinv", "special_erfinv", "lgamma", "digamma", "log_softmax", "logsumexp", "log_sigmoid",
@@ -19,10 +19,10 @@ REACH = 4000
 
 
 def may_be_infinite(program: Program, node: fx.Node) -> bool:
-    """Whether an infinity may get to `node` other than by overflow: given as an input and only moved, or made.
+    """Return whether an infinity may reach `node` other than by overflow: as an input that is only moved, or created.
 
-    A graph input counts where nothing is computed between it and `node`: a network that is given an infinity has
-    none of its own numbers left behind the first convolution.
+    A graph input counts if nothing is computed between it and `node`: in a network that is given an infinity,
+    none of its own numbers survive the first convolution.
     """
     seen, ring = {(node, True)}, [(node, True)]
     while ring:
@@ -72,5 +72,5 @@ def finite(tensor: Tensor) -> bool:
 
 
 def computes(node: fx.Node) -> bool:
-    """Whether the operator makes new numbers, weights among them, of those that it is given."""
+    """Return whether the operator computes new numbers from its inputs, weights among them."""
     return any(n.op == "get_attr" for n in node.all_input_nodes)

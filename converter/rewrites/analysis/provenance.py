@@ -1,7 +1,7 @@
 """Where the elements of a value come from, through operators that only move them.
 
-A region of such operators is run once on the positions of its source's elements in place of their values, so that its
-result tells, for every element, which one it is, however the movement is written. Zero stands for a zero.
+A region of such operators runs once on the positions of its source's elements in place of their values. Its
+result then says, for every element, which one it is, in whatever form the move is written. Zero stands for a zero.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ MOVING = {
     aten.copy.default, aten.unbind.int, ours.space_to_depth.default, ours.depth_to_space.default,
     ours.reorder_channels.default, ours.shift.default, operator.getitem,
 }  # fmt: skip
-EXAMPLES = 2  # two of them show whether a region moves anything from one to the other
-MOST_ELEMENTS = 2**24  # of a source; float64 counts further
+EXAMPLES = 2  # two show whether a region moves anything from one to the other
+MOST_ELEMENTS = 2**24  # of a source; float64 can count further
 MOST_OPERATORS = 400  # of a region
 
 
 def is_moving(program: Program, node: fx.Node, allowed: Allowed = FIXED_ONLY) -> bool:
-    """Whether every element of the result is one of an input, or zero."""
+    """Return whether every element of the result is an element of an input, or zero."""
     if node.op != "call_function":
         return False
     if node.target in FILLING:
@@ -60,7 +60,7 @@ def is_moving(program: Program, node: fx.Node, allowed: Allowed = FIXED_ONLY) ->
 
 
 def is_zero(program: Program, node: fx.Node) -> bool:
-    """Whether all its elements are known to be zero."""
+    """Return whether all elements are known to be zero."""
     if program.is_tensor(node):
         tensor = program.tensor(node)
         return not program.trainable(node) and not bool(tensor.any())
@@ -71,7 +71,7 @@ def is_zero(program: Program, node: fx.Node) -> bool:
 
 
 def moved_inputs(node: fx.Node) -> list[fx.Node]:
-    """Those whose elements the result may hold."""
+    """Return the inputs whose elements the result may hold."""
     if node.target is aten.copy.default:
         return [node.args[1]]
     if node.target in (aten.zeros.default, *FILLING):
@@ -84,9 +84,9 @@ def moved_inputs(node: fx.Node) -> list[fx.Node]:
 def moved_regions(
     program: Program, end: fx.Node, allowed: Allowed = FIXED_ONLY
 ) -> Iterator[tuple[fx.Node, list[fx.Node]]]:
-    """Every value from which alone `end` can be moved together, with the operators that do it, in order.
+    """Yield every value that alone suffices to move `end` together, with the operators that do it, in order.
 
-    The nearest comes first. What `end` holds besides is zero.
+    The nearest comes first. Everything else in `end` is zero.
     """
     position = {node: i for i, node in enumerate(program.graph.nodes)}
     region: dict[fx.Node, None] = {}
@@ -106,9 +106,9 @@ def moved_regions(
 
 
 def trace(program: Program, source: fx.Node, region: list[fx.Node], end: fx.Node) -> np.ndarray | None:
-    """For each element of `end`, of one example: the position of the element of `source` that it is, -1 for a zero.
+    """Return, for each element of `end` in one example, its position in `source`, -1 for a zero.
 
-    None if a region's sizes hang on more than the batch, or if it moves elements from one example to another.
+    Returns None if a region's sizes depend on more than the batch, or if it moves elements between examples.
     """
     result = trace_elements(program, source, region, end)
     if result is None:
@@ -128,9 +128,9 @@ def trace(program: Program, source: fx.Node, region: list[fx.Node], end: fx.Node
 
 
 def trace_elements(program: Program, source: fx.Node, region: list[fx.Node], end: fx.Node) -> Tensor | None:
-    """For each element of `end` the position of the element of `source` that it is, from 1 on, 0 for a zero.
+    """Return, for each element of `end`, its position in `source`, counted from 1, 0 for a zero.
 
-    Of all examples, which are two where the batch is free. None if a region's sizes hang on more than the batch.
+    Covers all examples, two if the batch is dynamic. Returns None if a region's sizes depend on more than the batch.
     """
     shape = known(source.meta["val"].shape)
     count = int(np.prod(shape))

@@ -1,6 +1,6 @@
 """Convolutions and samplings that compute nothing: each element of their result is one of their input, or zero.
 
-A one-hot kernel, a deformable convolution with offsets of whole pixels, a grid on whole pixels.
+They are a one-hot kernel, a deformable convolution with offsets of whole pixels, a grid on whole pixels.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ CONVOLUTIONS = {
     aten.conv3d.padding,
 }  # fmt: skip
 NEAREST = 1
-NEARLY = 1e-12  # of a size in pixels: what float64 leaves of a whole pixel
-SAFE = 0.25  # of a pixel: nearer to a whole one, no rounding of float32 picks another
+NEARLY = 1e-12  # of a size in pixels: the float64 error of a whole pixel
+SAFE = 0.25  # of a pixel: this close to a whole pixel, float32 rounding cannot select another
 
 
 @dataclass(frozen=True)
 class Allowed:
-    """What may be given up for a shift: that a kernel can be trained, the rounding of an interpolation."""
+    """What a shift may give up: a kernel's trainability, the rounding of an interpolation."""
 
     trainable: bool = False
     interpolated: bool = False
@@ -39,7 +39,7 @@ def is_deformable(node: fx.Node) -> bool:
 
 
 def is_kernel(node: fx.Node) -> bool:
-    """Whether the operator is of a kind that may select."""
+    """Return whether the operator is of a kind that may select."""
     return node.op == "call_function" and (
         node.target in CONVOLUTIONS or node.target is aten.grid_sampler.default or is_deformable(node)
     )
@@ -59,7 +59,7 @@ def is_selecting(program: Program, node: fx.Node, allowed: Allowed) -> bool:
 
 
 def tensors_behind(program: Program, node: fx.Node) -> list[fx.Node]:
-    """The tensors that say what is selected."""
+    """Return the tensors that determine what is selected."""
     if node.target is aten.grid_sampler.default:
         found = [constant_behind(node.args[1])]
     elif is_deformable(node):
@@ -74,13 +74,13 @@ def fixed(program: Program, tensor: fx.Node) -> bool:
 
 
 def is_one_hot(program: Program, weight: object) -> bool:
-    """Whether every output of a kernel is one input."""
+    """Return whether every output of a kernel is one input."""
     return program.is_tensor(weight) and program.ask(weight, has_one_hot_rows)
 
 
 def has_one_hot_rows(weight: Tensor) -> bool:
     rows = weight.detach().flatten(1)
-    if int((rows[0] != 0).sum()) != 1:  # most kernels are told by their first row
+    if int((rows[0] != 0).sum()) != 1:  # the first row rules out most kernels
         return False
     return bool(((rows != 0).sum(1) == 1).all()) and bool((rows.sum(1) == 1).all())
 
@@ -94,7 +94,7 @@ def vanishes(program: Program, tensor: object) -> bool:
 
 
 def constant_behind(node: fx.Node) -> fx.Node:
-    """What was repeated along the batch to give `node`."""
+    """Return the value that was repeated along the batch to give `node`."""
     while isinstance(node, fx.Node) and node.target in (aten.expand.default, aten.repeat.default):
         if node.target is aten.repeat.default and any(n != 1 for n in node.args[1][1:]):
             break
@@ -103,14 +103,14 @@ def constant_behind(node: fx.Node) -> fx.Node:
 
 
 def fixed_example(program: Program, node: fx.Node) -> Tensor | None:
-    """One example of a value that is known at conversion and the same for all, in float64; None if it is not."""
+    """Return one example, in float64, of a value known at conversion and the same for all examples, or None."""
     constant = constant_behind(node)
     if not program.is_tensor(constant):
         return None
     tensor, shape = program.tensor(constant).detach(), node.meta["val"].shape
     if tensor.dim() == len(shape) and tensor.shape[0] == 1 and tuple(tensor.shape[1:]) == tuple(shape[1:]):
         return tensor.double()
-    if tensor.dim() == len(shape) and tensor.shape[0] == 1:  # of size 1 along other dimensions, too
+    if tensor.dim() == len(shape) and tensor.shape[0] == 1:  # of size 1 along other dimensions too
         known = [n for n in shape[1:] if isinstance(n, int)]
         return tensor.double().expand(1, *known) if len(known) == len(shape) - 1 else None
     return None
@@ -138,7 +138,7 @@ def samples_pixels(program: Program, node: fx.Node, allowed: Allowed) -> bool:
 
 
 def selected(program: Program, node: fx.Node, x: Tensor) -> Tensor:
-    """The operator's result for whole numbers `x` in float64, which is exact."""
+    """Return the operator's result for whole numbers `x` in float64, which is exact."""
     if node.target is aten.grid_sampler.default:
         grid = fixed_example(program, node.args[1])
         assert grid is not None
