@@ -314,7 +314,6 @@ def read_heads(positions: Tensor, features: int) -> tuple[Tensor, Tensor] | None
 
     Args:
         positions: (batch, heads, time, width) or (batch * heads, time, width), in a tensor of tokens and `features`.
-        features: number of features of that tensor.
     """
     *_, time, width = positions.shape
     feature, token = ((x.reshape(-1, time, width)) for x in (positions % features, positions // features))
