@@ -7,7 +7,7 @@ from itertools import combinations, groupby
 
 from converter.plan.layout import Layout, Run, Runs
 
-_MOST_BROADCASTS = 5  # runs of axes along which TensorFlow's kernels broadcast differently
+_MOST_BROADCASTS = 5  # runs of axes along which TensorFlow's kernels can broadcast differently
 
 
 def _insert_before(order: Run, atom: int, new: int) -> Run:
@@ -27,13 +27,13 @@ def _own_axis(axes: Runs, atom: int) -> Runs:
 
 
 def _broadcasts(axes: Runs, layouts: Sequence[Layout]) -> int:
-    """Runs of neighboring axes along which the same of the values are broadcast."""
+    """Count the runs of neighboring axes along which the same values are broadcast."""
     along = [tuple(any(a in layout.size and layout.size[a] != 1 for a in axis) for layout in layouts) for axis in axes]
     return len(list(groupby(values for values in along if any(values))))
 
 
 def _disorder(axes: Runs, layouts: Sequence[Layout]) -> int:
-    """How many pairs of atoms that no value holds both of lie in another order than their dimensions."""
+    """Count the pairs of atoms, never both in one value, that lie in another order than their dimensions."""
     rank = max(len(layout.dims) for layout in layouts)
     dims = {a: rank - len(x.dims) + d for x in layouts for d, run in enumerate(x.dims) for a in run}
     together = {frozenset(pair) for x in layouts for pair in combinations(x.size, 2)}
@@ -42,7 +42,7 @@ def _disorder(axes: Runs, layouts: Sequence[Layout]) -> int:
 
 
 def _skeleton(axes: Runs, layout: Layout) -> Runs:
-    """`axes` as a value holds them that broadcasts along some: leading ones it lacks are left out."""
+    """Return `axes` as held by a value that broadcasts along some of them: leading axes that it lacks are omitted."""
     runs = [tuple(a for a in axis if a in layout.size) for axis in axes]
     while runs and not runs[0]:
         runs.pop(0)

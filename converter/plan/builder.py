@@ -1,7 +1,7 @@
 """The plan: every value of the program with its layout, every movement with its reason, before anything is built.
 
-`PlanBuilder` is what a mapping talks to. Mappings see layouts, not arrays, and answer with steps, which the executor
-carries out later, as often and in whatever precision it likes.
+Mappings talk to `PlanBuilder`. They see layouts, not arrays, and answer with steps. The executor carries these out
+later, in any precision and as often as needed.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from converter.plan.steps import (
 
 @dataclass(frozen=True)
 class Choices:
-    """What is free to be decided, for the movements it saves elsewhere.
+    """The free choices of a plan, made to save movements elsewhere.
 
     Attributes:
         early: operators whose result is brought into PyTorch's order at once.
-        last: graph inputs to be held channels last, besides those of which an operator next to them asks it.
+        last: graph inputs to hold channels last, besides those for which a nearby operator asks it.
         orders: for producers of channels, the factors of their number, and the order in which to emit them.
     """
 
@@ -52,7 +52,7 @@ class Choices:
     orders: Mapping[fx.Node, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
 
     def by_name(self) -> dict[str, Any]:
-        """For an artifact's stamp, from which `named` makes them again without a search."""
+        """Return the choices for an artifact's stamp, from which `named` restores them without a search."""
         return {
             "early": sorted(node.name for node in self.early),
             "last": sorted(node.name for node in self.last),
@@ -61,7 +61,7 @@ class Choices:
 
     @classmethod
     def named(cls, program: Program, names: Mapping[str, Any]) -> Choices | None:
-        """None where the program has no nodes of these names, as another version of PyTorch may name them."""
+        """Restore choices, or return None if the program lacks these nodes: PyTorch versions may rename them."""
         nodes = {node.name: node for node in program.graph.nodes}
         if not nodes.keys() >= {*names["early"], *names["last"], *names["orders"]}:
             return None
@@ -74,10 +74,10 @@ class Choices:
 
 @dataclass
 class PlanBuilder:
-    """What will be built, and the interface through which mappings say it.
+    """The plan to build, and the interface through which mappings describe it.
 
     Attributes:
-        open_axes: returns a value with an axis for each factor of those that dynamic sizes share, by gathers.
+        open_axes: returns a value with an axis for each factor that dynamic sizes share, by gathers.
     """
 
     program: Program
@@ -97,13 +97,13 @@ class PlanBuilder:
     # -- what a mapping asks about its operator
 
     def shape(self, result: int | None = None) -> tuple[Size, ...]:
-        """The operator's result shape (of result `result` where there are several)."""
+        """Return the operator's result shape (of result `result` if there are several)."""
         value = self.node.meta["val"]
         return symbolic_shape(value if result is None else value[result])
 
     @property
     def cost(self) -> tuple[int, int, float]:
-        """What cannot be done; then of all movements the elements, and what they cost."""
+        """Return the number of impossible operators, then the moved elements and their cost over all movements."""
         moves = self.movements
         return len(self.impossible), sum(m.elements for m in moves), sum(m.cost for m in moves)
 
@@ -114,18 +114,18 @@ class PlanBuilder:
 
     @property
     def name(self) -> str:
-        """The name for a layer made here: the module's path."""
+        """Return the name for a layer made here: the module's path."""
         return module_path(self.node) or self.node.name
 
     # -- what a mapping answers with
 
     def call(self, function: Callable, *values: Value, layout: Layout, dtype: torch.dtype | None = None) -> Value:
-        """A call of `function` on the values' arrays; it may use `keras.ops` only."""
+        """Call `function`, which may use `keras.ops` only, on the values' arrays."""
         step = CallStep(tuple(v.step for v in values), self.node, function)
         return Value(layout.without_ones(), dtype or self.dtype, step)
 
     def calls(self, function: Callable, *values: Value, layouts: Sequence[Layout]) -> list[Value]:
-        """A call that returns one array for each of `layouts`."""
+        """Call `function`, which returns one array for each of `layouts`."""
         whole = CallStep(tuple(v.step for v in values), self.node, function)
         dtypes = [v.dtype for v in self.node.meta["val"]]
         return [
@@ -147,13 +147,13 @@ class PlanBuilder:
         arguments: dict[str, Any] | None = None,
         named: dict[str, Value] | None = None,
     ) -> Value:
-        """A Keras layer on one value; `weights` in the order in which the layer creates them, None left out.
+        """Apply a Keras layer to one value; `weights` come in the order in which the layer creates them, None omitted.
 
         Args:
-            states: the initial ones of a recurrent layer, if they are not zero.
-            statistics: the layer has no parameter and still learns, from what it sees in training.
+            states: the initial states of a recurrent layer, if they are not zero.
+            statistics: the layer has no parameter and still learns from the data that it sees in training.
             arguments: of this call of the layer, besides its inputs.
-            named: its inputs besides the first, by the names that its `call` and `build` have for them.
+            named: its inputs besides the first, by the names that its `call` and `build` use.
         """
         if not value.dtype.is_floating_point and not kind.__name__.endswith("Embedding"):
             raise Unsupported("integers, where Keras' layer computes with floats")
@@ -168,8 +168,10 @@ class PlanBuilder:
         return Value(layout, self.dtype, step)
 
     def _owner(self, weights: Sequence[Constant]) -> str:
-        """The name for a layer: the module that has its first weight, if that is within the one that calls it, as the
-        projections of an attention are."""
+        """Return the name for a layer: the module of its first weight if that is within the caller, else the caller.
+
+        The projections of an attention are within it, for example.
+        """
         caller = module_path(self.node)
         for source in weights[0].sources[:1] if weights else ():
             owner = source.rpartition(".")[0]
@@ -178,9 +180,9 @@ class PlanBuilder:
         return self.name
 
     def elementwise(self, function: Callable, *operands: Value | Constant | float | int | bool) -> Value:
-        """`function` of arrays that broadcast as PyTorch's operands do; it is called with an argument per operand.
+        """Call `function`, with one argument per operand, on arrays that broadcast as PyTorch's operands do.
 
-        Operands take any layout on which they agree; where they do not, what has fewer elements moves. Scalars are
+        Operands take any layout that they agree on; if they disagree, the one with fewer elements moves. Scalars are
         passed on as Python numbers, other constants are arranged to fit.
         """
         if not any(isinstance(o, Value) for o in operands):
@@ -201,10 +203,10 @@ class PlanBuilder:
         return self.call(apply, *arranged, layout=layout)
 
     def produced(self, layout: Layout, dim: int) -> tuple[Layout, np.ndarray]:
-        """Choose the order in which a producer emits its channels, new and held as one atom in `layout`.
+        """Choose the order in which a producer emits its channels, which are new and held as one atom in `layout`.
 
-        Returns the layout of the result, and for each position the channel to put there: the kernel's output axis and
-        the bias are to be permuted by it.
+        Returns the layout of the result, and the channel to put at each position: permute the kernel's output axis and
+        the bias by it.
         """
         channels = int(layout.extent(layout.dims[dim]))
         if self.node not in self.choices.orders:
@@ -222,7 +224,7 @@ class PlanBuilder:
     # -- requests
 
     def request(self, value: Value, axes: Runs, reason: str) -> Value:
-        """`value` with its array brought into `axes`."""
+        """Return `value` with its array brought into `axes`."""
         if axes == value.layout.axes:
             return value
         layout, move = value.layout.to(axes)
@@ -255,38 +257,38 @@ class PlanBuilder:
         return MoveStep((source,), self.node, move)
 
     def _opened(self, value: Value, layout: Layout, reason: str) -> Step:
-        """The move from axes that no longer share unknown sizes, as that from those at hand cannot be made."""
+        """Move from axes that share no unknown sizes, as the move from the current axes cannot be made."""
         apart = self.open_axes(self, value)
         _, move = apart.layout.to(layout.axes)
         if apart.layout.axes == value.layout.axes or not is_possible(move):
             self.impossible.append(self.node)
-            move = replace(move, order=move.order or (0,))  # so that another plan is looked for
+            move = replace(move, order=move.order or (0,))  # so that the search tries another plan
         self.movements.append(
             Movement("Transpose", module_path(self.node), reason, per_example(move.elements), move.cost, self.node)
         )
         return MoveStep((apart.step,), self.node, move)
 
     def channels_last(self, value: Value) -> tuple[Value, np.ndarray]:
-        """`value` with one axis a dimension, channels last in any order of their atoms.
+        """Return `value` with one axis per dimension, channels last, their atoms in any order.
 
-        Returns the value, and for each physical channel the logical one it holds.
+        Also returns the logical channel that each physical channel holds.
         """
         layout = value.layout
         axes = layout.channels_last()
         return self.request(value, axes, "channels last"), self._channels(layout, axes[-1])
 
     def channels_in_order(self, value: Value) -> Value:
-        """`value` with one axis a dimension, channels last in PyTorch's order."""
+        """Return `value` with one axis per dimension, channels last in PyTorch's order."""
         layout = value.layout
         return self.request(value, (*(r for d, r in enumerate(layout.dims) if d != 1), layout.dims[1]), "channels last")
 
     def together(self, value: Value, dim: int, reason: str) -> tuple[Value, int]:
-        """`value` with `dim` as one axis in PyTorch's order, and that axis."""
+        """Return `value` with `dim` as one axis in PyTorch's order, and that axis."""
         axes, position = value.layout.together(dim)
         return self.request(value, axes, reason), position
 
     def one_axis(self, value: Value, dim: int, reason: str) -> tuple[Value, int]:
-        """`value` with `dim` held as one atom and as one axis, and that axis."""
+        """Return `value` with `dim` held as one atom and as one axis, and that axis."""
         if not value.layout.dims[dim]:
             layout, axis = value.layout.with_axis(dim, 1)
             bare = self.request(value, tuple(run for run in value.layout.axes if run), reason)
@@ -297,13 +299,13 @@ class PlanBuilder:
         return self.together(value, dim, reason)
 
     def channel_axis(self, value: Value) -> tuple[Value, int, np.ndarray]:
-        """`value` with its channels as one axis in any order, that axis, and the channel that each position holds."""
+        """Return `value` with its channels as one axis in any order, that axis, and the channel at each position."""
         axes, axis = value.layout.gathered(1)
         moved = self.request(value, axes, "channels on one axis")
         return moved, axis, self._channels(value.layout, axes[axis])
 
     def _channels(self, layout: Layout, axis: Run) -> np.ndarray:
-        """For each position of a physical axis, the logical channel that it holds."""
+        """Return the logical channel at each position of a physical axis."""
         if not all(isinstance(layout.size[atom], int) for atom in axis):
             raise Unsupported("channels of an unknown number")
         return layout.index(layout.dims[1], axis)
@@ -314,11 +316,11 @@ class PlanBuilder:
         self.movements.append(Movement("Gather", module_path(self.node), reason, count, 1.5 * count, self.node))
 
     def as_torch(self, value: Value, reason: str) -> Value:
-        """`value` with its axes as PyTorch has its dimensions."""
+        """Return `value` with its axes in the order of PyTorch's dimensions."""
         return self.request(value, value.layout.dims, reason)
 
     def one_atom(self, value: Value, dim: int, reason: str) -> Value:
-        """`value` with `dim` held as one atom."""
+        """Return `value` with `dim` held as one atom."""
         return self._fused(value, (dim,), reason)
 
     def reshape(self, value: Value, shape: Sequence[Size]) -> Value:
@@ -341,7 +343,7 @@ class PlanBuilder:
         return Value(Layout(dims_now, axes_now, size), value.dtype, moved.step)
 
     def as_value(self, operand: Value | Constant, like: Value, axes: Runs | None = None) -> Value:
-        """`operand`, a constant become an array; `like` is any value of the graph."""
+        """Return `operand`, a constant converted to an array; `like` is any value of the graph."""
         if isinstance(operand, Value):
             return operand
         layout = Layout.of(operand.shape)
@@ -350,7 +352,7 @@ class PlanBuilder:
         return Value(layout, operand.dtype, ConstantStep((like.step,), self.node, operand, self.name))
 
     def join(self, values: Sequence[Value], dim: int) -> tuple[list[Value], int, Layout]:
-        """Values that differ in the size of `dim` only, brought to one arrangement.
+        """Bring values that differ only in the size of `dim` into one arrangement.
 
         Returns them, the physical axis to concatenate along, and the result's layout.
         """
@@ -383,11 +385,11 @@ class PlanBuilder:
         return parts, next(i for i, axis in enumerate(axes) if joint in axis), Layout(dims, axes, size)
 
     def common_atoms(self, values: Sequence[Value | Constant]) -> tuple[list[Layout], list[Any]]:
-        """Values of one rank that broadcast against each other: layouts in atoms common to all, and the values."""
+        """Return layouts in common atoms for values of one rank that broadcast against each other, and the values."""
         return self._refined(list(values))
 
     def _refined(self, values: list[Any], ignore: int | None = None) -> tuple[list[Layout], list[Any]]:
-        """Common atoms for all; values (not constants) whose atoms do not fit are given one atom a dimension."""
+        """Find atoms common to all; a value (not a constant) whose atoms do not fit gets one atom per dimension."""
         while True:
             layouts = [v.layout if isinstance(v, Value) else Layout.of(v.shape) for v in values]
             try:

@@ -1,7 +1,7 @@
-"""Reshapes of arrays whose sizes are in part unknown until the model runs.
+"""Reshapes of arrays with some sizes that are unknown until the model runs.
 
-Keras reshapes to one unknown size, and to one besides the batch. Where more sizes are unknown, an array can still be
-reshaped if they all stay: the axes of known sizes are split and joined one by one.
+Keras can reshape to one unknown size, or to one besides the batch. With more unknown sizes, an array can still be
+reshaped if all of them stay: the axes of known sizes are split and joined one by one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from converter.plan.layout import Move
 
 
 def is_possible(move: Move) -> bool:
-    """Whether there is a way to reshape for it."""
+    """Return whether the reshapes that `move` needs are possible."""
     if move.named is not None:
         return True
     if move.order is None:
@@ -23,7 +23,7 @@ def is_possible(move: Move) -> bool:
 
 
 def can_reshape(have: Sequence[Size], want: Sequence[Size]) -> bool:
-    """Whether `reshaped` has a way."""
+    """Return whether `reshaped` can do it."""
     unknown = _unknown(want)
     return (
         unknown <= 1
@@ -35,10 +35,10 @@ def can_reshape(have: Sequence[Size], want: Sequence[Size]) -> bool:
 
 
 def reshaped(array: Any, have: Sequence[Size], want: Sequence[Size]) -> Any:
-    """`array` as `want`. Where `want` has more than one unknown size, `have` is the array's shape.
+    """Reshape `array` to `want`. If `want` has more than one unknown size, `have` must be the array's shape.
 
     Raises:
-        ValueError: of those sizes it changes more than one.
+        ValueError: it changes more than one unknown size.
     """
     from keras import layers, ops
 
@@ -82,7 +82,7 @@ def _bare(shape: Sequence[Size]) -> list[Size]:
 
 
 def _in_groups(have: Sequence[Size], want: Sequence[Size]) -> list[tuple[tuple[int, ...], tuple[int, ...]]] | None:
-    """Runs of neighboring axes and what each becomes, where unknown sizes stay what they are; None where not."""
+    """Return runs of neighboring axes and the axes that replace them if unknown sizes stay the same, else None."""
     groups: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
     before, after = list(have), list(want)
     while before or after:
@@ -104,7 +104,7 @@ def _in_groups(have: Sequence[Size], want: Sequence[Size]) -> list[tuple[tuple[i
 
 
 def _joined(array: Any, axis: int, count: int) -> Any:
-    """`count` axes from `axis` on as one."""
+    """Join `count` axes from `axis` on into one."""
     from keras import ops
 
     if not count:
@@ -115,7 +115,7 @@ def _joined(array: Any, axis: int, count: int) -> Any:
 
 
 def _split(array: Any, axis: int, sizes: Sequence[int]) -> Any:
-    """One axis as several of these sizes."""
+    """Split one axis into several of these sizes."""
     from keras import ops
 
     if not sizes:

@@ -1,4 +1,4 @@
-"""The inputs and outputs of an artifact: names, shapes, and the layout they are held in."""
+"""The inputs and outputs of an artifact: names, shapes and layouts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from converter.report.results import Shape, TensorFacts
 
 @dataclass
 class TensorInterface:
-    """A graph input or output as the artifact has it: its shape in the artifact, and PyTorch's dimension per axis."""
+    """A graph input or output in the artifact: its shape there, and PyTorch's dimension for each axis."""
 
     name: str
     shape: tuple[Size, ...]
@@ -39,7 +39,7 @@ def to_torch(array: np.ndarray, interface: TensorInterface) -> np.ndarray:
 
 
 def facts(interface: TensorInterface, names: Mapping[sympy.Symbol, sympy.Expr] | None = None) -> TensorFacts:
-    """For a report; `names` as `symbol_names` gives them."""
+    """Return the facts for a report; `names` come from `symbol_names`."""
     shape = sizes_shown(interface.shape, names)
     rank = len(interface.order)
     layout = "as PyTorch" if interface.layout == "as PyTorch" or rank < 3 else "channels_last"
@@ -47,14 +47,14 @@ def facts(interface: TensorInterface, names: Mapping[sympy.Symbol, sympy.Expr] |
 
 
 def symbol_names(program: Program) -> dict[sympy.Symbol, sympy.Expr]:
-    """What a user calls the symbols of the program's free sizes, the batch among them."""
+    """Return the user's names for the symbols of the program's dynamic sizes, including the batch."""
     shapes = [symbolic_shape(node.meta["val"]) for node in program.placeholders]
     batch = next((shape[0] for shape in shapes if shape and not isinstance(shape[0], int)), None)
     return program.size_names | ({} if batch is None else {batch: sympy.Symbol("batch")})
 
 
 def sizes_shown(shape: Sequence[Size], names: Mapping[sympy.Symbol, sympy.Expr] | None = None) -> Shape:
-    """A shape as reports give it, free sizes by their names, also where they are factors."""
+    """Return a shape as reports show it, with names for dynamic sizes, also where they are factors."""
     return tuple(n if isinstance(n, int) else _named(n, names or {}, first=not i) for i, n in enumerate(shape))
 
 

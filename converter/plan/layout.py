@@ -1,8 +1,8 @@
 """A layout algebra: logical dimensions and physical axes, both made of the same atoms.
 
 A value has a logical shape (PyTorch's view of it) and a physical one (the array that Keras holds). Both are runs of
-atoms, an atom being a factor of some dimension. Permuting, viewing, flattening and splitting rearrange or factor the
-logical side only: no data moves. Data moves when a consumer asks for a physical order of atoms that the array does
+atoms; an atom is a factor of some dimension. Permuting, viewing, flattening and splitting rearrange or factor only
+the logical side: no data moves. Data moves only when a consumer asks for a physical order of atoms that the array does
 not have, and then once, whatever chain of views came before.
 
     x: (B, C, H, W) held channels last          dims  B | C | H | W         axes  B | H | W | C
@@ -10,7 +10,7 @@ not have, and then once, whatever chain of views came before.
     permute, view(B, 4C, h, w)                  dims  B | C i j | h | w     axes  B | h i | w j | C
     a convolution takes channels in any order   axes  B | h | w | i j C     one move, which is space_to_depth
 
-A size is an integer or, where the batch is unknown, a sympy expression in it.
+A size is an integer or, if the batch is unknown, a sympy expression in it.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class NeedsMerge(Exception):
 
 @dataclass(frozen=True)
 class Move:
-    """What turns one physical arrangement into another: reshape, transpose, reshape.
+    """The change from one physical arrangement to another: reshape, transpose, reshape.
 
     Attributes:
         split: sizes before the transpose.
-        order: the transpose, or None where only the shape changes.
+        order: the transpose, or None if only the shape changes.
         merge: sizes after it.
         given: the array's own shape before.
     """
@@ -54,7 +54,7 @@ class Move:
 
     @cached_property
     def named(self) -> tuple[str, int] | None:
-        """The operator that is this move of a channels-last image, and its block size, if there is one.
+        """Return the operator that makes this move of a channels-last image, and its block size, or None.
 
         SpaceToDepth is (B h) i w (j C) -> (B h) w i (j C) from B, h i, w j, C, with i = j; DepthToSpace its inverse.
         """
@@ -73,12 +73,12 @@ class Move:
 
     @property
     def kind(self) -> str:
-        """ "Reshape", "Transpose", or the name of the operator that this move is."""
+        """Return "Reshape", "Transpose", or the name of the operator that makes this move."""
         return "Reshape" if self.order is None else self.named[0] if self.named else "Transpose"
 
     @property
     def cost(self) -> float:
-        """Elements per example; a move of many small blocks counts a little more, one with a name a little less."""
+        """Count elements per example: a little more for a move of many small blocks, a little less for a named move."""
         if self.order is None:
             return 0.0
         count = per_example(self.elements)
@@ -86,7 +86,7 @@ class Move:
 
     @property
     def elements(self) -> Size:
-        """How many elements change their place (0 where only the shape changes)."""
+        """Return how many elements move (0 if only the shape changes)."""
         return product(self.split) if self.order is not None else 0
 
 
@@ -100,7 +100,7 @@ class Layout:
 
     @staticmethod
     def of(shape: Sequence[Size], order: Sequence[int] | None = None) -> Layout:
-        """A value of logical `shape`, held with its dimensions in `order` (default: as they come)."""
+        """Make the layout of a value of logical `shape` with its dimensions held in `order` (default: as given)."""
         dims = tuple((d,) if n != 1 else () for d, n in enumerate(shape))
         order = range(len(shape)) if order is None else order
         return Layout(dims, tuple(dims[d] for d in order), {d: n for d, n in enumerate(shape) if n != 1})
@@ -117,11 +117,11 @@ class Layout:
 
     @property
     def atoms(self) -> Run:
-        """All atoms in physical order."""
+        """Return all atoms in physical order."""
         return tuple(chain(*self.axes))
 
     def __str__(self) -> str:
-        """The axes, each as the dimensions it holds: "0 | 2 | 3 | 1"; 1.0 and 1.1 are the factors of dimension 1."""
+        """Write each axis as its dimensions: "0 | 2 | 3 | 1"; 1.0 and 1.1 are the factors of dimension 1."""
         names = {
             atom: str(d) if len(run) == 1 else f"{d}.{i}"
             for d, run in enumerate(self.dims)
@@ -139,7 +139,7 @@ class Layout:
         """View as `shape` (no -1).
 
         Raises:
-            MustMerge: the view cuts across atoms.
+            NeedsMerge: the view cuts across atoms.
             ValueError: the number of elements differs.
         """
         left = [(atom, d) for d, run in enumerate(self.dims) for atom in run]
@@ -167,7 +167,7 @@ class Layout:
         return Layout(tuple(reversed(dims)), layout.axes, layout.size)
 
     def factor(self, atom: int, major: Size) -> tuple[Layout, tuple[int, int]]:
-        """Split `atom` into a major one of that size and a minor one; returns both."""
+        """Split `atom` into a major one of that size and a minor one; return the layout and both atoms."""
         minor = quotient(self.size[atom], major)
         if minor is None:
             raise ValueError(f"{major} does not divide {self.size[atom]}")
@@ -195,7 +195,7 @@ class Layout:
         moved = self._moved(blocks, axes)
         if moved.named is None and sum(not isinstance(self.extent(tuple(block)), int) for block in blocks) > 1:
             before, after = ({pair for run in runs for pair in pairwise(run)} for runs in (self.axes, axes))
-            moved = self._moved(self._blocks(before & after), axes)  # a reshape finds one unknown size, not two
+            moved = self._moved(self._blocks(before & after), axes)  # a reshape can find one unknown size, not two
         return Layout(self.dims, axes, self.size), moved
 
     def _moved(self, blocks: Sequence[Sequence[int]], axes: Runs) -> Move:
@@ -208,7 +208,7 @@ class Layout:
         return Move(split, order if moves else None, merge, self.physical_shape)
 
     def _blocks(self, neighbors: set[tuple[int, int]]) -> list[list[int]]:
-        """The atoms as they lie, those that are `neighbors` together."""
+        """Group the atoms in physical order, keeping those that are `neighbors` together."""
         blocks: list[list[int]] = []
         for atom in self.atoms:
             if blocks and (blocks[-1][-1], atom) in neighbors:
@@ -218,7 +218,7 @@ class Layout:
         return blocks
 
     def index(self, logical: Run, physical: Run) -> np.ndarray:
-        """For each position of the run `physical`, its position in the run `logical` (the same atoms)."""
+        """Return the position in the run `logical` for each position of the run `physical` (the same atoms)."""
         sizes = [int(self.size[a]) for a in logical]
         positions = np.arange(int(np.prod(sizes, dtype=np.int64))).reshape(sizes)
         return positions.transpose([logical.index(a) for a in physical]).ravel()
@@ -226,27 +226,27 @@ class Layout:
     # -- what operators ask for
 
     def in_order(self, dims: Sequence[int]) -> Runs:
-        """Those dimensions, one axis each, in that order."""
+        """Return one axis for each of `dims`, in that order."""
         return tuple(self.dims[d] for d in dims)
 
     def last(self, dim: int) -> Runs:
-        """The atoms of `dim` as the last axis, in the order in which they lie; the rest as it lies."""
+        """Return axes with the atoms of `dim` last, in their current order; the rest stays as it is."""
         run = tuple(a for a in self.atoms if a in self.dims[dim])
         rest = tuple(tuple(a for a in axis if a not in run) for axis in self.axes)
         return (*(axis for axis in rest if axis), run)
 
     def channels_last(self, channel: int = 1) -> Runs:
-        """One axis a dimension, in order, and the channels' atoms last, in the order in which they lie."""
+        """Return one axis per dimension, in order, with the channels' atoms last, in their current order."""
         return (*(run for d, run in enumerate(self.dims) if d != channel), self.last(channel)[-1])
 
     def together(self, dim: int) -> tuple[Runs, int]:
-        """The atoms of `dim` as one axis of their own, in logical order, where they lie; and that axis' position."""
+        """Return axes with the atoms of `dim` in place as one axis of their own, in logical order, and its position."""
         run = self.dims[dim]
         held = [a for a in self.atoms if a not in run]
         first = next((i for i, a in enumerate(self.atoms) if a in run), len(self.atoms))
         before = sum(1 for a in self.atoms[:first] if a not in run)
         axes: list[Run] = []
-        for axis in self.axes:  # keep the other axes as they are, cut where `dim` stands
+        for axis in self.axes:  # keep the other axes, split where `dim` is
             kept = tuple(a for a in axis if a not in run)
             seen = sum(len(a) for a in axes)
             if seen < before < seen + len(kept):
@@ -264,13 +264,13 @@ class Layout:
         return tuple(axes), position
 
     def gathered(self, dim: int) -> tuple[Runs, int]:
-        """The atoms of `dim` as one axis of their own, in the order in which they lie; and that axis' position."""
+        """Return axes with the atoms of `dim` as one axis of their own, in their current order, and its position."""
         run = tuple(a for a in self.atoms if a in self.dims[dim])
         dims = (*self.dims[:dim], run, *self.dims[dim + 1 :])
         return Layout(dims, self.axes, self.size).together(dim)
 
     def resized(self, dim: int, size: Size) -> tuple[Layout, int]:
-        """`dim`, an axis of its own, with another size; and that axis."""
+        """Give `dim`, an axis of its own, another size; return the layout and that axis."""
         axis = self.axes.index(self.dims[dim])
         fresh = max(self.size, default=-1) + 1
         run = (fresh,) if size != 1 else ()
@@ -279,12 +279,12 @@ class Layout:
         return Layout(dims, (*self.axes[:axis], run, *self.axes[axis + 1 :]), sizes), axis
 
     def with_axis(self, dim: int, size: Size) -> tuple[Layout, int]:
-        """Give `dim`, of size 1 and no axis, an axis of its own and that size; and the axis to insert."""
+        """Give `dim`, of size 1, an axis of its own and that size; return the layout and the axis to insert."""
         fresh = max(self.size, default=-1) + 1
         dims = (*self.dims[:dim], (fresh,), *self.dims[dim + 1 :])
         ones = [i for i, axis in enumerate(self.axes) if not axis]
         without = [d for d, run in enumerate(self.dims) if not run]
-        if len(ones) == len(without):  # it has one
+        if len(ones) == len(without):  # `dim` has one
             at = ones[without.index(dim)]
             return Layout(dims, (*self.axes[:at], (fresh,), *self.axes[at + 1 :]), {**self.size, fresh: size}), at
         behind = next((a for run in self.dims[dim + 1 :] for a in run), None)
@@ -293,7 +293,7 @@ class Layout:
         return Layout(dims, (*axes[:at], (fresh,), *axes[at:]), {**self.size, fresh: size}), at
 
     def without_ones(self) -> Layout:
-        """The same with atoms of size 1 left out, as everywhere outside of an operator."""
+        """Return the layout without atoms of size 1, as everywhere outside of an operator."""
         if all(n != 1 for n in self.size.values()):
             return self
 
@@ -303,7 +303,7 @@ class Layout:
         return Layout(drop(self.dims), drop(self.axes), {a: n for a, n in self.size.items() if n != 1})
 
     def space_to_depth(self, block: int) -> Layout:
-        """Of a channels-last image: what `space_to_depth` makes of it, channels ordered (row, column, channel)."""
+        """Return the layout of a channels-last image after `space_to_depth`, channels as (row, column, channel)."""
         batch, channels, *_ = self.dims
         i = max(self.size) + 1
         height, width = (self.shape[d] for d in (2, 3))
@@ -318,7 +318,7 @@ class Layout:
         ).without_ones()
 
     def axes_within(self, dims: Iterable[int]) -> Layout:
-        """The same array with each axis cut where it mixes atoms of `dims` with others (a reshape at most)."""
+        """Cut each axis where it mixes atoms of `dims` with others (at most a reshape)."""
         inside = {a for d in dims for a in self.dims[d]}
         axes: list[Run] = []
         for axis in self.axes:
@@ -336,11 +336,11 @@ class Layout:
 def refine(layouts: Sequence[Layout], ignore: int | None = None) -> list[Layout]:
     """Give values that broadcast against each other common atoms under common names.
 
-    Shapes are aligned at their last dimension, as PyTorch does. Dimension `ignore` (a join's) keeps one atom of its
+    Shapes are aligned at their last dimension, as in PyTorch. Dimension `ignore` (a join's) keeps one atom of its
     own in each value, under one name for all.
 
     Raises:
-        MustMerge: two values factor a dimension in ways that have no common refinement.
+        NeedsMerge: two values factor a dimension in ways that have no common refinement.
     """
     rank = max(len(layout.dims) for layout in layouts)
     refined = [Layout(((),) * (rank - len(layout.dims)) + layout.dims, layout.axes, layout.size) for layout in layouts]
@@ -378,7 +378,7 @@ def refine(layouts: Sequence[Layout], ignore: int | None = None) -> list[Layout]
 
 
 def joint_order(orders: Sequence[Run]) -> Run:
-    """One order of all atoms that keeps the first order whole and follows the others where they add atoms."""
+    """Merge orders into one that keeps the first order intact and follows the others where they add atoms."""
     joined = list(orders[0])
     for order in orders[1:]:
         for i, atom in enumerate(order):
@@ -390,7 +390,7 @@ def joint_order(orders: Sequence[Run]) -> Run:
 
 
 def cut_axes(order: Run, layouts: Sequence[Layout]) -> Runs:
-    """Group `order` into as few axes as every layout can broadcast along: each has all atoms of an axis or none."""
+    """Group `order` into the fewest axes for every layout to broadcast along: each has all atoms of an axis or none."""
     axes: list[Run] = []
     together = {(a, b) for layout in layouts for axis in layout.axes for a, b in pairwise(axis)}
     for atom in order:
@@ -403,10 +403,10 @@ def cut_axes(order: Run, layouts: Sequence[Layout]) -> Runs:
 
 
 def channels_last_result(layout: Layout, shape: Sequence[Size], channels: int | None = None) -> Layout:
-    """The layout of what a spatial operator makes of a channels-last `layout`, now of logical `shape`.
+    """Return the layout of a spatial operator's result, of logical `shape`, for a channels-last input `layout`.
 
     The batch keeps its atoms, spatial axes get new ones. The channels are new too (`channels` None), or the old ones,
-    each of them become `channels` neighbors.
+    each expanded to `channels` neighbors.
     """
     size = {a: layout.size[a] for a in layout.dims[0]}
     fresh = max(layout.size, default=-1) + 1

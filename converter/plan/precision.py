@@ -1,4 +1,4 @@
-"""The precision in which a plan is being carried out. The proof runs the same steps in float64 that ship in float32."""
+"""The precision in which a plan is carried out. The proof runs in float64 the same steps that ship in float32."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _FLOAT: ContextVar[str] = ContextVar("float", default="float32")
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Keras' name for a PyTorch type; float32 is whatever stands for it in this run."""
+    """Return Keras' name for a PyTorch type; float32 becomes the precision of this run."""
     name = str(dtype).removeprefix("torch.")
     return _FLOAT.get() if name == "float32" else name
 

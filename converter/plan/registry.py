@@ -15,7 +15,7 @@ PRODUCERS: dict[OpOverload, int] = {}
 FACTORS: dict[OpOverload, Callable[..., tuple[int, ...]]] = {}
 DECOMPOSITIONS: dict[OpOverload, Callable[..., object]] = {}
 TRANSLATIONS: dict[OpOverload, Callable[..., object]] = {}  # to ONNX
-OWNERS: dict[OpOverload, str] = {}  # the file of a mapping that is the user's
+OWNERS: dict[OpOverload, str] = {}  # the file that a user's mapping comes from
 ABSENT: set[str] = set()  # operators registered by name that this PyTorch lacks
 TABLES: tuple[Any, ...] = (
     MAPPINGS, CHANNELS_LAST, PRODUCERS, FACTORS, DECOMPOSITIONS, TRANSLATIONS, OWNERS, ABSENT,
@@ -82,17 +82,17 @@ def maps(
     """Register the decorated function as the Keras translation of `targets`.
 
     It is called as `function(plan, *args, **kwargs)` with the operator's own arguments, so its parameters follow the
-    ATen schema, defaults included; a tensor arrives as a `Value` or, where known at conversion, a `Constant`. It
+    ATen schema, defaults included. A tensor arrives as a `Value` or, if known at conversion, a `Constant`. It
     returns the result as a `Value` (a list of them for several).
 
     Args:
         targets: operators, or names of operators that only some versions of PyTorch have, such as `aten::cholesky`. A
             name that this PyTorch lacks is added to `ABSENT`.
-        channels_last: the operator asks for channels last, which decides the layout of graph inputs before it and of
-            graph outputs behind it.
-        produces: the dimension of its result whose order it leaves to the plan (`Plan.produced`).
-        factors: into which sizes the operator cuts its channels, of their number and its other arguments; for one whose
-            result's shape does not show it.
+        channels_last: the operator asks for channels last, which determines the layout of graph inputs before it and of
+            graph outputs after it.
+        produces: the dimension of its result whose order the plan may choose (`Plan.produced`).
+        factors: function of the number of channels and the operator's other arguments that returns the sizes into which
+            it splits its channels; for an operator whose result's shape does not show this.
 
     Raises:
         ValueError: an operator is registered twice, or a name is malformed.
@@ -112,12 +112,12 @@ def maps(
 
 
 def decomposes(*targets: OpOverload | str) -> Callable[[Mapping], Mapping]:
-    """Register the decorated function as what `targets` are in terms of other operators of PyTorch.
+    """Register the decorated function as the decomposition of `targets` into other PyTorch operators.
 
-    It is for operators that PyTorch itself does not decompose, or into what has no mapping, and is called as
-    `function(node, *args, **kwargs)` with the operator's own arguments, tensors without values; `node` is None where
-    another operator was decomposed to this one. It returns what the operator does, or NotImplemented; None in a tuple
-    stands for a result that it does not compute, which nobody may take then.
+    Use it if PyTorch does not decompose an operator, or decomposes it into operators without a mapping. It is called as
+    `function(node, *args, **kwargs)` with the operator's own arguments, tensors without values; `node` is None if
+    another operator was decomposed to this one. It returns the operator's result, or NotImplemented. None in a tuple
+    stands for a result that it does not compute and that must not be used.
 
     Raises:
         ValueError: an operator is registered twice.
@@ -133,8 +133,8 @@ def decomposes(*targets: OpOverload | str) -> Callable[[Mapping], Mapping]:
 def translates(*targets: OpOverload | str) -> Callable[[Mapping], Mapping]:
     """Register the decorated function as the ONNX translation of `targets`.
 
-    It is what `torch.onnx.export` takes in its `custom_translation_table`: a function of onnxscript's operators whose
-    parameters are those of the operator's schema.
+    It has the form that `torch.onnx.export` takes in `custom_translation_table`: a function of onnxscript's operators
+    with the parameters of the operator's schema.
 
     Raises:
         ValueError: an operator is registered twice.

@@ -1,6 +1,6 @@
-"""What a plan consists of: values with their layouts, the constants they meet, and the steps that make arrays.
+"""The parts of a plan: values with their layouts, constants, and the steps that make arrays.
 
-A step says how an array is made from others; `lower` gives each kind its meaning.
+A step says how an array is made from others; the executor gives each kind its meaning.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ class Unsupported(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Constant:
-    """A tensor known at conversion: a weight, or what was computed from weights.
+    """A tensor known at conversion: a weight, or a tensor computed from weights.
 
     Attributes:
-        values: in the best precision known, dimensions in PyTorch's order.
+        values: in the best known precision, dimensions in PyTorch's order.
         dtype: its type in the program.
-        sources: the program's tensors it was made of.
+        sources: the program's tensors that it was made of.
         exact: it holds the values of its source, at most rearranged.
-        trainable: it is a parameter, or a parameter rearranged.
+        trainable: it is a parameter, or a rearranged parameter.
         key: equal for equal ways of making it, so that a module called twice becomes one layer.
-        frozen: it is a parameter that asks for no gradient.
+        frozen: it is a parameter with `requires_grad=False`.
     """
 
     values: LazyTensor
@@ -49,7 +49,7 @@ class Constant:
 
     @property
     def learns(self) -> bool:
-        """Whether training changes it."""
+        """Return whether training changes it."""
         return self.trainable and not self.frozen
 
     @property
@@ -61,11 +61,11 @@ class Constant:
         return self.values.shape
 
     def ask(self, question: Callable[[Tensor], T]) -> T:
-        """What `question` says of its values: better than to read them, for it can be asked of other weights too."""
+        """Return the answer of `question` about its values; unlike a read, it can be repeated for other weights."""
         return self.values.answer(question)
 
     def rearranged(self, function: Callable[[Tensor], Tensor], *step: Hashable) -> Constant:
-        """What `function` makes of it, which computes nothing; `step` says what it does, as a part of the key."""
+        """Rearrange the values with `function`, which computes nothing; `step` describes it as a part of the key."""
         return replace(self, values=self.values.then(function), key=(self.key, *step))
 
     def permute(self, *order: int) -> Constant:
@@ -75,7 +75,7 @@ class Constant:
         return self.rearranged(lambda tensor: tensor.reshape(shape), "reshape", shape)
 
     def take(self, dim: int, index: np.ndarray) -> Constant:
-        """Reorder `dim`, or a part of it: position i of the result is position index[i]."""
+        """Permute `dim`, or select a part of it: position i of the result is position index[i]."""
         if np.array_equal(index, np.arange(self.shape[dim])):
             return self
         chosen = torch.from_numpy(np.ascontiguousarray(index))
@@ -87,7 +87,7 @@ class Constant:
         return np.asarray(self.values, dtype)
 
     def array(self) -> np.ndarray:
-        """Its values, computed and made contiguous at each call."""
+        """Return its values, computed and made contiguous at each call."""
         return np.asarray(self.values)
 
     def scalar(self) -> float | int | bool:
@@ -98,14 +98,14 @@ class Constant:
         return self.values.numel() == 1 and not self.trainable
 
 
-# -- steps: how arrays are made. `lower` gives each kind its meaning.
+# -- steps: how arrays are made. The executor gives each kind its meaning.
 
 
 @dataclass(eq=False)
 class Step:
-    """One operation on arrays. `inputs` are the steps it takes its arrays from; `node` the operator it serves."""
+    """One operation on arrays. `inputs` are the steps that make its input arrays, `node` is the operator it serves."""
 
-    inputs: tuple[Step, ...] = field(repr=False)  # written out, a deep graph is endless
+    inputs: tuple[Step, ...] = field(repr=False)  # the repr of a deep graph would be endless
     node: fx.Node
 
 
@@ -126,8 +126,8 @@ class LayerStep(Step):
     """A Keras layer of class `kind` with `weights` in the order in which the layer creates its own.
 
     Attributes:
-        arguments: what this call of it is given besides arrays.
-        named: the shapes of the arrays behind the first, by the names that the layer has for them; without, these are
+        arguments: arguments of this call besides arrays.
+        named: the shapes of the arrays after the first, by the layer's names for them; if empty, these are
             the initial states of a recurrent layer.
     """
 
@@ -142,7 +142,7 @@ class LayerStep(Step):
 
     @cached_property
     def key(self) -> Hashable:
-        """Equal for calls of one layer; modules that share all their weights are one, so that these stay tied."""
+        """Return a key, equal for calls of one layer; modules that share all weights are one, to keep them tied."""
         config = tuple(sorted((k, repr(v)) for k, v in self.config.items()))
         fixed = tuple(n for n in self.input_shape[1:]) if not self.weights else ()
         return self.kind, config, tuple(w.key for w in self.weights), fixed, "" if self.weights else self.name
@@ -167,7 +167,7 @@ class ItemStep(Step):
 
 
 def topological_order(results: Sequence[Step], done: Iterable[int] = ()) -> list[Step]:
-    """The steps that `results` need, each after its inputs; without those whose ids are `done`."""
+    """Return the steps that `results` need, each after its inputs, without those whose ids are in `done`."""
     order: list[Step] = []
     seen = set(done)
     stack = [(step, False) for step in reversed(results)]
@@ -203,8 +203,8 @@ class Movement:
         kind: "Transpose" or "Gather".
         module: path of the module that asked for it.
         reason: what it asked for.
-        elements: how many elements move, per example where the batch is unknown.
-        cost: what a plan counts it for.
+        elements: how many elements move, per example if the batch is unknown.
+        cost: its cost in a plan.
         asked_by: the operator that asked for it.
     """
 
@@ -217,7 +217,7 @@ class Movement:
 
 
 def arrange(constant: Constant, layout: Layout, axes: Runs) -> tuple[Constant, Layout]:
-    """`constant`, whose dimensions are `layout.dims`, rearranged into `axes`."""
+    """Rearrange `constant`, whose dimensions are `layout.dims`, into `axes`."""
     atoms = tuple(a for run in layout.dims for a in run)
     factored = constant.reshape(*(int(layout.size[a]) for a in atoms))
     order = [atoms.index(a) for axis in axes for a in axis]
@@ -226,5 +226,5 @@ def arrange(constant: Constant, layout: Layout, axes: Runs) -> tuple[Constant, L
 
 
 def elements(moves: Iterable[Move]) -> int:
-    """Moved elements, for one example."""
+    """Count the moved elements of one example."""
     return sum(per_example(move.elements) for move in moves)
