@@ -1,8 +1,8 @@
-"""Write out operators that cannot be mapped in terms of others, as PyTorch itself decomposes them.
+"""Write out operators that cannot be mapped in terms of others, as PyTorch decomposes them.
 
     addr(c, a, b) -> add(c, mul(unsqueeze(a), b))
 
-An operator stays as it is, to be named in an error, unless everything that it decomposes to has a mapping.
+An operator stays unchanged, so that an error can name it, unless everything that it decomposes to has a mapping.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from converter.ir.program import Origin, Program, module_meta
 from converter.plan.registry import DECOMPOSITIONS, MAPPINGS
 
 aten = torch.ops.aten
-# A view asks for a tensor that lies right in memory, which the tensor of another operator need not do.
+# A view needs a tensor with suitable strides, which another operator's result need not have.
 FREE = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: aten.reshape.default}
 
 
 def decompose(program: Program, node: fx.Node) -> bool:
-    """Write out one operator, if everything that it decomposes to is mapped. One that gives a number stays."""
+    """Write out one operator if everything that it decomposes to is mapped. An operator that gives a number stays."""
     if node.op != "call_function" or is_size(node):
         return False
     for function in decompositions(node):
@@ -48,7 +48,7 @@ def decompose(program: Program, node: fx.Node) -> bool:
 
 
 def decompositions(node: fx.Node) -> Iterator[Callable]:
-    """Ways to write an operator in terms of others: ours first, then PyTorch's own."""
+    """Yield ways to write an operator in terms of others: registered ones first, then PyTorch's own."""
     target = node.target
     if target in DECOMPOSITIONS:
         yield functools.partial(DECOMPOSITIONS[target], node)
@@ -61,7 +61,7 @@ def decompositions(node: fx.Node) -> Iterator[Callable]:
 
 
 def unmapped() -> dict[OpOverload, Callable]:
-    """Decompositions of all operators that have no mapping."""
+    """Return the decompositions of all operators that have no mapping."""
     table = global_decomposition_table["post_autograd"]
     own: dict[Any, Callable] = {t: functools.partial(function, None) for t, function in DECOMPOSITIONS.items()}
     return {
@@ -72,12 +72,12 @@ def unmapped() -> dict[OpOverload, Callable]:
 
 
 def decomposed(node: fx.Node, function: Callable) -> fx.GraphModule | None:
-    """A graph of mapped operators that computes `node` by `function` from the nodes it takes; None if there is none."""
+    """Return a graph of mapped operators that computes `node` from its inputs by `function`, or None."""
     sources = node.all_input_nodes
 
     def call(*values: Any) -> Any:
         given = dict(zip(sources, values, strict=True))
-        leaves, spec = tree_flatten((node.args, node.kwargs))  # in lists of their own: some decompositions write there
+        leaves, spec = tree_flatten((node.args, node.kwargs))  # in fresh lists: some decompositions write to them
         args, kwargs = tree_unflatten([given[x] if isinstance(x, fx.Node) else x for x in leaves], spec)
         results = function(*args, **kwargs)
         if results is NotImplemented:
@@ -91,7 +91,7 @@ def decomposed(node: fx.Node, function: Callable) -> fx.GraphModule | None:
     traced = traced_in(mode, call, fakes)
     if traced is None:
         return None
-    constant: set[fx.Node] = set()  # they will be computed
+    constant: set[fx.Node] = set()  # these will be computed
     for n in traced.graph.nodes:
         if n.op == "get_attr" or (
             n.op == "call_function" and constant.issuperset(n.all_input_nodes) and not is_size(n)
@@ -103,10 +103,10 @@ def decomposed(node: fx.Node, function: Callable) -> fx.GraphModule | None:
 
 
 def traced_in(mode: Any, call: Callable, fakes: list) -> fx.GraphModule | None:
-    """A functional graph of what `call` does to `fakes`; None if it reads values, or breaks otherwise on tensors that
-    have none: the operator is named instead.
+    """Trace what `call` does to `fakes` into a functional graph.
 
-    Without the dispatcher in Python, PyTorch's C++ reads sizes as numbers, which fixes free ones for good.
+    Returns None if it reads values or fails otherwise on tensors without values; an error then names the operator.
+    Without the dispatcher in Python, PyTorch's C++ reads sizes as numbers, which fixes dynamic ones for good.
     """
     free = any(isinstance(n, torch.SymInt) for fake in fakes for n in fake.shape)
     for dispatcher in (enable_python_dispatcher,) if free else (contextlib.nullcontext, enable_python_dispatcher):
@@ -120,7 +120,7 @@ def traced_in(mode: Any, call: Callable, fakes: list) -> fx.GraphModule | None:
 
 @contextlib.contextmanager
 def unlogged() -> Iterator[None]:
-    """PyTorch logs an error for what its functions of shapes cannot take, which another way may."""
+    """Silence the errors that PyTorch logs when its shape functions fail, as another way may work."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     before, logger.disabled = logger.disabled, True
     try:
@@ -134,12 +134,12 @@ def is_known(node: fx.Node) -> bool:
 
 
 def is_size(node: fx.Node) -> bool:
-    """Whether it computes with sizes."""
+    """Return whether `node` computes with sizes."""
     return isinstance(node.meta.get("val"), (torch.SymInt, torch.SymBool, torch.SymFloat, int, float, bool))
 
 
 def inline(program: Program, node: fx.Node, traced: fx.GraphModule) -> bool:
-    """Put `traced` in the place of `node`, whose inputs are its own."""
+    """Replace `node` by `traced`, which has the same inputs."""
     results = traced.graph.output_node().args[0]
     value = node.meta["val"]
     before = [value] if isinstance(value, Tensor) else value
@@ -173,7 +173,7 @@ def result_of(result: Any) -> Any:
 
 
 def are_alike(a: Any, b: Any) -> bool:
-    """Whether two results have one type and shape; of sizes that depend on values, that is not known."""
+    """Return whether two results have the same known type and shape; sizes that depend on values are not known."""
     if not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return type(a) is type(b)
     same = [statically_known_true(n == m) for n, m in zip(a.shape, b.shape, strict=False)]

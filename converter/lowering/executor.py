@@ -1,7 +1,7 @@
 """From a plan to arrays: as a Keras functional model, as a traced TensorFlow function, or run at once in float64.
 
-There is one way to carry out a step, whatever the arrays are: Keras' own operators and layers take symbolic Keras
-tensors, TensorFlow's graph tensors and eager ones alike.
+A step is carried out in one way for all arrays: Keras' own operators and layers take symbolic Keras tensors,
+TensorFlow's graph tensors and eager tensors alike.
 """
 
 from __future__ import annotations
@@ -43,19 +43,22 @@ from converter.plan.steps import (
 )
 
 LARGE = 100_000  # elements of variables that are worth a sweep
-INLINE = 16  # a constant of so few elements may stand in a Keras file's JSON
+INLINE = 16  # a constant with at most this many elements may be written into a Keras file's JSON
 
 
 class NativeConv2D(layers.Conv2D):
-    """TensorFlow's own convolution. On a CPU, Keras compiles grouped ones with XLA, which is 15 times slower, and puts
-    dilated ones between SpaceToBatchND and BatchToSpaceND."""
+    """TensorFlow's own convolution.
+
+    On a CPU, Keras compiles grouped ones with XLA, which is 15 times slower, and puts dilated ones between
+    SpaceToBatchND and BatchToSpaceND.
+    """
 
     def convolution_op(self, inputs: Any, kernel: Any) -> Any:
         return tf.nn.conv2d(inputs, kernel, self.strides, self.padding.upper(), dilations=self.dilation_rate)
 
 
 class NativeConv1D(layers.Conv1D):
-    """The same along one axis."""
+    """TensorFlow's own convolution along one axis."""
 
     def call(self, inputs: Any) -> Any:
         y = tf.nn.conv1d(inputs, self.kernel, self.strides, self.padding.upper(), dilations=self.dilation_rate)
@@ -63,7 +66,7 @@ class NativeConv1D(layers.Conv1D):
 
 
 class NativeDepthwiseConv2D(layers.DepthwiseConv2D):
-    """A depthwise convolution as one with a group for each channel."""
+    """A depthwise convolution as a grouped one with one group per channel."""
 
     def call(self, inputs: Any) -> Any:
         y = tf.nn.conv2d(
@@ -73,7 +76,7 @@ class NativeDepthwiseConv2D(layers.DepthwiseConv2D):
 
 
 class NativeDepthwiseConv1D(layers.DepthwiseConv1D):
-    """The same along one axis."""
+    """A depthwise convolution along one axis as a grouped one with one group per channel."""
 
     def call(self, inputs: Any) -> Any:
         y = tf.nn.conv1d(
@@ -83,7 +86,7 @@ class NativeDepthwiseConv1D(layers.DepthwiseConv1D):
 
 
 class NativeSeparableConv2D(layers.SeparableConv2D):
-    """A depthwise convolution as one with a group for each channel, then a 1x1 convolution."""
+    """A depthwise convolution as a grouped one with one group per channel, then a 1x1 convolution."""
 
     def call(self, inputs: Any) -> Any:
         kernel, padding = by_group(self.depthwise_kernel), self.padding.upper()
@@ -93,13 +96,13 @@ class NativeSeparableConv2D(layers.SeparableConv2D):
 
 
 def by_group(kernel: Any) -> Any:
-    """A depthwise kernel (..., channels, multiplier) as that of a grouped convolution."""
+    """Convert a depthwise kernel (..., channels, multiplier) to that of a grouped convolution."""
     *size, channels, multiplier = kernel.shape
     return tf.reshape(kernel, (*size, 1, channels * multiplier))
 
 
 class ExactMultiHeadAttention(layers.MultiHeadAttention):
-    """For float64: Keras takes the scale of the scores through float32, whatever the layer computes in."""
+    """Attention for float64: Keras passes the scale of the scores through float32, whatever the layer's precision."""
 
     def __init__(self, **config: Any):
         super().__init__(**config)
@@ -121,11 +124,11 @@ class PlanExecutor:
 
     Attributes:
         precision: "float32" or "float64".
-        stock: stock Keras only, as a Keras file needs it: grouped and dilated convolutions as Keras has them, bare
-            parameters in layers. Otherwise these convolutions are native and bare parameters plain variables.
+        stock: stock Keras only, as a Keras file needs it: grouped and dilated convolutions of Keras itself, bare
+            parameters in layers. Otherwise these convolutions are native and bare parameters are plain variables.
         tensors: every variable made so far, by name, and the constant it holds.
         paths: PyTorch's path of each layer of a Keras file, by the layer's name.
-        saved: what a SavedModel of it has had.
+        saved: the fixed parts of a SavedModel of it.
     """
 
     plan: PlanBuilder
@@ -146,7 +149,7 @@ class PlanExecutor:
         self._uses.update(id(i) for step in self._order for i in step.inputs)
 
     def prepare(self) -> Self:
-        """Make all layers and variables now: a function that is traced cannot."""
+        """Make all layers and variables now, because a traced function cannot."""
         with float32_is(self.precision):
             for step in self._order:
                 with blamed(step):
@@ -159,7 +162,7 @@ class PlanExecutor:
         return self
 
     def reload_weights(self) -> bool:
-        """Give all variables the values that their constants have now; False if one stands in the graph and differs."""
+        """Assign the constants' current values to all variables; return False if an inlined one differs."""
         if any(values != constant.array().tobytes() for constant, values in self._inlined):
             return False
         for variable, constant in self.tensors.values():
@@ -168,23 +171,23 @@ class PlanExecutor:
 
     @cached_property
     def traced(self) -> Any:
-        """`named` as one function of TensorFlow, traced."""
+        """Trace `named` as one TensorFlow function."""
         self.prepare()
         return trace(self.named, self.signature())
 
     @cached_property
     def model(self) -> keras.Model:
-        """`keras_model`, made once."""
+        """Return `keras_model`, built once."""
         return self.keras_model()
 
     def __call__(self, *inputs: Any) -> list:
-        """The results' arrays, in the plan's order, laid out as the plan says."""
+        """Return the results' arrays, in the plan's order and layout."""
         return self._run([inputs])[0]
 
     def run_once(self, rounds: Sequence[Sequence[Any]]) -> list[list]:
-        """The results for each of several rounds of inputs. Variables live only while they are read.
+        """Return the results for each of several rounds of inputs. Variables live only while they are read.
 
-        All rounds take a step together, so that no step's weights are made twice.
+        All rounds take a step together, so no step's weights are made twice.
         """
         return self._run(rounds, forget=True)
 
@@ -208,8 +211,10 @@ class PlanExecutor:
         return [[held[id(step)] for step in self.plan.results] for held in arrays]
 
     def iter_steps(self, inputs: Sequence[Any], wanted: Sequence[Step]) -> Iterator[Any]:
-        """The arrays of some steps, one after another. Arrays and variables live only while something still to come
-        needs them."""
+        """Yield the arrays of some steps, one after another.
+
+        Arrays and variables live only while a later step needs them.
+        """
         held = {id(step): array for step, array in zip(self.plan.input_steps, inputs, strict=True)}
         order = topological_order(wanted)
         left = Counter(id(i) for step in order for i in step.inputs) + Counter(map(id, wanted))
@@ -233,7 +238,7 @@ class PlanExecutor:
             drop(target)
 
     def _forget(self, step: Step, again: Counter) -> bool:
-        """Drop the step's variables if no later step reads them; whether there were large ones."""
+        """Drop the step's variables if no later step reads them; return whether any were large."""
         self.tensors.clear()
         if isinstance(step, ConstantStep):
             self._constants.pop(step.constant.key, None)
@@ -246,7 +251,7 @@ class PlanExecutor:
         return False
 
     def keras_model(self) -> keras.Model:
-        """A functional model; inputs and outputs bear the program's names."""
+        """Build a functional model; inputs and outputs have the program's names."""
         self.prepare()
         keep_from_operations(self._names)
         inputs = [
@@ -274,7 +279,7 @@ class PlanExecutor:
             ]
 
     def named(self, *inputs: Any) -> dict[str, Any]:
-        """As a call, results by the outputs' names."""
+        """Call the plan and return the results by the outputs' names."""
         results = self(*inputs)
         return {
             output.name: tf.identity(array, scope_name(output.name))
@@ -353,7 +358,7 @@ class PlanExecutor:
         return made
 
     def _bare_layer(self, step: ConstantStep) -> layers.Layer:
-        """A layer of stock Keras that returns its kernel: EinsumDense on a one."""
+        """Make a layer of stock Keras that returns its kernel: EinsumDense on a one."""
         constant = step.constant
         letters = "abcdefgh"[: len(constant.shape)]
         name = constant.sources[0] if constant.sources else f"{step.name}.constant"
@@ -372,7 +377,7 @@ class PlanExecutor:
     def _constant(self, step: ConstantStep, like: Any) -> Any:
         constant = step.constant
         dtype = dtype_name(constant.dtype)
-        if not constant.values.numel() and self.stock:  # a Keras file's JSON would lose all sizes behind a 0
+        if not constant.values.numel() and self.stock:  # a Keras file's JSON would lose all sizes after a 0
             nothing = (
                 like[(slice(0, 0), *(0,) * (len(like.shape) - 1))] if like.shape else keras.ops.reshape(like, (1,))[:0]
             )
@@ -392,7 +397,7 @@ class PlanExecutor:
     def _layer_name(self, path: str) -> str:
         if not self.stock:
             return self._unique(path)
-        name = self._unique(scope_name(path).replace(".", "_"))  # Keras on PyTorch takes no dots
+        name = self._unique(scope_name(path).replace(".", "_"))  # Keras on PyTorch does not accept dots
         self.paths[name] = path
         return name
 
@@ -407,8 +412,10 @@ class PlanExecutor:
 
 
 def between_others(step: LayerStep) -> bool:
-    """Whether a layer norm is along neighboring axes before the last one: Keras on PyTorch then normalizes the last
-    ones instead. With an axis of one element behind all and among its own, it does not."""
+    """Return whether a layer norm is along neighboring axes before the last one.
+
+    Keras on PyTorch then normalizes the last axes instead. An appended axis of one element, normalized too, avoids it.
+    """
     if step.kind is not layers.LayerNormalization:
         return False
     axes = axes_of(step.config)
@@ -422,7 +429,7 @@ def axes_of(config: Mapping[str, Any]) -> list[int]:
 
 @contextmanager
 def uninitialized(layer: layers.Layer) -> Iterator[None]:
-    """Its variables start at zero, whatever it is configured for: they are about to be filled."""
+    """Start the layer's variables at zero, whatever its configuration, because they will be filled."""
     configured = {name: value for name, value in vars(layer).items() if name.endswith("_initializer")}
     for name in configured:
         setattr(layer, name, keras.initializers.Zeros())
@@ -435,7 +442,7 @@ def uninitialized(layer: layers.Layer) -> Iterator[None]:
 
 @contextmanager
 def blamed(step: Step) -> Iterator[None]:
-    """Whatever goes wrong unforeseen, with the module and operator for which it did."""
+    """Add the module and operator to any unexpected error."""
     try:
         yield
     except ConversionError:
@@ -447,13 +454,13 @@ def blamed(step: Step) -> Iterator[None]:
 
 
 def _as_output(constant: Any, like: Any) -> Any:
-    """`constant` as a tensor of a functional model, which takes none for an output that hangs on no input."""
+    """Make `constant` a tensor of a functional model, whose outputs must all depend on an input."""
     one = keras.ops.ones_like(like[(slice(0, 1),) * len(like.shape)], dtype="bool")
     return keras.ops.where(keras.ops.reshape(one, (1,) * len(constant.shape)), constant, constant)
 
 
 def keep_from_operations(names: Iterable[str]) -> None:
-    """Have Keras not call an operation of its own as a layer is called: a model's own `self.add` may be one."""
+    """Keep Keras from giving its own operations a layer's name, such as a model's own `self.add`."""
     from keras.src.backend.common import global_state
 
     counted = global_state.get_global_attribute("object_name_uids", default=defaultdict(int), set_to_default=True)
@@ -463,12 +470,12 @@ def keep_from_operations(names: Iterable[str]) -> None:
 
 
 def scope_name(name: str) -> str:
-    """`name` as TensorFlow takes it for a scope: keys of ModuleDicts and of outputs may be any text."""
+    """Return `name` as a valid TensorFlow scope: keys of ModuleDicts and of outputs may be any text."""
     return re.sub(r"[^A-Za-z0-9_.-]", "_", name.replace("/", ".")).lstrip("_-") or "unnamed"
 
 
 def moved(array: Any, step: MoveStep) -> Any:
-    """Reshape, transpose, reshape; or the operator that is just that."""
+    """Reshape, transpose, reshape, or call the operator that does just that."""
     move = step.move
     if move.order is None:
         return reshaped(array, move.given, move.merge)

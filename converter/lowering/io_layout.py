@@ -11,11 +11,11 @@ from converter.plan.registry import CHANNELS_LAST
 aten = torch.ops.aten
 
 
-PASSED_THROUGH = 64  # operators between a graph input and the one that decides its layout
+PASSED_THROUGH = 64  # operators between a graph input and the one that determines its layout
 
 
 def _feeds_channels_last(node: fx.Node) -> bool:
-    """Whether the nearest operator that cares asks for channels last."""
+    """Return whether the nearest operator that depends on the layout asks for channels last."""
     seen, ring = {node}, [node]
     for _ in range(PASSED_THROUGH):
         users = [user for n in ring for user in n.users if user not in seen]
@@ -29,7 +29,7 @@ def _feeds_channels_last(node: fx.Node) -> bool:
 
 
 def _follows_channels_last(plan: PlanBuilder, node: fx.Node) -> bool:
-    """Whether an operator that asks for channels last made it, or elementwise ones from an input that is held so."""
+    """Return whether it comes from an operator that asks for channels last or, elementwise, from such an input."""
     held = {
         step.node
         for step, i in zip(plan.input_steps, plan.inputs, strict=True)

@@ -1,11 +1,11 @@
-"""Which of the free choices of a plan save movement: tried on the whole graph, kept if the plan gets cheaper.
+"""Search the free choices of a plan for those that save movement: try each on the whole graph, keep cheaper plans.
 
-Three things are free. A graph input that no operator next to it decides may be held channels last. A convolution or a
-Linear may emit its channels in any order, which its consumers may prefer (heads, a pixel shuffle). And a value whose
-dimensions were permuted may be moved at once, which pays where several consumers would each move what they made of it.
-The same goes for any value behind several movements; in the end everything is tried in PyTorch's own order, so that no
-plan moves more than that.
-Places that are alike are decided alike, so that a deep network needs no more trials than a shallow one.
+Three things are free. A graph input whose layout no nearby operator determines may be held channels last. A convolution
+or a Linear may emit its channels in any order, which its consumers may prefer (heads, a pixel shuffle). And a value
+whose dimensions were permuted may be moved at once, which pays if several consumers would each move what they derived
+from it. The same applies to any value before several movements. Finally everything is tried in PyTorch's own order, so
+no plan moves more than that.
+Similar places are decided alike, so a deep network needs no more trials than a shallow one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PERMUTING = {aten.permute.default, aten.transpose.int, aten.t.default}
 
 
 def search_layouts(plan: PlanBuilder, again: Callable[[Choices], PlanBuilder]) -> PlanBuilder:
-    """The cheapest plan found; `again` makes one with other choices."""
+    """Return the cheapest plan found; `again` makes one with other choices."""
     for candidate in islice(candidates(plan), TRIALS):
         if not plan.movements:
             break
@@ -49,13 +49,13 @@ def search_layouts(plan: PlanBuilder, again: Callable[[Choices], PlanBuilder]) -
 def _cheaper(plan: PlanBuilder, again: Callable[[Choices], PlanBuilder], choices: Choices) -> PlanBuilder:
     try:
         tried = again(choices)
-    except UnsupportedOperatorsError:  # a view of several unknown sizes, which the plan at hand does without
+    except UnsupportedOperatorsError:  # a view of several unknown sizes, which the current plan avoids
         return plan
     return tried if tried.cost < plan.cost else plan
 
 
 def candidates(plan: PlanBuilder) -> Iterator[Choices]:
-    """Choices that may save some of the movements, alike places together."""
+    """Yield choices that may save some of the movements, similar places together."""
     behind = [ancestors(m.asked_by) for m in plan.movements if m.asked_by is not None]
     reached = dict.fromkeys(node for nodes in behind for node in nodes)
     if plan.layout == "auto":
@@ -80,7 +80,7 @@ def candidates(plan: PlanBuilder) -> Iterator[Choices]:
 
 
 def group_equivalent(nodes: Iterable[fx.Node]) -> list[list[fx.Node]]:
-    """Nodes grouped by what they are: their operator, and the operators of their users."""
+    """Group nodes by their operator and the operators of their users."""
     groups: dict[tuple, list[fx.Node]] = {}
     for node in nodes:
         plain = tuple(a for a in node.args[1:] if not isinstance(a, fx.Node) and node.target in PERMUTING)
@@ -90,7 +90,7 @@ def group_equivalent(nodes: Iterable[fx.Node]) -> list[list[fx.Node]]:
 
 
 def ancestors(node: fx.Node) -> list[fx.Node]:
-    """What the operator was made from, back to the operators that produce channels."""
+    """Return the ancestors of the operator, back to the operators that produce channels."""
     seen: dict[fx.Node, None] = {}
     ring = [node]
     while ring and len(seen) < REACH:
@@ -106,7 +106,7 @@ def ancestors(node: fx.Node) -> list[fx.Node]:
 
 
 def leads_to_channels_last(node: fx.Node) -> bool:
-    """Whether an operator that asks for channels last stands behind, with views between at most."""
+    """Return whether an operator that asks for channels last comes later."""
     seen, ring = {node}, [node]
     while ring and len(seen) < REACH:
         ring = [user for n in ring for user in n.users if user not in seen and user.op == "call_function"]
@@ -117,7 +117,7 @@ def leads_to_channels_last(node: fx.Node) -> bool:
 
 
 def factors_asked(producer: fx.Node) -> tuple[int, ...] | None:
-    """The sizes into which views behind a producer cut its channels, None if none does."""
+    """Return the sizes into which later views split a producer's channels, or None."""
     value = producer.meta["val"]
     dim = PRODUCERS[producer.target] % value.dim()
     ring, seen = [producer], {producer}

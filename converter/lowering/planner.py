@@ -1,4 +1,4 @@
-"""Making a plan: the mappings run over a program, layouts of inputs and outputs decided."""
+"""Make a plan: run the mappings over a program and choose the layouts of inputs and outputs."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ aten = torch.ops.aten
 
 
 def make_plan(program: Program, layout: str = "auto", known: Mapping[str, Any] | None = None) -> PlanBuilder:
-    """Map every operator of `program`, so that little moves.
+    """Map every operator of `program` so that little data moves.
 
     Args:
-        layout: "auto" (inputs and outputs channels last where an operator near them asks for it), "nhwc" (all of rank
+        layout: "auto" (inputs and outputs channels last if an operator near them asks for it), "nhwc" (all of rank
             3 to 5), "nchw" (PyTorch's own).
-        known: the choices of a plan of the same program, `Choices.by_name`, which need not be searched for then.
+        known: the choices of a plan of the same program, `Choices.by_name`, which replace the search.
 
     Raises:
         UnsupportedOperatorsError: all operators without a mapping.
@@ -57,16 +57,16 @@ def make_plan(program: Program, layout: str = "auto", known: Mapping[str, Any] |
 
 
 def plan_with_decompositions(program: Program, layout: str, error: UnsupportedOperatorsError) -> PlanBuilder:
-    """A plan of `program` after operators that a mapping cannot take with these arguments were decomposed in it.
+    """Decompose the operators of `program` that a mapping rejects with these arguments, and plan it.
 
     Raises:
-        UnsupportedOperatorsError: the one given; not all of them could be.
+        UnsupportedOperatorsError: the given error, if not all of them can be decomposed.
     """
     left: Sequence[fx.Node] = error.nodes
     for _ in range(DEPTH):
         try:
             written = [decompose(program, node) for node in left]
-        except ConversionError as fault:  # as PyTorch writes it, for one batch size only
+        except ConversionError as fault:  # PyTorch's decomposition is for one batch size only
             raise error from fault
         if not any(written):
             break
@@ -80,7 +80,7 @@ def plan_with_decompositions(program: Program, layout: str, error: UnsupportedOp
     raise error
 
 
-DEPTH = 5  # of decompositions of what operators decompose to
+DEPTH = 5  # of nested decompositions
 VALUES = "how many elements it returns depends on values: choose among a fixed number, as torch.where and topk do"
 
 
@@ -156,7 +156,7 @@ def _map_node(plan: PlanBuilder, node: fx.Node) -> Any:
 
 
 def _placeholder_result(node: fx.Node) -> Any:
-    """Stands for the result of an operator that cannot be mapped, so that all of them are found in one go."""
+    """Stand in for the result of an operator that cannot be mapped, so that one run finds all of them."""
     return tree_map_only(
         torch.Tensor, lambda v: Value(Layout.of(symbolic_shape(v)), v.dtype, Step((), node)), node.meta.get("val")
     )

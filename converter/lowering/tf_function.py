@@ -1,4 +1,4 @@
-"""Trace a TensorFlow function with its variables, to be saved as a SavedModel."""
+"""Trace a TensorFlow function with its variables, to save it as a SavedModel."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 def trace(function: Callable[..., Mapping[str, tf.Tensor]], signature: Sequence[tf.TensorSpec]) -> Any:
-    """The concrete function that `save` takes.
+    """Return the concrete function that `save` takes.
 
     Args:
         function: takes one tensor per entry of `signature`, in that order, and returns its outputs by name.
-        signature: each with a name, which the input keeps: letters, digits and underscores, no digit first.
+        signature: each entry has a name, which the input keeps: letters, digits and underscores, no digit first.
     """
     import tensorflow as tf
 
@@ -31,11 +31,11 @@ def trace(function: Callable[..., Mapping[str, tf.Tensor]], signature: Sequence[
 
 @dataclass(frozen=True)
 class Saved:
-    """What is the same in SavedModels of one function whose variables have other values.
+    """The parts shared by SavedModels of one function whose variables have other values.
 
     Attributes:
         graph: the content of `saved_model.pb`.
-        objects: the checkpoint's own record of what is a part of what.
+        objects: the checkpoint's own record of which object is part of which.
         digest: of the function's operators, attributes and constants.
     """
 

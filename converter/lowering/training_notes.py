@@ -1,4 +1,4 @@
-"""What differs from PyTorch when a Keras file is trained on: what Keras' layers do otherwise in training only."""
+"""Differences from PyTorch when a Keras file is trained: where Keras' layers behave differently in training only."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from converter.plan.builder import PlanBuilder
 from converter.plan.steps import LayerStep, topological_order
 
 NAMED = 3
-RECURRENT = ("LSTM", "SimpleRNN")  # in which Keras has one bias; its GRU has both
+RECURRENT = ("LSTM", "SimpleRNN")  # for these Keras has one bias; its GRU has both
 
 
 def training_remarks(plan: PlanBuilder) -> tuple[str, ...]:
-    """A sentence for each way in which a step of training differs, with the layers that it concerns."""
+    """Return a sentence for each way in which a training step differs, with the layers concerned."""
     layers = [step for step in topological_order(plan.results) if isinstance(step, LayerStep)]
     remarks = []
     for says, concerns in REMARKS.items():

@@ -1,4 +1,4 @@
-"""Mappings of the user's own (`--mappings my_ops.py`): in force for one conversion, and blamed for what they raise."""
+"""The user's own mappings (`--mappings my_ops.py`): active for one conversion, and named in the errors they raise."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from converter.plan.layout import NeedsMerge
 from converter.plan.registry import TABLES, TRANSLATIONS, restore, snapshot
 from converter.plan.steps import Constant, Unsupported, Value
 
-# What PyTorch's exporter, or we, have translations for.
+# Namespaces for which PyTorch's exporter, or this project, has translations.
 TRANSLATED = ("aten", "prims", "converter", "torchvision")
 
 
 @dataclass(frozen=True)
 class Registered:
-    """What a file registered, by table: additions to those of `registry.TABLES`."""
+    """The registrations of a file, by table: additions to those of `registry.TABLES`."""
 
     tables: tuple[Any, ...]
 
@@ -49,10 +49,10 @@ _registered: dict[Path, Registered] = {}
 
 @contextmanager
 def user_mappings(files: str | Path | Sequence[str | Path]) -> Iterator[tuple[str, ...]]:
-    """Have the mappings of Python files in force. Yields the SHA-256 of each file.
+    """Activate the mappings of Python files. Yields the SHA-256 of each file.
 
-    A file is run once; it may import what lies beside it or in the current directory. `converter` and `mappings` are
-    ours there, whatever the user's own folders hold.
+    A file runs once. It may import modules beside it or in the current directory. `converter` and `mappings` always
+    refer to this project there, whatever the user's folders contain.
 
     Raises:
         UsageError: there is no such file, or it registers nothing.
@@ -80,7 +80,7 @@ def _load(file: Path) -> Registered:
 
     import mappings
 
-    mappings.load()  # what is ours is registered before what is theirs
+    mappings.load()  # built-in mappings are registered before the user's
     before, modules = snapshot(), set(sys.modules)
     try:
         with user_code(Path.cwd(), files=[place], ours=True):
@@ -109,7 +109,7 @@ def _additions(table: Any, before: Any) -> Any:
 
 
 def _forget(added: Iterable[Any], modules: Set[str]) -> None:
-    """Forget the modules that registered `added`, unless they were there before: they must run again the next time."""
+    """Forget the modules that registered `added`, except modules loaded before: they must run again next time."""
     for table in added:
         for function in table.values() if isinstance(table, dict) else ():
             name = getattr(function, "__module__", None)
@@ -118,7 +118,7 @@ def _forget(added: Iterable[Any], modules: Set[str]) -> None:
 
 
 def blamed_mapping(function: Callable, target: OpOverload, file: Path) -> Callable:
-    """`function`, a failure or a wrong kind of result of which is said to be its own."""
+    """Wrap `function` so that its failure, or a wrong type of result, is reported as its own."""
 
     @functools.wraps(function)
     def mapping(plan: Any, *args: Any, **kwargs: Any) -> Any:
@@ -147,10 +147,10 @@ def blame(target: Any, error: Exception, file: str) -> ConversionError:
 
 
 def refuse_untranslated(program: Program) -> None:
-    """Before the export to ONNX: operators of the user's that have no translation.
+    """Reject, before the export to ONNX, operators of the user that have no translation.
 
     Raises:
-        UnsupportedOperatorsError: there are any, all of them.
+        UnsupportedOperatorsError: there are any; it lists all of them.
     """
     found: dict[OpOverload, list] = {}
     for node in program.graph.nodes:
