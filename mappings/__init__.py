@@ -1,4 +1,4 @@
-"""What each ATen operator becomes in Keras: one file per family of operators."""
+"""The Keras translation of each ATen operator: one file per family of operators."""
 
 import importlib
 import pkgutil
@@ -8,9 +8,9 @@ from converter.plan.registry import all_or_nothing
 
 
 def load() -> None:
-    """Import every family, which registers its mappings; those of other libraries' operators once these are there.
+    """Import every family, which registers its mappings; other libraries' operators are registered once available.
 
-    If a family fails, nothing of this call stays registered or imported, so that the next call begins anew.
+    If a family fails, nothing from this call stays registered or imported, so the next call starts over.
     """
     before = set(sys.modules)
     try:

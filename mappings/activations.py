@@ -1,4 +1,4 @@
-"""Activations that have a parameter, a threshold or a formula of their own."""
+"""Activations with a parameter, a threshold or a special formula."""
 
 from itertools import chain
 
@@ -15,7 +15,7 @@ aten = torch.ops.aten
 
 @maps(aten.prelu.default)
 def prelu(plan, x, weight):
-    """Keras' layer has one slope for each position but along shared axes: all others than the channels."""
+    """Map PReLU to Keras' layer, whose slopes vary along all axes that are not shared: here only the channels."""
     if not isinstance(weight, Constant):
         return plan.elementwise(leaky, x, plan.reshape(weight, per_channel(weight, x)))
     if weight.values.numel() > 1:
@@ -39,7 +39,7 @@ def prelu(plan, x, weight):
 
 
 def per_channel(weight, x):
-    """The shape in which one number a channel broadcasts."""
+    """Return the shape in which one number per channel broadcasts."""
     return (weight.shape[0], *(1,) * max(len(x.shape) - 2, 0))
 
 
@@ -59,7 +59,7 @@ def celu(plan, x, alpha=1.0):
 
 @maps(aten.softplus.default)
 def softplus(plan, x, beta=1, threshold=20):
-    """PyTorch's is the identity above its threshold, which differs by 2e-9 there."""
+    """Compute PyTorch's softplus, which is the identity above its threshold; the difference there is 2e-9."""
     return plan.elementwise(
         lambda a: ops.where(a * beta > threshold, a, ops.softplus(ops.minimum(a * beta, threshold)) / beta), x
     )
@@ -67,10 +67,10 @@ def softplus(plan, x, beta=1, threshold=20):
 
 @maps(aten.mish.default)
 def mish(plan, x):
-    """x tanh(log(1 + e^x)), where tanh(log(1 + e)) is n / (n + 2) with n = e (e + 2), which does not cancel."""
+    """Compute x tanh(log(1 + e^x)): tanh(log(1 + e)) is n / (n + 2) with n = e (e + 2), which does not cancel."""
 
     def apply(a):
-        e = ops.exp(ops.minimum(a, 20))  # beyond it the quotient is 1
+        e = ops.exp(ops.minimum(a, 20))  # beyond 20 the quotient is 1
         n = e * (e + 2)
         return a * (n / (n + 2))
 

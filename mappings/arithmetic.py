@@ -1,4 +1,4 @@
-"""Functions of numbers beyond the four operations: division that rounds, powers, transcendental functions."""
+"""Functions of numbers beyond the four operations: rounding division, powers, transcendental functions."""
 
 import math
 
@@ -10,7 +10,7 @@ from mappings.comparison import as_array
 from mappings.elementwise import arithmetic, sign, sum_of, unary
 
 aten = torch.ops.aten
-# Integers are raised to the type of the result first, which Keras would take for float32 in every run.
+# Integers are cast to the result's type first; Keras would take float32 for it in every run.
 UNARY = {
     aten.acos.default: ops.arccos,
     aten.acosh.default: ops.arccosh,
@@ -64,24 +64,24 @@ def nan_to_num(plan, x, nan=None, posinf=None, neginf=None):
     return plan.elementwise(lambda a: ops.nan_to_num(a, nan or 0.0, posinf, neginf), x)
 
 
-# -- division that rounds
+# -- rounding division
 
 
 def both(plan, function, a, b):
-    """`function` of two arrays of the result's type."""
+    """Apply `function` to two arrays of the result's type."""
     dtype = plan.dtype
     return arithmetic(plan, lambda a, b: function(as_array(a, dtype), as_array(b, dtype)), a, b)
 
 
 def floored(a, b, floating):
-    """The quotient towards minus infinity; of floats by the remainder, as a / b may round up to the next integer."""
+    """Divide, rounding towards minus infinity; floats use the remainder, as a / b may round up to the next integer."""
     if not floating:
         return ops.floor_divide(a, b)
     return ops.where(ops.equal(b, 0), a / b, ops.round((a - ops.mod(a, b)) / b))
 
 
 def truncated(a, b, floating):
-    """The quotient towards zero."""
+    """Divide, rounding towards zero."""
     if floating:
         return ops.trunc(a / b)
     quotient = ops.floor_divide(a, b)
@@ -115,7 +115,7 @@ def remainder(plan, x, other):
 
 @maps(aten.fmod.Tensor, aten.fmod.Scalar)
 def fmod(plan, x, other):
-    """The remainder with the dividend's sign."""
+    """Compute the remainder with the dividend's sign."""
     return both(plan, lambda a, b: ops.sign(a) * ops.mod(ops.abs(a), ops.abs(b)), x, other)
 
 
@@ -128,7 +128,7 @@ def power(plan, x, exponent):
 
 
 def whole_power(a, b):
-    """Of integers: with a negative exponent all but 1 and -1 become 0."""
+    """Raise integers to a power; with a negative exponent all but 1 and -1 become 0."""
     inverse = ops.where(ops.equal(ops.abs(a), 1), ops.power(a, ops.abs(b)), ops.zeros_like(a))
     return ops.where(b < 0, inverse, ops.power(a, ops.maximum(b, 0)))
 
@@ -165,7 +165,7 @@ def minimum(plan, x, other):
 
 
 def without_nan(function):
-    """`function` of two arrays; where one of them is NaN, the other."""
+    """Wrap `function` of two arrays to return the other operand where one is NaN."""
     return lambda a, b: ops.where(ops.isnan(a), b, ops.where(ops.isnan(b), a, function(a, b)))
 
 
@@ -184,7 +184,7 @@ def known_minimum(plan, x, other):
 
 
 def with_sign(a, b):
-    """The size of `a` with the sign of `b`, that of -0.0 included."""
+    """Return the magnitude of `a` with the sign of `b`, including that of -0.0."""
     return ops.where(ops.signbit(b), -ops.abs(a), ops.abs(a))
 
 
@@ -200,7 +200,7 @@ def sign_bit(plan, x):
 
 @maps(aten.angle.default)
 def angle(plan, x):
-    """Of real numbers: pi for negative ones."""
+    """Return the angle of real numbers: pi if negative."""
 
     def apply(a):
         turned = ops.where(a < 0, ops.full_like(a, math.pi), ops.zeros_like(a))

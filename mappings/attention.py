@@ -1,4 +1,4 @@
-"""Scaled dot product attention, of exact operators. Batch and heads lie in front for both matrix products."""
+"""Scaled dot product attention, from exact operators. Batch and heads come first in both matrix products."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def attention(plan, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=
     batch: list = list(range(len(outer)))
     in_front = batch
     split = outer
-    if enable_gqa and key.shape[-3] != outer[-1]:  # several heads of the query share one of the key
+    if enable_gqa and key.shape[-3] != outer[-1]:  # several heads of the query share one head of the key
         heads = key.shape[-3]
         query = plan.reshape(query, (*query.shape[:-3], heads, query.shape[-3] // heads, *query.shape[-2:]))
         in_front, split = [*batch, "sharing"], [*outer[:-1], heads, outer[-1] // heads]
@@ -59,7 +59,7 @@ def attention(plan, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=
 
 
 def causal_mask(plan: PlanBuilder, query: Value, key: Value | Constant, rows: Size, columns: Size) -> Constant | Value:
-    """Row i sees columns 0 to i."""
+    """Return the mask in which row i sees columns 0 to i."""
     if not isinstance(rows, int) or not isinstance(columns, int):
         places = [dynamic_resize.places(plan, x, len(x.shape) - 2, n) for x, n in ((query, rows), (key, columns))]
         layout = Layout(((0,), (1,)), ((0,), (1,)), {0: rows, 1: columns})
@@ -70,10 +70,10 @@ def causal_mask(plan: PlanBuilder, query: Value, key: Value | Constant, rows: Si
 
 
 def masked_softmax(plan: PlanBuilder, scores: Value, mask: Value | Constant | None, is_causal: bool = False) -> Value:
-    """Softmax over the last dimension; a row that the mask leaves nothing of becomes 0, as in PyTorch.
+    """Compute the softmax over the last dimension; a row that the mask excludes completely becomes 0, as in PyTorch.
 
     Args:
-        is_causal: it leaves something of every row.
+        is_causal: the mask excludes no row completely.
     """
     rank = len(scores.shape)
     if mask is None:
@@ -101,7 +101,7 @@ def dead_rows(mask: torch.Tensor) -> bool:
 def multi_head_attention(
     plan, query, key, value, weights, biases, query_rows, key_rows, value_rows, columns, heads, dropout
 ):
-    """Keras' own layer, which holds heads apart and joins them again inside."""
+    """Map attention to Keras' own layer, which splits heads and joins them again inside."""
     like = next(x for x in (query, key, value) if isinstance(x, Value))
     rows = {"query": query_rows, "key": key_rows, "value": value_rows}
     given, held = {}, list[Constant | None]()
@@ -143,7 +143,7 @@ def multi_head_attention(
 
 
 def features_behind(plan: PlanBuilder, x: Value) -> tuple[Value, np.ndarray]:
-    """`x` with its axes as (batch, time, features), and the order in which the features lie."""
+    """Return `x` with its axes as (batch, time, features), and the physical order of the features."""
     batch, time, features = x.layout.dims
     run = tuple(a for a in x.layout.atoms if a in features)
     x = plan.request(x, (batch, time, run), "(batch, time, features)")

@@ -1,4 +1,4 @@
-"""A constant matrix applied along one axis: resampling and averaging that are exact in every precision."""
+"""Multiplication by a constant matrix along one axis: resampling and averaging that are exact in every precision."""
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from converter.plan.steps import Constant
 
 
 def multiplied(plan, x, dim, matrix, reason):
-    """`x` with dimension `dim` multiplied by `matrix`, a float64 array (new size, old size); nothing is transposed."""
+    """Multiply dimension `dim` of `x` by `matrix`, a float64 array (new size, old size), without a transpose."""
     size = matrix.shape[0]
     if matrix.shape[0] == matrix.shape[1] and np.array_equal(matrix, np.eye(size)):
         return x
@@ -24,7 +24,7 @@ def multiplied(plan, x, dim, matrix, reason):
 
 
 def along(array, matrix, axis):
-    """`array`, `axis` multiplied by `matrix` as (new, old), of the last axis as (old, new)."""
+    """Multiply `axis` of `array` by `matrix`, which is (new, old), or (old, new) for the last axis."""
     shape = [-1 if n is None else n for n in array.shape]
     before, size, behind = shape[:axis], shape[axis], shape[axis + 1 :]
     if not behind:  # Keras transposes if the first operand has more than two axes

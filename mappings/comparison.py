@@ -1,4 +1,4 @@
-"""Comparisons, logic, bits and choices. Operands of unequal types are raised to the type in which PyTorch compares."""
+"""Comparisons, logic, bits and choices. Operands of different types are cast to the type that PyTorch compares in."""
 
 import torch
 from keras import ops
@@ -22,7 +22,7 @@ LOGICAL = {
     aten.logical_or.default: ops.logical_or,
     aten.logical_xor.default: ops.logical_xor,
 }
-# for each operator its meaning for truth values and for integers
+# for each operator its function for booleans and for integers
 BITWISE = {
     (aten.bitwise_and, aten.__and__): (ops.logical_and, ops.bitwise_and),
     (aten.bitwise_or, aten.__or__): (ops.logical_or, ops.bitwise_or),
@@ -33,12 +33,12 @@ BITWISE = {
 
 
 def as_array(operand, dtype):
-    """A scalar as an array of that type; arrays as they are."""
+    """Convert a scalar to an array of type `dtype`; return arrays unchanged."""
     return operand if hasattr(operand, "shape") else ops.convert_to_tensor(operand, dtype_name(dtype))
 
 
 def common_type(plan):
-    """The type in which PyTorch compares the operator's first two arguments."""
+    """Return the type in which PyTorch compares the operator's first two arguments."""
     return torch.result_type(*(a.meta["val"] if isinstance(a, fx.Node) else a for a in plan.node.args[:2]))
 
 
@@ -54,7 +54,7 @@ for packet, function in COMPARISONS.items():
 
 
 def truth_of(plan, function, *operands):
-    """`function` of whether the operands' elements are other than zero."""
+    """Apply `function` to whether the operands' elements are nonzero."""
     booleans = [getattr(o, "dtype", None) == torch.bool for o in operands]
 
     def apply(*arrays):

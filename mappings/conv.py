@@ -1,7 +1,7 @@
 """Convolutions.
 
 PyTorch stores a kernel as (out, in / groups, height, width), Keras as (height, width, in / groups, out). The input
-channels are taken in any order: the kernel follows.
+channels may come in any order: the kernel follows.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ CONV = {1: layers.Conv1D, 2: layers.Conv2D, 3: layers.Conv3D}
 
 
 def each(value, rank):
-    """One number for every spatial axis."""
+    """Return one number per spatial axis."""
     return tuple(value) * (rank if len(value) == 1 else 1)
 
 
@@ -35,7 +35,7 @@ def named_padding(plan, x, weight, bias=None, stride=(1,), padding="valid", dila
     rank = len(weight.shape) - 2
     dilation = each(dilation, rank)
     pads = [(0, 0)] * rank
-    if padding == "same":  # strides are 1 then
+    if padding == "same":  # strides are 1 in this case
         pads = [same_padding(0, k, 1, d) or (0, 0) for k, d in zip(weight.shape[2:], dilation, strict=True)]
     return padded_convolution(plan, x, weight, bias, each(stride, rank), pads, dilation, groups)
 
@@ -48,7 +48,7 @@ def padded_conv(plan, x, weight, bias, stride, pads, dilation, groups):
 
 
 def padded_convolution(plan, x, weight, bias, stride, pads, dilation, groups, shape=None):
-    """A convolution of `x`, its result of logical `shape` (the operator's own, where left out)."""
+    """Convolve `x`; the result has logical `shape` (by default the operator's own)."""
     if not isinstance(weight, Constant):
         raise Unsupported("a kernel that is computed from the input")
     if len(x.shape) < len(weight.shape):
@@ -64,7 +64,7 @@ def padded_convolution(plan, x, weight, bias, stride, pads, dilation, groups, sh
     x, order = plan.channels_last(x) if groups == 1 or depthwise else (plan.channels_in_order(x), np.arange(x.shape[1]))
 
     subsample = None
-    if max(stride) > 1 and max(dilation) > 1:  # Keras takes one of them only
+    if max(stride) > 1 and max(dilation) > 1:  # Keras supports only one of them
         subsample, stride = stride, (1,) * rank
     same = is_same(x.shape[2:], size, stride, dilation, pads) and subsample is None
     if not same:
@@ -102,13 +102,13 @@ def padded_convolution(plan, x, weight, bias, stride, pads, dilation, groups, sh
 
 
 def without_batch(plan, x, operator):
-    """`operator(x, shape)`, which needs a batch, of an `x` without one; `shape` is the result's."""
+    """Call `operator(x, shape)`, which needs a batch, on an `x` without one; `shape` is the result's."""
     y = operator(plan.reshape(x, (1, *x.shape)), (1, *plan.shape()))
     return plan.reshape(y, plan.shape())
 
 
 def grouped_volume(plan, x, weight, bias, stride, pads, dilation, groups, shape):
-    """A grouped 3-D convolution, which a CPU does not have: a 2-D one for each plane of the kernel, summed."""
+    """Sum one 2-D convolution per plane of the kernel, because a CPU has no grouped 3-D convolution."""
     x = pad_spatial(plan, plan.channels_last(x)[0], pads)
     x, axis = plan.one_axis(x, 2, "planes of a volume")
     out, _, depth, *_ = weight.shape
@@ -131,7 +131,7 @@ def grouped_volume(plan, x, weight, bias, stride, pads, dilation, groups, shape)
 
 
 def strided(plan, y, stride, shape):
-    """Every stride-th position of the spatial axes."""
+    """Take every stride-th position of the spatial axes."""
     steps = (slice(None), *(slice(None, None, s) for s in stride))
     layout = channels_last_result(y.layout, shape, channels=1)
     return plan.call(lambda a: a[steps], y, layout=layout)

@@ -1,9 +1,9 @@
 """Transposed convolutions.
 
 PyTorch stores a kernel as (in, out / groups, height, width), Keras as (height, width, out, in): nothing is flipped.
-PyTorch's padding cuts off what a padding-free transposed convolution has at its borders, its output padding adds to the
-far side. Keras has neither groups nor strides with dilation: such a one is the convolution (kernel flipped) of an input
-with zeros between its elements.
+PyTorch's padding crops the borders of a transposed convolution without padding; its output padding extends the
+far side. Keras supports neither groups nor strides with dilation. Such a transposed convolution is computed as a
+convolution (kernel flipped) of an input with zeros between its elements.
 """
 
 import torch
@@ -44,7 +44,7 @@ def transposed_convolution(
 
 
 def by_layer(plan, x, weight, bias, stride, padding, output_padding, shape):
-    """Keras' own layer, without padding, its result extended or cut to `shape`."""
+    """Apply Keras' own layer without padding, and extend or crop its result to `shape`."""
     rank = len(stride)
     size = weight.shape[2:]
     x, order = plan.channels_last(x)
@@ -68,7 +68,7 @@ def by_layer(plan, x, weight, bias, stride, padding, output_padding, shape):
 
 
 def by_zero_insertion(plan, x, weight, bias, stride, padding, output_padding, groups, dilation, shape):
-    """A convolution with the kernel flipped, of `x` with stride - 1 zeros behind each element."""
+    """Convolve `x`, with stride - 1 zeros after each element, with the flipped kernel."""
     into, out_per_group, *size = weight.shape
     out = out_per_group * groups
     rank = len(size)
@@ -89,7 +89,7 @@ def by_zero_insertion(plan, x, weight, bias, stride, padding, output_padding, gr
 
 
 def zeros_between(array, strides):
-    """A channels-last array with stride - 1 zeros behind each element of its spatial axes."""
+    """Insert stride - 1 zeros after each element of a channels-last array's spatial axes."""
     known = None not in array.shape[1:]
     for axis, stride in enumerate(strides, start=1):
         if stride > 1 and known:

@@ -1,7 +1,7 @@
-"""Operators written in terms of others of PyTorch, where PyTorch itself does not, or writes them in what Keras lacks.
+"""Operators in terms of other PyTorch operators, where PyTorch has no decomposition or decomposes into unmapped ones.
 
-Each function takes the node it serves, or None where another operator was decomposed to this one, and the operator's
-own arguments, of which tensors have no values.
+Each function takes the node it serves, or None if another operator was decomposed to this one, and the operator's
+own arguments; tensors among them have no values.
 """
 
 import math
@@ -20,14 +20,14 @@ SUM, MEAN, MAXIMUM = range(3)
 
 @decomposes(aten.resize.default)
 def resize(node, x, size, *, memory_format=None):
-    """The first elements, where there are enough: more would be memory that nobody has written."""
+    """Take the first elements if there are enough; more would be uninitialized memory."""
     count = math.prod(size)
     return x.reshape(-1)[:count].reshape(size) if count <= x.numel() else NotImplemented
 
 
 @decomposes(aten.bilinear.default)
 def bilinear(node, x, y, weight, bias=None):
-    """Of integers. weight: (outputs, features of x, features of y)."""
+    """Compute bilinear of integers; weight: (outputs, features of x, features of y)."""
     outputs, of_x, of_y = weight.shape
     products = F.linear(y, weight.reshape(outputs * of_x, of_y)).unflatten(-1, (outputs, of_x))
     result = (products * x.unsqueeze(-2)).sum(-1, dtype=x.dtype)
@@ -41,7 +41,7 @@ def nanmedian(node, x):
 
 @decomposes(aten.im2col.default)
 def im2col(node, x, kernel_size, dilation, padding, stride):
-    """Each place in the window is a slice that holds it for all windows: (B, C, H, W) to (B, C * kh * kw, windows)."""
+    """Take one slice per place in the window, for all windows: (B, C, H, W) to (B, C * kh * kw, windows)."""
     padded = F.pad(x, (padding[1], padding[1], padding[0], padding[0])) if any(padding) else x
     ends = [
         (n - d * (k - 1) - 1) // s * s + 1
@@ -88,7 +88,7 @@ def embedding_bag(
     node, weight, indices, offsets, scale_grad_by_freq=False, mode=SUM, sparse=False, per_sample_weights=None,
     include_last_offset=False, padding_idx=None,
 ):  # fmt: skip
-    """Of the results only the first is computed: the others serve the gradient."""
+    """Compute only the first of the results; the others serve the gradient."""
     if padding_idx is not None and padding_idx < 0:
         padding_idx += weight.shape[0]
     kept = torch.ones_like(indices, dtype=torch.bool) if padding_idx is None else indices != padding_idx
@@ -115,7 +115,7 @@ def embedding_bag(
 
 
 def size_of_bags(node: fx.Node | None, indices: torch.Tensor) -> int | None:
-    """How many indices are in each bag, where bags of one size were flattened: PyTorch then counts their offsets."""
+    """Return the size of each bag if bags of one size were flattened, in which case PyTorch counts their offsets."""
     offsets = node.args[2] if node is not None else None
     if not isinstance(offsets, fx.Node) or offsets.target is not aten.arange.start_step:
         return None

@@ -1,7 +1,7 @@
-"""Deformable convolution: a convolution that reads each pixel of its window where an offset says.
+"""Deformable convolution: a convolution that reads each pixel of its window at an offset.
 
 Offsets are added in pixels, so (0, 0) everywhere gives an ordinary convolution. The taps of the window are sampled
-one after the other and multiplied with their part of the kernel: memory does not grow with the window.
+one after another and multiplied by their part of the kernel, so memory does not grow with the window.
 """
 
 import itertools
@@ -81,7 +81,7 @@ def deform_conv2d(
 
 
 def multiplied(rows, matrix, groups):
-    """Rows times a matrix (in / groups, out), group by group."""
+    """Multiply rows by a matrix (in / groups, out), group by group."""
     if groups == 1:
         return ops.matmul(rows, matrix)
     inputs, outputs = rows.shape[-1] // groups, matrix.shape[-1] // groups
@@ -95,7 +95,7 @@ def multiplied(rows, matrix, groups):
 
 
 def register() -> None:
-    """Once torchvision, which has the operator, is imported."""
+    """Register the mapping if torchvision, which has the operator, is imported."""
     packet = getattr(torch.ops.torchvision, "deform_conv2d", None)
     if packet is not None and packet.default not in MAPPINGS:
         maps(packet.default, channels_last=True, produces=1)(deform_conv2d)

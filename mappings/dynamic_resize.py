@@ -1,9 +1,9 @@
-"""Resampling between sizes that are unknown until the model runs: the weights are computed in the graph.
+"""Resampling between sizes that are unknown until the model runs: the graph computes the weights.
 
-A size is held as the length of an array of zeros, cut from a value that has it, so that nothing but `keras.ops` on
-tensors is needed and a Keras file can hold it. Sources of the formulas: PyTorch's
+A size is represented as the length of an array of zeros, cut from a value that has this size. This needs only
+`keras.ops` on tensors, so a Keras file can hold it. Sources of the formulas: PyTorch's
 aten/src/ATen/native/UpSample.h (positions, cubic coefficients), native/cpu/UpSampleKernel.cpp (antialiasing) and
-native/AdaptivePooling.h (windows). All positions are computed in float64, those of "nearest" in float32 as PyTorch's.
+native/AdaptivePooling.h (windows). Positions are computed in float64, those of "nearest" in float32 as in PyTorch.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,9 +21,9 @@ from converter.plan.builder import PlanBuilder
 from converter.plan.layout import Layout, Run
 from converter.plan.steps import Constant, Movement, Unsupported, Value
 
-LEAST, CHECKED = 8, 8192  # the sizes for which a factor, a float, is known to act as the fraction it stands for
-MOST = 100  # denominator
-# PyTorch's functions of sizes, on arrays.
+LEAST, CHECKED = 8, 8192  # range of sizes for which a factor, a float, is checked to act as its fraction
+MOST = 100  # largest denominator
+# PyTorch's functions of sizes, for arrays.
 ROUNDING = {
     "ToFloat": np.float64, "TruncToInt": np.trunc, "FloorToInt": np.floor, "IntTrueDiv": np.true_divide,
     "FloatTrueDiv": np.true_divide, "FloorDiv": np.floor_divide,
@@ -36,15 +36,15 @@ class Resize:
     """How one axis is resampled.
 
     Attributes:
-        factor: the scale factor that was asked for, None where it follows from the sizes.
-        align_corners: the first and last elements stay where they are.
+        factor: the requested scale factor, None if it follows from the sizes.
+        align_corners: the first and last elements stay in place.
     """
 
     factor: float | None = None
     align_corners: bool = False
 
     def ratio(self, size: Any, out: Any) -> Any:
-        """Elements from one result to the next."""
+        """Return the distance in elements from one result to the next."""
         if self.align_corners:
             return (size - 1) / ops.maximum(out - 1, 1)
         return 1 / self.factor if self.factor else size / out
@@ -61,7 +61,7 @@ def within(places: Any, size: Any) -> Any:
 
 
 def linear(resize: Resize, i: Any, j: Any, size: Any, out: Any) -> Any:
-    """Weight of element `j` in result `i`, of `size` elements and `out` results; they broadcast, in float64."""
+    """Return the weight of element `j` in result `i` for `size` elements and `out` results, broadcast, in float64."""
     center = within(resize.center(i, size, out), size)
     return ops.relu(1 - ops.abs(center - j))
 
@@ -77,7 +77,7 @@ def cubic(resize: Resize, i: Any, j: Any, size: Any, out: Any) -> Any:
 
 
 def antialiased(radius: int, filter: Callable[[Any], Any]) -> Weights:
-    """By `filter`, 0 from `radius` on, as wide as what one result stands for."""
+    """Return weights by `filter`, which is 0 from `radius` on, as wide as the elements that one result covers."""
 
     def weights(resize: Resize, i: Any, j: Any, size: Any, out: Any) -> Any:
         ratio = resize.ratio(size, out)
@@ -97,7 +97,7 @@ def triangle(x: Any) -> Any:
 
 
 def cubic_filter(x: Any, a: float) -> Any:
-    """Keys' cubic convolution with coefficient `a`."""
+    """Compute Keys' cubic convolution with coefficient `a`."""
     x = ops.abs(x)
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
@@ -105,18 +105,18 @@ def cubic_filter(x: Any, a: float) -> Any:
 
 
 def window(i: Any, size: Any, out: Any) -> tuple[Any, Any]:
-    """Where an adaptive pool reads for result `i`: from floor(i size / out) to ceil((i + 1) size / out)."""
+    """Return the window of an adaptive pool for result `i`: from floor(i size / out) to ceil((i + 1) size / out)."""
     return ops.floor_divide(i * size, out), -ops.floor_divide(-(i + 1) * size, out)
 
 
 def mean(resize: Resize, i: Any, j: Any, size: Any, out: Any) -> Any:
-    """Adaptive average pooling."""
+    """Return the weights of adaptive average pooling."""
     first, last = window(i, size, out)
     return ops.where(ops.logical_and(j >= first, j < last), 1 / (last - first), 0)
 
 
 def weighted(plan: PlanBuilder, x: Value, dim: int, out: Size, resize: Resize, weights: Weights, reason: str) -> Value:
-    """`x` with `dim` resampled to the size `out`."""
+    """Resample `dim` of `x` to the size `out`."""
     x, axis = plan.one_axis(x, dim, reason)
     layout, _ = x.layout.resized(dim, out)
     rank = len(x.layout.axes)
@@ -136,7 +136,7 @@ def weighted(plan: PlanBuilder, x: Value, dim: int, out: Size, resize: Resize, w
 
 
 def largest(plan: PlanBuilder, x: Value, dim: int, out: Size) -> Value:
-    """Adaptive maximum pooling of `dim` to the size `out`: of every element for each result, in whose window or not."""
+    """Apply adaptive max pooling of `dim` to the size `out`; each result scans all elements, not only its window."""
     x, axis = plan.one_axis(x, dim, "an adaptive pool")
     layout, _ = x.layout.resized(dim, out)
     behind = len(x.layout.axes) - axis - 1
@@ -155,7 +155,7 @@ def largest(plan: PlanBuilder, x: Value, dim: int, out: Size) -> Value:
 
 
 def nearest(plan: PlanBuilder, x: Value, dim: int, out: Size, factor: float | None, exact: bool) -> Value:
-    """`x` with the elements of `dim` that lie nearest, by PyTorch's positions in float32."""
+    """Pick the nearest elements of `dim` of `x`, at PyTorch's positions in float32."""
     x, axis = plan.one_axis(x, dim, "nearest")
     layout, _ = x.layout.resized(dim, out)
 
@@ -171,7 +171,7 @@ def nearest(plan: PlanBuilder, x: Value, dim: int, out: Size, factor: float | No
 
 
 def part(plan: PlanBuilder, x: Value | Constant, dim: int, start: Size, length: Size) -> Value:
-    """`length` elements of `dim` from `start` on, where one of them is unknown; of a table too, as of positions."""
+    """Take `length` elements of `dim` from `start` on, one of the two unknown; also of a constant such as positions."""
     x = as_value(plan, x)
     x, axis = plan.one_axis(x, dim, "a slice")
     layout, _ = x.layout.resized(dim, length)
@@ -188,18 +188,18 @@ def part(plan: PlanBuilder, x: Value | Constant, dim: int, start: Size, length: 
 
 
 def along(array: Any, axis: int) -> Any:
-    """One line of `array`, along `axis`."""
+    """Return one line of `array`, along `axis`."""
     return array[(*(0,) * axis, slice(None), *(0,) * (len(array.shape) - axis - 1))]
 
 
 def counted(line: Any, dtype: str = "float64") -> tuple[Any, Any]:
-    """The positions 0, 1, ... along `line`, and their number."""
+    """Return the positions 0, 1, ... along `line`, and their number."""
     ones = ops.ones_like(line, dtype=dtype)
     return ops.cumsum(ones) - 1, ops.sum(ones)
 
 
 def zeros_of(plan: PlanBuilder, x: Value, dim: int, out: Size) -> list[Value]:
-    """As many zeros as `out`, none if it is known."""
+    """Return a list with a line of `out` zeros, or an empty list if `out` is known."""
     if isinstance(out, int):
         return []
     found = zeros_held(plan, out)
@@ -213,7 +213,7 @@ def zeros_of(plan: PlanBuilder, x: Value, dim: int, out: Size) -> list[Value]:
 
 
 def zeros_held(plan: PlanBuilder, out: Size) -> Value | None:
-    """As many zeros as `out`, cut from a value that has a whole fraction of it."""
+    """Return a line of `out` zeros, cut from a value that has a whole fraction of this size, or None."""
     for value in held(plan):
         for axis, run in enumerate(value.layout.axes):
             times = quotient(out, value.layout.extent(run)) if run else None
@@ -223,7 +223,7 @@ def zeros_held(plan: PlanBuilder, out: Size) -> Value | None:
 
 
 def places(plan: PlanBuilder, x: Value | Constant, dim: int, size: Size) -> Value:
-    """The positions 0, 1, ... along `dim` of `x`, of that size."""
+    """Return the positions 0, 1, ... along `dim` of `x`, whose size is `size`."""
     zeros = zeros_of(plan, as_value(plan, x), dim, size) or [next(held(plan))]
     layout = Layout(((0,),), ((0,),), {0: size})
     known = isinstance(size, int)
@@ -234,9 +234,9 @@ def places(plan: PlanBuilder, x: Value | Constant, dim: int, size: Size) -> Valu
 
 
 def opened(plan: PlanBuilder, x: Value) -> Value:
-    """`x` with each axis that several factors share, unknown ones among them, as an axis for each factor.
+    """Split each axis of `x` that several factors share, unknown ones among them, into one axis per factor.
 
-    Keras reshapes to one unknown size only; the elements are taken by their positions instead.
+    Keras can reshape to one unknown size only, so the elements are taken by their positions instead.
 
     Raises:
         Unsupported: a factor is a size that nothing else has.
@@ -276,12 +276,12 @@ def opened(plan: PlanBuilder, x: Value) -> Value:
 
 
 def as_value(plan: PlanBuilder, x: Value | Constant) -> Value:
-    """A constant, such as a table of positions, as a value."""
+    """Convert a constant, such as a table of positions, to a value."""
     return x if isinstance(x, Value) else plan.as_value(x, next(held(plan)))
 
 
 def held(plan: PlanBuilder) -> Iterator[Value]:
-    """Every value so far, the graph's inputs first."""
+    """Yield every value so far, the graph's inputs first."""
     for step in plan.input_steps:
         yield Value(Layout.of(step.shape), step.dtype, step)
     for value in plan.values.values():
@@ -290,7 +290,7 @@ def held(plan: PlanBuilder) -> Iterator[Value]:
 
 
 def cut(plan: PlanBuilder, value: Value, axis: int, out: Size, times: Fraction) -> Value:
-    """floor(times n) zeros, of the n along `axis`."""
+    """Return floor(times n) zeros for the n elements along `axis`."""
 
     def zeros(array: Any) -> Any:
         line = ops.zeros_like(along(array, axis), dtype="float32")
@@ -298,14 +298,14 @@ def cut(plan: PlanBuilder, value: Value, axis: int, out: Size, times: Fraction) 
             line = ops.repeat(line, times.numerator, 0)
         if times.denominator == 1:
             return line
-        every = times.denominator  # Keras takes no step through an unknown size
+        every = times.denominator  # Keras cannot step through an unknown size
         return ops.max_pool(ops.reshape(line, (1, -1, 1)), every, every, data_format="channels_last")[0, :, 0]
 
     return plan.call(zeros, value, layout=Layout(((0,),), ((0,),), {0: out}), dtype=torch.float32)
 
 
 def as_fraction(size: Size, out: Size) -> Fraction | None:
-    """The fraction of which `out` is the whole part, times `size`; None if there is none with small terms."""
+    """Return the fraction f for which `out` is floor(f size), or None if there is none with small terms."""
     symbols = sympy.sympify(size).free_symbols
     if len(symbols) != 1 or sympy.sympify(out).free_symbols != symbols:
         return None

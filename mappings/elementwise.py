@@ -1,4 +1,4 @@
-"""Operators that treat every element alike: any layout will do."""
+"""Operators that treat every element alike, so they take any layout."""
 
 import torch
 from keras import layers, ops
@@ -13,12 +13,12 @@ aten = torch.ops.aten
 
 
 def sign(a):
-    """Of a NaN it is 0."""
+    """Return the sign of `a`, 0 for NaN."""
     dtype = standardize_dtype(a.dtype)
     return ops.cast(a > 0, dtype) - ops.cast(a < 0, dtype)
 
 
-# Exact in every precision: `keras.ops.gelu`, `leaky_relu` and others round to float32 on their way.
+# Exact in every precision: `keras.ops.gelu`, `leaky_relu` and others round to float32 internally.
 UNARY = {
     aten.abs.default: ops.abs,
     aten.ceil.default: ops.ceil,
@@ -51,14 +51,14 @@ ROUNDING = {aten.ceil.default, aten.floor.default, aten.round.default, aten.trun
 
 
 def activate(plan, x, name, function):
-    """A layer under the module's name where the model has a module for it, else an operator."""
+    """Apply a layer with the module's name if the model has a module for it, else an operator."""
     if module_class(plan.node).startswith("torch.nn.modules.activation"):
         return plan.layer(layers.Activation, {"activation": name}, x, layout=x.layout)
     return arithmetic(plan, function, x)
 
 
 def unary(target, function):
-    """Map an operator of one tensor; integers and booleans are raised to the type of the result first."""
+    """Map an operator of one tensor; integers and booleans are cast to the type of the result first."""
 
     def mapping(plan, x):
         if plan.dtype == torch.bool or (target in ROUNDING and not plan.dtype.is_floating_point):
@@ -76,7 +76,7 @@ for target, (name, function) in ACTIVATIONS.items():
 
 @maps(aten.hardtanh.default)
 def hardtanh(plan, x, min_val=-1.0, max_val=1.0):
-    if not x.dtype.is_floating_point:  # PyTorch cuts the bounds off
+    if not x.dtype.is_floating_point:  # PyTorch truncates the bounds
         low, high = int(min_val), int(max_val)
         return plan.elementwise(lambda a: ops.minimum(ops.maximum(a, low), high), x)
     if (min_val, max_val) == (0, 6):
@@ -115,9 +115,9 @@ def add(plan, x, other, alpha=1):
 
 
 def sum_of(a, b):
-    """a + b, kept from what `keras.ops.add` does to a second operand that looks like a bias.
+    """Add a and b, avoiding how `keras.ops.add` treats a second operand that looks like a bias.
 
-    It adds such a one, (1, C, 1, 1) say, along whatever axis has C elements, the last one first.
+    It adds one like (1, C, 1, 1) along any axis that has C elements, the last one first.
     """
     if not hasattr(a, "shape") or not hasattr(b, "shape") or not looks_like_bias(b) or a.shape == b.shape:
         return a + b
@@ -156,7 +156,7 @@ def power(plan, x, exponent):
 
 
 def arithmetic(plan, function, *operands, dtype=None):
-    """`function` of operands raised to `dtype`, where left out to the type that PyTorch gives the result."""
+    """Apply `function` to operands cast to `dtype`, by default to the type that PyTorch gives the result."""
     target = dtype or plan.dtype
     needs_cast = [isinstance(o, Value | Constant) and o.dtype != target for o in operands]
 

@@ -1,4 +1,4 @@
-"""Embeddings: whatever the indices' layout, the features come last."""
+"""Embeddings: the features come last, in any layout of the indices."""
 
 import torch
 from keras import layers
@@ -12,7 +12,7 @@ aten = torch.ops.aten
 
 @maps(aten.embedding.default)
 def embedding(plan, weight, indices, padding_idx=-1, scale_grad_by_freq=False, sparse=False):
-    """`padding_idx` and what follows concern training: its row is looked up like any other."""
+    """Map an embedding; `padding_idx` and the later arguments concern training: its row is looked up like any other."""
     if not isinstance(weight, Constant) or isinstance(indices, Constant):
         raise Unsupported("a table that is computed from the input")
     count, features = weight.shape
@@ -31,7 +31,7 @@ def is_tied(plan, weight):
 
 
 def table_layer(plan, x, table, layout, **arguments):
-    """One layer for both calls: rows of `table` by their indices, or with `reverse` the scores of all rows."""
+    """Use one layer for both calls: rows of `table` by their indices, or with `reverse` the scores of all rows."""
     count, features = table.shape
     config = {"input_dim": count, "output_dim": features}
     return plan.layer(layers.ReversibleEmbedding, config, x, weights=(table,), layout=layout, arguments=arguments)

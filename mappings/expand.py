@@ -1,4 +1,4 @@
-"""Repetition along new or single dimensions, along the unknown batch too, and tensors filled with one number."""
+"""Repetition along new or size-1 dimensions, including the unknown batch, and tensors filled with one number."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def expand(plan, x, size, implicit=False):
 
 @maps(torch.ops.prims.broadcast_in_dim.default)
 def broadcast_in_dim(plan, x, shape, dims):
-    """Dimension i of `x` becomes dimension dims[i]."""
+    """Broadcast `x`: dimension i of `x` becomes dimension dims[i]."""
     have = [1] * len(shape)
     for d, n in zip(dims, x.shape, strict=True):
         have[d] = n
@@ -63,7 +63,7 @@ def count_from(plan, start, end, step=1, *_, **__):
 
 
 def counted(plan: PlanBuilder, start: int | float, step: int | float) -> Value:
-    """start, start + step, ... along an unknown size; a known one is a constant."""
+    """Count start, start + step, ... along an unknown size; a known one is a constant."""
     if not (isinstance(start, int) and isinstance(step, int)):
         raise Unsupported("a count to an unknown size in steps that are no integers")
     zeros = zeros_along(plan, 0, plan.shape())
@@ -71,7 +71,7 @@ def counted(plan: PlanBuilder, start: int | float, step: int | float) -> Value:
 
 
 def filled(plan: PlanBuilder, number: float | bool) -> Value:
-    """The operator's result where every element is `number`."""
+    """Return the operator's result with every element equal to `number`."""
     shape = plan.shape()
     holds = plan.dtype if plan.dtype != torch.float32 else torch.float64
     constant = Constant(
@@ -81,7 +81,7 @@ def filled(plan: PlanBuilder, number: float | bool) -> Value:
 
 
 def expanded(plan: PlanBuilder, x: Value | Constant, shape: tuple[Size, ...]) -> Value:
-    """`x`, an array of the graph from here on, broadcast to `shape`."""
+    """Broadcast `x` to `shape`; the result is an array of the graph."""
     have = (1,) * (len(shape) - len(x.shape)) + tuple(x.shape)
     x = x.reshape(*have) if isinstance(x, Constant) else plan.reshape(x, have)
     for d, (one, want) in enumerate(zip(have, shape, strict=True)):
@@ -104,7 +104,7 @@ def added(x, zeros):
 
 
 def along(plan: PlanBuilder, constant: Constant, zeros: Value) -> Value:
-    """The constant, of size 1 where `zeros` has its one dimension, repeated along that."""
+    """Repeat a constant along the one dimension of `zeros`, where its size is 1."""
     rank = len(zeros.shape)
     (dim,) = (d for d, run in enumerate(zeros.layout.dims) if run)
     shape = tuple(-1 if d == dim else 1 for d in range(rank))
@@ -116,7 +116,7 @@ def along(plan: PlanBuilder, constant: Constant, zeros: Value) -> Value:
 
 
 def zeros_along(plan: PlanBuilder, dim: int, shape: tuple[Size, ...]) -> Value:
-    """Zeros of the operator's type, of the unknown size `shape[dim]` along `dim` and of size 1 along the others."""
+    """Return zeros of the operator's type, of the unknown size `shape[dim]` along `dim` and of size 1 elsewhere."""
     size, dtype = shape[dim], plan.dtype
     for step in plan.input_steps:
         for axis, known in enumerate(step.shape):

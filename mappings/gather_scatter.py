@@ -1,7 +1,7 @@
-"""Reading and writing at positions that are known at run time only: gather, scatter, indices of several dimensions.
+"""Reading and writing at positions that are known only at run time: gather, scatter, indices of several dimensions.
 
-A tensor is flattened as it lies, and an element is found at the sum of its indices, each times its dimension's stride
-in that array. So nothing is transposed, whatever the layout; a gather or a scatter is movement itself and is counted.
+A tensor is flattened in its physical order. An element's position is the sum of its indices, each times its dimension's
+stride in that array. So nothing is transposed in any layout; a gather or a scatter is itself movement and is counted.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Flat:
-    """A tensor as one axis, in the order in which it lay.
+    """A tensor flattened to one axis in its physical order.
 
     Attributes:
-        strides: how many elements further the next along each of its dimensions stands.
-        order: its dimensions as they lie.
+        strides: distance in elements between neighbors along each of its dimensions.
+        order: its dimensions in physical order.
         shape: their sizes, in PyTorch's order.
     """
 
@@ -61,7 +61,7 @@ def flattened(plan: PlanBuilder, x: Value, reason: str) -> Flat:
 
 
 def strides_of(layout: Layout) -> tuple[int, ...] | None:
-    """Of each dimension in the array as it lies; None where one is unknown."""
+    """Return the stride of each dimension in the physical array, or None if one is unknown."""
     atoms = layout.atoms
     found = [product(layout.size[a] for a in atoms[atoms.index(run[0]) + 1 :]) if run else 0 for run in layout.dims]
     return tuple(found) if all(isinstance(n, int) for n in found) else None
@@ -70,11 +70,11 @@ def strides_of(layout: Layout) -> tuple[int, ...] | None:
 def positions(
     plan: PlanBuilder, flat: Flat, indices: dict[int, Value | Constant], places: dict[int, int], shape
 ) -> Value | Constant:
-    """Where the elements of a result of `shape` stand.
+    """Return the positions of the elements of a result of `shape`.
 
     Args:
-        indices: for some dimensions of the tensor an index that broadcasts to `shape`.
-        places: for all others the dimension of `shape` that runs along it.
+        indices: for some dimensions of the tensor, an index that broadcasts to `shape`.
+        places: for all others, the dimension of `shape` that runs along it.
     """
     parts: list[Value | Constant] = []
     strides: list[int] = []
@@ -107,14 +107,14 @@ def positions(
 
 
 def computed(tensor: torch.Tensor) -> Constant:
-    """A table of positions."""
+    """Make a table of positions."""
     held = tensor.to(torch.int64)
     key = ("indices", tuple(held.shape), tuple(held.ravel().tolist()))
     return Constant(LazyTensor.of(held), torch.int64, (), False, False, key)
 
 
 def counted(plan: PlanBuilder, shape: Sequence, place: int) -> Value | Constant:
-    """0, 1, 2, ... along dimension `place` of `shape`."""
+    """Count 0, 1, 2, ... along dimension `place` of `shape`."""
     if isinstance(shape[place], int):
         return computed(torch.arange(shape[place]).reshape([-1 if d == place else 1 for d in range(len(shape))]))
     zeros = zeros_along(plan, place, tuple(shape))
@@ -124,7 +124,7 @@ def counted(plan: PlanBuilder, shape: Sequence, place: int) -> Value | Constant:
 
 
 def read(plan: PlanBuilder, flat: Flat, where: Value | Constant, reason: str) -> Value:
-    """The elements of `flat` at those positions."""
+    """Read the elements of `flat` at positions `where`."""
     plan.gathers(flat.value, reason)
     held = plan.as_value(where, flat.value)
     return plan.call(lambda a, p: ops.take(a, p, axis=0), flat.value, held, layout=held.layout, dtype=flat.value.dtype)
@@ -133,7 +133,7 @@ def read(plan: PlanBuilder, flat: Flat, where: Value | Constant, reason: str) ->
 def written(
     plan: PlanBuilder, flat: Flat, where: Value | Constant, values: Value | Constant, reduction: str | None = None
 ) -> Value:
-    """The tensor with `values` at those positions, or joined to what stands there ("add", "mul", "max", "min")."""
+    """Write `values` at positions `where`, or combine them with the existing elements ("add", "mul", "max", "min")."""
     like = flat.value
     plan.gathers(like, "a scatter")
     count = product(where.shape)
@@ -151,14 +151,14 @@ def written(
 
 
 def along(plan: PlanBuilder, x: Value, dim: int, index: Value | Constant, reason: str) -> tuple[Flat, Value | Constant]:
-    """`x` flattened, and the positions that an index of its rank along `dim` means."""
+    """Flatten `x`, and return the positions that an index of its rank along `dim` selects."""
     flat = flattened(plan, x, reason)
     places = {d: d for d in range(len(x.shape)) if d != dim and x.shape[d] != 1}
     return flat, positions(plan, flat, {dim: index}, places, index.shape)
 
 
 def ranked_alike(plan: PlanBuilder, *tensors):
-    """Scalars as tensors of one element."""
+    """Reshape scalars to tensors of one element."""
     return [t.reshape(1) if isinstance(t, Constant) else plan.reshape(t, (1,)) for t in tensors]
 
 
@@ -180,7 +180,7 @@ REDUCTIONS = {
 
 
 def scattered(plan, x, dim, index, source, reduce=None, include_self=True):
-    """`source`, of the index's shape, written into `x` or joined to what is there."""
+    """Write `source`, of the index's shape, into `x`, or combine it with the existing elements."""
     shape = plan.shape()
     if not x.shape:
         (x,) = ranked_alike(plan, x)
@@ -222,7 +222,7 @@ def joined(plan, flat, where, source, reduce, include_self):
 
 
 def neutral(reduce, dtype):
-    """What changes nothing that it is joined to."""
+    """Return the neutral element of a reduction."""
     if reduce in ("amax", "amin"):
         if dtype == torch.bool:
             return reduce == "amin"
@@ -276,7 +276,7 @@ def broadcast(*shapes):
 
 
 def several(plan, x, indices):
-    """`x` flattened, and the positions that indices of some of its dimensions mean, as PyTorch orders the result."""
+    """Flatten `x`, and return the positions that indices of some dimensions select, in PyTorch's result order."""
     given = {d: i for d, i in enumerate(indices) if i is not None}
     dims = list(given)
     common = broadcast(*(i.shape for i in given.values()))
@@ -307,7 +307,7 @@ def index_put(plan, x, indices, values, accumulate=False):
 
 
 def rows(plan, x, dim, index, source):
-    """`x`, of rank 1 or more, flattened, and the positions of whole slices of it along `dim`."""
+    """Flatten `x`, as rank 1 or more, and return the positions of whole slices of it along `dim`."""
     like = next(v for v in (x, index, source) if isinstance(v, Value))
     if not x.shape:
         (x,) = ranked_alike(plan, x)
@@ -345,7 +345,7 @@ def put(plan, x, index, source, accumulate=False):
 
 
 def masked(plan, x, indices, values, accumulate):
-    """A write where a mask is true: the same number everywhere, or one for each place behind the mask."""
+    """Write where a mask is true: one number everywhere, or one for each place behind the mask."""
     mask, *others = indices
     if any(i is not None for i in others) or mask is None:
         raise Unsupported("a mask among other indices: write it with torch.where")
@@ -371,7 +371,7 @@ def masked(plan, x, indices, values, accumulate):
 
 
 def without_constant_masks(indices):
-    """Masks that are known at conversion as the indices of their true elements."""
+    """Replace masks that are known at conversion by the indices of their true elements."""
     found = []
     for i in indices:
         if isinstance(i, Constant) and i.dtype == torch.bool:
@@ -383,7 +383,7 @@ def without_constant_masks(indices):
 
 @maps(aten.masked_scatter.default)
 def masked_scatter(plan, x, mask, source):
-    """The n-th true element of the mask, counted in PyTorch's order, takes the n-th element of `source`."""
+    """Give the n-th true element of the mask, counted in PyTorch's order, the n-th element of `source`."""
     shape = plan.shape()
     if not all(isinstance(n, int) for n in (*shape, *source.shape)):
         raise Unsupported("a mask over an unknown size")

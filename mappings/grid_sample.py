@@ -1,7 +1,7 @@
-"""Sampling at positions that a grid gives, and the grid of an affine map.
+"""Sampling at the positions of a grid, and the grid of an affine map.
 
 A tap is a pixel that a sample reads: its position in the image with all spatial axes flattened, and its weight. The
-taps are gathered one after the other, so that memory grows with the result and not with the number of taps.
+taps are gathered one after another, so memory grows with the result and not with the number of taps.
 """
 
 import itertools
@@ -68,7 +68,7 @@ def grid_sampler(plan, x, grid, interpolation_mode, padding_mode, align_corners)
 
 
 def fixed_grid(plan):
-    """The grid of one example where it is known at conversion and the same for all, as float64."""
+    """Return the grid of one example, as float64, if it is known at conversion and the same for all examples."""
     node = plan.node.args[1]
     while node.op == "call_function" and node.target in (aten.expand.default, aten.repeat.default):
         source, repeated = node.args[0], node.args[1]
@@ -83,7 +83,7 @@ def fixed_grid(plan):
 
 
 def table(array, dtype):
-    """An array of positions or of weights as a constant."""
+    """Convert an array of positions or weights to a constant."""
     tensor = torch.from_numpy(np.ascontiguousarray(array).astype("int64" if array.dtype.kind == "i" else "float64"))
     dtype = torch.int64 if array.dtype.kind == "i" else dtype
     return Constant(LazyTensor.of(tensor), dtype, (), False, False, ("table", array.shape, tensor.numpy().tobytes()))
@@ -93,7 +93,7 @@ def table(array, dtype):
 
 
 def margins(mode, padding):
-    """Zeros around the image before and after each axis, which a tap outside reads."""
+    """Return the zeros around the image, before and after each axis, that outside taps read."""
     if padding == ZEROS:
         return 1, 1
     return (0, 1) if mode == BILINEAR else (0, 0)  # the far tap of the last pixel, whose weight is 0
@@ -104,14 +104,14 @@ def padded(array, widths):
 
 
 def batch_index(array, rank):
-    """(B, 1, ...) of that rank: the position of each example in the batch."""
+    """Return the position of each example in the batch, as (B, 1, ...) of rank `rank`."""
     first = array[(slice(None), *(0,) * (len(array.shape) - 1))]
     counted = ops.cumsum(ops.ones_like(first, dtype="int32")) - 1
     return ops.reshape(counted, (-1, *(1,) * (rank - 1)))
 
 
 def combined(along, sizes):
-    """The taps of all axes from those of each: positions in the flattened image, and products of weights."""
+    """Combine the taps of each axis into those of all: positions in the flattened image, and products of weights."""
     for chosen in itertools.product(*along):
         index, weight = 0, None
         for (position, factor), size in zip(chosen, sizes, strict=True):
@@ -132,15 +132,15 @@ def total(samples):
 
 
 def taps(coordinate, size, mode, padding, align_corners):
-    """Along one axis: [(position, weight)] for normalized coordinates, weight None for 1.
+    """Return [(position, weight)] along one axis for normalized coordinates, weight None for 1.
 
-    As PyTorch's documentation of `grid_sample` has it; -1 and 1 are the corner pixels' centers (`align_corners`) or
+    Follows PyTorch's documentation of `grid_sample`: -1 and 1 are the corner pixels' centers (`align_corners`) or
     their outer edges.
     """
     p = (coordinate + 1) * ((size - 1) / 2) if align_corners else (coordinate + 1) * (size / 2) - 0.5
     if mode == BICUBIC:
         if padding != REFLECTION:
-            p = ops.clip(p, -4, size + 3)  # no nearer than all taps outside; beyond, integers overflow
+            p = ops.clip(p, -4, size + 3)  # still far enough for all taps to be outside; integers overflow beyond
         base = ops.floor(p)
         return [
             (pixel(bounded(base + (k - 1), size, padding, align_corners), size, padding), weight)
@@ -153,7 +153,7 @@ def taps(coordinate, size, mode, padding, align_corners):
 
 
 def linear(p, size, padding):
-    """The taps of a position in pixels, at most one pixel outside."""
+    """Return the taps of a position in pixels, at most one pixel outside."""
     base = ops.floor(p)
     behind = p - base
     first = ops.cast(base, "int32") + (1 if padding == ZEROS else 0)
@@ -162,14 +162,14 @@ def linear(p, size, padding):
 
 
 def pixel(p, size, padding):
-    """A whole position as an integer; ZEROS has a pixel before the first."""
+    """Convert a whole position to an integer; ZEROS has a pixel before the first."""
     if padding == ZEROS:
         return ops.clip(ops.cast(ops.clip(p, -1, size), "int32") + 1, 0, size + 1)
     return ops.clip(ops.cast(p, "int32"), 0, size - 1)
 
 
 def bounded(p, size, padding, align_corners):
-    """A position brought into the image, or, if zeros are outside, next to it at most."""
+    """Bring a position into the image or, if zeros are outside, at most next to it."""
     if padding == ZEROS:
         return ops.clip(p, -1, size)
     if padding == REFLECTION:
@@ -188,7 +188,7 @@ def reflected(p, low, high):
 
 
 def cubic(t, a=-0.75):
-    """Weights of four pixels around a position `t` behind the second.
+    """Return the weights of four pixels around a position `t` after the second.
 
     Cubic convolution: R. Keys, IEEE Trans. Acoustics, Speech, and Signal Processing 29 (1981), p. 1153-1160.
     """
@@ -207,7 +207,7 @@ def cubic(t, a=-0.75):
 
 @maps(aten.affine_grid_generator.default)
 def affine_grid(plan, theta, size, align_corners):
-    """Each coordinate is a sum of products with the coordinates of an image, which are constants."""
+    """Compute each coordinate as a sum of products with the coordinates of an image, which are constants."""
     sizes = plan.shape()[1:-1]
     if not all(isinstance(n, int) for n in sizes):
         raise Unsupported("an image of unknown size")

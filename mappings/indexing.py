@@ -1,4 +1,4 @@
-"""Picking, repeating and turning round along dimensions; shuffles of channels, which are views and move nothing."""
+"""Picking, repeating and flipping along dimensions; channel shuffles, which are views and move nothing."""
 
 from dataclasses import replace
 from functools import partial
@@ -68,7 +68,7 @@ def unbind(plan, x, dim=0):
 
 
 def picked(plan, x, dim, indices, reason):
-    """The elements of `dim` at constant `indices`: a slice where they are evenly spaced, else a gather."""
+    """Pick the elements of `dim` at constant `indices`: by a slice if they are evenly spaced, else by a gather."""
     if not x.shape:
         x = plan.reshape(x, (1,))
     size, count = x.shape[dim], len(indices)
@@ -97,7 +97,7 @@ def index_select(plan, x, dim, index):
 
 
 def taken(plan, x, dim, index):
-    """`x` at an index computed from the input, whose dimensions take the place of `dim`."""
+    """Take `x` at an index computed from the input, whose dimensions replace `dim`."""
     size = x.shape[dim] if x.shape else 1
     if not isinstance(size, int):
         raise Unsupported("an index into an unknown size")
@@ -153,13 +153,13 @@ def index(plan, x, indices):
 
 @maps(aten.diagonal.default)
 def diagonal(plan, x, offset=0, dim1=0, dim2=1):
-    """Every (columns + 1)-th element of the two dimensions taken as one."""
+    """Pick every (columns + 1)-th element of the two dimensions merged into one."""
     merged, chosen = plane(plan, x, offset, dim1, dim2)
     return picked(plan, merged, len(merged.shape) - 1, chosen, "a diagonal")
 
 
 def plane(plan, x, offset, dim1, dim2):
-    """`x` with those two dimensions as one, its last, and the indices of a diagonal there."""
+    """Return `x` with the two dimensions merged into its last one, and the indices of a diagonal there."""
     rank = len(x.shape)
     dim1, dim2 = dim1 % rank, dim2 % rank
     rows, columns = x.shape[dim1], x.shape[dim2]
@@ -175,7 +175,7 @@ def plane(plan, x, offset, dim1, dim2):
 
 @maps(aten.unfold.default)
 def unfold(plan, x, dimension, size, step):
-    """Windows along a dimension, which become the last one."""
+    """Cut windows along a dimension; they become the last one."""
     if not x.shape:
         return plan.reshape(x, plan.shape())
     dim = dimension % len(x.shape)
@@ -196,7 +196,7 @@ def as_strided(plan, x, size, stride, storage_offset=None):
 
 
 def in_storage(plan, x, size, stride, storage_offset):
-    """`x` as it lies in PyTorch's memory, and the indices of a strided view there."""
+    """Return `x` in PyTorch's memory order, and the indices of a strided view there."""
     if not plan.node.args[0].meta["val"].is_contiguous() or not all(isinstance(n, int) for n in (*size, *x.shape)):
         raise Unsupported("a view of memory: use permute, reshape or unfold")
     chosen = np.asarray(storage_offset or 0)
@@ -216,7 +216,7 @@ def flip(plan, x, dims):
 
 
 def flipped(plan, x, dims):
-    """Turned round along `dims`: every axis that holds a part of them."""
+    """Flip `x` along `dims`: every axis that holds a part of them."""
     dims = {d % len(x.shape) for d in dims}
     x = plan.request(x, x.layout.axes_within(dims).axes, "a flip")
     turned = {a for d in dims for a in x.layout.dims[d]}
@@ -255,7 +255,7 @@ def roll(plan, x, shifts, dims=()):
 
 
 def viewed(plan, x, split, order, shape):
-    """`x` as a view to `split`, a permutation and a view to `shape`: nothing moves."""
+    """View `x` as `split`, permute it, and view it as `shape`: nothing moves."""
     parts = plan.reshape(x, split)
     return plan.reshape(Value(parts.layout.permute(order), parts.dtype, parts.step), shape)
 

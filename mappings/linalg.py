@@ -1,6 +1,7 @@
-"""Factorisations and solutions that Keras has too, of matrices in the last two dimensions.
+"""Factorizations and solutions that Keras supports too, of matrices in the last two dimensions.
 
-Those that are unique up to signs or order only (QR, SVD, eigenvectors) are not mapped: libraries choose differently.
+Results that are unique only up to signs or order (singular vectors, eigenvectors) are not mapped, because libraries
+choose differently.
 """
 
 import numpy as np
@@ -19,7 +20,7 @@ aten = torch.ops.aten
 
 
 def of_matrices(plan, function, *operands, shape, dtype=None):
-    """`function` of matrices with their batch dimensions in PyTorch's order."""
+    """Apply `function` to matrices with their batch dimensions in PyTorch's order."""
     like = next(o for o in operands if isinstance(o, Value))
     held = [plan.as_torch(plan.as_value(o, like), "matrices last") for o in operands]
     given = [plan.request(h, tuple(h.layout.dims), "matrices last") for h in held]
@@ -27,7 +28,7 @@ def of_matrices(plan, function, *operands, shape, dtype=None):
 
 
 def with_status(plan, result, at=1):
-    """PyTorch's `_ex` functions return a number that says what went wrong; 0 is nothing."""
+    """Add the status number of PyTorch's `_ex` functions, which reports errors; 0 means none."""
     status = expanded(plan, number(0, torch.int32), plan.shape(at)) if is_used(plan, at) else None
     return [result, status]
 
@@ -43,7 +44,7 @@ def inverse(plan, x, *, check_errors=False):
 
 
 def factor(upper):
-    """Of a symmetric matrix both libraries read one triangle only: PyTorch the one that it writes, Keras the lower."""
+    """Return the Cholesky function; PyTorch reads only the triangle that it writes, Keras only the lower."""
     if not upper:
         return ops.cholesky
     return lambda a: ops.swapaxes(ops.cholesky(ops.swapaxes(a, -1, -2)), -1, -2)
@@ -54,7 +55,7 @@ def cholesky_with_status(plan, x, *, upper=False, check_errors=False):
     return with_status(plan, of_matrices(plan, factor(upper), x, shape=plan.shape(0)))
 
 
-@maps("aten::cholesky", aten.linalg_cholesky.default)  # PyTorch 2.14.1 no longer has the first
+@maps("aten::cholesky", aten.linalg_cholesky.default)  # PyTorch 2.14.1 no longer has the first name
 def cholesky(plan, x, upper=False):
     return of_matrices(plan, factor(upper), x, shape=plan.shape())
 
@@ -99,7 +100,7 @@ def solution(plan, a, b, shape, left):
 
 @maps(aten.linalg_solve_triangular.default)
 def solve_triangular(plan, a, b, *, upper, left=True, unitriangular=False):
-    """With the diagonal taken as ones where `unitriangular`."""
+    """Solve a triangular system; `unitriangular` takes the diagonal as ones."""
     shape = plan.shape()
     size = a.shape[-1]
 
@@ -118,7 +119,7 @@ def solve_triangular(plan, a, b, *, upper, left=True, unitriangular=False):
     return of_matrices(plan, function, a, b, shape=shape)
 
 
-# -- spectra. Singular vectors and eigenvectors are known up to a sign, which no two libraries choose alike.
+# -- spectra. Singular vectors and eigenvectors are known only up to a sign, which libraries choose differently.
 
 OPEN = "vectors whose signs are open; the values alone can be converted"
 
@@ -133,7 +134,7 @@ def singular_values(plan, x, full_matrices=False, compute_uv=True, *, driver=Non
 
 @maps(aten._linalg_eigh.default)
 def eigenvalues(plan, x, UPLO="L", compute_v=True):  # noqa: N803 as in the operator's schema
-    """Of a symmetric matrix, of which both libraries read one triangle only: Keras the lower."""
+    """Compute a symmetric matrix's eigenvalues; both libraries read only one triangle, Keras the lower."""
     if is_used(plan, 1):
         raise Unsupported(OPEN)
     upper = UPLO.upper() == "U"
@@ -143,7 +144,7 @@ def eigenvalues(plan, x, UPLO="L", compute_v=True):  # noqa: N803 as in the oper
 
 @maps(aten.linalg_pinv.atol_rtol_tensor, aten.linalg_pinv.atol_rtol_float)
 def pseudo_inverse(plan, x, *, atol=None, rtol=None, hermitian=False):
-    """Singular values up to `rtol` (by default the larger side, times the type's epsilon) times the largest are 0."""
+    """Zero singular values up to `rtol` (default: the larger side, times the type's epsilon) times the largest."""
     atol, rtol = (t.scalar() if isinstance(t, Constant) and t.is_scalar else t for t in (atol, rtol))
     if isinstance(rtol, Value | Constant) or atol not in (None, 0.0):
         raise Unsupported("an absolute tolerance, or one that is computed")
@@ -151,7 +152,7 @@ def pseudo_inverse(plan, x, *, atol=None, rtol=None, hermitian=False):
 
     def function(a):
         least = larger * float(np.finfo(standardize_dtype(a.dtype)).eps) if rtol is None else rtol
-        if hermitian:  # PyTorch reads the lower triangle only
+        if hermitian:  # PyTorch reads only the lower triangle
             a = ops.tril(a) + ops.swapaxes(ops.tril(a, -1), -1, -2)
         return ops.pinv(a, rcond=least)
 
@@ -160,7 +161,7 @@ def pseudo_inverse(plan, x, *, atol=None, rtol=None, hermitian=False):
 
 @maps(aten.linalg_qr.default)
 def orthogonal_triangular(plan, a, mode="reduced"):
-    """By Householder's reflections in both libraries, which makes the signs the same."""
+    """Compute a QR factorization; both libraries use Householder reflections, so the signs agree."""
     if mode == "r" and is_used(plan, 0):
         orthogonal = expanded(plan, number(0.0, a.dtype), plan.shape(0))
     else:

@@ -1,4 +1,4 @@
-"""Linear layers: features are taken in any order, the kernel's rows follow."""
+"""Linear layers: features may come in any order, the kernel's rows follow."""
 
 import torch
 from keras import layers, ops
@@ -27,7 +27,7 @@ def linear(plan, x, weight, bias=None):
 def features_last(plan, x, weight, bias, name=None):
     dim = len(x.shape) - 1
     axes = x.layout.last(dim)
-    x = plan.request(x, axes if len(axes) > 1 else ((), *axes), "features last")  # a layer takes a batch, if of one
+    x = plan.request(x, axes if len(axes) > 1 else ((), *axes), "features last")  # a layer needs a batch, even of 1
     layout = x.layout
     kernel = weight.take(1, layout.index(layout.dims[dim], layout.axes[-1]))
     units = weight.shape[0]
@@ -41,7 +41,7 @@ def features_last(plan, x, weight, bias, name=None):
     if len(layout.axes) == 2:
         plain = {"units": units, "use_bias": bias is not None}
         return plan.layer(layers.Dense, plain, x, weights=(kernel, bias), layout=result, name=name)
-    # Dense would transpose more than two axes on its way
+    # Dense would transpose an input of more than two axes
     letters = "abcdefghijklmnop"[: len(layout.axes) - 1]
     config = {
         "equation": f"{letters}y,yz->{letters}z",
@@ -54,7 +54,7 @@ def features_last(plan, x, weight, bias, name=None):
 
 
 def met_at_several_sizes(plan):
-    """Whether the operator's weight is that of Linears on values of other sizes too: one layer must take them all."""
+    """Return whether Linears on values of other sizes share the operator's weight: one layer must take them all."""
     weight = plan.node.args[1] if plan.node.target is aten.linear.default else None
     if weight is None or not plan.program.is_tensor(weight):
         return False
@@ -64,7 +64,7 @@ def met_at_several_sizes(plan):
 
 
 def scores(plan, x, table, bias):
-    """Of each row of an embedding's table, by the layer that looks rows up."""
+    """Score each row of an embedding's table with the layer that looks rows up."""
     dim = len(x.shape) - 1
     x = plan.request(x, (*x.layout.last(dim)[:-1], x.layout.dims[dim]), "features last, in an embedding's order")
     layout, _ = x.layout.resized(dim, table.shape[0])
@@ -74,8 +74,10 @@ def scores(plan, x, table, bias):
 
 @maps(aten.bilinear.default)
 def bilinear(plan, first, second, weight, bias=None):
-    """sum over i, j of first[i] weight[o, i, j] second[j]: a Linear of the first to (o, j), then its product with the
-    second."""
+    """Compute the sum over i, j of first[i] weight[o, i, j] second[j].
+
+    It is a Linear of the first to (o, j), then its product with the second.
+    """
     if not isinstance(weight, Constant):
         raise Unsupported("a weight that is computed from the input")
     if isinstance(first, Constant) or isinstance(second, Constant):

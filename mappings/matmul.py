@@ -1,4 +1,4 @@
-"""Matrix products: batch and contracted axes lie alike on both sides, everything else as it comes."""
+"""Matrix products: batch and contracted axes have the same order on both sides, the rest stays as it is."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ def added(plan, bias, result, beta, alpha):
     def scaled(x, by):
         return x if by == 1 else x * by
 
-    if beta == 0:  # PyTorch then ignores what the bias holds, NaN included
+    if beta == 0:  # PyTorch then ignores the bias values, even NaN
         return plan.elementwise(lambda x: scaled(x, alpha), result)
     return plan.elementwise(lambda x, y: scaled(x, alpha) + scaled(y, beta), result, bias)
 
 
 @maps(aten.einsum.default)
 def einsum(plan, equation, tensors, path=None):
-    """Two operands at a time, from the left; what only one of them has and nobody asks for is summed before."""
+    """Contract two operands at a time, from the left; first sum labels that only one of them has and nothing needs."""
     given, result = labels_of(equation, [len(t.shape) for t in tensors])
     total, of = tensors[0], given[0]
     for i, (other, of_other) in enumerate(zip(tensors[1:], given[1:], strict=True), start=2):
@@ -91,7 +91,7 @@ def einsum(plan, equation, tensors, path=None):
 
 
 def labels_of(equation: str, ranks: Sequence[int]) -> tuple[list[list[str]], list[str]]:
-    """The labels of each operand and of the result; dimensions under an ellipsis get the labels "0", "1", ..."""
+    """Return the labels of each operand and of the result; dimensions under an ellipsis get labels "0", "1", ..."""
     inputs, arrow, output = equation.replace(" ", "").partition("->")
     terms = inputs.split(",")
     widest = max((n - len(t.replace("...", "")) for t, n in zip(terms, ranks, strict=True) if "..." in t), default=0)
@@ -111,7 +111,7 @@ def labels_of(equation: str, ranks: Sequence[int]) -> tuple[list[list[str]], lis
 
 
 def summed(plan: PlanBuilder, x: Any, of: list, wanted: set) -> tuple[Any, list]:
-    """`x` summed over the dimensions whose label is not wanted, and the labels left."""
+    """Sum `x` over the dimensions whose label is not wanted, and return it with the remaining labels."""
     gone = [d for d, label in enumerate(of) if label not in wanted]
     if not gone:
         return x, of
@@ -121,7 +121,7 @@ def summed(plan: PlanBuilder, x: Any, of: list, wanted: set) -> tuple[Any, list]
 
 
 def is_linear(a, b) -> bool:
-    """Whether a weight is applied to features that lie last."""
+    """Return whether a weight is applied to features that are last in `a`."""
     if not isinstance(a, Value) or not isinstance(b, Constant) or len(b.shape) != 2 or len(a.shape) < 2:
         return False
     if not a.dtype.is_floating_point:  # a layer computes with floats
@@ -132,7 +132,7 @@ def is_linear(a, b) -> bool:
 
 @dataclass(frozen=True)
 class Arrangement:
-    """The order of an operand's atoms: those in front, its own rows, the contracted ones; `turned`: rows last."""
+    """The order of an operand's atoms: leading ones, its own rows, contracted ones; `turned` means rows last."""
 
     lead: Run
     rows: Run
@@ -154,10 +154,10 @@ def contract(
     of_b: Sequence[Label],
     result: Sequence[Label],
 ) -> Value:
-    """Multiply, and sum over the labels that `result` leaves out, as einsum does with one label a dimension.
+    """Multiply, and sum over the labels that `result` omits, as einsum does with one label per dimension.
 
-    Of the ways to lay out the operands for a batched matrix product, the one that moves the fewest elements; of those,
-    one in which no operand is transposed. A size of 1 is broadcast.
+    Of the ways to lay out the operands for a batched matrix product, it chooses the one that moves the fewest elements,
+    then one that transposes no operand. A size of 1 is broadcast.
     """
     if isinstance(a, Constant) and isinstance(b, Constant):
         raise Unsupported("a product of constants")
@@ -181,7 +181,7 @@ def contract(
             wanted = [c.axes(lead, left=i == left) for i, c in enumerate(chosen)]
             given = zip(layouts, wanted, held, strict=True)
             moved = [layout.to(axes)[1] for layout, axes, x in given if isinstance(x, Value)]
-            turned = sum(c.turned for c in chosen) if len(lying) == 1 else 0  # then the result lies like the operand
+            turned = sum(c.turned for c in chosen) if len(lying) == 1 else 0  # then the result has the operand's order
             ways.append(((elements(moved), turned, left), chosen, lead, wanted))
     (_, _, left), chosen, lead, wanted = min(ways, key=lambda way: way[0])
 
@@ -200,7 +200,7 @@ def contract(
     def multiply(x, y):
         if (of_first, of_second) == ("ik", "kj"):
             return ops.matmul(x, y)
-        if keras.backend.is_keras_tensor(x) or keras.backend.is_keras_tensor(y):  # einsum transposes neither
+        if keras.backend.is_keras_tensor(x) or keras.backend.is_keras_tensor(y):  # einsum transposes neither operand
             return ops.einsum(f"...{of_first},...{of_second}->...ij", x, y)
         return tf.linalg.matmul(x, y, transpose_a=of_first == "ki", transpose_b=of_second == "jk")
 
@@ -211,7 +211,7 @@ def contract(
 
 
 def labeled(x: Value | Constant, of: Sequence[Label], labels: Sequence[Label]) -> Value | Constant:
-    """`x` with one dimension for each of `labels`, of size 1 where it has none."""
+    """Return `x` with one dimension for each of `labels`, of size 1 if it lacks the label."""
     if isinstance(x, Constant):
         order = [of.index(label) for label in labels if label in of]
         return x.permute(*order).reshape(*(x.shape[of.index(label)] if label in of else 1 for label in labels))
@@ -220,7 +220,7 @@ def labeled(x: Value | Constant, of: Sequence[Label], labels: Sequence[Label]) -
 
 
 def as_it_lies(atoms: Run, contracted: Run, shared: Run, left: bool) -> Arrangement | None:
-    """`atoms` as an operand of a matrix product without a move, None if there is no way."""
+    """Arrange `atoms` as an operand of a matrix product without a move, or return None if impossible."""
     start = next((i for i, n in enumerate(atoms) if n in contracted), len(atoms))
     end = start + len(contracted)
     if atoms[start:end] != contracted:
@@ -229,7 +229,7 @@ def as_it_lies(atoms: Run, contracted: Run, shared: Run, left: bool) -> Arrangem
     if any(n in shared for n in behind):
         return None
     lead, rows = atoms[:start], behind
-    if not behind:  # the contracted ones lie last
+    if not behind:  # the contracted atoms are last
         while lead and lead[-1] not in shared:
             lead, rows = lead[:-1], (lead[-1], *rows)
     own = tuple(n for n in lead if n not in shared)
@@ -241,7 +241,7 @@ def as_it_lies(atoms: Run, contracted: Run, shared: Run, left: bool) -> Arrangem
 
 
 def lead_axes(chosen: Sequence[Arrangement], layouts: Sequence[Layout]) -> Runs:
-    """The axes in front of the matrices: as few as both operands can broadcast along, an unknown batch on its own."""
+    """Return the axes before the matrices: the fewest that both operands can broadcast along, unknown batch alone."""
     axes: list[Run] = []
     size = {n: m for layout in layouts for n, m in layout.size.items()}
     for atom in joint_order([c.lead for c in chosen]):

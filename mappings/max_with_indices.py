@@ -1,8 +1,8 @@
-"""Maxima of windows together with where they are, as pools with `return_indices` give them.
+"""Maxima of windows and their positions, as pools with `return_indices` return them.
 
-One spatial axis after the other, last first: the best along the last axis of every row, then the best of these along
-the axis before. PyTorch's index is that of the element in the flattened spatial axes; of equals it is the first, of
-NaNs the last.
+The spatial axes are reduced one after another, last first: the best along the last axis of every row, then the best of
+these along the axis before. PyTorch's index is the element's position in the flattened spatial axes; among equals it is
+the first, among NaNs the last.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ from mappings.elementwise import sum_of
 
 @dataclass(frozen=True)
 class Windows:
-    """Along one axis.
+    """The windows along one axis.
 
     Attributes:
-        positions: (results, taps), where each window's elements lie; for those outside, where the first inside lies.
-        inside: (results, taps), whether they lie inside.
+        positions: (results, taps), position of each window's elements; outside, that of the first element inside.
+        inside: (results, taps), whether they are inside.
     """
 
     positions: np.ndarray
@@ -41,7 +41,7 @@ def sliding(size: int, out: int, kernel: int, stride: int, padding: int, dilatio
 
 
 def bounds(size: int, out: int) -> list[tuple[int, int]]:
-    """Where the windows of an adaptive pool begin and end."""
+    """Return the begin and end of an adaptive pool's windows."""
     return [(i * size // out, -(-(i + 1) * size // out)) for i in range(out)]
 
 
@@ -54,7 +54,7 @@ def adaptive(size: int, out: int) -> Windows:
 
 
 def maxima_and_positions(plan: PlanBuilder, x: Value, windows: Sequence[Windows]) -> list[Value]:
-    """Of the last dimensions of `x`, one for each of `windows`."""
+    """Return the maxima and their positions over the last dimensions of `x`, one for each of `windows`."""
     rank = len(x.shape)
     sizes = x.shape[rank - len(windows) :]
     for dim in range(rank - len(windows), rank):
@@ -75,7 +75,7 @@ def maxima_and_positions(plan: PlanBuilder, x: Value, windows: Sequence[Windows]
 
 @dataclass(frozen=True)
 class BestAlong:
-    """The best along an axis, and its position; `below` elements lie between neighbors of this axis."""
+    """The best along an axis, and its position; neighbors of this axis are `below` elements apart."""
 
     windows: Windows
     axis: int
@@ -99,7 +99,7 @@ class BestAlong:
         return best, position
 
     def along(self, numbers: np.ndarray, like):
-        """One number for each position of the axis, to broadcast."""
+        """Reshape one number per position of the axis to broadcast."""
         return numbers.reshape([-1 if i == self.axis else 1 for i in range(len(like.shape))])
 
 

@@ -1,4 +1,4 @@
-"""Normalization. Keras' defaults for epsilon and momentum are not PyTorch's: both are always given."""
+"""Normalization. Keras' defaults for epsilon and momentum differ from PyTorch's, so both are always given."""
 
 from itertools import chain
 
@@ -38,7 +38,7 @@ def batch_norm(plan, x, weight, bias, mean, variance, training, momentum, eps, c
 
 
 def of_the_batch(plan, x, weight, bias, eps):
-    """With the mean and (biased) variance of what it is given, for which Keras has a layer in training only."""
+    """Normalize with the mean and (biased) variance of the input, for which Keras has a layer only in training."""
     dims = [d for d in range(len(x.shape)) if d != 1]
     shape = (x.shape[1], *(1,) * (len(x.shape) - 2))
     mean = reduced(plan, x, dims, True, lambda a, axes: ops.mean(a, axis=axes))
@@ -57,7 +57,7 @@ def dropout(plan, x, rate):
 
 @maps(aten.layer_norm.default)
 def layer_norm(plan, x, normalized_shape, weight=None, bias=None, eps=1e-5, *_):
-    """The normalized dimensions may lie anywhere; scale and offset are arranged like them."""
+    """Map layer norm; the normalized dimensions may have any order, scale and offset are arranged like them."""
     rank = len(x.shape)
     dims = list(range(rank - len(normalized_shape), rank))
     x = plan.request(x, x.layout.axes_within(dims).axes, "layer norm")
@@ -79,7 +79,7 @@ def layer_norm(plan, x, normalized_shape, weight=None, bias=None, eps=1e-5, *_):
 
 @maps(aten.group_norm.default, channels_last=True)
 def group_norm(plan, x, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=True):
-    """Keras wants the groups one behind the other; within a group the channels may lie in any order."""
+    """Map group norm; Keras needs the groups one after another, channels within a group may have any order."""
     channels = x.shape[1]
     split = plan.reshape(x, (x.shape[0], num_groups, channels // num_groups, *x.shape[2:]))
     group, within = (split.layout.dims[d] for d in (1, 2))
@@ -105,8 +105,10 @@ def group_norm(plan, x, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enab
 
 
 def met_at_several_ranks(plan, position):
-    """Whether the operator's argument is the weight of such operators on values of different ranks: a Keras layer takes
-    one rank, so all are then held as one."""
+    """Return whether operators on values of different ranks share the argument as weight.
+
+    A Keras layer takes one rank, so all are then held as one.
+    """
     weight = plan.node.args[position] if len(plan.node.args) > position else None
     if weight is None or not plan.program.is_tensor(weight):
         return False
@@ -124,7 +126,7 @@ def instance_norm(plan, x, weight, bias, mean, variance, use_input_stats, moment
 
 @maps(aten.rms_norm.default)
 def rms_norm(plan, x, normalized_shape, weight=None, eps=None):
-    """Over dimensions that may lie anywhere; without `eps` PyTorch takes that of the type."""
+    """Normalize over dimensions in any order; without `eps`, PyTorch uses that of the type."""
     rank = len(x.shape)
     dims = list(range(rank - len(normalized_shape), rank))
     x = plan.request(x, x.layout.axes_within(dims).axes, "RMS norm")

@@ -1,4 +1,4 @@
-"""Padding, and the question when PyTorch's is what Keras calls SAME."""
+"""Padding, and whether PyTorch's padding equals Keras' SAME."""
 
 from collections.abc import Sequence
 
@@ -20,9 +20,9 @@ ZERO_PADDING = {1: layers.ZeroPadding1D, 2: layers.ZeroPadding2D, 3: layers.Zero
 
 
 def is_same(shape: Sequence[Size], kernel, stride, dilation, pads: Pads) -> bool:
-    """Whether `pads`, of which not all are 0, on spatial sizes `shape` are what SAME pads.
+    """Return whether `pads`, not all 0, are what SAME pads for spatial sizes `shape`.
 
-    Not where windows end before an axis does: conv3d of TensorFlow 2.21 in float64 then begins behind its start.
+    Returns False if windows end before an axis does: conv3d of TensorFlow 2.21 in float64 then begins after its start.
     """
     axes = list(zip(shape, kernel, stride, dilation, strict=True))
     return (
@@ -33,7 +33,7 @@ def is_same(shape: Sequence[Size], kernel, stride, dilation, pads: Pads) -> bool
 
 
 def pad_spatial(plan: PlanBuilder, x: Value, pads: Pads, value: float = 0.0) -> Value:
-    """Pad the spatial axes of a channels-last value with a constant; negative pads cut off."""
+    """Pad the spatial axes of a channels-last value with a constant; negative pads crop."""
     if not any(any(pad) for pad in pads):
         return x
     if any(n < 0 for pad in pads for n in pad):
@@ -50,7 +50,7 @@ def pad_spatial(plan: PlanBuilder, x: Value, pads: Pads, value: float = 0.0) -> 
 
 
 def cropped(plan: PlanBuilder, x: Value, crops: Pads) -> Value:
-    """A channels-last value without that many elements before and after each spatial axis."""
+    """Remove `crops` elements before and after each spatial axis of a channels-last value."""
     sizes = [n - before - after for n, (before, after) in zip(x.shape[2:], crops, strict=True)]
     layout = channels_last_result(x.layout, (*x.shape[:2], *sizes), channels=1)
     cut = (slice(None), *(slice(before, -after or None) for before, after in crops))
@@ -60,7 +60,7 @@ def cropped(plan: PlanBuilder, x: Value, crops: Pads) -> Value:
 @maps(aten.constant_pad_nd.default)
 def constant_pad_nd(plan, x, pad, value=0):
     value = value if x.dtype.is_floating_point else int(value)
-    if x.dtype == torch.bool:  # TensorFlow pads no booleans
+    if x.dtype == torch.bool:  # TensorFlow cannot pad booleans
         return padded(
             plan, x, pad, lambda a, w: ops.cast(ops.pad(ops.cast(a, "int32"), w, constant_values=value), "bool")
         )
@@ -89,7 +89,7 @@ def replication_pad(plan, x, padding):
 
 
 def padded(plan: PlanBuilder, x: Value, pad: Sequence[int], function) -> Value:
-    """`function` of the array and its axes' widths, for PyTorch's `pad`: last dimension first, before and after."""
+    """Apply `function` to the array and its axes' widths; `pad` is as in PyTorch: last dimension first, before, after."""
     if not all(isinstance(n, int) for n in pad):
         raise Unsupported("padding by a size that depends on the input; none is needed where it is a multiple: 32*H")
     widths = [(0, 0)] * (len(x.shape) - len(pad) // 2) + list(zip(pad[::2], pad[1::2], strict=True))[::-1]
@@ -113,7 +113,7 @@ def padded(plan: PlanBuilder, x: Value, pad: Sequence[int], function) -> Value:
 
 
 def repeated_ends(plan: PlanBuilder, x: Value, pad: Sequence[int]) -> Value:
-    """Each end repeats the tensor's own last element, even where the other end cuts all of it off."""
+    """Repeat the tensor's own last element at each end, even if the other end crops all of it."""
     for i, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True)):
         size = x.shape[len(x.shape) - 1 - i]
         if not isinstance(size, int):
@@ -124,7 +124,7 @@ def repeated_ends(plan: PlanBuilder, x: Value, pad: Sequence[int]) -> Value:
 
 
 def extended(array, widths: Pads, border):
-    """`array` with `border`'s two arrays joined to it along every axis that is to grow."""
+    """Join `border`'s two arrays to `array` along every axis that grows."""
     for axis, (before, after) in enumerate(widths):
         if before or after:
             first, last = border(array, axis, before, after)

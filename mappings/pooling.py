@@ -1,6 +1,6 @@
-"""Pooling. Maximum pools pad with minus infinity, average pools count what PyTorch counts.
+"""Pooling. Maximum pools pad with minus infinity, average pools count the elements that PyTorch counts.
 
-A CPU has no 3-D pools in float64, and Keras none that are dilated: these go along one axis after the other.
+A CPU has no 3-D pools in float64, and Keras has no dilated ones: these run along one axis after another.
 """
 
 from typing import Any
@@ -52,7 +52,7 @@ ADAPTIVE_AVERAGE_POOLS = {
 
 
 def overhang(size, out, kernel, stride, padding):
-    """Elements to add behind an axis, so that windows without padding give as many results as with ceil_mode, `out`."""
+    """Return how many elements to add after an axis so that windows without padding give `out` results (ceil_mode)."""
     beyond = as_size(sympy.simplify((out - 1) * stride + kernel - size - padding))
     if isinstance(beyond, int):
         return max(padding, beyond)
@@ -62,7 +62,7 @@ def overhang(size, out, kernel, stride, padding):
 
 
 def of_batch(plan, x, rank, pool, shape):
-    """`pool(x, shape)`, given a batch if `x` has none; channels of an unknown number are its batch."""
+    """Call `pool(x, shape)`, adding a batch if `x` has none; channels of an unknown number become its batch."""
     if len(x.shape) == rank + 2:
         return pool(x, shape)
     at = 0 if isinstance(x.shape[0], int) else 1
@@ -71,11 +71,11 @@ def of_batch(plan, x, rank, pool, shape):
 
 
 def with_indices(plan, x, rank, pool, windows):
-    """The maxima, and where they are if the operator returns that and somebody reads it.
+    """Return the maxima, and their positions if the operator returns them and they are read.
 
     Args:
-        pool: as `of_batch` takes it.
-        windows: for the result's shape, those along each spatial axis.
+        pool: as for `of_batch`.
+        windows: function of the result's shape that returns the windows along each spatial axis.
     """
     if isinstance(plan.node.meta["val"], torch.Tensor):
         return of_batch(plan, x, rank, pool, plan.shape())
@@ -133,7 +133,7 @@ def maximum_by_axis(plan, x, kernel, stride, pads, dilation, shape):
 
 
 def by_axis(plan, x, dim, size, function):
-    """`function(array, axis)`, which gives dimension `dim` another size, wherever that dimension lies."""
+    """Apply `function(array, axis)`, which changes the size of dimension `dim`, on any axis."""
     if not all(isinstance(n, int) for n in (x.shape[dim], size)):
         raise Unsupported("an unknown size")
     x, axis = plan.one_axis(x, dim, "a pool")
@@ -149,13 +149,13 @@ def padded_along(array, axis, pad, value):
 
 
 def windows_along(array, axis, kernel, stride, pool):
-    """A pool without padding along one axis: that of an image of one column, whose channels are the axes behind."""
+    """Pool along one axis without padding, as an image of one column whose channels are the axes after it."""
     shape = tuple(array.shape)
     behind = shape[axis + 1 :]
     if None in behind:
         raise ValueError(f"the axes behind {axis} must be known, not {behind}")
     channels = int(np.prod(behind, dtype=int))
-    if isinstance(array, KerasTensor):  # a file returns tuples as lists, which Keras on JAX does not take: numbers only
+    if isinstance(array, KerasTensor):  # a file returns tuples as lists, which Keras on JAX rejects: numbers only
         line = ops.reshape(array, (-1, shape[axis], channels))
         pooled = pool(line, kernel, strides=stride, padding="valid", data_format="channels_last")
     else:
@@ -227,7 +227,7 @@ def averaged(plan, x, kernel, stride, pads, same, shape):
 
 
 def per_element(plan, x, y, kernel, stride, pads, counted):
-    """`y`, means of windows with all padding, over the elements of `x` and the padding that is `counted`."""
+    """Convert `y`, means over all padding, to means over the elements of `x` and the padding that is `counted`."""
     x, _ = plan.channels_last(x)
     rest = [(p - c, q - d) for (p, q), (c, d) in zip(pads, counted, strict=True)]
 
@@ -241,7 +241,7 @@ def per_element(plan, x, y, kernel, stride, pads, counted):
 
 
 def mean_of_windows(image, kernel, stride):
-    """The mean of each window of a channels-last array of one channel, whose sizes may be unknown."""
+    """Compute the mean of each window of a channels-last array of one channel, whose sizes may be unknown."""
     if len(set(kernel)) == len(set(stride)) == 1:
         return ops.average_pool(image, kernel[0], stride[0], "valid", "channels_last")
     if not isinstance(image, KerasTensor):
@@ -252,7 +252,7 @@ def mean_of_windows(image, kernel, stride):
 
 
 def divisors(sizes, kernel, stride, padding, ceil_mode, count_include_pad) -> torch.Tensor:
-    """How many elements PyTorch divides each window's sum by, (spatial sizes of the result)."""
+    """Return how many elements PyTorch divides each window's sum by, (spatial sizes of the result)."""
     pool: Any = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[len(sizes)]
     ones = torch.ones(1, 1, *sizes, dtype=torch.float64)
     if len(sizes) == 1:
@@ -298,14 +298,14 @@ def whole(plan, x, layer, shape):
 
 
 def evenly(sizes, out):
-    """The windows' size where all are alike."""
+    """Return the windows' size if all are alike, else None."""
     if all(n % m == 0 for n, m in zip(sizes, out, strict=True)):
         return tuple(n // m for n, m in zip(sizes, out, strict=True))
     return None
 
 
 def averaging_matrix(size: int, out: int) -> np.ndarray:
-    """(out, size): row i averages what lies in window i."""
+    """Return a matrix (out, size) whose row i averages window i."""
     matrix = np.zeros((out, size))
     for i, (first, last) in enumerate(bounds(size, out)):
         matrix[i, first:last] = 1 / (last - first)

@@ -1,4 +1,4 @@
-"""Reductions: their dimensions may lie anywhere and in any order."""
+"""Reductions over dimensions at any place and in any order."""
 
 import torch
 from keras import ops
@@ -59,7 +59,7 @@ def softmax(plan, x, dim, *_):
 
 
 def softmax_over(plan, x, dim):
-    """Softmax over a dimension that may lie anywhere; Keras' own would transpose one that does not lie last."""
+    """Compute the softmax over a dimension at any place; Keras' own would transpose one that is not last."""
     if not x.shape:
         return plan.reshape(softmax_over(plan, plan.reshape(x, (1,)), 0), ())
     target, dim = plan.dtype, dim % len(x.shape)

@@ -1,9 +1,9 @@
 """LSTM, GRU and plain recurrent layers, one Keras layer for each layer and direction.
 
-Keras holds sequences as (batch, time, features), whatever PyTorch's `batch_first` says.
+Keras holds sequences as (batch, time, features), whatever PyTorch's `batch_first` is.
 
-A projected LSTM hands W h on instead of h (https://arxiv.org/abs/1402.1128). Its gates see U (W h), so an LSTM whose
-recurrent kernel is U W has the same h, and W is a Dense layer behind it.
+A projected LSTM passes on W h instead of h (https://arxiv.org/abs/1402.1128). Its gates see U (W h), so an LSTM whose
+recurrent kernel is U W has the same h, and W is a Dense layer after it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Cell:
 
     Attributes:
         gates: Keras' order of PyTorch's gates.
-        states: how many it hands on.
+        states: how many it passes on.
         two_biases: Keras has both, as rows of one tensor; otherwise their sum.
     """
 
@@ -43,7 +43,7 @@ class Cell:
     config: tuple[tuple[str, object], ...] = ()
 
     def weights(self, held: Sequence[Constant], features: np.ndarray) -> list[Constant]:
-        """Keras' kernel, recurrent kernel and bias; `features` is the order in which the input lies."""
+        """Return Keras' kernel, recurrent kernel and bias; `features` is the physical order of the input."""
         units = held[1].shape[1]
         order = np.concatenate([np.arange(g * units, (g + 1) * units) for g in self.gates])
         kernels = [held[0].take(1, features), held[1]]
@@ -119,7 +119,7 @@ def rnn_relu_cell(plan, x, hx, w_ih, w_hh, b_ih=None, b_hh=None):
 def one_step(
     plan: PlanBuilder, cell: Cell, x, given: Sequence[Value | Constant], params: Sequence[Constant]
 ) -> list[Value]:
-    """The states behind one step from (batch, features): a layer over a sequence of one."""
+    """Return the states after one step from (batch, features), using a layer over a sequence of one."""
     held = [w for w in params if w is not None]
     if not all(isinstance(w, Constant) for w in held):
         raise Unsupported("weights that are computed from the input")
@@ -148,7 +148,7 @@ def recurrent(
     bidirectional: bool,
     batch_first: bool,
 ) -> list[Value]:
-    """The sequence and the last states, each (layers and directions, batch, units)."""
+    """Return the sequence and the last states, each (layers and directions, batch, units)."""
     if dropout and train:
         raise Unsupported("dropout that is active")
     if not all(isinstance(w, Constant) for w in params):
@@ -159,7 +159,7 @@ def recurrent(
     batch, time = (0, 1) if batch_first else (1, 0)
     lasting = any(user.args[1] != 0 for user in plan.node.users)
     zero = are_zeros(plan, given)
-    lasts: list[list[Value]] = []  # of each layer and direction, its states
+    lasts: list[list[Value]] = []  # the states of each layer and direction
     for layer in range(num_layers):
         run = tuple(a for a in x.layout.atoms if a in x.layout.dims[2])
         x = plan.request(x, (x.layout.dims[batch], x.layout.dims[time], run), "(batch, time, features)")
@@ -198,7 +198,7 @@ def are_zeros(plan: PlanBuilder, given: Sequence[Value | Constant]) -> bool:
 
 
 def initial_state(plan: PlanBuilder, state: Value | Constant, at: int) -> Value:
-    """State `at` of (layers and directions, batch, units), as (batch, units)."""
+    """Return state `at` of (layers and directions, batch, units), as (batch, units)."""
     step = plan.input_steps[0]
     value = plan.as_value(state, Value(Layout.of(step.shape), step.dtype, step))
     if value.shape[0] != 1:
@@ -223,7 +223,7 @@ def one_direction(
     lasting: bool,
     unroll: bool = False,
 ) -> list[Value]:
-    """The sequence in its own order, and the states behind it if any is asked for."""
+    """Return the sequence in its own order, and the states after it if any is needed."""
     units = held[1].shape[1]
     config = {
         "units": units,
@@ -247,7 +247,7 @@ def one_direction(
     if lasting:
         layouts = (sequence, *(state,) * cell.states)
         made = [Value(out, whole.dtype, ItemStep((whole.step,), plan.node, i)) for i, out in enumerate(layouts)]
-    if backwards:  # Keras leaves the sequence in the order in which it was read
+    if backwards:  # Keras leaves the sequence in reading order
         made[0] = plan.call(lambda a: ops.flip(a, axis=1), made[0], layout=sequence)
     return made
 
@@ -258,7 +258,7 @@ def product_of(recurrent: Constant, projection: Constant) -> Constant:
 
 
 def before_projection(plan: PlanBuilder, projection: Constant, state: Value, name: str) -> Value:
-    """A state h that `projection` makes `state` (batch, units) of: only its product with that is ever read."""
+    """Return a state h that `projection` maps to `state` (batch, units); only that product is ever read."""
     held = projection.tensor.double()
     if torch.linalg.matrix_rank(held) < held.shape[0]:
         raise Unsupported("an initial state of a projection whose rows depend on each other")
@@ -268,7 +268,7 @@ def before_projection(plan: PlanBuilder, projection: Constant, state: Value, nam
 
 
 def last_step(plan: PlanBuilder, sequence: Value, batch: int, time: int, backwards: int) -> Value:
-    """What was computed last, (batch, units), of a sequence whose dimensions `batch` and `time` say."""
+    """Return the last computed step, (batch, units), of a sequence with dimensions `batch` and `time`."""
     examples, steps, run = (sequence.layout.dims[d] for d in (batch, time, 2))
     sequence = plan.request(sequence, (examples, steps, run), "the last step")
     kept = {a: sequence.layout.size[a] for a in (*examples, *run)}
@@ -277,13 +277,13 @@ def last_step(plan: PlanBuilder, sequence: Value, batch: int, time: int, backwar
 
 
 def side_by_side(plan: PlanBuilder, sequences: Sequence[Value]) -> Value:
-    """The features of both directions, one behind the other."""
+    """Concatenate the features of both directions."""
     values, axis, layout = plan.join(sequences, 2)
     return plan.call(lambda *arrays: ops.concatenate(arrays, axis), *values, layout=layout)
 
 
 def stacked(plan: PlanBuilder, states: Sequence[Value]) -> Value:
-    """(batch, units) of every layer and direction as (layers and directions, batch, units)."""
+    """Stack (batch, units) of every layer and direction into (layers and directions, batch, units)."""
     first = states[0].layout
     count = len(states)
     fresh = max(first.size, default=-1) + 1

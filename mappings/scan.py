@@ -34,7 +34,7 @@ def running_product(plan, x, dim, *, dtype=None):
 
 
 def prefixes(plan, x, dim):
-    """`x` with `dim` as one axis, that axis, and a mask (size, size, 1, ...) of what comes before each element."""
+    """Return `x` with `dim` as one axis, that axis, and a mask (size, size, 1, ...) of the elements up to each one."""
     dim %= len(x.shape)
     size = x.shape[dim]
     if not isinstance(size, int):
@@ -47,7 +47,7 @@ def prefixes(plan, x, dim):
 
 
 def lowest(a):
-    """What every element of that type is at least."""
+    """Return the lower bound of all elements of that type."""
     name = str(a.dtype).removeprefix("<dtype: '").removesuffix("'>")
     if name.startswith("float"):
         return float("-inf")
@@ -70,7 +70,7 @@ def running_logsumexp(plan, x, dim):
 
 
 def running_extreme(plan, x, dim, turned):
-    """The largest so far (of `turned` elements) and the last place where it stood."""
+    """Return the largest so far (of `turned` elements) and its last position."""
     if not x.shape:
         first = plan.elementwise(lambda a: ops.zeros_like(a, dtype="int64"), x)
         return [x, Value(first.layout, torch.int64, first.step)]
@@ -118,6 +118,6 @@ def running_maximum(plan, x, dim):
 
 @maps(aten.cummin.default)
 def running_minimum(plan, x, dim):
-    """An order turned round that has no overflow: -a, and for integers -1 - a."""
+    """Compute a running minimum as a maximum of elements negated without overflow: -a, and for integers -1 - a."""
     floating = x.dtype.is_floating_point
     return running_extreme(plan, x, dim, lambda a: -a if floating else -1 - a)

@@ -1,7 +1,7 @@
 """Spatial shifts.
 
-As one depthwise convolution where its kernel is small and nothing needs to be padded by hand: three times as fast as
-slices on a CPU. Otherwise, and where infinities may come, every group is cut and joined to its border.
+A shift becomes one depthwise convolution if its kernel is small and needs no manual padding: three times as fast as
+slices on a CPU. Otherwise, and if infinities may occur, every group is sliced and joined to its border.
 """
 
 import numpy as np
@@ -26,7 +26,7 @@ def shift(plan, x, dim, sizes, dims, distances, border):
 
 
 def by_convolution(plan, x, order, ones):
-    """`order` has the batch, the groups' dimension and the others, as `ones` has them."""
+    """Shift by a depthwise convolution; `order` lists the batch, the groups' dimension and the others, as in `ones`."""
     x, channels = plan.channels_last(Value(x.layout.permute(order), x.dtype, x.step))
     count, *size = ones.shape
     constant = Constant(
@@ -64,7 +64,7 @@ def along(array, axis, start, stop):
 
 
 def moved(part, by, border):
-    """`part` moved by (axis, distance) pairs."""
+    """Move `part` by (axis, distance) pairs."""
     if border == "circular":
         return ops.roll(part, [n for _, n in by], [axis for axis, _ in by]) if by else part
     if border == "keep":
@@ -78,7 +78,7 @@ def moved(part, by, border):
 
 
 def cut(part, axis, n):
-    """What remains of `part` when it is moved by `n`."""
+    """Return the rest of `part` after a move by `n`."""
     size = part.shape[axis]
     return along(part, axis, max(-n, 0), size - max(n, 0))
 
@@ -95,7 +95,7 @@ def with_border(inner, part, axis, n, border):
 
 
 def placed(part, inner, by):
-    """`inner` put into `part` where it was moved to."""
+    """Put `inner` into `part` at the place that it was moved to."""
     if not by:
         return inner
     (axis, n), *rest = by

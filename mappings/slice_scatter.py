@@ -1,4 +1,4 @@
-"""Writing into a part of a tensor, as capture leaves assignments: the parts are joined again."""
+"""Writes to a part of a tensor, as capture records assignments: the parts are joined again."""
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ def select_scatter(plan, x, src, dim, index):
 
 
 def replaced(plan, x, src, dim, indices):
-    """`x` with the elements of `dim` at `indices` taken from `src`, in the order of `src`."""
+    """Replace the elements of `dim` of `x` at `indices` by those of `src`, in the order of `src`."""
     size = x.shape[dim]
     if not isinstance(size, int):
         raise Unsupported("writing to a part of an unknown size")

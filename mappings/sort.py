@@ -1,4 +1,4 @@
-"""Where the largest are, and sorting. Of equal elements the first comes first, as in a stable sort of PyTorch's."""
+"""Positions of extremes, and sorting. Among equal elements the first comes first, as in PyTorch's stable sort."""
 
 import math
 
@@ -18,7 +18,7 @@ aten = torch.ops.aten
 
 
 def is_used(plan, position):
-    """Whether anybody takes that of the operator's results."""
+    """Return whether that result of the operator is used."""
     return any(user.args[1] == position for user in plan.node.users)
 
 
@@ -27,7 +27,7 @@ def whole(plan, x):
 
 
 def position_of(plan, x, dim, shape, function):
-    """`function` is argmax or argmin."""
+    """Find a position with `function`, which is argmax or argmin."""
     if dim is None or not x.shape:
         x, dim = whole(plan, x), 0
     x, axis = plan.one_axis(x, dim % len(x.shape), "a position")
@@ -36,8 +36,8 @@ def position_of(plan, x, dim, shape, function):
     def apply(a):
         if not floating:
             return ops.cast(function(a, axis=axis, keepdims=True), "int64")
-        known = ops.where(ops.equal(a, 0), ops.zeros_like(a), a)  # Keras takes -0.0 for less than 0.0
-        unknown = ops.isnan(a)  # the first NaN, where there is any
+        known = ops.where(ops.equal(a, 0), ops.zeros_like(a), a)  # Keras considers -0.0 less than 0.0
+        unknown = ops.isnan(a)  # the first NaN, if there is any
         first = ops.argmax(ops.cast(unknown, "int32"), axis=axis, keepdims=True)
         found = ops.any(unknown, axis=axis, keepdims=True)
         return ops.cast(ops.where(found, first, function(known, axis=axis, keepdims=True)), "int64")
@@ -72,7 +72,7 @@ def smallest(plan, x, dim, keepdim=False):
 
 
 def ranked(plan, x, dim, count, descending):
-    """`x` with `dim` last, its layout with `count` elements there, and the function that gives values and positions."""
+    """Return `x` with `dim` last, its layout with `count` elements there, and a function for values and positions."""
     if not x.shape:
         x = plan.reshape(x, (1,))
     dim %= len(x.shape)
@@ -80,7 +80,7 @@ def ranked(plan, x, dim, count, descending):
         raise Unsupported("sorting an unknown size")
     x, _ = plan.one_axis(x, dim, "sorting")
     x = plan.request(x, x.layout.last(dim), "sorting needs the last axis")
-    # an order turned round that has no overflow: -a, and for integers -1 - a
+    # negation without overflow: -a, and for integers -1 - a
     floating = x.dtype.is_floating_point
     turned = ops.negative if floating else ops.bitwise_not
     boolean = x.dtype == torch.bool
@@ -88,7 +88,7 @@ def ranked(plan, x, dim, count, descending):
 
     def function(a):
         a = ops.cast(a, "int32") if boolean else a
-        unknown = ops.isnan(a) if floating else None  # PyTorch has them behind infinity, TensorFlow anywhere
+        unknown = ops.isnan(a) if floating else None  # PyTorch puts NaN after infinity, TensorFlow anywhere
         a = a if unknown is None else ops.where(unknown, ops.full_like(a, math.inf), a)
         values, positions = ops.top_k(a if descending else turned(a), count)
         values = values if descending else turned(values)
@@ -131,7 +131,7 @@ def stable_argsort(plan, x, *, stable, dim=-1, descending=False):
 
 
 def smallest_but(plan, x, dim, k):
-    """The k-th smallest of `dim` (from 1) and its position, kept as one element."""
+    """Return a function for the k-th smallest of `dim` (from 1) and its position, kept as one element."""
     x, layout, function = ranked(plan, x, dim, k, False)
     one, _ = layout.resized(dim % len(x.shape), 1)
     return lambda item: plan.call(
@@ -147,13 +147,13 @@ def kth_value(plan, x, k, dim=-1, keepdim=False):
 
 @maps(aten.median.dim)
 def median(plan, x, dim, keepdim=False):
-    """Of an even number PyTorch takes the lower of the two in the middle; a NaN, where there is any."""
+    """Return the median, of an even number the lower of the two in the middle; NaN if there is any, as in PyTorch."""
     part = middle_of(plan, x if x.shape else plan.reshape(x, (1,)), dim)
     return [plan.reshape(part(i), plan.shape(i)) for i in (0, 1)]
 
 
 def middle_of(plan, x, dim):
-    """The median of `dim` (0) and its position (1), kept as one element."""
+    """Return a function for the median of `dim` (0) and its position (1), kept as one element."""
     if not isinstance(x.shape[dim], int):
         raise Unsupported("the median of an unknown number")
     x, _ = plan.one_axis(x, dim % len(x.shape), "a median")
@@ -187,7 +187,7 @@ def median_of_all(plan, x):
 
 @maps(aten.nanmedian.dim)
 def known_median(plan, x, dim, keepdim=False):
-    """The median of what is no NaN; NaN, and its position, where there is nothing else."""
+    """Return the median of all elements except NaN; if all are NaN, return NaN and its position."""
     if not x.dtype.is_floating_point:
         return median(plan, x, dim, keepdim)
     if not x.shape:
@@ -214,12 +214,14 @@ def known_median(plan, x, dim, keepdim=False):
     ]
 
 
-# -- counts of what is smaller
+# -- counts of smaller elements
 
 
 def counted_below(plan, sequence, values, right):
-    """For each of `values` how many of the sorted last dimension of `sequence` stand before it (from the right: with
-    those that equal it). NaN stands behind all."""
+    """Count, for each of `values`, the elements before it in the sorted last dimension of `sequence`.
+
+    With `right`, equal elements count too. NaN comes after everything.
+    """
 
     def before(s, v):
         return ops.cast(ops.logical_not(ops.greater(s, v) if right else ops.greater_equal(s, v)), "int64")
@@ -253,7 +255,7 @@ def search_sorted(plan, sequence, values, *, out_int32=False, right=False, side=
 
 @maps(aten.mode.default)
 def mode(plan, x, dim=-1, keepdim=False):
-    """The most frequent element, of several the smallest."""
+    """Return the most frequent element, the smallest if there are several."""
     if not x.shape:
         x = plan.reshape(x, (1,))
     dim %= len(x.shape)
@@ -275,7 +277,7 @@ def mode(plan, x, dim=-1, keepdim=False):
     def value(a):
         return ops.cast(chosen(a)[1], dtype_name(dtype))
 
-    def position(a):  # PyTorch says that of the last
+    def position(a):  # PyTorch returns the last position
         a, least = chosen(a)
         same = ops.cast(ops.flip(ops.equal(a, least), axis), "int32")
         return size - 1 - ops.cast(ops.argmax(same, axis=axis, keepdims=True), "int64")

@@ -1,4 +1,4 @@
-"""Special functions that Keras lacks, written in elementary ones."""
+"""Special functions that Keras lacks, written with elementary ones."""
 
 import math
 
@@ -11,7 +11,7 @@ from mappings.elementwise import arithmetic
 aten = torch.ops.aten
 
 # Lanczos' series for g = 607/128, as in P. Godfrey, "A note on the computation of the convergent Lanczos complex Gamma
-# approximation", 2001: right to 1e-15.
+# approximation", 2001: accurate to 1e-15.
 LANCZOS_G = 607 / 128
 LANCZOS = (
     0.99999999999999709182, 57.156235665862923517, -59.597960355475491248, 14.136097974741747174,
@@ -21,18 +21,18 @@ LANCZOS = (
 )  # fmt: skip
 # Bernoulli numbers B(2k) / 2k of the asymptotic series, https://dlmf.nist.gov/5.11#E2
 ASYMPTOTIC = (1 / 12, -1 / 120, 1 / 252, -1 / 240, 1 / 132, -691 / 32760, 1 / 12)
-SHIFT = 10  # from where that series is right to 1e-15
+SHIFT = 10  # that series is accurate to 1e-15 from here on
 
 
 def is_pole(a):
-    """Whether it is 0 or a negative integer."""
+    """Return whether `a` is 0 or a negative integer."""
     return ops.logical_and(a <= 0, ops.equal(a, ops.floor(a)))
 
 
 @maps(aten.lgamma.default)
 def log_gamma(plan, x):
     def above(a):
-        """For a of at least 0.5."""
+        """Compute the function for a >= 0.5."""
         z = a - 1
         series = LANCZOS[0] + sum(c / (z + k) for k, c in enumerate(LANCZOS[1:], start=1))
         t = z + LANCZOS_G + 0.5
@@ -41,7 +41,7 @@ def log_gamma(plan, x):
     def function(a):
         low = a < 0.5
         right = above(ops.where(low, 1 - a, a))
-        fraction = a - ops.round(a)  # exact, near a pole too
+        fraction = a - ops.round(a)  # exact, even near a pole
         inside = ops.where(is_pole(a), ops.ones_like(a) * 0.5, fraction)
         left = math.log(math.pi) - ops.log(ops.abs(ops.sin(math.pi * inside))) - right
         result = ops.where(low, left, right)
@@ -55,7 +55,7 @@ def log_gamma(plan, x):
 @maps(aten.digamma.default)
 def digamma(plan, x):
     def above(a):
-        """For positive a."""
+        """Compute the function for positive a."""
         y = a + SHIFT
         square = 1 / (y * y)
         series = 0.0
@@ -66,7 +66,7 @@ def digamma(plan, x):
     def function(a):
         low = a < 0.5
         right = above(ops.where(low, 1 - a, a))
-        fraction = a - ops.round(a)  # exact, near a pole too
+        fraction = a - ops.round(a)  # exact, even near a pole
         inside = ops.where(is_pole(a), ops.ones_like(a) * 0.5, fraction)
         result = ops.where(low, right - math.pi / ops.tan(math.pi * inside), right)
         result = ops.where(is_pole(a), ops.full_like(a, math.nan), result)

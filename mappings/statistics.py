@@ -1,4 +1,4 @@
-"""Variances, norms and other reductions: dimensions may lie anywhere and in any order."""
+"""Variances, norms and other reductions over dimensions at any place and in any order."""
 
 import math
 
@@ -18,12 +18,12 @@ aten = torch.ops.aten
 
 
 def elements_of(x, dims):
-    """How many elements a reduction of `x` over `dims` (all where None) takes together."""
+    """Return how many elements a reduction of `x` over `dims` (all if None) combines."""
     return product(x.shape[d] for d in (dims if dims else range(len(x.shape))))
 
 
 def variance(plan, x, dims, correction, keepdim, root=False):
-    """The mean of squares around the mean, divided by the number of elements less `correction`."""
+    """Sum the squares around the mean, and divide by the number of elements minus `correction`."""
     count = elements_of(x, dims)
 
     def function(a, axes):
@@ -106,7 +106,7 @@ def std_mean_correction(plan, x, dim=None, *, correction=None, keepdim=False):
 
 
 def norm_of(order):
-    """The vector norm of that order, as a function of an array and its axes."""
+    """Return the vector norm of that order, as a function of an array and its axes."""
 
     def norm(a, axes):
         size = ops.abs(a)
@@ -148,14 +148,14 @@ def cosine_similarity(plan, a, b, dim=1, eps=1e-8):
 
 
 def distances(plan, a, b, order):
-    """The norms of the differences of two arrays that broadcast, over their last dimension."""
+    """Compute the norms of the differences of two arrays that broadcast, over their last dimension."""
     differences = arithmetic(plan, lambda x, y: x - y, a, b)
     return reduced(plan, differences, [-1], False, norm_of(order))
 
 
 @maps(aten._cdist_forward.default)
 def pairwise_distances(plan, a, b, p, compute_mode=None):
-    """Between each of (..., P, M) and each of (..., R, M)."""
+    """Compute the distances between each of (..., P, M) and each of (..., R, M)."""
     rows, columns = ((*a.shape[:-1], 1, a.shape[-1]), (*b.shape[:-2], 1, *b.shape[-2:]))
     a, b = (
         x.reshape(*shape) if isinstance(x, Constant) else plan.reshape(x, shape)
@@ -166,7 +166,7 @@ def pairwise_distances(plan, a, b, p, compute_mode=None):
 
 @maps(aten._pdist_forward.default)
 def distances_within(plan, x, p=2):
-    """Between every two rows, those of a lower index first."""
+    """Compute the distances between every two rows, lower indices first."""
     if not isinstance(x.shape[0], int):
         raise Unsupported("distances within an unknown number of rows")
     first, second = np.triu_indices(x.shape[0], 1)
@@ -226,7 +226,7 @@ def logsumexp(plan, x, dim, keepdim=False):
 
 @maps(aten.log_softmax.int, aten._log_softmax.default)
 def log_softmax(plan, x, dim, *_):
-    """Keras' own would transpose a dimension that does not lie last."""
+    """Compute the log softmax; Keras' own would transpose a dimension that is not last."""
     if not x.shape:
         return plan.reshape(log_softmax(plan, plan.reshape(x, (1,)), 0), ())
     dim %= len(x.shape)

@@ -1,4 +1,4 @@
-"""Windows of an image laid out as columns (`unfold`). Windows that tile the image are views of it."""
+"""Windows of an image arranged as columns (`unfold`). Windows that tile the image are views of it."""
 
 import torch
 
@@ -12,7 +12,7 @@ aten = torch.ops.aten
 
 @maps(aten.im2col.default, channels_last=True)
 def im2col(plan, x, kernel_size, dilation, padding, stride):
-    """(B, C, H, W) to (B, C * kh * kw, windows)."""
+    """Rearrange (B, C, H, W) to (B, C * kh * kw, windows)."""
     *batch, channels, height, width = x.shape
     if not tiles((height, width), kernel_size, dilation, padding, stride):
         raise Unsupported("windows that overlap or leave something out")
@@ -25,7 +25,7 @@ def im2col(plan, x, kernel_size, dilation, padding, stride):
 
 @maps(aten.col2im.default, channels_last=True)
 def col2im(plan, x, output_size, kernel_size, dilation, padding, stride):
-    """(B, C * kh * kw, windows) to (B, C, H, W), overlapping windows summed."""
+    """Rearrange (B, C * kh * kw, windows) to (B, C, H, W), overlapping windows summed."""
     if not tiles(output_size, kernel_size, dilation, padding, stride):
         raise Unsupported("windows that overlap or leave something out")
     *batch, columns, _ = x.shape
@@ -36,7 +36,7 @@ def col2im(plan, x, output_size, kernel_size, dilation, padding, stride):
 
 
 def tiles(size, kernel_size, dilation, padding, stride):
-    """Whether the windows are a partition of an image of that size."""
+    """Return whether the windows are a partition of an image of that size."""
     known = all(isinstance(n, int) for n in size)
     return (
         known

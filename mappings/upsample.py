@@ -1,12 +1,12 @@
-"""Resampling, one axis after the other: what PyTorch's own operator makes of a unit is the matrix, in float64.
+"""Resampling along one axis after another, with matrices from PyTorch's own operator on unit vectors in float64.
 
 So every mode, `align_corners`, scale factor and antialiasing filter is PyTorch's, and the same in every precision.
 
-Bilinear resizing by half pixels, without antialiasing, is TensorFlow's own operator too, 3 to 8 times faster on a CPU
-and with PyTorch's rounding; it computes in float32 whatever it is given. So float32 is resized by it, float64 by the
-matrices: the one mapping that differs by precision, which the tables of tests compare in both.
+TensorFlow also has an operator for bilinear resizing by half pixels, without antialiasing. It is 3 to 8 times faster
+on a CPU and has PyTorch's rounding, but always computes in float32. So it resizes float32, and the matrices resize
+float64: this is the one mapping that differs by precision, and the tables of tests compare it in both.
 
-Between sizes that are unknown until the model runs, the weights are computed in the graph (`unknown_sizes`).
+Between sizes that are unknown until the model runs, the graph computes the weights (`dynamic_resize`).
 """
 
 import functools
@@ -26,7 +26,7 @@ from mappings.dynamic_resize import Resize
 from mappings.indexing import picked
 
 aten = torch.ops.aten
-SAMPLE = 1024  # of an unknown size
+SAMPLE = 1024  # stands in for an unknown size
 UPSAMPLING = {1: layers.UpSampling1D, 2: layers.UpSampling2D, 3: layers.UpSampling3D}
 AT_RUN_TIME = {
     aten.upsample_linear1d: dynamic_resize.linear,
@@ -55,8 +55,8 @@ WEIGHTED = {
 
 
 def along_one_axis(packet, rank, axis, units, out, scale, *options):
-    """PyTorch's operator on `units` (batch, size), spread along one of `rank` axes: (batch, out)."""
-    shape, sizes, scales = [2] * rank, [2] * rank, [None] * rank  # of size 1, antialiasing goes wrong in PyTorch 2.13
+    """Apply PyTorch's operator to `units` (batch, size), spread along one of `rank` axes, giving (batch, out)."""
+    shape, sizes, scales = [2] * rank, [2] * rank, [None] * rank  # with size 1, antialiasing is wrong in PyTorch 2.13
     shape[axis], sizes[axis], scales[axis] = units.shape[1], out, scale
     lengthwise = [1] * rank
     lengthwise[axis] = units.shape[1]
@@ -67,21 +67,21 @@ def along_one_axis(packet, rank, axis, units, out, scale, *options):
 
 @functools.cache
 def weights(packet, rank, axis, size, out, scale, align_corners) -> np.ndarray:
-    """(out, size)"""
+    """Return the matrix (out, size) of an axis."""
     units = torch.eye(size, dtype=torch.float64)
     return along_one_axis(packet, rank, axis, units, out, scale, align_corners).numpy().T.copy()
 
 
 @functools.cache
 def positions(packet, rank, axis, size, out, scale) -> np.ndarray:
-    """Which element each of the `out` results is."""
+    """Return which element each of the `out` results is."""
     elements = torch.arange(size, dtype=torch.float32)[None]
     return along_one_axis(packet, rank, axis, elements, out, scale)[0].numpy().astype("int32")
 
 
 @dataclass(frozen=True)
 class Bilinear:
-    """Of a channels-last image, by half pixels; `matrices` are the same of height and width."""
+    """Bilinear resizing of a channels-last image by half pixels; `matrices` do the same for height and width."""
 
     size: tuple[int, int]
     matrices: tuple[np.ndarray, np.ndarray]
@@ -95,14 +95,14 @@ class Bilinear:
 
 
 def is_native(packet, x, align_corners, old, new, scales) -> bool:
-    """Whether TensorFlow's operator is the same function, of an image that already lies channels last."""
+    """Return whether TensorFlow's operator is the same function, for an image that is already channels last."""
     by_ratio = all(s is None or n * s == m for n, m, s in zip(old, new, scales, strict=True))
     lies = x.layout.channels_last() == x.layout.axes
     return packet is aten.upsample_bilinear2d and not align_corners and by_ratio and lies
 
 
 def channels_kept_last(plan, x):
-    """What has no pixels besides its channels, as behind a global pool, is an image channels last at no cost."""
+    """Make an image channels last if that is free, for example without pixels after a global pool."""
     axes = x.layout.channels_last()
     free = axes != x.layout.axes and x.layout.to(axes)[1].order is None
     return plan.request(x, axes, "a resize") if free else x
@@ -126,7 +126,7 @@ def resize(plan, packet, rank, x, align_corners, scales):
         (axis + 2, weights(packet, rank, axis, old[axis], new[axis], scales[axis], align_corners))
         for axis in range(rank)
     ]
-    for dim, matrix in sorted(steps, key=lambda step: step[1].shape[0] / step[1].shape[1]):  # what shrinks, first
+    for dim, matrix in sorted(steps, key=lambda step: step[1].shape[0] / step[1].shape[1]):  # shrinking axes first
         x = multiplied(plan, x, dim, matrix, "a resize")
     return x
 

@@ -1,4 +1,4 @@
-"""Views, joins and cuts. Most only relabel; what moves, moves when somebody asks for it."""
+"""Views, joins and cuts. Most only relabel; data moves only when a consumer asks for it."""
 
 from functools import partial
 
@@ -86,15 +86,17 @@ def slice_(plan, x, dim=0, start=None, end=None, step=1):
 
 
 def bounded(start: int, end: int, step: int, size: Size) -> slice:
-    """A slice with its bounds within `size`, or left out where the size is unknown: PyTorch's open end is 2**63 - 1,
-    of which TensorFlow's own converter to TFLite keeps the low 32 bits, -1."""
+    """Return a slice with its bounds within `size`, or omitted if the size is unknown.
+
+    PyTorch's open end is 2**63 - 1, and TensorFlow's own converter to TFLite keeps only its low 32 bits, -1.
+    """
     if isinstance(size, int):
         return slice(*slice(start, end, step).indices(size))
     return slice(start if start > -INT32 else None, end if end < INT32 else None, step)
 
 
 def slice_to(plan, x, shape):
-    """The first elements along each dimension, as many as `shape` says."""
+    """Take the first elements along each dimension, as many as in `shape`."""
     for dim, (have, want) in enumerate(zip(x.shape, shape, strict=True)):
         if have != want:
             x, axis = plan.one_axis(x, dim, "a slice")
