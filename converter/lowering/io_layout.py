@@ -29,7 +29,7 @@ def _feeds_channels_last(node: fx.Node) -> bool:
 
 
 def _follows_channels_last(plan: PlanBuilder, node: fx.Node) -> bool:
-    """Return whether it comes from an operator that asks for channels last or, elementwise, from such an input."""
+    """Return whether it comes, over operators that keep dimensions, from a channels-last operator or input."""
     held = {
         step.node
         for step, i in zip(plan.input_steps, plan.inputs, strict=True)
