@@ -171,7 +171,7 @@ def nearest(plan: PlanBuilder, x: Value, dim: int, out: Size, factor: float | No
 
 
 def part(plan: PlanBuilder, x: Value | Constant, dim: int, start: Size, length: Size) -> Value:
-    """Take `length` elements of `dim` from `start` on, one of the two unknown; also of a constant such as positions."""
+    """Take `length` elements of `dim` from `start` on, one of the two dynamic; also of a constant such as positions."""
     x = as_value(plan, x)
     x, axis = plan.one_axis(x, dim, "a slice")
     layout, _ = x.layout.resized(dim, length)
@@ -234,9 +234,9 @@ def places(plan: PlanBuilder, x: Value | Constant, dim: int, size: Size) -> Valu
 
 
 def opened(plan: PlanBuilder, x: Value) -> Value:
-    """Split each axis of `x` that several factors share, unknown ones among them, into one axis per factor.
+    """Split each axis of `x` that several factors share, dynamic ones among them, into one axis per factor.
 
-    Keras can reshape to one unknown size only, so the elements are taken by their positions instead.
+    Keras can reshape to one dynamic size only, so the elements are taken by their positions instead.
 
     Raises:
         Unsupported: a factor is a size that nothing else has.
@@ -298,7 +298,7 @@ def cut(plan: PlanBuilder, value: Value, axis: int, out: Size, times: Fraction) 
             line = ops.repeat(line, times.numerator, 0)
         if times.denominator == 1:
             return line
-        every = times.denominator  # Keras cannot step through an unknown size
+        every = times.denominator  # Keras cannot step through a dynamic size
         return ops.max_pool(ops.reshape(line, (1, -1, 1)), every, every, data_format="channels_last")[0, :, 0]
 
     return plan.call(zeros, value, layout=Layout(((0,),), ((0,),), {0: out}), dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Repetition along new or size-1 dimensions, including the unknown batch, and tensors filled with one number."""
+"""Repetition along new or size-1 dimensions, including the dynamic batch, and tensors filled with one number."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def count_from(plan, start, end, step=1, *_, **__):
 
 
 def counted(plan: PlanBuilder, start: int | float, step: int | float) -> Value:
-    """Count start, start + step, ... along an unknown size; a known one is a constant."""
+    """Count start, start + step, ... along a dynamic size; a known one is a constant."""
     if not (isinstance(start, int) and isinstance(step, int)):
         raise Unsupported("a count to an unknown size in steps that are no integers")
     zeros = zeros_along(plan, 0, plan.shape())
@@ -116,7 +116,7 @@ def along(plan: PlanBuilder, constant: Constant, zeros: Value) -> Value:
 
 
 def zeros_along(plan: PlanBuilder, dim: int, shape: tuple[Size, ...]) -> Value:
-    """Return zeros of the operator's type, of the unknown size `shape[dim]` along `dim` and of size 1 elsewhere."""
+    """Return zeros of the operator's type, of the dynamic size `shape[dim]` along `dim` and of size 1 elsewhere."""
     size, dtype = shape[dim], plan.dtype
     for step in plan.input_steps:
         for axis, known in enumerate(step.shape):

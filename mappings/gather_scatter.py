@@ -61,7 +61,7 @@ def flattened(plan: PlanBuilder, x: Value, reason: str) -> Flat:
 
 
 def strides_of(layout: Layout) -> tuple[int, ...] | None:
-    """Return the stride of each dimension in the physical array, or None if one is unknown."""
+    """Return the stride of each dimension in the physical array, or None if one is dynamic."""
     atoms = layout.atoms
     found = [product(layout.size[a] for a in atoms[atoms.index(run[0]) + 1 :]) if run else 0 for run in layout.dims]
     return tuple(found) if all(isinstance(n, int) for n in found) else None

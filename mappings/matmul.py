@@ -241,7 +241,7 @@ def as_it_lies(atoms: Run, contracted: Run, shared: Run, left: bool) -> Arrangem
 
 
 def lead_axes(chosen: Sequence[Arrangement], layouts: Sequence[Layout]) -> Runs:
-    """Return the axes before the matrices: the fewest that both operands can broadcast along, unknown batch alone."""
+    """Return the axes before the matrices: the fewest that both operands can broadcast along, dynamic batch alone."""
     axes: list[Run] = []
     size = {n: m for layout in layouts for n, m in layout.size.items()}
     for atom in joint_order([c.lead for c in chosen]):

@@ -126,7 +126,7 @@ def instance_norm(plan, x, weight, bias, mean, variance, use_input_stats, moment
 
 @maps(aten.rms_norm.default)
 def rms_norm(plan, x, normalized_shape, weight=None, eps=None):
-    """Normalize over dimensions in any order; without `eps`, PyTorch uses that of the type."""
+    """Normalize over dimensions in any order; without `eps`, PyTorch uses the type's epsilon."""
     rank = len(x.shape)
     dims = list(range(rank - len(normalized_shape), rank))
     x = plan.request(x, x.layout.axes_within(dims).axes, "RMS norm")

@@ -89,7 +89,7 @@ def replication_pad(plan, x, padding):
 
 
 def padded(plan: PlanBuilder, x: Value, pad: Sequence[int], function) -> Value:
-    """Apply `function` to the array and its axes' widths; `pad` is as in PyTorch: last dimension first, before, after."""
+    """Apply `function` to the array and its axes' widths; `pad` is PyTorch's: last dimension first, before, after."""
     if not all(isinstance(n, int) for n in pad):
         raise Unsupported("padding by a size that depends on the input; none is needed where it is a multiple: 32*H")
     widths = [(0, 0)] * (len(x.shape) - len(pad) // 2) + list(zip(pad[::2], pad[1::2], strict=True))[::-1]

@@ -241,7 +241,7 @@ def per_element(plan, x, y, kernel, stride, pads, counted):
 
 
 def mean_of_windows(image, kernel, stride):
-    """Compute the mean of each window of a channels-last array of one channel, whose sizes may be unknown."""
+    """Compute the mean of each window of a channels-last array of one channel, whose sizes may be dynamic."""
     if len(set(kernel)) == len(set(stride)) == 1:
         return ops.average_pool(image, kernel[0], stride[0], "valid", "channels_last")
     if not isinstance(image, KerasTensor):

@@ -26,7 +26,7 @@ from mappings.dynamic_resize import Resize
 from mappings.indexing import picked
 
 aten = torch.ops.aten
-SAMPLE = 1024  # stands in for an unknown size
+SAMPLE = 1024  # stands in for a dynamic size
 UPSAMPLING = {1: layers.UpSampling1D, 2: layers.UpSampling2D, 3: layers.UpSampling3D}
 AT_RUN_TIME = {
     aten.upsample_linear1d: dynamic_resize.linear,

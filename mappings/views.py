@@ -86,7 +86,7 @@ def slice_(plan, x, dim=0, start=None, end=None, step=1):
 
 
 def bounded(start: int, end: int, step: int, size: Size) -> slice:
-    """Return a slice with its bounds within `size`, or omitted if the size is unknown.
+    """Return a slice with its bounds within `size`, or omitted if the size is dynamic.
 
     PyTorch's open end is 2**63 - 1, and TensorFlow's own converter to TFLite keeps only its low 32 bits, -1.
     """

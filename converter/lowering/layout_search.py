@@ -49,7 +49,7 @@ def search_layouts(plan: PlanBuilder, again: Callable[[Choices], PlanBuilder]) -
 def _cheaper(plan: PlanBuilder, again: Callable[[Choices], PlanBuilder], choices: Choices) -> PlanBuilder:
     try:
         tried = again(choices)
-    except UnsupportedOperatorsError:  # a view of several unknown sizes, which the current plan avoids
+    except UnsupportedOperatorsError:  # a view of several dynamic sizes, which the current plan avoids
         return plan
     return tried if tried.cost < plan.cost else plan
 

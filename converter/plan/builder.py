@@ -257,7 +257,7 @@ class PlanBuilder:
         return MoveStep((source,), self.node, move)
 
     def _opened(self, value: Value, layout: Layout, reason: str) -> Step:
-        """Move from axes that share no unknown sizes, as the move from the current axes cannot be made."""
+        """Move from axes that share no dynamic sizes, as the move from the current axes cannot be made."""
         apart = self.open_axes(self, value)
         _, move = apart.layout.to(layout.axes)
         if apart.layout.axes == value.layout.axes or not is_possible(move):
@@ -311,7 +311,7 @@ class PlanBuilder:
         return layout.index(layout.dims[1], axis)
 
     def gathers(self, value: Value, reason: str) -> None:
-        """Note that `value` is gathered from."""
+        """Record a gather from `value`."""
         count = per_example(product(value.shape))
         self.movements.append(Movement("Gather", module_path(self.node), reason, count, 1.5 * count, self.node))
 

@@ -1,6 +1,6 @@
 """Reshapes of arrays with some sizes that are unknown until the model runs.
 
-Keras can reshape to one unknown size, or to one besides the batch. With more unknown sizes, an array can still be
+Keras can reshape to one dynamic size, or to one besides the batch. With more dynamic sizes, an array can still be
 reshaped if all of them stay: the axes of known sizes are split and joined one by one.
 """
 
@@ -35,10 +35,10 @@ def can_reshape(have: Sequence[Size], want: Sequence[Size]) -> bool:
 
 
 def reshaped(array: Any, have: Sequence[Size], want: Sequence[Size]) -> Any:
-    """Reshape `array` to `want`. If `want` has more than one unknown size, `have` must be the array's shape.
+    """Reshape `array` to `want`. If `want` has more than one dynamic size, `have` must be the array's shape.
 
     Raises:
-        ValueError: it changes more than one unknown size.
+        ValueError: it changes more than one dynamic size.
     """
     from keras import layers, ops
 
@@ -82,7 +82,7 @@ def _bare(shape: Sequence[Size]) -> list[Size]:
 
 
 def _in_groups(have: Sequence[Size], want: Sequence[Size]) -> list[tuple[tuple[int, ...], tuple[int, ...]]] | None:
-    """Return runs of neighboring axes and the axes that replace them if unknown sizes stay the same, else None."""
+    """Return runs of neighboring axes and the axes that replace them if dynamic sizes stay the same, else None."""
     groups: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
     before, after = list(have), list(want)
     while before or after:

@@ -10,7 +10,7 @@ not have, and then once, whatever chain of views came before.
     permute, view(B, 4C, h, w)                  dims  B | C i j | h | w     axes  B | h i | w j | C
     a convolution takes channels in any order   axes  B | h | w | i j C     one move, which is space_to_depth
 
-A size is an integer or, if the batch is unknown, a sympy expression in it.
+A size is an integer or, if the batch is dynamic, a sympy expression in it.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ class Layout:
         moved = self._moved(blocks, axes)
         if moved.named is None and sum(not isinstance(self.extent(tuple(block)), int) for block in blocks) > 1:
             before, after = ({pair for run in runs for pair in pairwise(run)} for runs in (self.axes, axes))
-            moved = self._moved(self._blocks(before & after), axes)  # a reshape can find one unknown size, not two
+            moved = self._moved(self._blocks(before & after), axes)  # a reshape can find one dynamic size, not two
         return Layout(self.dims, axes, self.size), moved
 
     def _moved(self, blocks: Sequence[Sequence[int]], axes: Runs) -> Move:

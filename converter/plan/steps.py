@@ -203,7 +203,7 @@ class Movement:
         kind: "Transpose" or "Gather".
         module: path of the module that asked for it.
         reason: what it asked for.
-        elements: how many elements move, per example if the batch is unknown.
+        elements: how many elements move, per example if the batch is dynamic.
         cost: its cost in a plan.
         asked_by: the operator that asked for it.
     """

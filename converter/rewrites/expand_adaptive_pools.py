@@ -55,7 +55,7 @@ def expand_adaptive_pools(program: Program) -> list[Change]:
 def written_out(
     program: Program, node: fx.Node, result: Tensor, rank: int, pool: OpOverload, reduce: OpOverload
 ) -> fx.Node | None:
-    """Build the pool from operators that ONNX has, or return None if an output size is unknown."""
+    """Build the pool from operators that ONNX has, or return None if an output size is dynamic."""
     x: fx.Node = node.args[0]
     have, want = symbolic_shape(x.meta["val"])[-rank:], symbolic_shape(result)[-rank:]
     if any(not isinstance(m, int) and n != m for n, m in zip(have, want, strict=True)):
@@ -81,7 +81,7 @@ def written_out(
 def windows(program: Program, node: fx.Node, x: fx.Node, dim: int, out: int) -> Iterator[tuple[Any, Any]]:
     """Yield the begin and end of each of `out` windows along `dim`: floor(i size / out), ceil((i + 1) size / out).
 
-    If the size is unknown, the graph computes them.
+    If the size is dynamic, the graph computes them.
     """
     size = symbolic_shape(x.meta["val"])[dim]
     if isinstance(size, int):
