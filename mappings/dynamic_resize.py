@@ -33,7 +33,7 @@ LETTERS = "abcdefgh"
 
 @dataclass(frozen=True)
 class Resize:
-    """How one axis is resampled.
+    """The resampling of one axis.
 
     Attributes:
         factor: the requested scale factor, None if it follows from the sizes.

@@ -1,1 +1,1 @@
-"""From a Program to a plan, and from a plan to a Keras model."""
+"""Lower a program to a plan, and a plan to a Keras model."""

@@ -1,4 +1,4 @@
-"""From a plan to arrays: as a Keras functional model, as a traced TensorFlow function, or run at once in float64.
+"""Carry out a plan: as a Keras functional model, as a traced TensorFlow function, or at once in float64.
 
 A step is carried out in one way for all arrays: Keras' own operators and layers take symbolic Keras tensors,
 TensorFlow's graph tensors and eager tensors alike.

@@ -1,4 +1,4 @@
-"""Where the elements of a value come from, through operators that only move them.
+"""Trace where the elements of a value come from, through operators that only move them.
 
 A region of such operators runs once on the positions of its source's elements in place of their values. Its
 result then says, for every element, which one it is, in whatever form the move is written. Zero stands for a zero.

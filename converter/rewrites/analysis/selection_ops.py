@@ -25,7 +25,7 @@ SAFE = 0.25  # of a pixel: this close to a whole pixel, float32 rounding cannot 
 
 @dataclass(frozen=True)
 class Allowed:
-    """What a shift may give up: a kernel's trainability, the rounding of an interpolation."""
+    """Concessions that a shift may make: a kernel's trainability, the rounding of an interpolation."""
 
     trainable: bool = False
     interpolated: bool = False
