@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 @click.group(cls=ConvertByDefault, context_settings={"max_content_width": 110})
 @click.version_option(package_name="pt-convert", prog_name="pt-convert")
 def main() -> None:
-    """Convert PyTorch checkpoints to TensorFlow SavedModels, Keras files and ONNX, and prove that the result is the
-    same function.
+    """Convert PyTorch models to TensorFlow, Keras and ONNX, and check that the result computes the same function.
 
     \b
     Exit status: 0 done, 1 cannot be converted, 2 wrong usage, 3 does not agree or is not proven,

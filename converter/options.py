@@ -377,7 +377,7 @@ class _Arrays:
 
 
 def _part(hint: Any) -> type | None:
-    """The dataclass of options that a field holds, None for an option itself."""
+    """Return the dataclass of options that a field holds, or None for an option itself."""
     return next((t for t in (hint, *get_args(hint)) if isinstance(t, type) and is_dataclass(t)), None)
 
 
@@ -396,7 +396,7 @@ def _collect(kind: type, keywords: Mapping[str, Any], prefix: str) -> Any:
 
 
 def _plain(value: Any, hint: Any) -> Any:
-    """A value as the field holds it: a tuple for what can be repeated, `OLD=NEW` for mappings of names."""
+    """Return a value as the field holds it: a tuple for what can be repeated, `OLD=NEW` for mappings of names."""
     if get_origin(hint) is not tuple:
         return value
     if isinstance(value, Mapping):
@@ -410,7 +410,7 @@ _JSON: dict[Any, type | tuple[type, ...]] = {
 
 
 def json_type(hint: Any) -> type | tuple[type, ...]:
-    """The type that an option has in JSON and TOML."""
+    """Return the type that an option has in JSON and TOML."""
     members = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     return next(_JSON[kind] for member in members if (kind := get_origin(member) or member) in _JSON)
 

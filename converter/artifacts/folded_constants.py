@@ -123,7 +123,7 @@ class FoldedConstants:
         return self.folded[operand].moves if isinstance(operand, str) else True
 
     def _inner(self, name: str) -> list[str]:
-        """A result and the results that it is made of, each after those that it needs."""
+        """List a result and the results that it is made of, each after those that it needs."""
         order: dict[str, None] = {}
         stack = [(name, False)]
         while stack:

@@ -143,7 +143,7 @@ class RewrittenModel:
         )
 
     def _folded_constants(self) -> FoldedConstants:
-        """What the exporter folds of this program; to learn it again takes an export."""
+        """Return what the exporter folds of this program; to learn it again takes an export."""
         if self._folded is None:
             self._folded = self._export().folded
         return self._folded

@@ -38,7 +38,7 @@ def expected_initializers(
 
 
 def _left_out(program: Program, expected: Mapping[str, Expected]) -> set[str]:
-    """The checkpoint's tensors behind the parameters that are read, and of which nothing expected is made."""
+    """Return the checkpoint's tensors that parameters are made of and nothing expected is."""
     used = {source for one in expected.values() for source in one.sources}
     read = [node for node in program.graph.find_nodes(op="get_attr") if node.users and program.trainable(node)]
     return {source for node in read for source in program.origins[node.target].sources if source not in used}
@@ -65,7 +65,7 @@ class _Constants:
         return self._made(name) if name in self._folded.folded else None
 
     def _alike(self, tensor: np.ndarray) -> Iterator[Expected]:
-        """What a tensor of this shape may be."""
+        """Yield what a tensor of this shape may be."""
         for name in (*self._folded.literals, *self._folded.folded):
             if self._folded.shapes.get(name, tensor.shape) == tensor.shape and (found := self._named(name)):
                 yield found
@@ -92,7 +92,7 @@ class _Constants:
         return tuple(dict.fromkeys(source for origin in self._origins(name) for source in origin.sources))
 
     def _made(self, name: str) -> Expected | None:
-        """What a folded result must be; None if it was not folded after all, or is made of what the program has not."""
+        """Return what a folded result must be, or None if it was not folded, or of tensors that the program lacks."""
         if not self._nodes.keys() >= set(self._folded.folded[name].weights):
             return None
         rounded = self._folded.value(name, self._array, raised=False)

@@ -15,7 +15,7 @@ from mutations.graph_faults import write_initializers
 from torch import Tensor, nn
 
 import converter
-from converter.options import LoadOptions
+from converter.options import ArtifactOptions, LoadOptions
 from converter.pipeline.build import RewrittenModel, build
 from converter.pipeline.clock import Clock
 from converter.pipeline.convert import ConversionSession
@@ -236,7 +236,7 @@ def test_what_the_exporter_folds_and_merges_is_no_fault(session, tmp_path, make,
 
 def written(make: Callable[[], nn.Module], shape: str, path: Path) -> tuple[RewrittenModel, dict[str, np.ndarray]]:
     source = load_model(made(make), LoadOptions.of(input_shapes=[shape]), clock=Clock(None))
-    built = build(source, "onnx", Options(keep_batchnorm=True), Clock(None))
+    built = build(source, "onnx", ArtifactOptions(keep_batchnorm=True), Clock(None))
     built.write(path)
     return built, {t.name: onnx.numpy_helper.to_array(t).copy() for t in onnx.load(path).graph.initializer}
 
