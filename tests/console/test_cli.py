@@ -404,7 +404,7 @@ cli.main()
 @pytest.mark.parametrize("verbose", [False, True], ids=["quiet", "verbose"])
 def test_what_libraries_print_stays_off_standard_output_and_is_seen_only_if_asked_for(tmp_path, verbose):
     arguments = ["good.pt", "--to", "tf", "--json", *(["-v"] if verbose else [])]
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests/support")])
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests/console")])
     result = process(*arguments, cwd=tmp_path, code=NOISY, PYTHONPATH=paths)
     assert json.loads(result.stdout)["models"][0]["status"] == "verified"
     assert "✓ capture" in result.stderr

@@ -43,7 +43,7 @@ def run(monkeypatch, tmp_path):
 
 def environment(**more: str) -> dict[str, str]:
     known = {name: value for name, value in os.environ.items() if name not in ("CI", "NO_COLOR", "FORCE_COLOR", "TERM")}
-    return known | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests/support")])} | more
+    return known | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests/console")])} | more
 
 
 # -- log files

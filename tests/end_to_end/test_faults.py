@@ -63,7 +63,7 @@ def begun(folder: Path, work: str, prepare: Callable = kill.heed_signals) -> sub
     process = subprocess.Popen(
         [sys.executable, "-c", code, "good.pt", "--to", "tf"],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests/support")])},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests/console")])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

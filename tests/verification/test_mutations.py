@@ -1,4 +1,4 @@
-"""Faults planted in small networks are caught. All of them, in artifacts too: benchmarks/mutations.py."""
+"""Faults planted in small networks are caught. All of them, in artifacts too: benchmarks/planted_faults.py."""
 
 import logging
 

@@ -1,6 +1,6 @@
 """Which of the three proofs catches which faults: plants them all, runs the proofs, and writes the table.
 
-    python benchmarks/mutations.py [ARCHITECTURE ...] [--write docs/VERIFICATION.md] [--sites N] [--state FILE]
+    python benchmarks/planted_faults.py [ARCHITECTURE ...] [--write docs/VERIFICATION.md] [--sites N] [--state FILE]
 
 Fails if a fault is missed by all proofs, or if a proof fails on what is right.
 """
