@@ -1,5 +1,5 @@
 """The decorators with which a user's file registers mappings (`--mappings my_ops.py`)."""
 
-from converter.plan.registry import decomposes, maps, translates
+from converter.plan.registry import ABSENT, decomposes, maps, translates
 
-__all__ = ["decomposes", "maps", "translates"]
+__all__ = ["ABSENT", "decomposes", "maps", "translates"]
