@@ -22,6 +22,8 @@ OUR_FOLDER = Path(__file__).resolve().parents[2]
 # The owner of each pt-convert name in `sys.modules` now (None: pt-convert), and the other owners' modules.
 _holder: dict[str, Path | None] = dict.fromkeys(OUR_NAMES)
 _set_aside: dict[tuple[str, Path | None], dict[str, ModuleType]] = {}
+# User modules that those of the same name from another folder replace, by top-level name and origin, with `_imports`.
+_replaced: dict[tuple[str, str], tuple[dict[str, ModuleType], dict[str, frozenset[str]]]] = {}
 _active: list["UserCode"] = []
 # The top-level names that the source of each user module imports, by the module's name.
 _imports: dict[str, frozenset[str]] = {}
@@ -65,6 +67,7 @@ class UserCode:
         self._named = frozenset(name.partition(".")[0] for name in self._wanted)
         self._importable: set[str] = set(self._named)
         self._before: list[dict[str, Path | None]] = []
+        self._exchanged: list[dict[str, tuple[str, str]]] = []
 
     def __enter__(self) -> None:
         self._importable.update(*(imported_names(file) for file in self._files))
@@ -73,6 +76,7 @@ class UserCode:
         for module in _imports.keys() - sys.modules.keys() - kept:  # no longer loaded: another may replace it
             del _imports[module]
         self._before.append(dict(_holder))
+        self._exchanged.append({})
         _active.append(self)
         sys.meta_path.insert(0, self)
         self._follow()
@@ -84,6 +88,8 @@ class UserCode:
         _active.pop()
         for name, owner in self._before.pop().items():
             _hand_over(name, owner)
+        for name, (before, own) in self._exchanged.pop().items():
+            _exchange(name, own, before)
 
     def expect(self, modules: Iterable[str]) -> None:
         """Prefer the package that has these modules among several of one name."""
@@ -156,6 +162,12 @@ class UserCode:
                 owner = next((place for place in self.folders if _has_module(place, name)), None)
                 if owner not in (None, OUR_FOLDER):
                     _hand_over(name, owner)
+        for name in (self._importable & _imports.keys() & sys.modules.keys()).difference(OUR_NAMES):
+            spec, theirs = self._choose(name)
+            before, own = _origin(sys.modules[name].__spec__), _origin(spec)
+            if theirs and before != own and name not in self._exchanged[-1]:
+                self._exchanged[-1][name] = before, own
+                _exchange(name, before, own)
 
 
 def user_code(*folders: Path, names: Iterable[str] = (), files: Sequence[Path] = (), ours: bool = False) -> UserCode:
@@ -269,3 +281,21 @@ def _hand_over(name: str, owner: Path | None) -> None:
     _set_aside[name, holder] = {key: sys.modules.pop(key) for key in held}
     sys.modules.update(_set_aside.pop((name, owner), {}))
     _holder[name] = owner
+
+
+def _origin(spec: ModuleSpec | None) -> str:
+    """Return where a module comes from: its file, or the folders of a package without one."""
+    return "" if spec is None else spec.origin or ":".join(spec.submodule_search_locations or ())
+
+
+def _exchange(name: str, before: str, after: str) -> None:
+    """Replace the loaded user module of that name by the one from `after`, if that was loaded earlier.
+
+    Models of several folders in one process may each have a module of the same name.
+    """
+    held = [key for key in sys.modules if key == name or key.startswith(f"{name}.")]
+    imports = {key: _imports.pop(key) for key in held if key in _imports}
+    _replaced[name, before] = {key: sys.modules.pop(key) for key in held}, imports
+    modules, imports = _replaced.pop((name, after), ({}, {}))
+    sys.modules.update(modules)
+    _imports.update(imports)

@@ -229,7 +229,12 @@ def own_copy(module: nn.Module) -> nn.Module:
         ConversionError: it cannot be copied.
     """
     parameters = list(module.parameters())
-    shared = {} if any(p.dtype != torch.float32 for p in parameters) else {id(p): p for p in parameters}
+    shared: dict[int, Tensor] = (
+        {} if any(p.dtype != torch.float32 for p in parameters) else {id(p): p for p in parameters}
+    )
+    # What a hook computes of parameters before each forward, as weight norm does; deepcopy takes no such tensors.
+    held = (value for part in module.modules() for value in vars(part).values())
+    shared |= {id(value): value.detach().clone() for value in held if isinstance(value, Tensor) and not value.is_leaf}
     try:
         return copy.deepcopy(module, shared)
     except Exception as error:

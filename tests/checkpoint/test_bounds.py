@@ -25,7 +25,7 @@ MEMORY = 1 << 30  # bytes above the imports
 LOADER = """
 import json, resource, sys, time
 import torch
-from converter.checkpoint import load
+from converter.checkpoint.load import load
 from converter.errors import ConversionError
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -257,3 +257,16 @@ def test_weights_inside_their_own_package(
     if installed:
         monkeypatch.syspath_prepend(folder.parent)
     assert runs(folder / "w.pt", None, "netpkg") if pickled else runs(folder / "w.pt", "netpkg.netpkg:Net")
+
+
+def test_models_of_two_folders_may_have_modules_of_the_same_name(tmp_path):
+    """In one process, as in a batch: each has its own, and what that imports."""
+    for name, made in {"one": "nn.Linear(3, 4)", "two": "nn.Conv2d(3, 4, 1)"}.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "helper.py").write_text(f"from torch import nn\n\n\ndef made():\n    return {made}\n")
+        (folder / "net.py").write_text("import helper\n\n\ndef build():\n    return helper.made()\n")
+    torch.save(nn.Linear(3, 4).state_dict(), tmp_path / "one/w.pt")
+    torch.save(nn.Conv2d(3, 4, 1).state_dict(), tmp_path / "two/w.pt")
+    kinds = [type(load(tmp_path / name / "w.pt", factory="net:build").module) for name in ("one", "two", "one", "two")]
+    assert kinds == [nn.Linear, nn.Conv2d] * 2

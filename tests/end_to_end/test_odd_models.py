@@ -52,9 +52,21 @@ class TiedTable(nn.Module):
         return self.classify(self.mix(self.table(tokens)).sigmoid())
 
 
+class LiveWeightNorm(nn.Module):
+    """Built and not saved: the weight that the hook computes is no leaf, which deepcopy refuses."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.utils.weight_norm(nn.Conv1d(2, 4, 3))
+
+    def forward(self, x):
+        return self.conv(x)
+
+
 @pytest.mark.parametrize(
     "model, shape, outputs",
     [
+        pytest.param(LiveWeightNorm, "1,2,9", ["output"], id="a weight that a hook computes"),
         pytest.param(TiedTable, "1,5:int64", ["output"], id="a weight that is read twice"),
         pytest.param(OddNames, "1,3,6,6", ["a/b c", "größe", "_x"], id="names that are no scopes and no attributes"),
         pytest.param(ConstantOutput, "1,4", ["output_0", "output_1", "output_2"], id="outputs that hang on no input"),
