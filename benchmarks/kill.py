@@ -46,7 +46,7 @@ for name, seed in (("one", 1), ("two", 2)):
 """
 NAMES = {"tf": "net_saved_model", "keras": "net.keras", "onnx": "net.onnx", "beside": "net.onnx"}
 # ONNX with its weights in a second file, as for more than 2 GB.
-BESIDE = "from converter.artifacts import onnx_file as o; o.LARGEST = 0; from converter.__main__ import main; main()"
+BESIDE = "from converter.artifacts import onnx_writer as o; o.LARGEST = 0; from converter.__main__ import main; main()"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 GONE = 5.0  # seconds within which what was started must have ended
 

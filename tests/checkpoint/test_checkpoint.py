@@ -758,7 +758,7 @@ def test_the_fields_of_a_class_cannot_lead_anywhere(here: Path, marker: Path):
 
 OPENS_OPERATORS = """
 import sys, torch
-from converter.checkpoint import load
+from converter.checkpoint.load import load
 
 for name in ("roi_align", "nms", "deform_conv2d"):
     program = load(f"{name}.pt2").program

@@ -243,7 +243,7 @@ def test_hugging_face_folders_that_do_not_fit(tmp_path: Path, transformers: Any,
 
 OPENS_A_PROGRAM = """
 import sys, torch
-from converter.checkpoint import load
+from converter.checkpoint.load import load
 
 assert isinstance(outputs := load("bert.pt2").program.module()(torch.load("words.pt")), dict)
 torch.save(outputs, "outputs.pt")
