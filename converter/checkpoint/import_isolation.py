@@ -162,10 +162,13 @@ class UserCode:
                 owner = next((place for place in self.folders if _has_module(place, name)), None)
                 if owner not in (None, OUR_FOLDER):
                     _hand_over(name, owner)
-        for name in (self._importable & _imports.keys() & sys.modules.keys()).difference(OUR_NAMES):
+        for name in (self._importable & sys.modules.keys()).difference(OUR_NAMES):
+            loaded = sys.modules[name].__spec__
+            if loaded is None or _is_installed(loaded) or name in self._exchanged[-1]:
+                continue
             spec, theirs = self._choose(name)
-            before, own = _origin(sys.modules[name].__spec__), _origin(spec)
-            if theirs and before != own and name not in self._exchanged[-1]:
+            before, own = _origin(loaded), _origin(spec)
+            if theirs and before != own:
                 self._exchanged[-1][name] = before, own
                 _exchange(name, before, own)
 
