@@ -109,18 +109,17 @@ def write_groups(ctx: click.Context, formatter: click.HelpFormatter, params: lis
 _COMPLETIONS = {"factory": complete_factory, "package": complete_package}
 
 
-def options(kind: type, *, without: tuple[str, ...] = (), batch: bool = False) -> Callable[[Command], Command]:
+def options(kind: type, *, batch: bool = False) -> Callable[[Command], Command]:
     """Give a command all options of a class of `converter.options`.
 
     Args:
-        without: keywords to leave out.
         batch: leave out options that a batch does not take.
     """
 
     def decorate(command: Command) -> Command:
         for keyword, hint, field in reversed(options_of(kind)):
             flag: Flag | None = field.metadata.get("flag")
-            if flag is None or keyword in without or (batch and not flag.in_batch):
+            if flag is None or (batch and not flag.in_batch):
                 continue
             command = click_option(keyword, hint, flag, field.default)(command)
             if keyword == "trust":

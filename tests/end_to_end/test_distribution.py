@@ -15,8 +15,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = (".ci", "benchmarks", "converter", "docs", "mappings", "sample_models", "tests")
 FILES = (
-    ".gitignore", ".pre-commit-config.yaml", "CHANGELOG.md", "LICENSE", "MANIFEST.in", "README.md", "SECURITY.md",
-    "cli.py", "constraints.txt", "constraints-lowest.txt", "pyproject.toml",
+    ".gitignore", ".pre-commit-config.yaml", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "README.md",
+    "SECURITY.md", "cli.py", "constraints.txt", "constraints-lowest.txt", "pyproject.toml",
 )  # fmt: skip
 BUILD = "import sys; from setuptools import build_meta; getattr(build_meta, 'build_' + sys.argv[1])(sys.argv[2])"
 
