@@ -57,8 +57,8 @@ def measure(system: System, format: str, folder: Path) -> dict[str, Any]:
     """A row; `movement` is None where it cannot be had alone, `naive_ms` where it cannot be lowered."""
     program = program_of(system.build(), system.shapes)
     inputs = examples([(2, *shape[1:]) for shape in system.shapes])
-    single = program.at(torch.float32).run(*inputs)
-    double = program.at(torch.float64).run(*[x.double() for x in inputs])
+    single = program.with_dtype(torch.float32).run(*inputs)
+    double = program.with_dtype(torch.float64).run(*[x.double() for x in inputs])
     run, moves = in_format(rewritten(program, format, inputs, system.exact_shifts), format, inputs, folder / "a.onnx")
     try:
         naive, _ = in_format(rewrite(program, NAIVE, inputs)[0], format, inputs, folder / "b.onnx")

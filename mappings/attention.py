@@ -84,7 +84,7 @@ def masked_softmax(plan: PlanBuilder, scores: Value, mask: Value | Constant | No
         return ops.where(m, s, -math.inf) if boolean else s + m
 
     scores = plan.elementwise(masked, scores, mask)
-    if is_causal or (isinstance(mask, Constant) and not mask.ask(dead_rows)):
+    if is_causal or (isinstance(mask, Constant) and not mask.query(dead_rows)):
         return softmax_over(plan, scores, rank - 1)
     best = reduced(plan, scores, [rank - 1], True, lambda a, axes: ops.max(a, axis=axes))
     alive = plan.elementwise(lambda s, b: ops.where(ops.equal(b, -math.inf), 0.0, s), scores, best)

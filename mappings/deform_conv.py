@@ -41,7 +41,7 @@ def deform_conv2d(
     operands = [x, plan.channels_in_order(plan.as_value(offset, x)), kernel]
     if use_mask:
         operands.append(plan.channels_in_order(plan.as_value(mask, x)))
-    if isinstance(bias, Constant) and not bias.ask(lambda held: bool((held == 0).all())):
+    if isinstance(bias, Constant) and not bias.query(lambda held: bool((held == 0).all())):
         operands.append(plan.as_value(bias.take(0, emitted), x))
     elif not isinstance(bias, Constant):
         raise Unsupported("a bias that is computed from the input")

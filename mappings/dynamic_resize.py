@@ -252,7 +252,7 @@ def opened(plan: PlanBuilder, x: Value) -> Value:
         zeros = zeros_held(plan, x.layout.size[atom])
         if zeros is None:
             raise Unsupported(
-                f"a view to a size ({plan.program.named(x.layout.size[atom])}) that no tensor before it has"
+                f"a view to a size ({plan.program.size_name(x.layout.size[atom])}) that no tensor before it has"
             )
         lines.append(zeros)
 

@@ -28,7 +28,7 @@ Label = Hashable
 def matmul(plan, a, b):
     if isinstance(a, Constant) and isinstance(b, Constant):
         sources = tuple(dict.fromkeys((*a.sources, *b.sources)))
-        product = LazyTensor.made(torch.matmul, a.values, b.values)
+        product = LazyTensor.combine(torch.matmul, a.values, b.values)
         return Constant(product, a.dtype, sources, False, False, ("matmul", a.key, b.key))
     rank_a, rank_b = len(a.shape), len(b.shape)
     batch = list(range(max(rank_a, rank_b, 2) - 2))

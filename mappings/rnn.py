@@ -61,12 +61,12 @@ RELU = Cell(layers.SimpleRNN, (0,), 1, two_biases=False, config=(("activation", 
 
 
 def sum_of(a: Constant, b: Constant) -> Constant:
-    values = LazyTensor.made(lambda one, other: one.double() + other, a.values, b.values)
+    values = LazyTensor.combine(lambda one, other: one.double() + other, a.values, b.values)
     return combined(a, b, values, "sum", exact=False)
 
 
 def both(a: Constant, b: Constant) -> Constant:
-    values = LazyTensor.made(lambda *pair: torch.stack(pair), a.values, b.values)
+    values = LazyTensor.combine(lambda *pair: torch.stack(pair), a.values, b.values)
     return combined(a, b, values, "both", exact=a.exact and b.exact)
 
 
@@ -192,7 +192,7 @@ def are_zeros(plan: PlanBuilder, given: Sequence[Value | Constant]) -> bool:
     nodes = nodes if isinstance(nodes, (list, tuple)) else [nodes]
     return all(
         node.target in ZEROS
-        or (isinstance(state, Constant) and not state.trainable and not state.ask(lambda held: bool(held.any())))
+        or (isinstance(state, Constant) and not state.trainable and not state.query(lambda held: bool(held.any())))
         for node, state in zip(nodes, given, strict=True)
     )
 
@@ -253,7 +253,7 @@ def one_direction(
 
 
 def product_of(recurrent: Constant, projection: Constant) -> Constant:
-    values = LazyTensor.made(lambda one, other: one.double() @ other.double(), recurrent.values, projection.values)
+    values = LazyTensor.combine(lambda one, other: one.double() @ other.double(), recurrent.values, projection.values)
     return combined(recurrent, projection, values, "product", exact=False)
 
 

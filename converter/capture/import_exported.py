@@ -91,7 +91,7 @@ def from_exported(exported: ExportedProgram) -> Program:
         program.notes.append("outputs that are no tensors were left out")
     _restore_batch_norm(program)
     _free_views(program)
-    program.finish()
+    program.cleanup()
     _refuse_state(program, signature)
     refuse_draws(program.graph)
     program.graph_module.recompile()
@@ -183,7 +183,7 @@ def _restore_batch_norm(program: Program) -> None:
         x, weight, bias, *statistics, momentum, eps = node.args
         mean, variance, training = (None, None, True) if len(statistics) == 1 else (*statistics, False)
         with program.graph.inserting_before(node):
-            whole = program.call(
+            whole = program.insert_call(
                 aten.batch_norm.default, (x, weight, bias, mean, variance, training, momentum, eps, False), node
             )
         for item in list(node.users):

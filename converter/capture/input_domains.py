@@ -44,7 +44,7 @@ def input_specs(program: Program) -> list[InputSpec]:
         value = node.meta["val"]
         batch = program.fixed_batch or "batch"
         shape = tuple(
-            n if isinstance(n, int) else (batch if i == 0 else program.named(n)) for i, n in enumerate(value.shape)
+            n if isinstance(n, int) else (batch if i == 0 else program.size_name(n)) for i, n in enumerate(value.shape)
         )
         dtype = str(value.dtype).removeprefix("torch.")
         specs.append(InputSpec(name, shape, dtype, high=integers_below(node)))
@@ -165,7 +165,9 @@ def dynamic_size_choices(program: Program) -> list[dict[str, int]]:
     """Return two choices of every dynamic size but the batch, by the text of its expression; [] if there is none."""
     free = _free_dimensions(program)
     return [
-        {program.named(n): int(n.node.expr.subs(values)) for n in free} for values, _ in _size_choices(program) if free
+        {program.size_name(n): int(n.node.expr.subs(values)) for n in free}
+        for values, _ in _size_choices(program)
+        if free
     ]
 
 
@@ -212,7 +214,7 @@ def export_shapes(program: Program) -> tuple[dict[int, Any] | None, ...]:
             bounds = size.node.shape_env.var_to_range.get(symbol)
             lowest, highest = (int(bounds.lower), bounds.upper) if bounds is not None else (0, sympy.oo)
             limits = {"min": 1 if dim == 0 else lowest} | ({"max": int(highest)} if highest.is_Integer else {})
-            name = program.named(symbol)  # H, or H/4 if only multiples of 4 are allowed
+            name = program.size_name(symbol)  # H, or H/4 if only multiples of 4 are allowed
             named[symbol] = torch.export.Dim(
                 "batch" if dim == 0 else name if name.isidentifier() else f"_{re.sub(r'[^A-Za-z0-9]+', '_', name)}",
                 **limits,

@@ -83,7 +83,7 @@ class LazyTensor:
         return LazyTensor(lambda: read_whole(tensor), (), tuple(tensor.shape), tensor.dtype)
 
     @staticmethod
-    def made(function: Callable[..., Tensor], *parts: LazyTensor) -> LazyTensor:
+    def combine(function: Callable[..., Tensor], *parts: LazyTensor) -> LazyTensor:
         """Return the lazy result of `function` on several lazy tensors."""
         result = function(*(torch.empty(part.shape, dtype=part.dtype, device="meta") for part in parts))
         return LazyTensor(function, parts, tuple(result.shape), result.dtype)
@@ -113,11 +113,11 @@ class LazyTensor:
                 order[waiting.pop()] = None
         return list(order)
 
-    def then(self, function: Callable[[Tensor], Tensor]) -> LazyTensor:
+    def map(self, function: Callable[[Tensor], Tensor]) -> LazyTensor:
         """Return the lazy result of `function` on this tensor."""
-        return LazyTensor.made(function, self)
+        return LazyTensor.combine(function, self)
 
-    def answer(self, question: Callable[[Tensor], T]) -> T:
+    def query(self, question: Callable[[Tensor], T]) -> T:
         """Return `question` of the values, and record only that answer."""
         answers = _NOTED.get()
         with recording_queries(None):

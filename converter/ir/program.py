@@ -44,13 +44,13 @@ class Program:
 
     Attributes:
         graph_module: placeholders are the user's inputs, `get_attr` nodes the tensors. It returns a tuple. Tensors that
-            a rewrite computed are float64 whatever their nominal type (`meta["val"].dtype` of the node); `at` gives a
-            program of one precision.
+            a rewrite computed are float64 whatever their nominal type (`meta["val"].dtype` of the node); `with_dtype`
+            gives a program of one precision.
         origins: for each tensor, the checkpoint's tensors that it comes from.
         deferred: the tensors that are computed when they are read; on the module they have only a shape.
         fixed_batch: the batch size, if the program allows no other.
         precision: the float type that integers become where nothing else decides (3 * 0.5 in a tensor of integers).
-        absorbed: the checkpoint's tensors that a rewrite made a part of the graph, and what they became.
+        inlined_sources: the checkpoint's tensors that a rewrite made a part of the graph, and what they became.
         frozen: the checkpoint's parameters with `requires_grad=False`.
         tied: tensors that are both an embedding's table and a Linear's weight, and become one variable.
         values_read: it is right only for the values that the module's own tensors had when it was captured.
@@ -66,7 +66,7 @@ class Program:
     deferred: dict[str, LazyTensor] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     precision: torch.dtype = torch.float32
-    absorbed: dict[str, str] = field(default_factory=dict)
+    inlined_sources: dict[str, str] = field(default_factory=dict)
     frozen: frozenset[str] = frozenset()
     tied: set[str] = field(default_factory=set)
     size_names: dict[sympy.Symbol, sympy.Expr] = field(default_factory=dict)
@@ -97,7 +97,7 @@ class Program:
             dict(self.deferred),
             list(self.notes),
             self.precision,
-            dict(self.absorbed),
+            dict(self.inlined_sources),
             self.frozen,
             set(self.tied),
             dict(self.size_names),
@@ -105,14 +105,14 @@ class Program:
             self.values_read,
         )
 
-    def named(self, size: Any) -> str:
+    def size_name(self, size: Any) -> str:
         """Return a dynamic size under the user's name, or as an expression of symbols if it has none."""
         expression = size.node.expr if isinstance(size, torch.SymInt) else size
         return str(sympy.sympify(expression).subs(self.size_names))
 
     def run(self, *inputs: Tensor) -> list[Tensor]:
         if self.deferred:
-            return self.at(self.precision).run(*inputs)
+            return self.with_dtype(self.precision).run(*inputs)
         with torch.no_grad(), default_dtype(self.precision):
             return list(self.graph_module(*inputs))
 
@@ -125,9 +125,9 @@ class Program:
         """Return the values of a tensor node; a lazy tensor is computed."""
         return self.values(node).compute()
 
-    def ask(self, node: fx.Node, question: Callable[[Tensor], T]) -> T:
+    def query(self, node: fx.Node, question: Callable[[Tensor], T]) -> T:
         """Return `question` of the values. Prefer this to `tensor`: the question can be asked of other weights too."""
-        return self.values(node).answer(question)
+        return self.values(node).query(question)
 
     def values(self, node: fx.Node) -> LazyTensor:
         """Return the values as a lazy tensor."""
@@ -185,7 +185,7 @@ class Program:
         self.origins[node.target] = origin
         node.meta = node.meta | {"val": node.meta["val"].new_empty(value.shape)}
 
-    def call(self, target: Any, args: tuple, like: fx.Node) -> fx.Node:
+    def insert_call(self, target: Any, args: tuple, like: fx.Node) -> fx.Node:
         """Insert a call at the graph's insert point, with the metadata that capture would have given it.
 
         Raises:
@@ -214,7 +214,7 @@ class Program:
                         fix="this is a fault of the converter: please report it with the model",
                     )
 
-    def finish(self) -> None:
+    def cleanup(self) -> None:
         """Drop unused nodes after a rewrite, check the graph and recompile it."""
         self.refuse_fixed_sizes("a rewrite")
         self.graph.eliminate_dead_code(lambda node: node.target not in _DRAW_IN_TRAINING and node.is_impure())
@@ -223,7 +223,7 @@ class Program:
 
     # -- precision
 
-    def at(self, dtype: torch.dtype) -> Program:
+    def with_dtype(self, dtype: torch.dtype) -> Program:
         """Return the same program with every float32, in tensors and operators, as `dtype` (float32 or float64).
 
         For float64, a tensor is raised or computed at its first read, while the program runs, so it takes no memory
@@ -253,7 +253,7 @@ class Program:
         with self.graph.inserting_before(min(node.users)):
             if deferred:
                 module = f"computed_{node.name}"
-                self.graph_module.add_module(module, Compute(values.then(lambda tensor: tensor.to(wanted))))
+                self.graph_module.add_module(module, Compute(values.map(lambda tensor: tensor.to(wanted))))
                 read = self.graph.call_module(module)
             else:
                 read = self.graph.call_function(aten.to.dtype, (node, wanted))

@@ -70,9 +70,9 @@ def plan_with_decompositions(program: Program, layout: str, error: UnsupportedOp
             raise error from fault
         if not any(written):
             break
-        program.finish()
+        program.cleanup()
         fold_constants(program)
-        program.finish()
+        program.cleanup()
         try:
             return lower_program(program, layout, Choices())
         except UnsupportedOperatorsError as further:

@@ -93,7 +93,7 @@ class RewrittenModel:
             "inputs": [_described(i) for i in self.inputs],
             "outputs": [_described(o) for o in self.outputs],
             "choices": self.plan.choices.by_name() if self.plan else None,
-            "rewrites": [[c.name, c.module, c.description] for c in self.changes if not c.minor],
+            "rewrites": [[c.name, c.module, c.description] for c in self.changes if not c.routine],
         }
 
     def write(self, path: Path) -> None:
@@ -134,7 +134,7 @@ class RewrittenModel:
 
         dynamic = self.source.program.fixed_batch is None
         return onnx_writer.export(
-            leave_whole(self.program.at(torch.float32).graph_module),
+            leave_whole(self.program.with_dtype(torch.float32).graph_module),
             [_for_dynamic(x) if dynamic else x for x in self.source.examples],
             self.program.inputs,
             self.program.outputs,
@@ -166,7 +166,7 @@ class RewrittenModel:
         """Prove that the lowered graph (ONNX: the rewritten program) equals the captured one in float64 (proof 1)."""
         actual: list[Outputs] = []
         if self.plan is None:
-            raised = self.program.at(torch.float64)
+            raised = self.program.with_dtype(torch.float64)
             for each in reference.rounds:
                 tensors = [torch.from_numpy(_raised(each.arrays[name])) for name in self.program.inputs]
                 actual.append(dict(zip(raised.outputs, [r.numpy() for r in raised.run(*tensors)], strict=True)))
@@ -240,8 +240,8 @@ class RewrittenModel:
                 reasons[name] = "not read by forward"
             elif name in live and self._inlined(name):
                 reasons[name] = "a constant of the graph"
-            elif name in self.program.absorbed:
-                reasons[name] = self.program.absorbed[name]
+            elif name in self.program.inlined_sources:
+                reasons[name] = self.program.inlined_sources[name]
             elif name.endswith("num_batches_tracked"):
                 reasons[name] = "read in training only"
             elif self.plan is None and self._all_zeros(name):
@@ -368,10 +368,10 @@ def _for_dynamic(x: Tensor) -> Tensor:
 
 
 def described(changes: Sequence[Change]) -> list[Rewrite]:
-    """Return every major change, and one line for each kind of minor one."""
-    told = [Rewrite(c.name, c.module, c.description) for c in changes if not c.minor]
-    minor: dict[str, int] = {}
+    """Return every change of interest, and one line for each kind of routine one."""
+    major = [Rewrite(c.name, c.module, c.description) for c in changes if not c.routine]
+    routine: dict[str, int] = {}
     for change in changes:
-        if change.minor:
-            minor[change.name] = minor.get(change.name, 0) + 1
-    return told + [Rewrite(name, "", f"{count} times" if count > 1 else "once") for name, count in minor.items()]
+        if change.routine:
+            routine[change.name] = routine.get(change.name, 0) + 1
+    return major + [Rewrite(name, "", f"{count} times" if count > 1 else "once") for name, count in routine.items()]

@@ -60,13 +60,13 @@ class Constant:
     def shape(self) -> tuple[int, ...]:
         return self.values.shape
 
-    def ask(self, question: Callable[[Tensor], T]) -> T:
+    def query(self, question: Callable[[Tensor], T]) -> T:
         """Return the answer of `question` about its values; unlike a read, it can be repeated for other weights."""
-        return self.values.answer(question)
+        return self.values.query(question)
 
     def rearranged(self, function: Callable[[Tensor], Tensor], *step: Hashable) -> Constant:
         """Rearrange the values with `function`, which computes nothing; `step` describes it as a part of the key."""
-        return replace(self, values=self.values.then(function), key=(self.key, *step))
+        return replace(self, values=self.values.map(function), key=(self.key, *step))
 
     def permute(self, *order: int) -> Constant:
         return self.rearranged(lambda tensor: tensor.permute(order), "permute", order)

@@ -14,13 +14,13 @@ class Change:
         name: the change, for example "Focus -> SpaceToDepth".
         module: path of the module where it happened.
         description: what happened to the weights.
-        minor: of no interest to most users.
+        routine: of no interest to most users.
     """
 
     name: str
     module: str
     description: str = ""
-    minor: bool = False
+    routine: bool = False
 
 
 Rewrite = Callable[[Program], list[Change]]

@@ -58,13 +58,13 @@ def replace_deformable(program: Program, trainable: bool) -> list[Change]:
         with program.graph.inserting_before(node):
             moved = shifted(program, node, by) if is_whole else interpolated(program, node, by, source)
             held = None if vanishes(program, bias) else bias
-            y = program.call(
+            y = program.insert_call(
                 aten.conv2d.default, (moved, weight, held, geometry[:2], [0, 0], [1, 1], geometry[6]), node
             )
         node.replace_all_uses_with(y)
         if is_whole:
             for name in program.origins[source.target].sources:
-                program.absorbed[name] = "became a shift"
+                program.inlined_sources[name] = "became a shift"
         what = "of whole pixels: a shift" if is_whole else "learned: a depthwise convolution of four weights a channel"
         changes.append(Change("constant offsets", module_path(node), what))
     return changes
@@ -92,7 +92,7 @@ def is_pure(program: Program, node: fx.Node) -> bool:
 def shifted(program: Program, node: fx.Node, by: Tensor) -> fx.Node:
     runs = [(key, len(list(run))) for key, run in itertools.groupby(tuple(int(-n) for n in row) for row in by)]
     sizes, distances = [n for _, n in runs], [n for key, _ in runs for n in key]
-    return program.call(ours.shift.default, (node.args[0], 1, sizes, [2, 3], distances, "zeros"), like=node)
+    return program.insert_call(ours.shift.default, (node.args[0], 1, sizes, [2, 3], distances, "zeros"), like=node)
 
 
 def interpolated(program: Program, node: fx.Node, by: Tensor, source: fx.Node) -> fx.Node:
@@ -107,4 +107,4 @@ def interpolated(program: Program, node: fx.Node, by: Tensor, source: fx.Node) -
     origin = Origin(program.origins[source.target].sources, exact=False)
     weight = program.new_tensor(f"{source.target}_kernel", kernel, node, origin, trainable=True)
     arguments = (node.args[0], weight, None, [1, 1], [reach, reach], [1, 1], len(by))
-    return program.call(aten.conv2d.default, arguments, like=node)
+    return program.insert_call(aten.conv2d.default, arguments, like=node)

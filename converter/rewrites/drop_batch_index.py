@@ -32,7 +32,7 @@ def drop_batch_index(program: Program) -> list[Change]:
         replacement = of_each_example(program, node, x, others, first.meta["val"].dim())
         if replacement is not None:
             node.replace_all_uses_with(replacement)
-            changes.append(Change("index through the batch dropped", module_path(node), minor=True))
+            changes.append(Change("index through the batch dropped", module_path(node), routine=True))
     return changes
 
 
@@ -58,17 +58,19 @@ def of_each_example(program: Program, node: fx.Node, x: fx.Node, others: list[fx
     with program.graph.inserting_before(node):
         if all(len(shape) < rank or (len(shape) == rank and shape[0] == 1) for shape in shapes):
             alike = [
-                program.call(aten.squeeze.dim, (i, 0), like=node) if len(shape) == rank else i
+                program.insert_call(aten.squeeze.dim, (i, 0), like=node) if len(shape) == rank else i
                 for i, shape in zip(others, shapes, strict=True)
             ]
-            return program.call(aten.index.Tensor, (x, [None, *alike]), like=node)
+            return program.insert_call(aten.index.Tensor, (x, [None, *alike]), like=node)
         width, *rest = symbolic_shape(x.meta["val"])[1:]
         own = len(others) == 1 and len(shapes[0]) == rank <= 2 and shapes[0][0] == symbolic_shape(x.meta["val"])[0]
         if not own or not all(isinstance(n, int) for n in (width, *rest)):
             return None
-        chosen = program.call(aten.remainder.Scalar, (others[0], width), like=node)  # negatives count from the end
+        chosen = program.insert_call(
+            aten.remainder.Scalar, (others[0], width), like=node
+        )  # negatives count from the end
         for _ in range(1 + len(rest) - (rank - 1)):
-            chosen = program.call(aten.unsqueeze.default, (chosen, chosen.meta["val"].dim()), like=node)
-        chosen = program.call(aten.expand.default, (chosen, [-1, -1, *rest]), like=node)
-        taken = program.call(aten.gather.default, (x, 1, chosen), like=node)
-        return taken if rank == 2 else program.call(aten.squeeze.dim, (taken, 1), like=node)
+            chosen = program.insert_call(aten.unsqueeze.default, (chosen, chosen.meta["val"].dim()), like=node)
+        chosen = program.insert_call(aten.expand.default, (chosen, [-1, -1, *rest]), like=node)
+        taken = program.insert_call(aten.gather.default, (x, 1, chosen), like=node)
+        return taken if rank == 2 else program.insert_call(aten.squeeze.dim, (taken, 1), like=node)

@@ -22,7 +22,7 @@ def drop_dropout(program: Program) -> list[Change]:
     for node in recurrent_with_dropout(program):
         node.args = (*node.args[:DROPOUT], 0.0, *node.args[DROPOUT + 1 :])
         found.append(node)
-    return [Change("Dropout dropped", module_path(node), minor=True) for node in found]
+    return [Change("Dropout dropped", module_path(node), routine=True) for node in found]
 
 
 def recurrent_with_dropout(program: Program) -> list[fx.Node]:

@@ -35,5 +35,5 @@ def drop_identities(program: Program) -> list[Change]:
         ):
             continue
         node.replace_all_uses_with(source)
-        changes.append(Change("identity dropped", module_path(node), str(node.target), minor=True))
+        changes.append(Change("identity dropped", module_path(node), str(node.target), routine=True))
     return changes

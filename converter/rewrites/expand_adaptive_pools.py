@@ -48,7 +48,7 @@ def expand_adaptive_pools(program: Program) -> list[Change]:
             continue
         for reader in readers:
             reader.replace_all_uses_with(pooled)
-        changes.append(Change("adaptive pool written out", module_path(node), minor=True))
+        changes.append(Change("adaptive pool written out", module_path(node), routine=True))
     return changes
 
 
@@ -64,17 +64,17 @@ def written_out(
     first = x.meta["val"].dim() - rank
     with program.graph.inserting_before(node):
         if all(n == 1 for n in want):
-            return program.call(reduce, (x, list(range(first, first + rank)), True), node)
+            return program.insert_call(reduce, (x, list(range(first, first + rank)), True), node)
         if known and all(n % m == 0 for n, m in zip(have, want, strict=True)):
             window = [n // m for n, m in zip(have, want, strict=True)]
-            return program.call(pool, (x, window, window), node)
+            return program.insert_call(pool, (x, window, window), node)
         for dim, (size, out) in enumerate(zip(have, want, strict=True), start=first):
             if size != out:
                 parts = []
                 for begin, end in windows(program, node, x, dim, out):
-                    part = program.call(aten.slice.Tensor, (x, dim, begin, end), node)
-                    parts.append(program.call(reduce, (part, [dim], True), node))
-                x = program.call(aten.cat.default, (parts, dim), node)
+                    part = program.insert_call(aten.slice.Tensor, (x, dim, begin, end), node)
+                    parts.append(program.insert_call(reduce, (part, [dim], True), node))
+                x = program.insert_call(aten.cat.default, (parts, dim), node)
     return x
 
 
@@ -87,11 +87,11 @@ def windows(program: Program, node: fx.Node, x: fx.Node, dim: int, out: int) -> 
     if isinstance(size, int):
         yield from ((i * size // out, -(-(i + 1) * size // out)) for i in range(out))
         return
-    held = program.call(aten.sym_size.int, (x, dim), node)
+    held = program.insert_call(aten.sym_size.int, (x, dim), node)
 
     def share(i: int, more: int) -> fx.Node:
-        whole = program.call(operator.add, (program.call(operator.mul, (held, i), node), more), node)
-        return program.call(operator.floordiv, (whole, out), node)
+        whole = program.insert_call(operator.add, (program.insert_call(operator.mul, (held, i), node), more), node)
+        return program.insert_call(operator.floordiv, (whole, out), node)
 
     for i in range(out):
         yield share(i, 0), share(i + 1, out - 1)

@@ -37,7 +37,7 @@ def expand_masked_attention(program: Program) -> list[Change]:
         with program.graph.inserting_before(node):
 
             def call(target: OpOverload, *args: Any, node: fx.Node = node) -> fx.Node:
-                return program.call(target, args, node)
+                return program.insert_call(target, args, node)
 
             scores = call(
                 aten.matmul.default, call(aten.mul.Tensor, query, scale), call(aten.transpose.int, key, -2, -1)
@@ -50,7 +50,7 @@ def expand_masked_attention(program: Program) -> list[Change]:
             kept = call(aten.where.ScalarSelf, empty, 0.0, call(aten.softmax.int, scores, -1))
             node.replace_all_uses_with(call(aten.matmul.default, kept, value))
         program.graph.erase_node(node)
-        changes.append(Change("masked attention written out", module_path(node), minor=True))
+        changes.append(Change("masked attention written out", module_path(node), routine=True))
     return changes
 
 
@@ -58,7 +58,7 @@ def may_be_empty(program: Program, mask: fx.Node) -> bool:
     """Return whether the mask may exclude a whole row."""
     if not program.is_tensor(mask):
         return True
-    return program.ask(mask, has_empty_rows)
+    return program.query(mask, has_empty_rows)
 
 
 def has_empty_rows(mask: Tensor) -> bool:

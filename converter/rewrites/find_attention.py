@@ -126,7 +126,7 @@ def find_attention(program: Program) -> list[Change]:
     for match in with_weights_of_their_own(program, found):
         replace(program, match)
         changes.append(
-            Change("projections and attention -> MultiHeadAttention", module_path(match.core.end), minor=True)
+            Change("projections and attention -> MultiHeadAttention", module_path(match.core.end), routine=True)
         )
     return changes
 
@@ -199,20 +199,20 @@ def replace(program: Program, match: Found) -> None:
         biases = [b for b in match.biases if b is not None]
         settings = (list(match.columns), len(match.projections[0].rows), core.dropout)
         arguments = (*given, match.weights, biases, *match.rows, *settings)
-        both = program.call(ours.multi_head_attention.default, arguments, like=core.end)
-        result = program.call(operator.getitem, (both, 0), like=core.end)
+        both = program.insert_call(ours.multi_head_attention.default, arguments, like=core.end)
+        result = program.insert_call(operator.getitem, (both, 0), like=core.end)
         if not match.batch_first:
-            result = program.call(aten.transpose.int, (result, 0, 1), like=core.end)
+            result = program.insert_call(aten.transpose.int, (result, 0, 1), like=core.end)
         if last.meta["val"].dim() == 2:
-            result = program.call(aten.reshape.default, (result, [-1, last.meta["val"].shape[1]]), like=core.end)
+            result = program.insert_call(aten.reshape.default, (result, [-1, last.meta["val"].shape[1]]), like=core.end)
     readers = match.readers
     last.replace_all_uses_with(result)
     if core.scores is not None and readers:
         shape = core.scores.meta["val"].shape
         with program.graph.inserting_before(min(readers)):
-            scores = program.call(operator.getitem, (both, 1), like=core.end)
+            scores = program.insert_call(operator.getitem, (both, 1), like=core.end)
             if len(shape) == 3:
-                scores = program.call(aten.reshape.default, (scores, [-1, *shape[-2:]]), like=core.end)
+                scores = program.insert_call(aten.reshape.default, (scores, [-1, *shape[-2:]]), like=core.end)
         for reader in readers:
             reader.replace_input_with(core.scores, scores)
     inside = match.inside

@@ -23,7 +23,7 @@ def find_channel_permutations(program: Program) -> list[Change]:
         if order is None:
             continue
         with program.graph.inserting_before(node):
-            reordered = program.call(custom_ops.reorder_channels._opoverload, (node.args[0], order), like=node)
+            reordered = program.insert_call(custom_ops.reorder_channels._opoverload, (node.args[0], order), like=node)
         node.replace_all_uses_with(reordered)
         changes.append(Change("channels permuted", module_path(node), str(node.target)))
     return changes

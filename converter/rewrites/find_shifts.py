@@ -93,7 +93,7 @@ def replace_shifts(program: Program, allowed: Allowed) -> list[Change]:
         with program.graph.inserting_before(end):
             distances = list(itertools.chain(*shift.distances))
             arguments = (source, shift.dim, list(shift.sizes), list(shift.dims), distances, shift.border)
-            moved = program.call(ours.shift.default, arguments, like=end)
+            moved = program.insert_call(ours.shift.default, arguments, like=end)
         end.replace_all_uses_with(moved)
         changes.append(Change("spatial shift", module_path(end), str(shift)))
     return changes[::-1]
@@ -132,7 +132,7 @@ def absorb(program: Program, region: list[fx.Node]) -> None:
         if is_kernel(node):
             for tensor in tensors_behind(program, node):
                 for name in program.origins[tensor.target].sources:
-                    program.absorbed[name] = "became a shift"
+                    program.inlined_sources[name] = "became a shift"
 
 
 def read_shift(positions: np.ndarray) -> Shift | None:

@@ -99,17 +99,17 @@ def replaced(program: Program, source: fx.Node, end: fx.Node, name: str, block: 
     ordered = order == sorted(order)
     with program.graph.inserting_before(end):
         if name == "space_to_depth":
-            made = packed = program.call(ours.space_to_depth.default, (source, block), like=end)
+            made = packed = program.insert_call(ours.space_to_depth.default, (source, block), like=end)
             if not ordered:
-                made = program.call(ours.reorder_channels.default, (packed, order), like=end)
+                made = program.insert_call(ours.reorder_channels.default, (packed, order), like=end)
             reordering = made
         else:
             reordering = source
             if not ordered:
-                reordering = program.call(ours.reorder_channels.default, (source, order), like=end)
-            made = program.call(ours.depth_to_space.default, (reordering, block), like=end)
+                reordering = program.insert_call(ours.reorder_channels.default, (source, order), like=end)
+            made = program.insert_call(ours.depth_to_space.default, (reordering, block), like=end)
         if made.meta["val"].dim() != value.dim():
-            made = program.call(aten.reshape.default, (made, [-1, *value.shape[1:]]), like=end)
+            made = program.insert_call(aten.reshape.default, (made, [-1, *value.shape[1:]]), like=end)
     end.replace_all_uses_with(made)
     if not ordered and not taken_by_weights(program, reordering):
         made.replace_all_uses_with(end)

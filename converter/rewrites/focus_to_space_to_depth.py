@@ -31,9 +31,9 @@ def focus_to_space_to_depth(program: Program) -> list[Change]:
         channels = x.meta["val"].shape[1]
         order = [(r * block + c) * channels + i for r, c in offsets for i in range(channels)]
         with program.graph.inserting_before(cat):
-            packed = program.call(ours.space_to_depth.default, (x, block), like=cat)
+            packed = program.insert_call(ours.space_to_depth.default, (x, block), like=cat)
             if order != sorted(order):
-                packed = program.call(ours.reorder_channels.default, (packed, order), like=cat)
+                packed = program.insert_call(ours.reorder_channels.default, (packed, order), like=cat)
         cat.replace_all_uses_with(packed)
         listed = " ".join(f"({r},{c})" for r, c in offsets)
         changes.append(

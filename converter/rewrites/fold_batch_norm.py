@@ -40,8 +40,8 @@ def fold_batch_norm(program: Program) -> list[Change]:
         given = {name: program.values(n) for name, n in zip(VECTORS, (var, mean, gamma, beta, bias), strict=True) if n}
         names = tuple(given)
         scale = partial(scaled, eps=eps, names=names, transposed=transposed_groups(producer))
-        folded = LazyTensor.made(scale, program.values(weight), *given.values())
-        shift = LazyTensor.made(partial(shifted, eps=eps, names=names), *given.values())
+        folded = LazyTensor.combine(scale, program.values(weight), *given.values())
+        shift = LazyTensor.combine(partial(shifted, eps=eps, names=names), *given.values())
 
         statistics = [n for n in (gamma, beta, mean, var) if n is not None]
         program.replace_tensor(weight, folded, made_of(program, [weight, gamma, var]), [producer])
@@ -55,7 +55,9 @@ def fold_batch_norm(program: Program) -> list[Change]:
         norm.replace_all_uses_with(producer)
         program.graph.erase_node(norm)
         changes.append(
-            Change("BatchNorm folded", module_path(norm), f"into the weights of `{module_path(producer)}`", minor=True)
+            Change(
+                "BatchNorm folded", module_path(norm), f"into the weights of `{module_path(producer)}`", routine=True
+            )
         )
     return changes
 

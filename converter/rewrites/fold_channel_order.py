@@ -164,7 +164,7 @@ class Region:
         for (user, position, dim), index in self.weights.items():
             attribute = user.args[position]
             origin = self.program.origins[attribute.target]
-            reordered = self.program.values(attribute).then(partial(taken, dim=dim, chosen=torch.tensor(index)))
+            reordered = self.program.values(attribute).map(partial(taken, dim=dim, chosen=torch.tensor(index)))
             self.program.replace_tensor(attribute, reordered, Origin(origin.sources, origin.exact), [user])
         told = {1: "input channels permuted", 0: "output channels permuted"}
         ends: dict[str, list[str]] = {}

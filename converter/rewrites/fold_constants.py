@@ -50,7 +50,7 @@ def fold_constants(program: Program) -> list[Change]:
         if number is not None:
             stale |= dict.fromkeys(node.users).keys()
             substitute(node, number)
-            changes.append(Change("constant computed", module_path(node), f"{node.name} is a number", minor=True))
+            changes.append(Change("constant computed", module_path(node), f"{node.name} is a number", routine=True))
             continue
         if is_empty(node):
             changes.append(emptied(program, node))
@@ -69,7 +69,7 @@ def fold_constants(program: Program) -> list[Change]:
             trainable = any(program.trainable(n) for n in sources) and node.meta["val"].is_floating_point()
             made[key] = program.new_tensor(name, evaluate(program, node), node, origin, trainable=trainable)
         node.replace_all_uses_with(made[key])
-        changes.append(Change("constant computed", module_path(node), str(node.target), minor=True))
+        changes.append(Change("constant computed", module_path(node), str(node.target), routine=True))
     return changes
 
 
@@ -77,10 +77,10 @@ def known_number(program: Program, node: fx.Node, derived: bool) -> int | float 
     """Return the number that `node` reads from a constant or, if `derived`, computes from such numbers, or None."""
     if node.target in NUMBERS and program.is_tensor(node.args[0]):
         read = node.args[0]
-        program.absorbed |= dict.fromkeys(
+        program.inlined_sources |= dict.fromkeys(
             program.origins[read.target].sources, "its value became a number of the graph"
         )
-        return program.ask(read, Tensor.item)
+        return program.query(read, Tensor.item)
     value = node.meta.get("val")
     if not derived or node.op != "call_function":
         return None
@@ -158,7 +158,9 @@ def emptied(program: Program, node: fx.Node) -> Change:
     value = node.meta["val"]
     for read in node.all_input_nodes:
         if program.is_tensor(read):
-            program.absorbed |= dict.fromkeys(program.origins[read.target].sources, "what it works on has no elements")
+            program.inlined_sources |= dict.fromkeys(
+                program.origins[read.target].sources, "what it works on has no elements"
+            )
     with program.graph.inserting_after(node):
         before = program.graph.call_function(aten.alias.default, (node,))
     before.meta = dict(node.meta)
@@ -166,7 +168,7 @@ def emptied(program: Program, node: fx.Node) -> Change:
     made = program.new_tensor(f"{node.name}.empty", empty, before, Origin(()), trainable=False)
     node.replace_all_uses_with(made)
     program.graph.erase_node(before)
-    return Change("constant computed", module_path(node), f"{node.name} has no elements", minor=True)
+    return Change("constant computed", module_path(node), f"{node.name} has no elements", routine=True)
 
 
 def is_filling(node: fx.Node) -> bool:

@@ -28,7 +28,7 @@ def fold_depthwise_bias(program: Program) -> list[Change]:
             continue
         held = [n for n in (bias, weight, added) if n is not None]
         origin = Origin(tuple(dict.fromkeys(s for n in held for s in program.origins[n.target].sources)), exact=False)
-        shift = LazyTensor.made(carried, *(program.values(n) for n in (weight, added, bias) if n is not None))
+        shift = LazyTensor.combine(carried, *(program.values(n) for n in (weight, added, bias) if n is not None))
         if bias is not None:
             program.replace_tensor(bias, shift, origin, [pointwise])
         else:
@@ -36,8 +36,8 @@ def fold_depthwise_bias(program: Program) -> list[Change]:
             new = program.new_tensor(name, shift, pointwise, origin, trainable=program.trainable(weight))
             pointwise.args = (*pointwise.args[:2], new, *pointwise.args[3:])
         depthwise.args = (*depthwise.args[:2], None, *depthwise.args[3:])
-        told = f"of `{module_path(depthwise)}` into `{module_path(pointwise)}`"
-        changes.append(Change("depthwise bias folded", module_path(pointwise), told, minor=True))
+        description = f"of `{module_path(depthwise)}` into `{module_path(pointwise)}`"
+        changes.append(Change("depthwise bias folded", module_path(pointwise), description, routine=True))
     return changes
 
 

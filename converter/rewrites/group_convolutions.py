@@ -61,13 +61,13 @@ def joined(program: Program, cat: fx.Node) -> Change | None:
     rest = complete(first)[3:-1]
     with program.graph.inserting_before(cat):
         groups = len(convs) * complete(first)[GROUPS]
-        grouped = program.call(first.target, (source, weight, bias, *rest, groups), like=first)
+        grouped = program.insert_call(first.target, (source, weight, bias, *rest, groups), like=first)
     cat.replace_all_uses_with(grouped)
     return Change("grouped convolution", module_path(first), f"{len(convs)} convolutions of a part each, joined")
 
 
 def together(program: Program, tensors: Sequence[fx.Node], before: fx.Node) -> fx.Node:
-    value = LazyTensor.made(lambda *parts: torch.cat(parts), *(program.values(n) for n in tensors))
+    value = LazyTensor.combine(lambda *parts: torch.cat(parts), *(program.values(n) for n in tensors))
     origins = [program.origins[n.target] for n in tensors]
     origin = Origin(tuple(dict.fromkeys(s for o in origins for s in o.sources)), all(o.exact for o in origins))
     name = f"{tensors[0].target}_grouped"
@@ -91,21 +91,21 @@ def added(program: Program, add: fx.Node) -> Change | None:
         return None
     groups, multiplier = channels // count, out // channels
     order = [i + p * groups for i in range(groups) for p in range(count)]
-    held = program.values(weight).then(lambda w: w.reshape(count, groups, multiplier, *size).movedim(0, 2))
+    held = program.values(weight).map(lambda w: w.reshape(count, groups, multiplier, *size).movedim(0, 2))
     bias = complete(conv)[2]
     origin = program.origins[weight.target]
-    grouped_weight = held.then(lambda w: w.reshape(groups * multiplier, count, *size))
+    grouped_weight = held.map(lambda w: w.reshape(groups * multiplier, count, *size))
     program.replace_tensor(weight, grouped_weight, origin, [conv])
     if bias is not None:
-        summed = program.values(bias).then(lambda b: b.double().reshape(count, -1).sum(0))
+        summed = program.values(bias).map(lambda b: b.double().reshape(count, -1).sum(0))
         program.replace_tensor(bias, summed, Origin(program.origins[bias.target].sources, exact=False), [conv])
     with program.graph.inserting_before(add):
-        x = program.call(ours.reorder_channels.default, (conv.args[0], order), like=conv)
+        x = program.insert_call(ours.reorder_channels.default, (conv.args[0], order), like=conv)
         arguments = (x, conv.args[1], complete(conv)[2], *complete(conv)[3:-1], groups)
-        grouped = program.call(conv.target, arguments, like=conv)
+        grouped = program.insert_call(conv.target, arguments, like=conv)
     add.replace_all_uses_with(grouped)
-    told = f"a depthwise one whose {count} parts are added: {groups} groups of {count} channels"
-    return Change("grouped convolution", module_path(conv), told)
+    description = f"a depthwise one whose {count} parts are added: {groups} groups of {count} channels"
+    return Change("grouped convolution", module_path(conv), description)
 
 
 def part_of_sum(add: fx.Node) -> bool:

@@ -24,14 +24,14 @@ def linear_to_matmul(program: Program) -> list[Change]:
         if any(user.target is not aten.linear.default for user in readers) or len(readers) > 1:
             continue  # the untransposed weight is read elsewhere too
         origin = program.origins[weight.target]
-        transposed = program.values(weight).then(lambda tensor: tensor.t().contiguous())
+        transposed = program.values(weight).map(lambda tensor: tensor.t().contiguous())
         program.replace_tensor(weight, transposed, Origin(origin.sources, origin.exact), [linear])
         with program.graph.inserting_before(linear):
-            product = program.call(aten.matmul.default, (x, linear.args[1]), like=linear)
+            product = program.insert_call(aten.matmul.default, (x, linear.args[1]), like=linear)
             if bias is not None:
-                product = program.call(aten.add.Tensor, (product, bias), like=linear)
+                product = program.insert_call(aten.add.Tensor, (product, bias), like=linear)
         linear.replace_all_uses_with(product)
-        changes.append(Change("Linear -> MatMul", module_path(linear), minor=True))
+        changes.append(Change("Linear -> MatMul", module_path(linear), routine=True))
     return changes
 
 

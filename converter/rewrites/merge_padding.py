@@ -31,12 +31,14 @@ def merge_padding(program: Program) -> list[Change]:
         _, weight, bias, stride, padding, dilation, groups = complete(conv, rank)
         pads = [n + p for n, p in zip(pads, [*padding, *padding], strict=True)]
         with program.graph.inserting_before(conv):
-            merged = program.call(
+            merged = program.insert_call(
                 ours.padded_conv.default, (pad.args[0], weight, bias, stride, pads, dilation, groups), like=conv
             )
         conv.replace_all_uses_with(merged)
         sizes, kernel = pad.args[0].meta["val"].shape[2:], weight.meta["val"].shape[2:]
-        changes.append(Change("padding merged", module_path(conv), told(pads, sizes, kernel, stride, dilation)))
+        changes.append(
+            Change("padding merged", module_path(conv), describe_pads(pads, sizes, kernel, stride, dilation))
+        )
     return changes
 
 
@@ -58,7 +60,7 @@ def zeros_padded(node: fx.Node, rank: int) -> list[int] | None:
     return [*before, *behind]
 
 
-def told(pads, sizes, kernel, stride, dilation) -> str:  # type: ignore[no-untyped-def]
+def describe_pads(pads, sizes, kernel, stride, dilation) -> str:  # type: ignore[no-untyped-def]
     rank = len(sizes)
     have = list(zip(pads[:rank], pads[rank:], strict=True))
     same = [same_padding(*axis) for axis in zip(sizes, kernel, stride, dilation, strict=True)]

@@ -30,7 +30,7 @@ def merge_separable(program: Program) -> list[Change]:
         x, kernel, _, stride, padding, dilation, _ = complete(depthwise)
         _, weights, bias, *_ = complete(pointwise)
         with program.graph.inserting_before(pointwise):
-            merged = program.call(
+            merged = program.insert_call(
                 ours.separable_conv2d.default, (x, kernel, weights, bias, stride, padding, dilation), like=pointwise
             )
         pointwise.replace_all_uses_with(merged)

@@ -43,7 +43,7 @@ def negative_zero_padding(program: Program) -> list[Change]:
             pad.args = (*pad.args[:2], "constant", -0.0)
         else:
             pad.args = (*pad.args[:2], -0.0)
-        changes.append(Change("zeros before a max pool kept apart from it", module_path(pool), minor=True))
+        changes.append(Change("zeros before a max pool kept apart from it", module_path(pool), routine=True))
     return changes
 
 

@@ -29,15 +29,15 @@ def normalize_pools(program: Program) -> list[Change]:
     changes = []
     for node in list(program.graph.nodes):
         if node.target in AVERAGE and len(node.args) > 6 and node.args[6] is not None:
-            told = divide(program, node, AVERAGE[node.target])
+            changed = divide(program, node, AVERAGE[node.target])
         elif node.target in AVERAGE:
-            told = round_down(program, node, AVERAGE[node.target], ceil_mode=4)
+            changed = round_down(program, node, AVERAGE[node.target], ceil_mode=4)
         elif node.target in MAXIMUM:
-            told = round_down(program, node, MAXIMUM[node.target], ceil_mode=5)
+            changed = round_down(program, node, MAXIMUM[node.target], ceil_mode=5)
         else:
             continue
-        if told:
-            changes.append(Change("windows of a pool written out", module_path(node), minor=True))
+        if changed:
+            changes.append(Change("windows of a pool written out", module_path(node), routine=True))
     return changes
 
 
@@ -77,7 +77,7 @@ def round_down(program: Program, node: fx.Node, rank: int, ceil_mode: int) -> bo
                 for values, neutral in ((kernel, 1), (stride, 1), (padding, 0), (dilation, 1))
             ]
             windows = along if node.target in MAXIMUM else along[:3]
-            x = program.call(node.target, (x, *windows, not part, *node.args[ceil_mode + 1 :]), node)
+            x = program.insert_call(node.target, (x, *windows, not part, *node.args[ceil_mode + 1 :]), node)
     node.replace_all_uses_with(x)
     return True
 
@@ -97,9 +97,9 @@ def divide(program: Program, node: fx.Node, rank: int) -> bool:
             ]
             if behind != padding:
                 widths = [n for pad in zip(reversed(padding), reversed(behind), strict=True) for n in pad]
-                x, padding = program.call(aten.constant_pad_nd.default, (x, widths), node), [0] * rank
-        pooled = program.call(node.target, (x, kernel, stride, padding), node)
-        scaled = program.call(aten.mul.Tensor, (pooled, math.prod(kernel) / divisor), node)
+                x, padding = program.insert_call(aten.constant_pad_nd.default, (x, widths), node), [0] * rank
+        pooled = program.insert_call(node.target, (x, kernel, stride, padding), node)
+        scaled = program.insert_call(aten.mul.Tensor, (pooled, math.prod(kernel) / divisor), node)
     node.replace_all_uses_with(scaled)
     return True
 

@@ -22,6 +22,6 @@ def note_split_volumes(program: Program) -> list[Change]:
             continue
         if len(node.args) > GROUPS and node.args[GROUPS] > 1:
             planes = node.args[1].meta["val"].shape[2]
-            told = f"{planes} grouped 2-D convolutions, one for each plane of the kernel, are added"
-            changes.append(Change("3-D groups split", module_path(node), told))
+            description = f"{planes} grouped 2-D convolutions, one for each plane of the kernel, are added"
+            changes.append(Change("3-D groups split", module_path(node), description))
     return changes

@@ -47,7 +47,7 @@ COMMON: tuple[Rewrite, ...] = (
 )
 
 
-def before(rewrites: tuple[Rewrite, ...], later: Rewrite, new: Rewrite) -> tuple[Rewrite, ...]:
+def insert_before(rewrites: tuple[Rewrite, ...], later: Rewrite, new: Rewrite) -> tuple[Rewrite, ...]:
     """Insert `new` before `later` in `rewrites`."""
     at = rewrites.index(later)
     return (*rewrites[:at], new, *rewrites[at:])
@@ -67,7 +67,7 @@ REWRITES: dict[str, tuple[Rewrite, ...]] = {
     ),
     "tf": (drop_batch_index, *FOR_INFERENCE, note_split_volumes, fold_depthwise_bias, merge_separable),
     "onnx": (
-        *before(FOR_INFERENCE, fold_channel_order, find_space_to_depth),
+        *insert_before(FOR_INFERENCE, fold_channel_order, find_space_to_depth),
         linear_to_matmul,
         expand_adaptive_pools,
         normalize_pools,

@@ -8,12 +8,12 @@ from converter.ir.program import Program
 from converter.rewrites.base import Change, Rewrite
 
 
-def _applied(program: Program, rewrites: Sequence[Rewrite]) -> tuple[Program, list[Change]]:
+def apply_rewrites(program: Program, rewrites: Sequence[Rewrite]) -> tuple[Program, list[Change]]:
     copied = program.copy()
     changes: list[Change] = []
     for apply in rewrites:
         found = apply(copied)
         if found:
-            copied.finish()
+            copied.cleanup()
         changes += found
     return copied, changes

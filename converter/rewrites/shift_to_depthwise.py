@@ -42,15 +42,15 @@ def shift_to_depthwise(program: Program) -> list[Change]:
         with program.graph.inserting_before(node):
             if border == "replicate":
                 widths = [r for r in reversed(reach) for _ in range(2)]
-                x = program.call(aten.pad.default, (x, widths, "replicate"), like=node)
+                x = program.insert_call(aten.pad.default, (x, widths, "replicate"), like=node)
             padding = reach if border == "zeros" else [0] * axes
             weight = program.new_tensor(
                 f"{node.name}_kernel", kernel.float()[:, None], node, Origin(()), trainable=False
             )
             arguments = (x, weight, None, [1] * axes, padding, [1] * axes, kernel.shape[0])
-            moved = program.call(CONVOLUTIONS[axes], arguments, like=node)
+            moved = program.insert_call(CONVOLUTIONS[axes], arguments, like=node)
         node.replace_all_uses_with(moved)
-        changes.append(Change("shift as a depthwise convolution", module_path(node), "a small map", minor=True))
+        changes.append(Change("shift as a depthwise convolution", module_path(node), "a small map", routine=True))
     return changes
 
 

@@ -22,7 +22,7 @@ def tie_embeddings(program: Program) -> list[Change]:
         x, transposed = product.args
         if x.meta["val"].dim() > 1 and is_transposed(program, transposed, tables):
             with program.graph.inserting_before(product):
-                linear = program.call(aten.linear.default, (x, transposed.args[0]), like=product)
+                linear = program.insert_call(aten.linear.default, (x, transposed.args[0]), like=product)
             product.replace_all_uses_with(linear)
     for linear in program.graph.find_nodes(op="call_function", target=aten.linear.default):
         x, weight = linear.args[:2]

@@ -17,5 +17,5 @@ def unify_clamp_bounds(program: Program) -> list[Change]:
         x, *bounds = clamp.args
         if x.meta["val"].is_floating_point() and {type(bound) for bound in bounds} >= {int, float}:
             clamp.args = (x, *(float(bound) for bound in bounds))
-            changes.append(Change("bounds of one type", module_path(clamp), minor=True))
+            changes.append(Change("bounds of one type", module_path(clamp), routine=True))
     return changes

@@ -11,7 +11,7 @@ from converter.errors import ConversionError
 from converter.ir.lazy_tensor import recording_queries
 from converter.ir.program import Program
 from converter.rewrites.base import Change, Rewrite
-from converter.rewrites.run import _applied
+from converter.rewrites.run import apply_rewrites
 from converter.verification.output_proofs import function_bound
 from converter.verification.perturbation import run_perturbed
 
@@ -26,7 +26,7 @@ def rewrite(
     Raises:
         ConversionError: a rewrite changed the function; the error names it.
     """
-    rewritten, changes = _applied(program, rewrites)
+    rewritten, changes = apply_rewrites(program, rewrites)
     if not changes:
         return rewritten, changes
     with recording_queries(None):
@@ -43,12 +43,12 @@ def _check(
 ) -> None:
     if expected is None:
         expected = outputs(program, inputs)
-    if departs(expected, outputs(rewritten, inputs)):
+    if outputs_differ(expected, outputs(rewritten, inputs)):
         # A network may amplify rounding: its own perturbed results bound the difference of a correct rewrite.
         own = run_perturbed(program, inputs, torch.float64, 0)
         for count in range(1, len(rewrites) + 1):
-            partial, _ = _applied(program, rewrites[:count])
-            if departs(expected, outputs(partial, inputs), own):
+            partial, _ = apply_rewrites(program, rewrites[:count])
+            if outputs_differ(expected, outputs(partial, inputs), own):
                 culprit, before = rewrites[count - 1].__name__, [r.__name__ for r in rewrites[: count - 1]]
                 raise ConversionError(
                     f"the rewrite `{culprit}` changed what the model computes (after {', '.join(before) or 'none'})",
@@ -58,10 +58,10 @@ def _check(
 
 def outputs(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
     raised = [x.double() if x.dtype == torch.float32 else x for x in inputs]
-    return program.at(torch.float64).run(*raised)
+    return program.with_dtype(torch.float64).run(*raised)
 
 
-def departs(expected: Sequence[Tensor], actual: Sequence[Tensor], own: Sequence[Sequence[Tensor]] = ()) -> bool:
+def outputs_differ(expected: Sequence[Tensor], actual: Sequence[Tensor], own: Sequence[Sequence[Tensor]] = ()) -> bool:
     """Tell whether any output differs by more than rounding, or in its NaNs and infinities.
 
     Args:

@@ -87,7 +87,7 @@ def trace_plan(
     rows = []
     wanted = set(names)
     originals = {node.name: node for node in program.graph.nodes}
-    for node, result in walk(program.at(torch.float64), in_float64(inputs)):
+    for node, result in walk(program.with_dtype(torch.float64), in_float64(inputs)):
         if isinstance(result, Tensor):
             scales[node.name] = scale_of(result.numpy())
         if node.name not in wanted:
@@ -167,8 +167,8 @@ def known_values(
     behind = depending(program)
     found = []
     coarse, moved = _coarse(program, inputs, kernels) if kernels and not exact else (None, {})
-    single = walk(program.at(torch.float32), inputs) if not exact else None
-    for node, result in walk(program.at(torch.float64), in_float64(inputs)):
+    single = walk(program.with_dtype(torch.float32), inputs) if not exact else None
+    for node, result in walk(program.with_dtype(torch.float64), in_float64(inputs)):
         if node not in behind:
             continue
         own = result
@@ -197,7 +197,7 @@ def _coarse(
     """Return the program's values with each kernel's error added, and the names of the nodes with the moved values."""
     program = program.copy()
     moved = move_kernels(program, kernels, np.random.default_rng(0), 1)
-    return walk(program.at(torch.float32), inputs), moved
+    return walk(program.with_dtype(torch.float32), inputs), moved
 
 
 def _rounding(wide: np.ndarray, own: np.ndarray, scale: float) -> np.ndarray:
@@ -321,7 +321,7 @@ def _alike(value: Traced, one: ReferenceValue) -> bool:
 
 def program_values(program: Program, inputs: Sequence[Tensor]) -> Iterator[Traced]:
     """Yield the values of a rewritten program, in float64."""
-    for node, result in walk(program.at(torch.float64), in_float64(inputs)):
+    for node, result in walk(program.with_dtype(torch.float64), in_float64(inputs)):
         if node.op == "call_function" and isinstance(result, Tensor):
             yield Traced(node.name, operator_name(node), tuple(result.shape), fingerprint(result.numpy()))
 

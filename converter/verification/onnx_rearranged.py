@@ -39,7 +39,7 @@ def rearranged_weights(program: Program, tensors: Mapping[str, np.ndarray], know
                 order = next((o for o in orders(array.ndim) if _is(array.transpose(o), tensor)), None)
                 if order is not None:
                     arranged = partial(_arranged, order=order, shape=tensor.shape)
-                    found[name] = Expected(program.values(node).then(arranged), origin.sources, origin.exact)
+                    found[name] = Expected(program.values(node).map(arranged), origin.sources, origin.exact)
                     break
     return found
 

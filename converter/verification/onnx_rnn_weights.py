@@ -64,7 +64,7 @@ def _made_for(program: Program, node: fx.Node) -> Iterator[Expected]:
 def _expected(program: Program, nodes: list[fx.Node], function: Callable[..., torch.Tensor]) -> Expected:
     origins = [program.origins[str(node.target)] for node in nodes]
     sources = tuple(dict.fromkeys(source for origin in origins for source in origin.sources))
-    values = LazyTensor.made(function, *(program.values(node) for node in nodes))
+    values = LazyTensor.combine(function, *(program.values(node) for node in nodes))
     return Expected(values, sources, all(origin.exact for origin in origins))
 
 

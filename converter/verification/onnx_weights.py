@@ -132,7 +132,7 @@ def _named(program: Program, tensors: Mapping[str, np.ndarray]) -> dict[str, Exp
             continue
         values, origin = program.values(nodes[target]), program.origins[target]
         if len(values.shape) == 2 and values.shape != tensors[name].shape == values.shape[::-1]:
-            values = values.then(torch.t)
+            values = values.map(torch.t)
         expected[name] = Expected(values, origin.sources, origin.exact)
     return expected
 
@@ -161,7 +161,7 @@ def _add_renamed(program: Program, expected: dict[str, Expected], tensors: Mappi
         array = program.tensor(node).detach().numpy()
         for name, tensor in tensors.items():
             if name not in expected and tensor.size == array.size and _same_bytes(array, tensor):
-                shaped = program.values(node).then(partial(torch.reshape, shape=tensor.shape))
+                shaped = program.values(node).map(partial(torch.reshape, shape=tensor.shape))
                 expected[name] = Expected(shaped, origin.sources, origin.exact)
                 break
 

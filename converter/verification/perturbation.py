@@ -107,7 +107,7 @@ def _rounded_otherwise(
         if node.target in LIMITS:
             _insert(program, node, f"moved_{node.name}", Moved(rng, LIMITS[node.target]))
     move_kernels(program, kernels, rng, direction)
-    return program.at(precision).run(*inputs)
+    return program.with_dtype(precision).run(*inputs)
 
 
 def move_kernels(

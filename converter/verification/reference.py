@@ -123,7 +123,7 @@ def take_reference(
     if computes_on_choices(program):
         drawn, left_out = without_open_choices(program, drawn)
     every = [*drawn, *given]
-    raised = program.at(torch.float64)
+    raised = program.with_dtype(torch.float64)
     float64: list[Outputs] = []
     float32: list[Outputs] = []
     own: list[Outputs] = []

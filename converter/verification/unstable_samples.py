@@ -48,7 +48,7 @@ def stable_samples(program: Program, inputs: Sequence[Tensor], batch: int, seed:
     held = np.ones(batch, bool)
     for precision, apart in APART.items():
         given = [x.to(precision) if x.dtype == torch.float32 else x for x in inputs]
-        expected = program.at(precision).run(*given)
+        expected = program.with_dtype(precision).run(*given)
         for results in run_perturbed(program, inputs, precision, seed):
             for one, other in zip(expected, results, strict=True):
                 held &= alike(one.detach().numpy(), other.detach().numpy(), batch, apart)

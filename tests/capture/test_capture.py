@@ -398,7 +398,7 @@ def test_program_in_float64_has_no_float32_left():
         b=torch.ones(3),
     )
     inputs = (FEATURES, Input((2, 4), torch.int64))
-    results = captured(model, *inputs).at(torch.float64).run(*in_float64(examples(inputs)))
+    results = captured(model, *inputs).with_dtype(torch.float64).run(*in_float64(examples(inputs)))
     assert [r.dtype for r in results] == [torch.float64] * len(results)
     _, n = examples(inputs)
     assert torch.equal(results[1], n.double() * 0.1)
@@ -408,7 +408,7 @@ def test_program_in_float64_has_no_float32_left():
 def test_module_is_left_as_it_was():
     model = with_random_tensors(nn.Sequential(nn.Conv2d(6, 4, 3), nn.BatchNorm2d(4)))
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    capture(model, examples([IMAGE])).at(torch.float64).run(*in_float64(examples([IMAGE])))
+    capture(model, examples([IMAGE])).with_dtype(torch.float64).run(*in_float64(examples([IMAGE])))
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     assert not model[0]._forward_hooks
     assert not model[0]._forward_pre_hooks

@@ -190,7 +190,7 @@ def test_is_pytorchs_function_at_every_size(case):
         for number, sizes in enumerate(dynamic_size_choices(program))
     ]
     assert len({tuple(x.shape[1:]) for inputs in drawn for x in inputs[:1]}) == 2
-    raised = program.at(torch.float64)
+    raised = program.with_dtype(torch.float64)
     double = [raised.run(*in_float64(inputs)) for inputs in drawn]
     for inputs, wanted in zip(drawn, double, strict=True):
         with torch.no_grad():

@@ -128,5 +128,5 @@ def test_any_assignment_in_place_follows_pytorchs_aliasing_or_is_refused(drawn_p
             if each.kind in ("assigned", "added", "multiplied"):
                 return  # refused, as PyTorch does not say what copying onto itself gives
         raise
-    np.testing.assert_array_equal(program.at(torch.float32).run(x)[0].numpy(), expected.numpy())
+    np.testing.assert_array_equal(program.with_dtype(torch.float32).run(x)[0].numpy(), expected.numpy())
     assert_computes_the_same(program, [x], format)

@@ -33,7 +33,7 @@ def test_kind_is_exact_in_float64(kind: Kind):
     assert program.fixed_batch is None, program.notes
     rewritten, _ = rewrite(program, REWRITES["keras"], [example])
     inputs = torch.randn(3, *kind.shape[1:])
-    expected = program.at(torch.float64).run(inputs.double())
+    expected = program.with_dtype(torch.float64).run(inputs.double())
     assert all(result.std() > 0 for result in expected if result.is_floating_point())
     (results,) = run_in_float64(planned(rewritten), [inputs])
     assert_same(results, expected, kind.title, BOUND)

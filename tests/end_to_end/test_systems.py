@@ -32,12 +32,12 @@ def differences(system: System, format: str, path) -> tuple[float, float, dict[s
     program = program_of(system.build(), system.shapes)
     inputs = examples([(2, *shape[1:]) for shape in system.shapes])
     changed = rewritten(program, format, inputs, system.exact_shifts)
-    expected = program.at(torch.float64).run(*in_float64(inputs))
+    expected = program.with_dtype(torch.float64).run(*in_float64(inputs))
     if format != "onnx":
         (exact,) = run_in_float64(make_plan(changed), inputs)
         assert all(np.abs(a - e.numpy()).max() <= 1e-12 * e.abs().max() for a, e in zip(exact, expected, strict=True))
     run, moves = in_format(changed, format, inputs, path / "network.onnx")
-    single = program.at(torch.float32).run(*inputs)
+    single = program.with_dtype(torch.float32).run(*inputs)
     worst = 0.0
     for actual, one, double in zip(run(inputs), single, expected, strict=True):
         own = max(float((one - double).abs().max()), 4 * np.finfo(np.float32).eps * float(double.abs().max()))

@@ -95,7 +95,7 @@ def lowered(count: int, first: int, formats: tuple[str, ...], free: bool, result
         exact = run(copy.deepcopy(made).double(), x.double())
         for format in formats:
             try:
-                assert_same(program.at(torch.float64).run(x.double()), exact, "capture")
+                assert_same(program.with_dtype(torch.float64).run(x.double()), exact, "capture")
                 assert_computes_the_same(program, [x], format, more=[[x] for x in larger])
             except AssertionError as error:
                 yield format, "wrong", str(error)

@@ -32,7 +32,7 @@ def test_a_random_network_is_converted_right(seed):
     x = samples(made, BATCH, seed + 1)
     program = capture(made, [samples(made, 2, seed)])
     exact = run(copy.deepcopy(made).double(), x.double())
-    assert_same(program.at(torch.float64).run(x.double()), exact, f"captured\n{made}")
+    assert_same(program.with_dtype(torch.float64).run(x.double()), exact, f"captured\n{made}")
     for format in (("tf", "onnx"), ("keras",))[seed % 2]:
         assert_computes_the_same(program, [x], format)
 

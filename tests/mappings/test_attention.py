@@ -193,7 +193,7 @@ def test_keras_files_have_keras_own_layer(module, name, width, tmp_path):
     inputs = examples([shape], 3)
     rewritten, _ = rewrite(program, REWRITES["keras"], inputs)
     plan = make_plan(rewritten)
-    double = program.at(torch.float64).run(*in_float64(inputs))
+    double = program.with_dtype(torch.float64).run(*in_float64(inputs))
     assert_same(run_in_float64(plan, inputs)[0], double, "float64")
     assert len(plan.movements) <= ONE_EACH
     PlanExecutor(plan, stock=True).keras_model().save(tmp_path / "model.keras")

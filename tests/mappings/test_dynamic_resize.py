@@ -99,7 +99,7 @@ def images():
 def test_is_pytorchs_function_at_every_size(case, tmp_path):
     program = exported(with_random_tensors(CASES[case]))
     plan = planned(program)
-    raised = program.at(torch.float64)
+    raised = program.with_dtype(torch.float64)
     double = [raised.run(*in_float64([x])) for x in images()]
     for results, wanted in zip(run_in_float64(plan, *([x] for x in images())), double, strict=True):
         assert_same(results, wanted, case)

@@ -721,13 +721,13 @@ def by_hand(target, *arguments) -> Program:
     program = captured(lambda x: x + 1, IMAGE)
     output, (result,) = program.graph.output_node(), program.results
     with program.graph.inserting_before(output):
-        made = program.call(target, (result, *arguments), result)
+        made = program.insert_call(target, (result, *arguments), result)
         parts = [made]
         if isinstance(made.meta["val"], list):
-            parts = [program.call(operator.getitem, (made, i), result) for i in range(len(made.meta["val"]))]
+            parts = [program.insert_call(operator.getitem, (made, i), result) for i in range(len(made.meta["val"]))]
     output.args = (tuple(parts),)
     program.outputs = [f"output_{i}" for i in range(len(parts))]
-    program.finish()
+    program.cleanup()
     return program
 
 
@@ -793,7 +793,7 @@ def test_dilated_convolutions_are_tensorflows_own_with_their_gradient(case):
     program = captured(build(), shape)
     rewritten, _ = rewrite(program, REWRITES["tf"], x)
     plan = make_plan(rewritten)
-    raised = program.at(torch.float64)
+    raised = program.with_dtype(torch.float64)
     assert_same(run_in_float64(plan, x)[0], raised.run(*in_float64(x)), "float64")
     lowered = PlanExecutor(plan)
     operators = count_operators(lowered.traced.graph)
@@ -815,7 +815,7 @@ def test_dilated_convolutions_are_tensorflows_own_with_their_gradient(case):
 
 def references(program: Program, inputs):
     """Batch, inputs, and PyTorch's results in float32 and float64."""
-    raised = program.at(torch.float64)
+    raised = program.with_dtype(torch.float64)
     for batch in BATCHES:
         tensors = examples(inputs, batch)
         yield batch, tensors, program.run(*tensors), raised.run(*in_float64(tensors))

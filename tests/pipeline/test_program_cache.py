@@ -165,8 +165,8 @@ def test_questions_are_asked_of_the_new_values():
     bias = torch.arange(3.0)
     answers = ValueQueries()
     with recording_queries(answers):
-        assert LazyTensor.of(weight).answer(selection_ops.has_one_hot_rows)
-        LazyTensor.of(bias).then(lambda b: b + 1).compute()
+        assert LazyTensor.of(weight).query(selection_ops.has_one_hot_rows)
+        LazyTensor.of(bias).map(lambda b: b + 1).compute()
     assert answers.hold()
     weight[:, :, 1, 1], weight[:, :, 0, 0] = 0, 1
     assert answers.hold()  # one-hot still, and no more was asked

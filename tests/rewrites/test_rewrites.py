@@ -1078,7 +1078,7 @@ def start(change, module, shape) -> tuple[dict, dict, Program]:
 def applied(change, program: Program) -> tuple[Program, list[Change]]:
     copied = program.copy()
     changes = change(copied)
-    copied.finish()
+    copied.cleanup()
     return copied, changes
 
 
@@ -1091,7 +1091,7 @@ def operators(program: Program) -> str:
 def assert_computes_the_same(program: Program, rewritten: Program, shape) -> None:
     for batch in (2, 3):
         inputs = examples([shape], batch)
-        results = [p.at(torch.float64).run(*in_float64(inputs)) for p in (rewritten, program)]
+        results = [p.with_dtype(torch.float64).run(*in_float64(inputs)) for p in (rewritten, program)]
         assert_same(*results, f"batch {batch}")
     for before, after in zip(program.results, rewritten.results, strict=True):
         facts = [(n.meta["val"].dtype, n.meta["val"].dim(), tuple(n.meta["val"].shape)[1:]) for n in (before, after)]
@@ -1191,7 +1191,7 @@ def test_a_deferred_tensor_computes_every_part_once_and_holds_none_longer_than_i
 
     deferred = LazyTensor.of(torch.zeros(3))
     for _ in range(2000):  # deeper than Python recurses
-        deferred = LazyTensor.made(step, deferred, deferred)
+        deferred = LazyTensor.combine(step, deferred, deferred)
     for _ in range(2):
         calls.clear()
         assert deferred.compute().tolist() == [2000.0] * 3
@@ -1239,7 +1239,7 @@ def test_runner_names_the_rewrite_at_fault(fault):
 def reshape_to_the_example(program: Program) -> list[Change]:
     node = program.graph.find_nodes(op="call_function", target=aten.relu.default)[0]
     with program.graph.inserting_after(node):
-        program.call(aten.reshape.default, (node, [2, 6]), node)
+        program.insert_call(aten.reshape.default, (node, [2, 6]), node)
     return [Change("Reshape", "", "")]
 
 

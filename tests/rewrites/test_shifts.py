@@ -76,7 +76,7 @@ def lowered(program: Program, x: Tensor, stock: bool = False) -> np.ndarray:
 
 
 def in_onnx(program: Program, x: Tensor, path) -> np.ndarray:
-    module = program.at(torch.float32).graph_module
+    module = program.with_dtype(torch.float32).graph_module
     shapes = ({0: torch.export.Dim("batch", min=1)},)
     onnx_writer.write(module, [torch.cat([x, x])], ["x"], ["y"], shapes, path, {})
     return onnxruntime.InferenceSession(str(path)).run(["y"], {"x": x.numpy()})[0]
@@ -97,7 +97,7 @@ def test_documents_tensor_gives_the_documents_result_bit_for_bit(spelling, tmp_p
     program = recognized(BehindConvolution(spelling(spec), 8), (2, 8, 5, 5))
     assert [n.target for n in program.graph.nodes if n.op == "call_function"][-1] is ours.shift.default
     for result in (
-        program.at(torch.float32).run(x)[0].numpy(),
+        program.with_dtype(torch.float32).run(x)[0].numpy(),
         lowered(program, x),
         lowered(program, x, stock=True),
         in_onnx(program, x, tmp_path / "shift.onnx"),
@@ -152,7 +152,7 @@ def test_any_shift_is_recognized_and_exact(drawn, behind, stock):
         program.graph.output_node().args[0],
         to_torch(made(*to_artifact([x], plan.inputs)), plan.outputs),
         forward(x),
-        program.at(torch.float32).run(x),
+        program.with_dtype(torch.float32).run(x),
         strict=True,
     )
     for (spelling, spec), node, ran, expected, in_pytorch in results:
@@ -222,7 +222,7 @@ def test_any_shift_is_lowered_exactly(tmp_path_factory, drawn, format, behind):
         names = [f"y{i}" for i in range(len(all_arguments))]
         path = tmp_path_factory.mktemp("shifts") / "shifts.onnx"
         free = ({0: torch.export.Dim("batch", min=1)},)
-        onnx_writer.write(program.at(torch.float32).graph_module, [x], ["x"], names, free, path, {})
+        onnx_writer.write(program.with_dtype(torch.float32).graph_module, [x], ["x"], names, free, path, {})
         results = onnxruntime.InferenceSession(str(path)).run(names, {"x": x.numpy()})
     else:
         plan = planned(program)

@@ -88,7 +88,7 @@ def planned(program: Program, layout: str = "auto") -> PlanBuilder:
     """A plan of `program` with its constants computed, which planning takes for granted."""
     copied = program.copy()
     fold_constants(copied)
-    copied.finish()
+    copied.cleanup()
     return make_plan(copied, layout)
 
 
@@ -135,7 +135,7 @@ def assert_plan_is_exact(program: Program, inputs: Sequence[Input | tuple[int, .
     Returns the first plan.
     """
     batches = [examples(inputs, batch) for batch in (2, 3)]
-    raised = program.at(torch.float64)
+    raised = program.with_dtype(torch.float64)
     expected = [raised.run(*in_float64(batch)) for batch in batches]
     plans: list[PlanBuilder] = []
     for layout in layouts or ("auto",):
@@ -160,23 +160,30 @@ def assert_computes_the_same(
     program = module
     rewritten, _ = rewrite(program, REWRITES[format], inputs)
     doubles = in_float64(inputs)
-    expected = program.at(torch.float64).run(*doubles)
+    expected = program.with_dtype(torch.float64).run(*doubles)
     if format == "onnx":
-        assert_same(rewritten.at(torch.float64).run(*doubles), expected, format)
+        assert_same(rewritten.with_dtype(torch.float64).run(*doubles), expected, format)
         if moving:
-            assert_same(rewritten.at(torch.float32).run(*inputs), program.at(torch.float32).run(*inputs), format, 0)
+            assert_same(
+                rewritten.with_dtype(torch.float32).run(*inputs),
+                program.with_dtype(torch.float32).run(*inputs),
+                format,
+                0,
+            )
         return rewritten
     from converter.lowering.executor import PlanExecutor
 
     plan = make_plan(rewritten)
     double = PlanExecutor(plan, "float64", stock=format == "keras")
-    raised = program.at(torch.float64)
+    raised = program.with_dtype(torch.float64)
     for arrays in (doubles, *map(in_float64, more)):
         ran = to_torch(double(*to_artifact(arrays, plan.inputs)), plan.outputs)
         assert_same(ran, raised.run(*arrays), f"{format} in float64")
     if moving:
         ran = PlanExecutor(plan, "float32", stock=format == "keras")(*to_artifact(inputs, plan.inputs))
-        assert_same(to_torch(ran, plan.outputs), program.at(torch.float32).run(*inputs), f"{format} in float32", 0)
+        assert_same(
+            to_torch(ran, plan.outputs), program.with_dtype(torch.float32).run(*inputs), f"{format} in float32", 0
+        )
     return rewritten
 
 

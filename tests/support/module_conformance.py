@@ -154,7 +154,7 @@ def taken(program: Program, call: ModuleCall) -> tuple[Reference, list[dict[str,
     specs = input_specs(program)
     given = Round("the sample", {s.name: x.numpy() for s, x in zip(specs, call.given, strict=True)})
     every = [given, *rounds(specs, 0)]
-    raised = program.at(torch.float64)
+    raised = program.with_dtype(torch.float64)
     float64, float32, own = [], [], []
     for each in every:
         tensors = [torch.from_numpy(np.asarray(each.arrays[s.name], order="C")) for s in specs]

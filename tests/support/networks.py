@@ -117,7 +117,7 @@ def written(row: Network, format: str, folder: Path) -> Case:
         keras_writer.write(lowered.model, path, {})
     else:
         saved_model_writer.save(lowered.traced, {name: v for name, (v, _) in lowered.tensors.items()}, path, {})
-    raised = program.at(torch.float64)
+    raised = program.with_dtype(torch.float64)
     expected = {batch: (program.run(*x), raised.run(*in_float64(x))) for batch, x in inputs.items()}
     for batch, x in inputs.items():
         names = [interface.name for interface in plan.inputs]

@@ -240,7 +240,7 @@ def compare(samples: Sequence[Sample], artifacts: bool) -> list[Outcome]:
     outcomes = [Outcome("right")] * len(samples)
     flat = [r for results in own for r in results]
     single = program.run(*inputs)
-    double = program.at(torch.float64).run(*in_float64(inputs))
+    double = program.with_dtype(torch.float64).run(*in_float64(inputs))
     made = run(plan, inputs, "float64")
     at = 0
     for i, count in enumerate(counts):

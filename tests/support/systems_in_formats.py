@@ -86,7 +86,7 @@ def in_format(program: Program, format: str, inputs: Sequence[Tensor], path: Pat
 
 def in_onnx(program: Program, inputs: Sequence[Tensor], path: Path) -> tuple[Run, dict[str, int]]:
     shapes = tuple({0: torch.export.Dim("batch", min=1)} for _ in inputs)
-    module = program.at(torch.float32).graph_module
+    module = program.with_dtype(torch.float32).graph_module
     names = [f"x{i}" for i in range(len(inputs))]
     onnx_writer.write(module, list(inputs), names, ["y"], shapes, path, {})
     session = onnxruntime.InferenceSession(str(path))
@@ -127,4 +127,4 @@ def movement_alone(system: System) -> tuple[Program, Tensor, np.ndarray]:
         weight = module.conv.weight
         weight.copy_(torch.eye(shape[1]).reshape(weight.shape))
     x = examples([(2, *shape[1:])])[0]
-    return program, x, program.at(torch.float64).run(x.double())[0].float().numpy()
+    return program, x, program.with_dtype(torch.float64).run(x.double())[0].float().numpy()

@@ -143,7 +143,7 @@ def test_fault_in_a_rewritten_weight_is_found_at_its_module(source, seed: int):
     tensor = built.program.tensor(node).detach().contiguous().clone()
     tensor.view(-1)[0] += 0.1
     built.program.replace_tensor(node, tensor, built.program.origins[node.target], list(node.users))
-    built.program.finish()
+    built.program.cleanup()
     assert not built.prove_function(reference).holds
     assert touches(first_divergence(built.trace(reference)), node.target)
 

@@ -31,7 +31,7 @@ def may_be_infinite(program: Program, node: fx.Node) -> bool:
             return True
         if value.op == "placeholder" and untouched and value.meta["val"].is_floating_point():
             return True
-        if program.is_tensor(value) and not program.ask(value, finite):
+        if program.is_tensor(value) and not program.query(value, finite):
             return True
         if value.op != "call_function":
             continue
@@ -60,7 +60,7 @@ def makes_infinite(program: Program, node: fx.Node) -> bool:
 def nonzero(program: Program, divisor: object) -> bool:
     if isinstance(divisor, int | float):
         return divisor != 0
-    return program.is_tensor(divisor) and program.ask(divisor, lambda held: bool((held != 0).all()))
+    return program.is_tensor(divisor) and program.query(divisor, lambda held: bool((held != 0).all()))
 
 
 def numbers(arguments: object) -> Iterable[float]:

@@ -75,7 +75,7 @@ def fixed(program: Program, tensor: fx.Node) -> bool:
 
 def is_one_hot(program: Program, weight: object) -> bool:
     """Return whether every output of a kernel is one input."""
-    return program.is_tensor(weight) and program.ask(weight, has_one_hot_rows)
+    return program.is_tensor(weight) and program.query(weight, has_one_hot_rows)
 
 
 def has_one_hot_rows(weight: Tensor) -> bool:
@@ -89,7 +89,7 @@ def vanishes(program: Program, tensor: object) -> bool:
     return (
         program.is_tensor(tensor)
         and not program.trainable(tensor)
-        and not program.ask(tensor, lambda held: bool(held.any()))
+        and not program.query(tensor, lambda held: bool(held.any()))
     )
 
 

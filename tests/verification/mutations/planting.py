@@ -47,7 +47,7 @@ def planted(program: Program, node: fx.Node, plant: Plant) -> Program:
     """A copy of `program` with the fault planted at `node`."""
     copied = program.copy()
     plant(copied, twin(copied, node))
-    copied.finish()
+    copied.cleanup()
     return copied
 
 

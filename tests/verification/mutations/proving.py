@@ -114,7 +114,7 @@ class Bench:
         copied = program.copy()
         for rewrite in REWRITES[format]:
             if rewrite(copied):
-                copied.finish()
+                copied.cleanup()
         return copied
 
     def prove(self, built: RewrittenModel, with_artifact: bool, spoil: Callable[[Path], None] | None = None) -> Caught:
@@ -213,7 +213,7 @@ def probes(program: Program) -> Iterator[Round]:
 
 def results(program: Program, rounds: Sequence[Round]) -> list[dict[str, np.ndarray]]:
     """In float64."""
-    raised = program.at(torch.float64)
+    raised = program.with_dtype(torch.float64)
     found = []
     for each in rounds:
         inputs = [torch.from_numpy(each.arrays[name]) for name in program.inputs]
