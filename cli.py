@@ -206,7 +206,7 @@ def batch(
         for job in work:
             made = job.to if output is None or check else map(str, job.outputs(output).values())
             click.echo(f"{job.path} -> {', '.join(made)}", err=True)
-        content = {"schema": SCHEMA, "models": [{"name": job.name, **job.told()} for job in work]}
+        content = {"schema": SCHEMA, "models": [{"name": job.name, **job.to_json()} for job in work]}
         write_report_and_exit(content, [], as_json, None)
         return
     result = run_or_report(lambda: done(work), ", ".join(places), terminal)

@@ -63,9 +63,9 @@ def _proof(proof: Proof) -> list[str]:
         lines.append(f"  and {len(proof.failures) - MOST} more")
     if proof.first_difference:
         lines.append(f"  differs first in {proof.first_difference}")
-    return lines + (_departure(proof.departure) if proof.departure else [])
+    return lines + (_divergence(proof.divergence) if proof.divergence else [])
 
 
-def _departure(row: TraceRow) -> list[str]:
+def _divergence(row: TraceRow) -> list[str]:
     folded = f" (with {', '.join(row.folded)} folded in)" if row.folded else ""
     return [f"    {row.operator}{folded}", f"    expected {row.expected}", f"    actual   {row.actual}"]

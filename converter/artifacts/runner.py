@@ -43,12 +43,12 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Traced:
-    """One value within an artifact; `marks` is its `protocol.fingerprint`."""
+    """One value within an artifact; `fingerprint` is its `protocol.fingerprint`."""
 
     name: str
     operator: str
     shape: tuple[int, ...]
-    marks: np.ndarray
+    fingerprint: np.ndarray
 
 
 class Tensors(Mapping[str, np.ndarray]):

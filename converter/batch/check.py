@@ -12,7 +12,7 @@ from ..artifacts.paths import SUFFIXES
 from .executors import Step, Task
 from .jobs import Job
 from .results import CheckResult, CheckResults, CheckState
-from .schedule import Watcher, absolute_options, executor_of, jobs_of
+from .schedule import Watcher, absolute_options, list_jobs, open_executor
 
 
 def check_many(
@@ -32,11 +32,11 @@ def check_many(
     Raises:
         UsageError: the work list is invalid.
     """
-    jobs = jobs_of(models, to, options)
+    jobs = list_jobs(models, to, options)
     under_way: dict[str, Job] = {}
     ended: dict[str, CheckResult] = {}
     waiting, started = list(reversed(jobs)), time.perf_counter()
-    with executor_of(scheduler, slots, timeout, memory) as executor:
+    with open_executor(scheduler, slots, timeout, memory) as executor:
         if watcher is not None:
             watcher.begin(len(jobs), executor.slots)
         while waiting or under_way:

@@ -55,7 +55,7 @@ class Job:
         """Return the path of each format's artifact."""
         return {format: folder / f"{self.name}{SUFFIXES[format]}" for format in self.to}
 
-    def told(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return the job as a JSON line would write it."""
         names = {argument: name for name, (argument, _) in OPTIONS.items()}
         said = {names[argument]: value for argument, value in self.options.items()}

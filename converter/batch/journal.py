@@ -49,7 +49,7 @@ class Entry:
         reason: why it is not verified; "" if it is.
         artifacts: size in bytes of each artifact that was put in place, by path; for a folder the sum.
         log: file with the conversion's log; "" if nothing was started.
-        before: it had already ended when this batch reached it.
+        already_done: it had already ended when this batch reached it.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Entry:
     log: str
     seconds: float
     attempts: int
-    before: bool = False
+    already_done: bool = False
 
 
 class Journal:
@@ -108,7 +108,7 @@ class Journal:
             if row is not None and row["state"] is None and self._held_elsewhere(row):
                 return "elsewhere", None
             if row is not None and row["state"] is not None and row["fingerprint"] == fingerprint:
-                entry = _entry(row, before=True)
+                entry = _entry(row, already_done=True)
                 again = retry_failed and (entry.state in ("failed", "disagrees") or entry.exit_status != 0)
                 if not again and all(size_of(Path(path)) == size for path, size in entry.artifacts.items()):
                     return "done", entry
@@ -139,7 +139,7 @@ class Journal:
                 (state, exit_status, reason, json.dumps(sizes), log, seconds, time.time(), job.name, self._owner),
             )
             row = self._database.execute("select * from models where name = ?", (job.name,)).fetchone()
-        return _entry(row, before=False)
+        return _entry(row, already_done=False)
 
     def renew(self) -> None:
         """Renew this batch's claims; call this more often than every `LEASE` seconds."""
@@ -231,11 +231,11 @@ def _explained(file: Path) -> Iterator[None]:
         raise OutputError(f"The journal cannot be used: {told}.", where=str(file), fix=fix) from error
 
 
-def _entry(row: sqlite3.Row, before: bool) -> Entry:
+def _entry(row: sqlite3.Row, already_done: bool) -> Entry:
     same = {
         name: row[name] for name in ("name", "path", "state", "exit_status", "reason", "log", "seconds", "attempts")
     }
-    return Entry(artifacts=json.loads(row["artifacts"]), before=before, **same)
+    return Entry(artifacts=json.loads(row["artifacts"]), already_done=already_done, **same)
 
 
 def size_of(path: Path) -> int:

@@ -22,7 +22,7 @@ class CheckResult:
         checks: one for each format, as `FormatCheck`; empty if the model cannot be read or captured.
     """
 
-    before: ClassVar[bool] = False  # as in a journal's entry
+    already_done: ClassVar[bool] = False  # as in a journal's entry
     log: ClassVar[str] = ""
 
     name: str

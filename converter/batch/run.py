@@ -12,7 +12,7 @@ from .executors import Executor, Finished, Step, Task
 from .jobs import Job
 from .journal import LEASE, Entry, Journal, State
 from .results import BatchReport
-from .schedule import Watcher, absolute_options, executor_of, jobs_of
+from .schedule import Watcher, absolute_options, list_jobs, open_executor
 
 JOURNAL, SUMMARY, LOGS, REPORTS = "journal.sqlite", "summary.json", "logs", "reports"
 
@@ -52,10 +52,10 @@ def convert_many(
         UsageError: the work list is invalid.
         OutputError: the folder cannot be written.
     """
-    jobs = jobs_of(models, to, options)
+    jobs = list_jobs(models, to, options)
     folder = Path(output)
     started = time.perf_counter()
-    with Journal(folder / JOURNAL) as journal, executor_of(scheduler, slots, timeout, memory) as executor:
+    with Journal(folder / JOURNAL) as journal, open_executor(scheduler, slots, timeout, memory) as executor:
         batch = _Batch(jobs, folder, journal, executor, watcher, retry_failed, fail_fast)
         if watcher is not None:
             watcher.begin(len(jobs), executor.slots)

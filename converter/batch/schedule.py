@@ -23,7 +23,7 @@ class Watcher(Protocol):
     def ended(self, entry: Entry | CheckResult, slot: int | None) -> None: ...
 
 
-def jobs_of(
+def list_jobs(
     models: str | Path | Iterable[str | Path | Job], to: str | Sequence[str], options: Mapping[str, Any]
 ) -> list[Job]:
     """Build the work list from `models`. Raises UsageError."""
@@ -35,7 +35,7 @@ def jobs_of(
 
 
 @contextmanager
-def executor_of(scheduler: str | None, slots: int | None, timeout: float, memory: int | None) -> Iterator[Executor]:
+def open_executor(scheduler: str | None, slots: int | None, timeout: float, memory: int | None) -> Iterator[Executor]:
     """Open the executor for this batch. Raises UsageError if the cluster does not answer."""
     executor: Executor
     if scheduler is not None:

@@ -80,7 +80,7 @@ def set_positional_forward(module: nn.Module, names: Sequence[str], forward: Cal
     module.forward = forward
 
 
-def bound(module: nn.Module, shapes: Sequence[InputShape]) -> CallSpec:
+def bind_shapes(module: nn.Module, shapes: Sequence[InputShape]) -> CallSpec:
     """Order the shapes by forward's parameters.
 
     Shapes without names are for the first parameters; with names, parameters with a default may be left out, and

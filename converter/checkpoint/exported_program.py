@@ -28,7 +28,7 @@ from converter.checkpoint.symbolic_expressions import is_size_expression
 from converter.checkpoint.trust import NotFoundError
 from converter.errors import CheckpointError
 
-LIFTED_BY = "pt2"  # --trust pt2
+TRUST_KEYWORD = "pt2"  # --trust pt2
 LARGEST_JSON = 1 << 29
 
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -262,7 +262,7 @@ def _refuse_if(path: Path, what: str, found: Iterator[str]) -> None:
     if first:
         shown = "".join(f"\n    {part[:200]}" for part in first[:10])
         more = f"\n    and {len(first) - 10} more" if len(first) > 10 else ""
-        fix = f"export the model again without them; or, if you trust the file's maker, --trust {LIFTED_BY}"
+        fix = f"export the model again without them; or, if you trust the file's maker, --trust {TRUST_KEYWORD}"
         raise CheckpointError(f"the exported program holds {what}:{shown}{more}", where=str(path), fix=fix)
 
 
@@ -363,6 +363,8 @@ def _check_sample_inputs(path: Path, reader: torch._C.PyTorchFileReader) -> None
         if data:  # the same call as the loader's first; only if it fails would that unpickle without restriction
             torch.load(io.BytesIO(data), weights_only=True)
     except Exception as error:
-        fix = f"export the model again with tensors as inputs; or, if you trust the file's maker, --trust {LIFTED_BY}"
+        fix = (
+            f"export the model again with tensors as inputs; or, if you trust the file's maker, --trust {TRUST_KEYWORD}"
+        )
         what = "the exported program's sample inputs are not plain tensors"
         raise CheckpointError(what, where=f"{path}: {record}", fix=fix) from error

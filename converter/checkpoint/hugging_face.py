@@ -22,7 +22,7 @@ from converter.checkpoint.state_dict import LARGEST_EXPANSION, unfit, unused_not
 from converter.checkpoint.state_dict_prefixes import best_names
 from converter.errors import CheckpointError, ConversionError, UsageError
 
-LIFTED_BY = "hf"  # --trust hf
+TRUST_KEYWORD = "hf"  # --trust hf
 HOME = "hf"  # --model hf:FOLDER
 COUNTS = re.compile(r"layers?|depths?|blocks?|heads?|experts?|stages?|repeats?|modules?|scales?|levels?")
 HIGHEST_COUNT = 4096
@@ -158,7 +158,7 @@ def _refuse_code(content: Any, path: Path) -> None:
     if "auto_map" in asks:
         fix = (
             "name its class yourself, as in --model FOLDER/modeling_net.py:Net; or, if you trust its maker and its "
-            f"code, --trust {LIFTED_BY}"
+            f"code, --trust {TRUST_KEYWORD}"
         )
         raise CheckpointError("config.json asks for code of its own (auto_map)", where=str(path), fix=fix)
 

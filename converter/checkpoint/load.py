@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from converter.checkpoint.exported_program import LIFTED_BY, load_exported
+from converter.checkpoint.exported_program import TRUST_KEYWORD, load_exported
 from converter.checkpoint.factory import build, config_folder, is_config, named_code
 from converter.checkpoint.file_format import Format, file_format
-from converter.checkpoint.hugging_face import LIFTED_BY as HUGGING_FACE_LIFTED_BY
+from converter.checkpoint.hugging_face import TRUST_KEYWORD as HUGGING_FACE_TRUST
 from converter.checkpoint.hugging_face import load_folder, load_into_folder
 from converter.checkpoint.import_isolation import UserCode
 from converter.checkpoint.model_folder import files_of, has_config, is_index, weights_in
@@ -33,7 +33,7 @@ from converter.checkpoint.state_dict import (
     unwrap,
 )
 from converter.checkpoint.torchscript import load_torchscript
-from converter.checkpoint.torchscript.archive import LIFTED_BY as TORCHSCRIPT_LIFTED_BY
+from converter.checkpoint.torchscript.archive import TRUST_KEYWORD as TORCHSCRIPT_TRUST
 from converter.checkpoint.trust import Trust, is_guard_lifted
 from converter.errors import CheckpointError
 from converter.ir.module_tensors import named_tensors
@@ -157,16 +157,16 @@ def _read(
         if built_elsewhere:
             return state, notes
         size = sum(file.stat().st_size for file in files_of(path))
-        module, told = load_folder(path, drop.kept(state), size, trusted=is_guard_lifted(HUGGING_FACE_LIFTED_BY, trust))
+        module, told = load_folder(path, drop.kept(state), size, trusted=is_guard_lifted(HUGGING_FACE_TRUST, trust))
         return module, [*notes, *told, *drop.notes()]
     if is_index(path):
         return _state_dict(path, trusted, code)
     content_format = file_format(path)
     if content_format is Format.EXPORTED:
-        program, told = load_exported(path, trusted=is_guard_lifted(LIFTED_BY, trust))
+        program, told = load_exported(path, trusted=is_guard_lifted(TRUST_KEYWORD, trust))
         return program, list(told)
     if content_format is Format.TORCHSCRIPT:
-        return load_torchscript(path, trusted=is_guard_lifted(TORCHSCRIPT_LIFTED_BY, trust))
+        return load_torchscript(path, trusted=is_guard_lifted(TORCHSCRIPT_TRUST, trust))
     with code:
         refused: CheckpointError | None = None
         left_aside: list[str] = []

@@ -55,7 +55,7 @@ class BatchDisplay:
         self._refresh()
 
     def ended(self, entry: Entry | CheckResult, slot: int | None) -> None:
-        self._ended["skipped" if entry.before else entry.state] += 1
+        self._ended["skipped" if entry.already_done else entry.state] += 1
         if slot is not None:
             self._rows.pop(slot, None)
         done = sum(self._ended.values())
@@ -67,7 +67,7 @@ class BatchDisplay:
 
     def show_summary(self, report: BatchReport | CheckResults) -> None:
         """Show the counts, and the models that are not verified, or cannot be converted, with their reasons."""
-        before = sum(entry.before for entry in report.entries)
+        before = sum(entry.already_done for entry in report.entries)
         counts = [(f"{count} {state}", COLOURS[state]) for state, count in report.counts.items() if count]
         elsewhere = len(report.elsewhere) if isinstance(report, BatchReport) else 0
         others = [("elsewhere", elsewhere), ("left", len(report.left)), ("done before", before)]
@@ -86,9 +86,9 @@ class BatchDisplay:
                 self._terminal.warn(f"and {len(bad) - MOST_ROWS} more, in {where}")
 
     def _say_line(self, entry: Entry | CheckResult, done: int) -> None:
-        if entry.before and entry.state == "verified":
+        if entry.already_done and entry.state == "verified":
             return
-        time = "before" if entry.before else f"{entry.seconds:.1f} s"
+        time = "before" if entry.already_done else f"{entry.seconds:.1f} s"
         line = Text.assemble(
             (f"[{done}/{self._total}] ", "dim"), (entry.state, COLOURS[entry.state]), f" {entry.name} ", (time, "dim")
         )

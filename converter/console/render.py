@@ -187,7 +187,7 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.1f} s"
 
 
-def _departure(row: TraceRow) -> list[str]:
+def _divergence(row: TraceRow) -> list[str]:
     folded = f", with {', '.join(row.folded)} folded in" if row.folded else ""
     off = f", off by {row.error:.1e}" if row.error is not None else ""
     lines = [f"{row.operator}{folded}{off}", f"PyTorch   {_statistics(row.expected)}"]
@@ -208,7 +208,7 @@ def _trace(rows: Sequence[TraceRow]) -> Table:
     for row in rows:
         actual = _statistics(row.actual) if row.actual else "part of another"
         error = "" if row.error is None else f"{row.error:.1e}"
-        mark = Text.assemble(("✗ ", "red") if row.departs else ("✓ ", "green"), error)
+        mark = Text.assemble(("✗ ", "red") if row.diverges else ("✓ ", "green"), error)
         table.add_row(Text(row.module or "(model)"), row.operator, _statistics(row.expected), actual, mark)
     return table
 

@@ -27,7 +27,7 @@ from converter.console.render import (
     _at,
     _checks,
     _counted,
-    _departure,
+    _divergence,
     _figures,
     _grid,
     _heading,
@@ -280,8 +280,8 @@ class Terminal:
             grid.add_row(PROOFS[proof.name], Text.assemble((f"{mark} ", style), proof.summary))
             if proof.first_difference:
                 grid.add_row("", Text.assemble("  differs first in ", (proof.first_difference, "cyan")))
-            if proof.departure:
-                for line in _departure(proof.departure):
+            if proof.divergence:
+                for line in _divergence(proof.divergence):
                     grid.add_row("", Text(f"    {line}"))
             failures = proof.failures if self.verbose else proof.failures[:MOST_LINES]
             # The summary can be the only failure.

@@ -90,8 +90,8 @@ class RewrittenModel:
                 "strict": self.source.strict,
                 **({"drop_keys": list(self.source.drop_keys)} if self.source.drop_keys else {}),
             },
-            "inputs": [_described(i) for i in self.inputs],
-            "outputs": [_described(o) for o in self.outputs],
+            "inputs": [_describe_interface(i) for i in self.inputs],
+            "outputs": [_describe_interface(o) for o in self.outputs],
             "choices": self.plan.choices.by_name() if self.plan else None,
             "rewrites": [[c.name, c.module, c.description] for c in self.changes if not c.routine],
         }
@@ -177,7 +177,7 @@ class RewrittenModel:
                 for results in self._results_in_float64(rounds)
             ]
         return compare_function(
-            reference.float64, actual, constant=reference.constant, again=reference.again_in_float64
+            reference.float64, actual, constant=reference.constant, perturbed_runs=reference.perturbed_runs_in_float64
         )
 
     def _results_in_float64(self, rounds: Sequence[list[np.ndarray]]) -> Iterator[list]:
@@ -354,7 +354,7 @@ def _as_torch(name: str, node: torch.fx.Node) -> TensorInterface:
     return TensorInterface(name, shape, node.meta["val"].dtype, tuple(range(len(shape))))
 
 
-def _described(interface: TensorInterface) -> dict[str, Any]:
+def _describe_interface(interface: TensorInterface) -> dict[str, Any]:
     return {
         "name": interface.name,
         "shape": [n if isinstance(n, int) else None for n in interface.shape],
@@ -367,7 +367,7 @@ def _for_dynamic(x: Tensor) -> Tensor:
     return x if x.ndim == 0 or x.shape[0] > 1 else torch.cat([x, x])
 
 
-def described(changes: Sequence[Change]) -> list[Rewrite]:
+def summarize_changes(changes: Sequence[Change]) -> list[Rewrite]:
     """Return every change of interest, and one line for each kind of routine one."""
     major = [Rewrite(c.name, c.module, c.description) for c in changes if not c.routine]
     routine: dict[str, int] = {}

@@ -40,20 +40,20 @@ def check(
     clock = Clock(progress)
     with user_mappings(options.artifact.mappings) as digests:
         source = load_model(model, options, fixed_batch=options.artifact.fixed_batch, clock=clock)
-        checks = _checks(source, to, replace(options.artifact, mappings=digests), options.capture.seed, clock)
+        checks = check_formats(source, to, replace(options.artifact, mappings=digests), options.capture.seed, clock)
     return CheckReport(source.name, checks, tuple(dict.fromkeys((*source.notes, *source.program.notes))))
 
 
-def _checks(
+def check_formats(
     source: LoadedModel, to: str | Sequence[str], options: ArtifactOptions, seed: int, clock: Clock
 ) -> tuple[FormatCheck, ...]:
     formats = parse_formats(to)
     if formats:  # a conversion does this before it builds anything
         take_reference(source.program, source.module, seed=seed, inputs=None, running=source.running, most=OWN_ROUNDS)
-    return tuple(checked(source, format, options, clock) for format in formats)
+    return tuple(check_format(source, format, options, clock) for format in formats)
 
 
-def checked(source: LoadedModel, format: str, options: ArtifactOptions, clock: Clock) -> FormatCheck:
+def check_format(source: LoadedModel, format: str, options: ArtifactOptions, clock: Clock) -> FormatCheck:
     """Check whether every step before the writing of an artifact succeeds."""
     try:
         build(source, format, options, clock).prepare()  # type: ignore[arg-type]

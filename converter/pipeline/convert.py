@@ -21,7 +21,7 @@ from converter.lowering.training_notes import training_remarks
 from converter.lowering.user_lowerings import user_mappings
 from converter.memory import return_large_blocks
 from converter.options import ArtifactOptions, ConvertKeywords, ConvertOptions, ProofOptions
-from converter.pipeline.build import RewrittenModel, build, described
+from converter.pipeline.build import RewrittenModel, build, summarize_changes
 from converter.pipeline.clock import Clock, Progress
 from converter.pipeline.load_model import LoadedModel, load_model
 from converter.pipeline.program_cache import ProgramCache
@@ -29,7 +29,7 @@ from converter.plan.interface import facts, symbol_names
 from converter.report.failures import failure_of
 from converter.report.results import Accuracy, ArtifactReport, ConversionReport, Proof, TraceRow, status_of
 from converter.rewrites.base import Change
-from converter.verification.divergence import by_module, disagrees, located, trace_artifact, worst_round
+from converter.verification.divergence import by_module, disagrees, locate_divergence, trace_artifact, worst_round
 from converter.verification.output_proofs import compare_artifact
 from converter.verification.reference import Reference, take_reference
 from converter.verification.run_artifact import feed, labeled_accuracy, run_artifact
@@ -73,7 +73,7 @@ class ConversionSession:
 
     def __init__(self, *, lasting: bool = False):
         self._lasting = lasting
-        self._earlier = ProgramCache() if lasting else None
+        self._cache = ProgramCache() if lasting else None
         self._runners: dict[Format, Runner] = {}
 
     def convert(
@@ -87,18 +87,18 @@ class ConversionSession:
     ) -> ConversionReport:
         """Convert a model, as the function `convert` does."""
         options = ConvertOptions.of(**keywords)
-        if self._earlier is None:
+        if self._cache is None:
             return self._convert(model, to, output, progress, options, None)
-        found = self._earlier.found
+        hits = self._cache.hits
         try:
-            report = self._convert(model, to, output, progress, options, self._earlier)
+            report = self._convert(model, to, output, progress, options, self._cache)
         except ConversionError:
-            if self._earlier.found == found:
+            if self._cache.hits == hits:
                 raise
         else:
-            if report.status == "verified" or not options.write.verify or self._earlier.found == found:
+            if report.status == "verified" or not options.write.verify or self._cache.hits == hits:
                 return report
-        self._earlier.clear()
+        self._cache.clear()
         return self._convert(model, to, output, progress, options, None)
 
     def close(self) -> None:
@@ -124,7 +124,7 @@ class ConversionSession:
         self._runners[format] = Runner(format)
         return self._runners[format]
 
-    def _done(self, format: Format) -> None:
+    def _release_runner(self, format: Format) -> None:
         """Close the runner of a finished format unless the session reuses it."""
         if not self._lasting and (runner := self._runners.pop(format, None)) is not None:
             runner.close()
@@ -136,7 +136,7 @@ class ConversionSession:
         output: str | Path | Mapping[str, str | Path] | None,
         progress: Progress | None,
         options: ConvertOptions,
-        earlier: ProgramCache | None,
+        cache: ProgramCache | None,
     ) -> ConversionReport:
         return_large_blocks()
         formats: list[Format] = parse_formats(to)  # type: ignore[assignment]
@@ -159,7 +159,7 @@ class ConversionSession:
             artifact_options = replace(options.artifact, mappings=digests)
             placements = {f: stack.enter_context(Placement(paths[f], force=options.write.force)) for f in formats}
             runners = {f: self._runner(f) for f in formats} if options.write.verify else {}
-            source = load_model(model, options, fixed_batch=options.artifact.fixed_batch, clock=clock, earlier=earlier)
+            source = load_model(model, options, fixed_batch=options.artifact.fixed_batch, clock=clock, cache=cache)
             reference = None
             if options.write.verify:
                 with clock("run PyTorch"):
@@ -182,12 +182,12 @@ class ConversionSession:
                 )  # fmt: skip
                 started = time.perf_counter()
                 try:
-                    artifacts.append(one.made())
+                    artifacts.append(one.run())
                 except Exception as error:
                     failure = _as_conversion_error(error, format, paths[format])
                     failures.append(failure)
                     artifacts.append(_failed(format, source, failure, time.perf_counter() - started))
-                self._done(format)
+                self._release_runner(format)
                 if one.built is not None:
                     changes += [c for c in one.built.changes if c not in changes]
             if len(failures) == len(formats):
@@ -198,7 +198,7 @@ class ConversionSession:
             kind=source.kind,
             parameters=source.parameters,
             batch=source.program.fixed_batch or "dynamic",
-            rewrites=tuple(described(changes)),
+            rewrites=tuple(summarize_changes(changes)),
             notes=tuple(dict.fromkeys((*source.notes, *source.program.notes))),
             artifacts=tuple(artifacts),
             timings=clock.timings,
@@ -224,7 +224,7 @@ class ArtifactJob:
     rows: Sequence[TraceRow] = ()
     accuracy: Accuracy | None = None
 
-    def made(self) -> ArtifactReport:
+    def run(self) -> ArtifactReport:
         """Write the artifact, prove it, and put it in place if it agrees."""
         started = time.perf_counter()
         self.built = built = build(self.source, self.format, self.options, self.clock)
@@ -262,20 +262,22 @@ class ArtifactJob:
         with self.clock(f"prove {self.format}: the same function"):
             first = built.prove_function(reference)
             if self.proof.trace or disagrees(first):
-                first, self.rows = located(first, lambda: built.trace(reference))
+                first, self.rows = locate_divergence(first, lambda: built.trace(reference))
         with self.clock(f"prove {self.format}: the same artifact"):
             runner.open(self.placement.temporary)
             results = run_artifact(runner, built.inputs, built.outputs, reference)
             second = compare_artifact(
                 reference.float64, reference.float32, results,
                 atol=self.proof.atol, rtol=self.proof.rtol, constant=reference.constant,
-                again=reference.again_in(runner),
+                perturbed_runs=reference.perturbed_runs_in(runner),
             )  # fmt: skip
             self.accuracy = labeled_accuracy(reference, results)
             if disagrees(second) and not disagrees(first):
                 arrays = worst_round(reference, results)
                 given = feed(runner, built.inputs, arrays)
-                second, _ = located(second, lambda: trace_artifact(self.source.program, arrays, runner, given))
+                second, _ = locate_divergence(
+                    second, lambda: trace_artifact(self.source.program, arrays, runner, given)
+                )
         with self.clock(f"prove {self.format}: the same weights"):
             third = built.prove_weights(runner.tensors(), runner.graph_as_written())
         return first, second, third

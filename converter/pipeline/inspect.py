@@ -18,8 +18,8 @@ from converter.errors import UnsupportedOperatorsError, UsageError
 from converter.ir.program import module_path
 from converter.lowering.user_lowerings import user_mappings
 from converter.options import ArtifactOptions, InspectKeywords, InspectOptions
-from converter.pipeline.build import build, described
-from converter.pipeline.check import _checks
+from converter.pipeline.build import build, summarize_changes
+from converter.pipeline.check import check_formats
 from converter.pipeline.clock import Clock
 from converter.pipeline.load_model import LoadedModel, load_model
 from converter.plan.builder import PlanBuilder
@@ -54,7 +54,7 @@ def inspect(
     with user_mappings(options.artifact.mappings) as digests:
         source = load_model(model, options, fixed_batch=options.artifact.fixed_batch, clock=clock)
         artifact_options = replace(options.artifact, mappings=digests)
-        checks = _checks(source, check, artifact_options, options.capture.seed, clock)
+        checks = check_formats(source, check, artifact_options, options.capture.seed, clock)
         return replace(summary(source, artifact_options, plan, clock), checks=checks)
 
 
@@ -70,7 +70,7 @@ def summary(source: LoadedModel, options: ArtifactOptions, with_plan: bool, cloc
         if built.plan is None:
             raise AssertionError("a Keras file is planned")
         becomes = what_becomes(built.plan)
-        rewrites = tuple(described(built.changes))
+        rewrites = tuple(summarize_changes(built.changes))
         plan = plan_rows(built.plan) if with_plan else ()
         names = symbol_names(source.program)
         inputs, outputs = (tuple(facts(i, names) for i in held) for held in (built.inputs, built.outputs))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from converter.capture.dataclass_outputs import return_dicts_for_dataclasses
 from converter.capture.default_shapes import infer_input_shapes
-from converter.capture.example_inputs import CallSpec, bound, choose_sizes
+from converter.capture.example_inputs import CallSpec, bind_shapes, choose_sizes
 from converter.capture.export import capture
 from converter.capture.import_exported import from_exported
 from converter.capture.input_domains import dynamic_size_choices, input_specs
@@ -84,13 +84,13 @@ def load_model(
     *,
     clock: Clock,
     fixed_batch: int | None = None,
-    earlier: ProgramCache | None = None,
+    cache: ProgramCache | None = None,
 ) -> LoadedModel:
     """Load a checkpoint, or take a module, and capture it, without changing the caller's module, its mode or buffers.
 
     Args:
         fixed_batch: the only batch size wanted.
-        earlier: the programs captured before; a model of the same architecture is not captured again.
+        cache: the programs captured before; a model of the same architecture is not captured again.
     """
     part, seed, strict = options.submodel, options.capture.seed, options.capture.strict
     freeze_control_flow = options.capture.freeze_control_flow
@@ -102,7 +102,7 @@ def load_model(
         code = UserCode((Path.cwd(),), OUR_NAMES)
         with code:
             inner, told = unwrap(model)
-            module, changes = as_float32(own_copy(inner))
+            module, changes = as_float32(copy_module(inner))
         checkpoint = Checkpoint(Path("model"), "", "module", module, None, (*told, *changes), code)
     else:
         path = Path(model)
@@ -112,16 +112,16 @@ def load_model(
     if checkpoint.module is not None:
         module = checkpoint.module
         with clock("capture"), code:
-            tried, told = _shapes(module, input_shapes, image_size)
+            tried, told = _choose_shapes(module, input_shapes, image_size)
             notes += told
             key = None
-            if earlier is not None:
+            if cache is not None:
                 key = architecture(module, tuple(map(tuple, tried)), fixed_batch, part, freeze_control_flow, strict)
-            calling = _calling(module, tried, fixed_batch, seed)
+            calling = _choose_call(module, tried, fixed_batch, seed)
             module, within = extract_submodel(module, calling, part, run_forward, fixed_batch, seed)
             examples = within.examples(fixed_batch, seed)
             return_dicts_for_dataclasses(module, run_forward(module, examples))
-            captured = earlier.find(key) if earlier is not None else None
+            captured = cache.find(key) if cache is not None else None
             if captured is not None:
                 captured.take(module)
                 program = captured.program
@@ -130,7 +130,7 @@ def load_model(
                     module, examples, fixed_batch is not None, within.free, freeze_control_flow, strict, runs=True
                 )
                 rename(program, part)
-                captured = earlier.keep(key, program, module) if earlier is not None else None
+                captured = cache.keep(key, program, module) if cache is not None else None
         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         parameters = sum(p.numel() for p in module.parameters())
     else:
@@ -175,7 +175,7 @@ def load_model(
     )
 
 
-def _shapes(
+def _choose_shapes(
     module: nn.Module, texts: Sequence[str], image_size: str | None
 ) -> tuple[list[list[InputShape]], list[str]]:
     """Choose input shapes, floats in float32 as the weights are, and notes on what differs from the request.
@@ -204,11 +204,11 @@ def _shapes(
     return [[floats.get(shape, shape) for shape in shapes]], notes
 
 
-def _calling(module: nn.Module, tried: Sequence[Sequence[InputShape]], batch: int | None, seed: int) -> CallSpec:
+def _choose_call(module: nn.Module, tried: Sequence[Sequence[InputShape]], batch: int | None, seed: int) -> CallSpec:
     """Return a call with the first of the shapes that the module accepts, and bind it to the module."""
     failure: CaptureError | None = None
     for shapes in tried:
-        calling = bound(module, shapes)
+        calling = bind_shapes(module, shapes)
         calling.bind(module)
         try:
             calling = choose_sizes(calling, partial(run_forward, module), batch, seed)
@@ -222,7 +222,7 @@ def _calling(module: nn.Module, tried: Sequence[Sequence[InputShape]], batch: in
     raise failure
 
 
-def own_copy(module: nn.Module) -> nn.Module:
+def copy_module(module: nn.Module) -> nn.Module:
     """Return a copy to run and to change, with its own buffers and Python state, and parameters unless all are float32.
 
     Raises:

@@ -61,18 +61,18 @@ class ProgramCache:
     """The captured programs of the last few architectures.
 
     Attributes:
-        found: how often one served a later model.
+        hits: how often one served a later model.
     """
 
     def __init__(self) -> None:
         self._captured: OrderedDict[str, CachedProgram] = OrderedDict()
-        self.found = 0
+        self.hits = 0
 
     def find(self, key: str | None) -> CachedProgram | None:
         if key is None or key not in self._captured:
             return None
         self._captured.move_to_end(key)
-        self.found += 1
+        self.hits += 1
         return self._captured[key]
 
     def keep(self, key: str | None, program: Program, module: nn.Module) -> CachedProgram | None:

@@ -26,7 +26,7 @@ from converter.pipeline.find_weights import verify_weights
 from converter.pipeline.load_model import LoadedModel, load_model
 from converter.plan.interface import TensorInterface
 from converter.report.results import ExplanationKind, Proof, TraceRow, VerificationReport, status_of
-from converter.verification.divergence import by_module, disagrees, located, trace_artifact, worst_round
+from converter.verification.divergence import by_module, disagrees, locate_divergence, trace_artifact, worst_round
 from converter.verification.io_matching import Matching
 from converter.verification.io_names import shown
 from converter.verification.reference import take_reference
@@ -66,7 +66,7 @@ def verify(
     if options.match.weights:
         return verify_weights(model, artifact, format, options.model, options.match.signature, clock)
     signature, atol, rtol = options.match.signature, options.proof.atol, options.proof.rtol
-    options = as_stamped(options, stamp)
+    options = apply_stamp(options, stamp)
     with Runner(format) as runner:
         if missing := not (options.capture.input_shapes or stamp):  # open it now to read its input shapes
             runner.open(artifact, signature)
@@ -97,7 +97,7 @@ def verify(
         with clock("run the artifact"):
             matching = Matching(
                 runner, *(ours or interfaces(source.program)), reference,
-                told=ours is not None, accepted=accepted, atol=atol, rtol=rtol,
+                layouts_known=ours is not None, accepted=accepted, atol=atol, rtol=rtol,
             )  # fmt: skip
             match = matching.match()
         notes += match.notes
@@ -106,8 +106,8 @@ def verify(
         if options.proof.trace or (disagrees(proof) and not match.explanations):
             with clock("trace"):
                 arrays = worst_round(reference, match.results)
-                given = matching.fed(match.reading, arrays)
-                proof, rows = located(proof, lambda: trace_artifact(source.program, arrays, runner, given))
+                given = matching.feed(match.reading, arrays)
+                proof, rows = locate_divergence(proof, lambda: trace_artifact(source.program, arrays, runner, given))
         proofs = [proof]
         if ours:
             if stamp.get("source_sha256") not in (None, source.sha256):
@@ -136,7 +136,7 @@ def verify(
     )
 
 
-def as_stamped(options: VerifyOptions, stamp: Mapping[str, Any]) -> VerifyOptions:
+def apply_stamp(options: VerifyOptions, stamp: Mapping[str, Any]) -> VerifyOptions:
     """Take from an artifact's stamp how the model was captured, where the options do not say."""
     model, submodel, capture = options.model, options.submodel, options.capture
     if part := dict(stamp.get("part") or {}):

@@ -116,7 +116,7 @@ class TraceRow:
         actual: None where the artifact has no such value.
         error: the largest error of an element, or of the statistics of a value within an artifact. None without
             `actual`.
-        departs: the value differs. A missing value (fused operators have none) does not count if a later value that
+        diverges: the value differs. A missing value (fused operators have none) does not count if a later value that
             depends on it agrees.
         name: of the value in the artifact, "" for a graph that was not written.
     """
@@ -127,7 +127,7 @@ class TraceRow:
     expected: Statistics
     actual: Statistics | None
     error: float | None
-    departs: bool
+    diverges: bool
     name: str = ""
 
 
@@ -136,7 +136,7 @@ class Proof:
     """One of the three proofs; `failures` are sentences, `first_difference` is the path of the first differing module.
 
     Attributes:
-        departure: the first value that differs, if values were compared along the graph.
+        divergence: the first value that differs, if values were compared along the graph.
     """
 
     name: ProofName
@@ -145,7 +145,7 @@ class Proof:
     outputs: tuple[OutputComparison, ...] = ()
     failures: tuple[str, ...] = ()
     first_difference: str | None = None
-    departure: TraceRow | None = None
+    divergence: TraceRow | None = None
 
     @property
     def proves_nothing(self) -> bool:

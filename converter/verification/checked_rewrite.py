@@ -42,13 +42,13 @@ def _check(
     expected: Sequence[Tensor] | None,
 ) -> None:
     if expected is None:
-        expected = outputs(program, inputs)
-    if outputs_differ(expected, outputs(rewritten, inputs)):
+        expected = run_in_float64(program, inputs)
+    if outputs_differ(expected, run_in_float64(rewritten, inputs)):
         # A network may amplify rounding: its own perturbed results bound the difference of a correct rewrite.
         own = run_perturbed(program, inputs, torch.float64, 0)
         for count in range(1, len(rewrites) + 1):
             partial, _ = apply_rewrites(program, rewrites[:count])
-            if outputs_differ(expected, outputs(partial, inputs), own):
+            if outputs_differ(expected, run_in_float64(partial, inputs), own):
                 culprit, before = rewrites[count - 1].__name__, [r.__name__ for r in rewrites[: count - 1]]
                 raise ConversionError(
                     f"the rewrite `{culprit}` changed what the model computes (after {', '.join(before) or 'none'})",
@@ -56,7 +56,7 @@ def _check(
                 )
 
 
-def outputs(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
+def run_in_float64(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
     raised = [x.double() if x.dtype == torch.float32 else x for x in inputs]
     return program.with_dtype(torch.float64).run(*raised)
 

@@ -93,19 +93,19 @@ def trace_plan(
         if node.name not in wanted:
             continue
         expected = result.numpy()
-        actual = logical(np.asarray(next(made)), values[node.name].layout, expected.shape)
+        actual = in_torch_dims(np.asarray(next(made)), values[node.name].layout, expected.shape)
         before = max((scales.get(n.name, 0.0) for n in node.all_input_nodes), default=0.0)
-        error, departs = compared(expected, actual, max(scales[node.name], CANCELLED * before))
+        error, diverges = compare_values(expected, actual, max(scales[node.name], CANCELLED * before))
         rows.append(
             TraceRow(
                 module_path(node), operator_name(node), folded_into(program, originals[node.name]),
-                statistics(expected), statistics(actual), error, departs,
+                statistics(expected), statistics(actual), error, diverges,
             )
         )  # fmt: skip
     return rows
 
 
-def logical(array: np.ndarray, layout: Layout, shape: tuple[int, ...]) -> np.ndarray:
+def in_torch_dims(array: np.ndarray, layout: Layout, shape: tuple[int, ...]) -> np.ndarray:
     """Return an array of this layout with PyTorch's dimensions."""
     from converter.plan.dynamic_reshape import runtime_shape
 
@@ -116,7 +116,7 @@ def logical(array: np.ndarray, layout: Layout, shape: tuple[int, ...]) -> np.nda
     return array.reshape(shape)
 
 
-def compared(expected: np.ndarray, actual: np.ndarray, scale: float) -> tuple[float, bool]:
+def compare_values(expected: np.ndarray, actual: np.ndarray, scale: float) -> tuple[float, bool]:
     """Return the largest error, and whether it exceeds rounding; NaN and infinities must be in the same places."""
     if expected.dtype.kind in "iub" or actual.dtype.kind in "iub":
         different = expected != actual
@@ -139,14 +139,14 @@ class ReferenceValue:
 
     Attributes:
         node: the node that computes it.
-        marks: its fingerprint in float64.
-        allowed: how far rounding may move each mark.
+        fingerprint: its fingerprint in float64.
+        allowed: how far rounding may move each number of it.
         scale: its largest magnitude.
     """
 
     node: fx.Node
     shape: tuple[int, ...]
-    marks: np.ndarray
+    fingerprint: np.ndarray
     allowed: np.ndarray
     scale: float
 
@@ -164,7 +164,7 @@ def known_values(
         exact: the other side computes in float64; otherwise 16 times PyTorch's own float32 rounding is allowed.
         kernels: coarse kernels of the other side's runtime, whose effect is allowed too.
     """
-    behind = depending(program)
+    behind = input_dependent(program)
     found = []
     coarse, moved = _coarse(program, inputs, kernels) if kernels and not exact else (None, {})
     single = walk(program.with_dtype(torch.float32), inputs) if not exact else None
@@ -221,7 +221,7 @@ def _ulp(scale: float) -> float:
     return float(np.spacing(np.float32(scale)))
 
 
-def depending(program: Program) -> Names:
+def input_dependent(program: Program) -> Names:
     """Return the names of the nodes that depend on an input's values."""
     behind = Names()
     for node in program.graph.nodes:
@@ -261,19 +261,19 @@ def trace_values(known: Sequence[ReferenceValue], values: Iterable[Traced]) -> l
     rows = []
     for one in known:
         found = same[one.node.name] if one.node.name in there else None
-        departs = False
+        diverges = False
         if found is None:
             left = [v for v in by_size.get(math.prod(one.shape), []) if v.name not in claimed and _alike(v, one)]
             found = _nearest(one, left)
             near = found is not None and found.multiple > SURELY and found.error <= NEAR * one.scale
-            departs = near or one.node not in right
-            found = found if departs else None
+            diverges = near or one.node not in right
+            found = found if diverges else None
         held = found.value if found else None
         rows.append(
             TraceRow(
                 module_path(one.node), operator_name(one.node), folded_with(one.node, there),
-                _statistics(one.shape, one.marks), _statistics(held.shape, held.marks) if held else None,
-                found.error if found else None, departs, held.name if held else "",
+                _statistics(one.shape, one.fingerprint), _statistics(held.shape, held.fingerprint) if held else None,
+                found.error if found else None, diverges, held.name if held else "",
             )
         )  # fmt: skip
     return rows
@@ -281,7 +281,7 @@ def trace_values(known: Sequence[ReferenceValue], values: Iterable[Traced]) -> l
 
 @dataclass(frozen=True)
 class _Match:
-    """How far a value's marks are from another's: the largest error, and its largest multiple of the allowed error."""
+    """How far a value's fingerprint is from another's: the largest error, and its largest multiple of the bound."""
 
     value: Traced
     error: float
@@ -305,7 +305,7 @@ def _match(one: ReferenceValue, value: Traced) -> _Match:
 
 
 def _apart(one: ReferenceValue, value: Traced, ours: slice, theirs: slice) -> tuple[float, float]:
-    a, b, allowed = one.marks[ours], value.marks[theirs], one.allowed[ours]
+    a, b, allowed = one.fingerprint[ours], value.fingerprint[theirs], one.allowed[ours]
     same = (a == b) | (np.isnan(a) & np.isnan(b))
     with np.errstate(all="ignore"):
         errors = np.where(same, 0.0, np.abs(a - b))
@@ -366,7 +366,7 @@ def disagrees(proof: Proof) -> bool:
     return not proof.holds and not proof.proves_nothing
 
 
-def located(proof: Proof, trace: Callable[[], list[TraceRow]]) -> tuple[Proof, list[TraceRow]]:
+def locate_divergence(proof: Proof, trace: Callable[[], list[TraceRow]]) -> tuple[Proof, list[TraceRow]]:
     """Add the place of the divergence to a proof that does not hold, and return it with all compared values."""
     try:
         rows = trace()
@@ -376,12 +376,12 @@ def located(proof: Proof, trace: Callable[[], list[TraceRow]]) -> tuple[Proof, l
     row = first_divergence(rows)
     if row is None or not disagrees(proof):
         return proof, rows
-    return replace(proof, departure=row, first_difference=row.module or "the model itself"), rows
+    return replace(proof, divergence=row, first_difference=row.module or "the model itself"), rows
 
 
 def first_divergence(rows: Sequence[TraceRow]) -> TraceRow | None:
     """Return the first value that differs, or None."""
-    return next((row for row in rows if row.departs), None)
+    return next((row for row in rows if row.diverges), None)
 
 
 def by_module(rows: Sequence[TraceRow]) -> tuple[TraceRow, ...]:
@@ -392,7 +392,7 @@ def by_module(rows: Sequence[TraceRow]) -> tuple[TraceRow, ...]:
     kept: dict[str, TraceRow] = {}
     for row in rows:
         before = kept.get(row.module)
-        if before is None or not before.departs:
+        if before is None or not before.diverges:
             kept.pop(row.module, None)
             kept[row.module] = row
     return tuple(kept.values())

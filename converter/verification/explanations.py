@@ -23,7 +23,7 @@ SEEN_SHARE = 0.25  # of the samples in which that error must exceed the bound
 
 
 @dataclass(frozen=True)
-class Way:
+class OutputTransform:
     """One way to read an output of the artifact as one of the model.
 
     Attributes:
@@ -55,7 +55,7 @@ def orders(rank: int) -> list[tuple[int, ...]]:
     return [straight, (0, *range(2, rank), 1)] if rank >= 3 else [straight]
 
 
-def transforms(shape: Sequence[int], image_sizes: Sequence[tuple[int, int]]) -> Iterator[Way]:
+def transforms(shape: Sequence[int], image_sizes: Sequence[tuple[int, int]]) -> Iterator[OutputTransform]:
     """Yield the explanations that fit an output of this shape, given in PyTorch's order.
 
     Args:
@@ -71,19 +71,23 @@ def transforms(shape: Sequence[int], image_sizes: Sequence[tuple[int, int]]) -> 
             def soft(array: np.ndarray, axis: int = axis) -> np.ndarray:
                 return softmax(array, axis)
 
-            yield Way("softmax", straight, f"the artifact applies a softmax{along} that the model does not", model=soft)
-            yield Way(
+            yield OutputTransform(
+                "softmax", straight, f"the artifact applies a softmax{along} that the model does not", model=soft
+            )
+            yield OutputTransform(
                 "softmax", straight, f"the model applies a softmax{along} that the artifact does not", artifact=soft
             )
-    yield Way("sigmoid", straight, "the artifact applies a sigmoid that the model does not", model=sigmoid)
-    yield Way("sigmoid", straight, "the model applies a sigmoid that the artifact does not", artifact=sigmoid)
+    yield OutputTransform("sigmoid", straight, "the artifact applies a sigmoid that the model does not", model=sigmoid)
+    yield OutputTransform(
+        "sigmoid", straight, "the model applies a sigmoid that the artifact does not", artifact=sigmoid
+    )
     for height, width in dict.fromkeys(image_sizes):
         for axis in range(1, len(shape)):
             if shape[axis] >= 4:
                 yield from _boxes(straight, axis, shape[axis], height, width)
 
 
-def _boxes(straight: tuple[int, ...], axis: int, size: int, height: int, width: int) -> Iterator[Way]:
+def _boxes(straight: tuple[int, ...], axis: int, size: int, height: int, width: int) -> Iterator[OutputTransform]:
     which = "the boxes" if size == 4 else f"the boxes, the first four along dimension {axis},"
     for divisors in dict.fromkeys(((width, height) * 2, (height, width) * 2)):
         divisor = np.ones((size,) + (1,) * (len(straight) - 1 - axis))
@@ -93,8 +97,12 @@ def _boxes(straight: tuple[int, ...], axis: int, size: int, height: int, width: 
             return array / divisor.astype(array.dtype)
 
         by = " x ".join(map(str, divisors[:2]))
-        yield Way("boxes", straight, f"{which} are divided by the image size {by} in the artifact", model=normalized)
-        yield Way("boxes", straight, f"{which} are divided by the image size {by} in the model", artifact=normalized)
+        yield OutputTransform(
+            "boxes", straight, f"{which} are divided by the image size {by} in the artifact", model=normalized
+        )
+        yield OutputTransform(
+            "boxes", straight, f"{which} are divided by the image size {by} in the model", artifact=normalized
+        )
 
 
 def softmax(array: np.ndarray, axis: int) -> np.ndarray:
@@ -110,7 +118,7 @@ def sigmoid(array: np.ndarray) -> np.ndarray:
 
 
 def explains(
-    way: Way,
+    way: OutputTransform,
     name: str,
     float64: Sequence[Outputs],
     float32: Sequence[Outputs],
@@ -123,7 +131,7 @@ def explains(
     arrays = [np.asarray(outputs[name]) for outputs in float64]
     if any(array.dtype.kind != "f" for array in (*arrays, *given)):
         return False
-    straight = Way(None, way.order)
+    straight = OutputTransform(None, way.order)
     if any(straight.of_artifact(one).shape != array.shape for one, array in zip(given, arrays, strict=True)):
         return False
 
@@ -146,7 +154,7 @@ def explains(
 
 
 def _shows_errors(
-    way: Way, float64: Sequence[np.ndarray], float32: Sequence[np.ndarray], given: Sequence[np.ndarray]
+    way: OutputTransform, float64: Sequence[np.ndarray], float32: Sequence[np.ndarray], given: Sequence[np.ndarray]
 ) -> bool:
     """Tell whether an error of `PLANTED` of the scale before the transform exceeds the bound after it."""
     rng = np.random.default_rng(0)

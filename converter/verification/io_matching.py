@@ -16,8 +16,8 @@ from converter.artifacts.runner import Runner, TensorSpec
 from converter.errors import ConversionError
 from converter.plan.interface import TensorInterface, sizes_shown
 from converter.report.results import Explanation, ExplanationKind, Proof
-from converter.verification.explanations import Way, explains, orders, transforms
-from converter.verification.io_names import cast, counted, fits, kind, paired, perfect_matching, plain_name, shown
+from converter.verification.explanations import OutputTransform, explains, orders, transforms
+from converter.verification.io_names import cast, counted, fits, kind, pair_names, perfect_matching, plain_name, shown
 from converter.verification.output_proofs import Outputs, compare_artifact
 from converter.verification.reference import Reference
 
@@ -62,7 +62,7 @@ class Matching:
 
     Args:
         inputs, outputs: the model's; for an artifact written by pt-convert, in its layouts.
-        told: names and layouts are known, not guessed.
+        layouts_known: names and layouts are known, not guessed.
         accepted: the kinds of explanations that may make it agree.
     """
 
@@ -70,7 +70,7 @@ class Matching:
     inputs: Sequence[TensorInterface]
     outputs: Sequence[TensorInterface]
     reference: Reference
-    told: bool = False
+    layouts_known: bool = False
     accepted: Collection[ExplanationKind] = ()
     atol: float | None = None
     rtol: float | None = None
@@ -121,10 +121,10 @@ class Matching:
             )
         ours = [i.name for i in self.inputs]
         theirs = [s.name for s in specs]
-        baseline = paired(ours, theirs)
+        baseline = pair_names(ours, theirs)
         by_name = {s.name: s for s in specs}
         assignments = [baseline]
-        if not self.told and 1 < len(ours) <= MOST_PERMUTED:
+        if not self.layouts_known and 1 < len(ours) <= MOST_PERMUTED:
             assignments += [p for p in permutations(baseline) if p != baseline]
         fitting = [
             names
@@ -153,7 +153,7 @@ class Matching:
                 yield InputBinding(tuple(names), chosen, (*swapped, *guessed))  # type: ignore[arg-type]
 
     def _orders(self, interface: TensorInterface, spec: TensorSpec) -> list[tuple[int, ...]]:
-        if self.told:
+        if self.layouts_known:
             return [interface.order]
         return [o for o in orders(len(interface.shape)) if fits([interface.shape[d] for d in o], spec.shape)]
 
@@ -174,9 +174,9 @@ class Matching:
 
     def _run(self, reading: InputBinding, rounds: int | None) -> Iterator[Mapping[str, np.ndarray]]:
         for each in self.reference.rounds[:rounds]:
-            yield self.runner.run(self.fed(reading, each.arrays))
+            yield self.runner.run(self.feed(reading, each.arrays))
 
-    def fed(self, reading: InputBinding, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def feed(self, reading: InputBinding, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return `arrays`, by the model's names in PyTorch's layout, under the artifact's names and in its layout."""
         dtypes = {s.name: s.dtype for s in self.runner.inputs}
         return {
@@ -193,7 +193,7 @@ class Matching:
         results = self._results(given, names, plain)
         proof = self._proof([o.name for o in self.outputs], results)
         ours = [o.name for o in self.outputs]
-        notes = [] if self.told else self._notes(reading, plain, [n for n in theirs if n not in names])
+        notes = [] if self.layouts_known else self._notes(reading, plain, [n for n in theirs if n not in names])
         ways: Ways | None = (names, plain, [])
         if not agreed(proof):
             ways = self._explained(given, names, proof, plain) or self._reordered(given, theirs)
@@ -208,7 +208,7 @@ class Matching:
         explained = self._explained_proof(given, names, chosen, explanations)
         return Match(explained, self._results(given, names, chosen), reading, explanations, notes)
 
-    def _notes(self, reading: InputBinding, plain: Sequence[Way], more: Sequence[str]) -> list[str]:
+    def _notes(self, reading: InputBinding, plain: Sequence[OutputTransform], more: Sequence[str]) -> list[str]:
         ins = [
             i.name for i, order in zip(self.inputs, reading.orders, strict=True) if order != tuple(range(len(order)))
         ]
@@ -227,8 +227,12 @@ class Matching:
         TensorFlow sorts outputs by name, so where names do not match, shapes decide.
         """
         ours, theirs = [o.name for o in self.outputs], [s.name for s in self.runner.outputs]
-        names = paired(ours, theirs)
-        if self.runner.format != "tf" or self.told or set(map(plain_name, ours)) & set(map(plain_name, theirs)):
+        names = pair_names(ours, theirs)
+        if (
+            self.runner.format != "tf"
+            or self.layouts_known
+            or set(map(plain_name, ours)) & set(map(plain_name, theirs))
+        ):
             return names
         shapes = {o.name: np.shape(self.reference.float64[0][o.name]) for o in self.outputs}
         fitting = {
@@ -239,35 +243,37 @@ class Matching:
             return tuple(fitting[o][0] for o in ours)
         return names
 
-    def _plain(self, output: TensorInterface, arrays: Sequence[np.ndarray]) -> Way:
+    def _plain(self, output: TensorInterface, arrays: Sequence[np.ndarray]) -> OutputTransform:
         """Read an output in the layout that its shapes imply, or in PyTorch's where they leave a choice."""
-        if self.told:
-            return Way(None, output.order)
+        if self.layouts_known:
+            return OutputTransform(None, output.order)
         shapes = [np.shape(outputs[output.name]) for outputs in self.reference.float64[: len(arrays)]]
         for order in orders(len(output.shape)):
             if all(tuple(s[d] for d in order) == a.shape for s, a in zip(shapes, arrays, strict=True)):
-                return Way(None, order)
-        return Way(None, tuple(range(len(output.shape))))
+                return OutputTransform(None, order)
+        return OutputTransform(None, tuple(range(len(output.shape))))
 
-    def _ways(self, output: TensorInterface, plain: Way, arrays: Sequence[np.ndarray]) -> Iterator[Way]:
+    def _ways(
+        self, output: TensorInterface, plain: OutputTransform, arrays: Sequence[np.ndarray]
+    ) -> Iterator[OutputTransform]:
         """Yield all ways that fit the shapes, the simplest first."""
         shape = np.shape(self.reference.float64[0][output.name])
         layouts = [plain.order]
-        if not self.told:
+        if not self.layouts_known:
             layouts += [
                 o for o in orders(len(shape)) if o != plain.order and tuple(shape[d] for d in o) == arrays[0].shape
             ]
         yield plain
         for order in layouts[1:]:
-            yield Way("layout", order, "the artifact holds it channels last, which its shape does not tell")
+            yield OutputTransform("layout", order, "the artifact holds it channels last, which its shape does not tell")
         for way in transforms(shape, self._image_sizes()):
-            yield Way(way.kind, layouts[0], way.description, way.model, way.artifact)
+            yield OutputTransform(way.kind, layouts[0], way.description, way.model, way.artifact)
 
     def _image_sizes(self) -> list[tuple[int, int]]:
         shapes = [np.shape(self.reference.rounds[0].arrays[i.name]) for i in self.inputs]
         return [(s[2], s[3]) for s in shapes if len(s) == 4]
 
-    def _way(self, output: TensorInterface, arrays: Sequence[np.ndarray]) -> Way | None:
+    def _way(self, output: TensorInterface, arrays: Sequence[np.ndarray]) -> OutputTransform | None:
         """Return the simplest way in which these arrays are this output, or None."""
         r = self.reference
         for way in self._ways(output, self._plain(output, arrays), arrays):
@@ -287,7 +293,11 @@ class Matching:
         return None
 
     def _explained(
-        self, given: Sequence[Mapping[str, np.ndarray]], baseline: Sequence[str], proof: Proof, plain: Sequence[Way]
+        self,
+        given: Sequence[Mapping[str, np.ndarray]],
+        baseline: Sequence[str],
+        proof: Proof,
+        plain: Sequence[OutputTransform],
     ) -> Ways | None:
         """Explain each output by itself, under its own name."""
         if len(baseline) < len(self.outputs):
@@ -322,10 +332,10 @@ class Matching:
         return tuple(names), chosen, [*kinds, *_kinds(self.outputs, chosen)]
 
     def _results(
-        self, given: Sequence[Mapping[str, np.ndarray]], names: Iterable[str], ways: Sequence[Way]
+        self, given: Sequence[Mapping[str, np.ndarray]], names: Iterable[str], ways: Sequence[OutputTransform]
     ) -> list[Outputs]:
         pairs = list(zip(self.outputs, names, ways, strict=False))
-        return [{o.name: Way(None, way.order).of_artifact(g[n]) for o, n, way in pairs} for g in given]
+        return [{o.name: OutputTransform(None, way.order).of_artifact(g[n]) for o, n, way in pairs} for g in given]
 
     def _proof(self, names: Sequence[str], results: Sequence[Outputs]) -> Proof:
         """Compare these outputs of the model, in as many rounds as there are results."""
@@ -335,14 +345,14 @@ class Matching:
         )
         return compare_artifact(
             float64, float32, results, atol=self.atol, rtol=self.rtol,
-            constant=self.reference.constant, again=self.reference.again_in(self.runner),
+            constant=self.reference.constant, perturbed_runs=self.reference.perturbed_runs_in(self.runner),
         )  # fmt: skip
 
     def _explained_proof(
         self,
         given: Sequence[Mapping[str, np.ndarray]],
         names: Sequence[str],
-        ways: Sequence[Way],
+        ways: Sequence[OutputTransform],
         explanations: Sequence[Explanation],
     ) -> Proof:
         pairs = list(zip(self.outputs, names, ways, strict=True))
@@ -360,10 +370,12 @@ class Matching:
         return replace(proof, summary=f"{proof.summary}; after {after}, as accepted")
 
 
-Ways = tuple[tuple[str, ...], list[Way], list[tuple[ExplanationKind, str, str]]]
+Ways = tuple[tuple[str, ...], list[OutputTransform], list[tuple[ExplanationKind, str, str]]]
 
 
-def _kinds(outputs: Sequence[TensorInterface], ways: Sequence[Way]) -> list[tuple[ExplanationKind, str, str]]:
+def _kinds(
+    outputs: Sequence[TensorInterface], ways: Sequence[OutputTransform]
+) -> list[tuple[ExplanationKind, str, str]]:
     return [
         (w.kind, o.name, f"output `{o.name}`: {w.description}") for o, w in zip(outputs, ways, strict=True) if w.kind
     ]

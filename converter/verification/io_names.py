@@ -11,7 +11,7 @@ import numpy as np
 from converter.errors import ConversionError
 
 
-def paired(ours: Sequence[str], theirs: Sequence[str]) -> tuple[str, ...]:
+def pair_names(ours: Sequence[str], theirs: Sequence[str]) -> tuple[str, ...]:
     """Return `theirs` in the order of `ours`: by name (letters and digits only) if all match, else by position."""
     if set(ours) <= set(theirs):
         return tuple(ours)

@@ -15,7 +15,7 @@ from .vacuity import why_vacuous
 
 Outputs = Mapping[str, np.ndarray]
 # Takes the number of a round; returns PyTorch's results on its inputs with other roundings.
-Again = Callable[[int], Sequence[Outputs]]
+PerturbedRuns = Callable[[int], Sequence[Outputs]]
 
 FUNCTION_BOUND = 1e-10  # of the output's scale
 ROUNDING_FACTOR = 16
@@ -32,22 +32,22 @@ def compare_function(
     *,
     relative_bound: float = FUNCTION_BOUND,
     constant: Collection[str] = (),
-    again: Again | None = None,
+    perturbed_runs: PerturbedRuns | None = None,
 ) -> Proof:
     """Compare two float64 computations; integers and booleans must be equal.
 
     Args:
         relative_bound: the largest allowed error, over max|reference|; for listed kernels without float64 only.
         constant: outputs that do not depend on any input's values in the graph, so need not vary.
-        again: returns PyTorch's float64 results with other roundings, for a round whose error is larger but below
-            1e-6 of the scale. 16 times their difference is then allowed, but at most 1e-6.
+        perturbed_runs: returns PyTorch's float64 results with other roundings, for a round whose error is larger but
+            below 1e-6 of the scale. 16 times their difference is then allowed, but at most 1e-6.
     """
 
     def allowance(expected: np.ndarray, own: Sequence[np.ndarray], scale: float) -> float:
         return function_bound(scale, largest_error(expected, own), relative_bound)
 
     outputs = _compare(
-        reference, actual, None, allowance, constant, again, hopeless=FUNCTION_BOUND_AT_MOST / relative_bound
+        reference, actual, None, allowance, constant, perturbed_runs, hopeless=FUNCTION_BOUND_AT_MOST / relative_bound
     )
     worst = max(
         (output.max_abs / output.scale for output in outputs if output.scale > 0 and np.isfinite(output.max_abs)),
@@ -74,7 +74,7 @@ def compare_artifact(
     atol: float | None = None,
     rtol: float | None = None,
     constant: Collection[str] = (),
-    again: Again | None = None,
+    perturbed_runs: PerturbedRuns | None = None,
 ) -> Proof:
     """Compare an artifact's outputs with PyTorch's in float64, by PyTorch's own float32 error on the same inputs.
 
@@ -82,8 +82,8 @@ def compare_artifact(
     given. Integers must be equal except where PyTorch's float32 and float64 differ, which is counted and at most 1 %.
 
     Args:
-        again: called where the bound is exceeded: a single float32 result can happen to be more exact than PyTorch's
-            rounding usually is. PyTorch's own error is then the largest of all its results.
+        perturbed_runs: called where the bound is exceeded: a single float32 result can happen to be more exact than
+            PyTorch's rounding usually is. PyTorch's own error is then the largest of all its results.
     """
 
     def allowance(expected: np.ndarray, own: Sequence[np.ndarray], scale: float) -> float | np.ndarray:
@@ -91,7 +91,7 @@ def compare_artifact(
             return np.asarray((atol or 0.0) + (rtol or 0.0) * np.abs(expected))
         return ROUNDING_FACTOR * rounding_unit(expected, own, scale)
 
-    outputs = _compare(reference, actual, torch_float32, allowance, constant, again)
+    outputs = _compare(reference, actual, torch_float32, allowance, constant, perturbed_runs)
     multiples = [output.multiple_of_rounding for output in outputs if output.multiple_of_rounding is not None]
     if atol is not None or rtol is not None:
         agreed = f"within the tolerances given (atol {atol or 0:g}, rtol {rtol or 0:g})"
@@ -131,10 +131,10 @@ def _compare(
     torch_float32: Sequence[Outputs] | None,
     allowance: Allowance,
     constant: Collection[str],
-    again: Again | None = None,
+    perturbed_runs: PerturbedRuns | None = None,
     hopeless: float = np.inf,
 ) -> tuple[OutputComparison, ...]:
-    """Compare all outputs; `again` is not called if the error exceeds `hopeless` times the allowed error."""
+    """Compare all outputs; `perturbed_runs` is not called if the error exceeds `hopeless` times the allowed error."""
     if not reference or len(reference) != len(actual) or len(reference) != len(torch_float32 or reference):
         raise ValueError("every round needs a reference and an actual result, and there must be one round")
     names = list(dict.fromkeys(name for outputs in reference for name in outputs))
@@ -148,8 +148,8 @@ def _compare(
             own = [torch_float32[number][name]] if torch_float32 else []
             one = figures(number, outputs[name], actual[number][name], own, allowance)
             alike = outputs[name].shape == actual[number][name].shape
-            if one.faults and again is not None and alike and one.ratio <= hopeless:
-                own += [results[name] for results in again(number)]
+            if one.faults and perturbed_runs is not None and alike and one.ratio <= hopeless:
+                own += [results[name] for results in perturbed_runs(number)]
                 one = figures(number, outputs[name], actual[number][name], own, allowance)
             found.append(one)
         compared.append(_combine(name, found, [outputs[name] for outputs in reference], name in constant))

@@ -81,12 +81,12 @@ def run_perturbed(
     generators = [np.random.default_rng((seed, run)) for run in range(RUNS_OF_CHOICES if chosen else RUNS)]
     directions = [1, -1, *[None] * (len(generators) - 2)]
     return [
-        _rounded_otherwise(program, inputs, precision, rng, kernels or {}, direction)
+        _run_perturbed_once(program, inputs, precision, rng, kernels or {}, direction)
         for rng, direction in zip(generators, directions, strict=True)
     ]
 
 
-def _rounded_otherwise(
+def _run_perturbed_once(
     program: Program,
     inputs: Sequence[Tensor],
     precision: torch.dtype,

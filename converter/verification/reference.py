@@ -23,7 +23,7 @@ from converter.memory import reusing_blocks
 from converter.options import Preprocessing
 from converter.report.results import ComparedOn
 from converter.verification.coarse_kernels import Kernel, coarse_kernels
-from converter.verification.output_proofs import Again, Outputs, compare_artifact
+from converter.verification.output_proofs import Outputs, PerturbedRuns, compare_artifact
 from converter.verification.perturbation import run_perturbed
 from converter.verification.unstable_samples import computes_on_choices, stable_samples
 from converter.verification.user_inputs import Given, batches, load_given
@@ -52,18 +52,18 @@ class Reference:
     constant: frozenset[str]
     program: Program
     compared_on: ComparedOn
-    _again: dict[tuple[torch.dtype, int, frozenset[OpOverload]], list[Outputs]] = field(default_factory=dict)
+    _perturbed: dict[tuple[torch.dtype, int, frozenset[OpOverload]], list[Outputs]] = field(default_factory=dict)
 
-    def again(self, number: int) -> list[Outputs]:
+    def perturbed_runs(self, number: int) -> list[Outputs]:
         """Return several float32 results of PyTorch for a round, with other roundings."""
         return self._rounded(number, torch.float32)
 
-    def again_in(self, runner: Runner) -> Again:
-        """Return a function like `again` that also moves operators by the known error of the artifact's runtime."""
+    def perturbed_runs_in(self, runner: Runner) -> PerturbedRuns:
+        """Return a function like `perturbed_runs` that also moves operators by the known error of the runtime."""
         kernels = functools.cache(lambda: coarse_kernels(runner))
         return lambda number: self._rounded(number, torch.float32, kernels())
 
-    def again_in_float64(self, number: int) -> list[Outputs]:
+    def perturbed_runs_in_float64(self, number: int) -> list[Outputs]:
         """Return several float64 results of PyTorch for a round, with other roundings."""
         return self._rounded(number, torch.float64)
 
@@ -72,11 +72,11 @@ class Reference:
         self, number: int, precision: torch.dtype, kernels: Mapping[OpOverload, Kernel] | None = None
     ) -> list[Outputs]:
         key = precision, number, frozenset(kernels or ())
-        if key not in self._again:
+        if key not in self._perturbed:
             inputs = [torch.from_numpy(np.asarray(self.rounds[number].arrays[name])) for name in self.program.inputs]
             results = run_perturbed(self.program, inputs, precision, number, kernels)
-            self._again[key] = [_named(self.program, one) for one in results]
-        return self._again[key]
+            self._perturbed[key] = [_named(self.program, one) for one in results]
+        return self._perturbed[key]
 
     def probe(self, program: Program) -> tuple[list[Tensor], list[Tensor]]:
         """Return the first round's inputs and float64 results, in the program's order."""
@@ -121,7 +121,7 @@ def take_reference(
         given = list(batches(arrays, specs))
     left_out: list[str] = []
     if computes_on_choices(program):
-        drawn, left_out = without_open_choices(program, drawn)
+        drawn, left_out = drop_unstable_samples(program, drawn)
     every = [*drawn, *given]
     raised = program.with_dtype(torch.float64)
     float64: list[Outputs] = []
@@ -146,7 +146,9 @@ def take_reference(
     )
     reference = Reference(every, float64, float32, labels, len(drawn), constant, program, described)
     if own:
-        same = compare_artifact(float64[: len(own)], float32[: len(own)], own, constant=constant, again=reference.again)
+        same = compare_artifact(
+            float64[: len(own)], float32[: len(own)], own, constant=constant, perturbed_runs=reference.perturbed_runs
+        )
         if not same.holds and not same.proves_nothing:
             raise CaptureError(
                 f"what torch.export captured is not what the model computes: {same.summary}",
@@ -156,7 +158,7 @@ def take_reference(
     return reference
 
 
-def without_open_choices(program: Program, drawn: Sequence[Round]) -> tuple[list[Round], list[str]]:
+def drop_unstable_samples(program: Program, drawn: Sequence[Round]) -> tuple[list[Round], list[str]]:
     """Drop samples of unusual inputs for which the model's choices depend on rounding.
 
     Returns:

@@ -32,12 +32,12 @@ def computes_on_choices(program: Program) -> bool:
         user.op != "output"
         for node in program.graph.nodes
         if node.target in INDICES
-        for chosen in places(node, INDICES[node.target])
+        for chosen in chosen_indices(node, INDICES[node.target])
         for user in chosen.users
     )
 
 
-def places(node: fx.Node, position: int | None) -> Sequence[fx.Node]:
+def chosen_indices(node: fx.Node, position: int | None) -> Sequence[fx.Node]:
     if position is None:
         return [node]
     return [user for user in node.users if user.target is operator.getitem and user.args[1] == position]

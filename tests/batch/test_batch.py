@@ -238,7 +238,7 @@ def test_what_failed_is_done_again_only_if_asked_for(tmp_path, job):
         fingerprint = journal.fingerprint(job)
         claim, entry = journal.claim(job, fingerprint, retry_failed=False)
         assert claim == "done"
-        assert (entry.state, entry.exit_status, entry.before, entry.attempts) == ("disagrees", 3, True, 1)
+        assert (entry.state, entry.exit_status, entry.already_done, entry.attempts) == ("disagrees", 3, True, 1)
         assert journal.claim(job, fingerprint, retry_failed=True)[0] == "begin"
         assert journal.end(job, "verified", 0, "", [], 1.0).attempts == 2
 
@@ -482,7 +482,7 @@ def test_a_batch_tells_of_every_model_in_its_state(tmp_path):
     assert [entry.reason for entry in report.entries][2] == "keras: boxes differ"
     assert not report.left
     again = batch(tmp_path / "out", files)
-    assert [entry.before for entry in again.entries] == [True] * 4
+    assert [entry.already_done for entry in again.entries] == [True] * 4
     assert again.counts == report.counts
     retried = batch(tmp_path / "out", files, retry_failed=True)
     assert [entry.attempts for entry in retried.entries] == [1, 2, 2, 1]
@@ -492,7 +492,7 @@ def test_two_batches_at_once_share_the_work(tmp_path):
     files = checkpoints(tmp_path, *(f"slow{i}.pt" for i in range(12)))
     with ThreadPoolExecutor(2) as threads:
         reports = list(threads.map(lambda _: batch(tmp_path / "out", files), range(2)))
-    begun = [entry.name for report in reports for entry in report.entries if not entry.before]
+    begun = [entry.name for report in reports for entry in report.entries if not entry.already_done]
     assert sorted(begun) == sorted(file.stem for file in files)  # each once
     assert all(report.elsewhere for report in reports)
     assert all(Path(entry.log).name == f"{entry.name}.log" for report in reports for entry in report.entries)
@@ -525,7 +525,7 @@ def asked_of(files: list[Path], monkeypatch, **options):
         yield executor
         executor.close()
 
-    monkeypatch.setattr("converter.batch.check.executor_of", fake_workers)
+    monkeypatch.setattr("converter.batch.check.open_executor", fake_workers)
     return check_many([str(file) for file in files], to=["tf", "onnx"], **options)
 
 

@@ -8,7 +8,7 @@ from equivalence import Call
 from torch import nn
 
 from converter.capture.default_shapes import parse_image_size
-from converter.capture.example_inputs import bound
+from converter.capture.example_inputs import bind_shapes
 from converter.capture.input_shapes import parse_input_shape
 from converter.capture.run_forward import run_forward
 from converter.errors import UsageError
@@ -136,7 +136,7 @@ def test_keyword_only_inputs_and_gaps():
 
 
 def test_names_in_any_order_are_those_of_forward():
-    calling = bound(Keywords(), [parse_input_shape("mask=1,3:bool"), parse_input_shape("ids=1,3:int64")])
+    calling = bind_shapes(Keywords(), [parse_input_shape("mask=1,3:bool"), parse_input_shape("ids=1,3:int64")])
     assert calling.names == ("ids", "mask")
     module = Keywords()
     calling.bind(module)
@@ -154,4 +154,4 @@ UNBOUND = {
 @pytest.mark.parametrize("shapes, said", UNBOUND.values(), ids=UNBOUND)
 def test_shapes_that_do_not_fit_forward(shapes, said):
     with pytest.raises(UsageError, match=said):
-        bound(Keywords(), [parse_input_shape(text) for text in shapes])
+        bind_shapes(Keywords(), [parse_input_shape(text) for text in shapes])

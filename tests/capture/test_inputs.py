@@ -99,7 +99,7 @@ def test_the_same_seed_gives_the_same_reference_and_says_on_what():
         np.testing.assert_array_equal(one.arrays["input"], other.arrays["input"])
     assert first.compared_on.seed == 0
     assert first.compared_on.rounds[:2] == ("normal, batch 1", "normal, batch 4")
-    for one, other in zip(first.again(1), again.again(1), strict=True):
+    for one, other in zip(first.perturbed_runs(1), again.perturbed_runs(1), strict=True):
         np.testing.assert_array_equal(one["output"], other["output"])
 
 
@@ -107,7 +107,7 @@ def test_the_same_seed_gives_the_same_reference_and_says_on_what():
 def test_pytorch_rounds_otherwise_when_it_is_run_again(shape):
     module = nn.Linear(4, 3) if shape == "1,4" else Table(lambda m, x: m.large(x) @ m.small.weight.T)
     reference = reference_of(opened(module, shape))
-    results = [next(iter(each.values())) for each in (*reference.again(1), reference.float32[1])]
+    results = [next(iter(each.values())) for each in (*reference.perturbed_runs(1), reference.float32[1])]
     assert len({result.tobytes() for result in results}) > 1
     for result in results:
         np.testing.assert_allclose(result, results[-1], rtol=0, atol=1e-5)

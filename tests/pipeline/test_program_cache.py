@@ -55,7 +55,7 @@ def test_later_models_of_an_architecture_are_not_captured_again_and_hold_their_o
         own, alone = tmp_path / f"{seed}{ending}", tmp_path / f"alone{seed}{ending}"
         report = session.convert(net, to=[format], output={format: own}, input_shapes=shapes)
         assert report.status == "verified"
-        assert session._earlier.found == seed
+        assert session._cache.hits == seed
         if seed == 2:
             with ConversionSession() as fresh:
                 fresh.convert(net, to=[format], output={format: alone}, input_shapes=shapes)
@@ -101,7 +101,7 @@ def test_recurrent_layers_slopes_and_computed_constants_are_exchanged(tmp_path, 
         path = tmp_path / f"{seed}{ending}"
         report = session.convert(net, to=[format], output={format: path}, input_shapes=["2,4,5"])
         assert report.status == "verified"
-        assert session._earlier.found == seed
+        assert session._cache.hits == seed
 
 
 def contents(path):

@@ -11,7 +11,7 @@ from converter.options import ArtifactOptions, LoadOptions
 from converter.pipeline.build import RewrittenModel, build
 from converter.pipeline.clock import Clock
 from converter.pipeline.load_model import load_model
-from converter.verification.checked_rewrite import outputs
+from converter.verification.checked_rewrite import run_in_float64
 from converter.verification.output_proofs import compare_function
 from converter.verification.perturbation import run_perturbed
 from converter.verification.reference import take_reference
@@ -59,7 +59,7 @@ def test_a_rewrite_that_rounds_otherwise_is_not_at_fault(source, reference):
     built = build(source, "onnx", ArtifactOptions(), Clock(None))
     assert any(change.name == "BatchNorm folded" for change in built.changes)
     inputs, expected = source.probe
-    rounding = [abs(a - b).max() for a, b in zip(expected, outputs(built.program, inputs), strict=True)]
+    rounding = [abs(a - b).max() for a, b in zip(expected, run_in_float64(built.program, inputs), strict=True)]
     assert rounding > [1e-10 * abs(expected[0]).max()]  # else the network shows nothing
     assert built.prove_function(reference).holds
 
@@ -80,10 +80,12 @@ def test_a_fault_in_such_a_network_is_caught(source, reference, layer, relative)
 
 def test_pytorchs_own_rounding_in_float64_is_rounding(reference):
     for number, exact in enumerate(reference.float64[:2]):
-        for moved in reference.again_in_float64(number):
+        for moved in reference.perturbed_runs_in_float64(number):
             difference = abs(moved["output"] - exact["output"]).max()
             assert 0 < difference < 1e-6 * abs(exact["output"]).max()
-    assert not compare_function(reference.float64, reference.float32, again=reference.again_in_float64).holds
+    assert not compare_function(
+        reference.float64, reference.float32, perturbed_runs=reference.perturbed_runs_in_float64
+    ).holds
 
 
 @pytest.mark.parametrize("limited", [torch.sigmoid, torch.tanh, torch.erf, lambda x: torch.softmax(x, 0)])

@@ -91,7 +91,7 @@ def built_for(source: LoadedModel, format: str) -> RewrittenModel:
 
 
 @pytest.mark.parametrize("format", ["tf", "keras", "onnx"])
-def test_right_conversion_departs_nowhere(source, format: str):
+def test_right_conversion_diverges_nowhere(source, format: str):
     opened, reference = source
     rows = built_for(opened, format).trace(reference)
     assert first_divergence(rows) is None
@@ -242,7 +242,7 @@ def test_fault_in_an_artifact_is_found_at_its_module(written, runners, tmp_path,
     match = matching.match()
     assert not match.proof.holds
     arrays = worst_round(reference, match.results)
-    rows = trace_artifact(opened.program, arrays, runner, matching.fed(match.reading, arrays))
+    rows = trace_artifact(opened.program, arrays, runner, matching.feed(match.reading, arrays))
     found = first_divergence(rows)
     assert touches(found, tensor), (tensor, found)
     assert found.expected != found.actual
@@ -267,7 +267,7 @@ def test_what_was_fused_with_an_operator_of_several_results_does_not_depart(runn
         torch.onnx.export(module, (torch.rand(1, 5, 6),), tmp_path / "plain.onnx", dynamo=True, verbose=False)
     report = converter.verify(module, tmp_path / "plain.onnx", input_shapes=["1,5,6"], trace=True)
     assert report.status == "verified"
-    assert [row.operator for row in report.trace if row.departs] == []
+    assert [row.operator for row in report.trace if row.diverges] == []
     assert {row.module for row in report.trace} >= {"gru", "norm", "head"}
 
 
@@ -305,7 +305,7 @@ def test_small_fault_in_any_weight_of_a_trained_network_is_found_at_its_convolut
         match = matching.match()
         assert not match.proof.holds, reader
         arrays = worst_round(reference, match.results)
-        found = first_divergence(trace_artifact(opened.program, arrays, runner, matching.fed(match.reading, arrays)))
+        found = first_divergence(trace_artifact(opened.program, arrays, runner, matching.feed(match.reading, arrays)))
         # The node's name is as /stages/stages.3/bottlenecks/bottlenecks.0/reduce/conv/Conv
         owners = {path.split(".")[-1] for path in (found.module, *found.folded)}
         assert reader.split("/")[-2] in owners, (reader, found)

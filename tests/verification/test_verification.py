@@ -578,15 +578,17 @@ def test_pytorchs_rounding_is_measured_again_where_its_first_result_was_lucky():
 
     lucky = float32(reference)
     assert not compare_artifact(reference, lucky, actual).holds
-    proof = compare_artifact(reference, lucky, actual, again=again)
+    proof = compare_artifact(reference, lucky, actual, perturbed_runs=again)
     assert proof.holds
     assert proof.outputs[0].multiple_of_rounding == pytest.approx(10, rel=0.05)
     assert asked == [0, 1, 2]
-    assert not compare_artifact(reference, lucky, [{"y": one["y"] + 1e-3} for one in reference], again=again).holds
+    assert not compare_artifact(
+        reference, lucky, [{"y": one["y"] + 1e-3} for one in reference], perturbed_runs=again
+    ).holds
 
 
 def test_pytorch_is_not_run_again_where_nothing_exceeds_the_bound():
-    assert compare_artifact(outputs(), float32(outputs()), float32(outputs()), again=pytest.fail).holds
+    assert compare_artifact(outputs(), float32(outputs()), float32(outputs()), perturbed_runs=pytest.fail).holds
 
 
 def test_a_choice_between_equals_that_another_rounding_of_pytorch_makes_otherwise_is_set_aside():
@@ -594,7 +596,7 @@ def test_a_choice_between_equals_that_another_rounding_of_pytorch_makes_otherwis
     actual = changed(reference, put(51, (3, 7)))
     again = {1: changed(reference, put(7, (3, 7)))[1]}
     assert not compare_artifact(reference, reference, actual).holds
-    assert compare_artifact(reference, reference, actual, again=lambda number: [again[number]]).holds
+    assert compare_artifact(reference, reference, actual, perturbed_runs=lambda number: [again[number]]).holds
 
 
 @pytest.mark.parametrize(
@@ -611,21 +613,23 @@ def test_float64_that_amplifies_rounding_is_measured_by_pytorchs_own(error, move
     reference = [{"y": np.linspace(-1, 1, 7)}, {"y": np.linspace(-1, 1, 7)[::-1]}]
     actual = changed(reference, lambda y: y + error)
     assert not compare_function(reference, actual).holds
-    proof = compare_function(reference, actual, again=lambda number: [{"y": reference[number]["y"] + moved}])
+    proof = compare_function(reference, actual, perturbed_runs=lambda number: [{"y": reference[number]["y"] + moved}])
     assert proof.holds is holds
     assert ("10.0 x PyTorch's own rounding there, bound 16" in proof.summary) is holds
 
 
 @pytest.mark.parametrize("error", [1e-11, 1e-5], ids=["within the bound", "beyond what rounding explains"])
 def test_pytorch_is_not_run_in_float64_again_where_that_decides_nothing(error):
-    compare_function(outputs(), changed(outputs(), lambda y: y + error), again=pytest.fail)
+    compare_function(outputs(), changed(outputs(), lambda y: y + error), perturbed_runs=pytest.fail)
 
 
 def test_no_more_choices_are_set_aside_than_the_artifact_makes_otherwise():
     reference = indices()
     actual = changed(reference, put(51, (3, 7)))
     everywhere = [{"y": one["y"] + 1} for one in reference]
-    (output,) = compare_artifact(reference, reference, actual, again=lambda number: [everywhere[number]]).outputs
+    (output,) = compare_artifact(
+        reference, reference, actual, perturbed_runs=lambda number: [everywhere[number]]
+    ).outputs
     assert output.agrees
     assert output.set_aside == 1
 

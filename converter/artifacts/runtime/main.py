@@ -106,7 +106,7 @@ def _answer(
             case "trace":
                 values = list(reader.trace(arrays))
                 content = {"values": [[name, operator, shape] for name, operator, shape, _ in values]}
-                results = {str(i): marks for i, (*_, marks) in enumerate(values)}
+                results = {str(i): fingerprint for i, (*_, fingerprint) in enumerate(values)}
             case "operators":
                 content = {"operators": dict(reader.operators()), "xla_functions": reader.xla_functions()}
         messages.send(answers, content, results)

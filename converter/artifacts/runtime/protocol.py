@@ -11,7 +11,7 @@ from typing import IO, Any
 import numpy as np
 
 Fact = tuple[str, list[int | None] | None, str]  # of an input or output: name, shape (None: dynamic), dtype
-Value = tuple[str, str, list[int], np.ndarray]  # within an artifact: name, operator, shape, marks
+Value = tuple[str, str, list[int], np.ndarray]  # within an artifact: name, operator, shape, fingerprint
 FIGURES = ("mean", "deviation", "least", "greatest", "mean_magnitude")
 LONGEST_AXIS = 4096  # a longer axis gets no slice means
 

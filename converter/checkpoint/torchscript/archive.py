@@ -16,7 +16,7 @@ from converter.checkpoint.torchscript.archive_code import Declared, Unreadable, 
 from converter.checkpoint.torchscript.archive_data import Malformed, misfits, read_data
 from converter.errors import CheckpointError
 
-LIFTED_BY = "torchscript"  # --trust torchscript
+TRUST_KEYWORD = "torchscript"  # --trust torchscript
 
 NEEDED = re.compile(
     r"data\.pkl|constants\.pkl|(\.data/)?version|byteorder|(data|constants)/\d+|code/__torch__[\w/]*\.py"
@@ -28,7 +28,7 @@ LEFT_ASIDE = re.compile(
 )
 UNTRUSTED_FIX = (
     "give the original model's checkpoint, or torch.export.save of it; "
-    f"or, if you trust the file's maker, --trust {LIFTED_BY}"
+    f"or, if you trust the file's maker, --trust {TRUST_KEYWORD}"
 )
 LARGEST_PICKLE = 1 << 28
 

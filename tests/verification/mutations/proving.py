@@ -161,7 +161,11 @@ class Bench:
         actual = run_artifact(runner, built.inputs, built.outputs, self.reference)
         reference = self.reference
         return compare_artifact(
-            reference.float64, reference.float32, actual, constant=reference.constant, again=reference.again_in(runner)
+            reference.float64,
+            reference.float32,
+            actual,
+            constant=reference.constant,
+            perturbed_runs=reference.perturbed_runs_in(runner),
         )
 
 
