@@ -24,10 +24,16 @@ aten = torch.ops.aten
 @maps(aten.repeat.default)
 def repeat(plan, x, repeats):
     have = (1,) * (len(repeats) - len(x.shape)) + tuple(x.shape)
+    for d, (n, r) in enumerate(zip(have, repeats, strict=True)):
+        if n != 1 and not isinstance(r, int):  # along a new dimension in front, which is then merged
+            before, behind = have[:d], have[d + 1 :]
+            split = (*before, 1, n, *behind)
+            x = x.reshape(*split) if isinstance(x, Constant) else plan.reshape(x, split)
+            have = (*before, r * n, *behind)
+            x = plan.reshape(expanded(plan, x, (*before, r, n, *behind)), have)
+            repeats = [*repeats[:d], 1, *repeats[d + 1 :]]
     x = expanded(plan, x, tuple(r if n == 1 else n for n, r in zip(have, repeats, strict=True)))
     times = {d: r for d, (n, r) in enumerate(zip(have, repeats, strict=True)) if n != 1 and r != 1}
-    if not all(isinstance(r, int) for r in times.values()):
-        raise Unsupported("repetition by an unknown number")
     for d in times:
         x, _ = plan.one_axis(x, d, "a repetition")
     layout, by_axis = x.layout, [1] * len(x.layout.axes)

@@ -108,7 +108,9 @@ def traced_in(mode: Any, call: Callable, fakes: list) -> fx.GraphModule | None:
     Returns None if it reads values or fails otherwise on tensors without values; an error then names the operator.
     Without the dispatcher in Python, PyTorch's C++ reads sizes as numbers, which fixes dynamic ones for good.
     """
-    free = any(isinstance(n, torch.SymInt) for fake in fakes for n in fake.shape)
+    free = any(
+        isinstance(n, torch.SymInt) for fake in fakes for n in (fake.shape if isinstance(fake, Tensor) else [fake])
+    )
     for dispatcher in (enable_python_dispatcher,) if free else (contextlib.nullcontext, enable_python_dispatcher):
         with contextlib.suppress(Exception), unlogged(), mode, dispatcher(), torch.no_grad():
             traced = make_fx(call, unmapped(), _allow_non_fake_inputs=True)(*fakes)

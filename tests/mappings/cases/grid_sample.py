@@ -78,6 +78,11 @@ GRIDS |= {
              g=parameter(1, 2, 7, 2)),
         IMAGE,
     ),
+    "grid of each channel, repeated over the batch": (
+        Call(lambda self, x: F.grid_sample(x.reshape(x.shape[0] * 6, 1, 9, 8), self.g.repeat(x.shape[0], 1, 1, 1),
+                                           align_corners=False).view(x.shape[0], 6, 5, 7), g=parameter(6, 5, 7, 2)),
+        IMAGE,
+    ),
     "grid in a volume that is a parameter, nearest": (
         Call(lambda self, x: F.grid_sample(x, self.g.expand(x.shape[0], *[-1] * 4), "nearest", align_corners=False),
              g=parameter(1, 3, 5, 7, 3)),

@@ -52,6 +52,14 @@ INDEXING = {
         IMAGE,
     ),
     "repeat along the batch": (lambda x: (x.repeat(2, 1, 3, 1), x.mean(0).repeat(x.shape[0], 1, 1, 1) + x), IMAGE),
+    "repeat by the batch what is longer than one": (
+        lambda x: (
+            x.flatten(0, 1) + x[0].repeat(x.shape[0], 1, 1),
+            torch.arange(3.0).repeat(x.shape[0]),
+            x[0].repeat(x.shape[0], 2, 1, 3),
+        ),
+        IMAGE,
+    ),
     "repeat each element": (
         lambda x: (
             x.repeat_interleave(3, 1),
