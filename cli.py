@@ -343,7 +343,10 @@ def print_report(content: dict[str, Any]) -> None:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
             raise OutputError(
-                f"The report cannot be printed: {error.strerror}.", where="--json", fix="Make room, or use --report."
+                f"The report cannot be printed: {error.strerror}.",
+                code="PTC6036",
+                where="--json",
+                fix="Make room, or use --report.",
             ) from error
 
 

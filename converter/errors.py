@@ -10,6 +10,7 @@ class ConversionError(Exception):
 
     Attributes:
         what: one sentence.
+        code: `PTC` and four digits, the name of its page in docs/errors.
         where: the file, module path and source line, or option, if any.
         fix: what the user can do, if anything.
         exit_status: the exit status of `convert`.
@@ -17,12 +18,16 @@ class ConversionError(Exception):
 
     exit_status = 1
 
-    def __init__(self, what: str, *, where: str | None = None, fix: str | None = None):
-        super().__init__(what, where, fix)
-        self.what, self.where, self.fix = what, where, fix
+    def __init__(self, what: str, *, code: str, where: str | None = None, fix: str | None = None):
+        super().__init__(what)
+        self.what, self.code, self.where, self.fix = what, code, where, fix
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how to copy the error to another process, which keyword arguments alone would prevent."""
+        return type(self).__new__, (type(self), *self.args), vars(self)
 
     def __str__(self) -> str:
-        lines = [self.what]
+        lines = [f"{self.code}: {self.what}"]
         if self.where:
             lines.append(f"  where: {self.where}")
         if self.fix:
@@ -60,9 +65,10 @@ class UnsupportedOperatorsError(ConversionError):
         operators: Sequence[tuple[str, int, str, str]],
         nodes: Sequence[Any] = (),
         *,
+        code: str,
         fix: str | None = None,
     ):
-        super().__init__(what, fix=fix)
+        super().__init__(what, code=code, fix=fix)
         self.operators = list(operators)
         self.nodes = list(nodes)
 
@@ -97,6 +103,7 @@ def wrap_unexpected(error: BaseException, where: str | None = None) -> Conversio
     if is_out_of_memory(error):
         return MemoryLimitError(
             "The memory does not suffice.",
+            code="PTC9001",
             where=where,
             fix="end other programs or raise the limit (ulimit -v, the container's); convert to one format at a time, "
             "with a smaller --input-shape",
@@ -104,18 +111,21 @@ def wrap_unexpected(error: BaseException, where: str | None = None) -> Conversio
     if "BFloat16" in str(error):
         return ConversionError(
             "The model computes in bfloat16, as torch.autocast within forward has it.",
+            code="PTC9002",
             where=where,
             fix="leave autocast out of forward, or give it enabled=False: artifacts compute in float32",
         )
     if isinstance(error, OSError) and error.errno is not None:
         return ConversionError(
             f"The system refuses: {error.strerror}.",
+            code="PTC9003",
             where=str(error.filename) if error.filename is not None else where,
             fix="-v shows the traceback; the folder for temporary files is that of TMPDIR",
         )
     lines = [line for line in str(error).splitlines() if line.strip()]
     return ConversionError(
         f"{type(error).__name__}: {lines[0].strip() if lines else 'without a message'}",
+        code="PTC9004",
         where=where,
         fix="this is a fault of the converter: please report it with the model; -v shows the traceback",
     )

@@ -10,11 +10,17 @@ def detect_format(path: Path) -> Format:
     from ..errors import ConversionError
 
     if not path.exists():
-        raise ConversionError("There is no such artifact.", where=str(path))
+        raise ConversionError(
+            "There is no such artifact.",
+            code="PTC4001",
+            fix="Give the path that `convert` reported as written.",
+            where=str(path),
+        )
     found = recognize(path)
     if found is None:
         raise ConversionError(
             "This is not an artifact of a known format.",
+            code="PTC4002",
             where=str(path),
             fix="Give a SavedModel folder, a .keras file of Keras 3, an .onnx or a .tflite file.",
         )

@@ -95,12 +95,14 @@ def export(
     except torch.onnx.OnnxExporterError as error:
         raise ConversionError(
             f"PyTorch's ONNX exporter cannot translate this model: {_cause(error)}",
+            code="PTC4003",
             fix="Leave --to onnx away, or try another --opset.",
         ) from error
     written = program.model.opset_imports[""]
     if opset is not None and written != opset:
         raise ConversionError(
             f"PyTorch's ONNX exporter gave opset {written}, not {opset}.",
+            code="PTC4004",
             fix="Ask for another --opset, or leave the option away.",
         )
     _strip_notes(program.model)
@@ -151,7 +153,12 @@ class Exported:
         try:
             onnx.checker.check_model(str(path), full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-            raise ConversionError(f"ONNX's checker refuses the exported model: {error}", where=str(path)) from error
+            raise ConversionError(
+                f"ONNX's checker refuses the exported model: {error}",
+                code="PTC4005",
+                fix="Try another --opset, and report this bug of PyTorch's exporter or of pt-convert with the model.",
+                where=str(path),
+            ) from error
 
 
 def _bytes_of_weights(model: Any) -> int:
@@ -314,6 +321,7 @@ def refuse_projections(program: Program) -> None:
         if len(held) > (4 if has_biases else 2) * layers * (2 if bidirectional else 1):
             raise ConversionError(
                 "ONNX has no LSTM with projections (proj_size), and PyTorch's exporter writes an invalid one",
+                code="PTC4006",
                 where=module_path(node) or None,
                 fix="leave --to onnx away",
             )

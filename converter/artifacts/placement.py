@@ -86,7 +86,12 @@ class Placement:
         with _explained(self.target):
             names = [entry.name for entry in _entries(self._folder)]
             if self.target.name not in names:
-                raise OutputError("Nothing was written.", where=str(self.target))
+                raise OutputError(
+                    "Nothing was written.",
+                    code="PTC4010",
+                    fix="This is a bug in pt-convert. Please report it with the model.",
+                    where=str(self.target),
+                )
             _synchronize(self._folder)
             with _alone_in(self.target.parent):
                 _sweep(self.target.parent)  # an interrupted commit would otherwise be finished over this one
@@ -109,7 +114,12 @@ class Placement:
         """Keep what was written as `NAME.failed/NAME` and return that path, or raise OutputError."""
         with _explained(self.target):
             if not self.temporary.exists():
-                raise OutputError("Nothing was written.", where=str(self.target))
+                raise OutputError(
+                    "Nothing was written.",
+                    code="PTC4011",
+                    fix="This is a bug in pt-convert. Please report it with the model.",
+                    where=str(self.target),
+                )
             kept, number = self.target.with_name(f"{self.target.name}.failed"), 2
             while kept.exists():
                 kept, number = self.target.with_name(f"{self.target.name}.failed-{number}"), number + 1
@@ -140,16 +150,20 @@ class Placement:
             return
         mode = self.target.stat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            raise OutputError("The output path is a device.", where=str(self.target), fix="Give another -o.")
+            raise OutputError(
+                "The output path is a device.", code="PTC4012", where=str(self.target), fix="Give another -o."
+            )
         if stat.S_ISDIR(mode) and recognize(self.target) is None and any(self.target.iterdir()):
             raise OutputError(
                 "The output path is a folder of other things, which not even --force removes.",
+                code="PTC4013",
                 where=str(self.target),
                 fix=f"Give a name in it, -o {self.target.name}/NAME, or another; or remove the folder yourself.",
             )
         if not self._force:
             raise OutputError(
                 "The output path is taken by something that this program did not write.",
+                code="PTC4014",
                 where=str(self.target),
                 fix="Give another -o, or replace it with --force.",
             )
@@ -159,6 +173,7 @@ class Placement:
         if path.exists() and not self.target.exists() and not self._force:
             raise OutputError(
                 f"The artifact needs the file {path.name} beside it, which exists already.",
+                code="PTC4015",
                 where=str(path),
                 fix="Give another -o, or replace it with --force.",
             )
@@ -182,7 +197,10 @@ def _explained(target: Path) -> Iterator[None]:
         if is_disk_full(error):
             raise full_disk(target) from error
         raise OutputError(
-            f"The output cannot be written: {error.strerror or error}.", where=str(target), fix="Give another -o."
+            f"The output cannot be written: {error.strerror or error}.",
+            code="PTC4016",
+            where=str(target),
+            fix="Give another -o.",
         ) from error
 
 
@@ -200,6 +218,7 @@ def is_disk_full(error: BaseException | None) -> bool:
 def full_disk(target: Path) -> OutputError:
     return OutputError(
         "The output cannot be written: the disk is full.",
+        code="PTC4017",
         where=str(target),
         fix="Make room, or give another -o. Nothing was left behind.",
     )

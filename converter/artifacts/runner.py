@@ -121,7 +121,10 @@ class Runner:
         expected = {spec.name for spec in self.inputs}
         if set(inputs) != expected:
             raise ConversionError(
-                f"The artifact takes the inputs {sorted(expected)}, not {sorted(inputs)}.", where=str(self._path)
+                f"The artifact takes the inputs {sorted(expected)}, not {sorted(inputs)}.",
+                code="PTC4018",
+                fix="Name the inputs as the artifact does.",
+                where=str(self._path),
             )
         return self._ask({"action": "run"}, "does not run", inputs)[1]
 
@@ -209,6 +212,7 @@ class Runner:
             reason = f"took longer than {self._timeout:g} s" if late.is_set() else f"died ({how})"
             raise ConversionError(
                 f"The artifact {failure}: the process that opened it {reason}.{self._tail()}",
+                code="PTC4019",
                 where=str(self._path),
                 fix=_KILLED if status == -signal.SIGKILL and not late.is_set() else None,
             ) from error
@@ -218,7 +222,12 @@ class Runner:
         finally:
             timer.cancel()
         if "error" in content:
-            raise ConversionError(f"The artifact {failure}: {content['error']}", where=str(self._path))
+            raise ConversionError(
+                f"The artifact {failure}: {content['error']}",
+                code="PTC4020",
+                fix="Convert again. For an artifact from another tool, check that its own runtime opens it.",
+                where=str(self._path),
+            )
         return content, results
 
     def _tail(self) -> str:

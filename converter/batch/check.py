@@ -67,7 +67,9 @@ def _task(job: Job) -> Task:
 
 def _answer(job: Job, outcome: Mapping[str, Any], seconds: float) -> CheckResult:
     status, checks = outcome["exit_status"], tuple(outcome.get("checks", ()))
-    failures = [f"{check['format']}: {check['failure']['what']}" for check in checks if check["failure"]]
+    failed = [check for check in checks if check["failure"]]
+    failures = [f"{check['format']}: {check['failure']['what']}" for check in failed]
+    codes = tuple(check["failure"]["code"] for check in failed) if checks else (outcome["code"],)
     reason = "; ".join(failures) if checks else outcome["what"]
     state: CheckState = "failed" if status else "converts"
-    return CheckResult(job.name, str(job.path), state, status, reason, checks, seconds)
+    return CheckResult(job.name, str(job.path), state, status, reason, checks, seconds, codes)

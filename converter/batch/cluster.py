@@ -35,14 +35,19 @@ class DaskWorkers:
             from distributed import Client
         except ImportError as error:
             raise UsageError(
-                "Dask is not installed.", where="--scheduler", fix='pip install "pt-convert[cluster]"'
+                "Dask is not installed.", code="PTC6001", where="--scheduler", fix='pip install "pt-convert[cluster]"'
             ) from error
         self._settings = seconds, memory, tuple(command)
         try:
             self._client = Client(address, timeout=_PATIENCE)
             self._client.wait_for_workers(1, timeout=_PATIENCE)
         except (OSError, TimeoutError) as error:
-            raise UsageError(f"The cluster does not answer: {error}.", where=address) from error
+            raise UsageError(
+                f"The cluster does not answer: {error}.",
+                code="PTC6002",
+                fix="Check that the scheduler runs at this address and has at least one worker.",
+                where=address,
+            ) from error
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._futures: dict[str, Any] = {}
 
@@ -77,7 +82,7 @@ class DaskWorkers:
         if error is None:
             outcome = future.result()
         else:
-            outcome = failure(task, f"The cluster gave it up: {error}.", "see the log of its workers")
+            outcome = failure(task, f"The cluster gave it up: {error}.", "see the log of its workers", code="PTC6003")
         self._futures.pop(task.name, None)
         self._events.put(Finished(task.name, 0, outcome, time.perf_counter() - started))
 

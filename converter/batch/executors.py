@@ -174,7 +174,7 @@ class Worker:
             self._code = code
         process = self._started()
         if process is None:
-            return failure(task, "The batch was closed.", None)
+            return failure(task, "The batch was closed.", "the same command goes on where it stopped", code="PTC6004")
         deadline = time.monotonic() + self._seconds
         asked = {name: value for name, value in asdict(task).items() if name != "name"}
         try:
@@ -199,13 +199,16 @@ class Worker:
                 on_step(said["step"])
             if time.monotonic() > deadline:
                 self._end()
-                return failure(task, f"It took longer than {self._seconds:g} s.", "give it more with --timeout")
+                return failure(
+                    task, f"It took longer than {self._seconds:g} s.", "give it more with --timeout", code="PTC6005"
+                )
             if (held := _resident(process.pid)) > self._memory:
                 self._end()
                 return failure(
                     task,
                     f"It took {held / GIB:.1f} GiB of memory; {self._memory / GIB:.1f} GiB are allowed.",
                     "give it more with --memory, or run fewer at once with -j",
+                    code="PTC6006",
                 )
 
     def kill(self) -> None:
@@ -239,7 +242,7 @@ class Worker:
         how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
         killed = "; the system kills what takes too much memory" if status == -signal.SIGKILL else ""
         log = "what inspect --check -v prints" if task.check else task.log
-        return failure(task, f"The process that converted it ended {how}.", f"see {log}{killed}")
+        return failure(task, f"The process that converted it ended {how}.", f"see {log}{killed}", code="PTC6007")
 
     def _end(self) -> None:
         process = self._process
@@ -283,5 +286,5 @@ def _resident(process: int) -> int:
     return total
 
 
-def failure(task: Task, what: str, fix: str | None) -> dict[str, Any]:
-    return Failure(task.path, "WorkerError", what, None, fix, 1).to_dict()
+def failure(task: Task, what: str, fix: str, *, code: str) -> dict[str, Any]:
+    return Failure(task.path, "WorkerError", code, what, None, fix, 1).to_dict()

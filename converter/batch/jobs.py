@@ -104,6 +104,7 @@ def from_places(places: Iterable[str], to: Sequence[str], options: Mapping[str, 
         if not found:
             raise UsageError(
                 "There is no checkpoint.",
+                code="PTC6008",
                 where=place,
                 fix="Give files, folders of "
                 f"{', '.join(CHECKPOINT_SUFFIXES)}, globs, a manifest.toml, or - for JSON lines.",
@@ -167,15 +168,24 @@ def from_manifest(file: Path, to: Sequence[str], options: Mapping[str, Any]) -> 
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"The manifest cannot be read: {error}.", where=str(file)) from error
+        raise UsageError(
+            f"The manifest cannot be read: {error}.",
+            code="PTC6009",
+            fix='Correct the manifest: it is a TOML file; see README, "Convert many".',
+            where=str(file),
+        ) from error
     unknown = sorted(set(content) - {"defaults", "models"})
     entries = content.get("models")
     if unknown or not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         what = f"The manifest has {', '.join(unknown)}" if unknown else "The manifest has no models"
-        raise UsageError(f"{what}.", where=str(file), fix="give [defaults], and [[models]] with a path each")
+        raise UsageError(
+            f"{what}.", code="PTC6010", where=str(file), fix="give [defaults], and [[models]] with a path each"
+        )
     defaults = content.get("defaults", {})
     if not isinstance(defaults, dict):
-        raise UsageError("`defaults` is no table.", where=str(file), fix="write [defaults], and the options below it")
+        raise UsageError(
+            "`defaults` is no table.", code="PTC6011", where=str(file), fix="write [defaults], and the options below it"
+        )
     jobs = []
     for number, entry in enumerate(entries, 1):
         jobs += _entry(defaults | entry, file.parent, f"{file}, model {number}", to, options)
@@ -195,9 +205,14 @@ def from_lines(lines: Iterable[str], to: Sequence[str], options: Mapping[str, An
         try:
             entry = json.loads(line)
         except ValueError as error:
-            raise UsageError(f"This is no JSON: {error}.", where=f"line {number}") from error
+            raise UsageError(
+                f"This is no JSON: {error}.",
+                code="PTC6012",
+                fix="Write one JSON object per line.",
+                where=f"line {number}",
+            ) from error
         if not isinstance(entry, dict):
-            raise UsageError("This is no object.", where=f"line {number}", fix='as {"path": "net.pt"}')
+            raise UsageError("This is no object.", code="PTC6013", where=f"line {number}", fix='as {"path": "net.pt"}')
         jobs += _entry(entry, Path(), f"line {number}", to, options)
     return jobs
 
@@ -208,7 +223,10 @@ def _entry(
     unknown = sorted(set(said) - {"path", "name", "to", *OPTIONS})
     if unknown:
         raise UsageError(
-            f"There is no option {', '.join(unknown)}.", where=where, fix=f"path, name, to, {', '.join(OPTIONS)}"
+            f"There is no option {', '.join(unknown)}.",
+            code="PTC6014",
+            where=where,
+            fix=f"path, name, to, {', '.join(OPTIONS)}",
         )
     formats = said.get("to", to)
     formats = tuple([formats] if isinstance(formats, str) else formats)
@@ -219,7 +237,12 @@ def _entry(
         name, kind = OPTIONS[key]
         value = [value] if kind is list and isinstance(value, str) else value
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise UsageError(f"{key} cannot be {value!r}.", where=where)
+            raise UsageError(
+                f"{key} cannot be {value!r}.",
+                code="PTC6015",
+                fix="Give the option a value as on the command line.",
+                where=where,
+            )
         own[name] = value
     for name in PATHS:
         if name in own:
@@ -231,7 +254,7 @@ def _entry(
         own["factory"] = str(folder / factory)
     path = said.get("path")
     if not isinstance(path, str) or not path:
-        raise UsageError("No path is given.", where=where, fix='path = "net.pt", or a glob')
+        raise UsageError("No path is given.", code="PTC6016", where=where, fix='path = "net.pt", or a glob')
     place = str(folder / path)
     try:
         jobs = from_places([place], formats, {**options, **own})
@@ -242,7 +265,9 @@ def _entry(
         jobs = [Job(Path(path).stem, Path(place), formats, {**options, **own})]
     if "name" in said:
         if len(jobs) > 1 or not _inside(said["name"]):
-            raise UsageError(f"The name {said['name']!r} cannot be.", where=where, fix="a relative path for one file")
+            raise UsageError(
+                f"The name {said['name']!r} cannot be.", code="PTC6017", where=where, fix="a relative path for one file"
+            )
         return [Job(said["name"], jobs[0].path, formats, jobs[0].options)]
     one = not glob.has_magic(place) and jobs[0].path == Path(place)
     if one and _inside(path) and Path(path).name:
@@ -262,21 +287,26 @@ def checked(jobs: Sequence[Job]) -> list[Job]:
         UsageError: there are none, a format is unknown, or two different jobs would be written to the same place.
     """
     if not jobs:
-        raise UsageError("There is nothing to convert.", fix="give checkpoints, folders, globs or a manifest")
+        raise UsageError(
+            "There is nothing to convert.", code="PTC6018", fix="give checkpoints, folders, globs or a manifest"
+        )
     by_name: dict[str, Job] = {}
     for job in jobs:
         strange = [format for format in job.to if format not in SUFFIXES]
-        if strange or not job.to:
-            raise UsageError(
-                f"There is no format {', '.join(map(str, strange))}." if strange else "No format is given.",
-                where=str(job.path),
-                fix=f"--to, or `to` in the manifest: {', '.join(SUFFIXES)}",
-            )
+        fix = f"Give --to, or `to` in the manifest: {', '.join(SUFFIXES)}."
+        if not job.to:
+            raise UsageError("No format is given.", code="PTC6038", where=str(job.path), fix=fix)
+        if strange:
+            what = f"Unknown format: {', '.join(map(str, strange))}."
+            raise UsageError(what, code="PTC6019", where=str(job.path), fix=fix)
         if not _is_utf8(job.name) or not _is_utf8(str(job.path)):
-            raise UsageError(f"The name {str(job.path)!r} is not UTF-8.", fix="rename it, or set a locale of UTF-8")
+            raise UsageError(
+                f"The name {str(job.path)!r} is not UTF-8.", code="PTC6020", fix="rename it, or set a locale of UTF-8"
+            )
         if by_name.setdefault(job.name, job) != job:
             raise UsageError(
                 f"{by_name[job.name].path} and {job.path} would both be written as {job.name}.",
+                code="PTC6021",
                 fix="give them names in a manifest, or different folders",
             )
     return list(by_name.values())

@@ -34,7 +34,8 @@ _WAIT = 60.0  # seconds, for another batch's transaction
 _TABLES = """
 create table if not exists models (
     name text primary key, path text not null, fingerprint text not null, state text, exit_status integer,
-    reason text, artifacts text, log text, seconds real, attempts integer not null, owner text, renewed real, ended real
+    reason text, codes text, artifacts text, log text, seconds real,
+    attempts integer not null, owner text, renewed real, ended real
 );
 create table if not exists digests (path text primary key, size integer, modified integer, sha256 text);
 """
@@ -50,6 +51,7 @@ class Entry:
         artifacts: size in bytes of each artifact that was put in place, by path; for a folder the sum.
         log: file with the conversion's log; "" if nothing was started.
         already_done: it had already ended when this batch reached it.
+        codes: of the errors.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Entry:
     seconds: float
     attempts: int
     already_done: bool = False
+    codes: tuple[str, ...] = ()
 
 
 class Journal:
@@ -129,14 +132,18 @@ class Journal:
         artifacts: Iterable[Path],
         seconds: float,
         log: str = "",
+        codes: Iterable[str] = (),
     ) -> Entry:
         """Record how a claimed model ended; arguments as for `Entry`."""
         sizes = {str(path): size_of(path) for path in artifacts}
         with self._transaction():
             self._database.execute(
-                "update models set state = ?, exit_status = ?, reason = ?, artifacts = ?, log = ?, seconds = ?,"
-                " ended = ?, owner = null where name = ? and owner = ?",
-                (state, exit_status, reason, json.dumps(sizes), log, seconds, time.time(), job.name, self._owner),
+                "update models set state = ?, exit_status = ?, reason = ?, codes = ?, artifacts = ?, log = ?,"
+                " seconds = ?, ended = ?, owner = null where name = ? and owner = ?",
+                (
+                    *(state, exit_status, reason, " ".join(codes), json.dumps(sizes), log, seconds, time.time()),
+                    *(job.name, self._owner),
+                ),
             )
             row = self._database.execute("select * from models where name = ?", (job.name,)).fetchone()
         return _entry(row, already_done=False)
@@ -228,14 +235,16 @@ def _explained(file: Path) -> Iterator[None]:
     except (OSError, sqlite3.Error) as error:
         told = error.strerror if isinstance(error, OSError) else error
         fix = "Is that folder one that can be written to, with room in it? Else give another -o."
-        raise OutputError(f"The journal cannot be used: {told}.", where=str(file), fix=fix) from error
+        raise OutputError(f"The journal cannot be used: {told}.", code="PTC6022", where=str(file), fix=fix) from error
 
 
 def _entry(row: sqlite3.Row, already_done: bool) -> Entry:
     same = {
         name: row[name] for name in ("name", "path", "state", "exit_status", "reason", "log", "seconds", "attempts")
     }
-    return Entry(artifacts=json.loads(row["artifacts"]), already_done=already_done, **same)
+    return Entry(
+        artifacts=json.loads(row["artifacts"]), already_done=already_done, codes=tuple(row["codes"].split()), **same
+    )
 
 
 def size_of(path: Path) -> int:

@@ -20,6 +20,7 @@ class CheckResult:
     Attributes:
         reason: what prevents conversion, by format; "" if all formats are possible.
         checks: one for each format, as `FormatCheck`; empty if the model cannot be read or captured.
+        codes: of the errors.
     """
 
     already_done: ClassVar[bool] = False  # as in a journal's entry
@@ -32,6 +33,7 @@ class CheckResult:
     reason: str
     checks: tuple[Mapping[str, Any], ...]
     seconds: float
+    codes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

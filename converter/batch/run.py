@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import CheckpointError
 from ..report.failures import write_report
 from .executors import Executor, Finished, Step, Task
 from .jobs import Job
@@ -108,7 +109,12 @@ class _Batch:
         except OSError as error:
             claim, _ = self._journal.claim(job, "", retry_failed=True)
             if claim == "begin":
-                self._enter(job, "failed", 4, f"The checkpoint cannot be read: {error.strerror}.", (), 0.0, None)
+                failure = CheckpointError(
+                    f"The checkpoint cannot be read: {error.strerror}.",
+                    code="PTC6037",
+                    fix="Check that the file exists and that you may read it.",
+                )
+                self._enter(job, "failed", failure.exit_status, failure.what, [failure.code], (), 0.0, None)
             else:
                 self._elsewhere.append(job.name)
             return
@@ -137,9 +143,9 @@ class _Batch:
             return
         job = self._under_way.pop(event.name)
         write_report(self._folder / REPORTS / f"{job.name}.json", event.outcome)
-        state, reason = _verdict(event.outcome)
+        state, reason, codes = _verdict(event.outcome)
         artifacts = [Path(a["path"]) for a in event.outcome.get("artifacts", ()) if a["path"]]
-        self._enter(job, state, event.outcome["exit_status"], reason, artifacts, event.seconds, event.slot)
+        self._enter(job, state, event.outcome["exit_status"], reason, codes, artifacts, event.seconds, event.slot)
 
     def _enter(
         self,
@@ -147,12 +153,13 @@ class _Batch:
         state: State,
         exit_status: int,
         reason: str,
+        codes: Sequence[str],
         artifacts: Sequence[Path],
         seconds: float,
         slot: int | None,
     ) -> None:
         log = "" if slot is None else str(self._log(job))
-        entry = self._journal.end(job, state, exit_status, reason, artifacts, seconds, log)
+        entry = self._journal.end(job, state, exit_status, reason, artifacts, seconds, log, codes)
         self._ended[job.name] = entry
         self._tell(entry, slot)
 
@@ -166,15 +173,18 @@ class _Batch:
         return BatchReport(tuple(entries), tuple(self._elsewhere), tuple(left), time.perf_counter() - started)
 
 
-def _verdict(outcome: Mapping[str, Any]) -> tuple[State, str]:
-    """Return the state of a report, and why it is not verified."""
+def _verdict(outcome: Mapping[str, Any]) -> tuple[State, str, list[str]]:
+    """Return the state of a report, why it is not verified, and the codes of its errors."""
     if "status" not in outcome:
-        return "failed", outcome["what"]
+        return "failed", outcome["what"], [outcome["code"]]
     artifacts = outcome["artifacts"]
-    failures = [f"{a['format']}: {a['failure']['what']}" for a in artifacts if a["failure"]]
+    failed = [a for a in artifacts if a["failure"]]
+    codes = [a["failure"]["code"] for a in failed]
+    failures = [f"{a['format']}: {a['failure']['what']}" for a in failed]
     broken = [f"{a['format']}: {p['summary']}" for a in artifacts for p in a["proofs"] if not p["holds"]]
     if outcome["status"] == "disagrees":
-        return "disagrees", "; ".join([*broken, *failures])
+        return "disagrees", "; ".join([*broken, *failures]), codes
     if failures:
-        return "failed", "; ".join(failures)
-    return outcome["status"], "; ".join(broken) or ("" if outcome["status"] == "verified" else "written without proof")
+        return "failed", "; ".join(failures), codes
+    unproven = "" if outcome["status"] == "verified" else "written without proof"
+    return outcome["status"], "; ".join(broken) or unproven, codes

@@ -42,6 +42,7 @@ def freeze_and_check(program: Program, module: nn.Module, where: str) -> None:
             raise CaptureError(
                 f"forward decides by the values of tensors, and otherwise for other inputs ({kind}, batch {batch}): "
                 "its control flow cannot be frozen",
+                code="PTC2001",
                 where=where,
                 fix="choose with torch.where among what both ways compute, or cut the model in front of it: --outputs",
             )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from converter.capture.input_shapes import EXAMPLE, NAME, NO_SHAPES, InputShape, Sizes, parse_input_shape
+from converter.capture.input_shapes import EXAMPLE, NAME, InputShape, Sizes, parse_input_shape
 from converter.errors import UsageError
 
 TOKENS = 128
@@ -41,7 +41,11 @@ def infer_input_shapes(module: nn.Module, image_size: str | None) -> tuple[list[
         channels = [first.in_channels, *([first.in_channels // 4] if first.in_channels % 4 == 0 else [])]
         tried = [[InputShape(None, (1, n, *size))] for n in channels]
         return tried, "the input's channels are those of the first convolution"
-    raise UsageError(NO_SHAPES, fix=f"give {_example(module)} (batch first, PyTorch's layout)")
+    raise UsageError(
+        "the checkpoint does not say what the model is called with",
+        code="PTC2002",
+        fix=f"give {_example(module)} (batch first, PyTorch's layout)",
+    )
 
 
 def parse_image_size(text: str) -> Sizes:
@@ -49,7 +53,10 @@ def parse_image_size(text: str) -> Sizes:
     side = rf"(?:\d+|(?:\d+\*)?{NAME})"
     if not re.fullmatch(rf"{side}(\s*,\s*{side})?", text.strip(), re.ASCII):
         raise UsageError(
-            f"`{text}` is no image size", where="--image-size", fix="as in --image-size 224 or 480,640 or H,W"
+            f"`{text}` is no image size",
+            code="PTC2003",
+            where="--image-size",
+            fix="as in --image-size 224 or 480,640 or H,W",
         )
     sizes = parse_input_shape(f"1,{text}").shape[1:]
     return sizes if len(sizes) == 2 else (*sizes, *sizes)

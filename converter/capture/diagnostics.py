@@ -23,14 +23,14 @@ DRAWING = {
     "poisson", "rand", "rand_like", "randint", "randint_like", "randn", "randn_like", "randperm", "uniform",
 }  # fmt: skip
 WITHOUT_VALUES = ("FakeTensor", ".numpy() is not supported", "data is not allocated")
-ANY = "choose among a fixed number with torch.where and topk"
+ANY = "Choose among a fixed number of elements with torch.where and topk."
 OTHERWISE = (
-    "or stop in front of it with --outputs, or have --freeze-control-flow keep what it decides for random inputs, if "
-    "it decides the same for others"
+    "Or stop before it with --outputs, or freeze the branches taken on random inputs with --freeze-control-flow, if "
+    "other inputs take the same ones."
 )
 NESTED = (
-    "for a parameter that is a list or a dictionary, name each tensor in it: --input-shape xs.0=1,3,224,224 or "
-    "--input-shape batch.image=1,3,224,224"
+    "For a parameter that is a list or a dictionary, name each tensor in it: --input-shape xs.0=1,3,224,224 or "
+    "--input-shape batch.image=1,3,224,224."
 )
 LONGEST = 300  # characters of torch's message
 
@@ -40,10 +40,10 @@ class Kind:
     """One way in which forward needs values, recognized by its source line.
 
     Attributes:
-        told: pattern that the line matches.
+        pattern: that the line matches.
     """
 
-    told: str
+    pattern: str
     what: str
     fix: str
 
@@ -52,70 +52,74 @@ class Kind:
 KINDS = (
     Kind(
         r"^\s*assert\b", "an assertion on a tensor's values",
-        "leave it out while exporting: `if not torch.compiler.is_exporting(): assert ...`",
+        "Leave it out while exporting: `if not torch.compiler.is_exporting(): assert ...`.",
     ),
     Kind(
         r"^\s*while\b", "a loop that a tensor's value ends",
-        "give it a fixed number of steps, and keep what is done: `x = torch.where(done, x, step(x))`",
+        "Use a fixed number of steps, and keep finished results: `x = torch.where(done, x, step(x))`.",
     ),
     Kind(
-        r"\.numpy\(|\bnp\.|\bnumpy\.", "NumPy within forward",
-        "use torch's function of that name: `np.clip(x.numpy(), 0, 1)` is `x.clamp(0, 1)`",
+        r"\.numpy\(|\bnp\.|\bnumpy\.", "NumPy inside forward",
+        "Use torch's function of the same name: `np.clip(x.numpy(), 0, 1)` is `x.clamp(0, 1)`.",
     ),
     Kind(
-        r"\bmath\.", "a function of Python's for numbers",
-        "use torch's function of that name: `math.sqrt(x.sum())` is `x.sum().sqrt()`",
+        r"\bmath\.", "a function of Python's math module",
+        "Use torch's function of the same name: `math.sqrt(x.sum())` is `x.sum().sqrt()`.",
     ),
     Kind(
         r"^\s*(el)?if\b|\bif\b.*\belse\b", "a branch on a tensor's value",
-        "compute both and choose: `torch.where(x.sum() > 0, a, b)`",
+        "Compute both and choose: `torch.where(x.sum() > 0, a, b)`.",
     ),
     Kind(
-        r"\.tolist\(", "a list of Python numbers out of a tensor",
-        "keep it a tensor; sizes are in `x.shape`",
+        r"\.tolist\(", "a list of Python numbers from a tensor",
+        "Keep it a tensor; sizes are in `x.shape`.",
     ),
     Kind(
         r"\bprint\(|\bf[\"']|\.format\(|\blog(ger|ging)?\.", "a text with a tensor's values",
-        "leave it out while exporting: `if not torch.compiler.is_exporting(): print(...)`",
+        "Leave it out while exporting: `if not torch.compiler.is_exporting(): print(...)`.",
     ),
     Kind(
-        r"^\s*for\b", "a loop over what hangs on a tensor's values",
-        "compute on the whole tensor, or loop over `range` of a fixed number",
+        r"^\s*for\b", "a loop whose length depends on a tensor's values",
+        "Compute on the whole tensor, or loop over `range` of a fixed number.",
     ),
     Kind(
-        r"\.item\(|\b(float|int|bool|range)\(", "a Python number out of a tensor",
-        "keep it a tensor, which computes as a number does; an index is `x.index_select(1, i)`",
+        r"\.item\(|\b(float|int|bool|range)\(", "a Python number from a tensor",
+        "Keep it a tensor, which computes like a number; an index is `x.index_select(1, i)`.",
     ),
-    Kind(r"\b(and|or|not|any|all|min|max)\b", "a branch on a tensor's value", "use `&`, `|`, `~` and torch.where"),
+    Kind(r"\b(and|or|not|any|all|min|max)\b", "a branch on a tensor's value", "Use `&`, `|`, `~` and torch.where."),
 )  # fmt: skip
 
 
 def kind_of(line: str) -> Kind | None:
-    return next((kind for kind in KINDS if re.search(kind.told, line)), None)
+    return next((kind for kind in KINDS if re.search(kind.pattern, line)), None)
 
 
 def explain_export_error(error: BaseException, module: nn.Module) -> CaptureError:
     """Return the error to raise for an error of torch.export."""
-    what = f"torch.export cannot capture this model: {first_line(error)}"
-    fix = "keep control flow that depends on tensors' values out of forward, and what is computed outside of torch"
+    where = ", ".join(filter(None, (module_of(error, module), user_frame(error)))) or None
     if needs_values(error):
         kind = kind_of(user_line(error))
-        decides = "forward decides by the values of tensors what it does, or how large something is"
-        what = decides if kind is None else f"{decides}: {kind.what}"
-        if not is_decided_by_values(error):
-            what = f"forward reads the values of tensors, which are not known while it is captured: {first_line(error)}"
-            what = what if kind is None else f"{what.partition(': ')[0]}: {kind.what}"
-        fix = f"{ANY if kind is None else kind.fix}; {OTHERWISE}"
-    elif returned := re.search(r"Found <class '([^']+)'> in output", str(error)):
-        what = f"forward returns a {returned[1]}, which holds no tensors that torch.export knows of"
-        fix = "return a tensor, or a tuple, list, dictionary or dataclass of tensors"
-    elif scripted := [path for path, part in module.named_modules() if isinstance(part, torch.jit.ScriptModule)]:
-        what = f"module `{scripted[0]}` is TorchScript within a model of Python's, which torch.export does not take"
-        fix = "put the module itself in its place, as it was before torch.jit.script or torch.jit.trace"
-    elif "fake impl" in str(error):
-        fix = "register what shape the operator gives (register_fake), and a mapping for it: --mappings my_ops.py"
-    where = ", ".join(filter(None, (module_of(error, module), user_frame(error))))
-    return CaptureError(what, where=where or None, fix=fix)
+        fix = f"{ANY if kind is None else kind.fix} {OTHERWISE}"
+        if is_decided_by_values(error):
+            what = f"Control flow or a size in forward depends on tensor values{f': {kind.what}' if kind else ''}."
+            return CaptureError(what, code="PTC2004", where=where, fix=fix)
+        what = f"Forward reads tensor values, unknown during capture: {kind.what if kind else first_line(error)}."
+        return CaptureError(what, code="PTC2038", where=where, fix=fix)
+    if returned := re.search(r"Found <class '([^']+)'> in output", str(error)):
+        what = f"Forward returns {returned[1]}, a class in which torch.export finds no tensors."
+        fix = "Return a tensor, or a tuple, list, dictionary or dataclass of tensors."
+        return CaptureError(what, code="PTC2039", where=where, fix=fix)
+    if scripted := [path for path, part in module.named_modules() if isinstance(part, torch.jit.ScriptModule)]:
+        what = f"Module `{scripted[0]}` is TorchScript, which torch.export does not accept inside a Python model."
+        fix = "Use the original module, as it was before torch.jit.script or torch.jit.trace."
+        return CaptureError(what, code="PTC2040", where=where, fix=fix)
+    if "fake impl" in str(error):
+        what = f"An operator does not declare the shape of its result: {first_line(error)}"
+        fix = "Declare it with register_fake, and give a mapping for the operator: --mappings my_ops.py."
+        return CaptureError(what, code="PTC2041", where=where, fix=fix)
+    what = f"torch.export cannot capture this model: {first_line(error)}"
+    fix = "Keep control flow that depends on tensor values, and computation outside of torch, out of forward."
+    return CaptureError(what, code="PTC2042", where=where, fix=fix)
 
 
 def explain_forward_error(error: Exception, module: nn.Module, path: str, inputs: Sequence[Tensor]) -> CaptureError:
@@ -126,23 +130,27 @@ def explain_forward_error(error: Exception, module: nn.Module, path: str, inputs
     """
     shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
     running = f"{f'module `{path}`' if path else 'the model itself'} ({type(module.get_submodule(path)).__name__})"
-    what = f"the model fails on an input of shape {shapes}: {first_line(error)}"
     text = str(error)
-    fix = "give every input the shape that the model expects, as in --input-shape 1,3,224,224, batch first"
+    fix = "Give every input the shape that the model expects, as in --input-shape 1,3,224,224, batch first."
     if isinstance(error, ImportError):
-        supply = how_to_supply(error.name) if error.name else "install what forward imports"
-        fix = f"{supply}, or import it outside of forward"
+        supply = how_to_supply(error.name) if error.name else "Install what forward imports."
+        fix = f"{supply} Or import it outside of forward."
     elif re.search(r"CUDA|NVIDIA|MPS|XPU|GPU", text):
-        fix = "leave the device to the inputs: `.to(x.device)` for `.cuda()`, `device=x.device` for what is made"
+        fix = "Follow the inputs' device: `.to(x.device)` in place of `.cuda()`, `device=x.device` for new tensors."
     elif re.search(r"scalar type|data ?type|dtype|Input type|'indices'", text):
-        fix = "give the inputs the types that the model expects, as in --input-shape 1,128:int64 (float32 if not given)"
+        fix = "Give the inputs the types that the model expects, as in --input-shape 1,128:int64 (default: float32)."
     elif isinstance(error, TypeError) and not path and re.search(r"forward\(\) (takes|missing|got)", text):
-        fix = f"forward takes {inspect.signature(module.forward)}: give one --input-shape for each; {NESTED}"
+        fix = f"Give one --input-shape for each parameter of forward{inspect.signature(module.forward)}. {NESTED}"
     elif not path and isinstance(error, (IndexError, TypeError, KeyError, AttributeError)):
-        fix += f"; {NESTED}"
+        fix += f" {NESTED}"
     elif isinstance(error, NameError):
-        fix = "mend this line: the model does not run in PyTorch either"
-    return CaptureError(what, where=", ".join(filter(None, (running, user_frame(error)))), fix=fix)
+        fix = "Correct this line: the model does not run in PyTorch either."
+    return CaptureError(
+        f"The model fails on an input of shape {shapes}: {first_line(error)}",
+        code="PTC2005",
+        where=", ".join(filter(None, (running, user_frame(error)))),
+        fix=fix,
+    )
 
 
 def needs_values(error: BaseException) -> bool:
@@ -211,6 +219,7 @@ def refuse_draws(graph: fx.Graph) -> None:
         places = (f"module `{module_path(drawing[0])}`" if module_path(drawing[0]) else "", source_line(drawing[0]))
         raise CaptureError(
             f"forward draws at random, in eval mode too: {names}",
+            code="PTC2006",
             where=", ".join(filter(None, places)) or None,
             fix="draw outside of the model, and pass what was drawn in as an input",
         )

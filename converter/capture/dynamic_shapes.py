@@ -118,6 +118,7 @@ def unresolved(error: Exception, free: Free) -> CaptureError | None:
     why = (complaint[1] if complaint else text.splitlines()[0] if text else type(error).__name__).replace(PREFIX, "")
     return CaptureError(
         f"torch.export cannot leave {', '.join(names)} free: {why}",
+        code="PTC2007",
         where="--input-shape",
         fix=f"give {'a number' if len(names) == 1 else 'numbers'} in place of {' and '.join(names)}",
     )
@@ -137,6 +138,7 @@ def _refuse_relation(text: str, name: str, free: Free) -> None:
         )
         raise CaptureError(
             f"the sizes {name} and {other} cannot be free of each other: {name} must be {what}",
+            code="PTC2008",
             where="--input-shape",
             fix=f"{how} in --input-shape",
         )
@@ -147,6 +149,7 @@ def not_free(name: str, only: int | None, why: str = "forward has it as a consta
     number = str(only) if only else "a number"
     return CaptureError(
         f"size {name} cannot be free: {why}",
+        code="PTC2009",
         where="--input-shape",
         fix=f"give {number} in place of {name}",
     )

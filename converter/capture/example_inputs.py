@@ -93,7 +93,12 @@ def bind_shapes(module: nn.Module, shapes: Sequence[InputShape]) -> CallSpec:
     if not named:
         return CallSpec(tuple(shapes))
     if len(named) < len(shapes):
-        raise UsageError("either all input shapes have a name or none, each its own", where="--input-shape")
+        raise UsageError(
+            "either all input shapes have a name or none, each its own",
+            code="PTC2010",
+            fix="Name every --input-shape, as in NAME=1,3,224,224, or none of them.",
+            where="--input-shape",
+        )
     parameters = inspect.signature(module.forward).parameters
     variadic = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
     taken = [p for p in parameters.values() if p.kind not in variadic]
@@ -106,6 +111,7 @@ def bind_shapes(module: nn.Module, shapes: Sequence[InputShape]) -> CallSpec:
         raise UsageError(
             f"forward takes {', '.join(p.name for p in taken) or 'nothing by name'}; shapes are given for "
             f"{', '.join(named)}{asked}",
+            code="PTC2011",
             where="--input-shape",
             fix="give one for each parameter that has no default",
         )
@@ -141,6 +147,7 @@ def choose_sizes(calling: CallSpec, runs: Callable[[list[Tensor]], None], batch:
             return calling
         raise CaptureError(
             f"no sizes were found at which the model runs; of the first, {first.what}",
+            code="PTC2012",
             where=first.where,
             fix=f"give numbers, or multiples as in 1,3,48*H,48*W; tried were {'; '.join(tried)}",
         )

@@ -167,6 +167,7 @@ def _failure_elsewhere(
             shown = ", ".join(f"{name}={size}" for name, size in sizes.items())
             return CaptureError(
                 f"the model does not take every size: at {shown} it fails: {error.what.partition(': ')[2]}",
+                code="PTC2013",
                 where=error.where,
                 fix="give numbers in --input-shape for the sizes that it has to know",
             )

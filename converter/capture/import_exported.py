@@ -53,7 +53,9 @@ def from_exported(exported: ExportedProgram) -> Program:
             if isinstance(node.meta.get("val"), torch.Tensor):
                 inputs.append(node.name)
             elif node.users:
-                raise CaptureError(f"input `{node.name}` is not a tensor", fix="pass it through a wrapper module")
+                raise CaptureError(
+                    f"input `{node.name}` is not a tensor", code="PTC2014", fix="pass it through a wrapper module"
+                )
             else:
                 graph.erase_node(node)
             continue
@@ -61,7 +63,11 @@ def from_exported(exported: ExportedProgram) -> Program:
             tokens.append(node)
             continue
         if not isinstance(tensors.get(spec.target), torch.Tensor):
-            raise CaptureError(f"the program holds `{spec.target}`, which is no tensor ({spec.kind.name})")
+            raise CaptureError(
+                f"the program holds `{spec.target}`, which is no tensor ({spec.kind.name})",
+                code="PTC2015",
+                fix="Make it a tensor, or a constant of forward.",
+            )
         name = _attribute_name(spec.target, origins)
         write_attribute(graph_module, name, tensors[spec.target])
         origins[name] = Origin((spec.target,))
@@ -134,6 +140,7 @@ def _refuse_state(program: Program, signature: ExportGraphSignature) -> None:
         names = ", ".join(f"`{name}`" for name in changed)
         raise CaptureError(
             f"forward changes {names} and reads what the call before left there: a converted model keeps no state",
+            code="PTC2016",
             fix="pass the state in as an input, or keep it as it is in eval mode",
         )
 
@@ -148,6 +155,7 @@ def _refuse_overlapping_writes(graph_module: fx.GraphModule) -> None:
     if found:
         raise CaptureError(
             "an assignment in place reads elements that it writes too: what PyTorch makes of it hangs on the processor",
+            code="PTC2017",
             where=source_line(found[0]) or None,
             fix="assign a clone, as in x[1:] = x[:-1].clone()",
         )
@@ -164,6 +172,7 @@ def _keep_dropouts(graph_module: fx.GraphModule) -> None:
             if node.args[2]:
                 raise CaptureError(
                     "a dropout drops at random in eval mode too",
+                    code="PTC2018",
                     where=source_line(node) or None,
                     fix="call it as F.dropout(x, rate, training=self.training), or use nn.Dropout; a .pt2 is to be "
                     "exported of model.eval()",

@@ -209,7 +209,9 @@ def export_shapes(program: Program) -> tuple[dict[int, Any] | None, ...]:
         (symbol,) = expression.free_symbols
         factor, rest = int(expression.coeff(symbol)), int(expression.subs(symbol, 0))
         if expression != factor * symbol + rest:
-            raise CaptureError(f"a free size of {expression}", fix="export the model with sizes a * dim + b")
+            raise CaptureError(
+                f"a free size of {expression}", code="PTC2019", fix="export the model with sizes a * dim + b"
+            )
         if symbol not in named:
             bounds = size.node.shape_env.var_to_range.get(symbol)
             lowest, highest = (int(bounds.lower), bounds.upper) if bounds is not None else (0, sympy.oo)

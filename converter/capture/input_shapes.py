@@ -12,7 +12,6 @@ from converter.errors import UsageError
 
 EXAMPLE = "--input-shape 1,3,224,224"
 FREE_EXAMPLE = "1,3,H,W where sizes shall stay free"
-NO_SHAPES = "the checkpoint does not say what the model is called with"
 NAME = r"[A-Za-z_]\w*"
 SIZE = rf"(?:(?:\d+\s*\*\s*)?{NAME}|\d+)"
 
@@ -66,19 +65,25 @@ def parse_input_shape(text: str) -> InputShape:
     if match is None or re.fullmatch(NAME, match[2], re.ASCII):  # a batch alone is written 1
         raise UsageError(
             f"`{text}` is no input shape",
+            code="PTC2020",
             where="--input-shape",
             fix=f"as in {EXAMPLE}, batch first; or {FREE_EXAMPLE}",
         )
     name, sizes, dtype_name = match.groups()
     dtype = getattr(torch, dtype_name or "float32", None)
     if not isinstance(dtype, torch.dtype):
-        raise UsageError(f"`{dtype_name}` is no dtype", where="--input-shape", fix="for example float32 or int64")
+        raise UsageError(
+            f"`{dtype_name}` is no dtype", code="PTC2021", where="--input-shape", fix="for example float32 or int64"
+        )
     shape = tuple(_size(part) for part in sizes.split(","))
     if any(size == 0 or (isinstance(size, FreeSize) and size.factor == 0) for size in shape):
-        raise UsageError(f"`{text}` has a size of 0", where="--input-shape", fix=f"as in {EXAMPLE}")
+        raise UsageError(f"`{text}` has a size of 0", code="PTC2022", where="--input-shape", fix=f"as in {EXAMPLE}")
     if isinstance(shape[0], FreeSize) and shape[0].factor != 1:
         raise UsageError(
-            f"`{text}` has a multiple for its batch", where="--input-shape", fix="the first size is the batch: write 1"
+            f"`{text}` has a multiple for its batch",
+            code="PTC2023",
+            where="--input-shape",
+            fix="the first size is the batch: write 1",
         )
     return InputShape(name.strip() if name else None, shape, dtype)
 
@@ -100,6 +105,7 @@ def check_batches(shapes: Sequence[InputShape]) -> None:
         named = ", ".join(f"`{name}`" for name in sorted(batches or {"batch"}))
         raise UsageError(
             f"the first size of every input is the batch, which is one: {named}",
+            code="PTC2024",
             where="--input-shape",
             fix=f"write 1 for it, as in {EXAMPLE}, and names for other sizes only",
         )

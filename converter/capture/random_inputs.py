@@ -90,7 +90,12 @@ def _draw(spec: InputSpec, shape: tuple[int, ...], kind: Kind, rng: np.random.Ge
     if dtype.kind == "c":
         return np.asarray(_floats(shape, kind, rng) + 1j * _floats(shape, kind, rng), dtype)
     if dtype.kind != "f":
-        raise UsageError(f"Inputs of dtype {spec.dtype} cannot be drawn.", where=f"input {spec.name!r}")
+        raise UsageError(
+            f"Inputs of dtype {spec.dtype} cannot be drawn.",
+            code="PTC2025",
+            fix="Give your own inputs with --inputs.",
+            where=f"input {spec.name!r}",
+        )
     return _floats(shape, kind, rng).astype(dtype)
 
 
@@ -142,6 +147,7 @@ def _concrete(spec: InputSpec, batch: int, sizes: Mapping[str, int]) -> tuple[in
         else:
             raise UsageError(
                 f"Dimension {axis} of input {spec.name!r} has no size.",
+                code="PTC2026",
                 where=f"input {spec.name!r} {shape_text(spec.shape)}",
                 fix="give --input-shape",
             )

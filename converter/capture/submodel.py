@@ -52,6 +52,7 @@ def extract_submodel(
             if not path.startswith(prefix):
                 raise UsageError(
                     f"module `{path}` is not within `{part.submodule}`",
+                    code="PTC2027",
                     where="--outputs",
                     fix="paths are those of the whole model",
                 )
@@ -75,6 +76,7 @@ def rename(program: Program, part: SubmodelOptions) -> None:
         if twice:
             raise UsageError(
                 f"two inputs or outputs would be called {', '.join(f'`{name}`' for name in twice)}",
+                code="PTC2028",
                 where="--input-name" if part.input_names else "--output-name",
                 fix="give each a name of its own",
             )
@@ -87,14 +89,20 @@ def _renamed(names: Sequence[str], pairs: Sequence[str], where: str) -> list[str
         if old not in names:
             raise UsageError(
                 f"there is no `{old}` to rename, but {', '.join(f'`{name}`' for name in names)}",
+                code="PTC2029",
                 where=f"{where} {pair}",
                 fix="write OLD=NEW",
             )
         if sum(other.partition("=")[0].strip() == old for other in pairs) > 1:
-            raise UsageError(f"`{old}` is given several names", where=f"{where} {pair}", fix="give it one name")
+            raise UsageError(
+                f"`{old}` is given several names", code="PTC2030", where=f"{where} {pair}", fix="give it one name"
+            )
         if not re.fullmatch(VALID, new, re.ASCII):
             raise UsageError(
-                f"`{new}` is no name for all formats", where=f"{where} {pair}", fix="a letter, then letters, digits, _"
+                f"`{new}` is no name for all formats",
+                code="PTC2031",
+                where=f"{where} {pair}",
+                fix="a letter, then letters, digits, _",
             )
         renamed[list(names).index(old)] = new
     return renamed
@@ -108,6 +116,7 @@ def _found(module: nn.Module, path: str, where: str) -> nn.Module:
     near = difflib.get_close_matches(path, named, n=3, cutoff=0.4) or named[:5]
     raise UsageError(
         f"there is no module `{path}`",
+        code="PTC2032",
         where=where,
         fix=f"did you mean {' or '.join(near)}? convert inspect shows all" if near else "it has no modules",
     )
@@ -115,7 +124,10 @@ def _found(module: nn.Module, path: str, where: str) -> nn.Module:
 
 def _not_called(path: str, where: str) -> CaptureError:
     return CaptureError(
-        f"forward does not call the module `{path}`", where=where, fix="name one that it calls: convert inspect shows"
+        f"forward does not call the module `{path}`",
+        code="PTC2033",
+        where=where,
+        fix="name one that it calls: convert inspect shows",
     )
 
 
@@ -228,6 +240,7 @@ def _submodule(
     if not places:
         raise CaptureError(
             f"the module `{path}` is called without a tensor",
+            code="PTC2034",
             where="--submodule",
             fix="name one that takes tensors",
         )
@@ -279,6 +292,7 @@ def _free_within(
             if n % least or m % doubled or n // least != m // doubled or d in free[i]:
                 raise CaptureError(
                     f"the sizes of what `{path}` is given do not follow from {name} alone, in whole multiples",
+                    code="PTC2035",
                     where="--submodule",
                     fix=f"give a number in place of {name} in --input-shape",
                 )

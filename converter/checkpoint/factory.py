@@ -39,7 +39,9 @@ def build(factory: str, arguments: dict[str, Any], code: UserCode) -> nn.Module:
     """
     home, separator, name = factory.rpartition(":")
     if not separator or not home or not name:
-        raise UsageError(f"{factory!r} does not name a factory", where=_where(factory), fix=f"write {FORMS}")
+        raise UsageError(
+            f"{factory!r} does not name a factory", code="PTC1009", where=_where(factory), fix=f"write {FORMS}"
+        )
     if home == HOME:
         return build_from_config(config_folder(factory, arguments))
     if home in ("timm", "torchvision"):
@@ -48,7 +50,7 @@ def build(factory: str, arguments: dict[str, Any], code: UserCode) -> nn.Module:
         file = Path(home)
         if not file.is_file():
             near = sorted(str(other) for other in file.parent.glob("*.py")) if file.parent.is_dir() else []
-            raise UsageError(f"there is no file {home}", where=_where(factory), fix=_close(home, near))
+            raise UsageError(f"there is no file {home}", code="PTC1010", where=_where(factory), fix=_close(home, near))
         with code:
             make = _attribute(load_file(file), name, factory)
     else:
@@ -72,10 +74,14 @@ def config_folder(factory: str, arguments: dict[str, Any]) -> Path:
     folder = Path(factory.rpartition(":")[2])
     if not has_config(folder):
         what = f"there is no {folder}/config.json"
-        raise UsageError(what, where=_where(factory), fix="give a folder that has one: nothing is downloaded")
+        raise UsageError(
+            what, code="PTC1011", where=_where(factory), fix="give a folder that has one: nothing is downloaded"
+        )
     if arguments:
         fix = "leave out --model-args, or change config.json"
-        raise UsageError("the arguments of an architecture stand in its config.json", where="--model-args", fix=fix)
+        raise UsageError(
+            "the arguments of an architecture stand in its config.json", code="PTC1012", where="--model-args", fix=fix
+        )
     return folder
 
 
@@ -102,9 +108,9 @@ def _imported(module: str, factory: str) -> ModuleType:
         missing = error.name or module
         if module == missing or module.startswith(f"{missing}."):
             fix = "run from the folder that holds it, put it beside the checkpoint, or install it"
-            raise UsageError(f"there is no module {missing}", where=_where(factory), fix=fix) from error
+            raise UsageError(f"there is no module {missing}", code="PTC1013", where=_where(factory), fix=fix) from error
         what = f"{module} imports {missing}, which is not installed"
-        raise ConversionError(what, where=place_of_error(error), fix=how_to_supply(missing)) from error
+        raise ConversionError(what, code="PTC1014", where=place_of_error(error), fix=how_to_supply(missing)) from error
 
 
 def _attribute(home: ModuleType, name: str, factory: str) -> Any:
@@ -113,7 +119,7 @@ def _attribute(home: ModuleType, name: str, factory: str) -> Any:
         if not hasattr(found, part):
             usable = [known for known, value in vars(found).items() if callable(value) or isinstance(value, nn.Module)]
             what = f"{factory.rpartition(':')[0]} has no `{name}`"
-            raise UsageError(what, where=_where(factory), fix=_close(part, usable))
+            raise UsageError(what, code="PTC1015", where=_where(factory), fix=_close(part, usable))
         found = getattr(found, part)
     return found
 
@@ -125,10 +131,12 @@ def _of_library(library: str, name: str, arguments: dict[str, Any], factory: str
         what = f"{library} cannot be imported: {error}"
         missing = isinstance(error, ModuleNotFoundError) and error.name == library
         fix = f"pip install {library}" if missing else f"install a build of {library} that goes with this torch"
-        raise UsageError(what, where=_where(factory), fix=fix) from error
+        raise UsageError(what, code="PTC1016", where=_where(factory), fix=fix) from error
     known = models.list_models()
     if name.split(".")[0] not in known:
-        raise UsageError(f"{library} has no model {name!r}", where=_where(factory), fix=_close(name, known))
+        raise UsageError(
+            f"{library} has no model {name!r}", code="PTC1017", where=_where(factory), fix=_close(name, known)
+        )
     if library == "timm":
         return models.create_model, {"model_name": name, "pretrained": False, **arguments}
     make = models.get_model_builder(name)
@@ -139,17 +147,29 @@ def _of_library(library: str, name: str, arguments: dict[str, Any], factory: str
 def _made(make: Any, arguments: dict[str, Any], factory: str) -> nn.Module:
     if isinstance(make, nn.Module):
         if arguments:
-            raise UsageError(f"{factory} is a module itself and takes no arguments", where="--model-args")
+            raise UsageError(
+                f"{factory} is a module itself and takes no arguments",
+                code="PTC1018",
+                fix="Leave --model-args out.",
+                where="--model-args",
+            )
         return make
     if not callable(make):
         what = f"{factory} is a {type(make).__name__}, not a class, a function or a module"
-        raise UsageError(what, where=_where(factory))
+        raise UsageError(
+            what,
+            code="PTC1019",
+            fix="Name the class, or a function that returns the model: --model file.py:build.",
+            where=_where(factory),
+        )
     _check_arguments(make, arguments, factory)
     with attribute_errors("the factory"):
         module = make(**arguments)
     if not isinstance(module, nn.Module):
         what = f"the factory's result is no torch.nn.Module but of type {type(module).__name__}"
-        raise ConversionError(what, where=_where(factory), fix="name a function that returns the module, and it alone")
+        raise ConversionError(
+            what, code="PTC1020", where=_where(factory), fix="name a function that returns the module, and it alone"
+        )
     return module
 
 
@@ -164,4 +184,6 @@ def _check_arguments(make: Callable, arguments: dict[str, Any], factory: str) ->
         fix = f"it takes {signature}; give them as JSON with --model-args"
         if next(iter(signature.parameters), "") == "self":
             fix = "a method needs its object: name a function that makes it and returns the model"
-        raise UsageError(f"{factory} does not take these arguments: {error}", where="--model-args", fix=fix) from error
+        raise UsageError(
+            f"{factory} does not take these arguments: {error}", code="PTC1021", where="--model-args", fix=fix
+        ) from error

@@ -66,16 +66,23 @@ def file_format(path: Path) -> Format:
 
 def _first_bytes(path: Path) -> bytes:
     if path.is_dir():
-        raise CheckpointError("this is a folder, not a checkpoint", where=str(path), fix=_folder_fix(path))
+        raise CheckpointError(
+            "this is a folder, not a checkpoint", code="PTC1022", where=str(path), fix=_folder_fix(path)
+        )
     try:
         with path.open("rb") as file:
             head = file.read(4096)
     except FileNotFoundError:
-        raise CheckpointError("there is no such file", where=str(path), fix=_near(path)) from None
+        raise CheckpointError("there is no such file", code="PTC1023", where=str(path), fix=_near(path)) from None
     except OSError as error:
-        raise CheckpointError(f"the file cannot be read: {error.strerror}", where=str(path)) from error
+        raise CheckpointError(
+            f"the file cannot be read: {error.strerror}",
+            code="PTC1024",
+            fix="Check the file's permissions and the disk.",
+            where=str(path),
+        ) from error
     if not head:
-        raise CheckpointError("the file is empty", where=str(path), fix="copy or download it again")
+        raise CheckpointError("the file is empty", code="PTC1025", where=str(path), fix="copy or download it again")
     return head
 
 
@@ -96,11 +103,13 @@ def _folder_fix(path: Path) -> str:
 
 def _not_a_checkpoint(path: Path, what: str) -> CheckpointError:
     fix = "give a file of torch.save, torch.jit.save or torch.export.save, or a .safetensors file"
-    return CheckpointError(f"this is not a PyTorch checkpoint but {what}", where=str(path), fix=fix)
+    return CheckpointError(f"this is not a PyTorch checkpoint but {what}", code="PTC1026", where=str(path), fix=fix)
 
 
 def _damaged(path: Path, reason: str) -> CheckpointError:
-    return CheckpointError(f"the file is damaged: {reason}", where=str(path), fix="copy or download it again")
+    return CheckpointError(
+        f"the file is damaged: {reason}", code="PTC1027", where=str(path), fix="copy or download it again"
+    )
 
 
 def _zip_format(path: Path) -> Format:
@@ -111,7 +120,9 @@ def _zip_format(path: Path) -> Format:
         return Format.EXPORTED
     if "serialized_exported_program.json" in names:
         fix = "open it with the PyTorch that wrote it and save it again with a current one, or export again"
-        raise CheckpointError("this exported program was written by PyTorch before 2.8", where=str(path), fix=fix)
+        raise CheckpointError(
+            "this exported program was written by PyTorch before 2.8", code="PTC1028", where=str(path), fix=fix
+        )
     if "constants.pkl" in inner or "model.json" in inner or any(name.startswith("code/") for name in inner):
         return Format.TORCHSCRIPT
     if "data.pkl" in inner:
@@ -150,7 +161,7 @@ def archive_names(path: Path) -> list[str]:
     found = [flaw for flaw, present in flaws.items() if present]
     if found:
         fix = "do not trust this file: no version of PyTorch writes such an archive"
-        raise CheckpointError(f"the archive has {' and '.join(found)}", where=str(path), fix=fix)
+        raise CheckpointError(f"the archive has {' and '.join(found)}", code="PTC1029", where=str(path), fix=fix)
     return names
 
 
@@ -171,12 +182,14 @@ def torch_records(path: Path, names: list[str]) -> torch._C.PyTorchFileReader:
         if "maximum supported version" in str(error):
             fix = "open it with the PyTorch that wrote it, and save its state dict as .safetensors; or update PyTorch"
             what = f"the file was written by a newer PyTorch than {torch.__version__}, which cannot read it"
-            raise CheckpointError(what, where=str(path), fix=fix) from error
+            raise CheckpointError(what, code="PTC1030", where=str(path), fix=fix) from error
         raise _damaged(path, str(error).splitlines()[0]) from error
     root = names[0].split("/")[0]
     if sorted(f"{root}/{name}" for name in seen) != sorted(names):
         fix = "do not trust this file, or write it again with torch.save"
-        raise CheckpointError("the archive is not the same to every zip reader", where=str(path), fix=fix)
+        raise CheckpointError(
+            "the archive is not the same to every zip reader", code="PTC1031", where=str(path), fix=fix
+        )
     return reader
 
 

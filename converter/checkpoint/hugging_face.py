@@ -126,13 +126,13 @@ def _architecture(folder: Path, trusted: bool) -> tuple[Any, Any, str]:
     names = content.get("architectures")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         fix = 'add the class, as in "architectures": ["BertModel"], or name what builds the model with --model'
-        raise CheckpointError("config.json does not tell its architecture", where=str(path), fix=fix)
+        raise CheckpointError("config.json does not tell its architecture", code="PTC1032", where=str(path), fix=fix)
     name = names[0]
     if not trusted:
         _refuse_code(content, path)
     if content.get("quantization_config"):
         fix = "give the folder of the model in float32 or float16"
-        raise CheckpointError("the weights are quantized", where=str(path), fix=fix)
+        raise CheckpointError("the weights are quantized", code="PTC1033", where=str(path), fix=fix)
     _refuse_counts(content, path)
     transformers = _transformers(folder)
     if trusted and "auto_map" in content:
@@ -146,7 +146,7 @@ def _architecture(folder: Path, trusted: bool) -> tuple[Any, Any, str]:
     if not (isinstance(kind, type) and issubclass(kind, base) and config_class):
         fix = "install the version of transformers that wrote it, or name what builds the model with --model"
         what = f"transformers {transformers.__version__} has no model {name!r}"
-        raise CheckpointError(what, where=str(path), fix=fix)
+        raise CheckpointError(what, code="PTC1034", where=str(path), fix=fix)
     with _offline(folder):
         config = config_class.from_dict(_plain(content))
         config.use_cache = False  # a converted model does not return past keys and values
@@ -160,7 +160,9 @@ def _refuse_code(content: Any, path: Path) -> None:
             "name its class yourself, as in --model FOLDER/modeling_net.py:Net; or, if you trust its maker and its "
             f"code, --trust {TRUST_KEYWORD}"
         )
-        raise CheckpointError("config.json asks for code of its own (auto_map)", where=str(path), fix=fix)
+        raise CheckpointError(
+            "config.json asks for code of its own (auto_map)", code="PTC1035", where=str(path), fix=fix
+        )
 
 
 def _keys(content: Any) -> Iterator[str]:
@@ -188,7 +190,9 @@ def _refuse_counts(content: Any, path: Path, key: str = "") -> None:
 
 
 def _absurd(path: Path, key: str, value: Any) -> CheckpointError:
-    return CheckpointError(f"config.json has {key} = {value}", where=str(path), fix="copy or download it again")
+    return CheckpointError(
+        f"config.json has {key} = {value}", code="PTC1036", where=str(path), fix="copy or download it again"
+    )
 
 
 def _plain(content: Any) -> Any:
@@ -204,7 +208,7 @@ def _check_size(outline: nn.Module, size: int, folder: Path) -> None:
     elements = sum(tensor.numel() for tensor in (*outline.parameters(), *outline.buffers()))
     if elements > LARGEST_EXPANSION * size:
         what = f"config.json tells of {elements} elements, the files have {size} bytes"
-        raise CheckpointError(what, where=str(folder), fix="copy or download the folder again")
+        raise CheckpointError(what, code="PTC1037", where=str(folder), fix="copy or download the folder again")
 
 
 def _transformers(folder: Path) -> ModuleType:
@@ -219,7 +223,7 @@ def _transformers(folder: Path) -> ModuleType:
 def _unimportable(folder: Path, error: Exception) -> UsageError:
     missing = isinstance(error, ModuleNotFoundError) and error.name == "transformers"
     fix = "pip install transformers" if missing else "install a transformers and a torchvision that go with this torch"
-    return UsageError(f"transformers cannot be imported: {error}", where=str(folder), fix=fix)
+    return UsageError(f"transformers cannot be imported: {error}", code="PTC1038", where=str(folder), fix=fix)
 
 
 def _of_the_folder(transformers: ModuleType, folder: Path, content: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -227,7 +231,9 @@ def _of_the_folder(transformers: ModuleType, folder: Path, content: Mapping[str,
     table = content["auto_map"]
     names = [name for name in table if name != "AutoConfig"] if isinstance(table, dict) else []
     if not names:
-        raise CheckpointError("auto_map names no model", where=str(folder / CONFIG), fix="name it with --model")
+        raise CheckpointError(
+            "auto_map names no model", code="PTC1039", where=str(folder / CONFIG), fix="name it with --model"
+        )
     dynamic = importlib.import_module("transformers.dynamic_module_utils")
     with _offline(folder):
         options = {"trust_remote_code": True, "local_files_only": True}
@@ -259,9 +265,10 @@ def _offline(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:  # an untrusted config can make any class raise anything
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        what = f"transformers cannot build the model: {type(error).__name__}: {lines[0][:300] if lines else ''}"
+        reason = lines[0][:300] if lines else "without a message"
+        what = f"transformers cannot build the model: {type(error).__name__}: {reason}"
         fix = "is config.json whole, and of the version of transformers that is installed?"
-        raise CheckpointError(what.rstrip(": "), where=str(folder / CONFIG), fix=fix) from error
+        raise CheckpointError(what, code="PTC1040", where=str(folder / CONFIG), fix=fix) from error
     finally:
         logger.setLevel(level)
         if hub is not None:

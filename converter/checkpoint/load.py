@@ -214,7 +214,7 @@ def _select_model(
         raise refused or error from None
     except Exception as error:  # a module whose state is any object, or that contains itself
         what = f"the model in the file is damaged: {type(error).__name__}: {str(error)[:200]}"
-        raise CheckpointError(what, where=str(path), fix="copy or download it again") from error
+        raise CheckpointError(what, code="PTC1041", where=str(path), fix="copy or download it again") from error
     if refused is not None and isinstance(model, nn.Module):
         raise refused
     if left_aside:
@@ -231,11 +231,13 @@ def _state_dict(path: Path, trusted: Trust, code: UserCode) -> tuple[Mapping[str
     def read(file: Path) -> Mapping[str, Any]:
         if is_index(file):
             fix = "copy or download the folder again"
-            raise CheckpointError(f"the index names another index, {file.name}", where=str(path), fix=fix)
+            raise CheckpointError(
+                f"the index names another index, {file.name}", code="PTC1042", where=str(path), fix=fix
+            )
         model, told = _read(file, trusted, (), code, KeyFilter(()), built_elsewhere=True)
         if not isinstance(model, Mapping):
             what = f"{file.name} holds a whole model, not weights"
-            raise CheckpointError(what, where=str(file), fix="give this file itself")
+            raise CheckpointError(what, code="PTC1043", where=str(file), fix="give this file itself")
         notes.extend(told)
         return model
 
@@ -266,7 +268,7 @@ def _safetensors(path: Path) -> dict[str, Any]:
         return safetensors.torch.load_file(path, device="cpu")
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         what = f"the file is damaged: {error}"
-        raise CheckpointError(what, where=str(path), fix="copy or download it again") from error
+        raise CheckpointError(what, code="PTC1044", where=str(path), fix="copy or download it again") from error
 
 
 def _is_half(value: Any) -> bool:
@@ -284,4 +286,4 @@ def _needs_factory(path: Path, state: Any) -> CheckpointError:
     keys = ", ".join(list(state)[:5])
     what = f"this is a state dict: weights without the model they belong to ({len(state)} keys: {keys}, ...)"
     fix = "name the class or function that builds the model: --model package.module:factory (or file.py:factory)"
-    return CheckpointError(what, where=str(path), fix=fix)
+    return CheckpointError(what, code="PTC1045", where=str(path), fix=fix)

@@ -107,18 +107,23 @@ def _load(path: Path, **options: Any) -> Any:
     except TrustedCodeError as error:
         cause = error.__cause__
         what = f"the model's own code failed: {type(cause).__name__}: {cause}"
-        raise ConversionError(what, where=place_of_error(error)) from cause
+        raise ConversionError(
+            what,
+            code="PTC1047",
+            fix="Correct that code, or install what it needs; -v shows where it failed.",
+            where=place_of_error(error),
+        ) from cause
     except NotFoundError as error:
         raise _not_found(path, [str(error)]) from error
     except Exception as error:  # a damaged or hostile pickle can raise anything
-        what = f"the file is damaged: {type(error).__name__}: {_reason(error)}".rstrip(": ")
-        raise CheckpointError(what, where=str(path), fix="copy or download it again") from error
+        what = f"the file is damaged: {type(error).__name__}: {_reason(error)}"
+        raise CheckpointError(what, code="PTC1048", where=str(path), fix="copy or download it again") from error
 
 
 def _reason(error: Exception) -> str:
     text = str(error)
     _, found, reason = text.partition("WeightsUnpickler error:")  # torch puts its advice before it
-    return (reason if found else text).strip().splitlines()[0] if text.strip() else ""
+    return (reason if found else text).strip().splitlines()[0] if text.strip() else "without a message"
 
 
 def check_names(path: Path, asked: Asked, trust: Trust) -> CheckpointError | None:
@@ -152,19 +157,20 @@ def check_names(path: Path, asked: Asked, trust: Trust) -> CheckpointError | Non
 def _refusal(path: Path, names: list[str]) -> CheckpointError:
     what = f"the file asks for code that a checkpoint may not use unasked:{_listing(names)}"
     if any(name.startswith("torch.fx.") for name in names):
-        return CheckpointError(what, where=str(path), fix=GRAPH_MODULE_FIX)
+        return CheckpointError(what, code="PTC1049", where=str(path), fix=GRAPH_MODULE_FIX)
     if all(_is_new_in_torch(name) for name in names):
         fix = f"save its state dict as .safetensors with the PyTorch that wrote it; here is {torch.__version__}"
-        return CheckpointError(f"{what}\n  which this PyTorch does not have", where=str(path), fix=fix)
+        return CheckpointError(f"{what}\n  which this PyTorch does not have", code="PTC1050", where=str(path), fix=fix)
     if _is_hostile(names):
-        return CheckpointError(what, where=str(path), fix=HOSTILE_FIX)
+        return CheckpointError(what, code="PTC1051", where=str(path), fix=HOSTILE_FIX)
     options = ["--trust SCRIPT.py (the script that defines them)"] if any(_in_script(name) for name in names) else []
     options += dict.fromkeys(f"--trust {_package(name)}" for name in names if not _in_script(name))
     fix = (
         f"if you trust its maker and that code, run again with {' '.join(options)}; the code is looked for in the "
         "current directory, beside the checkpoint and among what is installed. Or convert a state dict with --model"
+        f"{_how_to_supply(names)}"
     )
-    return CheckpointError(what, where=str(path), fix=f"{fix}{_how_to_supply(names)}")
+    return CheckpointError(what, code="PTC1052", where=str(path), fix=fix)
 
 
 # Projects whose pickles name modules that are not installed as a package of that name.
@@ -191,7 +197,9 @@ def _is_hostile(names: list[str]) -> bool:
 
 
 def _misuse(path: Path, refused: Refused) -> CheckpointError:
-    return CheckpointError(f"the file does what no model needs: {refused}", where=str(path), fix=HOSTILE_FIX)
+    return CheckpointError(
+        f"the file does what no model needs: {refused}", code="PTC1053", where=str(path), fix=HOSTILE_FIX
+    )
 
 
 def _listing(names: list[str]) -> str:
@@ -228,4 +236,6 @@ def _package(name: str) -> str:
 
 def _not_found(path: Path, missing: list[str]) -> CheckpointError:
     fix = f"run from the folder that holds the model's code, or install what is missing{_how_to_supply(missing)}"
-    return CheckpointError(f"the model's code is not complete; missing:{_listing(missing)}", where=str(path), fix=fix)
+    return CheckpointError(
+        f"the model's code is not complete; missing:{_listing(missing)}", code="PTC1054", where=str(path), fix=fix
+    )

@@ -25,12 +25,14 @@ def read_json(path: Path) -> dict[str, Any]:
     fix = "copy or download it again"
     try:
         if path.stat().st_size > LARGEST_JSON:
-            raise CheckpointError(f"{path.name} is larger than any model's", where=str(path), fix=fix)
+            raise CheckpointError(f"{path.name} is larger than any model's", code="PTC1055", where=str(path), fix=fix)
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path.name} cannot be read: {error}", where=str(path), fix=fix) from error
+        raise CheckpointError(
+            f"{path.name} cannot be read: {error}", code="PTC1056", where=str(path), fix=fix
+        ) from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path.name} holds no object", where=str(path), fix=fix)
+        raise CheckpointError(f"{path.name} holds no object", code="PTC1057", where=str(path), fix=fix)
     return content
 
 
@@ -46,18 +48,20 @@ def load_shards(index: Path, read: Callable[[Path], Weights]) -> Weights:
     table = read_json(index).get("weight_map")
     fix = "copy or download the folder again"
     if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
-        raise CheckpointError("the index has no table of weights", where=str(index), fix=fix)
+        raise CheckpointError("the index has no table of weights", code="PTC1058", where=str(index), fix=fix)
     files = sorted(set(table.values()))
     if not files or len(files) > MOST_FILES:
-        raise CheckpointError(f"the index names {len(files)} files", where=str(index), fix=fix)
+        raise CheckpointError(f"the index names {len(files)} files", code="PTC1059", where=str(index), fix=fix)
     elsewhere = [name for name in files if not _stays(index.parent, name)]
     if elsewhere:
         what = f"the index leads out of its folder: {', '.join(elsewhere[:5])}"
-        raise CheckpointError(what, where=str(index), fix="do not trust this folder: no library writes such an index")
+        raise CheckpointError(
+            what, code="PTC1060", where=str(index), fix="do not trust this folder: no library writes such an index"
+        )
     missing = [name for name in files if not (index.parent / name).is_file()]
     if missing:
         what = f"{len(missing)} of {len(files)} files of weights are missing: {', '.join(missing[:5])}"
-        raise CheckpointError(what, where=str(index), fix="download them into the same folder")
+        raise CheckpointError(what, code="PTC1061", where=str(index), fix="download them into the same folder")
     weights: dict[str, torch.Tensor] = {}
     for name in files:
         part = read(index.parent / name)
@@ -65,7 +69,7 @@ def load_shards(index: Path, read: Callable[[Path], Weights]) -> Weights:
         if said != set(part):
             odd = sorted(said ^ set(part))
             what = f"the index is wrong about {name}: {', '.join(map(str, odd[:5]))}"
-            raise CheckpointError(what, where=str(index), fix=fix)
+            raise CheckpointError(what, code="PTC1062", where=str(index), fix=fix)
         weights.update(part)
     return weights
 

@@ -91,7 +91,7 @@ def extract_model(content: Any, path: Path) -> tuple[nn.Module | StateDict, list
             return taken, [f"took the only model of a {type(content).__name__} of {len(content)}", *notes]
     if not isinstance(content, Mapping):
         what = f"the checkpoint holds a {type(content).__name__}, not a model"
-        raise CheckpointError(what, where=str(path), fix=SAVE_FIX)
+        raise CheckpointError(what, code="PTC1063", where=str(path), fix=SAVE_FIX)
     return _entry(content, path)
 
 
@@ -134,7 +134,7 @@ def _tensors_beside_others(content: Mapping, path: Path) -> tuple[StateDict, lis
     tensors = {name: value for name, value in content.items() if isinstance(name, str) and _is_tensor(value)}
     if not tensors:
         held = ", ".join(f"`{name}`" for name in list(content)[:SHOWN]) or "nothing"
-        raise CheckpointError(f"the checkpoint holds no model: {held}", where=str(path), fix=SAVE_FIX)
+        raise CheckpointError(f"the checkpoint holds no model: {held}", code="PTC1064", where=str(path), fix=SAVE_FIX)
     others = [f"`{name}`" for name in content if name not in tensors]
     more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
     return _tensors(tensors, path), [f"left aside what is no tensor: {', '.join(others[:SHOWN])}{more}"]
@@ -146,6 +146,7 @@ def _several(path: Path, found: Mapping[str, Any]) -> CheckpointError:
     key = names[0] if names[0].isdigit() else f'"{names[0]}"'
     return CheckpointError(
         f"the checkpoint holds several models: {held}",
+        code="PTC1065",
         where=str(path),
         fix="save the one to convert in a file of its own, as in "
         f'torch.save(torch.load("{path.name}", map_location="cpu")[{key}], "{names[0]}.pt")',
@@ -174,7 +175,9 @@ def _tensors(state: Mapping[str, Any], path: Path) -> StateDict:
     """
     quantized = [name for name, value in state.items() if isinstance(value, torch.Tensor) and value.is_quantized]
     if quantized:
-        raise CheckpointError("the weights are quantized", where=f"{path}, {quantized[0]}", fix=QUANTIZED_FIX)
+        raise CheckpointError(
+            "the weights are quantized", code="PTC1066", where=f"{path}, {quantized[0]}", fix=QUANTIZED_FIX
+        )
     if not any(isinstance(value, np.ndarray) for value in state.values()):
         return state
     return OrderedDict(
@@ -212,7 +215,9 @@ def check_expansion(tensors: Iterable[torch.Tensor], path: Path) -> None:
     elements = sum(tensor.numel() for tensor in tensors if isinstance(tensor, torch.Tensor) and not is_lazy(tensor))
     if elements > LARGEST_EXPANSION * path.stat().st_size:
         what = f"the weights have {elements} elements in a file of {path.stat().st_size} bytes"
-        raise CheckpointError(what, where=str(path), fix="do not trust this file, or save the weights contiguously")
+        raise CheckpointError(
+            what, code="PTC1067", where=str(path), fix="do not trust this file, or save the weights contiguously"
+        )
 
 
 def check_parts(module: nn.Module) -> None:
@@ -271,6 +276,7 @@ def load_into(
     if any(isinstance(tensor, torch.Tensor) and tensor.is_meta for tensor in own.values()):
         raise ConversionError(
             "the factory builds the model on the device meta, where tensors have no numbers",
+            code="PTC1068",
             where=f"--model {factory}",
             fix='build it on the CPU, without torch.device("meta")',
         )
@@ -336,6 +342,7 @@ def _several_parts(prefixes: list[str], path: Path) -> CheckpointError:
     one = prefixes[0]
     return CheckpointError(
         f"the file has such weights several times, under {held}",
+        code="PTC1069",
         where=str(path),
         fix="save those to convert in a file of their own, as in "
         f'{{k.removeprefix("{one}"): v for k, v in state_dict.items() if k.startswith("{one}")}}',
@@ -383,7 +390,7 @@ def unfit(
         _enumerated("shapes that differ", shapes),
         _enumerated("numbers of another kind", types),
     ]
-    return CheckpointError("the weights do not fit the model:" + "".join(parts), where=where, fix=fix)
+    return CheckpointError("the weights do not fit the model:" + "".join(parts), code="PTC1070", where=where, fix=fix)
 
 
 def _enumerated(title: str, names: Sequence[str]) -> str:

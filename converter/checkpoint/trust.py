@@ -49,19 +49,26 @@ class Trust:
         for name in names:
             if name.endswith(".py"):
                 if not Path(name).is_file():
-                    raise UsageError(f"there is no file {name}", where=f"--trust {name}")
+                    raise UsageError(
+                        f"there is no file {name}",
+                        code="PTC1083",
+                        fix="Give the path of the Python file that defines the model's classes.",
+                        where=f"--trust {name}",
+                    )
                 scripts.append(Path(name))
             elif not all(part.isidentifier() for part in name.split(".")) or name == "__main__":
                 fix = "name the package that the model's classes live in, or the Python file that defines them"
-                raise UsageError(f"{name!r} is not the name of a package", where=f"--trust {name}", fix=fix)
+                raise UsageError(
+                    f"{name!r} is not the name of a package", code="PTC1084", where=f"--trust {name}", fix=fix
+                )
             elif is_part_of_python(name):
                 fix = "trust the package that defines the model; a checkpoint has no need of more"
                 what = f"{name!r} is a part of Python: with it, the file could do anything"
-                raise UsageError(what, where=f"--trust {name}", fix=fix)
+                raise UsageError(what, code="PTC1085", where=f"--trust {name}", fix=fix)
             elif name == "torch":
                 fix = "name the part of it that defines the class, such as torch.ao"
                 what = "torch has functions that run whatever they are given"
-                raise UsageError(what, where="--trust torch", fix=fix)
+                raise UsageError(what, code="PTC1086", where="--trust torch", fix=fix)
             elif name not in RESERVED:
                 packages.append(name)
         return cls(tuple(packages), tuple(scripts), EVERYTHING in names)
@@ -96,7 +103,9 @@ class Trust:
         if not self.owns(found):
             owner = getattr(found, "__module__", type(found).__name__)
             fix = "do not trust this file" if is_part_of_python(str(owner)) else f"--trust {str(owner).split('.')[0]}"
-            raise CheckpointError(f"the file asks for {module}.{name}, which really belongs to {owner}", fix=fix)
+            raise CheckpointError(
+                f"the file asks for {module}.{name}, which really belongs to {owner}", code="PTC1087", fix=fix
+            )
         return found
 
     def owns(self, found: object) -> bool:

@@ -30,7 +30,12 @@ def load_file(path: Path) -> ModuleType:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise ConversionError(f"{path} is not a Python file", where=str(path))
+        raise ConversionError(
+            f"{path} is not a Python file",
+            code="PTC1088",
+            fix="Name a file that ends in .py, as in --model net.py:build.",
+            where=str(path),
+        )
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -51,26 +56,26 @@ def attribute_errors(action: str) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         text = f"{action} failed: {type(error).__name__}: {error}"
-        raise ConversionError(text, where=place_of_error(error), fix=_fix(error)) from error
+        raise ConversionError(text, code="PTC1089", where=place_of_error(error), fix=_fix(error)) from error
 
 
 def _fix(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         return how_to_supply(error.name)
     if isinstance(error, ImportError) and "relative import" in str(error):
-        return "name the module by its package, from the folder that holds that: --model package.module:name"
+        return "Run from the folder that holds the package, and name the module by it: --model package.module:name."
     if re.search(r"CUDA|NVIDIA|MPS|XPU", str(error)):
-        return "build the model on the CPU, without .cuda() and device=: a conversion needs no GPU"
-    return "mend the code that is named: -v shows where it failed"
+        return "Build the model on the CPU, without .cuda() and device=; a conversion does not need a GPU."
+    return "Correct that code; -v shows where it failed."
 
 
 def how_to_supply(module: str) -> str:
     """Return the fix for a module that was not found."""
     folder = withheld(module)
     if folder is None:
-        return f"install {module}, or run from the folder that holds it"
+        return f"Install {module}, or run from the folder that holds it."
     name = module.partition(".")[0]
-    return f"{folder} has {name}, which no code that you named imports: if it is yours, add --trust {name}"
+    return f"Add --trust {name} if the {name} in {folder} is yours; none of the code that you named imports it."
 
 
 def _file_of(module: ModuleType) -> Path | None:

@@ -107,6 +107,7 @@ class _NoPacking:
         if name in ("_pack_padded_sequence", "_pad_packed_sequence"):
             raise CaptureError(
                 "packed sequences cannot be converted: how much of them there is hangs on the values of their lengths",
+                code="PTC2036",
                 fix="call the recurrent layer on the padded sequences, and mask what lies behind their ends",
             )
         return getattr(torch._VF, name)

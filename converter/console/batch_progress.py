@@ -79,7 +79,7 @@ class BatchDisplay:
             for column in ("model", "state", "reason"):
                 table.add_column(column, overflow="fold")
             for entry in bad[:MOST_ROWS]:
-                table.add_row(entry.name, Text(entry.state, COLOURS[entry.state]), Text(entry.reason))
+                table.add_row(entry.name, Text(entry.state, COLOURS[entry.state]), Text(_reason(entry)))
             self._terminal.warn(table)
             if len(bad) > MOST_ROWS:
                 where = "summary.json" if isinstance(report, BatchReport) else "--json"
@@ -92,7 +92,7 @@ class BatchDisplay:
         line = Text.assemble(
             (f"[{done}/{self._total}] ", "dim"), (entry.state, COLOURS[entry.state]), f" {entry.name} ", (time, "dim")
         )
-        line = line.append(f" {entry.reason}") if entry.reason else line
+        line = line.append(f" {_reason(entry)}") if entry.reason else line
         if self._live is None or entry.state not in ("verified", "converts"):
             self._terminal.say(line)
         else:
@@ -119,3 +119,8 @@ class BatchDisplay:
     ) -> None:
         if self._live is not None:
             self._live.stop()
+
+
+def _reason(entry: Entry | CheckResult) -> str:
+    codes = ", ".join(dict.fromkeys(entry.codes))
+    return f"{entry.reason} [{codes}]" if codes else entry.reason

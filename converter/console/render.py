@@ -120,7 +120,7 @@ def _checks(checks: Sequence[FormatCheck]) -> RenderableType:
         if check.failure is None:
             grid.add_row(check.format, Text("yes", COLOURS["verified"]))
             continue
-        lines = [check.failure.what, check.failure.where, check.failure.fix]
+        lines = [f"{check.failure.what} [{check.failure.code}]", check.failure.where, check.failure.fix]
         grid.add_row(check.format, Text("no: " + "\n".join(line for line in lines if line), COLOURS["failed"]))
     return grid
 

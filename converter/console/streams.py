@@ -62,7 +62,10 @@ class LogFile(io.TextIOBase):
             self._file = path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
         except OSError as error:
             raise OutputError(
-                f"The log cannot be written: {error.strerror}.", where=str(path), fix="Give another --log-file."
+                f"The log cannot be written: {error.strerror}.",
+                code="PTC6023",
+                where=str(path),
+                fix="Give another --log-file.",
             ) from error
 
     def fileno(self) -> int:

@@ -166,7 +166,7 @@ class Terminal:
     def show_failure(self, failure: Failure, trace: str) -> None:
         # The message lists operators for readers without the table.
         what = failure.what.partition("\n")[0] if failure.operators else failure.what
-        self.console.print(Text.assemble(("error: ", "bold red"), what), soft_wrap=True)
+        self.console.print(Text.assemble((f"error[{failure.code}]: ", "bold red"), what), soft_wrap=True)
         if failure.operators:
             self.console.print(_operators(failure.operators))
         for label, text in (("where", failure.where), ("fix", failure.fix)):
@@ -248,7 +248,11 @@ class Terminal:
         grid = _grid()
         if artifact.failure:
             failure = artifact.failure
-            for label, text in (("error", failure.what), ("where", failure.where), ("fix", failure.fix)):
+            for label, text in (
+                ("error", f"{failure.what} [{failure.code}]"),
+                ("where", failure.where),
+                ("fix", failure.fix),
+            ):
                 if text:
                     grid.add_row(label, Text(text, "red" if label == "error" else ""))
             return grid

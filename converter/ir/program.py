@@ -211,6 +211,7 @@ class Program:
                 if isinstance(n, torch.SymInt) and n.node.expr.is_number:
                     raise ConversionError(
                         f"dimension {dim} of input `{name}` was free, and is {n.node.expr} after {after}",
+                        code="PTC2037",
                         fix="this is a fault of the converter: please report it with the model",
                     )
 

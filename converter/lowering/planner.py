@@ -119,6 +119,7 @@ def _all_unsupported(found: dict[str, list[fx.Node]]) -> UnsupportedOperatorsErr
         f"{len(rows)} operator{'s' * (len(rows) > 1)} cannot be converted:\n{listed}",
         rows,
         [node for nodes in found.values() for node in nodes],
+        code="PTC3001",
         fix="convert a part of the model without them, or give a mapping for each: --mappings my_ops.py",
     )
 
@@ -184,7 +185,11 @@ def _map_outputs(plan: PlanBuilder, node: fx.Node) -> list[Step]:
         value = plan.values[result]
         if isinstance(value, Constant):
             if source is None:
-                raise ConversionError("the model's outputs do not depend on any input")
+                raise ConversionError(
+                    "the model's outputs do not depend on any input",
+                    code="PTC3002",
+                    fix="There is nothing to convert: the outputs are constants.",
+                )
             plan.program.notes.append(f"output `{name}` does not depend on the input")
             value = plan.as_value(value, source)
         rank = len(value.shape)

@@ -73,7 +73,12 @@ def user_mappings(files: str | Path | Sequence[str | Path]) -> Iterator[tuple[st
 
 def _load(file: Path) -> Registered:
     if not file.is_file():
-        raise UsageError(f"there is no file {file}", where="--mappings")
+        raise UsageError(
+            f"there is no file {file}",
+            code="PTC3003",
+            fix="Give the path of the Python file that registers your mappings.",
+            where="--mappings",
+        )
     place = file.resolve()
     if place in _registered:
         return _registered[place]
@@ -94,7 +99,7 @@ def _load(file: Path) -> Registered:
     mapped, _, _, _, written_out, translated, owners, absent = added
     if not mapped and not translated and not written_out and not absent:
         fix = "decorate a function with `@converter.registry.maps(torch.ops.my_library.my_operator.default)`"
-        raise UsageError(f"{file} registers no mapping", where="--mappings", fix=fix)
+        raise UsageError(f"{file} registers no mapping", code="PTC3004", where="--mappings", fix=fix)
     for target in mapped:
         mapped[target] = blamed_mapping(mapped[target], target, file)
         owners[target] = str(file)
@@ -132,6 +137,7 @@ def blamed_mapping(function: Callable, target: OpOverload, file: Path) -> Callab
         if not results or not all(isinstance(r, Value | Constant) for r in results):
             raise ConversionError(
                 f"the mapping of {target} in {file} returns {type(result).__name__}, not a Value",
+                code="PTC3005",
                 where=function.__qualname__,
                 fix="return what `plan.elementwise`, `plan.call` or `plan.layer` gives",
             )
@@ -142,7 +148,10 @@ def blamed_mapping(function: Callable, target: OpOverload, file: Path) -> Callab
 
 def blame(target: Any, error: Exception, file: str) -> ConversionError:
     return ConversionError(
-        f"the mapping of {target} in {file} failed: {type(error).__name__}: {error}", where=place_of_error(error)
+        f"the mapping of {target} in {file} failed: {type(error).__name__}: {error}",
+        code="PTC3006",
+        fix="Correct your mapping; -v shows where it failed.",
+        where=place_of_error(error),
     )
 
 
@@ -172,6 +181,7 @@ def refuse_untranslated(program: Program) -> None:
     raise UnsupportedOperatorsError(
         f"{len(rows)} operator{'s' * (len(rows) > 1)} without a translation to ONNX:\n{listed}",
         rows,
+        code="PTC3007",
         fix="give one, a function of onnxscript under `@converter.registry.translates`, in the file of --mappings; or "
         "leave --to onnx away",
     )

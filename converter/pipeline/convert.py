@@ -141,7 +141,7 @@ class ConversionSession:
         return_large_blocks()
         formats: list[Format] = parse_formats(to)  # type: ignore[assignment]
         if not formats:
-            raise UsageError("no format is given", fix=f"one of {', '.join(SUFFIXES)}")
+            raise UsageError("no format is given", code="PTC6026", fix=f"one of {', '.join(SUFFIXES)}")
         clock = Clock(progress)
         source_path = Path("model" if isinstance(model, nn.Module) else model)
         if isinstance(output, Mapping):
@@ -287,7 +287,9 @@ def _refuse_to_replace(source: Path, paths: Iterable[Path]) -> None:
     """Refuse to replace the checkpoint with its artifact, even with --force."""
     for path in paths:
         if source.exists() and path.exists() and path.samefile(source):
-            raise UsageError("The output path is that of the checkpoint.", where=str(path), fix="give another -o")
+            raise UsageError(
+                "The output path is that of the checkpoint.", code="PTC6027", where=str(path), fix="give another -o"
+            )
 
 
 def _as_conversion_error(error: Exception, format: Format, path: Path) -> ConversionError:

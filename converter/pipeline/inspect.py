@@ -87,7 +87,9 @@ def summary(source: LoadedModel, options: ArtifactOptions, with_plan: bool, cloc
             rows.append(LayerRow(path, type(module).__name__, shape_in, shape_out, own, made))
     else:
         if not becomes and not unsupported:
-            raise UsageError("the program is empty")
+            raise UsageError(
+                "the program is empty", code="PTC6028", fix="There is nothing to convert: the model returns its inputs."
+            )
         rows = [LayerRow(path, "", None, None, 0, what) for path, what in becomes.items()]
     return ModelSummary(
         source=source.name,

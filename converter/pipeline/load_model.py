@@ -142,6 +142,7 @@ def load_model(
         if part.cuts:
             raise UsageError(
                 "an exported program has no modules to cut it at",
+                code="PTC6029",
                 where="--submodule" if part.submodule else "--outputs",
                 fix="cut the module before torch.export.export",
             )
@@ -194,6 +195,7 @@ def _choose_shapes(
     if image_size is not None:
         raise UsageError(
             "give either --input-shape or --image-size",
+            code="PTC6030",
             where=f"--image-size {image_size}",
             fix="--image-size is for a model whose only input is an image",
         )
@@ -240,6 +242,7 @@ def copy_module(module: nn.Module) -> nn.Module:
     except Exception as error:
         raise ConversionError(
             f"the module cannot be copied: {type(error).__name__}: {error}",
+            code="PTC6031",
             where=type(module).__name__,
             fix="conversion runs the model, and does so on a copy; save it with torch.save and convert the file",
         ) from error
@@ -259,6 +262,7 @@ def _refuse_other_precisions(program: Program) -> None:
         named = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
         raise CaptureError(
             f"the exported program has inputs or weights in {named}",
+            code="PTC6032",
             fix="export the model in float32: torch.export.export(model.float(), ...)",
         )
 

@@ -15,7 +15,6 @@ from converter.artifacts.detect_format import detect_format
 from converter.artifacts.runner import Runner, TensorSpec
 from converter.artifacts.runtime.formats import Format
 from converter.artifacts.runtime.stamp import read_stamp
-from converter.capture.input_shapes import NO_SHAPES
 from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError
 from converter.ir.program import Program
 from converter.ir.sizes import symbolic_shape
@@ -172,7 +171,9 @@ def explanation_kinds(accept: Sequence[str]) -> frozenset[ExplanationKind]:
     """Return the accepted kinds of explanations, or raise UsageError for an unknown one."""
     unknown = [kind for kind in accept if kind not in EXPLANATIONS]
     if unknown:
-        raise UsageError(f"no such explanation: {', '.join(unknown)}", fix=f"one of {', '.join(EXPLANATIONS)}")
+        raise UsageError(
+            f"no such explanation: {', '.join(unknown)}", code="PTC6033", fix=f"one of {', '.join(EXPLANATIONS)}"
+        )
     return frozenset(accept)  # type: ignore[arg-type]
 
 
@@ -182,11 +183,12 @@ def proposing_shapes(runner: Runner) -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        if error.what != NO_SHAPES or not runner.inputs:
+        if error.code != "PTC2002" or not runner.inputs:
             raise
         taken = ", ".join(f"`{spec.name}` {shown(spec.shape)}" for spec in runner.inputs)
         raise UsageError(
-            f"{NO_SHAPES}; the artifact takes {taken}",
+            f"{error.what}; the artifact takes {taken}",
+            code=error.code,
             where=error.where,
             fix=f"{error.fix}, as the artifact takes it",
         ) from error
@@ -226,7 +228,9 @@ def stamped_interfaces(
         raise ConversionError(
             "the artifact was made from another model: "
             f"it has the inputs {', '.join(i.name for i in inputs)} and outputs {', '.join(o.name for o in outputs)}, "
-            f"the model {', '.join(program.inputs)} and {', '.join(program.outputs)}"
+            f"the model {', '.join(program.inputs)} and {', '.join(program.outputs)}",
+            code="PTC6034",
+            fix="Give the model that the artifact was made from.",
         )
     return inputs, outputs
 

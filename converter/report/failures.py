@@ -57,6 +57,7 @@ class Failure(Report):
 
     source: str
     error: str
+    code: str
     what: str
     where: str | None
     fix: str | None
@@ -66,10 +67,13 @@ class Failure(Report):
 
 def failure_of(error: BaseException, source: str) -> Failure:
     """Return an error as a failure; if not a `ConversionError`, it is a bug of ours or an exit by the model's code."""
-    if isinstance(error, SystemExit):
-        what, fix = f"The model's code ended the program: sys.exit({error.code!r}).", "-v shows the traceback"
-        return Failure(source, type(error).__name__, what, None, fix, 1)
     kind, cause = type(error).__name__, error.__cause__
+    if isinstance(error, SystemExit):
+        error = ConversionError(
+            f"The model's code ended the program: sys.exit({error.code!r}).",
+            code="PTC9005",
+            fix="-v shows the traceback",
+        )
     if not isinstance(error, ConversionError):
         error = wrap_unexpected(error)
     elif cause is not None and is_out_of_memory(cause):  # mistaken for something else where it was caught
@@ -78,7 +82,7 @@ def failure_of(error: BaseException, source: str) -> Failure:
         kind = type(error).__name__
     rows = error.operators if isinstance(error, UnsupportedOperatorsError) else []
     operators = tuple(UnsupportedOperator(*row) for row in rows)
-    return Failure(source, kind, error.what, error.where, error.fix, error.exit_status, operators)
+    return Failure(source, kind, error.code, error.what, error.where, error.fix, error.exit_status, operators)
 
 
 def write_report(file: Path, content: Mapping[str, Any]) -> None:
@@ -92,7 +96,10 @@ def write_report(file: Path, content: Mapping[str, Any]) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise OutputError(
-            f"The report cannot be written: {error.strerror}.", where=str(file), fix="Give another path, or make room."
+            f"The report cannot be written: {error.strerror}.",
+            code="PTC6035",
+            where=str(file),
+            fix="Give another path, or make room.",
         ) from error
 
 

@@ -52,6 +52,7 @@ def _check(
                 culprit, before = rewrites[count - 1].__name__, [r.__name__ for r in rewrites[: count - 1]]
                 raise ConversionError(
                     f"the rewrite `{culprit}` changed what the model computes (after {', '.join(before) or 'none'})",
+                    code="PTC5001",
                     fix="this is a fault of the converter: please report it with the model",
                 )
 

@@ -23,21 +23,36 @@ def load_images(folder: Path, specs: Sequence[InputSpec], preprocessing: Preproc
         UsageError: there are none, one cannot be read, or the model does not take images.
     """
     if len(specs) != 1 or len(specs[0].shape) != 4:
-        raise UsageError("A folder of images fits a model with one input (batch, channels, height, width).")
+        raise UsageError(
+            "A folder of images fits a model with one input (batch, channels, height, width).",
+            code="PTC5002",
+            fix="Give --inputs an .npz with an array for each input.",
+        )
     spec = specs[0]
     channels, height, width = (size if isinstance(size, int) else 0 for size in spec.shape[1:])
     if not (channels in (1, 3, 4) and height and width):
         raise UsageError(
             f"Images do not fit the input {spec.name!r} {shape_text(spec.shape)}.",
+            code="PTC5003",
             where=str(folder),
             fix="the input is to have 1, 3 or 4 channels; height and width must be known",
         )
     for name in ("mean", "std"):
         if len(getattr(preprocessing, name)) not in (1, channels):
-            raise UsageError(f"{name} is to be one number, or {channels}.", where="preprocessing of images")
+            raise UsageError(
+                f"{name} is to be one number, or {channels}.",
+                code="PTC5004",
+                fix="Give one number for all channels, or one for each.",
+                where="preprocessing of images",
+            )
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
     if not files:
-        raise UsageError("There is no image in this folder.", where=str(folder), fix=f"of {', '.join(sorted(ENDINGS))}")
+        raise UsageError(
+            "There is no image in this folder.",
+            code="PTC5005",
+            where=str(folder),
+            fix=f"of {', '.join(sorted(ENDINGS))}",
+        )
     images = [_pixels(path, channels, (width, height), preprocessing) for path in files]
     pixels = np.stack(images).transpose(0, 3, 1, 2)
     if np.dtype(spec.dtype).kind in "iu":
@@ -53,7 +68,12 @@ def _pixels(path: Path, channels: int, size: tuple[int, int], preprocessing: Pre
         with image_module.open(path) as opened:
             image = opened.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
     except OSError as error:
-        raise UsageError(f"The image cannot be read: {error}", where=str(path)) from error
+        raise UsageError(
+            f"The image cannot be read: {error}",
+            code="PTC5006",
+            fix="Remove the image from the folder, or save it again.",
+            where=str(path),
+        ) from error
     pixels = np.asarray(_fitted(image, size, preprocessing.fit)).reshape(size[1], size[0], channels)
     if preprocessing.order == "bgr" and channels > 1:
         pixels = pixels[..., [2, 1, 0, *range(3, channels)]]
@@ -75,5 +95,7 @@ def _pillow() -> Any:
     try:
         from PIL import Image
     except ImportError as missing:
-        raise UsageError("Images are read by Pillow, which is not installed.", fix="pip install pillow") from missing
+        raise UsageError(
+            "Images are read by Pillow, which is not installed.", code="PTC5007", fix="pip install pillow"
+        ) from missing
     return Image

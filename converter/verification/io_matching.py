@@ -94,7 +94,9 @@ class Matching:
                 return found
             first = first or self._last
         if first is None:
-            raise failure or ConversionError("the artifact's inputs are not those of the model")
+            raise failure or ConversionError(
+                "the artifact's inputs are not those of the model", code="PTC5008", fix="Rename the inputs on one side."
+            )
         return first
 
     def _tried(self, reading: InputBinding, first: Match | None) -> Match | None:
@@ -117,6 +119,7 @@ class Matching:
             raise ConversionError(
                 f"the model has {counted(len(self.inputs), 'input')}, the artifact {len(specs)}: "
                 f"{', '.join(i.name for i in self.inputs)} against {', '.join(s.name for s in specs)}",
+                code="PTC5009",
                 fix="compare models that take the same inputs",
             )
         ours = [i.name for i in self.inputs]
@@ -169,6 +172,7 @@ class Matching:
         )
         return ConversionError(
             f"the artifact's inputs are of other shapes or types than the model's: {listed}",
+            code="PTC5010",
             fix="give --input-shape with the sizes that the artifact takes, in PyTorch's layout",
         )
 

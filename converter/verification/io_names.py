@@ -65,6 +65,7 @@ def cast(array: np.ndarray, dtype: str, name: str) -> np.ndarray:
     if kind(dtype) != "f" and not np.array_equal(found.astype(array.dtype), array):
         raise ConversionError(
             f"the artifact's input `{name}` is {dtype}, which cannot hold the {array.dtype} values of the model's",
+            code="PTC5011",
             fix="give --inputs with values that both take",
         )
     return found

@@ -110,6 +110,7 @@ def take_reference(
     if not program.outputs:
         raise CaptureError(
             "forward returns no tensor",
+            code="PTC5012",
             where=None if module is None else type(module).__name__,
             fix="return what is computed: a tensor, or a tuple, list or dict of tensors",
         )
@@ -152,6 +153,7 @@ def take_reference(
         if not same.holds and not same.proves_nothing:
             raise CaptureError(
                 f"what torch.export captured is not what the model computes: {same.summary}",
+                code="PTC5013",
                 fix="this is usually a forward that keeps state (self.calls += 1), or does otherwise while it is "
                 "exported (torch.compiler.is_exporting()): make it free of both",
             )
@@ -192,6 +194,7 @@ def _refuse_ranks_by_batch(results: Sequence[Outputs]) -> None:
         if len(ranks) > 1:
             raise CaptureError(
                 f"output `{name}` has {' or '.join(map(str, sorted(ranks)))} dimensions, by the size of the batch",
+                code="PTC5014",
                 fix="squeeze() takes away a batch of 1 too: name the dimension, as in x.squeeze(-1), or convert for "
                 "one batch size with --fixed-batch N",
             )

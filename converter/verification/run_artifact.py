@@ -21,7 +21,9 @@ def run_artifact(
     if len(runner.inputs) != len(inputs) or len(runner.outputs) != len(outputs):
         raise ConversionError(
             f"the artifact has {len(runner.inputs)} inputs and {len(runner.outputs)} outputs, "
-            f"the model {len(inputs)} and {len(outputs)}"
+            f"the model {len(inputs)} and {len(outputs)}",
+            code="PTC5015",
+            fix="Give the model that the artifact was made from.",
         )
     output_names = _matched([s.name for s in runner.outputs], [o.name for o in outputs])
     results: list[Outputs] = []

@@ -42,6 +42,7 @@ def load_given(
     if preprocessing is not None:
         raise UsageError(
             "Preprocessing was stated, but the inputs are no folder of images.",
+            code="PTC5016",
             where=str(path),
             fix="arrays are taken as they are: preprocess them before",
         )
@@ -52,6 +53,7 @@ def load_given(
     if set(arrays) != set(names):
         raise UsageError(
             f"The model's inputs are {listed(names)}; given are {listed(sorted(arrays))}.",
+            code="PTC5017",
             where=str(path),
             fix="give every input one array of its name",
         )
@@ -64,6 +66,7 @@ def load_given(
         if labels.shape != (samples,) or labels.dtype.kind not in "iu":
             raise UsageError(
                 f"The labels are {labels.dtype}{list(labels.shape)} for {samples} samples.",
+                code="PTC5018",
                 where=f"{path}, array 'labels'",
                 fix=f"give integers of shape [{samples}]",
             )
@@ -82,7 +85,12 @@ def batches(arrays: Mapping[str, np.ndarray], specs: Sequence[InputSpec], larges
         return
     counts = {arrays[name].shape[0] for name in dynamic}
     if len(counts) > 1:
-        raise UsageError(f"The inputs have different numbers of samples: {listed(sorted(counts))}.", where="--inputs")
+        raise UsageError(
+            f"The inputs have different numbers of samples: {listed(sorted(counts))}.",
+            code="PTC5019",
+            fix="Give every array the same number of samples.",
+            where="--inputs",
+        )
     (samples,) = counts
     for start in range(0, samples, largest):
         stop = min(start + largest, samples)
@@ -98,12 +106,18 @@ def _fixed_batches(arrays: Mapping[str, np.ndarray], specs: Sequence[InputSpec])
         if size == 0 or samples % size:
             raise UsageError(
                 f"{samples} samples do not fill batches of {size}, which is the model's fixed batch.",
+                code="PTC5020",
                 where=f"--inputs, array {name!r}",
                 fix=f"give a multiple of {size} samples",
             )
         counts.add(samples // size)
     if len(counts) > 1:
-        raise UsageError(f"The inputs fill different numbers of batches: {listed(sorted(counts))}.", where="--inputs")
+        raise UsageError(
+            f"The inputs fill different numbers of batches: {listed(sorted(counts))}.",
+            code="PTC5021",
+            fix="Give every array the same number of samples.",
+            where="--inputs",
+        )
     for number in range(counts.pop() if counts else 1):
         cut = {name: arrays[name][number * size : (number + 1) * size] for name, size in sizes.items()}
         yield Round(f"given, batch {number + 1}", {**arrays, **cut})
@@ -119,6 +133,7 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UsageError(
             f"The inputs cannot be read: {error}",
+            code="PTC5022",
             where=str(path),
             fix="write them with numpy.savez(file, name=array), or give a folder of images",
         ) from error
@@ -136,15 +151,21 @@ def _fitted(array: np.ndarray, spec: InputSpec, sizes: dict[str, int], repeatabl
     if not fits or 0 in array.shape[:1]:
         raise UsageError(
             f"The array has shape {shape_text(array.shape)}, input {spec.name!r} takes {shape_text(spec.shape)}.",
+            code="PTC5023",
             where=where,
             fix="arrays have PyTorch's layout, samples first",
         )
     dtype = np.dtype(spec.dtype)
     if not np.can_cast(array.dtype, dtype, "same_kind"):
         raise UsageError(
-            f"The array is {array.dtype}, which {spec.dtype} cannot hold.", where=where, fix=f"give {expected}"
+            f"The array is {array.dtype}, which {spec.dtype} cannot hold.",
+            code="PTC5024",
+            where=where,
+            fix=f"give {expected}",
         )
     cast = array.astype(dtype)
     if dtype.kind in "iu" and not np.array_equal(cast, array):
-        raise UsageError(f"The array holds values outside {spec.dtype}.", where=where, fix=f"give {expected}")
+        raise UsageError(
+            f"The array holds values outside {spec.dtype}.", code="PTC5025", where=where, fix=f"give {expected}"
+        )
     return cast

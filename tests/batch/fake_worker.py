@@ -28,7 +28,9 @@ for line in sys.stdin:
     if name.startswith("grows"):
         HELD.append(bytearray(300 * 2**20))
     if asked["check"]:
-        bad = {"what": "no mapping for aten.odd", "exit_status": 1} if name.startswith("odd") else None
+        bad = (
+            {"code": "PTC3001", "what": "no mapping for aten.odd", "exit_status": 1} if name.startswith("odd") else None
+        )
         checks = [{"format": format, "failure": bad if format == "onnx" else None} for format in asked["outputs"]]
         print(json.dumps({"outcome": {"checks": checks, "exit_status": 1 if bad else 0}}), flush=True)
         continue

@@ -176,7 +176,7 @@ def test_two_models_of_one_name_are_refused_before_anything_is_done(tmp_path):
     assert len(work_list([str(a), str(a)], ["tf"], {})) == 1
     with pytest.raises(UsageError, match="No format"):
         work_list([str(a)], [], {})
-    with pytest.raises(UsageError, match="no format tflite"):
+    with pytest.raises(UsageError, match="Unknown format: tflite"):
         checked([Job("a", a, ("tflite",))])
 
 
@@ -539,6 +539,7 @@ def test_many_models_are_asked_whether_they_convert_and_nothing_is_written(tmp_p
     assert report.counts == {"converts": 2, "failed": 2}
     assert report.exit_status == 1
     assert report.entries[1].reason == "onnx: no mapping for aten.odd"
+    assert [entry.codes for entry in report.entries[:3]] == [(), ("PTC3001",), ("PTC6007",)]
     assert [check["format"] for check in report.to_dict()["entries"][0]["checks"]] == ["tf", "onnx"]
     assert "SIGSEGV" in report.entries[2].reason
     assert sorted(watcher.ended_names) == ["a", "b", "crash", "odd"]

@@ -1201,7 +1201,7 @@ BAD_FACTORIES: dict[str, tuple[str, dict[str, Any], type[ConversionError], str]]
     "is no Python": ("nonsense.py:Block", {}, ConversionError, "nonsense.py:1"),
     "unknown timm model": ("timm:resnet5000", {}, UsageError, "timm"),
     "no numbers": ("own_model:without_numbers", {}, ConversionError, "build it on the CPU"),
-    "on a GPU": ("own_model:on_the_gpu", {}, ConversionError, "build the model on the CPU"),
+    "on a GPU": ("own_model:on_the_gpu", {}, ConversionError, "Build the model on the CPU"),
     "more than the module": ("own_model:with_more", {}, ConversionError, "the module, and it alone"),
     "a method": ("own_model:Trainer.model", {}, UsageError, "a method needs its object"),
     "arguments for a module": ("own_model:ready", {"width": 3}, UsageError, "takes no arguments"),

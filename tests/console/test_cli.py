@@ -54,14 +54,20 @@ def convert(model, *, to, output=None, progress=None, **keywords):
     with (progress or nullcontext)("capture"):
         if name == "hostile":
             raise CheckpointError(
-                "The file asks for os.system.", where=str(model), fix="--trust os, if you trust whoever made it"
+                "The file asks for os.system.",
+                code="PTC1001",
+                where=str(model),
+                fix="--trust os, if you trust whoever made it",
             )
         if name == "unsupported":
             raise UnsupportedOperatorsError(
-                "2 operators have no mapping.", [("aten.fft.default", 2, "body.mix", "net.py:12")], fix="--mappings"
+                "2 operators have no mapping.",
+                [("aten.fft.default", 2, "body.mix", "net.py:12")],
+                code="PTC3001",
+                fix="--mappings",
             )
         if name == "taken":
-            raise UsageError("taken.onnx is in the way.", fix="--force")
+            raise UsageError("taken.onnx is in the way.", code="PTC6001", fix="--force")
         if name == "broken":
             raise KeyError("aten")
         if name == "exits":
@@ -199,7 +205,7 @@ def test_what_is_not_proven_is_said_to_be_so(run, arguments):
 
 def test_an_error_says_what_where_and_the_fix(run):
     stderr = run("hostile.pt", "--to", "tf").stderr
-    assert "error: The file asks for os.system." in stderr
+    assert "error[PTC1001]: The file asks for os.system." in stderr
     assert "where: hostile.pt" in stderr
     assert "fix: --trust os" in stderr
 
@@ -212,7 +218,7 @@ def test_operators_without_a_mapping_are_listed(run):
 
 def test_a_fault_of_ours_is_one_line_and_a_traceback_only_if_asked_for(run):
     stderr = run("broken.pt", "--to", "tf").stderr
-    assert "error: KeyError: 'aten'" in stderr
+    assert "error[PTC9004]: KeyError: 'aten'" in stderr
     assert "please report" in stderr
     assert 'raise KeyError("aten")' in run("broken.pt", "--to", "tf", "-v").stderr
 

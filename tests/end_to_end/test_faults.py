@@ -163,7 +163,7 @@ def raised_from(error: BaseException) -> ConversionError:
         try:
             raise error
         except BaseException as cause:
-            raise CaptureError("the model fails on an input", fix="another --input-shape") from cause
+            raise CaptureError("the model fails on an input", code="PTC2001", fix="another --input-shape") from cause
     except CaptureError as met:
         return met
 
@@ -186,7 +186,9 @@ def raised_from(error: BaseException) -> ConversionError:
             id="a disk of which nothing may be run",
         ),
         pytest.param(raised_from(MemoryError()), True, id="taken for a fault of the model"),
-        pytest.param(UsageError("out of memory is no format"), False, id="an error of ours with such words"),
+        pytest.param(
+            UsageError("out of memory is no format", code="PTC6001"), False, id="an error of ours with such words"
+        ),
         pytest.param(ValueError("no"), False, id="another"),
     ],
 )

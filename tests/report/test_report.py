@@ -84,7 +84,9 @@ def test_json_has_a_schema_and_only_what_json_knows():
 
 
 def test_a_failure_is_json_too():
-    assert json.loads(Failure("m.pt", "CheckpointError", "empty", None, None, 4).to_json())["exit_status"] == 4
+    assert (
+        json.loads(Failure("m.pt", "CheckpointError", "PTC1001", "empty", None, None, 4).to_json())["exit_status"] == 4
+    )
 
 
 def json_type(kind: Any) -> str:

@@ -71,12 +71,14 @@ def open_archive(path: Path, *, trusted: bool) -> Archive:
     records = [name.removeprefix(f"{root}/") for name in names]
     if "model.json" in records:
         fix = "load it with torch.jit.load and save it again with torch.jit.save"
-        raise CheckpointError("this TorchScript was written by PyTorch before 1.2", where=str(path), fix=fix)
+        raise CheckpointError(
+            "this TorchScript was written by PyTorch before 1.2", code="PTC1071", where=str(path), fix=fix
+        )
     missing = [record for record in ("data.pkl", "constants.pkl") if record not in records]
     missing += [] if {"version", ".data/version"} & set(records) else ["version"]
     if missing:
         fix = "copy or download it again, or save it again with torch.jit.save"
-        raise CheckpointError(f"the TorchScript has no {', '.join(missing)}", where=str(path), fix=fix)
+        raise CheckpointError(f"the TorchScript has no {', '.join(missing)}", code="PTC1072", where=str(path), fix=fix)
     odd = [r for r in records if not NEEDED.fullmatch(r) and not LEFT_ASIDE.fullmatch(r)]
     if not trusted:
         _refuse_if(path, "records that torch.jit.save does not write", odd)
@@ -93,7 +95,7 @@ def _taken(path: Path, root: str, records: list[str]) -> dict[str, bytes]:
             return {record: archive.read(f"{root}/{record}") for record in records}
     except Exception as error:  # zlib.error, struct.error and more: a broken archive raises anything
         what = f"the file is damaged: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        raise CheckpointError(what, where=str(path), fix="copy or download it again") from error
+        raise CheckpointError(what, code="PTC1073", where=str(path), fix="copy or download it again") from error
 
 
 def _check_code_and_data(path: Path, taken: dict[str, bytes], code: dict[str, bytes]) -> None:
@@ -111,10 +113,12 @@ def _check_code_and_data(path: Path, taken: dict[str, bytes], code: dict[str, by
             _refuse_if(path, "objects that are not as declared", misfits(value, declared.classes))
     except Unreadable as error:
         fix = "copy or download it again, or save it again with torch.jit.save"
-        raise CheckpointError(f"the TorchScript's code cannot be read: {error}", where=str(path), fix=fix) from error
+        raise CheckpointError(
+            f"the TorchScript's code cannot be read: {error}", code="PTC1074", where=str(path), fix=fix
+        ) from error
     except Malformed as error:
         what = f"the TorchScript's data is not what torch.jit.save writes: {error}"
-        raise CheckpointError(what, where=str(path), fix=UNTRUSTED_FIX) from error
+        raise CheckpointError(what, code="PTC1075", where=str(path), fix=UNTRUSTED_FIX) from error
 
 
 def _archive(records: dict[str, bytes]) -> bytes:
@@ -130,11 +134,13 @@ def _refuse_if(path: Path, what: str, found: Any) -> None:
     if first:
         shown = "".join(f"\n    {part[:200]}" for part in first[:10])
         more = f"\n    and {len(first) - 10} more" if len(first) > 10 else ""
-        raise CheckpointError(f"the TorchScript holds {what}:{shown}{more}", where=str(path), fix=UNTRUSTED_FIX)
+        raise CheckpointError(
+            f"the TorchScript holds {what}:{shown}{more}", code="PTC1076", where=str(path), fix=UNTRUSTED_FIX
+        )
 
 
 def _unloadable(path: Path, error: Exception) -> CheckpointError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     fix = "save it again with torch.jit.save of the PyTorch that is installed here, or give the original model"
     what = f"PyTorch cannot load the TorchScript: {lines[0] if lines else type(error).__name__}"
-    return CheckpointError(what, where=str(path), fix=fix)
+    return CheckpointError(what, code="PTC1077", where=str(path), fix=fix)

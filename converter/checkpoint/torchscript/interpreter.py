@@ -159,6 +159,7 @@ class Compiler:
         if not self.trusted and kind not in ALLOWED:
             raise CheckpointError(
                 f"the TorchScript uses the operator {kind}, which a model has no need of",
+                code="PTC1078",
                 where=self._place(node)[0],
                 fix="give the original model's checkpoint; or, if you trust the file's maker, --trust torchscript",
             )
@@ -257,6 +258,7 @@ class Compiler:
         def refuse(*_: Any) -> Any:
             raise ConversionError(
                 f"the TorchScript's {kind} cannot be converted",
+                code="PTC1079",
                 where=place,
                 fix="give the original model's checkpoint, or torch.export.save of it",
             )
