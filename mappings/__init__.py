@@ -3,24 +3,29 @@
 import importlib
 import pkgutil
 import sys
+import threading
 
-from converter.plan.registry import all_or_nothing
+from converter.plan.registry import BUILT_IN, Registry, filling
+
+_loading = threading.RLock()
 
 
-def load() -> None:
-    """Import every family, which registers its mappings; other libraries' operators are registered once available.
+def load() -> Registry:
+    """Return the built-in registry, with the mappings of every family and of operators that libraries brought since.
 
     If a family fails, nothing from this call stays registered or imported, so the next call starts over.
     """
-    before = set(sys.modules)
-    try:
-        with all_or_nothing():
-            for family in pkgutil.iter_modules(__path__):
-                module = importlib.import_module(f"{__name__}.{family.name}")
-                if hasattr(module, "register"):
-                    module.register()
-    except BaseException:
-        for name in sys.modules.keys() - before:
-            if name.startswith(f"{__name__}."):
-                del sys.modules[name]
-        raise
+    with _loading:
+        before = set(sys.modules)
+        try:
+            with filling(BUILT_IN.copy()) as filled:
+                for family in pkgutil.iter_modules(__path__):
+                    importlib.import_module(f"{__name__}.{family.name}")
+        except BaseException:
+            for name in sys.modules.keys() - before:
+                if name.startswith(f"{__name__}."):
+                    del sys.modules[name]
+            raise
+        BUILT_IN.records.update(filled.records)
+        BUILT_IN.resolve_absent()
+        return BUILT_IN

@@ -7,17 +7,17 @@ one after another and multiplied by their part of the kernel, so memory does not
 import itertools
 
 import numpy as np
-import torch
 from keras import ops
 
 from converter.ir.sizes import product
 from converter.plan.layout import channels_last_result
-from converter.plan.registry import MAPPINGS, maps
+from converter.plan.registry import maps
 from converter.plan.steps import Constant, Unsupported, Value
 from mappings.elementwise import sum_of
 from mappings.grid_sample import ZEROS, batch_index, combined, linear, padded, total, weighted
 
 
+@maps("torchvision::deform_conv2d", channels_last=True, produces=1)
 def deform_conv2d(
     plan, x, weight, offset, mask, bias, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
     groups, offset_groups, use_mask,
@@ -92,10 +92,3 @@ def multiplied(rows, matrix, groups):
         ],
         -1,
     )
-
-
-def register() -> None:
-    """Register the mapping if torchvision, which has the operator, is imported."""
-    packet = getattr(torch.ops.torchvision, "deform_conv2d", None)
-    if packet is not None and packet.default not in MAPPINGS:
-        maps(packet.default, channels_last=True, produces=1)(deform_conv2d)

@@ -62,7 +62,7 @@ def shift(x: Any, dim: int, sizes: Sequence[int], dims: Sequence[int], distances
 
 
 def _translations() -> dict[Any, Any]:
-    """Return the translations of rewrites' operators, of those that the exporter translates worse, and of the user's.
+    """Return the translations of rewrites' operators, and of those that the exporter translates worse.
 
     Returns:
         {overload: onnxscript function}
@@ -71,7 +71,6 @@ def _translations() -> dict[Any, Any]:
     from onnxscript import opset18
 
     from ..ir import custom_ops  # noqa: F401  # registers them
-    from ..plan.registry import TRANSLATIONS
     from . import onnx_rnn_translations
 
     def space_to_depth(x: Any, block: int) -> Any:
@@ -114,4 +113,4 @@ def _translations() -> dict[Any, Any]:
     own = {getattr(torch.ops.converter, translation.__name__).default: translation for translation in translations}
     aten = torch.ops.aten
     better = {aten.log_sigmoid.default: log_sigmoid, aten.upsample_linear1d.vec: upsample_linear1d}
-    return own | onnx_rnn_translations.translations() | better | TRANSLATIONS
+    return own | onnx_rnn_translations.translations() | better

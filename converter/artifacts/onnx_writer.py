@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch._ops import OpOverload
 
-from converter.errors import ConversionError
-from converter.ir.program import Program, module_path
+from converter.errors import ConversionError, UnsupportedOperatorsError
+from converter.ir.program import Program, module_path, operator_rows
+from converter.plan.registry import Registry
 
 from ..artifacts.folded_constants import EXPORTED_AS, FoldedConstants, recorded
 from .onnx_translations import _translations
@@ -34,6 +36,8 @@ LARGEST = 3 << 29  # bytes of weights in the file itself, as in PyTorch's export
 # The exporter's note that says where in the model a node comes from. Its other notes are longer than the graph and
 # hold paths of the machine.
 _KEPT_NOTE = "namespace"
+# Namespaces for which PyTorch's exporter, or this project, has translations.
+TRANSLATED = ("aten", "prims", "converter", "torchvision")
 
 
 def write(
@@ -60,6 +64,7 @@ def export(
     output_names: Sequence[str],
     dynamic_shapes: Any,
     opset: int | None = None,
+    translations: Mapping[OpOverload, Callable] | None = None,
 ) -> Exported:
     """Trace `module` on `inputs` and return it as an ONNX graph.
 
@@ -67,6 +72,7 @@ def export(
         module: in evaluation mode, such as `ExportedProgram.module()`.
         dynamic_shapes: as for `torch.export.export`; a `Dim("batch")` is a dimension named batch in the file.
         opset: ONNX opset; the exporter's default if None.
+        translations: of operators, besides our own (`Registry.having("translation")`).
 
     Raises ConversionError for operators that the exporter cannot translate.
     """
@@ -87,7 +93,7 @@ def export(
                 output_names=list(output_names),
                 dynamic_shapes=dynamic_shapes,
                 opset_version=opset,
-                custom_translation_table=_translations(),
+                custom_translation_table=_translations() | dict(translations or {}),
                 optimize=True,
             )
             assert program is not None  # it is None only for the exporter before dynamo
@@ -312,6 +318,30 @@ def _strip_notes(model: Any) -> None:
         graph.metadata_props.clear()
     for value in [*model.graph.inputs, *model.graph.initializers.values()]:
         value.metadata_props.clear()
+
+
+def refuse_untranslated(program: Program, registry: Registry) -> None:
+    """Reject, before the export, operators of other libraries that have no translation.
+
+    Raises:
+        UnsupportedOperatorsError: there are any; it lists all of them.
+    """
+    found: dict[OpOverload, list] = {}
+    for node in program.graph.nodes:
+        target = node.target
+        if isinstance(target, OpOverload) and target.namespace not in TRANSLATED and not registry[target].translation:
+            found.setdefault(target, []).append(node)
+    if not found:
+        return
+    rows = operator_rows(found)
+    listed = "\n".join(f"    {target} x{count} in {paths}  {line}" for target, count, paths, line in rows)
+    raise UnsupportedOperatorsError(
+        f"{len(rows)} operator{'s' * (len(rows) > 1)} without a translation to ONNX:\n{listed}",
+        rows,
+        code="PTC3007",
+        fix="give one, a function of onnxscript under `@converter.registry.translates`, in the file of --mappings; or "
+        "leave --to onnx away",
+    )
 
 
 def refuse_projections(program: Program) -> None:

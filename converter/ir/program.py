@@ -320,3 +320,16 @@ def source_line(node: fx.Node) -> str:
     own = [frame for frame in frames if "/torch/" not in frame[0]]
     name, line = (own or frames)[-1]
     return f"{name}:{line}: {linecache.getline(name, int(line)).strip()}"
+
+
+def operator_rows(found: Mapping[Any, Sequence[fx.Node]]) -> list[tuple[str, int, str, str]]:
+    """Return for each operator: its name, the count of its nodes, their module paths, and a source line."""
+    return [
+        (
+            str(target),
+            len(nodes),
+            ", ".join(dict.fromkeys(module_path(node) or "(model)" for node in nodes)),
+            source_line(nodes[0]),
+        )
+        for target, nodes in found.items()
+    ]

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import logging
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -28,30 +28,30 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from converter.ir.aten import ASSERTIONS, is_mutating
 from converter.ir.program import Origin, Program, module_meta
-from converter.plan.registry import DECOMPOSITIONS, MAPPINGS
+from converter.plan.registry import Registry
 
 aten = torch.ops.aten
 # A view needs a tensor with suitable strides, which another operator's result need not have.
 FREE = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: aten.reshape.default}
 
 
-def decompose(program: Program, node: fx.Node) -> bool:
+def decompose(program: Program, node: fx.Node, registry: Registry) -> bool:
     """Write out one operator if everything that it decomposes to is mapped. An operator that gives a number stays."""
     if node.op != "call_function" or is_size(node):
         return False
-    for function in decompositions(node):
-        traced = decomposed(node, function)
+    for function in decompositions(node, registry):
+        traced = decomposed(node, function, registry)
         program.refuse_fixed_sizes(f"{node.target} was decomposed")
         if traced is not None and inline(program, node, traced):
             return True
     return False
 
 
-def decompositions(node: fx.Node) -> Iterator[Callable]:
+def decompositions(node: fx.Node, registry: Registry) -> Iterator[Callable]:
     """Yield ways to write an operator in terms of others: registered ones first, then PyTorch's own."""
     target = node.target
-    if target in DECOMPOSITIONS:
-        yield functools.partial(DECOMPOSITIONS[target], node)
+    if (own := registry[target].decomposition) is not None:
+        yield functools.partial(own, node)
     table = global_decomposition_table["post_autograd"]
     if target in table:
         yield table[target]
@@ -60,18 +60,19 @@ def decompositions(node: fx.Node) -> Iterator[Callable]:
             yield functools.partial(target._op_dk, key)
 
 
-def unmapped() -> dict[OpOverload, Callable]:
+def unmapped(registry: Registry) -> dict[OpOverload, Callable]:
     """Return the decompositions of all operators that have no mapping."""
     table = global_decomposition_table["post_autograd"]
-    own: dict[Any, Callable] = {t: functools.partial(function, None) for t, function in DECOMPOSITIONS.items()}
+    found = registry.having("decomposition")
+    own: dict[Any, Callable] = {target: functools.partial(function, None) for target, function in found.items()}
     return {
         target: function
         for target, function in {**table, **own}.items()
-        if isinstance(target, OpOverload) and target not in MAPPINGS and not target._schema.is_mutable
+        if isinstance(target, OpOverload) and registry[target].lowering is None and not target._schema.is_mutable
     }
 
 
-def decomposed(node: fx.Node, function: Callable) -> fx.GraphModule | None:
+def decomposed(node: fx.Node, function: Callable, registry: Registry) -> fx.GraphModule | None:
     """Return a graph of mapped operators that computes `node` from its inputs by `function`, or None."""
     sources = node.all_input_nodes
 
@@ -88,7 +89,7 @@ def decomposed(node: fx.Node, function: Callable) -> fx.GraphModule | None:
     mode = next((x.fake_mode for x in fakes if isinstance(x, FakeTensor)), None)
     if mode is None:
         return None
-    traced = traced_in(mode, call, fakes)
+    traced = traced_in(mode, call, fakes, unmapped(registry))
     if traced is None:
         return None
     constant: set[fx.Node] = set()  # these will be computed
@@ -97,13 +98,17 @@ def decomposed(node: fx.Node, function: Callable) -> fx.GraphModule | None:
             n.op == "call_function" and constant.issuperset(n.all_input_nodes) and not is_size(n)
         ):
             constant.add(n)
-        elif n.op == "call_function" and n.target not in ASSERTIONS and (n.target is node.target or not is_known(n)):
+        elif (
+            n.op == "call_function"
+            and n.target not in ASSERTIONS
+            and (n.target is node.target or not is_known(n, registry))
+        ):
             return None
     return traced
 
 
-def traced_in(mode: Any, call: Callable, fakes: list) -> fx.GraphModule | None:
-    """Trace what `call` does to `fakes` into a functional graph.
+def traced_in(mode: Any, call: Callable, fakes: list, table: Mapping[OpOverload, Callable]) -> fx.GraphModule | None:
+    """Trace what `call` does to `fakes` into a functional graph, decomposing by `table`.
 
     Returns None if it reads values or fails otherwise on tensors without values; an error then names the operator.
     Without the dispatcher in Python, PyTorch's C++ reads sizes as numbers, which fixes dynamic ones for good.
@@ -113,9 +118,9 @@ def traced_in(mode: Any, call: Callable, fakes: list) -> fx.GraphModule | None:
     )
     for dispatcher in (enable_python_dispatcher,) if free else (contextlib.nullcontext, enable_python_dispatcher):
         with contextlib.suppress(Exception), unlogged(), mode, dispatcher(), torch.no_grad():
-            traced = make_fx(call, unmapped(), _allow_non_fake_inputs=True)(*fakes)
+            traced = make_fx(call, table, _allow_non_fake_inputs=True)(*fakes)
             if any(is_mutating(n) for n in traced.graph.nodes):
-                traced = make_fx(dispatch_functionalize(call), unmapped(), _allow_non_fake_inputs=True)(*fakes)
+                traced = make_fx(dispatch_functionalize(call), table, _allow_non_fake_inputs=True)(*fakes)
             return traced
     return None
 
@@ -131,8 +136,8 @@ def unlogged() -> Iterator[None]:
         logger.disabled = before
 
 
-def is_known(node: fx.Node) -> bool:
-    return node.target in MAPPINGS or node.target is operator.getitem or is_size(node)
+def is_known(node: fx.Node, registry: Registry) -> bool:
+    return registry[node.target].lowering is not None or node.target is operator.getitem or is_size(node)
 
 
 def is_size(node: fx.Node) -> bool:

@@ -29,7 +29,7 @@ from converter.memory import swept
 from converter.plan.builder import PlanBuilder
 from converter.plan.dynamic_reshape import reshaped
 from converter.plan.precision import dtype_name, float32_is
-from converter.plan.registry import OWNERS
+from converter.plan.registry import Registry
 from converter.plan.steps import (
     CallStep,
     Constant,
@@ -152,7 +152,7 @@ class PlanExecutor:
         """Make all layers and variables now, because a traced function cannot."""
         with float32_is(self.precision):
             for step in self._order:
-                with blamed(step):
+                with blamed(step, self.plan.registry):
                     if isinstance(step, LayerStep):
                         self._layer(step)
                     elif isinstance(step, ConstantStep) and not self._inline(step.constant):
@@ -289,7 +289,7 @@ class PlanExecutor:
     # -- one step
 
     def _execute_step(self, step: Step, arrays: list) -> Any:
-        with blamed(step):
+        with blamed(step, self.plan.registry):
             return self._array(step, arrays)
 
     def _array(self, step: Step, arrays: list) -> Any:
@@ -441,15 +441,15 @@ def uninitialized(layer: layers.Layer) -> Iterator[None]:
 
 
 @contextmanager
-def blamed(step: Step) -> Iterator[None]:
+def blamed(step: Step, registry: Registry) -> Iterator[None]:
     """Add the module and operator to any unexpected error."""
     try:
         yield
     except ConversionError:
         raise
     except Exception as error:
-        if step.node.target in OWNERS:
-            raise blame(step.node.target, error, OWNERS[step.node.target]) from error
+        if (owner := registry[step.node.target].owners.get("lowering")) is not None:
+            raise blame(step.node.target, error, owner) from error
         raise wrap_unexpected(error, f"module `{module_path(step.node)}`, {step.node.target}") from error
 
 

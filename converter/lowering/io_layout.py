@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from converter.plan.builder import PlanBuilder
-from converter.plan.registry import CHANNELS_LAST
+from converter.plan.registry import Registry
 
 aten = torch.ops.aten
 
@@ -14,12 +14,12 @@ aten = torch.ops.aten
 PASSED_THROUGH = 64  # operators between a graph input and the one that determines its layout
 
 
-def _feeds_channels_last(node: fx.Node) -> bool:
+def _feeds_channels_last(registry: Registry, node: fx.Node) -> bool:
     """Return whether the nearest operator that depends on the layout asks for channels last."""
     seen, ring = {node}, [node]
     for _ in range(PASSED_THROUGH):
         users = [user for n in ring for user in n.users if user not in seen]
-        if any(user.target in CHANNELS_LAST for user in users):
+        if any(registry[user.target].channels_last for user in users):
             return True
         ring = [u for u in users if u.op == "call_function" and _keeps_dimensions(u)]
         seen.update(ring)
@@ -37,7 +37,7 @@ def _follows_channels_last(plan: PlanBuilder, node: fx.Node) -> bool:
     }
     seen, ring = {node}, [node]
     for _ in range(PASSED_THROUGH):
-        if any(n.target in CHANNELS_LAST or n in held for n in ring):
+        if any(plan.registry[n.target].channels_last or n in held for n in ring):
             return True
         ring = [
             m

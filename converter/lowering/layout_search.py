@@ -21,7 +21,7 @@ from converter.errors import UnsupportedOperatorsError
 from converter.ir.sizes import product, symbolic_shape
 from converter.plan.builder import Choices, PlanBuilder
 from converter.plan.layout import Layout, NeedsMerge
-from converter.plan.registry import CHANNELS_LAST, FACTORS, PRODUCERS
+from converter.plan.registry import Registry
 
 aten = torch.ops.aten
 TRIALS = 40
@@ -56,11 +56,11 @@ def _cheaper(plan: PlanBuilder, again: Callable[[Choices], PlanBuilder], choices
 
 def candidates(plan: PlanBuilder) -> Iterator[Choices]:
     """Yield choices that may save some of the movements, similar places together."""
-    behind = [ancestors(m.asked_by) for m in plan.movements if m.asked_by is not None]
+    behind = [ancestors(plan.registry, m.asked_by) for m in plan.movements if m.asked_by is not None]
     reached = dict.fromkeys(node for nodes in behind for node in nodes)
     if plan.layout == "auto":
         for node in plan.program.placeholders:
-            if node in reached and 3 <= node.meta["val"].dim() <= 5 and leads_to_channels_last(node):
+            if node in reached and 3 <= node.meta["val"].dim() <= 5 and leads_to_channels_last(plan.registry, node):
                 yield Choices(last=frozenset({node}))
     for places in group_equivalent(n for n in reached if n.target in PERMUTING):
         yield Choices(early=frozenset(places))
@@ -70,7 +70,7 @@ def candidates(plan: PlanBuilder) -> Iterator[Choices]:
         yield Choices(early=frozenset(places))
     producers: dict[int, dict[fx.Node, tuple[int, ...]]] = {}
     for node in reached:
-        factors = factors_asked(node) if node.target in PRODUCERS else None
+        factors = factors_asked(plan.registry, node)
         if factors is not None:
             producers.setdefault(len(factors), {})[node] = factors
     for count, found in producers.items():
@@ -89,7 +89,7 @@ def group_equivalent(nodes: Iterable[fx.Node]) -> list[list[fx.Node]]:
     return list(groups.values())
 
 
-def ancestors(node: fx.Node) -> list[fx.Node]:
+def ancestors(registry: Registry, node: fx.Node) -> list[fx.Node]:
     """Return the ancestors of the operator, back to the operators that produce channels."""
     seen: dict[fx.Node, None] = {}
     ring = [node]
@@ -97,7 +97,7 @@ def ancestors(node: fx.Node) -> list[fx.Node]:
         ring = [
             n
             for user in ring
-            if user is node or user.target not in PRODUCERS
+            if user is node or registry[user.target].produces is None
             for n in user.all_input_nodes
             if n.op in ("call_function", "placeholder") and n not in seen
         ]
@@ -105,31 +105,34 @@ def ancestors(node: fx.Node) -> list[fx.Node]:
     return list(seen)
 
 
-def leads_to_channels_last(node: fx.Node) -> bool:
+def leads_to_channels_last(registry: Registry, node: fx.Node) -> bool:
     """Return whether an operator that asks for channels last comes later."""
     seen, ring = {node}, [node]
     while ring and len(seen) < REACH:
         ring = [user for n in ring for user in n.users if user not in seen and user.op == "call_function"]
-        if any(user.target in CHANNELS_LAST for user in ring):
+        if any(registry[user.target].channels_last for user in ring):
             return True
         seen.update(ring)
     return False
 
 
-def factors_asked(producer: fx.Node) -> tuple[int, ...] | None:
-    """Return the sizes into which later views split a producer's channels, or None."""
+def factors_asked(registry: Registry, producer: fx.Node) -> tuple[int, ...] | None:
+    """Return the sizes into which later views split the channels that an operator produces, or None."""
+    produced = registry[producer.target].produces
+    if produced is None:
+        return None
     value = producer.meta["val"]
-    dim = PRODUCERS[producer.target] % value.dim()
+    dim = produced % value.dim()
     ring, seen = [producer], {producer}
     while ring and len(seen) < REACH:
         ring = [u for n in ring for u in n.users if u not in seen and u.op == "call_function"]
         seen.update(ring)
         for user in list(ring):
-            after = user.meta.get("val")
-            if user.target in PRODUCERS or not isinstance(after, torch.Tensor):
+            after, record = user.meta.get("val"), registry[user.target]
+            if record.produces is not None or not isinstance(after, torch.Tensor):
                 ring.remove(user)
-            elif user.target in FACTORS and symbolic_shape(user.args[0].meta["val"]) == symbolic_shape(value):
-                factors = FACTORS[user.target](int(symbolic_shape(value)[dim]), *user.args[1:])
+            elif record.factors and symbolic_shape(user.args[0].meta["val"]) == symbolic_shape(value):
+                factors = record.factors(int(symbolic_shape(value)[dim]), *user.args[1:])
                 return factors if min(factors) > 1 else None
             elif symbolic_shape(after) != symbolic_shape(value) and product(symbolic_shape(after)) == product(
                 symbolic_shape(value)

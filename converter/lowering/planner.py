@@ -11,52 +11,59 @@ from torch import fx
 from torch.utils._pytree import tree_map_only
 
 from converter.errors import ConversionError, UnsupportedOperatorsError, wrap_unexpected
-from converter.ir.program import Program, module_path, source_line
+from converter.ir.program import Program, module_path, operator_rows
 from converter.ir.sizes import size_of, symbolic_shape
 from converter.lowering.decompose import decompose
 from converter.lowering.io_layout import _feeds_channels_last, _follows_channels_last
 from converter.lowering.layout_search import search_layouts
+from converter.lowering.user_lowerings import call_lowering, with_built_in
 from converter.plan.builder import Choices, PlanBuilder
 from converter.plan.interface import TensorInterface
 from converter.plan.layout import Layout
-from converter.plan.registry import MAPPINGS
+from converter.plan.registry import Registry
 from converter.plan.steps import Constant, InputStep, Step, Unsupported, Value
 from converter.rewrites.fold_constants import NUMBERS, fold_constants
 
 aten = torch.ops.aten
 
 
-def make_plan(program: Program, layout: str = "auto", known: Mapping[str, Any] | None = None) -> PlanBuilder:
+def make_plan(
+    program: Program,
+    layout: str = "auto",
+    known: Mapping[str, Any] | None = None,
+    added: Registry | None = None,
+) -> PlanBuilder:
     """Map every operator of `program` so that little data moves.
 
     Args:
         layout: "auto" (inputs and outputs channels last if an operator near them asks for it), "nhwc" (all of rank
             3 to 5), "nchw" (PyTorch's own).
         known: the choices of a plan of the same program, `Choices.by_name`, which replace the search.
+        added: mappings besides the built-in ones (`load_mappings`).
 
     Raises:
         UnsupportedOperatorsError: all operators without a mapping.
     """
-    import mappings
-
-    mappings.load()
+    registry = with_built_in(added)
     try:
-        plan = lower_program(program, layout, Choices())
+        plan = lower_program(program, layout, Choices(), registry)
     except UnsupportedOperatorsError as error:
-        plan = plan_with_decompositions(program, layout, error)
+        plan = plan_with_decompositions(program, layout, error, registry)
     program.refuse_fixed_sizes("planning")
     if not plan.movements:
         return plan
     chosen = Choices.named(program, known) if known else None
     if chosen is not None:
-        return lower_program(program, layout, chosen)
-    plan = search_layouts(plan, lambda choices: lower_program(program, layout, choices))
+        return lower_program(program, layout, chosen, registry)
+    plan = search_layouts(plan, lambda choices: lower_program(program, layout, choices, registry))
     if plan.impossible:
         raise _all_unsupported({f"{node.target} (a view of several free sizes)": [node] for node in plan.impossible})
     return plan
 
 
-def plan_with_decompositions(program: Program, layout: str, error: UnsupportedOperatorsError) -> PlanBuilder:
+def plan_with_decompositions(
+    program: Program, layout: str, error: UnsupportedOperatorsError, registry: Registry
+) -> PlanBuilder:
     """Decompose the operators of `program` that a mapping rejects with these arguments, and plan it.
 
     Raises:
@@ -65,7 +72,7 @@ def plan_with_decompositions(program: Program, layout: str, error: UnsupportedOp
     left: Sequence[fx.Node] = error.nodes
     for _ in range(DEPTH):
         try:
-            written = [decompose(program, node) for node in left]
+            written = [decompose(program, node, registry) for node in left]
         except ConversionError as fault:  # PyTorch's decomposition is for one batch size only
             raise error from fault
         if not any(written):
@@ -74,7 +81,7 @@ def plan_with_decompositions(program: Program, layout: str, error: UnsupportedOp
         fold_constants(program)
         program.cleanup()
         try:
-            return lower_program(program, layout, Choices())
+            return lower_program(program, layout, Choices(), registry)
         except UnsupportedOperatorsError as further:
             left = further.nodes
     raise error
@@ -84,10 +91,10 @@ DEPTH = 5  # of nested decompositions
 VALUES = "how many elements it returns depends on values: choose among a fixed number, as torch.where and topk do"
 
 
-def lower_program(program: Program, layout: str, choices: Choices) -> PlanBuilder:
+def lower_program(program: Program, layout: str, choices: Choices, registry: Registry) -> PlanBuilder:
     from mappings.dynamic_resize import opened
 
-    plan = PlanBuilder(program, layout, choices, opened)
+    plan = PlanBuilder(program, layout, choices, opened, registry)
     unsupported: dict[str, list[fx.Node]] = {}
     for node in program.graph.nodes:
         plan.node = node
@@ -110,10 +117,7 @@ def lower_program(program: Program, layout: str, choices: Choices) -> PlanBuilde
 
 
 def _all_unsupported(found: dict[str, list[fx.Node]]) -> UnsupportedOperatorsError:
-    rows = []
-    for target, nodes in found.items():
-        paths = ", ".join(dict.fromkeys(module_path(n) or "(model)" for n in nodes))
-        rows.append((target, len(nodes), paths, source_line(nodes[0])))
+    rows = operator_rows(found)
     listed = "\n".join(f"    {target} x{count} in {paths}  {line}" for target, count, paths, line in rows)
     return UnsupportedOperatorsError(
         f"{len(rows)} operator{'s' * (len(rows) > 1)} cannot be converted:\n{listed}",
@@ -149,11 +153,10 @@ def _map_node(plan: PlanBuilder, node: fx.Node) -> Any:
     kwargs = tree_map_only(fx.Node, lambda n: plan.values[n], node.kwargs)
     if node.target is operator.getitem:
         return args[0][args[1]]
-    if node.target not in MAPPINGS:
-        if torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()):
-            raise Unsupported(VALUES)
-        raise Unsupported
-    return MAPPINGS[node.target](plan, *args, **kwargs)
+    is_mapped = plan.registry[node.target].lowering is not None
+    if not is_mapped and torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()):
+        raise Unsupported(VALUES)
+    return call_lowering(plan, node.target, args, kwargs)
 
 
 def _placeholder_result(node: fx.Node) -> Any:
@@ -169,7 +172,8 @@ def _map_input(plan: PlanBuilder, node: fx.Node) -> Value:
     dtype = node.meta["val"].dtype
     rank = len(shape)
     last = 3 <= rank <= 5 and (
-        plan.layout == "nhwc" or (plan.layout == "auto" and (_feeds_channels_last(node) or node in plan.choices.last))
+        plan.layout == "nhwc"
+        or (plan.layout == "auto" and (_feeds_channels_last(plan.registry, node) or node in plan.choices.last))
     )
     order = (0, *range(2, rank), 1) if last else tuple(range(rank))
     layout = Layout.of(shape, order)

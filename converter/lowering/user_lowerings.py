@@ -1,187 +1,173 @@
-"""The user's own mappings (`--mappings my_ops.py`): active for one conversion, and named in the errors they raise."""
+"""Add mappings of the user's own (`--mappings my_ops.py`) and of installed packages to a copy of the built-in ones."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
+import importlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from contextlib import contextmanager
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from torch._ops import OpOverload
-
-from converter.checkpoint.import_isolation import user_code
-from converter.checkpoint.user_source import load_file, place_of_error
-from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError
-from converter.ir.program import Program, module_path, source_line
+from converter.checkpoint.import_isolation import installed_code, user_code
+from converter.checkpoint.user_source import attribute_errors, load_file, place_of_error
+from converter.errors import ConversionError, UsageError
+from converter.ir.program import Program
+from converter.plan.builder import PlanBuilder
 from converter.plan.layout import NeedsMerge
-from converter.plan.registry import TABLES, TRANSLATIONS, restore, snapshot
+from converter.plan.registry import Registry, filling
 from converter.plan.steps import Constant, Unsupported, Value
 
-# Namespaces for which PyTorch's exporter, or this project, has translations.
-TRANSLATED = ("aten", "prims", "converter", "torchvision")
+ENTRY_POINTS = "pt_convert.mappings"  # the group of a package's entry point; its value is a module
+_additions: dict[str, Registry] = {}  # by the file, or the package and its module
+_executing = threading.RLock()
 
 
-@dataclass(frozen=True)
-class Registered:
-    """The registrations of a file, by table: additions to those of `registry.TABLES`."""
+def load_mappings(files: str | Path | Sequence[str | Path] = ()) -> Registry:
+    """Return what installed packages and Python files add to the built-in mappings.
 
-    tables: tuple[Any, ...]
-
-    def enter(self) -> None:
-        for table, added in zip(TABLES, self.tables, strict=True):
-            table.update(added)
-
-    def leave(self) -> None:
-        for table, added in zip(TABLES, self.tables, strict=True):
-            for target in added:
-                if isinstance(table, dict):
-                    table.pop(target, None)
-                else:
-                    table.discard(target)
-
-
-_registered: dict[Path, Registered] = {}
-
-
-@contextmanager
-def user_mappings(files: str | Path | Sequence[str | Path]) -> Iterator[tuple[str, ...]]:
-    """Activate the mappings of Python files. Yields the SHA-256 of each file.
-
-    A file runs once. It may import modules beside it or in the current directory. `converter` and `mappings` always
-    refer to this project there, whatever the user's folders contain.
+    A file and a package's module run once in a process. A file may import modules beside it or in the current
+    directory. `converter` and `mappings` always refer to this project there, whatever the user's folders contain.
+    A package that fails is kept in `Registry.broken`, for models that may need it.
 
     Raises:
         UsageError: there is no such file, or it registers nothing.
         ConversionError: it raises, or maps an operator that has a mapping.
     """
-    paths = [Path(file) for file in ([files] if isinstance(files, str | Path) else files)]
-    in_force: list[Registered] = []
-    try:
-        for path in paths:
-            registered = _load(path)
-            registered.enter()
-            in_force.append(registered)
-        yield tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths)
-    finally:
-        for registered in reversed(in_force):
-            registered.leave()
+    added = Registry()
+    with installed_code():
+        for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: (package_of(entry), entry.value)):
+            owner = package_of(entry)
+            try:
+                _include(added, _execute(owner, f"{owner}: {entry.value}", partial(_import, entry)))
+            except ConversionError as error:
+                text = f"the mappings of {owner} are not used: {error.what}"
+                fix = f"update or uninstall {owner}"
+                added.broken.append(ConversionError(text, code="PTC3008", where=error.where, fix=fix))
+    for file in map(Path, [files] if isinstance(files, str | Path) else files):
+        if not file.is_file():
+            raise UsageError(
+                f"there is no file {file}",
+                code="PTC3003",
+                fix="Give the path of the Python file that registers your mappings.",
+                where="--mappings",
+            )
+        _include(added, _execute(str(file), str(file.resolve()), partial(_load, file)))
+    return added
 
 
-def _load(file: Path) -> Registered:
-    if not file.is_file():
-        raise UsageError(
-            f"there is no file {file}",
-            code="PTC3003",
-            fix="Give the path of the Python file that registers your mappings.",
-            where="--mappings",
-        )
-    place = file.resolve()
-    if place in _registered:
-        return _registered[place]
+def with_built_in(added: Registry | None) -> Registry:
+    """Return a copy of the built-in registry with what was added, or the built-in one itself.
 
+    Raises:
+        ConversionError: an operator has two mappings.
+    """
     import mappings
 
-    mappings.load()  # built-in mappings are registered before the user's
-    before, modules = snapshot(), set(sys.modules)
+    built_in = mappings.load()
+    if added is None or not added.records:
+        return built_in
+    registry = built_in.copy()
+    _include(registry, added)
+    return registry
+
+
+def _include(registry: Registry, added: Registry) -> None:
     try:
-        with user_code(Path.cwd(), files=[place], ours=True):
-            load_file(place)
-        added = tuple(map(_additions, TABLES, before))
-    except BaseException:
-        _forget(map(_additions, TABLES, before), modules)
-        raise
-    finally:
-        restore(before)
-    mapped, _, _, _, written_out, translated, owners, absent = added
-    if not mapped and not translated and not written_out and not absent:
-        fix = "decorate a function with `@converter.registry.maps(torch.ops.my_library.my_operator.default)`"
-        raise UsageError(f"{file} registers no mapping", code="PTC3004", where="--mappings", fix=fix)
-    for target in mapped:
-        mapped[target] = blamed_mapping(mapped[target], target, file)
-        owners[target] = str(file)
-    _registered[place] = Registered(added)
-    return _registered[place]
+        registry.include(added)
+    except ValueError as error:
+        owners = {owner for record in added.records.values() for owner in record.owners.values()}
+        text = f"the mappings of {', '.join(sorted(owners))} cannot be added: {error}"
+        raise ConversionError(text, code="PTC3009", fix="leave one of the two out") from error
 
 
-def _additions(table: Any, before: Any) -> Any:
-    if isinstance(table, dict):
-        return {target: value for target, value in table.items() if target not in before}
-    return table - before
+def package_of(entry: EntryPoint) -> str:
+    return f"the package {entry.dist.name}" if entry.dist else "an unnamed package"
 
 
-def _forget(added: Iterable[Any], modules: Set[str]) -> None:
-    """Forget the modules that registered `added`, except modules loaded before: they must run again next time."""
-    for table in added:
-        for function in table.values() if isinstance(table, dict) else ():
-            name = getattr(function, "__module__", None)
-            if name is not None and name not in modules:
-                sys.modules.pop(name, None)
+def _import(entry: EntryPoint) -> ModuleType:
+    with attribute_errors(f"loading {entry.module}"):
+        return importlib.import_module(entry.module)
 
 
-def blamed_mapping(function: Callable, target: OpOverload, file: Path) -> Callable:
-    """Wrap `function` so that its failure, or a wrong type of result, is reported as its own."""
+def _load(file: Path) -> ModuleType:
+    with user_code(Path.cwd(), files=[file.resolve()], ours=True):
+        return load_file(file)
 
-    @functools.wraps(function)
-    def mapping(plan: Any, *args: Any, **kwargs: Any) -> Any:
+
+def _execute(owner: str, key: str, load: Callable[[], ModuleType]) -> Registry:
+    """Return what a module registers while `load` runs it, now or earlier."""
+    import mappings
+
+    with _executing:
+        if key in _additions:
+            return _additions[key]
+        built_in, modules = mappings.load(), set(sys.modules)
+        filled = built_in.copy(owner)
         try:
-            result = function(plan, *args, **kwargs)
-        except (ConversionError, Unsupported, NeedsMerge):
+            with filling(filled):
+                module = load()
+        except BaseException:  # what registered something must run again next time
+            for function in filled.minus(built_in).functions():
+                if (name := getattr(function, "__module__", "")) not in modules:
+                    sys.modules.pop(name, None)
             raise
-        except Exception as error:
-            raise blame(target, error, str(file)) from error
-        results = result if isinstance(result, list | tuple) else [result]
-        if not results or not all(isinstance(r, Value | Constant) for r in results):
-            raise ConversionError(
-                f"the mapping of {target} in {file} returns {type(result).__name__}, not a Value",
-                code="PTC3005",
-                where=function.__qualname__,
-                fix="return what `plan.elementwise`, `plan.call` or `plan.layer` gives",
-            )
-        return result
-
-    return mapping
+        added = filled.minus(built_in)
+        if not added.records and not any(f.__module__ == module.__name__ for f in built_in.functions()):
+            fix = "decorate a function with `@converter.registry.maps(torch.ops.my_library.my_operator.default)`"
+            raise UsageError(f"{owner} registers no mapping", code="PTC3004", where=key, fix=fix)
+        added.digests = (hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest(),)
+        _additions[key] = added
+        return added
 
 
-def blame(target: Any, error: Exception, file: str) -> ConversionError:
+def call_lowering(plan: PlanBuilder, target: Any, args: Any, kwargs: Any) -> Any:
+    """Call the lowering of an operator; if it is not a built-in one, its failure or a wrong result is its own.
+
+    Raises:
+        ConversionError: it names the file or the package.
+    """
+    record = plan.registry[target]
+    function, owner = record.lowering, record.owners.get("lowering")
+    if function is None:
+        raise Unsupported
+    if owner is None:
+        return function(plan, *args, **kwargs)
+    try:
+        result = function(plan, *args, **kwargs)
+    except (ConversionError, Unsupported, NeedsMerge):
+        raise
+    except Exception as error:
+        raise blame(target, error, owner) from error
+    results = result if isinstance(result, list | tuple) else [result]
+    if not results or not all(isinstance(r, Value | Constant) for r in results):
+        raise ConversionError(
+            f"the mapping of {target} in {owner} returns {type(result).__name__}, not a Value",
+            code="PTC3005",
+            where=function.__qualname__,
+            fix="return what `plan.elementwise`, `plan.call` or `plan.layer` gives",
+        )
+    return result
+
+
+def blame(target: Any, error: Exception, owner: str) -> ConversionError:
     return ConversionError(
-        f"the mapping of {target} in {file} failed: {type(error).__name__}: {error}",
+        f"the mapping of {target} in {owner} failed: {type(error).__name__}: {error}",
         code="PTC3006",
-        fix="Correct your mapping; -v shows where it failed.",
+        fix="Correct the mapping; -v shows where it failed.",
         where=place_of_error(error),
     )
 
 
-def refuse_untranslated(program: Program) -> None:
-    """Reject, before the export to ONNX, operators of the user that have no translation.
-
-    Raises:
-        UnsupportedOperatorsError: there are any; it lists all of them.
-    """
-    found: dict[OpOverload, list] = {}
+def mapping_notes(registry: Registry, program: Program) -> list[str]:
+    """Return which operators of `program` have mappings of whom, and which packages' mappings are missing."""
+    used: dict[str, dict[str, None]] = {}
     for node in program.graph.nodes:
-        target = node.target
-        if isinstance(target, OpOverload) and target.namespace not in TRANSLATED and target not in TRANSLATIONS:
-            found.setdefault(target, []).append(node)
-    if not found:
-        return
-    rows = [
-        (
-            str(t),
-            len(nodes),
-            ", ".join(dict.fromkeys(module_path(n) or "(model)" for n in nodes)),
-            source_line(nodes[0]),
-        )
-        for t, nodes in found.items()
-    ]
-    listed = "\n".join(f"    {target} x{count} in {paths}  {line}" for target, count, paths, line in rows)
-    raise UnsupportedOperatorsError(
-        f"{len(rows)} operator{'s' * (len(rows) > 1)} without a translation to ONNX:\n{listed}",
-        rows,
-        code="PTC3007",
-        fix="give one, a function of onnxscript under `@converter.registry.translates`, in the file of --mappings; or "
-        "leave --to onnx away",
-    )
+        for owner in registry[node.target].owners.values():
+            used.setdefault(owner, {})[str(node.target)] = None
+    notes = [f"{', '.join(operators)}: mapped by {owner}" for owner, operators in used.items()]
+    return notes + [error.what for error in registry.broken]

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from converter.artifacts.onnx_writer import refuse_projections
+from converter.artifacts.onnx_writer import refuse_projections, refuse_untranslated
 from converter.artifacts.runtime.formats import Format
 from converter.capture.input_domains import export_shapes
+from converter.errors import UnsupportedOperatorsError
 from converter.ir.lazy_tensor import ValueQueries, recording_queries
 from converter.ir.program import Program
 from converter.ir.sizes import symbolic_shape
 from converter.lowering.planner import make_plan
-from converter.lowering.user_lowerings import refuse_untranslated
 from converter.memory import reusing_blocks, swept
 from converter.options import ArtifactOptions
 from converter.pipeline.clock import Clock
@@ -140,6 +140,7 @@ class RewrittenModel:
             self.program.outputs,
             export_shapes(self.source.program),
             self.options.opset,
+            self.source.mappings.having("translation"),
         )
 
     def _folded_constants(self) -> FoldedConstants:
@@ -296,13 +297,24 @@ def build(
     Args:
         known: the choices of an artifact's plan, from its stamp, so that they are not searched for again.
     """
+    try:
+        return _build(source, format, options, clock, known)
+    except UnsupportedOperatorsError as error:
+        for broken in source.mappings.broken:
+            error.fix = f"{broken.fix} ({broken.what}); or {error.fix}"
+        raise
+
+
+def _build(
+    source: LoadedModel, format: Format, options: ArtifactOptions, clock: Clock, known: Mapping[str, Any] | None
+) -> RewrittenModel:
     if source.captured is None or known is not None:
         return _build_uncached(source, format, options, clock, known)
     kept = source.captured.built
     if (format, options) in kept:
         built, answers = kept[format, options]
         with clock("rewrite"):
-            if answers.hold():
+            if answers.hold() and built.source.mappings.records == source.mappings.records:
                 return replace(built, source=source, _constants=None)
     answers = ValueQueries()
     with recording_queries(answers):
@@ -323,7 +335,7 @@ def _build_uncached(
         inputs, expected = source.probe or (source.examples, None)
         program, changes = rewrite(source.program, chosen, inputs, expected)
     if format == "onnx":
-        refuse_untranslated(program)
+        refuse_untranslated(program, source.mappings)
         refuse_projections(program)
         nodes = zip(program.inputs, program.placeholders, strict=True)
         results = zip(program.outputs, program.results, strict=True)
@@ -333,7 +345,7 @@ def _build_uncached(
             [_as_torch(name, node) for name, node in results],
         )  # fmt: skip
     with clock("plan"):
-        plan = make_plan(program, options.layout, known)
+        plan = make_plan(program, options.layout, known, source.mappings)
     return RewrittenModel(source, format, options, program, changes, plan.inputs, plan.outputs, plan)
 
 

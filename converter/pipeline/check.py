@@ -11,7 +11,7 @@ from torch import nn
 
 from converter.artifacts.paths import parse_formats
 from converter.errors import ConversionError, wrap_unexpected
-from converter.lowering.user_lowerings import user_mappings
+from converter.lowering.user_lowerings import load_mappings
 from converter.options import ArtifactOptions, InspectKeywords, InspectOptions
 from converter.pipeline.build import build
 from converter.pipeline.clock import Clock, Progress
@@ -38,9 +38,9 @@ def check(
     """
     options = InspectOptions.of(**keywords)
     clock = Clock(progress)
-    with user_mappings(options.artifact.mappings) as digests:
-        source = load_model(model, options, fixed_batch=options.artifact.fixed_batch, clock=clock)
-        checks = check_formats(source, to, replace(options.artifact, mappings=digests), options.capture.seed, clock)
+    added = load_mappings(options.artifact.mappings)
+    source = load_model(model, options, fixed_batch=options.artifact.fixed_batch, clock=clock, mappings=added)
+    checks = check_formats(source, to, replace(options.artifact, mappings=added.digests), options.capture.seed, clock)
     return CheckReport(source.name, checks, tuple(dict.fromkeys((*source.notes, *source.program.notes))))
 
 

@@ -18,7 +18,7 @@ from converter.artifacts.runner import Runner
 from converter.artifacts.runtime.formats import Format
 from converter.errors import ConversionError, UsageError, wrap_unexpected
 from converter.lowering.training_notes import training_remarks
-from converter.lowering.user_lowerings import user_mappings
+from converter.lowering.user_lowerings import load_mappings
 from converter.memory import return_large_blocks
 from converter.options import ArtifactOptions, ConvertKeywords, ConvertOptions, ProofOptions
 from converter.pipeline.build import RewrittenModel, build, summarize_changes
@@ -155,11 +155,13 @@ class ConversionSession:
             _refuse_to_replace(source_path, paths.values())
 
         with ExitStack() as stack:
-            digests = stack.enter_context(user_mappings(options.artifact.mappings))
-            artifact_options = replace(options.artifact, mappings=digests)
+            added = load_mappings(options.artifact.mappings)
+            artifact_options = replace(options.artifact, mappings=added.digests)
             placements = {f: stack.enter_context(Placement(paths[f], force=options.write.force)) for f in formats}
             runners = {f: self._runner(f) for f in formats} if options.write.verify else {}
-            source = load_model(model, options, fixed_batch=options.artifact.fixed_batch, clock=clock, cache=cache)
+            source = load_model(
+                model, options, fixed_batch=options.artifact.fixed_batch, clock=clock, cache=cache, mappings=added
+            )
             reference = None
             if options.write.verify:
                 with clock("run PyTorch"):

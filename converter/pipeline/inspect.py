@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from converter.checkpoint.import_isolation import UserCode
 from converter.errors import UnsupportedOperatorsError, UsageError
 from converter.ir.program import module_path
-from converter.lowering.user_lowerings import user_mappings
+from converter.lowering.user_lowerings import load_mappings
 from converter.options import ArtifactOptions, InspectKeywords, InspectOptions
 from converter.pipeline.build import build, summarize_changes
 from converter.pipeline.check import check_formats
@@ -51,11 +51,11 @@ def inspect(
     """
     options = InspectOptions.of(**keywords)
     clock = Clock(None)
-    with user_mappings(options.artifact.mappings) as digests:
-        source = load_model(model, options, fixed_batch=options.artifact.fixed_batch, clock=clock)
-        artifact_options = replace(options.artifact, mappings=digests)
-        checks = check_formats(source, check, artifact_options, options.capture.seed, clock)
-        return replace(summary(source, artifact_options, plan, clock), checks=checks)
+    added = load_mappings(options.artifact.mappings)
+    source = load_model(model, options, fixed_batch=options.artifact.fixed_batch, clock=clock, mappings=added)
+    artifact_options = replace(options.artifact, mappings=added.digests)
+    checks = check_formats(source, check, artifact_options, options.capture.seed, clock)
+    return replace(summary(source, artifact_options, plan, clock), checks=checks)
 
 
 def summary(source: LoadedModel, options: ArtifactOptions, with_plan: bool, clock: Clock) -> ModelSummary:

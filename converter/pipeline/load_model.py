@@ -27,9 +27,11 @@ from converter.checkpoint.load import Checkpoint, load
 from converter.checkpoint.state_dict import as_float32, unwrap
 from converter.errors import CaptureError, ConversionError, UsageError
 from converter.ir.program import Program
+from converter.lowering.user_lowerings import mapping_notes
 from converter.options import LoadOptions, SubmodelOptions
 from converter.pipeline.clock import Clock
 from converter.pipeline.program_cache import CachedProgram, ProgramCache, architecture
+from converter.plan.registry import Registry
 
 WHOLE = SubmodelOptions()
 
@@ -46,6 +48,7 @@ class LoadedModel:
         probe: inputs of batch 1 and the program's float64 results on them, once known.
         tensor_names: every tensor of the checkpoint's model.
         code: a context in which the user's code may run.
+        mappings: what the user and installed packages add to the built-in mappings.
     """
 
     name: str
@@ -65,6 +68,7 @@ class LoadedModel:
     freeze_control_flow: bool = False
     strict: bool = False
     drop_keys: tuple[str, ...] = ()
+    mappings: Registry = field(default_factory=Registry)
 
     def shape_texts(self) -> list[str]:
         """Return the `--input-shape` values that give the same inputs."""
@@ -85,13 +89,16 @@ def load_model(
     clock: Clock,
     fixed_batch: int | None = None,
     cache: ProgramCache | None = None,
+    mappings: Registry | None = None,
 ) -> LoadedModel:
     """Load a checkpoint, or take a module, and capture it, without changing the caller's module, its mode or buffers.
 
     Args:
         fixed_batch: the only batch size wanted.
         cache: the programs captured before; a model of the same architecture is not captured again.
+        mappings: what the user and installed packages add to the built-in mappings (`load_mappings`).
     """
+    mappings = mappings or Registry()
     part, seed, strict = options.submodel, options.capture.seed, options.capture.strict
     freeze_control_flow = options.capture.freeze_control_flow
     input_shapes, image_size = options.capture.input_shapes, options.capture.image_size
@@ -165,7 +172,7 @@ def load_model(
         examples=examples,
         tensor_names=set(tensors),
         parameters=parameters,
-        notes=notes,
+        notes=[*notes, *mapping_notes(mappings, program)],
         code=code,
         captured=captured,
         calling=calling,
@@ -173,6 +180,7 @@ def load_model(
         freeze_control_flow=freeze_control_flow,
         strict=strict,
         drop_keys=options.model.drop_keys,
+        mappings=mappings,
     )
 
 

@@ -18,6 +18,7 @@ from converter.artifacts.runtime.stamp import read_stamp
 from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError
 from converter.ir.program import Program
 from converter.ir.sizes import symbolic_shape
+from converter.lowering.user_lowerings import load_mappings
 from converter.options import ArtifactOptions, SubmodelOptions, VerifyKeywords, VerifyOptions
 from converter.pipeline.build import build
 from converter.pipeline.clock import Clock, Progress
@@ -71,7 +72,7 @@ def verify(
             runner.open(artifact, signature)
         with proposing_shapes(runner):
             batch = stamp.get("options", {}).get("fixed_batch")
-            source = load_model(model, options, fixed_batch=batch, clock=clock)
+            source = load_model(model, options, fixed_batch=batch, clock=clock, mappings=load_mappings())
         notes = [*source.notes, *source.program.notes]
         if format in ("tf", "keras") and stamp.get("options"):
             with clock("import Keras"):  # while the process that opens the artifact imports too

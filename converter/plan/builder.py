@@ -20,6 +20,7 @@ from converter.plan.broadcast import _MOST_BROADCASTS, _broadcasts, _disorder, _
 from converter.plan.dynamic_reshape import is_possible
 from converter.plan.interface import TensorInterface
 from converter.plan.layout import Layout, Move, NeedsMerge, Run, Runs, cut_axes, joint_order, refine
+from converter.plan.registry import Registry
 from converter.plan.steps import (
     CallStep,
     Constant,
@@ -78,12 +79,14 @@ class PlanBuilder:
 
     Attributes:
         open_axes: returns a value with an axis for each factor that dynamic sizes share, by gathers.
+        registry: the mappings that it is made with.
     """
 
     program: Program
     layout: str
     choices: Choices
     open_axes: Callable[[PlanBuilder, Value], Value]
+    registry: Registry
     inputs: list[TensorInterface] = field(default_factory=list)
     outputs: list[TensorInterface] = field(default_factory=list)
     input_steps: list[InputStep] = field(default_factory=list)

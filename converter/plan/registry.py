@@ -1,48 +1,149 @@
-"""The table of mappings: one function per ATen operator, keyed by the operator itself."""
+"""The registry of operators: how each ATen operator is lowered, decomposed and translated to ONNX."""
+
+from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch._ops import OpOverload
 
-Mapping = Callable[..., object]
-MAPPINGS: dict[OpOverload, Mapping] = {}
-CHANNELS_LAST: set[OpOverload] = set()
-PRODUCERS: dict[OpOverload, int] = {}
-FACTORS: dict[OpOverload, Callable[..., tuple[int, ...]]] = {}
-DECOMPOSITIONS: dict[OpOverload, Callable[..., object]] = {}
-TRANSLATIONS: dict[OpOverload, Callable[..., object]] = {}  # to ONNX
-OWNERS: dict[OpOverload, str] = {}  # the file that a user's mapping comes from
-ABSENT: set[str] = set()  # operators registered by name that this PyTorch lacks
-TABLES: tuple[Any, ...] = (
-    MAPPINGS, CHANNELS_LAST, PRODUCERS, FACTORS, DECOMPOSITIONS, TRANSLATIONS, OWNERS, ABSENT,
-)  # fmt: skip  # in the order in which user_mappings.py takes them apart
+from converter.errors import ConversionError
+
+Function = Callable[..., Any]
+Factors = Callable[..., tuple[int, ...]]
+VERBS = {"lowering": "mapped", "decomposition": "decomposed", "translation": "translated"}
 
 
-def snapshot() -> tuple[Any, ...]:
-    """Return a copy of every table, for `restore`."""
-    return tuple(table.copy() for table in TABLES)
+@dataclass(frozen=True)
+class OperatorRecord:
+    """What is registered for one operator.
+
+    Attributes:
+        lowering: adds the operator to a plan (`maps`).
+        decomposition: writes it in terms of other operators (`decomposes`).
+        translation: translates it to ONNX (`translates`).
+        channels_last, produces, factors: see `maps`.
+        owners: the user's file or the package that gave a function, by the function's attribute.
+    """
+
+    lowering: Function | None = None
+    decomposition: Function | None = None
+    translation: Function | None = None
+    channels_last: bool = False
+    produces: int | None = None
+    factors: Factors | None = None
+    owners: Mapping[str, str] = field(default_factory=dict)
+
+    def combine(self, added: OperatorRecord, target: OpOverload | str) -> OperatorRecord:
+        """Return this record with what `added` has.
+
+        Raises:
+            ValueError: both have the same function of the operator.
+        """
+        changes = {name: value for name, value in vars(added).items() if value is not None}
+        for name, verb in VERBS.items():
+            held = getattr(self, name)
+            if held is not None and changes.get(name, held) is not held:
+                raise ValueError(f"{target} is already {verb} by {getattr(held, '__qualname__', '?')}")
+        changes["channels_last"] |= self.channels_last
+        return replace(self, **changes | {"owners": {**self.owners, **added.owners}})
 
 
-def restore(tables: tuple[Any, ...]) -> None:
-    """Set every table to what it was when `snapshot` was called."""
-    for table, held in zip(TABLES, tables, strict=True):
-        table.clear()
-        table.update(held)
+NOTHING = OperatorRecord()
+
+
+@dataclass
+class Registry:
+    """The record of each operator; under its name if this PyTorch lacks it.
+
+    Attributes:
+        owner: the user's file or the package that registers here; empty for the built-in registry.
+        digests: the SHA-256 of each file of mappings that was added to the built-in ones.
+        broken: errors of packages whose mappings could not be loaded.
+    """
+
+    records: dict[OpOverload | str, OperatorRecord] = field(default_factory=dict)
+    owner: str = ""
+    digests: tuple[str, ...] = ()
+    broken: list[ConversionError] = field(default_factory=list)
+
+    def __getitem__(self, target: Any) -> OperatorRecord:
+        return self.records.get(target, NOTHING)
+
+    def having(self, function: str) -> dict[OpOverload, Function]:
+        """Return the functions of one kind, such as "lowering", of all operators that have one."""
+        found = {target: getattr(record, function) for target, record in self.records.items()}
+        return {t: f for t, f in found.items() if f is not None and isinstance(t, OpOverload)}
+
+    @property
+    def absent(self) -> frozenset[str]:
+        """Return the operators registered by name that this PyTorch lacks."""
+        return frozenset(target for target in self.records if isinstance(target, str))
+
+    def functions(self) -> list[Function]:
+        """Return the functions of all records."""
+        found = (getattr(record, name) for record in self.records.values() for name in VERBS)
+        return [function for function in found if function is not None]
+
+    def minus(self, other: Registry) -> Registry:
+        """Return the records that differ from those of `other`."""
+        return Registry({t: r for t, r in self.records.items() if r is not other.records.get(t)}, self.owner)
+
+    def copy(self, owner: str = "") -> Registry:
+        return Registry(dict(self.records), owner, self.digests, list(self.broken))
+
+    def add(self, record: OperatorRecord, *targets: OpOverload | str) -> None:
+        """Add `record` to that of each target, or, if one has such a function already, to none.
+
+        Raises:
+            ValueError: a target has one, or its name is malformed.
+        """
+        if self.owner:
+            owners = {name: self.owner for name in VERBS if getattr(record, name) is not None}
+            record = replace(record, owners=owners)
+        known = [find_operator(target) or str(target) for target in targets]
+        self.records.update({target: self[target].combine(record, target) for target in known})
+
+    def include(self, other: Registry) -> None:
+        """Add all that `other` has.
+
+        Raises:
+            ValueError: both have the same function of an operator.
+        """
+        self.records.update({target: self[target].combine(record, target) for target, record in other.records.items()})
+        self.digests += other.digests
+        self.resolve_absent()
+
+    def resolve_absent(self) -> None:
+        """Move the records of operators that a library has brought since to these operators."""
+        for name in self.absent:
+            if (target := find_operator(name)) is not None:
+                self.records[target] = self[target].combine(self[name], target)
+                del self.records[name]
+
+
+BUILT_IN = Registry()
+_filled: ContextVar[Registry] = ContextVar("filled", default=BUILT_IN)
 
 
 @contextmanager
-def all_or_nothing() -> Iterator[None]:
-    """Undo every registration made in the block if the block raises."""
-    before = snapshot()
+def filling(registry: Registry) -> Iterator[Registry]:
+    """Have the decorators of this module register in `registry`; elsewhere they register for all conversions."""
+    token = _filled.set(registry)
     try:
-        yield
-    except BaseException:
-        restore(before)
-        raise
+        yield registry
+    finally:
+        _filled.reset(token)
+
+
+def absent_operators() -> frozenset[str]:
+    """Return the operators registered by name, in the registry that is being filled, that this PyTorch lacks."""
+    return _filled.get().absent
 
 
 def find_operator(target: OpOverload | str) -> OpOverload | None:
@@ -61,24 +162,20 @@ def find_operator(target: OpOverload | str) -> OpOverload | None:
     return found if isinstance(found, OpOverload) else None
 
 
-def _add(table: dict[OpOverload, Any], targets: tuple[OpOverload | str, ...], function: Any, verb: str) -> list[Any]:
-    """Register `function` for all targets or, if one is taken, for none. Return those that this PyTorch has."""
-    found = {target: find_operator(target) for target in targets}
-    present = [target for target in found.values() if target is not None]
-    for target in present:
-        if target in table:
-            raise ValueError(f"{target} is already {verb} by {getattr(table[target], '__qualname__', '?')}")
-    table.update(dict.fromkeys(present, function))
-    ABSENT.update(str(target) for target, known in found.items() if known is None)
-    return present
+def _registering(record: Callable[[Function], OperatorRecord], *targets: OpOverload | str) -> Callable[[Any], Any]:
+    def register(function: Function) -> Function:
+        _filled.get().add(record(function), *targets)
+        return function
+
+    return register
 
 
 def maps(
     *targets: OpOverload | str,
     channels_last: bool = False,
     produces: int | None = None,
-    factors: Callable[..., tuple[int, ...]] | None = None,
-) -> Callable[[Mapping], Mapping]:
+    factors: Factors | None = None,
+) -> Callable[[Function], Function]:
     """Register the decorated function as the Keras translation of `targets`.
 
     It is called as `function(plan, *args, **kwargs)` with the operator's own arguments, so its parameters follow the
@@ -87,7 +184,7 @@ def maps(
 
     Args:
         targets: operators, or names of operators that only some versions of PyTorch have, such as `aten::cholesky`. A
-            name that this PyTorch lacks is added to `ABSENT`.
+            name that this PyTorch lacks is kept until a library brings it (`Registry.absent`).
         channels_last: the operator asks for channels last, which determines the layout of graph inputs before it and of
             graph outputs after it.
         produces: the dimension of its result whose order the plan may choose (`PlanBuilder.produced`).
@@ -97,21 +194,13 @@ def maps(
     Raises:
         ValueError: an operator is registered twice, or a name is malformed.
     """
-
-    def register(function: Mapping) -> Mapping:
-        for target in _add(MAPPINGS, targets, function, "mapped"):
-            if channels_last:
-                CHANNELS_LAST.add(target)
-            if produces is not None:
-                PRODUCERS[target] = produces
-            if factors is not None:
-                FACTORS[target] = factors
-        return function
-
-    return register
+    return _registering(
+        lambda function: OperatorRecord(function, channels_last=channels_last, produces=produces, factors=factors),
+        *targets,
+    )
 
 
-def decomposes(*targets: OpOverload | str) -> Callable[[Mapping], Mapping]:
+def decomposes(*targets: OpOverload | str) -> Callable[[Function], Function]:
     """Register the decorated function as the decomposition of `targets` into other PyTorch operators.
 
     Use it if PyTorch does not decompose an operator, or decomposes it into operators without a mapping. It is called as
@@ -122,15 +211,10 @@ def decomposes(*targets: OpOverload | str) -> Callable[[Mapping], Mapping]:
     Raises:
         ValueError: an operator is registered twice.
     """
-
-    def register(function: Mapping) -> Mapping:
-        _add(DECOMPOSITIONS, targets, function, "decomposed")
-        return function
-
-    return register
+    return _registering(lambda function: OperatorRecord(decomposition=function), *targets)
 
 
-def translates(*targets: OpOverload | str) -> Callable[[Mapping], Mapping]:
+def translates(*targets: OpOverload | str) -> Callable[[Function], Function]:
     """Register the decorated function as the ONNX translation of `targets`.
 
     It has the form that `torch.onnx.export` takes in `custom_translation_table`: a function of onnxscript's operators
@@ -139,9 +223,4 @@ def translates(*targets: OpOverload | str) -> Callable[[Mapping], Mapping]:
     Raises:
         ValueError: an operator is registered twice.
     """
-
-    def register(function: Mapping) -> Mapping:
-        _add(TRANSLATIONS, targets, function, "translated")
-        return function
-
-    return register
+    return _registering(lambda function: OperatorRecord(translation=function), *targets)

@@ -10,7 +10,7 @@ from torch.testing._internal.common_methods_invocations import op_db
 from torch.utils._pytree import tree_flatten
 
 import mappings
-from converter.plan.registry import MAPPINGS
+from converter.plan.registry import OperatorRecord
 
 aten = torch.ops.aten
 TABLE = Path(__file__).resolve().parents[2] / "docs" / "OPERATORS.md"
@@ -60,22 +60,20 @@ def test_committed_table_has_every_operator_of_the_suite():
 
 
 def test_a_wrong_mapping_is_found_and_blamed(monkeypatch):
-    mappings.load()
     x = torch.linspace(-2, 2, 7)
     samples = [call(torch.neg, x), call(torch.exp, x), call(torch.neg, x.abs() + 1)]
     assert [o.status for o in check(samples, artifacts=True)] == ["right"] * 3
-    monkeypatch.setitem(MAPPINGS, aten.neg.default, lambda plan, x: plan.elementwise(ops.abs, x))
+    wrong = OperatorRecord(lambda plan, x: plan.elementwise(ops.abs, x))
+    monkeypatch.setitem(mappings.load().records, aten.neg.default, wrong)
     assert [o.status for o in check(samples)] == ["wrong", "right", "wrong"]
 
 
 def test_an_artifact_that_differs_from_the_proof_is_found(monkeypatch):
     """A mapping that is right in float64 only."""
-    mappings.load()
-    monkeypatch.setitem(
-        MAPPINGS,
-        aten.exp.default,
-        lambda plan, x: plan.elementwise(lambda a: ops.exp(a) + (0.01 if "float32" in str(a.dtype) else 0), x),
+    wrong = OperatorRecord(
+        lambda plan, x: plan.elementwise(lambda a: ops.exp(a) + (0.01 if "float32" in str(a.dtype) else 0), x)
     )
+    monkeypatch.setitem(mappings.load().records, aten.exp.default, wrong)
     sample = call(torch.exp, torch.linspace(-2, 2, 7))
     assert check([sample])[0].status == "right"
     assert check([sample], artifacts=True)[0].status == "wrong"

@@ -16,6 +16,7 @@ from converter.ir.program import Program
 from converter.lowering.planner import make_plan
 from converter.plan.builder import PlanBuilder
 from converter.plan.interface import TensorInterface
+from converter.plan.registry import Registry
 from converter.rewrites.fold_constants import fold_constants
 from converter.rewrites.pipelines import REWRITES
 from converter.verification.checked_rewrite import rewrite
@@ -84,12 +85,12 @@ def captured(module: nn.Module | Callable, *inputs: Input | tuple[int, ...]) -> 
     return program
 
 
-def planned(program: Program, layout: str = "auto") -> PlanBuilder:
+def planned(program: Program, layout: str = "auto", added: Registry | None = None) -> PlanBuilder:
     """A plan of `program` with its constants computed, which planning takes for granted."""
     copied = program.copy()
     fold_constants(copied)
     copied.cleanup()
-    return make_plan(copied, layout)
+    return make_plan(copied, layout, added=added)
 
 
 def in_float64(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -126,11 +127,14 @@ def run_in_float64(plan: PlanBuilder, *batches: Sequence[Tensor]) -> list[list[n
     return made
 
 
-def assert_plan_is_exact(program: Program, inputs: Sequence[Input | tuple[int, ...]], *layouts: str) -> PlanBuilder:
+def assert_plan_is_exact(
+    program: Program, inputs: Sequence[Input | tuple[int, ...]], *layouts: str, added: Registry | None = None
+) -> PlanBuilder:
     """Plan `program` and compare it with PyTorch, both in float64, at two batch sizes.
 
     Args:
         layouts: "auto" by default; one that holds inputs and outputs as the one before is not run again.
+        added: mappings besides the built-in ones.
 
     Returns the first plan.
     """
@@ -139,7 +143,7 @@ def assert_plan_is_exact(program: Program, inputs: Sequence[Input | tuple[int, .
     expected = [raised.run(*in_float64(batch)) for batch in batches]
     plans: list[PlanBuilder] = []
     for layout in layouts or ("auto",):
-        plan = planned(program, layout)
+        plan = planned(program, layout, added)
         if not any(orders(plan) == orders(other) for other in plans):
             for results, wanted in zip(run_in_float64(plan, *batches), expected, strict=True):
                 assert_same(results, wanted, f"{layout}, batch {len(wanted[0]) if wanted[0].ndim else 0}")
