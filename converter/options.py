@@ -42,6 +42,7 @@ class Flag:
         completes: what the shell completes: "factory" or "package".
         default: how the help shows the default, where its text is not its value.
         in_batch: `convert batch` and its manifests take it.
+        hidden: the help does not list it.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Flag:
     completes: Literal["factory", "package"] | None = None
     default: str | None = None
     in_batch: bool = True
+    hidden: bool = False
 
     @property
     def key(self) -> str:
@@ -160,6 +162,7 @@ class CaptureOptions:
         freeze_control_flow: keep the branches that random inputs take; other inputs must take the same ones.
         strict: capture through Python bytecode, which torch.export calls strict, and in no other way.
         seed: of the random inputs.
+        debug: check the program's invariants after capture and after each rewrite.
     """
 
     input_shapes: tuple[str, ...] = option(
@@ -178,6 +181,10 @@ class CaptureOptions:
         "--strict", "Advanced", "Capture through Python bytecode, which torch.export calls strict.", False
     )
     seed: int = option("--seed", "Advanced", "Seed of the random inputs.", 0, metavar="N", minimum=0)
+    debug: bool = option(
+        "--debug", "Advanced", "Check the program's invariants after capture and after each rewrite; an error names "
+        "the rewrite, to report.", False, hidden=True,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -440,6 +447,7 @@ class LoadKeywords(TypedDict, total=False):
     freeze_control_flow: bool
     strict: bool
     seed: int
+    debug: bool
 
 
 class InspectKeywords(LoadKeywords, total=False):

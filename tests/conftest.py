@@ -1,5 +1,6 @@
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partialmethod
 from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
@@ -10,6 +11,16 @@ T = TypeVar("T")
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: its idle threads must not spin on busy cores
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def verified_programs() -> Iterator[None]:
+    """Verify every program after its capture and after each rewrite, as `--debug` does."""
+    from converter.ir.program import Program
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Program, "__init__", partialmethod(Program.__init__, debug=True))
+        yield
 
 
 @pytest.fixture(scope="session")

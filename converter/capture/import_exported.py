@@ -104,6 +104,8 @@ def from_exported(exported: ExportedProgram) -> Program:
     first = program.placeholders[0].meta["val"].shape if program.placeholders else ()
     if first and isinstance(first[0], int):
         program.fixed_batch = first[0]
+    if program.debug:
+        program.verify("capture")
     return program
 
 

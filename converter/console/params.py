@@ -132,6 +132,7 @@ def options(kind: type, *, batch: bool = False) -> Callable[[Command], Command]:
 def click_option(keyword: str, hint: Any, flag: Flag, default: Any) -> Callable[[Command], Command]:
     """Return the decorator of one option, whose value is None, False, or an empty tuple if it is not given."""
     settings: dict[str, Any] = {"cls": GroupedOption, "group": flag.group, "metavar": flag.metavar}
+    settings["hidden"] = flag.hidden
     text = flag.help
     literal = next((one for one in (hint, *get_args(hint)) if get_origin(one) is Literal), None)
     if json_type(hint) is bool:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import copy
 import linecache
+import operator
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import sympy
 import torch
 from torch import Tensor, fx, nn
 from torch._dispatch.python import enable_python_dispatcher
-from torch.utils._pytree import tree_map_only
+from torch._ops import OpOverload
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from converter.errors import ConversionError
+from converter.ir.aten import ASSERTIONS
 from converter.ir.lazy_tensor import Compute, LazyTensor
+from converter.ir.sizes import SYMBOLIC, numbers_for_sizes, with_numbers
 
 aten = torch.ops.aten
 # Their dropout between layers applies only in training, but PyTorch treats them as random operators.
@@ -56,6 +61,7 @@ class Program:
         values_read: it is right only for the values that the module's own tensors had when it was captured.
         frozen_flow: it holds only one path of a forward that branches on values.
         size_names: the user's names for the symbols of dynamic sizes.
+        debug: verify the program after each rewrite.
     """
 
     graph_module: fx.GraphModule
@@ -72,6 +78,7 @@ class Program:
     size_names: dict[sympy.Symbol, sympy.Expr] = field(default_factory=dict)
     frozen_flow: bool = False
     values_read: bool = False
+    debug: bool = False
 
     @property
     def graph(self) -> fx.Graph:
@@ -88,21 +95,17 @@ class Program:
     def copy(self) -> Program:
         """Return a program with its own graph; tensors are shared until a rewrite replaces them."""
         memo = {id(t): t for t in (*self.graph_module.parameters(), *self.graph_module.buffers())}
-        return Program(
-            copy.deepcopy(self.graph_module, memo),
-            list(self.inputs),
-            list(self.outputs),
-            dict(self.origins),
-            self.fixed_batch,
-            dict(self.deferred),
-            list(self.notes),
-            self.precision,
-            dict(self.inlined_sources),
-            self.frozen,
-            set(self.tied),
-            dict(self.size_names),
-            self.frozen_flow,
-            self.values_read,
+        return replace(
+            self,
+            graph_module=copy.deepcopy(self.graph_module, memo),
+            inputs=list(self.inputs),
+            outputs=list(self.outputs),
+            origins=dict(self.origins),
+            deferred=dict(self.deferred),
+            notes=list(self.notes),
+            inlined_sources=dict(self.inlined_sources),
+            tied=set(self.tied),
+            size_names=dict(self.size_names),
         )
 
     def size_name(self, size: Any) -> str:
@@ -222,6 +225,72 @@ class Program:
         self.graph.lint()
         self.graph_module.recompile()
 
+    # -- invariants
+
+    def verify(self, after: str, like: Program | None = None, emitted: Collection[OpOverload] = ()) -> None:
+        """Check what every program holds to, after the step named `after`.
+
+        Args:
+            like: the program before the step; inputs and outputs stay as they were, and custom operators are those
+                that it has or that are in `emitted`.
+
+        Raises:
+            ConversionError: something does not hold; the error names the step, the node, its module and line.
+        """
+        custom = None if like is None else {*emitted, *(node.target for node in like.graph.nodes)}
+        numbers = numbers_for_sizes(self.placeholders)
+        defined: set[fx.Node] = set()
+        for node in self.graph.nodes:
+            reason = self._why_invalid(node, defined, custom, numbers)
+            if not reason and like is not None and node.op == "output":
+                reason = self._why_other_interface(like, numbers)
+            if reason:
+                line = source_line(node)
+                raise ConversionError(
+                    f"{after} left an invalid program: `{node.name}` ({node.target}) {reason}",
+                    code="PTC3010",
+                    where=f"module `{module_path(node)}`" + (f", {line}" if line else ""),
+                    fix="this is a fault of the converter: please report it with the model",
+                )
+            defined.add(node)
+
+    def _why_invalid(
+        self,
+        node: fx.Node,
+        defined: Collection[fx.Node],
+        custom: Collection[Any] | None,
+        numbers: Mapping[sympy.Symbol, int],
+    ) -> str:
+        if late := [n.name for n in node.all_input_nodes if n not in defined]:
+            return f"reads {', '.join(late)} before it is defined"
+        if node.op == "output":
+            named = len(self.results) == len(set(self.outputs)) and len(self.placeholders) == len(set(self.inputs))
+            return "" if named else f"does not match the names {self.inputs} and {self.outputs}"
+        held = node.meta.get("val")
+        if held is None:
+            return "has no metadata"
+        if node.op == "placeholder":
+            return ""
+        if node.op == "get_attr":
+            if node.target not in self.origins:
+                return "has no origin"
+            tensor = read_attribute(self.graph_module, node.target)
+            computed = (held.dtype, tensor.dtype) == (torch.float32, torch.float64)
+            dtype = torch.float32 if computed else tensor.dtype
+            return _difference(held, torch.empty(tensor.shape, dtype=dtype, device="meta"), numbers)
+        return _why_not_allowed(node, custom) or _why_other_result(node, numbers)
+
+    def _why_other_interface(self, like: Program, numbers: Mapping[sympy.Symbol, int]) -> str:
+        if (self.inputs, self.outputs) != (like.inputs, like.outputs):
+            return f"has other names than {like.inputs} and {like.outputs}"
+        now, before = ([*p.placeholders, *p.results] for p in (self, like))
+        for name, a, b in zip((*self.inputs, *self.outputs), now, before, strict=True):
+            if free_unbacked_symbols(b.meta["val"]):
+                continue  # a rewrite may learn the number
+            if reason := _difference(a.meta["val"], with_numbers(b.meta["val"], numbers), numbers):
+                return f"changes `{name}`, which {reason}"
+        return ""
+
     # -- precision
 
     def with_dtype(self, dtype: torch.dtype) -> Program:
@@ -261,6 +330,65 @@ class Program:
         node.replace_all_uses_with(read, delete_user_cb=lambda user: user is not read)
         if deferred:
             self.graph.erase_node(node)
+
+
+def _why_not_allowed(node: fx.Node, custom: Collection[Any] | None) -> str:
+    """Return why an operator cannot be in a program, or ""."""
+    if node.op != "call_function":
+        return f"is a {node.op}"
+    if not isinstance(node.target, OpOverload):
+        numbers = not any(isinstance(leaf, Tensor) for leaf in tree_leaves(node.meta["val"]))
+        return "" if node.target is operator.getitem or numbers else "is not an ATen operator"
+    if node.target._schema.is_mutable or node.target in ASSERTIONS:
+        return "has an effect"
+    if custom is not None and node.target.namespace != "aten" and node.target not in custom:
+        return "is not an operator of this stage"
+    return ""
+
+
+def _why_other_result(node: fx.Node, numbers: Mapping[sympy.Symbol, int]) -> str:
+    """Return how the metadata differs from the operator's result on tensors without values, or "".
+
+    A node that was found right is not run again until its operator, its arguments or their metadata change.
+    """
+    given = tree_map_only(fx.Node, lambda n: n.meta["val"], (node.args, node.kwargs))
+    held = tree_leaves(node.meta["val"])
+    call = (node.target, *tree_leaves(given), *held)
+    if _is_same_call(call, node.meta.get("verified", ())):
+        return ""
+    if not any(free_unbacked_symbols(leaf) for leaf in held if isinstance(leaf, Tensor | SYMBOLIC)):
+        args, kwargs = tree_map(lambda leaf: _without_values(leaf, numbers), given)
+        try:
+            results = tree_leaves(node.target(*args, **kwargs))
+        except Exception as error:
+            return f"fails on tensors without values: {type(error).__name__}: {error}"
+        if len(results) != len(held):
+            return f"has metadata of {len(held)} results, not {len(results)}"
+        for one, result in zip(held, results, strict=True):
+            if reason := _difference(one, result, numbers):
+                return reason
+    node.meta["verified"] = call
+    return ""
+
+
+def _is_same_call(first: tuple, second: tuple) -> bool:
+    return len(first) == len(second) and all(
+        a is b or (type(a) is type(b) and isinstance(a, int | float) and a == b)
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def _without_values(leaf: Any, numbers: Mapping[sympy.Symbol, int]) -> Any:
+    return torch.device("meta") if isinstance(leaf, torch.device) else with_numbers(leaf, numbers)
+
+
+def _difference(held: Any, wanted: Any, numbers: Mapping[sympy.Symbol, int]) -> str:
+    """Return how metadata differs from what is wanted, which is in numbers, or ""."""
+    held = with_numbers(held, numbers)
+    if not isinstance(held, Tensor) or not isinstance(wanted, Tensor):
+        return "" if type(held) is type(wanted) and held == wanted else f"has metadata {held}, not {wanted}"
+    kinds = [f"{one.dtype} {tuple(one.shape)}" for one in (held, wanted)]
+    return "" if kinds[0] == kinds[1] else f"has metadata of {kinds[0]}, not {kinds[1]}"
 
 
 @contextmanager

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 import sympy
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 Size: TypeAlias = Any  # int, or a sympy expression of dynamic sizes
+SYMBOLIC = torch.SymInt | torch.SymFloat | torch.SymBool  # numbers of a graph that conversion does not know
 
 
 def product(sizes: Iterable[Size]) -> Size:
@@ -62,3 +63,27 @@ def example_shape(shape: Any) -> tuple[int, ...]:
     """Return a shape in numbers, with every dynamic size as 2."""
     found = [size_of(n) for n in shape]
     return tuple(n if isinstance(n, int) else int(n.subs(dict.fromkeys(n.free_symbols, 2))) for n in found)
+
+
+def numbers_for_sizes(placeholders: Iterable[fx.Node]) -> dict[sympy.Symbol, int]:
+    """Return numbers for dynamic sizes: those of the examples, but another batch."""
+    numbers: dict[sympy.Symbol, int] = {}
+    for node in placeholders:
+        for dim, n in enumerate(node.meta["val"].shape):
+            if isinstance(n, torch.SymInt):
+                numbers.setdefault(n.node.expr, n.node.hint + (dim == 0))
+    return numbers
+
+
+def with_numbers(value: Any, numbers: Mapping[sympy.Symbol, int]) -> Any:
+    """Return metadata in numbers: a meta tensor for a fake one, a number for a symbolic one."""
+    if isinstance(value, Tensor):
+        shape = [with_numbers(n, numbers) for n in value.shape]
+        return torch.empty(shape, dtype=value.dtype, device="meta")
+    if not isinstance(value, SYMBOLIC):
+        return value
+    expression = value.node.expr
+    if expression not in numbers:
+        expression = expression.subs({s: numbers.get(s, 4) for s in expression.free_symbols})
+        return value.node.pytype(expression)
+    return numbers[expression]

@@ -163,6 +163,9 @@ def load_model(
         examples = program_examples(program, seed)
         tensors = {**checkpoint.program.state_dict, **checkpoint.program.constants}
         parameters = sum(p.numel() for p in checkpoint.program.parameters())
+    if options.capture.debug:
+        program.debug = True
+        program.verify("capture")
     return LoadedModel(
         name=str(model) if not isinstance(model, nn.Module) else type(model).__name__,
         sha256=checkpoint.sha256 or None,

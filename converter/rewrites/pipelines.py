@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import torch
+from torch._ops import OpOverload
+
+from converter.ir import custom_ops
 from converter.rewrites.base import Rewrite
 from converter.rewrites.constant_offsets import constant_offsets, learned_offsets
 from converter.rewrites.drop_batch_index import drop_batch_index
@@ -33,6 +37,9 @@ from converter.rewrites.note_split_volumes import note_split_volumes
 from converter.rewrites.shift_to_depthwise import shift_to_depthwise
 from converter.rewrites.tie_embeddings import tie_embeddings
 from converter.rewrites.unify_clamp_bounds import unify_clamp_bounds
+
+ours = torch.ops.converter
+assert custom_ops  # registers torch.ops.converter
 
 # The order matters: channels must be permuted before kernels are folded or merged into others.
 COMMON: tuple[Rewrite, ...] = (
@@ -82,3 +89,23 @@ EXACT_SHIFTS: dict[Rewrite, Rewrite] = {
     find_shifts: find_sampled_shifts,
     find_trained_shifts: find_trained_and_sampled_shifts,
 }
+
+# The custom operators that a rewrite may add.
+EMITTED: dict[Rewrite, tuple[OpOverload, ...]] = {
+    constant_offsets: (ours.shift.default,),
+    learned_offsets: (ours.shift.default,),
+    find_shifts: (ours.shift.default,),
+    find_trained_shifts: (ours.shift.default,),
+    find_sampled_shifts: (ours.shift.default,),
+    find_trained_and_sampled_shifts: (ours.shift.default,),
+    group_convolutions: (ours.reorder_channels.default,),
+    focus_to_space_to_depth: (ours.space_to_depth.default, ours.reorder_channels.default),
+    find_channel_permutations: (ours.reorder_channels.default,),
+    find_space_to_depth: (
+        ours.space_to_depth.default, ours.depth_to_space.default, ours.reorder_channels.default
+    ),
+    find_attention: (ours.multi_head_attention.default,),
+    merge_padding: (ours.padded_conv.default,),
+    merge_separable: (ours.separable_conv2d.default,),
+    note_split_volumes: (ours.padded_conv.default,),
+}  # fmt: skip

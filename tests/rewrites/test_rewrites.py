@@ -65,6 +65,7 @@ from converter.rewrites.negative_zero_padding import negative_zero_padding
 from converter.rewrites.normalize_pools import normalize_pools
 from converter.rewrites.note_split_volumes import note_split_volumes
 from converter.rewrites.pipelines import REWRITES
+from converter.rewrites.run import apply_rewrites
 from converter.rewrites.shift_to_depthwise import shift_to_depthwise
 from converter.rewrites.tie_embeddings import tie_embeddings
 from converter.rewrites.unify_clamp_bounds import unify_clamp_bounds
@@ -1046,7 +1047,7 @@ def rows(table: int):
 @pytest.mark.parametrize("change, module, shape, picture", rows(0))
 def test_fires(change, module, shape, picture):
     before, tensors, program = start(change, module, shape)
-    rewritten, changes = applied(change, program)
+    rewritten, changes = apply_rewrites(program, [change])
     assert operators(rewritten) == picture
     assert changes
     assert all(isinstance(c, Change) and c.name for c in changes)
@@ -1057,7 +1058,7 @@ def test_fires(change, module, shape, picture):
 @pytest.mark.parametrize("change, module, shape", rows(1))
 def test_leaves_alone(change, module, shape):
     before, tensors, program = start(change, module, shape)
-    rewritten, changes = applied(change, program)
+    rewritten, changes = apply_rewrites(program, [change])
     assert changes == []
     assert rewritten.graph_module.code == program.graph_module.code
     assert_tensors_are(before, tensors)
@@ -1071,15 +1072,8 @@ def start(change, module, shape) -> tuple[dict, dict, Program]:
     for earlier in (tie_embeddings, drop_batch_index, drop_identities, fold_constants):
         if change is earlier:
             break
-        program, _ = applied(earlier, program)
+        program, _ = apply_rewrites(program, [earlier])
     return {name: t.clone() for name, t in tensors.items()}, tensors, program
-
-
-def applied(change, program: Program) -> tuple[Program, list[Change]]:
-    copied = program.copy()
-    changes = change(copied)
-    copied.cleanup()
-    return copied, changes
 
 
 def operators(program: Program) -> str:
@@ -1126,7 +1120,7 @@ def test_every_rewrite_has_both_tables():
 )
 def test_changed_tensors_know_their_sources(change, module, shape, exact):
     *_, program = start(change, module, shape)
-    rewritten, _ = applied(change, program)
+    rewritten, _ = apply_rewrites(program, [change])
     originals = set(program.origins)
     for node in rewritten.graph.find_nodes(op="get_attr"):
         origin = rewritten.origins[node.target]
@@ -1145,7 +1139,7 @@ def test_changed_tensors_know_their_sources(change, module, shape, exact):
 
 def test_one_expression_of_constants_becomes_one_tensor():
     *_, program = start(fold_constants, *CONSTANTS_FIRES["one expression twice"][:2])
-    rewritten, _ = applied(fold_constants, program)
+    rewritten, _ = apply_rewrites(program, [fold_constants])
     assert len({node.target for node in rewritten.graph.find_nodes(op="get_attr")}) == 1
 
 
@@ -1170,7 +1164,7 @@ def test_a_chain_of_diamonds_is_folded_in_time_that_grows_with_its_length(kind):
     module.weight = kind(torch.randn(5))
     before, tensors, program = start(fold_constants, module, (2, 5))
     started = time.perf_counter()
-    rewritten, _ = applied(fold_constants, program)
+    rewritten, _ = apply_rewrites(program, [fold_constants])
     (node,) = rewritten.graph.find_nodes(op="get_attr")
     rewritten.tensor(node)
     assert time.perf_counter() - started < 2  # tens of milliseconds
@@ -1231,6 +1225,7 @@ MODEL = nn.Sequential(nn.Conv2d(6, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropo
 @pytest.mark.parametrize("fault", [as_sigmoid, with_another_epsilon, without_batch])
 def test_runner_names_the_rewrite_at_fault(fault):
     program = captured(MODEL, IMAGE)
+    program.debug = False
     with pytest.raises(ConversionError, match=f"`{fault.__name__}` changed .*after drop_dropout") as raised:
         rewrite(program, (drop_dropout, fault, drop_identities), examples([IMAGE]))
     assert raised.value.fix
