@@ -20,7 +20,7 @@ def prelu(plan, x, weight):
         return plan.elementwise(leaky, x, plan.reshape(weight, per_channel(weight, x)))
     if weight.values.numel() > 1:
         x, axis, order = plan.channel_axis(x)
-        weight = weight.take(0, order)
+        weight = weight.index_select(0, order)
     else:
         axis = None
     rank = len(x.layout.axes)
@@ -29,7 +29,7 @@ def prelu(plan, x, weight):
     if met_at_several_ranks(plan, 1):
         first, *rest = x.layout.axes
         before, channels, behind = (rest[: axis - 1], rest[axis - 1], rest[axis:]) if axis else ([], (), rest)
-        x = plan.request(x, (first, tuple(chain(*before)), channels, tuple(chain(*behind))), "a slope")
+        x = plan.relayout(x, (first, tuple(chain(*before)), channels, tuple(chain(*behind))), "a slope")
         rank, axis = 4, 2
     shared = [i for i in range(1, rank) if i != axis]
     alpha = weight.reshape(*(weight.shape[0] if i == axis else 1 for i in range(1, rank)))
@@ -103,8 +103,8 @@ def randomised_leaky_relu(plan, x, lower=0.125, upper=1 / 3, training=False, gen
 def glu(plan, x, dim=-1):
     dim %= len(x.shape)
     half = plan.shape()[dim]
-    x, axis = plan.one_axis(x, dim, "a gated linear unit")
-    layout, _ = x.layout.resized(dim, half)
+    x, axis = plan.isolate_axis(x, dim, "a gated linear unit")
+    layout, _ = x.layout.resize_dim(dim, half)
 
     def gated(a):
         value, gate = ops.split(a, 2, axis)

@@ -107,12 +107,12 @@ def multi_head_attention(
     given, held = {}, list[Constant | None]()
     for i, (name, x) in enumerate(zip(rows, (query, key, value), strict=True)):
         given[name], order = features_behind(plan, plan.as_value(x, like))
-        kernel = weights[i].take(0, np.array(rows[name])).permute(1, 0).take(0, order)
+        kernel = weights[i].index_select(0, np.array(rows[name])).permute(1, 0).index_select(0, order)
         width = len(rows[name]) // heads
         held.append(kernel.reshape(weights[i].shape[1], heads, width))
-        held.append(biases[i].take(0, np.array(rows[name])).reshape(heads, width) if biases else None)
+        held.append(biases[i].index_select(0, np.array(rows[name])).reshape(heads, width) if biases else None)
     outputs = weights[3].shape[0]
-    last = weights[3].take(1, np.array(columns)).permute(1, 0)
+    last = weights[3].index_select(1, np.array(columns)).permute(1, 0)
     held += [last.reshape(heads, len(columns) // heads, outputs), biases[3] if biases else None]
     config = {
         "num_heads": heads,
@@ -130,7 +130,7 @@ def multi_head_attention(
     wanted = is_used(plan, 1)
     whole = plan.layer(
         layers.MultiHeadAttention, config, given["query"], weights=held, name=plan.name, layout=layout,
-        named={"value": given["value"], "key": given["key"]},
+        extra_inputs={"value": given["value"], "key": given["key"]},
         arguments={"return_attention_scores": True} if wanted else None,
     )  # fmt: skip
     for x in (*given.values(), whole):
@@ -146,5 +146,5 @@ def features_behind(plan: PlanBuilder, x: Value) -> tuple[Value, np.ndarray]:
     """Return `x` with its axes as (batch, time, features), and the physical order of the features."""
     batch, time, features = x.layout.dims
     run = tuple(a for a in x.layout.atoms if a in features)
-    x = plan.request(x, (batch, time, run), "(batch, time, features)")
+    x = plan.relayout(x, (batch, time, run), "(batch, time, features)")
     return x, x.layout.index(x.layout.dims[2], run)

@@ -13,13 +13,13 @@ def multiplied(plan, x, dim, matrix, reason):
     size = matrix.shape[0]
     if matrix.shape[0] == matrix.shape[1] and np.array_equal(matrix, np.eye(size)):
         return x
-    x, axis = plan.one_axis(x, dim, reason)
+    x, axis = plan.isolate_axis(x, dim, reason)
     last = axis == len(x.layout.axes) - 1
     held = np.ascontiguousarray(matrix.T if last else matrix)
     constant = Constant(
         LazyTensor.of(torch.from_numpy(held)), x.dtype, (), False, False, ("matrix", held.shape, held.tobytes())
     )
-    layout, _ = x.layout.resized(dim, size)
+    layout, _ = x.layout.resize_dim(dim, size)
     return plan.call(lambda m, a: along(a, m, axis), plan.as_value(constant, x), x, layout=layout)
 
 

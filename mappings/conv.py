@@ -83,18 +83,18 @@ def padded_convolution(plan, x, weight, bias, stride, pads, dilation, groups, sh
     if depthwise:
         multiplier = out // groups
         layout = channels_last_result(x.layout, shape, channels=multiplier)
-        kernel = weight.reshape(groups, multiplier, *size).take(0, order).permute(*range(2, rank + 2), 0, 1)
+        kernel = weight.reshape(groups, multiplier, *size).index_select(0, order).permute(*range(2, rank + 2), 0, 1)
         if bias is not None:
-            bias = bias.reshape(groups, multiplier).take(0, order).reshape(out)
+            bias = bias.reshape(groups, multiplier).index_select(0, order).reshape(out)
         kind = layers.DepthwiseConv1D if rank == 1 else layers.DepthwiseConv2D
         y = plan.layer(kind, config | {"depth_multiplier": multiplier}, x, weights=(kernel, bias), layout=layout)
     else:
         if groups == 1:
-            weight = weight.take(1, order)
+            weight = weight.index_select(1, order)
         layout = channels_last_result(x.layout, shape)
         if groups == 1:
-            layout, emitted = plan.produced(layout, 1)
-            weight, bias = weight.take(0, emitted), None if bias is None else bias.take(0, emitted)
+            layout, emitted = plan.choose_channel_order(layout, 1)
+            weight, bias = weight.index_select(0, emitted), None if bias is None else bias.index_select(0, emitted)
         kernel = weight.permute(*range(2, rank + 2), 1, 0)
         config |= {"filters": out, "groups": groups}
         y = plan.layer(CONV[rank], config, x, weights=(kernel, bias), layout=layout)
@@ -110,14 +110,14 @@ def without_batch(plan, x, operator):
 def grouped_volume(plan, x, weight, bias, stride, pads, dilation, groups, shape):
     """Sum one 2-D convolution per plane of the kernel, because a CPU has no grouped 3-D convolution."""
     x = pad_spatial(plan, plan.channels_last(x)[0], pads)
-    x, axis = plan.one_axis(x, 2, "planes of a volume")
+    x, axis = plan.isolate_axis(x, 2, "planes of a volume")
     out, _, depth, *_ = weight.shape
     batch, _, planes, *sizes = shape
     total = None
     for k in range(depth):
         first = k * dilation[0]
         cut = (*(slice(None),) * axis, slice(first, first + (planes - 1) * stride[0] + 1, stride[0]))
-        part = plan.call(lambda a, cut=cut: a[cut], x, layout=x.layout.resized(2, planes)[0])
+        part = plan.call(lambda a, cut=cut: a[cut], x, layout=x.layout.resize_dim(2, planes)[0])
         image = Value(part.layout.permute((0, 2, 1, 3, 4)), part.dtype, part.step)
         image = plan.reshape(image, (batch * planes, x.shape[1], *x.shape[3:]))
         kernel = weight.rearranged(lambda tensor, k=k: tensor[:, :, k], "plane", k)
@@ -147,7 +147,7 @@ def separable_conv2d(plan, x, depthwise, pointwise, bias, stride, padding, dilat
     same = is_same(x.shape[2:], size, stride, dilation, pads)
     if not same:
         x = pad_spatial(plan, x, pads)
-    kernel = depthwise.reshape(channels, multiplier, *size).take(0, order).permute(2, 3, 0, 1)
+    kernel = depthwise.reshape(channels, multiplier, *size).index_select(0, order).permute(2, 3, 0, 1)
     columns = (order[:, None] * multiplier + np.arange(multiplier)).ravel()
     config = {
         "filters": pointwise.shape[0],
@@ -162,7 +162,7 @@ def separable_conv2d(plan, x, depthwise, pointwise, bias, stride, padding, dilat
         layers.SeparableConv2D,
         config,
         x,
-        weights=(kernel, pointwise.take(1, columns).permute(2, 3, 1, 0), bias),
+        weights=(kernel, pointwise.index_select(1, columns).permute(2, 3, 1, 0), bias),
         layout=channels_last_result(x.layout, plan.shape()),
     )
 
@@ -176,8 +176,8 @@ def space_to_depth(plan, x, block):
 
 @maps(torch.ops.converter.reorder_channels.default)
 def reorder_channels(plan, x, order):
-    x, axis = plan.together(x, 1, "an order of channels that no weights could take")
+    x, axis = plan.dim_on_one_axis(x, 1, "an order of channels that no weights could take")
     x = plan.one_atom(x, 1, "an order of channels that no weights could take")
-    plan.gathers(x, "an order of channels that no weights could take")
+    plan.count_gather(x, "an order of channels that no weights could take")
     indices = np.asarray(order, dtype="int32")
     return plan.call(lambda a: ops.take(a, indices, axis=axis), x, layout=x.layout)

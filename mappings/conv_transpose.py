@@ -52,7 +52,7 @@ def by_layer(plan, x, weight, bias, stride, padding, output_padding, shape):
     behind = [max(p - o, 0) for o, p in zip(output_padding, padding, strict=True)]
     crops = list(zip(padding, behind, strict=True))
     whole = (*shape[:2], *(n + before + after for n, (before, after) in zip(shape[2:], crops, strict=True)))
-    layout, emitted = plan.produced(channels_last_result(x.layout, whole), 1)
+    layout, emitted = plan.choose_channel_order(channels_last_result(x.layout, whole), 1)
     config = {
         "filters": shape[1],
         "kernel_size": size,
@@ -61,8 +61,8 @@ def by_layer(plan, x, weight, bias, stride, padding, output_padding, shape):
         "output_padding": beyond,
         "use_bias": bias is not None,
     }
-    kernel = weight.take(0, order).take(1, emitted).permute(*range(2, rank + 2), 1, 0)
-    bias = None if bias is None else bias.take(0, emitted)
+    kernel = weight.index_select(0, order).index_select(1, emitted).permute(*range(2, rank + 2), 1, 0)
+    bias = None if bias is None else bias.index_select(0, emitted)
     y = plan.layer(CONV_TRANSPOSE[rank], config, x, weights=(kernel, bias), layout=layout)
     return cropped(plan, y, crops) if any(any(crop) for crop in crops) else y
 

@@ -31,24 +31,24 @@ def deform_conv2d(
     _, _, *made = plan.shape()
     if groups == offset_groups == 1:
         x, order = plan.channels_last(x)
-        weight = weight.take(1, order)
+        weight = weight.index_select(1, order)
     else:
         x = plan.channels_in_order(x)
     layout, emitted = channels_last_result(x.layout, plan.shape()), np.arange(out)
     if groups == 1:
-        layout, emitted = plan.produced(layout, 1)
-    kernel = plan.as_value(weight.take(0, emitted).permute(2, 3, 1, 0), x)
+        layout, emitted = plan.choose_channel_order(layout, 1)
+    kernel = plan.as_value(weight.index_select(0, emitted).permute(2, 3, 1, 0), x)
     operands = [x, plan.channels_in_order(plan.as_value(offset, x)), kernel]
     if use_mask:
         operands.append(plan.channels_in_order(plan.as_value(mask, x)))
     if isinstance(bias, Constant) and not bias.query(lambda held: bool((held == 0).all())):
-        operands.append(plan.as_value(bias.take(0, emitted), x))
+        operands.append(plan.as_value(bias.index_select(0, emitted), x))
     elif not isinstance(bias, Constant):
         raise Unsupported("a bias that is computed from the input")
     window = list(itertools.product(range(height), range(width)))
     read = channels_last_result(x.layout, (*x.shape[:2], *made), channels=1)
     for _ in range(4 * len(window)):
-        plan.gathers(Value(read, x.dtype, x.step), "offsets of a deformable convolution")
+        plan.count_gather(Value(read, x.dtype, x.step), "offsets of a deformable convolution")
     held = [n + 2 for n in sizes]
 
     def apply(image, offsets, kernel, *others):

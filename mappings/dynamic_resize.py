@@ -117,8 +117,8 @@ def mean(resize: Resize, i: Any, j: Any, size: Any, out: Any) -> Any:
 
 def weighted(plan: PlanBuilder, x: Value, dim: int, out: Size, resize: Resize, weights: Weights, reason: str) -> Value:
     """Resample `dim` of `x` to the size `out`."""
-    x, axis = plan.one_axis(x, dim, reason)
-    layout, _ = x.layout.resized(dim, out)
+    x, axis = plan.isolate_axis(x, dim, reason)
+    layout, _ = x.layout.resize_dim(dim, out)
     rank = len(x.layout.axes)
     before = LETTERS[:rank]
     equation = f"z{before[axis]},{before}->{before.replace(before[axis], 'z')}"
@@ -137,8 +137,8 @@ def weighted(plan: PlanBuilder, x: Value, dim: int, out: Size, resize: Resize, w
 
 def largest(plan: PlanBuilder, x: Value, dim: int, out: Size) -> Value:
     """Apply adaptive max pooling of `dim` to the size `out`; each result scans all elements, not only its window."""
-    x, axis = plan.one_axis(x, dim, "an adaptive pool")
-    layout, _ = x.layout.resized(dim, out)
+    x, axis = plan.isolate_axis(x, dim, "an adaptive pool")
+    layout, _ = x.layout.resize_dim(dim, out)
     behind = len(x.layout.axes) - axis - 1
 
     def run(array: Any, *zeros: Any) -> Any:
@@ -156,8 +156,8 @@ def largest(plan: PlanBuilder, x: Value, dim: int, out: Size) -> Value:
 
 def nearest(plan: PlanBuilder, x: Value, dim: int, out: Size, factor: float | None, exact: bool) -> Value:
     """Pick the nearest elements of `dim` of `x`, at PyTorch's positions in float32."""
-    x, axis = plan.one_axis(x, dim, "nearest")
-    layout, _ = x.layout.resized(dim, out)
+    x, axis = plan.isolate_axis(x, dim, "nearest")
+    layout, _ = x.layout.resize_dim(dim, out)
 
     def run(array: Any, *zeros: Any) -> Any:
         _, size = counted(along(array, axis), "float32")
@@ -166,15 +166,15 @@ def nearest(plan: PlanBuilder, x: Value, dim: int, out: Size, factor: float | No
         places = ops.minimum(ops.floor((i + 0.5 if exact else i) * ratio), size - 1)
         return ops.take(array, ops.cast(places, "int32"), axis)
 
-    plan.gathers(x, "nearest of an unknown size")
+    plan.count_gather(x, "nearest of an unknown size")
     return plan.call(run, x, *zeros_of(plan, x, dim, out), layout=layout)
 
 
 def part(plan: PlanBuilder, x: Value | Constant, dim: int, start: Size, length: Size) -> Value:
     """Take `length` elements of `dim` from `start` on, one of the two dynamic; also of a constant such as positions."""
     x = as_value(plan, x)
-    x, axis = plan.one_axis(x, dim, "a slice")
-    layout, _ = x.layout.resized(dim, length)
+    x, axis = plan.isolate_axis(x, dim, "a slice")
+    layout, _ = x.layout.resize_dim(dim, length)
     lines = [*zeros_of(plan, x, dim, length), *zeros_of(plan, x, dim, start)]
 
     def run(array: Any, *zeros: Any) -> Any:
@@ -183,7 +183,7 @@ def part(plan: PlanBuilder, x: Value | Constant, dim: int, start: Size, length: 
         first = start if isinstance(start, int) else counted(left.pop(0))[1]
         return ops.take(array, ops.cast(places + first, "int32"), axis)
 
-    plan.gathers(x, "a slice of an unknown size")
+    plan.count_gather(x, "a slice of an unknown size")
     return plan.call(run, x, *lines, layout=layout)
 
 
@@ -208,7 +208,7 @@ def zeros_of(plan: PlanBuilder, x: Value, dim: int, out: Size) -> list[Value]:
     fraction = as_fraction(x.shape[dim], out)
     if fraction is None:
         raise Unsupported(f"a size ({out}) that no tensor before it has, nor a whole multiple of it")
-    value, axis = plan.one_axis(x, dim, "its size")
+    value, axis = plan.isolate_axis(x, dim, "its size")
     return [cut(plan, value, axis, out, fraction)]
 
 
@@ -271,7 +271,7 @@ def opened(plan: PlanBuilder, x: Value) -> Value:
             array = ops.take(array, positions, axis)
         return array
 
-    plan.gathers(x, "a view of several free sizes")
+    plan.count_gather(x, "a view of several free sizes")
     return plan.call(take, x, *lines, layout=Layout(x.layout.dims, tuple(axes), x.layout.size), dtype=x.dtype)
 
 

@@ -93,8 +93,8 @@ def expanded(plan: PlanBuilder, x: Value | Constant, shape: tuple[Size, ...]) ->
         x = plan.as_value(x, Value(Layout.of(step.shape), step.dtype, step))
     for d, (one, want) in enumerate(zip(x.shape, shape, strict=True)):
         if one != want:
-            x, axis = plan.one_axis(x, d, "a repetition")
-            layout, _ = x.layout.resized(d, want)
+            x, axis = plan.isolate_axis(x, d, "a repetition")
+            layout, _ = x.layout.resize_dim(d, want)
             x = plan.call(lambda a, axis=axis, n=want: ops.repeat(a, n, axis), x, layout=layout)
     return x
 

@@ -49,14 +49,14 @@ def flattened(plan: PlanBuilder, x: Value, reason: str) -> Flat:
             x = plan.one_atom(x, d, reason)
     held = strides_of(x.layout)
     if held is None:
-        x = plan.as_torch(x, reason)
+        x = plan.in_torch_order(x, reason)
         held = strides_of(x.layout)
     if held is None:
         raise Unsupported("an index along dimensions of unknown size")
     atoms = x.layout.atoms
     order = sorted(range(len(x.shape)), key=lambda d: atoms.index(x.layout.dims[d][0]) if x.layout.dims[d] else -1)
     one_dimension = Value(Layout((atoms,), x.layout.axes, x.layout.size), x.dtype, x.step)
-    flat, _ = plan.one_axis(one_dimension, 0, reason)
+    flat, _ = plan.isolate_axis(one_dimension, 0, reason)
     return Flat(flat, held, tuple(order), x.shape)
 
 
@@ -125,7 +125,7 @@ def counted(plan: PlanBuilder, shape: Sequence, place: int) -> Value | Constant:
 
 def read(plan: PlanBuilder, flat: Flat, where: Value | Constant, reason: str) -> Value:
     """Read the elements of `flat` at positions `where`."""
-    plan.gathers(flat.value, reason)
+    plan.count_gather(flat.value, reason)
     held = plan.as_value(where, flat.value)
     return plan.call(lambda a, p: ops.take(a, p, axis=0), flat.value, held, layout=held.layout, dtype=flat.value.dtype)
 
@@ -135,10 +135,12 @@ def written(
 ) -> Value:
     """Write `values` at positions `where`, or combine them with the existing elements ("add", "mul", "max", "min")."""
     like = flat.value
-    plan.gathers(like, "a scatter")
+    plan.count_gather(like, "a scatter")
     count = product(where.shape)
     values = plan.as_value(expanded(plan, values, where.shape), like)
-    line = [plan.one_axis(plan.reshape(plan.as_value(v, like), (count,)), 0, "a scatter")[0] for v in (where, values)]
+    line = [
+        plan.isolate_axis(plan.reshape(plan.as_value(v, like), (count,)), 0, "a scatter")[0] for v in (where, values)
+    ]
     held = torch.int32 if like.dtype == torch.bool else like.dtype
 
     def write(a, p, v):
@@ -390,7 +392,7 @@ def masked_scatter(plan, x, mask, source):
     like = next(v for v in (x, mask, source) if isinstance(v, Value))
     count, most = product(shape), product(source.shape) - 1
     flags = plan.reshape(plan.as_value(expanded(plan, mask, shape), like), (count,))
-    flags, _ = plan.one_axis(flags, 0, "a mask")
+    flags, _ = plan.isolate_axis(flags, 0, "a mask")
 
     def ordinal(m):
         return ops.clip(ops.cumsum(ops.cast(m, "int64")) - 1, 0, most)

@@ -40,7 +40,7 @@ def grid_sampler(plan, x, grid, interpolation_mode, padding_mode, align_corners)
         return combined(along, held)
 
     for _ in range({BILINEAR: 2, NEAREST: 1, BICUBIC: 4}[interpolation_mode] ** len(sizes)):
-        plan.gathers(Value(layout, x.dtype, x.step), "a grid to sample at")
+        plan.count_gather(Value(layout, x.dtype, x.step), "a grid to sample at")
     fixed = fixed_grid(plan)
     if fixed is not None:
         found = [(np.asarray(index), None if w is None else np.asarray(w)) for index, w in located(fixed)]
@@ -57,7 +57,7 @@ def grid_sampler(plan, x, grid, interpolation_mode, padding_mode, align_corners)
 
         return plan.call(at_fixed_positions, x, *tables, layout=layout)
 
-    grid = plan.as_torch(plan.as_value(grid, x), "a grid to sample at")
+    grid = plan.in_torch_order(plan.as_value(grid, x), "a grid to sample at")
 
     def at_positions(a, g):
         pixels = ops.reshape(padded(a, widths), (-1, a.shape[-1]))
@@ -216,7 +216,7 @@ def affine_grid(plan, theta, size, align_corners):
     base = aten.affine_grid_generator.default(identity, [1, 1, *sizes], align_corners)[0].numpy()
     if isinstance(theta, Constant):
         theta = plan.as_value(theta, Value(Layout.of(plan.input_steps[0].shape), plan.dtype, plan.input_steps[0]))
-    theta = plan.as_torch(theta, "an affine map")
+    theta = plan.in_torch_order(theta, "an affine map")
     lines = [base[(*(0,) * (rank - 1 - i), slice(None), *(0,) * i, i)] for i in range(rank)]  # along the i-th last axis
     held = [plan.as_value(table(line, plan.dtype), theta) for line in lines]
 

@@ -35,10 +35,10 @@ def repeat(plan, x, repeats):
     x = expanded(plan, x, tuple(r if n == 1 else n for n, r in zip(have, repeats, strict=True)))
     times = {d: r for d, (n, r) in enumerate(zip(have, repeats, strict=True)) if n != 1 and r != 1}
     for d in times:
-        x, _ = plan.one_axis(x, d, "a repetition")
+        x, _ = plan.isolate_axis(x, d, "a repetition")
     layout, by_axis = x.layout, [1] * len(x.layout.axes)
     for d, r in times.items():
-        layout, axis = layout.resized(d, layout.shape[d] * r)
+        layout, axis = layout.resize_dim(d, layout.shape[d] * r)
         by_axis[axis] = r
     return plan.call(lambda a: ops.tile(a, by_axis), x, layout=layout) if times else x
 
@@ -53,8 +53,8 @@ def repeat_interleave(plan, x, repeats, dim=None, *, output_size=None):
     if dim is None:
         x, dim = plan.reshape(x, (product(x.shape),)), 0
     dim %= len(x.shape)
-    x, axis = plan.one_axis(x, dim, "a repetition")
-    layout, _ = x.layout.resized(dim, x.shape[dim] * repeats)
+    x, axis = plan.isolate_axis(x, dim, "a repetition")
+    layout, _ = x.layout.resize_dim(dim, x.shape[dim] * repeats)
     return plan.call(lambda a: ops.repeat(a, repeats, axis), x, layout=layout)
 
 
@@ -67,8 +67,8 @@ def unbind(plan, x, dim=0):
     if isinstance(x, Constant):
         return [x.rearranged(partial(torch.select, dim=dim, index=i), "select", dim, i) for i in range(x.shape[dim])]
     count = x.shape[dim]
-    x, axis = plan.one_axis(x, dim, "a selection")
-    one, _ = x.layout.resized(dim, 1)
+    x, axis = plan.isolate_axis(x, dim, "a selection")
+    one, _ = x.layout.resize_dim(dim, 1)
     parts = plan.calls(lambda a: ops.split(a, count, axis), x, layouts=[one] * count)
     return [plan.reshape(part, plan.shape(i)) for i, part in enumerate(parts)]
 
@@ -82,13 +82,13 @@ def picked(plan, x, dim, indices, reason):
         raise Unsupported("an index into an unknown size")
     if np.array_equal(indices, np.arange(size)):
         return x
-    x, axis = plan.one_axis(x, dim, reason)
-    layout, _ = x.layout.resized(dim, count)
+    x, axis = plan.isolate_axis(x, dim, reason)
+    layout, _ = x.layout.resize_dim(dim, count)
     step = int(indices[1] - indices[0]) if count > 1 else 1
     if count and step > 0 and np.array_equal(indices, indices[0] + step * np.arange(count)):
         cut = (*(slice(None),) * axis, slice(int(indices[0]), int(indices[-1]) + 1, step))
         return plan.call(lambda a: a[cut], x, layout=layout)
-    plan.gathers(x, reason)
+    plan.count_gather(x, reason)
     tensor = torch.from_numpy(np.asarray(indices, dtype="int64"))
     held = Constant(LazyTensor.of(tensor), torch.int64, (), False, False, ("indices", tuple(tensor.tolist())))
     return plan.call(lambda a, i: ops.take(a, i, axis=axis), x, plan.as_value(held, x), layout=layout)
@@ -110,8 +110,8 @@ def taken(plan, x, dim, index):
     x = plan.as_value(x, index)
     if not x.shape:
         x = plan.reshape(x, (1,))
-    x, axis = plan.one_axis(x, dim, "an index")
-    plan.gathers(x, "an index that depends on the input")
+    x, axis = plan.isolate_axis(x, dim, "an index")
+    plan.count_gather(x, "an index that depends on the input")
     above = max(x.layout.size, default=-1) + 1
     inner = index.layout.renamed({a: above + i for i, a in enumerate(index.layout.size)})
     outer = {a: n for a, n in x.layout.size.items() if a not in x.layout.dims[dim]}
@@ -224,7 +224,7 @@ def flip(plan, x, dims):
 def flipped(plan, x, dims):
     """Flip `x` along `dims`: every axis that holds a part of them."""
     dims = {d % len(x.shape) for d in dims}
-    x = plan.request(x, x.layout.axes_within(dims).axes, "a flip")
+    x = plan.relayout(x, x.layout.axes_within(dims).axes, "a flip")
     turned = {a for d in dims for a in x.layout.dims[d]}
     axes = [i for i, axis in enumerate(x.layout.axes) if turned.intersection(axis)]
     return plan.call(lambda a: ops.flip(a, axes), x, layout=x.layout) if axes else x
@@ -251,7 +251,7 @@ def roll(plan, x, shifts, dims=()):
         if x.layout.dims[d]:
             moved[d % len(x.shape)] = moved.get(d % len(x.shape), 0) + shift
     for d in moved:
-        x, _ = plan.one_axis(x, d, "a roll")
+        x, _ = plan.isolate_axis(x, d, "a roll")
     axes = [x.layout.axes.index(x.layout.dims[d]) for d in moved]
     by = list(moved.values())
     return plan.call(lambda a: ops.roll(a, by, axes), x, layout=x.layout) if moved else x

@@ -22,8 +22,8 @@ aten = torch.ops.aten
 def of_matrices(plan, function, *operands, shape, dtype=None):
     """Apply `function` to matrices with their batch dimensions in PyTorch's order."""
     like = next(o for o in operands if isinstance(o, Value))
-    held = [plan.as_torch(plan.as_value(o, like), "matrices last") for o in operands]
-    given = [plan.request(h, tuple(h.layout.dims), "matrices last") for h in held]
+    held = [plan.in_torch_order(plan.as_value(o, like), "matrices last") for o in operands]
+    given = [plan.relayout(h, tuple(h.layout.dims), "matrices last") for h in held]
     return plan.call(function, *given, layout=Layout.of(shape), dtype=dtype or operands[0].dtype)
 
 

@@ -26,18 +26,18 @@ def linear(plan, x, weight, bias=None):
 
 def features_last(plan, x, weight, bias, name=None):
     dim = len(x.shape) - 1
-    axes = x.layout.last(dim)
-    x = plan.request(x, axes if len(axes) > 1 else ((), *axes), "features last")  # a layer needs a batch, even of 1
+    axes = x.layout.dim_last(dim)
+    x = plan.relayout(x, axes if len(axes) > 1 else ((), *axes), "features last")  # a layer needs a batch, even of 1
     layout = x.layout
-    kernel = weight.take(1, layout.index(layout.dims[dim], layout.axes[-1]))
+    kernel = weight.index_select(1, layout.index(layout.dims[dim], layout.axes[-1]))
     units = weight.shape[0]
     fresh = max(layout.size, default=-1) + 1
     run = (fresh,) if units != 1 else ()
     kept = {a: n for a, n in layout.size.items() if a not in layout.dims[dim]}
     result = Layout((*layout.dims[:-1], run), (*layout.axes[:-1], run), kept | dict.fromkeys(run, units))
-    result, emitted = plan.produced(result, dim)
-    kernel = kernel.take(0, emitted).permute(1, 0)
-    bias = None if bias is None else bias.take(0, emitted)
+    result, emitted = plan.choose_channel_order(result, dim)
+    kernel = kernel.index_select(0, emitted).permute(1, 0)
+    bias = None if bias is None else bias.index_select(0, emitted)
     if len(layout.axes) == 2:
         plain = {"units": units, "use_bias": bias is not None}
         return plan.layer(layers.Dense, plain, x, weights=(kernel, bias), layout=result, name=name)
@@ -66,8 +66,8 @@ def met_at_several_sizes(plan):
 def scores(plan, x, table, bias):
     """Score each row of an embedding's table with the layer that looks rows up."""
     dim = len(x.shape) - 1
-    x = plan.request(x, (*x.layout.last(dim)[:-1], x.layout.dims[dim]), "features last, in an embedding's order")
-    layout, _ = x.layout.resized(dim, table.shape[0])
+    x = plan.relayout(x, (*x.layout.dim_last(dim)[:-1], x.layout.dims[dim]), "features last, in an embedding's order")
+    layout, _ = x.layout.resize_dim(dim, table.shape[0])
     y = table_layer(plan, x, table, layout, reverse=True)
     return y if bias is None else plan.elementwise(sum_of, y, bias)
 

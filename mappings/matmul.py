@@ -189,7 +189,7 @@ def contract(
     arrays = []
     for x, layout, axes in zip(held, layouts, wanted, strict=True):
         if isinstance(x, Value):
-            arrays.append(plan.request(Value(layout, x.dtype, x.step), axes, "a matrix product"))
+            arrays.append(plan.relayout(Value(layout, x.dtype, x.step), axes, "a matrix product"))
         else:
             step = plan.as_value(arrange(x, layout, axes)[0], like).step
             arrays.append(Value(Layout(layout.dims, axes, layout.size), x.dtype, step))

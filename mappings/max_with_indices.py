@@ -58,15 +58,15 @@ def maxima_and_positions(plan: PlanBuilder, x: Value, windows: Sequence[Windows]
     rank = len(x.shape)
     sizes = x.shape[rank - len(windows) :]
     for dim in range(rank - len(windows), rank):
-        x, _ = plan.one_axis(x, dim, "the positions of maxima")
+        x, _ = plan.isolate_axis(x, dim, "the positions of maxima")
     values, held = x, None
     for i in reversed(range(len(windows))):
         dim, below = rank - len(windows) + i, product(sizes[i + 1 :])
-        values, axis = plan.one_axis(values, dim, "the positions of maxima")
-        plan.gathers(values, "the positions of maxima")
+        values, axis = plan.isolate_axis(values, dim, "the positions of maxima")
+        plan.count_gather(values, "the positions of maxima")
         if held is not None:
-            held = plan.request(held, values.layout.axes, "the positions of maxima")
-        layout, _ = values.layout.resized(dim, len(windows[i].positions))
+            held = plan.relayout(held, values.layout.axes, "the positions of maxima")
+        layout, _ = values.layout.resize_dim(dim, len(windows[i].positions))
         best = BestAlong(windows[i], axis, below)
         made = plan.calls(best, *([values] if held is None else [values, held]), layouts=[layout, layout])
         values, held = made

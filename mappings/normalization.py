@@ -24,7 +24,7 @@ def batch_norm(plan, x, weight, bias, mean, variance, training, momentum, eps, c
     if mean is None or training:
         return of_the_batch(plan, x, weight, bias, eps)
     x, axis, order = plan.channel_axis(x)
-    tensors = [t.take(0, order) if t is not None else None for t in (weight, bias, mean, variance)]
+    tensors = [t.index_select(0, order) if t is not None else None for t in (weight, bias, mean, variance)]
     config = {
         "axis": axis,
         "epsilon": eps,
@@ -60,7 +60,7 @@ def layer_norm(plan, x, normalized_shape, weight=None, bias=None, eps=1e-5, *_):
     """Map layer norm; the normalized dimensions may have any order, scale and offset are arranged like them."""
     rank = len(x.shape)
     dims = list(range(rank - len(normalized_shape), rank))
-    x = plan.request(x, x.layout.axes_within(dims).axes, "layer norm")
+    x = plan.relayout(x, x.layout.axes_within(dims).axes, "layer norm")
     inside = {a for d in dims for a in x.layout.dims[d]}
     axes = [i for i, axis in enumerate(x.layout.axes) if axis and axis[0] in inside]
     if not axes:
@@ -91,9 +91,9 @@ def group_norm(plan, x, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enab
     layout = Layout((batch, (*group, *within), *spatial), split.layout.axes, split.layout.size)
     if met_at_several_ranks(plan, 2):
         spatial = (tuple(chain(*spatial)),)
-    y = plan.request(Value(layout, split.dtype, split.step), (batch, *spatial, held), "channels last, group by group")
+    y = plan.relayout(Value(layout, split.dtype, split.step), (batch, *spatial, held), "channels last, group by group")
     order = layout.index((*group, *within), held)
-    tensors = [t.take(0, order) if t is not None else None for t in (weight, bias)]
+    tensors = [t.index_select(0, order) if t is not None else None for t in (weight, bias)]
     config = {
         "groups": num_groups,
         "axis": len(y.layout.axes) - 1,
@@ -129,7 +129,7 @@ def rms_norm(plan, x, normalized_shape, weight=None, eps=None):
     """Normalize over dimensions in any order; without `eps`, PyTorch uses the type's epsilon."""
     rank = len(x.shape)
     dims = list(range(rank - len(normalized_shape), rank))
-    x = plan.request(x, x.layout.axes_within(dims).axes, "RMS norm")
+    x = plan.relayout(x, x.layout.axes_within(dims).axes, "RMS norm")
     inside = {a for d in dims for a in x.layout.dims[d]}
     axes = tuple(i for i, axis in enumerate(x.layout.axes) if axis and axis[0] in inside)
 

@@ -96,18 +96,18 @@ def padded(plan: PlanBuilder, x: Value, pad: Sequence[int], function) -> Value:
     for d, (before, after) in enumerate(widths):
         if min(before, after) < 0:
             before, after = max(-before, 0), max(-after, 0)
-            x, axis = plan.one_axis(x, d, "padding")
+            x, axis = plan.isolate_axis(x, d, "padding")
             cut = (*(slice(None),) * axis, slice(before, -after or None))
-            layout, _ = x.layout.resized(d, x.shape[d] - before - after)
+            layout, _ = x.layout.resize_dim(d, x.shape[d] - before - after)
             x = plan.call(lambda a, cut=cut: a[cut], x, layout=layout)
     widths = [(max(before, 0), max(after, 0)) for before, after in widths]
     dims = [d for d, width in enumerate(widths) if any(width)]
     for d in dims:
-        x, _ = plan.one_axis(x, d, "padding")
+        x, _ = plan.isolate_axis(x, d, "padding")
     by_axis = [(0, 0)] * len(x.layout.axes)
     layout = x.layout
     for d in dims:
-        layout, axis = layout.resized(d, layout.shape[d] + sum(widths[d]))
+        layout, axis = layout.resize_dim(d, layout.shape[d] + sum(widths[d]))
         by_axis[axis] = widths[d]
     return plan.call(lambda a: function(a, by_axis), x, layout=layout) if dims else x
 

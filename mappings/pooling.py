@@ -136,8 +136,8 @@ def by_axis(plan, x, dim, size, function):
     """Apply `function(array, axis)`, which changes the size of dimension `dim`, on any axis."""
     if not all(isinstance(n, int) for n in (x.shape[dim], size)):
         raise Unsupported("an unknown size")
-    x, axis = plan.one_axis(x, dim, "a pool")
-    layout, _ = x.layout.resized(dim, size)
+    x, axis = plan.isolate_axis(x, dim, "a pool")
+    layout, _ = x.layout.resize_dim(dim, size)
     return plan.call(lambda a: function(a, axis), x, layout=layout)
 
 

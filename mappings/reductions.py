@@ -14,7 +14,7 @@ aten = torch.ops.aten
 def reduced(plan, x, dims, keepdim, function):
     rank = len(x.shape)
     dims = sorted({d % rank for d in dims}) if dims and rank else list(range(rank))
-    x = plan.request(x, x.layout.axes_within(dims).axes, "a reduction")
+    x = plan.relayout(x, x.layout.axes_within(dims).axes, "a reduction")
     layout = x.layout
     gone = {a for d in dims for a in layout.dims[d]}
     axes = tuple(i for i, axis in enumerate(layout.axes) if not axis or axis[0] in gone)
@@ -64,9 +64,9 @@ def softmax_over(plan, x, dim):
         return plan.reshape(softmax_over(plan, plan.reshape(x, (1,)), 0), ())
     target, dim = plan.dtype, dim % len(x.shape)
     cast = x.dtype != target
-    last = x.layout.last(dim)
+    last = x.layout.dim_last(dim)
     ends = x.layout.to(last)[1].order is None
-    x = plan.request(x, last if ends else x.layout.axes_within([dim]).axes, "a softmax")
+    x = plan.relayout(x, last if ends else x.layout.axes_within([dim]).axes, "a softmax")
     atoms = x.layout.dims[dim]
     axes = tuple(i for i, axis in enumerate(x.layout.axes) if set(axis) & set(atoms))
 

@@ -46,10 +46,10 @@ class Cell:
         """Return Keras' kernel, recurrent kernel and bias; `features` is the physical order of the input."""
         units = held[1].shape[1]
         order = np.concatenate([np.arange(g * units, (g + 1) * units) for g in self.gates])
-        kernels = [held[0].take(1, features), held[1]]
-        result = [kernel.take(0, order).permute(1, 0) for kernel in kernels]
+        kernels = [held[0].index_select(1, features), held[1]]
+        result = [kernel.index_select(0, order).permute(1, 0) for kernel in kernels]
         if len(held) > 2:
-            biases = [bias.take(0, order) for bias in held[2:]]
+            biases = [bias.index_select(0, order) for bias in held[2:]]
             result.append(both(*biases) if self.two_biases else sum_of(*biases))
         return result
 
@@ -128,9 +128,9 @@ def one_step(
     batch, features = x.layout.dims
     layout = Layout((batch, (), features), x.layout.axes, x.layout.size)
     run = tuple(a for a in x.layout.atoms if a in features)
-    sequence = plan.request(Value(layout, x.dtype, x.step), (batch, (), run), "(batch, time, features)")
+    sequence = plan.relayout(Value(layout, x.dtype, x.step), (batch, (), run), "(batch, time, features)")
     states = [plan.as_value(state, like) for state in given]
-    states = [plan.request(state, state.layout.dims, "a recurrent layer's state") for state in states]
+    states = [plan.relayout(state, state.layout.dims, "a recurrent layer's state") for state in states]
     order = x.layout.index(features, run)
     return one_direction(plan, cell, sequence, held, order, states, 0, plan.name, 0, 1, True, unroll=True)[1:]
 
@@ -162,7 +162,7 @@ def recurrent(
     lasts: list[list[Value]] = []  # the states of each layer and direction
     for layer in range(num_layers):
         run = tuple(a for a in x.layout.atoms if a in x.layout.dims[2])
-        x = plan.request(x, (x.layout.dims[batch], x.layout.dims[time], run), "(batch, time, features)")
+        x = plan.relayout(x, (x.layout.dims[batch], x.layout.dims[time], run), "(batch, time, features)")
         features = x.layout.index(x.layout.dims[2], run)
         sequences = []
         for direction in range(directions):
@@ -202,11 +202,11 @@ def initial_state(plan: PlanBuilder, state: Value | Constant, at: int) -> Value:
     step = plan.input_steps[0]
     value = plan.as_value(state, Value(Layout.of(step.shape), step.dtype, step))
     if value.shape[0] != 1:
-        value, axis = plan.one_axis(value, 0, "the states of one layer")
+        value, axis = plan.isolate_axis(value, 0, "the states of one layer")
         cut = (*(slice(None),) * axis, slice(at, at + 1))
-        value = plan.call(lambda a: a[cut], value, layout=value.layout.resized(0, 1)[0])
+        value = plan.call(lambda a: a[cut], value, layout=value.layout.resize_dim(0, 1)[0])
     layout = Layout(value.layout.dims[1:], value.layout.axes, value.layout.size)
-    return plan.request(Value(layout, value.dtype, value.step), layout.dims, "a recurrent layer's state")
+    return plan.relayout(Value(layout, value.dtype, value.step), layout.dims, "a recurrent layer's state")
 
 
 def one_direction(
@@ -270,7 +270,7 @@ def before_projection(plan: PlanBuilder, projection: Constant, state: Value, nam
 def last_step(plan: PlanBuilder, sequence: Value, batch: int, time: int, backwards: int) -> Value:
     """Return the last computed step, (batch, units), of a sequence with dimensions `batch` and `time`."""
     examples, steps, run = (sequence.layout.dims[d] for d in (batch, time, 2))
-    sequence = plan.request(sequence, (examples, steps, run), "the last step")
+    sequence = plan.relayout(sequence, (examples, steps, run), "the last step")
     kept = {a: sequence.layout.size[a] for a in (*examples, *run)}
     step = 0 if backwards else -1
     return plan.call(lambda a: a[:, step], sequence, layout=Layout((examples, run), (examples, run), kept))

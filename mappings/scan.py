@@ -17,7 +17,7 @@ def running(plan, x, dim, function):
     target = plan.dtype
     if not x.shape:
         return arithmetic(plan, lambda a: a, x)
-    x, axis = plan.one_axis(x, dim % len(x.shape), "a running sum")
+    x, axis = plan.isolate_axis(x, dim % len(x.shape), "a running sum")
     return plan.call(
         lambda a: ops.cast(function(ops.cast(a, dtype_name(target)), axis=axis), dtype_name(target)), x, layout=x.layout
     )
@@ -39,7 +39,7 @@ def prefixes(plan, x, dim):
     size = x.shape[dim]
     if not isinstance(size, int):
         raise Unsupported("a running extreme along an unknown size")
-    x, axis = plan.one_axis(x, dim, "a running extreme")
+    x, axis = plan.isolate_axis(x, dim, "a running extreme")
     behind = (1,) * (len(x.layout.axes) - axis - 1)
     mask = torch.ones(size, size, dtype=torch.bool).tril().reshape(size, size, *behind)
     held = Constant(LazyTensor.of(mask), torch.bool, (), False, False, ("before", size, len(behind)))

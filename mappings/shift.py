@@ -32,7 +32,7 @@ def by_convolution(plan, x, order, ones):
     constant = Constant(
         LazyTensor.of(ones), torch.float32, (), True, False, ("shift", ones.shape, ones.numpy().tobytes())
     )
-    kernel = constant.take(0, channels).permute(*range(1, len(size) + 1), 0).reshape(*size, count, 1)
+    kernel = constant.index_select(0, channels).permute(*range(1, len(size) + 1), 0).reshape(*size, count, 1)
     config = {
         "kernel_size": tuple(size), "strides": (1,) * len(size), "padding": "same", "dilation_rate": (1,) * len(size),
         "depth_multiplier": 1, "use_bias": False,
@@ -45,7 +45,7 @@ def by_convolution(plan, x, order, ones):
 
 def by_slices(plan, x, dim, sizes, dims, by_group, border):
     for d in (dim, *dims):
-        x, _ = plan.one_axis(x, d, "a shift")
+        x, _ = plan.isolate_axis(x, d, "a shift")
     axis, *axes = (x.layout.axes.index(x.layout.dims[d]) for d in (dim, *dims))
     first = [sum(sizes[:i]) for i in range(len(sizes))]
 

@@ -28,12 +28,12 @@ def slice_scatter(plan, x, src, dim=0, start=None, end=None, step=1):
     x, src = plan.as_value(x, like), plan.as_value(src, like)
     if step != 1:
         return replaced(plan, x, src, dim, np.arange(first, size, step)[:written])
-    held, axis = plan.one_axis(x, dim, "a part that is written")
+    held, axis = plan.isolate_axis(x, dim, "a part that is written")
     parts = []
     for begin, stop in ((0, first), (first + written, size)):
         if stop > begin:
             cut = (*(slice(None),) * axis, slice(begin, stop))
-            layout, _ = held.layout.resized(dim, stop - begin)
+            layout, _ = held.layout.resize_dim(dim, stop - begin)
             parts.append(plan.call(lambda a, cut=cut: a[cut], held, layout=layout))
     parts.insert(1 if first else 0, src)
     values, axis, layout = plan.join(parts, dim)

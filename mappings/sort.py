@@ -30,7 +30,7 @@ def position_of(plan, x, dim, shape, function):
     """Find a position with `function`, which is argmax or argmin."""
     if dim is None or not x.shape:
         x, dim = whole(plan, x), 0
-    x, axis = plan.one_axis(x, dim % len(x.shape), "a position")
+    x, axis = plan.isolate_axis(x, dim % len(x.shape), "a position")
     floating = x.dtype.is_floating_point
 
     def apply(a):
@@ -42,7 +42,7 @@ def position_of(plan, x, dim, shape, function):
         found = ops.any(unknown, axis=axis, keepdims=True)
         return ops.cast(ops.where(found, first, function(known, axis=axis, keepdims=True)), "int64")
 
-    layout, _ = x.layout.resized(dim % len(x.shape), 1)
+    layout, _ = x.layout.resize_dim(dim % len(x.shape), 1)
     return plan.reshape(plan.call(apply, x, layout=layout, dtype=torch.int64), shape)
 
 
@@ -78,8 +78,8 @@ def ranked(plan, x, dim, count, descending):
     dim %= len(x.shape)
     if not isinstance(x.shape[dim], int) or not isinstance(count, int):
         raise Unsupported("sorting an unknown size")
-    x, _ = plan.one_axis(x, dim, "sorting")
-    x = plan.request(x, x.layout.last(dim), "sorting needs the last axis")
+    x, _ = plan.isolate_axis(x, dim, "sorting")
+    x = plan.relayout(x, x.layout.dim_last(dim), "sorting needs the last axis")
     # negation without overflow: -a, and for integers -1 - a
     floating = x.dtype.is_floating_point
     turned = ops.negative if floating else ops.bitwise_not
@@ -99,7 +99,7 @@ def ranked(plan, x, dim, count, descending):
             values = ops.where(lost, ops.full_like(values, math.nan), values)
         return ops.cast(values, "bool") if boolean else values, ops.cast(positions, "int64")
 
-    return x, x.layout.resized(dim, count)[0], function
+    return x, x.layout.resize_dim(dim, count)[0], function
 
 
 @maps(aten.topk.default)
@@ -133,7 +133,7 @@ def stable_argsort(plan, x, *, stable, dim=-1, descending=False):
 def smallest_but(plan, x, dim, k):
     """Return a function for the k-th smallest of `dim` (from 1) and its position, kept as one element."""
     x, layout, function = ranked(plan, x, dim, k, False)
-    one, _ = layout.resized(dim % len(x.shape), 1)
+    one, _ = layout.resize_dim(dim % len(x.shape), 1)
     return lambda item: plan.call(
         lambda a: function(a)[item][..., k - 1 :], x, layout=one, dtype=torch.int64 if item else x.dtype
     )
@@ -156,8 +156,8 @@ def middle_of(plan, x, dim):
     """Return a function for the median of `dim` (0) and its position (1), kept as one element."""
     if not isinstance(x.shape[dim], int):
         raise Unsupported("the median of an unknown number")
-    x, _ = plan.one_axis(x, dim % len(x.shape), "a median")
-    x = plan.request(x, x.layout.last(dim % len(x.shape)), "a median needs the last axis")
+    x, _ = plan.isolate_axis(x, dim % len(x.shape), "a median")
+    x = plan.relayout(x, x.layout.dim_last(dim % len(x.shape)), "a median needs the last axis")
     part = smallest_but(plan, x, dim, (x.shape[dim] + 1) // 2)
     if not x.dtype.is_floating_point:
         return part
@@ -195,8 +195,8 @@ def known_median(plan, x, dim, keepdim=False):
     dim %= len(x.shape)
     if not isinstance(x.shape[dim], int):
         raise Unsupported("the median of an unknown number")
-    x, axis = plan.one_axis(x, dim, "a median")
-    one, _ = x.layout.resized(dim, 1)
+    x, axis = plan.isolate_axis(x, dim, "a median")
+    one, _ = x.layout.resize_dim(dim, 1)
 
     def value(a):
         unknown = ops.isnan(a)
@@ -262,8 +262,8 @@ def mode(plan, x, dim=-1, keepdim=False):
     if not isinstance(x.shape[dim], int):
         raise Unsupported("a mode along an unknown size")
     size = x.shape[dim]
-    x, axis = plan.one_axis(x, dim, "a mode")
-    one, _ = x.layout.resized(dim, 1)
+    x, axis = plan.isolate_axis(x, dim, "a mode")
+    one, _ = x.layout.resize_dim(dim, 1)
     boolean, dtype = x.dtype == torch.bool, x.dtype
 
     def chosen(a):

@@ -231,7 +231,7 @@ def log_softmax(plan, x, dim, *_):
         return plan.reshape(log_softmax(plan, plan.reshape(x, (1,)), 0), ())
     dim %= len(x.shape)
     target = plan.dtype
-    x = plan.request(x, x.layout.axes_within([dim]).axes, "a softmax")
+    x = plan.relayout(x, x.layout.axes_within([dim]).axes, "a softmax")
     inside = set(x.layout.dims[dim])
     axes = tuple(i for i, axis in enumerate(x.layout.axes) if inside.intersection(axis))
 

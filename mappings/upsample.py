@@ -105,7 +105,7 @@ def channels_kept_last(plan, x):
     """Make an image channels last if that is free, for example without pixels after a global pool."""
     axes = x.layout.channels_last()
     free = axes != x.layout.axes and x.layout.to(axes)[1].order is None
-    return plan.request(x, axes, "a resize") if free else x
+    return plan.relayout(x, axes, "a resize") if free else x
 
 
 def resize(plan, packet, rank, x, align_corners, scales):

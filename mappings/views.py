@@ -79,8 +79,8 @@ def slice_(plan, x, dim=0, start=None, end=None, step=1):
         if step != 1:
             raise Unsupported("steps from bounds that depend on the input")
         return dynamic_resize.part(plan, x, dim, start, plan.shape()[dim])
-    x, axis = plan.one_axis(x, dim, "a slice")
-    layout, _ = x.layout.resized(dim, plan.shape()[dim])
+    x, axis = plan.isolate_axis(x, dim, "a slice")
+    layout, _ = x.layout.resize_dim(dim, plan.shape()[dim])
     cut = (*(slice(None),) * axis, bounded(start, end, step, x.shape[dim]))
     return plan.call(lambda a: a[cut], x, layout=layout)
 
@@ -99,8 +99,8 @@ def slice_to(plan, x, shape):
     """Take the first elements along each dimension, as many as in `shape`."""
     for dim, (have, want) in enumerate(zip(x.shape, shape, strict=True)):
         if have != want:
-            x, axis = plan.one_axis(x, dim, "a slice")
-            layout, _ = x.layout.resized(dim, want)
+            x, axis = plan.isolate_axis(x, dim, "a slice")
+            layout, _ = x.layout.resize_dim(dim, want)
             cut = (*(slice(None),) * axis, slice(0, want))
             x = plan.call(lambda a, cut=cut: a[cut], x, layout=layout, dtype=x.dtype)
     return x
@@ -111,8 +111,8 @@ def select(plan, x, dim, index):
     if not isinstance(index, int):
         raise Unsupported("an index that depends on the input")
     dim %= len(x.shape)
-    x, axis = plan.one_axis(x, dim, "a selection")
-    layout, _ = x.layout.resized(dim, 1)
+    x, axis = plan.isolate_axis(x, dim, "a selection")
+    layout, _ = x.layout.resize_dim(dim, 1)
     cut = (*(slice(None),) * axis, slice(index, index + 1 or None))
     return plan.reshape(plan.call(lambda a: a[cut], x, layout=layout), plan.shape())
 
@@ -131,7 +131,7 @@ def split(plan, x, _, dim=0):
         ]
     if len(parts) == 1:
         return [x]
-    x, axis = plan.one_axis(x, dim, "a split")
+    x, axis = plan.isolate_axis(x, dim, "a split")
     cuts = [sum(parts[: i + 1]) for i in range(len(parts) - 1)]
-    layouts: list[Layout] = [x.layout.resized(dim, n)[0] for n in parts]
+    layouts: list[Layout] = [x.layout.resize_dim(dim, n)[0] for n in parts]
     return plan.calls(lambda a: ops.split(a, cuts, axis), x, layouts=layouts)

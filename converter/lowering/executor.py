@@ -171,9 +171,9 @@ class PlanExecutor:
 
     @cached_property
     def traced(self) -> Any:
-        """Trace `named` as one TensorFlow function."""
+        """Trace `run_named` as one TensorFlow function."""
         self.prepare()
-        return trace(self.named, self.signature())
+        return trace(self.run_named, self.signature())
 
     @cached_property
     def model(self) -> keras.Model:
@@ -278,7 +278,7 @@ class PlanExecutor:
                 for step in self.plan.input_steps
             ]
 
-    def named(self, *inputs: Any) -> dict[str, Any]:
+    def run_named(self, *inputs: Any) -> dict[str, Any]:
         """Call the plan and return the results by the outputs' names."""
         results = self(*inputs)
         return {
@@ -298,8 +298,8 @@ class PlanExecutor:
                 return step.function(*arrays)
             case LayerStep():
                 others: dict[str, Any] = {"initial_state": arrays[1:]} if arrays[1:] else {}
-                if step.named:
-                    others = dict(zip(step.named, arrays[1:], strict=True))
+                if step.extra_inputs:
+                    others = dict(zip(step.extra_inputs, arrays[1:], strict=True))
                 layer = self._layer(step)
                 if self.stock and between_others(step):
                     return keras.ops.squeeze(layer(keras.ops.expand_dims(arrays[0], -1)), -1)
@@ -326,7 +326,7 @@ class PlanExecutor:
         layer = kind(**config, name=self._layer_name(step.name), dtype=self.precision)
         if not layer.built:
             with uninitialized(layer):
-                others = {f"{name}_shape": known_shape(shape) for name, shape in step.named.items()}
+                others = {f"{name}_shape": known_shape(shape) for name, shape in step.extra_inputs.items()}
                 layer.build(shape, **others)
         if len(layer.weights) != len(weights):
             raise AssertionError(f"{layer.name}: {len(layer.weights)} weights wanted, {len(weights)} given")

@@ -39,10 +39,14 @@ def search_layouts(plan: PlanBuilder, again: Callable[[Choices], PlanBuilder]) -
         plan = _cheaper(
             plan,
             again,
-            Choices(made.early | candidate.early, made.last | candidate.last, {**made.orders, **candidate.orders}),
+            Choices(
+                made.eager_moves | candidate.eager_moves,
+                made.channels_last_inputs | candidate.channels_last_inputs,
+                {**made.channel_orders, **candidate.channel_orders},
+            ),
         )
     if plan.movements:
-        plan = _cheaper(plan, again, Choices(early=frozenset(plan.program.graph.nodes)))
+        plan = _cheaper(plan, again, Choices(eager_moves=frozenset(plan.program.graph.nodes)))
     return plan
 
 
@@ -61,13 +65,13 @@ def candidates(plan: PlanBuilder) -> Iterator[Choices]:
     if plan.layout == "auto":
         for node in plan.program.placeholders:
             if node in reached and 3 <= node.meta["val"].dim() <= 5 and leads_to_channels_last(plan.registry, node):
-                yield Choices(last=frozenset({node}))
+                yield Choices(channels_last_inputs=frozenset({node}))
     for places in group_equivalent(n for n in reached if n.target in PERMUTING):
-        yield Choices(early=frozenset(places))
-    yield Choices(early=frozenset(n for n in reached if n.target in PERMUTING))
+        yield Choices(eager_moves=frozenset(places))
+    yield Choices(eager_moves=frozenset(n for n in reached if n.target in PERMUTING))
     shared = Counter(node for nodes in behind for node in nodes)
     for places in group_equivalent(n for n, count in shared.items() if count > 1 and n.target not in PERMUTING):
-        yield Choices(early=frozenset(places))
+        yield Choices(eager_moves=frozenset(places))
     producers: dict[int, dict[fx.Node, tuple[int, ...]]] = {}
     for node in reached:
         factors = factors_asked(plan.registry, node)
@@ -76,7 +80,7 @@ def candidates(plan: PlanBuilder) -> Iterator[Choices]:
     for count, found in producers.items():
         for places in group_equivalent(found):
             for order in list(permutations(range(count)))[1:]:
-                yield Choices(orders={node: (found[node], order) for node in places})
+                yield Choices(channel_orders={node: (found[node], order) for node in places})
 
 
 def group_equivalent(nodes: Iterable[fx.Node]) -> list[list[fx.Node]]:

@@ -52,7 +52,7 @@ def make_plan(
     program.refuse_fixed_sizes("planning")
     if not plan.movements:
         return plan
-    chosen = Choices.named(program, known) if known else None
+    chosen = Choices.from_names(program, known) if known else None
     if chosen is not None:
         return lower_program(program, layout, chosen, registry)
     plan = search_layouts(plan, lambda choices: lower_program(program, layout, choices, registry))
@@ -103,8 +103,8 @@ def lower_program(program: Program, layout: str, choices: Choices, registry: Reg
         plan.node = node
         try:
             value = _map_node(plan, node)
-            if node in choices.early and isinstance(value, Value):
-                value = plan.as_torch(value, "several consumers ask for it")
+            if node in choices.eager_moves and isinstance(value, Value):
+                value = plan.in_torch_order(value, "several consumers ask for it")
         except Unsupported as reason:
             target = f"{node.target}" + (f" ({reason})" if str(reason) else "")
             unsupported.setdefault(target, []).append(node)
@@ -176,7 +176,10 @@ def _map_input(plan: PlanBuilder, node: fx.Node) -> Value:
     rank = len(shape)
     last = 3 <= rank <= 5 and (
         plan.layout == "nhwc"
-        or (plan.layout == "auto" and (_feeds_channels_last(plan.registry, node) or node in plan.choices.last))
+        or (
+            plan.layout == "auto"
+            and (_feeds_channels_last(plan.registry, node) or node in plan.choices.channels_last_inputs)
+        )
     )
     order = (0, *range(2, rank), 1) if last else tuple(range(rank))
     layout = Layout.of(shape, order)
@@ -205,7 +208,7 @@ def _map_outputs(plan: PlanBuilder, node: fx.Node) -> list[Step]:
         lies = move.named is not None or (move.order is None and _follows_channels_last(plan, result))
         wants_last = 3 <= rank <= 5 and (plan.layout == "nhwc" or (plan.layout == "auto" and lies))
         order = last if wants_last else tuple(range(rank))
-        value = plan.request(value, value.layout.in_order(order), f"layout of output `{name}`")
+        value = plan.relayout(value, value.layout.in_order(order), f"layout of output `{name}`")
         plan.outputs.append(TensorInterface(name, value.layout.physical_shape, value.dtype, order))
         plan.results.append(value.step)
     return plan.results

@@ -43,33 +43,37 @@ class Choices:
     """The free choices of a plan, made to save movements elsewhere.
 
     Attributes:
-        early: operators whose result is brought into PyTorch's order at once.
-        last: graph inputs to hold channels last, besides those for which a nearby operator asks it.
-        orders: for producers of channels, the factors of their number, and the order in which to emit them.
+        eager_moves: operators whose result is brought into PyTorch's order at once.
+        channels_last_inputs: graph inputs to hold channels last, besides those for which a nearby operator asks it.
+        channel_orders: for producers of channels, the factors of their number, and the order in which to emit them.
     """
 
-    early: frozenset[fx.Node] = frozenset()
-    last: frozenset[fx.Node] = frozenset()
-    orders: Mapping[fx.Node, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    eager_moves: frozenset[fx.Node] = frozenset()
+    channels_last_inputs: frozenset[fx.Node] = frozenset()
+    channel_orders: Mapping[fx.Node, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
 
     def by_name(self) -> dict[str, Any]:
-        """Return the choices for an artifact's stamp, from which `named` restores them without a search."""
+        """Return the choices for an artifact's stamp, from which `from_names` restores them without a search."""
         return {
-            "early": sorted(node.name for node in self.early),
-            "last": sorted(node.name for node in self.last),
-            "orders": {node.name: [list(factors), list(order)] for node, (factors, order) in self.orders.items()},
+            "eager_moves": sorted(node.name for node in self.eager_moves),
+            "channels_last_inputs": sorted(node.name for node in self.channels_last_inputs),
+            "channel_orders": {
+                node.name: [list(factors), list(order)] for node, (factors, order) in self.channel_orders.items()
+            },
         }
 
     @classmethod
-    def named(cls, program: Program, names: Mapping[str, Any]) -> Choices | None:
-        """Restore choices, or return None if the program lacks these nodes: PyTorch versions may rename them."""
+    def from_names(cls, program: Program, names: Mapping[str, Any]) -> Choices | None:
+        """Restore choices, or return None if the program lacks these nodes or another version made them."""
         nodes = {node.name: node for node in program.graph.nodes}
-        if not nodes.keys() >= {*names["early"], *names["last"], *names["orders"]}:
+        if names.keys() != cls().by_name().keys():
+            return None
+        if not nodes.keys() >= {*names["eager_moves"], *names["channels_last_inputs"], *names["channel_orders"]}:
             return None
         return cls(
-            frozenset(nodes[name] for name in names["early"]),
-            frozenset(nodes[name] for name in names["last"]),
-            {nodes[name]: (tuple(factors), tuple(order)) for name, (factors, order) in names["orders"].items()},
+            frozenset(nodes[name] for name in names["eager_moves"]),
+            frozenset(nodes[name] for name in names["channels_last_inputs"]),
+            {nodes[name]: (tuple(factors), tuple(order)) for name, (factors, order) in names["channel_orders"].items()},
         )
 
 
@@ -148,7 +152,7 @@ class PlanBuilder:
         states: Sequence[Value] = (),
         statistics: bool = False,
         arguments: dict[str, Any] | None = None,
-        named: dict[str, Value] | None = None,
+        extra_inputs: dict[str, Value] | None = None,
     ) -> Value:
         """Apply a Keras layer to one value; `weights` come in the order in which the layer creates them, None omitted.
 
@@ -156,13 +160,13 @@ class PlanBuilder:
             states: the initial states of a recurrent layer, if they are not zero.
             statistics: the layer has no parameter and still learns from the data that it sees in training.
             arguments: of this call of the layer, besides its inputs.
-            named: its inputs besides the first, by the names that its `call` and `build` use.
+            extra_inputs: its inputs besides the first, by the names that its `call` and `build` use.
         """
         if not value.dtype.is_floating_point and not kind.__name__.endswith("Embedding"):
             raise Unsupported("integers, where Keras' layer computes with floats")
         held = tuple(w for w in weights if w is not None)
         trainable = not held or statistics or any(w.learns for w in held)
-        others = named or {}
+        others = extra_inputs or {}
         inputs = (value.step, *(other.step for other in (*states, *others.values())))
         step = LayerStep(
             inputs, self.node, kind, config, held, name or self._owner(held), value.layout.physical_shape, trainable,
@@ -205,16 +209,16 @@ class PlanBuilder:
 
         return self.call(apply, *arranged, layout=layout)
 
-    def produced(self, layout: Layout, dim: int) -> tuple[Layout, np.ndarray]:
+    def choose_channel_order(self, layout: Layout, dim: int) -> tuple[Layout, np.ndarray]:
         """Choose the order in which a producer emits its channels, which are new and held as one atom in `layout`.
 
         Returns the layout of the result, and the channel to put at each position: permute the kernel's output axis and
         the bias by it.
         """
         channels = int(layout.extent(layout.dims[dim]))
-        if self.node not in self.choices.orders:
+        if self.node not in self.choices.channel_orders:
             return layout, np.arange(channels)
-        factors, order = self.choices.orders[self.node]
+        factors, order = self.choices.channel_orders[self.node]
         axis = layout.axes.index(layout.dims[dim])
         for factor in factors[:0:-1]:  # split the minor factors off, last first
             major = layout.dims[dim][0]
@@ -226,7 +230,7 @@ class PlanBuilder:
 
     # -- requests
 
-    def request(self, value: Value, axes: Runs, reason: str) -> Value:
+    def relayout(self, value: Value, axes: Runs, reason: str) -> Value:
         """Return `value` with its array brought into `axes`."""
         if axes == value.layout.axes:
             return value
@@ -278,33 +282,35 @@ class PlanBuilder:
         """
         layout = value.layout
         axes = layout.channels_last()
-        return self.request(value, axes, "channels last"), self._channels(layout, axes[-1])
+        return self.relayout(value, axes, "channels last"), self._channels(layout, axes[-1])
 
     def channels_in_order(self, value: Value) -> Value:
         """Return `value` with one axis per dimension, channels last in PyTorch's order."""
         layout = value.layout
-        return self.request(value, (*(r for d, r in enumerate(layout.dims) if d != 1), layout.dims[1]), "channels last")
+        return self.relayout(
+            value, (*(r for d, r in enumerate(layout.dims) if d != 1), layout.dims[1]), "channels last"
+        )
 
-    def together(self, value: Value, dim: int, reason: str) -> tuple[Value, int]:
+    def dim_on_one_axis(self, value: Value, dim: int, reason: str) -> tuple[Value, int]:
         """Return `value` with `dim` as one axis in PyTorch's order, and that axis."""
-        axes, position = value.layout.together(dim)
-        return self.request(value, axes, reason), position
+        axes, position = value.layout.dim_on_one_axis(dim)
+        return self.relayout(value, axes, reason), position
 
-    def one_axis(self, value: Value, dim: int, reason: str) -> tuple[Value, int]:
+    def isolate_axis(self, value: Value, dim: int, reason: str) -> tuple[Value, int]:
         """Return `value` with `dim` held as one atom and as one axis, and that axis."""
         if not value.layout.dims[dim]:
-            layout, axis = value.layout.with_axis(dim, 1)
-            bare = self.request(value, tuple(run for run in value.layout.axes if run), reason)
+            layout, axis = value.layout.insert_axis(dim, 1)
+            bare = self.relayout(value, tuple(run for run in value.layout.axes if run), reason)
             move = replace(layout.to(layout.axes)[1], given=bare.layout.physical_shape)
             return Value(layout, value.dtype, self._move_step(bare, layout, move, reason)), axis
         if len(value.layout.dims[dim]) > 1:
             value = self.one_atom(value, dim, reason)
-        return self.together(value, dim, reason)
+        return self.dim_on_one_axis(value, dim, reason)
 
     def channel_axis(self, value: Value) -> tuple[Value, int, np.ndarray]:
         """Return `value` with its channels as one axis in any order, that axis, and the channel at each position."""
-        axes, axis = value.layout.gathered(1)
-        moved = self.request(value, axes, "channels on one axis")
+        axes, axis = value.layout.dim_gathered(1)
+        moved = self.relayout(value, axes, "channels on one axis")
         return moved, axis, self._channels(value.layout, axes[axis])
 
     def _channels(self, layout: Layout, axis: Run) -> np.ndarray:
@@ -313,14 +319,14 @@ class PlanBuilder:
             raise Unsupported("channels of an unknown number")
         return layout.index(layout.dims[1], axis)
 
-    def gathers(self, value: Value, reason: str) -> None:
+    def count_gather(self, value: Value, reason: str) -> None:
         """Record a gather from `value`."""
         count = per_example(product(value.shape))
         self.movements.append(Movement("Gather", module_path(self.node), reason, count, 1.5 * count, self.node))
 
-    def as_torch(self, value: Value, reason: str) -> Value:
+    def in_torch_order(self, value: Value, reason: str) -> Value:
         """Return `value` with its axes in the order of PyTorch's dimensions."""
-        return self.request(value, value.layout.dims, reason)
+        return self.relayout(value, value.layout.dims, reason)
 
     def one_atom(self, value: Value, dim: int, reason: str) -> Value:
         """Return `value` with `dim` held as one atom."""
@@ -338,7 +344,7 @@ class PlanBuilder:
         layout = value.layout
         run: Run = tuple(a for d in dims for a in layout.dims[d])
         joined = Layout((*layout.dims[: dims[0]], run, *layout.dims[dims[-1] + 1 :]), layout.axes, layout.size)
-        moved = self.request(Value(joined, value.dtype, value.step), joined.together(dims[0])[0], reason)
+        moved = self.relayout(Value(joined, value.dtype, value.step), joined.dim_on_one_axis(dims[0])[0], reason)
         fresh = max(layout.size) + 1
         size = {a: n for a, n in layout.size.items() if a not in run} | {fresh: layout.extent(run)}
         dims_now = tuple((fresh,) if r == run and r else r for r in moved.layout.dims)
@@ -379,7 +385,7 @@ class PlanBuilder:
             arrangements.append((cost, axes, wanted))
         _, axes, wanted = min(arrangements, key=lambda a: a[0])
         parts = [
-            self.request(Value(r, v.dtype, v.step), w, "concatenation")
+            self.relayout(Value(r, v.dtype, v.step), w, "concatenation")
             for r, v, w in zip(refined, values, wanted, strict=True)
         ]
         base = refined[0]
@@ -431,7 +437,7 @@ class PlanBuilder:
         for layout, operand, target in zip(refined, held, wanted, strict=True):
             if isinstance(operand, Value):
                 relabeled = Value(layout, operand.dtype, operand.step)
-                arranged.append(self.request(relabeled, target, "operands in one layout"))
+                arranged.append(self.relayout(relabeled, target, "operands in one layout"))
             else:
                 constant, _ = arrange(operand, layout, target)
                 like = held[values[0]].step

@@ -229,7 +229,7 @@ class Layout:
         """Return one axis for each of `dims`, in that order."""
         return tuple(self.dims[d] for d in dims)
 
-    def last(self, dim: int) -> Runs:
+    def dim_last(self, dim: int) -> Runs:
         """Return axes with the atoms of `dim` last, in their current order; the rest stays as it is."""
         run = tuple(a for a in self.atoms if a in self.dims[dim])
         rest = tuple(tuple(a for a in axis if a not in run) for axis in self.axes)
@@ -237,9 +237,9 @@ class Layout:
 
     def channels_last(self, channel: int = 1) -> Runs:
         """Return one axis per dimension, in order, with the channels' atoms last, in their current order."""
-        return (*(run for d, run in enumerate(self.dims) if d != channel), self.last(channel)[-1])
+        return (*(run for d, run in enumerate(self.dims) if d != channel), self.dim_last(channel)[-1])
 
-    def together(self, dim: int) -> tuple[Runs, int]:
+    def dim_on_one_axis(self, dim: int) -> tuple[Runs, int]:
         """Return axes with the atoms of `dim` in place as one axis of their own, in logical order, and its position."""
         run = self.dims[dim]
         held = [a for a in self.atoms if a not in run]
@@ -263,13 +263,13 @@ class Layout:
         axes.insert(position, run)
         return tuple(axes), position
 
-    def gathered(self, dim: int) -> tuple[Runs, int]:
+    def dim_gathered(self, dim: int) -> tuple[Runs, int]:
         """Return axes with the atoms of `dim` as one axis of their own, in their current order, and its position."""
         run = tuple(a for a in self.atoms if a in self.dims[dim])
         dims = (*self.dims[:dim], run, *self.dims[dim + 1 :])
-        return Layout(dims, self.axes, self.size).together(dim)
+        return Layout(dims, self.axes, self.size).dim_on_one_axis(dim)
 
-    def resized(self, dim: int, size: Size) -> tuple[Layout, int]:
+    def resize_dim(self, dim: int, size: Size) -> tuple[Layout, int]:
         """Give `dim`, an axis of its own, another size; return the layout and that axis."""
         axis = self.axes.index(self.dims[dim])
         fresh = max(self.size, default=-1) + 1
@@ -278,7 +278,7 @@ class Layout:
         dims = (*self.dims[:dim], run, *self.dims[dim + 1 :])
         return Layout(dims, (*self.axes[:axis], run, *self.axes[axis + 1 :]), sizes), axis
 
-    def with_axis(self, dim: int, size: Size) -> tuple[Layout, int]:
+    def insert_axis(self, dim: int, size: Size) -> tuple[Layout, int]:
         """Give `dim`, of size 1, an axis of its own and that size; return the layout and the axis to insert."""
         fresh = max(self.size, default=-1) + 1
         dims = (*self.dims[:dim], (fresh,), *self.dims[dim + 1 :])

@@ -187,7 +187,7 @@ def maps(
             name that this PyTorch lacks is kept until a library brings it (`Registry.absent`).
         channels_last: the operator asks for channels last, which determines the layout of graph inputs before it and of
             graph outputs after it.
-        produces: the dimension of its result whose order the plan may choose (`PlanBuilder.produced`).
+        produces: the dimension of its result whose order the plan may choose (`PlanBuilder.choose_channel_order`).
         factors: function of the number of channels and the operator's other arguments that returns the sizes into which
             it splits its channels; for an operator whose result's shape does not show this.
 

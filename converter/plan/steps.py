@@ -74,13 +74,16 @@ class Constant:
     def reshape(self, *shape: int) -> Constant:
         return self.rearranged(lambda tensor: tensor.reshape(shape), "reshape", shape)
 
-    def take(self, dim: int, index: np.ndarray) -> Constant:
+    def index_select(self, dim: int, index: np.ndarray) -> Constant:
         """Permute `dim`, or select a part of it: position i of the result is position index[i]."""
         if np.array_equal(index, np.arange(self.shape[dim])):
             return self
         chosen = torch.from_numpy(np.ascontiguousarray(index))
         return self.rearranged(
-            lambda tensor: tensor.index_select(dim, chosen.to(tensor.device)), "take", dim, tuple(index.tolist())
+            lambda tensor: tensor.index_select(dim, chosen.to(tensor.device)),
+            "index_select",
+            dim,
+            tuple(index.tolist()),
         )
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -127,7 +130,7 @@ class LayerStep(Step):
 
     Attributes:
         arguments: arguments of this call besides arrays.
-        named: the shapes of the arrays after the first, by the layer's names for them; if empty, these are
+        extra_inputs: the shapes of the arrays after the first, by the layer's names for them; if empty, these are
             the initial states of a recurrent layer.
     """
 
@@ -138,7 +141,7 @@ class LayerStep(Step):
     input_shape: tuple[Size, ...]
     trainable: bool
     arguments: dict[str, Any] = field(default_factory=dict)
-    named: dict[str, tuple[Size, ...]] = field(default_factory=dict)
+    extra_inputs: dict[str, tuple[Size, ...]] = field(default_factory=dict)
 
     @cached_property
     def key(self) -> Hashable:

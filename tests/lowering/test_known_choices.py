@@ -18,7 +18,7 @@ from converter.pipeline.verify import prove_weights
 from converter.plan.builder import Choices
 
 logging.getLogger("torch.__trace").propagate = False
-OTHERS = {"early": ["no_such_operator"], "last": [], "orders": {}}
+OTHERS = {"eager_moves": ["no_such_operator"], "channels_last_inputs": [], "channel_orders": {}}
 
 
 class Heads(nn.Module):
@@ -71,14 +71,14 @@ def source():
     return load_model(Heads().eval(), LoadOptions.of(input_shapes=["1,6,5,7"]), clock=Clock(None))
 
 
-def everything_early(stamp, source):
+def everything_eager(stamp, source):
     names = [node.name for node in source.program.graph.nodes if node.op == "call_function"]
-    return {**stamp["choices"], "early": names}
+    return {**stamp["choices"], "eager_moves": names}
 
 
 @pytest.mark.parametrize(
     "choices",
-    [lambda stamp, source: stamp["choices"], lambda *_: None, lambda *_: OTHERS, everything_early],
+    [lambda stamp, source: stamp["choices"], lambda *_: None, lambda *_: OTHERS, everything_eager],
     ids=["those of its plan", "none, as of an older version", "of operators that are not there", "of another plan"],
 )
 def test_weights_hold_whatever_the_stamp_says_and_a_disturbed_one_does_not(source, choices):

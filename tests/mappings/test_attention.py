@@ -165,7 +165,9 @@ RECURRENT = {  # with the number of Keras' layers, one for each layer and direct
 def transposes(plan: PlanBuilder) -> int:
     """In the graph that is written, while loops left out."""
     lowered = PlanExecutor(plan).prepare()
-    traced = tf.function(lowered.named, input_signature=lowered.signature(), autograph=False).get_concrete_function()
+    traced = tf.function(
+        lowered.run_named, input_signature=lowered.signature(), autograph=False
+    ).get_concrete_function()
     return sum(op.type == "Transpose" for op in traced.graph.get_operations())
 
 

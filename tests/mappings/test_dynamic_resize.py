@@ -108,7 +108,7 @@ def test_is_pytorchs_function_at_every_size(case, tmp_path):
     model.save(tmp_path / "model.keras")
     reopened = load_model(tmp_path / "model.keras")
     lowered = PlanExecutor(plan).prepare()
-    traced = tf.function(lowered.named, input_signature=lowered.signature(), autograph=False)
+    traced = tf.function(lowered.run_named, input_signature=lowered.signature(), autograph=False)
     for x, wanted in zip(images(), double, strict=True):
         (array,) = to_artifact([x], plan.inputs)
         single = program.run(x)

@@ -123,7 +123,7 @@ def test_traced_function_rounds_as_pytorch_does_in_float32(case):
     program, inputs = program_of(case), inputs_of(case)
     plan = planned(program)
     native = PlanExecutor(plan).prepare()
-    traced = tf.function(native.named, input_signature=native.signature(), autograph=False)
+    traced = tf.function(native.run_named, input_signature=native.signature(), autograph=False)
     for batch, tensors, *expected in references(program, inputs):
         named = traced(*map(tf.constant, to_artifact(tensors, plan.inputs)))
         results = to_torch([named[output.name] for output in plan.outputs], plan.outputs)
@@ -259,6 +259,8 @@ def test_a_layer_met_at_several_ranks_has_its_weights_once(case, weights):
 def test_images_are_resized_by_tensorflow_where_that_is_the_same_function(case, native):
     plan = planned(program_of(case))
     lowered = PlanExecutor(plan).prepare()
-    traced = tf.function(lowered.named, input_signature=lowered.signature(), autograph=False).get_concrete_function()
+    traced = tf.function(
+        lowered.run_named, input_signature=lowered.signature(), autograph=False
+    ).get_concrete_function()
     assert any(op.type == "ResizeBilinear" for op in traced.graph.get_operations()) == native
     assert not plan.movements

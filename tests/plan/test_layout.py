@@ -120,7 +120,7 @@ def fused(layout: Layout, array: np.ndarray, dims: tuple[int, ...]) -> tuple[Lay
     first, last = dims[0], dims[-1]
     run = tuple(a for d in range(first, last + 1) for a in layout.dims[d])
     joined = Layout((*layout.dims[:first], run, *layout.dims[last + 1 :]), layout.axes, layout.size)
-    joined, move = joined.to(joined.together(first)[0])
+    joined, move = joined.to(joined.dim_on_one_axis(first)[0])
     whole = max(layout.size) + 1
 
     def renamed(runs):
@@ -146,10 +146,10 @@ def test_any_request_keeps_the_value(chain, data):
     order = data.draw(st.permutations(range(x.ndim)))
     for axes in (
         layout.in_order(order),
-        layout.last(dim),
+        layout.dim_last(dim),
         layout.channels_last(dim),
-        layout.together(dim)[0],
-        layout.gathered(dim)[0],
+        layout.dim_on_one_axis(dim)[0],
+        layout.dim_gathered(dim)[0],
         layout.axes_within(order[: data.draw(st.integers(0, x.ndim))]).axes,
     ):
         moved, move = layout.to(axes)
@@ -166,13 +166,13 @@ def test_requests_are_what_they_say(chain, data):
     run = layout.dims[dim]
     as_they_lie = tuple(a for a in layout.atoms if a in run)
 
-    assert layout.last(dim)[-1] == as_they_lie
+    assert layout.dim_last(dim)[-1] == as_they_lie
     others = tuple(r for d, r in enumerate(layout.dims) if d != dim)
     assert layout.channels_last(dim) == (*others, as_they_lie)
 
-    axes, position = layout.together(dim)
+    axes, position = layout.dim_on_one_axis(dim)
     assert axes[position] == run
-    axes, position = layout.gathered(dim)
+    axes, position = layout.dim_gathered(dim)
     assert axes[position] == as_they_lie
     assert without(axes, run) == without(layout.axes, run), "the others stay as they lie"
 
@@ -313,7 +313,7 @@ def test_convolution_takes_channels_in_any_order(idiom, order):
     "layout, wanted",
     [
         pytest.param(
-            Layout.of((BATCH, 6, 4, 8), LAST).reshape((BATCH, 192)), lambda v: v.last(1), id="flatten before linear"
+            Layout.of((BATCH, 6, 4, 8), LAST).reshape((BATCH, 192)), lambda v: v.dim_last(1), id="flatten before linear"
         ),
         pytest.param(
             Layout.of((BATCH, 6, 4, 8), LAST).reshape((BATCH, 6, 32)).permute((0, 2, 1)),

@@ -208,7 +208,7 @@ def in_memory(built: RewrittenModel, reference: Reference) -> Proof:
 
     else:
         lowered.prepare()
-        run = tf.function(lowered.named, input_signature=lowered.signature(), autograph=False)
+        run = tf.function(lowered.run_named, input_signature=lowered.signature(), autograph=False)
     actual = []
     for each in reference.rounds:
         results = run(*[tf.constant(to_artifact(each.arrays[i.name], i)) for i in built.inputs])

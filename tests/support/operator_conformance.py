@@ -293,7 +293,7 @@ def written(plan: PlanBuilder, inputs: Sequence[Tensor]) -> dict[str, list[np.nd
     names = [output.name for output in plan.outputs]
     arrays = eager(plan, inputs)
     lowered = PlanExecutor(plan, "float32").prepare()
-    traced = tf.function(lowered.named, input_signature=lowered.signature(), autograph=False)(*arrays)
+    traced = tf.function(lowered.run_named, input_signature=lowered.signature(), autograph=False)(*arrays)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.keras")
         PlanExecutor(plan, "float32", stock=True).keras_model().save(path)
