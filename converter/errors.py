@@ -1,8 +1,38 @@
 """Every error that a user can cause or meet, with one base class, caught once, in `cli.py`."""
 
 import errno
+import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
+
+LONGEST_TEXT, LONGEST_WORD = 20_000, 1000  # characters of a message, and of what has no space in it
+UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # controls, bidirectional overrides, zero widths, surrogates
+
+
+def printable(text: str) -> str:
+    """Return a text with names of strangers in it as it may be shown: nothing a terminal acts on, and not too long."""
+    text = escaped(text)
+    text = re.sub(rf"\S{{{LONGEST_WORD},}}", lambda word: _cut(word[0], LONGEST_WORD), text)
+    return _cut(text, LONGEST_TEXT)
+
+
+def escaped(text: str) -> str:
+    """Return a text with an escape in the place of every character that a terminal would act on or not show."""
+    if text.isprintable():  # without blanks but the common one
+        return text
+    return "".join(
+        letter.encode("unicode_escape").decode("ascii")
+        if letter not in "\n\t" and unicodedata.category(letter) in UNPRINTABLE
+        else letter
+        for letter in text
+    )
+
+
+def _cut(text: str, longest: int) -> str:
+    if len(text) <= longest:
+        return text
+    return f"{text[: longest * 2 // 3]}... [{len(text)} characters] ...{text[-longest // 10 :]}"
 
 
 class ConversionError(Exception):
@@ -19,8 +49,10 @@ class ConversionError(Exception):
     exit_status = 1
 
     def __init__(self, what: str, *, code: str, where: str | None = None, fix: str | None = None):
+        what = printable(what)
         super().__init__(what)
-        self.what, self.code, self.where, self.fix = what, code, where, fix
+        self.what, self.code = what, code
+        self.where, self.fix = (text if text is None else printable(text) for text in (where, fix))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Return how to copy the error to another process, which keyword arguments alone would prevent."""

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from ..errors import ConversionError
+from ..errors import CheckpointError, ConversionError
 from .runtime.formats import Format
 from .runtime.graph_digest import KEY
 from .runtime.protocol import Fact, receive, send
@@ -105,14 +105,15 @@ class Runner:
         """Return whether the process still runs; a runtime that crashes ends it."""
         return self._process.poll() is None
 
-    def open(self, path: Path, signature: str | None = None) -> None:
+    def open(self, path: Path, signature: str | None = None, *, trusted: bool = False) -> None:
         """Open an artifact and set `inputs` and `outputs`; another artifact of the format may be opened after it.
 
         Args:
             signature: of a SavedModel or a TFLite file; `serving_default`, or the only one it has, if None.
+            trusted: open it even if it holds what could do more than compute.
         """
         self._path = path
-        request = {"action": "open", "path": str(path.resolve()), "signature": signature}
+        request = {"action": "open", "path": str(path.resolve()), "signature": signature, "trusted": trusted}
         content, _ = self._ask(request, "does not open")
         self.inputs, self.outputs = _specs(content["inputs"]), _specs(content["outputs"])
 
@@ -140,11 +141,11 @@ class Runner:
     def graph_as_written(self) -> bool | None:
         """Return whether operators, attributes and constants are those of the graph before it was written.
 
-        None if the artifact's stamp has no digest.
+        None if the artifact has no stamp. Every stamp has the digest: if it is missing, the artifact was changed.
         """
-        if self._path is None or (written := (read_stamp(self._path) or {}).get(KEY)) is None:
+        if self._path is None or (stamp := read_stamp(self._path)) is None:
             return None
-        return bool(self._ask({"action": "graph"}, "does not show its graph")[0]["digest"] == written)
+        return bool(self._ask({"action": "graph"}, "does not show its graph")[0]["digest"] == stamp.get(KEY))
 
     def held(self) -> dict[str, np.ndarray]:
         """Return every array of numbers in the artifact by name: its weights and the constants of its graph."""
@@ -221,6 +222,10 @@ class Runner:
             raise
         finally:
             timer.cancel()
+        if "refused" in content:
+            fix = "if you trust its maker, --trust artifact opens it all the same"
+            what = f"The artifact is refused: {content['refused']}"
+            raise CheckpointError(what, code="PTC4022", where=str(self._path), fix=fix)
         if "error" in content:
             raise ConversionError(
                 f"The artifact {failure}: {content['error']}",

@@ -49,7 +49,7 @@ def save(traced: Any, variables: Mapping[str, tf.Variable], path: Path, stamp: M
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     tf.saved_model.save(module, str(path), signatures={"serving_default": traced}, options=options)
     _settle(path)
-    digest = digests.tensorflow_digest(traced.graph)
+    digest = digests.tensorflow_digest(traced, variables)
     _stamp(path, stamp, digest)
     objects = tf.train.load_checkpoint(str(path / _VARIABLES)).get_tensor(_OBJECTS)
     return Saved((path / _GRAPH).read_bytes(), objects, digest)

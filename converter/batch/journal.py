@@ -6,16 +6,20 @@ machine cannot be checked, so its claim holds until `LEASE` seconds after it was
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import socket
 import sqlite3
+import stat
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -30,6 +34,7 @@ State = Literal["verified", "not verified", "disagrees", "failed"]
 Claim = Literal["begin", "done", "elsewhere"]
 
 LEASE = 300.0  # seconds
+_SAMPLES, _SAMPLE = 16, 1 << 14  # parts of a file that are looked at, and bytes of each
 _WAIT = 60.0  # seconds, for another batch's transaction
 _TABLES = """
 create table if not exists models (
@@ -37,7 +42,7 @@ create table if not exists models (
     reason text, codes text, artifacts text, log text, seconds real,
     attempts integer not null, owner text, renewed real, ended real
 );
-create table if not exists digests (path text primary key, size integer, modified integer, sha256 text);
+create table if not exists contents (path text primary key, facts text, sha256 text);
 """
 _LIBRARIES = ("pt-convert", "torch", "tensorflow", "keras", "onnx", "onnxscript", "onnxruntime")
 
@@ -215,17 +220,36 @@ class Journal:
         return self._folders[folder]
 
     def _digest(self, path: Path) -> str:
-        """Return the file's SHA-256, recomputed only if the file's size or time changes."""
-        found = path.stat()
-        key, facts = str(path.resolve()), (found.st_size, found.st_mtime_ns)
-        row = self._database.execute("select * from digests where path = ?", (key,)).fetchone()
-        if row is not None and (row["size"], row["modified"]) == facts:
-            return str(row["sha256"])
-        with path.open("rb") as file:
+        """Return the file's SHA-256, recomputed only if its size, its times, its inode or a sample of it changes."""
+        key = str(path.resolve())
+        with open_regular(path) as file:
+            facts = json.dumps(_facts(file))
+            row = self._database.execute("select * from contents where path = ?", (key,)).fetchone()
+            if row is not None and row["facts"] == facts:
+                return str(row["sha256"])
+            file.seek(0)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         with _explained(self.file):
-            self._database.execute("insert or replace into digests values (?, ?, ?, ?)", (key, *facts, digest))
+            self._database.execute("insert or replace into contents values (?, ?, ?)", (key, facts, digest))
         return digest
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file to read, or raise OSError at once if it is a pipe or a device, which could be waited for forever."""
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "this is a pipe or a device, not a file", str(path))
+    return file
+
+
+def _facts(file: BufferedReader) -> list[Any]:
+    """Return what changes with a file's content: even if another file of its size and time was put in its place."""
+    found, sample = os.fstat(file.fileno()), hashlib.sha256()
+    for part in range(_SAMPLES):
+        file.seek(max(found.st_size - _SAMPLE, 0) * part // (_SAMPLES - 1))
+        sample.update(file.read(_SAMPLE))
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, sample.hexdigest()]
 
 
 @contextmanager

@@ -69,6 +69,9 @@ def _first_bytes(path: Path) -> bytes:
         raise CheckpointError(
             "this is a folder, not a checkpoint", code="PTC1022", where=str(path), fix=_folder_fix(path)
         )
+    if path.exists() and not path.is_file():
+        what = "this is a pipe or a device, not a file"
+        raise CheckpointError(what, code="PTC1090", where=str(path), fix="copy it into a file")
     try:
         with path.open("rb") as file:
             head = file.read(4096)
@@ -84,6 +87,22 @@ def _first_bytes(path: Path) -> bytes:
     if not head:
         raise CheckpointError("the file is empty", code="PTC1025", where=str(path), fix="copy or download it again")
     return head
+
+
+def refuse_unreachable(path: Path) -> None:
+    """Refuse a name that the system cannot look up: too long, through too many links, with a null in it.
+
+    Raises:
+        CheckpointError: it cannot; that there is no such file is told by `file_format`.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        fix = "give a name that can be looked up"
+        raise CheckpointError(f"the path cannot be read: {reason}", code="PTC1093", where=str(path), fix=fix) from error
 
 
 def _near(path: Path) -> str:

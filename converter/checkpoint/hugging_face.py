@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from converter.checkpoint.confinement import confined_to
 from converter.checkpoint.import_isolation import installed_code
-from converter.checkpoint.model_folder import CONFIG
-from converter.checkpoint.shards import Weights, read_json
+from converter.checkpoint.model_folder import CONFIG, homes
+from converter.checkpoint.shards import Weights, read_json, refuse_links
 from converter.checkpoint.state_dict import LARGEST_EXPANSION, unfit, unused_note
 from converter.checkpoint.state_dict_prefixes import best_names
 from converter.errors import CheckpointError, ConversionError, UsageError
@@ -32,6 +33,28 @@ DROPPED = re.compile(
     r"transformers_version|trust_remote_code|use_pretrained_backbone|_commit_hash|transformers_weights|__.*"
 )
 
+# What a library looks up by its name: an architecture, never a place.
+NAMES = ("architecture", "backbone", "backbone_model_type", "timm_model_name", "timm_backbone")
+NAME = re.compile(r"[A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*")
+OF_BACKBONES = ("model_args", "backbone_kwargs", "timm_model_args")  # keyword arguments of timm.create_model
+_ARGUMENTS = """
+    aa_layer act_layer always_partition attn_drop_rate attn_mlp_ratio attn_ratio avg_down base_width bias block_args
+    cardinality channels class_token conv_bias conv_ratio depth depths dim dim_mul dims distillation
+    down_kernel_size down_patch_size down_stride downsample_expand_ratios downsamples drop drop_block_rate
+    drop_path_rate drop_rate dropout dynamic_img_pad dynamic_img_size embed_dim embed_dims encoder_pool
+    expand_groups expand_ratio fc_norm features_only final_norm fix_init fix_stem fused_conv global_pool
+    global_pos_size groups head_dim head_hidden_size head_init_scale head_mul head_norm_first head_widths heads
+    img_size in_channels in_chans in_features init_values kernel_size kernel_sizes key_dim layer_scale_init_value
+    layers ls_init_value merge_size mlp_ratio mlp_ratios no_embed_class norm_eps norm_layer num_classes num_features
+    num_heads num_init_features num_kv_heads out_features out_indices output_stride pad_type patch_drop_rate
+    patch_kernel patch_padding patch_size patch_stride pool_type pos_drop_rate pre_norm pretrained_window_sizes
+    proj_drop_rate q_pool q_stride qk_norm qkv_bias ref_feat_shape reg_tokens rope_temperature scale_mlp se_from_exp
+    se_layer sr_ratios stages stem_chs stem_expand_ratio stem_norm stem_size stem_type strict_img_size swiglu_mlp
+    token_mixers use_abs_pos_emb use_fc_norm use_lab use_pos_embed use_post_norm weight_init width width_factor
+    widths window_ratio window_size zero_init_last
+"""
+DESCRIBES = frozenset(_ARGUMENTS.split())
+
 
 def build_from_config(folder: Path, *, trusted: bool = False) -> nn.Module:
     """Build the architecture that a folder's config.json names, with random weights.
@@ -41,7 +64,7 @@ def build_from_config(folder: Path, *, trusted: bool = False) -> nn.Module:
         UsageError: `transformers` is not installed.
     """
     kind, config, _ = _architecture(folder, trusted)
-    with _offline(folder):
+    with _offline(folder), _confined(folder, trusted):
         module: nn.Module = kind(config)
     return module
 
@@ -89,7 +112,7 @@ def _with_weights(
 ) -> tuple[nn.Module, list[str], list[str], list[str]]:
     """Return the model, notes, the missing keys, and the keys whose shapes differ."""
     kind, config, name = _architecture(folder, trusted)
-    with _offline(folder):
+    with _offline(folder), _confined(folder, trusted):
         with torch.device("meta"):
             outline = kind(config)
         _check_size(outline, size, folder)
@@ -122,6 +145,8 @@ def _is_half(value: torch.Tensor) -> bool:
 def _architecture(folder: Path, trusted: bool) -> tuple[Any, Any, str]:
     """Return the class that config.json names, its config, and its name."""
     path = folder / CONFIG
+    if not trusted:
+        refuse_links(path)
     content = read_json(path)
     names = content.get("architectures")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
@@ -130,6 +155,7 @@ def _architecture(folder: Path, trusted: bool) -> tuple[Any, Any, str]:
     name = names[0]
     if not trusted:
         _refuse_code(content, path)
+        _refuse_sources(content, path)
     if content.get("quantization_config"):
         fix = "give the folder of the model in float32 or float16"
         raise CheckpointError("the weights are quantized", code="PTC1033", where=str(path), fix=fix)
@@ -147,7 +173,7 @@ def _architecture(folder: Path, trusted: bool) -> tuple[Any, Any, str]:
         fix = "install the version of transformers that wrote it, or name what builds the model with --model"
         what = f"transformers {transformers.__version__} has no model {name!r}"
         raise CheckpointError(what, code="PTC1034", where=str(path), fix=fix)
-    with _offline(folder):
+    with _offline(folder), _confined(folder, trusted):
         config = config_class.from_dict(_plain(content))
         config.use_cache = False  # a converted model does not return past keys and values
     return kind, config, name
@@ -163,6 +189,30 @@ def _refuse_code(content: Any, path: Path) -> None:
         raise CheckpointError(
             "config.json asks for code of its own (auto_map)", code="PTC1035", where=str(path), fix=fix
         )
+
+
+def _confined(folder: Path, trusted: bool) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext() if trusted else confined_to(homes(folder))
+
+
+def _refuse_sources(content: Any, path: Path, key: str = "") -> None:
+    """Refuse what would make a library look for a model elsewhere: names that are places, other arguments of timm's."""
+    if isinstance(content, dict):
+        for name, value in content.items():
+            if key in OF_BACKBONES and name not in DESCRIBES:
+                raise _looks_elsewhere(path, f"{key}.{name}")
+            _refuse_sources(value, path, key if key in OF_BACKBONES else name)
+    elif isinstance(content, list):
+        for value in content:
+            _refuse_sources(value, path, key)
+    elif isinstance(content, str) and key in (*OF_BACKBONES, *NAMES) and not NAME.fullmatch(content):
+        raise _looks_elsewhere(path, f"{key} = {content!r:.80}")
+
+
+def _looks_elsewhere(path: Path, what: str) -> CheckpointError:
+    fix = f"give only entries that describe the architecture; or, if you trust its maker, --trust {TRUST_KEYWORD}"
+    what = f"config.json asks for something outside the folder: {what}"
+    return CheckpointError(what, code="PTC1091", where=str(path), fix=fix)
 
 
 def _keys(content: Any) -> Iterator[str]:

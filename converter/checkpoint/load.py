@@ -14,13 +14,13 @@ from torch.export import ExportedProgram
 
 from converter.checkpoint.exported_program import TRUST_KEYWORD, load_exported
 from converter.checkpoint.factory import build, config_folder, is_config, named_code
-from converter.checkpoint.file_format import Format, file_format
+from converter.checkpoint.file_format import Format, file_format, refuse_unreachable
 from converter.checkpoint.hugging_face import TRUST_KEYWORD as HUGGING_FACE_TRUST
 from converter.checkpoint.hugging_face import load_folder, load_into_folder
 from converter.checkpoint.import_isolation import UserCode
 from converter.checkpoint.model_folder import files_of, has_config, is_index, weights_in
 from converter.checkpoint.pickle_loader import load_pickled
-from converter.checkpoint.shards import load_shards
+from converter.checkpoint.shards import load_shards, refuse_links
 from converter.checkpoint.state_dict import (
     SHOWN,
     KeyFilter,
@@ -90,6 +90,7 @@ def load(
         ConversionError: the user's own code raised.
     """
     path = Path(path)
+    refuse_unreachable(path)
     trusted = Trust.of(trust)
     code = _code_of(path, trusted, factory)
     drop = KeyFilter(drop_keys)
@@ -130,6 +131,7 @@ def load_state_dict(
     A state dict needs no architecture for that. Raises as `load` does.
     """
     path = Path(path)
+    refuse_unreachable(path)
     trusted = Trust.of(trust)
     drop = KeyFilter(drop_keys)
     model, _ = _read(path, trusted, trust, _code_of(path, trusted), drop, built_elsewhere=True)
@@ -153,11 +155,13 @@ def _read(
         built_elsewhere: from a folder with weights and an architecture, read only the weights.
     """
     if path.is_dir() and (weights := weights_in(path)) is not None and (built_elsewhere or has_config(path)):
+        if not (open_folder := is_guard_lifted(HUGGING_FACE_TRUST, trust)):
+            refuse_links(weights)
         state, notes = _state_dict(weights, trusted, code)
         if built_elsewhere:
             return state, notes
         size = sum(file.stat().st_size for file in files_of(path))
-        module, told = load_folder(path, drop.kept(state), size, trusted=is_guard_lifted(HUGGING_FACE_TRUST, trust))
+        module, told = load_folder(path, drop.kept(state), size, trusted=open_folder)
         return module, [*notes, *told, *drop.notes()]
     if is_index(path):
         return _state_dict(path, trusted, code)

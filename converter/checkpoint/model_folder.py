@@ -6,6 +6,7 @@ from pathlib import Path
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 CONFIG = "config.json"
 LARGEST_JSON = 1 << 26
+LONGEST_NAME = 200
 
 
 def has_config(folder: Path) -> bool:
@@ -45,4 +46,17 @@ def files_of(path: Path) -> list[Path]:
 
 
 def _beside(folder: Path, endings: set[str]) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix in endings and file.is_file())
+    return sorted(f for f in folder.iterdir() if f.suffix in endings and stays(folder, f.name) and f.is_file())
+
+
+def homes(folder: Path) -> list[Path]:
+    """Return the folder, and the `blobs` of the Hugging Face hub cache that it is in, next to its `snapshots`."""
+    real = folder.resolve()
+    return [real, real.parent.parent / "blobs"] if real.parent.name == "snapshots" else [real]
+
+
+def stays(folder: Path, name: str) -> bool:
+    """Return whether a name stays in the folder, or links to the hub cache that the folder is in."""
+    if not 0 < len(name) <= LONGEST_NAME or name.startswith(".") or any(letter in name for letter in "/\\:\0"):
+        return False
+    return (folder / name).resolve().parent in homes(folder)

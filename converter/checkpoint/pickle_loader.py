@@ -51,7 +51,7 @@ def load_pickled(path: Path, file_format: Format, trust: Trust) -> tuple[Any, Ch
             return _load(path, weights_only=False, pickle_module=pickle), refused, list(left_aside)
         except CheckpointError:
             raise refused from None
-    plain = file_format is Format.ZIP and all(protocol <= 2 for protocol in asked.protocols)
+    plain = file_format is Format.ZIP and not asked.collects and all(protocol <= 2 for protocol in asked.protocols)
     if plain and all(is_tensor_name(*name) for name in asked.names):
         content = _load(path, weights_only=True)
         _check_plain(path, content)

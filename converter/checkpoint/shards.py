@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 
-from converter.checkpoint.model_folder import LARGEST_JSON
+from converter.checkpoint.model_folder import LARGEST_JSON, stays
 from converter.errors import CheckpointError
 
 MOST_FILES = 10_000
-LONGEST_NAME = 200
 
 Weights = Mapping[str, torch.Tensor]
 
@@ -36,6 +35,18 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def refuse_links(*files: Path) -> None:
+    """Refuse files that are links out of their folder.
+
+    Raises:
+        CheckpointError: one of them is.
+    """
+    for file in files:
+        if file.is_symlink() and not stays(file.parent, file.name):
+            fix = "copy the file itself into the folder; or do not trust this folder"
+            raise CheckpointError("a link leads out of the model's folder", code="PTC1092", where=str(file), fix=fix)
+
+
 def load_shards(index: Path, read: Callable[[Path], Weights]) -> Weights:
     """Return the weights of all files that an index names, which must match the index.
 
@@ -52,7 +63,7 @@ def load_shards(index: Path, read: Callable[[Path], Weights]) -> Weights:
     files = sorted(set(table.values()))
     if not files or len(files) > MOST_FILES:
         raise CheckpointError(f"the index names {len(files)} files", code="PTC1059", where=str(index), fix=fix)
-    elsewhere = [name for name in files if not _stays(index.parent, name)]
+    elsewhere = [name for name in files if not stays(index.parent, name)]
     if elsewhere:
         what = f"the index leads out of its folder: {', '.join(elsewhere[:5])}"
         raise CheckpointError(
@@ -72,17 +83,3 @@ def load_shards(index: Path, read: Callable[[Path], Weights]) -> Weights:
             raise CheckpointError(what, code="PTC1062", where=str(index), fix=fix)
         weights.update(part)
     return weights
-
-
-def _stays(folder: Path, name: str) -> bool:
-    """Return whether a name stays in the folder, or links to the `blobs` folder of a Hugging Face hub cache.
-
-    The cache keeps `blobs` next to its `snapshots`.
-    """
-    if not 0 < len(name) <= LONGEST_NAME or name.startswith(".") or any(letter in name for letter in "/\\:\0"):
-        return False
-    real = (folder / name).resolve()
-    places = [folder.resolve()]
-    if folder.resolve().parent.name == "snapshots":
-        places.append(folder.resolve().parent.parent / "blobs")
-    return real.parent in places

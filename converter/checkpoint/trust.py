@@ -12,7 +12,8 @@ from converter.checkpoint.user_source import attribute_errors, load_file
 from converter.errors import CheckpointError, ConversionError, UsageError
 
 EVERYTHING = "all"  # --trust-all
-RESERVED = {"pt2", "torchscript", "hf", EVERYTHING}  # not packages: they lift a guard
+ARTIFACT = "artifact"
+RESERVED = {"pt2", "torchscript", "hf", ARTIFACT, EVERYTHING}  # not packages: they lift a guard
 
 
 def is_guard_lifted(guard: str, trust: Sequence[str]) -> bool:

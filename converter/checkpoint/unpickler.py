@@ -5,7 +5,7 @@ import functools
 import pickle
 import types
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, ClassVar
 
 import numpy as np
@@ -23,11 +23,13 @@ from converter.checkpoint.pickle_allowlist import (
     is_library_module,
     tensor_with_attributes,
 )
-from converter.checkpoint.pickle_globals import python_3_name, resolve
+from converter.checkpoint.pickle_globals import MOST_ODD_KEYS, is_plain_key, python_3_name, resolve
 from converter.checkpoint.placeholders import Opaque
 from converter.checkpoint.trust import Trust
 
 MAPPINGS = (dict, collections.OrderedDict, collections.defaultdict, collections.Counter)
+
+COLLECTORS = (*MAPPINGS, set, frozenset)  # they hash what they are given
 
 TIME_UNITS = (b"generic", b"Y", b"M", b"W", b"D", b"h", b"m", b"s", b"ms", b"us", b"ns", b"ps", b"fs", b"as")
 
@@ -74,6 +76,7 @@ class RestrictedUnpickler(PurePython):
         self.trust = trust
         self.size = size
         self.named: dict[int, Named] = {}
+        self._odd_keys = 0
         self._given_state: list[Any] = []  # objects of no trusted class
 
     def load(self) -> Any:
@@ -183,6 +186,10 @@ class RestrictedUnpickler(PurePython):
             raise Refused(f"a call of {_describe(function)}")
         if any(type(argument) is range for argument in arguments):
             raise Refused("a collection of as many numbers as it likes")
+        if function in COLLECTORS:
+            self._odd_keys += sum(not is_plain_key(key) for key in _keys_of(function, arguments))
+            if self._odd_keys > MOST_ODD_KEYS:
+                raise Refused(f"more than {MOST_ODD_KEYS} keys that are neither texts nor small numbers")
         return self._run(function, *self._tensor_arguments(function, arguments))
 
     def load_newobj(self) -> None:
@@ -363,6 +370,15 @@ def _fill_array(target: np.ndarray, state: Any) -> None:
     _, shape, dtype, fortran, data = state
     check_array(shape, dtype, data)
     target.__setstate__((1, tuple(shape), np.dtype(dtype.str), bool(fortran), bytes(data)))  # type: ignore[arg-type]
+
+
+def _keys_of(kind: Any, arguments: tuple) -> Iterator[Any]:
+    """Yield what becomes keys of a collection: the elements, or the first of each pair."""
+    pairs = kind in MAPPINGS and kind is not collections.Counter
+    for collection in arguments:
+        if isinstance(collection, list | tuple | set | frozenset | dict | collections.deque):
+            for element in collection:
+                yield element[0] if pairs and isinstance(element, list | tuple) and element else element
 
 
 def _describe(value: object) -> str:

@@ -62,7 +62,7 @@ class PathName(click.Path):
         return super().convert(value, param, ctx)
 
 
-PATH = PathName(path_type=Path)
+PATH = PathName(path_type=Path, readable=False)  # what reads it says so, with its own exit status
 
 
 GROUPS = (*get_args(Group), "Batch", "Messages")  # the headings of the help, in order

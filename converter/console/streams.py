@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from rich.console import Console
+from rich.segment import Segment
 
-from ..errors import OutputError
+from ..errors import OutputError, escaped
 
 WIDTH_WITHOUT_TERMINAL = 120
 
@@ -35,6 +36,11 @@ class Screen(Console):
             color_system=None if os.environ.get("NO_COLOR") else "auto",
         )
         self.animated = file.isatty() and not self.is_dumb_terminal and not os.environ.get("CI")
+
+    def render(self, *arguments: Any, **options: Any) -> Iterator[Segment]:
+        """Escape what a terminal would act on in all texts: they hold names from files of strangers."""
+        for segment in super().render(*arguments, **options):
+            yield segment if segment.control else segment._replace(text=escaped(segment.text))
 
     def on_broken_pipe(self) -> None:
         self.quiet = True

@@ -16,7 +16,7 @@ from converter.artifacts.paths import SUFFIXES, output_path, parse_formats
 from converter.artifacts.placement import Placement, full_disk, is_disk_full
 from converter.artifacts.runner import Runner
 from converter.artifacts.runtime.formats import Format
-from converter.errors import ConversionError, UsageError, wrap_unexpected
+from converter.errors import ConversionError, UsageError, printable, wrap_unexpected
 from converter.lowering.training_notes import training_remarks
 from converter.lowering.user_lowerings import load_mappings
 from converter.memory import return_large_blocks
@@ -192,6 +192,7 @@ class ConversionSession:
                 self._release_runner(format)
                 if one.built is not None:
                     changes += [c for c in one.built.changes if c not in changes]
+            left = [note for placement in placements.values() for note in placement.notes]
             if len(failures) == len(formats):
                 raise failures[0]
         return ConversionReport(
@@ -201,7 +202,7 @@ class ConversionSession:
             parameters=source.parameters,
             batch=source.program.fixed_batch or "dynamic",
             rewrites=tuple(summarize_changes(changes)),
-            notes=tuple(dict.fromkeys((*source.notes, *source.program.notes))),
+            notes=tuple(dict.fromkeys(map(printable, (*source.notes, *source.program.notes, *left)))),
             artifacts=tuple(artifacts),
             timings=clock.timings,
             compared_on=reference.compared_on if reference else None,
@@ -266,7 +267,7 @@ class ArtifactJob:
             if self.proof.trace or disagrees(first):
                 first, self.rows = locate_divergence(first, lambda: built.trace(reference))
         with self.clock(f"prove {self.format}: the same artifact"):
-            runner.open(self.placement.temporary)
+            runner.open(self.placement.temporary, trusted=True)  # it has just been written
             results = run_artifact(runner, built.inputs, built.outputs, reference)
             second = compare_artifact(
                 reference.float64, reference.float32, results,

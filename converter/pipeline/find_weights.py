@@ -9,6 +9,8 @@ from torch import nn
 from converter.artifacts.runner import Runner
 from converter.artifacts.runtime.formats import Format
 from converter.checkpoint.load import load_state_dict
+from converter.checkpoint.trust import ARTIFACT, is_guard_lifted
+from converter.errors import printable
 from converter.ir.module_tensors import named_tensors
 from converter.options import ModelOptions
 from converter.pipeline.clock import Clock
@@ -35,7 +37,7 @@ def verify_weights(
             else:
                 tensors, module = load_state_dict(model, trust=options.trust, drop_keys=options.drop_keys)
         with clock("open"):
-            runner.open(artifact, signature)
+            runner.open(artifact, signature, trusted=is_guard_lifted(ARTIFACT, options.trust))
             held = runner.held()
     with clock("compare the weights"):
         arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
@@ -50,7 +52,7 @@ def verify_weights(
         source=str(model) if not isinstance(model, nn.Module) else type(model).__name__,
         artifact=str(artifact),
         proofs=(proof,),
-        notes=tuple(notes),
+        notes=tuple(map(printable, notes)),
         status=status_of([proof]),
         weights=matches,
         timings=clock.timings,

@@ -14,7 +14,7 @@ from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
 from converter.checkpoint.import_isolation import UserCode
-from converter.errors import UnsupportedOperatorsError, UsageError
+from converter.errors import UnsupportedOperatorsError, UsageError, printable
 from converter.ir.program import module_path
 from converter.lowering.user_lowerings import load_mappings
 from converter.options import ArtifactOptions, InspectKeywords, InspectOptions
@@ -95,7 +95,7 @@ def summary(source: LoadedModel, options: ArtifactOptions, with_plan: bool, cloc
         source=source.name,
         rows=tuple(rows),
         unsupported=unsupported,
-        notes=tuple(dict.fromkeys((*source.notes, *source.program.notes))),
+        notes=tuple(dict.fromkeys(map(printable, (*source.notes, *source.program.notes)))),
         inputs=inputs,
         outputs=outputs,
         plan=plan,

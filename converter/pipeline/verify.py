@@ -14,8 +14,9 @@ from torch import fx, nn
 from converter.artifacts.detect_format import detect_format
 from converter.artifacts.runner import Runner, TensorSpec
 from converter.artifacts.runtime.formats import Format
-from converter.artifacts.runtime.stamp import read_stamp
-from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError
+from converter.artifacts.stamp_schema import checked_stamp
+from converter.checkpoint.trust import ARTIFACT, is_guard_lifted
+from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError, printable
 from converter.ir.program import Program
 from converter.ir.sizes import symbolic_shape
 from converter.lowering.user_lowerings import load_mappings
@@ -60,26 +61,29 @@ def verify(
     artifact = Path(artifact)
     clock = Clock(progress)
     format = detect_format(artifact)
-    stamp = read_stamp(artifact) or {}
+    stamp, damaged = checked_stamp(artifact)
     options = VerifyOptions.of(**keywords)
     accepted = explanation_kinds(options.match.accept)
     if options.match.weights:
         return verify_weights(model, artifact, format, options.model, options.match.signature, clock)
+    trusted = is_guard_lifted(ARTIFACT, options.model.trust)
     signature, atol, rtol = options.match.signature, options.proof.atol, options.proof.rtol
     options = apply_stamp(options, stamp)
     with Runner(format) as runner:
         if missing := not (options.capture.input_shapes or stamp):  # open it now to read its input shapes
-            runner.open(artifact, signature)
+            runner.open(artifact, signature, trusted=trusted)
         with proposing_shapes(runner):
             batch = stamp.get("options", {}).get("fixed_batch")
             source = load_model(model, options, fixed_batch=batch, clock=clock, mappings=load_mappings())
         notes = [*source.notes, *source.program.notes]
+        if damaged:
+            notes.append(f"the artifact's stamp is damaged ({damaged}): it is compared as an artifact of another tool")
         if format in ("tf", "keras") and stamp.get("options"):
             with clock("import Keras"):  # while the process that opens the artifact imports too
                 import keras  # noqa: F401  # the third proof makes a plan
         if not missing:
             with clock("open"):
-                runner.open(artifact, signature)
+                runner.open(artifact, signature, trusted=trusted)
         ours = stamped_interfaces(source.program, stamp)
         batch = fixed_batch(runner.inputs)
         if batch is not None and source.program.fixed_batch is None:
@@ -126,7 +130,7 @@ def verify(
         source=source.name,
         artifact=str(artifact),
         proofs=tuple(proofs),
-        notes=tuple(dict.fromkeys(notes)),
+        notes=tuple(dict.fromkeys(map(printable, notes))),
         status=status_of(proofs),
         accuracy=labeled_accuracy(reference, match.results),
         explanations=tuple(match.explanations),

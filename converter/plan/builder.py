@@ -6,6 +6,7 @@ later, in any precision and as often as needed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -216,9 +217,9 @@ class PlanBuilder:
         the bias by it.
         """
         channels = int(layout.extent(layout.dims[dim]))
-        if self.node not in self.choices.channel_orders:
+        factors, order = self.choices.channel_orders.get(self.node, ((), ()))
+        if math.prod(factors) != channels or not factors:  # none, or those of another model's stamp
             return layout, np.arange(channels)
-        factors, order = self.choices.channel_orders[self.node]
         axis = layout.axes.index(layout.dims[dim])
         for factor in factors[:0:-1]:  # split the minor factors off, last first
             major = layout.dims[dim][0]

@@ -52,7 +52,7 @@ def names(folder: Path) -> list[str]:
 @pytest.fixture
 def no_exchange(monkeypatch):
     """As on a file system that cannot exchange two folders."""
-    monkeypatch.setattr(placing, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(placing, "_exchange", lambda name, one, other: False)
 
 
 def test_a_file_is_at_its_final_name_in_a_folder_beside_the_target_until_commit(tmp_path):
@@ -99,9 +99,14 @@ def test_a_folder_of_ours_is_replaced(tmp_path, how, request):
 @pytest.mark.skipif(sys.platform != "linux", reason="renameat2 is Linux's")
 def test_this_system_exchanges_folders_at_once(tmp_path):
     for name in "ab":
-        (tmp_path / name / name).mkdir(parents=True)
-    assert placing._exchange(tmp_path / "a", tmp_path / "b")
-    assert (tmp_path / "a" / "b").is_dir()
+        (tmp_path / name / "m" / name).mkdir(parents=True)
+    one, other = (os.open(tmp_path / name, os.O_RDONLY) for name in "ab")
+    try:
+        assert placing._exchange("m", one, other)
+    finally:
+        os.close(one)
+        os.close(other)
+    assert (tmp_path / "a" / "m" / "b").is_dir()
 
 
 @pytest.mark.parametrize(
@@ -282,7 +287,7 @@ DIES = """
 
     def die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
 
-    placing._exchange = lambda one, other: False
+    placing._exchange = lambda name, one, other: False
     {where}
     with placing.Placement(Path(sys.argv[1])) as placement:
         write_saved_model(placement.temporary, "new")
@@ -298,7 +303,7 @@ DIES = """
         pytest.param("placing._synchronize = die", "", "old", id="before the commit: swept"),
         pytest.param("placing._finish_commit = die", "", "new", id="commit begun: finished"),
         pytest.param(
-            "replace = Path.replace; Path.replace = lambda self, to: die() if self.name == 'm' else replace(self, to)",
+            "replace = os.replace; os.replace = lambda a, b, **at: die() if a == 'm' else replace(a, b, **at)",
             "",
             "new",
             id="between the two renames: finished",

@@ -525,15 +525,15 @@ def data_elsewhere(path: Path) -> Path:
 @pytest.mark.parametrize(
     "write, message",
     [
-        (lambda_layer, "does not open: .*[Ll]ambda"),
-        (class_of_the_users, "does not open: .*Own"),
-        (writes_a_file, "WriteFile, which reaches beyond the model"),
-        (calls_python, "EagerPyFunc, which reaches beyond the model|PyFunc, which reaches beyond the model"),
+        (lambda_layer, "is refused: .*[Ll]ambda"),
+        (class_of_the_users, "is refused: .*Own"),
+        (writes_a_file, "is refused: .* beyond the model: WriteFile"),
+        (calls_python, "is refused: .* beyond the model: (Eager)?PyFunc"),
         (without_signature, "it has no signature"),
         (cut_off, "not an artifact of a known format|does not open"),
         (tflite_of_nothing, "does not open"),
         (pickle_by_name, "not an artifact of a known format"),
-        (data_elsewhere, "does not open"),
+        (data_elsewhere, "is refused: .*secret.bin"),
     ],
 )
 def test_hostile_or_broken_artifacts_are_explained_and_run_nothing(verify, tmp_path: Path, write, message: str):

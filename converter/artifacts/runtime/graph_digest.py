@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .graph_ops import BOOKKEEPING
+from .tf_wiring import output_digests
 
 KEY = "graph_sha256"
 SMALL = 16  # elements; larger ONNX initializers are weights, which are compared one by one
@@ -31,13 +32,20 @@ def _without_ids(config: Any) -> Any:
     return [_without_ids(part) for part in config] if isinstance(config, list) else config
 
 
-def tensorflow_digest(graph: Any) -> str:
-    """Return the digest of a `FuncGraph` and the functions that it calls, independent of function and node names."""
-    definition = graph.as_graph_def()
+def tensorflow_digest(function: Any, variables: Mapping[str, Any]) -> str:
+    """Return the digest of a `ConcreteFunction` and what it calls, independent of function and node names.
+
+    It covers every node, also one that no output needs, and how the outputs are computed from inputs and variables.
+
+    Args:
+        variables: by their names in the checkpoint.
+    """
+    definition = function.graph.as_graph_def()
     nodes = [*definition.node, *(node for function in definition.library.function for node in function.node_def)]
     functions = {function.signature.name for function in definition.library.function}
     kept = [n for n in nodes if n.op == "Const" or (n.op not in BOOKKEEPING and n.op not in functions)]
-    return _digest(sorted(_tensorflow_node(node) for node in kept))
+    names = {id(variable.handle): name for name, variable in variables.items() if hasattr(variable, "handle")}
+    return _digest([*sorted(map(_tensorflow_node, kept)), *output_digests(function, names, _tensorflow_node)])
 
 
 def _tensorflow_node(node: Any) -> bytes:

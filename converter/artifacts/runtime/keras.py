@@ -16,10 +16,12 @@ import numpy as np
 
 from . import graph_digest as digests
 from .graph_ops import count_operators, find_xla
-from .protocol import Fact, Value
+from .protocol import Fact, Refused, Value
+from .refusals import refuse_keras_parts
 from .tf_trace import trace_function
 
 _CONFIG, _METADATA = "config.json", "metadata.json"
+_EXPORTED = "Such a model can be verified once it is exported as a SavedModel, with model.export(...)"
 
 
 def _canonical_config(text: bytes) -> bytes:
@@ -88,7 +90,7 @@ def _rename_ends(ends: Any, names: dict[str, str]) -> None:
 def _reason(message: str) -> str:
     reason = message.rpartition("Exception encountered: ")[2].partition("\n")[0]
     if "custom class" in reason:
-        reason += " Such a model can be verified once it is exported as a SavedModel, with model.export(...)"
+        reason += f" {_EXPORTED}"
     return reason
 
 
@@ -104,10 +106,15 @@ class Reader:
         self.inputs: list[Fact] = []
         self.outputs: list[Fact] = []
 
-    def open(self, path: Path, signature: str | None = None) -> None:
+    def open(self, path: Path, signature: str | None = None, *, trusted: bool = False) -> None:
         if signature is not None:
             raise ValueError("a Keras file has no signatures")
         self._path = path
+        if not trusted:
+            try:
+                refuse_keras_parts(path)
+            except Refused as error:
+                raise Refused(f"{error}. {_EXPORTED}") from error
         with contextlib.ExitStack() as stack:
             named = path
             if path.suffix != ".keras":  # Keras decides by the suffix

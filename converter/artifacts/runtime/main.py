@@ -30,7 +30,7 @@ class Reader(Protocol):
     outputs: list[Fact]
 
     def __init__(self) -> None: ...
-    def open(self, path: Path, signature: str | None = None) -> None: ...
+    def open(self, path: Path, signature: str | None = None, *, trusted: bool = False) -> None: ...
     def run(self, arrays: Mapping[str, Any]) -> Mapping[str, Any]: ...
     def tensors(self) -> Mapping[str, Any]: ...
     def held(self) -> Mapping[str, Any]: ...
@@ -89,7 +89,7 @@ def _answer(
             raise reader
         match request["action"]:
             case "open":
-                reader.open(Path(request["path"]), request["signature"])
+                reader.open(Path(request["path"]), request["signature"], trusted=request["trusted"])
                 content = {"inputs": reader.inputs, "outputs": reader.outputs}
             case "run":
                 results = reader.run(arrays)
@@ -110,6 +110,8 @@ def _answer(
             case "operators":
                 content = {"operators": dict(reader.operators()), "xla_functions": reader.xla_functions()}
         messages.send(answers, content, results)
+    except messages.Refused as error:
+        messages.send(answers, {"refused": str(error)})
     except Exception as error:
         traceback.print_exc()
         messages.send(answers, {"error": f"{type(error).__name__}: {error}"})

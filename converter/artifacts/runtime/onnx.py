@@ -11,6 +11,7 @@ import numpy as np
 
 from . import graph_digest as digests
 from .protocol import Fact, Value, fingerprint
+from .refusals import refuse_onnx_operators
 
 _LARGE = 1 << 16  # bytes from which a trace passes a tensor to the session separately
 
@@ -38,10 +39,12 @@ class Reader:
         self.inputs: list[Fact] = []
         self.outputs: list[Fact] = []
 
-    def open(self, path: Path, signature: str | None = None) -> None:
+    def open(self, path: Path, signature: str | None = None, *, trusted: bool = False) -> None:
         if signature is not None:
             raise ValueError("an ONNX file has no signatures")
         self._path = path
+        if not trusted:
+            refuse_onnx_operators(self._onnx.load(str(path), load_external_data=False), path.parent)
         self._session = self._runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         self.inputs = [_fact(node) for node in self._session.get_inputs()]
         self.outputs = [_fact(node) for node in self._session.get_outputs()]

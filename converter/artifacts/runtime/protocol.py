@@ -18,6 +18,10 @@ LONGEST_AXIS = 4096  # a longer axis gets no slice means
 _LENGTH = struct.Struct("<Q")
 
 
+class Refused(ValueError):
+    """The artifact holds what an untrusted one may not."""
+
+
 def send(stream: IO[bytes], content: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> None:
     """Send a message, or raise TypeError for an array not of numbers, BrokenPipeError if the other side is gone."""
     arrays = {name: np.asarray(array, order="C") for name, array in (arrays or {}).items()}

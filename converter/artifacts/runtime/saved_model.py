@@ -12,17 +12,12 @@ import numpy as np
 from . import graph_digest as digests
 from .graph_ops import count_operators, find_xla
 from .protocol import Fact, Value
+from .refusals import refuse_files_elsewhere, refuse_operators
 from .signatures import chosen_signature
 from .tf_trace import trace_function
 
 if TYPE_CHECKING:
     import tensorflow as tf
-
-
-_SIDE_EFFECTS = frozenset(
-    {"ReadFile", "WriteFile", "MatchingFiles", "PyFunc", "PyFuncStateless", "EagerPyFunc", "LoadLibrary"}
-    | {"WholeFileReaderV2", "TextLineReaderV2", "FixedLengthRecordReaderV2", "TFRecordReaderV2", "IdentityReaderV2"}
-)
 
 
 # Keys of the checkpoint: weights/stem..conv..weight/.ATTRIBUTES/VARIABLE_VALUE
@@ -40,9 +35,10 @@ class Reader:
         self.inputs: list[Fact] = []
         self.outputs: list[Fact] = []
 
-    def open(self, path: Path, signature: str | None = None) -> None:
+    def open(self, path: Path, signature: str | None = None, *, trusted: bool = False) -> None:
         self._path = path
-        _refuse_side_effects(path)
+        if not trusted:
+            _check_untrusted(path)
         self._model = self._tf.saved_model.load(str(path))  # keep the model: the signature does not hold the variables
         signatures = self._model.signatures
         self._signature = signatures[chosen_signature(list(signatures), signature)]
@@ -79,7 +75,8 @@ class Reader:
         return trace_function(self._signature, arrays)
 
     def graph_digest(self) -> str:
-        return digests.tensorflow_digest(self._signature.graph)
+        weights = getattr(self._model, "weights", None)
+        return digests.tensorflow_digest(self._signature, weights if isinstance(weights, dict) else {})
 
     def operators(self) -> dict[str, int]:
         return count_operators(self._signature.graph)
@@ -88,21 +85,14 @@ class Reader:
         return find_xla(self._signature.graph)
 
 
-def _refuse_side_effects(path: Path) -> None:
-    """Refuse a SavedModel whose graph reads or writes files or calls Python: comparing it would run it."""
+def _check_untrusted(path: Path) -> None:
+    """Refuse a SavedModel that could do more than compute, before any of it runs."""
     from tensorflow.core.protobuf import saved_model_pb2
+    from tensorflow.python.framework import op_def_registry
 
+    refuse_files_elsewhere(path)
     saved = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
-    graphs = [meta_graph.graph_def for meta_graph in saved.meta_graphs]
-    nodes = [
-        node
-        for graph in graphs
-        for part in [graph.node, *(f.node_def for f in graph.library.function)]
-        for node in part
-    ]
-    found = sorted({node.op for node in nodes} & _SIDE_EFFECTS)
-    if found:
-        raise ValueError(f"its graph holds {', '.join(found)}, which reaches beyond the model: it is not run")
+    refuse_operators(saved, op_def_registry.get)
 
 
 def _facts(specs: Mapping[str, tf.TensorSpec]) -> list[Fact]:

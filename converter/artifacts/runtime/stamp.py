@@ -17,6 +17,7 @@ KERAS_MEMBER = "converter_stamp.json"
 SAVED_MODEL_FILE = Path("assets.extra") / "converter_stamp.json"
 ONNX_KEY = "converter_stamp"
 
+_LARGEST = 1 << 26  # bytes
 _METADATA_PROPS, _KEY, _VALUE = 14, 1, 2  # onnx.proto: ModelProto.metadata_props, StringStringEntryProto
 
 
@@ -44,10 +45,11 @@ def _stamp_of(path: Path) -> bytes | None:
     match recognize(path):
         case "tf":
             file = path / SAVED_MODEL_FILE
-            return file.read_bytes() if file.is_file() else None
+            return file.read_bytes() if file.is_file() and file.stat().st_size <= _LARGEST else None
         case "keras":
             with zipfile.ZipFile(path) as archive:
-                return archive.read(KERAS_MEMBER) if KERAS_MEMBER in archive.namelist() else None
+                entry = next((e for e in archive.infolist() if e.filename == KERAS_MEMBER), None)
+                return archive.read(entry) if entry is not None and entry.file_size <= _LARGEST else None
         case "onnx":
             with path.open("rb") as opened:
                 return _onnx_metadata(opened).get(ONNX_KEY)
@@ -57,7 +59,7 @@ def _stamp_of(path: Path) -> bytes | None:
 def _onnx_metadata(file: BinaryIO) -> dict[str, bytes]:
     entries = {}
     for number, length in protobuf_fields(file):
-        if number == _METADATA_PROPS and length is not None:
+        if number == _METADATA_PROPS and length is not None and length <= _LARGEST:
             entry = io.BytesIO(file.read(length))
             fields = {part: entry.read(size) for part, size in protobuf_fields(entry) if size is not None}
             entries[fields.get(_KEY, b"").decode()] = fields.get(_VALUE, b"")

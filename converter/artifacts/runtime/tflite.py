@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .protocol import Fact, Value, fingerprint
+from .refusals import refuse_tflite_operators
 from .signatures import chosen_signature
 
 _GENERATED = "serving_default_"  # prefix of input names in a file without signatures
@@ -26,8 +27,10 @@ class Reader:
         self.inputs: list[Fact] = []
         self.outputs: list[Fact] = []
 
-    def open(self, path: Path, signature: str | None = None) -> None:
+    def open(self, path: Path, signature: str | None = None, *, trusted: bool = False) -> None:
         self._path = path
+        if not trusted:
+            refuse_tflite_operators(_custom_operators(path))
         self._interpreter = self._interpret()
         signatures = self._interpreter.get_signature_list()
         name = chosen_signature(signatures, signature) if signatures or signature else None
@@ -112,6 +115,15 @@ class Reader:
 
     def xla_functions(self) -> list[str]:
         return []
+
+
+def _custom_operators(path: Path) -> set[str]:
+    """Return the names of the operators that are not TFLite's own."""
+    from tensorflow.lite.python.schema_py_generated import Model
+
+    model = Model.GetRootAs(path.read_bytes())
+    codes = (model.OperatorCodes(i).CustomCode() for i in range(model.OperatorCodesLength()))
+    return {code.decode(errors="replace") for code in codes if code}
 
 
 def _bare(name: str) -> str:

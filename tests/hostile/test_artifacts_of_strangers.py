@@ -1,0 +1,462 @@
+"""An artifact is looked through before a runtime gets it: what may reach beyond the model is refused by name, and what
+the usual tools write is not."""
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import onnx
+import pytest
+
+from converter.artifacts.runtime import refusals
+from converter.artifacts.runtime.onnx import Reader as OnnxReader
+from converter.artifacts.runtime.protocol import Refused
+
+# -- SavedModels
+
+
+def registered(name: str) -> Any:
+    from tensorflow.python.framework import op_def_registry
+
+    return op_def_registry.get(name)
+
+
+def saved_model(*operators: str, inside: bool = True) -> Any:
+    """A SavedModel message with these operators, in a function or in the graph itself."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    saved = saved_model_pb2.SavedModel()
+    meta_graph = saved.meta_graphs.add()
+    meta_graph.object_graph_def.SetInParent()  # TensorFlow 2's
+    graph = meta_graph.graph_def
+    nodes = graph.library.function.add().node_def if inside else graph.node
+    for number, operator in enumerate(operators):
+        nodes.add(name=f"n{number}", op=operator)
+    return saved
+
+
+OUTSIDE = [
+    "ReadFile", "WriteFile", "MatchingFiles", "PyFunc", "PyFuncStateless", "EagerPyFunc", "PrintV2", "Print", "Save",
+    "SaveV2", "SaveSlices", "Restore", "RestoreV2", "RestoreSlice", "MergeV2Checkpoints", "CacheDataset",
+    "CacheDatasetV2", "TextLineDataset", "TFRecordDataset", "TFRecordDatasetV2", "FixedLengthRecordDatasetV2",
+    "SqlDataset", "CSVDataset", "SaveDatasetV2", "LoadDataset", "MatchingFilesDataset", "GeneratorDataset",
+    "DatasetToTFRecord", "WholeFileReaderV2", "TextLineReaderV2", "LMDBReader", "InitializeTableFromTextFileV2",
+    "ImmutableConst", "DebugIdentity", "DebugIdentityV2", "DebugNumericSummary", "CreateSummaryFileWriter",
+    "WriteGraphSummary", "RpcClient", "RpcServer", "DataServiceDatasetV4", "RemoteCall", "Abort", "XlaCustomCall",
+    "XlaCustomCallV2", "XlaCallModule", "FileSystemSetConfiguration", "DumpTensor", "CalibrationStatisticsSaver",
+    "NoSuchOperator", "_Send", "DeserializeIterator", "RecordInput", "LoadAndRemapMatrix", "GenerateVocabRemapping",
+]  # fmt: skip
+
+
+@pytest.mark.threat(
+    "A SavedModel whose graph reads or writes files, opens connections or calls Python",
+    "refused by the operators' names before it is loaded",
+)
+@pytest.mark.parametrize("inside", [True, False], ids=["in a function", "in the graph"])
+def test_an_operator_that_is_not_listed_is_refused_by_name(inside):
+    for operator in OUTSIDE:
+        with pytest.raises(Refused, match=f": {operator}$"):
+            refusals.refuse_operators(saved_model("Conv2D", operator, inside=inside), registered)
+
+
+@pytest.mark.threat(
+    "A SavedModel that calls the functions of its checkpoint's saver, or changes them",
+    "refused",
+)
+def test_only_functions_that_nothing_else_calls_may_save():
+    """The saver of a checkpoint, which loading does not call. Any other call of it is refused."""
+
+    def with_saver() -> Any:
+        saved = saved_model("SaveV2")
+        meta_graph = saved.meta_graphs[0]
+        meta_graph.graph_def.library.function[0].signature.name = "save"
+        meta_graph.graph_def.node.add(name="saver", op="StatefulPartitionedCall").attr["f"].func.name = "save"
+        meta_graph.saver_def.save_tensor_name = "saver:0"
+        return saved
+
+    refusals.refuse_operators(with_saver(), registered)
+    also = with_saver()
+    also.meta_graphs[0].graph_def.node.add(name="again", op="StatefulPartitionedCall").attr["f"].func.name = "save"
+    in_list = with_saver()
+    in_list.meta_graphs[0].graph_def.node.add(name="again", op="Case").attr["b"].list.func.add(name="save")
+    as_signature = with_saver()
+    as_signature.meta_graphs[0].object_graph_def.concrete_functions["save"].SetInParent()
+    writes = with_saver()
+    writes.meta_graphs[0].graph_def.library.function[0].node_def.add(name="more", op="WriteFile")
+    for saved, name in [(also, "SaveV2"), (in_list, "SaveV2"), (as_signature, "SaveV2"), (writes, "WriteFile")]:
+        with pytest.raises(Refused, match=name):
+            refusals.refuse_operators(saved, registered)
+
+
+@pytest.mark.threat(
+    "A SavedModel with assets, whose names may lead anywhere",
+    "refused",
+)
+def test_assets_are_refused():
+    saved = saved_model("Conv2D")
+    saved.meta_graphs[0].asset_file_def.add(filename="../../etc/passwd")
+    with pytest.raises(Refused, match="passwd"):
+        refusals.refuse_operators(saved, registered)
+
+
+@pytest.fixture(scope="session")
+def of_tensorflow_1(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import tensorflow as tf
+
+    v1, path = tf.compat.v1, tmp_path_factory.mktemp("v1") / "model"
+    with tf.Graph().as_default(), v1.Session() as session:
+        x = v1.placeholder(tf.float32, [None, 3], "x")
+        y = tf.matmul(x, v1.get_variable("w", [3, 2], use_resource=False))
+        session.run(v1.global_variables_initializer())
+        v1.saved_model.simple_save(session, str(path), {"x": x}, {"y": y})
+    return path
+
+
+def of_keras(path: Path) -> Path:
+    """Layers with states, control flow and random numbers."""
+    import keras
+
+    image = keras.Input((8, 8, 3))
+    x = keras.layers.BatchNormalization()(keras.layers.Conv2D(4, 3)(keras.layers.RandomFlip()(image)))
+    x = keras.layers.LSTM(5)(keras.layers.Reshape((-1, 4))(keras.layers.Dropout(0.5)(x)))
+    keras.Model(image, keras.layers.Dense(2, "softmax")(x)).export(str(path), verbose=False)
+    return path
+
+
+def of_module(path: Path) -> Path:
+    """A table in memory, a loop, a list of tensors, an assertion, an image's bytes, another signature."""
+    import tensorflow as tf
+
+    class Net(tf.Module):
+        def __init__(self) -> None:
+            self.weight = tf.Variable(tf.ones((3, 2)))
+            keys = tf.constant([1, 2], tf.int64)
+            values = tf.lookup.KeyValueTensorInitializer(keys, keys)
+            self.table = tf.lookup.StaticHashTable(values, -1)
+
+        @tf.function(input_signature=[tf.TensorSpec((None, 3))])
+        def serve(self, x):
+            tf.debugging.assert_all_finite(x, "finite")
+            values = tf.TensorArray(tf.float32, 3)
+            for i in tf.range(3):
+                values = values.write(
+                    i,
+                    tf.einsum("ij,jk->ik", x, self.weight)
+                    + tf.cast(self.table.lookup(tf.constant(1, tf.int64)), "float32"),
+                )
+            return tf.reduce_sum(tf.cond(x[0, 0] > 0, values.stack, values.stack), 0)
+
+        @tf.function(input_signature=[tf.TensorSpec((), tf.string)])
+        def of_bytes(self, content):
+            return tf.image.resize(tf.io.decode_jpeg(content), (4, 4))
+
+    net = Net()
+    tf.saved_model.save(net, str(path), signatures={"serving_default": net.serve, "of_bytes": net.of_bytes})
+    return path
+
+
+@pytest.mark.parametrize("write", [of_keras, of_module])
+def test_saved_models_of_tensorflow_pass(write: Callable[[Path], Path], tmp_path: Path):
+    from converter.artifacts.runtime.saved_model import _check_untrusted
+
+    _check_untrusted(write(tmp_path / "model"))
+
+
+@pytest.mark.threat(
+    "A SavedModel of TensorFlow 1 that restores another checkpoint than its own",
+    "refused; others pass",
+)
+def test_a_saved_model_of_tensorflow_1_passes_until_it_restores_another_file(of_tensorflow_1: Path, tmp_path: Path):
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    from converter.artifacts.runtime.saved_model import _check_untrusted
+
+    _check_untrusted(of_tensorflow_1)
+    saved = saved_model_pb2.SavedModel.FromString((of_tensorflow_1 / "saved_model.pb").read_bytes())
+    restore = next(node for node in saved.meta_graphs[0].graph_def.node if node.op == "RestoreV2")
+    elsewhere = saved.meta_graphs[0].graph_def.node.add(name="elsewhere", op="Const")
+    restore.input[0] = elsewhere.name
+    with pytest.raises(Refused, match="RestoreV2"):
+        refusals.refuse_operators(saved, registered)
+
+
+@pytest.mark.threat(
+    "A link or a pipe within a SavedModel",
+    "refused unless it stays in the folder",
+)
+@pytest.mark.parametrize("plant", ["link", "pipe", "link to a folder"])
+def test_nothing_outside_a_folder_is_read(tmp_path: Path, plant: str):
+    folder = tmp_path / "model"
+    (folder / "variables").mkdir(parents=True)
+    (tmp_path / "secret").write_text("secret")
+    (folder / "inner").symlink_to(folder / "variables")
+    refusals.refuse_files_elsewhere(folder)
+    if plant == "link":
+        (folder / "variables" / "variables.index").symlink_to(tmp_path / "secret")
+    elif plant == "pipe":
+        os.mkfifo(folder / "variables" / "variables.index")
+    else:
+        (folder / "assets").symlink_to(tmp_path)
+    with pytest.raises(Refused, match=r"variables\.index|assets"):
+        refusals.refuse_files_elsewhere(folder)
+
+
+def test_the_links_of_a_hub_cache_pass(tmp_path: Path):
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--a--b" / "blobs").mkdir()
+    (tmp_path / "models--a--b" / "blobs" / "abc").write_text("")
+    (snapshot / "model.onnx").symlink_to("../../blobs/abc")
+    refusals.refuse_files_elsewhere(snapshot)
+
+
+# -- Keras files
+
+
+def weights(change: Callable[[h5py.File], None] = lambda file: None) -> bytes:
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        file.create_dataset("layers/dense/vars/0", data=np.ones((2, 2), np.float32))
+        change(file)
+    return content.getvalue()
+
+
+def keras_file(path: Path, config: Any = None, members: dict[str, bytes] | None = None) -> Path:
+    file = path / "a.keras"
+    dense = {"module": "keras.layers", "class_name": "Dense", "config": {"units": 2}, "registered_name": None}
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("config.json", json.dumps(dense if config is None else config))
+        archive.writestr("metadata.json", "{}")
+        for name, content in ({"model.weights.h5": weights()} | (members or {})).items():
+            archive.writestr(name, content)
+    return file
+
+
+def an_object(name: str, module: str | None, config: Any = None) -> dict[str, Any]:
+    return {"module": module, "class_name": name, "config": {} if config is None else config}
+
+
+@pytest.mark.threat(
+    "A Keras file with lambdas, functions, lookup tables from files, layers that load other models",
+    "refused by name before Keras reads it",
+)
+@pytest.mark.parametrize(
+    "inner, named",
+    [
+        (an_object("__lambda__", "builtins", {"value": "4wAA"}), "__lambda__"),
+        (an_object("Lambda", "keras.layers"), "Lambda"),
+        (an_object("TFSMLayer", "keras.layers", {"filepath": "/etc"}), "TFSMLayer"),
+        (an_object("TorchModuleWrapper", "keras.layers"), "TorchModuleWrapper"),
+        (an_object("JaxLayer", "keras.layers"), "JaxLayer"),
+        (an_object("StringLookup", "keras.layers", {"vocabulary": "/etc/passwd"}), "StringLookup"),
+        (an_object("TextVectorization", "keras.layers", {"vocabulary": "/etc/passwd"}), "TextVectorization"),
+        (an_object("function", "keras.utils", "get_file"), "get_file"),
+        (an_object("function", "os", "system"), "os.system"),
+        (an_object("Popen", "subprocess"), "subprocess.Popen"),
+        (an_object("Net", "keras_hub.models"), "keras_hub"),
+        (an_object("Dense", "keras.utils"), "keras.utils"),
+        (an_object("Own", None), "Own"),
+        (an_object("load_model", "keras.saving"), "load_model"),
+    ],
+)
+def test_an_object_that_is_not_a_layer_of_keras_is_refused_by_name(tmp_path: Path, inner: Any, named: str):
+    config = an_object("Functional", "keras.src.models.functional", {"layers": [{"config": {"activation": inner}}]})
+    with pytest.raises(Refused, match=named):
+        refusals.refuse_keras_parts(keras_file(tmp_path, config))
+
+
+@pytest.mark.threat(
+    "A Keras file with members whose names lead elsewhere",
+    "refused",
+)
+@pytest.mark.parametrize(
+    "members, message",
+    [
+        ({"../../.bashrc": b""}, "bashrc"),
+        ({"/etc/cron.d/x": b""}, "cron"),
+        ({"assets/string_lookup/vocabulary.txt": b"/etc/passwd"}, "vocabulary"),
+        ({"model.weights.npz": b""}, "npz"),
+        ({"extra.pkl": b""}, "extra.pkl"),
+    ],
+)
+def test_a_member_that_is_not_of_a_keras_file_is_refused(tmp_path: Path, members: dict[str, bytes], message: str):
+    with pytest.raises(Refused, match=message):
+        refusals.refuse_keras_parts(keras_file(tmp_path, members=members))
+
+
+def external_data(file: h5py.File) -> None:
+    file.create_dataset("secret", (4,), "u1", external=[("/etc/passwd", 0, 4)])
+
+
+def external_link(file: h5py.File) -> None:
+    file["secret"] = h5py.ExternalLink("/etc/passwd", "/")
+
+
+def soft_link(file: h5py.File) -> None:
+    file["again"] = h5py.SoftLink("/layers")
+
+
+def virtual_data(file: h5py.File) -> None:
+    layout = h5py.VirtualLayout((4,), "f4")
+    layout[:] = h5py.VirtualSource("/tmp/other.h5", "data", (4,))
+    file.create_virtual_dataset("secret", layout)
+
+
+def never_written(file: h5py.File) -> None:
+    file.create_dataset("bomb", (1 << 40,), "f4")
+
+
+def compressed_zeros(file: h5py.File) -> None:
+    file.create_dataset("bomb", data=np.zeros(1 << 22, np.uint8), compression="gzip")
+
+
+@pytest.mark.threat(
+    "HDF5 links, external and virtual data, data that expands",
+    "refused",
+)
+@pytest.mark.parametrize(
+    "change", [external_data, external_link, soft_link, virtual_data, never_written, compressed_zeros]
+)
+def test_weights_in_other_files_or_without_measure_are_refused(tmp_path: Path, change: Callable[[h5py.File], None]):
+    with pytest.raises(Refused, match="weights"):
+        refusals.refuse_keras_parts(keras_file(tmp_path, members={"model.weights.h5": weights(change)}))
+
+
+@pytest.mark.threat(
+    "A Keras file that is a bomb",
+    "refused",
+)
+def test_an_archive_that_expands_without_measure_is_refused(tmp_path: Path):
+    file = tmp_path / "bomb.keras"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("config.json", bytes(1 << 24))
+    with pytest.raises(Refused, match="expand"):
+        refusals.refuse_keras_parts(file)
+
+
+@pytest.mark.threat(
+    "An HDF5 group that holds itself",
+    "read once",
+)
+def test_a_group_that_holds_itself_ends(tmp_path: Path):
+    def circle(file: h5py.File) -> None:
+        file["layers/again"] = file["/"]
+
+    refusals.refuse_keras_parts(keras_file(tmp_path, members={"model.weights.h5": weights(circle)}))
+
+
+def test_files_of_keras_pass(tmp_path: Path):
+    import keras
+
+    image = keras.Input((8, 8, 3), dtype="float32")
+    x = keras.layers.Conv2D(4, 3, activation=keras.activations.gelu, kernel_regularizer="l2")(image)
+    x = keras.layers.PReLU()(keras.layers.Activation("swish")(keras.layers.BatchNormalization()(x)))
+    x = keras.layers.Bidirectional(keras.layers.LSTM(3))(keras.layers.Reshape((-1, 4))(x))
+    x = keras.ops.transpose(keras.ops.expand_dims(x[:, 1:3], 1), (0, 2, 1)) + keras.ops.ones((1, 2, 1))
+    inner = keras.Sequential([keras.Input((2, 1)), keras.layers.Dense(4, keras.ops.tanh), keras.layers.Dropout(0.1)])
+    model = keras.Model(image, keras.layers.MultiHeadAttention(2, 4)(inner(x), inner(x)))
+    model.compile("adam", "mse")
+    model.save(tmp_path / "a.keras")
+    refusals.refuse_keras_parts(tmp_path / "a.keras")
+
+
+# -- ONNX files
+
+
+def onnx_model(*nodes: onnx.NodeProto, functions: list[onnx.FunctionProto] | None = None) -> onnx.ModelProto:
+    value = onnx.helper.make_tensor_value_info("x", 1, [1])
+    graph = onnx.helper.make_graph(list(nodes), "g", [value], [value])
+    return onnx.helper.make_model(graph, functions=functions or [])
+
+
+def node(operator: str, domain: str, **attributes: Any) -> onnx.NodeProto:
+    return onnx.helper.make_node(operator, ["x"], ["y"], domain=domain, **attributes)
+
+
+def function(domain: str, *nodes: onnx.NodeProto) -> onnx.FunctionProto:
+    return onnx.helper.make_function(domain, "F", ["x"], ["y"], list(nodes), [onnx.helper.make_opsetid("", 20)])
+
+
+def branch(inner: onnx.NodeProto) -> onnx.NodeProto:
+    return node("If", "", then_branch=onnx_model(inner).graph)
+
+
+@pytest.mark.threat(
+    "An ONNX file with custom operators, also within functions and branches",
+    "refused by name before a session is made",
+)
+@pytest.mark.parametrize(
+    "model, named",
+    [
+        (onnx_model(node("PyOp", "ai.onnx.contrib")), "ai.onnx.contrib.PyOp"),
+        (onnx_model(node("Own", "evil")), "evil.Own"),
+        (onnx_model(branch(node("Own", "evil"))), "evil.Own"),
+        (onnx_model(node("F", "a"), functions=[function("a", node("Own", "evil"))]), "evil.Own"),
+        (onnx_model(node("F", "a"), functions=[function("a", branch(node("Own", "evil")))]), "evil.Own"),
+        (onnx_model(node("EPContext", "com.microsoft")), "EPContext"),
+        (onnx_model(node("F", "b"), functions=[function("a", node("Relu", ""))]), "b.F"),
+    ],
+)
+def test_an_operator_of_an_unknown_domain_is_refused_by_name(tmp_path: Path, model: onnx.ModelProto, named: str):
+    with pytest.raises(Refused, match=named):
+        refusals.refuse_onnx_operators(model, tmp_path)
+
+
+def test_operators_of_onnxruntime_and_functions_of_the_model_pass(tmp_path: Path):
+    local = function("pkg.torch", node("Relu", ""), branch(node("QuickGelu", "com.microsoft")))
+    known = [node("F", "pkg.torch"), node("DynamicQuantizeMatMul", "com.microsoft"), node("Scaler", "ai.onnx.ml")]
+    refusals.refuse_onnx_operators(onnx_model(*known, node("Conv", "ai.onnx"), functions=[local]), tmp_path)
+
+
+@pytest.mark.threat(
+    "External data of an ONNX file outside its folder, by a path or a link",
+    "refused",
+)
+@pytest.mark.parametrize("location", ["../secret", "/etc/passwd", "link", "pipe", "inner/../../secret"])
+@pytest.mark.parametrize("where", ["initializer", "constant"])
+def test_data_outside_the_folder_is_refused(tmp_path: Path, location: str, where: str):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (tmp_path / "secret").write_bytes(bytes(4))
+    (folder / "link").symlink_to(tmp_path / "secret")
+    os.mkfifo(folder / "pipe")
+    model = onnx_model(node("Constant", "", value=onnx.numpy_helper.from_array(np.ones(1, np.float32))))
+    if where == "initializer":
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(1, np.float32)))
+    tensor = model.graph.initializer[0] if where == "initializer" else model.graph.node[0].attribute[0].t
+    onnx.external_data_helper.set_external_data(tensor, location, 0, 4)
+    tensor.ClearField("raw_data")
+    with pytest.raises(Refused, match=Path(location).name):
+        refusals.refuse_onnx_operators(model, folder)
+
+
+def test_refused_before_a_session_is_made_and_opened_where_the_user_trusts(tmp_path: Path, monkeypatch):
+    file = tmp_path / "a.onnx"
+    file.write_bytes(onnx_model(node("Own", "evil")).SerializeToString())
+    reader, made = OnnxReader(), []
+    monkeypatch.setattr(reader._runtime, "InferenceSession", lambda *_, **__: made.append(1) or 1 / 0)
+    with pytest.raises(Refused, match=r"evil\.Own"):
+        reader.open(file)
+    assert not made
+    with pytest.raises(ZeroDivisionError):
+        reader.open(file, trusted=True)
+    assert made
+
+
+# -- TFLite files
+
+
+@pytest.mark.threat(
+    "A TFLite file that runs TensorFlow's operators",
+    "refused",
+)
+def test_operators_of_tensorflow_in_a_tflite_file_are_refused():
+    refusals.refuse_tflite_operators({"TFLite_Detection_PostProcess"})
+    with pytest.raises(Refused, match="FlexWriteFile"):
+        refusals.refuse_tflite_operators({"FlexWriteFile"})
