@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from converter.ir.aten import bound_arguments
 from converter.plan.registry import decomposes
 
 aten = torch.ops.aten
@@ -116,10 +117,10 @@ def embedding_bag(
 
 def size_of_bags(node: fx.Node | None, indices: torch.Tensor) -> int | None:
     """Return the size of each bag if bags of one size were flattened, in which case PyTorch counts their offsets."""
-    offsets = node.args[2] if node is not None else None
+    offsets = bound_arguments(node).value("offsets") if node is not None else None
     if not isinstance(offsets, fx.Node) or offsets.target is not aten.arange.start_step:
         return None
-    start, end, size = offsets.args[:3]
+    start, end, size = (bound_arguments(offsets).value(name) for name in ("start", "end", "step"))
     same: Any = (end.meta["val"] if isinstance(end, fx.Node) else end) == indices.shape[0]
     if start != 0 or not isinstance(size, int):
         return None

@@ -18,6 +18,7 @@ import torch
 from torch._ops import OpOverload
 
 from converter.errors import ConversionError, UnsupportedOperatorsError
+from converter.ir.aten import bound_arguments
 from converter.ir.program import Program, module_path, operator_rows
 from converter.plan.registry import Registry
 
@@ -347,8 +348,9 @@ def refuse_untranslated(program: Program, registry: Registry) -> None:
 def refuse_projections(program: Program) -> None:
     """Raise ConversionError for an LSTM with projections, for which PyTorch's exporter writes an invalid graph."""
     for node in program.graph.find_nodes(op="call_function", target=aten.lstm.input):
-        _, _, held, has_biases, layers, _, _, bidirectional, _ = node.args
-        if len(held) > (4 if has_biases else 2) * layers * (2 if bidirectional else 1):
+        given = bound_arguments(node)
+        per_layer = (4 if given.flag("has_biases") else 2) * (2 if given.flag("bidirectional") else 1)
+        if len(given.nodes("params")) > per_layer * given.integer("num_layers"):
             raise ConversionError(
                 "ONNX has no LSTM with projections (proj_size), and PyTorch's exporter writes an invalid one",
                 code="PTC4006",

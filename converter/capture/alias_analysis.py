@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._ops import OpOverload
 from torch.utils._pytree import tree_map_only
 
-from converter.ir.aten import is_mutating, is_view
+from converter.ir.aten import bound_arguments, is_mutating, is_view, parameters
 from converter.ir.sizes import example_shape
 
 
@@ -22,12 +23,11 @@ def overlapping_writes(graph_module: fx.GraphModule) -> list[fx.Node]:
 
 
 def overlaps_itself(node: fx.Node) -> bool:
-    written = [
-        node.args[i]
-        for i, argument in enumerate(node.target._schema.arguments[: len(node.args)])
-        if argument.alias_info is not None and argument.alias_info.is_write and isinstance(node.args[i], fx.Node)
-    ]
-    return any(overlap(target, source) for target in written for source in node.all_input_nodes if source is not target)
+    assert isinstance(node.target, OpOverload)
+    arguments = bound_arguments(node)
+    written = [arguments.value(parameter.name) for parameter in parameters(node.target) if parameter.written]
+    targets = [value for value in written if isinstance(value, fx.Node)]
+    return any(overlap(target, source) for target in targets for source in node.all_input_nodes if source is not target)
 
 
 def overlap(target: fx.Node, source: fx.Node) -> bool:
@@ -58,6 +58,7 @@ def chain(node: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
 def viewed(elements: Any, views: list[fx.Node]) -> Tensor:
     for view in views:
         args, kwargs = tree_map_only(fx.Node, lambda n: example_shape([n.meta["val"]])[0], (view.args[1:], view.kwargs))
+        assert callable(view.target)
         elements = view.target(elements, *args, **kwargs)
     return elements
 

@@ -13,7 +13,7 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
-from converter.ir.aten import ASSERTIONS, is_mutating, is_view
+from converter.ir.aten import ASSERTIONS, first_input, is_mutating, is_view, parameters
 
 aten = torch.ops.aten
 
@@ -48,7 +48,10 @@ def make_functional(graph_module: fx.GraphModule) -> bool:
             name.replace_all_uses_with(node, delete_user_cb=node.__lt__)
         names[root].append(node)
     for node in mutating:
-        node.target = functional(node.target)
+        assert isinstance(node.target, OpOverload)
+        target = functional(node.target)
+        assert target is not None  # `can_be_functional`
+        node.target = target
     graph_module.recompile()
     return True
 
@@ -75,9 +78,10 @@ def functional(target: OpOverload) -> OpOverload | None:
 
 def can_be_functional(node: fx.Node) -> bool:
     """Return whether it mutates another operator's fresh result, which has no views, and keeps its type."""
-    arguments = node.target._schema.arguments
-    written = [i for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write]
-    if written != [0] or functional(node.target) is None or not is_kept(functional(node.target)):
+    assert isinstance(node.target, OpOverload)
+    written = [i for i, parameter in enumerate(parameters(node.target)) if parameter.written]
+    target = functional(node.target)
+    if written != [0] or target is None or not is_kept(target):
         return False
     root = fresh(node)
     if root.op != "call_function" or not isinstance(root.target, OpOverload) or is_view(root):
@@ -91,8 +95,8 @@ def can_be_functional(node: fx.Node) -> bool:
 
 def fresh(node: fx.Node) -> fx.Node:
     """Return the operator that made the tensor which `node` mutates."""
-    while isinstance(node, fx.Node) and is_mutating(node):
-        node = node.args[0]
+    while is_mutating(node):
+        node = first_input(node)
     return node
 
 

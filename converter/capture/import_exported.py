@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import keyword
-import operator
 from collections.abc import Container
 from typing import Any
 
@@ -20,7 +19,7 @@ from converter.capture.functionalize import make_functional
 from converter.compat.export_patches import RECURRENT, quiet
 from converter.errors import CaptureError
 from converter.ir import custom_ops
-from converter.ir.aten import ASSERTIONS
+from converter.ir.aten import ASSERTIONS, bound_arguments, canonicalize_arguments, read_item, returned
 from converter.ir.program import Origin, Program, source_line, write_attribute
 
 aten = torch.ops.aten
@@ -80,7 +79,7 @@ def from_exported(exported: ExportedProgram) -> Program:
     output = graph.output_node()
     results = [
         node
-        for spec, node in zip(signature.output_specs, output.args[0], strict=True)
+        for spec, node in zip(signature.output_specs, returned(graph), strict=True)
         if spec.kind is OutputKind.USER_OUTPUT
     ]
     names = _output_names(exported, len(results))
@@ -100,6 +99,7 @@ def from_exported(exported: ExportedProgram) -> Program:
     program.cleanup()
     _refuse_state(program, signature)
     refuse_draws(program.graph)
+    canonicalize_arguments(program.graph)
     program.graph_module.recompile()
     first = program.placeholders[0].meta["val"].shape if program.placeholders else ()
     if first and isinstance(first[0], int):
@@ -171,7 +171,8 @@ def _keep_dropouts(graph_module: fx.GraphModule) -> None:
     """
     for node in graph_module.graph.nodes:
         if node.target in DROPOUTS:
-            if node.args[2]:
+            arguments = bound_arguments(node)
+            if arguments.flag("train"):
                 raise CaptureError(
                     "a dropout drops at random in eval mode too",
                     code="PTC2018",
@@ -179,11 +180,8 @@ def _keep_dropouts(graph_module: fx.GraphModule) -> None:
                     fix="call it as F.dropout(x, rate, training=self.training), or use nn.Dropout; a .pt2 is to be "
                     "exported of model.eval()",
                 )
-            node.target, node.args, node.kwargs = (
-                custom_ops.dropout._opoverload,
-                (node.args[0], float(node.args[1])),
-                {},
-            )
+            node.target, node.kwargs = custom_ops.dropout._opoverload, {}
+            node.args = (arguments.node("input"), float(arguments.number("p")))
     graph_module.recompile()
 
 
@@ -198,7 +196,7 @@ def _restore_batch_norm(program: Program) -> None:
                 aten.batch_norm.default, (x, weight, bias, mean, variance, training, momentum, eps, False), node
             )
         for item in list(node.users):
-            if item.target is operator.getitem and item.args[1] == 0:
+            if read_item(item) == (node, 0):
                 item.replace_all_uses_with(whole)
 
 

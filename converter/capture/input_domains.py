@@ -13,6 +13,7 @@ from torch._ops import OpOverload
 
 from converter.capture.random_inputs import InputSpec
 from converter.errors import CaptureError
+from converter.ir.aten import bound_arguments, first_input
 from converter.ir.program import Program
 
 aten = torch.ops.aten
@@ -71,8 +72,8 @@ def _limits(node: fx.Node) -> Iterator[int]:
         for user in held.users:
             if user in seen and user.target not in INDICES:
                 continue
-            packet = user.target.overloadpacket if isinstance(user.target, OpOverload) else None
-            if packet in INDICES and _reaches(_argument(user, INDICES[packet]), held):
+            packet = _packet(user)
+            if packet in INDICES and _reaches(bound_arguments(user).values.get(INDICES[packet]), held):
                 yield _rows(user, held)
             elif packet in KEEPING or packet is None:
                 seen.add(user)
@@ -83,19 +84,19 @@ def _limits(node: fx.Node) -> Iterator[int]:
 
 
 def _rows(user: fx.Node, indices: fx.Node) -> int:
-    packet = user.target.overloadpacket
+    packet, arguments = _packet(user), bound_arguments(user)
     if packet is aten.one_hot:
-        classes = _argument(user, "num_classes")
+        classes = arguments.value("num_classes")
         return classes if isinstance(classes, int) and classes > 0 else UNKNOWN
-    table = user.args[0].meta["val"].shape
+    table = first_input(user).meta["val"].shape
     if packet is aten.index:
-        sizes = [table[dim] for dim, index in enumerate(user.args[1]) if index is indices]
+        sizes = [table[dim] for dim, index in enumerate(arguments.value("indices")) if index is indices]
     elif packet is aten.take:
-        sizes = [user.args[0].meta["val"].numel()]
+        sizes = [first_input(user).meta["val"].numel()]
     elif packet in (aten.embedding, aten._embedding_bag, aten.embedding_bag):
         sizes = [table[0]]
     else:
-        dim = _argument(user, "dim")
+        dim = arguments.values.get("dim")
         sizes = [table[dim]] if isinstance(dim, int) and table else []
     known = [int(n) for n in sizes if isinstance(n, int)]
     return min(known, default=UNKNOWN)
@@ -114,7 +115,7 @@ def _integers_behind(node: fx.Node) -> set[fx.Node]:
 
 
 def _is_index(node: fx.Node) -> bool:
-    return isinstance(node.target, OpOverload) and node.target.overloadpacket in INDICES
+    return _packet(node) in INDICES
 
 
 def _holds_integers(node: fx.Node) -> bool:
@@ -123,11 +124,8 @@ def _holds_integers(node: fx.Node) -> bool:
     return isinstance(first, torch.Tensor) and not first.dtype.is_floating_point and first.dtype != torch.bool
 
 
-def _argument(node: fx.Node, name: str) -> Any:
-    for position, parameter in enumerate(node.target._schema.arguments):
-        if parameter.name == name:
-            return node.args[position] if position < len(node.args) else node.kwargs.get(name)
-    return None
+def _packet(node: fx.Node) -> Any:
+    return node.target.overloadpacket if isinstance(node.target, OpOverload) else None
 
 
 def _reaches(argument: Any, node: fx.Node) -> bool:

@@ -6,10 +6,10 @@ import copy
 import linecache
 import operator
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import sympy
 import torch
@@ -20,7 +20,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from converter.errors import ConversionError
-from converter.ir.aten import ASSERTIONS
+from converter.ir.aten import ASSERTIONS, returned
 from converter.ir.lazy_tensor import Compute, LazyTensor
 from converter.ir.sizes import SYMBOLIC, numbers_for_sizes, with_numbers
 
@@ -90,7 +90,7 @@ class Program:
 
     @property
     def results(self) -> list[fx.Node]:
-        return list(self.graph.output_node().args[0])
+        return returned(self.graph)
 
     def copy(self) -> Program:
         """Return a program with its own graph; tensors are shared until a rewrite replaces them."""
@@ -121,7 +121,7 @@ class Program:
 
     # -- tensors
 
-    def is_tensor(self, node: object) -> bool:
+    def is_tensor(self, node: object) -> TypeGuard[fx.Node]:
         return isinstance(node, fx.Node) and node.op == "get_attr"
 
     def tensor(self, node: fx.Node) -> Tensor:
@@ -134,15 +134,29 @@ class Program:
 
     def values(self, node: fx.Node) -> LazyTensor:
         """Return the values as a lazy tensor."""
-        return self.deferred.get(node.target) or LazyTensor.of(read_attribute(self.graph_module, node.target).detach())
+        name = tensor_name(node)
+        return self.deferred.get(name) or LazyTensor.of(read_attribute(self.graph_module, name).detach())
+
+    def origin(self, node: fx.Node) -> Origin:
+        return self.origins[tensor_name(node)]
+
+    def merged_origin(self, nodes: Iterable[fx.Node], *, exact: bool = False) -> Origin:
+        """Return the origin of a tensor that is made from several; it is exact if it may be and all of theirs are."""
+        origins = [self.origin(node) for node in nodes]
+        sources = dict.fromkeys(source for origin in origins for source in origin.sources)
+        return Origin(tuple(sources), exact and all(origin.exact for origin in origins))
+
+    def inline_sources(self, node: fx.Node, became: str) -> None:
+        """Note that a rewrite made the sources of a tensor a part of the graph, and what they became."""
+        self.inlined_sources |= dict.fromkeys(self.origin(node).sources, became)
 
     def trainable(self, node: fx.Node) -> bool:
         """Return whether the tensor is a parameter, or made from one."""
-        return isinstance(read_attribute(self.graph_module, node.target), nn.Parameter)
+        return isinstance(read_attribute(self.graph_module, tensor_name(node)), nn.Parameter)
 
     def is_frozen(self, node: fx.Node) -> bool:
         """Return whether the tensor is made only from parameters with `requires_grad=False`."""
-        sources = self.origins[node.target].sources
+        sources = self.origin(node).sources
         return bool(sources) and self.frozen.issuperset(sources)
 
     def new_tensor(
@@ -184,8 +198,8 @@ class Program:
             for user in users:
                 user.replace_input_with(node, changed)
             return
-        self._write(node.target, value, self.trainable(node))
-        self.origins[node.target] = origin
+        self._write(tensor_name(node), value, self.trainable(node))
+        self.origins[tensor_name(node)] = origin
         node.meta = node.meta | {"val": node.meta["val"].new_empty(value.shape)}
 
     def insert_call(self, target: Any, args: tuple, like: fx.Node) -> fx.Node:
@@ -318,7 +332,7 @@ class Program:
         if not node.users or (values.dtype == wanted and not deferred):
             return
         if wanted != torch.float64:
-            self._write(node.target, values.compute().to(wanted), self.trainable(node))
+            self._write(tensor_name(node), values.compute().to(wanted), self.trainable(node))
             return
         with self.graph.inserting_before(min(node.users)):
             if deferred:
@@ -358,6 +372,7 @@ def _why_other_result(node: fx.Node, numbers: Mapping[sympy.Symbol, int]) -> str
         return ""
     if not any(free_unbacked_symbols(leaf) for leaf in held if isinstance(leaf, Tensor | SYMBOLIC)):
         args, kwargs = tree_map(lambda leaf: _without_values(leaf, numbers), given)
+        assert callable(node.target)
         try:
             results = tree_leaves(node.target(*args, **kwargs))
         except Exception as error:
@@ -421,6 +436,12 @@ def write_attribute(module: nn.Module, name: str, value: Tensor) -> None:
         module.register_parameter(last, value)
     else:
         module.register_buffer(last, value)
+
+
+def tensor_name(node: fx.Node) -> str:
+    """Return the name of the tensor that a `get_attr` node reads."""
+    assert isinstance(node.target, str), node.format_node()
+    return node.target
 
 
 def module_meta(node: fx.Node) -> dict:

@@ -26,7 +26,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from converter.ir.aten import ASSERTIONS, is_mutating
+from converter.ir.aten import ASSERTIONS, is_mutating, read_item, returned
 from converter.ir.program import Origin, Program, module_meta
 from converter.plan.registry import Registry
 
@@ -50,6 +50,7 @@ def decompose(program: Program, node: fx.Node, registry: Registry) -> bool:
 def decompositions(node: fx.Node, registry: Registry) -> Iterator[Callable]:
     """Yield ways to write an operator in terms of others: registered ones first, then PyTorch's own."""
     target = node.target
+    assert isinstance(target, OpOverload)
     if (own := registry[target].decomposition) is not None:
         yield functools.partial(own, node)
     table = global_decomposition_table["post_autograd"]
@@ -147,10 +148,11 @@ def is_size(node: fx.Node) -> bool:
 
 def inline(program: Program, node: fx.Node, traced: fx.GraphModule) -> bool:
     """Replace `node` by `traced`, which has the same inputs."""
-    results = traced.graph.output_node().args[0]
+    results = returned(traced.graph)
     value = node.meta["val"]
     before = [value] if isinstance(value, Tensor) else value
-    taken = {0} if isinstance(value, Tensor) else {user.args[1] for user in node.users}
+    items = {user: item[1] for user in node.users if (item := read_item(user)) is not None and item[0] is node}
+    taken = {0} if isinstance(value, Tensor) else set(items.values())
     if len(results) != len(before) or not all(are_alike(before[i], result_of(results[i])) for i in taken):
         return False
     made: dict[fx.Node, fx.Node] = dict(
@@ -170,8 +172,8 @@ def inline(program: Program, node: fx.Node, traced: fx.GraphModule) -> bool:
     if isinstance(value, Tensor):
         node.replace_all_uses_with(made[results[0]])
         return True
-    for user in list(node.users):
-        user.replace_all_uses_with(made[results[user.args[1]]])
+    for user, position in items.items():
+        user.replace_all_uses_with(made[results[position]])
     return True
 
 

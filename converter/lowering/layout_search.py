@@ -18,6 +18,7 @@ import torch
 from torch import fx
 
 from converter.errors import UnsupportedOperatorsError
+from converter.ir.aten import first_input
 from converter.ir.sizes import product, symbolic_shape
 from converter.plan.builder import Choices, PlanBuilder
 from converter.plan.layout import Layout, NeedsMerge
@@ -135,7 +136,7 @@ def factors_asked(registry: Registry, producer: fx.Node) -> tuple[int, ...] | No
             after, record = user.meta.get("val"), registry[user.target]
             if record.produces is not None or not isinstance(after, torch.Tensor):
                 ring.remove(user)
-            elif record.factors and symbolic_shape(user.args[0].meta["val"]) == symbolic_shape(value):
+            elif record.factors and symbolic_shape(first_input(user).meta["val"]) == symbolic_shape(value):
                 factors = record.factors(int(symbolic_shape(value)[dim]), *user.args[1:])
                 return factors if min(factors) > 1 else None
             elif symbolic_shape(after) != symbolic_shape(value) and product(symbolic_shape(after)) == product(

@@ -11,7 +11,7 @@ from torch import fx
 from torch.utils._pytree import tree_map_only
 
 from converter.errors import ConversionError, UnsupportedOperatorsError, wrap_unexpected
-from converter.ir.program import Program, module_path, operator_rows
+from converter.ir.program import Program, module_path, operator_rows, tensor_name
 from converter.ir.sizes import size_of, symbolic_shape
 from converter.lowering.decompose import decompose
 from converter.lowering.io_layout import _feeds_channels_last, _follows_channels_last
@@ -135,14 +135,14 @@ def _map_node(plan: PlanBuilder, node: fx.Node) -> Any:
     if node.op == "placeholder":
         return _map_input(plan, node)
     if node.op == "get_attr":
-        origin = plan.program.origins[node.target]
+        name, origin = tensor_name(node), plan.program.origin(node)
         return Constant(
             plan.program.values(node),
             node.meta["val"].dtype,
-            (node.target,),
+            (name,),
             origin.exact,
             plan.program.trainable(node),
-            node.target,
+            name,
             plan.program.is_frozen(node),
         )
     if node.op == "output":
@@ -191,7 +191,7 @@ def _map_input(plan: PlanBuilder, node: fx.Node) -> Value:
 
 def _map_outputs(plan: PlanBuilder, node: fx.Node) -> list[Step]:
     source = next((v for v in plan.values.values() if isinstance(v, Value)), None)
-    for name, result in zip(plan.program.outputs, node.args[0], strict=True):
+    for name, result in zip(plan.program.outputs, plan.program.results, strict=True):
         value = plan.values[result]
         if isinstance(value, Constant):
             if source is None:

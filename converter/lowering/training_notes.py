@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+
+from converter.ir.aten import bound_arguments
 from converter.ir.program import Program
 from converter.plan.builder import PlanBuilder
 from converter.plan.steps import LayerStep, topological_order
 
+aten = torch.ops.aten
 NAMED = 3
 RECURRENT = ("LSTM", "SimpleRNN")  # for these Keras has one bias; its GRU has both
 
@@ -49,8 +53,9 @@ def is_grouped(step: LayerStep, _: Program) -> bool:
 
 
 def has_padding_row(step: LayerStep, _: Program) -> bool:
-    row = step.node.args[2] if len(step.node.args) > 2 else -1
-    return step.kind.__name__.endswith("Embedding") and step.trainable and isinstance(row, int) and row >= 0
+    if step.node.target is not aten.embedding.default or not step.kind.__name__.endswith("Embedding"):
+        return False
+    return step.trainable and bound_arguments(step.node).integer("padding_idx") >= 0
 
 
 def is_partly_frozen(step: LayerStep, _: Program) -> bool:

@@ -99,7 +99,7 @@ class PlanBuilder:
     movements: list[Movement] = field(default_factory=list)
     values: dict[fx.Node, Any] = field(default_factory=dict)
     impossible: list[fx.Node] = field(default_factory=list)
-    node: fx.Node = None  # the operator being mapped
+    node: fx.Node = field(init=False)  # the operator being mapped
     _moved: dict[tuple[Step, Move], Step] = field(default_factory=dict)
 
     # -- what a mapping asks about its operator
@@ -201,7 +201,9 @@ class PlanBuilder:
             o for o, scalar in zip(operands, scalars, strict=True) if isinstance(o, Value | Constant) and not scalar
         ]
         arranged, layout = self._align(tensors)
-        fixed = [o.scalar() if scalar else o for o, scalar in zip(operands, scalars, strict=True)]
+        fixed = [
+            o.scalar() if isinstance(o, Constant) and scalar else o for o, scalar in zip(operands, scalars, strict=True)
+        ]
         holes = [any(o is t for t in tensors) for o in operands]
 
         def apply(*arrays: Any) -> Any:

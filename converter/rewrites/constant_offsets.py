@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, fx
 
 from converter.ir import custom_ops
-from converter.ir.program import Origin, Program, module_path
+from converter.ir.aten import bound_arguments
+from converter.ir.program import Origin, Program, module_path, tensor_name
 from converter.rewrites.analysis.finiteness import may_be_infinite
 from converter.rewrites.analysis.selection_ops import (
     constant_behind,
@@ -46,25 +47,24 @@ def replace_deformable(program: Program, trainable: bool) -> list[Change]:
         by = offsets_by_channel(program, node)
         if by is None:
             continue
-        source = constant_behind(node.args[2])
+        arguments = bound_arguments(node)
+        source = constant_behind(arguments.node("offset"))
         is_whole = bool((by == by.round()).all())
         if (program.trainable(source) and not trainable) or (not is_whole and not trainable):
             continue
-        if is_whole and (may_be_infinite(program, node.args[0]) or is_pure(program, node)):
+        if is_whole and (may_be_infinite(program, arguments.node("input")) or is_pure(program, node)):
             continue
         if not is_whole and bool((by.abs() > FARTHEST).any()):
             continue
-        _, weight, _, _, bias, *geometry = node.args
+        weight, bias = arguments.node("weight"), arguments.node("bias")
+        stride, groups = [arguments.value("stride_h"), arguments.value("stride_w")], arguments.value("groups")
         with program.graph.inserting_before(node):
             moved = shifted(program, node, by) if is_whole else interpolated(program, node, by, source)
             held = None if vanishes(program, bias) else bias
-            y = program.insert_call(
-                aten.conv2d.default, (moved, weight, held, geometry[:2], [0, 0], [1, 1], geometry[6]), node
-            )
+            y = program.insert_call(aten.conv2d.default, (moved, weight, held, stride, [0, 0], [1, 1], groups), node)
         node.replace_all_uses_with(y)
         if is_whole:
-            for name in program.origins[source.target].sources:
-                program.inlined_sources[name] = "became a shift"
+            program.inline_sources(source, "became a shift")
         what = "of whole pixels: a shift" if is_whole else "learned: a depthwise convolution of four weights a channel"
         changes.append(Change("constant offsets", module_path(node), what))
     return changes
@@ -72,10 +72,14 @@ def replace_deformable(program: Program, trainable: bool) -> list[Change]:
 
 def offsets_by_channel(program: Program, node: fx.Node) -> Tensor | None:
     """Return one offset per channel, (C, 2), or None unless it is an unpadded 1x1 convolution with constant offsets."""
-    x, weight, offset, _, _, _, _, pad_h, pad_w, _, _, _, offset_groups, use_mask = node.args
-    channels = x.meta["val"].shape[1]
+    arguments = bound_arguments(node)
+    weight, offset_groups = arguments.node("weight"), arguments.integer("offset_groups")
+    channels = arguments.node("input").meta["val"].shape[1]
     plain = program.is_tensor(weight) and tuple(weight.meta["val"].shape[2:]) == (1, 1)
-    example = fixed_example(program, offset) if plain and not use_mask and pad_h == pad_w == 0 else None
+    unpadded = arguments.value("pad_h") == arguments.value("pad_w") == 0
+    if not plain or not unpadded or arguments.flag("use_mask"):
+        return None
+    example = fixed_example(program, arguments.node("offset"))
     if example is None:
         return None
     by = example[0].reshape(offset_groups, 2, -1)
@@ -86,13 +90,15 @@ def offsets_by_channel(program: Program, node: fx.Node) -> Tensor | None:
 
 def is_pure(program: Program, node: fx.Node) -> bool:
     """Return whether the kernel only selects channels; `find_shifts` then matches it with its surroundings."""
-    return is_one_hot(program, node.args[1]) and vanishes(program, node.args[4]) and not program.trainable(node.args[1])
+    weight, bias = bound_arguments(node).node("weight"), bound_arguments(node).node("bias")
+    return is_one_hot(program, weight) and vanishes(program, bias) and not program.trainable(weight)
 
 
 def shifted(program: Program, node: fx.Node, by: Tensor) -> fx.Node:
     runs = [(key, len(list(run))) for key, run in itertools.groupby(tuple(int(-n) for n in row) for row in by)]
     sizes, distances = [n for _, n in runs], [n for key, _ in runs for n in key]
-    return program.insert_call(ours.shift.default, (node.args[0], 1, sizes, [2, 3], distances, "zeros"), like=node)
+    x = bound_arguments(node).node("input")
+    return program.insert_call(ours.shift.default, (x, 1, sizes, [2, 3], distances, "zeros"), like=node)
 
 
 def interpolated(program: Program, node: fx.Node, by: Tensor, source: fx.Node) -> fx.Node:
@@ -104,7 +110,7 @@ def interpolated(program: Program, node: fx.Node, by: Tensor, source: fx.Node) -
         for (i, u), (j, v) in itertools.product(*[((0, 1 - p), (1, p)) for p in part]):
             if u * v:
                 kernel[channel, 0, reach + row + i, reach + column + j] = u * v
-    origin = Origin(program.origins[source.target].sources, exact=False)
-    weight = program.new_tensor(f"{source.target}_kernel", kernel, node, origin, trainable=True)
-    arguments = (node.args[0], weight, None, [1, 1], [reach, reach], [1, 1], len(by))
+    origin = Origin(program.origin(source).sources, exact=False)
+    weight = program.new_tensor(f"{tensor_name(source)}_kernel", kernel, node, origin, trainable=True)
+    arguments = (bound_arguments(node).node("input"), weight, None, [1, 1], [reach, reach], [1, 1], len(by))
     return program.insert_call(aten.conv2d.default, arguments, like=node)

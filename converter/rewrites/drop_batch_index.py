@@ -9,6 +9,7 @@ The batch size is dynamic, so nothing can be read at arange(batch).
 import torch
 from torch import fx
 
+from converter.ir.aten import bound_arguments, first_input
 from converter.ir.program import Program, module_path
 from converter.ir.sizes import symbolic_shape
 from converter.rewrites.base import Change
@@ -24,8 +25,10 @@ VIEWS = {
 def drop_batch_index(program: Program) -> list[Change]:
     changes = []
     for node in [n for target in INDEXING for n in program.graph.find_nodes(op="call_function", target=target)]:
-        x, (first, *others) = node.args
-        if first is None or not others or any(i is None or i.meta["val"].dtype == torch.bool for i in others):
+        x, indices = bound_arguments(node).node("self"), bound_arguments(node).value("indices")
+        others = [i for i in indices[1:] if i is not None and i.meta["val"].dtype != torch.bool]
+        first = indices[0]
+        if first is None or not others or len(others) < len(indices) - 1:
             continue
         if not counts_through(first, x):
             continue
@@ -42,13 +45,15 @@ def counts_through(index: fx.Node, x: fx.Node) -> bool:
     if isinstance(size, int) or length != size or any(n != 1 for n in ones):
         return False
     while index.target in VIEWS:
-        index = index.args[0]
+        index = first_input(index)
         if size not in symbolic_shape(index.meta["val"]):
             return False
     if index.target is aten.arange.default:
         return True
-    if index.target in (aten.arange.start, aten.arange.start_step):
-        return (index.args[0], *index.args[2:]) in ((0,), (0, 1))
+    if index.target is aten.arange.start:
+        return bool(bound_arguments(index).value("start") == 0)
+    if index.target is aten.arange.start_step:
+        return (bound_arguments(index).value("start"), bound_arguments(index).value("step")) == (0, 1)
     return False
 
 

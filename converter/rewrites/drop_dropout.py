@@ -8,23 +8,24 @@ from torch import fx
 
 from converter.compat.export_patches import RECURRENT
 from converter.ir import custom_ops
+from converter.ir.aten import bound_arguments, set_arguments
 from converter.ir.program import Program, module_path
 from converter.rewrites.base import Change
 
-LAYERS, DROPOUT = 4, 5  # positions in the operators' arguments
 assert custom_ops  # registers torch.ops.converter
 
 
 def drop_dropout(program: Program) -> list[Change]:
     found = program.graph.find_nodes(op="call_function", target=torch.ops.converter.dropout.default)
     for node in found:
-        node.replace_all_uses_with(node.args[0])
+        node.replace_all_uses_with(bound_arguments(node).node("x"))
     for node in recurrent_with_dropout(program):
-        node.args = (*node.args[:DROPOUT], 0.0, *node.args[DROPOUT + 1 :])
+        set_arguments(node, dropout=0.0)
         found.append(node)
     return [Change("Dropout dropped", module_path(node), routine=True) for node in found]
 
 
 def recurrent_with_dropout(program: Program) -> list[fx.Node]:
     nodes = (n for target in RECURRENT.values() for n in program.graph.find_nodes(op="call_function", target=target))
-    return [node for node in nodes if node.args[DROPOUT] and node.args[LAYERS] > 1]
+    given = ((node, bound_arguments(node)) for node in nodes)
+    return [node for node, arguments in given if arguments.number("dropout") and arguments.integer("num_layers") > 1]

@@ -7,6 +7,7 @@ These are clones, aliases, detaches, casts to the same type and slices of everyt
 
 import torch
 
+from converter.ir.aten import first_input
 from converter.ir.program import Program, module_path
 from converter.ir.sizes import symbolic_shape
 from converter.rewrites.base import Change
@@ -27,7 +28,7 @@ def drop_identities(program: Program) -> list[Change]:
     for node in list(program.graph.nodes):
         if node.target not in COPIES | SAME_IF_UNCHANGED:
             continue
-        source = node.args[0]
+        source = first_input(node)
         before, after = source.meta["val"], node.meta["val"]
         if node.target in SAME_IF_UNCHANGED and (before.dtype, symbolic_shape(before)) != (
             after.dtype,

@@ -12,19 +12,20 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
+from converter.ir.aten import first_input, read_item
 from converter.ir.program import Program, module_path
 from converter.ir.sizes import symbolic_shape
 from converter.rewrites.base import Change
 
 aten = torch.ops.aten
-AVERAGE = {
+AVERAGE: dict[object, tuple[int, OpOverload]] = {
     aten.adaptive_avg_pool1d.default: (1, aten.avg_pool1d.default),
     aten.adaptive_avg_pool2d.default: (2, aten.avg_pool2d.default),
     aten._adaptive_avg_pool2d.default: (2, aten.avg_pool2d.default),
     aten.adaptive_avg_pool3d.default: (3, aten.avg_pool3d.default),
     aten._adaptive_avg_pool3d.default: (3, aten.avg_pool3d.default),
 }
-MAXIMUM = {
+MAXIMUM: dict[object, tuple[int, OpOverload]] = {
     aten.adaptive_max_pool1d.default: (1, aten.max_pool1d.default),
     aten.adaptive_max_pool2d.default: (2, aten.max_pool2d.default),
     aten.adaptive_max_pool3d.default: (3, aten.max_pool3d.default),
@@ -38,7 +39,7 @@ def expand_adaptive_pools(program: Program) -> list[Change]:
             pooled = written_out(program, node, node.meta["val"], *AVERAGE[node.target], aten.mean.dim)
             readers = [node]
         elif node.target in MAXIMUM:
-            readers = [user for user in node.users if user.target is operator.getitem and user.args[1] == 0]
+            readers = [user for user in node.users if read_item(user) == (node, 0)]
             if len(readers) < len([user for user in node.users if user.users]):
                 continue  # the positions are read
             pooled = written_out(program, node, node.meta["val"][0], *MAXIMUM[node.target], aten.amax.default)
@@ -56,7 +57,7 @@ def written_out(
     program: Program, node: fx.Node, result: Tensor, rank: int, pool: OpOverload, reduce: OpOverload
 ) -> fx.Node | None:
     """Build the pool from operators that ONNX has, or return None if an output size is dynamic."""
-    x: fx.Node = node.args[0]
+    x = first_input(node)
     have, want = symbolic_shape(x.meta["val"])[-rank:], symbolic_shape(result)[-rank:]
     if any(not isinstance(m, int) and n != m for n, m in zip(have, want, strict=True)):
         return None

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
+from converter.ir.aten import bound_arguments
 from converter.ir.program import Program, module_path
 from converter.ir.sizes import symbolic_shape
 from converter.rewrites.base import Change
@@ -24,15 +25,17 @@ INFINITY = float("inf")
 def expand_masked_attention(program: Program) -> list[Change]:
     changes = []
     for node in program.graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default):
-        given: tuple = (*node.args, *(None, 0.0, False)[len(node.args) - 3 :])
-        query, key, value, mask, dropout, causal = given
+        arguments = bound_arguments(node)
+        query, key, value = (arguments.node(name) for name in ("query", "key", "value"))
+        mask, scale = arguments.optional_node("attn_mask"), arguments.value("scale")
         shared = (
-            node.kwargs.get("enable_gqa")
+            arguments.flag("enable_gqa")
             and symbolic_shape(query.meta["val"])[-3] != symbolic_shape(key.meta["val"])[-3]
         )
-        if mask is None or dropout or causal or shared or not may_be_empty(program, mask):
+        if arguments.number("dropout_p") or arguments.flag("is_causal") or shared:
             continue
-        scale = node.kwargs.get("scale")
+        if mask is None or not may_be_empty(program, mask):
+            continue
         scale = 1 / math.sqrt(int(query.meta["val"].shape[-1])) if scale is None else scale
         with program.graph.inserting_before(node):
 

@@ -14,13 +14,13 @@ from __future__ import annotations
 import math
 import operator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from converter.ir import custom_ops
-from converter.ir.program import Program, module_path
+from converter.ir.aten import bound_arguments, first_input
+from converter.ir.program import Program, module_path, tensor_name
 from converter.ir.sizes import example_shape as known
 from converter.rewrites.analysis.provenance import MOVING, moved_regions, trace_elements
 from converter.rewrites.base import Change
@@ -28,7 +28,6 @@ from converter.rewrites.base import Change
 aten, ours = torch.ops.aten, torch.ops.converter
 assert custom_ops  # registers torch.ops.converter
 PRODUCTS = {aten.matmul.default, aten.bmm.default}
-DEFAULTS = (None, 0.0, False)  # no mask, no dropout, not causal
 NEARLY = 1e-12  # of the scale: the error of a square root in float64
 
 
@@ -97,11 +96,11 @@ class Found:
 
     @property
     def weights(self) -> list[fx.Node]:
-        return [*(p.weight for p in self.projections), self.last.args[1]]
+        return [*(p.weight for p in self.projections), bound_arguments(self.last).node("weight")]
 
     @property
     def biases(self) -> list[fx.Node | None]:
-        return [*(p.bias for p in self.projections), self.last.args[2] if len(self.last.args) > 2 else None]
+        return [*(p.bias for p in self.projections), bound_arguments(self.last).optional_node("bias")]
 
     @property
     def rows(self) -> list[list[int]]:
@@ -140,13 +139,13 @@ def with_weights_of_their_own(program: Program, found: list[Found]) -> list[Foun
     """Return the matches that share no tensor with anything else; a shared one would become two variables."""
     users: dict[str, set[fx.Node]] = {}
     for node in program.graph.find_nodes(op="get_attr"):
-        users.setdefault(node.target, set()).update(node.users)
+        users.setdefault(tensor_name(node), set()).update(node.users)
     while True:
         kept = []
         for match in found:
             alike = set().union(*(other.inside for other in found if other.held == match.held))
             tensors = [n for n in (*match.weights, *match.biases) if n is not None]
-            if all(users[n.target] <= alike for n in tensors):
+            if all(users[tensor_name(n)] <= alike for n in tensors):
                 kept.append(match)
         if len(kept) == len(found):
             return kept
@@ -186,8 +185,8 @@ def is_whole(match: Found) -> bool:
         return False  # values that are read elsewhere would be computed twice
     if not match.readers:
         return True
-    sizes = match.core.scores.meta["val"].shape[-2:]
-    known_sizes = all(isinstance(n, int) for n in sizes)
+    assert match.core.scores is not None  # it has readers
+    known_sizes = all(isinstance(n, int) for n in match.core.scores.meta["val"].shape[-2:])
     # Keras returns the scores before dropout
     return known_sizes and not match.core.dropout and match.last < min(match.readers)
 
@@ -226,46 +225,56 @@ def replace(program: Program, match: Found) -> None:
 
 def read_core(node: fx.Node) -> Core | None:
     if node.target is aten.scaled_dot_product_attention.default:
-        arguments: tuple[Any, ...] = node.args
-        query, key, value, *given = arguments
-        settings: list[Any] = [*given, *DEFAULTS[len(given) :]]
-        mask, dropout, is_causal = settings
-        if mask is not None or dropout or is_causal or node.kwargs.get("enable_gqa"):
+        arguments = bound_arguments(node)
+        if arguments.value("attn_mask") is not None or arguments.number("dropout_p"):
             return None
-        return Core(node, query, key, value, node.kwargs.get("scale"))
+        if arguments.flag("is_causal") or arguments.flag("enable_gqa"):
+            return None
+        query, key, value = (arguments.node(name) for name in ("query", "key", "value"))
+        return Core(node, query, key, value, arguments.value("scale"))
     if node.target not in PRODUCTS:
         return None
-    scores, value = node.args
+    scores, value = factors(node)
     between, rate = [scores], 0.0
     if scores.target is ours.dropout.default:
-        scores, rate = scores.args
+        scores, rate = bound_arguments(scores).node("x"), bound_arguments(scores).number("rate")
         between.append(scores)
     if not is_softmax(scores):
         return None
-    product, factor = unscaled(scores.args[0], between)
+    product, factor = unscaled(first_input(scores), between)
     if product.target not in PRODUCTS:
         return None
-    query, of_query = unscaled(product.args[0], between)
-    key, of_key = unscaled(product.args[1], between)
+    left, right = factors(product)
+    query, of_query = unscaled(left, between)
+    key, of_key = unscaled(right, between)
     factor *= of_query * of_key
     return Core(node, query, key, value, factor, True, rate, scores, (*between, product))
+
+
+def factors(product: fx.Node) -> tuple[fx.Node, fx.Node]:
+    arguments = bound_arguments(product)
+    return arguments.node("self"), arguments.node("mat2" if product.target is aten.bmm.default else "other")
 
 
 def is_softmax(node: fx.Node) -> bool:
     """Return whether `node` is a softmax over the last dimension that keeps the type."""
     if node.target not in (aten.softmax.int, aten._softmax.default):
         return False
-    x, dim, *rest = node.args
-    return dim in (-1, x.meta["val"].dim() - 1) and not any(rest) and not any(node.kwargs.values())
+    arguments = bound_arguments(node)
+    other_type = arguments.value("dtype" if node.target is aten.softmax.int else "half_to_float")
+    return not other_type and arguments.integer("dim") in (-1, arguments.node("self").meta["val"].dim() - 1)
 
 
 def unscaled(node: fx.Node, between: list[fx.Node]) -> tuple[fx.Node, float]:
     """Return the value before products with numbers, and their total factor; add the operators to `between`."""
     factor = 1.0
-    while node.target in (aten.mul.Tensor, aten.div.Tensor) and isinstance(node.args[1], int | float):
-        factor *= node.args[1] if node.target is aten.mul.Tensor else 1 / node.args[1]
+    while node.target in (aten.mul.Tensor, aten.div.Tensor):
+        number = bound_arguments(node).value("other")
+        if not isinstance(number, int | float):
+            break
+        factor *= number if node.target is aten.mul.Tensor else 1 / number
         between.append(node)
-        node = node.args[0]
+        node = first_input(node)
     return node, factor
 
 
@@ -278,7 +287,8 @@ def read_projection(program: Program, core: Core, name: str) -> Projection | Non
     if found is None:
         return None
     linear, region = found
-    x, weight, bias = (*linear.args, None)[:3]
+    arguments = bound_arguments(linear)
+    x, weight, bias = arguments.node("input"), arguments.node("weight"), arguments.optional_node("bias")
     positions = trace_elements(program, linear, region, end)
     if (
         positions is None
@@ -296,7 +306,7 @@ def read_projection(program: Program, core: Core, name: str) -> Projection | Non
     batch, time = tokens.shape
     order = torch.arange(batch * time)
     if is_turned(x) and torch.equal(tokens, order.reshape(time, batch).mT):
-        x = x.args[0]
+        x = first_input(x)
     elif not torch.equal(tokens, order.reshape(batch, time)):
         return None
     if known(x.meta["val"].shape[:2]) != (batch, time):
@@ -306,7 +316,9 @@ def read_projection(program: Program, core: Core, name: str) -> Projection | Non
 
 def is_turned(x: fx.Node) -> bool:
     """Return whether `x` was (batch, time, features) before, as in PyTorch's own layer with `batch_first`."""
-    return x.target is aten.transpose.int and {d % 3 for d in x.args[1:]} == {0, 1}
+    if x.target is not aten.transpose.int:
+        return False
+    return {bound_arguments(x).integer(name) % 3 for name in ("dim0", "dim1")} == {0, 1}
 
 
 def read_heads(positions: Tensor, features: int) -> tuple[Tensor, Tensor] | None:
@@ -342,7 +354,9 @@ def read_result(program: Program, core: Core, projections: tuple[Projection, ...
         chain.append(node)
     else:
         return None
-    positions = trace_elements(program, core.end, chain, node) if chain and program.is_tensor(user.args[1]) else None
+    if not chain or not program.is_tensor(bound_arguments(user).node("weight")):
+        return None
+    positions = trace_elements(program, core.end, chain, node)
     rank = node.meta["val"].dim()
     if positions is None or rank not in (2, 3) or not bool((positions > 0).all()):
         return None

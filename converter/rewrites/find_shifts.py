@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from converter.ir.aten import first_input
 from converter.ir.program import Program, module_path
 from converter.ir.sizes import symbolic_shape
 from converter.rewrites.analysis.finiteness import may_be_infinite
@@ -104,7 +105,7 @@ def match_shift(program: Program, end: fx.Node, allowed: Allowed) -> tuple[fx.No
     shape = symbolic_shape(end.meta["val"])
     candidates = []
     for source, region in moved_regions(program, end, allowed):
-        if source.target in SAME_PLACE and symbolic_shape(source.args[0].meta["val"]) == shape:
+        if source.target in SAME_PLACE and symbolic_shape(first_input(source).meta["val"]) == shape:
             continue  # the value before it is as good
         if symbolic_shape(source.meta["val"]) == shape and source.op != "get_attr":
             candidates.append((source, region))
@@ -131,8 +132,7 @@ def absorb(program: Program, region: list[fx.Node]) -> None:
     for node in region:
         if is_kernel(node):
             for tensor in tensors_behind(program, node):
-                for name in program.origins[tensor.target].sources:
-                    program.inlined_sources[name] = "became a shift"
+                program.inline_sources(tensor, "became a shift")
 
 
 def read_shift(positions: np.ndarray) -> Shift | None:

@@ -6,13 +6,13 @@ batch_norm(conv(x, W, b), gamma, beta, mean, var)
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from converter.ir.aten import bound_arguments, set_arguments
 from converter.ir.lazy_tensor import LazyTensor
-from converter.ir.program import Origin, Program, module_path
+from converter.ir.program import Program, module_path, tensor_name
 from converter.rewrites.base import Change
 
 aten = torch.ops.aten
@@ -26,17 +26,20 @@ FOLDABLE = {
     aten.linear.default,
 }
 TRANSPOSED = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
+STATISTICS = ("weight", "bias", "running_mean", "running_var")
 VECTORS = ("var", "mean", "gamma", "beta", "bias")
 
 
 def fold_batch_norm(program: Program) -> list[Change]:
     changes = []
     for norm in program.graph.find_nodes(op="call_function", target=aten.batch_norm.default):
-        producer = norm.args[0]
+        arguments = bound_arguments(norm)
+        producer = arguments.node("input")
         if not foldable(program, producer, norm):
             continue
-        _, gamma, beta, mean, var, _, _, eps, *_ = norm.args
-        weight, bias = producer.args[1], producer.args[2] if len(producer.args) > 2 else None
+        gamma, beta, mean, var = (arguments.optional_node(name) for name in STATISTICS)
+        eps = arguments.number("eps")
+        weight, bias = bound_arguments(producer).node("weight"), bound_arguments(producer).optional_node("bias")
         given = {name: program.values(n) for name, n in zip(VECTORS, (var, mean, gamma, beta, bias), strict=True) if n}
         names = tuple(given)
         scale = partial(scaled, eps=eps, names=names, transposed=transposed_groups(producer))
@@ -44,14 +47,15 @@ def fold_batch_norm(program: Program) -> list[Change]:
         shift = LazyTensor.combine(partial(shifted, eps=eps, names=names), *given.values())
 
         statistics = [n for n in (gamma, beta, mean, var) if n is not None]
-        program.replace_tensor(weight, folded, made_of(program, [weight, gamma, var]), [producer])
-        origin = made_of(program, [bias, *statistics])
+        origin = program.merged_origin(n for n in (weight, gamma, var) if n is not None)
+        program.replace_tensor(weight, folded, origin, [producer])
+        origin = program.merged_origin(n for n in (bias, *statistics) if n is not None)
         if bias is not None:
             program.replace_tensor(bias, shift, origin, [producer])
         else:
-            name = f"{weight.target.rpartition('.')[0]}.bias".lstrip(".")
+            name = f"{tensor_name(weight).rpartition('.')[0]}.bias".lstrip(".")
             added = program.new_tensor(name, shift, producer, origin, trainable=program.trainable(weight))
-            producer.args = (*producer.args[:2], added, *producer.args[3:])
+            set_arguments(producer, bias=added)
         norm.replace_all_uses_with(producer)
         program.graph.erase_node(norm)
         changes.append(
@@ -64,10 +68,7 @@ def fold_batch_norm(program: Program) -> list[Change]:
 
 def transposed_groups(producer: fx.Node) -> int:
     """Return the groups of a transposed convolution, 0 for other operators."""
-    if producer.target not in TRANSPOSED:
-        return 0
-    groups: Any = producer.args[6] if len(producer.args) > 6 else 1
-    return groups
+    return bound_arguments(producer).integer("groups") if producer.target in TRANSPOSED else 0
 
 
 def scaled(weight: Tensor, *vectors: Tensor, eps: float, names: Sequence[str], transposed: int) -> Tensor:
@@ -97,10 +98,6 @@ def foldable(program: Program, producer: fx.Node, norm: fx.Node) -> bool:
         return False
     if producer.target is aten.linear.default and producer.meta["val"].dim() != 2:
         return False
-    tensors = [*producer.args[1:3], *norm.args[1:5]]
-    return not norm.args[5] and all(n is None or program.is_tensor(n) for n in tensors)
-
-
-def made_of(program: Program, nodes: list[fx.Node | None]) -> Origin:
-    sources = (s for n in nodes if n is not None for s in program.origins[n.target].sources)
-    return Origin(tuple(dict.fromkeys(sources)), exact=False)
+    given, arguments = bound_arguments(producer), bound_arguments(norm)
+    tensors = [given.value("weight"), given.value("bias"), *(arguments.value(name) for name in STATISTICS)]
+    return not arguments.flag("training") and all(n is None or program.is_tensor(n) for n in tensors)

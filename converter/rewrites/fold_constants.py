@@ -8,17 +8,18 @@ A parameter that is only rearranged stays exact. One that enters a computation (
 trainable as a whole. Computes in the best known precision. A tensor without elements is known too.
 """
 
-import operator
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import sympy
 import torch
 from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_map_only
 
+from converter.ir.aten import first_input, read_item
 from converter.ir.lazy_tensor import LazyTensor
 from converter.ir.program import Origin, Program, default_dtype, module_path
 from converter.ir.sizes import symbolic_shape
@@ -41,7 +42,7 @@ NUMBERS = {aten.item.default, aten._local_scalar_dense.default}
 
 def fold_constants(program: Program) -> list[Change]:
     changes = []
-    made: dict[object, fx.Node] = {}
+    made: dict[tuple[Any, ...], fx.Node] = {}
     stale: set[fx.Node] = set()  # their results follow from a number that is now known
     for node in list(program.graph.nodes):
         if node in stale:
@@ -57,14 +58,13 @@ def fold_constants(program: Program) -> list[Change]:
             continue
         if not is_constant(program, node):
             continue
-        key = (node.target, repr(node.args), repr(node.kwargs))
+        key: tuple[Any, ...] = (node.target, repr(node.args), repr(node.kwargs))
         sources = whole(node).all_input_nodes
         if is_filling(node):
             key = (node.target, node.meta["val"].dtype, node.meta["val"].shape, repr(node.args[1:]), repr(node.kwargs))
             sources = []
         if key not in made:
-            exact = node.target in REARRANGING and all(program.origins[n.target].exact for n in sources)
-            origin = Origin(tuple(dict.fromkeys(s for n in sources for s in program.origins[n.target].sources)), exact)
+            origin = program.merged_origin(sources, exact=node.target in REARRANGING)
             name = ".".join(filter(None, (module_path(node), node.name)))
             trainable = any(program.trainable(n) for n in sources) and node.meta["val"].is_floating_point()
             made[key] = program.new_tensor(name, evaluate(program, node), node, origin, trainable=trainable)
@@ -75,11 +75,9 @@ def fold_constants(program: Program) -> list[Change]:
 
 def known_number(program: Program, node: fx.Node, derived: bool) -> int | float | bool | None:
     """Return the number that `node` reads from a constant or, if `derived`, computes from such numbers, or None."""
-    if node.target in NUMBERS and program.is_tensor(node.args[0]):
-        read = node.args[0]
-        program.inlined_sources |= dict.fromkeys(
-            program.origins[read.target].sources, "its value became a number of the graph"
-        )
+    if node.target in NUMBERS and program.is_tensor(first_input(node)):
+        read = first_input(node)
+        program.inline_sources(read, "its value became a number of the graph")
         return program.query(read, Tensor.item)
     value = node.meta.get("val")
     if not derived or node.op != "call_function":
@@ -101,8 +99,8 @@ def as_number(value: torch.SymInt | torch.SymFloat | torch.SymBool) -> int | flo
 def substitute(node: fx.Node, number: int | float | bool) -> None:
     """Write `number` wherever `node` is an argument."""
     for user in list(node.users):
-        args, kwargs = fx.node.map_arg((user.args, user.kwargs), lambda n: number if n is node else n)
-        user.args, user.kwargs = args, kwargs
+        args, kwargs = user.args, user.kwargs
+        user.args, user.kwargs = fx.node.map_arg((args, kwargs), lambda n: number if n is node else n)
 
 
 def refresh(program: Program, node: fx.Node) -> set[fx.Node]:
@@ -111,11 +109,11 @@ def refresh(program: Program, node: fx.Node) -> set[fx.Node]:
     Returns:
         The operators whose input changes.
     """
-    if node.op != "call_function":
+    if node.op != "call_function" or not callable(node.target):
         return set()
     before = node.meta["val"]
     fakes = (n.meta["val"] for n in program.graph.nodes if isinstance(n.meta.get("val"), FakeTensor))
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    args, kwargs = cast(Any, fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"]))
     with next(fakes).fake_mode, enable_python_dispatcher():
         after = node.target(*args, **kwargs)
     program.refuse_fixed_sizes(f"{node.target} in {module_path(node) or 'the model itself'}")
@@ -128,11 +126,12 @@ def refresh(program: Program, node: fx.Node) -> set[fx.Node]:
 
 
 def is_constant(program: Program, node: fx.Node) -> bool:
+    target = whole(node).target
     return (
         node.op == "call_function"
         and isinstance(node.meta.get("val"), Tensor)
-        and isinstance(whole(node).target, torch._ops.OpOverload)
-        and torch.Tag.nondeterministic_seeded not in whole(node).target.tags
+        and isinstance(target, OpOverload)
+        and torch.Tag.nondeterministic_seeded not in target.tags
         and (is_filling(node) or all(program.is_tensor(n) for n in whole(node).all_input_nodes))
         and all(isinstance(n, int) for n in node.meta["val"].shape)
     )
@@ -140,7 +139,8 @@ def is_constant(program: Program, node: fx.Node) -> bool:
 
 def whole(node: fx.Node) -> fx.Node:
     """Return the operator of several results that `node` is one of, or `node` itself."""
-    return node.args[0] if node.target is operator.getitem and isinstance(node.args[0], fx.Node) else node
+    item = read_item(node)
+    return node if item is None else item[0]
 
 
 def is_empty(node: fx.Node) -> bool:
@@ -158,9 +158,7 @@ def emptied(program: Program, node: fx.Node) -> Change:
     value = node.meta["val"]
     for read in node.all_input_nodes:
         if program.is_tensor(read):
-            program.inlined_sources |= dict.fromkeys(
-                program.origins[read.target].sources, "what it works on has no elements"
-            )
+            program.inline_sources(read, "what it works on has no elements")
     with program.graph.inserting_after(node):
         before = program.graph.call_function(aten.alias.default, (node,))
     before.meta = dict(node.meta)
@@ -172,7 +170,7 @@ def emptied(program: Program, node: fx.Node) -> Change:
 
 
 def is_filling(node: fx.Node) -> bool:
-    return node.target in FILLING and node.all_input_nodes == [node.args[0]]
+    return node.target in FILLING and node.all_input_nodes == [first_input(node)]
 
 
 def evaluate(program: Program, node: fx.Node) -> Tensor | LazyTensor:
@@ -181,18 +179,18 @@ def evaluate(program: Program, node: fx.Node) -> Tensor | LazyTensor:
     inputs = {n: filled(n) if is_filling(node) else program.values(n) for n in called.all_input_nodes}
     # The graph changes these nodes; their current arguments stay.
     target, args, kwargs, value = called.target, called.args, called.kwargs, called.meta["val"]
-    which = node.args[1] if called is not node else None
+    item = read_item(node)
 
     def function(*values: Tensor) -> Tensor:
         known = {n: raised(tensor.detach()) for n, tensor in zip(inputs, values, strict=True)}
         with default_dtype(torch.float64):  # the type that integers get in a division
             result = computed(target, args, kwargs, value, known)
-        return (result if which is None else list(result)[which]).contiguous()
+        return (result if item is None else list(result)[item[1]]).contiguous()
 
     shown = node.meta["val"]
     dtype = torch.float64 if shown.dtype == torch.float32 else shown.dtype
     deferred = LazyTensor(function, tuple(inputs.values()), tuple(shown.shape), dtype)
-    hangs_on_weights = any(program.origins[n.target].sources and is_float(n) for n in inputs if program.is_tensor(n))
+    hangs_on_weights = any(program.origin(n).sources and is_float(n) for n in inputs if program.is_tensor(n))
     if not hangs_on_weights or is_filling(node) or not is_float(node):
         return deferred.compute()
     return deferred

@@ -8,10 +8,11 @@ The two can then become one separable convolution.
 import torch
 from torch import Tensor
 
+from converter.ir.aten import set_arguments
 from converter.ir.lazy_tensor import LazyTensor
-from converter.ir.program import Origin, Program, module_path
+from converter.ir.program import Program, module_path, tensor_name
 from converter.rewrites.base import Change
-from converter.rewrites.merge_separable import complete, separable
+from converter.rewrites.merge_separable import read_separable
 
 aten = torch.ops.aten
 
@@ -19,23 +20,22 @@ aten = torch.ops.aten
 def fold_depthwise_bias(program: Program) -> list[Change]:
     changes = []
     for pointwise in program.graph.find_nodes(op="call_function", target=aten.conv2d.default):
-        depthwise = pointwise.args[0]
-        if not separable(program, depthwise, pointwise, with_bias=True):
+        found = read_separable(program, pointwise, with_bias=True)
+        if found is None:
             continue
-        added, weight = complete(depthwise)[2], pointwise.args[1]
-        bias = complete(pointwise)[2]
-        if added is None or not program.is_tensor(added) or not (bias is None or program.is_tensor(bias)):
+        depthwise, first, second = found
+        added, weight, bias = first.bias, second.weight, second.bias
+        if added is None or not first.has_known_weights(program) or not second.has_known_weights(program):
             continue
-        held = [n for n in (bias, weight, added) if n is not None]
-        origin = Origin(tuple(dict.fromkeys(s for n in held for s in program.origins[n.target].sources)), exact=False)
+        origin = program.merged_origin(n for n in (bias, weight, added) if n is not None)
         shift = LazyTensor.combine(carried, *(program.values(n) for n in (weight, added, bias) if n is not None))
         if bias is not None:
             program.replace_tensor(bias, shift, origin, [pointwise])
         else:
-            name = f"{weight.target.rpartition('.')[0]}.bias".lstrip(".")
+            name = f"{tensor_name(weight).rpartition('.')[0]}.bias".lstrip(".")
             new = program.new_tensor(name, shift, pointwise, origin, trainable=program.trainable(weight))
-            pointwise.args = (*pointwise.args[:2], new, *pointwise.args[3:])
-        depthwise.args = (*depthwise.args[:2], None, *depthwise.args[3:])
+            set_arguments(pointwise, bias=new)
+        set_arguments(depthwise, bias=None)
         description = f"of `{module_path(depthwise)}` into `{module_path(pointwise)}`"
         changes.append(Change("depthwise bias folded", module_path(pointwise), description, routine=True))
     return changes

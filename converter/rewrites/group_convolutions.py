@@ -9,7 +9,6 @@ a, b = split(conv(x, D, groups=channels)); a + b               a depthwise one, 
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,15 +16,15 @@ import torch
 from torch import fx
 
 from converter.ir import custom_ops
+from converter.ir.aten import bound_arguments, read_item
 from converter.ir.lazy_tensor import LazyTensor
-from converter.ir.program import Origin, Program, module_path
+from converter.ir.program import Program, module_path, tensor_name
+from converter.rewrites.analysis.convolutions import Convolution, read_convolution
 from converter.rewrites.base import Change
 
 aten, ours = torch.ops.aten, torch.ops.converter
 CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv1d.padding, aten.conv2d.padding}
 SPLITS = {aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default}
-GROUPS = 6  # position among a convolution's arguments
-DEFAULTS = (None, None, None, [1], [0], [1], 1)
 assert custom_ops  # registers torch.ops.converter
 
 
@@ -45,32 +44,35 @@ def group_convolutions(program: Program) -> list[Change]:
 
 def joined(program: Program, cat: fx.Node) -> Change | None:
     """Group convolutions of all parts of one value whose results are concatenated."""
-    convs, dim = list(cat.args[0]), cat.args[1] if len(cat.args) > 1 else 0
+    convs, dim = bound_arguments(cat).nodes("tensors"), bound_arguments(cat).integer("dim")
     if dim not in (1, 1 - cat.meta["val"].dim()) or len(convs) < 2 or len(set(convs)) < len(convs):
         return None
-    if any(c.target not in CONVOLUTIONS or len(c.users) > 1 or not weights_known(program, c) for c in convs):
+    given = [conv for c in convs if len(c.users) == 1 and (conv := known_convolution(program, c)) is not None]
+    if len(given) < len(convs):
         return None
-    source = whole([c.args[0] for c in convs])
-    geometry = {(c.target, repr(complete(c)[3:]), c.args[1].meta["val"].shape) for c in convs}
-    biased = {complete(c)[2] is not None for c in convs}
-    if source is None or len(geometry) > 1 or len(biased) > 1 or len({c.args[1].target for c in convs}) < len(convs):
+    source, weights = whole([c.x for c in given]), [c.weight for c in given]
+    kinds = {
+        (node.target, repr((c.stride, c.padding, c.dilation, c.groups)), c.weight.meta["val"].shape)
+        for node, c in zip(convs, given, strict=True)
+    }
+    biases = [c.bias for c in given if c.bias is not None]
+    if source is None or len(kinds) > 1 or len({w.target for w in weights}) < len(convs):
         return None
-    first = convs[0]
-    weight = together(program, [c.args[1] for c in convs], cat)
-    bias = together(program, [c.args[2] for c in convs], cat) if biased == {True} else None
-    rest = complete(first)[3:-1]
+    if biases and len(biases) < len(convs):
+        return None
+    first = given[0]
+    weight = together(program, weights, cat)
+    bias = together(program, biases, cat) if biases else None
     with program.graph.inserting_before(cat):
-        groups = len(convs) * complete(first)[GROUPS]
-        grouped = program.insert_call(first.target, (source, weight, bias, *rest, groups), like=first)
+        arguments = (source, weight, bias, first.stride, first.padding, first.dilation, len(convs) * first.groups)
+        grouped = program.insert_call(convs[0].target, arguments, like=convs[0])
     cat.replace_all_uses_with(grouped)
-    return Change("grouped convolution", module_path(first), f"{len(convs)} convolutions of a part each, joined")
+    return Change("grouped convolution", module_path(convs[0]), f"{len(convs)} convolutions of a part each, joined")
 
 
 def together(program: Program, tensors: Sequence[fx.Node], before: fx.Node) -> fx.Node:
     value = LazyTensor.combine(lambda *parts: torch.cat(parts), *(program.values(n) for n in tensors))
-    origins = [program.origins[n.target] for n in tensors]
-    origin = Origin(tuple(dict.fromkeys(s for o in origins for s in o.sources)), all(o.exact for o in origins))
-    name = f"{tensors[0].target}_grouped"
+    name, origin = f"{tensor_name(tensors[0])}_grouped", program.merged_origin(tensors, exact=True)
     return program.new_tensor(name, value, before, origin, trainable=any(program.trainable(n) for n in tensors))
 
 
@@ -80,28 +82,28 @@ def added(program: Program, add: fx.Node) -> Change | None:
         return None  # a sum of more parts ends later
     parts = terms(add)
     conv = whole(parts) if parts and len(parts) > 1 else None
-    if conv is None or conv.target not in CONVOLUTIONS or not weights_known(program, conv):
+    given = known_convolution(program, conv) if conv is not None else None
+    if conv is None or given is None:
         return None
     if any(user not in {cut(part) for part in parts} for user in conv.users) or any(len(p.users) > 1 for p in parts):
         return None
-    channels, count = conv.args[0].meta["val"].shape[1], len(parts)
-    weight = conv.args[1]
+    channels, count = given.x.meta["val"].shape[1], len(parts)
+    weight, bias = given.weight, given.bias
     out, per_group, *size = weight.meta["val"].shape
-    if not isinstance(channels, int) or per_group != 1 or complete(conv)[GROUPS] != channels or channels % count:
+    if not isinstance(channels, int) or per_group != 1 or given.groups != channels or channels % count:
         return None
     groups, multiplier = channels // count, out // channels
     order = [i + p * groups for i in range(groups) for p in range(count)]
     held = program.values(weight).map(lambda w: w.reshape(count, groups, multiplier, *size).movedim(0, 2))
-    bias = complete(conv)[2]
-    origin = program.origins[weight.target]
     grouped_weight = held.map(lambda w: w.reshape(groups * multiplier, count, *size))
-    program.replace_tensor(weight, grouped_weight, origin, [conv])
+    program.replace_tensor(weight, grouped_weight, program.origin(weight), [conv])
     if bias is not None:
         summed = program.values(bias).map(lambda b: b.double().reshape(count, -1).sum(0))
-        program.replace_tensor(bias, summed, Origin(program.origins[bias.target].sources, exact=False), [conv])
+        program.replace_tensor(bias, summed, program.merged_origin([bias]), [conv])
     with program.graph.inserting_before(add):
-        x = program.insert_call(ours.reorder_channels.default, (conv.args[0], order), like=conv)
-        arguments = (x, conv.args[1], complete(conv)[2], *complete(conv)[3:-1], groups)
+        x = program.insert_call(ours.reorder_channels.default, (given.x, order), like=conv)
+        weight, held_bias = bound_arguments(conv).node("weight"), bound_arguments(conv).optional_node("bias")
+        arguments = (x, weight, held_bias, given.stride, given.padding, given.dilation, groups)
         grouped = program.insert_call(conv.target, arguments, like=conv)
     add.replace_all_uses_with(grouped)
     description = f"a depthwise one whose {count} parts are added: {groups} groups of {count} channels"
@@ -117,9 +119,10 @@ def terms(node: fx.Node) -> list[fx.Node]:
     """Return the summands, or an empty list if one is scaled or a number."""
     if node.target is not aten.add.Tensor:
         return [node]
-    if node.kwargs or not all(isinstance(a, fx.Node) for a in node.args):
+    arguments = bound_arguments(node)
+    if arguments.value("alpha") != 1 or not isinstance(arguments.value("other"), fx.Node):
         return []
-    left, right = terms(node.args[0]), terms(node.args[1])
+    left, right = terms(arguments.node("self")), terms(arguments.node("other"))
     return [*left, *right] if left and right else []
 
 
@@ -137,42 +140,43 @@ def whole(parts: Sequence[fx.Node]) -> fx.Node | None:
     return source if cuts == expected and channels == size * len(parts) else None
 
 
-def bounds(part: fx.Node) -> tuple[Any, int, Any] | None:
+def bounds(part: fx.Node) -> tuple[fx.Node, int, Any] | None:
     """Return the value that a part of channels is cut from, its first channel and the one after its last, or None."""
     if part.op != "call_function":
         return None
-    if part.target is operator.getitem and part.args[0].target in SPLITS:
-        split = part.args[0]
-        dim = split.args[2] if len(split.args) > 2 else 0
+    item = read_item(part)
+    if item is not None and item[0].target in SPLITS:
+        split, position = item
+        x, dim = bound_arguments(split).node("self"), bound_arguments(split).integer("dim")
         sizes = [v.shape[1] for v in split.meta["val"]]
-        if dim not in (1, 1 - split.args[0].meta["val"].dim()) or not all(isinstance(n, int) for n in sizes):
+        if dim not in (1, 1 - rank(x)) or not all(isinstance(n, int) for n in sizes):
             return None
-        first = sum(sizes[: part.args[1]])
-        return split.args[0], first, first + sizes[part.args[1]]
-    if part.target is aten.slice.Tensor and len(part.args) < 5 and part.args[1:2] in ((1,), (1 - rank(part),)):
-        size, start = part.args[0].meta["val"].shape[1], (*part.args, None, None)[2] or 0
-        if isinstance(size, int) and isinstance(start, int):
-            start = start + size if start < 0 else start
-            return part.args[0], start, start + part.meta["val"].shape[1]
-    return None
+        first = sum(sizes[:position])
+        return x, first, first + sizes[position]
+    if part.target is not aten.slice.Tensor:
+        return None
+    arguments = bound_arguments(part)
+    if arguments.value("step") != 1 or arguments.integer("dim") not in (1, 1 - rank(part)):
+        return None
+    x, start = arguments.node("self"), arguments.value("start") or 0
+    size = x.meta["val"].shape[1]
+    if not isinstance(size, int) or not isinstance(start, int):
+        return None
+    start = start + size if start < 0 else start
+    return x, start, start + part.meta["val"].shape[1]
 
 
-def cut(part: fx.Node) -> Any:
+def cut(part: fx.Node) -> fx.Node:
     """Return the operator that cut a part off."""
-    return part.args[0] if part.target is operator.getitem else part
+    item = read_item(part)
+    return part if item is None else item[0]
 
 
 def rank(node: fx.Node) -> int:
-    return node.meta["val"].dim()
+    return int(node.meta["val"].dim())
 
 
-def weights_known(program: Program, conv: fx.Node) -> bool:
-    _, weight, bias, *_ = complete(conv)
-    return program.is_tensor(weight) and (bias is None or program.is_tensor(bias))
-
-
-def complete(conv: fx.Node) -> tuple:
-    """Return the arguments with the defaults that capture omits, one number per axis."""
-    args = (*conv.args, *DEFAULTS[len(conv.args) :])
-    axes = conv.meta["val"].dim() - 2
-    return tuple([*a] * (axes // len(a)) if isinstance(a, list | tuple) and len(a) < axes else a for a in args)
+def known_convolution(program: Program, node: fx.Node) -> Convolution | None:
+    """Return the arguments of a convolution whose weights and geometry are known, or None."""
+    conv = read_convolution(node) if node.target in CONVOLUTIONS else None
+    return conv if conv is not None and conv.has_known_weights(program) else None

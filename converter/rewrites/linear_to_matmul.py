@@ -8,7 +8,8 @@ The exporter would transpose W itself and lose its name.
 import torch
 from torch import fx
 
-from converter.ir.program import Origin, Program, module_path
+from converter.ir.aten import bound_arguments
+from converter.ir.program import Program, module_path
 from converter.rewrites.base import Change
 
 aten = torch.ops.aten
@@ -17,17 +18,17 @@ aten = torch.ops.aten
 def linear_to_matmul(program: Program) -> list[Change]:
     changes = []
     for linear in program.graph.find_nodes(op="call_function", target=aten.linear.default):
-        x, weight, bias = (*linear.args, None)[:3]
+        arguments = bound_arguments(linear)
+        x, weight, bias = arguments.node("input"), arguments.node("weight"), arguments.optional_node("bias")
         if x.meta["val"].dim() < 3 or not program.is_tensor(weight):
             continue
         readers = [user for node in twins(program, weight) for user in node.users]
         if any(user.target is not aten.linear.default for user in readers) or len(readers) > 1:
             continue  # the untransposed weight is read elsewhere too
-        origin = program.origins[weight.target]
         transposed = program.values(weight).map(lambda tensor: tensor.t().contiguous())
-        program.replace_tensor(weight, transposed, Origin(origin.sources, origin.exact), [linear])
+        program.replace_tensor(weight, transposed, program.origin(weight), [linear])
         with program.graph.inserting_before(linear):
-            product = program.insert_call(aten.matmul.default, (x, linear.args[1]), like=linear)
+            product = program.insert_call(aten.matmul.default, (x, bound_arguments(linear).node("weight")), like=linear)
             if bias is not None:
                 product = program.insert_call(aten.add.Tensor, (product, bias), like=linear)
         linear.replace_all_uses_with(product)

@@ -11,60 +11,66 @@ import torch
 from torch import fx
 
 from converter.ir import custom_ops
+from converter.ir.aten import bound_arguments
 from converter.ir.program import Program, module_path
 from converter.ir.windows import same_padding
+from converter.rewrites.analysis.convolutions import Convolution, read_convolution
 from converter.rewrites.base import Change
 
 aten, ours = torch.ops.aten, torch.ops.converter
 DEPTHWISE = {aten.conv2d.default, aten.conv2d.padding, ours.padded_conv.default}
-DEFAULTS = (None, None, None, [1, 1], [0, 0], [1, 1], 1)
 assert custom_ops  # registers torch.ops.converter
 
 
 def merge_separable(program: Program) -> list[Change]:
     changes = []
     for pointwise in program.graph.find_nodes(op="call_function", target=aten.conv2d.default):
-        depthwise = pointwise.args[0]
-        if not separable(program, depthwise, pointwise):
+        found = read_separable(program, pointwise)
+        if found is None:
             continue
-        x, kernel, _, stride, padding, dilation, _ = complete(depthwise)
-        _, weights, bias, *_ = complete(pointwise)
+        depthwise, first, second = found
+        geometry = (first.stride, named_padding(first), first.dilation)
         with program.graph.inserting_before(pointwise):
-            merged = program.insert_call(
-                ours.separable_conv2d.default, (x, kernel, weights, bias, stride, padding, dilation), like=pointwise
-            )
+            arguments = (first.x, first.weight, second.weight, second.bias, *geometry)
+            merged = program.insert_call(ours.separable_conv2d.default, arguments, like=pointwise)
         pointwise.replace_all_uses_with(merged)
         names = module_path(depthwise), module_path(pointwise)
         changes.append(Change("depthwise + pointwise -> SeparableConv2D", names[1], f"`{names[0]}` and `{names[1]}`"))
     return changes
 
 
-def separable(program: Program, depthwise: fx.Node, pointwise: fx.Node, with_bias: bool = False) -> bool:
-    if depthwise.target not in DEPTHWISE or len(depthwise.users) > 1 or depthwise.args[0].meta["val"].dim() != 4:
-        return False
-    x, kernel, bias, stride, _, dilation, groups = complete(depthwise)
-    _, weights, _, *geometry = complete(pointwise)
-    if not (program.is_tensor(kernel) and program.is_tensor(weights)) or (bias is not None and not with_bias):
-        return False
-    plain = geometry == [[1, 1], [0, 0], [1, 1], 1] and list(weights.meta["val"].shape[2:]) == [1, 1]
-    channels = x.meta["val"].shape[1]
+def read_separable(
+    program: Program, pointwise: fx.Node, with_bias: bool = False
+) -> tuple[fx.Node, Convolution, Convolution] | None:
+    """Return the depthwise convolution before `pointwise` and the arguments of both, or None if they cannot merge.
+
+    Args:
+        with_bias: the depthwise convolution may have a bias.
+    """
+    second = read_convolution(pointwise)
+    depthwise = bound_arguments(pointwise).node("input")
+    if second is None or depthwise.target not in DEPTHWISE or len(depthwise.users) > 1:
+        return None
+    first = read_convolution(depthwise)
+    if first is None or first.x.meta["val"].dim() != 4:
+        return None
+    if not (program.is_tensor(first.weight) and program.is_tensor(second.weight)):
+        return None
+    geometry = (second.stride, second.padding, second.dilation, second.groups)
+    plain = geometry == ([1, 1], [0, 0], [1, 1], 1) and list(second.weight.meta["val"].shape[2:]) == [1, 1]
     # Keras has one stride for both axes, and supports a stride or a dilation, not both
-    keras_can = len(set(stride)) == 1 and (max(stride) == 1 or max(dilation) == 1)
-    return plain and groups == channels and groups > 1 and keras_can
+    keras_can = len(set(first.stride)) == 1 and (max(first.stride) == 1 or max(first.dilation) == 1)
+    if not plain or not keras_can or first.groups == 1 or first.groups != first.x.meta["val"].shape[1]:
+        return None
+    return (depthwise, first, second) if first.bias is None or with_bias else None
 
 
-def complete(conv: fx.Node) -> tuple:
-    """Return the arguments with the defaults that capture omits, lists in full length, `padding` as numbers."""
-    args = (*conv.args, *DEFAULTS[len(conv.args) :])
-    if isinstance(args[4], str):
-        args = (*args[:4], named_padding(args), *args[5:])
-    return tuple(list(a) * (2 // len(a) or 1) if isinstance(a, list | tuple) else a for a in args)
-
-
-def named_padding(args: tuple) -> list[int]:
-    """Return the pads of "same", for strides of 1, or "valid": before rows and columns, then after."""
-    if args[4] == "valid":
+def named_padding(conv: Convolution) -> list[int]:
+    """Return the padding in numbers; those of "same", for strides of 1: before rows and columns, then after."""
+    if not isinstance(conv.padding, str):
+        return conv.padding
+    if conv.padding == "valid":
         return [0, 0]
-    dilation = list(args[5]) * (2 // len(args[5]))
-    pads = [same_padding(0, k, 1, d) or (0, 0) for k, d in zip(args[1].meta["val"].shape[2:], dilation, strict=True)]
+    sizes = zip(conv.weight.meta["val"].shape[2:], conv.dilation, strict=True)
+    pads = [same_padding(0, kernel, 1, dilation) or (0, 0) for kernel, dilation in sizes]
     return [before for before, _ in pads] + [behind for _, behind in pads]

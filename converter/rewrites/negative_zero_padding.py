@@ -10,10 +10,11 @@ import torch
 from torch import fx
 
 from converter.ir import custom_ops
+from converter.ir.aten import bound_arguments, first_input, set_arguments
 from converter.ir.program import Program, module_path
 from converter.rewrites.base import Change
 from converter.rewrites.merge_padding import zeros_padded
-from converter.rewrites.normalize_pools import MAXIMUM, each, geometry
+from converter.rewrites.normalize_pools import MAXIMUM, geometry
 
 aten, ours = torch.ops.aten, torch.ops.converter
 assert custom_ops  # registers torch.ops.converter
@@ -33,38 +34,34 @@ def negative_zero_padding(program: Program) -> list[Change]:
     changes = []
     for pool in program.graph.nodes:
         rank = MAXIMUM.get(pool.target)
-        pad = rank and _pad_before(pool.args[0])
+        pad = rank and _pad_before(first_input(pool))
         if not rank or not pad or not pad.meta["val"].is_floating_point():
             continue
         widths = zeros_padded(pad, rank)
-        if widths is None or (_not_negative(pad.args[0]) and _reaches_values(pool, rank, widths)):
+        if widths is None or (_not_negative(first_input(pad)) and _reaches_values(pool, rank, widths)):
             continue
-        if pad.target is aten.pad.default:
-            pad.args = (*pad.args[:2], "constant", -0.0)
-        else:
-            pad.args = (*pad.args[:2], -0.0)
+        set_arguments(pad, value=-0.0)
         changes.append(Change("zeros before a max pool kept apart from it", module_path(pool), routine=True))
     return changes
 
 
 def _pad_before(node: fx.Node) -> fx.Node | None:
     while node.target in DROPPED:
-        node = node.args[0]
+        node = first_input(node)
     return node if node.target in (aten.pad.default, aten.constant_pad_nd.default) else None
 
 
 def _not_negative(node: fx.Node) -> bool:
     while node.target in MAXIMUM or node.target in (aten.dropout.default, ours.dropout.default, aten.clone.default):
-        node = node.args[0]
+        node = first_input(node)
     if node.target is aten.hardtanh.default:
-        least = node.args[1] if len(node.args) > 1 else -1
+        least = bound_arguments(node).value("min_val")
         return isinstance(least, int | float) and least >= 0
     return node.target in NOT_NEGATIVE
 
 
 def _reaches_values(pool: fx.Node, rank: int, widths: list[int]) -> bool:
     """Return whether every window reaches values, so that zeros change no maximum of values that are not negative."""
-    kernel, _, padding = geometry(pool, rank)
-    dilation = each(pool.args[4], rank) if len(pool.args) > 4 else [1] * rank
+    kernel, _, padding, dilation = geometry(pool, rank)
     sides = zip([*widths], [*padding] * 2, [*kernel] * 2, strict=True)
     return all(d == 1 for d in dilation) and all(width + own < size for width, own, size in sides)

@@ -9,12 +9,13 @@ import math
 import torch
 from torch import fx
 
+from converter.ir.aten import bound_arguments, first_input, set_arguments
 from converter.ir.program import Program, module_path
 from converter.ir.sizes import symbolic_shape
 from converter.rewrites.base import Change
 
 aten = torch.ops.aten
-MAXIMUM = {
+MAXIMUM: dict[object, int] = {
     aten.max_pool1d.default: 1,
     aten.max_pool2d.default: 2,
     aten.max_pool3d.default: 3,
@@ -22,42 +23,37 @@ MAXIMUM = {
     aten.max_pool2d_with_indices.default: 2,
     aten.max_pool3d_with_indices.default: 3,
 }
-AVERAGE = {aten.avg_pool1d.default: 1, aten.avg_pool2d.default: 2, aten.avg_pool3d.default: 3}
+AVERAGE: dict[object, int] = {aten.avg_pool1d.default: 1, aten.avg_pool2d.default: 2, aten.avg_pool3d.default: 3}
 
 
 def normalize_pools(program: Program) -> list[Change]:
     changes = []
     for node in list(program.graph.nodes):
-        if node.target in AVERAGE and len(node.args) > 6 and node.args[6] is not None:
-            changed = divide(program, node, AVERAGE[node.target])
-        elif node.target in AVERAGE:
-            changed = round_down(program, node, AVERAGE[node.target], ceil_mode=4)
-        elif node.target in MAXIMUM:
-            changed = round_down(program, node, MAXIMUM[node.target], ceil_mode=5)
-        else:
+        rank = (AVERAGE | MAXIMUM).get(node.target)
+        if rank is None:
             continue
+        divisor = bound_arguments(node).values.get("divisor_override")
+        changed = round_down(program, node, rank) if divisor is None else divide(program, node, rank, divisor)
         if changed:
             changes.append(Change("windows of a pool written out", module_path(node), routine=True))
     return changes
 
 
-def round_down(program: Program, node: fx.Node, rank: int, ceil_mode: int) -> bool:
+def round_down(program: Program, node: fx.Node, rank: int) -> bool:
     """Round the number of windows down where that gives as many, in a separate pool if only some axes allow it.
 
     PyTorch drops a window that begins after the image, ONNX rounds up and keeps it
     (https://docs.pytorch.org/docs/stable/generated/torch.nn.MaxPool2d.html).
     """
-    if len(node.args) <= ceil_mode or not node.args[ceil_mode]:
+    arguments = bound_arguments(node)
+    if not arguments.flag("ceil_mode"):
         return False
-    value = node.meta["val"]
-    have, out = (
-        symbolic_shape(node.args[0].meta["val"])[-rank:],
-        symbolic_shape(value[0] if isinstance(value, tuple) else value)[-rank:],
-    )
+    x, value = arguments.node("self"), node.meta["val"]
+    have = symbolic_shape(x.meta["val"])[-rank:]
+    out = symbolic_shape(value[0] if isinstance(value, tuple) else value)[-rank:]
     if not all(isinstance(n, int) for n in (*have, *out)):
         return False
-    kernel, stride, padding = geometry(node, rank)
-    dilation = each(node.args[4], rank) if node.target in MAXIMUM else [1] * rank
+    kernel, stride, padding, dilation = geometry(node, rank)
     beyond = [  # where the last window may begin at most
         n + 2 * p - d * (k - 1) - 1 for n, k, p, d in zip(have, kernel, padding, dilation, strict=True)
     ]
@@ -65,11 +61,11 @@ def round_down(program: Program, node: fx.Node, rank: int, ceil_mode: int) -> bo
     if all(-(-r // s) + 1 == m for r, s, m in zip(beyond, stride, out, strict=True)):
         return False
     if all(down):
-        node.update_arg(ceil_mode, False)
+        set_arguments(node, ceil_mode=False)
         return True
     if isinstance(value, tuple):
         return False  # positions
-    x = node.args[0]
+    rest = [] if node.target in MAXIMUM else [arguments.flag("count_include_pad")]
     with program.graph.inserting_before(node):
         for part in (True, False):
             along = [
@@ -77,17 +73,16 @@ def round_down(program: Program, node: fx.Node, rank: int, ceil_mode: int) -> bo
                 for values, neutral in ((kernel, 1), (stride, 1), (padding, 0), (dilation, 1))
             ]
             windows = along if node.target in MAXIMUM else along[:3]
-            x = program.insert_call(node.target, (x, *windows, not part, *node.args[ceil_mode + 1 :]), node)
+            x = program.insert_call(node.target, (x, *windows, not part, *rest), node)
     node.replace_all_uses_with(x)
     return True
 
 
-def divide(program: Program, node: fx.Node, rank: int) -> bool:
+def divide(program: Program, node: fx.Node, rank: int, divisor: int) -> bool:
     """Write a custom divisor as a factor; pad with zeros where windows reach beyond the padding."""
-    x, (kernel, stride, padding) = node.args[0], geometry(node, rank)
-    ceil_mode, divisor = node.args[4], node.args[6]
+    x, (kernel, stride, padding, _) = first_input(node), geometry(node, rank)
     with program.graph.inserting_before(node):
-        if ceil_mode:
+        if bound_arguments(node).flag("ceil_mode"):
             have, out = symbolic_shape(x.meta["val"])[-rank:], symbolic_shape(node.meta["val"])[-rank:]
             if not all(isinstance(n, int) for n in (*have, *out)):
                 return False
@@ -104,12 +99,9 @@ def divide(program: Program, node: fx.Node, rank: int) -> bool:
     return True
 
 
-def geometry(node: fx.Node, rank: int) -> tuple[list[int], list[int], list[int]]:
-    """Return kernel_size, stride and padding along each axis."""
-    given = list(node.args[1:4])
-    kernel, stride, padding = given + [[], [], [0]][len(given) :]
-    return each(kernel, rank), each(stride or kernel, rank), each(padding, rank)
-
-
-def each(value: list[int], rank: int) -> list[int]:
-    return list(value) * (rank if len(value) == 1 else 1)
+def geometry(node: fx.Node, rank: int) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Return kernel_size, stride, padding and dilation along each axis."""
+    arguments = bound_arguments(node)
+    kernel, padding = arguments.integers("kernel_size", rank), arguments.integers("padding", rank)
+    dilation = arguments.integers("dilation", rank) if node.target in MAXIMUM else [1] * rank
+    return kernel, arguments.integers("stride", rank) or kernel, padding, dilation

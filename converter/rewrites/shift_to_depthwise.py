@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from converter.ir import custom_ops
+from converter.ir.aten import bound_arguments
 from converter.ir.program import Origin, Program, module_path
 from converter.rewrites.analysis.finiteness import may_be_infinite
 from converter.rewrites.base import Change
@@ -29,7 +30,9 @@ assert custom_ops  # registers torch.ops.converter
 def shift_to_depthwise(program: Program) -> list[Change]:
     changes = []
     for node in list(program.graph.find_nodes(op="call_function", target=ours.shift.default)):
-        x, dim, sizes, dims, distances, border = node.args
+        arguments = bound_arguments(node)
+        x, dim, border = arguments.node("x"), arguments.integer("dim"), arguments.text("border")
+        sizes, dims, distances = (arguments.integers(name) for name in ("sizes", "dims", "distances"))
         spatial = x.meta["val"].shape[2:]
         kernel = one_hot_kernel(x.meta["val"].dim(), dim, sizes, dims, distances)
         if dim != 1 or kernel is None or not all(isinstance(n, int) for n in spatial):
@@ -47,8 +50,8 @@ def shift_to_depthwise(program: Program) -> list[Change]:
             weight = program.new_tensor(
                 f"{node.name}_kernel", kernel.float()[:, None], node, Origin(()), trainable=False
             )
-            arguments = (x, weight, None, [1] * axes, padding, [1] * axes, kernel.shape[0])
-            moved = program.insert_call(CONVOLUTIONS[axes], arguments, like=node)
+            operands = (x, weight, None, [1] * axes, padding, [1] * axes, kernel.shape[0])
+            moved = program.insert_call(CONVOLUTIONS[axes], operands, like=node)
         node.replace_all_uses_with(moved)
         changes.append(Change("shift as a depthwise convolution", module_path(node), "a small map", routine=True))
     return changes
@@ -67,7 +70,8 @@ def one_hot_kernel(
     kernel = torch.zeros(sum(sizes), *shape, dtype=torch.float64)
     first = 0
     for size, by in zip(sizes, groups, strict=True):
-        place = [r - by.get(d, 0) for r, d in zip(reach, spatial, strict=True)]
-        kernel[(slice(first, first + size), *place)] = 1
+        place = (r - by.get(d, 0) for r, d in zip(reach, spatial, strict=True))
+        at: tuple[slice | int, ...] = (slice(first, first + size), *place)
+        kernel[at] = 1
         first += size
     return kernel

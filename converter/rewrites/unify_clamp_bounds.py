@@ -5,6 +5,7 @@ clamp(x, 0.001, 1) -> clamp(x, 0.001, 1.0)
 
 import torch
 
+from converter.ir.aten import bound_arguments, set_arguments
 from converter.ir.program import Program, module_path
 from converter.rewrites.base import Change
 
@@ -14,8 +15,9 @@ aten = torch.ops.aten
 def unify_clamp_bounds(program: Program) -> list[Change]:
     changes = []
     for clamp in program.graph.find_nodes(op="call_function", target=aten.clamp.default):
-        x, *bounds = clamp.args
-        if x.meta["val"].is_floating_point() and {type(bound) for bound in bounds} >= {int, float}:
-            clamp.args = (x, *(float(bound) for bound in bounds))
+        arguments = bound_arguments(clamp)
+        low, high = arguments.value("min"), arguments.value("max")
+        if arguments.node("self").meta["val"].is_floating_point() and {type(low), type(high)} == {int, float}:
+            set_arguments(clamp, min=float(low), max=float(high))
             changes.append(Change("bounds of one type", module_path(clamp), routine=True))
     return changes

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from converter.ir.aten import bound_arguments
 from converter.ir.lazy_tensor import LazyTensor
 from converter.ir.program import Program
 from converter.verification.weight_proof import Expected
@@ -36,8 +37,11 @@ def recurrent_weights(program: Program, tensors: Mapping[str, np.ndarray]) -> di
 def _made_for(program: Program, node: fx.Node) -> Iterator[Expected]:
     if node.target not in GATES:
         return
-    _, _, held, has_biases, layers, _, _, bidirectional, _ = node.args
-    weights, count, directions = _nodes(held), 4 if has_biases else 2, 2 if bidirectional else 1
+    given = bound_arguments(node)
+    weights, has_biases, directions = given.nodes("params"), given.flag("has_biases"), 1 + given.flag("bidirectional")
+    count = 4 if has_biases else 2
+    if not all(program.is_tensor(weight) for weight in weights):
+        return
     order = GATES[node.target]
 
     def reordered(weight: torch.Tensor) -> torch.Tensor:
@@ -51,7 +55,7 @@ def _made_for(program: Program, node: fx.Node) -> Iterator[Expected]:
         biases = [reordered(bias) for bias in pairs]
         return torch.stack([torch.cat(biases[i : i + 2]) for i in range(0, len(biases), 2)])
 
-    for layer in range(int(str(layers))):
+    for layer in range(given.integer("num_layers")):
         each = [weights[count * (layer * directions + d) :][:count] for d in range(directions)]
         for kernel in (0, 1):
             used = [held[kernel] for held in each]
@@ -62,15 +66,6 @@ def _made_for(program: Program, node: fx.Node) -> Iterator[Expected]:
 
 
 def _expected(program: Program, nodes: list[fx.Node], function: Callable[..., torch.Tensor]) -> Expected:
-    origins = [program.origins[str(node.target)] for node in nodes]
-    sources = tuple(dict.fromkeys(source for origin in origins for source in origin.sources))
+    origin = program.merged_origin(nodes, exact=True)
     values = LazyTensor.combine(function, *(program.values(node) for node in nodes))
-    return Expected(values, sources, all(origin.exact for origin in origins))
-
-
-def _nodes(held: object) -> list[fx.Node]:
-    return (
-        [node for node in held if isinstance(node, fx.Node) and node.op == "get_attr"]
-        if isinstance(held, (list, tuple))
-        else []
-    )
+    return Expected(values, origin.sources, origin.exact)

@@ -7,13 +7,13 @@ out depends only on the model and the inputs.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
+from converter.ir.aten import read_item
 from converter.ir.program import Program
 from converter.verification.perturbation import run_perturbed
 
@@ -40,7 +40,7 @@ def computes_on_choices(program: Program) -> bool:
 def chosen_indices(node: fx.Node, position: int | None) -> Sequence[fx.Node]:
     if position is None:
         return [node]
-    return [user for user in node.users if user.target is operator.getitem and user.args[1] == position]
+    return [user for user in node.users if read_item(user) == (node, position)]
 
 
 def stable_samples(program: Program, inputs: Sequence[Tensor], batch: int, seed: int) -> np.ndarray:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, fx
 
+from converter.ir.aten import bound_arguments
 from converter.ir.program import Program
 
 aten = torch.ops.aten
@@ -51,9 +52,10 @@ def makes_infinite(program: Program, node: fx.Node) -> bool:
     if any(not math.isfinite(n) for n in numbers((node.args, node.kwargs))):
         return True
     if name == "div":
-        return not nonzero(program, node.args[1])
+        return not nonzero(program, bound_arguments(node).value("other"))
     if name == "pow":
-        return not (isinstance(node.args[1], int | float) and node.args[1] >= 0)
+        exponent = bound_arguments(node).value("exponent")
+        return not (isinstance(exponent, int | float) and exponent >= 0)
     return name in MAKE_INFINITE
 
 

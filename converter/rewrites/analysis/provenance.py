@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from converter.ir import custom_ops
+from converter.ir.aten import bound_arguments, first_input
 from converter.ir.program import Program
 from converter.ir.sizes import example_shape as known
 from converter.rewrites.analysis.selection_ops import FIXED_ONLY, Allowed, is_kernel, is_selecting, selected
@@ -50,11 +51,11 @@ def is_moving(program: Program, node: fx.Node, allowed: Allowed = FIXED_ONLY) ->
     if node.target not in MOVING:
         return is_selecting(program, node, allowed)
     if node.target in (aten.pad.default, aten.constant_pad_nd.default):
-        constant = node.target is aten.constant_pad_nd.default or (len(node.args) < 3 or node.args[2] == "constant")
-        value = node.args[-1] if node.target is aten.constant_pad_nd.default else (*node.args, None, None)[3]
-        return not constant or not isinstance(value, int | float) or value == 0
+        arguments = bound_arguments(node)
+        constant = node.target is aten.constant_pad_nd.default or arguments.text("mode") == "constant"
+        return not constant or arguments.value("value") in (None, 0)
     if node.target is aten.copy.default:
-        before, after = node.args[1].meta["val"], node.meta["val"]
+        before, after = bound_arguments(node).node("src").meta["val"], node.meta["val"]
         return before.dtype == after.dtype and before.shape == after.shape
     return True
 
@@ -67,17 +68,17 @@ def is_zero(program: Program, node: fx.Node) -> bool:
     if node.target in (aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default):
         return True
     filled = node.target in (aten.full_like.default, aten.new_full.default) and is_filling(node)
-    return filled and bool(node.args[-1] == 0)
+    return filled and bool(bound_arguments(node).value("fill_value") == 0)
 
 
 def moved_inputs(node: fx.Node) -> list[fx.Node]:
     """Return the inputs whose elements the result may hold."""
     if node.target is aten.copy.default:
-        return [node.args[1]]
+        return [bound_arguments(node).node("src")]
     if node.target in (aten.zeros.default, *FILLING):
         return []
     if is_kernel(node):
-        return [node.args[0]]
+        return [first_input(node)]
     return [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor | list | tuple)]
 
 
@@ -151,14 +152,16 @@ def trace_elements(program: Program, source: fx.Node, region: list[fx.Node], end
             values[node] = torch.zeros(known(node.meta["val"].shape), dtype=torch.float64)
             continue
         if is_kernel(node):
-            values[node] = selected(program, node, values[node.args[0]])
+            values[node] = selected(program, node, values[first_input(node)])
             continue
-        if node.target is aten.index_select.default and not program.is_tensor(node.args[2]):
-            return None
-        args = torch.utils._pytree.tree_map_only(fx.Node, value, (node.args, node.kwargs))
+        args, kwargs = torch.utils._pytree.tree_map_only(fx.Node, value, (node.args, node.kwargs))
         if node.target is aten.index_select.default:
-            args = ((*args[0][:2], program.tensor(node.args[2]).detach()), args[1])
-        result = node.target(*args[0], **args[1])
+            index = bound_arguments(node).node("index")
+            if not program.is_tensor(index):
+                return None
+            args = (*args[:2], program.tensor(index).detach())
+        assert callable(node.target)
+        result = node.target(*args, **kwargs)
         if isinstance(result, Tensor) and tuple(result.shape) != known(node.meta["val"].shape):
             return None  # a size that does not follow from this batch
         values[node] = result

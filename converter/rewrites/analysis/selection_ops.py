@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from converter.ir.aten import bound_arguments
 from converter.ir.program import Program
 
 aten = torch.ops.aten
@@ -50,22 +51,22 @@ def is_selecting(program: Program, node: fx.Node, allowed: Allowed) -> bool:
         return False
     if node.target is aten.grid_sampler.default:
         return samples_pixels(program, node, allowed)
-    if node.target in CONVOLUTIONS:
-        weight, bias = node.args[1], node.args[2] if len(node.args) > 2 else None
-        return is_one_hot(program, weight) and (bias is None or vanishes(program, bias))
-    _, weight, _, _, bias, *_ = node.args
-    use_mask = node.args[-1]
-    return not use_mask and is_one_hot(program, weight) and vanishes(program, bias) and has_whole_offsets(program, node)
+    arguments = bound_arguments(node)
+    weight, bias = arguments.node("weight"), arguments.optional_node("bias")
+    if not is_one_hot(program, weight) or not (bias is None or vanishes(program, bias)):
+        return False
+    return node.target in CONVOLUTIONS or (not arguments.flag("use_mask") and has_whole_offsets(program, node))
 
 
 def tensors_behind(program: Program, node: fx.Node) -> list[fx.Node]:
     """Return the tensors that determine what is selected."""
+    arguments = bound_arguments(node)
     if node.target is aten.grid_sampler.default:
-        found = [constant_behind(node.args[1])]
+        found = [constant_behind(arguments.node("grid"))]
     elif is_deformable(node):
-        found = [node.args[1], constant_behind(node.args[2])]
+        found = [arguments.node("weight"), constant_behind(arguments.node("offset"))]
     else:
-        found = [node.args[1]]
+        found = [arguments.node("weight")]
     return [n for n in found if program.is_tensor(n)]
 
 
@@ -95,10 +96,11 @@ def vanishes(program: Program, tensor: object) -> bool:
 
 def constant_behind(node: fx.Node) -> fx.Node:
     """Return the value that was repeated along the batch to give `node`."""
-    while isinstance(node, fx.Node) and node.target in (aten.expand.default, aten.repeat.default):
-        if node.target is aten.repeat.default and any(n != 1 for n in node.args[1][1:]):
+    while node.target in (aten.expand.default, aten.repeat.default):
+        arguments = bound_arguments(node)
+        if node.target is aten.repeat.default and any(n != 1 for n in arguments.value("repeats")[1:]):
             break
-        node = node.args[0]
+        node = arguments.node("self")
     return node
 
 
@@ -117,18 +119,20 @@ def fixed_example(program: Program, node: fx.Node) -> Tensor | None:
 
 
 def has_whole_offsets(program: Program, node: fx.Node) -> bool:
-    offset = fixed_example(program, node.args[2])
+    offset = fixed_example(program, bound_arguments(node).node("offset"))
     return offset is not None and bool((offset == offset.round()).all())
 
 
 def samples_pixels(program: Program, node: fx.Node, allowed: Allowed) -> bool:
-    grid = fixed_example(program, node.args[1])
-    if grid is None or not all(isinstance(n, int) for n in node.args[0].meta["val"].shape[1:]):
+    arguments = bound_arguments(node)
+    grid, sizes = fixed_example(program, arguments.node("grid")), arguments.node("input").meta["val"].shape
+    if grid is None or not all(isinstance(n, int) for n in sizes[1:]):
         return False
-    _, _, mode, padding, align_corners = node.args
+    mode, padding = arguments.integer("interpolation_mode"), arguments.integer("padding_mode")
+    align_corners = arguments.flag("align_corners")
     if mode != NEAREST and not allowed.interpolated:
         return False
-    for i, size in enumerate(reversed(node.args[0].meta["val"].shape[2:])):
+    for i, size in enumerate(reversed(sizes[2:])):
         p = (grid[..., i] + 1) * (size - 1) / 2 if align_corners else ((grid[..., i] + 1) * size - 1) / 2
         inside = (p > -1) & (p < size) if padding == 0 else (p >= 0) & (p <= size - 1)
         off = (p - p.round()).abs()[inside]
@@ -139,16 +143,24 @@ def samples_pixels(program: Program, node: fx.Node, allowed: Allowed) -> bool:
 
 def selected(program: Program, node: fx.Node, x: Tensor) -> Tensor:
     """Return the operator's result for whole numbers `x` in float64, which is exact."""
+    assert callable(node.target)
+    arguments = bound_arguments(node)
+    given = {**arguments.values, "input": x}
     if node.target is aten.grid_sampler.default:
-        grid = fixed_example(program, node.args[1])
+        grid = fixed_example(program, arguments.node("grid"))
         assert grid is not None
-        _, _, _, padding, align_corners = node.args
-        return aten.grid_sampler.default(x, grid.expand(x.shape[0], *grid.shape[1:]), NEAREST, padding, align_corners)
-    weight = program.tensor(node.args[1]).detach().double()
+        given |= {"grid": grid.expand(x.shape[0], *grid.shape[1:]), "interpolation_mode": NEAREST}
+        return node.target(**given)
+    weight = program.tensor(arguments.node("weight")).detach().double()
+    given |= {"weight": weight, "bias": None}
     if node.target in CONVOLUTIONS:
-        return node.target(x, weight, None, *node.args[3:])
-    offset = fixed_example(program, node.args[2])
+        return node.target(**given)
+    offset = fixed_example(program, arguments.node("offset"))
     assert offset is not None
-    offset = offset.expand(x.shape[0], *offset.shape[1:]).contiguous()
-    mask, bias = x.new_zeros(x.shape[0], 1), x.new_zeros(weight.shape[0])
-    return node.target(x.contiguous(), weight, offset, mask, bias, *node.args[5:])
+    given |= {
+        "input": x.contiguous(),
+        "offset": offset.expand(x.shape[0], *offset.shape[1:]).contiguous(),
+        "mask": x.new_zeros(x.shape[0], 1),
+        "bias": x.new_zeros(weight.shape[0]),
+    }
+    return node.target(**given)
