@@ -4,7 +4,31 @@ import errno
 import re
 import unicodedata
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
+
+NoteCode = Literal[
+    "PTC1501", "PTC1502", "PTC1503", "PTC1504", "PTC1505", "PTC1506", "PTC1507", "PTC1508", "PTC1509",
+    "PTC1510", "PTC1511", "PTC1512", "PTC1513", "PTC1514", "PTC1515", "PTC1516", "PTC2501", "PTC2502",
+    "PTC2503", "PTC2504", "PTC2505", "PTC2506", "PTC2507", "PTC3501", "PTC3502", "PTC3503", "PTC3504",
+    "PTC3505", "PTC3506", "PTC3507", "PTC3508", "PTC3509", "PTC3510", "PTC3511", "PTC4501", "PTC5501", "PTC5502",
+    "PTC5503", "PTC6501", "PTC6502", "PTC6503", "PTC6504", "PTC6505", "PTC6506", "PTC6507", "PTC6508", "PTC6509",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Note:
+    """A sentence that a user should read, which `--silence` leaves out by its code."""
+
+    text: str
+    code: NoteCode
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", printable(self.text))
+
+    def __str__(self) -> str:
+        return self.text
+
 
 LONGEST_TEXT, LONGEST_WORD = 20_000, 1000  # characters of a message, and of what has no space in it
 UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # controls, bidirectional overrides, zero widths, surrogates

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, get_args, get_origin, get_type_hints
 
-from converter.errors import UsageError
+from converter.errors import Note, NoteCode, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -327,12 +327,42 @@ class MatchOptions:
 
 
 @dataclass(frozen=True)
+class ReportOptions:
+    """What a report leaves out.
+
+    Attributes:
+        silence: codes of notes.
+
+    Raises:
+        UsageError: a code is not that of a note.
+    """
+
+    silence: tuple[NoteCode, ...] = option(
+        "--silence", "Output", "Leave out notes with this code; repeatable.", (), metavar="PTC0123"
+    )
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.silence) - set(get_args(NoteCode)):
+            raise UsageError(
+                f"Not the code of a note: {', '.join(sorted(unknown))}.",
+                code="PTC6039",
+                where="--silence",
+                fix="Give a code that the report shows beside a note. docs/ERRORS.md lists them all.",
+            )
+
+    def shown(self, notes: Iterable[Note]) -> tuple[Note, ...]:
+        """Return the notes that are not silenced, each once."""
+        return tuple(dict.fromkeys(note for note in notes if note.code not in self.silence))
+
+
+@dataclass(frozen=True)
 class LoadOptions:
     """Options of everything that loads and captures a model."""
 
     model: ModelOptions = ModelOptions()
     submodel: SubmodelOptions = SubmodelOptions()
     capture: CaptureOptions = CaptureOptions()
+    report: ReportOptions = ReportOptions()
 
     @classmethod
     def of(cls, **keywords: Any) -> Self:
@@ -448,6 +478,7 @@ class LoadKeywords(TypedDict, total=False):
     strict: bool
     seed: int
     debug: bool
+    silence: Sequence[str]
 
 
 class InspectKeywords(LoadKeywords, total=False):

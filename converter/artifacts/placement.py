@@ -33,7 +33,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ..errors import ConversionError, OutputError
+from ..errors import ConversionError, Note, OutputError
 from .runtime.formats import recognize
 from .runtime.stamp import bears_our_stamp
 
@@ -73,7 +73,7 @@ class Placement:
         self._force = force
         self._created: list[Path] = []
         self._done = self._committing = False
-        self.notes: list[str] = []
+        self.notes: list[Note] = []
         with _explained(target):
             try:
                 self.target = target.resolve()
@@ -433,7 +433,7 @@ def _remove(name: str, folder: int, parent: int) -> None:
     os.rmdir(name, dir_fd=parent)
 
 
-def _sweep(parent: int) -> list[str]:
+def _sweep(parent: int) -> list[Note]:
     """Clean up after processes that died while writing in `parent`; return a line about each folder left alone."""
     notes = []
     for name in sorted(name for name in os.listdir(parent) if name.startswith(_PREFIX)):
@@ -441,7 +441,8 @@ def _sweep(parent: int) -> list[str]:
             _sweep_folder(name, parent)
         except (_Foreign, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
-            notes.append(f"{name!r} beside the output only looks like a leftover and was left alone: {reason}")
+            text = f"{name!r} beside the output only looks like a leftover and was left alone: {reason}."
+            notes.append(Note(text, code="PTC4501"))
     return notes
 
 

@@ -97,7 +97,7 @@ class Journal:
         Raises:
             OSError: the checkpoint cannot be read.
         """
-        options = {name: self._told(value) for name, value in job.options.items()}
+        options = {name: self._told(value) for name, value in job.options.items() if name != "silence"}
         if (inputs := Path(job.options.get("inputs") or "")).name and inputs.is_dir():
             options["inputs"] = self._folder(inputs)
         factory = job.options.get("factory") or ""

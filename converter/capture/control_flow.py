@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from converter.capture.input_domains import dynamic_size_choices, input_specs
 from converter.capture.random_inputs import Kind, draw
-from converter.errors import CaptureError
+from converter.errors import CaptureError, Note
 from converter.ir.program import Program
 
 TRIED: tuple[tuple[Kind, int], ...] = (
@@ -48,8 +48,11 @@ def freeze_and_check(program: Program, module: nn.Module, where: str) -> None:
             )
     program.frozen_flow = True
     program.notes.append(
-        f"control flow was frozen at {where}: forward decides there by values, as for random inputs; {len(TRIED)} "
-        "other inputs gave the same, but for an input that it decides otherwise on the artifact is wrong"
+        Note(
+            f"Control flow that depends on values is frozen at {where}, as random inputs took it. {len(TRIED)} other "
+            "inputs took the same branches; for an input that takes others the artifact is wrong.",
+            code="PTC2504",
+        )
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from converter.capture.input_shapes import EXAMPLE, NAME, InputShape, Sizes, parse_input_shape
-from converter.errors import UsageError
+from converter.errors import Note, UsageError
 
 TOKENS = 128
 SAMPLES = 16000
@@ -19,7 +19,7 @@ USUAL_SIDE = 224
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def infer_input_shapes(module: nn.Module, image_size: str | None) -> tuple[list[list[InputShape]], str]:
+def infer_input_shapes(module: nn.Module, image_size: str | None) -> tuple[list[list[InputShape]], Note]:
     """Return the input shapes that the module implies, and their source.
 
     If the shape has to be found by trying, return several choices, the likeliest first.
@@ -34,13 +34,14 @@ def infer_input_shapes(module: nn.Module, image_size: str | None) -> tuple[list[
     usual = _of_timm(module, size) or _of_transformers(module, size)
     if usual is not None:
         shapes, source = usual
-        return [shapes], f"input shape {' and '.join(_shown(s) for s in shapes)} as {source} says"
+        shown = " and ".join(map(_shown, shapes))
+        return [shapes], Note(f"The input shape is {shown}, from {source}.", code="PTC2506")
     first = first_layer(module, CONVOLUTIONS)
     if size is not None and isinstance(first, nn.Conv2d):
         # A layer before it may make four channels of each, as Focus does.
         channels = [first.in_channels, *([first.in_channels // 4] if first.in_channels % 4 == 0 else [])]
         tried = [[InputShape(None, (1, n, *size))] for n in channels]
-        return tried, "the input's channels are those of the first convolution"
+        return tried, Note("The input has the channels of the first convolution.", code="PTC2507")
     raise UsageError(
         "the checkpoint does not say what the model is called with",
         code="PTC2002",

@@ -19,7 +19,7 @@ from torch.export import Dim
 
 from converter.capture.input_shapes import FreeSize
 from converter.checkpoint.symbolic_expressions import is_size_expression
-from converter.errors import CaptureError
+from converter.errors import CaptureError, Note
 from converter.ir.program import Program
 
 PREFIX = "size_"  # sympy reserves names, such as S and N
@@ -45,16 +45,16 @@ class Range:
         limits = {"min": -(-self.least // self.factor)} | ({"max": self.most // self.factor} if self.most else {})
         return Dim(f"{PREFIX}{name}", **limits)
 
-    def described(self, name: str) -> str | None:
+    def described(self, name: str) -> Note | None:
         """Return the limits that the user has to know, or None."""
         told = []
         if self.factor > 1:
             told.append(f"must be a multiple of {self.factor}")
         if self.least > max(self.factor * LEAST, LEAST):
-            told.append(f"is proven from {self.least} on")
+            told.append(f"is checked only from {self.least} up")
         if self.most is not None:
-            told.append(f"may be {self.most} at most")
-        return f"size {name} {' and '.join(told)}" if told else None
+            told.append(f"may be at most {self.most}")
+        return Note(f"Size {name} {' and '.join(told)}.", code="PTC2502") if told else None
 
 
 Free = Sequence[Mapping[int, FreeSize]]

@@ -31,7 +31,7 @@ from converter.capture.import_exported import from_exported
 from converter.capture.known_values import known_values
 from converter.capture.run_forward import run_forward
 from converter.compat.export_patches import exporting
-from converter.errors import CaptureError
+from converter.errors import CaptureError, Note
 from converter.ir.program import Program
 
 aten = torch.ops.aten
@@ -78,7 +78,8 @@ def capture(
     except Exception as error:
         raise explain_export_error(error, module) from error
     if reason:
-        program.notes.append(f"converted for batch {program.fixed_batch} only, the model takes no other: {reason}")
+        text = f"Converted for batch {program.fixed_batch} only; the model does not take other sizes: {reason}"
+        program.notes.append(Note(text, code="PTC2501"))
     return program
 
 
@@ -192,7 +193,8 @@ def _noting_names(program: Program, module: nn.Module) -> Program:
     if len(given) >= len(program.inputs):
         for name, kept in zip(given, program.inputs, strict=False):
             if not name.isascii():
-                program.notes.append(f"input `{name}` is called `{kept}`: names are of ASCII letters, digits and _")
+                text = f"Input `{name}` is named `{kept}`: names can contain only ASCII letters, digits and _."
+                program.notes.append(Note(text, code="PTC2503"))
     return program
 
 

@@ -17,7 +17,7 @@ from converter.capture.diagnostics import refuse_draws
 from converter.capture.effect_tokens import drop_tokens
 from converter.capture.functionalize import make_functional
 from converter.compat.export_patches import RECURRENT, quiet
-from converter.errors import CaptureError
+from converter.errors import CaptureError, Note
 from converter.ir import custom_ops
 from converter.ir.aten import ASSERTIONS, bound_arguments, canonicalize_arguments, read_item, returned
 from converter.ir.program import Origin, Program, source_line, write_attribute
@@ -93,7 +93,7 @@ def from_exported(exported: ExportedProgram) -> Program:
     frozen = frozenset(n for n, t in tensors.items() if isinstance(t, nn.Parameter) and not t.requires_grad)
     program = Program(graph_module, inputs, [n for n, _ in kept], origins, frozen=frozen)
     if len(kept) < len(results):
-        program.notes.append("outputs that are no tensors were left out")
+        program.notes.append(Note("Outputs that are not tensors were left out.", code="PTC2505"))
     _restore_batch_norm(program)
     _free_views(program)
     program.cleanup()

@@ -26,7 +26,7 @@ from converter.checkpoint.file_format import archive_names, torch_records
 from converter.checkpoint.pickle_allowlist import installed_module
 from converter.checkpoint.symbolic_expressions import is_size_expression
 from converter.checkpoint.trust import NotFoundError
-from converter.errors import CheckpointError
+from converter.errors import CheckpointError, Note
 
 TRUST_KEYWORD = "pt2"  # --trust pt2
 LARGEST_JSON = 1 << 29
@@ -107,7 +107,7 @@ TEXTS: dict[str, Callable[[str], bool]] = {
 }
 
 
-def load_exported(path: Path, *, trusted: bool) -> tuple[ExportedProgram, list[str]]:
+def load_exported(path: Path, *, trusted: bool) -> tuple[ExportedProgram, list[Note]]:
     """Return the program in a `.pt2` of torch.export.save, and notes.
 
     Args:

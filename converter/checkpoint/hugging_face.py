@@ -19,9 +19,9 @@ from converter.checkpoint.confinement import confined_to
 from converter.checkpoint.import_isolation import installed_code
 from converter.checkpoint.model_folder import CONFIG, homes
 from converter.checkpoint.shards import Weights, read_json, refuse_links
-from converter.checkpoint.state_dict import LARGEST_EXPANSION, unfit, unused_note
+from converter.checkpoint.state_dict import LARGEST_EXPANSION, changed_to_float32, dropped_prefix, unfit, unused_note
 from converter.checkpoint.state_dict_prefixes import best_names
-from converter.errors import CheckpointError, ConversionError, UsageError
+from converter.errors import CheckpointError, ConversionError, Note, UsageError
 
 TRUST_KEYWORD = "hf"  # --trust hf
 HOME = "hf"  # --model hf:FOLDER
@@ -69,7 +69,7 @@ def build_from_config(folder: Path, *, trusted: bool = False) -> nn.Module:
     return module
 
 
-def load_folder(folder: Path, weights: Weights, size: int, *, trusted: bool = False) -> tuple[nn.Module, list[str]]:
+def load_folder(folder: Path, weights: Weights, size: int, *, trusted: bool = False) -> tuple[nn.Module, list[Note]]:
     """Return the model of a folder with its weights, and notes.
 
     transformers itself loads the weights, because it knows their older names, tied weights, and the prefix of a class
@@ -88,10 +88,10 @@ def load_folder(folder: Path, weights: Weights, size: int, *, trusted: bool = Fa
         name = type(module).__name__
         fix = f"is config.json that of these weights? Its architecture is {name}; --model names another"
         raise unfit(missing, [], mismatched, where=str(folder), fix=fix)
-    return module, [f"built {type(module).__name__} as {CONFIG} tells", *notes]
+    return module, [Note(f"Built {type(module).__name__} from {CONFIG}.", code="PTC1512"), *notes]
 
 
-def load_into_folder(folder: Path, weights: Weights, size: int) -> tuple[nn.Module, list[str]] | None:
+def load_into_folder(folder: Path, weights: Weights, size: int) -> tuple[nn.Module, list[Note]] | None:
     """Return the architecture of a folder with weights from elsewhere, and notes; None if they do not fit.
 
     A wrapper's prefix of the keys is dropped if they do not fit otherwise.
@@ -103,20 +103,20 @@ def load_into_folder(folder: Path, weights: Weights, size: int) -> tuple[nn.Modu
     renamed, dropped = best_names(weights, module.state_dict().keys())
     if missing and dropped:
         module, notes, missing, mismatched = _with_weights(folder, renamed, size, trusted=False)
-        notes.insert(0, f"dropped `{dropped}` before the keys")
+        notes.insert(0, dropped_prefix(dropped))
     return None if missing or mismatched else (module, notes)
 
 
 def _with_weights(
     folder: Path, weights: Weights, size: int, trusted: bool
-) -> tuple[nn.Module, list[str], list[str], list[str]]:
+) -> tuple[nn.Module, list[Note], list[str], list[str]]:
     """Return the model, notes, the missing keys, and the keys whose shapes differ."""
     kind, config, name = _architecture(folder, trusted)
     with _offline(folder), _confined(folder, trusted):
         with torch.device("meta"):
             outline = kind(config)
         _check_size(outline, size, folder)
-        halves = sorted({str(value.dtype) for value in weights.values() if _is_half(value)})
+        halves = sorted({value.dtype for value in weights.values() if _is_half(value)}, key=str)
         given = {key: value.float() if _is_half(value) else value for key, value in weights.items()}
         module, told = kind.from_pretrained(
             None,
@@ -127,7 +127,7 @@ def _with_weights(
             ignore_mismatched_sizes=True,  # the caller refuses them
         )
     told = {key: sorted(_told(each) for each in value) for key, value in told.items() if isinstance(value, (set, list))}
-    notes = [f"weights were {dtype.removeprefix('torch.')}, raised to float32" for dtype in halves]
+    notes = [changed_to_float32(dtype) for dtype in halves]
     if unused := told.get("unexpected_keys"):
         notes.append(unused_note(unused, name))
     return module, notes, told.get("missing_keys", []), told.get("mismatched_keys", [])

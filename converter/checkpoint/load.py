@@ -35,7 +35,7 @@ from converter.checkpoint.state_dict import (
 from converter.checkpoint.torchscript import load_torchscript
 from converter.checkpoint.torchscript.archive import TRUST_KEYWORD as TORCHSCRIPT_TRUST
 from converter.checkpoint.trust import Trust, is_guard_lifted
-from converter.errors import CheckpointError
+from converter.errors import CheckpointError, Note
 from converter.ir.module_tensors import named_tensors
 
 
@@ -49,7 +49,7 @@ class Checkpoint:
         kind: "module", "state dict" or "exported program".
         module: in eval mode on the CPU, floating point weights in float32; None for an exported program.
         program: of a `.pt2`; None otherwise.
-        notes: what was taken, dropped or changed, each a sentence without a period.
+        notes: what was taken, dropped or changed.
         code: context in which the module may run.
     """
 
@@ -58,7 +58,7 @@ class Checkpoint:
     kind: str
     module: nn.Module | None
     program: ExportedProgram | None
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     code: UserCode
 
 
@@ -96,7 +96,7 @@ def load(
     drop = KeyFilter(drop_keys)
     model, notes = _read(path, trusted, trust, code, drop, built_elsewhere=factory is not None)
     if trusted.everything:
-        notes = [*notes, "whatever code the file asked for was allowed to run (--trust-all)"]
+        notes = [*notes, Note("The file was allowed to run any code (--trust-all).", code="PTC1513")]
     digest = _sha256(path)
     if isinstance(model, ExportedProgram):
         unneeded = _unneeded(factory, drop_keys)
@@ -148,7 +148,7 @@ def load_state_dict(
 
 def _read(
     path: Path, trusted: Trust, trust: Sequence[str], code: UserCode, drop: KeyFilter, *, built_elsewhere: bool
-) -> tuple[nn.Module | ExportedProgram | Mapping[str, Any], list[str]]:
+) -> tuple[nn.Module | ExportedProgram | Mapping[str, Any], list[Note]]:
     """Return the content of the file or folder, and notes on what was taken.
 
     Args:
@@ -184,7 +184,7 @@ def _read(
 
 def _into_folder(
     state: Mapping[str, Any], path: Path, factory: str, arguments: dict[str, Any], drop: KeyFilter
-) -> tuple[nn.Module, list[str]] | None:
+) -> tuple[nn.Module, list[Note]] | None:
     """Return the module of `hf:FOLDER` with these weights; None for other factories, or if the weights do not fit."""
     if not is_config(factory):
         return None
@@ -194,7 +194,7 @@ def _into_folder(
 
 def _select_model(
     content: Any, path: Path, refused: CheckpointError | None, left_aside: Sequence[str]
-) -> tuple[nn.Module | Mapping[str, Any], list[str]]:
+) -> tuple[nn.Module | Mapping[str, Any], list[Note]]:
     """Return the model in the content that was read.
 
     Args:
@@ -224,13 +224,13 @@ def _select_model(
     if left_aside:
         shown = ", ".join(f"`{name}`" for name in left_aside[:SHOWN])
         more = f" and {len(left_aside) - SHOWN} more" if len(left_aside) > SHOWN else ""
-        notes.append(f"objects of classes that are not known here were left aside: {shown}{more}")
+        notes.append(Note(f"Ignored objects of unknown classes: {shown}{more}.", code="PTC1514"))
     return model, notes
 
 
-def _state_dict(path: Path, trusted: Trust, code: UserCode) -> tuple[Mapping[str, Any], list[str]]:
+def _state_dict(path: Path, trusted: Trust, code: UserCode) -> tuple[Mapping[str, Any], list[Note]]:
     """Return the weights in a file, or in the files that an index names."""
-    notes: list[str] = []
+    notes: list[Note] = []
 
     def read(file: Path) -> Mapping[str, Any]:
         if is_index(file):
@@ -279,11 +279,11 @@ def _is_half(value: Any) -> bool:
     return getattr(value, "is_floating_point", bool)() and value.dtype.itemsize < 4
 
 
-def _unneeded(factory: str | None, drop_keys: Sequence[str]) -> Iterator[str]:
+def _unneeded(factory: str | None, drop_keys: Sequence[str]) -> Iterator[Note]:
     if factory is not None:
-        yield f"--model {factory} was not needed: the file holds the model itself"
+        yield Note(f"--model {factory} is not needed: the file contains the model itself.", code="PTC1515")
     if drop_keys:
-        yield "--drop-keys was not needed: the file holds the model itself"
+        yield Note("--drop-keys is not needed: the file contains the model itself.", code="PTC1516")
 
 
 def _needs_factory(path: Path, state: Any) -> CheckpointError:

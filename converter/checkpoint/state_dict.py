@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from converter.checkpoint.placeholders import Compiled
 from converter.checkpoint.state_dict_prefixes import StateDict, averaged_part, best_names, part_under_a_prefix
 from converter.checkpoint.user_source import attribute_errors
-from converter.errors import CheckpointError, ConversionError
+from converter.errors import CheckpointError, ConversionError, Note
 
 # Averaged weights first: they are the result of the training.
 ENTRIES = (
@@ -53,17 +53,17 @@ class KeyFilter:
             rest._metadata = state._metadata  # type: ignore[attr-defined]
         return rest
 
-    def notes(self) -> list[str]:
+    def notes(self) -> list[Note]:
         unmatched = [pattern for pattern in self.patterns if not any(pattern in p for p in self._dropped.values())]
-        notes = [f"--drop-keys {pattern} matches no key" for pattern in unmatched]
+        notes = [Note(f"--drop-keys {pattern} does not match any key.", code="PTC1501") for pattern in unmatched]
         if self._dropped:
-            notes.append(f"{_keys(self._dropped)} left out (--drop-keys)")
+            notes.append(Note(f"--drop-keys left out {_keys(self._dropped)}.", code="PTC1502"))
         return notes
 
 
-def unused_note(keys: Sequence[str], name: str) -> str:
+def unused_note(keys: Sequence[str], name: str) -> Note:
     """Return the note about weights that a class does not use."""
-    return f"{_keys(keys)} not used by {name}"
+    return Note(f"{name} does not use {_keys(keys)}.", code="PTC1503")
 
 
 def _keys(keys: Collection[str]) -> str:
@@ -72,7 +72,7 @@ def _keys(keys: Collection[str]) -> str:
     return f"1 key ({shown})" if len(keys) == 1 else f"{len(keys)} keys ({shown}{more})"
 
 
-def extract_model(content: Any, path: Path) -> tuple[nn.Module | StateDict, list[str]]:
+def extract_model(content: Any, path: Path) -> tuple[nn.Module | StateDict, list[Note]]:
     """Return the module or the state dict in the unpickled content, and notes on what was taken.
 
     Raises:
@@ -88,14 +88,15 @@ def extract_model(content: Any, path: Path) -> tuple[nn.Module | StateDict, list
             raise _several(path, models)
         for model in models.values():
             taken, notes = extract_model(model, path)
-            return taken, [f"took the only model of a {type(content).__name__} of {len(content)}", *notes]
+            note = Note(f"Took the only model in a {type(content).__name__} of {len(content)} items.", code="PTC1504")
+            return taken, [note, *notes]
     if not isinstance(content, Mapping):
         what = f"the checkpoint holds a {type(content).__name__}, not a model"
         raise CheckpointError(what, code="PTC1063", where=str(path), fix=SAVE_FIX)
     return _entry(content, path)
 
 
-def _entry(content: Mapping, path: Path) -> tuple[nn.Module | StateDict, list[str]]:
+def _entry(content: Mapping, path: Path) -> tuple[nn.Module | StateDict, list[Note]]:
     found = {name: value for name, value in content.items() if isinstance(value, nn.Module) or _is_state_dict(value)}
     within = {} if found or not _holds_models(content) else content
     nested = {name: value for name, value in within.items() if _holds_models(value)}
@@ -106,12 +107,10 @@ def _entry(content: Mapping, path: Path) -> tuple[nn.Module | StateDict, list[st
     if not usual and len(names) != 1:
         raise _several(path, found or nested)
     chosen = usual[0] if usual else names[0]
-    note = f"took `{chosen}` of the training checkpoint"
-    others = [f"`{name}`" for name in names if name != chosen]
-    if others:
-        note += f"; {', '.join(others)} left aside"
+    others = ", ".join(f"`{name}`" for name in names if name != chosen)
+    ignored = f"; ignored {others}" if others else ""
     model, notes = extract_model(content[chosen], path)
-    return model, [note, *notes]
+    return model, [Note(f"Took `{chosen}` from the training checkpoint{ignored}.", code="PTC1505"), *notes]
 
 
 def _holds_models(value: Any) -> bool:
@@ -129,7 +128,7 @@ def _holds_models(value: Any) -> bool:
     return False
 
 
-def _tensors_beside_others(content: Mapping, path: Path) -> tuple[StateDict, list[str]]:
+def _tensors_beside_others(content: Mapping, path: Path) -> tuple[StateDict, list[Note]]:
     """Return the tensors of a state dict that also holds an epoch, an accuracy and the like, and a note."""
     tensors = {name: value for name, value in content.items() if isinstance(name, str) and _is_tensor(value)}
     if not tensors:
@@ -137,7 +136,8 @@ def _tensors_beside_others(content: Mapping, path: Path) -> tuple[StateDict, lis
         raise CheckpointError(f"the checkpoint holds no model: {held}", code="PTC1064", where=str(path), fix=SAVE_FIX)
     others = [f"`{name}`" for name in content if name not in tensors]
     more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
-    return _tensors(tensors, path), [f"left aside what is no tensor: {', '.join(others[:SHOWN])}{more}"]
+    note = Note(f"Ignored entries that are not tensors: {', '.join(others[:SHOWN])}{more}.", code="PTC1506")
+    return _tensors(tensors, path), [note]
 
 
 def _several(path: Path, found: Mapping[str, Any]) -> CheckpointError:
@@ -188,20 +188,20 @@ def _tensors(state: Mapping[str, Any], path: Path) -> StateDict:
     )
 
 
-def unwrap(module: nn.Module) -> tuple[nn.Module, list[str]]:
+def unwrap(module: nn.Module) -> tuple[nn.Module, list[Note]]:
     """Return the module inside wrappers of DataParallel, AveragedModel and torch.compile, and notes on these.
 
     Raises:
         TypeError: a wrapper has no module.
     """
-    notes: list[str] = []
+    notes: list[Note] = []
     while isinstance(module, WRAPPERS) or "_orig_mod" in vars(module).get("_modules", {}):
         compiled = "_orig_mod" in vars(module).get("_modules", {})
         inner = module._modules["_orig_mod"] if compiled else module.module
         if not isinstance(inner, nn.Module) or len(notes) > MOST_WRAPPERS:
             raise TypeError(f"a {type(module).__name__} of no module")
         kind = "torch.compile's wrapper" if compiled else f"its {type(module).__name__}"
-        notes.append(f"took the module out of {kind}")
+        notes.append(Note(f"Took the module out of {kind}.", code="PTC1507"))
         module = inner
     return module, notes
 
@@ -246,7 +246,7 @@ def check_parts(module: nn.Module) -> None:
         raise ValueError("modules that stand in each other more often than can be gone through")
 
 
-def as_float32(module: nn.Module) -> tuple[nn.Module, list[str]]:
+def as_float32(module: nn.Module) -> tuple[nn.Module, list[Note]]:
     """Convert a module's floating point weights and buffers to float32, set eval mode, and return it with notes."""
     tensors = [tensor for tensor in (*module.parameters(), *module.buffers()) if not is_lazy(tensor)]
     kinds = {tensor.dtype for tensor in tensors if tensor.is_floating_point()} - {torch.float32}
@@ -255,13 +255,19 @@ def as_float32(module: nn.Module) -> tuple[nn.Module, list[str]]:
         return (module.float() if kinds else module).eval(), notes
 
 
-def changed_to_float32(kind: torch.dtype) -> str:
-    return f"weights were {_shown(kind)}, {'rounded' if kind is torch.float64 else 'raised'} to float32"
+def changed_to_float32(kind: torch.dtype) -> Note:
+    """Return the note about weights of another precision."""
+    return Note(f"Converted weights from {_shown(kind)} to float32.", code="PTC1508")
+
+
+def dropped_prefix(prefix: str) -> Note:
+    """Return the note about a prefix of all keys that the model does not have."""
+    return Note(f"Dropped the prefix `{prefix}` from the keys.", code="PTC1511")
 
 
 def load_into(
     module: nn.Module, state: StateDict, path: Path, factory: str, drop: KeyFilter | None = None
-) -> list[str]:
+) -> list[Note]:
     """Load a state dict into a module, every key and shape matching, and return notes.
 
     Keys that `drop` matches are left out, by their names in the file and by those without the wrappers' prefix.
@@ -284,13 +290,15 @@ def load_into(
     state = drop.kept(state)
     averaged = averaged_part(state, own.keys())
     renamed, dropped = best_names(averaged or state, own.keys())
-    notes = [f"dropped `{dropped}` before the keys"] if dropped else []
+    notes = [dropped_prefix(dropped)] if dropped else []
     if averaged:
-        notes = [f"took the averaged weights; {len(state) - len(renamed)} keys without `{dropped}` left aside"]
+        others = len(state) - len(renamed)
+        notes = [Note(f"Took the averaged weights; ignored {others} keys without `{dropped}`.", code="PTC1509")]
     elif renamed.keys() - own.keys() and len(parts := part_under_a_prefix(state, own)) == 1:
         ((prefix, renamed),) = parts
         others = len(state) - len(renamed)
-        notes = [f"took the keys under `{prefix}`; {others} others left aside" if others else f"dropped `{prefix}`"]
+        took = Note(f"Took the keys under `{prefix}`; ignored {others} others.", code="PTC1510")
+        notes = [took if others else dropped_prefix(prefix)]
     elif renamed.keys() - own.keys() and parts:
         raise _several_parts([prefix for prefix, _ in parts], path)
     kept = drop.kept(renamed)

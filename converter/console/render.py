@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ..errors import Note
 from ..report.failures import UnsupportedOperator
 from ..report.results import (
     Accuracy,
@@ -135,8 +136,8 @@ def _operators(operators: Sequence[UnsupportedOperator]) -> Table:
     return table
 
 
-def _notes(notes: Sequence[str]) -> list[RenderableType]:
-    return [_heading("Notes"), *(Text(f"- {note}") for note in notes)] if notes else []
+def _notes(notes: Sequence[Note]) -> list[RenderableType]:
+    return [_heading("Notes"), *(Text(f"- {note} [{note.code}]") for note in notes)] if notes else []
 
 
 def _figures(output: OutputComparison, all_of_them: bool) -> str:

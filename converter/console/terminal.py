@@ -273,7 +273,7 @@ class Terminal:
             grid.add_row("moves data", "no operator")
         remarks = artifact.training if self.verbose else artifact.training[:MOST_LINES]
         for number, remark in enumerate(remarks):
-            grid.add_row("" if number else "if trained on", Text(remark))
+            grid.add_row("" if number else "training differences", Text(f"{remark} [{remark.code}]"))
         if self.verbose and artifact.operators:
             grid.add_row("operators", _counted(artifact.operators))
         return grid

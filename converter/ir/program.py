@@ -19,7 +19,7 @@ from torch._ops import OpOverload
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from converter.errors import ConversionError
+from converter.errors import ConversionError, Note
 from converter.ir.aten import ASSERTIONS, returned
 from converter.ir.lazy_tensor import Compute, LazyTensor
 from converter.ir.sizes import SYMBOLIC, numbers_for_sizes, with_numbers
@@ -70,7 +70,7 @@ class Program:
     origins: dict[str, Origin]
     fixed_batch: int | None = None
     deferred: dict[str, LazyTensor] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
     precision: torch.dtype = torch.float32
     inlined_sources: dict[str, str] = field(default_factory=dict)
     frozen: frozenset[str] = frozenset()

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 from torch.utils._pytree import tree_map_only
 
-from converter.errors import ConversionError, UnsupportedOperatorsError, wrap_unexpected
+from converter.errors import ConversionError, Note, UnsupportedOperatorsError, wrap_unexpected
 from converter.ir.program import Program, module_path, operator_rows, tensor_name
 from converter.ir.sizes import size_of, symbolic_shape
 from converter.lowering.decompose import decompose
@@ -200,7 +200,7 @@ def _map_outputs(plan: PlanBuilder, node: fx.Node) -> list[Step]:
                     code="PTC3002",
                     fix="There is nothing to convert: the outputs are constants.",
                 )
-            plan.program.notes.append(f"output `{name}` does not depend on the input")
+            plan.program.notes.append(Note(f"Output `{name}` does not depend on the input.", code="PTC3501"))
             value = plan.as_value(value, source)
         rank = len(value.shape)
         last = (0, *range(2, rank), 1) if rank > 1 else tuple(range(rank))

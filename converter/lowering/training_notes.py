@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
+from converter.errors import Note
 from converter.ir.aten import bound_arguments
 from converter.ir.program import Program
 from converter.plan.builder import PlanBuilder
@@ -16,15 +18,15 @@ NAMED = 3
 RECURRENT = ("LSTM", "SimpleRNN")  # for these Keras has one bias; its GRU has both
 
 
-def training_remarks(plan: PlanBuilder) -> tuple[str, ...]:
-    """Return a sentence for each way in which a training step differs, with the layers concerned."""
+def training_notes(plan: PlanBuilder) -> tuple[Note, ...]:
+    """Return a note for each way in which a training step differs, with the layers concerned."""
     layers = [step for step in topological_order(plan.results) if isinstance(step, LayerStep)]
-    remarks = []
-    for says, concerns in REMARKS.items():
+    notes = []
+    for note, concerns in NOTES:
         names = list(dict.fromkeys(step.name for step in layers if concerns(step, plan.program)))
         if names:
-            remarks.append(f"{says}: {listed(names)}")
-    return tuple(remarks)
+            notes.append(replace(note, text=f"{note.text} Concerns {listed(names)}."))
+    return tuple(notes)
 
 
 def listed(names: list[str]) -> str:
@@ -72,13 +74,40 @@ def is_batch_norm(step: LayerStep) -> bool:
     return step.kind.__name__ == "BatchNormalization"
 
 
-REMARKS: dict[str, Callable[[LayerStep, Program], bool]] = {
-    "PyTorch's running variance takes in n / (n - 1) times what Keras' does of n values": has_running_variance,
-    "momentum=None averages the statistics of all batches in PyTorch; here they stay as they are": keeps_statistics,
-    "frozen, so Keras normalizes with the running statistics and keeps them, as in eval mode": has_frozen_statistics,
-    "the only bias is the sum of PyTorch's two: with both trained alike, that sum moves twice as far": has_one_bias,
-    "grouped convolutions have gradients in float32 only on a CPU, where Keras has XLA compile them": is_grouped,
-    "the row of padding_idx has no gradient in PyTorch, and has one here": has_padding_row,
-    "some of its parameters ask for no gradient in PyTorch; Keras trains a layer as a whole": is_partly_frozen,
-    "what PyTorch computes from parameters is a variable of its own here": trains_what_is_computed,
-}
+NOTES: tuple[tuple[Note, Callable[[LayerStep, Program], bool]], ...] = (
+    (
+        Note("For n values, PyTorch updates the running variance by n / (n - 1) times as much.", code="PTC3502"),
+        has_running_variance,
+    ),
+    (
+        Note(
+            "With momentum=None, PyTorch averages the statistics of all batches; Keras keeps them as they are.",
+            code="PTC3503",
+        ),
+        keeps_statistics,
+    ),
+    (
+        Note("A frozen Keras layer normalizes with the running statistics, as in eval mode.", code="PTC3504"),
+        has_frozen_statistics,
+    ),
+    (
+        Note("The only bias is the sum of PyTorch's two; it moves twice as far in a step.", code="PTC3505"),
+        has_one_bias,
+    ),
+    (
+        Note("Grouped convolutions train in float32 only on a CPU, where Keras compiles with XLA.", code="PTC3506"),
+        is_grouped,
+    ),
+    (
+        Note("The row of padding_idx has a gradient, which it does not have in PyTorch.", code="PTC3507"),
+        has_padding_row,
+    ),
+    (
+        Note("Keras trains all parameters of the layer; PyTorch keeps some of them frozen.", code="PTC3508"),
+        is_partly_frozen,
+    ),
+    (
+        Note("A tensor that PyTorch computes from parameters is a variable of its own in Keras.", code="PTC3509"),
+        trains_what_is_computed,
+    ),
+)

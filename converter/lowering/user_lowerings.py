@@ -15,7 +15,7 @@ from typing import Any
 
 from converter.checkpoint.import_isolation import installed_code, user_code
 from converter.checkpoint.user_source import attribute_errors, load_file, place_of_error
-from converter.errors import ConversionError, UsageError
+from converter.errors import ConversionError, Note, UsageError
 from converter.ir.program import Program
 from converter.plan.builder import PlanBuilder
 from converter.plan.layout import NeedsMerge
@@ -163,11 +163,13 @@ def blame(target: Any, error: Exception, owner: str) -> ConversionError:
     )
 
 
-def mapping_notes(registry: Registry, program: Program) -> list[str]:
+def mapping_notes(registry: Registry, program: Program) -> list[Note]:
     """Return which operators of `program` have mappings of whom, and which packages' mappings are missing."""
     used: dict[str, dict[str, None]] = {}
     for node in program.graph.nodes:
         for owner in registry[node.target].owners.values():
             used.setdefault(owner, {})[str(node.target)] = None
-    notes = [f"{', '.join(operators)}: mapped by {owner}" for owner, operators in used.items()]
-    return notes + [error.what for error in registry.broken]
+    notes = [Note(f"{', '.join(operators)}: mapped by {owner}.", code="PTC3510") for owner, operators in used.items()]
+    return notes + [
+        Note(f"Mappings of an installed package are missing: {error.what}", code="PTC3511") for error in registry.broken
+    ]

@@ -41,7 +41,7 @@ def check(
     added = load_mappings(options.artifact.mappings)
     source = load_model(model, options, fixed_batch=options.artifact.fixed_batch, clock=clock, mappings=added)
     checks = check_formats(source, to, replace(options.artifact, mappings=added.digests), options.capture.seed, clock)
-    return CheckReport(source.name, checks, tuple(dict.fromkeys((*source.notes, *source.program.notes))))
+    return CheckReport(source.name, checks, options.report.shown((*source.notes, *source.program.notes)))
 
 
 def check_formats(

@@ -16,8 +16,8 @@ from converter.artifacts.paths import SUFFIXES, output_path, parse_formats
 from converter.artifacts.placement import Placement, full_disk, is_disk_full
 from converter.artifacts.runner import Runner
 from converter.artifacts.runtime.formats import Format
-from converter.errors import ConversionError, UsageError, printable, wrap_unexpected
-from converter.lowering.training_notes import training_remarks
+from converter.errors import ConversionError, UsageError, wrap_unexpected
+from converter.lowering.training_notes import training_notes
 from converter.lowering.user_lowerings import load_mappings
 from converter.memory import return_large_blocks
 from converter.options import ArtifactOptions, ConvertKeywords, ConvertOptions, ProofOptions
@@ -184,7 +184,8 @@ class ConversionSession:
                 )  # fmt: skip
                 started = time.perf_counter()
                 try:
-                    artifacts.append(one.run())
+                    made = one.run()
+                    artifacts.append(replace(made, training=options.report.shown(made.training)))
                 except Exception as error:
                     failure = _as_conversion_error(error, format, paths[format])
                     failures.append(failure)
@@ -202,7 +203,7 @@ class ConversionSession:
             parameters=source.parameters,
             batch=source.program.fixed_batch or "dynamic",
             rewrites=tuple(summarize_changes(changes)),
-            notes=tuple(dict.fromkeys(map(printable, (*source.notes, *source.program.notes, *left)))),
+            notes=options.report.shown((*source.notes, *source.program.notes, *left)),
             artifacts=tuple(artifacts),
             timings=clock.timings,
             compared_on=reference.compared_on if reference else None,
@@ -258,7 +259,7 @@ class ArtifactJob:
             seconds=time.perf_counter() - started,
             accuracy=self.accuracy,
             trace=by_module(self.rows) if self.proof.trace else (),
-            training=training_remarks(built.plan) if built.plan and self.format == "keras" else (),
+            training=training_notes(built.plan) if built.plan and self.format == "keras" else (),
         )
 
     def _proofs(self, built: RewrittenModel, reference: Reference, runner: Runner) -> tuple[Proof, ...]:

@@ -10,9 +10,9 @@ from converter.artifacts.runner import Runner
 from converter.artifacts.runtime.formats import Format
 from converter.checkpoint.load import load_state_dict
 from converter.checkpoint.trust import ARTIFACT, is_guard_lifted
-from converter.errors import printable
+from converter.errors import Note
 from converter.ir.module_tensors import named_tensors
-from converter.options import ModelOptions
+from converter.options import VerifyOptions
 from converter.pipeline.clock import Clock
 from converter.report.results import VerificationReport, status_of
 from converter.verification.weight_search import WeightSearch, weights_proof
@@ -24,8 +24,7 @@ def verify_weights(
     model: str | Path | nn.Module,
     artifact: Path,
     format: Format,
-    options: ModelOptions,
-    signature: str | None,
+    options: VerifyOptions,
     clock: Clock,
 ) -> VerificationReport:
     """Find every tensor of the checkpoint in the artifact by its content."""
@@ -35,9 +34,9 @@ def verify_weights(
                 module: nn.Module | None = model
                 tensors = named_tensors(model)
             else:
-                tensors, module = load_state_dict(model, trust=options.trust, drop_keys=options.drop_keys)
+                tensors, module = load_state_dict(model, trust=options.model.trust, drop_keys=options.model.drop_keys)
         with clock("open"):
-            runner.open(artifact, signature, trusted=is_guard_lifted(ARTIFACT, options.trust))
+            runner.open(artifact, options.match.signature, trusted=is_guard_lifted(ARTIFACT, options.model.trust))
             held = runner.held()
     with clock("compare the weights"):
         arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
@@ -46,13 +45,14 @@ def verify_weights(
     notes = []
     if more := search.unexplained():
         listed = ", ".join(more[:SHOWN]) + (f" and {len(more) - SHOWN} more" if len(more) > SHOWN else "")
-        notes.append(f"the artifact holds what comes from no single tensor of the checkpoint: {listed}")
+        text = f"These tensors of the artifact do not come from a single tensor of the checkpoint: {listed}."
+        notes.append(Note(text, code="PTC6508"))
     proof = weights_proof(matches)
     return VerificationReport(
         source=str(model) if not isinstance(model, nn.Module) else type(model).__name__,
         artifact=str(artifact),
         proofs=(proof,),
-        notes=tuple(map(printable, notes)),
+        notes=options.report.shown(notes),
         status=status_of([proof]),
         weights=matches,
         timings=clock.timings,

@@ -14,7 +14,7 @@ from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
 from converter.checkpoint.import_isolation import UserCode
-from converter.errors import UnsupportedOperatorsError, UsageError, printable
+from converter.errors import UnsupportedOperatorsError, UsageError
 from converter.ir.program import module_path
 from converter.lowering.user_lowerings import load_mappings
 from converter.options import ArtifactOptions, InspectKeywords, InspectOptions
@@ -55,7 +55,8 @@ def inspect(
     source = load_model(model, options, fixed_batch=options.artifact.fixed_batch, clock=clock, mappings=added)
     artifact_options = replace(options.artifact, mappings=added.digests)
     checks = check_formats(source, check, artifact_options, options.capture.seed, clock)
-    return replace(summary(source, artifact_options, plan, clock), checks=checks)
+    made = summary(source, artifact_options, plan, clock)
+    return replace(made, checks=checks, notes=options.report.shown(made.notes))
 
 
 def summary(source: LoadedModel, options: ArtifactOptions, with_plan: bool, clock: Clock) -> ModelSummary:
@@ -95,7 +96,7 @@ def summary(source: LoadedModel, options: ArtifactOptions, with_plan: bool, cloc
         source=source.name,
         rows=tuple(rows),
         unsupported=unsupported,
-        notes=tuple(dict.fromkeys(map(printable, (*source.notes, *source.program.notes)))),
+        notes=(*source.notes, *source.program.notes),
         inputs=inputs,
         outputs=outputs,
         plan=plan,

@@ -25,7 +25,7 @@ from converter.capture.submodel import extract_submodel, rename
 from converter.checkpoint.import_isolation import OUR_NAMES, UserCode
 from converter.checkpoint.load import Checkpoint, load
 from converter.checkpoint.state_dict import as_float32, unwrap
-from converter.errors import CaptureError, ConversionError, UsageError
+from converter.errors import CaptureError, ConversionError, Note, UsageError
 from converter.ir.program import Program
 from converter.lowering.user_lowerings import mapping_notes
 from converter.options import LoadOptions, SubmodelOptions
@@ -60,7 +60,7 @@ class LoadedModel:
     probe: tuple[list[Tensor], list[Tensor]] | None = field(default=None, init=False)
     tensor_names: set[str]
     parameters: int
-    notes: list[str]
+    notes: list[Note]
     code: UserCode
     captured: CachedProgram | None = None
     calling: CallSpec | None = None
@@ -157,9 +157,10 @@ def load_model(
         module = None
         if input_shapes or image_size:
             asked = "--input-shape" if input_shapes else "--image-size"
-            notes.append(f"{asked} is not needed: an exported program has its own")
+            notes.append(Note(f"{asked} is not needed: an exported program has its own shapes.", code="PTC6501"))
         if program.fixed_batch is not None:
-            notes.append(f"exported for batch {program.fixed_batch}, converted for that batch only")
+            text = f"Converted for batch {program.fixed_batch} only, for which the program was exported."
+            notes.append(Note(text, code="PTC6502"))
         examples = program_examples(program, seed)
         tensors = {**checkpoint.program.state_dict, **checkpoint.program.constants}
         parameters = sum(p.numel() for p in checkpoint.program.parameters())
@@ -189,7 +190,7 @@ def load_model(
 
 def _choose_shapes(
     module: nn.Module, texts: Sequence[str], image_size: str | None
-) -> tuple[list[list[InputShape]], list[str]]:
+) -> tuple[list[list[InputShape]], list[Note]]:
     """Choose input shapes, floats in float32 as the weights are, and notes on what differs from the request.
 
     Returns:
@@ -259,10 +260,11 @@ def copy_module(module: nn.Module) -> nn.Module:
         ) from error
 
 
-def _lowered(dtype: torch.dtype) -> str | None:
+def _lowered(dtype: torch.dtype) -> Note | None:
     if not dtype.is_floating_point or dtype == torch.float32:
         return None
-    return f"inputs asked for in {str(dtype).removeprefix('torch.')} are float32, as the weights are"
+    text = f"Inputs are float32, as the weights are, not {str(dtype).removeprefix('torch.')}."
+    return Note(text, code="PTC6503")
 
 
 def _refuse_other_precisions(program: Program) -> None:

@@ -16,7 +16,7 @@ from converter.artifacts.runner import Runner, TensorSpec
 from converter.artifacts.runtime.formats import Format
 from converter.artifacts.stamp_schema import checked_stamp
 from converter.checkpoint.trust import ARTIFACT, is_guard_lifted
-from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError, printable
+from converter.errors import ConversionError, Note, UnsupportedOperatorsError, UsageError
 from converter.ir.program import Program
 from converter.ir.sizes import symbolic_shape
 from converter.lowering.user_lowerings import load_mappings
@@ -65,7 +65,7 @@ def verify(
     options = VerifyOptions.of(**keywords)
     accepted = explanation_kinds(options.match.accept)
     if options.match.weights:
-        return verify_weights(model, artifact, format, options.model, options.match.signature, clock)
+        return verify_weights(model, artifact, format, options, clock)
     trusted = is_guard_lifted(ARTIFACT, options.model.trust)
     signature, atol, rtol = options.match.signature, options.proof.atol, options.proof.rtol
     options = apply_stamp(options, stamp)
@@ -77,7 +77,8 @@ def verify(
             source = load_model(model, options, fixed_batch=batch, clock=clock, mappings=load_mappings())
         notes = [*source.notes, *source.program.notes]
         if damaged:
-            notes.append(f"the artifact's stamp is damaged ({damaged}): it is compared as an artifact of another tool")
+            text = f"The artifact's stamp is damaged ({damaged}); it is compared as if another tool had written it."
+            notes.append(Note(text, code="PTC6509"))
         if format in ("tf", "keras") and stamp.get("options"):
             with clock("import Keras"):  # while the process that opens the artifact imports too
                 import keras  # noqa: F401  # the third proof makes a plan
@@ -88,7 +89,7 @@ def verify(
         batch = fixed_batch(runner.inputs)
         if batch is not None and source.program.fixed_batch is None:
             source.program.fixed_batch = batch
-            notes.append(f"the artifact takes batch {batch} only")
+            notes.append(Note(f"The artifact takes only batch {batch}.", code="PTC6504"))
         with clock("run PyTorch"):
             reference = take_reference(
                 source.program,
@@ -115,7 +116,7 @@ def verify(
         proofs = [proof]
         if ours:
             if stamp.get("source_sha256") not in (None, source.sha256):
-                notes.append("the artifact says that it was made from another file than this")
+                notes.append(Note("The artifact was made from another file, by its stamp.", code="PTC6505"))
             with clock("compare the weights"):
                 source.probe = reference.probe(source.program)
                 try:
@@ -123,14 +124,18 @@ def verify(
                 except UnsupportedOperatorsError:
                     if not stamp["options"].get("mappings"):
                         raise
-                    notes.append("converted with mappings of your own: its weights are compared by what they compute")
+                    text = (
+                        "The artifact was converted with your own mappings; only what its weights compute is compared."
+                    )
+                    notes.append(Note(text, code="PTC6506"))
         else:
-            notes.append("the artifact bears no stamp of ours: its weights are compared by what they compute")
+            text = "The artifact was not written by pt-convert; only what its weights compute is compared."
+            notes.append(Note(text, code="PTC6507"))
     return VerificationReport(
         source=source.name,
         artifact=str(artifact),
         proofs=tuple(proofs),
-        notes=tuple(dict.fromkeys(map(printable, notes))),
+        notes=options.report.shown(notes),
         status=status_of(proofs),
         accuracy=labeled_accuracy(reference, match.results),
         explanations=tuple(match.explanations),

@@ -1,5 +1,6 @@
 """Results as plain data, and the JSON report."""
 
+from converter.errors import Note
 from converter.report.failures import (
     DISAGREES,
     SCHEMA,
@@ -55,6 +56,7 @@ __all__ = [
     "LayerRow",
     "ModelSummary",
     "Movement",
+    "Note",
     "OutputComparison",
     "PlanRow",
     "Proof",

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from converter.errors import Note
 from converter.options import ExplanationKind as ExplanationKind
 
 from .failures import DISAGREES, Failure, Report, UnsupportedOperator, worst_status
@@ -231,7 +232,7 @@ class ArtifactReport:
     accuracy: Accuracy | None = None
     trace: tuple[TraceRow, ...] = ()
     failure: "Failure | None" = None
-    training: tuple[str, ...] = ()
+    training: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -244,7 +245,7 @@ class ConversionReport(Report):
     parameters: int
     batch: int | Literal["dynamic"]
     rewrites: tuple[Rewrite, ...]
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     artifacts: tuple[ArtifactReport, ...]
     timings: Mapping[str, float] = field(default_factory=dict)
     compared_on: ComparedOn | None = None
@@ -274,7 +275,7 @@ class VerificationReport(Report):
     source: str
     artifact: str
     proofs: tuple[Proof, ...]
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     status: Status
     accuracy: Accuracy | None = None
     explanations: tuple[Explanation, ...] = ()
@@ -344,7 +345,7 @@ class CheckReport(Report):
 
     source: str
     checks: tuple[FormatCheck, ...]
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
     @property
     def exit_status(self) -> int:  # type: ignore[override]
@@ -358,7 +359,7 @@ class ModelSummary(Report):
     source: str
     rows: tuple[LayerRow, ...]
     unsupported: tuple[UnsupportedOperator, ...]
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     inputs: tuple[TensorFacts, ...] = ()
     outputs: tuple[TensorFacts, ...] = ()
     plan: tuple[PlanRow, ...] = ()

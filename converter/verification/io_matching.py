@@ -13,7 +13,7 @@ from itertools import islice, permutations, product
 import numpy as np
 
 from converter.artifacts.runner import Runner, TensorSpec
-from converter.errors import ConversionError
+from converter.errors import ConversionError, Note
 from converter.plan.interface import TensorInterface, sizes_shown
 from converter.report.results import Explanation, ExplanationKind, Proof
 from converter.verification.explanations import OutputTransform, explains, orders, transforms
@@ -53,7 +53,7 @@ class Match:
     results: list[Outputs]
     reading: InputBinding
     explanations: list[Explanation] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
 
 
 @dataclass
@@ -212,17 +212,17 @@ class Matching:
         explained = self._explained_proof(given, names, chosen, explanations)
         return Match(explained, self._results(given, names, chosen), reading, explanations, notes)
 
-    def _notes(self, reading: InputBinding, plain: Sequence[OutputTransform], more: Sequence[str]) -> list[str]:
+    def _notes(self, reading: InputBinding, plain: Sequence[OutputTransform], more: Sequence[str]) -> list[Note]:
         ins = [
             i.name for i, order in zip(self.inputs, reading.orders, strict=True) if order != tuple(range(len(order)))
         ]
         outs = [
             o.name for o, way in zip(self.outputs, plain, strict=False) if way.order != tuple(range(len(way.order)))
         ]
-        notes = [f"the artifact takes `{name}` channels last" for name in ins]
-        notes += [f"the artifact gives `{name}` channels last" for name in outs]
+        notes = [Note(f"The artifact takes `{name}` channels last.", code="PTC5501") for name in ins]
+        notes += [Note(f"The artifact returns `{name}` channels last.", code="PTC5502") for name in outs]
         if more:
-            notes.append(f"the artifact has outputs that the model has not: {', '.join(more)}")
+            notes.append(Note(f"The artifact has outputs that the model lacks: {', '.join(more)}.", code="PTC5503"))
         return notes
 
     def _expected_names(self, given: Sequence[Mapping[str, np.ndarray]]) -> tuple[str, ...]:

@@ -64,7 +64,8 @@ class Coded:
     @property
     def status(self) -> int | None:
         """The exit status, or None for a note."""
-        return getattr(getattr(errors, self.kind, errors.ConversionError), "exit_status", None)
+        kind = getattr(errors, self.kind, errors.ConversionError)  # `failure` makes one of a batch
+        return getattr(kind, "exit_status", None)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def _row(option: click.Option, of: str) -> str:
     names = ", ".join(f"`{name}`" for name in option.opts)
     keyword = f"`{option.name}`" if option.expose_value and option.name in _keywords() else ""
     value = option.metavar or (option.type.name.upper() if not option.is_flag else "")
-    if isinstance(option.type, click.Choice):
+    if isinstance(option.type, click.Choice) and option.metavar is None:
         value = "\\|".join(map(str, option.type.choices))
     return f"| {names}{f' `{value}`' if value else ''} | {of} | {keyword} | {option.help} |"
 

@@ -69,14 +69,14 @@ def test_outputs_are_named_by_the_structure_that_forward_returns(function, names
 def test_sizes_that_forward_returns_are_no_tensors():
     program = captured(lambda x: (x * 2, x.shape[0], tuple(x.shape)), FEATURES)
     assert program.outputs == ["output_0"]
-    assert "outputs that are no tensors were left out" in program.notes
+    assert [note.code for note in program.notes] == ["PTC2505"]
     assert len(program.run(*examples([FEATURES], 3))) == 1
 
 
 def test_outputs_that_are_no_tensors_are_noted():
     program = captured(lambda x: (None, x + 1, 3, x + 2), FEATURES)
     assert program.outputs == ["output_1", "output_3"]
-    assert program.notes == ["outputs that are no tensors were left out"]
+    assert [note.text for note in program.notes] == ["Outputs that are not tensors were left out."]
 
 
 class Options(nn.Module):
@@ -150,7 +150,7 @@ def test_model_of_one_batch_size_is_captured_for_that_and_says_so(function):
     program = capture(Call(function).eval(), x)
     assert program.fixed_batch == 2
     assert len(program.notes) == 1
-    assert program.notes[0].startswith("converted for batch 2 only, the model takes no other: ")
+    assert program.notes[0].text.startswith("Converted for batch 2 only; the model does not take other sizes: ")
     assert_same(program.run(*x), [function(*x)], "the captured program")
 
 

@@ -216,8 +216,8 @@ def test_hugging_face_folders_in_every_form(tmp_path: Path, transformers: Any, b
         assert checkpoint.module is not None
         bound = 1e-2 if name == "half" else 0
         assert (checkpoint.module(words()).last_hidden_state - expected).abs().max() <= bound
-        assert "built BertModel as config.json tells" in checkpoint.notes
-        assert any("float16" in note for note in checkpoint.notes) is (name == "half")
+        assert "Built BertModel from config.json." in map(str, checkpoint.notes)
+        assert any("float16" in note.text for note in checkpoint.notes) is (name == "half")
     state = load(tmp_path / "pickled/pytorch_model.bin", factory=f"hf:{tmp_path / 'one'}").module
     assert state is not None
     assert torch.equal(state(words()).last_hidden_state, expected)
@@ -285,18 +285,18 @@ def test_weights_that_the_class_does_not_use_are_noted(tmp_path: Path, pretraini
     assert checkpoint.module is not None
     assert torch.equal(checkpoint.module(words()).logits, pretraining(words()).prediction_logits)
     unused = ", ".join(f"`{key}`" for key in [*POOLER, *NEXT_SENTENCE])
-    assert f"4 keys ({unused}) not used by BertForMaskedLM" in checkpoint.notes
+    assert f"BertForMaskedLM does not use 4 keys ({unused})." in map(str, checkpoint.notes)
     dropped = load(tmp_path / "all", drop_keys=["*.pooler.*", "cls.seq_relationship.*", "nothing.*"])
     assert dropped.module is not None
     assert torch.equal(dropped.module(words()).logits, pretraining(words()).prediction_logits)
-    assert not any("not used" in note for note in dropped.notes)
-    assert "--drop-keys nothing.* matches no key" in dropped.notes
+    assert not any(note.code == "PTC1503" for note in dropped.notes)
+    assert "--drop-keys nothing.* does not match any key." in map(str, dropped.notes)
     # The encoder alone: the prefix of the class with a head is dropped. And added, where what is missing is the head's.
     write_config(tmp_path / "all")
     encoder = load(tmp_path / "all")
     assert encoder.module is not None
     assert torch.equal(encoder.module(words()).pooler_output, pretraining.bert(words()).pooler_output)
-    assert any("7 keys" in note and "not used by BertModel" in note for note in encoder.notes)
+    assert any("BertModel does not use 7 keys" in note.text for note in encoder.notes)
     bert.save_pretrained(tmp_path / "encoder")
     write_config(tmp_path / "encoder", architectures=["BertForMaskedLM"])
     with pytest.raises(CheckpointError, match=r"(?s)missing in the file \(6\):\s+cls\.predictions\.bias") as error:
@@ -311,8 +311,8 @@ def test_state_dicts_fit_into_a_folders_class_as_its_own_weights_do(tmp_path: Pa
     checkpoint = load(tmp_path / "all.pt", factory=f"hf:{tmp_path / 'hf'}")
     assert checkpoint.module is not None
     assert torch.equal(checkpoint.module(words()).logits, pretraining(words()).prediction_logits)
-    assert any("`cls.seq_relationship.bias`" in note and "not used by" in note for note in checkpoint.notes)
-    assert any("before the keys" in note for note in checkpoint.notes) is bool(prefix)
+    assert any("`cls.seq_relationship.bias`" in note.text and "does not use" in note.text for note in checkpoint.notes)
+    assert any(note.code == "PTC1511" for note in checkpoint.notes) is bool(prefix)
     with pytest.raises(CheckpointError, match=r"bert\.embeddings\.LayerNorm\.bias"):
         load(tmp_path / "all.pt", factory=f"hf:{tmp_path / 'hf'}", drop_keys=["*.LayerNorm.bias"])
 

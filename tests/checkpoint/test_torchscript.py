@@ -158,7 +158,7 @@ def test_operators_know_their_module_and_line(tmp_path: Path):
 def test_half_precision_is_raised(tmp_path: Path):
     torch.jit.save(torch.jit.script(nn.Linear(4, 3).half()), tmp_path / "model.pt")
     checkpoint = load(tmp_path / "model.pt")
-    assert checkpoint.notes == ("weights were float16, raised to float32",)
+    assert [note.text for note in checkpoint.notes] == ["Converted weights from float16 to float32."]
     assert checkpoint.module is not None
     assert checkpoint.module(torch.ones(2, 4)).dtype == torch.float32
 

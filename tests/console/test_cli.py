@@ -15,7 +15,7 @@ from click.testing import CliRunner
 import cli
 import converter
 from converter.artifacts.runner import Runner
-from converter.errors import CheckpointError, UnsupportedOperatorsError, UsageError
+from converter.errors import CheckpointError, Note, UnsupportedOperatorsError, UsageError
 from converter.options import ConvertOptions, InspectOptions, VerifyOptions
 from converter.report.failures import UnsupportedOperator
 from converter.report.results import (
@@ -89,7 +89,7 @@ def convert(model, *, to, output=None, progress=None, **keywords):
         accuracy=Accuracy(360, 0.9944, 0.9944, 360),
     )
     rewrite = Rewrite("Focus -> SpaceToDepth", "stem.conv", "input channels permuted")
-    notes = ("exported with [a fixed] size",)
+    notes = (Note("exported with [a fixed] size", "PTC6502"),)
     return ConversionReport(
         str(model), "0f", "pickled module", 61234, "dynamic", (rewrite,), notes, (artifact,), {"capture": 2.5}
     )
@@ -102,7 +102,7 @@ def verify(model, artifact, *, progress=None, **keywords):
     options = VerifyOptions.of(**keywords)
     CALLS.append(locals() | keywords | {"preprocessing": options.proof.preprocessing})
     proofs = PROOFS[artifact.stem][1:]
-    return VerificationReport(str(model), str(artifact), proofs, ("no stamp",), status_of(proofs))
+    return VerificationReport(str(model), str(artifact), proofs, (Note("no stamp", "PTC6507"),), status_of(proofs))
 
 
 def inspect(model, *, check=(), plan=False, **keywords):

@@ -342,8 +342,8 @@ def test_verify_takes_the_artifact_of_pytorchs_own_exporter(command, tmp_path: P
     assert result.exit_code == 0, result.stderr
     report = json.loads(result.stdout)
     assert [proof["name"] for proof in report["proofs"]] == ["artifact"]
-    assert any("batch 2 only" in note for note in report["notes"])
-    assert any("no stamp" in note for note in report["notes"])
+    assert any("only batch 2" in note["text"] for note in report["notes"])
+    assert any(note["code"] == "PTC6507" for note in report["notes"])
 
 
 class Tiny(nn.Module):

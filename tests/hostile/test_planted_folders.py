@@ -115,7 +115,7 @@ def test_nothing_planted_is_swept_or_committed(folders, plant):
     assert content_below(out).pop("a.onnx") == "new"
     (out / "a.onnx").unlink()
     assert (content_below(out), content_below(victim)) == before
-    assert any("was left alone" in note for note in placement.notes)
+    assert any("was left alone" in note.text for note in placement.notes)
 
 
 @pytest.mark.threat(

@@ -185,7 +185,7 @@ def test_a_damaged_stamp_is_named_and_the_artifact_compared_as_anybodys(net, art
     stamp["inputs"][0]["order"] = [0, 0, 1, 2]
     report = converter.verify(net, restamped(artifact, tmp_path, stamp), input_shapes=SHAPES)
     assert report.status == "verified"
-    assert any("stamp is damaged (inputs or outputs)" in note for note in report.notes)
+    assert any("stamp is damaged (inputs or outputs)" in note.text for note in report.notes)
 
 
 def test_an_artifact_of_ours_verifies_and_no_operator_of_it_is_refused(net, artifact):

@@ -4,10 +4,16 @@ import pickle
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from click.testing import CliRunner
+from torch import nn
 
-from converter.errors import ConversionError, UnsupportedOperatorsError, UsageError
+import cli
+import converter
+from converter.errors import ConversionError, NoteCode, UnsupportedOperatorsError, UsageError
+from converter.options import ReportOptions
 from converter.report.failures import Failure, failure_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,6 +50,24 @@ def test_every_error_says_what_to_do(coded):
 def test_the_next_free_codes_are_not_in_use(coded):
     used = {one.code for one in coded}
     assert not used.intersection(code for _, *free in documented.next_free(coded) for code in free)
+
+
+def test_the_codes_that_silence_takes_are_those_of_the_notes(coded):
+    assert set(get_args(NoteCode)) == {one.code for one in coded if one.kind == "Note"}
+
+
+def test_a_silenced_note_is_left_out():
+    model, shapes = nn.DataParallel(nn.Linear(3, 4)), ["1,3"]
+    assert [note.code for note in converter.inspect(model, input_shapes=shapes).notes] == ["PTC1507"]
+    assert converter.inspect(model, input_shapes=shapes, silence=["PTC1507"]).notes == ()
+
+
+def test_a_code_that_no_note_has_cannot_be_silenced():
+    with pytest.raises(UsageError, match="Not the code of a note: PTC1001"):
+        ReportOptions(("PTC1001",))
+    result = CliRunner().invoke(cli.main, ["net.pt", "--to", "tf", "--silence", "PTC1001"])
+    assert result.exit_code == 2
+    assert "'PTC1001' is not one of" in result.stderr
 
 
 RAISES = """

@@ -221,7 +221,7 @@ def test_artifact_of_another_tool_verifies_until_a_weight_is_disturbed(verify, t
     report = verify(module, artifact, **options)
     assert report.status == ("verified" if change is nothing else "disagrees"), report.proofs
     assert not report.explanations
-    assert any("no stamp" in note for note in report.notes)
+    assert any(note.code == "PTC6507" for note in report.notes)
     by_content = verify(module, artifact, weights=True, input_shapes=[], **options)
     wrong = {match.tensor for match in by_content.weights if match.found in ("changed", "missing")}
     assert by_content.status == ("disagrees" if wrong else "verified")
@@ -388,7 +388,7 @@ def test_outputs_beyond_the_models_are_noted_and_missing_ones_differ(verify, tmp
     one, both = seeded(After(Detector(), lambda y: y[0])), seeded(Detector())
     more = verify(one, export(both, tmp_path, output_names=["output", "more"]))
     assert more.status == "verified"
-    assert "the artifact has outputs that the model has not: more" in more.notes
+    assert "The artifact has outputs that the model lacks: more." in map(str, more.notes)
     fewer = verify(both, export(one, tmp_path))
     assert fewer.status == "disagrees"
     assert "output_1: the artifact has no such output" in fewer.proofs[0].failures
@@ -398,7 +398,7 @@ def test_fixed_batch_is_kept_to_and_said(verify, tmp_path: Path):
     module = seeded(Classifier())
     report = verify(module, export(module, tmp_path))
     assert report.status == "verified"
-    assert "the artifact takes batch 1 only" in report.notes
+    assert "The artifact takes only batch 1." in map(str, report.notes)
 
 
 def test_a_missing_input_shape_is_proposed_from_the_artifact(verify, tmp_path: Path):

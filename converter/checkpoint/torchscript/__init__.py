@@ -12,9 +12,10 @@ from converter.checkpoint.state_dict import as_float32, check_expansion
 from converter.checkpoint.torchscript.archive import open_archive
 from converter.checkpoint.torchscript.module import rebuilt
 from converter.checkpoint.trust import NotFoundError
+from converter.errors import Note
 
 
-def load_torchscript(path: Path, *, trusted: bool) -> tuple[nn.Module, list[str]]:
+def load_torchscript(path: Path, *, trusted: bool) -> tuple[nn.Module, list[Note]]:
     """Return the module in a file of torch.jit.save, in eval mode and float32, and notes.
 
     Its parameters and buffers have their names from the original module, unless it was frozen.
