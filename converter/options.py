@@ -183,7 +183,7 @@ class CaptureOptions:
     seed: int = option("--seed", "Advanced", "Seed of the random inputs.", 0, metavar="N", minimum=0)
     debug: bool = option(
         "--debug", "Advanced", "Check the program's invariants after capture and after each rewrite; an error names "
-        "the rewrite, to report.", False, hidden=True,
+        "the rewrite, to report. With -v or --log-file, print the plan.", False, hidden=True,
     )  # fmt: skip
 
 

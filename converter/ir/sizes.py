@@ -71,7 +71,11 @@ def numbers_for_sizes(placeholders: Iterable[fx.Node]) -> dict[sympy.Symbol, int
     for node in placeholders:
         for dim, n in enumerate(node.meta["val"].shape):
             if isinstance(n, torch.SymInt):
-                numbers.setdefault(n.node.expr, n.node.hint + (dim == 0))
+                size, hint = n.node.expr, n.node.hint
+                if len(size.free_symbols) == 1 and not size.is_Symbol:  # a multiple of a size, or more than it
+                    (symbol,) = size.free_symbols
+                    size, hint = symbol, int(sympy.solve(size - hint, symbol)[0])
+                numbers.setdefault(size, hint + (dim == 0))
     return numbers
 
 

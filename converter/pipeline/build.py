@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -298,11 +299,14 @@ def build(
         known: the choices of an artifact's plan, from its stamp, so that they are not searched for again.
     """
     try:
-        return _build(source, format, options, clock, known)
+        built = _build(source, format, options, clock, known)
     except UnsupportedOperatorsError as error:
         for broken in source.mappings.broken:
             error.fix = f"{broken.fix} ({broken.what}); or {error.fix}"
         raise
+    if source.debug and built.plan is not None:
+        print(built.plan, file=sys.stderr)
+    return built
 
 
 def _build(

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import torch
-from torch import Tensor, fx, nn
-from torch._ops import OpOverload
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from converter.checkpoint.import_isolation import UserCode
@@ -24,7 +23,8 @@ from converter.pipeline.clock import Clock
 from converter.pipeline.load_model import LoadedModel, load_model
 from converter.plan.builder import PlanBuilder
 from converter.plan.interface import facts, sizes_shown, symbol_names
-from converter.plan.steps import CallStep, LayerStep, Value
+from converter.plan.steps import CallStep, LayerStep, Value, topological_order
+from converter.plan.text import operator_name
 from converter.report.failures import UnsupportedOperator
 from converter.report.results import LayerRow, ModelSummary, PlanRow, Rewrite, Shape, TensorFacts
 from converter.verification.prove import tensors_read
@@ -125,8 +125,6 @@ def plan_rows(plan: PlanBuilder) -> tuple[PlanRow, ...]:
 
 def what_becomes(plan: PlanBuilder) -> dict[str, str]:
     """Return the Keras layers and operators made for each module, by path."""
-    from converter.plan.steps import topological_order
-
     found: dict[str, list[str]] = {}
     for step in topological_order(plan.results):
         if isinstance(step, LayerStep):
@@ -134,12 +132,6 @@ def what_becomes(plan: PlanBuilder) -> dict[str, str]:
         elif isinstance(step, CallStep):
             found.setdefault(module_path(step.node), []).append(operator_name(step.node))
     return {path: " + ".join(_counted(names)) for path, names in found.items()}
-
-
-def operator_name(node: fx.Node) -> str:
-    if isinstance(node.target, OpOverload):
-        return node.target._opname
-    return str(node.target)
 
 
 def _counted(names: Sequence[str]) -> list[str]:

@@ -49,6 +49,7 @@ class LoadedModel:
         tensor_names: every tensor of the checkpoint's model.
         code: a context in which the user's code may run.
         mappings: what the user and installed packages add to the built-in mappings.
+        debug: print the plans made of it.
     """
 
     name: str
@@ -69,6 +70,7 @@ class LoadedModel:
     strict: bool = False
     drop_keys: tuple[str, ...] = ()
     mappings: Registry = field(default_factory=Registry)
+    debug: bool = False
 
     def shape_texts(self) -> list[str]:
         """Return the `--input-shape` values that give the same inputs."""
@@ -185,6 +187,7 @@ def load_model(
         strict=strict,
         drop_keys=options.model.drop_keys,
         mappings=mappings,
+        debug=options.capture.debug,
     )
 
 

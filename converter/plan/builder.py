@@ -37,6 +37,7 @@ from converter.plan.steps import (
     arrange,
     elements,
 )
+from converter.plan.text import plan_text
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,9 @@ class PlanBuilder:
     impossible: list[fx.Node] = field(default_factory=list)
     node: fx.Node = field(init=False)  # the operator being mapped
     _moved: dict[tuple[Step, Move], Step] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return plan_text(self)
 
     # -- what a mapping asks about its operator
 

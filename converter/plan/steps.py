@@ -106,10 +106,17 @@ class Constant:
 
 @dataclass(eq=False)
 class Step:
-    """One operation on arrays. `inputs` are the steps that make its input arrays, `node` is the operator it serves."""
+    """One operation on arrays.
+
+    Attributes:
+        inputs: the steps that make its input arrays.
+        node: the operator that it serves.
+        layout: that of the first value that it makes; views of it have others.
+    """
 
     inputs: tuple[Step, ...] = field(repr=False)  # the repr of a deep graph would be endless
     node: fx.Node
+    layout: Layout | None = field(default=None, init=False)
 
 
 @dataclass(eq=False)
@@ -192,6 +199,9 @@ class Value:
     layout: Layout
     dtype: torch.dtype
     step: Step
+
+    def __post_init__(self) -> None:
+        self.step.layout = self.step.layout or self.layout
 
     @property
     def shape(self) -> tuple[Size, ...]:
