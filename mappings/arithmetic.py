@@ -10,6 +10,16 @@ from mappings.comparison import as_array
 from mappings.elementwise import arithmetic, sign, sum_of, unary
 
 aten = torch.ops.aten
+
+
+def inverse_error(a):
+    """Refine Keras' result, which has lost the digits of small numbers, by a step of Newton's method."""
+    y = ops.erfinv(a)
+    near = ops.where(ops.abs(a) < 0.5, y, ops.zeros_like(y))
+    refined = near + (a - ops.erf(near)) * ops.exp(near * near) * (math.sqrt(math.pi) / 2)
+    return ops.where(ops.abs(a) < 0.5, refined, y)
+
+
 # Integers are cast to the result's type first; Keras would take float32 for it in every run.
 UNARY = {
     aten.acos.default: ops.arccos,
@@ -20,8 +30,8 @@ UNARY = {
     aten.atanh.default: ops.arctanh,
     aten.cosh.default: ops.cosh,
     aten.deg2rad.default: lambda a: a * (math.pi / 180),
-    aten.erfc.default: lambda a: 1 - ops.erf(a),
-    aten.erfinv.default: ops.erfinv,
+    aten.erfc.default: ops.erfc,
+    aten.erfinv.default: inverse_error,
     aten.exp2.default: ops.exp2,
     aten.expm1.default: ops.expm1,
     aten.frac.default: lambda a: a - ops.trunc(a),
@@ -231,7 +241,11 @@ def arctan2(plan, x, other):
 
 @maps(aten.hypot.default)
 def hypotenuse(plan, x, other):
-    return both(plan, ops.hypot, x, other)
+    def apply(a, b):
+        endless = ops.logical_or(ops.isinf(a), ops.isinf(b))  # Keras divides infinity by infinity
+        return ops.where(endless, math.inf, ops.hypot(a, b))
+
+    return both(plan, apply, x, other)
 
 
 @maps(aten.logaddexp.default)

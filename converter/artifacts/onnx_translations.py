@@ -71,7 +71,7 @@ def _translations() -> dict[Any, Any]:
     from onnxscript import opset18
 
     from ..ir import custom_ops  # noqa: F401  # registers them
-    from . import onnx_rnn_translations
+    from . import onnx_exact_translations, onnx_rnn_translations
 
     def space_to_depth(x: Any, block: int) -> Any:
         return opset18.SpaceToDepth(x, blocksize=block)
@@ -113,4 +113,4 @@ def _translations() -> dict[Any, Any]:
     own = {getattr(torch.ops.converter, translation.__name__).default: translation for translation in translations}
     aten = torch.ops.aten
     better = {aten.log_sigmoid.default: log_sigmoid, aten.upsample_linear1d.vec: upsample_linear1d}
-    return own | onnx_rnn_translations.translations() | better
+    return own | onnx_rnn_translations.translations() | onnx_exact_translations.translations() | better

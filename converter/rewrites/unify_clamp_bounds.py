@@ -1,6 +1,8 @@
 """Give clamp bounds one type: PyTorch's ONNX exporter rejects a clamp of floats between a float and an integer.
 
 clamp(x, 0.001, 1) -> clamp(x, 0.001, 1.0)
+
+A hardtanh of integers, whose bounds PyTorch truncates, becomes a clamp.
 """
 
 import torch
@@ -20,4 +22,9 @@ def unify_clamp_bounds(program: Program) -> list[Change]:
         if arguments.node("self").meta["val"].is_floating_point() and {type(low), type(high)} == {int, float}:
             set_arguments(clamp, min=float(low), max=float(high))
             changes.append(Change("bounds of one type", module_path(clamp), routine=True))
+    for hardtanh in program.graph.find_nodes(op="call_function", target=aten.hardtanh.default):
+        x, *bounds = hardtanh.args
+        if not x.meta["val"].is_floating_point():
+            hardtanh.target, hardtanh.args = aten.clamp.default, (x, *map(int, bounds or (-1, 1)))
+            changes.append(Change("a clamp of integers", module_path(hardtanh), routine=True))
     return changes

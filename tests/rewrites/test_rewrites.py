@@ -746,6 +746,7 @@ DROPOUT_LEAVES = {
 BOUNDS_FIRE = {
     "an integer above": (lambda x: x.clamp(1e-3, 1), IMAGE, "clamp"),
     "an integer below": (lambda x: x.clamp(-1, 0.5), IMAGE, "clamp"),
+    "a hardtanh of integers": (lambda x: F.hardtanh(x, -2, 3), Input(IMAGE, torch.int64), "clamp"),
 }
 BOUNDS_LEAVE = {
     "two integers": (lambda x: x.clamp(-1, 1), IMAGE),
