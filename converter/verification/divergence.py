@@ -25,10 +25,10 @@ from converter.plan.layout import Layout
 from converter.plan.steps import Value
 from converter.report.results import Proof, Statistics, TraceRow
 from converter.verification.coarse_kernels import Kernel, coarse_kernels
-from converter.verification.metrics import FLOOR_ULP
 from converter.verification.output_proofs import FUNCTION_BOUND, ROUNDING_FACTOR, Outputs
 from converter.verification.perturbation import move_kernels
 from converter.verification.reference import Reference
+from converter.verification.tolerance import FLOOR_ULP
 
 if TYPE_CHECKING:
     from converter.lowering.executor import PlanExecutor

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..report.results import ExplanationKind
-from .metrics import FLOOR_ULP
 from .output_proofs import ROUNDING_FACTOR, Outputs, compare_artifact
+from .tolerance import FLOOR_ULP
 
 Transform = Callable[[np.ndarray], np.ndarray]
 

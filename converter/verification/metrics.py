@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-FLOOR_ULP = 4
+from converter.verification.tolerance import Classes, classify, rounding_units
+
 BEST = 5  # classes
 
-# Takes finite references, PyTorch's own float32 results, and the scale; returns the allowed error.
-Allowance = Callable[[np.ndarray, Sequence[np.ndarray], float], float | np.ndarray]
+# Takes finite references, their classes of magnitude and PyTorch's rounding of each; returns the errors allowed.
+Allowance = Callable[[np.ndarray, Classes, np.ndarray | None], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Similarity:
 
 
 @dataclass(frozen=True)
-class Classes:
+class BestClasses:
     """For outputs (samples, classes): how many rows have the same best class, and the share of best five that agree."""
 
     rows: int = 0
@@ -40,12 +41,12 @@ class Figures:
     similarity: Similarity
     scale: float
     bound: float
-    most_allowed: float  # over all elements
+    allowed: np.ndarray | None  # of each element
     torch_rounding: float | None
     multiple: float | None
     set_aside: int
     faults: tuple[str, ...]
-    classes: Classes = Classes()
+    classes: BestClasses = BestClasses()
 
 
 def figures(
@@ -72,7 +73,7 @@ def figures(
 
 def no_figures(fault: str) -> Figures:
     nan = float("nan")
-    return Figures(np.inf, Similarity(nan, nan, nan, 0, nan, nan), nan, nan, nan, None, None, 0, (fault,))
+    return Figures(np.inf, Similarity(nan, nan, nan, 0, nan, nan), nan, nan, None, None, None, 0, (fault,))
 
 
 def plain(array: np.ndarray) -> np.ndarray:
@@ -88,13 +89,6 @@ def classes_of(array: np.ndarray) -> np.ndarray:
 
 def real(array: np.ndarray) -> np.ndarray:
     return np.stack([array.real, array.imag], -1)
-
-
-def rounding_unit(expected: np.ndarray, own: Sequence[np.ndarray], scale: float) -> float:
-    """Return PyTorch's own error on these values, or 4 ulp of the scale if that is more."""
-    if not own:
-        raise ValueError("there is no float32 result of PyTorch")
-    return max(largest_error(expected, own), _floor(own[0].dtype, scale))
 
 
 def _exact_figures(number: int, expected: np.ndarray, actual: np.ndarray, own: Sequence[np.ndarray]) -> Figures:
@@ -118,7 +112,7 @@ def _exact_figures(number: int, expected: np.ndarray, actual: np.ndarray, own: S
         similarity=_similarity(expected.astype(np.float64), kept, errors),
         scale=float(np.abs(expected.astype(np.float64)).max(initial=0.0)),
         bound=0.0,
-        most_allowed=0.0,
+        allowed=None,
         torch_rounding=None,
         multiple=None,
         set_aside=int(aside.sum()),
@@ -147,11 +141,12 @@ def _float_figures(
             f"round {number + 1}: NaN or infinities differ in {int(masks_differ.sum())} places, first at "
             f"{list(where)}: {result[where]} where PyTorch has {wide[where]}"
         )
-    scale = float(np.abs(wide[finite]).max(initial=0.0))
     kept, found = np.where(finite, wide, 0.0), np.where(finite, result, 0.0)
     own_kept = [np.where(finite, one, one.dtype.type(0)) for one in own]
     errors = np.abs(found - kept)
-    allowed = np.broadcast_to(allowance(kept, own_kept, scale), kept.shape)
+    by_size = classify(kept)
+    units = rounding_units(by_size, kept, own_kept) if own_kept else None
+    allowed = allowance(kept, by_size, units)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = np.where(errors > 0, errors / allowed, 0.0)
     ratio = float(ratios.max(initial=0.0))
@@ -164,32 +159,32 @@ def _float_figures(
         )
         if _reordered(kept, found, float(allowed.max())):
             faults.append(f"round {number + 1}: the values are PyTorch's, in another order")
-    max_abs = float(errors.max(initial=0.0))
-    unit = rounding_unit(kept, own_kept, scale) if own_kept else None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        multiples = None if units is None else np.where(errors > 0, errors / units, 0.0)
     return Figures(
         ratio=np.inf if masks_differ.any() else ratio,
         similarity=_similarity(kept, found, errors),
-        scale=scale,
+        scale=by_size.scale,
         bound=float(allowed[worst]) if ratios.size else 0.0,
-        most_allowed=float(allowed.max(initial=0.0)),
+        allowed=allowed.astype(np.float32),
         torch_rounding=largest_error(kept, own_kept) if own_kept else None,
-        multiple=max_abs / unit if unit else None,
+        multiple=None if multiples is None else float(multiples.max(initial=0.0)),
         set_aside=int(overflows.sum()),
         faults=tuple(faults),
         classes=_classes(kept, found),
     )
 
 
-def _classes(expected: np.ndarray, actual: np.ndarray) -> Classes:
+def _classes(expected: np.ndarray, actual: np.ndarray) -> BestClasses:
     if expected.ndim != 2 or expected.shape[1] < 2:
-        return Classes()
+        return BestClasses()
     rows, count = expected.shape
     same = int((expected.argmax(1) == actual.argmax(1)).sum())
     if count <= BEST:
-        return Classes(rows, same)
+        return BestClasses(rows, same)
     best, found = (np.argpartition(-array, BEST - 1, 1)[:, :BEST] for array in (expected, actual))
     shares = [len(set(a) & set(b)) / BEST for a, b in zip(best.tolist(), found.tolist(), strict=True)]
-    return Classes(rows, same, sum(shares), rows)
+    return BestClasses(rows, same, sum(shares), rows)
 
 
 def _similarity(expected: np.ndarray, actual: np.ndarray, errors: np.ndarray) -> Similarity:
@@ -222,15 +217,6 @@ def _unlike(expected: np.ndarray, actual: np.ndarray) -> str | None:
 def largest_error(expected: np.ndarray, own: Sequence[np.ndarray]) -> float:
     """Return the largest error of any of PyTorch's own results."""
     return max((float(np.abs(one.astype(np.float64) - expected).max(initial=0.0)) for one in own), default=0.0)
-
-
-def _floor(dtype: np.dtype, scale: float) -> float:
-    """Return 4 ulp of a float32 or float64; an eighth of an ulp of a half, which only rounds the final result."""
-    if dtype.itemsize >= 4:
-        return FLOOR_ULP * float(np.spacing(dtype.type(scale)))
-    import ml_dtypes
-
-    return float(ml_dtypes.finfo(dtype).eps) * 2.0 ** np.floor(np.log2(scale)) / 8 if scale else 0.0
 
 
 def _reordered(expected: np.ndarray, actual: np.ndarray, allowed: float) -> bool:

@@ -10,12 +10,14 @@ from dataclasses import replace
 import numpy as np
 
 from ..report.results import Accuracy, OutputComparison, Proof, ProofName
-from .metrics import Allowance, Figures, figures, largest_error, rounding_unit
+from .metrics import Allowance, Figures, figures
+from .perturbation import MORE_RUNS, RUNS
+from .tolerance import Classes
 from .vacuity import why_vacuous
 
 Outputs = Mapping[str, np.ndarray]
-# Takes the number of a round; returns PyTorch's results on its inputs with other roundings.
-PerturbedRuns = Callable[[int], Sequence[Outputs]]
+# Takes the numbers of a round and of runs; returns PyTorch's results on its inputs with other roundings.
+PerturbedRuns = Callable[[int, int], Sequence[Outputs]]
 
 FUNCTION_BOUND = 1e-10  # of the output's scale
 ROUNDING_FACTOR = 16
@@ -23,6 +25,7 @@ ROUNDING_FACTOR = 16
 # difference after perturbing PyTorch's last bit is not rounding but a decision, such as an argmax between equals.
 FUNCTION_BOUND_AT_MOST = 1e-6
 CLOSE = 1e-2  # of the scale: a difference that a user may accept
+NEAR = 4  # times the bound: more runs may show that rounding does that too
 SET_ASIDE_SHARE = 0.01  # of an output's integers
 
 
@@ -43,12 +46,10 @@ def compare_function(
             below 1e-6 of the scale. 16 times their difference is then allowed, but at most 1e-6.
     """
 
-    def allowance(expected: np.ndarray, own: Sequence[np.ndarray], scale: float) -> float:
-        return function_bound(scale, largest_error(expected, own), relative_bound)
+    def allowance(expected: np.ndarray, classes: Classes, own: np.ndarray | None) -> np.ndarray:
+        return function_bound(classes, own, relative_bound)
 
-    outputs = _compare(
-        reference, actual, None, allowance, constant, perturbed_runs, hopeless=FUNCTION_BOUND_AT_MOST / relative_bound
-    )
+    outputs = _compare(reference, actual, None, allowance, constant, perturbed_runs, hopeless=FUNCTION_BOUND_AT_MOST)
     worst = max(
         (output.max_abs / output.scale for output in outputs if output.scale > 0 and np.isfinite(output.max_abs)),
         default=0.0,
@@ -61,9 +62,14 @@ def compare_function(
     return _proof("function", outputs, agreed, len(reference))
 
 
-def function_bound(scale: float, own_rounding: float = 0.0, relative_bound: float = FUNCTION_BOUND) -> float:
-    """Return the allowed float64 error of an output, where PyTorch's perturbed results differ by `own_rounding`."""
-    return max(relative_bound * scale, min(ROUNDING_FACTOR * own_rounding, FUNCTION_BOUND_AT_MOST * scale))
+def function_bound(
+    classes: Classes, own_rounding: np.ndarray | None = None, relative_bound: float = FUNCTION_BOUND
+) -> np.ndarray:
+    """Return the allowed float64 error of each element, where PyTorch's perturbed results differ by `own_rounding`."""
+    bound = relative_bound * classes.scales()
+    if own_rounding is None:
+        return bound
+    return np.maximum(bound, np.minimum(ROUNDING_FACTOR * own_rounding, FUNCTION_BOUND_AT_MOST * classes.scale))
 
 
 def compare_artifact(
@@ -86,10 +92,12 @@ def compare_artifact(
             PyTorch's rounding usually is. PyTorch's own error is then the largest of all its results.
     """
 
-    def allowance(expected: np.ndarray, own: Sequence[np.ndarray], scale: float) -> float | np.ndarray:
+    def allowance(expected: np.ndarray, classes: Classes, own: np.ndarray | None) -> np.ndarray:
         if atol is not None or rtol is not None:
             return np.asarray((atol or 0.0) + (rtol or 0.0) * np.abs(expected))
-        return ROUNDING_FACTOR * rounding_unit(expected, own, scale)
+        if own is None:
+            raise ValueError("there is no float32 result of PyTorch")
+        return ROUNDING_FACTOR * own
 
     outputs = _compare(reference, actual, torch_float32, allowance, constant, perturbed_runs)
     multiples = [output.multiple_of_rounding for output in outputs if output.multiple_of_rounding is not None]
@@ -134,7 +142,7 @@ def _compare(
     perturbed_runs: PerturbedRuns | None = None,
     hopeless: float = np.inf,
 ) -> tuple[OutputComparison, ...]:
-    """Compare all outputs; `perturbed_runs` is not called if the error exceeds `hopeless` times the allowed error."""
+    """Compare all outputs; `perturbed_runs` is not called if an error exceeds `hopeless` times the output's scale."""
     if not reference or len(reference) != len(actual) or len(reference) != len(torch_float32 or reference):
         raise ValueError("every round needs a reference and an actual result, and there must be one round")
     names = list(dict.fromkeys(name for outputs in reference for name in outputs))
@@ -148,9 +156,16 @@ def _compare(
             own = [torch_float32[number][name]] if torch_float32 else []
             one = figures(number, outputs[name], actual[number][name], own, allowance)
             alike = outputs[name].shape == actual[number][name].shape
-            if one.faults and perturbed_runs is not None and alike and one.ratio <= hopeless:
-                own += [results[name] for results in perturbed_runs(number)]
-                one = figures(number, outputs[name], actual[number][name], own, allowance)
+            for runs, most in ((RUNS, np.inf), (MORE_RUNS, NEAR)):
+                if (
+                    one.faults
+                    and perturbed_runs is not None
+                    and alike
+                    and one.ratio <= most
+                    and not one.similarity.max_abs > hopeless * one.scale
+                ):
+                    others = [results[name] for results in perturbed_runs(number, runs)]
+                    one = figures(number, outputs[name], actual[number][name], [*own, *others], allowance)
             found.append(one)
         compared.append(_combine(name, found, [outputs[name] for outputs in reference], name in constant))
     unknown = dict.fromkeys(name for outputs in actual for name in outputs if name not in names)
@@ -169,8 +184,7 @@ def _combine(name: str, found: Sequence[Figures], reference: Sequence[np.ndarray
     if constant:
         notes.append("depends on no input's values: a constant")
     else:
-        bounds = [one.most_allowed / one.scale for one in found if one.scale > 0]
-        unproven = why_vacuous(reference, min(bounds, default=0.0))
+        unproven = why_vacuous(reference, [one.allowed for one in found])
     exact = np.asarray(reference[0]).dtype.kind in "iub"
     if exact and set_aside > SET_ASIDE_SHARE * elements:
         unproven = (

@@ -12,11 +12,11 @@ from torch._ops import OpOverload
 
 from converter.ir.program import Program, read_attribute, write_attribute
 from converter.verification.coarse_kernels import Kernel
-from converter.verification.metrics import FLOOR_ULP
+from converter.verification.tolerance import FLOOR_ULP
 
 aten = torch.ops.aten
 RUNS = 4
-RUNS_OF_CHOICES = 16  # where an output is an integer: only some of the runs choose the other of two equals
+MORE_RUNS = 16  # also where an output is an integer: only some of the runs choose the other of two equals
 
 # Of a kernel's largest error. Comparisons allow 16 times the effect, a margin meant for rounding that was not measured.
 KNOWN_SHARE = 0.25
@@ -70,6 +70,7 @@ def run_perturbed(
     precision: torch.dtype,
     seed: int,
     kernels: Mapping[OpOverload, Kernel] | None = None,
+    runs: int = RUNS,
 ) -> list[list[Tensor]]:
     """Run a captured program on `inputs` in `precision` several times, each time with other roundings.
 
@@ -78,7 +79,7 @@ def run_perturbed(
     are moved too, and those of a runtime's `kernels`, by their error.
     """
     chosen = any(not node.meta["val"].is_floating_point() for node in program.results)
-    generators = [np.random.default_rng((seed, run)) for run in range(RUNS_OF_CHOICES if chosen else RUNS)]
+    generators = [np.random.default_rng((seed, run)) for run in range(MORE_RUNS if chosen else runs)]
     directions = [1, -1, *[None] * (len(generators) - 2)]
     return [
         _run_perturbed_once(program, inputs, precision, rng, kernels or {}, direction)

@@ -52,29 +52,29 @@ class Reference:
     constant: frozenset[str]
     program: Program
     compared_on: ComparedOn
-    _perturbed: dict[tuple[torch.dtype, int, frozenset[OpOverload]], list[Outputs]] = field(default_factory=dict)
+    _perturbed: dict[tuple[torch.dtype, int, int, frozenset[OpOverload]], list[Outputs]] = field(default_factory=dict)
 
-    def perturbed_runs(self, number: int) -> list[Outputs]:
+    def perturbed_runs(self, number: int, runs: int) -> list[Outputs]:
         """Return several float32 results of PyTorch for a round, with other roundings."""
-        return self._rounded(number, torch.float32)
+        return self._rounded(number, runs, torch.float32)
 
     def perturbed_runs_in(self, runner: Runner) -> PerturbedRuns:
         """Return a function like `perturbed_runs` that also moves operators by the known error of the runtime."""
         kernels = functools.cache(lambda: coarse_kernels(runner))
-        return lambda number: self._rounded(number, torch.float32, kernels())
+        return lambda number, runs: self._rounded(number, runs, torch.float32, kernels())
 
-    def perturbed_runs_in_float64(self, number: int) -> list[Outputs]:
+    def perturbed_runs_in_float64(self, number: int, runs: int) -> list[Outputs]:
         """Return several float64 results of PyTorch for a round, with other roundings."""
-        return self._rounded(number, torch.float64)
+        return self._rounded(number, runs, torch.float64)
 
     @reusing_blocks()
     def _rounded(
-        self, number: int, precision: torch.dtype, kernels: Mapping[OpOverload, Kernel] | None = None
+        self, number: int, runs: int, precision: torch.dtype, kernels: Mapping[OpOverload, Kernel] | None = None
     ) -> list[Outputs]:
-        key = precision, number, frozenset(kernels or ())
+        key = precision, number, runs, frozenset(kernels or ())
         if key not in self._perturbed:
             inputs = [torch.from_numpy(np.asarray(self.rounds[number].arrays[name])) for name in self.program.inputs]
-            results = run_perturbed(self.program, inputs, precision, number, kernels)
+            results = run_perturbed(self.program, inputs, precision, number, kernels, runs)
             self._perturbed[key] = [_named(self.program, one) for one in results]
         return self._perturbed[key]
 

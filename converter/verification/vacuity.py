@@ -5,13 +5,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from .metrics import classes_of, real
+from .tolerance import classify
 
 DEAD_STD = 1e-3  # of the output's scale
 VISIBLE = 10  # times the bound: an output must vary by this much for a fault in it to be visible
 
 
-def why_vacuous(reference: Sequence[np.ndarray], relative_bound: float) -> str | None:
-    """Return why agreement on these outputs would prove nothing, or None."""
+def why_vacuous(reference: Sequence[np.ndarray], allowed: Sequence[np.ndarray | None]) -> str | None:
+    """Return why agreement on these outputs would prove nothing, or None.
+
+    Args:
+        reference: one array for each round of inputs.
+        allowed: the errors allowed to its elements, or None where values must be equal.
+    """
     arrays = [np.asarray(array) for array in reference]
     if any(array.dtype.kind == "c" for array in arrays):
         arrays = [real(array) for array in arrays]
@@ -21,44 +27,54 @@ def why_vacuous(reference: Sequence[np.ndarray], relative_bound: float) -> str |
     if not any(np.isfinite(array).any() for array in arrays):
         return "proves nothing: it has no finite value"
     exact = np.asarray(reference[0]).dtype.kind in "iub"
-    values = np.concatenate([array[np.isfinite(array)] for array in arrays])
-    scale = float(np.abs(values).max())
+    finite = [np.isfinite(array) for array in arrays]
+    fills = [classify(np.where(held, array, 0.0)).fills for array, held in zip(arrays, finite, strict=True)]
+    values = np.concatenate([a[held & ~fill] for a, held, fill in zip(arrays, finite, fills, strict=True)])
+    scale = float(np.abs(values).max(initial=0.0))
     if not exact and values.size > 1 and values.std() < DEAD_STD * scale:
         return f"proves nothing: it has died, its standard deviation is {values.std() / scale:.1e} of its scale"
-    spread = _spread(arrays)
+    spread = _spread(arrays, [np.zeros(1) if a is None or exact else a for a in allowed])
     if spread is None:
         return None if values.size > 1 else "proves nothing: it is a single value"
-    if spread == 0:
+    widest, visible = spread
+    if widest == 0:
         return "proves nothing: it does not vary with the input"
-    if not exact and spread <= VISIBLE * relative_bound * scale:
+    if not visible:
         return (
-            f"proves nothing: it varies with the input by {spread / scale:.1e} of its scale, and errors of "
-            f"{relative_bound:.1e} are allowed"
+            f"proves nothing: it varies with the input by {widest / scale:.1e} of its scale, which is less than "
+            f"{VISIBLE} times the errors that are allowed"
         )
     return None
 
 
-def _spread(arrays: Sequence[np.ndarray]) -> float | None:
+def _spread(arrays: Sequence[np.ndarray], allowed: Sequence[np.ndarray]) -> tuple[float, bool] | None:
     """Return the largest difference that another input makes at the same position, or None if there is one sample.
+
+    The second result tells whether one of these differences is large enough for a fault in it to be visible.
 
     A constant grid has the same shape in every round, and so has every output at a fixed batch: these are compared
     round by round. Where shapes differ, they differ by the batch, and the first axis is that of the samples.
     """
+    bounds = [np.broadcast_to(bound, array.shape) for array, bound in zip(arrays, allowed, strict=True)]
     if len(arrays) > 1 and len({array.shape for array in arrays}) == 1:
-        groups = [np.stack(arrays)]
+        groups = [(np.stack(arrays), np.stack(bounds))]
     else:
-        by_sample: dict[tuple[int, ...], list[np.ndarray]] = {}
-        for array in arrays:
+        by_sample: dict[tuple[int, ...], list[tuple[np.ndarray, np.ndarray]]] = {}
+        for array, bound in zip(arrays, bounds, strict=True):
             if array.ndim:
-                by_sample.setdefault(array.shape[1:], []).append(array)
-        groups = [samples for same in by_sample.values() if len(samples := np.concatenate(same)) > 1]
-    spreads = []
-    for samples in groups:
+                by_sample.setdefault(array.shape[1:], []).append((array, bound))
+        joined = ([np.concatenate(each) for each in zip(*same, strict=True)] for same in by_sample.values())
+        groups = [(samples, bound) for samples, bound in joined if len(samples) > 1]
+    widest, visible = [], False
+    for samples, bound in groups:
         finite = np.isfinite(samples).all(0)
         if (classes_of(samples) != classes_of(samples[:1])).any():
-            spreads.append(np.inf)
+            widest.append(np.inf)
+            visible = True
         elif finite.any():
-            spreads.append(float(np.ptp(samples[:, finite], 0).max()))
+            differences = np.ptp(samples[:, finite], 0)
+            widest.append(float(differences.max()))
+            visible |= bool((differences > VISIBLE * bound[:, finite].min(0)).any())
         else:
-            spreads.append(0.0)
-    return max(spreads, default=None)
+            widest.append(0.0)
+    return (max(widest), visible) if widest else None

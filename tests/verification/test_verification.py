@@ -558,6 +558,73 @@ def test_a_graph_that_is_not_the_one_built_does_not_pass_whatever_the_weights_sa
         assert compare_weights(**weights(graph_as_written=as_written)).holds is holds
 
 
+# Tolerances are local
+
+RNG = np.random.default_rng(5)
+
+
+def everywhere(outputs, change):
+    return [{name: change(y) for name, y in one.items()} for one in outputs]
+
+
+LOGITS = [{"y": RNG.normal(size=(6, 40))} for _ in range(3)]
+HIDDEN = np.arange(40) % 3 == 0
+BOXES = [
+    {"y": np.concatenate([900 * np.exp(RNG.normal(size=(2, 50, 4))), RNG.uniform(size=(2, 50, 9))], -1)} for _ in "ab"
+]
+MIXED = {
+    "a fill": everywhere(LOGITS, lambda y: np.where(HIDDEN, -1e9, y)),
+    "a fill that float32 does not hold": everywhere(LOGITS, lambda y: np.where(HIDDEN, -1e12, y)),
+    "a fill near the values": everywhere(LOGITS, lambda y: np.where(HIDDEN, -100.0, y)),
+    "two fills": everywhere(LOGITS, lambda y: np.where(HIDDEN, np.where(y > 0, 1e9, -1e4), y)),
+    "a mask that is added": everywhere(LOGITS, lambda y: y - 1e9 * HIDDEN),
+    "boxes beside scores": BOXES,
+    "boxes as channels": everywhere(BOXES, lambda y: y.swapaxes(1, 2)),
+}
+
+
+@pytest.mark.parametrize("reference", MIXED.values(), ids=MIXED)
+def test_large_values_widen_no_tolerance_of_small_ones(reference):
+    def smallest(error):
+        return everywhere(reference, lambda y: np.where(np.abs(y) < 1, y * (1 + error), y))
+
+    assert compare_artifact(reference, float32(reference), float32(reference)).holds
+    assert compare_artifact(reference, float32(reference), float32(smallest(1e-6))).holds
+    assert not compare_artifact(reference, float32(reference), float32(smallest(1e-4))).holds
+    assert compare_function(reference, smallest(1e-14)).holds
+    assert not compare_function(reference, smallest(1e-9)).holds
+
+
+def test_far_fill_is_held_to_its_last_bits():
+    reference = MIXED["a fill"]
+    other = everywhere(reference, lambda y: np.where(y == -1e9, -1.000001e9, y))
+    assert not compare_artifact(reference, float32(reference), float32(other)).holds
+
+
+def test_value_that_a_limit_cut_off_may_miss_it_by_rounding():
+    limit = 6.0
+    wide = [{"y": one["y"] * 5} for one in LOGITS]
+    reference = everywhere(wide, lambda y: y.clip(0, limit))
+    own = [{"y": (one["y"] + 2e-6 * RNG.normal(size=one["y"].shape)).clip(0, limit).astype(np.float32)} for one in wide]
+    missed = everywhere(reference, lambda y: np.where(y == limit, limit - 1e-5, np.where(y == 0, 1e-5, y)))
+    assert compare_artifact(reference, own, float32(missed)).holds
+
+
+def test_small_difference_of_large_values_keeps_their_rounding():
+    """As x - x.mean() of values that are almost alike: few results are small, and none is exact."""
+    reference = everywhere(LOGITS, lambda y: np.where(HIDDEN, y * 1e-6, y))
+    noise = [{"y": (one["y"] + 1e-7 * RNG.normal(size=one["y"].shape)).astype(np.float32)} for one in reference]
+    other = [{"y": (one["y"] + 2e-7 * RNG.normal(size=one["y"].shape)).astype(np.float32)} for one in reference]
+    assert compare_artifact(reference, noise, other).holds
+
+
+def test_output_with_a_fixed_mask_shows_faults():
+    proof = compare_artifact(MIXED["a fill"], float32(MIXED["a fill"]), float32(MIXED["a fill"]))
+    assert not proof.proves_nothing
+    constant = [{"y": np.where(HIDDEN, -1e9, LOGITS[0]["y"])}] * 2
+    assert compare_artifact(constant, float32(constant), float32(constant)).proves_nothing
+
+
 # What once was a false alarm or a false note
 
 
@@ -572,7 +639,7 @@ def test_pytorchs_rounding_is_measured_again_where_its_first_result_was_lucky():
     actual = [{"y": one["y"] + 1e-4} for one in reference]
     asked = []
 
-    def again(number):
+    def again(number, runs):
         asked.append(number)
         return [{"y": reference[number]["y"] + error} for error in (1e-7, 1e-5)]
 
@@ -596,7 +663,7 @@ def test_a_choice_between_equals_that_another_rounding_of_pytorch_makes_otherwis
     actual = changed(reference, put(51, (3, 7)))
     again = {1: changed(reference, put(7, (3, 7)))[1]}
     assert not compare_artifact(reference, reference, actual).holds
-    assert compare_artifact(reference, reference, actual, perturbed_runs=lambda number: [again[number]]).holds
+    assert compare_artifact(reference, reference, actual, perturbed_runs=lambda number, runs: [again[number]]).holds
 
 
 @pytest.mark.parametrize(
@@ -613,7 +680,9 @@ def test_float64_that_amplifies_rounding_is_measured_by_pytorchs_own(error, move
     reference = [{"y": np.linspace(-1, 1, 7)}, {"y": np.linspace(-1, 1, 7)[::-1]}]
     actual = changed(reference, lambda y: y + error)
     assert not compare_function(reference, actual).holds
-    proof = compare_function(reference, actual, perturbed_runs=lambda number: [{"y": reference[number]["y"] + moved}])
+    proof = compare_function(
+        reference, actual, perturbed_runs=lambda number, runs: [{"y": reference[number]["y"] + moved}]
+    )
     assert proof.holds is holds
     assert ("10.0 x PyTorch's own rounding there, bound 16" in proof.summary) is holds
 
@@ -628,7 +697,7 @@ def test_no_more_choices_are_set_aside_than_the_artifact_makes_otherwise():
     actual = changed(reference, put(51, (3, 7)))
     everywhere = [{"y": one["y"] + 1} for one in reference]
     (output,) = compare_artifact(
-        reference, reference, actual, perturbed_runs=lambda number: [everywhere[number]]
+        reference, reference, actual, perturbed_runs=lambda number, runs: [everywhere[number]]
     ).outputs
     assert output.agrees
     assert output.set_aside == 1

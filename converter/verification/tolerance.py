@@ -1,0 +1,161 @@
+"""What each element of an output may differ by: rounding is local.
+
+An output is divided into classes of magnitude, each 2^10 wide, from its largest value down. Constant fills, such as the
+value of a mask, stand apart and set the scale of nothing else. An element's rounding is PyTorch's own, pooled over the
+elements of its class and, in slices (last axis, channel) of smaller values, over its class in its slice, where these
+are enough to show what rounding does there. So a mask of -1e9 does not widen the tolerance of logits, nor boxes in
+pixels that of scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+FLOOR_ULP = 4
+CLASS_WIDTH = 2.0**-10
+SMALLER = 2.0**-3  # a slice is judged by itself if its class in it is smaller by this than the class elsewhere
+CLASSES = 4  # anything smaller belongs to the last one
+ENOUGH = 32  # results whose largest error shows what rounding does; below that a class is pooled with the next larger
+MOST_FILLS = 4
+_ZERO, _FILL, _FAR_FILL = -1, -2, -3
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Elements of an output by magnitude.
+
+    Attributes:
+        of: for each element its class, 0 for the largest; negative for zeros and constant fills.
+        magnitudes: of all elements.
+        scale: the largest magnitude of an element that is not a fill.
+    """
+
+    of: np.ndarray
+    magnitudes: np.ndarray
+    scale: float
+
+    @property
+    def fills(self) -> np.ndarray:
+        return self.of <= _FILL
+
+    def scales(self) -> np.ndarray:
+        """Return for each element the scale of its class; a fill within reach of other values has theirs."""
+        by_class = [self._largest(number) for number in range(CLASSES)]
+        for number in range(1, CLASSES):
+            if np.count_nonzero(self.of == number) < ENOUGH:
+                by_class[number] = max(by_class[number], by_class[number - 1])
+        return np.where(self.of >= 0, np.take(by_class, np.maximum(self.of, 0)), self.scale)
+
+    def _largest(self, number: int) -> float:
+        return float(self.magnitudes.max(initial=0.0, where=self.of == number))
+
+
+def classify(expected: np.ndarray) -> Classes:
+    """Divide finite values by magnitude.
+
+    A fill is a value of the largest magnitude that occurs at least twice and is exact in float32, which numbers
+    computed in float64 are not. It is far if it is more than 2^10 times any other value: rounding turns no other value
+    into it.
+    """
+    magnitudes = np.abs(expected)
+    of = np.zeros(expected.shape, np.int8)
+    left = magnitudes.copy()
+    fills: list[tuple[float, np.ndarray]] = []
+    for _ in range(MOST_FILLS):
+        largest = float(left.max(initial=0.0))
+        where = left == largest
+        with np.errstate(over="ignore"):
+            exact = float(np.float32(largest)) == largest
+        if largest == 0.0 or not exact or np.count_nonzero(where) < 2 or np.unique(expected[where]).size > 1:
+            break
+        fills.append((largest, where))
+        left[where] = 0.0
+    scale = float(left.max(initial=0.0))
+    if scale == 0.0:  # nothing but fills: they are the values
+        fills, scale = [], float(magnitudes.max(initial=0.0))
+    if scale > 0.0:
+        with np.errstate(divide="ignore"):
+            of = np.clip(np.floor(-np.log2(magnitudes / scale) / 10), 0, CLASSES - 1).astype(np.int8)
+    of[magnitudes == 0.0] = _ZERO
+    for value, where in fills:
+        of[where] = _FAR_FILL if value * CLASS_WIDTH > scale else _FILL
+    return Classes(of, magnitudes, scale)
+
+
+def rounding_units(classes: Classes, expected: np.ndarray, own: Sequence[np.ndarray]) -> np.ndarray:
+    """Return for each element PyTorch's own error on it and its like, or 4 ulp of their largest value if that is more.
+
+    For a far fill it is an eighth of an ulp, so that no more than 2 ulp are allowed.
+
+    Args:
+        own: PyTorch's results in its own precision, one or several with other roundings.
+
+    Raises:
+        ValueError: there is no result of PyTorch's.
+    """
+    if not own:
+        raise ValueError("there is no float32 result of PyTorch")
+    dtype = own[0].dtype
+    errors = np.zeros(expected.shape)
+    for one in own:
+        np.maximum(errors, np.abs(one.astype(np.float64) - expected), out=errors)
+    units = _pooled(classes, errors, dtype, len(own))
+    np.maximum(units, errors, out=units)
+    near, far = classes.of == _FILL, classes.of == _FAR_FILL
+    units[near] = np.maximum(units[near], floor(dtype, classes.magnitudes[near]))
+    units[far] = np.maximum(errors[far], floor(dtype, classes.magnitudes[far]) / 32)
+    return units
+
+
+def _pooled(classes: Classes, errors: np.ndarray, dtype: np.dtype, runs: int) -> np.ndarray:
+    """Return the least of the errors pooled over all axes, all but the last, and all but the channels, by class."""
+    every = tuple(range(errors.ndim))
+    units = np.full(errors.shape, np.inf)
+    # Zeros and fills within reach may be any value that a limit cut off: they are pooled with all classes.
+    limited, largest, larger = classes.of < 0, 0.0, 0.0
+    for number in range(CLASSES):
+        where = classes.of == number
+        count = np.count_nonzero(where)
+        if not count:
+            continue
+        error, most = (float(a.max(initial=0.0, where=where)) for a in (errors, classes.magnitudes))
+        unit = max(error, float(floor(dtype, np.asarray(most))))
+        larger = unit if count * runs >= ENOUGH else max(unit, larger)
+        largest = max(largest, larger)
+        units[where] = larger
+        for axes in [every[:-1]] * (len(every) > 1) + [(0, *every[2:])] * (len(every) > 2):
+            _pool_slices(units, classes, errors, where, axes, most, dtype, runs)
+    units[limited] = largest
+    return units
+
+
+def _pool_slices(
+    units: np.ndarray,
+    classes: Classes,
+    errors: np.ndarray,
+    where: np.ndarray,
+    axes: tuple[int, ...],
+    most: float,
+    dtype: np.dtype,
+    runs: int,
+) -> None:
+    """Lower the units of a class in slices of smaller magnitude, such as scores beside boxes in pixels."""
+    sizes = classes.magnitudes.max(axis=axes, initial=0.0, where=where, keepdims=True)
+    smaller = (sizes <= SMALLER * most) & (np.count_nonzero(where, axis=axes, keepdims=True) * runs >= ENOUGH)
+    if smaller.any():
+        error = errors.max(axis=axes, initial=0.0, where=where, keepdims=True)
+        np.minimum(units, np.maximum(error, floor(dtype, sizes)), out=units, where=where & smaller)
+
+
+def floor(dtype: np.dtype, magnitude: np.ndarray) -> np.ndarray:
+    """Return 4 ulp of a float32 or float64; an eighth of an ulp of a half, which only rounds the final result."""
+    if dtype.itemsize >= 4:
+        return FLOOR_ULP * np.spacing(magnitude.astype(dtype)).astype(np.float64) * (magnitude > 0)
+    import ml_dtypes
+
+    with np.errstate(divide="ignore"):
+        exponent = np.floor(np.log2(magnitude))
+    return np.where(magnitude > 0, float(ml_dtypes.finfo(dtype).eps) * np.exp2(exponent) / 8, 0.0)
