@@ -34,10 +34,12 @@ class OutputComparison:
         max_abs, mean_abs: error in the output's own unit.
         max_rel: largest error relative to its element, among elements above a thousandth of the scale.
         cosine, sqnr_db: similarity, signal to error in decibels (infinite where there is no error).
-        scale: largest magnitude of the reference in the worst round; `bound` is the error allowed there.
+        scale: largest magnitude of the reference in the worst round, constant fills aside; `bound` is the error allowed
+            where the error is largest by what is allowed.
         torch_rounding: PyTorch's own largest float32 error in the worst round (in the first proof, its float64 error
             with other roundings); None where none was measured.
-        multiple_of_rounding: largest error over max(torch_rounding, 4 ulp of the scale).
+        multiple_of_rounding: largest error over PyTorch's own on the element and its like, or 4 ulp of their largest
+            value if that is more.
         top1_agreement: share of rows with the same largest column, for 2-D outputs of floats.
         top5_agreement: share of PyTorch's five largest columns that are among the artifact's, where there are more.
         set_aside: positions where PyTorch's float32 and float64 themselves differ (integers, overflow).

@@ -24,7 +24,7 @@ from converter.options import Preprocessing
 from converter.report.results import ComparedOn
 from converter.verification.coarse_kernels import Kernel, coarse_kernels
 from converter.verification.output_proofs import Outputs, PerturbedRuns, compare_artifact
-from converter.verification.perturbation import run_perturbed
+from converter.verification.perturbation import RUNS, run_perturbed
 from converter.verification.unstable_samples import computes_on_choices, stable_samples
 from converter.verification.user_inputs import Given, batches, load_given
 
@@ -54,7 +54,7 @@ class Reference:
     compared_on: ComparedOn
     _perturbed: dict[tuple[torch.dtype, int, int, frozenset[OpOverload]], list[Outputs]] = field(default_factory=dict)
 
-    def perturbed_runs(self, number: int, runs: int) -> list[Outputs]:
+    def perturbed_runs(self, number: int, runs: int = RUNS) -> list[Outputs]:
         """Return several float32 results of PyTorch for a round, with other roundings."""
         return self._rounded(number, runs, torch.float32)
 
@@ -63,7 +63,7 @@ class Reference:
         kernels = functools.cache(lambda: coarse_kernels(runner))
         return lambda number, runs: self._rounded(number, runs, torch.float32, kernels())
 
-    def perturbed_runs_in_float64(self, number: int, runs: int) -> list[Outputs]:
+    def perturbed_runs_in_float64(self, number: int, runs: int = RUNS) -> list[Outputs]:
         """Return several float64 results of PyTorch for a round, with other roundings."""
         return self._rounded(number, runs, torch.float64)
 

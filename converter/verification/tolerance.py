@@ -60,7 +60,7 @@ def classify(expected: np.ndarray) -> Classes:
     computed in float64 are not. It is far if it is more than 2^10 times any other value: rounding turns no other value
     into it.
     """
-    magnitudes = np.abs(expected)
+    magnitudes = np.asarray(np.abs(expected))
     of = np.zeros(expected.shape, np.int8)
     left = magnitudes.copy()
     fills: list[tuple[float, np.ndarray]] = []
@@ -78,7 +78,7 @@ def classify(expected: np.ndarray) -> Classes:
         fills, scale = [], float(magnitudes.max(initial=0.0))
     if scale > 0.0:
         with np.errstate(divide="ignore"):
-            of = np.clip(np.floor(-np.log2(magnitudes / scale) / 10), 0, CLASSES - 1).astype(np.int8)
+            of[...] = np.clip(np.floor(-np.log2(magnitudes / scale) / 10), 0, CLASSES - 1)
     of[magnitudes == 0.0] = _ZERO
     for value, where in fills:
         of[where] = _FAR_FILL if value * CLASS_WIDTH > scale else _FILL

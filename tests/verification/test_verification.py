@@ -618,6 +618,12 @@ def test_small_difference_of_large_values_keeps_their_rounding():
     assert compare_artifact(reference, noise, other).holds
 
 
+def test_output_without_dimensions_is_compared():
+    reference = [{"y": np.array(2.5)}, {"y": np.array(-0.25)}]
+    assert compare_artifact(reference, float32(reference), float32(reference)).holds
+    assert not compare_artifact(reference, float32(reference), float32(everywhere(reference, lambda y: y + 1e-4))).holds
+
+
 def test_output_with_a_fixed_mask_shows_faults():
     proof = compare_artifact(MIXED["a fill"], float32(MIXED["a fill"]), float32(MIXED["a fill"]))
     assert not proof.proves_nothing
