@@ -521,3 +521,10 @@ class VerifyKeywords(LoadKeywords, ProofKeywords, total=False):
     accept: Sequence[str]
     signature: str | None
     weights: bool
+
+
+def to_json(value: Any) -> Any:
+    """Return an option's value in its JSON form."""
+    if isinstance(value, tuple):
+        return [to_json(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..artifacts.paths import SUFFIXES
-from .executors import Step, Task
+from .executors import Finished, Task
 from .jobs import Job
 from .results import CheckResult, CheckResults, CheckState
-from .schedule import Watcher, absolute_options, list_jobs, open_executor
+from .schedule import Watcher, absolute_options, list_jobs, open_executor, run_tasks
 
 
 def check_many(
@@ -33,28 +33,10 @@ def check_many(
         UsageError: the work list is invalid.
     """
     jobs = list_jobs(models, to, options)
-    under_way: dict[str, Job] = {}
-    ended: dict[str, CheckResult] = {}
-    waiting, started = list(reversed(jobs)), time.perf_counter()
+    started = time.perf_counter()
     with open_executor(scheduler, slots, timeout, memory) as executor:
-        if watcher is not None:
-            watcher.begin(len(jobs), executor.slots)
-        while waiting or under_way:
-            while waiting and len(under_way) < executor.slots:
-                job = waiting.pop()
-                under_way[job.name] = job
-                executor.submit(_task(job))
-            event = executor.next_event(1)
-            if isinstance(event, Step):
-                if watcher is not None:
-                    watcher.step(event.slot, event.name, event.step)
-            elif event is not None:
-                answer = _answer(under_way.pop(event.name), event.outcome, event.seconds)
-                ended[event.name] = answer
-                if watcher is not None:
-                    watcher.ended(answer, event.slot)
-                if fail_fast and answer.exit_status:
-                    waiting.clear()
+        results = run_tasks(jobs, executor, watcher, begin=_task, end=_result, fail_fast=fail_fast)
+        ended = {result.name: result for result in results}
     entries = tuple(ended[job.name] for job in jobs if job.name in ended)
     left = tuple(job.name for job in jobs if job.name not in ended)
     return CheckResults(entries, left, time.perf_counter() - started)
@@ -65,11 +47,11 @@ def _task(job: Job) -> Task:
     return Task(job.name, str(job.path.absolute()), nowhere, os.devnull, absolute_options(job), check=True)
 
 
-def _answer(job: Job, outcome: Mapping[str, Any], seconds: float) -> CheckResult:
-    status, checks = outcome["exit_status"], tuple(outcome.get("checks", ()))
+def _result(job: Job, event: Finished) -> CheckResult:
+    status, checks = event.outcome["exit_status"], tuple(event.outcome.get("checks", ()))
     failed = [check for check in checks if check["failure"]]
     failures = [f"{check['format']}: {check['failure']['what']}" for check in failed]
-    codes = tuple(check["failure"]["code"] for check in failed) if checks else (outcome["code"],)
-    reason = "; ".join(failures) if checks else outcome["what"]
+    codes = tuple(check["failure"]["code"] for check in failed) if checks else (event.outcome["code"],)
+    reason = "; ".join(failures) if checks else event.outcome["what"]
     state: CheckState = "failed" if status else "converts"
-    return CheckResult(job.name, str(job.path), state, status, reason, checks, seconds, codes)
+    return CheckResult(job.name, str(job.path), state, status, reason, checks, event.seconds, codes)

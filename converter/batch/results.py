@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from ..report.failures import Report, worst_status
 from .journal import Entry, State
@@ -36,22 +36,17 @@ class CheckResult:
     codes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class CheckResults(Report):
-    """The check results of all models, in the order of the work list.
+class _Results(Report):
+    """The results of all models: how many ended in each state, and the worst exit status."""
 
-    Attributes:
-        left: names of models that were not started.
-    """
-
-    entries: tuple[CheckResult, ...]
-    left: tuple[str, ...]
-    seconds: float
+    states: ClassVar[tuple[str, ...]]
+    entries: tuple[Any, ...]
 
     @property
     def counts(self) -> dict[str, int]:
+        """Return how many models ended in each state."""
         found = Counter(entry.state for entry in self.entries)
-        return {"converts": found["converts"], "failed": found["failed"]}
+        return {state: found[state] for state in self.states}
 
     @property
     def exit_status(self) -> int:  # type: ignore[override]
@@ -61,11 +56,23 @@ class CheckResults(Report):
         return super().to_dict() | {"counts": self.counts, "exit_status": self.exit_status}
 
 
-STATES: tuple[State, ...] = ("verified", "not verified", "disagrees", "failed")
+@dataclass(frozen=True)
+class CheckResults(_Results):
+    """The check results of all models, in the order of the work list.
+
+    Attributes:
+        left: names of models that were not started.
+    """
+
+    states = get_args(CheckState)
+
+    entries: tuple[CheckResult, ...]
+    left: tuple[str, ...]
+    seconds: float
 
 
 @dataclass(frozen=True)
-class BatchReport(Report):
+class BatchReport(_Results):
     """The results of all models of a batch.
 
     Attributes:
@@ -75,20 +82,9 @@ class BatchReport(Report):
         seconds: duration of this batch.
     """
 
+    states = get_args(State)
+
     entries: tuple[Entry, ...]
     elsewhere: tuple[str, ...]
     left: tuple[str, ...]
     seconds: float
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Return how many models ended in each state."""
-        found = Counter(entry.state for entry in self.entries)
-        return {state: found[state] for state in STATES}
-
-    @property
-    def exit_status(self) -> int:  # type: ignore[override]
-        return worst_status(entry.exit_status for entry in self.entries)
-
-    def to_dict(self) -> dict[str, Any]:
-        return super().to_dict() | {"counts": self.counts, "exit_status": self.exit_status}

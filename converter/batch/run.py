@@ -9,11 +9,11 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..report.failures import write_report
-from .executors import Executor, Finished, Step, Task
+from .executors import Executor, Finished, Task
 from .jobs import Job
 from .journal import LEASE, Entry, Journal, State
 from .results import BatchReport
-from .schedule import Watcher, absolute_options, list_jobs, open_executor
+from .schedule import Watcher, absolute_options, list_jobs, open_executor, run_tasks
 
 JOURNAL, SUMMARY, LOGS, REPORTS = "journal.sqlite", "summary.json", "logs", "reports"
 
@@ -58,8 +58,6 @@ def convert_many(
     started = time.perf_counter()
     with Journal(folder / JOURNAL) as journal, open_executor(scheduler, slots, timeout, memory) as executor:
         batch = _Batch(jobs, folder, journal, executor, watcher, retry_failed, fail_fast)
-        if watcher is not None:
-            watcher.begin(len(jobs), executor.slots)
         try:
             batch.run()
         finally:
@@ -69,7 +67,7 @@ def convert_many(
 
 
 class _Batch:
-    """The loop that claims models, hands them to the executor, and records the results."""
+    """Claims models, hands them to the executor, and records the results."""
 
     def __init__(
         self,
@@ -83,89 +81,55 @@ class _Batch:
     ):
         self._jobs, self._folder, self._journal, self._executor = jobs, folder, journal, executor
         self._watcher, self._retry_failed, self._fail_fast = watcher, retry_failed, fail_fast
-        self._under_way: dict[str, Job] = {}
+        self._renewed = time.monotonic()
         self._ended: dict[str, Entry] = {}
         self._elsewhere: list[str] = []
 
     def run(self) -> None:
-        waiting = iter(self._jobs)
-        more, renewed = True, time.monotonic()
-        while more or self._under_way:
-            while more and len(self._under_way) < self._executor.slots:
-                job = next(waiting, None)
-                if job is None or (self._fail_fast and any(entry.exit_status for entry in self._ended.values())):
-                    more = False
-                else:
-                    self._begin(job)
-            if self._under_way and (event := self._executor.next_event(1)) is not None:
-                self._take(event)
-            if time.monotonic() - renewed > LEASE / 10:
-                self._journal.renew()
-                renewed = time.monotonic()
+        for entry in run_tasks(
+            self._jobs, self._executor, self._watcher,
+            begin=self._begin, end=self._end, fail_fast=self._fail_fast, idle=self._renew,
+        ):  # fmt: skip
+            self._ended[entry.name] = entry
 
-    def _begin(self, job: Job) -> None:
+    def _begin(self, job: Job) -> Task | Entry | None:
+        unreadable: CheckpointError | None = None
+        fingerprint = ""
         try:
             fingerprint = self._journal.fingerprint(job)
         except OSError as error:
-            claim, _ = self._journal.claim(job, "", retry_failed=True)
-            if claim == "begin":
-                failure = CheckpointError(
-                    f"The checkpoint cannot be read: {error.strerror}.",
-                    code="PTC6037",
-                    fix="Check that the file exists and that you may read it.",
-                )
-                self._enter(job, "failed", failure.exit_status, failure.what, [failure.code], (), 0.0, None)
-            else:
-                self._elsewhere.append(job.name)
-            return
-        claim, entry = self._journal.claim(job, fingerprint, retry_failed=self._retry_failed)
+            unreadable = CheckpointError(
+                f"The checkpoint cannot be read: {error.strerror}.",
+                code="PTC6037",
+                fix="Check that the file exists and that you may read it.",
+            )
+        retry = self._retry_failed or unreadable is not None
+        claim, entry = self._journal.claim(job, fingerprint, retry_failed=retry)
         if claim == "elsewhere":
             self._elsewhere.append(job.name)
-        elif entry is not None:
-            self._ended[job.name] = entry
-            self._tell(entry, None)
-        else:
-            self._under_way[job.name] = job
-            self._executor.submit(self._task(job))
-
-    def _task(self, job: Job) -> Task:
+        if claim != "begin":
+            return entry
+        if unreadable is not None:
+            status, codes = unreadable.exit_status, [unreadable.code]
+            return self._journal.end(job, "failed", status, unreadable.what, (), 0.0, codes=codes)
         outputs = {format: str(path.resolve()) for format, path in job.outputs(self._folder).items()}
-        log = str(self._log(job).resolve())
-        return Task(job.name, str(job.path.resolve()), outputs, log, absolute_options(job))
+        return Task(job.name, str(job.path.resolve()), outputs, str(self._log(job).resolve()), absolute_options(job))
+
+    def _end(self, job: Job, event: Finished) -> Entry:
+        write_report(self._folder / REPORTS / f"{job.name}.json", event.outcome)
+        state, reason, codes = _verdict(event.outcome)
+        artifacts = [Path(a["path"]) for a in event.outcome.get("artifacts", ()) if a["path"]]
+        return self._journal.end(
+            job, state, event.outcome["exit_status"], reason, artifacts, event.seconds, str(self._log(job)), codes
+        )
 
     def _log(self, job: Job) -> Path:
         return self._folder / LOGS / f"{job.name}.log"
 
-    def _take(self, event: Step | Finished) -> None:
-        if isinstance(event, Step):
-            if self._watcher is not None:
-                self._watcher.step(event.slot, event.name, event.step)
-            return
-        job = self._under_way.pop(event.name)
-        write_report(self._folder / REPORTS / f"{job.name}.json", event.outcome)
-        state, reason, codes = _verdict(event.outcome)
-        artifacts = [Path(a["path"]) for a in event.outcome.get("artifacts", ()) if a["path"]]
-        self._enter(job, state, event.outcome["exit_status"], reason, codes, artifacts, event.seconds, event.slot)
-
-    def _enter(
-        self,
-        job: Job,
-        state: State,
-        exit_status: int,
-        reason: str,
-        codes: Sequence[str],
-        artifacts: Sequence[Path],
-        seconds: float,
-        slot: int | None,
-    ) -> None:
-        log = "" if slot is None else str(self._log(job))
-        entry = self._journal.end(job, state, exit_status, reason, artifacts, seconds, log, codes)
-        self._ended[job.name] = entry
-        self._tell(entry, slot)
-
-    def _tell(self, entry: Entry, slot: int | None) -> None:
-        if self._watcher is not None:
-            self._watcher.ended(entry, slot)
+    def _renew(self) -> None:
+        if time.monotonic() - self._renewed > LEASE / 10:
+            self._journal.renew()
+            self._renewed = time.monotonic()
 
     def report(self, started: float) -> BatchReport:
         entries = [self._ended[job.name] for job in self._jobs if job.name in self._ended]

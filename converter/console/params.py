@@ -216,3 +216,8 @@ def shard_of(ctx: click.Context, param: click.Parameter, value: str | None) -> t
     if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
         raise click.BadParameter("give the part and how many there are, as 1/8")
     return int(part), int(parts)
+
+
+def bytes_of(ctx: click.Context, param: click.Parameter, value: float | None) -> int | None:
+    """Convert GiB."""
+    return None if value is None else int(value * 2**30)

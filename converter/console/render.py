@@ -127,9 +127,7 @@ def _checks(checks: Sequence[FormatCheck]) -> RenderableType:
 
 
 def _operators(operators: Sequence[UnsupportedOperator]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("operator", "count", "modules", "source"):
-        table.add_column(column, overflow="fold")
+    table = _table("operator", "count", "modules", "source")
     for one in operators:
         source = one.source_line.removeprefix(f"{Path.cwd()}{os.sep}")
         table.add_row(Text(one.operator), str(one.count), Text(one.modules), Text(source))
@@ -202,10 +200,15 @@ def _statistics(one: Statistics) -> str:
     )
 
 
-def _trace(rows: Sequence[TraceRow]) -> Table:
+def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("module", "operator", "PyTorch", "converted", "error"):
+    for column in columns:
         table.add_column(column, overflow="fold")
+    return table
+
+
+def _trace(rows: Sequence[TraceRow]) -> Table:
+    table = _table("module", "operator", "PyTorch", "converted", "error")
     for row in rows:
         actual = _statistics(row.actual) if row.actual else "part of another"
         error = "" if row.error is None else f"{row.error:.1e}"
@@ -215,9 +218,7 @@ def _trace(rows: Sequence[TraceRow]) -> Table:
 
 
 def _weights(matches: Sequence[WeightMatch]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("tensor", "shape", "found", "as", "how"):
-        table.add_column(column, overflow="fold")
+    table = _table("tensor", "shape", "found", "as", "how")
     for match in matches:
         style = "red" if match.found in ("changed", "missing") else ""
         table.add_row(match.tensor, _shape(match.shape), Text(match.found, style), match.name, match.how)
@@ -225,9 +226,7 @@ def _weights(matches: Sequence[WeightMatch]) -> Table:
 
 
 def _plan(rows: Sequence[PlanRow]) -> RenderableType:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("value", "operator", "shape", "axes", "moves"):
-        table.add_column(column, overflow="fold")
+    table = _table("value", "operator", "shape", "axes", "moves")
     for row in rows:
         shape = f"[{', '.join(map(str, row.shape))}]" if row.shape else ""
         table.add_row(row.value, row.operator, Text(shape), row.axes, Text("; ".join(row.moves), "yellow"))

@@ -644,9 +644,9 @@ def test_a_killed_batch_goes_on_where_it_was(tmp_path, calibrate):
     assert report == json.loads((tmp_path / "out/summary.json").read_text())
     assert report["counts"] == {"verified": 6, "not verified": 0, "disagrees": 0, "failed": 1}
     states = {entry["name"]: entry for entry in report["entries"]}
-    assert states["net0"]["before"]
+    assert states["net0"]["already_done"]
     assert (states["net3"]["state"], states["net3"]["path"]) == ("verified", "net3")
-    assert not states["net4"]["before"]
+    assert not states["net4"]["already_done"]
     assert Counter(entry["attempts"] for entry in report["entries"])[1] >= 6  # at most the one under way began twice
     assert "no PyTorch checkpoint" in states["bad"]["reason"] or "not a PyTorch checkpoint" in states["bad"]["reason"]
     log = (tmp_path / "out/logs/net4.log").read_text()
