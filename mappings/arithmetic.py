@@ -198,16 +198,6 @@ def with_sign(a, b):
     return ops.where(ops.signbit(b), -ops.abs(a), ops.abs(a))
 
 
-@maps(aten.copysign.Tensor, aten.copysign.Scalar)
-def copysign(plan, x, other):
-    return both(plan, with_sign, x, other)
-
-
-@maps(aten.signbit.default)
-def sign_bit(plan, x):
-    return plan.elementwise(ops.signbit, x)
-
-
 @maps(aten.angle.default)
 def angle(plan, x):
     """Return the angle of real numbers: pi if negative."""
@@ -219,38 +209,23 @@ def angle(plan, x):
     return arithmetic(plan, apply, x)
 
 
-@maps(aten.gcd.default)
-def greatest_common_divisor(plan, x, other):
-    return both(plan, ops.gcd, x, other)
+def hypotenuse(a, b):
+    endless = ops.logical_or(ops.isinf(a), ops.isinf(b))  # Keras divides infinity by infinity
+    return ops.where(endless, math.inf, ops.hypot(a, b))
 
 
-@maps(aten.lcm.default)
-def least_common_multiple(plan, x, other):
-    return both(plan, ops.lcm, x, other)
-
-
-@maps(aten.nextafter.default)
-def next_after(plan, x, other):
-    return both(plan, ops.nextafter, x, other)
-
-
-@maps(aten.atan2.default)
-def arctan2(plan, x, other):
-    return both(plan, ops.arctan2, x, other)
-
-
-@maps(aten.hypot.default)
-def hypotenuse(plan, x, other):
-    def apply(a, b):
-        endless = ops.logical_or(ops.isinf(a), ops.isinf(b))  # Keras divides infinity by infinity
-        return ops.where(endless, math.inf, ops.hypot(a, b))
-
-    return both(plan, apply, x, other)
-
-
-@maps(aten.logaddexp.default)
-def logaddexp(plan, x, other):
-    return both(plan, ops.logaddexp, x, other)
+BINARY = {
+    aten.atan2.default: ops.arctan2,
+    aten.copysign.Scalar: with_sign,
+    aten.copysign.Tensor: with_sign,
+    aten.gcd.default: ops.gcd,
+    aten.hypot.default: hypotenuse,
+    aten.lcm.default: ops.lcm,
+    aten.logaddexp.default: ops.logaddexp,
+    aten.nextafter.default: ops.nextafter,
+}
+for target, function in BINARY.items():
+    maps(target)(lambda plan, x, other, function=function: both(plan, function, x, other))
 
 
 @maps(aten.xlogy.Tensor, aten.xlogy.Scalar_Self, aten.xlogy.Scalar_Other)
@@ -290,8 +265,3 @@ def add(plan, x, other, alpha=1):
 @maps(aten.sub.Scalar)
 def subtract(plan, x, other, alpha=1):
     return both(plan, lambda a, b: a - b, x, other * alpha)
-
-
-@maps(aten.rsub.Tensor)
-def reverse_subtract(plan, x, other, alpha=1):
-    return arithmetic(plan, lambda a, b: b - a * alpha, x, other)

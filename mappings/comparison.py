@@ -110,16 +110,11 @@ def masked_fill(plan, x, mask, value):
     return where(plan, mask, value, x)
 
 
-@maps(aten.isnan.default)
-def is_nan(plan, x):
-    return plan.elementwise(ops.isnan, x)
-
-
-@maps(aten.isinf.default)
-def is_infinite(plan, x):
-    return plan.elementwise(ops.isinf, x)
-
-
-@maps(aten.isfinite.default)
-def is_finite(plan, x):
-    return plan.elementwise(ops.isfinite, x)
+OF_FLOATS = {
+    aten.isfinite.default: ops.isfinite,
+    aten.isinf.default: ops.isinf,
+    aten.isnan.default: ops.isnan,
+    aten.signbit.default: ops.signbit,
+}
+for target, function in OF_FLOATS.items():
+    maps(target)(lambda plan, x, function=function: plan.elementwise(function, x))

@@ -133,7 +133,7 @@ def subtract(plan, x, other, alpha=1):
     return arithmetic(plan, lambda a, b: a - b if alpha == 1 else a - b * alpha, x, other)
 
 
-@maps(aten.rsub.Scalar)
+@maps(aten.rsub.Scalar, aten.rsub.Tensor)
 def reverse_subtract(plan, x, other, alpha=1):
     return arithmetic(plan, lambda a, b: b - a * alpha, x, other)
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from keras import KerasTensor, layers, ops
 
+from converter.ir.aten import AVERAGE_POOLS, MAX_POOLS
 from converter.ir.lazy_tensor import LazyTensor
 from converter.ir.sizes import as_size
 from converter.plan.layout import channels_last_result
@@ -28,15 +29,6 @@ MAXIMUM = {1: layers.MaxPooling1D, 2: layers.MaxPooling2D}
 AVERAGE = {1: layers.AveragePooling1D, 2: layers.AveragePooling2D}
 GLOBAL_MAXIMUM = {1: layers.GlobalMaxPooling1D, 2: layers.GlobalMaxPooling2D, 3: layers.GlobalMaxPooling3D}
 GLOBAL_AVERAGE = {1: layers.GlobalAveragePooling1D, 2: layers.GlobalAveragePooling2D, 3: layers.GlobalAveragePooling3D}
-MAX_POOLS = {
-    aten.max_pool1d.default: 1,
-    aten.max_pool2d.default: 2,
-    aten.max_pool3d.default: 3,
-    aten.max_pool1d_with_indices.default: 1,
-    aten.max_pool2d_with_indices.default: 2,
-    aten.max_pool3d_with_indices.default: 3,
-}
-AVERAGE_POOLS = {aten.avg_pool1d.default: 1, aten.avg_pool2d.default: 2, aten.avg_pool3d.default: 3}
 ADAPTIVE_MAX_POOLS = {
     aten.adaptive_max_pool1d.default: 1,
     aten.adaptive_max_pool2d.default: 2,
@@ -266,30 +258,39 @@ def divisors(sizes, kernel, stride, padding, ceil_mode, count_include_pad) -> to
     return (total / mean)[0, 0]
 
 
-@maps(*ADAPTIVE_AVERAGE_POOLS, channels_last=True)
-def adaptive_average_pool(plan, x, output_size):
-    rank = ADAPTIVE_AVERAGE_POOLS[plan.node.target]
+def adaptive_pool(plan, rank, layer, resize, known):
+    """Return a pool to a shape: a layer over everything, `resize` for each dynamic dimension, else `known`."""
 
     def pool(x, shape):
         if x.shape == shape:
             return x
         if all(n == 1 for n in shape[2:]):
-            return whole(plan, x, GLOBAL_AVERAGE[rank], shape)
-        if not all(isinstance(n, int) for n in (*x.shape[2:], *shape[2:])):
-            for dim in range(2, rank + 2):
-                if x.shape[dim] != shape[dim]:
-                    x = dynamic_resize.weighted(
-                        plan, x, dim, shape[dim], Resize(), dynamic_resize.mean, "an adaptive pool"
-                    )
-            return x
-        size = evenly(x.shape[2:], shape[2:])
+            return whole(plan, x, layer[rank], shape)
+        if all(isinstance(n, int) for n in (*x.shape[2:], *shape[2:])):
+            return known(plan, x, shape, evenly(x.shape[2:], shape[2:]))
+        for dim in range(2, rank + 2):
+            if x.shape[dim] != shape[dim]:
+                x = resize(plan, x, dim, shape[dim])
+        return x
+
+    return pool
+
+
+@maps(*ADAPTIVE_AVERAGE_POOLS, channels_last=True)
+def adaptive_average_pool(plan, x, output_size):
+    rank = ADAPTIVE_AVERAGE_POOLS[plan.node.target]
+
+    def resize(plan, x, dim, size):
+        return dynamic_resize.weighted(plan, x, dim, size, Resize(), dynamic_resize.mean, "an adaptive pool")
+
+    def known(plan, x, shape, size):
         if size:
             return averaged(plan, x, size, size, [(0, 0)] * rank, False, shape)
         for dim in range(2, rank + 2):
             x = multiplied(plan, x, dim, averaging_matrix(x.shape[dim], shape[dim]), "an adaptive pool")
         return x
 
-    return of_batch(plan, x, rank, pool, plan.shape())
+    return of_batch(plan, x, rank, adaptive_pool(plan, rank, GLOBAL_AVERAGE, resize, known), plan.shape())
 
 
 def whole(plan, x, layer, shape):
@@ -316,17 +317,7 @@ def averaging_matrix(size: int, out: int) -> np.ndarray:
 def adaptive_max_pool(plan, x, output_size):
     rank = ADAPTIVE_MAX_POOLS[plan.node.target]
 
-    def pool(x, shape):
-        if x.shape == shape:
-            return x
-        if all(n == 1 for n in shape[2:]):
-            return whole(plan, x, GLOBAL_MAXIMUM[rank], shape)
-        if not all(isinstance(n, int) for n in (*x.shape[2:], *shape[2:])):
-            for dim in range(2, rank + 2):
-                if x.shape[dim] != shape[dim]:
-                    x = dynamic_resize.largest(plan, x, dim, shape[dim])
-            return x
-        size = evenly(x.shape[2:], shape[2:])
+    def known(plan, x, shape, size):
         if size and rank < 3:
             x, _ = plan.channels_last(x)
             layout = channels_last_result(x.layout, shape, channels=1)
@@ -344,6 +335,8 @@ def adaptive_max_pool(plan, x, output_size):
 
                 x = by_axis(plan, x, dim, shape[dim], parts)
         return x
+
+    pool = adaptive_pool(plan, rank, GLOBAL_MAXIMUM, dynamic_resize.largest, known)
 
     def windows(out):
         return [adaptive(size, n) for size, n in zip(x.shape[-rank:], out, strict=True)]

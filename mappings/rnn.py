@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -141,14 +142,10 @@ def recurrent(
     x: Value,
     given: Sequence[Value | Constant],
     params: Sequence[Constant],
-    has_biases: bool,
-    num_layers: int,
-    dropout: float,
-    train: bool,
-    bidirectional: bool,
-    batch_first: bool,
+    *settings: Any,
 ) -> list[Value]:
     """Return the sequence and the last states, each (layers and directions, batch, units)."""
+    has_biases, num_layers, dropout, train, bidirectional, batch_first = settings
     if dropout and train:
         raise Unsupported("dropout that is active")
     if not all(isinstance(w, Constant) for w in params):

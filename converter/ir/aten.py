@@ -198,3 +198,19 @@ def read_item(node: fx.Node) -> tuple[fx.Node, int] | None:
         return None
     source, position = node.args
     return (source, position) if isinstance(source, fx.Node) and isinstance(position, int) else None
+
+
+# The rank of each pool's windows.
+MAX_POOLS: dict[object, int] = {
+    aten.max_pool1d.default: 1,
+    aten.max_pool2d.default: 2,
+    aten.max_pool3d.default: 3,
+    aten.max_pool1d_with_indices.default: 1,
+    aten.max_pool2d_with_indices.default: 2,
+    aten.max_pool3d_with_indices.default: 3,
+}
+AVERAGE_POOLS: dict[object, int] = {
+    aten.avg_pool1d.default: 1,
+    aten.avg_pool2d.default: 2,
+    aten.avg_pool3d.default: 3,
+}

@@ -1,5 +1,7 @@
 """Custom operators of capture and the rewrites. Each runs in PyTorch, so a rewritten graph can be executed."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -60,15 +62,8 @@ def separable_conv2d(
 
 
 @separable_conv2d.register_fake
-def _(
-    x: Tensor,
-    depthwise: Tensor,
-    pointwise: Tensor,
-    bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-) -> Tensor:
+def _(x: Tensor, depthwise: Tensor, pointwise: Tensor, *settings: Any) -> Tensor:
+    _, stride, padding, dilation = settings
     sizes = _convolved(x, depthwise, stride, [*padding[:2], *padding[-2:]], dilation)
     return x.new_empty(x.shape[0], pointwise.shape[0], *sizes)
 
@@ -94,18 +89,8 @@ def recurrent(
 
 
 @recurrent.register_fake
-def _(
-    kind: str,
-    x: Tensor,
-    states: list[Tensor],
-    weights: list[Tensor],
-    has_biases: bool,
-    num_layers: int,
-    dropout: float,
-    train: bool,
-    bidirectional: bool,
-    batch_first: bool,
-) -> list[Tensor]:
+def _(kind: str, x: Tensor, states: list[Tensor], weights: list[Tensor], *settings: Any) -> list[Tensor]:
+    *_, bidirectional, _ = settings
     features = weights[1].shape[1] * (2 if bidirectional else 1)
     return [x.new_empty(*x.shape[:2], features), *(torch.empty_like(state) for state in states)]
 
@@ -234,18 +219,7 @@ def multi_head_attention(
 
 
 @multi_head_attention.register_fake
-def _(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    weights: list[Tensor],
-    biases: list[Tensor],
-    query_rows: list[int],
-    key_rows: list[int],
-    value_rows: list[int],
-    columns: list[int],
-    heads: int,
-    dropout: float,
-) -> tuple[Tensor, Tensor]:
+def _(query: Tensor, key: Tensor, value: Tensor, weights: list[Tensor], *settings: Any) -> tuple[Tensor, Tensor]:
+    *_, heads, _ = settings
     scores = query.new_empty(query.shape[0], heads, query.shape[1], key.shape[1])
     return query.new_empty(*query.shape[:2], weights[3].shape[0]), scores

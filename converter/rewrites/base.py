@@ -3,7 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from converter.ir.program import Program
+from torch import fx
+
+from converter.ir.aten import set_arguments
+from converter.ir.lazy_tensor import LazyTensor
+from converter.ir.program import Origin, Program, tensor_name
 
 
 @dataclass(frozen=True)
@@ -24,3 +28,15 @@ class Change:
 
 
 Rewrite = Callable[[Program], list[Change]]
+
+
+def set_bias(
+    program: Program, layer: fx.Node, weight: fx.Node, bias: fx.Node | None, values: LazyTensor, origin: Origin
+) -> None:
+    """Give a convolution or linear layer other biases, as a new tensor beside its weight if it has no `bias`."""
+    if bias is not None:
+        program.replace_tensor(bias, values, origin, [layer])
+        return
+    name = f"{tensor_name(weight).rpartition('.')[0]}.bias".lstrip(".")
+    added = program.new_tensor(name, values, layer, origin, trainable=program.trainable(weight))
+    set_arguments(layer, bias=added)

@@ -10,10 +10,10 @@ from functools import partial
 import torch
 from torch import Tensor, fx
 
-from converter.ir.aten import bound_arguments, set_arguments
+from converter.ir.aten import bound_arguments
 from converter.ir.lazy_tensor import LazyTensor
-from converter.ir.program import Program, module_path, tensor_name
-from converter.rewrites.base import Change
+from converter.ir.program import Program, module_path
+from converter.rewrites.base import Change, set_bias
 
 aten = torch.ops.aten
 FOLDABLE = {
@@ -50,12 +50,7 @@ def fold_batch_norm(program: Program) -> list[Change]:
         origin = program.merged_origin(n for n in (weight, gamma, var) if n is not None)
         program.replace_tensor(weight, folded, origin, [producer])
         origin = program.merged_origin(n for n in (bias, *statistics) if n is not None)
-        if bias is not None:
-            program.replace_tensor(bias, shift, origin, [producer])
-        else:
-            name = f"{tensor_name(weight).rpartition('.')[0]}.bias".lstrip(".")
-            added = program.new_tensor(name, shift, producer, origin, trainable=program.trainable(weight))
-            set_arguments(producer, bias=added)
+        set_bias(program, producer, weight, bias, shift, origin)
         norm.replace_all_uses_with(producer)
         program.graph.erase_node(norm)
         changes.append(

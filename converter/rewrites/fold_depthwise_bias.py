@@ -10,8 +10,8 @@ from torch import Tensor
 
 from converter.ir.aten import set_arguments
 from converter.ir.lazy_tensor import LazyTensor
-from converter.ir.program import Program, module_path, tensor_name
-from converter.rewrites.base import Change
+from converter.ir.program import Program, module_path
+from converter.rewrites.base import Change, set_bias
 from converter.rewrites.merge_separable import read_separable
 
 aten = torch.ops.aten
@@ -29,12 +29,7 @@ def fold_depthwise_bias(program: Program) -> list[Change]:
             continue
         origin = program.merged_origin(n for n in (bias, weight, added) if n is not None)
         shift = LazyTensor.combine(carried, *(program.values(n) for n in (weight, added, bias) if n is not None))
-        if bias is not None:
-            program.replace_tensor(bias, shift, origin, [pointwise])
-        else:
-            name = f"{tensor_name(weight).rpartition('.')[0]}.bias".lstrip(".")
-            new = program.new_tensor(name, shift, pointwise, origin, trainable=program.trainable(weight))
-            set_arguments(pointwise, bias=new)
+        set_bias(program, pointwise, weight, bias, shift, origin)
         set_arguments(depthwise, bias=None)
         description = f"of `{module_path(depthwise)}` into `{module_path(pointwise)}`"
         changes.append(Change("depthwise bias folded", module_path(pointwise), description, routine=True))

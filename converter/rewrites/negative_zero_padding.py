@@ -10,11 +10,11 @@ import torch
 from torch import fx
 
 from converter.ir import custom_ops
-from converter.ir.aten import bound_arguments, first_input, set_arguments
+from converter.ir.aten import MAX_POOLS, bound_arguments, first_input, set_arguments
 from converter.ir.program import Program, module_path
 from converter.rewrites.base import Change
 from converter.rewrites.merge_padding import zeros_padded
-from converter.rewrites.normalize_pools import MAXIMUM, geometry
+from converter.rewrites.normalize_pools import geometry
 
 aten, ours = torch.ops.aten, torch.ops.converter
 assert custom_ops  # registers torch.ops.converter
@@ -33,7 +33,7 @@ NOT_NEGATIVE = (
 def negative_zero_padding(program: Program) -> list[Change]:
     changes = []
     for pool in program.graph.nodes:
-        rank = MAXIMUM.get(pool.target)
+        rank = MAX_POOLS.get(pool.target)
         pad = rank and _pad_before(first_input(pool))
         if not rank or not pad or not pad.meta["val"].is_floating_point():
             continue
@@ -52,7 +52,7 @@ def _pad_before(node: fx.Node) -> fx.Node | None:
 
 
 def _not_negative(node: fx.Node) -> bool:
-    while node.target in MAXIMUM or node.target in (aten.dropout.default, ours.dropout.default, aten.clone.default):
+    while node.target in MAX_POOLS or node.target in (aten.dropout.default, ours.dropout.default, aten.clone.default):
         node = first_input(node)
     if node.target is aten.hardtanh.default:
         least = bound_arguments(node).value("min_val")

@@ -9,27 +9,18 @@ import math
 import torch
 from torch import fx
 
-from converter.ir.aten import bound_arguments, first_input, set_arguments
+from converter.ir.aten import AVERAGE_POOLS, MAX_POOLS, bound_arguments, first_input, set_arguments
 from converter.ir.program import Program, module_path
 from converter.ir.sizes import symbolic_shape
 from converter.rewrites.base import Change
 
 aten = torch.ops.aten
-MAXIMUM: dict[object, int] = {
-    aten.max_pool1d.default: 1,
-    aten.max_pool2d.default: 2,
-    aten.max_pool3d.default: 3,
-    aten.max_pool1d_with_indices.default: 1,
-    aten.max_pool2d_with_indices.default: 2,
-    aten.max_pool3d_with_indices.default: 3,
-}
-AVERAGE: dict[object, int] = {aten.avg_pool1d.default: 1, aten.avg_pool2d.default: 2, aten.avg_pool3d.default: 3}
 
 
 def normalize_pools(program: Program) -> list[Change]:
     changes = []
     for node in list(program.graph.nodes):
-        rank = (AVERAGE | MAXIMUM).get(node.target)
+        rank = (AVERAGE_POOLS | MAX_POOLS).get(node.target)
         if rank is None:
             continue
         divisor = bound_arguments(node).values.get("divisor_override")
@@ -65,14 +56,14 @@ def round_down(program: Program, node: fx.Node, rank: int) -> bool:
         return True
     if isinstance(value, tuple):
         return False  # positions
-    rest = [] if node.target in MAXIMUM else [arguments.flag("count_include_pad")]
+    rest = [] if node.target in MAX_POOLS else [arguments.flag("count_include_pad")]
     with program.graph.inserting_before(node):
         for part in (True, False):
             along = [
                 [n if this == part else neutral for n, this in zip(values, down, strict=True)]
                 for values, neutral in ((kernel, 1), (stride, 1), (padding, 0), (dilation, 1))
             ]
-            windows = along if node.target in MAXIMUM else along[:3]
+            windows = along if node.target in MAX_POOLS else along[:3]
             x = program.insert_call(node.target, (x, *windows, not part, *rest), node)
     node.replace_all_uses_with(x)
     return True
@@ -103,5 +94,5 @@ def geometry(node: fx.Node, rank: int) -> tuple[list[int], list[int], list[int],
     """Return kernel_size, stride, padding and dilation along each axis."""
     arguments = bound_arguments(node)
     kernel, padding = arguments.integers("kernel_size", rank), arguments.integers("padding", rank)
-    dilation = arguments.integers("dilation", rank) if node.target in MAXIMUM else [1] * rank
+    dilation = arguments.integers("dilation", rank) if node.target in MAX_POOLS else [1] * rank
     return kernel, arguments.integers("stride", rank) or kernel, padding, dilation

@@ -4,6 +4,7 @@ Sizes may be symbols of torch.export (`torch.SymInt`), which PyTorch's own versi
 """
 
 import builtins
+import functools
 import math
 import operator
 from collections.abc import Callable
@@ -67,20 +68,11 @@ def _to_float(value: Any) -> Any:
     return torch.sym_float(value) if isinstance(value, torch.SymInt | torch.SymFloat) else float(value)
 
 
-def _largest(*values: Any) -> Any:
-    (items,) = values if len(values) == 1 else (values,)
-    largest = items[0]
-    for item in items[1:]:
-        largest = torch.sym_max(largest, item)
-    return largest
+def _extreme(of_two: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    return lambda *values: functools.reduce(of_two, values[0] if len(values) == 1 else values)
 
 
-def _smallest(*values: Any) -> Any:
-    (items,) = values if len(values) == 1 else (values,)
-    smallest = items[0]
-    for item in items[1:]:
-        smallest = torch.sym_min(smallest, item)
-    return smallest
+_largest, _smallest = _extreme(torch.sym_max), _extreme(torch.sym_min)
 
 
 def _slice(items: Any, start: Any = None, end: Any = None, step: int = 1) -> Any:

@@ -9,8 +9,6 @@ from torch import Tensor, fx
 from converter.ir.aten import bound_arguments
 from converter.ir.program import Program
 
-aten = torch.ops.aten
-
 # These make infinities from finite numbers that are not too large.
 MAKE_INFINITE = {
     "log", "log2", "log10", "log1p", "logit", "special_logit", "true_divide", "floor_divide", "reciprocal", "rsqrt",
