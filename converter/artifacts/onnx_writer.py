@@ -41,23 +41,6 @@ _KEPT_NOTE = "namespace"
 TRANSLATED = ("aten", "prims", "converter", "torchvision")
 
 
-def write(
-    module: torch.nn.Module,
-    inputs: Sequence[torch.Tensor],
-    input_names: Sequence[str],
-    output_names: Sequence[str],
-    dynamic_shapes: Any,
-    path: Path,
-    stamp: Mapping[str, Any],
-    opset: int | None = None,
-    *,
-    external_data: bool | None = None,
-) -> None:
-    """Export `module` and save it; the arguments are those of `export` and `Exported.save`."""
-    exported = export(module, inputs, input_names, output_names, dynamic_shapes, opset)
-    exported.save(path, stamp, external_data=external_data)
-
-
 def export(
     module: torch.nn.Module,
     inputs: Sequence[torch.Tensor],

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..lowering.tf_function import Saved, trace
+from ..lowering.tf_function import Saved
 from .runtime import graph_digest as digests
 from .runtime import stamp as stamps
 from .runtime.graph_ops import called_functions
@@ -19,17 +19,6 @@ if TYPE_CHECKING:
 
 _OBJECTS = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _GRAPH, _VARIABLES, _FOLDERS = "saved_model.pb", "variables/variables", ("assets", "variables")
-
-
-def write(
-    function: Callable[..., Mapping[str, tf.Tensor]],
-    signature: Sequence[tf.TensorSpec],
-    variables: Mapping[str, tf.Variable],
-    path: Path,
-    stamp: Mapping[str, Any],
-) -> None:
-    """Trace `function` and write it; the arguments are those of `trace` and `save`."""
-    save(trace(function, signature), variables, path, stamp)
 
 
 def save(traced: Any, variables: Mapping[str, tf.Variable], path: Path, stamp: Mapping[str, Any]) -> Saved:

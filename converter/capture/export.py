@@ -34,8 +34,6 @@ from converter.compat.export_patches import exporting
 from converter.errors import CaptureError, Note
 from converter.ir.program import Program
 
-aten = torch.ops.aten
-
 
 def capture(
     module: nn.Module,

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 
 OUR_NAMES = ("cli", "mappings", "converter")
 OUR_FOLDER = Path(__file__).resolve().parents[2]
@@ -81,9 +81,7 @@ class UserCode:
         sys.meta_path.insert(0, self)
         self._follow()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         sys.meta_path.remove(self)
         _active.pop()
         for name, owner in self._before.pop().items():

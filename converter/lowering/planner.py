@@ -24,8 +24,6 @@ from converter.plan.registry import Registry
 from converter.plan.steps import Constant, InputStep, Step, Unsupported, Value
 from converter.rewrites.fold_constants import NUMBERS, fold_constants
 
-aten = torch.ops.aten
-
 
 def make_plan(
     program: Program,

@@ -2,17 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from ..capture.random_inputs import InputSpec, shape_text
 from ..errors import UsageError
-from ..options import Preprocessing
+from ..options import Fit, Preprocessing
 
 ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-Fit = Literal["stretch", "crop", "pad"]
-Order = Literal["rgb", "bgr"]
 PAD_GREY = 114  # of 255, YOLO's letterbox
 
 

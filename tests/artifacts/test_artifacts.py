@@ -49,8 +49,7 @@ def write_keras(path: Path) -> None:
 def write_saved_model(path: Path) -> None:
     """With a loop and a custom gradient (silu), whose names TensorFlow counts up."""
     import tensorflow as tf
-
-    from converter.artifacts import saved_model_writer
+    from writers import write_saved_model
 
     variables = {"stem.0.conv/kernel": tf.Variable(KERNEL), "stem.0.conv.bias": tf.Variable(BIAS)}
 
@@ -60,7 +59,7 @@ def write_saved_model(path: Path) -> None:
         return {"total.1": tf.reduce_mean(doubled, [1, 2]), "features": features}
 
     signature = [tf.TensorSpec((None, 9, 8, 4), tf.float32, name="image")]
-    saved_model_writer.write(function, signature, variables, path, STAMP)
+    write_saved_model(function, signature, variables, path, STAMP)
 
 
 def torch_network():
@@ -82,11 +81,11 @@ def torch_network():
 
 def write_onnx(path: Path, *, external_data: bool | None = None) -> None:
     import torch
+    from writers import write_onnx
 
     import converter.ir.custom_ops  # noqa: F401  # registers space_to_depth
-    from converter.artifacts import onnx_writer
 
-    onnx_writer.write(
+    write_onnx(
         torch_network(),
         (torch.zeros(2, 3, 10, 8),),
         ["image"],
@@ -414,11 +413,10 @@ def test_a_keras_file_of_any_name_opens(runners, artifacts, tmp_path):
 @pytest.mark.parametrize("name", [None, "images.0", "0", "größe"])
 def test_an_input_name_that_tensorflow_would_change_is_refused(tmp_path, name):
     import tensorflow as tf
-
-    from converter.artifacts import saved_model_writer
+    from writers import write_saved_model
 
     with pytest.raises(ValueError, match="rename"):
-        saved_model_writer.write(lambda x: {"y": x}, [tf.TensorSpec((1,), name=name)], {}, tmp_path / "m", STAMP)
+        write_saved_model(lambda x: {"y": x}, [tf.TensorSpec((1,), name=name)], {}, tmp_path / "m", STAMP)
 
 
 def test_the_saved_model_keeps_its_weights_by_name_and_once(artifacts):
@@ -541,26 +539,23 @@ def test_the_exporter_does_not_warn(tmp_path, recwarn):
 def test_onnx_has_the_opset_asked_for(tmp_path, opset):
     import onnx
     import torch
+    from writers import write_onnx
 
-    from converter.artifacts import onnx_writer
-
-    onnx_writer.write(torch.nn.GELU(), (torch.zeros(2, 3),), ["x"], ["y"], None, tmp_path / "a.onnx", STAMP, opset)
+    write_onnx(torch.nn.GELU(), (torch.zeros(2, 3),), ["x"], ["y"], None, tmp_path / "a.onnx", STAMP, opset)
     assert [entry.version for entry in onnx.load(tmp_path / "a.onnx").opset_import] == [opset]
 
 
 def test_an_opset_that_the_exporter_does_not_reach_is_no_other_one(tmp_path):
     import torch
-
-    from converter.artifacts import onnx_writer
+    from writers import write_onnx
 
     with pytest.raises(ConversionError, match="gave opset 18, not 12"):
-        onnx_writer.write(torch.nn.ReLU(), (torch.zeros(2, 3),), ["x"], ["y"], None, tmp_path / "a.onnx", STAMP, 12)
+        write_onnx(torch.nn.ReLU(), (torch.zeros(2, 3),), ["x"], ["y"], None, tmp_path / "a.onnx", STAMP, 12)
 
 
 def test_operators_of_ours_come_out_as_onnx_operators(tmp_path, runners, artifacts):
     import torch
-
-    from converter.artifacts import onnx_writer
+    from writers import write_onnx
 
     class Ours(torch.nn.Module):
         def forward(self, x):
@@ -568,7 +563,7 @@ def test_operators_of_ours_come_out_as_onnx_operators(tmp_path, runners, artifac
             return ours.dropout(ours.reorder_channels(ours.space_to_depth(x, 2), [1, 0, 3, 2]), 0.5)
 
     image = torch.arange(48.0).reshape(2, 1, 4, 6)
-    onnx_writer.write(Ours().eval(), (image,), ["x"], ["y"], None, tmp_path / "a.onnx", STAMP)
+    write_onnx(Ours().eval(), (image,), ["x"], ["y"], None, tmp_path / "a.onnx", STAMP)
     try:
         runners["onnx"].open(tmp_path / "a.onnx")
         assert runners["onnx"].operators() == {"Gather": 1, "SpaceToDepth": 1}
@@ -579,15 +574,14 @@ def test_operators_of_ours_come_out_as_onnx_operators(tmp_path, runners, artifac
 
 def test_onnx_of_an_operator_without_translation_is_explained(tmp_path):
     import torch
-
-    from converter.artifacts import onnx_writer
+    from writers import write_onnx
 
     class Sorted(torch.nn.Module):
         def forward(self, x):
             return torch.linalg.eigvals(x).real
 
     with pytest.raises(ConversionError, match="linalg_eig"):
-        onnx_writer.write(Sorted().eval(), (torch.zeros(3, 3),), ["x"], ["y"], None, tmp_path / "a.onnx", STAMP)
+        write_onnx(Sorted().eval(), (torch.zeros(3, 3),), ["x"], ["y"], None, tmp_path / "a.onnx", STAMP)
 
 
 @pytest.mark.parametrize("format", WRITERS)

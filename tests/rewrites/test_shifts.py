@@ -27,8 +27,8 @@ from shift_spellings import (
     documents_tensor,
 )
 from torch import Tensor, nn
+from writers import write_onnx
 
-from converter.artifacts import onnx_writer
 from converter.errors import CaptureError
 from converter.ir.program import Program
 from converter.lowering.executor import PlanExecutor
@@ -78,7 +78,7 @@ def lowered(program: Program, x: Tensor, stock: bool = False) -> np.ndarray:
 def in_onnx(program: Program, x: Tensor, path) -> np.ndarray:
     module = program.with_dtype(torch.float32).graph_module
     shapes = ({0: torch.export.Dim("batch", min=1)},)
-    onnx_writer.write(module, [torch.cat([x, x])], ["x"], ["y"], shapes, path, {})
+    write_onnx(module, [torch.cat([x, x])], ["x"], ["y"], shapes, path, {})
     return onnxruntime.InferenceSession(str(path)).run(["y"], {"x": x.numpy()})[0]
 
 
@@ -222,7 +222,7 @@ def test_any_shift_is_lowered_exactly(tmp_path_factory, drawn, format, behind):
         names = [f"y{i}" for i in range(len(all_arguments))]
         path = tmp_path_factory.mktemp("shifts") / "shifts.onnx"
         free = ({0: torch.export.Dim("batch", min=1)},)
-        onnx_writer.write(program.with_dtype(torch.float32).graph_module, [x], ["x"], names, free, path, {})
+        write_onnx(program.with_dtype(torch.float32).graph_module, [x], ["x"], names, free, path, {})
         results = onnxruntime.InferenceSession(str(path)).run(names, {"x": x.numpy()})
     else:
         plan = planned(program)

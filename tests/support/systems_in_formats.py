@@ -12,8 +12,8 @@ import tensorflow as tf
 import torch
 from equivalence import captured, examples, to_artifact, to_torch
 from torch import Tensor, nn
+from writers import write_onnx
 
-from converter.artifacts import onnx_writer
 from converter.artifacts.runtime.graph_ops import count_operators
 from converter.ir.program import Program
 from converter.lowering.executor import PlanExecutor
@@ -88,7 +88,7 @@ def in_onnx(program: Program, inputs: Sequence[Tensor], path: Path) -> tuple[Run
     shapes = tuple({0: torch.export.Dim("batch", min=1)} for _ in inputs)
     module = program.with_dtype(torch.float32).graph_module
     names = [f"x{i}" for i in range(len(inputs))]
-    onnx_writer.write(module, list(inputs), names, ["y"], shapes, path, {})
+    write_onnx(module, list(inputs), names, ["y"], shapes, path, {})
     session = onnxruntime.InferenceSession(str(path))
     counted: dict[str, int] = {}
     for node in onnx.load(str(path)).graph.node:

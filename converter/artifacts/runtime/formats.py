@@ -5,10 +5,9 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Literal, get_args
+from typing import BinaryIO, Literal
 
 Format = Literal["tf", "keras", "onnx", "tflite"]
-FORMATS: tuple[Format, ...] = get_args(Format)
 
 # onnx.proto, ModelProto: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 _IR_VERSION, _GRAPH, _OPSET_IMPORT = 1, 7, 8

@@ -182,10 +182,6 @@ def _forward(module: ScriptedModule, script: Any) -> Callable[..., Any]:
     return forward
 
 
-def _parameter_name(name: str, number: int) -> str:
-    return name if name.isidentifier() and not keyword.iskeyword(name) else f"input_{number}"
-
-
 def _as_tensor(value: Any) -> Any:
     if isinstance(value, Number):
         return value.as_tensor()
