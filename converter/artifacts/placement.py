@@ -30,7 +30,6 @@ import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from ..errors import ConversionError, Note, OutputError
@@ -152,9 +151,7 @@ class Placement:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, *_: object) -> None:
         if not self._done:
             if self._committing:  # interrupted half-way
                 with _explained(self.target), _alone_in(self._parent):

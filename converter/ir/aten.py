@@ -201,7 +201,7 @@ def read_item(node: fx.Node) -> tuple[fx.Node, int] | None:
 
 
 # The rank of each pool's windows.
-MAX_POOLS: dict[object, int] = {
+MAX_POOLS: dict[Any, int] = {
     aten.max_pool1d.default: 1,
     aten.max_pool2d.default: 2,
     aten.max_pool3d.default: 3,
@@ -209,7 +209,7 @@ MAX_POOLS: dict[object, int] = {
     aten.max_pool2d_with_indices.default: 2,
     aten.max_pool3d_with_indices.default: 3,
 }
-AVERAGE_POOLS: dict[object, int] = {
+AVERAGE_POOLS: dict[Any, int] = {
     aten.avg_pool1d.default: 1,
     aten.avg_pool2d.default: 2,
     aten.avg_pool3d.default: 3,

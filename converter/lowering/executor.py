@@ -129,6 +129,7 @@ class PlanExecutor:
         tensors: every variable made so far, by name, and the constant it holds.
         paths: PyTorch's path of each layer of a Keras file, by the layer's name.
         saved: the fixed parts of a SavedModel of it.
+        prepared: all layers and variables are made.
     """
 
     plan: PlanBuilder
@@ -137,6 +138,7 @@ class PlanExecutor:
     tensors: dict[str, tuple[Any, Constant]] = field(default_factory=dict)
     paths: dict[str, str] = field(default_factory=dict)
     saved: Saved | None = None
+    prepared: bool = field(default=False, init=False)
     _layers: dict[Hashable, layers.Layer] = field(default_factory=dict)
     _constants: dict[Hashable, Any] = field(default_factory=dict)
     _names: set[str] = field(default_factory=set)
@@ -159,6 +161,7 @@ class PlanExecutor:
                         self._variable(step)
                     elif isinstance(step, ConstantStep):
                         self._inlined.append((step.constant, step.constant.array().tobytes()))
+        self.prepared = True
         return self
 
     def reload_weights(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
@@ -11,11 +10,10 @@ from torch import nn
 
 from converter.artifacts.paths import parse_formats
 from converter.errors import ConversionError, wrap_unexpected
-from converter.lowering.user_lowerings import load_mappings
 from converter.options import ArtifactOptions, InspectKeywords, InspectOptions
 from converter.pipeline.build import build
 from converter.pipeline.clock import Clock, Progress
-from converter.pipeline.load_model import LoadedModel, load_model
+from converter.pipeline.load_model import LoadedModel, load_with_mappings
 from converter.report.failures import failure_of
 from converter.report.results import CheckReport, FormatCheck
 from converter.verification.reference import OWN_ROUNDS, take_reference
@@ -38,9 +36,8 @@ def check(
     """
     options = InspectOptions.of(**keywords)
     clock = Clock(progress)
-    added = load_mappings(options.artifact.mappings)
-    source = load_model(model, options, fixed_batch=options.artifact.fixed_batch, clock=clock, mappings=added)
-    checks = check_formats(source, to, replace(options.artifact, mappings=added.digests), options.capture.seed, clock)
+    source, artifact_options = load_with_mappings(model, options, clock)
+    checks = check_formats(source, to, artifact_options, options.capture.seed, clock)
     return CheckReport(source.name, checks, options.report.shown((*source.notes, *source.program.notes)))
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Self, Unpack
 
 from torch import nn
@@ -20,10 +19,10 @@ from converter.errors import ConversionError, UsageError, wrap_unexpected
 from converter.lowering.training_notes import training_notes
 from converter.lowering.user_lowerings import load_mappings
 from converter.memory import return_large_blocks
-from converter.options import ArtifactOptions, ConvertKeywords, ConvertOptions, ProofOptions
+from converter.options import ConvertKeywords, ConvertOptions
 from converter.pipeline.build import RewrittenModel, build, summarize_changes
 from converter.pipeline.clock import Clock, Progress
-from converter.pipeline.load_model import LoadedModel, load_model
+from converter.pipeline.load_model import LoadedModel, compute_reference, load_model
 from converter.pipeline.program_cache import ProgramCache
 from converter.plan.interface import facts, symbol_names
 from converter.report.failures import failure_of
@@ -31,7 +30,8 @@ from converter.report.results import Accuracy, ArtifactReport, ConversionReport,
 from converter.rewrites.base import Change
 from converter.verification.divergence import by_module, disagrees, locate_divergence, trace_artifact, worst_round
 from converter.verification.output_proofs import compare_artifact
-from converter.verification.reference import Reference, take_reference
+from converter.verification.prove import prove_function, prove_weights, trace
+from converter.verification.reference import Reference
 from converter.verification.run_artifact import feed, labeled_accuracy, run_artifact
 
 
@@ -73,7 +73,7 @@ class ConversionSession:
 
     def __init__(self, *, lasting: bool = False):
         self._lasting = lasting
-        self._cache = ProgramCache() if lasting else None
+        self._cache = ProgramCache[RewrittenModel]() if lasting else None
         self._runners: dict[Format, Runner] = {}
 
     def convert(
@@ -109,9 +109,7 @@ class ConversionSession:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _runner(self, format: Format) -> Runner:
@@ -136,66 +134,38 @@ class ConversionSession:
         output: str | Path | Mapping[str, str | Path] | None,
         progress: Progress | None,
         options: ConvertOptions,
-        cache: ProgramCache | None,
+        cache: ProgramCache[RewrittenModel] | None,
     ) -> ConversionReport:
         return_large_blocks()
         formats: list[Format] = parse_formats(to)  # type: ignore[assignment]
         if not formats:
             raise UsageError("no format is given", code="PTC6026", fix=f"one of {', '.join(SUFFIXES)}")
+        paths = _output_paths(model, formats, output)
         clock = Clock(progress)
-        source_path = Path("model" if isinstance(model, nn.Module) else model)
-        if isinstance(output, Mapping):
-            paths = {f: output_path(source_path, f, Path(output[f]), False) for f in formats}
-        else:
-            paths = {
-                f: output_path(source_path, f, Path(output) if output else None, len(formats) > 1) for f in formats
-            }
-
-        if not isinstance(model, nn.Module):
-            _refuse_to_replace(source_path, paths.values())
-
         with ExitStack() as stack:
             added = load_mappings(options.artifact.mappings)
-            artifact_options = replace(options.artifact, mappings=added.digests)
+            options = replace(options, artifact=replace(options.artifact, mappings=added.digests))
             placements = {f: stack.enter_context(Placement(paths[f], force=options.write.force)) for f in formats}
             runners = {f: self._runner(f) for f in formats} if options.write.verify else {}
             source = load_model(
                 model, options, fixed_batch=options.artifact.fixed_batch, clock=clock, cache=cache, mappings=added
             )
-            reference = None
-            if options.write.verify:
-                with clock("run PyTorch"):
-                    reference = take_reference(
-                        source.program,
-                        source.module,
-                        seed=options.capture.seed,
-                        inputs=options.proof.inputs,
-                        running=source.running,
-                        preprocessing=options.proof.preprocessing,
-                    )
-                    source.probe = reference.probe(source.program)
-            changes: list[Change] = []
-            artifacts: list[ArtifactReport] = []
-            failures: list[ConversionError] = []
-            for format in formats:
-                one = ArtifactJob(
-                    format, paths[format], placements[format], source, artifact_options, options.proof, reference,
-                    runners.get(format), clock, options.write.keep_failed,
-                )  # fmt: skip
-                started = time.perf_counter()
-                try:
-                    made = one.run()
-                    artifacts.append(replace(made, training=options.report.shown(made.training)))
-                except Exception as error:
-                    failure = _as_conversion_error(error, format, paths[format])
-                    failures.append(failure)
-                    artifacts.append(_failed(format, source, failure, time.perf_counter() - started))
-                self._release_runner(format)
-                if one.built is not None:
-                    changes += [c for c in one.built.changes if c not in changes]
-            left = [note for placement in placements.values() for note in placement.notes]
-            if len(failures) == len(formats):
+            reference = compute_reference(source, options, clock) if options.write.verify else None
+            jobs = [
+                ArtifactJob(f, paths[f], placements[f], source, options, reference, runners.get(f), clock)
+                for f in formats
+            ]
+            artifacts = []
+            for job in jobs:
+                artifacts.append(job.run())
+                self._release_runner(job.format)
+            failures = [job.failure for job in jobs if job.failure is not None]
+            if len(failures) == len(jobs):
                 raise failures[0]
+        left = [note for placement in placements.values() for note in placement.notes]
+        changes: list[Change] = []
+        for job in jobs:
+            changes += [c for c in job.changes if c not in changes]
         return ConversionReport(
             source=source.name,
             source_sha256=source.sha256,
@@ -212,88 +182,118 @@ class ConversionSession:
 
 @dataclass
 class ArtifactJob:
-    """The conversion of one model to one format."""
+    """The conversion of one model to one format.
+
+    Attributes:
+        changes: what the rewrites did.
+        failure: why the artifact could not be written or opened.
+    """
 
     format: Format
     path: Path
     placement: Placement
     source: LoadedModel
-    options: ArtifactOptions
-    proof: ProofOptions
+    options: ConvertOptions
     reference: Reference | None
     runner: Runner | None
     clock: Clock
-    keep_failed: bool
-    built: RewrittenModel | None = None
+    changes: Sequence[Change] = ()
+    failure: ConversionError | None = None
     rows: Sequence[TraceRow] = ()
     accuracy: Accuracy | None = None
 
     def run(self) -> ArtifactReport:
-        """Write the artifact, prove it, and put it in place if it agrees."""
+        """Write the artifact, prove it, and put it in place if it agrees; a failure does not stop the other formats."""
         started = time.perf_counter()
-        self.built = built = build(self.source, self.format, self.options, self.clock)
+        try:
+            report = self._run()
+        except Exception as error:
+            self.failure = _as_conversion_error(error, self.format, self.path)
+            report = ArtifactReport(
+                self.format, None, (), (), (), {}, (), "not verified", 0.0,
+                failure=failure_of(self.failure, self.source.name),
+            )  # fmt: skip
+        return replace(report, seconds=time.perf_counter() - started)
+
+    def _run(self) -> ArtifactReport:
+        built = build(self.source, self.format, self.options.artifact, self.clock)
+        self.changes = built.changes
         with self.clock(f"write {self.format}"):
             built.write(self.placement.temporary)
         proofs: tuple[Proof, ...] = ()
         operators: Mapping[str, int] = {}
         if self.reference is not None and self.runner is not None:
-            proofs = self._proofs(built, self.reference, self.runner)
+            function = self._prove_function(built, self.reference)
+            artifact = self._prove_artifact(built, self.reference, self.runner, locate=not disagrees(function))
+            proofs = function, artifact, self._prove_weights(built, self.runner)
             operators = self.runner.operators()
         status = status_of(proofs)
-        path: Path | None = None
-        if not proofs or status == "verified":
-            self.placement.commit()
-            path = self.path
-        elif self.keep_failed:
-            path = self.placement.keep_failed()
         names = symbol_names(self.source.program)
+        training = training_notes(built.plan) if built.plan and self.format == "keras" else ()
         return ArtifactReport(
             format=self.format,
-            path=path,
+            path=self._place(not proofs or status == "verified"),
             inputs=tuple(facts(i, names) for i in built.inputs),
             outputs=tuple(facts(o, names) for o in built.outputs),
             proofs=proofs,
             operators=operators,
             movements=built.movements(operators),
             status=status,
-            seconds=time.perf_counter() - started,
+            seconds=0.0,
             accuracy=self.accuracy,
-            trace=by_module(self.rows) if self.proof.trace else (),
-            training=training_notes(built.plan) if built.plan and self.format == "keras" else (),
+            trace=by_module(self.rows) if self.options.proof.trace else (),
+            training=self.options.report.shown(training),
         )
 
-    def _proofs(self, built: RewrittenModel, reference: Reference, runner: Runner) -> tuple[Proof, ...]:
+    def _prove_function(self, built: RewrittenModel, reference: Reference) -> Proof:
         with self.clock(f"prove {self.format}: the same function"):
-            first = built.prove_function(reference)
-            if self.proof.trace or disagrees(first):
-                first, self.rows = locate_divergence(first, lambda: built.trace(reference))
+            proof = prove_function(reference, built)
+            if self.options.proof.trace or disagrees(proof):
+                proof, self.rows = locate_divergence(proof, lambda: trace(reference, built))
+            return proof
+
+    def _prove_artifact(self, built: RewrittenModel, reference: Reference, runner: Runner, locate: bool) -> Proof:
         with self.clock(f"prove {self.format}: the same artifact"):
             runner.open(self.placement.temporary, trusted=True)  # it has just been written
             results = run_artifact(runner, built.inputs, built.outputs, reference)
-            second = compare_artifact(
+            proof = compare_artifact(
                 reference.float64, reference.float32, results,
-                atol=self.proof.atol, rtol=self.proof.rtol, constant=reference.constant,
+                atol=self.options.proof.atol, rtol=self.options.proof.rtol, constant=reference.constant,
                 perturbed_runs=reference.perturbed_runs_in(runner),
             )  # fmt: skip
             self.accuracy = labeled_accuracy(reference, results)
-            if disagrees(second) and not disagrees(first):
+            if locate and disagrees(proof):
                 arrays = worst_round(reference, results)
                 given = feed(runner, built.inputs, arrays)
-                second, _ = locate_divergence(
-                    second, lambda: trace_artifact(self.source.program, arrays, runner, given)
-                )
+                proof, _ = locate_divergence(proof, lambda: trace_artifact(built.captured, arrays, runner, given))
+            return proof
+
+    def _prove_weights(self, built: RewrittenModel, runner: Runner) -> Proof:
         with self.clock(f"prove {self.format}: the same weights"):
-            third = built.prove_weights(runner.tensors(), runner.graph_as_written())
-        return first, second, third
+            return prove_weights(built, runner.tensors(), runner.graph_as_written())
+
+    def _place(self, agrees: bool) -> Path | None:
+        if agrees:
+            self.placement.commit()
+            return self.path
+        return self.placement.keep_failed() if self.options.write.keep_failed else None
 
 
-def _refuse_to_replace(source: Path, paths: Iterable[Path]) -> None:
-    """Refuse to replace the checkpoint with its artifact, even with --force."""
-    for path in paths:
-        if source.exists() and path.exists() and path.samefile(source):
+def _output_paths(
+    model: str | Path | nn.Module, formats: Sequence[Format], output: str | Path | Mapping[str, str | Path] | None
+) -> dict[Format, Path]:
+    """Return the path of each format's artifact; refuse, even with --force, to replace the checkpoint with it."""
+    source = Path("model" if isinstance(model, nn.Module) else model)
+    if isinstance(output, Mapping):
+        paths = {f: output_path(source, f, Path(output[f]), False) for f in formats}
+    else:
+        paths = {f: output_path(source, f, Path(output) if output else None, len(formats) > 1) for f in formats}
+    for path in paths.values():
+        if not isinstance(model, nn.Module) and source.exists() and path.exists() and path.samefile(source):
             raise UsageError(
                 "The output path is that of the checkpoint.", code="PTC6027", where=str(path), fix="give another -o"
             )
+    return paths
 
 
 def _as_conversion_error(error: Exception, format: Format, path: Path) -> ConversionError:
@@ -302,10 +302,3 @@ def _as_conversion_error(error: Exception, format: Format, path: Path) -> Conver
     failure = full_disk(path) if is_disk_full(error) else wrap_unexpected(error, f"--to {format}")
     failure.__cause__ = error
     return failure
-
-
-def _failed(format: Format, source: LoadedModel, error: ConversionError, seconds: float) -> ArtifactReport:
-    """Return the report of a format that could not be written, beside others that could."""
-    return ArtifactReport(
-        format, None, (), (), (), {}, (), "not verified", seconds, failure=failure_of(error, source.name)
-    )

@@ -15,12 +15,11 @@ from torch.utils._pytree import tree_leaves
 from converter.checkpoint.import_isolation import UserCode
 from converter.errors import UnsupportedOperatorsError, UsageError
 from converter.ir.program import module_path
-from converter.lowering.user_lowerings import load_mappings
 from converter.options import ArtifactOptions, InspectKeywords, InspectOptions
 from converter.pipeline.build import build, summarize_changes
 from converter.pipeline.check import check_formats
 from converter.pipeline.clock import Clock
-from converter.pipeline.load_model import LoadedModel, load_model
+from converter.pipeline.load_model import LoadedModel, load_with_mappings
 from converter.plan.builder import PlanBuilder
 from converter.plan.interface import facts, sizes_shown, symbol_names
 from converter.plan.steps import CallStep, LayerStep, Value, topological_order
@@ -51,9 +50,7 @@ def inspect(
     """
     options = InspectOptions.of(**keywords)
     clock = Clock(None)
-    added = load_mappings(options.artifact.mappings)
-    source = load_model(model, options, fixed_batch=options.artifact.fixed_batch, clock=clock, mappings=added)
-    artifact_options = replace(options.artifact, mappings=added.digests)
+    source, artifact_options = load_with_mappings(model, options, clock)
     checks = check_formats(source, check, artifact_options, options.capture.seed, clock)
     made = summary(source, artifact_options, plan, clock)
     return replace(made, checks=checks, notes=options.report.shown(made.notes))

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,13 +28,12 @@ from converter.checkpoint.load import Checkpoint, load
 from converter.checkpoint.state_dict import as_float32, unwrap
 from converter.errors import CaptureError, ConversionError, Note, UsageError
 from converter.ir.program import Program
-from converter.lowering.user_lowerings import mapping_notes
-from converter.options import LoadOptions, SubmodelOptions
+from converter.lowering.user_lowerings import load_mappings, mapping_notes
+from converter.options import ArtifactOptions, ConvertOptions, InspectOptions, LoadOptions, VerifyOptions
 from converter.pipeline.clock import Clock
 from converter.pipeline.program_cache import CachedProgram, ProgramCache, architecture
 from converter.plan.registry import Registry
-
-WHOLE = SubmodelOptions()
+from converter.verification.reference import Reference, take_reference
 
 
 @dataclass
@@ -42,14 +42,13 @@ class LoadedModel:
 
     Attributes:
         module: None where the checkpoint is an exported program.
-        captured: what is cached for later models of the same architecture, if allowed.
+        cached: what is cached for later models of the same architecture, if allowed.
         calling: how the whole model is called; None for an exported program.
-        part: which submodel this is.
+        options: how it was loaded and captured.
         probe: inputs of batch 1 and the program's float64 results on them, once known.
         tensor_names: every tensor of the checkpoint's model.
         code: a context in which the user's code may run.
         mappings: what the user and installed packages add to the built-in mappings.
-        debug: print the plans made of it.
     """
 
     name: str
@@ -63,14 +62,10 @@ class LoadedModel:
     parameters: int
     notes: list[Note]
     code: UserCode
-    captured: CachedProgram | None = None
+    cached: CachedProgram[Any] | None = None
     calling: CallSpec | None = None
-    part: SubmodelOptions = WHOLE
-    freeze_control_flow: bool = False
-    strict: bool = False
-    drop_keys: tuple[str, ...] = ()
+    options: LoadOptions = field(default_factory=LoadOptions)
     mappings: Registry = field(default_factory=Registry)
-    debug: bool = False
 
     def shape_texts(self) -> list[str]:
         """Return the `--input-shape` values that give the same inputs."""
@@ -90,7 +85,7 @@ def load_model(
     *,
     clock: Clock,
     fixed_batch: int | None = None,
-    cache: ProgramCache | None = None,
+    cache: ProgramCache[Any] | None = None,
     mappings: Registry | None = None,
 ) -> LoadedModel:
     """Load a checkpoint, or take a module, and capture it, without changing the caller's module, its mode or buffers.
@@ -100,95 +95,132 @@ def load_model(
         cache: the programs captured before; a model of the same architecture is not captured again.
         mappings: what the user and installed packages add to the built-in mappings (`load_mappings`).
     """
-    mappings = mappings or Registry()
-    part, seed, strict = options.submodel, options.capture.seed, options.capture.strict
-    freeze_control_flow = options.capture.freeze_control_flow
-    input_shapes, image_size = options.capture.input_shapes, options.capture.image_size
-    captured: CachedProgram | None = None
-    calling: CallSpec | None = None
-    module: nn.Module | None
     if isinstance(model, nn.Module):
         code = UserCode((Path.cwd(),), OUR_NAMES)
         with code:
-            inner, told = unwrap(model)
+            inner, unwrapped = unwrap(model)
             module, changes = as_float32(copy_module(inner))
-        checkpoint = Checkpoint(Path("model"), "", "module", module, None, (*told, *changes), code)
+        checkpoint = Checkpoint(Path("model"), "", "module", module, None, (*unwrapped, *changes), code)
+        name = type(model).__name__
     else:
-        path = Path(model)
         with clock("load"):
-            checkpoint = load(path, **vars(options.model))
-    notes, code = list(checkpoint.notes), checkpoint.code
-    if checkpoint.module is not None:
-        module = checkpoint.module
-        with clock("capture"), code:
-            tried, told = _choose_shapes(module, input_shapes, image_size)
-            notes += told
-            key = None
-            if cache is not None:
-                key = architecture(module, tuple(map(tuple, tried)), fixed_batch, part, freeze_control_flow, strict)
-            calling = _choose_call(module, tried, fixed_batch, seed)
-            module, within = extract_submodel(module, calling, part, run_forward, fixed_batch, seed)
-            examples = within.examples(fixed_batch, seed)
-            return_dicts_for_dataclasses(module, run_forward(module, examples))
-            captured = cache.find(key) if cache is not None else None
-            if captured is not None:
-                captured.take(module)
-                program = captured.program
-            else:
-                program = capture(
-                    module, examples, fixed_batch is not None, within.free, freeze_control_flow, strict, runs=True
-                )
-                rename(program, part)
-                captured = cache.keep(key, program, module) if cache is not None else None
-        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        parameters = sum(p.numel() for p in module.parameters())
-    else:
-        if checkpoint.program is None:
-            raise AssertionError("a checkpoint holds a module or a program")
-        with clock("capture"):
-            program = from_exported(checkpoint.program)
-        _refuse_other_precisions(program)
-        if part.cuts:
-            raise UsageError(
-                "an exported program has no modules to cut it at",
-                code="PTC6029",
-                where="--submodule" if part.submodule else "--outputs",
-                fix="cut the module before torch.export.export",
-            )
-        rename(program, part)
-        module = None
-        if input_shapes or image_size:
-            asked = "--input-shape" if input_shapes else "--image-size"
-            notes.append(Note(f"{asked} is not needed: an exported program has its own shapes.", code="PTC6501"))
-        if program.fixed_batch is not None:
-            text = f"Converted for batch {program.fixed_batch} only, for which the program was exported."
-            notes.append(Note(text, code="PTC6502"))
-        examples = program_examples(program, seed)
-        tensors = {**checkpoint.program.state_dict, **checkpoint.program.constants}
-        parameters = sum(p.numel() for p in checkpoint.program.parameters())
+            checkpoint = load(Path(model), **vars(options.model))
+        name = str(model)
+    with clock("capture"):
+        if checkpoint.module is None:
+            source = _from_exported(name, checkpoint, options)
+        else:
+            with checkpoint.code:
+                source = _from_module(name, checkpoint, checkpoint.module, options, fixed_batch, cache)
     if options.capture.debug:
-        program.debug = True
-        program.verify("capture")
+        source.program.debug = True
+        source.program.verify("capture")
+    source.mappings = mappings or Registry()
+    source.notes += mapping_notes(source.mappings, source.program)
+    return source
+
+
+def load_with_mappings(
+    model: str | Path | nn.Module, options: InspectOptions, clock: Clock
+) -> tuple[LoadedModel, ArtifactOptions]:
+    """Load a model and the user's mappings; return it, and options that name the mappings' digests."""
+    added = load_mappings(options.artifact.mappings)
+    source = load_model(model, options, fixed_batch=options.artifact.fixed_batch, clock=clock, mappings=added)
+    return source, replace(options.artifact, mappings=added.digests)
+
+
+def _from_module(
+    name: str,
+    checkpoint: Checkpoint,
+    module: nn.Module,
+    options: LoadOptions,
+    fixed_batch: int | None,
+    cache: ProgramCache[Any] | None,
+) -> LoadedModel:
+    part, how, seed = options.submodel, options.capture, options.capture.seed
+    tried, notes = _choose_shapes(module, how.input_shapes, how.image_size)
+    key = None
+    if cache is not None:
+        key = architecture(module, tuple(map(tuple, tried)), fixed_batch, part, how.freeze_control_flow, how.strict)
+    calling = _choose_call(module, tried, fixed_batch, seed)
+    module, within = extract_submodel(module, calling, part, run_forward, fixed_batch, seed)
+    examples = within.examples(fixed_batch, seed)
+    return_dicts_for_dataclasses(module, run_forward(module, examples))
+
+    def captured() -> Program:
+        program = capture(
+            module, examples, fixed_batch is not None, within.free, how.freeze_control_flow, how.strict, runs=True
+        )
+        rename(program, part)
+        return program
+
+    program, cached = (captured(), None) if cache is None else cache.capture(key, module, captured)
     return LoadedModel(
-        name=str(model) if not isinstance(model, nn.Module) else type(model).__name__,
+        name=name,
         sha256=checkpoint.sha256 or None,
         kind=checkpoint.kind,
         module=module,
         program=program,
         examples=examples,
-        tensor_names=set(tensors),
-        parameters=parameters,
-        notes=[*notes, *mapping_notes(mappings, program)],
-        code=code,
-        captured=captured,
+        tensor_names={name for name, _ in (*module.named_parameters(), *module.named_buffers())},
+        parameters=sum(p.numel() for p in module.parameters()),
+        notes=[*checkpoint.notes, *notes],
+        code=checkpoint.code,
+        cached=cached,
         calling=calling,
-        part=part,
-        freeze_control_flow=freeze_control_flow,
-        strict=strict,
-        drop_keys=options.model.drop_keys,
-        mappings=mappings,
-        debug=options.capture.debug,
+        options=options,
     )
+
+
+def _from_exported(name: str, checkpoint: Checkpoint, options: LoadOptions) -> LoadedModel:
+    exported, part, how = checkpoint.program, options.submodel, options.capture
+    if exported is None:
+        raise AssertionError("a checkpoint holds a module or a program")
+    program = from_exported(exported)
+    _refuse_other_precisions(program)
+    if part.cuts:
+        raise UsageError(
+            "an exported program has no modules to cut it at",
+            code="PTC6029",
+            where="--submodule" if part.submodule else "--outputs",
+            fix="cut the module before torch.export.export",
+        )
+    rename(program, part)
+    notes = list(checkpoint.notes)
+    if how.input_shapes or how.image_size:
+        asked = "--input-shape" if how.input_shapes else "--image-size"
+        notes.append(Note(f"{asked} is not needed: an exported program has its own shapes.", code="PTC6501"))
+    if program.fixed_batch is not None:
+        text = f"Converted for batch {program.fixed_batch} only, for which the program was exported."
+        notes.append(Note(text, code="PTC6502"))
+    return LoadedModel(
+        name=name,
+        sha256=checkpoint.sha256 or None,
+        kind=checkpoint.kind,
+        module=None,
+        program=program,
+        examples=program_examples(program, how.seed),
+        tensor_names={*exported.state_dict, *exported.constants},
+        parameters=sum(p.numel() for p in exported.parameters()),
+        notes=notes,
+        code=checkpoint.code,
+        options=options,
+    )
+
+
+def compute_reference(source: LoadedModel, options: ConvertOptions | VerifyOptions, clock: Clock) -> Reference:
+    """Run PyTorch on every round of inputs, and keep the first round as the model's probe."""
+    with clock("run PyTorch"):
+        reference = take_reference(
+            source.program,
+            source.module,
+            seed=options.capture.seed,
+            inputs=options.proof.inputs,
+            running=source.running,
+            preprocessing=options.proof.preprocessing,
+        )
+        source.probe = reference.probe(source.program)
+    return reference
 
 
 def _choose_shapes(

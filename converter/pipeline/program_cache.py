@@ -13,22 +13,22 @@ import inspect
 import types
 import weakref
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from converter.ir.lazy_tensor import ValueQueries, digest
+from converter.ir.lazy_tensor import ValueQueries, digest, recording_queries
+from converter.ir.module_tensors import named_tensors
 from converter.ir.program import Program, read_attribute
 
-if TYPE_CHECKING:
-    from converter.pipeline.build import RewrittenModel
-
+T = TypeVar("T")
 MOST = 16  # architectures to keep, with a program and one set of weights each,
 MOST_PARAMETERS = 60_000_000  # as long as they have no more than this together; the last one is always kept
+MOST_BESIDE = 30_000_000  # elements of a program's weights up to which its layers and variables are kept too
 _OWN = set(vars(nn.Module()))  # the names of every module's own state
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.Size, torch.device, type)
 
@@ -38,26 +38,43 @@ class Unknown(Exception):
 
 
 @dataclass
-class CachedProgram:
-    """A captured program whose weights can be replaced.
+class CachedProgram(Generic[T]):
+    """A captured program whose weights can be replaced, and what was made of it.
 
     Attributes:
         tensors: the module's own, by name; the program's share their memory.
-        built: what was planned, by format and options, with the queries of values made meanwhile.
     """
 
     program: Program
     tensors: Mapping[str, Tensor]
-    built: dict[Hashable, tuple[RewrittenModel, ValueQueries]] = field(default_factory=dict)
+    _made: dict[Hashable, tuple[T, ValueQueries]] = field(default_factory=dict)
 
-    def take(self, module: nn.Module) -> None:
-        """Give the program the weights of another module of the same architecture."""
-        with torch.no_grad():
-            for name, tensor in tensors_of(module).items():
-                self.tensors[name].copy_(tensor)
+    @property
+    def elements(self) -> int:
+        return sum(tensor.numel() for tensor in self.tensors.values())
+
+    @property
+    def is_small(self) -> bool:
+        """Tell whether layers and variables with these weights may be kept beside them."""
+        return self.elements <= MOST_BESIDE
+
+    def reuse(self, key: Hashable, make: Callable[[], T], fits: Callable[[T], bool]) -> T:
+        """Return what was made before under this key, if it fits and all values that it asked for are the same now.
+
+        Otherwise make it.
+        """
+        if key in self._made:
+            made, queries = self._made[key]
+            if fits(made) and queries.hold():
+                return made
+        queries = ValueQueries()
+        with recording_queries(queries):
+            made = make()
+        self._made[key] = made, queries
+        return made
 
 
-class ProgramCache:
+class ProgramCache(Generic[T]):
     """The captured programs of the last few architectures.
 
     Attributes:
@@ -65,36 +82,41 @@ class ProgramCache:
     """
 
     def __init__(self) -> None:
-        self._captured: OrderedDict[str, CachedProgram] = OrderedDict()
+        self._cached: OrderedDict[str, CachedProgram[T]] = OrderedDict()
         self.hits = 0
 
-    def find(self, key: str | None) -> CachedProgram | None:
-        if key is None or key not in self._captured:
-            return None
-        self._captured.move_to_end(key)
-        self.hits += 1
-        return self._captured[key]
+    def capture(
+        self, key: str | None, module: nn.Module, capture: Callable[[], Program]
+    ) -> tuple[Program, CachedProgram[T] | None]:
+        """Return the program of an earlier module of this architecture with this one's weights, or capture this one.
 
-    def keep(self, key: str | None, program: Program, module: nn.Module) -> CachedProgram | None:
-        """Keep a program for later models, unless it has copies of the weights or depends on their values."""
-        tensors = tensors_of(module)
+        Args:
+            key: the module's `architecture`.
+
+        Returns:
+            The program, and what is cached of it: None if it has copies of the weights or depends on their values.
+        """
+        tensors = named_tensors(module)
+        if key is not None and key in self._cached:
+            self._cached.move_to_end(key)
+            self.hits += 1
+            cached = self._cached[key]
+            for name, tensor in tensors.items():
+                cached.tensors[name].copy_(tensor)
+            return cached.program, cached
+        program = capture()
         if key is None or program.values_read or not _shares(program, tensors):
-            return None
-        self._captured[key] = captured = CachedProgram(program, tensors)
-        while len(self._captured) > MOST or (len(self._captured) > 1 and self._elements() > MOST_PARAMETERS):
-            self._captured.popitem(last=False)
-        return captured
+            return program, None
+        self._cached[key] = cached = CachedProgram(program, tensors)
+        while len(self._cached) > MOST or (len(self._cached) > 1 and self._elements() > MOST_PARAMETERS):
+            self._cached.popitem(last=False)
+        return program, cached
 
     def _elements(self) -> int:
-        return sum(tensor.numel() for one in self._captured.values() for tensor in one.tensors.values())
+        return sum(cached.elements for cached in self._cached.values())
 
     def clear(self) -> None:
-        self._captured.clear()
-
-
-def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and buffers; a tensor with several names has the first."""
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        self._cached.clear()
 
 
 def _shares(program: Program, tensors: Mapping[str, Tensor]) -> bool:

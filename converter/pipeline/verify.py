@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Unpack, get_args
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from converter.artifacts.detect_format import detect_format
 from converter.artifacts.runner import Runner, TensorSpec
@@ -18,19 +18,19 @@ from converter.artifacts.stamp_schema import checked_stamp
 from converter.checkpoint.trust import ARTIFACT, is_guard_lifted
 from converter.errors import ConversionError, Note, UnsupportedOperatorsError, UsageError
 from converter.ir.program import Program
-from converter.ir.sizes import symbolic_shape
 from converter.lowering.user_lowerings import load_mappings
 from converter.options import ArtifactOptions, SubmodelOptions, VerifyKeywords, VerifyOptions
-from converter.pipeline.build import build
+from converter.pipeline.build import build, interfaces
 from converter.pipeline.clock import Clock, Progress
 from converter.pipeline.find_weights import verify_weights
-from converter.pipeline.load_model import LoadedModel, load_model
+from converter.pipeline.load_model import LoadedModel, compute_reference, load_model
 from converter.plan.interface import TensorInterface
 from converter.report.results import ExplanationKind, Proof, TraceRow, VerificationReport, status_of
 from converter.verification.divergence import by_module, disagrees, locate_divergence, trace_artifact, worst_round
+from converter.verification.input_bindings import input_bindings
 from converter.verification.io_matching import Matching
 from converter.verification.io_names import shown
-from converter.verification.reference import take_reference
+from converter.verification.prove import prove_weights
 from converter.verification.run_artifact import labeled_accuracy
 
 EXPLANATIONS: tuple[ExplanationKind, ...] = get_args(ExplanationKind)
@@ -66,43 +66,24 @@ def verify(
     accepted = explanation_kinds(options.match.accept)
     if options.match.weights:
         return verify_weights(model, artifact, format, options, clock)
-    trusted = is_guard_lifted(ARTIFACT, options.model.trust)
-    signature, atol, rtol = options.match.signature, options.proof.atol, options.proof.rtol
     options = apply_stamp(options, stamp)
     with Runner(format) as runner:
-        if missing := not (options.capture.input_shapes or stamp):  # open it now to read its input shapes
-            runner.open(artifact, signature, trusted=trusted)
-        with proposing_shapes(runner):
-            batch = stamp.get("options", {}).get("fixed_batch")
-            source = load_model(model, options, fixed_batch=batch, clock=clock, mappings=load_mappings())
+        source = load_beside(model, artifact, options, stamp, runner, clock)
+        ours = stamped_interfaces(source.program, stamp)
+        inputs, outputs = ours or interfaces(source.program)
         notes = [*source.notes, *source.program.notes]
         if damaged:
             text = f"The artifact's stamp is damaged ({damaged}); it is compared as if another tool had written it."
             notes.append(Note(text, code="PTC6509"))
-        if format in ("tf", "keras") and stamp.get("options"):
-            with clock("import Keras"):  # while the process that opens the artifact imports too
-                import keras  # noqa: F401  # the third proof makes a plan
-        if not missing:
-            with clock("open"):
-                runner.open(artifact, signature, trusted=trusted)
-        ours = stamped_interfaces(source.program, stamp)
-        batch = fixed_batch(runner.inputs)
-        if batch is not None and source.program.fixed_batch is None:
+        batch = fixed_batch(source.program, inputs, runner.inputs, layouts_known=ours is not None)
+        if batch is not None:
             source.program.fixed_batch = batch
             notes.append(Note(f"The artifact takes only batch {batch}.", code="PTC6504"))
-        with clock("run PyTorch"):
-            reference = take_reference(
-                source.program,
-                source.module,
-                seed=options.capture.seed,
-                inputs=options.proof.inputs,
-                running=source.running,
-                preprocessing=options.proof.preprocessing,
-            )
+        reference = compute_reference(source, options, clock)
         with clock("run the artifact"):
             matching = Matching(
-                runner, *(ours or interfaces(source.program)), reference,
-                layouts_known=ours is not None, accepted=accepted, atol=atol, rtol=rtol,
+                runner, inputs, outputs, reference, layouts_known=ours is not None,
+                accepted=accepted, atol=options.proof.atol, rtol=options.proof.rtol,
             )  # fmt: skip
             match = matching.match()
         notes += match.notes
@@ -111,23 +92,13 @@ def verify(
         if options.proof.trace or (disagrees(proof) and not match.explanations):
             with clock("trace"):
                 arrays = worst_round(reference, match.results)
-                given = matching.feed(match.reading, arrays)
+                given = matching.feed(match.binding, arrays)
                 proof, rows = locate_divergence(proof, lambda: trace_artifact(source.program, arrays, runner, given))
         proofs = [proof]
         if ours:
-            if stamp.get("source_sha256") not in (None, source.sha256):
-                notes.append(Note("The artifact was made from another file, by its stamp.", code="PTC6505"))
-            with clock("compare the weights"):
-                source.probe = reference.probe(source.program)
-                try:
-                    proofs.append(prove_weights(source, format, stamp, runner, clock))
-                except UnsupportedOperatorsError:
-                    if not stamp["options"].get("mappings"):
-                        raise
-                    text = (
-                        "The artifact was converted with your own mappings; only what its weights compute is compared."
-                    )
-                    notes.append(Note(text, code="PTC6506"))
+            weights, more = prove_stamped_weights(source, format, stamp, runner, clock)
+            proofs += weights
+            notes += more
         else:
             text = "The artifact was not written by pt-convert; only what its weights compute is compared."
             notes.append(Note(text, code="PTC6507"))
@@ -164,17 +135,59 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def prove_weights(source: LoadedModel, format: Format, stamp: Mapping[str, Any], runner: Runner, clock: Clock) -> Proof:
+def load_beside(
+    model: str | Path | nn.Module,
+    artifact: Path,
+    options: VerifyOptions,
+    stamp: Mapping[str, Any],
+    runner: Runner,
+    clock: Clock,
+) -> LoadedModel:
+    """Load and capture the model, and open the artifact: first, if only its shapes can tell how to call the model."""
+    missing = not (options.capture.input_shapes or stamp)
+    trusted = is_guard_lifted(ARTIFACT, options.model.trust)
+    if missing:
+        runner.open(artifact, options.match.signature, trusted=trusted)
+    with proposing_shapes(runner):
+        batch = stamp.get("options", {}).get("fixed_batch")
+        source = load_model(model, options, fixed_batch=batch, clock=clock, mappings=load_mappings())
+    if runner.format in ("tf", "keras") and stamp.get("options"):
+        with clock("import Keras"):  # while the process that opens the artifact imports too
+            import keras  # noqa: F401  # the third proof makes a plan
+    if not missing:
+        with clock("open"):
+            runner.open(artifact, options.match.signature, trusted=trusted)
+    return source
+
+
+def prove_stamped_weights(
+    source: LoadedModel, format: Format, stamp: Mapping[str, Any], runner: Runner, clock: Clock
+) -> tuple[list[Proof], list[Note]]:
     """Prove the weights of a stamped artifact by the plan in its stamp, and if that fails by a new plan.
 
     A plan of another version may differ.
+
+    Returns:
+        The proof, unless mappings of the user are missing, and notes.
     """
+    notes = []
+    if stamp.get("source_sha256") not in (None, source.sha256):
+        notes.append(Note("The artifact was made from another file, by its stamp.", code="PTC6505"))
     options = ArtifactOptions(**stamp["options"])
-    known = stamp.get("choices")
-    proof = build(source, format, options, clock, known).prove_weights(runner.tensors(), runner.graph_as_written())
-    if proof.holds or not known:
-        return proof
-    return build(source, format, options, clock).prove_weights(runner.tensors(), runner.graph_as_written())
+    choices = stamp.get("choices")
+    with clock("compare the weights"):
+        try:
+            for known in (choices, None) if choices else (choices,):
+                built = build(source, format, options, clock, known)
+                proof = prove_weights(built, runner.tensors(), runner.graph_as_written())
+                if proof.holds:
+                    break
+        except UnsupportedOperatorsError:
+            if not options.mappings:
+                raise
+            text = "The artifact was converted with your own mappings; only what its weights compute is compared."
+            return [], [*notes, Note(text, code="PTC6506")]
+    return [proof], notes
 
 
 def explanation_kinds(accept: Sequence[str]) -> frozenset[ExplanationKind]:
@@ -202,19 +215,6 @@ def proposing_shapes(runner: Runner) -> Iterator[None]:
             where=error.where,
             fix=f"{error.fix}, as the artifact takes it",
         ) from error
-
-
-def interfaces(program: Program) -> tuple[list[TensorInterface], list[TensorInterface]]:
-    """Return the program's inputs and outputs in PyTorch's layout."""
-
-    def of(names: Sequence[str], nodes: Sequence[fx.Node]) -> list[TensorInterface]:
-        values = [node.meta["val"] for node in nodes]
-        return [
-            TensorInterface(name, symbolic_shape(v), v.dtype, tuple(range(v.ndim)))
-            for name, v in zip(names, values, strict=True)
-        ]
-
-    return of(program.inputs, program.placeholders), of(program.outputs, program.results)
 
 
 def stamped_interfaces(
@@ -245,8 +245,31 @@ def stamped_interfaces(
     return inputs, outputs
 
 
-def fixed_batch(inputs: Sequence[TensorSpec]) -> int | None:
-    """Return the only batch size that the artifact takes, or None if it takes any."""
-    sizes = {spec.shape[0] for spec in inputs if spec.shape}
-    known = [n for n in sizes if n is not None]
-    return known[0] if known else None
+def fixed_batch(
+    program: Program, inputs: Sequence[TensorInterface], specs: Sequence[TensorSpec], layouts_known: bool
+) -> int | None:
+    """Return the only batch size that the artifact takes, or None if it takes any or the program has one itself.
+
+    Only the axes of the artifact's inputs that hold the model's batch tell it.
+
+    Raises:
+        ConversionError: the artifact takes other inputs than the model, or several batch sizes at once.
+    """
+    if program.fixed_batch is not None:
+        return None
+    shapes = {spec.name: spec.shape for spec in specs}
+    sizes: dict[str, int] = {}
+    binding = next(input_bindings(inputs, specs, layouts_known))
+    for interface, name, order in zip(inputs, binding.names, binding.orders, strict=True):
+        shape = shapes[name]
+        size = shape[order.index(0)] if shape else None
+        if size is not None and not isinstance(interface.shape[interface.order.index(0)], int):
+            sizes[name] = size
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"`{name}` {size}" for name, size in sizes.items())
+        raise ConversionError(
+            f"the artifact takes inputs of several batch sizes, the model of one: {listed}",
+            code="PTC6040",
+            fix="compare an artifact that takes the same inputs as the model",
+        )
+    return next(iter(sizes.values()), None)

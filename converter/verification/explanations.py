@@ -39,6 +39,9 @@ class OutputTransform:
     model: Transform | None = None
     artifact: Transform | None = None
 
+    def without_explanation(self) -> OutputTransform:
+        return OutputTransform(None, self.order)
+
     def of_model(self, array: np.ndarray) -> np.ndarray:
         return array if self.model is None else self.model(array)
 
@@ -55,7 +58,7 @@ def orders(rank: int) -> list[tuple[int, ...]]:
     return [straight, (0, *range(2, rank), 1)] if rank >= 3 else [straight]
 
 
-def transforms(shape: Sequence[int], image_sizes: Sequence[tuple[int, int]]) -> Iterator[OutputTransform]:
+def possible_transforms(shape: Sequence[int], image_sizes: Sequence[tuple[int, int]]) -> Iterator[OutputTransform]:
     """Yield the explanations that fit an output of this shape, given in PyTorch's order.
 
     Args:
@@ -118,7 +121,7 @@ def sigmoid(array: np.ndarray) -> np.ndarray:
 
 
 def explains(
-    way: OutputTransform,
+    transform: OutputTransform,
     name: str,
     float64: Sequence[Outputs],
     float32: Sequence[Outputs],
@@ -127,42 +130,47 @@ def explains(
     atol: float | None,
     rtol: float | None,
 ) -> bool:
-    """Tell whether an output agrees this way in every round, and an error in it would still be visible."""
+    """Tell whether an output agrees after this transform in every round, and an error in it would still be visible."""
     arrays = [np.asarray(outputs[name]) for outputs in float64]
     if any(array.dtype.kind != "f" for array in (*arrays, *given)):
         return False
-    straight = OutputTransform(None, way.order)
-    if any(straight.of_artifact(one).shape != array.shape for one, array in zip(given, arrays, strict=True)):
+    unexplained = transform.without_explanation()
+    if any(unexplained.of_artifact(one).shape != array.shape for one, array in zip(given, arrays, strict=True)):
         return False
 
     def compared(changed: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> bool:
         return compare_artifact(
-            [{name: way.of_model(array)} for array in changed],
-            [{name: way.of_model(np.asarray(outputs[name]))} for outputs in float32[: len(changed)]],
+            [{name: transform.of_model(array)} for array in changed],
+            [{name: transform.of_model(np.asarray(outputs[name]))} for outputs in float32[: len(changed)]],
             [{name: array} for array in results],
             atol=atol,
             rtol=rtol,
         ).holds
 
     with np.errstate(all="ignore"):
-        read = [way.of_artifact(array) for array in given]
+        read = [transform.of_artifact(array) for array in given]
         if not compared(arrays[:1], read[:1]) and not compared(arrays[:2], read[:2]):
             return False
         if not compared(arrays, read):
             return False
-        return _shows_errors(way, arrays, [np.asarray(o[name]) for o in float32], given)
+        return _shows_errors(transform, arrays, [np.asarray(o[name]) for o in float32], given)
 
 
 def _shows_errors(
-    way: OutputTransform, float64: Sequence[np.ndarray], float32: Sequence[np.ndarray], given: Sequence[np.ndarray]
+    transform: OutputTransform,
+    float64: Sequence[np.ndarray],
+    float32: Sequence[np.ndarray],
+    given: Sequence[np.ndarray],
 ) -> bool:
     """Tell whether an error of `PLANTED` of the scale before the transform exceeds the bound after it."""
     rng = np.random.default_rng(0)
     seen = []
     for wide, own, theirs in zip(float64, float32, given, strict=True):
-        side, read = (wide, way.of_model) if way.artifact is None else (theirs.astype(np.float64), way.of_artifact)
-        unit = np.abs(way.of_model(own).astype(np.float64) - way.of_model(wide)).max(initial=0.0)
-        floor = FLOOR_ULP * float(np.spacing(np.float32(np.abs(way.of_model(wide)).max(initial=0.0))))
+        side, read = wide, transform.of_model
+        if transform.artifact is not None:
+            side, read = theirs.astype(np.float64), transform.of_artifact
+        unit = np.abs(transform.of_model(own).astype(np.float64) - transform.of_model(wide)).max(initial=0.0)
+        floor = FLOOR_ULP * float(np.spacing(np.float32(np.abs(transform.of_model(wide)).max(initial=0.0))))
         error = PLANTED * np.abs(side).max(initial=0.0) * rng.choice([-1.0, 1.0], side.shape)
         moved = np.abs(read(side + error) - read(side)).reshape(len(side), -1).max(1)
         seen.append(moved > ROUNDING_FACTOR * max(unit, floor))

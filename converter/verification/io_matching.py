@@ -8,34 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice, permutations, product
 
 import numpy as np
 
-from converter.artifacts.runner import Runner, TensorSpec
+from converter.artifacts.runner import Runner
 from converter.errors import ConversionError, Note
-from converter.plan.interface import TensorInterface, sizes_shown
+from converter.plan.interface import TensorInterface
 from converter.report.results import Explanation, ExplanationKind, Proof
-from converter.verification.explanations import OutputTransform, explains, orders, transforms
-from converter.verification.io_names import cast, counted, fits, kind, pair_names, perfect_matching, plain_name, shown
+from converter.verification.explanations import OutputTransform, explains, orders, possible_transforms
+from converter.verification.input_bindings import InputBinding, input_bindings
+from converter.verification.io_names import cast, pair_names, perfect_matching, plain_name
 from converter.verification.output_proofs import Outputs, compare_artifact
 from converter.verification.reference import Reference
-
-MOST_READINGS = 12  # readings of the inputs; each costs a run
-MOST_PERMUTED = 4  # inputs whose order is tried
-
-
-@dataclass(frozen=True)
-class InputBinding:
-    """One way to feed an artifact: for each of the model's inputs, the artifact's name and the axes' order.
-
-    Attributes:
-        open: what names and shapes leave open, if this reading is the one that agrees.
-    """
-
-    names: tuple[str, ...]
-    orders: tuple[tuple[int, ...], ...]
-    open: tuple[tuple[ExplanationKind, str, str], ...] = ()
 
 
 @dataclass
@@ -45,13 +29,13 @@ class Match:
     Attributes:
         proof: of the model's outputs.
         results: the artifact's outputs by the model's names, in PyTorch's layout, otherwise unchanged.
-        reading: of the inputs.
+        binding: of the inputs.
         explanations: the differences without which it does not hold.
     """
 
     proof: Proof
     results: list[Outputs]
-    reading: InputBinding
+    binding: InputBinding
     explanations: list[Explanation] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
 
@@ -77,16 +61,16 @@ class Matching:
     _last: Match | None = field(default=None, init=False)
 
     def match(self) -> Match:
-        """Return the match of the first reading of the inputs under which outputs agree, else of the first that runs.
+        """Return the match of the first binding of the inputs under which outputs agree, else of the first that runs.
 
         Raises:
-            ConversionError: no reading runs.
+            ConversionError: no binding runs.
         """
         failure: ConversionError | None = None
         first: Match | None = None
-        for reading in self._readings():
+        for binding in input_bindings(self.inputs, self.runner.inputs, self.layouts_known):
             try:
-                found = self._tried(reading, first)
+                found = self._tried(binding, first)
             except ConversionError as error:
                 failure = failure or error
                 continue
@@ -99,126 +83,58 @@ class Matching:
             )
         return first
 
-    def _tried(self, reading: InputBinding, first: Match | None) -> Match | None:
-        """Return the match under this reading if it agrees; after the first reading, try one round before all."""
+    def _tried(self, binding: InputBinding, first: Match | None) -> Match | None:
+        """Return the match under this binding if it agrees; after the first binding, try one round before all."""
         for rounds in (None,) if first is None else (1, None):
-            found = self._compare(list(self._run(reading, rounds)), reading)
+            found = self._compare(list(self._run(binding, rounds)), binding)
             if first is None:
                 self._last = found
             if not agreed(found.proof) and not found.explanations:
                 return None
-        if first is not None and not found.proof.holds:  # keep the figures of the expected reading
+        if first is not None and not found.proof.holds:  # keep the figures of the expected binding
             found.proof = replace(found.proof, outputs=first.proof.outputs)
         return found
 
-    # -- inputs
-
-    def _readings(self) -> Iterator[InputBinding]:
-        specs = self.runner.inputs
-        if len(specs) != len(self.inputs):
-            raise ConversionError(
-                f"the model has {counted(len(self.inputs), 'input')}, the artifact {len(specs)}: "
-                f"{', '.join(i.name for i in self.inputs)} against {', '.join(s.name for s in specs)}",
-                code="PTC5009",
-                fix="compare models that take the same inputs",
-            )
-        ours = [i.name for i in self.inputs]
-        theirs = [s.name for s in specs]
-        baseline = pair_names(ours, theirs)
-        by_name = {s.name: s for s in specs}
-        assignments = [baseline]
-        if not self.layouts_known and 1 < len(ours) <= MOST_PERMUTED:
-            assignments += [p for p in permutations(baseline) if p != baseline]
-        fitting = [
-            names
-            for names in assignments
-            if all(self._fits(i, by_name[n]) for i, n in zip(self.inputs, names, strict=True))
-        ]
-        if not fitting:
-            raise self._unfit(baseline, by_name)
-        yield from islice(self._laid_out(fitting, by_name, baseline), MOST_READINGS)
-
-    def _laid_out(
-        self, assignments: Sequence[Sequence[str]], by_name: Mapping[str, TensorSpec], baseline: Sequence[str]
-    ) -> Iterator[InputBinding]:
-        for names in assignments:
-            swapped: tuple[tuple[ExplanationKind, str, str], ...] = ()
-            if assignments[0] == baseline != names:
-                pairs = ", ".join(f"`{n}` is `{i.name}`" for i, n in zip(self.inputs, names, strict=True))
-                swapped = (("input-order", "", f"its inputs are in another order: {pairs}"),)
-            each = [self._orders(i, by_name[n]) for i, n in zip(self.inputs, names, strict=True)]
-            for chosen in product(*each):
-                guessed = tuple(
-                    ("layout", i.name, f"the artifact takes `{i.name}` channels last, which its shape does not tell")
-                    for i, order, known in zip(self.inputs, chosen, each, strict=True)
-                    if order != known[0]
-                )
-                yield InputBinding(tuple(names), chosen, (*swapped, *guessed))  # type: ignore[arg-type]
-
-    def _orders(self, interface: TensorInterface, spec: TensorSpec) -> list[tuple[int, ...]]:
-        if self.layouts_known:
-            return [interface.order]
-        return [o for o in orders(len(interface.shape)) if fits([interface.shape[d] for d in o], spec.shape)]
-
-    def _fits(self, interface: TensorInterface, spec: TensorSpec) -> bool:
-        return bool(self._orders(interface, spec)) and kind(spec.dtype) in (kind(interface.dtype), "f")
-
-    def _unfit(self, names: Sequence[str], by_name: Mapping[str, TensorSpec]) -> ConversionError:
-        pairs = [(i, by_name[n]) for i, n in zip(self.inputs, names, strict=True)]
-        listed = "; ".join(
-            f"`{i.name}` is {str(i.dtype).removeprefix('torch.')} {shown(sizes_shown(i.shape))} in the model, "
-            f"`{s.name}` is {s.dtype} {shown(s.shape)}"
-            for i, s in pairs
-        )
-        return ConversionError(
-            f"the artifact's inputs are of other shapes or types than the model's: {listed}",
-            code="PTC5010",
-            fix="give --input-shape with the sizes that the artifact takes, in PyTorch's layout",
-        )
-
-    def _run(self, reading: InputBinding, rounds: int | None) -> Iterator[Mapping[str, np.ndarray]]:
-        for each in self.reference.rounds[:rounds]:
-            yield self.runner.run(self.feed(reading, each.arrays))
-
-    def feed(self, reading: InputBinding, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def feed(self, binding: InputBinding, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return `arrays`, by the model's names in PyTorch's layout, under the artifact's names and in its layout."""
         dtypes = {s.name: s.dtype for s in self.runner.inputs}
         return {
             theirs: cast(np.ascontiguousarray(arrays[i.name].transpose(order)), dtypes[theirs], theirs)
-            for theirs, i, order in zip(reading.names, self.inputs, reading.orders, strict=True)
+            for theirs, i, order in zip(binding.names, self.inputs, binding.orders, strict=True)
         }
+
+    def _run(self, binding: InputBinding, rounds: int | None) -> Iterator[Mapping[str, np.ndarray]]:
+        for each in self.reference.rounds[:rounds]:
+            yield self.runner.run(self.feed(binding, each.arrays))
 
     # -- outputs
 
-    def _compare(self, given: Sequence[Mapping[str, np.ndarray]], reading: InputBinding) -> Match:
+    def _compare(self, given: Sequence[Mapping[str, np.ndarray]], binding: InputBinding) -> Match:
         theirs = [s.name for s in self.runner.outputs]
         names = self._expected_names(given)
         plain = [self._plain(o, [g[n] for g in given]) for o, n in zip(self.outputs, names, strict=False)]
         results = self._results(given, names, plain)
         proof = self._proof([o.name for o in self.outputs], results)
         ours = [o.name for o in self.outputs]
-        notes = [] if self.layouts_known else self._notes(reading, plain, [n for n in theirs if n not in names])
-        ways: Ways | None = (names, plain, [])
+        notes = [] if self.layouts_known else self._notes(binding, plain, [n for n in theirs if n not in names])
+        transforms: Explained | None = (names, plain, [])
         if not agreed(proof):
-            ways = self._explained(given, names, proof, plain) or self._reordered(given, theirs)
-        if ways is None or len(names) < len(ours):
-            return Match(proof, results, reading, [], notes)
-        names, chosen, kinds = ways
-        explanations = [Explanation(k, name, what, k in self.accepted) for k, name, what in (*reading.open, *kinds)]
+            transforms = self._explained(given, names, proof, plain) or self._reordered(given, theirs)
+        if transforms is None or len(names) < len(ours):
+            return Match(proof, results, binding, [], notes)
+        names, chosen, kinds = transforms
+        explanations = [Explanation(k, name, what, k in self.accepted) for k, name, what in (*binding.open, *kinds)]
         if not explanations:
-            return Match(proof, results, reading, [], notes)
+            return Match(proof, results, binding, [], notes)
         if not all(e.accepted for e in explanations):
-            return Match(_unaccepted(proof, explanations), results, reading, explanations, notes)
+            return Match(_unaccepted(proof, explanations), results, binding, explanations, notes)
         explained = self._explained_proof(given, names, chosen, explanations)
-        return Match(explained, self._results(given, names, chosen), reading, explanations, notes)
+        return Match(explained, self._results(given, names, chosen), binding, explanations, notes)
 
-    def _notes(self, reading: InputBinding, plain: Sequence[OutputTransform], more: Sequence[str]) -> list[Note]:
-        ins = [
-            i.name for i, order in zip(self.inputs, reading.orders, strict=True) if order != tuple(range(len(order)))
-        ]
-        outs = [
-            o.name for o, way in zip(self.outputs, plain, strict=False) if way.order != tuple(range(len(way.order)))
-        ]
+    def _notes(self, binding: InputBinding, plain: Sequence[OutputTransform], more: Sequence[str]) -> list[Note]:
+        taken = zip(self.inputs, binding.orders, strict=True)
+        given = zip(self.outputs, [transform.order for transform in plain], strict=False)
+        ins, outs = ([i.name for i, order in held if list(order) != sorted(order)] for held in (taken, given))
         notes = [Note(f"The artifact takes `{name}` channels last.", code="PTC5501") for name in ins]
         notes += [Note(f"The artifact returns `{name}` channels last.", code="PTC5502") for name in outs]
         if more:
@@ -257,35 +173,34 @@ class Matching:
                 return OutputTransform(None, order)
         return OutputTransform(None, tuple(range(len(output.shape))))
 
-    def _ways(
+    def _transforms(
         self, output: TensorInterface, plain: OutputTransform, arrays: Sequence[np.ndarray]
     ) -> Iterator[OutputTransform]:
-        """Yield all ways that fit the shapes, the simplest first."""
+        """Yield all transforms that fit the shapes, the simplest first."""
         shape = np.shape(self.reference.float64[0][output.name])
-        layouts = [plain.order]
-        if not self.layouts_known:
-            layouts += [
-                o for o in orders(len(shape)) if o != plain.order and tuple(shape[d] for d in o) == arrays[0].shape
-            ]
         yield plain
-        for order in layouts[1:]:
-            yield OutputTransform("layout", order, "the artifact holds it channels last, which its shape does not tell")
-        for way in transforms(shape, self._image_sizes()):
-            yield OutputTransform(way.kind, layouts[0], way.description, way.model, way.artifact)
+        others = [] if self.layouts_known else [o for o in orders(len(shape)) if o != plain.order]
+        for order in others:
+            if tuple(shape[d] for d in order) == arrays[0].shape:
+                yield OutputTransform(
+                    "layout", order, "the artifact holds it channels last, which its shape does not tell"
+                )
+        for transform in possible_transforms(shape, self._image_sizes()):
+            yield replace(transform, order=plain.order)
 
     def _image_sizes(self) -> list[tuple[int, int]]:
         shapes = [np.shape(self.reference.rounds[0].arrays[i.name]) for i in self.inputs]
         return [(s[2], s[3]) for s in shapes if len(s) == 4]
 
-    def _way(self, output: TensorInterface, arrays: Sequence[np.ndarray]) -> OutputTransform | None:
-        """Return the simplest way in which these arrays are this output, or None."""
+    def _find_transform(self, output: TensorInterface, arrays: Sequence[np.ndarray]) -> OutputTransform | None:
+        """Return the simplest transform by which these arrays are this output, or None."""
         r = self.reference
-        for way in self._ways(output, self._plain(output, arrays), arrays):
-            if way.model is None and way.artifact is None:
-                if agreed(self._proof([output.name], [{output.name: way.of_artifact(a)} for a in arrays])):
-                    return way
+        for transform in self._transforms(output, self._plain(output, arrays), arrays):
+            if transform.model is None and transform.artifact is None:
+                if agreed(self._proof([output.name], [{output.name: transform.of_artifact(a)} for a in arrays])):
+                    return transform
             elif explains(
-                way,
+                transform,
                 output.name,
                 r.float64[: len(arrays)],
                 r.float32[: len(arrays)],
@@ -293,7 +208,7 @@ class Matching:
                 atol=self.atol,
                 rtol=self.rtol,
             ):
-                return way
+                return transform
         return None
 
     def _explained(
@@ -302,28 +217,28 @@ class Matching:
         baseline: Sequence[str],
         proof: Proof,
         plain: Sequence[OutputTransform],
-    ) -> Ways | None:
+    ) -> Explained | None:
         """Explain each output by itself, under its own name."""
         if len(baseline) < len(self.outputs):
             return None
         agrees = {output.name: output.agrees for output in proof.outputs}
         chosen = []
-        for output, name, way in zip(self.outputs, baseline, plain, strict=True):
-            found = way if agrees[output.name] else self._way(output, [g[name] for g in given])
+        for output, name, transform in zip(self.outputs, baseline, plain, strict=True):
+            found = transform if agrees[output.name] else self._find_transform(output, [g[name] for g in given])
             if found is None:
                 return None
             chosen.append(found)
         return tuple(baseline), chosen, _kinds(self.outputs, chosen)
 
-    def _reordered(self, given: Sequence[Mapping[str, np.ndarray]], theirs: Sequence[str]) -> Ways | None:
+    def _reordered(self, given: Sequence[Mapping[str, np.ndarray]], theirs: Sequence[str]) -> Explained | None:
         """Explain each output under another's name: find a perfect matching of those that agree."""
         if len(theirs) < len(self.outputs) or len(theirs) == 1:
             return None
         edges = {
-            (o.name, n): way
+            (o.name, n): transform
             for o in self.outputs
             for n in theirs
-            if (way := self._way(o, [g[n] for g in given])) is not None
+            if (transform := self._find_transform(o, [g[n] for g in given])) is not None
         }
         names = perfect_matching([o.name for o in self.outputs], theirs, edges)
         if names is None:
@@ -336,10 +251,10 @@ class Matching:
         return tuple(names), chosen, [*kinds, *_kinds(self.outputs, chosen)]
 
     def _results(
-        self, given: Sequence[Mapping[str, np.ndarray]], names: Iterable[str], ways: Sequence[OutputTransform]
+        self, given: Sequence[Mapping[str, np.ndarray]], names: Iterable[str], transforms: Sequence[OutputTransform]
     ) -> list[Outputs]:
-        pairs = list(zip(self.outputs, names, ways, strict=False))
-        return [{o.name: OutputTransform(None, way.order).of_artifact(g[n]) for o, n, way in pairs} for g in given]
+        pairs = list(zip(self.outputs, names, transforms, strict=False))
+        return [{o.name: t.without_explanation().of_artifact(g[n]) for o, n, t in pairs} for g in given]
 
     def _proof(self, names: Sequence[str], results: Sequence[Outputs]) -> Proof:
         """Compare these outputs of the model, in as many rounds as there are results."""
@@ -356,16 +271,16 @@ class Matching:
         self,
         given: Sequence[Mapping[str, np.ndarray]],
         names: Sequence[str],
-        ways: Sequence[OutputTransform],
+        transforms: Sequence[OutputTransform],
         explanations: Sequence[Explanation],
     ) -> Proof:
-        pairs = list(zip(self.outputs, names, ways, strict=True))
+        pairs = list(zip(self.outputs, names, transforms, strict=True))
         r, count = self.reference, len(given)
         with np.errstate(all="ignore"):
             proof = compare_artifact(
-                [{o.name: way.of_model(np.asarray(one[o.name])) for o, _, way in pairs} for one in r.float64[:count]],
-                [{o.name: way.of_model(np.asarray(one[o.name])) for o, _, way in pairs} for one in r.float32[:count]],
-                [{o.name: way.of_artifact(g[n]) for o, n, way in pairs} for g in given],
+                [{o.name: t.of_model(np.asarray(one[o.name])) for o, _, t in pairs} for one in r.float64[:count]],
+                [{o.name: t.of_model(np.asarray(one[o.name])) for o, _, t in pairs} for one in r.float32[:count]],
+                [{o.name: t.of_artifact(g[n]) for o, n, t in pairs} for g in given],
                 atol=self.atol,
                 rtol=self.rtol,
                 constant=r.constant,
@@ -374,14 +289,16 @@ class Matching:
         return replace(proof, summary=f"{proof.summary}; after {after}, as accepted")
 
 
-Ways = tuple[tuple[str, ...], list[OutputTransform], list[tuple[ExplanationKind, str, str]]]
+Explained = tuple[tuple[str, ...], list[OutputTransform], list[tuple[ExplanationKind, str, str]]]
 
 
 def _kinds(
-    outputs: Sequence[TensorInterface], ways: Sequence[OutputTransform]
+    outputs: Sequence[TensorInterface], transforms: Sequence[OutputTransform]
 ) -> list[tuple[ExplanationKind, str, str]]:
     return [
-        (w.kind, o.name, f"output `{o.name}`: {w.description}") for o, w in zip(outputs, ways, strict=True) if w.kind
+        (t.kind, o.name, f"output `{o.name}`: {t.description}")
+        for o, t in zip(outputs, transforms, strict=True)
+        if t.kind
     ]
 
 

@@ -1,13 +1,160 @@
-"""Helpers of the proofs that an artifact computes the same function as its model."""
+"""Prove that a rewritten program computes what was captured, and that an artifact holds the checkpoint's weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import torch
 
 from converter.ir.program import Program
+from converter.memory import reusing_blocks
+from converter.plan.interface import to_artifact, to_torch
+from converter.report.results import Proof, TraceRow
+from converter.verification.divergence import first_divergence, known_values, program_values, trace_plan, trace_values
+from converter.verification.onnx_weights import expected_initializers, is_exporters
+from converter.verification.output_proofs import Outputs, compare_function
+from converter.verification.reference import Reference
+from converter.verification.weight_proof import Expected, compare_weights
+
+if TYPE_CHECKING:
+    from converter.artifacts.folded_constants import FoldedConstants
+    from converter.lowering.executor import PlanExecutor
+    from converter.plan.builder import PlanBuilder
+    from converter.plan.steps import Constant
+
+
+class Rewritten(Protocol):
+    """A captured program, what the rewrites made of it, and what an artifact is written from.
+
+    Attributes:
+        tensor_names: every tensor of the checkpoint.
+        plan: None for ONNX, which PyTorch's exporter writes from the rewritten program.
+    """
+
+    program: Program
+    plan: PlanBuilder | None
+
+    @property
+    def captured(self) -> Program: ...
+    @property
+    def tensor_names(self) -> set[str]: ...
+
+    def executor(self, precision: str) -> PlanExecutor:
+        """Return the plan's layers and variables."""
+
+    def constants(self) -> Mapping[str, Constant]:
+        """Return the constant that each variable of the plan holds, by the variable's name."""
+
+    def folded_constants(self) -> FoldedConstants:
+        """Return what PyTorch's exporter evaluates of the program."""
+
+
+@reusing_blocks()
+def prove_function(reference: Reference, rewritten: Rewritten) -> Proof:
+    """Prove that the plan (ONNX: the rewritten program) computes what was captured, in float64 (proof 1)."""
+    run = _run_program(rewritten.program, reference) if rewritten.plan is None else _run_plan(rewritten, reference)
+    return compare_function(
+        reference.float64,
+        list(run),
+        constant=reference.constant,
+        perturbed_runs=reference.perturbed_runs_in_float64,
+    )
+
+
+def _run_program(program: Program, reference: Reference) -> Iterator[Outputs]:
+    raised = program.with_dtype(torch.float64)
+    for each in reference.rounds:
+        results = raised.run(*(torch.from_numpy(_in_float64(each.arrays[name])) for name in program.inputs))
+        yield dict(zip(raised.outputs, [r.numpy() for r in results], strict=True))
+
+
+def _run_plan(rewritten: Rewritten, reference: Reference) -> Iterator[Outputs]:
+    executor = rewritten.executor("float64")
+    inputs, outputs = executor.plan.inputs, executor.plan.outputs
+    rounds = [[to_artifact(_in_float64(each.arrays[i.name]), i) for i in inputs] for each in reference.rounds]
+    for results in _results_in_float64(executor, rounds):
+        yield {o.name: to_torch(np.asarray(r), o) for o, r in zip(outputs, results, strict=True)}
+
+
+def _results_in_float64(executor: PlanExecutor, rounds: Sequence[list[np.ndarray]]) -> Iterator[list]:
+    if not executor.prepared:
+        for together in groups(rounds):
+            yield from executor.run_once([[_eager(array) for array in arrays] for arrays in together])
+        return
+    for arrays in rounds:
+        results = executor.traced(*map(_eager, arrays))
+        yield [results[output.name] for output in executor.plan.outputs]
+
+
+def trace(reference: Reference, rewritten: Rewritten) -> list[TraceRow]:
+    """Compare values along the graph on the first round, in float64.
+
+    The plan is compared with the rewritten program; where these agree (ONNX has no plan), the rewritten program with
+    the captured one.
+    """
+    arrays, program = reference.rounds[0].arrays, rewritten.program
+    inputs = [torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in program.inputs]
+    rows: list[TraceRow] = []
+    if rewritten.plan is not None:
+        given = [_eager(to_artifact(_in_float64(arrays[i.name]), i)) for i in rewritten.plan.inputs]
+        rows = trace_plan(program, rewritten.executor("float64"), inputs, given)
+    if first_divergence(rows) is None:
+        known = known_values(rewritten.captured, inputs, exact=True)
+        before = trace_values(known, program_values(program, inputs))
+        if not rows or first_divergence(before) is not None:
+            return before
+    return rows
+
+
+@reusing_blocks()
+def prove_weights(
+    rewritten: Rewritten, tensors: Mapping[str, np.ndarray], graph_as_written: bool | None = None
+) -> Proof:
+    """Prove that the artifact holds the checkpoint's tensors, rearranged or folded (proof 3)."""
+    if rewritten.plan is None:
+        tensors = dict(tensors)  # they are read several times
+    expected = expected_tensors(rewritten, tensors)
+    used = {s for e in expected.values() for s in e.sources}
+    if rewritten.plan is None:  # drop the exporter's own tensors: shapes, axes, operators' arguments
+        tensors = {n: t for n, t in tensors.items() if n in expected or not is_exporters(t)}
+    return compare_weights(expected, tensors, rewritten.tensor_names | used, _unused(rewritten, used), graph_as_written)
+
+
+def expected_tensors(rewritten: Rewritten, tensors: Mapping[str, np.ndarray]) -> dict[str, Expected]:
+    """Return what the artifact's `tensors` must be, by name; only for ONNX do they decide which are expected."""
+    if rewritten.plan is None:
+        return expected_initializers(rewritten.program, tensors, rewritten.folded_constants)
+    origins = rewritten.program.origins
+    return {
+        name: Expected(c, tuple(dict.fromkeys(s for t in c.sources for s in origins[t].sources)), c.exact)
+        for name, c in rewritten.constants().items()
+    }
+
+
+def _unused(rewritten: Rewritten, used: set[str]) -> dict[str, str]:
+    """Return why tensors of the checkpoint are in no tensor of the artifact."""
+    captured, program, exported = rewritten.captured, rewritten.program, rewritten.plan is None
+    in_graph, live = tensors_read(captured), tensors_read(program)
+    nodes = list(captured.graph.find_nodes(op="get_attr"))
+    reasons = {}
+    for name in rewritten.tensor_names - used:
+        own = [node for node in nodes if node.target == name]
+        held = [captured.tensor(node) for node in own if exported]
+        if name not in in_graph:
+            reasons[name] = "not read by forward"
+        elif name in live and not any(map(captured.trainable, own)):  # weights are never small constants of the graph
+            reasons[name] = "a constant of the graph"
+        elif name in program.inlined_sources:
+            reasons[name] = program.inlined_sources[name]
+        elif name.endswith("num_batches_tracked"):
+            reasons[name] = "read in training only"
+        elif any(not tensor.any() for tensor in held):
+            reasons[name] = "zeros, which PyTorch's exporter leaves out where they change nothing"
+        elif any(not tensor.ndim and bool(tensor == 1) for tensor in held):
+            reasons[name] = "a factor of one, which PyTorch's exporter leaves out"
+    return reasons
 
 
 def tensors_read(program: Program) -> set[str]:
@@ -16,7 +163,7 @@ def tensors_read(program: Program) -> set[str]:
     return {s for node in nodes for s in program.origins[node.target].sources}
 
 
-def _raised(array: np.ndarray) -> np.ndarray:
+def _in_float64(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float64) if array.dtype == np.float32 else array
 
 

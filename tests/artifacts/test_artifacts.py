@@ -337,7 +337,8 @@ def test_the_same_model_gives_the_same_bytes_again_in_this_process(artifacts, tm
 def test_the_same_model_gives_the_same_bytes_in_another_process(artifacts, tmp_path):
     script = "import sys, test_artifacts as t; from pathlib import Path\n"
     script += "for format, write in t.WRITERS.items(): write(Path(sys.argv[1], t.NAMES[format]))"
-    paths = os.pathsep.join([str(Path(__file__).resolve().parents[i]) for i in (0, 2)])
+    tests = Path(__file__).resolve().parents[1]
+    paths = os.pathsep.join(map(str, (tests / "artifacts", tests / "support", tests.parent)))
     environment = os.environ | {"PYTHONPATH": paths, "PYTHONHASHSEED": "7"}
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=environment, check=True, capture_output=True)
     for format, path in artifacts.items():

@@ -231,7 +231,7 @@ def test_a_program_with_numbers_out_of_weights_serves_no_other_weights():
     module = Constants(branched).eval()
     program = capture(module, [torch.randn(2, 4)])
     assert program.values_read
-    assert ProgramCache().keep("key", program, module) is None
+    assert ProgramCache().capture("key", module, lambda: program) == (program, None)
 
 
 def test_a_tensor_that_forward_overwrites_has_no_known_value():

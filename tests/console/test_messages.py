@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,7 @@ def test_a_log_holds_what_v_shows_with_times(run, tmp_path):
         "failed",
     ):
         assert part in log
-    assert f"pt-convert {cli.version('pt-convert')}: " in log
+    assert f"pt-convert {version('pt-convert')}: " in log
     assert all(re.match(TIME, line) for line in log.splitlines())
 
 

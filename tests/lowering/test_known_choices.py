@@ -14,8 +14,9 @@ from converter.options import ArtifactOptions, LoadOptions
 from converter.pipeline.build import build
 from converter.pipeline.clock import Clock
 from converter.pipeline.load_model import load_model
-from converter.pipeline.verify import prove_weights
+from converter.pipeline.verify import prove_stamped_weights
 from converter.plan.builder import Choices
+from converter.verification.prove import expected_tensors
 
 logging.getLogger("torch.__trace").propagate = False
 OTHERS = {"eager_moves": ["no_such_operator"], "channels_last_inputs": [], "channel_orders": {}}
@@ -83,8 +84,8 @@ def everything_eager(stamp, source):
 )
 def test_weights_hold_whatever_the_stamp_says_and_a_disturbed_one_does_not(source, choices):
     built = build(source, "keras", ArtifactOptions(), Clock(None))
-    held = {name: np.asarray(one.array, np.float32) for name, one in built.expected({}).items()}
+    held = {name: np.asarray(one.array, np.float32) for name, one in expected_tensors(built, {}).items()}
     stamp = {"options": vars(ArtifactOptions()), "choices": choices(built.stamp(), source)}
-    assert prove_weights(source, "keras", stamp, Opened(held), Clock(None)).holds
+    assert prove_stamped_weights(source, "keras", stamp, Opened(held), Clock(None))[0][0].holds
     disturbed = {name: array * np.float32(1.001) for name, array in held.items()}
-    assert not prove_weights(source, "keras", stamp, Opened(disturbed), Clock(None)).holds
+    assert not prove_stamped_weights(source, "keras", stamp, Opened(disturbed), Clock(None))[0][0].holds

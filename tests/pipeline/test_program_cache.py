@@ -64,15 +64,23 @@ def test_later_models_of_an_architecture_are_not_captured_again_and_hold_their_o
 
 def test_the_architectures_that_were_asked_for_last_are_kept_up_to_a_number_of_parameters(monkeypatch):
     monkeypatch.setattr("converter.pipeline.program_cache.MOST_PARAMETERS", 100)
-    earlier = ProgramCache()
-    for key, width in (("a", 5), ("b", 6), ("c", 7)):
-        linear = nn.Linear(width, 6).eval()  # 36, 42, 48
-        earlier.keep(key, capture(linear, [torch.randn(1, width)], False), linear)
-        earlier.find("a")
-    assert [key for key in "abc" if earlier.find(key)] == ["a", "c"]
-    larger = nn.Linear(20, 6).eval()
-    earlier.keep("d", capture(larger, [torch.randn(1, 20)], False), larger)
-    assert [key for key in "abcd" if earlier.find(key)] == ["d"]
+    cache = ProgramCache()
+    linears = {key: nn.Linear(width, 6).eval() for key, width in zip("abcd", (5, 6, 7, 20), strict=True)}
+
+    def captures(key):
+        hits = cache.hits
+        width = linears[key].in_features
+        cache.capture(key, linears[key], lambda: capture(linears[key], [torch.randn(1, width)], False))
+        return cache.hits == hits
+
+    for key in "abc":  # of 36, 42, 48 parameters
+        assert captures(key)
+        assert not captures("a")
+    assert not captures("c")
+    assert captures("b")  # "a" and "c" were asked for after it
+    assert captures("d")
+    assert not captures("d")
+    assert captures("c")
 
 
 class Sequence(nn.Module):

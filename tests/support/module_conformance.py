@@ -43,6 +43,7 @@ from converter.pipeline.load_model import LoadedModel
 from converter.plan.interface import to_artifact, to_torch
 from converter.report.results import ComparedOn, Proof
 from converter.verification.output_proofs import compare_artifact
+from converter.verification.prove import prove_function, prove_weights
 from converter.verification.reference import Reference, constant_outputs
 from converter.verification.run_artifact import run_artifact
 
@@ -134,7 +135,7 @@ def compare(call: ModuleCall, files: bool) -> Outcome:
     source.probe = reference.probe(program)
     for format in FORMATS:
         built = build(source, format, ArtifactOptions(), Clock(None))  # type: ignore[arg-type]
-        proofs = {"function": built.prove_function(reference)}
+        proofs = {"function": prove_function(reference, built)}
         if files:
             proofs |= in_file(built, reference)
         elif built.plan is not None:
@@ -225,7 +226,7 @@ def in_file(built: RewrittenModel, reference: Reference) -> dict[str, Proof]:
         reader.open(path)
         results = run_artifact(Opened(reader), built.inputs, built.outputs, reference)  # type: ignore[arg-type]
         same = compare_artifact(reference.float64, reference.float32, results, constant=reference.constant)
-        return {"artifact": same, "weights": built.prove_weights(reader.tensors())}
+        return {"artifact": same, "weights": prove_weights(built, reader.tensors())}
 
 
 def most_telling(calls: Sequence[ModuleCall]) -> ModuleCall:

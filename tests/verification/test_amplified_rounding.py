@@ -14,6 +14,7 @@ from converter.pipeline.load_model import load_model
 from converter.verification.checked_rewrite import run_in_float64
 from converter.verification.output_proofs import compare_function
 from converter.verification.perturbation import run_perturbed
+from converter.verification.prove import prove_function
 from converter.verification.reference import take_reference
 
 STEPS = 23  # each doubles the distance of two neighbors
@@ -48,7 +49,7 @@ def reference(source):
 
 
 def test_what_only_amplifies_rounding_is_the_same_function(source, reference):
-    proof = build(source, "keras", ArtifactOptions(), Clock(None)).prove_function(reference)
+    proof = prove_function(reference, build(source, "keras", ArtifactOptions(), Clock(None)))
     assert proof.holds, proof.failures
     assert "PyTorch's own rounding there, bound 16" in proof.summary
     (output,) = proof.outputs
@@ -61,7 +62,7 @@ def test_a_rewrite_that_rounds_otherwise_is_not_at_fault(source, reference):
     inputs, expected = source.probe
     rounding = [abs(a - b).max() for a, b in zip(expected, run_in_float64(built.program, inputs), strict=True)]
     assert rounding > [1e-10 * abs(expected[0]).max()]  # else the network shows nothing
-    assert built.prove_function(reference).holds
+    assert prove_function(reference, built).holds
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_a_fault_in_such_a_network_is_caught(source, reference, layer, relative)
     faulty = planted(program, node, with_tensor(lambda weight: weight.double() * (1 + relative)))
     plan = make_plan(faulty)
     built = RewrittenModel(source, "keras", ArtifactOptions(), faulty, [], plan.inputs, plan.outputs, plan)
-    assert not built.prove_function(reference).holds
+    assert not prove_function(reference, built).holds
 
 
 def test_pytorchs_own_rounding_in_float64_is_rounding(reference):

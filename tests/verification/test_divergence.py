@@ -18,13 +18,13 @@ from converter.artifacts.runtime.stamp import read_stamp
 from converter.ir.lazy_tensor import LazyTensor
 from converter.ir.program import module_path
 from converter.options import ArtifactOptions, LoadOptions
-from converter.pipeline.build import RewrittenModel, build
+from converter.pipeline.build import RewrittenModel, build, interfaces
 from converter.pipeline.clock import Clock
 from converter.pipeline.load_model import LoadedModel, load_model
-from converter.pipeline.verify import interfaces
 from converter.plan.steps import CallStep, LayerStep, topological_order
 from converter.verification.divergence import by_module, first_divergence, trace_artifact, worst_round
 from converter.verification.io_matching import Matching
+from converter.verification.prove import prove_function, trace
 from converter.verification.reference import Reference, take_reference
 
 CLOCK = Clock(None)
@@ -93,7 +93,7 @@ def built_for(source: LoadedModel, format: str) -> RewrittenModel:
 @pytest.mark.parametrize("format", ["tf", "keras", "onnx"])
 def test_right_conversion_diverges_nowhere(source, format: str):
     opened, reference = source
-    rows = built_for(opened, format).trace(reference)
+    rows = trace(reference, built_for(opened, format))
     assert first_divergence(rows) is None
     assert {row.module for row in by_module(rows)} >= {"head"}
     assert all(row.actual is not None for row in rows if row.module == "head")
@@ -116,8 +116,8 @@ def test_fault_in_the_plan_is_found_at_its_operator(source, seed: int):
     else:
         right = step.function
         step.function = lambda *arrays: right(*arrays) + 1e-6
-    assert not built.prove_function(reference).holds
-    found = first_divergence(built.trace(reference))
+    assert not prove_function(reference, built).holds
+    found = first_divergence(trace(reference, built))
     assert found.module == module_path(step.node)
     assert found.operator == str(step.node.target).rpartition(".")[0]
     assert found.error > 0
@@ -125,7 +125,7 @@ def test_fault_in_the_plan_is_found_at_its_operator(source, seed: int):
 
 def test_module_that_became_part_of_another_is_named(source):
     opened, reference = source
-    rows = built_for(opened, "tf").trace(reference)
+    rows = trace(reference, built_for(opened, "tf"))
     folded = {row.module: row.folded for row in rows if row.folded}
     if "blocks.3.first" in {row.module for row in rows}:
         assert folded["blocks.3.first"] == ("blocks.3.norm",)
@@ -144,8 +144,8 @@ def test_fault_in_a_rewritten_weight_is_found_at_its_module(source, seed: int):
     tensor.view(-1)[0] += 0.1
     built.program.replace_tensor(node, tensor, built.program.origins[node.target], list(node.users))
     built.program.cleanup()
-    assert not built.prove_function(reference).holds
-    assert touches(first_divergence(built.trace(reference)), node.target)
+    assert not prove_function(reference, built).holds
+    assert touches(first_divergence(trace(reference, built)), node.target)
 
 
 def touches(row, tensor: str) -> bool:
@@ -242,7 +242,7 @@ def test_fault_in_an_artifact_is_found_at_its_module(written, runners, tmp_path,
     match = matching.match()
     assert not match.proof.holds
     arrays = worst_round(reference, match.results)
-    rows = trace_artifact(opened.program, arrays, runner, matching.feed(match.reading, arrays))
+    rows = trace_artifact(opened.program, arrays, runner, matching.feed(match.binding, arrays))
     found = first_divergence(rows)
     assert touches(found, tensor), (tensor, found)
     assert found.expected != found.actual
@@ -305,7 +305,7 @@ def test_small_fault_in_any_weight_of_a_trained_network_is_found_at_its_convolut
         match = matching.match()
         assert not match.proof.holds, reader
         arrays = worst_round(reference, match.results)
-        found = first_divergence(trace_artifact(opened.program, arrays, runner, matching.feed(match.reading, arrays)))
+        found = first_divergence(trace_artifact(opened.program, arrays, runner, matching.feed(match.binding, arrays)))
         # The node's name is as /stages/stages.3/bottlenecks/bottlenecks.0/reduce/conv/Conv
         owners = {path.split(".")[-1] for path in (found.module, *found.folded)}
         assert reader.split("/")[-2] in owners, (reader, found)

@@ -401,6 +401,21 @@ def test_fixed_batch_is_kept_to_and_said(verify, tmp_path: Path):
     assert "The artifact takes only batch 1." in map(str, report.notes)
 
 
+class Table(nn.Module):
+    def forward(self, x: Tensor, table: Tensor) -> Tensor:
+        return torch.tanh(x @ table)
+
+
+def test_the_first_axis_of_an_input_without_a_batch_is_not_the_batch(tmp_path: Path):
+    given, batch = (torch.rand(3, 5), torch.rand(5, 4)), torch.export.Dim("batch")
+    torch.export.save(torch.export.export(Table(), given, dynamic_shapes=({0: batch}, None)), tmp_path / "table.pt2")
+    names = {"input_names": ["x", "table"], "dynamic_axes": {"x": {0: "batch"}}}
+    report = converter.verify(tmp_path / "table.pt2", export(Table(), tmp_path, ["3,5", "5,4"], **names))
+    assert report.status == "verified"
+    assert not any("batch" in str(note) for note in report.notes)
+    assert any("batch 1" in each for each in report.compared_on.rounds)
+
+
 def test_a_missing_input_shape_is_proposed_from_the_artifact(verify, tmp_path: Path):
     module = seeded(Classifier())
     with pytest.raises(UsageError, match=r"the artifact takes `image` \[1, 3, 12, 10\]"):

@@ -28,6 +28,7 @@ from converter.pipeline.load_model import LoadedModel, load_model
 from converter.report.results import Proof
 from converter.rewrites.pipelines import REWRITES
 from converter.verification.output_proofs import compare_artifact
+from converter.verification.prove import prove_function, prove_weights
 from converter.verification.reference import Reference, take_reference
 from converter.verification.run_artifact import run_artifact
 from mutations.artifact_faults import Edit, keras_edits, tensor_edits, write_keras_tensors
@@ -121,7 +122,7 @@ class Bench:
         """The three proofs of `built`, written, and changed by `spoil` if there is one (then without the first)."""
         caught = Caught()
         if spoil is None:
-            caught.ask("function", lambda: built.prove_function(self.reference))
+            caught.ask("function", lambda: prove_function(self.reference, built))
         if with_artifact and caught.refused is None:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder, "model" + ENDINGS[built.format])
@@ -153,7 +154,7 @@ class Bench:
 
     def weights(self, built: RewrittenModel) -> Proof:
         runner = self.runners[built.format]
-        return built.prove_weights(runner.tensors(), runner.graph_as_written())
+        return prove_weights(built, runner.tensors(), runner.graph_as_written())
 
     def compared(self, built: RewrittenModel, path: Path) -> Proof:
         runner = self.runners[built.format]
