@@ -237,7 +237,6 @@ def shown(reason: str) -> str:
 def size_of_mappings() -> tuple[tuple[int, int], int]:
     """How many operators are mapped, by how many functions, in how many lines."""
     sys.path.insert(0, str(ROOT))
-    import converter.ir.custom_ops  # noqa: F401 registers our own operators
     import mappings
 
     lowerings = mappings.load().having("lowering")

@@ -5,6 +5,7 @@ import pkgutil
 import sys
 import threading
 
+import converter.ir.custom_ops  # noqa: F401  # registers operators that have mappings
 from converter.plan.registry import BUILT_IN, Registry, filling
 
 _loading = threading.RLock()

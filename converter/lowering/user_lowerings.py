@@ -40,14 +40,15 @@ def load_mappings(files: str | Path | Sequence[str | Path] = ()) -> Registry:
     """
     added = Registry()
     with installed_code():
-        for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: (package_of(entry), entry.value)):
-            owner = package_of(entry)
-            try:
-                _include(added, _execute(owner, f"{owner}: {entry.value}", partial(_import, entry)))
-            except ConversionError as error:
-                text = f"the mappings of {owner} are not used: {error.what}"
-                fix = f"update or uninstall {owner}"
-                added.broken.append(ConversionError(text, code="PTC3008", where=error.where, fix=fix))
+        packages = sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: (package_of(entry), entry.value))
+    for entry in packages:
+        owner = package_of(entry)
+        try:
+            _include(added, _execute(owner, f"{owner}: {entry.value}", partial(_import, entry)))
+        except ConversionError as error:
+            text = f"the mappings of {owner} are not used: {error.what}"
+            fix = f"update or uninstall {owner}"
+            added.broken.append(ConversionError(text, code="PTC3008", where=error.where, fix=fix))
     for file in map(Path, [files] if isinstance(files, str | Path) else files):
         if not file.is_file():
             raise UsageError(
@@ -90,7 +91,7 @@ def package_of(entry: EntryPoint) -> str:
 
 
 def _import(entry: EntryPoint) -> ModuleType:
-    with attribute_errors(f"loading {entry.module}"):
+    with installed_code(), attribute_errors(f"loading {entry.module}"):
         return importlib.import_module(entry.module)
 
 

@@ -110,14 +110,16 @@ class Registry:
         self.records.update({target: self[target].combine(record, target) for target in known})
 
     def include(self, other: Registry) -> None:
-        """Add all that `other` has.
+        """Add all that `other` has, or nothing.
 
         Raises:
             ValueError: both have the same function of an operator.
         """
-        self.records.update({target: self[target].combine(record, target) for target, record in other.records.items()})
-        self.digests += other.digests
-        self.resolve_absent()
+        both = Registry(
+            self.records | {target: self[target].combine(record, target) for target, record in other.records.items()}
+        )
+        both.resolve_absent()
+        self.records, self.digests = both.records, self.digests + other.digests
 
     def resolve_absent(self) -> None:
         """Move the records of operators that a library has brought since to these operators."""

@@ -1,6 +1,8 @@
 """A user's own mappings, from a file: in force for one conversion, alone, and blamed for what they raise."""
 
 import hashlib
+import os
+import subprocess
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
@@ -277,14 +279,27 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_a_packages_mappings_are_in_force_and_in_the_stamp(tmp_path, package):
     file = package("snake-for-keras", RIGHT)
-    path = tmp_path / "snake.keras"
-    report = converter.convert(Snake().eval(), to="keras", output=path, input_shapes=["1,3,11"])
+    model, path = Snake().eval(), tmp_path / "snake.keras"
+    report = converter.convert(model, to="keras", output=path, input_shapes=["1,3,11"])
     assert report.status == "verified"
     assert f"{SNAKE}: mapped by the package snake-for-keras." in map(str, report.notes)
     stamp = read_stamp(path)
     assert stamp is not None
     assert stamp["options"]["mappings"] == [hashlib.sha256(file.read_bytes()).hexdigest()]
+    again = converter.verify(model, path)
+    assert [(proof.name, proof.holds) for proof in again.proofs] == [("artifact", True), ("weights", True)]
     assert not is_built_in(SNAKE)
+
+
+def test_a_package_is_used_from_a_folder_that_imports_pt_convert(package, repository: Path):
+    """The current directory, which such a package may not come from, is where the built-in mappings come from."""
+    folder = package(
+        "snake-here", RIGHT.replace("torch.ops.tests_of_mappings.snake.default", "'no_library::snake'")
+    ).parent
+    code = "import converter.lowering.user_lowerings as u; added = u.load_mappings(); print(added.absent, added.broken)"
+    environment = os.environ | {"PYTHONPATH": f"{repository}:{folder}"}
+    ran = subprocess.run([sys.executable, "-c", code], cwd=repository, env=environment, capture_output=True, text=True)
+    assert ran.stdout == "frozenset({'no_library::snake'}) []\n", ran.stderr
 
 
 def test_a_package_in_the_current_directory_is_not_installed(package, monkeypatch):
