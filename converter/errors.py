@@ -158,30 +158,30 @@ def wrap_unexpected(error: BaseException, where: str | None = None) -> Conversio
     """Return the error to raise from an unforeseen `error`: a refusal of the system, or a bug of the converter."""
     if is_out_of_memory(error):
         return MemoryLimitError(
-            "The memory does not suffice.",
+            "Out of memory.",
             code="PTC9001",
             where=where,
-            fix="end other programs or raise the limit (ulimit -v, the container's); convert to one format at a time, "
-            "with a smaller --input-shape",
+            fix="End other programs or raise the limit (ulimit -v, the container's); convert to one format "
+            "at a time, with a smaller --input-shape.",
         )
     if "BFloat16" in str(error):
         return ConversionError(
-            "The model computes in bfloat16, as torch.autocast within forward has it.",
+            "The model computes in bfloat16, for example in torch.autocast inside forward.",
             code="PTC9002",
             where=where,
-            fix="leave autocast out of forward, or give it enabled=False: artifacts compute in float32",
+            fix="Remove autocast from forward, or pass it enabled=False: artifacts compute in float32.",
         )
     if isinstance(error, OSError) and error.errno is not None:
         return ConversionError(
-            f"The system refuses: {error.strerror}.",
+            f"The system reported an error: {error.strerror}.",
             code="PTC9003",
             where=str(error.filename) if error.filename is not None else where,
-            fix="-v shows the traceback; the folder for temporary files is that of TMPDIR",
+            fix="-v shows the traceback. Temporary files are in the folder that TMPDIR names.",
         )
     lines = [line for line in str(error).splitlines() if line.strip()]
     return ConversionError(
         f"{type(error).__name__}: {lines[0].strip() if lines else 'without a message'}",
         code="PTC9004",
         where=where,
-        fix="this is a fault of the converter: please report it with the model; -v shows the traceback",
+        fix="This is a bug in pt-convert. Please report it with the model; -v shows the traceback.",
     )

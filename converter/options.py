@@ -249,13 +249,13 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if self.fit not in get_args(Fit) or self.order not in get_args(Order):
             raise UsageError(
-                f"No such preprocessing of images: {self.fit}, {self.order}.",
+                f"Unknown image preprocessing: {self.fit}, {self.order}.",
                 code="PTC6024",
                 fix="Set fit to stretch, crop or pad, and order to rgb or bgr.",
             )
         if not all(map(math.isfinite, [self.scale, *self.mean, *self.std])) or 0 in self.std:
             raise UsageError(
-                "Scale, mean and std are to be numbers, std not 0.",
+                "Scale, mean and std must be finite numbers, and std must not be 0.",
                 code="PTC6025",
                 fix="Give numbers, as in --image-mean 0.485,0.456,0.406.",
                 where="preprocessing of images",

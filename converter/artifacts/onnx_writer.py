@@ -86,14 +86,14 @@ def export(
         raise ConversionError(
             f"PyTorch's ONNX exporter cannot translate this model: {_cause(error)}",
             code="PTC4003",
-            fix="Leave --to onnx away, or try another --opset.",
+            fix="Leave out --to onnx, or try another --opset.",
         ) from error
     written = program.model.opset_imports[""]
     if opset is not None and written != opset:
         raise ConversionError(
-            f"PyTorch's ONNX exporter gave opset {written}, not {opset}.",
+            f"PyTorch's ONNX exporter wrote opset {written}, not {opset}.",
             code="PTC4004",
-            fix="Ask for another --opset, or leave the option away.",
+            fix="Ask for another --opset, or leave the option out.",
         )
     _strip_notes(program.model)
     return Exported(program, folded)
@@ -144,7 +144,7 @@ class Exported:
             onnx.checker.check_model(str(path), full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
             raise ConversionError(
-                f"ONNX's checker refuses the exported model: {error}",
+                f"ONNX's checker rejects the exported model: {error}",
                 code="PTC4005",
                 fix="Try another --opset, and report this bug of PyTorch's exporter or of pt-convert with the model.",
                 where=str(path),
@@ -320,11 +320,11 @@ def refuse_untranslated(program: Program, registry: Registry) -> None:
     rows = operator_rows(found)
     listed = "\n".join(f"    {target} x{count} in {paths}  {line}" for target, count, paths, line in rows)
     raise UnsupportedOperatorsError(
-        f"{len(rows)} operator{'s' * (len(rows) > 1)} without a translation to ONNX:\n{listed}",
+        f"{len(rows)} operator{'s' * (len(rows) > 1)} cannot be translated to ONNX:\n{listed}",
         rows,
         code="PTC3007",
-        fix="give one, a function of onnxscript under `@converter.registry.translates`, in the file of --mappings; or "
-        "leave --to onnx away",
+        fix="Add a translation, an onnxscript function under `@converter.registry.translates`, to the file "
+        "of --mappings; or leave out --to onnx.",
     )
 
 
@@ -335,8 +335,9 @@ def refuse_projections(program: Program) -> None:
         per_layer = (4 if given.flag("has_biases") else 2) * (2 if given.flag("bidirectional") else 1)
         if len(given.nodes("params")) > per_layer * given.integer("num_layers"):
             raise ConversionError(
-                "ONNX has no LSTM with projections (proj_size), and PyTorch's exporter writes an invalid one",
+                "ONNX cannot express an LSTM with projections (proj_size), and PyTorch's exporter writes "
+                "an invalid one.",
                 code="PTC4006",
                 where=module_path(node) or None,
-                fix="leave --to onnx away",
+                fix="Leave out --to onnx.",
             )

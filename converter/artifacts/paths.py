@@ -35,7 +35,7 @@ def output_path(source: Path, format: str, output: Path | None, several: bool) -
     if stem != output or (format == "keras" and output.suffix != ".keras"):
         name = stem if format == "tf" else f"{stem}{SUFFIXES[format]}"
         raise UsageError(
-            f"{output} is not a name for --to {format}.", code="PTC4007", where="-o", fix=f"name it {name}"
+            f"{output} is not a valid name for --to {format}.", code="PTC4007", where="-o", fix=f"Name it {name}."
         )
     return output
 
@@ -56,7 +56,7 @@ def output_paths(sources: Sequence[Path], formats: Sequence[str], output: Path |
                 raise UsageError(
                     f"{taken[path]} and {source} would both be written to {path}.",
                     code="PTC4008",
-                    fix="convert them in two calls with different -o",
+                    fix="Convert them in two calls with different -o.",
                 )
             taken[path] = source
             paths[source, format] = path
@@ -68,5 +68,7 @@ def parse_formats(to: str | Sequence[str]) -> list[str]:
     wanted = [to] if isinstance(to, str) else list(dict.fromkeys(to))
     unknown = [f for f in wanted if f not in SUFFIXES]
     if unknown:
-        raise UsageError(f"no such format: {', '.join(unknown)}", code="PTC4009", fix=f"one of {', '.join(SUFFIXES)}")
+        raise UsageError(
+            f"Unknown format: {', '.join(unknown)}.", code="PTC4009", fix=f"Choose from {', '.join(SUFFIXES)}."
+        )
     return wanted

@@ -171,14 +171,15 @@ class Placement:
             )
         if stat.S_ISDIR(mode) and recognize(self.target) is None and any(self.target.iterdir()):
             raise OutputError(
-                "The output path is a folder of other things, which not even --force removes.",
+                "The output path is a folder that contains other files; --force does not remove it.",
                 code="PTC4013",
                 where=str(self.target),
-                fix=f"Give a name in it, -o {self.target.name}/NAME, or another; or remove the folder yourself.",
+                fix=f"Give a name inside it, -o {self.target.name}/NAME, or another path; or remove the "
+                "folder yourself.",
             )
         if not self._force:
             raise OutputError(
-                "The output path is taken by something that this program did not write.",
+                "The output path already exists, and pt-convert did not write it.",
                 code="PTC4014",
                 where=str(self.target),
                 fix="Give another -o, or replace it with --force.",
@@ -188,7 +189,7 @@ class Placement:
         """Refuse to overwrite a file beside the target, unless the target is an earlier artifact, which owns it."""
         if path.exists() and not self.target.exists() and not self._force:
             raise OutputError(
-                f"The artifact needs the file {path.name} beside it, which exists already.",
+                f"The artifact needs the file {path.name} beside it, which already exists.",
                 code="PTC4015",
                 where=str(path),
                 fix="Give another -o, or replace it with --force.",
@@ -209,7 +210,7 @@ class Placement:
         try:
             _finish_commit(self._folder, self._parent, _read_journal(self._folder))
         except _Foreign as error:
-            what = f"Something else was put at the output path meanwhile: {error}."
+            what = f"The output path was changed while the artifact was written: {error}."
             fix = "Give another -o, or try again."
             raise OutputError(what, code="PTC4021", where=str(self.target), fix=fix) from error
         self._committing = False
@@ -260,7 +261,7 @@ def full_disk(target: Path) -> OutputError:
         "The output cannot be written: the disk is full.",
         code="PTC4017",
         where=str(target),
-        fix="Make room, or give another -o. Nothing was left behind.",
+        fix="Free some space, or give another -o. Nothing was left behind.",
     )
 
 

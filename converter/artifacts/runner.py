@@ -27,7 +27,7 @@ _MODULES: dict[Format, str] = {
 }  # fmt: skip
 # Defaults that the user may override. Spinning threads would take the processor from the parent.
 _ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "TF_CPP_MIN_LOG_LEVEL": "2"}
-_KILLED = "the system kills what takes too much memory: end other programs, or convert to one format at a time"
+_KILLED = "The system kills processes that use too much memory. End other programs, or convert to one format at a time."
 _TAIL = 2000  # characters of a crashed child's output to show
 
 
@@ -133,7 +133,7 @@ class Runner:
 
         SavedModel: the variables by their names in the checkpoint. Keras: by `layer/weight`. ONNX: the initializers.
         """
-        failure = "does not give its weights"
+        failure = "does not return its weights"
         names = self._ask({"action": "tensors"}, failure)[0]["names"]
         return Tensors(names, lambda name: self._ask({"action": "tensor", "name": name}, failure)[1][name])
 
@@ -144,15 +144,15 @@ class Runner:
         """
         if self._path is None or (stamp := read_stamp(self._path)) is None:
             return None
-        return bool(self._ask({"action": "graph"}, "does not show its graph")[0]["digest"] == stamp.get(KEY))
+        return bool(self._ask({"action": "graph"}, "does not return its graph")[0]["digest"] == stamp.get(KEY))
 
     def held(self) -> dict[str, np.ndarray]:
         """Return every array of numbers in the artifact by name: its weights and the constants of its graph."""
-        return self._ask({"action": "held"}, "does not give what it holds")[1]
+        return self._ask({"action": "held"}, "does not return its contents")[1]
 
     def trace(self, inputs: Mapping[str, np.ndarray]) -> list[Traced]:
         """Return the result of every operator of the artifact on `inputs`, in the order in which they run."""
-        content, arrays = self._ask({"action": "trace"}, "does not show what its operators give", inputs)
+        content, arrays = self._ask({"action": "trace"}, "does not return its intermediate values", inputs)
         return [
             Traced(name, operator, tuple(shape), arrays[str(i)])
             for i, (name, operator, shape) in enumerate(content["values"])
@@ -164,11 +164,11 @@ class Runner:
         Operators of a function count once per call, those of a loop body or a branch once. Operators that only hold,
         read or name a value (Const, ReadVariableOp, Identity, NoOp, the call itself) are not counted.
         """
-        return self._ask({"action": "operators"}, "does not show its graph")[0]["operators"]
+        return self._ask({"action": "operators"}, "does not return its graph")[0]["operators"]
 
     def xla_functions(self) -> list[str]:
         """Return the functions and operators of the graph that XLA compiles; empty for ONNX."""
-        return self._ask({"action": "operators"}, "does not show its graph")[0]["xla_functions"]
+        return self._ask({"action": "operators"}, "does not return its graph")[0]["xla_functions"]
 
     def close(self) -> None:
         for pipe in (self._process.stdin, self._process.stdout):
@@ -220,8 +220,8 @@ class Runner:
         finally:
             timer.cancel()
         if "refused" in content:
-            fix = "if you trust its maker, --trust artifact opens it all the same"
-            what = f"The artifact is refused: {content['refused']}"
+            fix = "If you trust its maker, open it with --trust artifact."
+            what = f"The artifact was refused: {content['refused']}"
             raise CheckpointError(what, code="PTC4022", where=str(self._path), fix=fix)
         if "error" in content:
             raise ConversionError(

@@ -35,7 +35,10 @@ class DaskWorkers:
             from distributed import Client
         except ImportError as error:
             raise UsageError(
-                "Dask is not installed.", code="PTC6001", where="--scheduler", fix='pip install "pt-convert[cluster]"'
+                "Dask is not installed.",
+                code="PTC6001",
+                where="--scheduler",
+                fix='Run pip install "pt-convert[cluster]".',
             ) from error
         self._settings = seconds, memory, tuple(command)
         try:
@@ -82,7 +85,12 @@ class DaskWorkers:
         if error is None:
             outcome = future.result()
         else:
-            outcome = failure(task, f"The cluster gave it up: {error}.", "see the log of its workers", code="PTC6003")
+            outcome = failure(
+                task,
+                f"The cluster could not run the conversion: {error}.",
+                "See the log of its workers.",
+                code="PTC6003",
+            )
         self._futures.pop(task.name, None)
         self._events.put(Finished(task.name, 0, outcome, time.perf_counter() - started))
 

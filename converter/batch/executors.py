@@ -174,7 +174,7 @@ class Worker:
             self._code = code
         process = self._started()
         if process is None:
-            return failure(task, "The batch was closed.", "the same command goes on where it stopped", code="PTC6004")
+            return failure(task, "The batch was closed.", "Run the same command again to resume.", code="PTC6004")
         deadline = time.monotonic() + self._seconds
         asked = {name: value for name, value in asdict(task).items() if name != "name"}
         try:
@@ -200,14 +200,17 @@ class Worker:
             if time.monotonic() > deadline:
                 self._end()
                 return failure(
-                    task, f"It took longer than {self._seconds:g} s.", "give it more with --timeout", code="PTC6005"
+                    task,
+                    f"The conversion took longer than {self._seconds:g} s.",
+                    "Allow more time with --timeout.",
+                    code="PTC6005",
                 )
             if (held := _resident(process.pid)) > self._memory:
                 self._end()
                 return failure(
                     task,
-                    f"It took {held / GIB:.1f} GiB of memory; {self._memory / GIB:.1f} GiB are allowed.",
-                    "give it more with --memory, or run fewer at once with -j",
+                    f"The conversion used {held / GIB:.1f} GiB of memory; {self._memory / GIB:.1f} GiB are allowed.",
+                    "Allow more memory with --memory, or run fewer models at once with -j.",
                     code="PTC6006",
                 )
 
@@ -240,9 +243,9 @@ class Worker:
         status = process.wait()
         self._end()
         how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
-        killed = "; the system kills what takes too much memory" if status == -signal.SIGKILL else ""
+        killed = " (the system kills processes that use too much memory)" if status == -signal.SIGKILL else ""
         log = "what inspect --check -v prints" if task.check else task.log
-        return failure(task, f"The process that converted it ended {how}.", f"see {log}{killed}", code="PTC6007")
+        return failure(task, f"The conversion process ended {how}.", f"See {log}{killed}.", code="PTC6007")
 
     def _end(self) -> None:
         process = self._process

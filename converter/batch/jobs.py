@@ -103,7 +103,7 @@ def from_places(places: Iterable[str], to: Sequence[str], options: Mapping[str, 
         found = list(_found(place))
         if not found:
             raise UsageError(
-                "There is no checkpoint.",
+                "No checkpoint found.",
                 code="PTC6008",
                 where=place,
                 fix="Give files, folders of "
@@ -179,12 +179,15 @@ def from_manifest(file: Path, to: Sequence[str], options: Mapping[str, Any]) -> 
     if unknown or not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         what = f"The manifest has {', '.join(unknown)}" if unknown else "The manifest has no models"
         raise UsageError(
-            f"{what}.", code="PTC6010", where=str(file), fix="give [defaults], and [[models]] with a path each"
+            f"{what}.", code="PTC6010", where=str(file), fix="Write [defaults], and [[models]] with a path each."
         )
     defaults = content.get("defaults", {})
     if not isinstance(defaults, dict):
         raise UsageError(
-            "`defaults` is no table.", code="PTC6011", where=str(file), fix="write [defaults], and the options below it"
+            "`defaults` is not a table.",
+            code="PTC6011",
+            where=str(file),
+            fix="Write [defaults], with the options below it.",
         )
     jobs = []
     for number, entry in enumerate(entries, 1):
@@ -206,13 +209,18 @@ def from_lines(lines: Iterable[str], to: Sequence[str], options: Mapping[str, An
             entry = json.loads(line)
         except ValueError as error:
             raise UsageError(
-                f"This is no JSON: {error}.",
+                f"The line is not valid JSON: {error}.",
                 code="PTC6012",
                 fix="Write one JSON object per line.",
                 where=f"line {number}",
             ) from error
         if not isinstance(entry, dict):
-            raise UsageError("This is no object.", code="PTC6013", where=f"line {number}", fix='as {"path": "net.pt"}')
+            raise UsageError(
+                "The line is not a JSON object.",
+                code="PTC6013",
+                where=f"line {number}",
+                fix='Write an object, such as {"path": "net.pt"}.',
+            )
         jobs += _entry(entry, Path(), f"line {number}", to, options)
     return jobs
 
@@ -223,10 +231,10 @@ def _entry(
     unknown = sorted(set(said) - {"path", "name", "to", *OPTIONS})
     if unknown:
         raise UsageError(
-            f"There is no option {', '.join(unknown)}.",
+            f"Unknown option: {', '.join(unknown)}.",
             code="PTC6014",
             where=where,
-            fix=f"path, name, to, {', '.join(OPTIONS)}",
+            fix=f"Choose from path, name, to, {', '.join(OPTIONS)}.",
         )
     formats = said.get("to", to)
     formats = tuple([formats] if isinstance(formats, str) else formats)
@@ -238,7 +246,7 @@ def _entry(
         value = [value] if kind is list and isinstance(value, str) else value
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise UsageError(
-                f"{key} cannot be {value!r}.",
+                f"{value!r} is not a valid value for {key}.",
                 code="PTC6015",
                 fix="Give the option a value as on the command line.",
                 where=where,
@@ -254,7 +262,9 @@ def _entry(
         own["factory"] = str(folder / factory)
     path = said.get("path")
     if not isinstance(path, str) or not path:
-        raise UsageError("No path is given.", code="PTC6016", where=where, fix='path = "net.pt", or a glob')
+        raise UsageError(
+            "The entry has no path.", code="PTC6016", where=where, fix='Add one, such as path = "net.pt", or a glob.'
+        )
     place = str(folder / path)
     try:
         jobs = from_places([place], formats, {**options, **own})
@@ -266,7 +276,10 @@ def _entry(
     if "name" in said:
         if len(jobs) > 1 or not _inside(said["name"]):
             raise UsageError(
-                f"The name {said['name']!r} cannot be.", code="PTC6017", where=where, fix="a relative path for one file"
+                f"{said['name']!r} is not a valid name.",
+                code="PTC6017",
+                where=where,
+                fix="Give a relative path, for one file.",
             )
         return [Job(said["name"], jobs[0].path, formats, jobs[0].options)]
     one = not glob.has_magic(place) and jobs[0].path == Path(place)
@@ -288,7 +301,7 @@ def checked(jobs: Sequence[Job]) -> list[Job]:
     """
     if not jobs:
         raise UsageError(
-            "There is nothing to convert.", code="PTC6018", fix="give checkpoints, folders, globs or a manifest"
+            "There is nothing to convert.", code="PTC6018", fix="Give checkpoints, folders, globs or a manifest."
         )
     by_name: dict[str, Job] = {}
     for job in jobs:
@@ -301,13 +314,13 @@ def checked(jobs: Sequence[Job]) -> list[Job]:
             raise UsageError(what, code="PTC6019", where=str(job.path), fix=fix)
         if not _is_utf8(job.name) or not _is_utf8(str(job.path)):
             raise UsageError(
-                f"The name {str(job.path)!r} is not UTF-8.", code="PTC6020", fix="rename it, or set a locale of UTF-8"
+                f"The name {str(job.path)!r} is not UTF-8.", code="PTC6020", fix="Rename it, or set a UTF-8 locale."
             )
         if by_name.setdefault(job.name, job) != job:
             raise UsageError(
                 f"{by_name[job.name].path} and {job.path} would both be written as {job.name}.",
                 code="PTC6021",
-                fix="give them names in a manifest, or different folders",
+                fix="Give them names in a manifest, or put them in different folders.",
             )
     return list(by_name.values())
 

@@ -255,7 +255,7 @@ def _explained(file: Path) -> Iterator[None]:
         yield
     except (OSError, sqlite3.Error) as error:
         told = error.strerror if isinstance(error, OSError) else error
-        fix = "Is that folder one that can be written to, with room in it? Else give another -o."
+        fix = "Give another -o, a folder that you can write to and that has space."
         raise OutputError(f"The journal cannot be used: {told}.", code="PTC6022", where=str(file), fix=fix) from error
 
 

@@ -40,11 +40,10 @@ def freeze_and_check(program: Program, module: nn.Module, where: str) -> None:
             same = False
         if not same:
             raise CaptureError(
-                f"forward decides by the values of tensors, and otherwise for other inputs ({kind}, batch {batch}): "
-                "its control flow cannot be frozen",
+                f"The control flow cannot be frozen: other inputs ({kind}, batch {batch}) take other branches.",
                 code="PTC2001",
                 where=where,
-                fix="choose with torch.where among what both ways compute, or cut the model in front of it: --outputs",
+                fix="Choose between both results with torch.where, or stop before it with --outputs.",
             )
     program.frozen_flow = True
     program.notes.append(

@@ -43,9 +43,9 @@ def infer_input_shapes(module: nn.Module, image_size: str | None) -> tuple[list[
         tried = [[InputShape(None, (1, n, *size))] for n in channels]
         return tried, Note("The input has the channels of the first convolution.", code="PTC2507")
     raise UsageError(
-        "the checkpoint does not say what the model is called with",
+        "The input shape is unknown.",
         code="PTC2002",
-        fix=f"give {_example(module)} (batch first, PyTorch's layout)",
+        fix=f"Give {_example(module)} (batch first, PyTorch's layout).",
     )
 
 
@@ -54,10 +54,10 @@ def parse_image_size(text: str) -> Sizes:
     side = rf"(?:\d+|(?:\d+\*)?{NAME})"
     if not re.fullmatch(rf"{side}(\s*,\s*{side})?", text.strip(), re.ASCII):
         raise UsageError(
-            f"`{text}` is no image size",
+            f"`{text}` is not a valid image size.",
             code="PTC2003",
             where="--image-size",
-            fix="as in --image-size 224 or 480,640 or H,W",
+            fix="Write it as in --image-size 224 or 480,640 or H,W.",
         )
     sizes = parse_input_shape(f"1,{text}").shape[1:]
     return sizes if len(sizes) == 2 else (*sizes, *sizes)

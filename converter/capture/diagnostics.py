@@ -99,7 +99,7 @@ def explain_export_error(error: BaseException, module: nn.Module) -> CaptureErro
     where = ", ".join(filter(None, (module_of(error, module), user_frame(error)))) or None
     if needs_values(error):
         kind = kind_of(user_line(error))
-        fix = f"{ANY if kind is None else kind.fix} {OTHERWISE}"
+        fix = f"{ANY if kind is None else kind.fix} {OTHERWISE}."
         if is_decided_by_values(error):
             what = f"Control flow or a size in forward depends on tensor values{f': {kind.what}' if kind else ''}."
             return CaptureError(what, code="PTC2004", where=where, fix=fix)
@@ -140,7 +140,7 @@ def explain_forward_error(error: Exception, module: nn.Module, path: str, inputs
     elif re.search(r"scalar type|data ?type|dtype|Input type|'indices'", text):
         fix = "Give the inputs the types that the model expects, as in --input-shape 1,128:int64 (default: float32)."
     elif isinstance(error, TypeError) and not path and re.search(r"forward\(\) (takes|missing|got)", text):
-        fix = f"Give one --input-shape for each parameter of forward{inspect.signature(module.forward)}. {NESTED}"
+        fix = f"Give one --input-shape for each parameter of forward{inspect.signature(module.forward)}. {NESTED}."
     elif not path and isinstance(error, (IndexError, TypeError, KeyError, AttributeError)):
         fix += f" {NESTED}"
     elif isinstance(error, NameError):
@@ -218,8 +218,8 @@ def refuse_draws(graph: fx.Graph) -> None:
         names = ", ".join(dict.fromkeys(str(node.target) for node in drawing))
         places = (f"module `{module_path(drawing[0])}`" if module_path(drawing[0]) else "", source_line(drawing[0]))
         raise CaptureError(
-            f"forward draws at random, in eval mode too: {names}",
+            f"Forward uses random numbers, also in eval mode: {names}.",
             code="PTC2006",
             where=", ".join(filter(None, places)) or None,
-            fix="draw outside of the model, and pass what was drawn in as an input",
+            fix="Draw the random numbers outside of the model, and pass them in as an input.",
         )

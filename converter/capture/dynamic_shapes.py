@@ -117,10 +117,10 @@ def unresolved(error: Exception, free: Free) -> CaptureError | None:
     complaint = re.search(r"^\s+- (.+)$", text, re.MULTILINE)
     why = (complaint[1] if complaint else text.splitlines()[0] if text else type(error).__name__).replace(PREFIX, "")
     return CaptureError(
-        f"torch.export cannot leave {', '.join(names)} free: {why}",
+        f"torch.export cannot keep {', '.join(names)} dynamic: {why}",
         code="PTC2007",
         where="--input-shape",
-        fix=f"give {'a number' if len(names) == 1 else 'numbers'} in place of {' and '.join(names)}",
+        fix=f"Give {'a number' if len(names) == 1 else 'numbers'} in place of {' and '.join(names)}.",
     )
 
 
@@ -137,10 +137,10 @@ def _refuse_relation(text: str, name: str, free: Free) -> None:
             f"write {what} in place of {name}" if re.fullmatch(r"(\d+\*)?\w+", what) else "give one of them as a number"
         )
         raise CaptureError(
-            f"the sizes {name} and {other} cannot be free of each other: {name} must be {what}",
+            f"The sizes {name} and {other} depend on each other: {name} must be {what}.",
             code="PTC2008",
             where="--input-shape",
-            fix=f"{how} in --input-shape",
+            fix=f"Use {how} in --input-shape.",
         )
 
 
@@ -148,10 +148,10 @@ def not_free(name: str, only: int | None, why: str = "forward has it as a consta
     """Return the error for a size that the model accepts only one number for."""
     number = str(only) if only else "a number"
     return CaptureError(
-        f"size {name} cannot be free: {why}",
+        f"Size {name} cannot be dynamic: {why}",
         code="PTC2009",
         where="--input-shape",
-        fix=f"give {number} in place of {name}",
+        fix=f"Give {number} in place of {name}.",
     )
 
 

@@ -94,7 +94,7 @@ def bind_shapes(module: nn.Module, shapes: Sequence[InputShape]) -> CallSpec:
         return CallSpec(tuple(shapes))
     if len(named) < len(shapes):
         raise UsageError(
-            "either all input shapes have a name or none, each its own",
+            "Some input shapes have a name and some do not, or two have the same one.",
             code="PTC2010",
             fix="Name every --input-shape, as in NAME=1,3,224,224, or none of them.",
             where="--input-shape",
@@ -109,11 +109,11 @@ def bind_shapes(module: nn.Module, shapes: Sequence[InputShape]) -> CallSpec:
     if missing or (unknown and not any_keyword):
         asked = f", and nothing for {', '.join(missing)}" if missing else ""
         raise UsageError(
-            f"forward takes {', '.join(p.name for p in taken) or 'nothing by name'}; shapes are given for "
-            f"{', '.join(named)}{asked}",
+            f"Forward takes {', '.join(p.name for p in taken) or 'nothing by name'}; shapes were given "
+            f"for {', '.join(named)}{asked}.",
             code="PTC2011",
             where="--input-shape",
-            fix="give one for each parameter that has no default",
+            fix="Give one shape for each parameter without a default.",
         )
     order = [name for p in taken for name in named if first[name] == p.name] + unknown
     ordered = tuple(named[name] for name in order)
@@ -146,10 +146,10 @@ def choose_sizes(calling: CallSpec, runs: Callable[[list[Tensor]], None], batch:
         if first is None:
             return calling
         raise CaptureError(
-            f"no sizes were found at which the model runs; of the first, {first.what}",
+            f"No sizes were found at which the model runs. With the first sizes tried: {first.what}",
             code="PTC2012",
             where=first.where,
-            fix=f"give numbers, or multiples as in 1,3,48*H,48*W; tried were {'; '.join(tried)}",
+            fix=f"Give numbers, or multiples as in 1,3,48*H,48*W. Tried: {'; '.join(tried)}.",
         )
     if first is not None:
         with contextlib.suppress(CaptureError):  # then keep the first

@@ -165,10 +165,10 @@ def _failure_elsewhere(
         except CaptureError as error:
             shown = ", ".join(f"{name}={size}" for name, size in sizes.items())
             return CaptureError(
-                f"the model does not take every size: at {shown} it fails: {error.what.partition(': ')[2]}",
+                f"The model does not accept every size: at {shown} it fails: {error.what.partition(': ')[2]}",
                 code="PTC2013",
                 where=error.where,
-                fix="give numbers in --input-shape for the sizes that it has to know",
+                fix="Give numbers in --input-shape for the sizes that must be fixed.",
             )
     return None
 
@@ -205,7 +205,7 @@ def _why_specialized(error: Exception) -> str:
     lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "batch" in line and ("specialized" in line or "satisfy" in line)]
     if any("specialized" in line for line in telling):
-        return "its forward has the batch as a number: it decides by it, or loops over it"
+        return "forward uses the batch size as a number, in a branch or a loop"
     return (telling or lines or [type(error).__name__])[0]
 
 

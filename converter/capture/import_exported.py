@@ -53,7 +53,7 @@ def from_exported(exported: ExportedProgram) -> Program:
                 inputs.append(node.name)
             elif node.users:
                 raise CaptureError(
-                    f"input `{node.name}` is not a tensor", code="PTC2014", fix="pass it through a wrapper module"
+                    f"Input `{node.name}` is not a tensor.", code="PTC2014", fix="Supply it from a wrapper module."
                 )
             else:
                 graph.erase_node(node)
@@ -63,7 +63,7 @@ def from_exported(exported: ExportedProgram) -> Program:
             continue
         if not isinstance(tensors.get(spec.target), torch.Tensor):
             raise CaptureError(
-                f"the program holds `{spec.target}`, which is no tensor ({spec.kind.name})",
+                f"The program contains `{spec.target}`, which is not a tensor ({spec.kind.name}).",
                 code="PTC2015",
                 fix="Make it a tensor, or a constant of forward.",
             )
@@ -141,9 +141,10 @@ def _refuse_state(program: Program, signature: ExportGraphSignature) -> None:
     if changed:
         names = ", ".join(f"`{name}`" for name in changed)
         raise CaptureError(
-            f"forward changes {names} and reads what the call before left there: a converted model keeps no state",
+            f"Forward changes {names} and reads the value from the previous call; a converted model does "
+            "not keep state.",
             code="PTC2016",
-            fix="pass the state in as an input, or keep it as it is in eval mode",
+            fix="Pass the state in as an input, or leave it unchanged in eval mode.",
         )
 
 
@@ -156,10 +157,11 @@ def _refuse_overlapping_writes(graph_module: fx.GraphModule) -> None:
     found = overlapping_writes(graph_module)
     if found:
         raise CaptureError(
-            "an assignment in place reads elements that it writes too: what PyTorch makes of it hangs on the processor",
+            "An in-place assignment reads elements that it also writes; the result in PyTorch depends on "
+            "the processor.",
             code="PTC2017",
             where=source_line(found[0]) or None,
-            fix="assign a clone, as in x[1:] = x[:-1].clone()",
+            fix="Assign a clone, as in x[1:] = x[:-1].clone().",
         )
 
 
@@ -174,11 +176,11 @@ def _keep_dropouts(graph_module: fx.GraphModule) -> None:
             arguments = bound_arguments(node)
             if arguments.flag("train"):
                 raise CaptureError(
-                    "a dropout drops at random in eval mode too",
+                    "A dropout stays active in eval mode.",
                     code="PTC2018",
                     where=source_line(node) or None,
-                    fix="call it as F.dropout(x, rate, training=self.training), or use nn.Dropout; a .pt2 is to be "
-                    "exported of model.eval()",
+                    fix="Call F.dropout(x, rate, training=self.training), or use nn.Dropout. Export a .pt2 "
+                    "from model.eval().",
                 )
             node.target, node.kwargs = custom_ops.dropout._opoverload, {}
             node.args = (arguments.node("input"), float(arguments.number("p")))

@@ -208,7 +208,9 @@ def export_shapes(program: Program) -> tuple[dict[int, Any] | None, ...]:
         factor, rest = int(expression.coeff(symbol)), int(expression.subs(symbol, 0))
         if expression != factor * symbol + rest:
             raise CaptureError(
-                f"a free size of {expression}", code="PTC2019", fix="export the model with sizes a * dim + b"
+                f"A dynamic size has the form {expression}, which is not supported.",
+                code="PTC2019",
+                fix="Export the model with sizes of the form a * dim + b.",
             )
         if symbol not in named:
             bounds = size.node.shape_env.var_to_range.get(symbol)

@@ -64,26 +64,31 @@ def parse_input_shape(text: str) -> InputShape:
     match = re.fullmatch(rf"(?:([^=]+)=)?\s*({SIZE}(?:\s*,\s*{SIZE})*)\s*(?::(\w+))?", text.strip(), re.ASCII)
     if match is None or re.fullmatch(NAME, match[2], re.ASCII):  # a batch alone is written 1
         raise UsageError(
-            f"`{text}` is no input shape",
+            f"`{text}` is not a valid input shape.",
             code="PTC2020",
             where="--input-shape",
-            fix=f"as in {EXAMPLE}, batch first; or {FREE_EXAMPLE}",
+            fix=f"Write it as in {EXAMPLE}, batch first, or {FREE_EXAMPLE}.",
         )
     name, sizes, dtype_name = match.groups()
     dtype = getattr(torch, dtype_name or "float32", None)
     if not isinstance(dtype, torch.dtype):
         raise UsageError(
-            f"`{dtype_name}` is no dtype", code="PTC2021", where="--input-shape", fix="for example float32 or int64"
+            f"`{dtype_name}` is not a valid dtype.",
+            code="PTC2021",
+            where="--input-shape",
+            fix="Use, for example, float32 or int64.",
         )
     shape = tuple(_size(part) for part in sizes.split(","))
     if any(size == 0 or (isinstance(size, FreeSize) and size.factor == 0) for size in shape):
-        raise UsageError(f"`{text}` has a size of 0", code="PTC2022", where="--input-shape", fix=f"as in {EXAMPLE}")
+        raise UsageError(
+            f"`{text}` has a size of 0.", code="PTC2022", where="--input-shape", fix=f"Write it as in {EXAMPLE}."
+        )
     if isinstance(shape[0], FreeSize) and shape[0].factor != 1:
         raise UsageError(
-            f"`{text}` has a multiple for its batch",
+            f"`{text}` has a multiple as its batch size.",
             code="PTC2023",
             where="--input-shape",
-            fix="the first size is the batch: write 1",
+            fix="The first size is the batch: write 1.",
         )
     return InputShape(name.strip() if name else None, shape, dtype)
 
@@ -104,8 +109,8 @@ def check_batches(shapes: Sequence[InputShape]) -> None:
     if len(batches) > 1 or (batches | {"batch"}) & others:
         named = ", ".join(f"`{name}`" for name in sorted(batches or {"batch"}))
         raise UsageError(
-            f"the first size of every input is the batch, which is one: {named}",
+            f"All inputs have the same batch, which is the first size: {named}.",
             code="PTC2024",
             where="--input-shape",
-            fix=f"write 1 for it, as in {EXAMPLE}, and names for other sizes only",
+            fix=f"Write 1 for it, as in {EXAMPLE}, and names for other sizes only.",
         )

@@ -91,7 +91,7 @@ def _draw(spec: InputSpec, shape: tuple[int, ...], kind: Kind, rng: np.random.Ge
         return np.asarray(_floats(shape, kind, rng) + 1j * _floats(shape, kind, rng), dtype)
     if dtype.kind != "f":
         raise UsageError(
-            f"Inputs of dtype {spec.dtype} cannot be drawn.",
+            f"Random inputs of dtype {spec.dtype} are not supported.",
             code="PTC2025",
             fix="Give your own inputs with --inputs.",
             where=f"input {spec.name!r}",
@@ -146,10 +146,10 @@ def _concrete(spec: InputSpec, batch: int, sizes: Mapping[str, int]) -> tuple[in
             shape.append(batch if size == spec.shape[0] else sizes[size])
         else:
             raise UsageError(
-                f"Dimension {axis} of input {spec.name!r} has no size.",
+                f"Dimension {axis} of input {spec.name!r} has an unknown size.",
                 code="PTC2026",
                 where=f"input {spec.name!r} {shape_text(spec.shape)}",
-                fix="give --input-shape",
+                fix="Give --input-shape.",
             )
     return tuple(shape)
 

@@ -51,10 +51,10 @@ def extract_submodel(
             _found(whole, path, "--outputs")
             if not path.startswith(prefix):
                 raise UsageError(
-                    f"module `{path}` is not within `{part.submodule}`",
+                    f"Module `{path}` is not inside `{part.submodule}`.",
                     code="PTC2027",
                     where="--outputs",
-                    fix="paths are those of the whole model",
+                    fix="Write paths from the root of the whole model.",
                 )
         outputs = tuple(path.removeprefix(prefix) for path in outputs)
     if outputs:
@@ -75,10 +75,10 @@ def rename(program: Program, part: SubmodelOptions) -> None:
         twice = sorted({name for name in every if every.count(name) > 1})
         if twice:
             raise UsageError(
-                f"two inputs or outputs would be called {', '.join(f'`{name}`' for name in twice)}",
+                f"Two inputs or outputs would be named {', '.join(f'`{name}`' for name in twice)}.",
                 code="PTC2028",
                 where="--input-name" if part.input_names else "--output-name",
-                fix="give each a name of its own",
+                fix="Give each its own name.",
             )
 
 
@@ -88,21 +88,21 @@ def _renamed(names: Sequence[str], pairs: Sequence[str], where: str) -> list[str
         old, _, new = (piece.strip() for piece in pair.partition("="))
         if old not in names:
             raise UsageError(
-                f"there is no `{old}` to rename, but {', '.join(f'`{name}`' for name in names)}",
+                f"`{old}` cannot be renamed: the names are {', '.join(f'`{name}`' for name in names)}.",
                 code="PTC2029",
                 where=f"{where} {pair}",
-                fix="write OLD=NEW",
+                fix="Write OLD=NEW.",
             )
         if sum(other.partition("=")[0].strip() == old for other in pairs) > 1:
             raise UsageError(
-                f"`{old}` is given several names", code="PTC2030", where=f"{where} {pair}", fix="give it one name"
+                f"`{old}` is renamed twice.", code="PTC2030", where=f"{where} {pair}", fix="Give it one name."
             )
         if not re.fullmatch(VALID, new, re.ASCII):
             raise UsageError(
-                f"`{new}` is no name for all formats",
+                f"`{new}` is not a valid name in all formats.",
                 code="PTC2031",
                 where=f"{where} {pair}",
-                fix="a letter, then letters, digits, _",
+                fix="Use a letter, then letters, digits and _.",
             )
         renamed[list(names).index(old)] = new
     return renamed
@@ -115,19 +115,21 @@ def _found(module: nn.Module, path: str, where: str) -> nn.Module:
     named = [name for name in modules if name]
     near = difflib.get_close_matches(path, named, n=3, cutoff=0.4) or named[:5]
     raise UsageError(
-        f"there is no module `{path}`",
+        f"The model does not have a module `{path}`.",
         code="PTC2032",
         where=where,
-        fix=f"did you mean {' or '.join(near)}? convert inspect shows all" if near else "it has no modules",
+        fix=f"Did you mean {' or '.join(near)}? `convert inspect` lists all modules."
+        if near
+        else ("The model does not have any modules."),
     )
 
 
 def _not_called(path: str, where: str) -> CaptureError:
     return CaptureError(
-        f"forward does not call the module `{path}`",
+        f"Forward does not call the module `{path}`.",
         code="PTC2033",
         where=where,
-        fix="name one that it calls: convert inspect shows",
+        fix="Name a module that it calls; `convert inspect` lists them.",
     )
 
 
@@ -239,10 +241,10 @@ def _submodule(
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     if not places:
         raise CaptureError(
-            f"the module `{path}` is called without a tensor",
+            f"The module `{path}` is called without a tensor.",
             code="PTC2034",
             where="--submodule",
-            fix="name one that takes tensors",
+            fix="Name a module that takes tensors.",
         )
     tensors = [leaves[i] for i in places]
     free, inner = _free_within(path, tensors, sizes, given_at)
@@ -291,10 +293,10 @@ def _free_within(
         for (i, d), (n, m) in changed.items():
             if n % least or m % doubled or n // least != m // doubled or d in free[i]:
                 raise CaptureError(
-                    f"the sizes of what `{path}` is given do not follow from {name} alone, in whole multiples",
+                    f"The input sizes of `{path}` are not whole multiples of {name}.",
                     code="PTC2035",
                     where="--submodule",
-                    fix=f"give a number in place of {name} in --input-shape",
+                    fix=f"Give a number in place of {name} in --input-shape.",
                 )
             free[i][d] = FreeSize(name, n // least)
         inner[name] = least

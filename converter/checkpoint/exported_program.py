@@ -125,7 +125,7 @@ def load_exported(path: Path, *, trusted: bool) -> tuple[ExportedProgram, list[N
             program = load_pt2(file).exported_programs["model"]
     except Exception as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        fix = "export on the CPU with the PyTorch that is installed here, and save again with torch.export.save"
+        fix = "Export it on the CPU with the PyTorch that is installed here, and save it again with torch.export.save."
         raise CheckpointError(
             f"PyTorch cannot load the exported program: {reason}", code="PTC1001", where=str(path), fix=fix
         ) from error
@@ -149,8 +149,8 @@ def _register_operators(path: Path, program: Any) -> None:
         try:
             installed_module(library)
         except NotFoundError as error:
-            what = f"the exported program uses operators of {namespace}, and {namespace} is missing: {error}"
-            fix = f"install a {namespace} that goes with torch {torch.__version__}"
+            what = f"The exported program uses operators of {namespace}, which cannot be imported: {error}"
+            fix = f"Install a {namespace} that matches torch {torch.__version__}."
             raise CheckpointError(what, code="PTC1002", where=str(path), fix=fix) from error
 
 
@@ -239,7 +239,7 @@ def check_archive(path: Path) -> torch._C.PyTorchFileReader:
     _refuse_if(path, "records that torch.export.save does not write", (r for r in records if not RECORDS.fullmatch(r)))
     if PROGRAM not in records:
         raise CheckpointError(
-            "the exported program has no model", code="PTC1003", where=str(path), fix="export it again"
+            "The exported program does not contain a model.", code="PTC1003", where=str(path), fix="Export it again."
         )
     weights = _json(path, reader, "data/weights/model_weights_config.json")
     constants = _json(path, reader, "data/constants/model_constants_config.json")
@@ -253,8 +253,8 @@ def check_archive(path: Path) -> torch._C.PyTorchFileReader:
                 call["signature"][side] = json.dumps(_plain_structure(call["signature"][side], namedtuples))
         _refuse_if(path, "a graph with parts that are not plain operators on tensors", _odd_parts(program))
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # RecursionError too
-        what = f"the exported program is damaged: {type(error).__name__}: {error}"
-        raise CheckpointError(what, code="PTC1004", where=str(path), fix="copy or export it again") from error
+        what = f"The exported program is damaged: {type(error).__name__}: {error}"
+        raise CheckpointError(what, code="PTC1004", where=str(path), fix="Copy or export it again.") from error
     _check_sample_inputs(path, reader)
     return reader
 
@@ -264,9 +264,9 @@ def _refuse_if(path: Path, what: str, found: Iterator[str]) -> None:
     if first:
         shown = "".join(f"\n    {part[:200]}" for part in first[:10])
         more = f"\n    and {len(first) - 10} more" if len(first) > 10 else ""
-        fix = f"export the model again without them; or, if you trust the file's maker, --trust {TRUST_KEYWORD}"
+        fix = f"Export the model again without them; or, if you trust the file's maker, add --trust {TRUST_KEYWORD}."
         raise CheckpointError(
-            f"the exported program holds {what}:{shown}{more}", code="PTC1005", where=str(path), fix=fix
+            f"The exported program contains {what}:{shown}{more}", code="PTC1005", where=str(path), fix=fix
         )
 
 
@@ -274,7 +274,7 @@ def _json(path: Path, reader: torch._C.PyTorchFileReader, record: str) -> Any:
     try:
         if reader.get_record_size(record) > LARGEST_JSON:
             raise CheckpointError(
-                f"{record} is larger than any model's",
+                f"{record} is larger than in any model.",
                 code="PTC1006",
                 fix="Do not trust this file, or export the model again.",
                 where=str(path),
@@ -282,8 +282,8 @@ def _json(path: Path, reader: torch._C.PyTorchFileReader, record: str) -> Any:
         return json.loads(reader.get_record(record).decode("utf-8"))
     except (RuntimeError, ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]
-        what = f"the exported program is damaged: {record}: {reason}"
-        raise CheckpointError(what, code="PTC1007", where=str(path), fix="copy or export it again") from error
+        what = f"The exported program is damaged: {record}: {reason}"
+        raise CheckpointError(what, code="PTC1007", where=str(path), fix="Copy or export it again.") from error
 
 
 def _odd_payloads(config: Any, reader: torch._C.PyTorchFileReader, folder: str) -> Iterator[str]:
@@ -373,7 +373,8 @@ def _check_sample_inputs(path: Path, reader: torch._C.PyTorchFileReader) -> None
             torch.load(io.BytesIO(data), weights_only=True)
     except Exception as error:
         fix = (
-            f"export the model again with tensors as inputs; or, if you trust the file's maker, --trust {TRUST_KEYWORD}"
+            "Export the model again with tensors as inputs; or, if you trust the file's maker, add --trust "
+            f"{TRUST_KEYWORD}."
         )
-        what = "the exported program's sample inputs are not plain tensors"
+        what = "The exported program's sample inputs are not plain tensors."
         raise CheckpointError(what, code="PTC1008", where=f"{path}: {record}", fix=fix) from error

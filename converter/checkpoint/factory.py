@@ -40,7 +40,7 @@ def build(factory: str, arguments: dict[str, Any], code: UserCode) -> nn.Module:
     home, separator, name = factory.rpartition(":")
     if not separator or not home or not name:
         raise UsageError(
-            f"{factory!r} does not name a factory", code="PTC1009", where=_where(factory), fix=f"write {FORMS}"
+            f"{factory!r} does not name a factory.", code="PTC1009", where=_where(factory), fix=f"Write {FORMS}."
         )
     if home == HOME:
         return build_from_config(config_folder(factory, arguments))
@@ -50,7 +50,9 @@ def build(factory: str, arguments: dict[str, Any], code: UserCode) -> nn.Module:
         file = Path(home)
         if not file.is_file():
             near = sorted(str(other) for other in file.parent.glob("*.py")) if file.parent.is_dir() else []
-            raise UsageError(f"there is no file {home}", code="PTC1010", where=_where(factory), fix=_close(home, near))
+            raise UsageError(
+                f"The file {home} does not exist.", code="PTC1010", where=_where(factory), fix=_close(home, near)
+            )
         with code:
             make = _attribute(load_file(file), name, factory)
     else:
@@ -73,14 +75,20 @@ def config_folder(factory: str, arguments: dict[str, Any]) -> Path:
     """
     folder = Path(factory.rpartition(":")[2])
     if not has_config(folder):
-        what = f"there is no {folder}/config.json"
+        what = f"{folder}/config.json does not exist."
         raise UsageError(
-            what, code="PTC1011", where=_where(factory), fix="give a folder that has one: nothing is downloaded"
+            what,
+            code="PTC1011",
+            where=_where(factory),
+            fix="Give a folder that contains it; pt-convert does not download anything.",
         )
     if arguments:
-        fix = "leave out --model-args, or change config.json"
+        fix = "Leave out --model-args, or change config.json."
         raise UsageError(
-            "the arguments of an architecture stand in its config.json", code="PTC1012", where="--model-args", fix=fix
+            "The arguments of this architecture come from its config.json.",
+            code="PTC1012",
+            where="--model-args",
+            fix=fix,
         )
     return folder
 
@@ -93,8 +101,8 @@ def _close(name: str, names: Iterable[str]) -> str | None:
     names = [known for known in names if not known.startswith("_")]
     near = difflib.get_close_matches(name, names, n=5, cutoff=0.5)
     if near:
-        return f"did you mean {' or '.join(near)}?"
-    return f"there are: {', '.join(names[:10])}" if names else None
+        return f"Did you mean {' or '.join(near)}?"
+    return f"Choose from {', '.join(names[:10])}." if names else None
 
 
 def _imported(module: str, factory: str) -> ModuleType:
@@ -107,9 +115,11 @@ def _imported(module: str, factory: str) -> ModuleType:
             raise
         missing = error.name or module
         if module == missing or module.startswith(f"{missing}."):
-            fix = "run from the folder that holds it, put it beside the checkpoint, or install it"
-            raise UsageError(f"there is no module {missing}", code="PTC1013", where=_where(factory), fix=fix) from error
-        what = f"{module} imports {missing}, which is not installed"
+            fix = "Run from the folder that contains it, put it beside the checkpoint, or install it."
+            raise UsageError(
+                f"The module {missing} was not found.", code="PTC1013", where=_where(factory), fix=fix
+            ) from error
+        what = f"{module} imports {missing}, which is not installed."
         raise ConversionError(what, code="PTC1014", where=place_of_error(error), fix=how_to_supply(missing)) from error
 
 
@@ -118,7 +128,7 @@ def _attribute(home: ModuleType, name: str, factory: str) -> Any:
     for part in name.split("."):
         if not hasattr(found, part):
             usable = [known for known, value in vars(found).items() if callable(value) or isinstance(value, nn.Module)]
-            what = f"{factory.rpartition(':')[0]} has no `{name}`"
+            what = f"{factory.rpartition(':')[0]} does not define `{name}`."
             raise UsageError(what, code="PTC1015", where=_where(factory), fix=_close(part, usable))
         found = getattr(found, part)
     return found
@@ -130,12 +140,12 @@ def _of_library(library: str, name: str, arguments: dict[str, Any], factory: str
     except (ImportError, RuntimeError) as error:
         what = f"{library} cannot be imported: {error}"
         missing = isinstance(error, ModuleNotFoundError) and error.name == library
-        fix = f"pip install {library}" if missing else f"install a build of {library} that goes with this torch"
+        fix = f"Run pip install {library}." if missing else f"Install a build of {library} that matches this torch."
         raise UsageError(what, code="PTC1016", where=_where(factory), fix=fix) from error
     known = models.list_models()
     if name.split(".")[0] not in known:
         raise UsageError(
-            f"{library} has no model {name!r}", code="PTC1017", where=_where(factory), fix=_close(name, known)
+            f"{library} does not have a model {name!r}.", code="PTC1017", where=_where(factory), fix=_close(name, known)
         )
     if library == "timm":
         return models.create_model, {"model_name": name, "pretrained": False, **arguments}
@@ -148,14 +158,14 @@ def _made(make: Any, arguments: dict[str, Any], factory: str) -> nn.Module:
     if isinstance(make, nn.Module):
         if arguments:
             raise UsageError(
-                f"{factory} is a module itself and takes no arguments",
+                f"{factory} is a module, which does not take arguments.",
                 code="PTC1018",
-                fix="Leave --model-args out.",
+                fix="Leave out --model-args.",
                 where="--model-args",
             )
         return make
     if not callable(make):
-        what = f"{factory} is a {type(make).__name__}, not a class, a function or a module"
+        what = f"{factory} is a {type(make).__name__}, not a class, function or module."
         raise UsageError(
             what,
             code="PTC1019",
@@ -166,9 +176,9 @@ def _made(make: Any, arguments: dict[str, Any], factory: str) -> nn.Module:
     with attribute_errors("the factory"):
         module = make(**arguments)
     if not isinstance(module, nn.Module):
-        what = f"the factory's result is no torch.nn.Module but of type {type(module).__name__}"
+        what = f"The factory returned an object of type {type(module).__name__}, not a torch.nn.Module."
         raise ConversionError(
-            what, code="PTC1020", where=_where(factory), fix="name a function that returns the module, and it alone"
+            what, code="PTC1020", where=_where(factory), fix="Name a function that returns only the module."
         )
     return module
 
@@ -181,9 +191,9 @@ def _check_arguments(make: Callable, arguments: dict[str, Any], factory: str) ->
     try:
         signature.bind(**arguments)
     except TypeError as error:
-        fix = f"it takes {signature}; give them as JSON with --model-args"
+        fix = f"Give arguments that match {signature} as JSON with --model-args."
         if next(iter(signature.parameters), "") == "self":
-            fix = "a method needs its object: name a function that makes it and returns the model"
+            fix = "This is a method. Name a function that creates the object and returns the model."
         raise UsageError(
-            f"{factory} does not take these arguments: {error}", code="PTC1021", where="--model-args", fix=fix
+            f"{factory} does not accept these arguments: {error}.", code="PTC1021", where="--model-args", fix=fix
         ) from error

@@ -67,25 +67,25 @@ def file_format(path: Path) -> Format:
 def _first_bytes(path: Path) -> bytes:
     if path.is_dir():
         raise CheckpointError(
-            "this is a folder, not a checkpoint", code="PTC1022", where=str(path), fix=_folder_fix(path)
+            "This is a folder, not a checkpoint.", code="PTC1022", where=str(path), fix=_folder_fix(path)
         )
     if path.exists() and not path.is_file():
-        what = "this is a pipe or a device, not a file"
-        raise CheckpointError(what, code="PTC1090", where=str(path), fix="copy it into a file")
+        what = "This is a pipe or a device, not a file."
+        raise CheckpointError(what, code="PTC1090", where=str(path), fix="Copy it into a file.")
     try:
         with path.open("rb") as file:
             head = file.read(4096)
     except FileNotFoundError:
-        raise CheckpointError("there is no such file", code="PTC1023", where=str(path), fix=_near(path)) from None
+        raise CheckpointError("The file does not exist.", code="PTC1023", where=str(path), fix=_near(path)) from None
     except OSError as error:
         raise CheckpointError(
-            f"the file cannot be read: {error.strerror}",
+            f"The file cannot be read: {error.strerror}.",
             code="PTC1024",
             fix="Check the file's permissions and the disk.",
             where=str(path),
         ) from error
     if not head:
-        raise CheckpointError("the file is empty", code="PTC1025", where=str(path), fix="copy or download it again")
+        raise CheckpointError("The file is empty.", code="PTC1025", where=str(path), fix="Copy or download it again.")
     return head
 
 
@@ -101,33 +101,33 @@ def refuse_unreachable(path: Path) -> None:
         return
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        fix = "give a name that can be looked up"
-        raise CheckpointError(f"the path cannot be read: {reason}", code="PTC1093", where=str(path), fix=fix) from error
+        fix = "Give a path that the system can look up."
+        raise CheckpointError(f"The path cannot be read: {reason}", code="PTC1093", where=str(path), fix=fix) from error
 
 
 def _near(path: Path) -> str:
     if not path.parent.is_dir():
-        return f"there is no folder {path.parent} either"
+        return f"The folder {path.parent} does not exist either."
     near = difflib.get_close_matches(path.name, [other.name for other in path.parent.iterdir()])
-    return f"did you mean {' or '.join(near)}?" if near else f"look into {path.parent.resolve()}"
+    return f"Did you mean {' or '.join(near)}?" if near else f"Look in {path.parent.resolve()}."
 
 
 def _folder_fix(path: Path) -> str:
     if (path / "saved_model.pb").exists():
-        return "it is a TensorFlow SavedModel, which is what this program writes; give the PyTorch checkpoint"
+        return "This is a TensorFlow SavedModel, which pt-convert writes. Give the PyTorch checkpoint."
     endings = {".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".pt2"}
     inside = sorted(file.name for file in path.iterdir() if file.suffix in endings)
-    return f"give a file in it: {', '.join(inside[:5])}" if inside else "give the checkpoint's file"
+    return f"Give a file in it: {', '.join(inside[:5])}." if inside else "Give the checkpoint's file."
 
 
 def _not_a_checkpoint(path: Path, what: str) -> CheckpointError:
-    fix = "give a file of torch.save, torch.jit.save or torch.export.save, or a .safetensors file"
-    return CheckpointError(f"this is not a PyTorch checkpoint but {what}", code="PTC1026", where=str(path), fix=fix)
+    fix = "Give a file of torch.save, torch.jit.save or torch.export.save, or a .safetensors file."
+    return CheckpointError(f"This is not a PyTorch checkpoint but {what}.", code="PTC1026", where=str(path), fix=fix)
 
 
 def _damaged(path: Path, reason: str) -> CheckpointError:
     return CheckpointError(
-        f"the file is damaged: {reason}", code="PTC1027", where=str(path), fix="copy or download it again"
+        f"The file is damaged: {reason}", code="PTC1027", where=str(path), fix="Copy or download it again."
     )
 
 
@@ -138,9 +138,9 @@ def _zip_format(path: Path) -> Format:
     if "archive_format" in inner:
         return Format.EXPORTED
     if "serialized_exported_program.json" in names:
-        fix = "open it with the PyTorch that wrote it and save it again with a current one, or export again"
+        fix = "Open it with the PyTorch that wrote it and save it again with a current one, or export it again."
         raise CheckpointError(
-            "this exported program was written by PyTorch before 2.8", code="PTC1028", where=str(path), fix=fix
+            "This exported program was written by PyTorch before 2.8.", code="PTC1028", where=str(path), fix=fix
         )
     if "constants.pkl" in inner or "model.json" in inner or any(name.startswith("code/") for name in inner):
         return Format.TORCHSCRIPT
@@ -165,7 +165,7 @@ def archive_names(path: Path) -> list[str]:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, OSError) as error:
-        raise _damaged(path, f"it begins as a zip archive and is cut off or broken ({error})") from error
+        raise _damaged(path, f"it is a zip archive that is cut off or broken ({error})") from error
     names = [entry.filename for entry in entries]
     if not names:
         raise _damaged(path, "it is an empty zip archive")
@@ -179,8 +179,8 @@ def archive_names(path: Path) -> list[str]:
     }
     found = [flaw for flaw, present in flaws.items() if present]
     if found:
-        fix = "do not trust this file: no version of PyTorch writes such an archive"
-        raise CheckpointError(f"the archive has {' and '.join(found)}", code="PTC1029", where=str(path), fix=fix)
+        fix = "Do not trust this file: PyTorch does not write such archives."
+        raise CheckpointError(f"The archive has {' and '.join(found)}.", code="PTC1029", where=str(path), fix=fix)
     return names
 
 
@@ -199,15 +199,15 @@ def torch_records(path: Path, names: list[str]) -> torch._C.PyTorchFileReader:
         seen = reader.get_all_records()
     except Exception as error:  # any C++ exception, and a UnicodeDecodeError where its message quotes the file
         if "maximum supported version" in str(error):
-            fix = "open it with the PyTorch that wrote it, and save its state dict as .safetensors; or update PyTorch"
-            what = f"the file was written by a newer PyTorch than {torch.__version__}, which cannot read it"
+            fix = "Open it with the PyTorch that wrote it, and save its state dict as .safetensors; or update PyTorch."
+            what = f"The file was written by a newer PyTorch than {torch.__version__}."
             raise CheckpointError(what, code="PTC1030", where=str(path), fix=fix) from error
         raise _damaged(path, str(error).splitlines()[0]) from error
     root = names[0].split("/")[0]
     if sorted(f"{root}/{name}" for name in seen) != sorted(names):
-        fix = "do not trust this file, or write it again with torch.save"
+        fix = "Do not trust this file, or write it again with torch.save."
         raise CheckpointError(
-            "the archive is not the same to every zip reader", code="PTC1031", where=str(path), fix=fix
+            "Zip readers disagree about the contents of this archive.", code="PTC1031", where=str(path), fix=fix
         )
     return reader
 
@@ -223,7 +223,7 @@ def _what_else(path: Path, head: bytes) -> str:
         if head.startswith(magic):
             return what
     if not any(head):
-        return "zeros, as a copy or download leaves that did not end"
+        return "zeros, as an unfinished copy or download leaves them"
     if head[4:8] == b"TFL3":
         return "a TensorFlow Lite model"
     if head[:1] == b"\x80":
@@ -247,7 +247,7 @@ def _kind_of_text(head: bytes) -> str:
         return "unknown data"
     opening = text.lstrip().lower()
     if opening.startswith(("<!doctype html", "<html")):
-        return "a web page: the download gave a page in place of the file"
+        return "a web page: the download returned a page in place of the file"
     if opening.startswith("version https://git-lfs"):
         return "a Git LFS pointer: `git lfs pull` fetches the file itself"
     try:

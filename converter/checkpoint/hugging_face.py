@@ -86,7 +86,7 @@ def load_folder(folder: Path, weights: Weights, size: int, *, trusted: bool = Fa
     module, notes, missing, mismatched = _with_weights(folder, weights, size, trusted)
     if missing or mismatched:
         name = type(module).__name__
-        fix = f"is config.json that of these weights? Its architecture is {name}; --model names another"
+        fix = f"Check that config.json belongs to these weights. Its architecture is {name}; name another with --model."
         raise unfit(missing, [], mismatched, where=str(folder), fix=fix)
     return module, [Note(f"Built {type(module).__name__} from {CONFIG}.", code="PTC1512"), *notes]
 
@@ -150,15 +150,15 @@ def _architecture(folder: Path, trusted: bool) -> tuple[Any, Any, str]:
     content = read_json(path)
     names = content.get("architectures")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        fix = 'add the class, as in "architectures": ["BertModel"], or name what builds the model with --model'
-        raise CheckpointError("config.json does not tell its architecture", code="PTC1032", where=str(path), fix=fix)
+        fix = 'Add the class, as in "architectures": ["BertModel"], or name what builds the model with --model.'
+        raise CheckpointError("config.json does not name its architecture.", code="PTC1032", where=str(path), fix=fix)
     name = names[0]
     if not trusted:
         _refuse_code(content, path)
         _refuse_sources(content, path)
     if content.get("quantization_config"):
-        fix = "give the folder of the model in float32 or float16"
-        raise CheckpointError("the weights are quantized", code="PTC1033", where=str(path), fix=fix)
+        fix = "Give the folder of the model in float32 or float16."
+        raise CheckpointError("The weights are quantized.", code="PTC1033", where=str(path), fix=fix)
     _refuse_counts(content, path)
     transformers = _transformers(folder)
     if trusted and "auto_map" in content:
@@ -170,8 +170,8 @@ def _architecture(folder: Path, trusted: bool) -> tuple[Any, Any, str]:
         raise _unimportable(folder, error) from error
     config_class: Any = getattr(kind, "config_class", None)
     if not (isinstance(kind, type) and issubclass(kind, base) and config_class):
-        fix = "install the version of transformers that wrote it, or name what builds the model with --model"
-        what = f"transformers {transformers.__version__} has no model {name!r}"
+        fix = "Install the version of transformers that wrote it, or name what builds the model with --model."
+        what = f"transformers {transformers.__version__} does not have a model {name!r}."
         raise CheckpointError(what, code="PTC1034", where=str(path), fix=fix)
     with _offline(folder), _confined(folder, trusted):
         config = config_class.from_dict(_plain(content))
@@ -183,12 +183,10 @@ def _refuse_code(content: Any, path: Path) -> None:
     asks = sorted({name for name in _keys(content) if name in ("auto_map", "custom_pipelines", "trust_remote_code")})
     if "auto_map" in asks:
         fix = (
-            "name its class yourself, as in --model FOLDER/modeling_net.py:Net; or, if you trust its maker and its "
-            f"code, --trust {TRUST_KEYWORD}"
+            "Name its class, as in --model FOLDER/modeling_net.py:Net; or, if you trust its maker and its "
+            f"code, add --trust {TRUST_KEYWORD}."
         )
-        raise CheckpointError(
-            "config.json asks for code of its own (auto_map)", code="PTC1035", where=str(path), fix=fix
-        )
+        raise CheckpointError("config.json requires its own code (auto_map).", code="PTC1035", where=str(path), fix=fix)
 
 
 def _confined(folder: Path, trusted: bool) -> contextlib.AbstractContextManager[None]:
@@ -210,8 +208,8 @@ def _refuse_sources(content: Any, path: Path, key: str = "") -> None:
 
 
 def _looks_elsewhere(path: Path, what: str) -> CheckpointError:
-    fix = f"give only entries that describe the architecture; or, if you trust its maker, --trust {TRUST_KEYWORD}"
-    what = f"config.json asks for something outside the folder: {what}"
+    fix = f"Keep only entries that describe the architecture; or, if you trust its maker, add --trust {TRUST_KEYWORD}."
+    what = f"config.json refers to something outside the folder: {what}."
     return CheckpointError(what, code="PTC1091", where=str(path), fix=fix)
 
 
@@ -241,7 +239,10 @@ def _refuse_counts(content: Any, path: Path, key: str = "") -> None:
 
 def _absurd(path: Path, key: str, value: Any) -> CheckpointError:
     return CheckpointError(
-        f"config.json has {key} = {value}", code="PTC1036", where=str(path), fix="copy or download it again"
+        f"config.json has an invalid value: {key} = {value}.",
+        code="PTC1036",
+        where=str(path),
+        fix="Copy or download it again.",
     )
 
 
@@ -257,8 +258,8 @@ def _plain(content: Any) -> Any:
 def _check_size(outline: nn.Module, size: int, folder: Path) -> None:
     elements = sum(tensor.numel() for tensor in (*outline.parameters(), *outline.buffers()))
     if elements > LARGEST_EXPANSION * size:
-        what = f"config.json tells of {elements} elements, the files have {size} bytes"
-        raise CheckpointError(what, code="PTC1037", where=str(folder), fix="copy or download the folder again")
+        what = f"config.json describes {elements} elements, but the files have {size} bytes."
+        raise CheckpointError(what, code="PTC1037", where=str(folder), fix="Copy or download the folder again.")
 
 
 def _transformers(folder: Path) -> ModuleType:
@@ -272,7 +273,11 @@ def _transformers(folder: Path) -> ModuleType:
 
 def _unimportable(folder: Path, error: Exception) -> UsageError:
     missing = isinstance(error, ModuleNotFoundError) and error.name == "transformers"
-    fix = "pip install transformers" if missing else "install a transformers and a torchvision that go with this torch"
+    fix = (
+        "Run pip install transformers."
+        if missing
+        else ("Install a transformers and a torchvision that match this torch.")
+    )
     return UsageError(f"transformers cannot be imported: {error}", code="PTC1038", where=str(folder), fix=fix)
 
 
@@ -282,7 +287,7 @@ def _of_the_folder(transformers: ModuleType, folder: Path, content: Mapping[str,
     names = [name for name in table if name != "AutoConfig"] if isinstance(table, dict) else []
     if not names:
         raise CheckpointError(
-            "auto_map names no model", code="PTC1039", where=str(folder / CONFIG), fix="name it with --model"
+            "auto_map does not name a model.", code="PTC1039", where=str(folder / CONFIG), fix="Name it with --model."
         )
     dynamic = importlib.import_module("transformers.dynamic_module_utils")
     with _offline(folder):
@@ -317,7 +322,7 @@ def _offline(folder: Path) -> Iterator[None]:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[0][:300] if lines else "without a message"
         what = f"transformers cannot build the model: {type(error).__name__}: {reason}"
-        fix = "is config.json whole, and of the version of transformers that is installed?"
+        fix = "Check that config.json is complete and matches the installed version of transformers."
         raise CheckpointError(what, code="PTC1040", where=str(folder / CONFIG), fix=fix) from error
     finally:
         logger.setLevel(level)

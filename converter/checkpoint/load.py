@@ -217,8 +217,8 @@ def _select_model(
     except CheckpointError as error:
         raise refused or error from None
     except Exception as error:  # a module whose state is any object, or that contains itself
-        what = f"the model in the file is damaged: {type(error).__name__}: {str(error)[:200]}"
-        raise CheckpointError(what, code="PTC1041", where=str(path), fix="copy or download it again") from error
+        what = f"The model in the file is damaged: {type(error).__name__}: {str(error)[:200]}"
+        raise CheckpointError(what, code="PTC1041", where=str(path), fix="Copy or download it again.") from error
     if refused is not None and isinstance(model, nn.Module):
         raise refused
     if left_aside:
@@ -234,14 +234,14 @@ def _state_dict(path: Path, trusted: Trust, code: UserCode) -> tuple[Mapping[str
 
     def read(file: Path) -> Mapping[str, Any]:
         if is_index(file):
-            fix = "copy or download the folder again"
+            fix = "Copy or download the folder again."
             raise CheckpointError(
-                f"the index names another index, {file.name}", code="PTC1042", where=str(path), fix=fix
+                f"The index names another index: {file.name}.", code="PTC1042", where=str(path), fix=fix
             )
         model, told = _read(file, trusted, (), code, KeyFilter(()), built_elsewhere=True)
         if not isinstance(model, Mapping):
-            what = f"{file.name} holds a whole model, not weights"
-            raise CheckpointError(what, code="PTC1043", where=str(file), fix="give this file itself")
+            what = f"{file.name} contains a whole model, not weights."
+            raise CheckpointError(what, code="PTC1043", where=str(file), fix="Give this file itself.")
         notes.extend(told)
         return model
 
@@ -271,8 +271,8 @@ def _safetensors(path: Path) -> dict[str, Any]:
     try:
         return safetensors.torch.load_file(path, device="cpu")
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        what = f"the file is damaged: {error}"
-        raise CheckpointError(what, code="PTC1044", where=str(path), fix="copy or download it again") from error
+        what = f"The file is damaged: {error}"
+        raise CheckpointError(what, code="PTC1044", where=str(path), fix="Copy or download it again.") from error
 
 
 def _is_half(value: Any) -> bool:
@@ -288,6 +288,6 @@ def _unneeded(factory: str | None, drop_keys: Sequence[str]) -> Iterator[Note]:
 
 def _needs_factory(path: Path, state: Any) -> CheckpointError:
     keys = ", ".join(list(state)[:5])
-    what = f"this is a state dict: weights without the model they belong to ({len(state)} keys: {keys}, ...)"
-    fix = "name the class or function that builds the model: --model package.module:factory (or file.py:factory)"
+    what = f"The file is a state dict, weights without their model ({len(state)} keys: {keys}, ...)."
+    fix = "Name the class or function that builds the model: --model package.module:factory (or file.py:factory)."
     return CheckpointError(what, code="PTC1045", where=str(path), fix=fix)

@@ -50,8 +50,8 @@ def names_asked_for(path: Path, file_format: Format) -> Asked:
                 for _ in range(LEGACY_PICKLES):
                     _scan(file, asked)
     except Exception as error:  # broken archives and pickles raise anything, down to zlib.error and MemoryError
-        what = f"the file is damaged or cut off: {str(error) or type(error).__name__}"
-        raise CheckpointError(what, code="PTC1046", where=str(path), fix="copy or download it again") from error
+        what = f"The file is damaged or cut off: {str(error) or type(error).__name__}"
+        raise CheckpointError(what, code="PTC1046", where=str(path), fix="Copy or download it again.") from error
     return asked
 
 

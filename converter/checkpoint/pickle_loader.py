@@ -21,10 +21,10 @@ from converter.checkpoint.unpickler import NameRefused, RestrictedUnpickler, Tru
 from converter.checkpoint.user_source import place_of_error
 from converter.errors import CheckpointError, ConversionError
 
-HOSTILE_FIX = "do not trust this file: no model needs this. Ask whoever made it for a state dict or .safetensors"
+HOSTILE_FIX = "Do not trust this file: models do not need this. Ask its maker for a state dict or .safetensors."
 GRAPH_MODULE_FIX = (
-    "a traced torch.fx.GraphModule is Python source, which is never run: give the original model, its state dict with "
-    "--model, or torch.export.save of it"
+    "A traced torch.fx.GraphModule is Python source, which is never run. Give the original model, its "
+    "state dict with --model, or torch.export.save of it."
 )
 
 
@@ -106,7 +106,7 @@ def _load(path: Path, **options: Any) -> Any:
         raise _misuse(path, refused) from refused
     except TrustedCodeError as error:
         cause = error.__cause__
-        what = f"the model's own code failed: {type(cause).__name__}: {cause}"
+        what = f"The model's own code failed: {type(cause).__name__}: {cause}."
         raise ConversionError(
             what,
             code="PTC1047",
@@ -116,8 +116,8 @@ def _load(path: Path, **options: Any) -> Any:
     except NotFoundError as error:
         raise _not_found(path, [str(error)]) from error
     except Exception as error:  # a damaged or hostile pickle can raise anything
-        what = f"the file is damaged: {type(error).__name__}: {_reason(error)}"
-        raise CheckpointError(what, code="PTC1048", where=str(path), fix="copy or download it again") from error
+        what = f"The file is damaged: {type(error).__name__}: {_reason(error)}"
+        raise CheckpointError(what, code="PTC1048", where=str(path), fix="Copy or download it again.") from error
 
 
 def _reason(error: Exception) -> str:
@@ -155,20 +155,23 @@ def check_names(path: Path, asked: Asked, trust: Trust) -> CheckpointError | Non
 
 
 def _refusal(path: Path, names: list[str]) -> CheckpointError:
-    what = f"the file asks for code that a checkpoint may not use unasked:{_listing(names)}"
+    what = f"The checkpoint uses classes that are not trusted:{_listing(names)}"
     if any(name.startswith("torch.fx.") for name in names):
         return CheckpointError(what, code="PTC1049", where=str(path), fix=GRAPH_MODULE_FIX)
     if all(_is_new_in_torch(name) for name in names):
-        fix = f"save its state dict as .safetensors with the PyTorch that wrote it; here is {torch.__version__}"
-        return CheckpointError(f"{what}\n  which this PyTorch does not have", code="PTC1050", where=str(path), fix=fix)
+        fix = (
+            f"Save its state dict as .safetensors with the PyTorch that wrote it; {torch.__version__} is "
+            "installed here."
+        )
+        return CheckpointError(f"{what}\n  which this PyTorch does not have.", code="PTC1050", where=str(path), fix=fix)
     if _is_hostile(names):
         return CheckpointError(what, code="PTC1051", where=str(path), fix=HOSTILE_FIX)
     options = ["--trust SCRIPT.py (the script that defines them)"] if any(_in_script(name) for name in names) else []
     options += dict.fromkeys(f"--trust {_package(name)}" for name in names if not _in_script(name))
     fix = (
-        f"if you trust its maker and that code, run again with {' '.join(options)}; the code is looked for in the "
-        "current directory, beside the checkpoint and among what is installed. Or convert a state dict with --model"
-        f"{_how_to_supply(names)}"
+        f"If you trust its maker and that code, run again with {' '.join(options)}. The code is searched "
+        "for in the current directory, beside the checkpoint and among installed packages. Or convert a "
+        f"state dict with --model.{_how_to_supply(names)}"
     )
     return CheckpointError(what, code="PTC1052", where=str(path), fix=fix)
 
@@ -188,7 +191,7 @@ def _how_to_supply(names: list[str]) -> str:
     known = next(
         (how for package, how in KNOWN_CODE.items() if re.search(rf"(^|\s){re.escape(package)}\.", text)), None
     )
-    return f". This code is that of {known}" if known else ""
+    return f" This is the code of {known}." if known else ""
 
 
 def _is_hostile(names: list[str]) -> bool:
@@ -198,7 +201,7 @@ def _is_hostile(names: list[str]) -> bool:
 
 def _misuse(path: Path, refused: Refused) -> CheckpointError:
     return CheckpointError(
-        f"the file does what no model needs: {refused}", code="PTC1053", where=str(path), fix=HOSTILE_FIX
+        f"The file does something that models do not need: {refused}", code="PTC1053", where=str(path), fix=HOSTILE_FIX
     )
 
 
@@ -235,7 +238,7 @@ def _package(name: str) -> str:
 
 
 def _not_found(path: Path, missing: list[str]) -> CheckpointError:
-    fix = f"run from the folder that holds the model's code, or install what is missing{_how_to_supply(missing)}"
+    fix = f"Run from the folder that contains the model's code, or install what is missing.{_how_to_supply(missing)}"
     return CheckpointError(
-        f"the model's code is not complete; missing:{_listing(missing)}", code="PTC1054", where=str(path), fix=fix
+        f"The model's code is incomplete; missing:{_listing(missing)}", code="PTC1054", where=str(path), fix=fix
     )

@@ -24,8 +24,8 @@ ENTRIES = (
     *("model", "state_dict", "model_state_dict", "model_state", "net", "network", "module", "weights", "params"),
 )
 WRAPPERS = (nn.DataParallel, AveragedModel, Compiled)
-SAVE_FIX = "save the model or its state dict in a file of its own with torch.save"
-QUANTIZED_FIX = "give the model in floats that it was made from"
+SAVE_FIX = "Save the model or its state dict in its own file with torch.save."
+QUANTIZED_FIX = "Give the floating-point model that it was made from."
 SHOWN = 10
 SHOWN_PATTERNS = 3
 MOST_WRAPPERS = 8
@@ -91,7 +91,7 @@ def extract_model(content: Any, path: Path) -> tuple[nn.Module | StateDict, list
             note = Note(f"Took the only model in a {type(content).__name__} of {len(content)} items.", code="PTC1504")
             return taken, [note, *notes]
     if not isinstance(content, Mapping):
-        what = f"the checkpoint holds a {type(content).__name__}, not a model"
+        what = f"The checkpoint contains a {type(content).__name__}, not a model."
         raise CheckpointError(what, code="PTC1063", where=str(path), fix=SAVE_FIX)
     return _entry(content, path)
 
@@ -133,7 +133,9 @@ def _tensors_beside_others(content: Mapping, path: Path) -> tuple[StateDict, lis
     tensors = {name: value for name, value in content.items() if isinstance(name, str) and _is_tensor(value)}
     if not tensors:
         held = ", ".join(f"`{name}`" for name in list(content)[:SHOWN]) or "nothing"
-        raise CheckpointError(f"the checkpoint holds no model: {held}", code="PTC1064", where=str(path), fix=SAVE_FIX)
+        raise CheckpointError(
+            f"The checkpoint does not contain a model, only: {held}.", code="PTC1064", where=str(path), fix=SAVE_FIX
+        )
     others = [f"`{name}`" for name in content if name not in tensors]
     more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
     note = Note(f"Ignored entries that are not tensors: {', '.join(others[:SHOWN])}{more}.", code="PTC1506")
@@ -145,11 +147,11 @@ def _several(path: Path, found: Mapping[str, Any]) -> CheckpointError:
     held = ", ".join(f"`{name}`" for name in names[:SHOWN])
     key = names[0] if names[0].isdigit() else f'"{names[0]}"'
     return CheckpointError(
-        f"the checkpoint holds several models: {held}",
+        f"The checkpoint contains several models: {held}.",
         code="PTC1065",
         where=str(path),
-        fix="save the one to convert in a file of its own, as in "
-        f'torch.save(torch.load("{path.name}", map_location="cpu")[{key}], "{names[0]}.pt")',
+        fix=f'Save the one to convert in its own file, as in torch.save(torch.load("{path.name}", '
+        f'map_location="cpu")[{key}], "{names[0]}.pt").',
     )
 
 
@@ -176,7 +178,7 @@ def _tensors(state: Mapping[str, Any], path: Path) -> StateDict:
     quantized = [name for name, value in state.items() if isinstance(value, torch.Tensor) and value.is_quantized]
     if quantized:
         raise CheckpointError(
-            "the weights are quantized", code="PTC1066", where=f"{path}, {quantized[0]}", fix=QUANTIZED_FIX
+            "The weights are quantized.", code="PTC1066", where=f"{path}, {quantized[0]}", fix=QUANTIZED_FIX
         )
     if not any(isinstance(value, np.ndarray) for value in state.values()):
         return state
@@ -214,9 +216,9 @@ def check_expansion(tensors: Iterable[torch.Tensor], path: Path) -> None:
     """
     elements = sum(tensor.numel() for tensor in tensors if isinstance(tensor, torch.Tensor) and not is_lazy(tensor))
     if elements > LARGEST_EXPANSION * path.stat().st_size:
-        what = f"the weights have {elements} elements in a file of {path.stat().st_size} bytes"
+        what = f"The weights have {elements} elements in a file of {path.stat().st_size} bytes."
         raise CheckpointError(
-            what, code="PTC1067", where=str(path), fix="do not trust this file, or save the weights contiguously"
+            what, code="PTC1067", where=str(path), fix="Do not trust this file, or save the weights contiguously."
         )
 
 
@@ -281,10 +283,10 @@ def load_into(
     own = module.state_dict()
     if any(isinstance(tensor, torch.Tensor) and tensor.is_meta for tensor in own.values()):
         raise ConversionError(
-            "the factory builds the model on the device meta, where tensors have no numbers",
+            "The factory builds the model on the meta device, where tensors have no values.",
             code="PTC1068",
             where=f"--model {factory}",
-            fix='build it on the CPU, without torch.device("meta")',
+            fix='Build it on the CPU, without torch.device("meta").',
         )
     drop = drop or KeyFilter(())
     state = drop.kept(state)
@@ -322,11 +324,11 @@ def load_into(
         missing, left_over = result.missing_keys, result.unexpected_keys
     missing = _without_shared(missing, own, kept)
     if missing or left_over or shapes or types:
-        fix = f"give the arguments the model was built with (--model-args), or another --model than {factory}"
+        fix = f"Give the arguments that the model was built with (--model-args), or another --model than {factory}."
         if left_over and not (missing or shapes or types):
-            fix += f"; if the model does not need these keys, leave them out: {_drop_options(left_over, own)}"
+            fix += f" If the model does not need these keys, leave them out: {_drop_options(left_over, own)}."
         if types and not (missing or left_over or shapes):
-            fix = f"{QUANTIZED_FIX}, or a --model that holds such numbers"
+            fix = f"{QUANTIZED_FIX} Or name a --model that uses these number types."
         raise unfit(missing, left_over, shapes, types, where=f"{path} and --model {factory}", fix=fix)
     return notes
 
@@ -349,10 +351,10 @@ def _several_parts(prefixes: list[str], path: Path) -> CheckpointError:
     held = ", ".join(f"`{prefix}`" for prefix in prefixes[:SHOWN])
     one = prefixes[0]
     return CheckpointError(
-        f"the file has such weights several times, under {held}",
+        f"The file contains these weights several times, under {held}.",
         code="PTC1069",
         where=str(path),
-        fix="save those to convert in a file of their own, as in "
+        fix="Save one set in its own file, as in "
         f'{{k.removeprefix("{one}"): v for k, v in state_dict.items() if k.startswith("{one}")}}',
     )
 
@@ -393,12 +395,12 @@ def unfit(
 ) -> CheckpointError:
     """Return the error for weights that do not fit the model; it names the first ten of each kind."""
     parts = [
-        _enumerated("keys missing in the file", missing),
+        _enumerated("keys missing from the file", missing),
         _enumerated("keys the model does not have", left_over),
-        _enumerated("shapes that differ", shapes),
-        _enumerated("numbers of another kind", types),
+        _enumerated("different shapes", shapes),
+        _enumerated("different types", types),
     ]
-    return CheckpointError("the weights do not fit the model:" + "".join(parts), code="PTC1070", where=where, fix=fix)
+    return CheckpointError("The weights do not fit the model:" + "".join(parts), code="PTC1070", where=where, fix=fix)
 
 
 def _enumerated(title: str, names: Sequence[str]) -> str:

@@ -51,24 +51,24 @@ class Trust:
             if name.endswith(".py"):
                 if not Path(name).is_file():
                     raise UsageError(
-                        f"there is no file {name}",
+                        f"The file {name} does not exist.",
                         code="PTC1083",
                         fix="Give the path of the Python file that defines the model's classes.",
                         where=f"--trust {name}",
                     )
                 scripts.append(Path(name))
             elif not all(part.isidentifier() for part in name.split(".")) or name == "__main__":
-                fix = "name the package that the model's classes live in, or the Python file that defines them"
+                fix = "Name the package that contains the model's classes, or the Python file that defines them."
                 raise UsageError(
-                    f"{name!r} is not the name of a package", code="PTC1084", where=f"--trust {name}", fix=fix
+                    f"{name!r} is not a valid package name.", code="PTC1084", where=f"--trust {name}", fix=fix
                 )
             elif is_part_of_python(name):
-                fix = "trust the package that defines the model; a checkpoint has no need of more"
-                what = f"{name!r} is a part of Python: with it, the file could do anything"
+                fix = "Trust only the package that defines the model."
+                what = f"{name!r} is part of Python; trusting it would let the file do anything."
                 raise UsageError(what, code="PTC1085", where=f"--trust {name}", fix=fix)
             elif name == "torch":
-                fix = "name the part of it that defines the class, such as torch.ao"
-                what = "torch has functions that run whatever they are given"
+                fix = "Name the part that defines the class, such as torch.ao."
+                what = "torch contains functions that run any code."
                 raise UsageError(what, code="PTC1086", where="--trust torch", fix=fix)
             elif name not in RESERVED:
                 packages.append(name)
@@ -103,9 +103,13 @@ class Trust:
             raise NotFoundError(f"{module} has no `{name}`")
         if not self.owns(found):
             owner = getattr(found, "__module__", type(found).__name__)
-            fix = "do not trust this file" if is_part_of_python(str(owner)) else f"--trust {str(owner).split('.')[0]}"
+            fix = (
+                "Do not trust this file."
+                if is_part_of_python(str(owner))
+                else (f"Add --trust {str(owner).split('.')[0]}.")
+            )
             raise CheckpointError(
-                f"the file asks for {module}.{name}, which really belongs to {owner}", code="PTC1087", fix=fix
+                f"The file asks for {module}.{name}, which belongs to {owner}.", code="PTC1087", fix=fix
             )
         return found
 

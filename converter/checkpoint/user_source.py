@@ -31,7 +31,7 @@ def load_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ConversionError(
-            f"{path} is not a Python file",
+            f"{path} is not a Python file.",
             code="PTC1088",
             fix="Name a file that ends in .py, as in --model net.py:build.",
             where=str(path),

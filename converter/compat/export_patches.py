@@ -106,9 +106,9 @@ class _NoPacking:
     def __getattr__(self, name: str) -> Any:
         if name in ("_pack_padded_sequence", "_pad_packed_sequence"):
             raise CaptureError(
-                "packed sequences cannot be converted: how much of them there is hangs on the values of their lengths",
+                "Packed sequences are not supported: their size depends on the values of the lengths.",
                 code="PTC2036",
-                fix="call the recurrent layer on the padded sequences, and mask what lies behind their ends",
+                fix="Call the recurrent layer on the padded sequences, and mask the padding.",
             )
         return getattr(torch._VF, name)
 

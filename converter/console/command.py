@@ -104,5 +104,5 @@ def print_report(content: dict[str, Any]) -> None:
                 f"The report cannot be printed: {error.strerror}.",
                 code="PTC6036",
                 where="--json",
-                fix="Make room, or use --report.",
+                fix="Free some space, or use --report.",
             ) from error

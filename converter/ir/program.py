@@ -227,9 +227,9 @@ class Program:
             for dim, n in enumerate(node.meta["val"].shape):
                 if isinstance(n, torch.SymInt) and n.node.expr.is_number:
                     raise ConversionError(
-                        f"dimension {dim} of input `{name}` was free, and is {n.node.expr} after {after}",
+                        f"Dimension {dim} of input `{name}` was dynamic, and is {n.node.expr} after {after}.",
                         code="PTC2037",
-                        fix="this is a fault of the converter: please report it with the model",
+                        fix="This is a bug in pt-convert. Please report it with the model.",
                     )
 
     def cleanup(self) -> None:
@@ -264,7 +264,7 @@ class Program:
                     f"{after} left an invalid program: `{node.name}` ({node.target}) {reason}",
                     code="PTC3010",
                     where=f"module `{module_path(node)}`" + (f", {line}" if line else ""),
-                    fix="this is a fault of the converter: please report it with the model",
+                    fix="This is a bug in pt-convert. Please report it with the model.",
                 )
             defined.add(node)
 

@@ -125,7 +125,7 @@ def _all_unsupported(found: dict[str, list[fx.Node]]) -> UnsupportedOperatorsErr
         rows,
         [node for nodes in found.values() for node in nodes],
         code="PTC3001",
-        fix="convert a part of the model without them, or give a mapping for each: --mappings my_ops.py",
+        fix="Convert a submodel without them, or give a mapping for each: --mappings my_ops.py.",
     )
 
 
@@ -194,7 +194,7 @@ def _map_outputs(plan: PlanBuilder, node: fx.Node) -> list[Step]:
         if isinstance(value, Constant):
             if source is None:
                 raise ConversionError(
-                    "the model's outputs do not depend on any input",
+                    "The model's outputs do not depend on any input.",
                     code="PTC3002",
                     fix="There is nothing to convert: the outputs are constants.",
                 )

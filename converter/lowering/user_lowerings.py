@@ -46,13 +46,13 @@ def load_mappings(files: str | Path | Sequence[str | Path] = ()) -> Registry:
         try:
             _include(added, _execute(owner, f"{owner}: {entry.value}", partial(_import, entry)))
         except ConversionError as error:
-            text = f"the mappings of {owner} are not used: {error.what}"
-            fix = f"update or uninstall {owner}"
+            text = f"The mappings of {owner} are not used: {error.what}"
+            fix = f"Update or uninstall {owner}."
             added.broken.append(ConversionError(text, code="PTC3008", where=error.where, fix=fix))
     for file in map(Path, [files] if isinstance(files, str | Path) else files):
         if not file.is_file():
             raise UsageError(
-                f"there is no file {file}",
+                f"The file {file} does not exist.",
                 code="PTC3003",
                 fix="Give the path of the Python file that registers your mappings.",
                 where="--mappings",
@@ -82,8 +82,8 @@ def _include(registry: Registry, added: Registry) -> None:
         registry.include(added)
     except ValueError as error:
         owners = {owner for record in added.records.values() for owner in record.owners.values()}
-        text = f"the mappings of {', '.join(sorted(owners))} cannot be added: {error}"
-        raise ConversionError(text, code="PTC3009", fix="leave one of the two out") from error
+        text = f"The mappings of {', '.join(sorted(owners))} cannot be added: {error}"
+        raise ConversionError(text, code="PTC3009", fix="Leave one of the two out.") from error
 
 
 def package_of(entry: EntryPoint) -> str:
@@ -119,8 +119,8 @@ def _execute(owner: str, key: str, load: Callable[[], ModuleType]) -> Registry:
             raise
         added = filled.minus(built_in)
         if not added.records and not any(f.__module__ == module.__name__ for f in built_in.functions()):
-            fix = "decorate a function with `@converter.registry.maps(torch.ops.my_library.my_operator.default)`"
-            raise UsageError(f"{owner} registers no mapping", code="PTC3004", where=key, fix=fix)
+            fix = "Decorate a function with `@converter.registry.maps(torch.ops.my_library.my_operator.default)`."
+            raise UsageError(f"{owner} does not register a mapping.", code="PTC3004", where=key, fix=fix)
         added.digests = (hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest(),)
         _additions[key] = added
         return added
@@ -147,17 +147,17 @@ def call_lowering(plan: PlanBuilder, target: Any, args: Any, kwargs: Any) -> Any
     results = result if isinstance(result, list | tuple) else [result]
     if not results or not all(isinstance(r, Value | Constant) for r in results):
         raise ConversionError(
-            f"the mapping of {target} in {owner} returns {type(result).__name__}, not a Value",
+            f"The mapping of {target} in {owner} returns {type(result).__name__}, not a Value.",
             code="PTC3005",
             where=function.__qualname__,
-            fix="return what `plan.elementwise`, `plan.call` or `plan.layer` gives",
+            fix="Return the result of `plan.elementwise`, `plan.call` or `plan.layer`.",
         )
     return result
 
 
 def blame(target: Any, error: Exception, owner: str) -> ConversionError:
     return ConversionError(
-        f"the mapping of {target} in {owner} failed: {type(error).__name__}: {error}",
+        f"The mapping of {target} in {owner} failed: {type(error).__name__}: {error}",
         code="PTC3006",
         fix="Correct the mapping; -v shows where it failed.",
         where=place_of_error(error),

@@ -139,7 +139,7 @@ class ConversionSession:
         return_large_blocks()
         formats: list[Format] = parse_formats(to)  # type: ignore[assignment]
         if not formats:
-            raise UsageError("no format is given", code="PTC6026", fix=f"one of {', '.join(SUFFIXES)}")
+            raise UsageError("No format is given.", code="PTC6026", fix=f"Choose from {', '.join(SUFFIXES)}.")
         paths = _output_paths(model, formats, output)
         clock = Clock(progress)
         with ExitStack() as stack:
@@ -291,7 +291,7 @@ def _output_paths(
     for path in paths.values():
         if not isinstance(model, nn.Module) and source.exists() and path.exists() and path.samefile(source):
             raise UsageError(
-                "The output path is that of the checkpoint.", code="PTC6027", where=str(path), fix="give another -o"
+                "The output path is the checkpoint's path.", code="PTC6027", where=str(path), fix="Give another -o."
             )
     return paths
 

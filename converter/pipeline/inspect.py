@@ -86,7 +86,9 @@ def summary(source: LoadedModel, options: ArtifactOptions, with_plan: bool, cloc
     else:
         if not becomes and not unsupported:
             raise UsageError(
-                "the program is empty", code="PTC6028", fix="There is nothing to convert: the model returns its inputs."
+                "The program is empty.",
+                code="PTC6028",
+                fix="There is nothing to convert: the model returns its inputs.",
             )
         rows = [LayerRow(path, "", None, None, 0, what) for path, what in becomes.items()]
     return ModelSummary(

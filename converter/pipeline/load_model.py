@@ -180,10 +180,10 @@ def _from_exported(name: str, checkpoint: Checkpoint, options: LoadOptions) -> L
     _refuse_other_precisions(program)
     if part.cuts:
         raise UsageError(
-            "an exported program has no modules to cut it at",
+            "An exported program does not have modules to select.",
             code="PTC6029",
             where="--submodule" if part.submodule else "--outputs",
-            fix="cut the module before torch.export.export",
+            fix="Select the submodel before torch.export.export.",
         )
     rename(program, part)
     notes = list(checkpoint.notes)
@@ -241,10 +241,10 @@ def _choose_shapes(
         return tried, [told]
     if image_size is not None:
         raise UsageError(
-            "give either --input-shape or --image-size",
+            "Both --input-shape and --image-size are given.",
             code="PTC6030",
             where=f"--image-size {image_size}",
-            fix="--image-size is for a model whose only input is an image",
+            fix="Use --image-size only for a model whose only input is an image.",
         )
     shapes = [parse_input_shape(text) for text in texts]
     check_batches(shapes)
@@ -288,10 +288,10 @@ def copy_module(module: nn.Module) -> nn.Module:
         return copy.deepcopy(module, shared)
     except Exception as error:
         raise ConversionError(
-            f"the module cannot be copied: {type(error).__name__}: {error}",
+            f"The module cannot be copied: {type(error).__name__}: {error}",
             code="PTC6031",
             where=type(module).__name__,
-            fix="conversion runs the model, and does so on a copy; save it with torch.save and convert the file",
+            fix="Save the model with torch.save and convert the file: conversion runs a copy of the model.",
         ) from error
 
 
@@ -309,9 +309,9 @@ def _refuse_other_precisions(program: Program) -> None:
     if kinds:
         named = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
         raise CaptureError(
-            f"the exported program has inputs or weights in {named}",
+            f"The exported program has inputs or weights in {named}.",
             code="PTC6032",
-            fix="export the model in float32: torch.export.export(model.float(), ...)",
+            fix="Export the model in float32: torch.export.export(model.float(), ...).",
         )
 
 

@@ -195,7 +195,7 @@ def explanation_kinds(accept: Sequence[str]) -> frozenset[ExplanationKind]:
     unknown = [kind for kind in accept if kind not in EXPLANATIONS]
     if unknown:
         raise UsageError(
-            f"no such explanation: {', '.join(unknown)}", code="PTC6033", fix=f"one of {', '.join(EXPLANATIONS)}"
+            f"Unknown explanation: {', '.join(unknown)}.", code="PTC6033", fix=f"Choose from {', '.join(EXPLANATIONS)}."
         )
     return frozenset(accept)  # type: ignore[arg-type]
 
@@ -210,10 +210,10 @@ def proposing_shapes(runner: Runner) -> Iterator[None]:
             raise
         taken = ", ".join(f"`{spec.name}` {shown(spec.shape)}" for spec in runner.inputs)
         raise UsageError(
-            f"{error.what}; the artifact takes {taken}",
+            f"{error.what} The artifact takes {taken}.",
             code=error.code,
             where=error.where,
-            fix=f"{error.fix}, as the artifact takes it",
+            fix=error.fix,
         ) from error
 
 
@@ -236,9 +236,9 @@ def stamped_interfaces(
     inputs, outputs = read(stamp["inputs"]), read(stamp["outputs"])
     if [i.name for i in inputs] != program.inputs or [o.name for o in outputs] != program.outputs:
         raise ConversionError(
-            "the artifact was made from another model: "
-            f"it has the inputs {', '.join(i.name for i in inputs)} and outputs {', '.join(o.name for o in outputs)}, "
-            f"the model {', '.join(program.inputs)} and {', '.join(program.outputs)}",
+            "The artifact was made from another model. It has the inputs "
+            f"{', '.join(i.name for i in inputs)} and outputs {', '.join(o.name for o in outputs)}; the "
+            f"model has {', '.join(program.inputs)} and {', '.join(program.outputs)}.",
             code="PTC6034",
             fix="Give the model that the artifact was made from.",
         )
@@ -268,8 +268,8 @@ def fixed_batch(
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"`{name}` {size}" for name, size in sizes.items())
         raise ConversionError(
-            f"the artifact takes inputs of several batch sizes, the model of one: {listed}",
+            f"The artifact takes inputs of several batch sizes, the model of one: {listed}",
             code="PTC6040",
-            fix="compare an artifact that takes the same inputs as the model",
+            fix="Compare an artifact that takes the same inputs as the model.",
         )
     return next(iter(sizes.values()), None)

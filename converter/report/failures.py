@@ -72,7 +72,7 @@ def failure_of(error: BaseException, source: str) -> Failure:
         error = ConversionError(
             f"The model's code ended the program: sys.exit({error.code!r}).",
             code="PTC9005",
-            fix="-v shows the traceback",
+            fix="-v shows the traceback.",
         )
     if not isinstance(error, ConversionError):
         error = wrap_unexpected(error)
@@ -99,7 +99,7 @@ def write_report(file: Path, content: Mapping[str, Any]) -> None:
             f"The report cannot be written: {error.strerror}.",
             code="PTC6035",
             where=str(file),
-            fix="Give another path, or make room.",
+            fix="Give another path, or free some space.",
         ) from error
 
 

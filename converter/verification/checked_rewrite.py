@@ -54,9 +54,9 @@ def _check(
             if outputs_differ(expected, run_in_float64(partial, inputs), own):
                 culprit, before = rewrites[count - 1].__name__, [r.__name__ for r in rewrites[: count - 1]]
                 raise ConversionError(
-                    f"the rewrite `{culprit}` changed what the model computes (after {', '.join(before) or 'none'})",
+                    f"The rewrite `{culprit}` changed what the model computes (after {', '.join(before) or 'none'}).",
                     code="PTC5001",
-                    fix="this is a fault of the converter: please report it with the model",
+                    fix="This is a bug in pt-convert. Please report it with the model.",
                 )
 
 

@@ -22,7 +22,7 @@ def load_images(folder: Path, specs: Sequence[InputSpec], preprocessing: Preproc
     """
     if len(specs) != 1 or len(specs[0].shape) != 4:
         raise UsageError(
-            "A folder of images fits a model with one input (batch, channels, height, width).",
+            "A folder of images needs a model with a single input (batch, channels, height, width).",
             code="PTC5002",
             fix="Give --inputs an .npz with an array for each input.",
         )
@@ -33,12 +33,12 @@ def load_images(folder: Path, specs: Sequence[InputSpec], preprocessing: Preproc
             f"Images do not fit the input {spec.name!r} {shape_text(spec.shape)}.",
             code="PTC5003",
             where=str(folder),
-            fix="the input is to have 1, 3 or 4 channels; height and width must be known",
+            fix="Use an input with 1, 3 or 4 channels and known height and width.",
         )
     for name in ("mean", "std"):
         if len(getattr(preprocessing, name)) not in (1, channels):
             raise UsageError(
-                f"{name} is to be one number, or {channels}.",
+                f"{name} must be one number, or {channels}.",
                 code="PTC5004",
                 fix="Give one number for all channels, or one for each.",
                 where="preprocessing of images",
@@ -46,10 +46,10 @@ def load_images(folder: Path, specs: Sequence[InputSpec], preprocessing: Preproc
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
     if not files:
         raise UsageError(
-            "There is no image in this folder.",
+            "The folder does not contain an image.",
             code="PTC5005",
             where=str(folder),
-            fix=f"of {', '.join(sorted(ENDINGS))}",
+            fix=f"Add files of type {', '.join(sorted(ENDINGS))}.",
         )
     images = [_pixels(path, channels, (width, height), preprocessing) for path in files]
     pixels = np.stack(images).transpose(0, 3, 1, 2)
@@ -94,6 +94,6 @@ def _pillow() -> Any:
         from PIL import Image
     except ImportError as missing:
         raise UsageError(
-            "Images are read by Pillow, which is not installed.", code="PTC5007", fix="pip install pillow"
+            "Pillow, which reads images, is not installed.", code="PTC5007", fix="Run pip install pillow."
         ) from missing
     return Image

@@ -43,10 +43,10 @@ def input_bindings(
     """
     if len(specs) != len(inputs):
         raise ConversionError(
-            f"the model has {counted(len(inputs), 'input')}, the artifact {len(specs)}: "
-            f"{', '.join(i.name for i in inputs)} against {', '.join(s.name for s in specs)}",
+            f"The model has {counted(len(inputs), 'input')}, the artifact {len(specs)}: "
+            f"{', '.join(i.name for i in inputs)} against {', '.join(s.name for s in specs)}.",
             code="PTC5009",
-            fix="compare models that take the same inputs",
+            fix="Compare models with the same inputs.",
         )
     by_name = {s.name: s for s in specs}
     baseline = pair_names([i.name for i in inputs], list(by_name))
@@ -101,7 +101,7 @@ def _unfit(inputs: Sequence[TensorInterface], specs: Sequence[TensorSpec]) -> Co
         for i, s in zip(inputs, specs, strict=True)
     )
     return ConversionError(
-        f"the artifact's inputs are of other shapes or types than the model's: {listed}",
+        f"The artifact's inputs have other shapes or types than the model's: {listed}.",
         code="PTC5010",
-        fix="give --input-shape with the sizes that the artifact takes, in PyTorch's layout",
+        fix="Give --input-shape with the sizes that the artifact takes, in PyTorch's layout.",
     )

@@ -79,7 +79,7 @@ class Matching:
             first = first or self._last
         if first is None:
             raise failure or ConversionError(
-                "the artifact's inputs are not those of the model", code="PTC5008", fix="Rename the inputs on one side."
+                "The artifact's inputs do not match the model's.", code="PTC5008", fix="Rename the inputs on one side."
             )
         return first
 

@@ -64,9 +64,9 @@ def cast(array: np.ndarray, dtype: str, name: str) -> np.ndarray:
     found = array.astype(dtype)
     if kind(dtype) != "f" and not np.array_equal(found.astype(array.dtype), array):
         raise ConversionError(
-            f"the artifact's input `{name}` is {dtype}, which cannot hold the {array.dtype} values of the model's",
+            f"The artifact's input `{name}` is {dtype}, which cannot hold the model's {array.dtype} values.",
             code="PTC5011",
-            fix="give --inputs with values that both take",
+            fix="Give --inputs with values that both can hold.",
         )
     return found
 

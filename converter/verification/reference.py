@@ -109,10 +109,10 @@ def take_reference(
     """
     if not program.outputs:
         raise CaptureError(
-            "forward returns no tensor",
+            "Forward does not return a tensor.",
             code="PTC5012",
             where=None if module is None else type(module).__name__,
-            fix="return what is computed: a tensor, or a tuple, list or dict of tensors",
+            fix="Return a tensor, or a tuple, list or dict of tensors.",
         )
     specs = input_specs(program)
     drawn = list(rounds(specs, seed, dynamic_size_choices(program), many_samples(program)))[:most]
@@ -152,10 +152,9 @@ def take_reference(
         )
         if not same.holds and not same.proves_nothing:
             raise CaptureError(
-                f"what torch.export captured is not what the model computes: {same.summary}",
+                f"The captured program computes something else than the model: {same.summary}",
                 code="PTC5013",
-                fix="this is usually a forward that keeps state (self.calls += 1), or does otherwise while it is "
-                "exported (torch.compiler.is_exporting()): make it free of both",
+                fix="Remove state (self.calls += 1) and code for export (torch.compiler.is_exporting()) from forward.",
             )
     return reference
 
@@ -193,10 +192,11 @@ def _refuse_ranks_by_batch(results: Sequence[Outputs]) -> None:
         ranks = {each[name].ndim for each in results}
         if len(ranks) > 1:
             raise CaptureError(
-                f"output `{name}` has {' or '.join(map(str, sorted(ranks)))} dimensions, by the size of the batch",
+                f"The number of dimensions of output `{name}` depends on the batch size: "
+                f"{' or '.join(map(str, sorted(ranks)))}.",
                 code="PTC5014",
-                fix="squeeze() takes away a batch of 1 too: name the dimension, as in x.squeeze(-1), or convert for "
-                "one batch size with --fixed-batch N",
+                fix="squeeze() also removes a batch of 1: name the dimension, as in x.squeeze(-1), or "
+                "convert for one batch size with --fixed-batch N.",
             )
 
 

@@ -20,8 +20,8 @@ def run_artifact(
     """Return the opened artifact's results in every round, in PyTorch's layout."""
     if len(runner.inputs) != len(inputs) or len(runner.outputs) != len(outputs):
         raise ConversionError(
-            f"the artifact has {len(runner.inputs)} inputs and {len(runner.outputs)} outputs, "
-            f"the model {len(inputs)} and {len(outputs)}",
+            f"The artifact has {len(runner.inputs)} inputs and {len(runner.outputs)} outputs, the model "
+            f"{len(inputs)} and {len(outputs)}.",
             code="PTC5015",
             fix="Give the model that the artifact was made from.",
         )

@@ -41,10 +41,10 @@ def load_given(
         arrays = _read_file(path)
     if preprocessing is not None:
         raise UsageError(
-            "Preprocessing was stated, but the inputs are no folder of images.",
+            "Preprocessing was given, but the inputs are not a folder of images.",
             code="PTC5016",
             where=str(path),
-            fix="arrays are taken as they are: preprocess them before",
+            fix="Preprocess arrays yourself; they are used as they are.",
         )
     names = [spec.name for spec in specs]
     labels = arrays.pop(LABELS) if LABELS in arrays and LABELS not in names else None
@@ -52,10 +52,10 @@ def load_given(
         arrays = {names[0]: next(iter(arrays.values()))}
     if set(arrays) != set(names):
         raise UsageError(
-            f"The model's inputs are {listed(names)}; given are {listed(sorted(arrays))}.",
+            f"The model's inputs are {listed(names)}; arrays were given for {listed(sorted(arrays))}.",
             code="PTC5017",
             where=str(path),
-            fix="give every input one array of its name",
+            fix="Give one array for every input, by its name.",
         )
     sizes: dict[str, int] = {}
     # Several fixed batches may be given at once; `batches` splits them.
@@ -65,10 +65,10 @@ def load_given(
         samples = next((array.shape[0] for array in inputs.values() if array.ndim), 1)
         if labels.shape != (samples,) or labels.dtype.kind not in "iu":
             raise UsageError(
-                f"The labels are {labels.dtype}{list(labels.shape)} for {samples} samples.",
+                f"The labels have shape {list(labels.shape)} and type {labels.dtype}, for {samples} samples.",
                 code="PTC5018",
                 where=f"{path}, array 'labels'",
-                fix=f"give integers of shape [{samples}]",
+                fix=f"Give integers of shape [{samples}].",
             )
     return inputs, labels
 
@@ -108,7 +108,7 @@ def _fixed_batches(arrays: Mapping[str, np.ndarray], specs: Sequence[InputSpec])
                 f"{samples} samples do not fill batches of {size}, which is the model's fixed batch.",
                 code="PTC5020",
                 where=f"--inputs, array {name!r}",
-                fix=f"give a multiple of {size} samples",
+                fix=f"Give a multiple of {size} samples.",
             )
         counts.add(samples // size)
     if len(counts) > 1:
@@ -135,7 +135,7 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
             f"The inputs cannot be read: {error}",
             code="PTC5022",
             where=str(path),
-            fix="write them with numpy.savez(file, name=array), or give a folder of images",
+            fix="Write them with numpy.savez(file, name=array), or give a folder of images.",
         ) from error
 
 
@@ -150,10 +150,10 @@ def _fitted(array: np.ndarray, spec: InputSpec, sizes: dict[str, int], repeatabl
             fits = fits and sizes.setdefault(expected_size, size) == size
     if not fits or 0 in array.shape[:1]:
         raise UsageError(
-            f"The array has shape {shape_text(array.shape)}, input {spec.name!r} takes {shape_text(spec.shape)}.",
+            f"The array has shape {shape_text(array.shape)}, but input {spec.name!r} takes {shape_text(spec.shape)}.",
             code="PTC5023",
             where=where,
-            fix="arrays have PyTorch's layout, samples first",
+            fix="Give arrays in PyTorch's layout, samples first.",
         )
     dtype = np.dtype(spec.dtype)
     if not np.can_cast(array.dtype, dtype, "same_kind"):
@@ -161,11 +161,11 @@ def _fitted(array: np.ndarray, spec: InputSpec, sizes: dict[str, int], repeatabl
             f"The array is {array.dtype}, which {spec.dtype} cannot hold.",
             code="PTC5024",
             where=where,
-            fix=f"give {expected}",
+            fix=f"Give {expected}.",
         )
     cast = array.astype(dtype)
     if dtype.kind in "iu" and not np.array_equal(cast, array):
         raise UsageError(
-            f"The array holds values outside {spec.dtype}.", code="PTC5025", where=where, fix=f"give {expected}"
+            f"The array holds values outside {spec.dtype}.", code="PTC5025", where=where, fix=f"Give {expected}."
         )
     return cast

@@ -139,11 +139,11 @@ def test_a_manifest_says_for_each_model_what_the_command_line_does_not(tmp_path)
     "text, says",
     [
         ("models = 3", "no models"),
-        ('[[models]]\npath = "a.pt"\nshape = 3', "no option shape"),
-        ('[[models]]\npath = "a.pt"\nseed = true', "seed cannot be True"),
-        ('[[models]]\nname = "a"', "No path"),
-        ('[[models]]\npath = "a.pt"\nname = "../a"', "cannot be"),
-        ('[[models]]\npath = "*.nothing"', "no checkpoint"),
+        ('[[models]]\npath = "a.pt"\nshape = 3', "Unknown option: shape"),
+        ('[[models]]\npath = "a.pt"\nseed = true', "True is not a valid value for seed"),
+        ('[[models]]\nname = "a"', "The entry has no path"),
+        ('[[models]]\npath = "a.pt"\nname = "../a"', "is not a valid name"),
+        ('[[models]]\npath = "*.nothing"', "No checkpoint"),
         ("[[models]\n", "cannot be read"),
         ('[options]\n[[models]]\npath = "a.pt"', "has options"),
     ],
@@ -164,7 +164,7 @@ def test_lines_of_json_are_models(tmp_path, monkeypatch):
         Job("a", Path("a.pt"), ("tf",), {"seed": 3}),
         Job("b/c", Path("b/c.pt"), ("onnx",), {"seed": 3}),
     ]
-    with pytest.raises(UsageError, match="no JSON") as refusal:
+    with pytest.raises(UsageError, match="not valid JSON") as refusal:
         from_lines(["{"], ["tf"], {})
     assert refusal.value.where == "line 1"
 
@@ -184,7 +184,7 @@ def test_a_name_that_is_no_text_is_refused_before_anything_is_done(tmp_path):
     checkpoints(tmp_path, "net.pt")[0].rename(tmp_path / os.fsdecode(b"caf\xe9.pt"))
     with pytest.raises(UsageError, match="not UTF-8") as refused:
         work_list([str(tmp_path)], ["tf"], {})
-    assert "rename" in refused.value.fix
+    assert "Rename" in refused.value.fix
 
 
 def test_shards_are_a_partition():
@@ -700,6 +700,6 @@ def test_will_they_convert_is_answered_by_the_options_of_each_and_writes_nothing
     assert "nonzero" in found["odd"]["reason"]
     assert found["old"]["checks"][0]["failure"] is None
     assert found["old"]["reason"].startswith("onnx: ")
-    assert "no such file" in found["gone"]["reason"]
+    assert "does not exist" in found["gone"]["reason"]
     assert "[1/5] converts shards.1" in asked.stderr
     assert sorted(tmp_path.rglob("*")) == before

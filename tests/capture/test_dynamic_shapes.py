@@ -206,30 +206,30 @@ def looped(x):
 REFUSED = {
     "a Linear behind a flattened map": (
         nn.Sequential(conv(3, 2), nn.Flatten(), nn.Linear(2 * 64 * 96, 3)), IMAGE, CaptureError,
-        ["does not take every size: at H=", "shapes cannot be multiplied", "`2` (Linear)", "give numbers"],
+        ["does not accept every size: at H=", "shapes cannot be multiplied", "`2` (Linear)", "Give numbers"],
     ),
     "a Linear that takes none of those tried": (
         nn.Sequential(conv(3, 2), nn.Flatten(), nn.Linear(7, 3)), IMAGE, CaptureError,
-        ["no sizes were found at which the model runs", "`2` (Linear)", "H=64, W=96"],
+        ["No sizes were found at which the model runs", "`2` (Linear)", "H=64, W=96"],
     ),
     "a map and its transpose": (
         Call(lambda x: x + x.transpose(2, 3)), IMAGE, CaptureError, ["W must be H", "write H in place of W"],
     ),
     "one longer than the other": (
-        Call(lambda x, y: F.pad(x, (0, 2)) + y), ("1,S", "1,S"), CaptureError, ["no sizes were found"],
+        Call(lambda x, y: F.pad(x, (0, 2)) + y), ("1,S", "1,S"), CaptureError, ["No sizes were found"],
     ),
-    "a loop over a dimension": (Call(looped), ("1,T,3",), CaptureError, ["size T cannot be free", "give 64 in place"]),
-    "a multiple behind its name": (conv(3, 2), ("1,3,H*2,W",), UsageError, ["`1,3,H*2,W` is no input", "1,3,H,W"]),
+    "a loop over a dimension": (Call(looped), ("1,T,3",), CaptureError, ["T cannot be dynamic", "Give 64 in place"]),
+    "a multiple behind its name": (conv(3, 2), ("1,3,H*2,W",), UsageError, ["`1,3,H*2,W` is not a valid", "1,3,H,W"]),
     "a multiple of nothing": (conv(3, 2), ("1,3,0*H,W",), UsageError, ["has a size of 0"]),
-    "a multiple for a batch": (conv(3, 2), ("2*N,3,H,W",), UsageError, ["a multiple for its batch"]),
-    "a batch in another place": (conv(3, 2), ("N,3,N,W",), UsageError, ["is the batch, which is one: `N`"]),
-    "batches of two names": (Call(torch.add), ("N,3", "M,3"), UsageError, ["which is one: `M`, `N`"]),
+    "a multiple for a batch": (conv(3, 2), ("2*N,3,H,W",), UsageError, ["a multiple as its batch"]),
+    "a batch in another place": (conv(3, 2), ("N,3,N,W",), UsageError, ["same batch, which is the first size: `N`"]),
+    "batches of two names": (Call(torch.add), ("N,3", "M,3"), UsageError, ["which is the first size: `M`, `N`"]),
     "channels of an unknown number": (
         Call(lambda x: F.max_pool2d(x.transpose(1, 2), 2)), IMAGE, UnsupportedOperatorsError,
         ["channels of an unknown number", "max_pool2d"],
     ),
     "parts of a size": (
-        Call(lambda x: x.chunk(2, 2)[0]), IMAGE, CaptureError, ["size H cannot be free", "in place of H"],
+        Call(lambda x: x.chunk(2, 2)[0]), IMAGE, CaptureError, ["Size H cannot be dynamic", "in place of H"],
     ),
     "padding by what the size leaves": (
         Call(padded, c=conv(3, 2)), IMAGE, UnsupportedOperatorsError, ["padding by a size that depends on the input"],

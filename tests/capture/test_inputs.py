@@ -160,13 +160,13 @@ def test_integer_inputs_get_the_pixels_and_grey_inputs_one_channel(folder):
 
 
 BAD_IMAGES = {
-    "no image": (lambda f: [p.unlink() for p in f.glob("*.[pb]*")], IMAGES, {}, "no image in this folder"),
+    "no image": (lambda f: [p.unlink() for p in f.glob("*.[pb]*")], IMAGES, {}, "does not contain an image"),
     "a damaged one": (lambda f: (f / "c.jpg").write_bytes(b"\xff\xd8"), IMAGES, {}, "cannot be read"),
-    "no image model": (None, InputSpec("x", ("n", 5)), {}, r"one input \(batch, channels"),
+    "no image model": (None, InputSpec("x", ("n", 5)), {}, r"a single input \(batch, channels"),
     "five channels": (None, InputSpec("x", ("n", 5, 4, 6)), {}, "do not fit the input 'x'"),
-    "two means": (None, IMAGES, {"mean": (1.0, 2.0)}, "mean is to be one number, or 3"),
-    "no deviation": (None, IMAGES, {"std": (0.0,)}, "std not 0"),
-    "another fit": (None, IMAGES, {"fit": "zoom"}, "No such preprocessing"),
+    "two means": (None, IMAGES, {"mean": (1.0, 2.0)}, "mean must be one number, or 3"),
+    "no deviation": (None, IMAGES, {"std": (0.0,)}, "std must not be 0"),
+    "another fit": (None, IMAGES, {"fit": "zoom"}, "Unknown image preprocessing"),
 }
 
 
@@ -179,7 +179,7 @@ def test_unfit_images_are_refused(folder, spoil, spec, stated, message):
 
 
 def test_preprocessing_is_refused_for_arrays():
-    with pytest.raises(UsageError, match="no folder of images"):
+    with pytest.raises(UsageError, match="not a folder of images"):
         load_given({"image": np.ones((2, 3, 4, 6))}, [IMAGES], Preprocessing())
 
 
@@ -283,16 +283,16 @@ def other_integers_while_exported(self, y):
 def test_what_was_captured_must_be_what_the_module_computes(by):
     """Judged by the rounding of the captured program: that of the module itself would excuse any difference."""
     source = opened(Unlike(by).eval(), "1,4")
-    with pytest.raises(CaptureError, match="not what the model computes") as raised:
+    with pytest.raises(CaptureError, match="computes something else than the model") as raised:
         reference_of(source)
     assert "is_exporting" in raised.value.fix
-    with pytest.raises(CaptureError, match="not what the model computes"):
+    with pytest.raises(CaptureError, match="computes something else than the model"):
         inspect(Unlike(by).eval(), input_shapes=["1,4"], check=["onnx"])
 
 
 def test_a_forward_that_returns_no_tensor_is_refused():
     source = opened(Unlike(lambda self, y: None).eval(), "1,4")
-    with pytest.raises(CaptureError, match="forward returns no tensor"):
+    with pytest.raises(CaptureError, match="Forward does not return a tensor"):
         reference_of(source)
 
 
@@ -346,7 +346,7 @@ def test_lists_and_dictionaries_are_given_by_the_names_of_what_is_in_them():
 
 @pytest.mark.parametrize("shapes", [["xs.0=1,4"], ["xs.0=1,4", "batches.image=1,2", "batch.a=1,2", "shift=1,3"]])
 def test_what_is_in_no_parameter_of_forward_is_refused(shapes):
-    with pytest.raises(UsageError, match="forward takes xs, batch, shift"):
+    with pytest.raises(UsageError, match="Forward takes xs, batch, shift"):
         opened(Nested().eval(), *shapes)
 
 

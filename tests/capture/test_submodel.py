@@ -138,26 +138,26 @@ def test_outputs_within_a_submodule_have_the_models_paths():
 
 
 REFUSED = {
-    "a path that there is not": ({"outputs": ["backbone.stage"]}, UsageError, ["no module `backbone.stage`", "stages"]),
-    "a submodule that there is not": ({"submodule": "backbon"}, UsageError, ["no module `backbon`", "backbone"]),
+    "a path that there is not": ({"outputs": ["backbone.stage"]}, UsageError, ["a module `backbone.stage`", "stages"]),
+    "a submodule that there is not": ({"submodule": "backbon"}, UsageError, ["a module `backbon`", "backbone"]),
     "a module that forward does not call": ({"outputs": ["spare"]}, CaptureError, ["does not call the module `spare`"]),
     "a submodule that forward does not call": ({"submodule": "spare"}, CaptureError, ["does not call", "`spare`"]),
     "an output outside of the submodule": (
-        {"submodule": "backbone", "outputs": ["head"]}, UsageError, ["`head` is not within `backbone`"],
+        {"submodule": "backbone", "outputs": ["head"]}, UsageError, ["`head` is not inside `backbone`"],
     ),
     "a name that there is not": (
-        {"outputs": ["head"], "output_names": ["tail=x"]}, UsageError, ["no `tail` to rename, but `head_0`, `head_1`"],
+        {"outputs": ["head"], "output_names": ["tail=x"]}, UsageError, ["`tail` cannot be renamed", "`head_1`"],
     ),
     "a name that formats do not take": (
-        {"outputs": ["head"], "output_names": ["head_0=low/map"]}, UsageError, ["`low/map` is no name for all formats"],
+        {"outputs": ["head"], "output_names": ["head_0=low/map"]}, UsageError, ["`low/map` is not a valid name"],
     ),
     "one of two names": (
-        {"outputs": ["head"], "output_names": ["head_0=a", "head_0=b"]}, UsageError, ["`head_0` is given several"],
+        {"outputs": ["head"], "output_names": ["head_0=a", "head_0=b"]}, UsageError, ["`head_0` is renamed twice"],
     ),
     "a name twice": (
-        {"outputs": ["head"], "output_names": ["head_0=image"]}, UsageError, ["two inputs or outputs", "`image`"],
+        {"outputs": ["head"], "output_names": ["head_0=image"]}, UsageError, ["Two inputs or outputs", "`image`"],
     ),
-    "no new name": ({"outputs": ["head"], "input_names": ["image"]}, UsageError, ["`` is no name"]),
+    "no new name": ({"outputs": ["head"], "input_names": ["image"]}, UsageError, ["`` is not a valid name"]),
 }  # fmt: skip
 
 
@@ -174,7 +174,7 @@ def test_an_exported_program_is_renamed_but_not_cut(tmp_path):
     torch.export.save(exported, tmp_path / "net.pt2")
     source = opened(tmp_path / "net.pt2", input_names=["input=x"], output_names=["output=y"])
     assert (source.program.inputs, source.program.outputs) == (["x"], ["y"])
-    with pytest.raises(UsageError, match="no modules to cut it at"):
+    with pytest.raises(UsageError, match="does not have modules to select"):
         opened(tmp_path / "net.pt2", outputs=["0"])
 
 

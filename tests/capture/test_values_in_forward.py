@@ -147,7 +147,7 @@ def test_frozen_where_other_inputs_decide_the_same():
 
 @pytest.mark.parametrize("function", [branched, chosen, shrunk, indexed], ids=lambda f: f.__name__)
 def test_not_frozen_where_other_inputs_decide_otherwise(function):
-    with pytest.raises(CaptureError, match="otherwise for other inputs") as refused:
+    with pytest.raises(CaptureError, match="take other branches") as refused:
         captured(function, freeze=True)
     assert __file__ in refused.value.where
 

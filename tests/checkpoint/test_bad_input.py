@@ -121,7 +121,7 @@ SHAPE = "--input-shape 1,3,9,8"
 # Name; the command, {} being what is prepared; exit status; what the message must say.
 Case = tuple[str, Callable[[Folder], str], str, int, list[str]]
 CHECKPOINTS: list[Case] = [
-    ("missing", lambda f: "gone.pt", "{} --to onnx", 4, ["gone.pt", "there is no such file"]),
+    ("missing", lambda f: "gone.pt", "{} --to onnx", 4, ["gone.pt", "The file does not exist"]),
     ("a folder", lambda f: ".", "{} --to onnx", 4, ["folder"]),
     ("empty", lambda f: f.file("net.pt", b""), "{} --to onnx", 4, ["net.pt", "empty"]),
     ("text", lambda f: f.file("net.pt", b"model = Net()\n" * 9), "{} --to onnx", 4, ["net.pt", "text"]),
@@ -134,7 +134,7 @@ CHECKPOINTS: list[Case] = [
         lambda f: f.saved(hostile.OBJECTS["os.system"](f.path / "marker")),
         "{} --to onnx",
         4,
-        ["net.pt", "posix.system", "do not trust this file"],
+        ["net.pt", "posix.system", "Do not trust this file"],
     ),
     ("no model in it", lambda f: f.saved([1, 2]), "{} --to onnx", 4, ["net.pt"]),
     ("state dict without --model", Folder.state, "{} --to onnx", 4, ["state dict", "stem.weight", "--model"]),
@@ -144,7 +144,7 @@ CHECKPOINTS: list[Case] = [
         f"{{}} --to onnx {BUILD} {SHAPE}",
         4,
         [
-            "missing in the file (2):\n      head.weight\n      head.bias\n",
+            "missing from the file (2):\n      head.weight\n      head.bias\n",
             "the model does not have (1):\n      tail.weight\n",
         ],
     ),
@@ -157,14 +157,14 @@ CHECKPOINTS: list[Case] = [
     ),
 ]
 ARCHITECTURES: list[Case] = [
-    ("no such file", Folder.state, "{} --to onnx --model gone.py:Net", 2, ["gone.py", "there is no file"]),
-    ("no such module", Folder.state, "{} --to onnx --model gone.models:Net", 2, ["there is no module gone"]),
+    ("does not exist", Folder.state, "{} --to onnx --model gone.py:Net", 2, ["gone.py", "does not exist"]),
+    ("no such module", Folder.state, "{} --to onnx --model gone.models:Net", 2, ["The module gone was not found"]),
     (
         "no such factory",
         Folder.state,
         "{} --to onnx --model net.py:Nett",
         2,
-        ["net.py has no `Nett`", "did you mean Net"],
+        ["net.py does not define `Nett`", "Did you mean Net"],
     ),
     ("no factory named", Folder.state, "{} --to onnx --model net.py", 2, ["--model net.py", "file.py:name"]),
     (
@@ -188,7 +188,7 @@ INPUTS: list[Case] = [
     ("no shape at all", Folder.state, f"{{}} --to onnx {BUILD} --input-shape big", 2, ["big", "--input-shape"]),
     ("a size of 0", Folder.state, f"{{}} --to onnx {BUILD} --input-shape 1,0,8,8", 2, ["size of 0"]),
     ("an unknown dtype", Folder.state, f"{{}} --to onnx {BUILD} {SHAPE}:float33", 2, ["float33"]),
-    ("a name that forward lacks", Folder.state, f"{{}} --to onnx {BUILD} --input-shape y=1,3,9,8", 2, ["forward", "x"]),
+    ("a name that forward lacks", Folder.state, f"{{}} --to onnx {BUILD} --input-shape y=1,3,9,8", 2, ["Forward", "x"]),
     (
         "channels that the first layer does not take",
         Folder.state,
@@ -232,7 +232,7 @@ MODELS: list[Case] = [
         Folder.state,
         f"{{}} --to onnx --model net.py:Branching {SHAPE}",
         1,
-        ["by the values of tensors", "net.py:", "x.sum() > 0"],
+        ["depends on tensor values", "net.py:", "x.sum() > 0"],
     ),
     (
         "operators without a mapping, all at once",
@@ -256,21 +256,21 @@ OUTPUTS: list[Case] = [
         Folder.state,
         f"{{}} --to onnx -o net.pt --force {BUILD} {SHAPE}",
         2,
-        ["net.pt", "is that of the checkpoint"],
+        ["net.pt", "is the checkpoint's path"],
     ),
     (
         "taken by a file of the user's",
         lambda f: f.file("net.onnx", b"precious") and f.state(),
         f"{{}} --to onnx {BUILD} {SHAPE}",
         1,
-        ["net.onnx", "taken", "--force"],
+        ["net.onnx", "did not write it", "--force"],
     ),
     (
         "taken by a folder of the user's, with --force",
         lambda f: (f.path / "out/notes").mkdir(parents=True) or f.state(),
         f"{{}} --to tf -o out --force {BUILD} {SHAPE}",
         1,
-        ["out", "not even --force"],
+        ["out", "--force does not remove it"],
     ),
     (
         "beside a file that is in the way as a folder",
@@ -333,7 +333,7 @@ def test_fault_is_named_and_nothing_written(folder: Folder, prepare, command: st
     for words in said:
         assert words in result.stderr
     assert "Traceback" not in result.stderr
-    assert "fault of the converter" not in result.stderr
+    assert "bug in pt-convert" not in result.stderr
     assert result.stdout == ""
     assert content(folder.path) == before
     assert not (folder.path / "marker").exists()

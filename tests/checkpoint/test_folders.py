@@ -74,13 +74,13 @@ def _link(folder: Path) -> None:
 
 
 BAD_INDEXES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "leads up": (lambda f: change(f, "0.weight", "../../etc/passwd"), "leads out of its folder"),
-    "leads to the root": (lambda f: change(f, "0.weight", "/etc/passwd"), "leads out of its folder"),
-    "leads into a folder": (lambda f: change(f, "0.weight", "inner/a.safetensors"), "leads out of its folder"),
-    "leads out by a link": (_link, "leads out of its folder"),
-    "a name without end": (lambda f: change(f, "0.weight", "x" * 10_000), "leads out of its folder"),
-    "names a hidden file": (lambda f: change(f, "0.weight", ".a"), "leads out of its folder"),
-    "names what is missing": (lambda f: (f / "b.bin").unlink(), "1 of 2 files of weights are missing: b.bin"),
+    "leads up": (lambda f: change(f, "0.weight", "../../etc/passwd"), "points outside of its folder"),
+    "leads to the root": (lambda f: change(f, "0.weight", "/etc/passwd"), "points outside of its folder"),
+    "leads into a folder": (lambda f: change(f, "0.weight", "inner/a.safetensors"), "points outside of its folder"),
+    "leads out by a link": (_link, "points outside of its folder"),
+    "a name without end": (lambda f: change(f, "0.weight", "x" * 10_000), "points outside of its folder"),
+    "names a hidden file": (lambda f: change(f, "0.weight", ".a"), "points outside of its folder"),
+    "names what is missing": (lambda f: (f / "b.bin").unlink(), "1 of 2 weight files are missing: b.bin"),
     "wrong about a file": (
         lambda f: change(f, "0.weight", "b.bin"),
         "wrong about a.safetensors: 0.weight",
@@ -90,7 +90,7 @@ BAD_INDEXES: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: write_index(f, {"0.weight": "model.safetensors.index.json"}),
         "names another index",
     ),
-    "no names": (lambda f: change(f, "0.weight", 3), "no table"),
+    "no names": (lambda f: change(f, "0.weight", 3), "does not have a table"),
     "empty": (lambda f: write_index(f, {}), "names 0 files"),
     "names too many": (lambda f: write_index(f, {str(i): f"{i}.bin" for i in range(10_001)}), "names 10001 files"),
 }
@@ -147,10 +147,10 @@ def write_config(folder: Path, **changes: Any) -> None:
 
 
 BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
-    "code of its own": ({"auto_map": {"AutoModel": "modeling_net.Net"}}, "code of its own"),
-    "code of its own, further inside": ({"text_config": {"auto_map": {}}}, "code of its own"),
-    "no architecture": ({"architectures": None}, "does not tell its architecture"),
-    "an architecture that is no name": ({"architectures": [{"a": 1}]}, "does not tell its architecture"),
+    "requires its own code": ({"auto_map": {"AutoModel": "modeling_net.Net"}}, "requires its own code"),
+    "requires its own code, further inside": ({"text_config": {"auto_map": {}}}, "requires its own code"),
+    "no architecture": ({"architectures": None}, "does not name its architecture"),
+    "an architecture that is no name": ({"architectures": [{"a": 1}]}, "does not name its architecture"),
     "layers without end": ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000"),
     "layers without end, further inside": ({"vision_config": {"depths": [2, 10**8]}}, "depths = 100000000"),
     "quantized": ({"quantization_config": {"bits": 4}}, "quantized"),
@@ -183,7 +183,7 @@ def test_without_transformers_its_folders_ask_for_it(tmp_path: Path, monkeypatch
         load(tmp_path)
     with pytest.raises(UsageError, match="transformers cannot be imported"):
         load(tmp_path / "pytorch_model.bin", factory=f"hf:{tmp_path}")
-    with pytest.raises(UsageError, match=r"no nowhere/config\.json"):
+    with pytest.raises(UsageError, match=r"nowhere/config\.json does not exist"):
         load(tmp_path / "pytorch_model.bin", factory="hf:nowhere")
 
 
@@ -229,8 +229,8 @@ def test_hugging_face_folders_that_do_not_fit(tmp_path: Path, transformers: Any,
         "more layers than weights": ({"num_hidden_layers": 2}, "keys missing in the file (16)"),
         "other sizes": ({"intermediate_size": 44}, "do not fit"),
         "unknown architecture": ({"architectures": ["BertModle"]}, "no model 'BertModle'"),
-        "no model": ({"architectures": ["AutoConfig"]}, "no model 'AutoConfig'"),
-        "a size without measure": ({"vocab_size": 10**12}, "elements, the files have"),
+        "no model": ({"architectures": ["AutoConfig"]}, "does not have a model 'AutoConfig'"),
+        "a size without measure": ({"vocab_size": 10**12}, "elements, but the files have"),
         "a size that is none": ({"hidden_size": "x"}, "transformers cannot build the model"),
         "an activation that is none": ({"hidden_act": "eval"}, "transformers cannot build the model"),
     }

@@ -61,7 +61,7 @@ def test_a_log_holds_what_v_shows_with_times(run, tmp_path):
         "cosine",
         "Traceback",
         'raise KeyError("aten")',
-        "please report",
+        "Please report",
         "failed",
     ):
         assert part in log

@@ -100,7 +100,7 @@ def lowered(count: int, first: int, formats: tuple[str, ...], free: bool, result
             except AssertionError as error:
                 yield format, "wrong", str(error)
             except ConversionError as error:
-                kind = "failed" if "fault of the converter" in str(error.fix) else "refused"
+                kind = "failed" if "bug in pt-convert" in str(error.fix) else "refused"
                 yield format, kind, str(error)
             except Exception as error:  # any other is a fault, to be told like one
                 yield format, "failed", repr(error)
@@ -125,12 +125,12 @@ def whole(count: int, first: int, formats: tuple[str, ...], results: IO[str] | N
             try:
                 report = session.convert(made, to=formats, output=folder, input_shapes=[shape], force=True)
             except ConversionError as error:
-                kind = "failed" if "fault of the converter" in str(error.fix) else "refused"
+                kind = "failed" if "bug in pt-convert" in str(error.fix) else "refused"
                 yield from ((format, kind, str(error)) for format in formats)
                 return
             for artifact in report.artifacts:
                 if artifact.failure is not None:
-                    kind = "failed" if "fault of the converter" in str(artifact.failure.fix) else "refused"
+                    kind = "failed" if "bug in pt-convert" in str(artifact.failure.fix) else "refused"
                     yield artifact.format, kind, artifact.failure.what
                 elif artifact.status != "verified":
                     broken = "; ".join(proof.summary for proof in artifact.proofs if not proof.holds)

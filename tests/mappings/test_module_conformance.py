@@ -33,7 +33,7 @@ def test_sample_is_right_in_every_format(name):
 def test_projected_lstm_is_refused_for_onnx_only():
     outcome = check(samples("LSTM")[31])
     assert outcome.status == "refused"
-    assert outcome.reason.startswith("ONNX has no LSTM with projections")
+    assert outcome.reason.startswith("ONNX cannot express an LSTM with projections")
 
 
 def test_nothing_but_losses_and_random_pools_is_left_out():

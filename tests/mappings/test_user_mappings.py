@@ -122,7 +122,7 @@ def test_conversions_that_alternate_or_run_in_threads_see_their_own_mappings_onl
 @pytest.mark.parametrize(
     "text, error, says",
     [
-        pytest.param("x = 1\n", UsageError, "registers no mapping", id="a file without one"),
+        pytest.param("x = 1\n", UsageError, "does not register a mapping", id="a file without one"),
         pytest.param("import no_such_module\n", ConversionError, "no_such_module", id="an import that fails"),
         pytest.param("def f(:\n", ConversionError, "SyntaxError", id="no Python"),
         pytest.param(
@@ -188,7 +188,7 @@ def test_second_try_after_a_failed_one_registers_what_modules_beside_the_file_do
 
 
 def test_file_that_is_not_there():
-    with pytest.raises(UsageError, match="there is no file"):
+    with pytest.raises(UsageError, match="does not exist"):
         load_mappings("nowhere.py")
 
 
@@ -318,7 +318,7 @@ def test_what_a_packages_mapping_raises_names_the_package(package):
     "text, says",
     [
         pytest.param("import no_such_module\n", "ModuleNotFoundError", id="an import that fails"),
-        pytest.param("x = 1\n", "registers no mapping", id="a module without one"),
+        pytest.param("x = 1\n", "does not register a mapping", id="a module without one"),
         pytest.param(HEAD + "maps('aten::relu')(print)", "already mapped", id="an operator that has a mapping"),
     ],
 )

@@ -142,7 +142,7 @@ def test_output_path(format, output, several, path):
         pytest.param("keras", "net", "net.keras", id="Keras opens only .keras"),
         pytest.param("keras", "net.v2", "net.v2.keras", id="a dot in the name is no suffix of ours"),
         pytest.param("onnx", "net.keras", "net.onnx", id="another format's suffix"),
-        pytest.param("tf", "net.onnx", "name it net", id="a folder called .onnx"),
+        pytest.param("tf", "net.onnx", "Name it net", id="a folder called .onnx"),
     ],
 )
 def test_output_path_of_another_format_is_refused(format, output, fix):

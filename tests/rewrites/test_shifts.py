@@ -361,8 +361,8 @@ def transposed_onto_itself(x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     "forward, by",
     [
-        (without_clone, "reads elements that it writes"),
-        (added_to_itself, "reads elements that it writes"),
+        (without_clone, "reads elements that it also writes"),
+        (added_to_itself, "reads elements that it also writes"),
         (transposed_onto_itself, "refer to a single memory location"),  # PyTorch's own words: it sees this one
     ],
     ids=["without a clone", "added to itself", "transposed onto itself"],

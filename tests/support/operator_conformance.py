@@ -213,7 +213,7 @@ def check(samples: Sequence[Sample], artifacts: bool = False) -> list[Outcome]:
 
 
 def described(error: Exception) -> tuple[str, str]:
-    if isinstance(error, ConversionError) and "fault of the converter" in (error.fix or ""):
+    if isinstance(error, ConversionError) and "bug in pt-convert" in (error.fix or ""):
         return "failed", f"{error.what} ({error.where})"
     if isinstance(error, ConversionError):
         operators = getattr(error, "operators", None)

@@ -541,7 +541,7 @@ def data_elsewhere(path: Path) -> Path:
     "write, message",
     [
         (lambda_layer, "is refused: .*[Ll]ambda"),
-        (class_of_the_users, "is refused: .*Own"),
+        (class_of_the_users, "was refused: .*Own"),
         (writes_a_file, "is refused: .* beyond the model: WriteFile"),
         (calls_python, "is refused: .* beyond the model: (Eager)?PyFunc"),
         (without_signature, "it has no signature"),

@@ -27,8 +27,8 @@ LEFT_ASIDE = re.compile(
     r"mobile_debug_handles\.pkl|traced_inputs\.pkl|traced_inputs/\d+|metadata\.json"
 )
 UNTRUSTED_FIX = (
-    "give the original model's checkpoint, or torch.export.save of it; "
-    f"or, if you trust the file's maker, --trust {TRUST_KEYWORD}"
+    "Give the original model's checkpoint, or torch.export.save of it; or, if you trust the file's maker, "
+    f"add --trust {TRUST_KEYWORD}."
 )
 LARGEST_PICKLE = 1 << 28
 
@@ -70,15 +70,17 @@ def open_archive(path: Path, *, trusted: bool) -> Archive:
     root = names[0].split("/")[0]
     records = [name.removeprefix(f"{root}/") for name in names]
     if "model.json" in records:
-        fix = "load it with torch.jit.load and save it again with torch.jit.save"
+        fix = "Load it with torch.jit.load and save it again with torch.jit.save."
         raise CheckpointError(
-            "this TorchScript was written by PyTorch before 1.2", code="PTC1071", where=str(path), fix=fix
+            "This TorchScript was written by PyTorch before 1.2.", code="PTC1071", where=str(path), fix=fix
         )
     missing = [record for record in ("data.pkl", "constants.pkl") if record not in records]
     missing += [] if {"version", ".data/version"} & set(records) else ["version"]
     if missing:
-        fix = "copy or download it again, or save it again with torch.jit.save"
-        raise CheckpointError(f"the TorchScript has no {', '.join(missing)}", code="PTC1072", where=str(path), fix=fix)
+        fix = "Copy or download it again, or save it again with torch.jit.save."
+        raise CheckpointError(
+            f"The TorchScript does not contain {', '.join(missing)}.", code="PTC1072", where=str(path), fix=fix
+        )
     odd = [r for r in records if not NEEDED.fullmatch(r) and not LEFT_ASIDE.fullmatch(r)]
     if not trusted:
         _refuse_if(path, "records that torch.jit.save does not write", odd)
@@ -94,8 +96,8 @@ def _taken(path: Path, root: str, records: list[str]) -> dict[str, bytes]:
         with zipfile.ZipFile(path) as archive:
             return {record: archive.read(f"{root}/{record}") for record in records}
     except Exception as error:  # zlib.error, struct.error and more: a broken archive raises anything
-        what = f"the file is damaged: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        raise CheckpointError(what, code="PTC1073", where=str(path), fix="copy or download it again") from error
+        what = f"The file is damaged: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        raise CheckpointError(what, code="PTC1073", where=str(path), fix="Copy or download it again.") from error
 
 
 def _check_code_and_data(path: Path, taken: dict[str, bytes], code: dict[str, bytes]) -> None:
@@ -112,12 +114,12 @@ def _check_code_and_data(path: Path, taken: dict[str, bytes], code: dict[str, by
             value = read_data(taken[record], sizes, aside)
             _refuse_if(path, "objects that are not as declared", misfits(value, declared.classes))
     except Unreadable as error:
-        fix = "copy or download it again, or save it again with torch.jit.save"
+        fix = "Copy or download it again, or save it again with torch.jit.save."
         raise CheckpointError(
-            f"the TorchScript's code cannot be read: {error}", code="PTC1074", where=str(path), fix=fix
+            f"The TorchScript's code cannot be read: {error}", code="PTC1074", where=str(path), fix=fix
         ) from error
     except Malformed as error:
-        what = f"the TorchScript's data is not what torch.jit.save writes: {error}"
+        what = f"The TorchScript's data is not what torch.jit.save writes: {error}"
         raise CheckpointError(what, code="PTC1075", where=str(path), fix=UNTRUSTED_FIX) from error
 
 
@@ -135,12 +137,12 @@ def _refuse_if(path: Path, what: str, found: Any) -> None:
         shown = "".join(f"\n    {part[:200]}" for part in first[:10])
         more = f"\n    and {len(first) - 10} more" if len(first) > 10 else ""
         raise CheckpointError(
-            f"the TorchScript holds {what}:{shown}{more}", code="PTC1076", where=str(path), fix=UNTRUSTED_FIX
+            f"The TorchScript contains {what}:{shown}{more}", code="PTC1076", where=str(path), fix=UNTRUSTED_FIX
         )
 
 
 def _unloadable(path: Path, error: Exception) -> CheckpointError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    fix = "save it again with torch.jit.save of the PyTorch that is installed here, or give the original model"
+    fix = "Save it again with torch.jit.save of the installed PyTorch, or give the original model."
     what = f"PyTorch cannot load the TorchScript: {lines[0] if lines else type(error).__name__}"
     return CheckpointError(what, code="PTC1077", where=str(path), fix=fix)

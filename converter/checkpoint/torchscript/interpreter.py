@@ -158,10 +158,10 @@ class Compiler:
         gives = [value.debugName() for value in node.outputs()]
         if not self.trusted and kind not in ALLOWED:
             raise CheckpointError(
-                f"the TorchScript uses the operator {kind}, which a model has no need of",
+                f"The TorchScript uses the operator {kind}, which models do not need.",
                 code="PTC1078",
                 where=self._place(node)[0],
-                fix="give the original model's checkpoint; or, if you trust the file's maker, --trust torchscript",
+                fix="Give the original model's checkpoint; or, if you trust the file's maker, add --trust torchscript.",
             )
         if kind == "prim::If":
             return [Branch(takes[0], [self.block(block) for block in node.blocks()], gives)]
@@ -257,10 +257,10 @@ class Compiler:
 
         def refuse(*_: Any) -> Any:
             raise ConversionError(
-                f"the TorchScript's {kind} cannot be converted",
+                f"The TorchScript's {kind} cannot be converted.",
                 code="PTC1079",
                 where=place,
-                fix="give the original model's checkpoint, or torch.export.save of it",
+                fix="Give the original model's checkpoint, or torch.export.save of it.",
             )
 
         return refuse

@@ -31,9 +31,9 @@ class ScriptedModule(nn.Module):
                 return held[name]
         if name not in self._values:
             raise ConversionError(
-                f"the TorchScript has an attribute `{name}` that is no plain value",
+                f"The TorchScript has an attribute `{name}` that is not a plain value.",
                 code="PTC1080",
-                fix="give the original model's checkpoint, or torch.export.save of it",
+                fix="Give the original model's checkpoint, or torch.export.save of it.",
             )
         return _given(self._values[name])
 
@@ -95,7 +95,10 @@ def rebuilt(
     constants = Constants()
     if not script._c._has_method("forward"):
         raise CheckpointError(
-            "the TorchScript has no forward", code="PTC1081", where=str(path), fix="save a module that has one"
+            "The TorchScript does not have a forward method.",
+            code="PTC1081",
+            where=str(path),
+            fix="Save a module that has one.",
         )
     compiler = Compiler(unit, dict(code), path.name, trusted, constants.keep)
     for constant in script.forward.code_with_constants[1].values():
@@ -117,8 +120,8 @@ def _part(script: Any, taken: dict[int, tuple[Tensor, nn.Parameter]], path: str)
     kind = type(script.original_name, (ScriptedModule,), {"__module__": ScriptedModule.__module__})
     part: ScriptedModule = kind(script._c)
     if script._c._get_forward_hooks() or script._c._get_forward_pre_hooks():
-        fix = "remove them before torch.jit.script"
-        raise CheckpointError("the TorchScript has hooks", code="PTC1082", where=f"module `{path}`", fix=fix)
+        fix = "Remove them before torch.jit.script."
+        raise CheckpointError("The TorchScript has hooks.", code="PTC1082", where=f"module `{path}`", fix=fix)
     for name, value in script._parameters.items():
         own = nn.Parameter(value.detach(), requires_grad=value.requires_grad and value.is_floating_point())
         part._parameters[name] = taken.setdefault(id(value), (value, own))[1]
