@@ -11,17 +11,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, fx, nn
-from torch._ops import OpOverload
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from converter.checkpoint.user_source import how_to_supply
 from converter.errors import CaptureError
+from converter.ir.aten import draws
 from converter.ir.program import module_path, source_line
 
-DRAWING = {
-    "bernoulli", "cauchy", "exponential", "geometric", "log_normal", "multinomial", "normal", "normal_functional",
-    "poisson", "rand", "rand_like", "randint", "randint_like", "randn", "randn_like", "randperm", "uniform",
-}  # fmt: skip
 WITHOUT_VALUES = ("FakeTensor", ".numpy() is not supported", "data is not allocated")
 ANY = "Choose among a fixed number of elements with torch.where and topk."
 OTHERWISE = (
@@ -209,7 +205,7 @@ def refuse_draws(graph: fx.Graph) -> None:
     """
     drawing = []
     for node in list(graph.nodes):
-        if isinstance(node.target, OpOverload) and node.target._opname in DRAWING:
+        if draws(node):
             if node.users:
                 drawing.append(node)
             else:

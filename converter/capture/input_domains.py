@@ -13,17 +13,14 @@ from torch._ops import OpOverload
 
 from converter.capture.random_inputs import InputSpec
 from converter.errors import CaptureError
-from converter.ir.aten import bound_arguments, first_input
+from converter.ir.aten import bound_arguments, first_input, is_view
 from converter.ir.program import Program
 
 aten = torch.ops.aten
 
 # Operators whose result holds the integers of their operand.
-KEEPING = {
-    aten.alias, aten.cat, aten.chunk, aten.clone, aten.contiguous, aten.detach, aten.expand, aten.flatten, aten.flip,
-    aten.index_select, aten.permute, aten.repeat, aten.reshape, aten.roll, aten.select, aten.slice, aten.split,
-    aten.squeeze, aten.stack, aten.t, aten.to, aten._to_copy, aten.transpose, aten.unbind, aten.unflatten,
-    aten.unsqueeze, aten.view,
+COPYING = {
+    aten._to_copy, aten.cat, aten.clone, aten.flip, aten.index_select, aten.repeat, aten.roll, aten.stack,
 }  # fmt: skip
 # The argument that holds indices.
 INDICES = {
@@ -75,7 +72,7 @@ def _limits(node: fx.Node) -> Iterator[int]:
             packet = _packet(user)
             if packet in INDICES and _reaches(bound_arguments(user).values.get(INDICES[packet]), held):
                 yield _rows(user, held)
-            elif packet in KEEPING or packet is None:
+            elif packet in COPYING or packet is None or is_view(user):
                 seen.add(user)
                 if _holds_integers(user):
                     pending.append(user)

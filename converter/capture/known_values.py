@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
-from converter.capture.diagnostics import DRAWING
+from converter.ir.aten import may_draw
 
 READING = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__"}
 TAKING_NUMBERS = {
@@ -72,7 +72,7 @@ class KnownValues(TorchFunctionMode):
         values = {id(tensor): self._value(tensor) for tensor in given}
         result = func(*args, **kwargs)
         known = bool(given) and all(value is not None for value in values.values())
-        if known and name not in DRAWING and "out" not in kwargs:
+        if known and not may_draw(name) and "out" not in kwargs:
             args, kwargs = tree_map_only(Tensor, lambda tensor: values[id(tensor)], (args, kwargs))
             self._follow(func, args, kwargs, result)
         elif given and (_writes(name) or "out" in kwargs):

@@ -21,11 +21,13 @@ ASSERTIONS = {
 }  # fmt: skip
 
 
-# Their schemas do not say that the result may share memory.
-MAY_SHARE = {
-    aten.chunk.default, aten.contiguous.default, aten.flatten.using_ints, aten.reshape.default, aten.unflatten.int,
-}  # fmt: skip
+# With these off, or 0, an operator that PyTorch tags as random draws nothing.
+_DRAWING_SWITCHES = ("train", "training", "dropout", "dropout_p")
 
+# PyTorch computes these element by element too, but does not tag them as pointwise.
+_UNTAGGED_POINTWISE = {
+    aten.hardswish.default,  # its kernel is written by hand
+}
 _REQUIRED = object()
 
 
@@ -44,7 +46,38 @@ def is_view(node: fx.Node) -> bool:
         return node.target is operator.getitem
     if node.target._schema.is_mutable:
         return False
-    return node.target in MAY_SHARE or any(r.alias_info is not None for r in node.target._schema.returns)
+    return any(r.alias_info is not None for r in node.target._schema.returns)
+
+
+def has_tag(target: object, tag: torch.Tag) -> bool:
+    return isinstance(target, OpOverload) and tag in target.tags
+
+
+def is_pointwise(target: object) -> bool:
+    """Return whether each element of the result is computed from the elements at its place, after broadcasting."""
+    return has_tag(target, torch.Tag.pointwise) or target in _UNTAGGED_POINTWISE
+
+
+def draws(node: fx.Node) -> bool:
+    """Return whether an operator draws random numbers when it is called with these arguments."""
+    if not has_tag(node.target, torch.Tag.nondeterministic_seeded):
+        return False
+    values = bound_arguments(node).values
+    return not any(values.get(name, True) == 0 for name in _DRAWING_SWITCHES)
+
+
+def may_draw(name: str) -> bool:
+    """Return whether an operator of that name may draw random numbers."""
+    packet = getattr(aten, name, None)
+    overloads = packet.overloads() if packet is not None else ()
+    return any(has_tag(getattr(packet, overload), torch.Tag.nondeterministic_seeded) for overload in overloads)
+
+
+def has_effects(node: fx.Node) -> bool:
+    """Return whether a call must stay in the graph even if nothing reads its result."""
+    if has_tag(node.target, torch.Tag.nondeterministic_seeded) and not is_mutating(node):
+        return draws(node)
+    return node.is_impure()
 
 
 # -- arguments

@@ -20,13 +20,11 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from converter.errors import ConversionError, Note
-from converter.ir.aten import ASSERTIONS, returned
+from converter.ir.aten import ASSERTIONS, has_effects, returned
 from converter.ir.lazy_tensor import Compute, LazyTensor
 from converter.ir.sizes import SYMBOLIC, numbers_for_sizes, with_numbers
 
 aten = torch.ops.aten
-# Their dropout between layers applies only in training, but PyTorch treats them as random operators.
-_DRAW_IN_TRAINING = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
 T = TypeVar("T")
 
 
@@ -235,7 +233,7 @@ class Program:
     def cleanup(self) -> None:
         """Drop unused nodes after a rewrite, check the graph and recompile it."""
         self.refuse_fixed_sizes("a rewrite")
-        self.graph.eliminate_dead_code(lambda node: node.target not in _DRAW_IN_TRAINING and node.is_impure())
+        self.graph.eliminate_dead_code(has_effects)
         self.graph.lint()
         self.graph_module.recompile()
 

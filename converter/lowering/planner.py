@@ -11,6 +11,7 @@ from torch import fx
 from torch.utils._pytree import tree_map_only
 
 from converter.errors import ConversionError, Note, UnsupportedOperatorsError, wrap_unexpected
+from converter.ir.aten import has_tag
 from converter.ir.program import Program, module_path, operator_rows, tensor_name
 from converter.ir.sizes import size_of, symbolic_shape
 from converter.lowering.decompose import decompose
@@ -155,7 +156,7 @@ def _map_node(plan: PlanBuilder, node: fx.Node) -> Any:
     if node.target is operator.getitem:
         return args[0][args[1]]
     is_mapped = plan.registry[node.target].lowering is not None
-    if not is_mapped and torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()):
+    if not is_mapped and has_tag(node.target, torch.Tag.dynamic_output_shape):
         raise Unsupported(VALUES)
     return call_lowering(plan, node.target, args, kwargs)
 

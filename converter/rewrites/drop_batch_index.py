@@ -16,7 +16,8 @@ from converter.rewrites.base import Change
 
 aten = torch.ops.aten
 INDEXING = {aten.index.Tensor, aten._unsafe_index.Tensor}
-VIEWS = {
+# These keep what is at each place, but for the type and dimensions of one.
+KEEPING_PLACES = {
     aten.slice.Tensor, aten.unsqueeze.default, aten.reshape.default, aten.view.default, aten.alias.default,
     aten._to_copy.default, aten.to.dtype, aten.clone.default, aten.expand.default,
 }  # fmt: skip
@@ -44,7 +45,7 @@ def counts_through(index: fx.Node, x: fx.Node) -> bool:
     (length, *ones), size = symbolic_shape(index.meta["val"]), symbolic_shape(x.meta["val"])[0]
     if isinstance(size, int) or length != size or any(n != 1 for n in ones):
         return False
-    while index.target in VIEWS:
+    while index.target in KEEPING_PLACES:
         index = first_input(index)
         if size not in symbolic_shape(index.meta["val"]):
             return False

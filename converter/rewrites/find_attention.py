@@ -121,9 +121,9 @@ class Found:
 def find_attention(program: Program) -> list[Change]:
     found = [match for node in program.graph.nodes if (match := read(program, node)) is not None]
     found = [match for match in found if not is_frozen(program, match)]
-    changes = []
+    changes, results = [], dict[fx.Node, fx.Node]()
     for match in with_weights_of_their_own(program, found):
-        replace(program, match)
+        replace(program, match, results)
         changes.append(
             Change("projections and attention -> MultiHeadAttention", module_path(match.core.end), routine=True)
         )
@@ -191,10 +191,11 @@ def is_whole(match: Found) -> bool:
     return known_sizes and not match.core.dropout and match.last < min(match.readers)
 
 
-def replace(program: Program, match: Found) -> None:
+def replace(program: Program, match: Found, results: dict[fx.Node, fx.Node]) -> None:
+    """Replace a match, and add its result to `results`, which later matches may take as inputs."""
     core, last = match.core, match.last
     with program.graph.inserting_before(last):
-        given = [p.x for p in match.projections]
+        given = [results.get(p.x, p.x) for p in match.projections]
         biases = [b for b in match.biases if b is not None]
         settings = (list(match.columns), len(match.projections[0].rows), core.dropout)
         arguments = (*given, match.weights, biases, *match.rows, *settings)
@@ -206,6 +207,7 @@ def replace(program: Program, match: Found) -> None:
             result = program.insert_call(aten.reshape.default, (result, [-1, last.meta["val"].shape[1]]), like=core.end)
     readers = match.readers
     last.replace_all_uses_with(result)
+    results[last] = result
     if core.scores is not None and readers:
         shape = core.scores.meta["val"].shape
         with program.graph.inserting_before(min(readers)):
@@ -214,10 +216,6 @@ def replace(program: Program, match: Found) -> None:
                 scores = program.insert_call(aten.reshape.default, (scores, [-1, *shape[-2:]]), like=core.end)
         for reader in readers:
             reader.replace_input_with(core.scores, scores)
-    inside = match.inside
-    for node in reversed(list(program.graph.nodes)):
-        if node in inside and not node.users:
-            program.graph.erase_node(node)  # attention counts as random, so it would be kept
 
 
 # -- the attention itself

@@ -19,7 +19,7 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_map_only
 
-from converter.ir.aten import first_input, read_item
+from converter.ir.aten import first_input, has_tag, read_item
 from converter.ir.lazy_tensor import LazyTensor
 from converter.ir.program import Origin, Program, default_dtype, module_path
 from converter.ir.sizes import symbolic_shape
@@ -131,7 +131,7 @@ def is_constant(program: Program, node: fx.Node) -> bool:
         node.op == "call_function"
         and isinstance(node.meta.get("val"), Tensor)
         and isinstance(target, OpOverload)
-        and torch.Tag.nondeterministic_seeded not in target.tags
+        and not has_tag(target, torch.Tag.nondeterministic_seeded)
         and (is_filling(node) or all(program.is_tensor(n) for n in whole(node).all_input_nodes))
         and all(isinstance(n, int) for n in node.meta["val"].shape)
     )

@@ -1,15 +1,30 @@
 """Arguments of operators by the names of their schemas."""
 
 import operator
+from collections.abc import Iterator
 
 import pytest
 import torch
 import torch.nn.functional as F
 from equivalence import Call, captured, examples
 from torch import fx
+from torch._ops import OpOverload
 
 from converter.capture.import_exported import from_exported
-from converter.ir.aten import bound_arguments, canonicalize_arguments, first_input, read_item, set_arguments
+from converter.ir.aten import (
+    _UNTAGGED_POINTWISE,
+    bound_arguments,
+    canonicalize_arguments,
+    draws,
+    first_input,
+    has_effects,
+    has_tag,
+    is_pointwise,
+    is_view,
+    may_draw,
+    read_item,
+    set_arguments,
+)
 
 aten = torch.ops.aten
 IMAGE = (2, 6, 9, 8)
@@ -122,3 +137,82 @@ def test_results_of_several_are_read_by_position():
     assert read_item(item) is None
     assert first_input(item) is node
     assert read_item(node.graph.call_function(operator.getitem, (node, 1))) == (node, 1)
+
+
+# -- traits
+
+
+def overloads() -> Iterator[OpOverload]:
+    """Yield all functional ATen operators."""
+    for name in torch._C._dispatch_get_all_op_names():
+        if name.startswith("aten::") and "out" not in name.partition(".")[2]:
+            packet, _, overload = name.removeprefix("aten::").partition(".")
+            found = getattr(getattr(aten, packet, None), overload or "default", None)
+            if isinstance(found, OpOverload) and not found._schema.is_mutable:
+                yield found
+
+
+def test_views_are_those_of_the_schema():
+    """These composites return their operand itself or a view of it where they can."""
+    views = {operator for operator in overloads() if is_view(call(operator))}
+    composite = {
+        aten.chunk.default, aten.contiguous.default, aten.flatten.using_ints, aten.reshape.default, aten.to.dtype,
+        aten.unflatten.int,
+    }  # fmt: skip
+    assert composite | {aten.view.default, aten.permute.default, aten.detach.default, aten.split.Tensor} <= views
+    assert not views & {aten.clone.default, aten.cat.default, aten.relu.default, aten.index.Tensor}
+    assert not any(is_pointwise(view) for view in views - {aten.positive.default})
+
+
+def test_pointwise_operators_that_pytorch_does_not_tag():
+    """An exception that PyTorch tags is one no more."""
+    assert not any(has_tag(target, torch.Tag.pointwise) for target in _UNTAGGED_POINTWISE)
+    assert is_pointwise(aten.hardswish.default)
+    assert is_pointwise(aten.relu.default)
+    assert not is_pointwise(aten.softmax.int)
+    assert not is_pointwise(operator.getitem)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bernoulli", "cauchy", "exponential", "geometric", "log_normal", "multinomial", "normal", "normal_functional",
+        "poisson", "rand", "rand_like", "randint", "randint_like", "randn", "randn_like", "randperm", "uniform",
+    ],
+)  # fmt: skip
+def test_operators_that_draw(name: str):
+    assert may_draw(name)
+    functional = [target for target in overloads() if target._opname == name]
+    assert functional
+    assert all(draws(call(target)) for target in functional)
+
+
+def test_operators_of_numbers_without_chance_draw_nothing():
+    assert not may_draw("relu")
+    assert not may_draw("no_such_operator")
+    assert not draws(call(aten.relu.default, "x"))
+
+
+def recurrent(dropout: float, train: bool) -> fx.Node:
+    return call(aten.lstm.input, "x", ["x", "x"], ["x"], True, 2, dropout, train, False, True)
+
+
+@pytest.mark.parametrize(
+    "node, expected",
+    [
+        pytest.param(recurrent(0.5, False), False, id="an LSTM in evaluation"),
+        pytest.param(recurrent(0.0, True), False, id="an LSTM without dropout"),
+        pytest.param(recurrent(0.5, True), True, id="an LSTM in training"),
+        pytest.param(call(aten.scaled_dot_product_attention.default, "x", "x", "x"), False, id="attention"),
+        pytest.param(
+            call(aten.scaled_dot_product_attention.default, "x", "x", "x", None, 0.5), True, id="attention with dropout"
+        ),
+        pytest.param(call(aten.alpha_dropout.default, "x", 0.5, False), False, id="a dropout in evaluation"),
+        pytest.param(call(aten.alpha_dropout.default, "x", 0.5, True), True, id="a dropout in training"),
+        pytest.param(call(aten.rrelu.default, "x"), False, id="a slope that is random in training only"),
+        pytest.param(call(aten.native_dropout.default, "x", 0.5, None), True, id="a dropout that is on by default"),
+    ],
+)
+def test_what_draws_depends_on_arguments(node: fx.Node, expected: bool):
+    assert draws(node) == expected
+    assert has_effects(node) == expected

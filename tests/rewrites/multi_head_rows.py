@@ -78,6 +78,9 @@ MULTI_HEAD_FIRES = {
     "called twice": (
         packed(lambda self, x: one_linear(self, one_linear(self, x) * 0.5)), TOKENS, f"{ATTENTION} mul {ATTENTION}",
     ),
+    "on its own result": (
+        packed(lambda self, x: one_linear(self, one_linear(self, x))), TOKENS, f"{ATTENTION} {ATTENTION}",
+    ),
     "PyTorch's own layer on three tensors": (
         multi_head(need_weights=False), TOKENS,
         f"slice mul add {ATTENTION} transpose reshape reshape transpose",
