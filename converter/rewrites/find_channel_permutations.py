@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from converter.ir import custom_ops
+from converter.ir.aten import bound_arguments, first_input
 from converter.ir.program import Program, module_path
 from converter.rewrites.base import Change
 
@@ -23,7 +24,9 @@ def find_channel_permutations(program: Program) -> list[Change]:
         if order is None:
             continue
         with program.graph.inserting_before(node):
-            reordered = program.insert_call(custom_ops.reorder_channels._opoverload, (node.args[0], order), like=node)
+            reordered = program.insert_call(
+                custom_ops.reorder_channels._opoverload, (first_input(node), order), like=node
+            )
         node.replace_all_uses_with(reordered)
         changes.append(Change("channels permuted", module_path(node), str(node.target)))
     return changes
@@ -35,17 +38,18 @@ def fixed_order(program: Program, node: fx.Node) -> list[int] | None:
         aten.index_select.default, aten.index.Tensor, aten.flip.default
     ):  # fmt: skip
         return None
-    x = node.args[0]
-    if program.is_tensor(x) or not isinstance(
-        channels := x.meta["val"].shape[1] if x.meta["val"].dim() > 1 else None, int
-    ):
+    arguments = bound_arguments(node)
+    x = arguments.node("self")
+    rank = x.meta["val"].dim()
+    channels = x.meta["val"].shape[1] if rank > 1 else None
+    if program.is_tensor(x) or not isinstance(channels, int):
         return None
     if node.target is aten.flip.default:
-        return list(range(channels))[::-1] if [d % x.meta["val"].dim() for d in node.args[1]] == [1] else None
+        return list(range(channels))[::-1] if [d % rank for d in arguments.integers("dims")] == [1] else None
     if node.target is aten.index_select.default:
-        dim, index = node.args[1] % x.meta["val"].dim(), node.args[2]
+        dim, index = arguments.integer("dim") % rank, arguments.node("index")
     else:
-        given = [(d, i) for d, i in enumerate(node.args[1]) if i is not None]
+        given = [(d, i) for d, i in enumerate(arguments.value("indices")) if i is not None]
         if len(given) != 1:
             return None
         dim, index = given[0]

@@ -12,29 +12,27 @@ A channel shuffle written as view, transpose, view is such a permutation too; if
 """
 
 import math
-import operator
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from converter.ir import custom_ops
-from converter.ir.program import Origin, Program, module_path
+from converter.ir.aten import bound_arguments, first_input, is_pointwise, read_item
+from converter.ir.program import Program, module_path
 from converter.ir.sizes import symbolic_shape
+from converter.rewrites.analysis.convolutions import read_convolution
 from converter.rewrites.base import Change
 
 aten, ours = torch.ops.aten, torch.ops.converter
 REORDER = custom_ops.reorder_channels._opoverload
 
+# These treat all channels alike, as pointwise operators of one tensor do.
 CHANNELWISE = {
-    aten.relu.default, aten.relu6.default, aten.silu.default, aten.sigmoid.default, aten.tanh.default,
-    aten.hardswish.default, aten.hardsigmoid.default, aten.hardtanh.default, aten.leaky_relu.default,
-    aten.gelu.default, aten.elu.default, aten.mish.default, aten.softplus.default, aten.abs.default,
     aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.clone.default,
     aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec, aten.mean.dim, ours.dropout.default,
 }  # fmt: skip
@@ -45,12 +43,14 @@ RESHAPES = {
     aten.unsqueeze.default,
 }  # fmt: skip
 SPLITS = {aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default}
-PER_CHANNEL = {aten.batch_norm.default: (1, 2, 3, 4), aten.prelu.default: (1,)}
+PER_CHANNEL: dict[object, tuple[str, ...]] = {
+    aten.batch_norm.default: ("weight", "bias", "running_mean", "running_var"),
+    aten.prelu.default: ("weight",),
+}
 BINARY = {
     aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.maximum.default, aten.minimum.default,
 }  # fmt: skip
 CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding, aten.conv2d.padding}
-GROUPS = 6  # position among a convolution's arguments
 
 
 Index = tuple[int, ...]
@@ -77,7 +77,7 @@ def fold_channel_order(program: Program) -> list[Change]:
 
 def taken_by_weights(program: Program, node: fx.Node) -> bool:
     """Return whether there are weights that can take the order of a `reorder_channels`."""
-    source, order = node.all_input_nodes[0], tuple(node.args[1])
+    source, order = first_input(node), tuple(bound_arguments(node).integers("order"))
     inverse = tuple(order.index(i) for i in range(len(order)))
     return any(
         start.op == "call_function" and Region(program, node, node, other).grow(start, index)
@@ -88,31 +88,33 @@ def taken_by_weights(program: Program, node: fx.Node) -> bool:
 def reordering(node: fx.Node) -> tuple[fx.Node, Index, fx.Node] | None:
     """Return the permuted value, the channel at each position of the result, and the first operator, or None."""
     if node.target is REORDER:
-        return node.all_input_nodes[0], tuple(node.args[1]), node
+        return first_input(node), tuple(bound_arguments(node).integers("order")), node
     return shuffle(node)
 
 
 def shuffle(node: fx.Node) -> tuple[fx.Node, Index, fx.Node] | None:
     """Match a channel shuffle: (B, C, ...) viewed as (B, G, C / G, ...), the two exchanged, viewed as (B, C, ...)."""
-    exchange = node.args[0] if node.target in RESHAPES else None
-    while isinstance(exchange, fx.Node) and exchange.target is aten.clone.default and len(exchange.users) == 1:
-        exchange = exchange.args[0]
-    if not isinstance(exchange, fx.Node) or exchange.target not in (aten.transpose.int, aten.permute.default):
+    if node.target not in RESHAPES:
         return None
-    apart = exchange.args[0]
-    if not isinstance(apart, fx.Node) or apart.target not in RESHAPES or not isinstance(apart.args[0], fx.Node):
+    exchange = first_input(node)
+    while exchange.target is aten.clone.default and len(exchange.users) == 1:
+        exchange = first_input(exchange)
+    if exchange.target not in (aten.transpose.int, aten.permute.default):
         return None
-    source = apart.args[0]
+    apart = first_input(exchange)
+    if apart.target not in RESHAPES:
+        return None
+    source = first_input(apart)
     if len(apart.users) > 1 or len(exchange.users) > 1:
         return None
     before, split, after = (n.meta["val"].shape for n in (source, apart, node))
     rank = len(split)
-    axes: list[Any] = list(range(rank))
+    axes, arguments = list(range(rank)), bound_arguments(exchange)
     if exchange.target is aten.transpose.int:
-        i, j = (d % rank for d in exchange.args[1:3])
+        i, j = arguments.integer("dim0") % rank, arguments.integer("dim1") % rank
         axes[i], axes[j] = j, i
     else:
-        axes = [d % rank for d in exchange.args[1]]
+        axes = [d % rank for d in arguments.integers("dims")]
     plain = axes == [0, 2, 1, *range(3, rank)] and before == after and len(before) == rank - 1
     if not plain or split[0] != before[0] or split[3:] != before[2:] or not isinstance(before[1], int):
         return None
@@ -128,7 +130,7 @@ class Region:
         reordering, first: the operator to remove; the first of its parts.
         other: the other side of the permutation, which must not be reached.
         values: for each value, the index that selects its channels.
-        weights: the same for each (operator, argument, dimension) of a tensor to permute.
+        weights: the same for each (operator, name of an argument, dimension) of a tensor to permute.
     """
 
     program: Program
@@ -136,7 +138,7 @@ class Region:
     first: fx.Node
     other: fx.Node
     values: dict[fx.Node, Index] = field(default_factory=dict)
-    weights: dict[tuple[fx.Node, int, int], Index] = field(default_factory=dict)
+    weights: dict[tuple[fx.Node, str, int], Index] = field(default_factory=dict)
 
     def grow(self, start: fx.Node, index: Index) -> bool:
         """Collect everything that must change with `start`; return False if something cannot."""
@@ -161,16 +163,15 @@ class Region:
         return True
 
     def reorder(self) -> str:
-        for (user, position, dim), index in self.weights.items():
-            attribute = user.args[position]
-            origin = self.program.origins[attribute.target]
+        for (user, name, dim), index in self.weights.items():
+            attribute = bound_arguments(user).node(name)
             reordered = self.program.values(attribute).map(partial(taken, dim=dim, chosen=torch.tensor(index)))
-            self.program.replace_tensor(attribute, reordered, Origin(origin.sources, origin.exact), [user])
-        told = {1: "input channels permuted", 0: "output channels permuted"}
+            self.program.replace_tensor(attribute, reordered, self.program.origin(attribute), [user])
+        permuted = {1: "input channels permuted", 0: "output channels permuted"}
         ends: dict[str, list[str]] = {}
-        for user, position, dim in self.weights:
-            if (user.target in CONVOLUTIONS and position == 1) or user.target is aten.linear.default:
-                ends.setdefault(told[dim], []).append(f"`{module_path(user)}`")
+        for user, name, dim in self.weights:
+            if (user.target in CONVOLUTIONS and name == "weight") or user.target is aten.linear.default:
+                ends.setdefault(permuted[dim], []).append(f"`{module_path(user)}`")
         return "; ".join(f"{', '.join(dict.fromkeys(names))} {what}" for what, names in ends.items())
 
     # -- what must change with a value
@@ -179,77 +180,91 @@ class Region:
         """Return what must change so that `value` is produced in the new order."""
         if value is self.reordering:
             return []
-        target, args = value.target, value.args
-        if target in CONVOLUTIONS and self.program.is_tensor(args[1]):
-            groups = args[GROUPS] if len(args) > GROUPS else 1
-            depthwise = groups == args[1].meta["val"].shape[0] == args[0].meta["val"].shape[1]
-            if groups != 1 and not depthwise:
+        target = value.target
+        if target in CONVOLUTIONS:
+            conv = read_convolution(value)
+            if conv is None or not self.program.is_tensor(conv.weight):
                 raise CannotFollow
-            self._take(value, (1, *((2,) if len(args) > 2 and args[2] is not None else ())), 0, index)
-            return [(args[0], index)] if groups > 1 else []
+            depthwise = conv.groups == conv.weight.meta["val"].shape[0] == conv.x.meta["val"].shape[1]
+            if conv.groups != 1 and not depthwise:
+                raise CannotFollow
+            self._take(value, ["weight"] if conv.bias is None else ["weight", "bias"], 0, index)
+            return [(conv.x, index)] if conv.groups > 1 else []
         if target in PER_CHANNEL:
-            held = [p for p in PER_CHANNEL[target] if isinstance(args[p], fx.Node)]
-            self._take(value, [p for p in held if self._per_channel(args[p], len(index))], 0, index)
-            return [(args[0], index)]
-        if target in CHANNELWISE and keeps_channels(value):
-            return [(args[0], index)]
+            held = {name: bound_arguments(value).value(name) for name in PER_CHANNEL[target]}
+            names = [name for name, n in held.items() if n is not None and self._per_channel(n, len(index))]
+            self._take(value, names, 0, index)
+            return [(first_input(value), index)]
         if target in BINARY:
             return self._operands(value, index)
+        if treats_channels_alike(value) and keeps_channels(value):
+            return [(value.all_input_nodes[0], index)]
         if target in RESHAPES:
-            return [(args[0], unflattened(index, args[0], value))]
+            return [(first_input(value), unflattened(index, first_input(value), value))]
         if is_concatenation(value):
-            widths = [part.meta["val"].shape[1] for part in args[0]]
-            return list(zip(args[0], cut(index, widths), strict=True))
-        if target is operator.getitem and is_split(args[0]):
-            source, widths = args[0].args[0], [part.shape[1] for part in args[0].meta["val"]]
+            joined_parts = bound_arguments(value).nodes("tensors")
+            widths = [part.meta["val"].shape[1] for part in joined_parts]
+            return list(zip(joined_parts, cut(index, widths), strict=True))
+        item = read_item(value)
+        if item is not None and is_split(item[0]):
+            split, position = item
+            source, widths = first_input(split), [part.shape[1] for part in split.meta["val"]]
             if source in self.values:
-                return [(value, cut(self.values[source], widths)[args[1]])]
-            parts = [whole(part) for part in args[0].meta["val"]]
-            parts[args[1]] = index
+                return [(value, cut(self.values[source], widths)[position])]
+            parts = [whole(part) for part in split.meta["val"]]
+            parts[position] = index
             return [(source, joined(parts))]
         raise CannotFollow
 
     def _consumer(self, value: fx.Node, index: Index, user: fx.Node) -> list[Demand]:
         """Return what must change because `user` reads `value` in the new order."""
         target = user.target
-        if target in CONVOLUTIONS and user.args[0] is value and self.program.is_tensor(user.args[1]):
-            if (user.args[GROUPS] if len(user.args) > GROUPS else 1) != 1:
+        if target in CONVOLUTIONS or target is aten.linear.default:
+            arguments = bound_arguments(user)
+            if arguments.node("input") is not value or not self.program.is_tensor(arguments.node("weight")):
+                raise CannotFollow
+            if target in CONVOLUTIONS and arguments.value("groups") != 1:
                 return [(user, index)]
-            self._take(user, [1], 1, index)
+            if target is aten.linear.default and value.meta["val"].dim() != 2:
+                raise CannotFollow
+            self._take(user, ["weight"], 1, index)
             return []
-        if target is aten.linear.default and user.args[0] is value and value.meta["val"].dim() == 2:
-            self._take(user, [1], 1, index)
-            return []
-        if target in PER_CHANNEL or target in CHANNELWISE or target in BINARY:
+        if target in PER_CHANNEL or target in BINARY or treats_channels_alike(user):
             return [(user, index)]
         if target in RESHAPES:
             return [(user, flattened(index, value, user))]
         if is_concatenation(user):
             if user not in self.values:
                 return [(user, None)]
-            parts = cut(self.values[user], [p.meta["val"].shape[1] for p in user.args[0]])
-            return [(p, part) for p, part in zip(user.args[0], parts, strict=True) if p is value]
+            operands = bound_arguments(user).nodes("tensors")
+            parts = cut(self.values[user], [p.meta["val"].shape[1] for p in operands])
+            return [(p, part) for p, part in zip(operands, parts, strict=True) if p is value]
         if is_split(user):
             parts = cut(index, [part.shape[1] for part in user.meta["val"]])
-            return [(part, parts[part.args[1]]) for part in user.users]
+            items = [(part, item[1]) for part in user.users if (item := read_item(part)) is not None]
+            if len(items) < len(user.users):
+                raise CannotFollow
+            return [(part, parts[position]) for part, position in items]
         raise CannotFollow
 
     def _joined(self, value: fx.Node) -> Index:
         """Return the index of a concatenation, once nothing else can determine its parts."""
-        return joined([self.values.get(part, whole(part.meta["val"])) for part in value.args[0]])
+        return joined(
+            [self.values.get(part, whole(part.meta["val"])) for part in bound_arguments(value).nodes("tensors")]
+        )
 
-    def _take(self, user: fx.Node, positions: Sequence[int], dim: int, index: Index) -> None:
-        for position in positions:
-            if not self.program.is_tensor(user.args[position]):
+    def _take(self, user: fx.Node, names: Sequence[str], dim: int, index: Index) -> None:
+        for name in names:
+            if not self.program.is_tensor(bound_arguments(user).value(name)):
                 raise CannotFollow
-            if self.weights.setdefault((user, position, dim), index) != index:
+            if self.weights.setdefault((user, name, dim), index) != index:
                 raise CannotFollow
 
     def _operands(self, value: fx.Node, index: Index) -> list[Demand]:
         found: list[Demand] = []
         rank = value.meta["val"].dim()
-        for position in (0, 1):
-            operand = value.args[position]
+        for name in ("self", "other"):
+            operand = bound_arguments(value).value(name)
             if not isinstance(operand, fx.Node):
                 continue
             shape = operand.meta["val"].shape
@@ -257,7 +272,7 @@ class Region:
             if dim < 0 or shape[dim] == 1:
                 continue  # the same for all channels
             if self.program.is_tensor(operand):
-                self._take(value, [position], dim, index)
+                self._take(value, [name], dim, index)
             elif dim == 1:
                 found.append((operand, index))
             else:
@@ -279,27 +294,30 @@ def has_channels(value: fx.Node, channels: int) -> bool:
     return isinstance(fake.shape[1], int) and fake.shape[1] == channels
 
 
+def treats_channels_alike(node: fx.Node) -> bool:
+    return node.target in CHANNELWISE or (is_pointwise(node.target) and len(node.all_input_nodes) == 1)
+
+
 def keeps_channels(value: fx.Node) -> bool:
-    rank = value.args[0].meta["val"].dim()
+    arguments, before = bound_arguments(value), value.all_input_nodes[0].meta["val"]
     if value.target is aten.mean.dim:
-        return all(d % rank > 1 for d in value.args[1])
+        return all(d % before.dim() > 1 for d in arguments.value("dim"))
     if value.target in PADS:
-        return len(value.args[1]) // 2 <= rank - 2
-    return value.meta["val"].shape[1] == value.args[0].meta["val"].shape[1]
+        return len(arguments.value("pad")) // 2 <= before.dim() - 2
+    return bool(value.meta["val"].shape[1] == before.shape[1])
 
 
 def is_concatenation(node: fx.Node) -> bool:
     if node.target is not aten.cat.default:
         return False
-    dim = node.args[1] if len(node.args) > 1 else 0
-    return dim % node.meta["val"].dim() == 1
+    return bound_arguments(node).integer("dim") % node.meta["val"].dim() == 1
 
 
 def is_split(node: fx.Node) -> bool:
     if node.target not in SPLITS:
         return False
-    dim = node.args[2] if len(node.args) > 2 else 0
-    return dim % node.args[0].meta["val"].dim() == 1
+    arguments = bound_arguments(node)
+    return arguments.integer("dim") % arguments.node("self").meta["val"].dim() == 1
 
 
 def whole(value: Tensor) -> Index:

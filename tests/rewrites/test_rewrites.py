@@ -214,6 +214,11 @@ CHANNEL_ORDER_FIRES = {
         IMAGE,
         "batch_norm silu conv2d",
     ),
+    "through any pointwise operators of one tensor": (
+        Call(lambda self, x: self.conv(2 ** reordered(x).clamp(-1, 2).exp()), conv=nn.Conv2d(6, 4, 1)),
+        IMAGE,
+        "clamp exp pow conv2d",
+    ),
     "through a norm without scale and shift": (
         behind(nn.BatchNorm2d(6, affine=False), nn.Conv2d(6, 4, 1)),
         IMAGE,
