@@ -38,12 +38,19 @@ def batch_norm(plan, x, weight, bias, mean, variance, training, momentum, eps, c
 
 
 def of_the_batch(plan, x, weight, bias, eps):
-    """Normalize with the mean and (biased) variance of the input, for which Keras has a layer only in training."""
-    dims = [d for d in range(len(x.shape)) if d != 1]
+    """Normalize with the mean and (biased) variance of the input, for which Keras has a layer only in training.
+
+    One dimension is averaged after another: TensorFlow adds all elements one by one, and rounds as often.
+    """
     shape = (x.shape[1], *(1,) * (len(x.shape) - 2))
-    mean = reduced(plan, x, dims, True, lambda a, axes: ops.mean(a, axis=axes))
-    centered = plan.elementwise(lambda a, m: a - m, x, mean)
-    variance = reduced(plan, centered, dims, True, lambda a, axes: ops.mean(a * a, axis=axes))
+
+    def averaged(y):
+        for dim in (d for d in reversed(range(len(x.shape))) if d != 1):
+            y = reduced(plan, y, [dim], True, lambda a, axes: ops.mean(a, axis=axes))
+        return y
+
+    centered = plan.elementwise(lambda a, m: a - m, x, averaged(x))
+    variance = averaged(plan.elementwise(lambda a: a * a, centered))
     y = plan.elementwise(lambda a, v: a * ops.rsqrt(v + eps), centered, variance)
     if weight is not None:
         y = plan.elementwise(lambda a, w: a * w, y, weight.reshape(*shape))

@@ -67,6 +67,7 @@ def _translations() -> dict[Any, Any]:
     Returns:
         {overload: onnxscript function}
     """
+    import onnx_ir
     import torch
     from onnxscript import opset18
 
@@ -95,22 +96,54 @@ def _translations() -> dict[Any, Any]:
         """Avoid the exporter's log(sigmoid(x)), whose error equals the value where the sigmoid is close to 1."""
         return opset18.Neg(opset18.Softplus(opset18.Neg(x)))
 
-    def upsample_linear1d(x: Any, output_size: Any, align_corners: bool, scale_factors: Any) -> Any:
-        """Write a Resize; the exporter decomposes it into gathers.
-
-        ONNX's formulas: https://onnx.ai/onnx/operators/onnx__Resize.html
-        """
-        how = {
-            "mode": "linear",
-            "coordinate_transformation_mode": "align_corners" if align_corners else "half_pixel",
-        }
+    def resize(x: Any, output_size: Any, align_corners: bool, scale_factors: Any, **how: Any) -> Any:
+        """Write a Resize: https://onnx.ai/onnx/operators/onnx__Resize.html."""
+        how["coordinate_transformation_mode"] = "align_corners" if align_corners else "half_pixel"
         if scale_factors is not None:
             return opset18.Resize(x, None, opset18.Constant(value_floats=[1.0, 1.0, *scale_factors]), None, **how)
         sizes = opset18.Concat(opset18.Shape(x, start=0, end=2), opset18.Cast(output_size, to=7), axis=0)
         return opset18.Resize(x, None, None, sizes, **how)
 
+    def upsample_linear1d(x: Any, output_size: Any, align_corners: bool, scale_factors: Any) -> Any:
+        """Write a Resize; the exporter decomposes it into gathers."""
+        return resize(x, output_size, align_corners, scale_factors, mode="linear")
+
+    def bilinear_antialiased(x: Any, output_size: Any, align_corners: bool, scale_factors: Any) -> Any:
+        """Write a Resize by the factors; the exporter computes them again from the rounded sizes."""
+        return resize(x, output_size, align_corners, scale_factors, mode="linear", antialias=1, exclude_outside=1)
+
+    def bicubic_antialiased(x: Any, output_size: Any, align_corners: bool, scale_factors: Any) -> Any:
+        how = {"mode": "cubic", "antialias": 1, "exclude_outside": 1, "cubic_coeff_a": -0.5}
+        return resize(x, output_size, align_corners, scale_factors, **how)
+
+    def double(number: float) -> Any:
+        return opset18.Constant(value=onnx_ir.tensor(number, dtype=onnx_ir.DataType.DOUBLE))
+
+    def nearest_exact(x: Any, output_size: Any, scale_factors: Any) -> Any:
+        """Gather along one axis after the other at PyTorch's positions, which it computes in float32."""
+        for axis, i in enumerate(range(len(x.shape) - 2), start=2):
+            size = opset18.Squeeze(opset18.Shape(x, start=axis, end=axis + 1))
+            if scale_factors is None:
+                out = opset18.Squeeze(opset18.Slice(opset18.Cast(output_size, to=7), [i], [i + 1]))
+                ratio = opset18.Div(opset18.Cast(size, to=1), opset18.Cast(out, to=1))
+            else:
+                out = opset18.Floor(opset18.Mul(opset18.Cast(size, to=11), double(scale_factors[i])))
+                ratio = 1 / scale_factors[i]
+            count = opset18.Range(opset18.Cast(0.0, to=1), opset18.Cast(out, to=1), opset18.Cast(1.0, to=1))
+            places = opset18.Cast(opset18.Floor(opset18.Mul(opset18.Add(count, 0.5), ratio)), to=7)
+            x = opset18.Gather(x, opset18.Min(places, opset18.Sub(size, 1)), axis=axis)
+        return x
+
     translations = [space_to_depth, depth_to_space, reorder_channels, dropout, shift, padded_conv]
     own = {getattr(torch.ops.converter, translation.__name__).default: translation for translation in translations}
     aten = torch.ops.aten
-    better = {aten.log_sigmoid.default: log_sigmoid, aten.upsample_linear1d.vec: upsample_linear1d}
+    better = {
+        aten.log_sigmoid.default: log_sigmoid,
+        aten.upsample_linear1d.vec: upsample_linear1d,
+        aten._upsample_bilinear2d_aa.vec: bilinear_antialiased,
+        aten._upsample_bicubic2d_aa.vec: bicubic_antialiased,
+        aten._upsample_nearest_exact1d.vec: nearest_exact,
+        aten._upsample_nearest_exact2d.vec: nearest_exact,
+        aten._upsample_nearest_exact3d.vec: nearest_exact,
+    }
     return own | onnx_rnn_translations.translations() | onnx_exact_translations.translations() | better

@@ -11,6 +11,7 @@ from converter.rewrites.constant_offsets import constant_offsets, learned_offset
 from converter.rewrites.drop_batch_index import drop_batch_index
 from converter.rewrites.drop_dropout import drop_dropout
 from converter.rewrites.drop_identities import drop_identities
+from converter.rewrites.drop_unread_statistics import drop_unread_statistics
 from converter.rewrites.expand_adaptive_pools import expand_adaptive_pools
 from converter.rewrites.expand_masked_attention import expand_masked_attention
 from converter.rewrites.find_attention import find_attention
@@ -75,6 +76,7 @@ REWRITES: dict[str, tuple[Rewrite, ...]] = {
     "tf": (drop_batch_index, *FOR_INFERENCE, note_split_volumes, fold_depthwise_bias, merge_separable),
     "onnx": (
         *insert_before(FOR_INFERENCE, fold_channel_order, find_space_to_depth),
+        drop_unread_statistics,
         linear_to_matmul,
         expand_adaptive_pools,
         normalize_pools,

@@ -331,3 +331,41 @@ def test_what_is_nearly_nothing_is_left_where_it_is(session, tmp_path, function,
     assert report.artifacts[0].status == "verified"
     run = onnxruntime.InferenceSession(path).run(None, {"x": np.zeros((2, 5), np.float32)})[0]
     assert (run == zeros).all()
+
+
+class Norm(nn.Sequential):
+    """A batch norm that normalizes by the batch, with running statistics that it does not read."""
+
+    def forward(self, x):
+        norm = self[1]
+        x = F.batch_norm(self[0](x), norm.running_mean, norm.running_var, norm.weight, norm.bias, training=True)
+        return x.relu()
+
+
+def resized(**how):
+    return Calls(lambda net, x: F.interpolate(net.conv(x), **how), conv=nn.Conv2d(3, 4, 3, padding=1))
+
+
+BY_THE_BATCH = {
+    "without running statistics": nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6, track_running_stats=False)),
+    "with running statistics": Norm(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)),
+}
+RESIZED = {
+    f"{mode} by {factor}": resized(mode=mode, scale_factor=factor, antialias="exact" not in mode)
+    for mode in ("nearest-exact", "bilinear", "bicubic")
+    for factor in (2.0, 1.7, 0.6)
+} | {"nearest-exact to a size": resized(mode="nearest-exact", size=(13, 7))}
+
+
+@pytest.mark.parametrize("format", ["tf", "keras", "onnx"])
+@pytest.mark.parametrize("module", BY_THE_BATCH.values(), ids=BY_THE_BATCH)
+def test_norms_by_the_batch_are_verified(session, tmp_path, module, format):
+    report = session.convert(module.eval(), to=(format,), output=tmp_path / f"net.{format}", input_shapes=["1,3,9,8"])
+    assert report.artifacts[0].status == "verified", [proof.failures for proof in report.artifacts[0].proofs]
+
+
+@pytest.mark.parametrize("shape", ["1,3,H,W", "1,3,9,8"])
+@pytest.mark.parametrize("module", RESIZED.values(), ids=RESIZED)
+def test_images_of_any_size_are_resized(session, tmp_path, module, shape):
+    report = session.convert(module.eval(), to=("onnx",), output=tmp_path / "net.onnx", input_shapes=[shape])
+    assert report.artifacts[0].status == "verified", [proof.failures for proof in report.artifacts[0].proofs]

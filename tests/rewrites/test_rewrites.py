@@ -46,6 +46,7 @@ from converter.rewrites.constant_offsets import constant_offsets, learned_offset
 from converter.rewrites.drop_batch_index import drop_batch_index
 from converter.rewrites.drop_dropout import drop_dropout
 from converter.rewrites.drop_identities import drop_identities
+from converter.rewrites.drop_unread_statistics import drop_unread_statistics
 from converter.rewrites.expand_adaptive_pools import expand_adaptive_pools
 from converter.rewrites.expand_masked_attention import expand_masked_attention
 from converter.rewrites.find_attention import find_attention
@@ -760,6 +761,20 @@ BOUNDS_LEAVE = {
 }
 
 
+def normalized(training):
+    def function(self, x):
+        return F.batch_norm(x, self.mean, self.variance, training=training)
+
+    return Call(function, mean=torch.zeros(6), variance=torch.ones(6))
+
+
+STATISTICS_FIRE = {"of the batch": (normalized(True), IMAGE, "batch_norm")}
+STATISTICS_LEAVE = {
+    "running ones": (normalized(False), IMAGE),
+    "none": (nn.BatchNorm2d(6, track_running_stats=False), IMAGE),
+}
+
+
 def through_batch(x):
     return torch.arange(x.shape[0])
 
@@ -1014,6 +1029,7 @@ ATTENTION_LEAVES = {
 TABLES = {
     tie_embeddings: (TIED_FIRE, TIED_LEAVE),
     unify_clamp_bounds: (BOUNDS_FIRE, BOUNDS_LEAVE),
+    drop_unread_statistics: (STATISTICS_FIRE, STATISTICS_LEAVE),
     drop_batch_index: (POSITION_FIRES, POSITION_LEAVES),
     note_split_volumes: (VOLUMES_FIRE, VOLUMES_LEAVE),
     find_space_to_depth: (SPACE_TO_DEPTH_FIRES, SPACE_TO_DEPTH_LEAVES),
