@@ -86,7 +86,7 @@ def convert(
 @in_group("Output", "-o", "--output", type=PATH, help="Folder for artifacts, logs, the journal and summary.json.")
 @in_group(
     "Output", "--check", is_flag=True,
-    help="Say of each model whether it can be converted; -o is not needed, nothing is written.",
+    help="Check whether each model can be converted; write nothing. -o is not needed.",
 )  # fmt: skip
 @in_group(
     "Batch", "-j", "--jobs", "slots", type=click.IntRange(min=1), metavar="N",
@@ -100,13 +100,16 @@ def convert(
     "Batch", "--memory", type=click.FloatRange(min=0.1), callback=bytes_of, metavar="GIB",
     help="Memory for a model.  [default: its share]",
 )  # fmt: skip
-@in_group("Batch", "--retry-failed", is_flag=True, help="Begin again what did not end verified.")
-@in_group("Batch", "--fail-fast", is_flag=True, help="Begin no more once one did not end verified.")
+@in_group("Batch", "--retry-failed", is_flag=True, help="Retry models that did not end verified.")
+@in_group("Batch", "--fail-fast", is_flag=True, help="Stop at the first model that is not verified.")
 @in_group(
     "Batch", "--shard", callback=shard_of, metavar="I/N", help="Convert only this part of the list, for job arrays."
 )
 @in_group(
-    "Batch", "--scheduler", metavar="ADDRESS", help="Of a Dask scheduler whose workers shall convert, tcp://HOST:8786."
+    "Batch",
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Convert on the workers of this Dask scheduler, such as tcp://HOST:8786.",
 )
 @in_group("Batch", "--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
 @options(ConvertOptions, batch=True)

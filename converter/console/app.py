@@ -38,8 +38,8 @@ class ConvertByDefault(click.Group):
             raise
         except KeyboardInterrupt as error:
             asked = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
-            again = " The same command goes on where it stopped." if ctx.meta.get(RESUMES) else ""
-            click.echo(f"Ended by {asked.signal.name}; what was not put in place is removed.{again}", err=True)
+            again = " Run the same command again to resume." if ctx.meta.get(RESUMES) else ""
+            click.echo(f"Ended by {asked.signal.name}; unfinished output was removed.{again}", err=True)
             ctx.exit(asked.exit_status)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:

@@ -187,7 +187,7 @@ class Terminal:
         for artifact in report.artifacts:
             parts += [_heading(_artifact_title(artifact)), self._artifact(artifact)]
             if artifact.trace:
-                parts += [_heading("What each module gives, in float64"), _trace(artifact.trace)]
+                parts += [_heading("Output of each module, in float64"), _trace(artifact.trace)]
         parts += _notes(report.notes)
         seconds = sum(report.timings.values())
         self._panel(parts, report.source, f"{report.status}, {_seconds(seconds)}" if seconds else None, report.status)
@@ -205,7 +205,7 @@ class Terminal:
         if report.weights:
             parts += [_heading("Tensors of the checkpoint"), _weights(report.weights)]
         if report.trace:
-            parts += [_heading("What each module gives"), _trace(report.trace)]
+            parts += [_heading("Output of each module"), _trace(report.trace)]
         self._panel([*parts, *_notes(report.notes)], title, report.status, report.status)
 
     @logged

@@ -216,7 +216,7 @@ def build(
         built = make() if cached is None else cached.reuse((format, options), make, has_our_mappings)
     except UnsupportedOperatorsError as error:
         for broken in source.mappings.broken:
-            error.fix = f"{broken.fix} ({broken.what}); or {error.fix}"
+            error.fix = f"{broken.fix} ({broken.what}) {error.fix}"
         raise
     if source.options.capture.debug and built.plan is not None:
         print(built.plan, file=sys.stderr)

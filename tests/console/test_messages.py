@@ -267,7 +267,7 @@ def test_only_what_goes_on_where_it_stopped_says_so(run, tmp_path, monkeypatch, 
     result = run("batch", "a.pt", *options)
     assert result.exit_code == 130
     assert "Ended by SIGINT" in result.stderr
-    assert ("goes on where it stopped" in result.stderr) == goes_on
+    assert ("same command again to resume" in result.stderr) == goes_on
 
 
 # -- completion

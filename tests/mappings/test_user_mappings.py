@@ -204,7 +204,7 @@ def test_file_that_is_not_there():
 )
 def test_what_a_mapping_raises_is_said_to_be_its_own(tmp_path, body, says):
     file = written(tmp_path, HEAD + AS + body + "\n")
-    with pytest.raises(ConversionError, match=f"the mapping of .*snake.* in .*{says}|{says}"):
+    with pytest.raises(ConversionError, match=f"The mapping of .*snake.* in .*{says}|{says}"):
         plan_snake(file)
 
 
@@ -310,7 +310,7 @@ def test_a_package_in_the_current_directory_is_not_installed(package, monkeypatc
 
 def test_what_a_packages_mapping_raises_names_the_package(package):
     package("failing-snake", HEAD + AS + "return plan.nothing(x)\n")
-    with pytest.raises(ConversionError, match=r"the mapping of .*snake\.default in the package failing-snake failed"):
+    with pytest.raises(ConversionError, match=r"The mapping of .*snake\.default in the package failing-snake failed"):
         assert_plan_is_exact(captured(Snake(), SEQUENCE), [SEQUENCE], added=load_mappings())
 
 
@@ -330,5 +330,5 @@ def test_a_broken_package_is_named_and_stops_only_models_that_need_it(tmp_path, 
     assert says in note
     with pytest.raises(UnsupportedOperatorsError) as refused:
         converter.convert(Snake().eval(), to="keras", output=path, input_shapes=["1,3,11"], force=True)
-    assert "update or uninstall the package broken-snake" in str(refused.value.fix)
+    assert "Update or uninstall the package broken-snake" in str(refused.value.fix)
     assert says in str(refused.value.fix)

@@ -540,15 +540,15 @@ def data_elsewhere(path: Path) -> Path:
 @pytest.mark.parametrize(
     "write, message",
     [
-        (lambda_layer, "is refused: .*[Ll]ambda"),
+        (lambda_layer, "was refused: .*[Ll]ambda"),
         (class_of_the_users, "was refused: .*Own"),
-        (writes_a_file, "is refused: .* beyond the model: WriteFile"),
-        (calls_python, "is refused: .* beyond the model: (Eager)?PyFunc"),
+        (writes_a_file, "was refused: .* beyond the model: WriteFile"),
+        (calls_python, "was refused: .* beyond the model: (Eager)?PyFunc"),
         (without_signature, "it has no signature"),
         (cut_off, "not an artifact of a known format|does not open"),
         (tflite_of_nothing, "does not open"),
         (pickle_by_name, "not an artifact of a known format"),
-        (data_elsewhere, "is refused: .*secret.bin"),
+        (data_elsewhere, "was refused: .*secret.bin"),
     ],
 )
 def test_hostile_or_broken_artifacts_are_explained_and_run_nothing(verify, tmp_path: Path, write, message: str):

@@ -119,7 +119,7 @@ def test_rounds_take_a_scalar_input():
 
 @pytest.mark.parametrize("shape", [("batch", "length"), ("batch", None)], ids=["symbol without size", "unnamed"])
 def test_a_dynamic_dimension_without_size_is_a_clear_error(shape):
-    with pytest.raises(UsageError, match="Dimension 1 of input 'tokens' has no size"):
+    with pytest.raises(UsageError, match="Dimension 1 of input 'tokens' has an unknown size"):
         draw([InputSpec("tokens", shape)], 1, 0)
 
 
@@ -136,7 +136,7 @@ ROWS, TABLE = InputSpec("x", ("n", 3)), InputSpec("table", (5, 2))
 TWO = pictures(2, 3, 9, 8)
 
 UNFIT = {
-    "unknown names": ({"a": np.ones((2, 3)), "b": np.ones(2)}, [IMAGE], "are 'image'; given are 'a', 'b'"),
+    "unknown names": ({"a": np.ones((2, 3)), "b": np.ones(2)}, [IMAGE], "are 'image'; arrays were given for 'a', 'b'"),
     "channels last": (pictures(2, 9, 8, 3), [IMAGE], r"\[2, 9, 8, 3\], .* takes \[batch, 3, 9, 8\]"),
     "no batch": (pictures(3, 9, 8), [IMAGE], r"shape \[3, 9, 8\]"),
     "no samples": (pictures(0, 3, 9, 8), [IMAGE], r"shape \[0, 3, 9, 8\]"),
@@ -177,7 +177,7 @@ def test_a_single_npy_is_the_only_input(tmp_path):
     arrays, labels = load_given(tmp_path / "photographs.npy", [IMAGE])
     assert labels is None
     np.testing.assert_array_equal(arrays["image"], np.full((2, 3, 9, 8), 0.5, np.float32))
-    with pytest.raises(UsageError, match="are 'image', 'tokens'; given are 'photographs'"):
+    with pytest.raises(UsageError, match="are 'image', 'tokens'; arrays were given for 'photographs'"):
         load_given(tmp_path / "photographs.npy", [IMAGE, TOKENS])
 
 
