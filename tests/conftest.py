@@ -23,6 +23,23 @@ def verified_programs() -> Iterator[None]:
         yield
 
 
+# Tests that the default selection leaves out are not quick either.
+LONG = ("slow", "zoo", "systems", "conformance", "wheel", "benchmark")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as quick the first row of each test, or of each family where rows have families, unless the test is long."""
+    met: set[tuple[str, str | None]] = set()
+    for item in items:
+        if any(item.get_closest_marker(name) for name in LONG):
+            continue
+        family = item.get_closest_marker("family")
+        key = item.nodeid.partition("[")[0], family.args[0] if family else None
+        if key not in met:
+            met.add(key)
+            item.add_marker("quick")
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     return Path(__file__).parents[1]

@@ -120,6 +120,7 @@ def runners(artifacts):
         runner.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "format, inputs, outputs",
     [
@@ -227,6 +228,7 @@ def test_xla_is_found(runners):
     assert runners["keras"].xla_functions() != [], "Keras compiles a stock grouped Conv2D with XLA"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", WRITERS)
 def test_the_stamp_comes_back(artifacts, format):
     assert read_stamp(artifacts[format]).items() > STAMP.items()
@@ -334,6 +336,7 @@ def test_the_same_model_gives_the_same_bytes_again_in_this_process(artifacts, tm
     assert contents(tmp_path / NAMES[format]) == contents(artifacts[format])
 
 
+@pytest.mark.slow
 def test_the_same_model_gives_the_same_bytes_in_another_process(artifacts, tmp_path):
     script = "import sys, test_artifacts as t; from pathlib import Path\n"
     script += "for format, write in t.WRITERS.items(): write(Path(sys.argv[1], t.NAMES[format]))"
@@ -357,6 +360,7 @@ def test_nothing_but_the_artifact_is_left_beside_it(artifacts):
     assert sorted(path.name for path in artifacts["keras"].parent.iterdir()) == sorted(NAMES.values())
 
 
+@pytest.mark.slow
 def test_keras_file_opens_with_stock_keras_where_converter_cannot_be_imported(artifacts, tmp_path):
     script = """
         import sys
@@ -446,6 +450,7 @@ def test_the_gradient_goes_through_a_loaded_saved_model(artifacts):
     np.testing.assert_allclose(gradient, tape.gradient(expected, image), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_onnx_external_data_has_its_final_name(tmp_path):
     write_onnx(tmp_path / "net.onnx", external_data=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net.onnx", "net.onnx.data"]
@@ -455,6 +460,7 @@ def test_onnx_external_data_has_its_final_name(tmp_path):
         assert runner.tensors()["conv.weight"].shape == (5, 12, 3, 3)
 
 
+@pytest.mark.slow
 def test_weights_beside_an_onnx_file_are_named_by_their_content(tmp_path):
     from converter.artifacts import onnx_writer
     from converter.artifacts.placement import data_name
@@ -472,6 +478,7 @@ def test_weights_beside_an_onnx_file_are_named_by_their_content(tmp_path):
         assert runner.graph_as_written()
 
 
+@pytest.mark.slow
 def test_a_conversion_of_large_weights_takes_the_place_of_an_earlier_one_with_its_own(tmp_path, monkeypatch):
     import torch
 
@@ -531,11 +538,13 @@ def test_writing_is_silent(tmp_path, capfd, format):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_the_exporter_does_not_warn(tmp_path, recwarn):
     write_onnx(tmp_path / "net.onnx")
     assert [str(warning.message) for warning in recwarn] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opset", [17, 20])
 def test_onnx_has_the_opset_asked_for(tmp_path, opset):
     import onnx

@@ -23,6 +23,7 @@ def run(function: Callable, *arrays: np.ndarray) -> np.ndarray:
     return session.run(None, dict(zip(inputs, arrays, strict=True)))[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
 def test_small_numbers_keep_their_digits(function):
     assert_digits_kept(function, run)
@@ -53,6 +54,7 @@ def test_a_product_of_an_unknown_number_of_integers_is_refused_by_name(tmp_path)
         converter.convert(Call(product), to=["onnx"], output=tmp_path / "net.onnx", input_shapes=["1,T:int64"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_they_are_verified(tmp_path, name):
     path = tmp_path / "net.onnx"

@@ -93,6 +93,7 @@ RECURRENT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", RECURRENT.values(), ids=RECURRENT)
 def test_every_recurrent_layer_of_a_process_keeps_its_length_dynamic(session, tmp_path, layer):
     """PyTorch's exporter unrolls all but the first for the 64 steps of the example."""
@@ -227,6 +228,7 @@ def made(make: Callable[[], nn.Module]) -> nn.Module:
     return make().eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make, shape", (FRESH | COMPUTED).values(), ids=FRESH | COMPUTED)
 def test_what_the_exporter_folds_and_merges_is_no_fault(session, tmp_path, make, shape):
     options = {"keep_batchnorm": True}
@@ -251,6 +253,7 @@ def spoilt(array: np.ndarray, by: float | None) -> np.ndarray:
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, by", [*((name, None) for name in FRESH), *((name, 1e-5) for name in COMPUTED)])
 def test_a_changed_constant_is_caught_by_its_values_alone(tmp_path, name, by):
     built, tensors = written(*(FRESH | COMPUTED)[name], tmp_path / "net.onnx")
@@ -269,6 +272,7 @@ def test_a_merged_tensor_that_is_gone_is_missed(tmp_path):
     assert {f.partition(":")[0] for f in proof.failures} >= {"1.weight", "4.weight"}
 
 
+@pytest.mark.slow
 def test_a_fold_that_the_optimizer_gets_wrong_is_caught(tmp_path, monkeypatch):
     from onnxscript.optimizer import _constant_folding
 
@@ -285,6 +289,7 @@ def test_a_fold_that_the_optimizer_gets_wrong_is_caught(tmp_path, monkeypatch):
     assert not prove_weights(built, tensors).holds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["group norms", "a large one", "anchors"])
 def test_verify_finds_what_was_folded_and_what_was_changed_since(session, tmp_path, name):
     make, shape = (FRESH | COMPUTED)[name]
@@ -298,6 +303,7 @@ def test_verify_finds_what_was_folded_and_what_was_changed_since(session, tmp_pa
     assert [proof.holds for proof in proofs if proof.name == "weights"] == [False]
 
 
+@pytest.mark.slow
 def test_constants_of_another_version_are_found_by_their_values(tmp_path):
     built, tensors = written(*COMPUTED["anchors"], tmp_path / "net.onnx")
     renamed = {name if name.startswith("box") else f"other_{name}": array for name, array in tensors.items()}
@@ -317,6 +323,7 @@ def test_names_of_outputs_and_of_the_models_own_tensors_may_be_alike(session, tm
     assert [output.name for output in onnx.load(path).graph.output] == ["add", "mul", "output", "cat"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "function, zeros",
     [

@@ -93,6 +93,7 @@ def made(request, torchvision, tmp_path_factory):
     return under
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row, backend", ROWS)
 def test_keras_file_computes_the_same_under_every_backend(row: Network, backend: str, made):
     outcome = made(backend)[row.title]

@@ -378,6 +378,7 @@ def content_of_two(target: Path) -> str:
     return target.with_name(target.read_text()).read_text()
 
 
+@pytest.mark.slow
 def test_an_artifact_of_two_files_is_whole_at_every_moment(tmp_path):
     """Killed before each step of putting one in the place of another, one after the other."""
     script = textwrap.dedent(PLACES_TWO)

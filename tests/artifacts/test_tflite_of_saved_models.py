@@ -74,6 +74,7 @@ def made(request, torchvision, tmp_path_factory):
     return outcomes(rows, "tf", "in_tflite.py", tmp_path_factory.mktemp("tflite"), {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS)
 def test_tflite_computes_the_same_or_is_refused_by_name(row: Network, made):
     outcome = made[row.title]

@@ -390,6 +390,7 @@ def test_a_crash_takes_one_model(tmp_path, pool):
     assert "SIGSEGV" in found["crash"]["what"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", [{"seconds": 2}], indirect=True)
 def test_a_hang_takes_one_model(tmp_path, pool):
     found = outcomes(pool, [task(tmp_path, name) for name in ("hang", "a", "b")])
@@ -488,6 +489,7 @@ def test_a_batch_tells_of_every_model_in_its_state(tmp_path):
     assert [entry.attempts for entry in retried.entries] == [1, 2, 2, 1]
 
 
+@pytest.mark.slow
 def test_two_batches_at_once_share_the_work(tmp_path):
     files = checkpoints(tmp_path, *(f"slow{i}.pt" for i in range(12)))
     with ThreadPoolExecutor(2) as threads:
@@ -498,6 +500,7 @@ def test_two_batches_at_once_share_the_work(tmp_path):
     assert all(Path(entry.log).name == f"{entry.name}.log" for report in reports for entry in report.entries)
 
 
+@pytest.mark.slow
 def test_a_batch_that_fails_fast_begins_no_more(tmp_path):
     files = checkpoints(tmp_path, "crash.pt", *(f"slow{i}.pt" for i in range(20)))
     report = batch(tmp_path / "out", files, fail_fast=True)
@@ -546,6 +549,7 @@ def test_many_models_are_asked_whether_they_convert_and_nothing_is_written(tmp_p
     assert sorted(tmp_path.iterdir()) == sorted(files)
 
 
+@pytest.mark.slow
 def test_asking_fast_begins_no_more_after_the_first_that_does_not_convert(tmp_path, monkeypatch):
     files = checkpoints(tmp_path, "odd.pt", *(f"slow{i}.pt" for i in range(9)))
     report = asked_of(files, monkeypatch, fail_fast=True)
@@ -554,6 +558,7 @@ def test_asking_fast_begins_no_more_after_the_first_that_does_not_convert(tmp_pa
     assert len(report.left) + len(report.entries) == 10
 
 
+@pytest.mark.slow
 def test_a_lost_worker_of_a_cluster_costs_its_model_only_which_is_tried_elsewhere(tmp_path):
     distributed = pytest.importorskip("distributed")
     files = checkpoints(tmp_path, *(f"slow{i}.pt" for i in range(8)))
@@ -581,6 +586,7 @@ def test_a_lost_worker_of_a_cluster_costs_its_model_only_which_is_tried_elsewher
     assert [entry.state for entry in report.entries] == ["verified"] * 8
 
 
+@pytest.mark.slow
 def test_a_cluster_that_is_not_there_is_said(tmp_path, monkeypatch):
     pytest.importorskip("distributed")
     monkeypatch.setattr("converter.batch.cluster._PATIENCE", 1)
@@ -608,6 +614,7 @@ def in_shards(state: dict[str, torch.Tensor], folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": table}))
 
 
+@pytest.mark.slow
 def test_a_killed_batch_goes_on_where_it_was(tmp_path, calibrate):
     """Real conversions: two architectures, a folder of shards, one that fails, SIGKILL in between."""
     (tmp_path / "nets.py").write_text(NETS)
@@ -669,6 +676,7 @@ class Odd(nn.Module):
 """
 
 
+@pytest.mark.slow
 def test_will_they_convert_is_answered_by_the_options_of_each_and_writes_nothing(tmp_path):
     """Real workers: a folder of shards, an operator without a mapping, an opset that is none, no checkpoint."""
     (tmp_path / "nets.py").write_text(NETS + ODD)

@@ -268,6 +268,7 @@ class Net(nn.Module):
 """
 
 
+@pytest.mark.slow
 def test_the_command_writes_one_artifact_for_every_size_which_verifies_again(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "net.py").write_text(NET)

@@ -193,6 +193,7 @@ class Net(nn.Module):
 """
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_cut_model_which_verifies_again_without_a_word(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "net.py").write_text(NET)

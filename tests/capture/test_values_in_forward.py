@@ -51,6 +51,7 @@ def made_of_numbers(linear, x):
     return linear(x) + torch.tensor([x.mean(), 1.0])[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [numpy_within, printed, made_of_numbers])
 def test_values_that_decide_nothing_are_captured(function):
     program = captured(function)
@@ -288,6 +289,7 @@ def run(line):
     return CliRunner().invoke(cli.main, line.split())
 
 
+@pytest.mark.slow
 def test_the_command_freezes_and_warns_and_verifies_again(folder):
     refused = run("net.pt --model net.py:Guarded --input-shape 1,4 --to onnx")
     assert refused.exit_code == 1
@@ -299,6 +301,7 @@ def test_the_command_freezes_and_warns_and_verifies_again(folder):
     assert again.exit_code == 0, again.stderr
 
 
+@pytest.mark.slow
 def test_the_command_captures_by_the_bytecode_only_if_asked_and_verifies_again(folder, monkeypatch):
     ways = []
     export = torch.export.export
@@ -327,6 +330,7 @@ CHECKS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what, status, expected", CHECKS.values(), ids=CHECKS)
 def test_check_answers_by_the_exit_status_and_writes_nothing(folder, what, status, expected):
     before = sorted(path.name for path in folder.iterdir() if path.name != "__pycache__")

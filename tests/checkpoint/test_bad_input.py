@@ -339,6 +339,7 @@ def test_fault_is_named_and_nothing_written(folder: Folder, prepare, command: st
     assert not (folder.path / "marker").exists()
 
 
+@pytest.mark.slow
 def test_every_operator_without_a_mapping_is_in_the_report(folder: Folder):
     arguments = f"{folder.state()} --to keras --to tf --model net.py:Odd {SHAPE} --json".split()
     result = CliRunner().invoke(cli.main, arguments)
@@ -384,6 +385,7 @@ def give_up_the_right_to_write_anywhere() -> None:
             raise OSError(ctypes.get_errno(), "prctl")
 
 
+@pytest.mark.slow
 def test_folder_without_write_permission(folder: Folder):
     state = folder.state()
     (folder.path / "closed").mkdir(mode=0o555)
@@ -399,6 +401,7 @@ def test_folder_without_write_permission(folder: Folder):
     assert content(folder.path) == before
 
 
+@pytest.mark.slow
 def test_of_several_models_the_good_ones_are_converted(folder: Folder):
     good, broken = folder.state(), folder.file("broken.pt", b"text")
     run = process(folder.path, *f"{broken} gone.pt {good} --to onnx -o out {BUILD} {SHAPE} --json".split())

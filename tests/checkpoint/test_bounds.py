@@ -164,6 +164,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, fl
     return dict(zip(BOMBS, ((end, seconds, held) for _, end, seconds, held in told), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs_are_refused_in_time_and_memory(results: dict[str, tuple[str, float, int]], name: str):
     end, seconds, held = results[name]

@@ -467,6 +467,7 @@ def test_keys_that_the_model_does_not_have_are_dropped_on_request(here: Path, pr
         load("weights.pt", factory="own_model:Block", drop_keys=["head.*", "aux", "*conv.bias"])
 
 
+@pytest.mark.slow
 def test_every_command_drops_keys_and_verify_knows_them(here: Path):
     torch.save({**block_in(here).state_dict(), **TRAINING_ONLY}, "weights.pt")
     options: dict[str, Any] = {"factory": "own_model:Block", "input_shapes": ["1,3,8,8"]}
@@ -641,6 +642,7 @@ def test_exported_programs_load_without_trust(exported: Path):
         assert torch.equal(value, reference[name])
 
 
+@pytest.mark.slow
 def test_exported_programs_of_real_networks_pass_the_guard(here: Path, torchvision: Any):
     model = torchvision.models.mobilenet_v3_small(weights=None).eval()
     shapes = {"x": {0: torch.export.Dim("batch", min=1, max=64)}}
@@ -769,6 +771,7 @@ for name in ("roi_align", "nms", "deform_conv2d"):
 """
 
 
+@pytest.mark.slow
 def test_operators_of_torchvision_are_known_before_a_program_is_read(
     here: Path, torchvision: Any, environment_with_torchvision: dict[str, str], repository: Path, marker: Path
 ):
@@ -1073,6 +1076,7 @@ def good_files(tmp_path_factory: pytest.TempPathFactory, exported: Path) -> dict
     return files
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     kind=st.sampled_from(["zip", "legacy", "safetensors", "exported"]),

@@ -59,6 +59,7 @@ KINDS: dict[str, tuple[Callable[[nn.Module, Path], Any], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_is_converted_and_proven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calibrate, kind: str):

@@ -94,17 +94,20 @@ def planted(imported: set[str], tmp_path: Path) -> Iterator[Path]:
     assert list(markers.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_no_planted_module_runs(planted: Path):
     for arguments in RUNS.values():
         run(CONVERT, *arguments, cwd=planted)
 
 
+@pytest.mark.slow
 def test_no_planted_module_runs_beside_a_checkpoint_elsewhere(planted: Path, tmp_path: Path):
     here = tmp_path / "here"
     here.mkdir()
     run(CONVERT, str(planted / "plain.pt"), "--to", "onnx", *SHAPE, cwd=here)
 
 
+@pytest.mark.slow
 def test_no_planted_module_runs_by_way_of_python_m(planted: Path, tmp_path: Path):
     """But for those that Python itself imports before it comes to the package that it is to run."""
     (tmp_path / "probe").mkdir()

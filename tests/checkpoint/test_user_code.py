@@ -66,6 +66,7 @@ def run(command: list, *arguments: str, cwd: Path) -> subprocess.CompletedProces
     return subprocess.run([*command, *arguments], cwd=cwd, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command, has_converter",
     [
@@ -82,11 +83,13 @@ def test_model_sees_the_users_modules_and_is_converted_by_ours(folder: Path, com
     assert "verified" in ran.stderr
 
 
+@pytest.mark.slow
 def test_mappings_are_ours_while_the_users_are_loaded(folder: Path):
     ran = run(COMMAND, "weights.pt", *OPTIONS, "--to", "keras", cwd=folder)
     assert ran.returncode == 0, ran.stderr
 
 
+@pytest.mark.slow
 def test_pickled_module_finds_the_users_modules_beside_it(folder: Path, tmp_path_factory):
     save = "import torch, model; net = model.Net(); torch.save(net.eval(), 'net.pt')"
     subprocess.run([sys.executable, "-c", save], cwd=folder, check=True, capture_output=True)

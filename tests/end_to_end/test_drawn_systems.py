@@ -6,6 +6,7 @@ EXAMPLES=50 in the environment makes that many times more of them.
 import os
 
 import numpy as np
+import pytest
 import torch
 from drawn_systems import (
     All,
@@ -44,6 +45,7 @@ def images(shape, batch: int = 2) -> Tensor:
     return torch.randn(batch, *shape[1:], generator=torch.Generator().manual_seed(7))
 
 
+@pytest.mark.slow
 @drawn(2)
 @given(grids(), st.sampled_from(LOWERED))
 def test_any_grid_in_every_way(grid, format):
@@ -61,6 +63,7 @@ def test_any_grid_in_every_way(grid, format):
         assert_computes_the_same(module, first, format, more=more)
 
 
+@pytest.mark.slow
 @drawn(2)
 @given(affine_samplings(), st.sampled_from(LOWERED))
 def test_any_affine_grid(sampling, format):
@@ -69,6 +72,7 @@ def test_any_affine_grid(sampling, format):
     assert_computes_the_same(Call(sampling), [images(sampling.shape), theta], format)
 
 
+@pytest.mark.slow
 @drawn(2)
 @given(padded_convolutions(8), st.sampled_from(FORMATS))
 def test_any_pad_before_a_convolution(drawn_convolutions, format):
@@ -85,6 +89,7 @@ def test_any_pad_before_a_convolution(drawn_convolutions, format):
         assert len(left) <= sum(not each.mergeable for each in convolutions)
 
 
+@pytest.mark.slow
 @drawn(2)
 @given(blocks(8), st.sampled_from(FORMATS))
 def test_any_block_moves_elements_only(drawn_blocks, format):
@@ -92,6 +97,7 @@ def test_any_block_moves_elements_only(drawn_blocks, format):
     assert_computes_the_same(All(all_blocks), [images(shape)], format, moving=True)
 
 
+@pytest.mark.slow
 @drawn(2)
 @given(blocks(8), st.sampled_from(FORMATS), st.booleans())
 def test_any_block_between_convolutions(drawn_blocks, format, before):
@@ -115,6 +121,7 @@ def test_any_roll(drawn_rolls, format):
     assert_computes_the_same(All(all_rolls), [images(shape)], format, moving=True)
 
 
+@pytest.mark.slow
 @drawn(4)
 @given(programs_in_place(), st.sampled_from(FORMATS))
 def test_any_assignment_in_place_follows_pytorchs_aliasing_or_is_refused(drawn_program, format):

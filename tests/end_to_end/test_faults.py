@@ -93,6 +93,7 @@ def test_a_signal_ends_the_command_with_its_status(tmp_path, number, status, wor
     assert not (tmp_path / "went on").exists()
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_what_tidies_up_for_too_long(tmp_path):
     process = begun(tmp_path, "try: time.sleep(20)\nfinally: time.sleep(60)")
     process.send_signal(signal.SIGTERM)
@@ -105,6 +106,7 @@ def test_a_second_signal_ends_what_tidies_up_for_too_long(tmp_path):
     assert process.returncode == -signal.SIGTERM
 
 
+@pytest.mark.slow
 def test_a_signal_that_is_ignored_from_outside_stays_ignored(tmp_path):
     """As nohup has it."""
     process = begun(tmp_path, "time.sleep(1)", lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
@@ -139,6 +141,7 @@ def test_a_killed_process_that_opens_artifacts_is_said_with_what_kills(tmp_path)
     assert "memory" in str(error.value.fix)
 
 
+@pytest.mark.slow
 def test_conversions_ended_at_random_leave_the_earlier_artifact_or_the_new_one(tmp_path):
     """`benchmarks/kill.py` does this often."""
     runs, rng = kill.Conversions(tmp_path), random.Random(8)
@@ -147,6 +150,7 @@ def test_conversions_ended_at_random_leave_the_earlier_artifact_or_the_new_one(t
         assert runs.kill_one(rng, "onnx", number) == [], runs.said()
 
 
+@pytest.mark.slow
 def test_two_processes_that_place_the_same_files_and_are_killed_do_not_mix_them(tmp_path):
     target = tmp_path / "net.onnx"
     for _ in range(4):
@@ -243,6 +247,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_earlier_artifact_and_names_the_path(small_disk, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "nets.py").write_text(

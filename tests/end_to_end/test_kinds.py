@@ -137,6 +137,7 @@ def test_a_forward_that_branches_by_values_is_refused_with_its_module_and_line(t
     assert "test_kinds.py" in raised.value.where
 
 
+@pytest.mark.slow
 def test_a_size_that_hangs_on_values_is_computed_in_onnx_and_refused_elsewhere(tmp_path):
     model = Outside(lambda x: x[:, :, : int(x.abs().sum()) % 5 + 1]).eval()
     options = {"input_shapes": ["1,3,20"]}

@@ -24,6 +24,8 @@ import cli
 from sample_models.calibration import calibrate
 from sample_models.detect_head import build
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[2]
 FORMATS = ("tf", "keras", "onnx")
 ENDINGS = {"tf": "_saved_model", "keras": ".keras", "onnx": ".onnx"}

@@ -63,6 +63,7 @@ class LiveWeightNorm(nn.Module):
         return self.conv(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model, shape, outputs",
     [
@@ -106,6 +107,7 @@ class FreshAttention(nn.Module):
         return self.attention(x, x, x, need_weights=False)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model, shape",
     [

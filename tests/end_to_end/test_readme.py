@@ -56,11 +56,13 @@ def main_job(tmp_path_factory) -> tuple[Path, str]:
     return folder, shell(MAIN_JOB, folder)
 
 
+@pytest.mark.slow
 def test_main_job_writes_three_artifacts(main_job):
     written = {path.name for path in main_job[0].iterdir()}
     assert {"digits_focus_saved_model", "digits_focus.keras", "digits_focus.onnx"} <= written
 
 
+@pytest.mark.slow
 def test_main_job_says_what_is_shown(main_job):
     """Figures differ between machines, lines do not."""
     (shown,) = blocks("text", "main job says")
@@ -76,12 +78,14 @@ def in_general(line: str) -> str:
     return re.sub(r" {2,}", "  ", line)
 
 
+@pytest.mark.slow
 def test_artifacts_are_used_as_shown(main_job):
     (example,) = blocks("python", "after the main job")
     done = run([sys.executable, "-c", example], main_job[0])
     assert done.stdout.split() == re.findall(r"# (\d.*%)$", example, re.MULTILINE) * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "commands",
     [block for block in CONVERSIONS if block != MAIN_JOB],
@@ -91,12 +95,14 @@ def test_other_commands_work_as_written(main_job, commands: str):
     shell(commands, main_job[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", blocks("python", "example"), ids=["from Python"])
 def test_example_works_as_written(tmp_path: Path, example: str):
     done = run([sys.executable, "-c", example], tmp_path)
     assert done.stdout.startswith("verified\n")
 
 
+@pytest.mark.slow
 def test_operator_of_ones_own_is_mapped_as_written(tmp_path: Path):
     mark = "an operator of one's own"
     for name in ("net.py", "my_ops.py"):
@@ -122,6 +128,7 @@ class Between(nn.Module):
         return self.second(self.function(self.first(x)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "channels, function, second, operators",
     [

@@ -85,6 +85,7 @@ def test_unknown_explanation_is_a_wrong_call(exported: Path):
         assert_equivalent(Two().eval(), exported, input_shapes=SHAPES, accept=["softmin"])
 
 
+@pytest.mark.slow
 def test_verifying_onnx_imports_no_tensorflow_and_gives_the_same_figures_again(tmp_path: Path, exported: Path):
     """Neither here nor in the process that opens the artifact: whoever imports it meets an error in its place."""
     for name in ("tensorflow", "keras"):

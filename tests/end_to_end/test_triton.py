@@ -58,6 +58,7 @@ HEAD = """
 TRITONS = ["planted", *(["installed"] if find_spec("triton") else [])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("triton", TRITONS)
 @pytest.mark.parametrize("order", ORDERS)
 def test_process_with_tensorflow_and_triton_goes_on(tmp_path: Path, order: str, triton: str):

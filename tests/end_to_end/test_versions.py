@@ -68,6 +68,7 @@ def of_others(*places: str) -> set[str]:
     return {normal(DISTRIBUTIONS.get(name, name)) for name in installed}
 
 
+@pytest.mark.slow
 def test_what_the_program_imports_is_declared_and_nothing_else():
     declared, optional = bounds(PROJECT["dependencies"]), bounds([*EXTRAS["cluster"], *EXTRAS["images"]])
     found = of_others("converter", "mappings", "cli.py")

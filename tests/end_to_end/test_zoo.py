@@ -14,6 +14,8 @@ import converter
 from converter.report.results import ConversionReport
 from sample_models.calibration import calibrate
 
+pytestmark = pytest.mark.slow
+
 FORMATS = ("tf", "keras", "onnx")
 TENSORFLOW = ("tf", "keras")
 BATCHES = (1, 4)

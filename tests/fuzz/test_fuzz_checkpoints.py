@@ -3,11 +3,14 @@
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import fuzz_checkpoints
 
 
+@pytest.mark.slow
 def test_damaged_checkpoints_load_or_are_refused():
     found = fuzz_checkpoints.fuzz(330, seed=20)
     assert found.bad == []

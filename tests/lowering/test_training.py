@@ -220,6 +220,7 @@ def test_a_step_of_sgd_on_a_convolutional_network(tmp_path):
     assert set(changed) == set(before)  # no tensor without a part in it, or its equality would say nothing
 
 
+@pytest.mark.slow
 def test_a_step_of_sgd_on_a_transformer(tmp_path):
     """Of heads of 4: Keras takes their scale through float32, which only powers of two go through."""
     keras_model, _, behind, _ = one_step(with_random_tensors(Transformer()), tokens(4, 7), tmp_path)
@@ -259,6 +260,7 @@ def test_a_step_of_sgd_through_grouped_convolutions_is_right_in_float32(tmp_path
     assert [note for note in artifact.training if note.code == "PTC3506" and "`0`" in note.text]
 
 
+@pytest.mark.slow
 def test_what_asks_for_no_gradient_is_not_trainable(tmp_path):
     model = with_random_tensors(Transformer())
     for parameter in (model.position, *model.encode.layers[0].parameters(), *model.classify.parameters()):
@@ -437,6 +439,7 @@ def train_in_torch(model: nn.Module, images: np.ndarray, labels: np.ndarray, epo
     model.eval()
 
 
+@pytest.mark.slow
 def test_fine_tuning_raises_the_accuracy_as_in_pytorch(tmp_path):
     import keras
 

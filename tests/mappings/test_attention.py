@@ -216,6 +216,7 @@ def test_nothing_moves_between_recurrent_layers_and_their_neighbors(case):
     assert transposes(plan) == 2 * layers
 
 
+@pytest.mark.slow
 def test_recurrent_layers_are_captured_whole():
     """Traced step by step, as torch.export does by itself, this takes minutes."""
     program = capture(nn.LSTM(6, 5, 2, batch_first=True, bidirectional=True).eval(), [torch.randn(2, 300, 6)])
@@ -233,6 +234,7 @@ class EveryCell(nn.Module):
         return self.rnn(self.gru(self.lstm(x)[0])[0])[0]
 
 
+@pytest.mark.slow
 def test_onnx_weights_of_recurrent_layers_are_accounted_for(tmp_path):
     """The exporter joins, reorders and renames them."""
     report = converter.convert(EveryCell().eval(), to=["onnx"], output=tmp_path / "m.onnx", input_shapes=["1,7,6"])

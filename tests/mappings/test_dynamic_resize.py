@@ -134,6 +134,7 @@ def test_positions_of_adaptive_maxima_are_refused_by_name():
         planned(exported(module))
 
 
+@pytest.mark.slow
 def test_onnx_keeps_the_free_sizes(tmp_path):
     exported_program = torch.export.export(
         CASES["bilinear to another value's size"].eval(),

@@ -58,6 +58,11 @@ BY_HAND = {
 
 CASES = {row: case for family in FAMILIES.values() for row, case in family.items()}
 EVERY = CASES | BY_HAND
+ROWS = [
+    pytest.param(row, id=row, marks=pytest.mark.family(name))
+    for name, family in (*FAMILIES.items(), ("put in by hand", BY_HAND))
+    for row in family
+]
 # Only these may differ between a Keras model and a traced function: by their layers or their bare parameters.
 TRACED = conv.CONVOLUTIONS | layers.LAYERS | elementwise.ELEMENTWISE | attention.ATTENTION
 BATCHES = (2, 3)
@@ -90,12 +95,12 @@ def by_hand(target, *arguments) -> Program:
     return program
 
 
-@pytest.mark.parametrize("case", CASES | BY_HAND)
+@pytest.mark.parametrize("case", ROWS)
 def test_is_exact_in_float64(case):
     assert_plan_is_exact(program_of(case), inputs_of(case), "auto", "nhwc", "nchw")
 
 
-@pytest.mark.parametrize("case", EVERY)
+@pytest.mark.parametrize("case", ROWS)
 def test_rounds_as_pytorch_does_in_float32(case, tmp_path):
     """As a Keras model, and bit for bit as that model saved and opened again by Keras alone."""
     program, inputs = program_of(case), inputs_of(case)
@@ -195,6 +200,7 @@ def test_refuses_by_name(module, shape):
     assert [count for _, count, *_ in raised.value.operators] == [1]
 
 
+@pytest.mark.slow
 def test_every_operator_with_a_mapping_has_a_row():
     mapped = mappings.load().having("lowering").keys()
     met = {case: targets(program_of(case)) for case in EVERY}
@@ -204,6 +210,7 @@ def test_every_operator_with_a_mapping_has_a_row():
     assert not missing, "\n".join(sorted(map(str, missing)))
 
 
+@pytest.mark.slow
 def test_every_decomposition_of_ours_has_a_row():
     missing = mappings.load().having("decomposition").keys() - set().union(
         *(targets(program_of(case)) for case in EVERY)

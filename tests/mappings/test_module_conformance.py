@@ -25,11 +25,13 @@ CHOSEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHOSEN)
 def test_sample_is_right_in_every_format(name):
     assert check(samples(name)[CHOSEN[name]], files=True) == Outcome("right")
 
 
+@pytest.mark.slow
 def test_projected_lstm_is_refused_for_onnx_only():
     outcome = check(samples("LSTM")[31])
     assert outcome.status == "refused"

@@ -246,6 +246,7 @@ def test_onnx_with_a_translation(tmp_path):
     assert not mappings.load().having("translation")
 
 
+@pytest.mark.slow
 def test_artifact_is_verified_without_the_mappings(tmp_path):
     model, file = Snake().eval(), written(tmp_path, RIGHT)
     path = tmp_path / "snake.keras"
@@ -277,6 +278,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return install
 
 
+@pytest.mark.slow
 def test_a_packages_mappings_are_in_force_and_in_the_stamp(tmp_path, package):
     file = package("snake-for-keras", RIGHT)
     model, path = Snake().eval(), tmp_path / "snake.keras"

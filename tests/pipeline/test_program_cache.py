@@ -45,6 +45,7 @@ def session():
         yield lasting
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format, ending", [("tf", "_saved_model"), ("keras", ".keras"), ("onnx", ".onnx")])
 def test_later_models_of_an_architecture_are_not_captured_again_and_hold_their_own_weights(
     tmp_path, calibrate, session, format, ending
@@ -98,6 +99,7 @@ class Sequence(nn.Module):
         return self.norms[1](self.norms[0](y).tanh())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format, ending", [("tf", "_saved_model"), ("keras", ".keras"), ("onnx", ".onnx")])
 def test_recurrent_layers_slopes_and_computed_constants_are_exchanged(tmp_path, session, format, ending):
     for seed in range(3):
@@ -117,6 +119,7 @@ def contents(path):
     return {str(file.relative_to(path)): file.read_bytes() for file in files if file.is_file()}
 
 
+@pytest.mark.slow
 def test_what_a_rewrite_made_of_values_is_not_taken_over(tmp_path, calibrate, session):
     """A depthwise kernel that is one-hot becomes a shift; the next model's is not."""
     shifting, other = model(0, calibrate), model(1, calibrate)

@@ -130,6 +130,7 @@ def fused(layout: Layout, array: np.ndarray, dims: tuple[int, ...]) -> tuple[Lay
     return Layout(renamed(joined.dims), renamed(joined.axes), size), carry_out(move, array)
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(600), deadline=None)
 @given(chains())
 def test_any_chain_of_views_reads_as_numpy_does(chain):
@@ -138,6 +139,7 @@ def test_any_chain_of_views_reads_as_numpy_does(chain):
     np.testing.assert_array_equal(read(array, layout), x)
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(300), deadline=None)
 @given(chains(), st.data())
 def test_any_request_keeps_the_value(chain, data):
@@ -157,6 +159,7 @@ def test_any_request_keeps_the_value(chain, data):
         np.testing.assert_array_equal(read(carry_out(move, array), moved), x)
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(300), deadline=None)
 @given(chains(), st.data())
 def test_requests_are_what_they_say(chain, data):

@@ -366,6 +366,7 @@ def test_integers_and_ranks_beyond_images_are_left_alone(layout):
     assert orders(plan) == [(0, 1), (0, 1, 2, 3, 4, 5)] * 2
 
 
+@pytest.mark.slow
 @settings(
     max_examples=100 * int(os.environ.get("EXAMPLES", "1")),
     deadline=None,

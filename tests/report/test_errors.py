@@ -43,6 +43,7 @@ def test_a_code_stands_for_one_message(coded):
     assert [(one.code, one.messages) for one in coded if len(one.messages) != 1 or one.message == documented.HOLE] == []
 
 
+@pytest.mark.slow
 def test_every_error_says_what_to_do(coded):
     assert [one.code for one in coded if one.status is not None and not one.fixes] == []
 

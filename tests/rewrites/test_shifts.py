@@ -85,6 +85,7 @@ def in_onnx(program: Program, x: Tensor, path) -> np.ndarray:
 DOCUMENTS = Spec((1, 8, 5, 5), (2, 2, 2, 2), FOUR, "replicate")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spelling", SPELLINGS, ids=lambda s: s.__name__)
 def test_documents_tensor_gives_the_documents_result_bit_for_bit(spelling, tmp_path):
     spec = DOCUMENTS if spelling is not by_slices else Spec(DOCUMENTS.shape, DOCUMENTS.sizes, FOUR, "keep")
@@ -129,6 +130,7 @@ def is_shift_of_some(spec: Spec) -> bool:
     return any(map(any, apart)) and not (spec.border == "circular" and len(apart) == 1)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=3 * int(os.environ.get("EXAMPLES", "1")),
     deadline=None,
@@ -244,6 +246,7 @@ EVERY_BORDER = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec, spelling", EVERY_BORDER.values(), ids=EVERY_BORDER)
 def test_every_border_is_exact_in_every_format(spec, spelling, tmp_path):
     program = recognized(BehindConvolution(spelling(spec), spec.shape[1]), spec.shape)
@@ -254,6 +257,7 @@ def test_every_border_is_exact_in_every_format(spec, spelling, tmp_path):
     np.testing.assert_array_equal(in_onnx(program, x, tmp_path / "shift.onnx"), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spelling", [by_slices, by_roll])
 def test_infinities_are_shifted_and_make_no_nan(spelling, tmp_path):
     """Of an input that may hold one, a depthwise convolution with zeros in its kernel would make NaN."""
@@ -288,6 +292,7 @@ class StoredGrid(nn.Module):
         return torch.cat([x[:, :4], F.grid_sample(x[:, 4:], grid, padding_mode="border", align_corners=True)], 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module, asked, count",
     [

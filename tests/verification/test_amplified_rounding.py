@@ -48,6 +48,7 @@ def reference(source):
     return taken
 
 
+@pytest.mark.slow
 def test_what_only_amplifies_rounding_is_the_same_function(source, reference):
     proof = prove_function(reference, build(source, "keras", ArtifactOptions(), Clock(None)))
     assert proof.holds, proof.failures
@@ -56,6 +57,7 @@ def test_what_only_amplifies_rounding_is_the_same_function(source, reference):
     assert output.max_abs > 1e-10 * output.scale  # else the network shows nothing
 
 
+@pytest.mark.slow
 def test_a_rewrite_that_rounds_otherwise_is_not_at_fault(source, reference):
     built = build(source, "onnx", ArtifactOptions(), Clock(None))
     assert any(change.name == "BatchNorm folded" for change in built.changes)

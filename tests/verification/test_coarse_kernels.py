@@ -98,6 +98,7 @@ def written(tmp_path_factory):
     return model, path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", TAILS.values(), ids=TAILS)
 def test_a_tail_is_verified(tmp_path, activation):
     torch.manual_seed(0)
@@ -120,12 +121,14 @@ def changed(path, to, change, *, stamped=False):
     return to
 
 
+@pytest.mark.slow
 def test_a_foreign_file_is_verified_too(written, tmp_path):
     model, path = written
     foreign = changed(path, tmp_path / "foreign.onnx", lambda array: array)
     assert converter.verify(model, foreign, input_shapes=["1,3,16,16"]).status == "verified"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [lambda a: a * (1 + 1e-4), lambda a: a + 1e-5], ids=["factor", "offset"])
 def test_a_small_fault_in_the_weights_of_a_tail_is_caught(written, tmp_path, change):
     model, path = written
@@ -143,6 +146,7 @@ def test_a_factor_below_what_the_kernel_resolves_is_caught_in_a_file_of_pt_conve
     assert [proof.name for proof in report.proofs if not proof.holds] == ["weights"]
 
 
+@pytest.mark.slow
 def test_the_module_behind_a_tail_is_named_where_it_is_at_fault(tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(Tail(nn.Sigmoid()), nn.Conv2d(2, 4, 3)).eval()

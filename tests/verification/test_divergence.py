@@ -99,6 +99,7 @@ def test_right_conversion_diverges_nowhere(source, format: str):
     assert all(row.actual is not None for row in rows if row.module == "head")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_fault_in_the_plan_is_found_at_its_operator(source, seed: int):
     opened, reference = source
@@ -225,6 +226,7 @@ def disturb_saved_model(path: Path, to: Path, chosen: random.Random) -> str:
 DISTURB = {"onnx": disturb_onnx, "keras": disturb_keras, "tf": disturb_saved_model}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "seed, network, format",
     [(seed, *pair) for seed, pair in enumerate((network, format) for network in NETWORKS for format in DISTURB)],
@@ -260,6 +262,7 @@ class Sequences(nn.Module):
         return self.head(first * second.sigmoid())
 
 
+@pytest.mark.slow
 def test_what_was_fused_with_an_operator_of_several_results_does_not_depart(runners, tmp_path: Path):
     module = with_random_tensors(Sequences())
     with warnings.catch_warnings():
@@ -271,6 +274,7 @@ def test_what_was_fused_with_an_operator_of_several_results_does_not_depart(runn
     assert {row.module for row in report.trace} >= {"gru", "norm", "head"}
 
 
+@pytest.mark.slow
 def test_small_fault_in_any_weight_of_a_trained_network_is_found_at_its_convolution(
     runners, tmp_path: Path, repository
 ):

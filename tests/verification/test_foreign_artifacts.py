@@ -203,6 +203,7 @@ WRITERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "writer, change",
     [
@@ -358,6 +359,7 @@ WRONG = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", EXPLAINED)
 def test_what_explains_a_difference_is_said_and_must_be_accepted(verify, tmp_path: Path, row: str):
     module, other, shapes, kinds = EXPLAINED[row]
@@ -441,6 +443,7 @@ def test_inputs_that_do_not_fit_are_an_error_with_both_shapes(verify, tmp_path: 
         verify(module.eval(), file, input_shapes=shapes)
 
 
+@pytest.mark.slow
 def test_signatures_are_named_where_there_are_several(verify, tmp_path: Path):
     module = seeded(Classifier())
     folder = write_saved_model(module, weights(module), tmp_path)

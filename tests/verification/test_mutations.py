@@ -7,6 +7,8 @@ from mutations.faults import PROGRAM_FAULTS
 from mutations.proving import Bench, Runners, artifact_mutants, program_mutants
 from mutations.sequences import ARCHITECTURES
 
+pytestmark = pytest.mark.slow
+
 logging.getLogger("torch.__trace").propagate = False
 WEIGHTS = {"one weight off by a thousandth", "two equal-shaped weights swapped", "through float16"}
 CONSTANTS = {"constant through float16", "constant off by a hundredth"}
