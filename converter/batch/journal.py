@@ -82,6 +82,8 @@ class Journal:
         self._versions = {library: version(library) for library in _LIBRARIES}
         with _explained(file):
             file.parent.mkdir(parents=True, exist_ok=True)
+            if file.is_symlink():
+                raise OSError(errno.ELOOP, "it is a link, which may lead anywhere")
             self._database = sqlite3.connect(file, timeout=_WAIT, isolation_level=None)
             self._database.row_factory = sqlite3.Row
             try:

@@ -50,7 +50,7 @@ def _read(requests: IO[str], waiting: queue.SimpleQueue[dict[str, Any]]) -> None
 
 
 def _serve(session: ConversionSession, request: dict[str, Any], answers: IO[str]) -> None:
-    from converter.report.failures import Failure, failure_of
+    from converter.report.failures import Failure, failure_of, open_own
 
     def tell(**said: Any) -> None:
         answers.write(json.dumps(said) + "\n")
@@ -60,7 +60,7 @@ def _serve(session: ConversionSession, request: dict[str, Any], answers: IO[str]
     report: ConversionReport | CheckReport | Failure
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("w", encoding="utf-8", errors="backslashreplace", buffering=1) as file, _printing_into(file):
+        with open_own(log) as file, _printing_into(file):
             try:
                 report = _converted(session, request, tell, file)
             except (Exception, SystemExit) as error:

@@ -4,8 +4,10 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from io import TextIOWrapper
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -85,12 +87,19 @@ def failure_of(error: BaseException, source: str) -> Failure:
     return Failure(source, kind, error.code, error.what, error.where, error.fix, error.exit_status, operators)
 
 
+def open_own(file: Path) -> TextIOWrapper:
+    """Open a file of this program's to write it anew, each line at once; raise OSError if its name is a link."""
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    return os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace", buffering=1)
+
+
 def write_report(file: Path, content: Mapping[str, Any]) -> None:
     """Write all of the report or nothing, or raise OutputError."""
     temporary = file.with_name(f".{file.name}.new")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        with open_own(temporary) as opened:
+            opened.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
         temporary.replace(file)
     except OSError as error:
         with contextlib.suppress(OSError):

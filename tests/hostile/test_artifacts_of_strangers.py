@@ -351,6 +351,25 @@ def test_a_group_that_holds_itself_ends(tmp_path: Path):
     refusals.refuse_keras_parts(keras_file(tmp_path, members={"model.weights.h5": weights(circle)}))
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        an_object("LayerScale", "keras.src.applications.convnext"),
+        an_object("Transpose", "keras.src.ops.numpy"),
+        an_object("DTypePolicy", "keras"),
+        an_object("__keras_tensor__", None),
+        an_object("__tensor__", "builtins"),
+        an_object("function", "builtins", "relu"),
+        an_object("function", "keras.activations", "gelu"),
+        an_object("Functional", "keras.src.engine.functional"),
+        an_object("AdamW", "keras.optimizers"),
+        an_object("CosineDecay", "keras.optimizers.schedules"),
+    ],
+)
+def test_objects_of_keras_pass(tmp_path: Path, part: Any):
+    refusals.refuse_keras_parts(keras_file(tmp_path, an_object("Model", "keras", {"layers": [part]})))
+
+
 def test_files_of_keras_pass(tmp_path: Path):
     import keras
 

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from converter.artifacts.placement import Placement
+from converter.batch.journal import Journal
+from converter.errors import OutputError
+from converter.report.failures import open_own, write_report
 
 LEFTOVER = ".converter-evil0000"
 
@@ -131,4 +134,21 @@ def test_a_planted_second_file_is_not_followed(folders):
             placement.commit()
         if not (out / "a.onnx.0123456789abcdef.data").is_symlink():
             (out / "a.onnx.0123456789abcdef.data").symlink_to(victim / "train.py")
+    assert (victim / "train.py").read_text() == "precious"
+
+
+@pytest.mark.threat(
+    "Links named like a batch's report, log or journal in its folder", "an error; their targets are kept"
+)
+def test_links_in_the_place_of_files_of_a_batch_are_not_followed(folders):
+    out, victim = folders
+    names = (".summary.json.new", "net.log", "journal.sqlite")
+    for name in names:
+        (out / name).symlink_to(victim / "train.py")
+    with pytest.raises(OutputError, match="symbolic links"):
+        write_report(out / "summary.json", {"schema": 1})
+    with pytest.raises(OSError, match="symbolic links"):
+        open_own(out / "net.log")
+    with pytest.raises(OutputError, match="is a link"):
+        Journal(out / "journal.sqlite")
     assert (victim / "train.py").read_text() == "precious"

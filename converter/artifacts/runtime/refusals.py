@@ -203,6 +203,7 @@ _LAYERS = _names(
     Discretization Dot Dropout ELU EinsumDense Embedding Equalization Flatten GRU GRUCell GaussianDropout GaussianNoise
     GlobalAveragePooling1D GlobalAveragePooling2D GlobalAveragePooling3D GlobalMaxPooling1D GlobalMaxPooling2D
     GlobalMaxPooling3D GroupNormalization GroupQueryAttention GroupedQueryAttention Identity LSTM LSTMCell
+    CustomScaleLayer StochasticDepth LayerScale
     LayerNormalization LeakyReLU Masking MaxNumBoundingBoxes MaxPooling1D MaxPooling2D MaxPooling3D Maximum
     MelSpectrogram Minimum MixUp MultiHeadAttention Multiply Normalization PReLU Permute Pipeline RMSNormalization RNN
     RandAugment RandomBrightness RandomColorDegeneration RandomColorJitter RandomContrast RandomCrop
@@ -214,7 +215,7 @@ _LAYERS = _names(
     UpSampling2D UpSampling3D Wrapper ZeroPadding1D ZeroPadding2D ZeroPadding3D"""
 )
 _VALUES = _names("__tensor__ __keras_tensor__ __numpy__ __bytes__ __ellipsis__ __slice__ __complex__")
-_OF_LAYERS = re.compile(r"keras|keras\.(src\.)?(models|layers|engine|Model)\b.*")
+_OF_LAYERS = re.compile(r"keras|keras\.(src\.)?(models|layers|engine|applications)\b.*")
 _OF_PARTS = re.compile(
     r"keras\.(src\.)?(initializers|regularizers|constraints|activations|dtype_policies|random|losses|metrics|optimizers|"
     r"quantizers|ops|mixed_precision|backend\.common\.dtypes)(\.\w+)*"
