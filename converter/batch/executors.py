@@ -148,6 +148,11 @@ class LocalProcesses:
         worker.kill()
 
 
+# A shell beside the worker that ends their group once the batch has gone, even if the model holds the interpreter: it
+# reads a pipe that only the batch can write to, and never does.
+WATCHED = '(read _ < "/dev/fd/$0"; kill -9 0) > /dev/null 2>&1 & exec "$@"'
+
+
 class Worker:
     """One worker process after another, in one slot.
 
@@ -164,6 +169,7 @@ class Worker:
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False
+        self._held: int | None = None
         self._code: tuple[Path, ...] = ()
 
     def convert(self, task: Task, on_step: Any) -> Mapping[str, Any]:
@@ -219,22 +225,36 @@ class Worker:
         with self._lock:
             self._closed = True
         self._end()
+        with self._lock:
+            self._release()
+
+    def _release(self) -> None:
+        """Close this side of the pipe by which the watcher sees that the batch lives; call this with the lock."""
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
 
     def _started(self) -> subprocess.Popen[str] | None:
         with self._lock:
             if self._closed:
                 return None
             if self._process is None or self._process.poll() is not None:
-                self._process = subprocess.Popen(
-                    self._command,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.DEVNULL,  # the worker writes it to each model's log
-                    text=True,
-                    encoding="utf-8",
-                    env=self._environment,
-                    start_new_session=True,  # it is killed with its children, and Ctrl-C reaches only the batch
-                )
+                self._release()
+                watched, self._held = os.pipe()
+                try:
+                    self._process = subprocess.Popen(
+                        ["/bin/sh", "-c", WATCHED, str(watched), *self._command],
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.DEVNULL,  # the worker writes it to each model's log
+                        text=True,
+                        encoding="utf-8",
+                        env=self._environment,
+                        start_new_session=True,  # it is killed with its children, and Ctrl-C reaches only the batch
+                        pass_fds=(watched,),
+                    )
+                finally:
+                    os.close(watched)
                 self._lines = queue.SimpleQueue()
                 threading.Thread(target=_forward, args=(self._process, self._lines), daemon=True).start()
             return self._process

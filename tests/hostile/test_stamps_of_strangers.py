@@ -243,6 +243,7 @@ def written_by_us(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import tensorflow as tf
 
     from converter.artifacts import saved_model_writer
+    from converter.lowering.tf_function import trace
 
     one, other = (tf.Variable(tf.eye(3) * (k + 1), name=f"v{k}") for k in range(2))
 
@@ -254,7 +255,7 @@ def written_by_us(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     path = tmp_path_factory.mktemp("ours") / "model"
     signature = [tf.TensorSpec((None, 3), tf.float32, name) for name in ("later", "early")]
-    saved_model_writer.write(function, signature, {"a.one": one, "other": other}, path, {"schema": 1})
+    saved_model_writer.save(trace(function, signature), {"a.one": one, "other": other}, path, {"schema": 1})
     return path
 
 
