@@ -23,8 +23,9 @@ def unify_clamp_bounds(program: Program) -> list[Change]:
             set_arguments(clamp, min=float(low), max=float(high))
             changes.append(Change("bounds of one type", module_path(clamp), routine=True))
     for hardtanh in program.graph.find_nodes(op="call_function", target=aten.hardtanh.default):
-        x, *bounds = hardtanh.args
+        arguments = bound_arguments(hardtanh)
+        x, low, high = arguments.node("self"), arguments.number("min_val"), arguments.number("max_val")
         if not x.meta["val"].is_floating_point():
-            hardtanh.target, hardtanh.args = aten.clamp.default, (x, *map(int, bounds or (-1, 1)))
+            hardtanh.target, hardtanh.args = aten.clamp.default, (x, int(low), int(high))
             changes.append(Change("a clamp of integers", module_path(hardtanh), routine=True))
     return changes
