@@ -275,6 +275,16 @@ def pixel_shuffle(plan, x, upscale_factor):
     return viewed(plan, x, split, (*range(n), n, n + 3, n + 1, n + 4, n + 2), plan.shape())
 
 
+@maps(
+    torch.ops.converter.depth_to_space.default, channels_last=True,
+    factors=lambda channels, block: (block * block, channels // (block * block)),
+)  # fmt: skip
+def depth_to_space(plan, x, block):
+    batch, channels, height, width = x.shape
+    split = (batch, block, block, channels // (block * block), height, width)
+    return viewed(plan, x, split, (0, 3, 4, 1, 5, 2), plan.shape())
+
+
 @maps(aten.pixel_unshuffle.default, channels_last=True)
 def pixel_unshuffle(plan, x, downscale_factor):
     r = downscale_factor

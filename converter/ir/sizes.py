@@ -59,10 +59,11 @@ def size_of(n: Any) -> Size:
     return as_size(sympy.sympify(n.node.expr)) if isinstance(n, torch.SymInt) else int(n)
 
 
-def example_shape(shape: Any) -> tuple[int, ...]:
-    """Return a shape in numbers, with every dynamic size as 2."""
+def example_shape(shape: Any, numbers: Mapping[sympy.Symbol, int] | None = None) -> tuple[int, ...]:
+    """Return a shape in numbers, with every dynamic size as 2 that `numbers` does not have."""
     found = [size_of(n) for n in shape]
-    return tuple(n if isinstance(n, int) else int(n.subs(dict.fromkeys(n.free_symbols, 2))) for n in found)
+    chosen = numbers or {}
+    return tuple(n if isinstance(n, int) else int(n.subs({s: chosen.get(s, 2) for s in n.free_symbols})) for n in found)
 
 
 def numbers_for_sizes(placeholders: Iterable[fx.Node]) -> dict[sympy.Symbol, int]:

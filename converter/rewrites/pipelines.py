@@ -22,8 +22,7 @@ from converter.rewrites.find_shifts import (
     find_trained_and_sampled_shifts,
     find_trained_shifts,
 )
-from converter.rewrites.find_space_to_depth import find_space_to_depth
-from converter.rewrites.focus_to_space_to_depth import focus_to_space_to_depth
+from converter.rewrites.find_space_to_depth import find_space_to_depth, find_space_to_depth_in_views
 from converter.rewrites.fold_batch_norm import fold_batch_norm
 from converter.rewrites.fold_channel_order import fold_channel_order
 from converter.rewrites.fold_constants import fold_constants
@@ -49,7 +48,7 @@ COMMON: tuple[Rewrite, ...] = (
     constant_offsets,
     find_shifts,
     group_convolutions,
-    focus_to_space_to_depth,
+    find_space_to_depth,
     find_channel_permutations,
     fold_channel_order,
 )
@@ -75,7 +74,7 @@ REWRITES: dict[str, tuple[Rewrite, ...]] = {
     ),
     "tf": (drop_batch_index, *FOR_INFERENCE, note_split_volumes, fold_depthwise_bias, merge_separable),
     "onnx": (
-        *insert_before(FOR_INFERENCE, fold_channel_order, find_space_to_depth),
+        *insert_before(FOR_INFERENCE, fold_channel_order, find_space_to_depth_in_views),
         drop_unread_statistics,
         linear_to_matmul,
         expand_adaptive_pools,
@@ -92,6 +91,7 @@ EXACT_SHIFTS: dict[Rewrite, Rewrite] = {
     find_trained_shifts: find_trained_and_sampled_shifts,
 }
 
+PACKING = (ours.space_to_depth.default, ours.depth_to_space.default, ours.reorder_channels.default)
 # The custom operators that a rewrite may add.
 EMITTED: dict[Rewrite, tuple[OpOverload, ...]] = {
     constant_offsets: (ours.shift.default,),
@@ -101,11 +101,9 @@ EMITTED: dict[Rewrite, tuple[OpOverload, ...]] = {
     find_sampled_shifts: (ours.shift.default,),
     find_trained_and_sampled_shifts: (ours.shift.default,),
     group_convolutions: (ours.reorder_channels.default,),
-    focus_to_space_to_depth: (ours.space_to_depth.default, ours.reorder_channels.default),
     find_channel_permutations: (ours.reorder_channels.default,),
-    find_space_to_depth: (
-        ours.space_to_depth.default, ours.depth_to_space.default, ours.reorder_channels.default
-    ),
+    find_space_to_depth: PACKING,
+    find_space_to_depth_in_views: PACKING,
     find_attention: (ours.multi_head_attention.default,),
     merge_padding: (ours.padded_conv.default,),
     merge_separable: (ours.separable_conv2d.default,),

@@ -389,6 +389,13 @@ SPACE_TO_DEPTH_FIRES = {
         before_conv(lambda x: by_unfold(x[:, :, :-2]), 12), PACKED, "slice space_to_depth reorder_channels conv2d"
     ),
     "all sizes alike": (before_conv(by_unfold, 16), (2, 4, 4, 4), "space_to_depth reorder_channels conv2d"),
+    "Tensor.unfold": (
+        before_conv(
+            lambda x: x.unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 1, 4, 5, 2, 3).reshape(x.shape[0], 12, 4, 6), 12
+        ),
+        PACKED,
+        "space_to_depth reorder_channels conv2d",
+    ),
     "back by views": (Call(lambda self, x: back_by_views(self.conv(x)), conv=nn.Conv2d(3, 8, 1)), PACKED,
                       "conv2d depth_to_space"),
 }  # fmt: skip

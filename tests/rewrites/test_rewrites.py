@@ -52,8 +52,7 @@ from converter.rewrites.expand_masked_attention import expand_masked_attention
 from converter.rewrites.find_attention import find_attention
 from converter.rewrites.find_channel_permutations import find_channel_permutations
 from converter.rewrites.find_shifts import find_shifts, find_trained_shifts
-from converter.rewrites.find_space_to_depth import find_space_to_depth
-from converter.rewrites.focus_to_space_to_depth import focus_to_space_to_depth
+from converter.rewrites.find_space_to_depth import find_space_to_depth, find_space_to_depth_in_views
 from converter.rewrites.fold_batch_norm import fold_batch_norm
 from converter.rewrites.fold_channel_order import fold_channel_order
 from converter.rewrites.fold_constants import fold_constants
@@ -122,6 +121,20 @@ def explicit_ends(x):
     return torch.cat([x[:, :, r:8:2, c:12:2] for r, c in YOLOV5], 1)
 
 
+PACKED_FOCUS = (2, 12, 3, 4)
+
+
+def assigned(order=YOLOV5, filled=4):
+    def forward(x):
+        n, c, h, w = x.shape
+        y = x.new_zeros(n, c // 4, 2 * h, 2 * w)
+        for part, (r, q) in list(zip(x.chunk(4, 1), order, strict=True))[:filled]:
+            y[..., r::2, q::2] = part
+        return y
+
+    return forward
+
+
 ANY_ORDER = [(1, 1), (0, 0), (0, 1), (1, 0)]
 FOCUS_FIRES = {
     "by column, as YOLOv5 has it": (focus(), FOCUS, "space_to_depth reorder_channels"),
@@ -143,16 +156,40 @@ FOCUS_FIRES = {
     ),
     "behind another operator": (lambda x: focus()(x.relu()), FOCUS, "relu space_to_depth reorder_channels"),
     "one behind the other": (
-        lambda x: focus(sorted(YOLOV5))(focus()(x)),
-        (2, 2, 8, 12),
-        "space_to_depth reorder_channels space_to_depth",
+        lambda x: focus(sorted(YOLOV5))(focus()(x)), (2, 2, 8, 12), "space_to_depth reorder_channels"
     ),
     "slices that others read too": (
         lambda x: (lambda parts: (torch.cat(parts, 1), parts[1]))(quadrants(x)),
         FOCUS,
         "slice slice space_to_depth reorder_channels",
     ),
-}
+    "joined twice": (
+        lambda x: torch.cat([torch.cat([x[:, :, r::2] for r in (0, 1)], 1)[..., c::2] for c in (0, 1)], 1),
+        FOCUS,
+        "space_to_depth reorder_channels",
+    ),
+    "stacked behind the channels": (
+        lambda x: torch.stack(quadrants(x), 2).flatten(1, 2), FOCUS, "space_to_depth reorder_channels"
+    ),
+    "stacked before the channels": (
+        lambda x: torch.stack(quadrants(x), 1).flatten(1, 2), FOCUS, "space_to_depth reorder_channels"
+    ),
+    "offsets that start beyond the block": (
+        focus([(r + 2, c + 2) for r, c in YOLOV5]), FOCUS, "slice slice space_to_depth reorder_channels"
+    ),
+    "odd sizes, the last row left out": (
+        lambda x: torch.cat([x[:, :, r:8:2, c:12:2] for r, c in YOLOV5], 1),
+        (2, 3, 9, 13),
+        "slice slice space_to_depth reorder_channels",
+    ),
+    "odd height, the first row left out": (
+        lambda x: torch.cat([x[:, :, 1 + r :: 2, c::2] for r, c in YOLOV5], 1),
+        (2, 3, 9, 12),
+        "slice space_to_depth reorder_channels",
+    ),
+    "quadrants assigned in place": (assigned(), PACKED_FOCUS, "reorder_channels depth_to_space"),
+    "quadrants assigned in place, by row": (assigned(sorted(YOLOV5)), PACKED_FOCUS, "depth_to_space"),
+}  # fmt: skip
 FOCUS_LEAVES = {
     "a step of 4": (focus(step=4), (2, 3, 8, 12)),
     "joined over the batch": (focus(dim=0), FOCUS),
@@ -161,15 +198,17 @@ FOCUS_LEAVES = {
     "a quadrant twice": (focus([(0, 0), (1, 0), (0, 1), (0, 1)]), FOCUS),
     "one quadrant four times": (focus([(0, 0)] * 4), FOCUS),
     "a fifth part": (focus([*YOLOV5, (0, 0)]), FOCUS),
-    "offsets that start beyond the block": (focus([(r + 2, c + 2) for r, c in YOLOV5]), FOCUS),
     "rows only": (lambda x: torch.cat([x[:, :, r::4] for r in range(4)], 1), FOCUS),
     "rows cut twice": (lambda x: torch.cat([x[:, :, r::2][:, :, c::2] for r, c in YOLOV5], 1), FOCUS),
-    "odd sizes, the last row left out": (
-        lambda x: torch.cat([x[:, :, r:8:2, c:12:2] for r, c in YOLOV5], 1),
-        (2, 3, 9, 13),
-    ),
     "odd sizes, quadrants that overlap": (
         lambda x: torch.cat([x[:, :, 2 * r :: 2, 2 * c :: 2][:, :, :3, :5] for r, c in YOLOV5], 1),
+        (2, 3, 9, 13),
+    ),
+    "three quadrants assigned in place": (assigned(filled=3), PACKED_FOCUS),
+    "quadrants assigned over each other": (assigned([*YOLOV5[:3], (0, 0)]), PACKED_FOCUS),
+    "slices that overlap": (lambda x: torch.cat([x[..., r : r + 3, c : c + 4] for r, c in YOLOV5], 1), FOCUS),
+    "windows of one quadrant": (
+        lambda x: torch.cat([x[..., r : r + 6 : 2, c : c + 8 : 2] for r, c in [(0, 0), (0, 2), (2, 0), (2, 2)]], 1),
         (2, 3, 9, 13),
     ),
     "quadrants of two values": (
@@ -1032,7 +1071,7 @@ TABLES = {
     drop_unread_statistics: (STATISTICS_FIRE, STATISTICS_LEAVE),
     drop_batch_index: (POSITION_FIRES, POSITION_LEAVES),
     note_split_volumes: (VOLUMES_FIRE, VOLUMES_LEAVE),
-    find_space_to_depth: (SPACE_TO_DEPTH_FIRES, SPACE_TO_DEPTH_LEAVES),
+    find_space_to_depth_in_views: (SPACE_TO_DEPTH_FIRES, SPACE_TO_DEPTH_LEAVES),
     constant_offsets: (OFFSETS_FIRE, FIXED_LEAVE),
     learned_offsets: (LEARNED_FIRE, OFFSETS_LEAVE),
     group_convolutions: (GROUPS_FIRE, GROUPS_LEAVE),
@@ -1041,7 +1080,7 @@ TABLES = {
     find_shifts: (SHIFTS_FIRE, SHIFTS_LEAVE),
     shift_to_depthwise: (TO_DEPTHWISE_FIRES, TO_DEPTHWISE_LEAVES),
     find_trained_shifts: (SHIFTS_FIRE, SHIFTS_LEAVE),
-    focus_to_space_to_depth: (FOCUS_FIRES, FOCUS_LEAVES),
+    find_space_to_depth: (FOCUS_FIRES, FOCUS_LEAVES),
     find_channel_permutations: (PERMUTATION_FIRES, PERMUTATION_LEAVES),
     fold_channel_order: (CHANNEL_ORDER_FIRES, CHANNEL_ORDER_LEAVES),
     fold_batch_norm: (BATCH_NORM_FIRES, BATCH_NORM_LEAVES),

@@ -267,7 +267,7 @@ def slices_of_mixed_channels(b: Block, x: Tensor) -> Tensor:
     return torch.cat([*parts[:-1], parts[-1].flip(2)], 1)
 
 
-def slices_that_leave_a_rest(b: Block, x: Tensor) -> Tensor:
+def by_slices_of_a_part(b: Block, x: Tensor) -> Tensor:
     h, w = x.shape[2] // b.rows * b.rows - b.rows, x.shape[3] // b.columns * b.columns
     return torch.cat([x[..., r : h : b.rows, c : w : b.columns] for r, c in b.offsets], 1)
 
@@ -285,7 +285,7 @@ def views_of_tiles(b: Block, x: Tensor) -> Tensor:
 
 OF_SLICES = (
     by_slices, by_stacked_slices, back_by_assignment, slices_one_missing, slices_one_doubled, slices_of_other_steps,
-    slices_of_mixed_channels, slices_that_leave_a_rest, slices_joined_in_rows,
+    slices_of_mixed_channels, by_slices_of_a_part, slices_joined_in_rows,
 )  # fmt: skip
 OF_VIEWS = (by_views, by_unfolded_views, back_by_views, views_of_tiles)
 SPELLINGS = {

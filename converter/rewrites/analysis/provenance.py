@@ -7,17 +7,18 @@ result then says, for every element, which one it is, in whatever form the move 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import sympy
 import torch
 from torch import Tensor, fx
 
 from converter.ir import custom_ops
 from converter.ir.aten import bound_arguments, first_input
 from converter.ir.program import Program
-from converter.ir.sizes import example_shape as known
+from converter.ir.sizes import Size, example_shape, symbolic_shape
 from converter.rewrites.analysis.selection_ops import FIXED_ONLY, Allowed, is_kernel, is_selecting, selected
 from converter.rewrites.fold_constants import FILLING, is_filling
 
@@ -34,7 +35,7 @@ MOVING = {
     aten.pixel_unshuffle.default, aten.channel_shuffle.default, aten.pad.default, aten.constant_pad_nd.default,
     aten.replication_pad1d.default, aten.replication_pad2d.default, aten.replication_pad3d.default,
     aten.reflection_pad1d.default, aten.reflection_pad2d.default, aten.reflection_pad3d.default,
-    aten.copy.default, aten.unbind.int, ours.space_to_depth.default, ours.depth_to_space.default,
+    aten.copy.default, aten.unbind.int, aten.unfold.default, ours.space_to_depth.default, ours.depth_to_space.default,
     ours.reorder_channels.default, ours.shift.default, operator.getitem,
 }  # fmt: skip
 EXAMPLES = 2  # two show whether a region moves anything from one to the other
@@ -106,15 +107,34 @@ def moved_regions(
         frontier.update(moved_inputs(node))
 
 
-def trace(program: Program, source: fx.Node, region: list[fx.Node], end: fx.Node) -> np.ndarray | None:
+def shape_of_examples(node: fx.Node, source: fx.Node, size: int) -> tuple[int, ...]:
+    """Return the shape of `node` for two examples, with `size` for other dynamic sizes of `source`."""
+    return example_shape(node.meta["val"].shape, _numbers(source, size))
+
+
+def _numbers(source: fx.Node, size: int) -> dict[sympy.Symbol, int]:
+    batch, *others = symbolic_shape(source.meta["val"])
+    return dict.fromkeys(_symbols(others), size) | dict.fromkeys(_symbols([batch]), EXAMPLES)
+
+
+def _symbols(sizes: Iterable[Size]) -> set[sympy.Symbol]:
+    return {symbol for n in sizes for symbol in getattr(n, "free_symbols", ())}
+
+
+def trace(
+    program: Program, source: fx.Node, region: list[fx.Node], end: fx.Node, size: int = EXAMPLES
+) -> np.ndarray | None:
     """Return, for each element of `end` in one example, its position in `source`, -1 for a zero.
+
+    Args:
+        size: what to take for dynamic sizes of `source` besides the batch.
 
     Returns None if a region's sizes depend on more than the batch, or if it moves elements between examples.
     """
-    result = trace_elements(program, source, region, end)
+    result = trace_elements(program, source, region, end, size)
     if result is None:
         return None
-    shape = known(source.meta["val"].shape)
+    shape = shape_of_examples(source, source, size)
     count = int(np.prod(shape))
     if shape[0] == result.shape[0] == EXAMPLES and not isinstance(source.meta["val"].shape[0], int):
         each = count // EXAMPLES
@@ -128,11 +148,18 @@ def trace(program: Program, source: fx.Node, region: list[fx.Node], end: fx.Node
     return None
 
 
-def trace_elements(program: Program, source: fx.Node, region: list[fx.Node], end: fx.Node) -> Tensor | None:
+def trace_elements(
+    program: Program, source: fx.Node, region: list[fx.Node], end: fx.Node, size: int = EXAMPLES
+) -> Tensor | None:
     """Return, for each element of `end`, its position in `source`, counted from 1, 0 for a zero.
 
     Covers all examples, two if the batch is dynamic. Returns None if a region's sizes depend on more than the batch.
     """
+    numbers = _numbers(source, size) if source.meta["val"].dim() else {}
+
+    def known(shape: Sequence[Any]) -> tuple[int, ...]:
+        return example_shape(shape, numbers)
+
     shape = known(source.meta["val"].shape)
     count = int(np.prod(shape))
     if not shape or count > MOST_ELEMENTS:
