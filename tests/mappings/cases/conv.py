@@ -125,6 +125,13 @@ CONVOLUTIONS = {
     "space_to_depth that leaves one row, of one channel": (lambda x: ours.space_to_depth(x, 2), (2, 1, 2, 6)),
     "space_to_depth twice": (lambda x: ours.space_to_depth(ours.space_to_depth(x, 2), 2), (2, 3, 8, 12)),
     "channels reordered by the inverse order": (lambda x: ours.reorder_channels(x, [3, 1, 4, 0, 5, 2]), IMAGE),
+    "depth_to_space, blocks against channels": (lambda x: ours.depth_to_space(x, 2), (2, 12, 4, 3)),
+    "depth_to_space of block 3 between convolutions": (
+        Call(lambda self, x: self.b(ours.depth_to_space(self.a(x), 3)), a=nn.Conv2d(3, 18, 1), b=nn.Conv2d(2, 4, 3)),
+        (2, 3, 4, 3),
+    ),
+    "depth_to_space of one channel": (lambda x: ours.depth_to_space(x, 2), (2, 4, 4, 3)),
+    "depth_to_space of space_to_depth": (lambda x: ours.depth_to_space(ours.space_to_depth(x, 2), 2), (2, 3, 8, 6)),
     "channels reordered behind space_to_depth": (
         lambda x: ours.reorder_channels(ours.space_to_depth(x, 2), [2, 0, 3, 1, 6, 4, 7, 5]),
         (2, 2, 8, 6),
