@@ -105,7 +105,7 @@ def from_exported(exported: ExportedProgram) -> Program:
     if first and isinstance(first[0], int):
         program.fixed_batch = first[0]
     if program.debug:
-        program.verify("capture")
+        program.verify("Capture")
     return program
 
 

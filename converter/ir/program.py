@@ -259,7 +259,7 @@ class Program:
             if reason:
                 line = source_line(node)
                 raise ConversionError(
-                    f"{after} left an invalid program: `{node.name}` ({node.target}) {reason}",
+                    f"{after} left an invalid program: `{node.name}` ({node.target}) {reason}.",
                     code="PTC3010",
                     where=f"module `{module_path(node)}`" + (f", {line}" if line else ""),
                     fix="This is a bug in pt-convert. Please report it with the model.",

@@ -81,7 +81,7 @@ def plan_with_decompositions(
         fold_constants(program)
         program.cleanup()
         if program.debug:
-            program.verify("the decomposition of operators", before)
+            program.verify("The decomposition of operators", before)
         try:
             return lower_program(program, layout, Choices(), registry)
         except UnsupportedOperatorsError as further:

@@ -114,7 +114,7 @@ def load_model(
                 source = _from_module(name, checkpoint, checkpoint.module, options, fixed_batch, cache)
     if options.capture.debug:
         source.program.debug = True
-        source.program.verify("capture")
+        source.program.verify("Capture")
     source.mappings = mappings or Registry()
     source.notes += mapping_notes(source.mappings, source.program)
     return source

@@ -18,6 +18,6 @@ def apply_rewrites(program: Program, rewrites: Sequence[Rewrite]) -> tuple[Progr
             copied.cleanup()
             if copied.debug:
                 emitted = [operator for r in rewrites[: i + 1] for operator in EMITTED.get(r, ())]
-                copied.verify(f"the rewrite `{apply.__name__}`", program, emitted)
+                copied.verify(f"The rewrite `{apply.__name__}`", program, emitted)
         changes += found
     return copied, changes

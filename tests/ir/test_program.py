@@ -120,8 +120,8 @@ def test_programs_of_users_are_verified_with_debug_only(debug, monkeypatch):
         nn.Sequential(nn.Conv2d(6, 4, 3), nn.BatchNorm2d(4)).eval(), options, clock=Clock(None)
     ).program
     apply_rewrites(program, REWRITES["tf"])
-    assert steps == (["capture", "the rewrite `fold_batch_norm`"] if debug else [])
+    assert steps == (["Capture", "The rewrite `fold_batch_norm`"] if debug else [])
 
 
 def test_sizes_that_depend_on_values_are_not_run():
-    captured(Call(lambda x: x[x > 0].sum().reshape(1)), (2, 3)).verify("capture")
+    captured(Call(lambda x: x[x > 0].sum().reshape(1)), (2, 3)).verify("Capture")
