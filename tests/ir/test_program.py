@@ -103,7 +103,7 @@ def test_a_fault_is_named_with_the_rewrite_the_node_and_its_line(fault):
     rewrite.__name__ = fault.__name__
     with pytest.raises(ConversionError, match=FAULTS[fault]) as raised:
         apply_rewrites(captured(MODEL, IMAGE), [rewrite])
-    assert f"the rewrite `{fault.__name__}`" in raised.value.what
+    assert f"The rewrite `{fault.__name__}`" in raised.value.what
     assert raised.value.fix
     if "stage" in FAULTS[fault] or "effect" in FAULTS[fault]:
         assert raised.value.where.startswith("module `1`, ")
