@@ -26,6 +26,7 @@ import torch
 from torch import fx
 
 from converter.ir import custom_ops
+from converter.ir.aten import first_input
 from converter.ir.program import Program, module_path
 from converter.rewrites.analysis.provenance import moved_regions, shape_of_examples, trace
 from converter.rewrites.base import Change
@@ -201,6 +202,6 @@ def replaced(program: Program, source: fx.Node, end: fx.Node, packing: Packing, 
 def erase_unused(program: Program, node: fx.Node, source: fx.Node) -> None:
     """Remove operators that were added after `source`."""
     while node is not source and not node.users:
-        before = node.args[0]
+        before = first_input(node)
         program.graph.erase_node(node)
         node = before
