@@ -559,7 +559,7 @@ def test_an_opset_that_the_exporter_does_not_reach_is_no_other_one(tmp_path):
     import torch
     from writers import write_onnx
 
-    with pytest.raises(ConversionError, match="gave opset 18, not 12"):
+    with pytest.raises(ConversionError, match="wrote opset 18, not 12"):
         write_onnx(torch.nn.ReLU(), (torch.zeros(2, 3),), ["x"], ["y"], None, tmp_path / "a.onnx", STAMP, 12)
 
 

@@ -1289,7 +1289,7 @@ def test_the_fix_for_several_models_is_one_that_works(here: Path):
     torch.save({"G": block.state_dict(), "D": {"weight": torch.ones(1)}}, "gan.pt")
     with pytest.raises(CheckpointError, match="several models: `G`, `D`") as error:
         load("gan.pt", factory="own_model:Block")
-    exec(str(error.value.fix).partition("as in ")[2], {"torch": torch})
+    exec(str(error.value.fix).partition("as in ")[2].removesuffix("."), {"torch": torch})
     assert same_function(load("G.pt", factory="own_model:Block").module, block)
 
 

@@ -1307,7 +1307,7 @@ def ask_for_the_batch(program: Program) -> list[Change]:
 @pytest.mark.parametrize("wrong", [reshape_to_the_example, ask_for_the_batch])
 def test_a_rewrite_that_fixes_the_free_batch_is_refused(wrong):
     program = captured(torch.relu, (2, 6))
-    with pytest.raises(ConversionError, match=r"dimension 0 of input `.*` was free, and is 2 after"):
+    with pytest.raises(ConversionError, match=r"Dimension 0 of input `.*` was dynamic, and is 2 after"):
         rewrite(program, [wrong], examples([(2, 6)]))
 
 

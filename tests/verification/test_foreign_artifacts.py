@@ -420,7 +420,7 @@ def test_the_first_axis_of_an_input_without_a_batch_is_not_the_batch(tmp_path: P
 
 def test_a_missing_input_shape_is_proposed_from_the_artifact(verify, tmp_path: Path):
     module = seeded(Classifier())
-    with pytest.raises(UsageError, match=r"the artifact takes `image` \[1, 3, 12, 10\]"):
+    with pytest.raises(UsageError, match=r"The artifact takes `image` \[1, 3, 12, 10\]"):
         verify(module, export(module, tmp_path, input_names=["image"]), input_shapes=[])
 
 
