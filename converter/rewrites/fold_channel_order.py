@@ -6,7 +6,9 @@
 The permutation is undone on every value that it reaches through operators that treat all channels alike, forwards and,
 at a residual add, backwards; per-channel tensors there are permuted too. A concatenation and a split pass on the
 order of each part. If all ends of that region are weights that can take the order, they do. Otherwise the same is tried
-with the values before the permutation, whose producers then emit the new order. If neither works, nothing changes.
+with the values before the permutation, whose producers then emit the new order. If neither works, each consumer that
+can take the order alone does, and the others read the permuted value. Groups of a grouped convolution or of a group
+norm can change places, and the channels within a group of a norm.
 
 A channel shuffle written as view, transpose, view is such a permutation too; if it cannot be folded, it stays.
 """
@@ -25,7 +27,6 @@ from converter.ir import custom_ops
 from converter.ir.aten import bound_arguments, first_input, is_pointwise, read_item
 from converter.ir.program import Program, module_path
 from converter.ir.sizes import symbolic_shape
-from converter.rewrites.analysis.convolutions import read_convolution
 from converter.rewrites.base import Change
 
 aten, ours = torch.ops.aten, torch.ops.converter
@@ -45,12 +46,15 @@ RESHAPES = {
 SPLITS = {aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default}
 PER_CHANNEL: dict[object, tuple[str, ...]] = {
     aten.batch_norm.default: ("weight", "bias", "running_mean", "running_var"),
+    aten.instance_norm.default: ("weight", "bias", "running_mean", "running_var"),
+    aten.group_norm.default: ("weight", "bias"),
     aten.prelu.default: ("weight",),
 }
 BINARY = {
     aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.maximum.default, aten.minimum.default,
 }  # fmt: skip
 CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding, aten.conv2d.padding}
+TRANSPOSED = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
 
 
 Index = tuple[int, ...]
@@ -72,6 +76,26 @@ def fold_channel_order(program: Program) -> list[Change]:
                 node.replace_all_uses_with(source)
                 changes.append(Change("channel order folded", module_path(node), names))
                 break
+        else:
+            if node.target is REORDER and len(node.users) > 1:
+                changes += folded_for_some(program, node, inverse)
+    return changes
+
+
+def folded_for_some(program: Program, node: fx.Node, inverse: Index) -> list[Change]:
+    """Fold a `reorder_channels` into the weights of those consumers that can take it alone."""
+    changes = []
+    for user in list(node.users):
+        with program.graph.inserting_before(user):
+            alone = program.insert_call(REORDER, node.args, like=node)
+        user.replace_input_with(node, alone)
+        region = Region(program, alone, alone, first_input(node))
+        if region.grow(alone, inverse):
+            changes.append(Change("channel order folded", module_path(node), region.reorder()))
+            alone.replace_all_uses_with(first_input(node))
+        else:
+            user.replace_input_with(alone, node)
+        program.graph.erase_node(alone)
     return changes
 
 
@@ -170,7 +194,9 @@ class Region:
         permuted = {1: "input channels permuted", 0: "output channels permuted"}
         ends: dict[str, list[str]] = {}
         for user, name, dim in self.weights:
-            if (user.target in CONVOLUTIONS and name == "weight") or user.target is aten.linear.default:
+            if user.target in TRANSPOSED:
+                dim = 1 - dim
+            if (user.target in CONVOLUTIONS | TRANSPOSED and name == "weight") or user.target is aten.linear.default:
                 ends.setdefault(permuted[dim], []).append(f"`{module_path(user)}`")
         return "; ".join(f"{', '.join(dict.fromkeys(names))} {what}" for what, names in ends.items())
 
@@ -181,17 +207,23 @@ class Region:
         if value is self.reordering:
             return []
         target = value.target
-        if target in CONVOLUTIONS:
-            conv = read_convolution(value)
-            if conv is None or not self.program.is_tensor(conv.weight):
+        if target in CONVOLUTIONS | TRANSPOSED:
+            arguments = bound_arguments(value)
+            x, groups = arguments.node("input"), known_groups(value)
+            if not self.program.is_tensor(arguments.node("weight")) or (target in TRANSPOSED and groups != 1):
                 raise CannotFollow
-            depthwise = conv.groups == conv.weight.meta["val"].shape[0] == conv.x.meta["val"].shape[1]
-            if conv.groups != 1 and not depthwise:
-                raise CannotFollow
-            self._take(value, ["weight"] if conv.bias is None else ["weight", "bias"], 0, index)
-            return [(conv.x, index)] if conv.groups > 1 else []
+            self._take(value, ["weight"], 1 if target in TRANSPOSED else 0, index)
+            if arguments.optional_node("bias") is not None:
+                self._take(value, ["bias"], 0, index)
+            if groups == 1:
+                return []
+            blocks = order_of_groups(index, groups)
+            return [(x, spread(blocks, x.meta["val"].shape[1] // groups))]
         if target in PER_CHANNEL:
-            held = {name: bound_arguments(value).value(name) for name in PER_CHANNEL[target]}
+            arguments = bound_arguments(value)
+            if target is aten.group_norm.default:
+                order_of_groups(index, arguments.integer("num_groups"))
+            held = {name: arguments.optional_node(name) for name in PER_CHANNEL[target]}
             names = [name for name, n in held.items() if n is not None and self._per_channel(n, len(index))]
             self._take(value, names, 0, index)
             return [(first_input(value), index)]
@@ -219,16 +251,23 @@ class Region:
     def _consumer(self, value: fx.Node, index: Index, user: fx.Node) -> list[Demand]:
         """Return what must change because `user` reads `value` in the new order."""
         target = user.target
-        if target in CONVOLUTIONS or target is aten.linear.default:
+        if target in CONVOLUTIONS | TRANSPOSED or target is aten.linear.default:
             arguments = bound_arguments(user)
             if arguments.node("input") is not value or not self.program.is_tensor(arguments.node("weight")):
                 raise CannotFollow
-            if target in CONVOLUTIONS and arguments.value("groups") != 1:
-                return [(user, index)]
-            if target is aten.linear.default and value.meta["val"].dim() != 2:
-                raise CannotFollow
-            self._take(user, ["weight"], 1, index)
-            return []
+            if target is aten.linear.default:
+                if value.meta["val"].dim() != 2:
+                    raise CannotFollow
+                self._take(user, ["weight"], 1, index)
+                return []
+            groups = known_groups(user)
+            if groups == 1:
+                self._take(user, ["weight"], 0 if target in TRANSPOSED else 1, index)
+                return []
+            blocks = order_of_groups(index, groups)
+            if target in TRANSPOSED or index != spread(blocks, len(index) // groups):
+                raise CannotFollow  # each group would need an order of its own within
+            return [(user, spread(blocks, user.meta["val"].shape[1] // groups))]
         if target in PER_CHANNEL or target in BINARY or treats_channels_alike(user):
             return [(user, index)]
         if target in RESHAPES:
@@ -281,6 +320,27 @@ class Region:
 
     def _per_channel(self, attribute: fx.Node, channels: int) -> bool:
         return not self.program.is_tensor(attribute) or attribute.meta["val"].numel() == channels
+
+
+def known_groups(convolution: fx.Node) -> int:
+    groups = bound_arguments(convolution).value("groups")
+    if not isinstance(groups, int):
+        raise CannotFollow
+    return groups
+
+
+def order_of_groups(index: Index, groups: int) -> Index:
+    """Return the order of groups if `index` keeps the channels of each together; raise CannotFollow if not."""
+    size = len(index) // groups
+    parts = [{i // size for i in index[first : first + size]} for first in range(0, len(index), size)]
+    if any(len(part) > 1 for part in parts):
+        raise CannotFollow
+    return tuple(part.pop() for part in parts)
+
+
+def spread(blocks: Index, size: int) -> Index:
+    """Return the channels of blocks of `size`, in the order of the blocks."""
+    return tuple(block * size + i for block in blocks for i in range(size))
 
 
 class CannotFollow(Exception):

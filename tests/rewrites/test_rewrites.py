@@ -243,7 +243,85 @@ def pools(x):
     return F.adaptive_avg_pool2d(F.avg_pool2d(F.max_pool2d(x, 3, 1, 1), 2, 1), (3, 4))
 
 
+def by_pairs(x):
+    """Pairs of channels in another order."""
+    return ours.reorder_channels(x, [2, 3, 4, 5, 0, 1])
+
+
 CHANNEL_ORDER_FIRES = {
+    "one consumer cannot take it": (
+        Call(lambda self, x: (lambda y: (self.conv(y), y.mean(1)))(reordered(x)), conv=nn.Conv2d(6, 4, 3)),
+        IMAGE,
+        "reorder_channels conv2d mean",
+    ),
+    "an output too": (
+        Call(lambda self, x: (lambda y: (y, self.conv(y)))(reordered(x)), conv=nn.Conv2d(6, 4, 3)),
+        IMAGE,
+        "reorder_channels conv2d",
+    ),
+    "in groups of pairs": (
+        Call(
+            lambda self, x: self.d(self.conv(by_pairs(x)).relu()),
+            conv=nn.Conv2d(6, 9, 3, groups=3),
+            d=nn.Conv2d(9, 4, 1),
+        ),
+        IMAGE,
+        "conv2d relu conv2d",
+    ),
+    "depthwise with a multiplier": (
+        Call(
+            lambda self, x: self.d(self.conv(reordered(x)).relu()),
+            conv=nn.Conv2d(6, 12, 3, groups=6),
+            d=nn.Conv2d(12, 4, 1),
+        ),
+        IMAGE,
+        "conv2d relu conv2d",
+    ),
+    "made by a convolution in groups": (
+        Call(
+            lambda self, x: (lambda y: (y, y.relu()))(by_pairs(self.b(self.a(x)))),
+            a=nn.Conv2d(6, 3, 1),
+            b=nn.Conv2d(3, 6, 3, groups=3),
+        ),
+        IMAGE,
+        "conv2d conv2d relu",
+    ),
+    "made by a convolution in groups, within them": (
+        Call(
+            lambda self, x: ours.reorder_channels(self.b(x), [1, 0, 3, 2, 5, 4]).relu(),
+            b=nn.Conv2d(6, 6, 3, groups=3),
+        ),
+        IMAGE,
+        "conv2d relu",
+    ),
+    "a group norm of pairs": (
+        Call(
+            lambda self, x: self.conv(self.n(ours.reorder_channels(x, [3, 2, 4, 5, 1, 0]))),
+            n=nn.GroupNorm(3, 6),
+            conv=nn.Conv2d(6, 4, 1),
+        ),
+        IMAGE,
+        "group_norm conv2d",
+    ),
+    "a group norm of all channels, without weights": (
+        Call(
+            lambda self, x: self.conv(self.n(reordered(x))),
+            n=nn.GroupNorm(1, 6, affine=False),
+            conv=nn.Conv2d(6, 4, 1),
+        ),
+        IMAGE,
+        "group_norm conv2d",
+    ),
+    "a transposed convolution": (
+        Call(lambda self, x: self.conv(reordered(x)), conv=nn.ConvTranspose2d(6, 4, 3)),
+        IMAGE,
+        "conv_transpose2d",
+    ),
+    "made by a transposed convolution": (
+        Call(lambda self, x: reordered(self.conv(x)), conv=nn.ConvTranspose2d(6, 6, 3)),
+        IMAGE,
+        "conv_transpose2d",
+    ),
     "into a kernel": (behind(nn.Conv2d(6, 4, 3)), IMAGE, "conv2d"),
     "into a kernel of equal sizes": (behind(nn.Conv2d(6, 6, 6)), (2, 6, 6, 6), "conv2d"),
     "into a kernel padded by name": (behind(nn.Conv2d(6, 4, 3, padding="same")), IMAGE, "conv2d"),
@@ -480,10 +558,25 @@ CHANNEL_ORDER_FIRES = {
 CHANNEL_ORDER_LEAVES = {
     "it reaches an output": (lambda x: reordered(x), IMAGE),
     "it reaches an output through a depthwise convolution": (behind(nn.Conv2d(6, 6, 3, groups=6)), IMAGE),
-    "one consumer cannot take it": (
-        Call(lambda self, x: (lambda y: (self.conv(y), y.mean(1)))(reordered(x)), conv=nn.Conv2d(6, 4, 3)),
+    "groups that a permutation mixes": (
+        Call(lambda self, x: self.conv(by_pairs(x)), conv=nn.Conv2d(6, 4, 3, groups=2)),
         IMAGE,
     ),
+    "channels within groups": (
+        Call(
+            lambda self, x: self.conv(ours.reorder_channels(x, [1, 0, 3, 2, 5, 4])), conv=nn.Conv2d(6, 6, 3, groups=3)
+        ),
+        IMAGE,
+    ),
+    "a group norm whose groups a permutation mixes": (
+        Call(lambda self, x: self.conv(self.n(by_pairs(x))), n=nn.GroupNorm(2, 6), conv=nn.Conv2d(6, 4, 1)),
+        IMAGE,
+    ),
+    "a transposed convolution in groups": (
+        Call(lambda self, x: self.conv(by_pairs(x)), conv=nn.ConvTranspose2d(6, 4, 3, groups=2)),
+        IMAGE,
+    ),
+    "no consumer can take it": (lambda x: (lambda y: (y.mean(1), y.softmax(1)))(reordered(x)), IMAGE),
     "added to what was not reordered": (
         Call(lambda self, x: self.conv(reordered(x).relu() + x), conv=nn.Conv2d(6, 4, 3)),
         IMAGE,
@@ -525,7 +618,6 @@ CHANNEL_ORDER_LEAVES = {
         ALIKE6,
     ),
     "groups that mix channels": (behind(nn.Conv2d(6, 4, 3, groups=2)), IMAGE),
-    "a depthwise multiplier": (behind(nn.Conv2d(6, 12, 3, groups=6), nn.Conv2d(12, 4, 1)), IMAGE),
     "a value of a lower rank": (
         Call(lambda self, x: self.conv(reordered(x) + x.mean(0)), conv=nn.Conv2d(6, 4, 3)),
         (2, 6, 6, 6),
