@@ -353,7 +353,7 @@ def _why_not_allowed(node: fx.Node, custom: Collection[Any] | None) -> str:
         return "" if node.target is operator.getitem or numbers else "is not an ATen operator"
     if node.target._schema.is_mutable or node.target in ASSERTIONS:
         return "has an effect"
-    if custom is not None and node.target.namespace != "aten" and node.target not in custom:
+    if custom is not None and node.target.namespace not in ("aten", "prims") and node.target not in custom:
         return "is not an operator of this stage"
     return ""
 

@@ -69,7 +69,6 @@ def plan_with_decompositions(
         UnsupportedOperatorsError: the given error, if not all of them can be decomposed.
     """
     left: Sequence[fx.Node] = error.nodes
-    before = program.copy() if program.debug else program
     for _ in range(DEPTH):
         try:
             written = [decompose(program, node, registry) for node in left]
@@ -80,8 +79,6 @@ def plan_with_decompositions(
         program.cleanup()
         fold_constants(program)
         program.cleanup()
-        if program.debug:
-            program.verify("The decomposition of operators", before)
         try:
             return lower_program(program, layout, Choices(), registry)
         except UnsupportedOperatorsError as further:

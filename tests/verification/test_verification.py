@@ -144,8 +144,8 @@ UNFIT = {
     "floats for integers": ({"ids": np.full((2, 4), 0.5)}, [IDS], "float64, which int64 cannot hold"),
     "integers that wrap": ({"ids": np.full((2, 4), 300)}, [IDS8], "values outside int8"),
     "pickled object": ({"image": np.array([{}])}, [IMAGE], "cannot be read"),
-    "labels of another number": ({**TWO, "labels": np.ones(3, int)}, [IMAGE], "labels are int64.* 2 samples"),
-    "labels that are floats": ({**TWO, "labels": np.ones(2)}, [IMAGE], "labels are float64"),
+    "labels of another number": ({**TWO, "labels": np.ones(3, int)}, [IMAGE], "labels .* int64, for 2 samples"),
+    "labels that are floats": ({**TWO, "labels": np.ones(2)}, [IMAGE], "labels have shape .* float64"),
     "fixed input twice over beside a dynamic one": (
         {"x": np.ones((4, 3)), "table": np.ones((10, 2))},
         [ROWS, TABLE],
