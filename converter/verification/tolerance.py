@@ -1,26 +1,30 @@
 """What each element of an output may differ by: rounding is local.
 
-An output is divided into classes of magnitude, each 2^10 wide, from its largest value down. Constant fills, such as the
-value of a mask, stand apart and set the scale of nothing else. An element's rounding is PyTorch's own, pooled over the
-elements of its class and, in slices (last axis, channel) of smaller values, over its class in its slice, where these
-are enough to show what rounding does there. So a mask of -1e9 does not widen the tolerance of logits, nor boxes in
-pixels that of scores.
+An output is divided into classes of magnitude wherever a gap of 2^10 without any value lies between. Constant fills,
+such as the value of a mask, stand apart and set the scale of nothing else. An element's rounding is PyTorch's own,
+pooled over the elements of its class and, in slices (last axis, channel) of much smaller values, over its class in its
+slice, where these are enough to show what rounding does there. So a mask of -1e9 does not widen the tolerance of
+logits, nor boxes in pixels that of scores. Small values without a gap stay with the large ones: runtimes have kernels,
+such as a sigmoid or the gates of an LSTM, that are exact to an absolute error where PyTorch's are exact to a relative
+one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 FLOOR_ULP = 4
-CLASS_WIDTH = 2.0**-10
-SMALLER = 2.0**-3  # a slice is judged by itself if its class in it is smaller by this than the class elsewhere
+GAP = 10  # powers of two without any value
+SMALLER = 2.0**-7  # a slice is judged by itself if its class in it is smaller by this than the class elsewhere
 CLASSES = 4  # anything smaller belongs to the last one
 ENOUGH = 32  # results whose largest error shows what rounding does; below that a class is pooled with the next larger
 MOST_FILLS = 4
 _ZERO, _FILL, _FAR_FILL = -1, -2, -3
+_EXPONENTS = 2200  # more than float64 has
 
 
 @dataclass(frozen=True)
@@ -77,12 +81,22 @@ def classify(expected: np.ndarray) -> Classes:
     if scale == 0.0:  # nothing but fills: they are the values
         fills, scale = [], float(magnitudes.max(initial=0.0))
     if scale > 0.0:
-        with np.errstate(divide="ignore"):
-            of[...] = np.clip(np.floor(-np.log2(magnitudes / scale) / 10), 0, CLASSES - 1)
+        of[...] = _class_of_exponent(left if fills else magnitudes)[np.frexp(magnitudes)[1] + _EXPONENTS // 2]
     of[magnitudes == 0.0] = _ZERO
     for value, where in fills:
-        of[where] = _FAR_FILL if value * CLASS_WIDTH > scale else _FILL
+        of[where] = _FAR_FILL if np.ldexp(value, -GAP) > scale else _FILL
     return Classes(of, magnitudes, scale)
+
+
+def _class_of_exponent(magnitudes: np.ndarray) -> np.ndarray:
+    """Return the class of each power of two, from the smallest to the largest that a float64 can have."""
+    exponents = np.frexp(magnitudes[magnitudes > 0.0])[1] + _EXPONENTS // 2
+    held = np.flatnonzero(np.bincount(exponents, minlength=_EXPONENTS))[::-1]
+    classes = np.zeros(_EXPONENTS, np.int8)
+    below_gaps = [smaller for larger, smaller in pairwise(held) if larger - smaller > GAP]
+    for number, smaller in enumerate(below_gaps, 1):
+        classes[: smaller + 1] = min(number, CLASSES - 1)
+    return classes
 
 
 def rounding_units(classes: Classes, expected: np.ndarray, own: Sequence[np.ndarray]) -> np.ndarray:
