@@ -1,0 +1,58 @@
+"""Write docs/VERSIONS.md from docs/versions.json, which `nox` fills.
+
+python docs/generate/versions.py
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs/VERSIONS.md"
+RESULTS = ROOT / "docs/versions.json"
+HEAD = """# Tested versions
+
+`nox` makes an environment for each set of versions (`noxfile.py`), runs `pytest -m quick` and the README's main job in
+it, and records the results in `versions.json`; `python docs/generate/versions.py` writes this page from them. The
+pinned set on Python 3.11 is what continuous integration runs all tests with.
+"""
+
+
+def document() -> str:
+    """Return the page: one table of what ran, one of the versions that were installed."""
+    records = sorted(json.loads(RESULTS.read_text()), key=lambda record: (record["set"], record["python"]))
+    ran = [[_named(r), r["date"], r["commit"], _tests(r["tests"]), _job(r["main_job"])] for r in records]
+    names = list(dict.fromkeys(name for record in records for name in record["versions"]))
+    installed = [[_named(r), *(r["versions"].get(name, "") for name in names)] for r in records]
+    return "\n".join(
+        [
+            HEAD,
+            tabulate(ran, ["environment", "date", "commit", "quick tests", "main job"], "github"),
+            "",
+            tabulate(installed, ["environment", *names], "github", disable_numparse=True),
+            "",
+        ]
+    )
+
+
+def _named(record: dict[str, Any]) -> str:
+    return f"Python {record['python']}, {record['set']}"
+
+
+def _tests(counts: dict[str, int]) -> str:
+    bad = counts["failures"] + counts["errors"]
+    passed = counts["tests"] - bad - counts["skipped"]
+    parts = [f"{passed} passed", *([f"{bad} failed"] if bad else [])]
+    return ", ".join([*parts, *([f"{counts['skipped']} skipped"] if counts["skipped"] else [])])
+
+
+def _job(statuses: dict[str, str]) -> str:
+    if set(statuses.values()) == {"verified"}:
+        return f"verified: {', '.join(statuses)}"
+    return ", ".join(f"{format}: {status}" for format, status in statuses.items()) or "failed"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(document(), encoding="utf-8")
