@@ -10,6 +10,7 @@ from itertools import chain, zip_longest
 from pathlib import Path
 
 import pytest
+from versions import PAGE, document
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -106,3 +107,7 @@ def test_the_readme_shows_them(row, file):
     pins = pinned(file)
     (cells,) = re.findall(rf"^\| {row}[^|]*\| [\d.]+ \|(.*)\|$", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert [cell.strip() for cell in cells.split("|")] == [pins[name] for name in README_COLUMNS]
+
+
+def test_the_page_of_tested_versions_is_that_of_the_results():
+    assert PAGE.read_text() == document()
