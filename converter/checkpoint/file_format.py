@@ -93,7 +93,7 @@ def refuse_unreachable(path: Path) -> None:
     """Refuse a name that the system cannot look up: too long, through too many links, with a null in it.
 
     Raises:
-        CheckpointError: it cannot; that there is no such file is told by `file_format`.
+        CheckpointError: the file cannot be opened; `file_format` reports a missing one.
     """
     try:
         path.stat()
