@@ -40,7 +40,7 @@ def compare_function(
     """Compare two float64 computations; integers and booleans must be equal.
 
     Args:
-        relative_bound: the largest allowed error, over max|reference|; for listed kernels without float64 only.
+        relative_bound: the largest allowed error, over the scale of an element's class (`tolerance.Classes`).
         constant: outputs that do not depend on any input's values in the graph, so need not vary.
         perturbed_runs: returns PyTorch's float64 results with other roundings, for a round whose error is larger but
             below 1e-6 of the scale. 16 times their difference is then allowed, but at most 1e-6.
@@ -84,8 +84,9 @@ def compare_artifact(
 ) -> Proof:
     """Compare an artifact's outputs with PyTorch's in float64, by PyTorch's own float32 error on the same inputs.
 
-    The allowed error is 16 x max(PyTorch's own error, 4 ulp of the scale), or atol + rtol x |reference| if either is
-    given. Integers must be equal except where PyTorch's float32 and float64 differ, which is counted and at most 1 %.
+    The allowed error is 16 x PyTorch's own on the element and its like (`tolerance.rounding_units`), or atol + rtol x
+    |reference| if either is given. Integers must be equal except where PyTorch's float32 and float64 differ, which is
+    counted and at most 1 %.
 
     Args:
         perturbed_runs: called where the bound is exceeded: a single float32 result can happen to be more exact than

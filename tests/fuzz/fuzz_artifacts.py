@@ -3,7 +3,7 @@
     python tests/fuzz/fuzz_artifacts.py --cases 1000 --seed 0 [--only onnx]
 
 Case N of a seed is always the same damage. Each artifact is opened in the process that `verify` uses. It may be
-refused, fail with an error of ours, or run. If it runs, still bears its stamp and gives other outputs, the digest of
+refused, fail with an error of ours, or run. If it runs, still has its stamp and gives other outputs, the digest of
 its graph, a tensor or its interface must differ too: that is what the third proof compares. A file that appears
 anywhere is a fault.
 """
