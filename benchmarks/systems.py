@@ -25,6 +25,7 @@ from systems_in_formats import NAIVE, in_format, movement_alone, program_of, rew
 from torchvision_for_tests import load_torchvision
 
 from converter.errors import ConversionError
+from converter.options import CaptureOptions
 from converter.verification.checked_rewrite import rewrite
 from sample_models.systems import SYSTEMS, System
 
@@ -55,7 +56,7 @@ COLUMNS = """
 
 def measure(system: System, format: str, folder: Path) -> dict[str, Any]:
     """A row; `movement` is None where it cannot be had alone, `naive_ms` where it cannot be lowered."""
-    program = program_of(system.build(), system.shapes)
+    program = program_of(system.build(), system.shapes, how=CaptureOptions(accept=system.accept))
     inputs = examples([(2, *shape[1:]) for shape in system.shapes])
     single = program.with_dtype(torch.float32).run(*inputs)
     double = program.with_dtype(torch.float64).run(*[x.double() for x in inputs])

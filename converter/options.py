@@ -26,6 +26,7 @@ Layout = Literal["auto", "nhwc", "nchw"]
 Fit = Literal["stretch", "crop", "pad"]
 Order = Literal["rgb", "bgr"]
 ExplanationKind = Literal["softmax", "sigmoid", "boxes", "output-order", "input-order", "layout"]
+AcceptedKind = Literal["aliased-shift", ExplanationKind]
 Names = Sequence[str] | Mapping[str, str]
 
 
@@ -161,6 +162,8 @@ class CaptureOptions:
         image_size: `HEIGHT[,WIDTH]` of the only input, in place of `input_shapes`.
         freeze_control_flow: keep the branches that random inputs take; other inputs must take the same ones.
         strict: capture through Python bytecode, which torch.export calls strict, and in no other way.
+        accept: kinds of known differences that a user accepts. "aliased-shift": take an assignment that reads elements
+            which it writes as if it read a copy. The others are differences of an artifact, for `verify` only.
         seed: of the random inputs.
         debug: check the program's invariants after capture and after each rewrite.
     """
@@ -180,11 +183,29 @@ class CaptureOptions:
     strict: bool = option(
         "--strict", "Advanced", "Capture through Python bytecode, which torch.export calls strict.", False
     )
+    accept: tuple[AcceptedKind, ...] = option(
+        "--accept", "Verification", "Accept this known difference; repeatable. aliased-shift: an assignment that reads "
+        "what it writes reads the old values. The others are for `verify`.", (),
+    )  # fmt: skip
     seed: int = option("--seed", "Advanced", "Seed of the random inputs.", 0, metavar="N", minimum=0)
     debug: bool = option(
         "--debug", "Advanced", "Check the program's invariants after capture and after each rewrite; an error names "
         "the rewrite, to report. With -v or --log-file, print the plan.", False, hidden=True,
     )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.accept) - set(get_args(AcceptedKind)):
+            raise UsageError(
+                f"Unknown difference: {', '.join(sorted(unknown))}.",
+                code="PTC6033",
+                where="--accept",
+                fix=f"Choose from {', '.join(get_args(AcceptedKind))}.",
+            )
+
+    @property
+    def reads_old_values(self) -> bool:
+        """Whether assignments that read elements which they write read the old values."""
+        return "aliased-shift" in self.accept
 
 
 @dataclass(frozen=True)
@@ -310,14 +331,10 @@ class MatchOptions:
     """How `verify` reads an artifact.
 
     Attributes:
-        accept: kinds of known differences after which an artifact still counts as verified.
         signature: of a SavedModel or a TFLite file that has several.
         weights: only find every tensor of the checkpoint in the artifact, by content; nothing runs.
     """
 
-    accept: tuple[ExplanationKind, ...] = option(
-        "--accept", "Verification", "Accept this known difference; repeatable.", ()
-    )
     signature: str | None = option(
         "--signature", "Model", "Signature of a SavedModel or TFLite file that has several.", metavar="NAME"
     )
@@ -376,9 +393,22 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class InspectOptions(LoadOptions):
-    """Options of `inspect`, and of checks whether a model can be converted."""
+    """Options of `inspect`, and of checks whether a model can be converted.
+
+    Raises:
+        UsageError: a difference is accepted that only an artifact can have.
+    """
 
     artifact: ArtifactOptions = ArtifactOptions()
+
+    def __post_init__(self) -> None:
+        if others := sorted({*self.capture.accept} - {"aliased-shift"}):
+            raise UsageError(
+                f"Only `verify` accepts a difference of this kind: {', '.join(others)}.",
+                code="PTC6041",
+                where="--accept",
+                fix="Leave it out, or give it to `verify`.",
+            )
 
 
 @dataclass(frozen=True)
@@ -476,6 +506,7 @@ class LoadKeywords(TypedDict, total=False):
     image_size: str | None
     freeze_control_flow: bool
     strict: bool
+    accept: Sequence[str]
     seed: int
     debug: bool
     silence: Sequence[str]
@@ -518,7 +549,6 @@ class ConvertKeywords(InspectKeywords, ProofKeywords, total=False):
 class VerifyKeywords(LoadKeywords, ProofKeywords, total=False):
     """The keywords of `VerifyOptions`."""
 
-    accept: Sequence[str]
     signature: str | None
     weights: bool
 

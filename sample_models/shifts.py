@@ -46,14 +46,27 @@ class SliceShift(nn.Module):
         return y
 
 
+class AliasedShift(nn.Module):
+    """The same as S2-MLPv2 (arXiv 2108.01072) has it, without a copy: PyTorch reads elements that it wrote before."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1).contiguous()
+        _, w, h, c = x.size()
+        x[:, 1:, :, : c // 4] = x[:, : w - 1, :, : c // 4]
+        x[:, : w - 1, :, c // 4 : c // 2] = x[:, 1:, :, c // 4 : c // 2]
+        x[:, :, 1:, c // 2 : c * 3 // 4] = x[:, :, : h - 1, c // 2 : c * 3 // 4]
+        x[:, :, : h - 1, 3 * c // 4 :] = x[:, :, 1:, 3 * c // 4 :]
+        return x.permute(0, 3, 1, 2)
+
+
 class SpatialMLP(nn.Module):
     """The S2-MLP block: the shift between Linears, channels last, with a norm."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, shift: nn.Module | None = None):
         super().__init__()
         self.norm = nn.LayerNorm(channels)
         self.expand, self.reduce = nn.Linear(channels, 2 * channels), nn.Linear(2 * channels, channels)
-        self.shift = SliceShift()
+        self.shift = shift or SliceShift()
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.gelu(self.expand(self.norm(x.permute(0, 2, 3, 1)))).permute(0, 3, 1, 2)

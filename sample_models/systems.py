@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from converter.options import AcceptedKind
 from sample_models.convolutions import (
     Deck,
     InParts,
@@ -22,6 +23,7 @@ from sample_models.packing import BY_COLUMN, BY_ROW, Slices, Stem, Upscaler, Vie
 from sample_models.sampling import AlignedAggregation, DeformableBlock, FlowAlignment, SpatialTransformer
 from sample_models.shifts import (
     ActiveShift,
+    AliasedShift,
     AxialShift,
     ConvolvedShift,
     CycleFC,
@@ -51,6 +53,7 @@ class System:
         shapes: of the network's inputs.
         movement: what moves elements and nothing else, and the shape of its input, where it can be had alone.
         exact_shifts: whether the option of that name is given.
+        accept: what `--accept` is given.
     """
 
     name: str
@@ -59,6 +62,7 @@ class System:
     shapes: tuple[Shape, ...]
     movement: tuple[Callable[[], nn.Module], Shape] | None = None
     exact_shifts: bool = False
+    accept: tuple[AcceptedKind, ...] = ()
 
     @property
     def title(self) -> str:
@@ -87,6 +91,14 @@ SYSTEMS = (
     stem("TResNet stem", "pixel_unshuffle", lambda: nn.PixelUnshuffle(4), 4),
     System("ESPCN", "pixel_shuffle", Upscaler, (IMAGE,), (lambda: nn.PixelShuffle(3), (1, 18, 5, 7))),
     System("S2-MLP", "slices assigned in place", lambda: SpatialMLP(8), (MAP,), (SliceShift, MAP)),
+    System(
+        "S2-MLP",
+        "without a copy, --accept aliased-shift",
+        lambda: SpatialMLP(8, AliasedShift()),
+        (MAP,),
+        (AliasedShift, MAP),
+        accept=("aliased-shift",),
+    ),
     shift("AS-MLP", "pad, roll rows, crop", lambda: AxialShift(2), 10),
     shift("AS-MLP", "pad, roll columns, crop", lambda: AxialShift(3, 5, "replicate"), 10),
     shift("spatial shift", "replicate, roll in four directions, crop", RolledShift),

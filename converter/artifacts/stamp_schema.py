@@ -139,6 +139,7 @@ FIELDS: dict[str, Check] = {
                 {
                     "freeze_control_flow": lambda value: type(value) is bool,
                     "strict": lambda value: type(value) is bool,
+                    "accept": _are(lambda value: value == "aliased-shift"),
                     "drop_keys": _are(_is_text),
                 },
             ),

@@ -1,7 +1,7 @@
 """Operators that write to memory which they still have to read: PyTorch does not define their result.
 
 `x[1:] = x[:-1]` copies onto its own source. Its result depends on the processor and on the tensor's place in memory,
-while a functional graph has only one answer.
+while a functional graph has only one answer: the old values are read. `ReadOldValues` runs a module so.
 """
 
 from __future__ import annotations
@@ -11,10 +11,28 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from converter.ir.aten import bound_arguments, is_mutating, is_view, parameters
 from converter.ir.sizes import example_shape
+
+aten = torch.ops.aten
+
+
+class ReadOldValues(TorchDispatchMode):
+    """A context in which assignments within one tensor's memory read a copy of it."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator."""
+        if func is aten.copy_.default and args[0].untyped_storage().data_ptr() == args[1].untyped_storage().data_ptr():
+            args = (args[0], args[1].clone(), *args[2:])
+        return func(*args, **(kwargs or {}))
+
+
+def is_assignment(node: fx.Node) -> bool:
+    """Return whether an in-place operator only copies."""
+    return node.target is aten.copy_.default
 
 
 def overlapping_writes(graph_module: fx.GraphModule) -> list[fx.Node]:

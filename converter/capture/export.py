@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from converter.capture.alias_analysis import ReadOldValues
 from converter.capture.control_flow import freeze_and_check
 from converter.capture.diagnostics import explain_export_error, first_line, module_of, needs_values, user_frame
 from converter.capture.dynamic_shapes import (
@@ -33,6 +34,9 @@ from converter.capture.run_forward import run_forward
 from converter.compat.export_patches import exporting
 from converter.errors import CaptureError, Note
 from converter.ir.program import Program
+from converter.options import CaptureOptions
+
+UNASKED = CaptureOptions()
 
 
 def capture(
@@ -40,8 +44,7 @@ def capture(
     inputs: Sequence[Tensor],
     fixed_batch: bool = False,
     free: Free = (),
-    freeze: bool = False,
-    strict: bool = False,
+    how: CaptureOptions = UNASKED,
     runs: bool = False,
 ) -> Program:
     """Capture `module`, in eval mode, called with `inputs`; their dimension 0 is the batch and stays dynamic.
@@ -50,8 +53,7 @@ def capture(
 
     Args:
         free: the other dynamic dimensions of each input; their restrictions are noted.
-        freeze: where forward branches on values, keep the branch taken for `inputs`, and note that.
-        strict: use only torch.export's strict mode, which traces Python bytecode.
+        how: what is frozen or accepted, and torch.export's mode. Example inputs are given, whatever it says of them.
         runs: the module is known to run on `inputs`.
 
     Raises:
@@ -64,13 +66,13 @@ def capture(
         reason = _why_not_one(module, inputs)
     if not fixed_batch and any(x.ndim for x in inputs) and not reason:
         try:
-            return _captured(module, [_at_least_two(x) for x in inputs], free, Dim("batch", min=1), freeze, strict)
+            return _captured(module, [_at_least_two(x) for x in inputs], free, Dim("batch", min=1), how)
         except CaptureError:
             raise
         except Exception as error:
             reason = _why_specialized(error)
     try:
-        program = _captured(module, inputs, free, None, freeze, strict)
+        program = _captured(module, inputs, free, None, how)
     except CaptureError:
         raise
     except Exception as error:
@@ -81,13 +83,11 @@ def capture(
     return program
 
 
-def _captured(
-    module: nn.Module, inputs: Sequence[Tensor], free: Free, batch: Any, freeze: bool, strict: bool
-) -> Program:
+def _captured(module: nn.Module, inputs: Sequence[Tensor], free: Free, batch: Any, how: CaptureOptions) -> Program:
     """Export, restricting dynamic sizes as torch.export requires, and run the model at sizes that were not traced."""
     if not names_of(free):
         shapes = tuple({0: batch} if x.ndim else None for x in inputs) if batch is not None else None
-        return _exported(module, inputs, shapes, freeze, strict)
+        return _exported(module, inputs, shapes, how)
     examples = example_sizes(free, inputs)
     ranges = dict.fromkeys(names_of(free), Range())
     asserted = False
@@ -95,7 +95,7 @@ def _captured(
         named = zip(inputs, dims(free, ranges), strict=True)
         shapes = tuple(({0: batch} if batch is not None and x.ndim else {}) | sizes or None for x, sizes in named)
         try:
-            program = _exported(module, inputs, shapes, freeze, strict, asserted)
+            program = _exported(module, inputs, shapes, how, asserted)
         except CaptureError:
             raise
         except Exception as error:
@@ -122,36 +122,42 @@ def _captured(
 
 
 def _exported(
-    module: nn.Module, inputs: Sequence[Tensor], shapes: Any, freeze: bool, strict: bool, asserted: bool = False
+    module: nn.Module, inputs: Sequence[Tensor], shapes: Any, how: CaptureOptions, asserted: bool = False
 ) -> Program:
     """Export with torch.export in the requested mode, then by fallbacks if that needs a tensor's values.
 
-    Unless `strict`, the fallbacks are strict mode, which keeps numbers out of tensors, then known values of the
-    module's own tensors. With `freeze`, the last one keeps the branches taken for these inputs.
+    Unless it is strict, the fallbacks are strict mode, which keeps numbers out of tensors, then known values of the
+    module's own tensors. If control flow may be frozen, the last one keeps the branches taken for these inputs.
 
     Args:
         asserted: restrictions of dynamic sizes become assertions in the program, which are dropped.
     """
+
+    def program_of(strict: bool) -> Program:
+        exported = _export(module, inputs, shapes, strict, asserted)
+        return _noting_names(from_exported(exported, how.reads_old_values), module)
+
     try:
-        return _noting_names(from_exported(_export(module, inputs, shapes, strict, asserted)), module)
+        return program_of(how.strict)
     except CaptureError:
         raise
     except Exception as error:
         if not needs_values(error):
             raise
-        if not strict:
+        if not how.strict:
             with contextlib.suppress(Exception):  # the first error says more
-                return _noting_names(from_exported(_export(module, inputs, shapes, True, asserted)), module)
+                return program_of(True)
             with contextlib.suppress(Exception), known_values(module) as known:
-                program = _noting_names(from_exported(_export(module, inputs, shapes, False, asserted)), module)
+                program = program_of(False)
                 program.values_read = known.read
                 return program
-        if not freeze:
+        if not how.freeze_control_flow:
             raise
         with exporting():
             drafted = torch.export.draft_export(module, tuple(inputs), dynamic_shapes=_for_forward(module, shapes))
-        program = _noting_names(from_exported(drafted), module)
-        freeze_and_check(program, module, user_frame(error) or module_of(error, module) or "forward")
+        program = _noting_names(from_exported(drafted, how.reads_old_values), module)
+        with ReadOldValues() if how.reads_old_values else contextlib.nullcontext():
+            freeze_and_check(program, module, user_frame(error) or module_of(error, module) or "forward")
         return program
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import keyword
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, OutputKind
 from torch.utils._pytree import GetAttrKey, MappingKey, SequenceKey, tree_flatten_with_path, tree_unflatten
 
-from converter.capture.alias_analysis import overlapping_writes
+from converter.capture.alias_analysis import is_assignment, overlapping_writes
 from converter.capture.diagnostics import refuse_draws
 from converter.capture.effect_tokens import drop_tokens
 from converter.capture.functionalize import make_functional
@@ -20,7 +20,7 @@ from converter.compat.export_patches import RECURRENT, quiet
 from converter.errors import CaptureError, Note
 from converter.ir import custom_ops
 from converter.ir.aten import ASSERTIONS, bound_arguments, canonicalize_arguments, read_item, returned
-from converter.ir.program import Origin, Program, source_line, write_attribute
+from converter.ir.program import Origin, Program, module_path, source_line, write_attribute
 
 aten = torch.ops.aten
 
@@ -31,10 +31,15 @@ RESERVED = set(dir(fx.GraphModule(nn.Module(), fx.Graph())))
 DROPOUTS = {aten.dropout.default, aten.feature_dropout.default}
 
 
-def from_exported(exported: ExportedProgram) -> Program:
-    """Return an `ExportedProgram` as a `Program`: functional, tensors as attributes, batch norm and dropout whole."""
+def from_exported(exported: ExportedProgram, old_values: bool = False) -> Program:
+    """Return an `ExportedProgram` as a `Program`: functional, tensors as attributes, batch norm and dropout whole.
+
+    Args:
+        old_values: assignments that read elements which they write read the old values, and a note says so.
+    """
     _keep_dropouts(exported.graph_module)
-    _refuse_overlapping_writes(exported.graph_module)
+    overlapping = overlapping_writes(exported.graph_module)
+    _refuse_overlapping_writes([n for n in overlapping if not (old_values and is_assignment(n))])
     if not make_functional(exported.graph_module):
         with quiet():
             exported = exported.run_decompositions({})
@@ -97,6 +102,13 @@ def from_exported(exported: ExportedProgram) -> Program:
     _restore_batch_norm(program)
     _free_views(program)
     program.cleanup()
+    if overlapping:  # a functional graph reads the old values
+        lines = ", ".join(dict.fromkeys(source_line(node) or module_path(node) for node in overlapping))
+        text = (
+            f"Assignments that also read what they write read the old values, by --accept aliased-shift: {lines}. "
+            "PyTorch itself gives something else, which depends on the order in which it copies."
+        )
+        program.notes.append(Note(text, code="PTC2508"))
     _refuse_state(program, signature)
     refuse_draws(program.graph)
     canonicalize_arguments(program.graph)
@@ -148,20 +160,21 @@ def _refuse_state(program: Program, signature: ExportGraphSignature) -> None:
         )
 
 
-def _refuse_overlapping_writes(graph_module: fx.GraphModule) -> None:
-    """Refuse in-place assignments that read elements which they write.
+def _refuse_overlapping_writes(found: Sequence[fx.Node]) -> None:
+    """Refuse in-place operators that read elements which they write.
 
     Raises:
         CaptureError: there is one.
     """
-    found = overlapping_writes(graph_module)
     if found:
         raise CaptureError(
             "An in-place assignment reads elements that it also writes; the result in PyTorch depends on "
             "the processor.",
             code="PTC2017",
             where=source_line(found[0]) or None,
-            fix="Assign a clone, as in x[1:] = x[:-1].clone().",
+            fix="Assign a clone, as in x[1:] = x[:-1].clone(). Or take the old values with --accept aliased-shift."
+            if all(map(is_assignment, found))
+            else "Assign a clone, as in x[1:] += x[:-1].clone().",
         )
 
 

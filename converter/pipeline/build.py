@@ -98,6 +98,7 @@ class RewrittenModel:
                 **vars(options.submodel),
                 "freeze_control_flow": options.capture.freeze_control_flow,
                 "strict": options.capture.strict,
+                **({"accept": list(options.capture.accept)} if options.capture.accept else {}),
                 **({"drop_keys": list(options.model.drop_keys)} if options.model.drop_keys else {}),
             },
             "inputs": [_describe_interface(i) for i in self.inputs],

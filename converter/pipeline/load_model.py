@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from converter.capture.alias_analysis import ReadOldValues
 from converter.capture.dataclass_outputs import return_dicts_for_dataclasses
 from converter.capture.default_shapes import infer_input_shapes
 from converter.capture.example_inputs import CallSpec, bind_shapes, choose_sizes
@@ -74,9 +75,11 @@ class LoadedModel:
         named = zip(self.program.inputs, self.examples, strict=True)
         return [str(InputShape(name, tuple(x.shape), x.dtype)) for name, x in named]
 
-    def running(self) -> AbstractContextManager[None]:
-        """Return a context in which the user's code may run."""
-        return self.code
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Let the user's code run, in the way that was captured."""
+        with self.code, ReadOldValues() if self.options.capture.reads_old_values else nullcontext():
+            yield
 
 
 def load_model(
@@ -141,16 +144,14 @@ def _from_module(
     tried, notes = _choose_shapes(module, how.input_shapes, how.image_size)
     key = None
     if cache is not None:
-        key = architecture(module, tuple(map(tuple, tried)), fixed_batch, part, how.freeze_control_flow, how.strict)
+        key = architecture(module, tuple(map(tuple, tried)), fixed_batch, part, how)
     calling = _choose_call(module, tried, fixed_batch, seed)
     module, within = extract_submodel(module, calling, part, run_forward, fixed_batch, seed)
     examples = within.examples(fixed_batch, seed)
     return_dicts_for_dataclasses(module, run_forward(module, examples))
 
     def captured() -> Program:
-        program = capture(
-            module, examples, fixed_batch is not None, within.free, how.freeze_control_flow, how.strict, runs=True
-        )
+        program = capture(module, examples, fixed_batch is not None, within.free, how, runs=True)
         rename(program, part)
         return program
 
@@ -176,7 +177,7 @@ def _from_exported(name: str, checkpoint: Checkpoint, options: LoadOptions) -> L
     exported, part, how = checkpoint.program, options.submodel, options.capture
     if exported is None:
         raise AssertionError("a checkpoint holds a module or a program")
-    program = from_exported(exported)
+    program = from_exported(exported, how.reads_old_values)
     _refuse_other_precisions(program)
     if part.cuts:
         raise UsageError(

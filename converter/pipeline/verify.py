@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Unpack, get_args
+from typing import Any, Unpack
 
 import torch
 from torch import nn
@@ -25,15 +25,13 @@ from converter.pipeline.clock import Clock, Progress
 from converter.pipeline.find_weights import verify_weights
 from converter.pipeline.load_model import LoadedModel, compute_reference, load_model
 from converter.plan.interface import TensorInterface
-from converter.report.results import ExplanationKind, Proof, TraceRow, VerificationReport, status_of
+from converter.report.results import Proof, TraceRow, VerificationReport, status_of
 from converter.verification.divergence import by_module, disagrees, locate_divergence, trace_artifact, worst_round
 from converter.verification.input_bindings import input_bindings
 from converter.verification.io_matching import Matching
 from converter.verification.io_names import shown
 from converter.verification.prove import prove_weights
 from converter.verification.run_artifact import labeled_accuracy
-
-EXPLANATIONS: tuple[ExplanationKind, ...] = get_args(ExplanationKind)
 
 
 def verify(
@@ -63,7 +61,6 @@ def verify(
     format = detect_format(artifact)
     stamp, damaged = checked_stamp(artifact)
     options = VerifyOptions.of(**keywords)
-    accepted = explanation_kinds(options.match.accept)
     if options.match.weights:
         return verify_weights(model, artifact, format, options, clock)
     options = apply_stamp(options, stamp)
@@ -83,7 +80,7 @@ def verify(
         with clock("run the artifact"):
             matching = Matching(
                 runner, inputs, outputs, reference, layouts_known=ours is not None,
-                accepted=accepted, atol=options.proof.atol, rtol=options.proof.rtol,
+                accepted=options.capture.accept, atol=options.proof.atol, rtol=options.proof.rtol,
             )  # fmt: skip
             match = matching.match()
         notes += match.notes
@@ -123,7 +120,10 @@ def apply_stamp(options: VerifyOptions, stamp: Mapping[str, Any]) -> VerifyOptio
         frozen, strict = part.pop("freeze_control_flow"), part.pop("strict", False)
         model = replace(model, drop_keys=model.drop_keys or tuple(part.pop("drop_keys", ())))
         capture = replace(
-            capture, freeze_control_flow=capture.freeze_control_flow or frozen, strict=capture.strict or strict
+            capture,
+            freeze_control_flow=capture.freeze_control_flow or frozen,
+            strict=capture.strict or strict,
+            accept=(*capture.accept, *part.pop("accept", ())),
         )
         submodel = SubmodelOptions(*(getattr(submodel, name) or _as_tuple(part[name]) for name in vars(submodel)))
     if not capture.input_shapes and not capture.image_size:
@@ -188,16 +188,6 @@ def prove_stamped_weights(
             text = "The artifact was converted with your own mappings; only what its weights compute is compared."
             return [], [*notes, Note(text, code="PTC6506")]
     return [proof], notes
-
-
-def explanation_kinds(accept: Sequence[str]) -> frozenset[ExplanationKind]:
-    """Return the accepted kinds of explanations, or raise UsageError for an unknown one."""
-    unknown = [kind for kind in accept if kind not in EXPLANATIONS]
-    if unknown:
-        raise UsageError(
-            f"Unknown explanation: {', '.join(unknown)}.", code="PTC6033", fix=f"Choose from {', '.join(EXPLANATIONS)}."
-        )
-    return frozenset(accept)  # type: ignore[arg-type]
 
 
 @contextmanager

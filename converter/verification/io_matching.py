@@ -13,6 +13,7 @@ import numpy as np
 
 from converter.artifacts.runner import Runner
 from converter.errors import ConversionError, Note
+from converter.options import AcceptedKind
 from converter.plan.interface import TensorInterface
 from converter.report.results import Explanation, ExplanationKind, Proof
 from converter.verification.explanations import OutputTransform, explains, orders, possible_transforms
@@ -55,7 +56,7 @@ class Matching:
     outputs: Sequence[TensorInterface]
     reference: Reference
     layouts_known: bool = False
-    accepted: Collection[ExplanationKind] = ()
+    accepted: Collection[AcceptedKind] = ()
     atol: float | None = None
     rtol: float | None = None
     _last: Match | None = field(default=None, init=False)

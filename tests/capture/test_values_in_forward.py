@@ -14,6 +14,7 @@ from converter.capture.diagnostics import kind_of, needs_values
 from converter.capture.export import capture
 from converter.capture.import_exported import from_exported
 from converter.errors import CaptureError, UnsupportedOperatorsError
+from converter.options import CaptureOptions
 from converter.pipeline.program_cache import ProgramCache
 from converter.rewrites.fold_constants import NUMBERS
 from converter.rewrites.pipelines import REWRITES
@@ -136,7 +137,7 @@ def test_lines_tell_what_they_need_values_for(line):
 
 
 def test_frozen_where_other_inputs_decide_the_same():
-    program = captured(guarded, freeze=True)
+    program = captured(guarded, how=CaptureOptions(freeze_control_flow=True))
     assert program.frozen_flow
     assert program.fixed_batch is None
     (note,) = program.notes
@@ -149,12 +150,12 @@ def test_frozen_where_other_inputs_decide_the_same():
 @pytest.mark.parametrize("function", [branched, chosen, shrunk, indexed], ids=lambda f: f.__name__)
 def test_not_frozen_where_other_inputs_decide_otherwise(function):
     with pytest.raises(CaptureError, match="take other branches") as refused:
-        captured(function, freeze=True)
+        captured(function, how=CaptureOptions(freeze_control_flow=True))
     assert __file__ in refused.value.where
 
 
 def test_freezing_leaves_alone_what_needs_none():
-    assert not captured(lambda linear, x: linear(x), freeze=True).notes
+    assert not captured(lambda linear, x: linear(x), how=CaptureOptions(freeze_control_flow=True)).notes
 
 
 class Constants(nn.Module):

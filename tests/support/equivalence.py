@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from converter.capture.export import capture
 from converter.ir.program import Program
 from converter.lowering.planner import make_plan
+from converter.options import CaptureOptions
 from converter.plan.builder import PlanBuilder
 from converter.plan.interface import TensorInterface
 from converter.plan.registry import Registry
@@ -77,10 +78,13 @@ def with_random_tensors(module: nn.Module) -> nn.Module:
     return module.eval()
 
 
-def captured(module: nn.Module | Callable, *inputs: Input | tuple[int, ...]) -> Program:
+UNASKED = CaptureOptions()
+
+
+def captured(module: nn.Module | Callable, *inputs: Input | tuple[int, ...], how: CaptureOptions = UNASKED) -> Program:
     """`module` captured with an unknown batch; one that allows a single batch size fails."""
     module = module if isinstance(module, nn.Module) else Call(module)
-    program = capture(with_random_tensors(module), examples(inputs))
+    program = capture(with_random_tensors(module), examples(inputs), how=how)
     assert program.fixed_batch is None, program.notes
     return program
 

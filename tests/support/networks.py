@@ -27,6 +27,7 @@ from converter.capture.export import capture
 from converter.ir.program import Program
 from converter.lowering.executor import PlanExecutor
 from converter.lowering.planner import make_plan
+from converter.options import CaptureOptions
 from converter.plan.builder import PlanBuilder
 from sample_models.calibration import calibrate
 from sample_models.kinds import KINDS, Kind
@@ -48,7 +49,9 @@ class Network:
 
 def of_system(system: System) -> Network:
     return Network(
-        system.title, lambda: (program_of(system.build(), system.shapes), system.shapes), system.exact_shifts
+        system.title,
+        lambda: (program_of(system.build(), system.shapes, how=CaptureOptions(accept=system.accept)), system.shapes),
+        system.exact_shifts,
     )
 
 

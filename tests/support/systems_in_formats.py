@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 import tensorflow as tf
 import torch
-from equivalence import captured, examples, to_artifact, to_torch
+from equivalence import UNASKED, captured, examples, to_artifact, to_torch
 from torch import Tensor, nn
 from writers import write_onnx
 
@@ -18,6 +18,7 @@ from converter.artifacts.runtime.graph_ops import count_operators
 from converter.ir.program import Program
 from converter.lowering.executor import PlanExecutor
 from converter.lowering.planner import make_plan
+from converter.options import CaptureOptions
 from converter.rewrites.drop_identities import drop_identities
 from converter.rewrites.fold_batch_norm import fold_batch_norm
 from converter.rewrites.fold_constants import fold_constants
@@ -35,11 +36,13 @@ NAIVE = (drop_identities, fold_constants, fold_batch_norm)
 Run = Callable[[Sequence[Tensor]], list[np.ndarray]]
 
 
-def program_of(module: nn.Module, shapes: Sequence[tuple[int, ...]], random: bool = True) -> Program:
+def program_of(
+    module: nn.Module, shapes: Sequence[tuple[int, ...]], random: bool = True, how: CaptureOptions = UNASKED
+) -> Program:
     """`module` captured with a free batch, its weights random; its buffers stay what they are."""
     buffers = {name: b.clone() for name, b in module.named_buffers() if "running" not in name}
     if random:
-        program = captured(module, *[(2, *shape[1:]) for shape in shapes])
+        program = captured(module, *[(2, *shape[1:]) for shape in shapes], how=how)
     with torch.no_grad():
         for name, buffer in module.named_buffers():
             if name in buffers:
@@ -122,7 +125,7 @@ def movement_alone(system: System) -> tuple[Program, Tensor, np.ndarray]:
     assert system.movement is not None
     make, shape = system.movement
     module = Behind(make(), shape[1])
-    program = program_of(module, [shape])
+    program = program_of(module, [shape], how=CaptureOptions(accept=system.accept))
     with torch.no_grad():
         weight = module.conv.weight
         weight.copy_(torch.eye(shape[1]).reshape(weight.shape))

@@ -5,6 +5,7 @@ import copy
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import converter
 from converter.artifacts.runner import Runner
 from converter.artifacts.runtime.formats import Format
 from converter.errors import ConversionError, UsageError
-from converter.pipeline.verify import EXPLANATIONS
+from converter.options import ExplanationKind
 from converter.report.results import VerificationReport
 
 SHAPE = ["1,3,12,10"]
@@ -378,7 +379,7 @@ def test_what_explains_a_difference_is_said_and_must_be_accepted(verify, tmp_pat
 def test_no_explanation_makes_a_wrong_model_right(verify, tmp_path: Path, row: str):
     module, other, shapes = WRONG[row]
     file = export(other(seeded(module)).eval(), tmp_path, shapes)
-    report = verify(module, file, input_shapes=shapes, accept=EXPLANATIONS)
+    report = verify(module, file, input_shapes=shapes, accept=get_args(ExplanationKind))
     assert report.status == "disagrees"
     assert not report.explanations
 
