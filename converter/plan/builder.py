@@ -17,10 +17,10 @@ from torch import fx
 
 from converter.ir.program import Program, module_path
 from converter.ir.sizes import Size, per_example, product, symbolic_shape
-from converter.plan.broadcast import _MOST_BROADCASTS, _broadcasts, _disorder, _insert_before, _own_axis, _skeleton
+from converter.plan.broadcast import align_axes, join_axes
 from converter.plan.dynamic_reshape import is_possible
 from converter.plan.interface import TensorInterface
-from converter.plan.layout import Layout, Move, NeedsMerge, Run, Runs, cut_axes, joint_order, refine
+from converter.plan.layout import Layout, Move, NeedsMerge, Run, Runs, refine
 from converter.plan.registry import Registry
 from converter.plan.steps import (
     CallStep,
@@ -35,7 +35,6 @@ from converter.plan.steps import (
     Unsupported,
     Value,
     arrange,
-    elements,
 )
 from converter.plan.text import plan_text
 
@@ -168,7 +167,7 @@ class PlanBuilder:
             extra_inputs: its inputs besides the first, by the names that its `call` and `build` use.
         """
         if not value.dtype.is_floating_point and not kind.__name__.endswith("Embedding"):
-            raise Unsupported("integers, where Keras' layer computes with floats")
+            raise Unsupported("integers, which the Keras layer does not compute with")
         held = tuple(w for w in weights if w is not None)
         trainable = not held or statistics or any(w.learns for w in held)
         others = extra_inputs or {}
@@ -198,7 +197,7 @@ class PlanBuilder:
         passed on as Python numbers, other constants are arranged to fit.
         """
         if not any(isinstance(o, Value) for o in operands):
-            raise Unsupported("numbers that are computed from sizes")
+            raise Unsupported("numbers computed from sizes")
         rank = max(len(o.shape) for o in operands if isinstance(o, Value))
         scalars = [isinstance(o, Constant) and o.is_scalar and len(o.shape) <= rank for o in operands]
         tensors = [
@@ -323,7 +322,7 @@ class PlanBuilder:
     def _channels(self, layout: Layout, axis: Run) -> np.ndarray:
         """Return the logical channel at each position of a physical axis."""
         if not all(isinstance(layout.size[atom], int) for atom in axis):
-            raise Unsupported("channels of an unknown number")
+            raise Unsupported("a dynamic number of channels")
         return layout.index(layout.dims[1], axis)
 
     def count_gather(self, value: Value, reason: str) -> None:
@@ -375,30 +374,12 @@ class PlanBuilder:
         dim %= len(values[0].shape)
         values = [v if len(v.layout.dims[dim]) <= 1 else self.one_atom(v, dim, "concatenation") for v in values]
         refined, values = self._refined(values, ignore=dim)
-        joint = next((layout.dims[dim][0] for layout in refined if layout.dims[dim]), None)
-        if joint is None:
-            joint = max((a for layout in refined for a in layout.size), default=-1) + 1
-        total = sum((layout.extent(layout.dims[dim]) for layout in refined), start=0)
-
-        arrangements = []
-        for base in sorted(refined, key=lambda layout: joint not in layout.size):
-            order = joint_order([base.atoms, *(layout.atoms for layout in refined)])
-            if joint not in order:
-                following = next((a for d in range(dim + 1, len(base.dims)) for a in base.dims[d]), None)
-                order = (*order, joint) if following is None else _insert_before(order, following, joint)
-            axes = _own_axis(cut_axes(order, [base]), joint)
-            wanted = [tuple(tuple(a for a in axis if a in r.size) for axis in axes) for r in refined]
-            cost = elements(r.to(w)[1] for r, w in zip(refined, wanted, strict=True))
-            arrangements.append((cost, axes, wanted))
-        _, axes, wanted = min(arrangements, key=lambda a: a[0])
+        wanted, axis, layout = join_axes(refined, dim)
         parts = [
             self.relayout(Value(r, v.dtype, v.step), w, "concatenation")
             for r, v, w in zip(refined, values, wanted, strict=True)
         ]
-        base = refined[0]
-        dims = tuple((joint,) if d == dim else run for d, run in enumerate(base.dims))
-        size = {a: n for layout in refined for a, n in layout.size.items()} | {joint: total}
-        return parts, next(i for i, axis in enumerate(axes) if joint in axis), Layout(dims, axes, size)
+        return parts, axis, layout
 
     def common_atoms(self, values: Sequence[Value | Constant]) -> tuple[list[Layout], list[Any]]:
         """Return layouts in common atoms for values of one rank that broadcast against each other, and the values."""
@@ -423,23 +404,7 @@ class PlanBuilder:
     def _align(self, operands: Sequence[Value | Constant]) -> tuple[list[Value], Layout]:
         refined, held = self._refined(list(operands))
         values = [i for i, v in enumerate(held) if isinstance(v, Value)]
-        rank = max(len(layout.dims) for layout in refined)
-        dims = tuple(next((layout.dims[d] for layout in refined if layout.dims[d]), ()) for d in range(rank))
-        orders = []
-        for i in sorted(values, key=lambda i: -len(refined[i].size)):
-            others = [refined[j] for j in (*values, *range(len(held))) if j != i]
-            orders.append(
-                (joint_order([refined[i].atoms, *(layout.atoms for layout in others)]), [refined[i], *others])
-            )
-        arrangements = []
-        as_pytorch = (tuple(a for run in dims for a in run), refined)
-        for order, layouts in [*orders, as_pytorch]:
-            axes = cut_axes(order, layouts)
-            wanted = [_skeleton(axes, layout) for layout in refined]
-            cost = elements(refined[j].to(wanted[j])[1] for j in values)
-            refused = _broadcasts(axes, refined) > _MOST_BROADCASTS
-            arrangements.append((refused, cost, _disorder(axes, refined), axes, wanted))
-        *_, axes, wanted = min(arrangements, key=lambda a: a[:3])
+        wanted, result = align_axes(refined, values)
         arranged = []
         for layout, operand, target in zip(refined, held, wanted, strict=True):
             if isinstance(operand, Value):
@@ -449,5 +414,4 @@ class PlanBuilder:
                 constant, _ = arrange(operand, layout, target)
                 like = held[values[0]].step
                 arranged.append(Value(layout, operand.dtype, ConstantStep((like,), self.node, constant, self.name)))
-        size = {a: n for layout in refined for a, n in layout.size.items()}
-        return arranged, Layout(dims, axes, size)
+        return arranged, result
