@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import sympy
@@ -102,7 +103,7 @@ def hold_everywhere(error: Exception, free: Free, ranges: Mapping[str, Range]) -
     return 0 < len(complaints) == sum(map(len, guards.values())) and all(
         guard(size)
         for name, found in guards.items()
-        for guard in found
+        for guard in set(found)
         for size in range(1, CHECKED + 1)
         if size in ranges[name]
     )
@@ -181,6 +182,7 @@ def _spelled(found: re.Match[str]) -> str:
     return FUNCTIONS[found[1] or found[2]]
 
 
+@cache  # every layer of a deep network may state the same guard, which is then tried once
 def _predicate(expression: str, factor: int) -> Callable[[int], bool]:
     code = compile(expression, "<guard>", "eval")
 
@@ -195,7 +197,7 @@ def _predicate(expression: str, factor: int) -> Callable[[int], bool]:
 
 def _fitting(name: str, known: Range, guards: Sequence[Callable[[int], bool]], example: int) -> Range:
     best: Range | None = None
-    holding = {size for size in range(1, CHECKED + 1) if size in known and all(guard(size) for guard in guards)}
+    holding = {size for size in range(1, CHECKED + 1) if size in known and all(guard(size) for guard in set(guards))}
     for factor in range(known.factor, MOST_FACTOR + 1, known.factor):
         if example % factor:
             continue

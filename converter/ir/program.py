@@ -158,16 +158,27 @@ class Program:
         return bool(sources) and self.frozen.issuperset(sources)
 
     def new_tensor(
-        self, name: str, value: Tensor | LazyTensor, before: fx.Node, origin: Origin, *, trainable: bool
+        self,
+        name: str,
+        value: Tensor | LazyTensor,
+        before: fx.Node,
+        origin: Origin,
+        *,
+        trainable: bool,
+        dtype: torch.dtype | None = None,
     ) -> fx.Node:
-        """Add a `get_attr` node for `value` under `name` (made unique), placed before another node."""
+        """Add a `get_attr` node for `value` under `name` (made unique), placed before another node.
+
+        Args:
+            dtype: of the tensor in PyTorch; by default that of the value, or float32 if it was computed in float64.
+        """
         while name in self.origins:
             name += "_"
         self._write(name, value, trainable)
         self.origins[name] = origin
         with self.graph.inserting_before(before):
             node = self.graph.get_attr(name)
-        dtype = torch.float32 if value.dtype == torch.float64 else value.dtype
+        dtype = dtype or (torch.float32 if value.dtype == torch.float64 else value.dtype)
         fake = before.meta["val"]
         node.meta = {"val": fake.new_empty(value.shape, dtype=dtype), **module_meta(before)}
         return node
@@ -320,8 +331,20 @@ class Program:
                 node.args = tree_map_only(torch.dtype, lambda d: dtype if d == torch.float32 else d, node.args)
                 node.kwargs = tree_map_only(torch.dtype, lambda d: dtype if d == torch.float32 else d, node.kwargs)
         result.deferred.clear()
+        result._drop_unread()
         result.graph_module.recompile()
         return result
+
+    def _drop_unread(self) -> None:
+        """Remove the tensors that no node reads, which rewrites leave: an export looks at each many times."""
+        read = set()
+        for node in self.graph.find_nodes(op="get_attr"):
+            path, _, name = tensor_name(node).rpartition(".")
+            read.add((self.graph_module.get_submodule(path), name))
+        for module in self.graph_module.modules():
+            for held in (module._parameters, module._buffers):
+                for name in [name for name in held if (module, name) not in read]:
+                    del held[name]
 
     def _tensor_at(self, node: fx.Node, dtype: torch.dtype) -> None:
         values = self.values(node)

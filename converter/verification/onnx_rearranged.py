@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from converter.ir.program import Program
+from converter.verification.array_arrangement import comparable, digest
 from converter.verification.weight_proof import Expected
 
 MOST_DIMENSIONS = 5
@@ -24,23 +25,25 @@ def rearranged_weights(program: Program, tensors: Mapping[str, np.ndarray], know
             that is also the classifier, the exporter may write another copy.
     """
     found: dict[str, Expected] = {}
+    alike: dict[tuple[int, int], list[str]] = {}
+    for name, tensor in tensors.items():
+        if tensor.size == 1 or (tensor.size and (tensor != tensor.flat[0]).any()):
+            alike.setdefault(digest(comparable(tensor)), []).append(name)
+    sizes = {size for size, _ in alike}
     nodes = program.graph.find_nodes(op="get_attr")
     readers = Counter(node.target for node in nodes for _ in node.users)
     for node in sorted(nodes, key=lambda node: node.target in known):
         if not node.users or (node.target in known and readers[node.target] < 2):
             continue
         array, origin = program.tensor(node).detach().numpy(), program.origins[node.target]
-        for name, tensor in tensors.items():
-            if (
-                name not in found
-                and tensor.size == array.size
-                and (array.size == 1 or (tensor != tensor.flat[0]).any())
-            ):
-                order = next((o for o in orders(array.ndim) if _is(array.transpose(o), tensor)), None)
-                if order is not None:
-                    arranged = partial(_arranged, order=order, shape=tensor.shape)
-                    found[name] = Expected(program.values(node).map(arranged), origin.sources, origin.exact)
-                    break
+        for name in alike.get(digest(comparable(array)), ()) if array.size in sizes else ():
+            if name in found:
+                continue
+            order = next((o for o in orders(array.ndim) if _is(array.transpose(o), tensors[name])), None)
+            if order is not None:
+                arranged = partial(_arranged, order=order, shape=tensors[name].shape)
+                found[name] = Expected(program.values(node).map(arranged), origin.sources, origin.exact)
+                break
     return found
 
 

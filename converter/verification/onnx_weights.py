@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -115,10 +116,10 @@ def refillable(program: Program, tensors: Mapping[str, np.ndarray]) -> dict[str,
     expected = _named(program, tensors)
     _add_renamed(program, expected, tensors)
     expected = _with_rearranged(program, expected, tensors)
-    held = [source for one in expected.values() for source in one.sources]
+    held = {source for one in expected.values() for source in one.sources}
     for node in program.graph.find_nodes(op="get_attr"):
         floats = node.meta["val"].is_floating_point()
-        if node.users and floats and not set(program.origins[node.target].sources) <= set(held):
+        if node.users and floats and not held.issuperset(program.origins[node.target].sources):
             return None
     unexplained = [name for name, tensor in tensors.items() if name not in expected and not is_exporters(tensor)]
     return None if unexplained else expected
@@ -154,30 +155,32 @@ def _with_rearranged(
 def _add_renamed(program: Program, expected: dict[str, Expected], tensors: Mapping[str, np.ndarray]) -> None:
     """Add initializers that the exporter reshapes and renames, such as PReLU's slopes: they hold the same bytes."""
     named = {source for one in expected.values() for source in one.sources}
-    for node in program.graph.find_nodes(op="get_attr"):
+    left: dict[bytes, list[str]] = {}
+    for name, tensor in tensors.items():
+        if name not in expected:
+            left.setdefault(_content(tensor), []).append(name)
+    for node in program.graph.find_nodes(op="get_attr") if left else ():
         origin = program.origins[node.target]
         if not node.users or node.target in expected or named.issuperset(origin.sources):
             continue
-        array = program.tensor(node).detach().numpy()
-        for name, tensor in tensors.items():
-            if name not in expected and tensor.size == array.size and _same_bytes(array, tensor):
-                shaped = program.values(node).map(partial(torch.reshape, shape=tensor.shape))
-                expected[name] = Expected(shaped, origin.sources, origin.exact)
-                break
+        if names := left.get(_content(program.tensor(node).detach().numpy())):
+            shaped = program.values(node).map(partial(torch.reshape, shape=tensors[names[0]].shape))
+            expected[names.pop(0)] = Expected(shaped, origin.sources, origin.exact)
 
 
 def _add_merged(program: Program, expected: dict[str, Expected]) -> None:
     """Add the sources of merged initializers: the exporter keeps one of equal ones, such as two fresh norms' biases."""
-    for node in program.graph.find_nodes(op="get_attr"):
-        if not node.users or node.target in expected:
-            continue
+    left = [node for node in program.graph.find_nodes(op="get_attr") if node.users and node.target not in expected]
+    kept: dict[tuple, str] = {}
+    for name, one in expected.items() if left else ():
+        array = np.asarray(one.array)
+        kept.setdefault((array.shape, _content(array)), name)
+    for node in left:
         array, origin = program.tensor(node).detach().numpy(), program.origins[node.target]
-        for name, one in expected.items():
-            kept = np.asarray(one.array)
-            if kept.shape == array.shape and _same_bytes(kept, array):
-                sources = tuple(dict.fromkeys((*one.sources, *origin.sources)))
-                expected[name] = Expected(one.array, sources, one.exact and origin.exact)
-                break
+        if same := kept.get((array.shape, _content(array))):
+            one = expected[same]
+            sources = tuple(dict.fromkeys((*one.sources, *origin.sources)))
+            expected[same] = Expected(one.array, sources, one.exact and origin.exact)
 
 
 def is_exporters(tensor: np.ndarray) -> bool:
@@ -185,5 +188,6 @@ def is_exporters(tensor: np.ndarray) -> bool:
     return tensor.dtype.kind != "f" or tensor.size <= 1 or bool((tensor == tensor.flat[0]).all())
 
 
-def _same_bytes(one: np.ndarray, other: np.ndarray) -> bool:
-    return one.dtype == other.dtype and one.tobytes() == other.tobytes()
+def _content(array: np.ndarray) -> bytes:
+    """Return a digest that arrays of the same bytes and dtype have, whatever their shapes."""
+    return hashlib.sha256(array.dtype.str.encode() + array.tobytes()).digest()

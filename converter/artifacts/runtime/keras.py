@@ -127,7 +127,7 @@ class Reader:
         if isinstance(model, self._keras.Sequential):
             model = self._keras.Model(model.inputs, model.outputs, name=model.name)
         if not hasattr(model, "output_names"):
-            raise ValueError(f"{type(model).__name__} is no functional model: its inputs and outputs are not known")
+            raise ValueError(f"{type(model).__name__} is not a functional model: its inputs and outputs are not known")
         self._model, self._called = model, False
         self.__dict__.pop("_function", None)  # of the previous artifact
         input_names = [tensor.name for tensor in self._keras.tree.flatten(model.input)]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from . import graph_digest as digests
+from .onnx_graph import all_graphs, initializers, nested_graphs
 from .protocol import Fact, Value, fingerprint
 from .refusals import refuse_onnx_operators
 
@@ -71,27 +73,25 @@ class Reader:
         model = self._onnx.load(str(self._path))
         arrays: dict[str, np.ndarray] = {}
 
-        def add(name: str, tensor: Any) -> None:
-            array = self._onnx.numpy_helper.to_array(tensor)
+        def add(name: str, array: np.ndarray) -> None:
             if array.dtype.kind not in "OSU":
                 arrays[name if name not in arrays else f"{name}#{len(arrays)}"] = array
 
-        def visit(nodes: Iterable[Any]) -> None:
-            for node in nodes:
-                for attribute in node.attribute:
-                    if node.op_type == "Constant" and attribute.HasField("t"):
-                        add(node.output[0], attribute.t)
-                    for graph in [attribute.g, *attribute.graphs]:
-                        for tensor in graph.initializer:
-                            add(tensor.name, tensor)
-                        visit(graph.node)
-
-        for tensor in model.graph.initializer:
-            add(tensor.name, tensor)
-        visit(model.graph.node)
-        for function in model.functions:
-            visit(function.node)
+        for graph in all_graphs(model):
+            for tensor in initializers(graph):
+                add(tensor.name, self._onnx.numpy_helper.to_array(tensor))
+            for node in graph.node:
+                for attribute in node.attribute if node.op_type == "Constant" else ():
+                    if not attribute.ref_attr_name:
+                        add(node.output[0], self._constant(attribute))
         return arrays
+
+    def _constant(self, attribute: Any) -> np.ndarray:
+        """Return the value of a Constant; text and sparse tensors as arrays that are not numeric."""
+        value = self._onnx.helper.get_attribute_value(attribute)
+        if attribute.type == attribute.TENSOR:
+            return self._onnx.numpy_helper.to_array(value)
+        return np.asarray(value, np.float32 if attribute.type in (attribute.FLOAT, attribute.FLOATS) else None)
 
     def trace(self, arrays: Mapping[str, np.ndarray]) -> Iterator[Value]:
         """Yield the results of the main graph's operators, each made an output: onnxruntime returns only outputs."""
@@ -139,19 +139,21 @@ class Reader:
         model = self._onnx.load(str(self._path), load_external_data=False)
         functions = {(function.domain, function.name): function for function in model.functions}
 
-        def count(nodes: Iterable[Any]) -> Counter[str]:
+        @cache
+        def count_function(key: tuple[str, str]) -> Counter[str]:
+            return count(functions[key])
+
+        def count(root: Any) -> Counter[str]:
             total: Counter[str] = Counter()
-            for node in nodes:
-                if (node.domain, node.op_type) in functions:
-                    total += count(functions[node.domain, node.op_type].node)
-                elif node.op_type not in BOOKKEEPING:
-                    total[node.op_type] += 1
-                for attribute in node.attribute:
-                    for graph in [attribute.g, *attribute.graphs]:
-                        total += count(graph.node)
+            for graph in nested_graphs(root):
+                for node in graph.node:
+                    if (key := (node.domain, node.op_type)) in functions:
+                        total += count_function(key)
+                    elif node.op_type not in BOOKKEEPING:
+                        total[node.op_type] += 1
             return total
 
-        return dict(sorted(count(model.graph.node).items(), key=lambda item: (-item[1], item[0])))
+        return dict(sorted(count(model.graph).items(), key=lambda item: (-item[1], item[0])))
 
     def xla_functions(self) -> list[str]:
         return []

@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from .onnx_graph import all_graphs, initializers
 from .protocol import Refused
 
 MOST_FILES = 10_000
@@ -323,23 +324,16 @@ def refuse_onnx_operators(model: Any, folder: Path) -> None:
     functions = {(function.domain, function.name) for function in model.functions}
     unknown: set[str] = set()
     elsewhere: set[str] = set()
-    pending = [model.graph]
-    nodes = [node for function in model.functions for node in function.node]
-    while pending or nodes:
-        if pending:
-            graph = pending.pop()
-            nodes += graph.node
-            for tensor in graph.initializer:
-                elsewhere |= _data_elsewhere(tensor, folder)
-            continue
-        node = nodes.pop()
-        domain = node.domain or "ai.onnx"
-        if (node.domain, node.op_type) not in functions and (domain not in _DOMAINS or node.op_type in _OUTSIDE):
-            unknown.add(f"{domain}.{node.op_type}")
-        for attribute in node.attribute:
-            elsewhere |= _data_elsewhere(attribute.t, folder)
-            pending += [attribute.g] if attribute.HasField("g") else []
-            pending += attribute.graphs
+    for graph in all_graphs(model):
+        for tensor in initializers(graph):
+            elsewhere |= _data_elsewhere(tensor, folder)
+        for node in graph.node:
+            domain = node.domain or "ai.onnx"
+            if (node.domain, node.op_type) not in functions and (domain not in _DOMAINS or node.op_type in _OUTSIDE):
+                unknown.add(f"{domain}.{node.op_type}")
+            for attribute in node.attribute:
+                for tensor in (attribute.t, *attribute.tensors):
+                    elsewhere |= _data_elsewhere(tensor, folder)
     refuse_unknown("operators", unknown)
     refuse_unknown("data in files", elsewhere)
 
