@@ -161,10 +161,8 @@ def inline(program: Program, node: fx.Node, traced: fx.GraphModule) -> bool:
     with program.graph.inserting_before(node):
         for inner in traced.graph.nodes:
             if inner.op == "get_attr":
-                tensor = getattr(traced, inner.target)
-                made[inner] = program.new_tensor(
-                    f"{node.name}.{inner.target}", tensor.detach(), node, Origin(()), trainable=False
-                )
+                tensor, name = getattr(traced, inner.target).detach(), f"{node.name}.{inner.target}"
+                made[inner] = program.new_tensor(name, tensor, node, Origin(()), trainable=False, dtype=tensor.dtype)
             elif inner.op == "call_function" and inner.target not in ASSERTIONS:
                 made[inner] = program.graph.node_copy(inner, made.__getitem__)
                 made[inner].target = FREE.get(inner.target, inner.target)

@@ -56,7 +56,7 @@ def make_plan(
         return lower_program(program, layout, chosen, registry)
     plan = search_layouts(plan, lambda choices: lower_program(program, layout, choices, registry))
     if plan.impossible:
-        raise _all_unsupported({f"{node.target} (a view of several free sizes)": [node] for node in plan.impossible})
+        raise _all_unsupported({f"{node.target} (a view of several dynamic sizes)": [node] for node in plan.impossible})
     return plan
 
 
@@ -79,6 +79,8 @@ def plan_with_decompositions(
         program.cleanup()
         fold_constants(program)
         program.cleanup()
+        if program.debug:
+            program.verify("The decomposition of operators")
         try:
             return lower_program(program, layout, Choices(), registry)
         except UnsupportedOperatorsError as further:
@@ -87,7 +89,9 @@ def plan_with_decompositions(
 
 
 DEPTH = 5  # of nested decompositions
-VALUES = "how many elements it returns depends on values: choose among a fixed number, as torch.where and topk do"
+VALUES = (
+    "the number of elements in the result depends on values: use an operator of fixed size, such as torch.where or topk"
+)
 
 
 def lower_program(program: Program, layout: str, choices: Choices, registry: Registry) -> PlanBuilder:
@@ -144,7 +148,7 @@ def _map_node(plan: PlanBuilder, node: fx.Node) -> Any:
     if node.op == "output":
         return _map_outputs(plan, node)
     if node.target in NUMBERS and not isinstance(node.meta["val"], int | float | bool):
-        raise Unsupported("a number out of a tensor: keep it a tensor, without .item(), .tolist(), float() or int()")
+        raise Unsupported("a number read from a tensor: keep it a tensor, without .item(), .tolist(), float() or int()")
     if isinstance(node.meta.get("val"), (torch.SymInt, torch.SymBool, torch.SymFloat, int, float, bool)):
         value = node.meta["val"]
         return size_of(value) if isinstance(value, torch.SymInt) else value

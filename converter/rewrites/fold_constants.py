@@ -67,7 +67,9 @@ def fold_constants(program: Program) -> list[Change]:
             origin = program.merged_origin(sources, exact=node.target in REARRANGING)
             name = ".".join(filter(None, (module_path(node), node.name)))
             trainable = any(program.trainable(n) for n in sources) and node.meta["val"].is_floating_point()
-            made[key] = program.new_tensor(name, evaluate(program, node), node, origin, trainable=trainable)
+            made[key] = program.new_tensor(
+                name, evaluate(program, node), node, origin, trainable=trainable, dtype=node.meta["val"].dtype
+            )
         node.replace_all_uses_with(made[key])
         changes.append(Change("constant computed", module_path(node), str(node.target), routine=True))
     return changes
@@ -190,8 +192,8 @@ def evaluate(program: Program, node: fx.Node) -> Tensor | LazyTensor:
     shown = node.meta["val"]
     dtype = torch.float64 if shown.dtype == torch.float32 else shown.dtype
     deferred = LazyTensor(function, tuple(inputs.values()), tuple(shown.shape), dtype)
-    hangs_on_weights = any(program.origin(n).sources and is_float(n) for n in inputs if program.is_tensor(n))
-    if not hangs_on_weights or is_filling(node) or not is_float(node):
+    depends_on_weights = any(program.origin(n).sources and is_float(n) for n in inputs if program.is_tensor(n))
+    if not depends_on_weights or is_filling(node) or not is_float(node):
         return deferred.compute()
     return deferred
 
