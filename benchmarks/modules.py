@@ -1,9 +1,10 @@
-"""PyTorch's own samples of its modules against what they become: a table of right, refused and wrong.
+"""PyTorch's own samples of its modules against what they become: right, refused or wrong.
 
-    python benchmarks/modules.py [NAME ...] [--write docs/MODULES.md] [--state FILE] [--no-files]
+    python benchmarks/modules.py [NAME ...] [--record] [--state FILE] [--no-files]
 
 Every sample is compared in memory; one of each module is also written to files of every format, which are opened again
-(`--no-files` leaves that out). With `--state` an interrupted run goes on where it stood. What is in scope and how
+(`--no-files` leaves that out). With `--state` an interrupted run goes on where it stood. `--record` puts the
+counts into docs/modules.json, from which docs/generate/measurements.py writes docs/MODULES.md. What is in scope and how
 samples are compared stands in tests/support/module_conformance.py.
 """
 
@@ -24,54 +25,33 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 STATUSES = ("right", "refused", "wrong", "failed")
-HEADER = """# Modules
-
-Every module of PyTorch's own suite of samples, `torch.testing._internal.common_modules.module_db` (PyTorch {version}),
-that has a meaning in inference; losses are left out, and `FractionalMaxPool`, which draws its regions at random in eval
-mode too. A sample is right if it is the same function in float64, rewritten for `tf`, `keras` and `onnx`, and gives the
-same numbers in float32 as a traced TensorFlow function and as a Keras model, on its own inputs and on random ones.
-"Files" is one sample of each module written in all three formats, opened again, and compared, its weights too.
-
-`python benchmarks/modules.py --write docs/MODULES.md` writes this file.
-
-**{total}**
-
-| module | samples | right | refused | wrong | files |
-|---|---|---|---|---|---|
-"""
 
 
-def table(results: dict[str, dict[str, Outcome]]) -> str:
-    import torch
-
-    rows, reasons = [], []
-    total: Counter[str] = Counter()
-    for name, outcomes in results.items():
-        files = outcomes.get("files")
-        counts = Counter(outcome.status for key, outcome in outcomes.items() if key != "files")
-        total += counts
-        wrong = counts["wrong"] + counts["failed"]
-        shown = files.status if files else ""
-        rows.append(
-            f"| {name} | {counts.total()} | {counts['right']} | {counts['refused'] or ''} | {wrong or ''} | {shown} |"
-        )
-        found = Counter(f"{outcome.status}: {outcome.reason}" for outcome in outcomes.values() if outcome.reason)
-        reasons += [f"- {name}, {count}: {reason}" for reason, count in found.items()]
-    summary = ", ".join(f"{total[status]} {status}" for status in STATUSES if total[status])
-    text = HEADER.format(version=torch.__version__.partition("+")[0], total=f"{len(rows)} modules, samples: {summary}.")
-    text += "\n".join(rows) + "\n"
-    return text + ("\n## Reasons\n\n" + "\n".join(reasons) + "\n" if reasons else "")
+def summary(name: str, outcomes: dict[str, Outcome]) -> dict:
+    """The row of docs/modules.json."""
+    samples = [outcome for key, outcome in outcomes.items() if key != "files"]
+    counts = Counter(outcome.status for outcome in samples)
+    files = outcomes.get("files")
+    reasons = Counter(f"{outcome.status}: {outcome.reason}" for outcome in outcomes.values() if outcome.reason)
+    return {
+        "name": name,
+        "right": counts["right"],
+        "refused": counts["refused"],
+        "wrong": counts["wrong"] + counts["failed"],
+        "files": files.status if files else "",
+        "reasons": reasons,
+    }
 
 
 @click.command()
 @click.argument("names", nargs=-1)
-@click.option("--write", type=click.Path(path_type=Path), help="the table's file")
+@click.option("--record", "recording", is_flag=True, help="put the counts into docs/modules.json")
 @click.option("--state", type=click.Path(path_type=Path), help="outcomes so far, one a line; not measured again")
 @click.option("--files/--no-files", default=True, help="write one sample of each module to files, too")
-def main(names: tuple[str, ...], write: Path | None, state: Path | None, files: bool) -> None:
+def main(names: tuple[str, ...], recording: bool, state: Path | None, files: bool) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests/support")]
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests/support"), str(ROOT / "docs/generate")]
     from module_conformance import MODULES, Outcome, check, most_telling, samples
 
     known: dict[tuple[str, str], Outcome] = {}
@@ -98,9 +78,14 @@ def main(names: tuple[str, ...], write: Path | None, state: Path | None, files: 
             results[name][key] = known[name, key]
             if known[name, key].reason:
                 click.echo(f"{name} {key}: {known[name, key].status}: {known[name, key].reason}")
-    if write:
-        write.parent.mkdir(exist_ok=True)
-        write.write_text(table(results))
+    if recording:
+        import torch
+        from tables import record, recorded
+
+        rows = {row["name"]: row for row in recorded("modules")["rows"]}
+        rows |= {name: summary(name, outcomes) for name, outcomes in results.items()}
+        torch_version = torch.__version__.partition("+")[0]
+        record("modules", {"torch": torch_version, "rows": [rows[name] for name in MODULES if name in rows]})
     counts = Counter(outcome.status for outcomes in results.values() for outcome in outcomes.values())
     click.echo(", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status]))
     sys.exit(bool(counts["wrong"] + counts["failed"]))

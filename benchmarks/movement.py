@@ -1,16 +1,18 @@
-"""What moves in architectures of torchvision and timm, and in our detector: converts each and writes a table.
+"""What moves in architectures of torchvision and timm, and in our detector: converts each and counts.
 
-    python benchmarks/movement.py [NAME ...] [--to tf --to keras] [--results movement.jsonl] [--write docs/MOVEMENT.md]
+    python benchmarks/movement.py [NAME ...] [--to tf --to keras] [--results movement.jsonl] [--record]
 
 The architectures are those of benchmarks/zoo.txt, on images of the size that stands there. The proofs are left out,
 which count nothing: `benchmarks/zoo.py` makes them of the same architectures. With --results what is there already is
-not measured again. Needs timm.
+not measured again. --record puts the rows into docs/movement.json, from which docs/generate/measurements.py writes
+docs/MOVEMENT.md. Needs timm.
 """
 
 import json
 import os
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import datetime
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from zoo import architectures, created, takes
+from zoo import architectures, created, record, recorded, takes
 
 if TYPE_CHECKING:
     from converter.artifacts.runner import Runner
@@ -85,7 +87,7 @@ def measure(name: str, runners: Mapping[str, "Runner"]) -> list[dict]:
 
 
 def products(model, shape: tuple[int, ...]) -> int:
-    """How often two values that hang on the input are multiplied as matrices; attention does so twice."""
+    """How often two values that depend on the input are multiplied as matrices; attention does so twice."""
     import torch
 
     from converter.capture.export import capture
@@ -103,40 +105,26 @@ def products(model, shape: tuple[int, ...]) -> int:
     return count
 
 
-def table(rows: list[dict], listed: int) -> str:
-    lines = [
-        "# Operators that touch activations without arithmetic",
-        "",
-        "Written by `python benchmarks/movement.py --write docs/MOVEMENT.md`: counted in the written artifact, opened",
-        "again; what only prepares a weight is not counted. Elements moved are per image. docs/ZOO.md has the proofs.",
-        "",
-        "The least that an architecture needs is 0, and 2 for each product of two matrices that both hang on the",
-        "input: in attention with several heads q, k, v and the result are moved once each, as a product wants its",
-        "batch first. What moves beyond that has its reason in the last column, as in the conversion's report.",
-        "",
-        f"{len({row['name'] for row in rows})} of {listed} have been counted.",
-        "",
-        f"| model | format | least | {' | '.join(COLUMNS)} | elements moved | reasons |",
-        f"|---|---|---:|{'---:|' * len(COLUMNS)}---:|---|",
-    ]
-    for row in rows:
-        counts = [sum(row["operators"].get(n, 0) for n in names) for names in COLUMNS.values()]
-        reasons = [f"{row['movements'].count(m)} x {m}" for m in dict.fromkeys(row["movements"])]
-        lines.append(
-            f"| {row['name']} | {row['format']} | {2 * row['products']} | {' | '.join(map(str, counts))} "
-            f"| {row['elements']:,} | {'; '.join(reasons)} |"
-        )
-    return "\n".join(lines) + "\n"
+def summary(row: dict) -> dict:
+    """The row of docs/movement.json; the architecture needs two movements for each product of values."""
+    return {
+        "name": row["name"],
+        "format": row["format"],
+        "needed": 2 * row["products"],
+        "operators": {column: sum(row["operators"].get(n, 0) for n in names) for column, names in COLUMNS.items()},
+        "elements": row["elements"],
+        "reasons": Counter(row["movements"]),
+    }
 
 
 @click.command(help=__doc__)
 @click.argument("names", nargs=-1)
 @click.option("--to", "formats", multiple=True, default=("tf", "keras"))
-@click.option("--write", type=click.Path(path_type=Path))
+@click.option("--record", "recording", is_flag=True, help="Put the rows into docs/movement.json.")
 @click.option("--results", type=click.Path(path_type=Path), help="JSON lines, a model each, to go on from.")
 @click.option("--until", type=click.DateTime(["%H:%M"]), help="Start no model after this hour.")
 def main(
-    names: tuple[str, ...], formats: tuple[str, ...], write: Path | None, results: Path | None, until: datetime | None
+    names: tuple[str, ...], formats: tuple[str, ...], recording: bool, results: Path | None, until: datetime | None
 ) -> None:
     from converter.artifacts.runner import Runner
 
@@ -154,12 +142,10 @@ def main(
                     with results.open("a") as file:
                         file.write(json.dumps(measured[name]) + "\n")
             click.echo(name, err=True)
-    text = table([row for name in names or every for row in measured.get(name, ())], len(every))
-    if write:
-        write.parent.mkdir(exist_ok=True)
-        write.write_text(text)
-    else:
-        click.echo(text)
+    if recording:
+        before = {(row["name"], row["format"]): row for row in recorded("movement")}
+        rows = before | {(row["name"], row["format"]): summary(row) for one in measured.values() for row in one}
+        record("movement", sorted(rows.values(), key=lambda row: every.index(row["name"])))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""PyTorch's own sample inputs of its operators against what they become: a table of right, refused and wrong.
+"""PyTorch's own sample inputs of its operators against what they become: right, refused or wrong.
 
-    python benchmarks/operators.py [NAME ...] [--write docs/OPERATORS.md] [--most 8] [--state FILE] [--workers 1]
+    python benchmarks/operators.py [NAME ...] [--record] [--most 8] [--state FILE] [--workers 1]
 
 Every operator goes through a worker process, which a crash ends without the rest. With `--state` an interrupted run
-goes on where it stood. What is in scope and how samples are compared stands in tests/support/operator_conformance.py.
+goes on where it stood. `--record` puts the counts into docs/operators.json, from which docs/generate/measurements.py
+writes docs/OPERATORS.md. tests/support/operator_conformance.py says what is in scope and how samples are compared.
 """
 
 from __future__ import annotations
@@ -94,14 +95,14 @@ def names_of_operators() -> list[str]:
 
 @click.command()
 @click.argument("names", nargs=-1)
-@click.option("--write", type=click.Path(path_type=Path), help="the table's file")
+@click.option("--record", "recording", is_flag=True, help="put the counts into docs/operators.json")
 @click.option("--state", type=click.Path(path_type=Path), help="rows so far, one a line; those are not measured again")
 @click.option("--most", type=int, help="samples of each type, evenly spread (default: all)")
 @click.option("--artifacts", default=2, help="samples of each type that go through written artifacts, too")
 @click.option("--workers", default=1)
 @click.option("--work", "is_worker", is_flag=True, hidden=True)
 def main(
-    names: tuple[str, ...], write: Path | None, state: Path | None, most: int | None, artifacts: int, workers: int,
+    names: tuple[str, ...], recording: bool, state: Path | None, most: int | None, artifacts: int, workers: int,
     is_worker: bool,
 ) -> None:  # fmt: skip
     if is_worker:
@@ -146,10 +147,12 @@ def main(
         for status, reason, count, sample in row["reasons"]:
             if status != "refused":
                 click.echo(f"{row['name']}: {count} {status}: {reason} (as {sample})")
-    if write:
-        write.parent.mkdir(exist_ok=True)
-        write.write_text(document(measured, len(every), most, artifacts))
-    click.echo(dict(total(measured)), err=not write)
+    if recording:
+        sys.path.append(str(ROOT / "docs/generate"))
+        from tables import record
+
+        record("operators", summary(measured, most, artifacts))
+    click.echo(dict(total(measured)))
 
 
 def total(rows: list[dict]) -> Counter:
@@ -159,8 +162,8 @@ def total(rows: list[dict]) -> Counter:
     return counts
 
 
-def document(rows: list[dict], of: int, most: int | None, artifacts: int) -> str:
-    """The table, as Markdown."""
+def summary(rows: list[dict], most: int | None, artifacts: int) -> dict[str, Any]:
+    """The content of docs/operators.json."""
     import torch
 
     core = {
@@ -177,55 +180,37 @@ def document(rows: list[dict], of: int, most: int | None, artifacts: int) -> str
         "core ATen": [row for row in inside if core & set(row["targets"])],
         "used by a model of the zoo": [row for row in inside if zoo & set(row["targets"])],
     }
-    how_many = f"at most {most} samples of each type, evenly spread" if most else "all samples of each type"
-    options = [*(["--most", str(most)] if most else []), "--artifacts", str(artifacts)]
-    lines = [
-        "# Operators: PyTorch's own sample inputs",
-        "",
-        f"Written by `python benchmarks/operators.py {' '.join(options)} --write docs/OPERATORS.md`:",
-        f"{how_many} (float32, int64, int32, bool) of PyTorch {torch.__version__.split('+')[0]}'s `op_db`, each",
-        "captured, planned and compared with PyTorch in float64: within 1e-10 of the scale, whole numbers equal.",
-        f"Of each operator and type up to {artifacts} also as a traced function and as a `.keras` file that",
-        'Keras opened again, in float32. "Failed" is what broke the converter. What is left out, and by which rule,',
-        "stands at the end.",
-        "",
-        *(
-            [f"**Measured so far: {len(rows)} of {of} entries of `op_db`**; `--state` goes on.", ""]
-            if len(rows) < of
-            else []
-        ),
-        "| operators | samples | right | refused | wrong | failed | right of all |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    for name, group in groups.items():
-        counts = total(group)
-        n = sum(counts.values())
-        lines.append(
-            f"| {name}: {len(group)} | {n} | {counts['right']} | {counts['refused']} | {counts['wrong'] or 'none'} "
-            f"| {counts['failed'] or 'none'} | {counts['right'] / max(n, 1):.1%} |"
-        )
-    functions, lines_of_code = size_of_mappings()
-    lines += [
-        "",
-        f"The mappings: {functions[0]} ATen operators by {functions[1]} functions, {lines_of_code:,} lines in",
-        "`mappings/`.",
-        "",
-        "| operator | right | of | refused because |",
-        "|---|---:|---:|---|",
-    ]
-    for row in inside:
-        reasons = "; ".join(
-            f"{'' if status == 'refused' else status + ': '}{shown(reason)} ({count})"
-            for status, reason, count, _ in row["reasons"]
-        )
-        lines.append(f"| {row['name']} | {row['counts'].get('right', 0)} | {sum(row['counts'].values())} | {reasons} |")
-    lines += ["", "## Left out", "", "| rule | operators |", "|---|---|"]
+    statuses = ("right", "refused", "wrong", "failed")
     outside: dict[str, list[str]] = {}
     for row in rows:
         if not row["counts"]:
             outside.setdefault(row["scope"], []).append(row["name"])
-    lines += [f"| {rule} | {', '.join(names)} |" for rule, names in sorted(outside.items())]
-    return "\n".join(lines) + "\n"
+    functions, lines = size_of_mappings()
+    return {
+        "torch": torch.__version__.split("+")[0],
+        "most": most,
+        "artifacts": artifacts,
+        "groups": [
+            {"name": name, "operators": len(group), **{status: total(group)[status] for status in statuses}}
+            for name, group in groups.items()
+        ],
+        "rows": [
+            {
+                "name": row["name"],
+                "right": row["counts"].get("right", 0),
+                "of": sum(row["counts"].values()),
+                "reasons": {
+                    f"{'' if status == 'refused' else status + ': '}{shown(reason)}": count
+                    for status, reason, count, _ in row["reasons"]
+                },
+            }
+            for row in inside
+        ],
+        "left_out": dict(sorted(outside.items())),
+        "mapped": functions[0],
+        "functions": functions[1],
+        "lines": lines,
+    }
 
 
 def shown(reason: str) -> str:

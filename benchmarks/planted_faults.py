@@ -1,8 +1,9 @@
-"""Which of the three proofs catches which faults: plants them all, runs the proofs, and writes the table.
+"""Which of the three proofs catches which faults: plants them all, runs the proofs, and counts.
 
-    python benchmarks/planted_faults.py [ARCHITECTURE ...] [--write docs/VERIFICATION.md] [--sites N] [--state FILE]
+    python benchmarks/planted_faults.py [ARCHITECTURE ...] [--record] [--sites N] [--state FILE]
 
-Fails if a fault is missed by all proofs, or if a proof fails on what is right.
+--record puts the tables into docs/planted_faults.json, from which docs/generate/measurements.py writes
+docs/VERIFICATION.md. Fails if a fault is missed by all proofs, or if a proof fails on what is right.
 """
 
 import json
@@ -27,7 +28,6 @@ for name, value in {"OMP_WAIT_POLICY": "PASSIVE", "TF_CPP_MIN_LOG_LEVEL": "3"}.i
 if TYPE_CHECKING:
     from mutations.proving import Mutant
 
-BEGIN, END = "<!-- mutations -->", "<!-- end of mutations -->"
 PLACES = {
     "mapping": "a mapping (Keras file written with it)",
     "rewrite": "a rewrite (for ONNX)",
@@ -51,40 +51,47 @@ def plant(names: Sequence[str], sites: int) -> Iterator["Mutant"]:
                 yield from artifact_mutants(bench, format, sites)
 
 
-def table(mutants: Sequence["Mutant"]) -> list[str]:
-    rows = [
-        "| fault in | planted | of them no fault | caught by 1 | by 2 | by 3 | refused to run | missed by all |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
-    ]
+def table(mutants: Sequence["Mutant"]) -> list[dict[str, Any]]:
+    rows = []
     for place, description in [*PLACES.items(), ("", "**all**")]:
         here = [m for m in mutants if place in ("", m.place)]
         faults = [m for m in here if not m.equivalent]
         caught = Counter(proof for m in faults if m.refused is None for proof, by in m.caught.items() if by)
         asked = Counter(proof for m in faults if m.refused is None for proof, by in m.caught.items() if by is not None)
-        refused = sum(m.refused is not None for m in faults)
         cells = [
             f"{caught[proof]} of {asked[proof]}" if asked[proof] else "not asked"
             for proof in ("function", "artifact", "weights")
         ]
-        missed = sum(m.missed for m in faults)
         rows.append(
-            f"| {description} | {len(here)} | {len(here) - len(faults)} | {' | '.join(cells)} | {refused} | {missed} |"
+            {
+                "fault in": description,
+                "planted": len(here),
+                "without effect": len(here) - len(faults),
+                **dict(zip(("caught by 1", "by 2", "by 3"), cells, strict=True)),
+                "refused to run": sum(m.refused is not None for m in faults),
+                "missed by all": sum(m.missed for m in faults),
+            }
         )
     return rows
 
 
-def table_of_faults(mutants: Sequence["Mutant"]) -> list[str]:
+def table_of_faults(mutants: Sequence["Mutant"]) -> list[dict[str, Any]]:
     """Of mappings and rewrites: the kinds of faults, and in how many places each proof caught them."""
-    rows = ["| fault | planted in | faults | caught by 1 | asked of 2 | caught by 2 |", "|---|---|--:|--:|--:|--:|"]
+    rows = []
     program = [m for m in mutants if m.place in ("mapping", "rewrite")]
     for fault in sorted({m.fault for m in program}, key=str.lower):
-        here = [m for m in program if m.fault == fault]
-        faults = [m for m in here if not m.equivalent]
-        where = sorted({m.architecture for m in faults}, key=str.lower)
-        by = [sum(bool(m.caught[proof]) for m in faults) for proof in ("function", "artifact")]
+        faults = [m for m in program if m.fault == fault and not m.equivalent]
         if faults:
-            asked = sum(m.caught["artifact"] is not None for m in faults)
-            rows.append(f"| {fault} | {', '.join(where)} | {len(faults)} | {by[0]} | {asked} | {by[1]} |")
+            rows.append(
+                {
+                    "fault": fault,
+                    "planted in": ", ".join(sorted({m.architecture for m in faults}, key=str.lower)),
+                    "faults": len(faults),
+                    "caught by 1": sum(bool(m.caught["function"]) for m in faults),
+                    "asked of 2": sum(m.caught["artifact"] is not None for m in faults),
+                    "caught by 2": sum(bool(m.caught["artifact"]) for m in faults),
+                }
+            )
     return rows
 
 
@@ -97,29 +104,21 @@ def summary(mutants: Sequence["Mutant"], seconds: float) -> str:
         f"{caught} of {len(faults)} faults caught in {len({m.architecture for m in mutants})} architectures; "
         f"{len(kinds)} kinds in mappings and rewrites, {len({m.fault for m in faults} - kinds)} more in artifacts. "
         f"The faintest of the former changes an output by {weakest:.0e} of its scale. "
-        f"{len(mutants) - len(faults)} more changed nothing and are no faults. ({seconds / 60:.0f} minutes.)"
+        f"{len(mutants) - len(faults)} more changed nothing and are not faults. ({seconds / 60:.0f} minutes)"
     )
-
-
-def write(path: Path, lines: Sequence[str]) -> None:
-    """Between the marks of the file, which the rest of it surrounds."""
-    text = path.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    path.write_text("\n".join([before + BEGIN, "", *lines, "", END]) + after, encoding="utf-8")
 
 
 @click.command()
 @click.argument("names", nargs=-1)
 @click.option("--sites", default=1, show_default=True, help="Places for each kind of fault in each architecture.")
-@click.option("--write", "document", type=click.Path(path_type=Path, exists=True), help="Put the tables in here.")
+@click.option("--record", "recording", is_flag=True, help="Put the tables into docs/planted_faults.json.")
 @click.option(
     "--state",
     type=click.Path(path_type=Path),
     help="JSON lines, one for each architecture: what stands in it is not done again, and several runs may add to it.",
 )
 @click.option("--until", type=click.DateTime(["%H:%M"]), help="Start no architecture after this hour.")
-def main(names: tuple[str, ...], sites: int, document: Path | None, state: Path | None, until: datetime | None) -> None:
+def main(names: tuple[str, ...], sites: int, recording: bool, state: Path | None, until: datetime | None) -> None:
     """Plant faults in small networks and see which proofs catch them."""
     from mutations.proving import Mutant
     from mutations.sequences import ARCHITECTURES
@@ -147,13 +146,13 @@ def main(names: tuple[str, ...], sites: int, document: Path | None, state: Path 
     if not lines:
         return
     mutants = [Mutant(**mutant) for line in lines for mutant in line["mutants"]]
-    text = [
-        summary(mutants, sum(line["seconds"] for line in lines)), "", *table(mutants), "",
-        "The faults of mappings and rewrites, and which proof saw them:", "", *table_of_faults(mutants),
-    ]  # fmt: skip
-    click.echo("\n".join(text))
-    if document:
-        write(document, text)
+    text = summary(mutants, sum(line["seconds"] for line in lines))
+    click.echo(text)
+    if recording:
+        sys.path.append(str(ROOT / "docs/generate"))
+        from tables import record
+
+        record("planted_faults", {"summary": text, "places": table(mutants), "faults": table_of_faults(mutants)})
     sys.exit(any(m.missed for m in mutants))
 
 

@@ -4,7 +4,7 @@
 
 Each figure is of a process of its own, from importing torch on, building the model not counted; "processor" is the time
 of all its threads and children, that of building the model too. "plain" is what `torch.onnx.export` writes, which
-bears no stamp of ours.
+was not written by pt-convert.
 """
 
 import json

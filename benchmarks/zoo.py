@@ -1,18 +1,17 @@
 """Converts whole architectures of torchvision and timm to all formats, and tells which are verified.
 
-    python benchmarks/zoo.py [NAME ...] --results zoo.jsonl [--write docs/ZOO.md] [--seconds 600] [--until 15:00]
+    python benchmarks/zoo.py [NAME ...] --results zoo.jsonl [--record] [--seconds 600] [--until 15:00]
 
 The architectures are those of benchmarks/zoo.txt. Weights are random, norm statistics measured on random images. Images
 are as small as `SMALLER` says where an architecture takes that, so that it takes hours and not a day. One process for
-each model, one conversion to all formats; what stands in the results already is not measured again, unless named. Needs
-timm, which is otherwise not needed.
+each model, one conversion to all formats; what stands in the results already is not measured again, unless named.
+--record puts the rows into docs/zoo.json, from which docs/generate/measurements.py writes docs/ZOO.md. Needs timm.
 """
 
 import json
 import math
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,9 @@ import click
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does; read when torch is imported
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "docs/generate"))
+from tables import record, recorded  # noqa: E402  # found by the line above
+
 LIST = ROOT / "benchmarks" / "zoo.txt"
 FORMATS = ("tf", "keras", "onnx")
 SMALLER = {4: (1, 3, 128, 128), 5: (1, 3, 8, 64, 64)}  # by rank
@@ -165,53 +167,30 @@ def remarks(row: dict) -> Iterator[str]:
         )
 
 
-def table(rows: list[dict], listed: int) -> str:
-    verified = sum(all(verdict(row, format) == "verified" for format in FORMATS) for row in rows)
-    lines = [
-        "# Architectures of torchvision and timm",
-        "",
-        "Written by `python benchmarks/zoo.py --write docs/ZOO.md`. Weights are random, norm statistics measured on",
-        "random images; proofs are made at batch 1, 2 and 4. Seconds are of one conversion to all three formats with",
-        "all proofs, on a machine with other work; the peak is of the largest process. Transposes and gathers are",
-        "those of the artifact, opened again, in the order tf, keras, onnx. Rows may be of different days.",
-        "",
-        f"{len(rows)} of {listed} have been run, {verified} of them are verified in all three formats. Medians: "
-        f"{statistics.median(row['seconds'] for row in rows):.0f} s, "
-        f"{statistics.median(row['peak_mib'] for row in rows if 'peak_mib' in row):.0f} MiB.",
-        "",
-        "| model | input | parameters | tf | keras | onnx | transposes | gathers | seconds | peak MiB |",
-        "|---|---|--:|---|---|---|---|---|--:|--:|",
-    ]
-    for row in rows:
-        artifacts = row.get("formats", {})
-        counts = [
-            " / ".join(
-                str(artifacts[f][kind]) if f in artifacts and artifacts[f]["operators"] else "-" for f in FORMATS
-            )
-            for kind in MOVING
-        ]
-        lines.append(
-            f"| {row['name']} | {' x '.join(map(str, row.get('shape', ['-'])))} | {row['parameters'] / 1e6:.1f} M "
-            if "parameters" in row
-            else f"| {row['name']} | - | - "
-        )
-        lines[-1] += f"| {' | '.join(verdict(row, f) for f in FORMATS)} | {' | '.join(counts)} "
-        lines[-1] += f"| {row['seconds']:.0f} | {row.get('peak_mib', '-')} |"
-    told = [(row["name"], remark) for row in rows for remark in remarks(row)]
-    if told:
-        lines += ["", "What is not verified:", "", *(f"- {name}: {remark}" for name, remark in told)]
-    return "\n".join(lines) + "\n"
+def summary(row: dict) -> dict:
+    """The row of docs/zoo.json."""
+    artifacts = {f: a for f, a in row.get("formats", {}).items() if a["operators"]}
+    return {
+        "name": row["name"],
+        "shape": row.get("shape", []),
+        "parameters": row.get("parameters", 0),
+        "status": {format: verdict(row, format) for format in FORMATS},
+        **{kind: {f: artifact[kind] for f, artifact in artifacts.items()} for kind in MOVING},
+        "seconds": round(row["seconds"]),
+        "peak_mib": row.get("peak_mib"),
+        "remarks": list(remarks(row)),
+    }
 
 
 @click.command(help=__doc__)
 @click.argument("names", nargs=-1)
 @click.option("--results", type=click.Path(path_type=Path), help="JSON lines, a model each; the last of a name counts.")
-@click.option("--write", type=click.Path(path_type=Path))
+@click.option("--record", "recording", is_flag=True, help="Put the rows into docs/zoo.json.")
 @click.option("--seconds", default=600.0, help="The most that a model may take.")
 @click.option("--until", type=click.DateTime(["%H:%M"]), help="Start no model after this hour.")
 @click.option("--only", hidden=True)
 def main(
-    names: tuple[str, ...], results: Path | None, write: Path | None, seconds: float, until: datetime | None, only: str
+    names: tuple[str, ...], results: Path | None, recording: bool, seconds: float, until: datetime | None, only: str
 ) -> None:
     if only:
         click.echo(json.dumps(measure(only)))
@@ -227,12 +206,9 @@ def main(
             with results.open("a") as file:
                 file.write(json.dumps(row) + "\n")
         click.echo(f"{name}: {', '.join(verdict(row, f) for f in FORMATS)}, {row['seconds']:.0f} s", err=True)
-    text = table([measured[name] for name in every if name in measured], len(every))
-    if write:
-        write.parent.mkdir(exist_ok=True)
-        write.write_text(text)
-    else:
-        click.echo(text)
+    if recording:
+        rows = {row["name"]: row for row in recorded("zoo")} | {name: summary(row) for name, row in measured.items()}
+        record("zoo", [rows[name] for name in every if name in rows])
 
 
 if __name__ == "__main__":

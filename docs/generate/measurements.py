@@ -1,0 +1,256 @@
+"""Write the pages of docs/ that show what benchmarks/ measured and recorded as JSON beside them.
+
+python docs/generate/measurements.py
+"""
+
+import statistics
+
+from tables import DOCS, recorded, table
+
+FORMATS = ("tf", "keras", "onnx")
+ZOO = """# Architectures of torchvision and timm
+
+`python benchmarks/zoo.py --record` measures, `python docs/generate/measurements.py` writes this page. Weights are
+random, norm statistics are measured on random images, and the proofs use batches of 1, 2 and 4. Seconds are for one
+conversion to all three formats with all proofs, on a machine with other work; the peak is that of the largest
+process. Transposes and gathers are counted in the artifact, opened again, in the order tf, keras, onnx. Rows may be
+from different days.
+"""
+
+
+def zoo() -> str:
+    """Return the page."""
+    rows = recorded("zoo")
+    verified = sum(set(row["status"].values()) == {"verified"} for row in rows)
+    peaks = [row["peak_mib"] for row in rows if row["peak_mib"]]
+    summary = (
+        f"{len(rows)} architectures were run; {verified} of them are verified in all three formats. Medians: "
+        f"{statistics.median(row['seconds'] for row in rows):.0f} s, {statistics.median(peaks):.0f} MiB.\n"
+    )
+    columns = ["model", "input", "parameters", *FORMATS, "transposes", "gathers", "seconds", "peak MiB"]
+    cells = [
+        [
+            row["name"],
+            " x ".join(map(str, row["shape"])) or "-",
+            f"{row['parameters'] / 1e6:.1f} M" if row["parameters"] else "-",
+            *(row["status"][f] for f in FORMATS),
+            *(" / ".join(str(row[kind].get(f, "-")) for f in FORMATS) for kind in ("transposes", "gathers")),
+            f"{row['seconds']:.0f}",
+            row["peak_mib"],
+        ]
+        for row in rows
+    ]
+    parts = [ZOO, summary, table(columns, cells, ("parameters", "seconds", "peak MiB"))]
+    remarks = [f"- {row['name']}: {remark}\n" for row in rows for remark in row["remarks"]]
+    return "\n".join([*parts, *(["Not verified:\n", "".join(remarks)] if remarks else [])])
+
+
+MOVEMENT = """# Operators that touch activations without arithmetic
+
+`python benchmarks/movement.py --record` counts them in the written artifact, opened again; `python
+docs/generate/measurements.py` writes this page. Operators that only prepare a weight are not counted. The number of
+moved elements is per image. [ZOO.md](ZOO.md) has the proofs.
+
+"Needed" is the minimum for the architecture: 0, and 2 for each product of two matrices that both depend on the input.
+In attention with several heads, q, k, v and the result are each moved once, because a product takes its batch first.
+The last column has the reason of each movement, as in the conversion's report.
+"""
+
+
+def movement() -> str:
+    """Return the page."""
+    rows = recorded("movement")
+    operators = list(rows[0]["operators"])
+    numbers = ["needed", *operators, "elements moved"]
+    cells = [
+        [
+            row["name"],
+            row["format"],
+            row["needed"],
+            *(row["operators"][name] for name in operators),
+            f"{row['elements']:,}",
+            "; ".join(f"{count} x {reason}" for reason, count in row["reasons"].items()),
+        ]
+        for row in rows
+    ]
+    count = f"{len({row['name'] for row in rows})} architectures were counted.\n"
+    return "\n".join([MOVEMENT, count, table(["model", "format", *numbers, "reasons"], cells, numbers)])
+
+
+MODULES = """# Modules
+
+The samples are those of PyTorch's own suite, `torch.testing._internal.common_modules.module_db` (PyTorch {torch}),
+for every module that has a meaning in inference. Losses are left out, and `FractionalMaxPool`, which draws its
+regions at random in eval mode too. A sample is right if it is the same function in float64, rewritten for `tf`,
+`keras` and `onnx`, and gives the same numbers in float32 as a traced TensorFlow function and as a Keras model, on its
+own inputs and on random ones. "Files" is one sample of each module written in all three formats, opened again and
+compared, with its weights.
+
+`python benchmarks/modules.py --record` measures, `python docs/generate/measurements.py` writes this page.
+
+**{count} modules, samples: {total}.**
+"""
+
+
+def modules() -> str:
+    """Return the page."""
+    data = recorded("modules")
+    rows = data["rows"]
+    total = {status: sum(row[status] for row in rows) for status in STATUSES[:3]}
+    shown = ", ".join(f"{count} {status}" for status, count in total.items() if count)
+    cells = [
+        [
+            row["name"],
+            sum(row[status] for status in STATUSES[:3]),
+            row["right"],
+            row["refused"] or "",
+            row["wrong"] or "",
+            row["files"],
+        ]
+        for row in rows
+    ]
+    columns = ["module", "samples", *STATUSES[:3], "files"]
+    parts = [MODULES.format(torch=data["torch"], count=len(rows), total=shown)]
+    parts.append(table(columns, cells, ("samples", *STATUSES[:3])))
+    reasons = [f"- {row['name']}, {count}: {reason}\n" for row in rows for reason, count in row["reasons"].items()]
+    return "\n".join([*parts, *(["## Reasons\n", "".join(reasons)] if reasons else [])])
+
+
+STATUSES = ("right", "refused", "wrong", "failed")
+OPERATORS = """# Operators: PyTorch's own sample inputs
+
+`python benchmarks/operators.py {options} --record` measures, `python docs/generate/measurements.py` writes this page.
+It takes {how_many} (float32, int64, int32, bool) of PyTorch {torch}'s `op_db`. Each is captured, planned and compared
+with PyTorch in float64: within 1e-10 of the scale, whole numbers equal. Up to {artifacts} of each operator and type
+are also run as a traced function and as a `.keras` file that Keras opened again, in float32. "Failed" is an error in
+the converter. The end of the page lists what is left out, and by which rule.
+"""
+
+
+def operators() -> str:
+    """Return the page."""
+    data = recorded("operators")
+    most, artifacts = data["most"], data["artifacts"]
+    how_many = f"at most {most} samples of each type, evenly spread" if most else "all samples of each type"
+    options = f"--most {most} --artifacts {artifacts}" if most else f"--artifacts {artifacts}"
+    head = OPERATORS.format(options=options, how_many=how_many, torch=data["torch"], artifacts=artifacts)
+    groups = []
+    for group in data["groups"]:
+        counts = [group[status] for status in STATUSES]
+        bad = [count or "none" for count in counts[2:]]
+        share = f"{group['right'] / max(sum(counts), 1):.1%}"
+        groups.append([f"{group['name']}: {group['operators']}", sum(counts), *counts[:2], *bad, share])
+    rows = [
+        [row["name"], row["right"], row["of"], "; ".join(f"{reason} ({n})" for reason, n in row["reasons"].items())]
+        for row in data["rows"]
+    ]
+    left_out = [[rule, ", ".join(names)] for rule, names in data["left_out"].items()]
+    columns = ["operators", "samples", *STATUSES, "right of all"]
+    return "\n".join(
+        [
+            head,
+            table(columns, groups, columns[1:]),
+            f"The mappings: {data['mapped']} ATen operators by {data['functions']} functions, {data['lines']:,} lines "
+            "in `mappings/`.\n",
+            table(["operator", "right", "of", "refused because"], rows, ("right", "of")),
+            "## Left out\n",
+            table(["rule", "operators"], left_out),
+        ]
+    )
+
+
+SLOWER = 1.15  # times the naive lowering; below, it is noise
+SYSTEMS = """# The systems of the source documents
+
+`PYTHONPATH=tests/support:. python -m benchmarks.systems --record` measures ({machine}), `python
+docs/generate/measurements.py` writes this page. Each row is one of our sample models (`sample_models/systems.py`)
+that uses the operator between layers with weights, as the code of its paper does, at batch 2 in float32. The maps are
+small, so times are mostly those of starting operators.
+
+- **movement**: the largest difference of the movement alone, which has no weights, from PyTorch in float64, rounded.
+  0 is bit for bit.
+- **network**: the largest difference of the whole network from PyTorch in float64, in units of PyTorch's own rounding
+  (its distance from float64 in float32; the limit is 16).
+- **operators**: what may move elements in the network, and how often; depthwise convolutions, as they may be shifts.
+- **ms**, **naive ms**: time of the network, and of the same program without our recognitions: the fastest tenth of 40
+  calls taken in turn. A row that is more than 15 % slower is timed twice more, and the median ratio of the three is
+  used. The machine had other work: the ratio of a row's two times says more than either.
+"""
+
+
+def systems() -> str:
+    """Return the page, with the sections that are written by hand."""
+    data = recorded("systems")
+    rows = data["rows"]
+    alone = [row for row in rows if row["movement"] is not None]
+    rounded = {f"{row['system']}: {row['spelling']}" for row in alone if row["movement"]}
+    ratios = {id(row): row["ms"] / row["naive_ms"] for row in rows if row["naive_ms"]}
+    slower = [
+        f"{row['system']}: {row['spelling']}, `{row['format']}` ({ratios[id(row)]:.2f})"
+        for row in sorted(rows, key=lambda row: -ratios.get(id(row), 0))
+        if ratios.get(id(row), 0) > SLOWER
+    ]
+    times = ratios.values()
+    facts = [
+        f"{len(rows)} rows; {sum(not row['movement'] for row in alone)} of {len(alone)} movements alone are exact",
+        f"not exact: {'; '.join(sorted(rounded)) or 'none'}",
+        f"largest difference of a network: {max(row['network'] for row in rows):.1f} times PyTorch's own rounding",
+        f"time over naive time: median {statistics.median(times):.2f}, from {min(times):.2f} to {max(times):.2f}",
+        f"more than {SLOWER} times the naive time: {'; '.join(slower) or 'none'}",
+    ]
+    columns = ["system", "spelling", "target", "movement", "network", "operators", "ms", "naive ms"]
+    _, section, by_hand = (DOCS / "SYSTEMS.md").read_text(encoding="utf-8").partition("\n## ")
+    head = SYSTEMS.format(machine=data["machine"])
+    listed = "".join(f"- {fact}\n" for fact in facts)
+    measured = table(columns, map(_cells, rows), ("network", "ms", "naive ms"))
+    return "\n".join([head, listed, measured]) + section + by_hand
+
+
+def _cells(row: dict) -> list[object]:
+    movement, naive = row["movement"], row["naive_ms"]
+    return [
+        row["system"],
+        row["spelling"],
+        f"`{row['format']}`",
+        "with weights" if movement is None else f"{movement:.1e}" if movement else "0",
+        f"{row['network']:.1f}",
+        ", ".join(f"{name} {n}" for name, n in row["operators"].items()) or "none",
+        f"{row['ms']:.2f}",
+        "cannot be lowered" if naive is None else f"{naive:.2f}",
+    ]
+
+
+BEGIN, END = "<!-- mutations -->", "<!-- end of mutations -->"
+
+
+def verification() -> str:
+    """Return the page: its own text, with the tables between the marks."""
+    data = recorded("planted_faults")
+    before, rest = (DOCS / "VERIFICATION.md").read_text(encoding="utf-8").split(BEGIN)
+    _, after = rest.split(END)
+    parts = [
+        data["summary"] + "\n",
+        _table(data["places"]),
+        "The faults of mappings and rewrites, and which proof saw them:\n",
+        _table(data["faults"]),
+    ]
+    return before + BEGIN + "\n\n" + "\n".join(parts) + "\n" + END + after
+
+
+def _table(rows: list[dict[str, object]]) -> str:
+    numbers = [column for column in rows[0] if column not in ("fault in", "fault", "planted in")]
+    return table(list(rows[0]), [list(row.values()) for row in rows], numbers)
+
+
+PAGES = {
+    "ZOO.md": zoo,
+    "MOVEMENT.md": movement,
+    "MODULES.md": modules,
+    "OPERATORS.md": operators,
+    "SYSTEMS.md": systems,
+    "VERIFICATION.md": verification,
+}
+
+if __name__ == "__main__":
+    for name, document in PAGES.items():
+        (DOCS / name).write_text(document(), encoding="utf-8")
