@@ -37,7 +37,7 @@ class Flag:
     Attributes:
         name: with its dashes; a manifest's key is the name without them. `--no-NAME` is for a default of True.
         metavar: how the help shows the value.
-        minimum: the least number that is allowed.
+        minimum: the smallest number that is allowed.
         parse: turns the command line's text into the value; raises ValueError with what to give instead.
         is_path: the value names files; in a manifest they are relative to it.
         completes: what the shell completes: "factory" or "package".
@@ -386,7 +386,7 @@ class LoadOptions:
         """Collect keywords as the API takes them. Raises TypeError for a keyword that is not an option."""
         known = {name for name, *_ in options_of(cls)}  # type: ignore[arg-type]  # mypy: type[Self] is not Hashable
         if unknown := sorted(set(keywords) - known):
-            raise TypeError(f"there is no option {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+            raise TypeError(f"unknown option {', '.join(unknown)}; the options are {', '.join(sorted(known))}")
         made: Self = _collect(cls, keywords, "")
         return made
 

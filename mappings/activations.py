@@ -34,7 +34,7 @@ def prelu(plan, x, weight):
     shared = [i for i in range(1, rank) if i != axis]
     alpha = weight.reshape(*(weight.shape[0] if i == axis else 1 for i in range(1, rank)))
     if any(i not in shared and not isinstance(x.layout.physical_shape[i], int) for i in range(1, rank)):
-        raise Unsupported("an unknown number of channels")
+        raise Unsupported("a dynamic number of channels")
     return plan.layer(layers.PReLU, {"shared_axes": shared}, x, weights=(alpha,), layout=x.layout)
 
 

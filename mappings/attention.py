@@ -27,7 +27,7 @@ assert ours  # registers torch.ops.converter
 @maps(aten.scaled_dot_product_attention.default)
 def attention(plan, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False):
     if dropout_p:
-        raise Unsupported("dropout that is active")
+        raise Unsupported("active dropout")
     if isinstance(query, Constant):
         raise Unsupported("a query that does not depend on the input")
     *_, width = query.shape

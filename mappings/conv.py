@@ -50,7 +50,7 @@ def padded_conv(plan, x, weight, bias, stride, pads, dilation, groups):
 def padded_convolution(plan, x, weight, bias, stride, pads, dilation, groups, shape=None):
     """Convolve `x`; the result has logical `shape` (by default the operator's own)."""
     if not isinstance(weight, Constant):
-        raise Unsupported("a kernel that is computed from the input")
+        raise Unsupported("a kernel that depends on the input")
     if len(x.shape) < len(weight.shape):
         return without_batch(
             plan, x, lambda x, shape: padded_convolution(plan, x, weight, bias, stride, pads, dilation, groups, shape)

@@ -31,7 +31,7 @@ def transposed_convolution(
     plan, x, weight, bias=None, stride=(1,), padding=(0,), output_padding=(0,), groups=1, dilation=(1,)
 ):
     if not isinstance(weight, Constant):
-        raise Unsupported("a kernel that is computed from the input")
+        raise Unsupported("a kernel that depends on the input")
     rank = len(weight.shape) - 2
     stride, padding, output_padding, dilation = (each(n, rank) for n in (stride, padding, output_padding, dilation))
 

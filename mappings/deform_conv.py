@@ -23,9 +23,9 @@ def deform_conv2d(
     groups, offset_groups, use_mask,
 ):  # fmt: skip
     if not isinstance(weight, Constant):
-        raise Unsupported("a kernel that is computed from the input")
+        raise Unsupported("a kernel that depends on the input")
     if not all(isinstance(n, int) for n in x.shape[1:]):
-        raise Unsupported("an image of unknown size")
+        raise Unsupported("an image of dynamic size")
     out, _, height, width = weight.shape
     channels, *sizes = x.shape[1:]
     _, _, *made = plan.shape()
@@ -44,7 +44,7 @@ def deform_conv2d(
     if isinstance(bias, Constant) and not bias.query(lambda held: bool((held == 0).all())):
         operands.append(plan.as_value(bias.index_select(0, emitted), x))
     elif not isinstance(bias, Constant):
-        raise Unsupported("a bias that is computed from the input")
+        raise Unsupported("a bias that depends on the input")
     window = list(itertools.product(range(height), range(width)))
     read = channels_last_result(x.layout, (*x.shape[:2], *made), channels=1)
     for _ in range(4 * len(window)):

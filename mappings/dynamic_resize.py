@@ -131,7 +131,7 @@ def weighted(plan: PlanBuilder, x: Value, dim: int, out: Size, resize: Resize, w
 
     if axis < rank - 1:
         moved = per_example(product(x.shape))
-        plan.movements.append(Movement("Transpose", plan.name, f"{reason} of an unknown size", moved, moved, plan.node))
+        plan.movements.append(Movement("Transpose", plan.name, f"{reason} of a dynamic size", moved, moved, plan.node))
     return plan.call(run, x, *zeros_of(plan, x, dim, out), layout=layout)
 
 
@@ -166,7 +166,7 @@ def nearest(plan: PlanBuilder, x: Value, dim: int, out: Size, factor: float | No
         places = ops.minimum(ops.floor((i + 0.5 if exact else i) * ratio), size - 1)
         return ops.take(array, ops.cast(places, "int32"), axis)
 
-    plan.count_gather(x, "nearest of an unknown size")
+    plan.count_gather(x, "nearest of a dynamic size")
     return plan.call(run, x, *zeros_of(plan, x, dim, out), layout=layout)
 
 
@@ -183,7 +183,7 @@ def part(plan: PlanBuilder, x: Value | Constant, dim: int, start: Size, length: 
         first = start if isinstance(start, int) else counted(left.pop(0))[1]
         return ops.take(array, ops.cast(places + first, "int32"), axis)
 
-    plan.count_gather(x, "a slice of an unknown size")
+    plan.count_gather(x, "a slice of a dynamic size")
     return plan.call(run, x, *lines, layout=layout)
 
 
@@ -207,7 +207,7 @@ def zeros_of(plan: PlanBuilder, x: Value, dim: int, out: Size) -> list[Value]:
         return [found]
     fraction = as_fraction(x.shape[dim], out)
     if fraction is None:
-        raise Unsupported(f"a size ({out}) that no tensor before it has, nor a whole multiple of it")
+        raise Unsupported(f"a size ({out}) that neither an earlier tensor nor a multiple of one has")
     value, axis = plan.isolate_axis(x, dim, "its size")
     return [cut(plan, value, axis, out, fraction)]
 
@@ -252,7 +252,7 @@ def opened(plan: PlanBuilder, x: Value) -> Value:
         zeros = zeros_held(plan, x.layout.size[atom])
         if zeros is None:
             raise Unsupported(
-                f"a view to a size ({plan.program.size_name(x.layout.size[atom])}) that no tensor before it has"
+                f"a view to a size ({plan.program.size_name(x.layout.size[atom])}) that no earlier tensor has"
             )
         lines.append(zeros)
 
@@ -271,7 +271,7 @@ def opened(plan: PlanBuilder, x: Value) -> Value:
             array = ops.take(array, positions, axis)
         return array
 
-    plan.count_gather(x, "a view of several free sizes")
+    plan.count_gather(x, "a view of several dynamic sizes")
     return plan.call(take, x, *lines, layout=Layout(x.layout.dims, tuple(axes), x.layout.size), dtype=x.dtype)
 
 

@@ -14,7 +14,7 @@ aten = torch.ops.aten
 def embedding(plan, weight, indices, padding_idx=-1, scale_grad_by_freq=False, sparse=False):
     """Map an embedding; `padding_idx` and the later arguments concern training: its row is looked up like any other."""
     if not isinstance(weight, Constant) or isinstance(indices, Constant):
-        raise Unsupported("a table that is computed from the input")
+        raise Unsupported("a table that depends on the input")
     count, features = weight.shape
     layout = indices.layout
     fresh = max(layout.size, default=-1) + 1

@@ -65,7 +65,7 @@ def count_from(plan, start, end, step=1, *_, **__):
 def counted(plan: PlanBuilder, start: int | float, step: int | float) -> Value:
     """Count start, start + step, ... along a dynamic size; a known one is a constant."""
     if not (isinstance(start, int) and isinstance(step, int)):
-        raise Unsupported("a count to an unknown size in steps that are no integers")
+        raise Unsupported("a range to a dynamic size with a step that is not an integer")
     zeros = zeros_along(plan, 0, plan.shape())
     return plan.call(lambda z: (ops.cumsum(ops.ones_like(z), 0) - 1) * step + start, zeros, layout=zeros.layout)
 
@@ -131,4 +131,4 @@ def zeros_along(plan: PlanBuilder, dim: int, shape: tuple[Size, ...]) -> Value:
                 source = Value(Layout.of(step.shape), step.dtype, step)
                 dims = tuple((0,) if d == dim else () for d in range(len(shape)))
                 return plan.call(zeros, source, layout=Layout(dims, ((0,),), {0: size}))
-    raise Unsupported("repetition along an unknown size")
+    raise Unsupported("repetition along a dynamic size")

@@ -52,7 +52,7 @@ def flattened(plan: PlanBuilder, x: Value, reason: str) -> Flat:
         x = plan.in_torch_order(x, reason)
         held = strides_of(x.layout)
     if held is None:
-        raise Unsupported("an index along dimensions of unknown size")
+        raise Unsupported("an index along dimensions of dynamic size")
     atoms = x.layout.atoms
     order = sorted(range(len(x.shape)), key=lambda d: atoms.index(x.layout.dims[d][0]) if x.layout.dims[d] else -1)
     one_dimension = Value(Layout((atoms,), x.layout.axes, x.layout.size), x.dtype, x.step)
@@ -81,7 +81,7 @@ def positions(
     for d, index in indices.items():
         size = flat.shape[d]
         if not isinstance(size, int):
-            raise Unsupported("an index into an unknown size")
+            raise Unsupported("an index into a dynamic size")
         parts.append(index if isinstance(index, Value) else computed(index.tensor % max(size, 1)))
         strides.append(flat.strides[d])
     for d, place in places.items():
@@ -350,10 +350,10 @@ def masked(plan, x, indices, values, accumulate):
     """Write where a mask is true: one number everywhere, or one for each place behind the mask."""
     mask, *others = indices
     if any(i is not None for i in others) or mask is None:
-        raise Unsupported("a mask among other indices: write it with torch.where")
+        raise Unsupported("a mask besides other indices: use torch.where")
     behind = tuple(x.shape[len(mask.shape) :])
     if len(values.shape) > len(behind) and product(values.shape[: len(values.shape) - len(behind)]) != 1:
-        raise Unsupported("as many values as a mask has true elements: write it with torch.where")
+        raise Unsupported("one value for each true element of a mask: use torch.where")
     shape = (*mask.shape, *(1,) * len(behind))
     mask = mask.reshape(*shape) if isinstance(mask, Constant) else plan.reshape(mask, shape)
     values = (
@@ -388,7 +388,7 @@ def masked_scatter(plan, x, mask, source):
     """Give the n-th true element of the mask, counted in PyTorch's order, the n-th element of `source`."""
     shape = plan.shape()
     if not all(isinstance(n, int) for n in (*shape, *source.shape)):
-        raise Unsupported("a mask over an unknown size")
+        raise Unsupported("a mask over a dynamic size")
     like = next(v for v in (x, mask, source) if isinstance(v, Value))
     count, most = product(shape), product(source.shape) - 1
     flags = plan.reshape(plan.as_value(expanded(plan, mask, shape), like), (count,))

@@ -26,7 +26,7 @@ ZEROS, BORDER, REFLECTION = range(3)
 def grid_sampler(plan, x, grid, interpolation_mode, padding_mode, align_corners):
     sizes = x.shape[2:]
     if not all(isinstance(n, int) for n in sizes):
-        raise Unsupported("an image of unknown size")
+        raise Unsupported("an image of dynamic size")
     x, _ = plan.channels_last(x)
     widths = margins(interpolation_mode, padding_mode)
     layout = channels_last_result(x.layout, plan.shape(), channels=1)
@@ -210,7 +210,7 @@ def affine_grid(plan, theta, size, align_corners):
     """Compute each coordinate as a sum of products with the coordinates of an image, which are constants."""
     sizes = plan.shape()[1:-1]
     if not all(isinstance(n, int) for n in sizes):
-        raise Unsupported("an image of unknown size")
+        raise Unsupported("an image of dynamic size")
     rank = len(sizes)
     identity = torch.eye(rank, rank + 1, dtype=torch.float64)[None]
     base = aten.affine_grid_generator.default(identity, [1, 1, *sizes], align_corners)[0].numpy()

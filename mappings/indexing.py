@@ -79,7 +79,7 @@ def picked(plan, x, dim, indices, reason):
         x = plan.reshape(x, (1,))
     size, count = x.shape[dim], len(indices)
     if not isinstance(size, int):
-        raise Unsupported("an index into an unknown size")
+        raise Unsupported("an index into a dynamic size")
     if np.array_equal(indices, np.arange(size)):
         return x
     x, axis = plan.isolate_axis(x, dim, reason)
@@ -106,7 +106,7 @@ def taken(plan, x, dim, index):
     """Take `x` at an index computed from the input, whose dimensions replace `dim`."""
     size = x.shape[dim] if x.shape else 1
     if not isinstance(size, int):
-        raise Unsupported("an index into an unknown size")
+        raise Unsupported("an index into a dynamic size")
     x = plan.as_value(x, index)
     if not x.shape:
         x = plan.reshape(x, (1,))
@@ -131,7 +131,7 @@ def taken(plan, x, dim, index):
 def index(plan, x, indices):
     given = {d: i for d, i in enumerate(indices) if i is not None}
     if any(i.dtype == torch.bool for i in given.values()):
-        raise Unsupported("how many elements a mask picks depends on values: choose among all of them with torch.where")
+        raise Unsupported("the number of elements that a mask selects depends on values: use torch.where")
     if not isinstance(x, Value) or not all(isinstance(i, Constant) for i in given.values()):
         like = next(v for v in (x, *given.values()) if isinstance(v, Value))
         x = plan.as_value(x, like)
@@ -143,7 +143,7 @@ def index(plan, x, indices):
     dims = list(given)
     sizes = [x.shape[d] for d in dims]
     if not all(isinstance(n, int) for n in sizes):
-        raise Unsupported("an index into an unknown size")
+        raise Unsupported("an index into a dynamic size")
     chosen = np.broadcast_arrays(*(i.array() % n for i, n in zip(given.values(), sizes, strict=True)))
     first = dims[0] if dims == list(range(dims[0], dims[0] + len(dims))) else 0  # apart, their result goes first
     rest = [d for d in range(len(x.shape)) if d not in given]
@@ -170,7 +170,7 @@ def plane(plan, x, offset, dim1, dim2):
     dim1, dim2 = dim1 % rank, dim2 % rank
     rows, columns = x.shape[dim1], x.shape[dim2]
     if not (isinstance(rows, int) and isinstance(columns, int)):
-        raise Unsupported("a diagonal of an unknown size")
+        raise Unsupported("a diagonal of a dynamic size")
     rest = [d for d in range(rank) if d not in (dim1, dim2)]
     together = Value(x.layout.permute([*rest, dim1, dim2]), x.dtype, x.step)
     merged = plan.reshape(together, (*(x.shape[d] for d in rest), rows * columns))
@@ -186,7 +186,7 @@ def unfold(plan, x, dimension, size, step):
         return plan.reshape(x, plan.shape())
     dim = dimension % len(x.shape)
     if not isinstance(x.shape[dim], int):
-        raise Unsupported("windows along an unknown size")
+        raise Unsupported("windows along a dynamic size")
     count = (x.shape[dim] - size) // step + 1
     chosen = step * np.arange(count)[:, None] + np.arange(size)
     windows = picked(plan, x, dim, chosen.ravel(), "windows")
@@ -204,12 +204,12 @@ def as_strided(plan, x, size, stride, storage_offset=None):
 def in_storage(plan, x, size, stride, storage_offset):
     """Return `x` in PyTorch's memory order, and the indices of a strided view there."""
     if not plan.node.args[0].meta["val"].is_contiguous() or not all(isinstance(n, int) for n in (*size, *x.shape)):
-        raise Unsupported("a view of memory: use permute, reshape or unfold")
+        raise Unsupported("a view by strides: use permute, reshape or unfold")
     chosen = np.asarray(storage_offset or 0)
     for n, step in zip(size, stride, strict=True):
         chosen = chosen[..., None] + step * np.arange(n)
     if chosen.size and chosen.max() >= product(x.shape):
-        raise Unsupported("a view of memory beyond the tensor: use permute, reshape or unfold")
+        raise Unsupported("a view by strides past the end of the tensor: use permute, reshape or unfold")
     return plan.reshape(x, (product(x.shape),)), chosen.ravel()
 
 

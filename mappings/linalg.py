@@ -73,7 +73,7 @@ def sign_and_log_determinant(plan, x):
 @maps(aten._linalg_solve_ex.default)
 def solve_with_factors(plan, a, b, *, left=True, check_errors=False):
     if is_used(plan, 1) or is_used(plan, 2):
-        raise Unsupported("the factors that the solution was found by")
+        raise Unsupported("the factors from which the solution was computed")
     value, status = with_status(plan, solution(plan, a, b, plan.shape(0), left), 3)
     return [value, None, None, status]
 
@@ -121,7 +121,7 @@ def solve_triangular(plan, a, b, *, upper, left=True, unitriangular=False):
 
 # -- spectra. Singular vectors and eigenvectors are known only up to a sign, which libraries choose differently.
 
-OPEN = "vectors whose signs are open; the values alone can be converted"
+OPEN = "vectors whose signs are not determined; the values alone can be converted"
 
 
 @maps(aten._linalg_svd.default)
@@ -147,7 +147,7 @@ def pseudo_inverse(plan, x, *, atol=None, rtol=None, hermitian=False):
     """Zero singular values up to `rtol` (default: the larger side, times the type's epsilon) times the largest."""
     atol, rtol = (t.scalar() if isinstance(t, Constant) and t.is_scalar else t for t in (atol, rtol))
     if isinstance(rtol, Value | Constant) or atol not in (None, 0.0):
-        raise Unsupported("an absolute tolerance, or one that is computed")
+        raise Unsupported("an absolute or a computed tolerance")
     larger = max(x.shape[-2:])
 
     def function(a):

@@ -16,7 +16,7 @@ aten = torch.ops.aten
 @maps(aten.linear.default, produces=-1)
 def linear(plan, x, weight, bias=None):
     if not isinstance(weight, Constant):
-        raise Unsupported("a weight that is computed from the input")
+        raise Unsupported("a weight that depends on the input")
     if is_tied(plan, weight) and len(x.shape) > 1:
         return scores(plan, x, weight, bias)
     if len(x.shape) == 1:
@@ -79,7 +79,7 @@ def bilinear(plan, first, second, weight, bias=None):
     It is a Linear of the first to (o, j), then its product with the second.
     """
     if not isinstance(weight, Constant):
-        raise Unsupported("a weight that is computed from the input")
+        raise Unsupported("a weight that depends on the input")
     if isinstance(first, Constant) or isinstance(second, Constant):
         raise Unsupported("an operand that does not depend on the input")
     out, into, other = weight.shape

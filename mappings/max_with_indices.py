@@ -33,7 +33,7 @@ class Windows:
 
 def sliding(size: int, out: int, kernel: int, stride: int, padding: int, dilation: int) -> Windows:
     if not all(isinstance(n, int) for n in (size, out)):
-        raise Unsupported("the positions of maxima along an unknown size")
+        raise Unsupported("the positions of maxima along a dynamic size")
     positions = np.arange(out)[:, None] * stride - padding + np.arange(kernel) * dilation
     inside = (positions >= 0) & (positions < size)
     first = np.take_along_axis(positions, inside.argmax(1)[:, None], 1)
@@ -47,7 +47,7 @@ def bounds(size: int, out: int) -> list[tuple[int, int]]:
 
 def adaptive(size: int, out: int) -> Windows:
     if not all(isinstance(n, int) for n in (size, out)):
-        raise Unsupported("the positions of maxima along an unknown size")
+        raise Unsupported("the positions of maxima along a dynamic size")
     first, last = np.array(bounds(size, out)).T
     positions = first[:, None] + np.arange((last - first).max())
     return Windows(np.minimum(positions, last[:, None] - 1), positions < last[:, None])

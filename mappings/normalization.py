@@ -20,7 +20,7 @@ aten = torch.ops.aten
 @maps(aten.batch_norm.default, channels_last=True)
 def batch_norm(plan, x, weight, bias, mean, variance, training, momentum, eps, cudnn_enabled=False):
     if any(isinstance(t, Value) for t in (weight, bias, mean, variance)):
-        raise Unsupported("a scale or statistics that are computed from the input")
+        raise Unsupported("a scale or statistics that depend on the input")
     if mean is None or training:
         return of_the_batch(plan, x, weight, bias, eps)
     x, axis, order = plan.channel_axis(x)

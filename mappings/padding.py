@@ -91,7 +91,9 @@ def replication_pad(plan, x, padding):
 def padded(plan: PlanBuilder, x: Value, pad: Sequence[int], function) -> Value:
     """Apply `function` to the array and its axes' widths; `pad` is PyTorch's: last dimension first, before, after."""
     if not all(isinstance(n, int) for n in pad):
-        raise Unsupported("padding by a size that depends on the input; none is needed where it is a multiple: 32*H")
+        raise Unsupported(
+            "padding that depends on the input's size; it is not needed if the size is a multiple, such as 32*H"
+        )
     widths = [(0, 0)] * (len(x.shape) - len(pad) // 2) + list(zip(pad[::2], pad[1::2], strict=True))[::-1]
     for d, (before, after) in enumerate(widths):
         if min(before, after) < 0:
@@ -117,7 +119,7 @@ def repeated_ends(plan: PlanBuilder, x: Value, pad: Sequence[int]) -> Value:
     for i, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True)):
         size = x.shape[len(x.shape) - 1 - i]
         if not isinstance(size, int):
-            raise Unsupported("padding of an unknown size")
+            raise Unsupported("padding of a dynamic size")
         chosen = np.clip(np.arange(size + before + after) - before, 0, size - 1)
         x = picked(plan, x, len(x.shape) - 1 - i, chosen, "padding")
     return x

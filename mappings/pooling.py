@@ -49,12 +49,12 @@ def overhang(size, out, kernel, stride, padding):
     if isinstance(beyond, int):
         return max(padding, beyond)
     if kernel <= padding + stride - 1:
-        raise Unsupported("windows that may begin behind an image of unknown size")
+        raise Unsupported("windows that may start past the end of an image of dynamic size")
     return padding + stride - 1
 
 
 def of_batch(plan, x, rank, pool, shape):
-    """Call `pool(x, shape)`, adding a batch if `x` has none; channels of an unknown number become its batch."""
+    """Call `pool(x, shape)`, adding a batch if `x` has none; a dynamic number of channels becomes its batch."""
     if len(x.shape) == rank + 2:
         return pool(x, shape)
     at = 0 if isinstance(x.shape[0], int) else 1
@@ -127,7 +127,7 @@ def maximum_by_axis(plan, x, kernel, stride, pads, dilation, shape):
 def by_axis(plan, x, dim, size, function):
     """Apply `function(array, axis)`, which changes the size of dimension `dim`, on any axis."""
     if not all(isinstance(n, int) for n in (x.shape[dim], size)):
-        raise Unsupported("an unknown size")
+        raise Unsupported("a dynamic size")
     x, axis = plan.isolate_axis(x, dim, "a pool")
     layout, _ = x.layout.resize_dim(dim, size)
     return plan.call(lambda a: function(a, axis), x, layout=layout)
@@ -162,7 +162,7 @@ def average_pool(
     plan, x, kernel_size, stride=(), padding=(0,), ceil_mode=False, count_include_pad=True, divisor_override=None
 ):
     if not x.dtype.is_floating_point:
-        raise Unsupported("an average of integers, which PyTorch cuts off")
+        raise Unsupported("an average of integers, which PyTorch truncates")
     rank = AVERAGE_POOLS[plan.node.target]
     kernel, padding = each(kernel_size, rank), each(padding, rank)
     stride = each(stride, rank) if stride else kernel

@@ -123,7 +123,7 @@ def one_step(
     """Return the states after one step from (batch, features), using a layer over a sequence of one."""
     held = [w for w in params if w is not None]
     if not all(isinstance(w, Constant) for w in held):
-        raise Unsupported("weights that are computed from the input")
+        raise Unsupported("weights that depend on the input")
     like = next(v for v in (x, *given) if isinstance(v, Value))
     x = plan.as_value(x, like)
     batch, features = x.layout.dims
@@ -147,9 +147,9 @@ def recurrent(
     """Return the sequence and the last states, each (layers and directions, batch, units)."""
     has_biases, num_layers, dropout, train, bidirectional, batch_first = settings
     if dropout and train:
-        raise Unsupported("dropout that is active")
+        raise Unsupported("active dropout")
     if not all(isinstance(w, Constant) for w in params):
-        raise Unsupported("weights that are computed from the input")
+        raise Unsupported("weights that depend on the input")
     directions = 2 if bidirectional else 1
     count = len(params) // (num_layers * directions)
     projected = count > (4 if has_biases else 2)
@@ -258,7 +258,7 @@ def before_projection(plan: PlanBuilder, projection: Constant, state: Value, nam
     """Return a state h that `projection` maps to `state` (batch, units); only that product is ever read."""
     held = projection.tensor.double()
     if torch.linalg.matrix_rank(held) < held.shape[0]:
-        raise Unsupported("an initial state of a projection whose rows depend on each other")
+        raise Unsupported("an initial state of a projection whose rows are linearly dependent")
     inverse = LazyTensor.of(torch.linalg.pinv(held))
     weight = Constant(inverse, projection.dtype, projection.sources, False, False, ("inverse", projection.key))
     return features_last(plan, state, weight, None, f"{name}.before_projection")

@@ -38,7 +38,7 @@ def prefixes(plan, x, dim):
     dim %= len(x.shape)
     size = x.shape[dim]
     if not isinstance(size, int):
-        raise Unsupported("a running extreme along an unknown size")
+        raise Unsupported("a cumulative maximum or minimum along a dynamic size")
     x, axis = plan.isolate_axis(x, dim, "a running extreme")
     behind = (1,) * (len(x.layout.axes) - axis - 1)
     mask = torch.ones(size, size, dtype=torch.bool).tril().reshape(size, size, *behind)

@@ -20,7 +20,7 @@ def slice_scatter(plan, x, src, dim=0, start=None, end=None, step=1):
     if written == size:
         return src
     if not isinstance(size, int) or not isinstance(start or 0, int):
-        raise Unsupported("writing to a part of an unknown size")
+        raise Unsupported("writing to a slice of a dynamic size")
     first = max(min((start or 0) + (size if (start or 0) < 0 else 0), size), 0)
     like = next((v for v in (x, src) if isinstance(v, Value)), None)
     if like is None:
@@ -52,7 +52,7 @@ def replaced(plan, x, src, dim, indices):
     """Replace the elements of `dim` of `x` at `indices` by those of `src`, in the order of `src`."""
     size = x.shape[dim]
     if not isinstance(size, int):
-        raise Unsupported("writing to a part of an unknown size")
+        raise Unsupported("writing to a slice of a dynamic size")
     values, axis, layout = plan.join([x, src], dim)
     order = np.arange(size)
     order[indices] = size + np.arange(len(indices))

@@ -77,7 +77,7 @@ def ranked(plan, x, dim, count, descending):
         x = plan.reshape(x, (1,))
     dim %= len(x.shape)
     if not isinstance(x.shape[dim], int) or not isinstance(count, int):
-        raise Unsupported("sorting an unknown size")
+        raise Unsupported("sorting along a dynamic size")
     x, _ = plan.isolate_axis(x, dim, "sorting")
     x = plan.relayout(x, x.layout.dim_last(dim), "sorting needs the last axis")
     # negation without overflow: -a, and for integers -1 - a
@@ -155,7 +155,7 @@ def median(plan, x, dim, keepdim=False):
 def middle_of(plan, x, dim):
     """Return a function for the median of `dim` (0) and its position (1), kept as one element."""
     if not isinstance(x.shape[dim], int):
-        raise Unsupported("the median of an unknown number")
+        raise Unsupported("a median along a dynamic size")
     x, _ = plan.isolate_axis(x, dim % len(x.shape), "a median")
     x = plan.relayout(x, x.layout.dim_last(dim % len(x.shape)), "a median needs the last axis")
     part = smallest_but(plan, x, dim, (x.shape[dim] + 1) // 2)
@@ -180,7 +180,7 @@ def middle_of(plan, x, dim):
 @maps(aten.median.default)
 def median_of_all(plan, x):
     if not isinstance(product(x.shape), int):
-        raise Unsupported("the median of an unknown number")
+        raise Unsupported("a median along a dynamic size")
     flat = whole(plan, x)
     return plan.reshape(middle_of(plan, flat, 0)(0), ())
 
@@ -194,7 +194,7 @@ def known_median(plan, x, dim, keepdim=False):
         x = plan.reshape(x, (1,))
     dim %= len(x.shape)
     if not isinstance(x.shape[dim], int):
-        raise Unsupported("the median of an unknown number")
+        raise Unsupported("a median along a dynamic size")
     x, axis = plan.isolate_axis(x, dim, "a median")
     one, _ = x.layout.resize_dim(dim, 1)
 
@@ -260,7 +260,7 @@ def mode(plan, x, dim=-1, keepdim=False):
         x = plan.reshape(x, (1,))
     dim %= len(x.shape)
     if not isinstance(x.shape[dim], int):
-        raise Unsupported("a mode along an unknown size")
+        raise Unsupported("a mode along a dynamic size")
     size = x.shape[dim]
     x, axis = plan.isolate_axis(x, dim, "a mode")
     one, _ = x.layout.resize_dim(dim, 1)

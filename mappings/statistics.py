@@ -168,7 +168,7 @@ def pairwise_distances(plan, a, b, p, compute_mode=None):
 def distances_within(plan, x, p=2):
     """Compute the distances between every two rows, lower indices first."""
     if not isinstance(x.shape[0], int):
-        raise Unsupported("distances within an unknown number of rows")
+        raise Unsupported("distances between a dynamic number of rows")
     first, second = np.triu_indices(x.shape[0], 1)
     return distances(plan, picked(plan, x, 0, first, "pairs"), picked(plan, x, 0, second, "pairs"), p)
 

@@ -15,7 +15,7 @@ def im2col(plan, x, kernel_size, dilation, padding, stride):
     """Rearrange (B, C, H, W) to (B, C * kh * kw, windows)."""
     *batch, channels, height, width = x.shape
     if not tiles((height, width), kernel_size, dilation, padding, stride):
-        raise Unsupported("windows that overlap or leave something out")
+        raise Unsupported("windows that overlap or leave gaps")
     kh, kw = kernel_size
     n = len(batch)
     split = (*batch, channels, height // kh, kh, width // kw, kw)
@@ -27,7 +27,7 @@ def im2col(plan, x, kernel_size, dilation, padding, stride):
 def col2im(plan, x, output_size, kernel_size, dilation, padding, stride):
     """Rearrange (B, C * kh * kw, windows) to (B, C, H, W), overlapping windows summed."""
     if not tiles(output_size, kernel_size, dilation, padding, stride):
-        raise Unsupported("windows that overlap or leave something out")
+        raise Unsupported("windows that overlap or leave gaps")
     *batch, columns, _ = x.shape
     (height, width), (kh, kw) = output_size, kernel_size
     n = len(batch)

@@ -77,7 +77,7 @@ def slice_(plan, x, dim=0, start=None, end=None, step=1):
     start, end = start or 0, x.shape[dim] if end is None else end
     if not all(isinstance(n, int) for n in (start, end, step)):
         if step != 1:
-            raise Unsupported("steps from bounds that depend on the input")
+            raise Unsupported("a slice with steps between bounds that depend on the input")
         return dynamic_resize.part(plan, x, dim, start, plan.shape()[dim])
     x, axis = plan.isolate_axis(x, dim, "a slice")
     layout, _ = x.layout.resize_dim(dim, plan.shape()[dim])

@@ -89,7 +89,7 @@ def build(classes: int = 4, height: int = 64, width: int = 96) -> Detector:
     """The architecture that `detect_head.safetensors` belongs to, untrained, for images of `height` x `width` pixels.
 
     Raises:
-        ValueError: height or width is no multiple of 32.
+        ValueError: height or width is not a multiple of 32.
     """
     if height % STRIDES[-1] or width % STRIDES[-1]:
         raise ValueError(f"an image of {height}x{width} pixels: height and width must be multiples of {STRIDES[-1]}")

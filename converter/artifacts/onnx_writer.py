@@ -252,7 +252,7 @@ def _names_kept(reserved: Sequence[str]) -> Iterator[None]:
 
 
 def _rename_clashing(graph: Any, reserved: Sequence[str]) -> None:
-    """Give every initializer that is no output a name that is not `reserved` and that no input or output has."""
+    """Give every initializer that is not an output a name that is not `reserved` and that no input or output has."""
     taken = {value.name for value in (*graph.inputs, *graph.outputs)} | set(reserved)
     for value in [value for value in graph.initializers.values() if not value.is_graph_output()]:
         name = next(n for n in _numbered(value.name) if n not in taken and graph.initializers.get(n, value) is value)

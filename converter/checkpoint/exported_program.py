@@ -297,7 +297,7 @@ def _odd_payloads(config: Any, reader: torch._C.PyTorchFileReader, folder: str) 
             continue
         yield from _odd_parts(entry)
         if not _is_module_path(name):
-            yield f"{name}: a name that is no module path"
+            yield f"{name}: a name that is not a module path"
         sizes = (entry.get("tensor_meta") or {}).get("sizes")
         if not isinstance(sizes, list) or not all(type(size.get("as_int")) is int for size in sizes):
             yield f"{name}: a tensor without a size"

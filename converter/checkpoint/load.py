@@ -209,7 +209,7 @@ def _select_model(
         if isinstance(model, nn.Module):
             tensors = (*model.parameters(), *model.buffers())
             if not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
-                raise TypeError("parameters or buffers that are no tensors")
+                raise TypeError("parameters or buffers that are not tensors")
             check_parts(model)
             check_expansion(tensors, path)
         else:

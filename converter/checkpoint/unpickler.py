@@ -232,7 +232,7 @@ class RestrictedUnpickler(PurePython):
             self._run(_give_state, target, state)
         elif is_library_module(kind):
             if type(state) is not dict:
-                raise Refused(f"a state of {_describe(kind)} that is no dict")
+                raise Refused(f"a state of {_describe(kind)} that is not a dict")
             self._check_attributes(kind, state)
             self._given_state.append(target)
             kind.__setstate__(target, state)
@@ -246,7 +246,7 @@ class RestrictedUnpickler(PurePython):
             _fill_array(target, state)
         elif (named := self.named.get(id(kind))) and (named.built or kind is collections.OrderedDict):
             if type(state) is not dict:
-                raise Refused(f"a state of {_describe(kind)} that is no dict")
+                raise Refused(f"a state of {_describe(kind)} that is not a dict")
             self._check_attributes(kind, state)
             self._given_state.append(target)
             target.__dict__.update(state)

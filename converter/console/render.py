@@ -28,6 +28,7 @@ from ..report.results import (
 
 FORMATS = {"tf": "SavedModel", "keras": "Keras file", "onnx": "ONNX"}
 PROOFS = {"function": "1 same function", "artifact": "2 same artifact", "weights": "3 same weights"}
+LAYOUTS = {"channels_last": "channels last", "pytorch": "PyTorch layout"}
 COLOURS = {"verified": "green", "not verified": "yellow", "disagrees": "red", "failed": "red", "converts": "green"}
 MOST_LINES = 6
 
@@ -59,7 +60,7 @@ def _artifact_title(artifact: ArtifactReport) -> Text:
 def _add_tensors(grid: Table, inputs: Sequence[TensorFacts], outputs: Sequence[TensorFacts]) -> None:
     for label, tensors in (("input", inputs), ("output", outputs)):
         for number, tensor in enumerate(tensors):
-            facts = f" {tensor.dtype} {_shape(tensor.shape)} {tensor.layout.replace('_', ' ')}"
+            facts = f" {tensor.dtype} {_shape(tensor.shape)} {LAYOUTS[tensor.layout]}"
             grid.add_row(
                 "" if number else label + "s" * (len(tensors) > 1), Text.assemble((tensor.name, "cyan"), facts)
             )
@@ -68,7 +69,7 @@ def _add_tensors(grid: Table, inputs: Sequence[TensorFacts], outputs: Sequence[T
 def _tree(rows: Sequence[LayerRow]) -> Table:
     """Render the modules as a tree, each with the last part of its path."""
     tree = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for column in ("module", "type", "of one sample"):
+    for column in ("module", "type", "per sample"):
         tree.add_column(column, no_wrap=True)
     tree.add_column("parameters", justify="right", no_wrap=True)
     tree.add_column("becomes", overflow="fold")
@@ -139,10 +140,10 @@ def _notes(notes: Sequence[Note]) -> list[RenderableType]:
 
 
 def _figures(output: OutputComparison, all_of_them: bool) -> str:
-    figures = [f"largest error {output.max_abs:.1e}"]
+    figures = [f"max error {output.max_abs:.1e}"]
     if output.multiple_of_rounding is not None:
         multiple = output.multiple_of_rounding
-        figures.append(f"{multiple:{'.1f' if multiple < 1000 else '.1e'}} x PyTorch's rounding")
+        figures.append(f"{multiple:{'.1f' if multiple < 1000 else '.1e'}}x float32 rounding")
     if output.top1_agreement is not None:
         figures.append(f"top-1 {_percent(output.top1_agreement)} the same")
     if output.top5_agreement is not None and (all_of_them or output.top5_agreement < 1):

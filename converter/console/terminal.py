@@ -266,11 +266,11 @@ class Terminal:
         for number, movement in enumerate(shown):
             elements = f"{movement.elements:,}" if isinstance(movement.elements, int) else movement.elements
             what = f"{movement.kind} of {elements} elements: {movement.reason}"
-            grid.add_row("" if number else "moves data", _at(movement.module, what))
+            grid.add_row("" if number else "data movement", _at(movement.module, what))
         if len(artifact.movements) > len(shown):
             grid.add_row("", _more(len(artifact.movements) - len(shown)))
         if not artifact.movements:
-            grid.add_row("moves data", "no operator")
+            grid.add_row("data movement", "none")
         remarks = artifact.training if self.verbose else artifact.training[:MOST_LINES]
         for number, remark in enumerate(remarks):
             grid.add_row("" if number else "training differences", Text(f"{remark} [{remark.code}]"))

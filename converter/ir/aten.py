@@ -226,7 +226,7 @@ def returned(graph: fx.Graph) -> list[fx.Node]:
 
 
 def read_item(node: fx.Node) -> tuple[fx.Node, int] | None:
-    """Return the value of several results and the position in it that `node` reads, or None if it is no such read."""
+    """Return the value of several results and the position in it that `node` reads, or None if it reads none."""
     if node.target is not operator.getitem:
         return None
     source, position = node.args

@@ -25,9 +25,7 @@ class TensorInterface:
 
     @property
     def layout(self) -> str:
-        if self.order == tuple(range(len(self.order))):
-            return "as PyTorch"
-        return "channels last"
+        return "pytorch" if self.order == tuple(range(len(self.order))) else "channels_last"
 
 
 def to_artifact(array: np.ndarray, interface: TensorInterface) -> np.ndarray:
@@ -41,8 +39,7 @@ def to_torch(array: np.ndarray, interface: TensorInterface) -> np.ndarray:
 def facts(interface: TensorInterface, names: Mapping[sympy.Symbol, sympy.Expr] | None = None) -> TensorFacts:
     """Return the facts for a report; `names` come from `symbol_names`."""
     shape = sizes_shown(interface.shape, names)
-    rank = len(interface.order)
-    layout = "as PyTorch" if interface.layout == "as PyTorch" or rank < 3 else "channels_last"
+    layout = "pytorch" if len(interface.order) < 3 else interface.layout
     return TensorFacts(interface.name, shape, str(interface.dtype).removeprefix("torch."), layout)
 
 

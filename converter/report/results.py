@@ -17,7 +17,7 @@ ProofName = Literal["function", "artifact", "weights"]
 
 @dataclass(frozen=True)
 class TensorFacts:
-    """An input or output of an artifact; `layout` is "channels_last", "channels_first" or "as PyTorch"."""
+    """An input or output of an artifact; `layout` is "channels_last" or "pytorch"."""
 
     name: str
     shape: Shape

@@ -153,8 +153,8 @@ def _float_figures(
     worst = np.unravel_index(int(ratios.argmax()), ratios.shape) if ratios.size else ()
     if not ratio <= 1.0:
         faults.append(
-            f"round {number + 1}: the error is {float(errors[worst]):.3g} where {float(allowed[worst]):.3g} is "
-            f"allowed, at {[int(i) for i in worst]}: {float(found[worst]):.9g} where PyTorch has "
+            f"round {number + 1}: the error is {float(errors[worst]):.3g} (limit {float(allowed[worst]):.3g}) "
+            f"at {[int(i) for i in worst]}: {float(found[worst]):.9g} where PyTorch has "
             f"{float(kept[worst]):.9g}"
         )
         if _reordered(kept, found, float(allowed.max())):

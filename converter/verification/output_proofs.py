@@ -55,10 +55,12 @@ def compare_function(
         default=0.0,
     )
     multiples = [output.multiple_of_rounding for output in outputs if output.multiple_of_rounding is not None]
-    bound = f"bound {relative_bound:.0e}"
+    agreed = f"max error {worst:.1e} of the scale in float64 (limit {relative_bound:.0e})"
     if multiples:
-        bound = f"{max(multiples):.1f} x PyTorch's own rounding there, bound {ROUNDING_FACTOR}"
-    agreed = f"float64 equals PyTorch's to {worst:.1e} of the scale ({bound})"
+        agreed = (
+            f"max error {worst:.1e} of the scale in float64, {max(multiples):.1f}x PyTorch's own rounding there "
+            f"(limit {ROUNDING_FACTOR}x)"
+        )
     return _proof("function", outputs, agreed, len(reference))
 
 
@@ -103,16 +105,17 @@ def compare_artifact(
     outputs = _compare(reference, actual, torch_float32, allowance, constant, perturbed_runs)
     multiples = [output.multiple_of_rounding for output in outputs if output.multiple_of_rounding is not None]
     if atol is not None or rtol is not None:
-        agreed = f"within the tolerances given (atol {atol or 0:g}, rtol {rtol or 0:g})"
+        agreed = f"within the given tolerances (atol {atol or 0:g}, rtol {rtol or 0:g})"
     elif multiples:
-        agreed = f"{max(multiples):.1f} x PyTorch's own rounding (bound {ROUNDING_FACTOR})"
+        largest = max(output.max_abs for output in outputs)
+        agreed = f"max error {largest:.1e}, {max(multiples):.1f}x float32 rounding (limit {ROUNDING_FACTOR}x)"
     else:
         agreed = "equal"
     proof = _proof("artifact", outputs, agreed, len(reference))
     close = [o for o in outputs if not o.agrees and o.max_abs <= CLOSE * o.scale]
     if close and len(close) == sum(not output.agrees for output in outputs):
         worst = max(output.max_abs for output in close)
-        hint = f"if errors of {worst:.1e} are acceptable, say so with --atol {_rounded_up(worst):.1e}"
+        hint = f"if errors of {worst:.1e} are acceptable, pass --atol {_rounded_up(worst):.1e}"
         proof = replace(proof, failures=(hint, *proof.failures))
     return proof
 
@@ -183,17 +186,18 @@ def _combine(name: str, found: Sequence[Figures], reference: Sequence[np.ndarray
     notes = [fault for one in found for fault in one.faults]
     unproven = None
     if constant:
-        notes.append("depends on no input's values: a constant")
+        notes.append("it is a constant: it does not depend on the inputs")
     else:
         unproven = why_vacuous(reference, [one.allowed for one in found])
     exact = np.asarray(reference[0]).dtype.kind in "iub"
     if exact and set_aside > SET_ASIDE_SHARE * elements:
         unproven = (
-            f"PyTorch's own float32 and float64 differ in {set_aside} of {elements} values, more than "
-            f"{SET_ASIDE_SHARE:.0%}"
+            f"PyTorch's float32 and float64 differ in {set_aside} of {elements} values, more than {SET_ASIDE_SHARE:.0%}"
         )
     elif set_aside:
-        notes.append(f"{set_aside} of {elements} values set aside, where PyTorch's own float32 and float64 differ")
+        notes.append(
+            f"{set_aside} of {elements} values are not compared, because PyTorch's float32 and float64 differ there"
+        )
     if unproven:
         notes.append(unproven)
     multiples = [one.multiple for one in found if one.multiple is not None]
@@ -222,24 +226,23 @@ def _proof(name: ProofName, outputs: tuple[OutputComparison, ...], agreed: str, 
     different = [output for output in outputs if not output.agrees]
     silent = [output for output in outputs if output.agrees and output.proves_nothing]
     if different:
-        summary = f"{_named(different)} of {len(outputs)} outputs {_do(different, 'differs', 'differ')}"
+        summary = _named(different, "differ", len(outputs))
     elif silent:
-        summary = f"{_named(silent)} of {len(outputs)} outputs {_do(silent, 'proves', 'prove')} nothing"
+        summary = _named(silent, "prove", len(outputs), " nothing")
     elif not outputs:
-        summary = "there is no output to compare"
+        summary = "the model has no outputs to compare"
     else:
-        summary = f"{agreed}, {rounds} {'round' if rounds == 1 else 'rounds'} of inputs"
+        summary = f"{agreed}, {rounds} input set{'s' * (rounds != 1)}"
     failures = tuple(f"{output.name}: {note}" for output in (*different, *silent) for note in output.notes)
     return Proof(name, holds, summary, outputs, failures or (() if holds else (summary,)))
 
 
-def _named(outputs: Sequence[OutputComparison]) -> str:
-    names = [output.name for output in outputs]
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _do(outputs: Sequence[OutputComparison], one: str, many: str) -> str:
-    return one if len(outputs) == 1 else many
+def _named(outputs: Sequence[OutputComparison], verb: str, of: int, behind: str = "") -> str:
+    """Return "2 of 5 outputs differ: `boxes`, `scores`"."""
+    names = ", ".join(f"`{output.name}`" for output in outputs[:3])
+    more = f" and {len(outputs) - 3} more" if len(outputs) > 3 else ""
+    count = f"{len(outputs)} of {of} output{'s' * (of != 1)} {verb}{'s' * (len(outputs) == 1)}{behind}"
+    return f"{count}: {names}{more}"
 
 
 def _incomparable(name: str, note: str) -> OutputComparison:

@@ -143,17 +143,17 @@ def _unused(rewritten: Rewritten, used: set[str]) -> dict[str, str]:
         own = [node for node in nodes if node.target == name]
         held = [captured.tensor(node) for node in own if exported]
         if name not in in_graph:
-            reasons[name] = "not read by forward"
+            reasons[name] = "not used by forward"
         elif name in live and not any(map(captured.trainable, own)):  # weights are never small constants of the graph
             reasons[name] = "a constant of the graph"
         elif name in program.inlined_sources:
             reasons[name] = program.inlined_sources[name]
         elif name.endswith("num_batches_tracked"):
-            reasons[name] = "read in training only"
+            reasons[name] = "used in training only"
         elif any(not tensor.any() for tensor in held):
-            reasons[name] = "zeros, which PyTorch's exporter leaves out where they change nothing"
+            reasons[name] = "zeros that PyTorch's exporter leaves out"
         elif any(not tensor.ndim and bool(tensor == 1) for tensor in held):
-            reasons[name] = "a factor of one, which PyTorch's exporter leaves out"
+            reasons[name] = "a factor of one that PyTorch's exporter leaves out"
     return reasons
 
 

@@ -179,10 +179,10 @@ def drop_unstable_samples(program: Program, drawn: Sequence[Round]) -> tuple[lis
         elif held.any() and program.fixed_batch is None:
             arrays = {name: a[held] if a.ndim else a for name, a in each.arrays.items()}
             kind, _, rest = each.description.partition(f", batch {batch}")
-            told = f"{kind}, batch {held.sum()}{rest} ({batch - held.sum()} left out, whose choices hang on rounding)"
+            told = f"{kind}, batch {held.sum()}{rest} ({batch - held.sum()} left out, whose choices depend on rounding)"
             kept.append(Round(told, arrays))
         else:
-            left_out.append(f"{each.description}: left out, choices hang on rounding")
+            left_out.append(f"{each.description}: left out, because choices depend on rounding")
     return kept, left_out
 
 

@@ -22,17 +22,17 @@ def why_vacuous(reference: Sequence[np.ndarray], allowed: Sequence[np.ndarray | 
     if any(array.dtype.kind == "c" for array in arrays):
         arrays = [real(array) for array in arrays]
     if not sum(array.size for array in arrays):
-        return "proves nothing: it has no elements"
+        return "proves nothing: it is empty"
     arrays = [array.astype(np.float64) for array in arrays]
     if not any(np.isfinite(array).any() for array in arrays):
-        return "proves nothing: it has no finite value"
+        return "proves nothing: none of its values is finite"
     exact = np.asarray(reference[0]).dtype.kind in "iub"
     finite = [np.isfinite(array) for array in arrays]
     fills = [classify(np.where(held, array, 0.0)).fills for array, held in zip(arrays, finite, strict=True)]
     values = np.concatenate([a[held & ~fill] for a, held, fill in zip(arrays, finite, fills, strict=True)])
     scale = float(np.abs(values).max(initial=0.0))
     if not exact and values.size > 1 and values.std() < DEAD_STD * scale:
-        return f"proves nothing: it has died, its standard deviation is {values.std() / scale:.1e} of its scale"
+        return f"proves nothing: it is nearly constant (standard deviation {values.std() / scale:.1e} of its scale)"
     spread = _spread(arrays, [np.zeros(1) if a is None or exact else a for a in allowed])
     if spread is None:
         return None if values.size > 1 else "proves nothing: it is a single value"
@@ -41,8 +41,8 @@ def why_vacuous(reference: Sequence[np.ndarray], allowed: Sequence[np.ndarray | 
         return "proves nothing: it does not vary with the input"
     if not visible:
         return (
-            f"proves nothing: it varies with the input by {widest / scale:.1e} of its scale, which is less than "
-            f"{VISIBLE} times the errors that are allowed"
+            f"proves nothing: it varies with the input by only {widest / scale:.1e} of its scale, less than "
+            f"{VISIBLE} times the allowed error"
         )
     return None
 

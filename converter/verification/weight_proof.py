@@ -46,7 +46,11 @@ def compare_weights(
         graph_as_written: whether the rest of the graph is as it was built; None if unknown.
     """
     failures = [f"{name}: not in the artifact" for name in expected if name not in actual]
-    failures += [f"{name}: the artifact has it, no source explains it" for name in actual if name not in expected]
+    failures += [
+        f"{name}: nothing in the checkpoint explains this tensor of the artifact"
+        for name in actual
+        if name not in expected
+    ]
     worst = 0.0
     module: str | None = None
     for name in expected:
@@ -60,7 +64,7 @@ def compare_weights(
             module = module or next((source.rpartition(".")[0] or "the model itself" for source in sources), None)
     failures += _unaccounted(expected, set(source_names), unused)
     if graph_as_written is False:
-        failures.append("the graph is not what was built: an operator, an attribute or a constant is another")
+        failures.append("the graph differs from what was built, in an operator, an attribute or a constant")
     if failures:
         summary = f"{len(failures)} {'fault' if len(failures) == 1 else 'faults'}: {'; '.join(sorted(failures)[:3])}"
         return Proof("weights", False, summary, failures=tuple(sorted(failures)), first_difference=module)
@@ -98,7 +102,7 @@ def _compare_array(expected: ArrayLike, exact: bool, actual: np.ndarray) -> tupl
         differs = (_bits(cast) != _bits(actual)).any(-1)
         if not differs.any():
             return None, 0.0
-        return f"{int(differs.sum())} of {array.size} values are not its source bit for bit", 0.0
+        return f"{int(differs.sum())} of {array.size} values differ from the source", 0.0
     error = scale = 0.0
     for part, held in _blocks(array, actual):
         fault, off, size = _largest_error(part, held)
@@ -108,7 +112,7 @@ def _compare_array(expected: ArrayLike, exact: bool, actual: np.ndarray) -> tupl
     ulps = error / float(np.spacing(np.finfo(actual.dtype).dtype.type(scale)))
     if ulps <= FOLDED_ULP:
         return None, ulps
-    return f"off by {error:.3g}, {ulps:.3g} ulp of its scale where {FOLDED_ULP} are allowed", ulps
+    return f"off by {error:.3g}, {ulps:.3g} ulp of its scale (limit {FOLDED_ULP})", ulps
 
 
 def _blocks(array: np.ndarray, actual: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -128,7 +132,7 @@ def _largest_error(array: np.ndarray, actual: np.ndarray) -> tuple[str | None, f
     if not np.array_equal(cast[~finite], actual[~finite], equal_nan=True):
         return "NaN or infinities differ", 0.0, 0.0
     if not np.isfinite(actual[finite]).all():
-        return "it has NaN or infinities, its source has none", 0.0, 0.0
+        return "it has NaN or infinities, which its source does not have", 0.0, 0.0
     error = np.abs(actual[finite] - array[finite]).max(initial=0.0)
     return None, float(error), float(np.abs(array[finite]).max(initial=0.0))
 
@@ -141,21 +145,24 @@ def _bits(array: np.ndarray) -> np.ndarray:
 def _unaccounted(expected: Mapping[str, Expected], sources: set[str], unused: Mapping[str, str]) -> list[str]:
     used = {source for tensor in expected.values() for source in tensor.sources}
     return [
-        *(f"{name}: a source tensor that is nowhere in the artifact" for name in sources - used - unused.keys()),
-        *(f"{name}: used, yet said to be unused ({unused[name]})" for name in used & unused.keys()),
+        *(
+            f"{name}: this tensor of the checkpoint is missing from the artifact"
+            for name in sources - used - unused.keys()
+        ),
+        *(f"{name}: used, but listed as unused ({unused[name]})" for name in used & unused.keys()),
         *(f"{name}: named as a source, but the model has no such tensor" for name in (used | unused.keys()) - sources),
     ]
 
 
 def _summary(expected: Sequence[Expected], unused: Mapping[str, str], worst: float) -> str:
     if not expected:
-        return "there are no weights"
+        return "the model has no weights"
     exact = sum(tensor.exact for tensor in expected)
     parts = []
     if exact:
-        parts.append(f"{exact} of {len(expected)} tensors bit for bit")
+        parts.append(f"{exact} of {len(expected)} tensors identical")
     if exact < len(expected):
-        parts.append(f"{len(expected) - exact} folded, within {worst:.1f} ulp (bound {FOLDED_ULP})")
+        parts.append(f"{len(expected) - exact} folded, within {worst:.1f} ulp (limit {FOLDED_ULP})")
     if unused:
-        parts.append(f"{len(unused)} of the source not needed ({', '.join(sorted(set(unused.values())))})")
+        parts.append(f"{len(unused)} not needed ({', '.join(sorted(set(unused.values())))})")
     return "; ".join(parts)

@@ -224,9 +224,9 @@ REFUSED = {
     "a multiple for a batch": (conv(3, 2), ("2*N,3,H,W",), UsageError, ["a multiple as its batch"]),
     "a batch in another place": (conv(3, 2), ("N,3,N,W",), UsageError, ["same batch, which is the first size: `N`"]),
     "batches of two names": (Call(torch.add), ("N,3", "M,3"), UsageError, ["which is the first size: `M`, `N`"]),
-    "channels of an unknown number": (
+    "a dynamic number of channels": (
         Call(lambda x: F.max_pool2d(x.transpose(1, 2), 2)), IMAGE, UnsupportedOperatorsError,
-        ["channels of an unknown number", "max_pool2d"],
+        ["a dynamic number of channels", "max_pool2d"],
     ),
     "parts of a size": (
         Call(lambda x: x.chunk(2, 2)[0]), IMAGE, CaptureError, ["Size H cannot be dynamic", "in place of H"],

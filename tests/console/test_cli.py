@@ -38,10 +38,12 @@ ROOT = Path(__file__).resolve().parents[2]
 COMPARED = OutputComparison("logits", True, 2e-7, 1e-6, 1e-8, 1.0, 130.0, 4.2, 3e-6, 2e-7, 1.0, 1.0)
 DIFFERENT = OutputComparison("boxes", False, 0.5, 1.0, 0.1, 0.8, 7.0, 1.0, 3e-6, 2e-7, 2.5e6)
 DEAD = OutputComparison("mask", True, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, proves_nothing=True)
-FUNCTION = Proof("function", True, "float64 equals PyTorch's to 3.1e-15 of the scale (bound 1e-10), 4 rounds of inputs")
-ARTIFACT = Proof("artifact", True, "1.0 x PyTorch's own rounding (bound 16), 4 rounds of inputs", (COMPARED,))
-DIFFERS = Proof("artifact", False, "boxes of 1 outputs differs", (DIFFERENT,), ("boxes: round 2: off",), "model.9.m[0]")
-SILENT = Proof("artifact", False, "mask of 1 outputs proves nothing", (DEAD,), ("mask: proves nothing: dead",))
+FUNCTION = Proof("function", True, "max error 3.1e-15 of the scale in float64 (limit 1e-10), 4 input sets")
+ARTIFACT = Proof("artifact", True, "max error 4.1e-05, 1.0x float32 rounding (limit 16x), 4 input sets", (COMPARED,))
+DIFFERS = Proof(
+    "artifact", False, "1 of 1 output differs: `boxes`", (DIFFERENT,), ("boxes: round 2: off",), "model.9.m[0]"
+)
+SILENT = Proof("artifact", False, "1 of 1 output proves nothing: `mask`", (DEAD,), ("mask: proves nothing: dead",))
 
 PROOFS = {"good": (FUNCTION, ARTIFACT), "bad": (FUNCTION, DIFFERS), "dead": (FUNCTION, SILENT)}
 
@@ -80,7 +82,7 @@ def convert(model, *, to, output=None, progress=None, **keywords):
         format=to[0],
         path=None if status == "disagrees" else output or Path(f"{name}_saved_model"),
         inputs=(TensorFacts("image", ("batch", 16, 16, 1), "float32", "channels_last"),),
-        outputs=(TensorFacts("logits", ("batch", 10), "float32", "as PyTorch"),),
+        outputs=(TensorFacts("logits", ("batch", 10), "float32", "pytorch"),),
         proofs=proofs,
         operators={"SpaceToDepth": 1, "Conv2D": 7},
         movements=(Movement("Transpose", "head[0]", "a view of [channels]", 1200),),
@@ -180,9 +182,9 @@ def test_the_result_tells_what_was_written_rewritten_and_proven(run):
     assert result.stdout == ""
     for part in (
         "good_saved_model", "verified", "61,234 parameters", "dynamic batch",
-        "image float32 [batch, 16, 16, 1] channels last", "logits float32 [batch, 10] as PyTorch",
+        "image float32 [batch, 16, 16, 1] channels last", "logits float32 [batch, 10] PyTorch layout",
         "Focus -> SpaceToDepth", "stem.conv input channels permuted",
-        "✓ float64 equals PyTorch's to 3.1e-15", "✓ 1.0 x PyTorch's own rounding (bound 16)", "top-1 100 % the same",
+        "✓ max error 3.1e-15 of the scale", "✓ max error 4.1e-05, 1.0x float32 rounding", "top-1 100 % the same",
         "99.4 % before, 99.4 % after; all of 360 predictions the same",
         "head[0] Transpose of 1,200 elements: a view of [channels]", "exported with [a fixed] size", "✓ capture",
     ):  # fmt: skip
@@ -191,7 +193,7 @@ def test_the_result_tells_what_was_written_rewritten_and_proven(run):
 
 def test_what_differs_is_named_and_nothing_claimed(run):
     result = run("bad.pt", "--to", "tf")
-    for part in ("disagrees", "nothing written", "✗ boxes of 1 outputs differs", "round 2: off", "model.9.m[0]"):
+    for part in ("disagrees", "nothing written", "✗ 1 of 1 output differs: `boxes`", "round 2: off", "model.9.m[0]"):
         assert part in result.stderr
     assert "verified" not in result.stderr
 

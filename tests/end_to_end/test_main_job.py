@@ -186,7 +186,7 @@ def test_report_tells_the_whole_story(digits: Job):
         assert (output["name"], output["shape"], output["dtype"]) == ("output", ["batch", 10], "float32")
     channels_last, _, as_pytorch = ((a["inputs"][0]["shape"], a["inputs"][0]["layout"]) for a in report["artifacts"])
     assert channels_last == (["batch", 16, 16, 1], "channels_last")
-    assert as_pytorch == (["batch", 1, 16, 16], "as PyTorch")
+    assert as_pytorch == (["batch", 1, 16, 16], "pytorch")
 
 
 def test_person_reads_on_standard_error_what_came_of_it(digits: Job):

@@ -70,7 +70,9 @@ class LiveWeightNorm(nn.Module):
         pytest.param(LiveWeightNorm, "1,2,9", ["output"], id="a weight that a hook computes"),
         pytest.param(TiedTable, "1,5:int64", ["output"], id="a weight that is read twice"),
         pytest.param(OddNames, "1,3,6,6", ["a/b c", "größe", "_x"], id="names that are no scopes and no attributes"),
-        pytest.param(ConstantOutput, "1,4", ["output_0", "output_1", "output_2"], id="outputs that hang on no input"),
+        pytest.param(
+            ConstantOutput, "1,4", ["output_0", "output_1", "output_2"], id="outputs that do not depend on an input"
+        ),
         pytest.param(EqualTensors, "1,4", ["output"], id="equal weights, which the exporter merges"),
     ],
 )

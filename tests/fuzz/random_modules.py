@@ -24,7 +24,7 @@ Layer = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Function:
-    """A call that is no module, and how it is shown."""
+    """A call that is not a module, and how it is shown."""
 
     shown: str
     call: Layer

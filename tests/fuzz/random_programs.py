@@ -382,7 +382,7 @@ def moved_channels_first(plan: PlanBuilder) -> int:
             total += count(node.args[1][0]) + count(node.args[1][1]) + count(node)
     for interfaces, nodes in ((plan.inputs, program.placeholders), (plan.outputs, program.results)):
         for interface, node in zip(interfaces, nodes, strict=True):
-            total += count(node) * (interface.layout != "as PyTorch")
+            total += count(node) * (interface.layout != "pytorch")
     return total
 
 

@@ -129,7 +129,7 @@ def test_every_edit_of_a_stamp_is_damage_or_a_stamp_that_can_be_read(artifact: P
 
 
 @pytest.mark.threat(
-    "A stamp that is no stamp",
+    "A stamp that is not valid",
     "the same",
 )
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_a_stamp_without_its_digest_is_a_change(net, artifact, tmp_path, change:
     change(stamp)
     report = converter.verify(net, restamped(artifact, tmp_path, stamp))
     assert report.status != "verified"
-    assert "the graph is not what was built" in report.proofs[-1].summary
+    assert "the graph differs from what was built" in report.proofs[-1].summary
 
 
 def test_a_damaged_stamp_is_named_and_the_artifact_compared_as_anybodys(net, artifact, tmp_path):

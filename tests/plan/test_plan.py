@@ -356,7 +356,7 @@ def test_interfaces_bear_the_shapes_of_the_artifact():
     assert [str(n) for n in plan.inputs[0].shape][1:] == ["8", "12", "6"]
     assert [str(n) for n in plan.outputs[0].shape][1:] == ["8", "12", "4"]
     assert not isinstance(plan.inputs[0].shape[0], int)
-    assert (plan.inputs[0].layout, plan.inputs[0].dtype) == ("channels last", torch.float32)
+    assert (plan.inputs[0].layout, plan.inputs[0].dtype) == ("channels_last", torch.float32)
 
 
 @pytest.mark.parametrize("layout", ["auto", "nhwc", "nchw"])

@@ -640,7 +640,7 @@ CHANNEL_ORDER_LEAVES = {
         Call(lambda self, x: self.conv(F.pad(reordered(x), (0, 0, 0, 0, 1, 0))), conv=nn.Conv2d(7, 4, 1)),
         IMAGE,
     ),
-    "a kernel that is computed from the input": (
+    "a kernel that depends on the input": (
         lambda x: F.conv2d(reordered(x), x.mean((0, 2, 3)).view(1, 6, 1, 1)),
         IMAGE,
     ),
@@ -800,7 +800,7 @@ BATCH_NORM_LEAVES = {
         nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)),
         (2, 6, 6),
     ),
-    "a kernel that is computed from the input": (
+    "a kernel that depends on the input": (
         Call(lambda self, x: self.norm(F.conv2d(x, x.mean((0, 2, 3)).view(1, 6, 1, 1))), norm=nn.BatchNorm2d(1)),
         IMAGE,
     ),
@@ -1053,7 +1053,7 @@ MATMUL_LEAVES = {
         Call(lambda self, x: self.linear(x) + self.linear(x.relu()), linear=nn.Linear(11, 4)),
         SEQUENCE,
     ),
-    "a weight that is computed from the input": (lambda x: F.linear(x, x.mean(0)[:4]), SEQUENCE),
+    "a weight that depends on the input": (lambda x: F.linear(x, x.mean(0)[:4]), SEQUENCE),
 }
 
 ADAPTIVE_FIRES = {

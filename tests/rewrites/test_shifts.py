@@ -373,7 +373,7 @@ def transposed_onto_itself(x: Tensor) -> Tensor:
     ids=["without a clone", "added to itself", "transposed onto itself"],
 )
 def test_assignment_onto_itself_is_refused(forward, by):
-    """PyTorch copies onto what it still has to read; what comes of it hangs on its kernels and on the processor."""
+    """PyTorch copies onto what it still has to read; the result depends on its kernels and on the processor."""
     with pytest.raises(CaptureError, match=by):
         captured(Call(forward), (2, 8, 5, 64))
 

@@ -8,7 +8,7 @@ out are:
 - Fourier transforms (`fft.*`, `stft`, `istft`): their results are complex, or their steps are;
 - gradients: the `*_backward` operators and those whose only purpose is autograd;
 - uninitialized memory (`empty*`): there is nothing to compare;
-- results that are no tensors;
+- results that are not tensors;
 - `as_strided` of memory outside of its tensors, and what runs on a GPU only (`jiterator_*`).
 
 Tensors among a call's arguments are inputs of the captured module, except that what PyTorch's modules hold as

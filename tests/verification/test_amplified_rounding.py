@@ -52,7 +52,7 @@ def reference(source):
 def test_what_only_amplifies_rounding_is_the_same_function(source, reference):
     proof = prove_function(reference, build(source, "keras", ArtifactOptions(), Clock(None)))
     assert proof.holds, proof.failures
-    assert "PyTorch's own rounding there, bound 16" in proof.summary
+    assert "PyTorch's own rounding there (limit 16x)" in proof.summary
     (output,) = proof.outputs
     assert output.max_abs > 1e-10 * output.scale  # else the network shows nothing
 

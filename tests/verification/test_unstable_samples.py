@@ -65,7 +65,7 @@ def test_a_reference_leaves_open_samples_out_and_says_so():
     reference = reference_of(Call(lambda x: best(x * 20)))
     told = [description for description in reference.compared_on.rounds if "left out" in description]
     assert told
-    assert all("choices hang on rounding" in description for description in told)
+    assert all("choices depend on rounding" in description for description in told)
     for each, outputs in zip(reference.rounds, reference.float64, strict=True):
         (images,) = each.arrays.values()
         assert {len(array) for array in outputs.values()} == {len(images)}

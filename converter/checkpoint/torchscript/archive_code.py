@@ -71,7 +71,7 @@ def _odd_class(record: str, statement: ast.ClassDef) -> Iterator[str]:
     place = f"({record}:{statement.lineno})"
     bases = [base.id if isinstance(base, ast.Name) else "?" for base in statement.bases]
     if len(bases) != 1 or bases[0] not in BASES or statement.keywords or statement.decorator_list:
-        yield f"the class {statement.name}, which is no module {place}"
+        yield f"the class {statement.name}, which is not a module {place}"
     for inner in statement.body:
         if isinstance(inner, ast.FunctionDef) and inner.name in ("__setstate__", "__getstate__"):
             yield f"{statement.name}.{inner.name}, which would run while the file is read {place}"

@@ -96,7 +96,7 @@ def misfits(value: Any, declared: Mapping[str, Mapping[str, ast.expr]]) -> Itera
                 if name not in one.attributes:
                     yield f"{path} has no {name}"
                 elif not _is(one.attributes[name], annotation):
-                    yield f"{path}.{name} is no {ast.unparse(annotation)[:100]}"
+                    yield f"{path}.{name} is not {ast.unparse(annotation)[:100]}"
             pending.extend((inner, f"{path}.{name}") for name, inner in one.attributes.items())
         elif isinstance(one, list | tuple):
             pending.extend((inner, path) for inner in one)
@@ -202,7 +202,7 @@ class _Unpickler(PurePython):
             ("torch", "device"): _device,
         }
         if (module, name) not in known:
-            raise Malformed(f"{module}.{name}, which is no part of a model")
+            raise Malformed(f"{module}.{name}, which is not part of a model")
         return Function(known[module, name])
 
     def load_reduce(self) -> None:
@@ -219,7 +219,7 @@ class _Unpickler(PurePython):
         arguments = self.stack.pop()
         kind = self.stack.pop()
         if not isinstance(kind, ScriptClass) or arguments != ():
-            raise Malformed("an object that is no module's")
+            raise Malformed("an object that does not belong to a module")
         self.stack.append(ScriptObject(kind))
         self._count()
 
@@ -238,21 +238,21 @@ class _Unpickler(PurePython):
 
     def load_setitems(self) -> None:
         if type(self.metastack[-1][-1]) is not dict:
-            raise Malformed("items of what is no dict")
+            raise Malformed("items of something that is not a dict")
         super().load_setitems()
 
     dispatch[pickle.SETITEMS[0]] = load_setitems
 
     def load_appends(self) -> None:
         if type(self.metastack[-1][-1]) is not list:
-            raise Malformed("items of what is no list")
+            raise Malformed("items of something that is not a list")
         super().load_appends()
 
     dispatch[pickle.APPENDS[0]] = load_appends
 
     def load_append(self) -> None:
         if type(self.stack[-2]) is not list:
-            raise Malformed("items of what is no list")
+            raise Malformed("items of something that is not a list")
         super().load_append()
 
     dispatch[pickle.APPEND[0]] = load_append

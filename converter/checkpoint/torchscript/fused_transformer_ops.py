@@ -40,7 +40,7 @@ def native_multi_head_attention(
 ) -> tuple[Tensor, Tensor | None]:
     _unmasked(mask)
     if need_weights or query is not key or key is not value:
-        raise NotImplementedError("a fused attention that is no self-attention, or returns its weights")
+        raise NotImplementedError("a fused attention that is not self-attention, or returns its weights")
     return self_attention(query, num_head, qkv_weight, qkv_bias, proj_weight, proj_bias), None
 
 
