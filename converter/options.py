@@ -224,6 +224,10 @@ class ArtifactOptions:
     fixed_batch: int | None = option(
         "--fixed-batch", "Inputs", "Write a model for this batch size only.", metavar="N", minimum=1
     )
+    dynamic_batch: bool = option(
+        "--dynamic-batch", "Inputs", "Write a LiteRT file for any batch size; the default is 1, as devices take it.",
+        False,
+    )  # fmt: skip
     keep_batchnorm: bool = option(
         "--keep-batchnorm", "Advanced", "Do not fold batch normalization into convolutions.", False
     )
@@ -517,6 +521,7 @@ class InspectKeywords(LoadKeywords, total=False):
 
     layout: str
     fixed_batch: int | None
+    dynamic_batch: bool
     keep_batchnorm: bool
     opset: int | None
     exact_shifts: bool

@@ -158,14 +158,19 @@ def linear(p, size, padding):
     behind = p - base
     first = ops.cast(base, "int32") + (1 if padding == ZEROS else 0)
     most = size + (1 if padding == ZEROS else 0)
-    return [(ops.clip(first, 0, most), 1 - behind), (ops.clip(first + 1, 0, most), behind)]
+    return [(clipped(first, most), 1 - behind), (clipped(first + 1, most), behind)]
 
 
 def pixel(p, size, padding):
     """Convert a whole position to an integer; ZEROS has a pixel before the first."""
     if padding == ZEROS:
-        return ops.clip(ops.cast(ops.clip(p, -1, size), "int32") + 1, 0, size + 1)
-    return ops.clip(ops.cast(p, "int32"), 0, size - 1)
+        return clipped(ops.cast(ops.clip(p, -1, size), "int32") + 1, size + 1)
+    return clipped(ops.cast(p, "int32"), size - 1)
+
+
+def clipped(index, most):
+    """Clip an index to 0 to `most`; LiteRT takes `ops.clip` to 6 for ReLU6, which it does not have for integers."""
+    return ops.minimum(ops.maximum(index, 0), most)
 
 
 def bounded(p, size, padding, align_corners):

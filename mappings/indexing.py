@@ -14,6 +14,7 @@ from converter.plan.registry import maps
 from converter.plan.steps import Constant, Unsupported, Value
 from mappings.expand import expanded
 from mappings.gather_scatter import read, several
+from mappings.views import split_along
 
 aten = torch.ops.aten
 
@@ -69,7 +70,7 @@ def unbind(plan, x, dim=0):
     count = x.shape[dim]
     x, axis = plan.isolate_axis(x, dim, "a selection")
     one, _ = x.layout.resize_dim(dim, 1)
-    parts = plan.calls(lambda a: ops.split(a, count, axis), x, layouts=[one] * count)
+    parts = plan.calls(lambda a: split_along(a, count, axis), x, layouts=[one] * count)
     return [plan.reshape(part, plan.shape(i)) for i, part in enumerate(parts)]
 
 

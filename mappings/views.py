@@ -1,6 +1,7 @@
 """Views, joins and cuts. Most only relabel; data moves only when a consumer asks for it."""
 
 from functools import partial
+from math import prod
 
 import torch
 from keras import ops
@@ -121,6 +122,18 @@ def part(tensor: torch.Tensor, parts: list[int], dim: int, i: int) -> torch.Tens
     return tensor.split(parts, dim)[i]
 
 
+MOST_SPLIT = 5  # axes that LiteRT's SPLIT takes
+
+
+def split_along(a, cuts, axis):
+    """Split an array along one axis; of more axes than LiteRT takes, those before and behind it are joined."""
+    before, behind = a.shape[:axis], a.shape[axis + 1 :]
+    if len(a.shape) <= MOST_SPLIT or None in behind or a.shape[axis] is None or sum(n is None for n in before) > 1:
+        return ops.split(a, cuts, axis)
+    parts = ops.split(ops.reshape(a, (-1, a.shape[axis], prod(behind))), cuts, 1)
+    return [ops.reshape(p, (*(-1 if n is None else n for n in before), p.shape[1], *behind)) for p in parts]
+
+
 @maps(aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default)
 def split(plan, x, _, dim=0):
     dim %= len(x.shape)
@@ -134,4 +147,4 @@ def split(plan, x, _, dim=0):
     x, axis = plan.isolate_axis(x, dim, "a split")
     cuts = [sum(parts[: i + 1]) for i in range(len(parts) - 1)]
     layouts: list[Layout] = [x.layout.resize_dim(dim, n)[0] for n in parts]
-    return plan.calls(lambda a: ops.split(a, cuts, axis), x, layouts=layouts)
+    return plan.calls(lambda a: split_along(a, cuts, axis), x, layouts=layouts)

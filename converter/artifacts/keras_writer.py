@@ -38,7 +38,7 @@ def write(model: keras.Model, path: Path, stamp: Mapping[str, Any]) -> None:
                         settled.write(json.dumps({"keras_version": keras.__version__, "date_saved": ""}).encode())
                     else:
                         shutil.copyfileobj(content, settled, 1 << 20)
-            with _open_member(target, stamps.KERAS_MEMBER) as member:
+            with _open_member(target, stamps.ZIP_MEMBER) as member:
                 member.write(stamps.stamp_text(stamp).encode())
     finally:
         unsettled.unlink(missing_ok=True)

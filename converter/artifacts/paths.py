@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..errors import UsageError
 
-SUFFIXES = {"tf": "_saved_model", "keras": ".keras", "onnx": ".onnx"}
+SUFFIXES = {"tf": "_saved_model", "keras": ".keras", "onnx": ".onnx", "tflite": ".tflite"}
 
 
 def artifact_name(source: Path) -> str:

@@ -26,7 +26,7 @@ from ..report.results import (
     WeightMatch,
 )
 
-FORMATS = {"tf": "SavedModel", "keras": "Keras file", "onnx": "ONNX"}
+FORMATS = {"tf": "SavedModel", "keras": "Keras file", "onnx": "ONNX", "tflite": "LiteRT file"}
 PROOFS = {"function": "1 same function", "artifact": "2 same artifact", "weights": "3 same weights"}
 LAYOUTS = {"channels_last": "channels last", "pytorch": "PyTorch layout"}
 COLOURS = {"verified": "green", "not verified": "yellow", "disagrees": "red", "failed": "red", "converts": "green"}

@@ -268,11 +268,10 @@ class Program:
             if not reason and like is not None and node.op == "output":
                 reason = self._why_other_interface(like, numbers)
             if reason:
-                line = source_line(node)
                 raise ConversionError(
                     f"{after} left an invalid program: `{node.name}` ({node.target}) {reason}.",
                     code="PTC3010",
-                    where=f"module `{module_path(node)}`" + (f", {line}" if line else ""),
+                    where=place_of(node),
                     fix="This is a bug in pt-convert. Please report it with the model.",
                 )
             defined.add(node)
@@ -492,6 +491,13 @@ def source_line(node: fx.Node) -> str:
     own = [frame for frame in frames if "/torch/" not in frame[0]]
     name, line = (own or frames)[-1]
     return f"{name}:{line}: {linecache.getline(name, int(line)).strip()}"
+
+
+def place_of(node: fx.Node) -> str:
+    """Return the module and the line of the user's code for this operator."""
+    path, line = module_path(node), source_line(node)
+    module = f"module `{path}`" if path else "the model itself"
+    return f"{module}, {line}" if line else module
 
 
 def operator_rows(found: Mapping[Any, Sequence[fx.Node]]) -> list[tuple[str, int, str, str]]:

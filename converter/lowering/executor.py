@@ -21,7 +21,7 @@ import tensorflow as tf
 from keras import layers
 
 from converter.errors import ConversionError, wrap_unexpected
-from converter.ir.program import module_path
+from converter.ir.program import module_path, place_of
 from converter.ir.sizes import Size
 from converter.lowering.tf_function import Saved, trace
 from converter.lowering.user_lowerings import blame
@@ -101,6 +101,13 @@ def by_group(kernel: Any) -> Any:
     return tf.reshape(kernel, (*size, 1, channels * multiplier))
 
 
+class LitePReLU(layers.PReLU):
+    """PReLU of any rank: LiteRT's operator takes four axes at most."""
+
+    def call(self, inputs: Any) -> Any:
+        return super().call(inputs) if len(inputs.shape) <= 4 else tf.where(inputs >= 0, inputs, self.alpha * inputs)
+
+
 class ExactMultiHeadAttention(layers.MultiHeadAttention):
     """Attention for float64: Keras passes the scale of the scores through float32, whatever the layer's precision."""
 
@@ -117,6 +124,8 @@ NATIVE = {
     layers.SeparableConv2D: NativeSeparableConv2D,
 }
 
+LITE = {layers.PReLU: LitePReLU}
+
 
 @dataclass
 class PlanExecutor:
@@ -124,6 +133,8 @@ class PlanExecutor:
 
     Attributes:
         precision: "float32" or "float64".
+        lite: for LiteRT: layers that it has operators for, and operators in the scopes of `places`.
+        batch: the only batch size that `traced` takes, if the program takes any.
         stock: stock Keras only, as a Keras file needs it: grouped and dilated convolutions of Keras itself, bare
             parameters in layers. Otherwise these convolutions are native and bare parameters are plain variables.
         tensors: every variable made so far, by name, and the constant it holds.
@@ -135,6 +146,8 @@ class PlanExecutor:
     plan: PlanBuilder
     precision: str = "float32"
     stock: bool = False
+    lite: bool = False
+    batch: int | None = None
     tensors: dict[str, tuple[Any, Constant]] = field(default_factory=dict)
     paths: dict[str, str] = field(default_factory=dict)
     saved: Saved | None = None
@@ -177,6 +190,10 @@ class PlanExecutor:
         """Trace `run_named` as one TensorFlow function."""
         self.prepare()
         return trace(self.run_named, self.signature())
+
+    def places(self) -> dict[str, str]:
+        """Return the module and the line of code of each step, by its scope."""
+        return {scope_of(step): place_of(step.node) for step in self._order}
 
     @cached_property
     def model(self) -> keras.Model:
@@ -277,9 +294,13 @@ class PlanExecutor:
     def signature(self) -> list[tf.TensorSpec]:
         with float32_is(self.precision):
             return [
-                tf.TensorSpec([known(n) for n in step.shape], dtype_name(step.dtype), step.name)
+                tf.TensorSpec(self._sizes(step.shape), dtype_name(step.dtype), step.name)
                 for step in self.plan.input_steps
             ]
+
+    def _sizes(self, shape: Sequence[Size]) -> list[int | None]:
+        sizes = [known(n) for n in shape]
+        return [self.batch, *sizes[1:]] if sizes and sizes[0] is None and self.batch else sizes
 
     def run_named(self, *inputs: Any) -> dict[str, Any]:
         """Call the plan and return the results by the outputs' names."""
@@ -292,7 +313,8 @@ class PlanExecutor:
     # -- one step
 
     def _execute_step(self, step: Step, arrays: list) -> Any:
-        with blamed(step, self.plan.registry):
+        scope = tf.name_scope(scope_of(step) + "/") if self.lite else nullcontext()
+        with blamed(step, self.plan.registry), scope:
             return self._array(step, arrays)
 
     def _array(self, step: Step, arrays: list) -> Any:
@@ -324,6 +346,8 @@ class PlanExecutor:
             weights, shape = tuple(constant.reshape(*constant.shape, 1) for constant in weights), (*shape, 1)
         if not self.stock and (step.config.get("groups", 1) > 1 or np.max(step.config.get("dilation_rate", 1)) > 1):
             kind = NATIVE.get(kind, kind)
+        if self.lite:
+            kind = LITE.get(kind, kind)
         if kind is layers.MultiHeadAttention and self.precision == "float64":
             kind = ExactMultiHeadAttention
         layer = kind(**config, name=self._layer_name(step.name), dtype=self.precision)
@@ -454,6 +478,10 @@ def blamed(step: Step, registry: Registry) -> Iterator[None]:
         if (owner := registry[step.node.target].owners.get("lowering")) is not None:
             raise blame(step.node.target, error, owner) from error
         raise wrap_unexpected(error, f"module `{module_path(step.node)}`, {step.node.target}") from error
+
+
+def scope_of(step: Step) -> str:
+    return f"{scope_name(module_path(step.node))}/{scope_name(step.node.name)}"
 
 
 def _as_output(constant: Any, like: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -37,8 +38,13 @@ if TYPE_CHECKING:
     from converter.artifacts.folded_constants import FoldedConstants
     from converter.artifacts.onnx_writer import Exported
     from converter.lowering.executor import PlanExecutor
+    from converter.lowering.frozen_constants import FrozenConstant
 
-MOVING = {"Transpose": ("Transpose",), "Gather": ("Gather", "GatherV2", "GatherNd", "GatherND", "GatherElements")}
+MOVING = {
+    "Transpose": ("Transpose", "TRANSPOSE"),
+    "Gather": ("Gather", "GatherV2", "GatherNd", "GatherND", "GatherElements", "GATHER", "GATHER_ND"),
+}
+BY = {"onnx": "PyTorch's exporter", "tflite": "TensorFlow's converter"}
 
 
 @dataclass
@@ -64,6 +70,7 @@ class RewrittenModel:
     reusable: Reusable | None = None
     _constants: dict[str, Constant] | None = None
     _folded: FoldedConstants | None = None
+    _frozen: Sequence[FrozenConstant] | None = None
 
     @property
     def captured(self) -> Program:
@@ -77,7 +84,7 @@ class RewrittenModel:
         """Return the movements of the plan, and others that the artifact's operator counts reveal."""
         planned = self.plan.movements if self.plan else []
         found = [Movement(m.kind, m.module, m.reason, m.elements) for m in planned]
-        by = "PyTorch's exporter" if self.format == "onnx" else "Keras"
+        by = BY.get(self.format, "Keras")
         for kind, names in MOVING.items():
             more = sum(operators.get(name, 0) for name in names) - sum(m.kind == kind for m in planned)
             if more > 0:
@@ -118,6 +125,9 @@ class RewrittenModel:
         """Do everything that comes before writing; raise what writing would raise."""
         if self.format == "onnx":
             self._in_onnx()
+        elif self.format == "tflite":  # its converter decides
+            with tempfile.TemporaryDirectory() as folder:
+                self.write(Path(folder) / "model.tflite")
         else:
             self.executor("float32")
 
@@ -160,17 +170,28 @@ class RewrittenModel:
         return self._folded
 
     def _write_lowered(self, path: Path) -> None:
-        from converter.artifacts import keras_writer, saved_model_writer
+        from converter.artifacts import keras_writer, saved_model_writer, tflite_writer
 
         executor = self.executor("float32")
         if self.format == "keras":
             keras_writer.write(executor.model, path, self.stamp() | {"layers": executor.paths})
         else:
             variables = {name: variable for name, (variable, _) in executor.tensors.items()}
-            if executor.saved is None:
+            if self.format == "tflite":
+                tflite_writer.write(executor.traced, variables, path, self.stamp(), executor.places())
+            elif executor.saved is None:
                 executor.saved = saved_model_writer.save(executor.traced, variables, path, self.stamp())
             else:
                 saved_model_writer.save_again(executor.saved, variables, path, self.stamp())
+
+    def frozen_constants(self) -> Sequence[FrozenConstant] | None:
+        """Return what the artifact's graph computes of weights alone; None where it holds them as variables."""
+        from converter.lowering.frozen_constants import frozen_constants
+
+        if self.format == "tflite" and self._frozen is None:
+            executor = self.executor("float32")
+            self._frozen = frozen_constants(executor.traced, executor.tensors)
+        return self._frozen
 
     def constants(self) -> Mapping[str, Constant]:
         """Return the constant that each variable of the plan holds, by the variable's name."""
@@ -188,7 +209,9 @@ class RewrittenModel:
         executor = executors.get(precision)
         if executor is None or not _refill(executor):
             stock = self.format == "keras" and precision == "float32"
-            executors[precision] = executor = PlanExecutor(self.plan, precision, stock)
+            lite = self.format == "tflite" and precision == "float32"
+            batch = self.source.program.fixed_batch if lite else None
+            executors[precision] = executor = PlanExecutor(self.plan, precision, stock, lite, batch)
             if precision == "float32" or self.reusable is not None:
                 executor.prepare()
         if precision == "float32":
@@ -221,7 +244,7 @@ def build(
         raise
     if source.options.capture.debug and built.plan is not None:
         print(built.plan, file=sys.stderr)
-    return built if cached is None else replace(built, source=source, _constants=None)
+    return built if cached is None else replace(built, source=source, _constants=None, _frozen=None)
 
 
 def _build_uncached(

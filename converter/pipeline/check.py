@@ -9,11 +9,12 @@ from typing import Unpack
 from torch import nn
 
 from converter.artifacts.paths import parse_formats
+from converter.artifacts.runtime.formats import Format
 from converter.errors import ConversionError, wrap_unexpected
 from converter.options import ArtifactOptions, InspectKeywords, InspectOptions
 from converter.pipeline.build import build
 from converter.pipeline.clock import Clock, Progress
-from converter.pipeline.load_model import LoadedModel, load_with_mappings
+from converter.pipeline.load_model import LoadedModel, for_format, load_with_mappings
 from converter.report.failures import failure_of
 from converter.report.results import CheckReport, FormatCheck
 from converter.verification.reference import OWN_ROUNDS, take_reference
@@ -44,16 +45,16 @@ def check(
 def check_formats(
     source: LoadedModel, to: str | Sequence[str], options: ArtifactOptions, seed: int, clock: Clock
 ) -> tuple[FormatCheck, ...]:
-    formats = parse_formats(to)
+    formats: list[Format] = parse_formats(to)  # type: ignore[assignment]
     if formats:  # a conversion does this before it builds anything
         take_reference(source.program, source.module, seed=seed, inputs=None, running=source.running, most=OWN_ROUNDS)
     return tuple(check_format(source, format, options, clock) for format in formats)
 
 
-def check_format(source: LoadedModel, format: str, options: ArtifactOptions, clock: Clock) -> FormatCheck:
+def check_format(source: LoadedModel, format: Format, options: ArtifactOptions, clock: Clock) -> FormatCheck:
     """Check whether every step before the writing of an artifact succeeds."""
     try:
-        build(source, format, options, clock).prepare()  # type: ignore[arg-type]
+        build(for_format(source, format, options), format, options, clock).prepare()
     except Exception as error:
         if not isinstance(error, ConversionError):
             error = wrap_unexpected(error, f"--to {format}")

@@ -22,7 +22,7 @@ from converter.memory import return_large_blocks
 from converter.options import ConvertKeywords, ConvertOptions
 from converter.pipeline.build import RewrittenModel, build, summarize_changes
 from converter.pipeline.clock import Clock, Progress
-from converter.pipeline.load_model import LoadedModel, compute_reference, load_model
+from converter.pipeline.load_model import LoadedModel, compute_reference, for_format, load_model
 from converter.pipeline.program_cache import ProgramCache
 from converter.plan.interface import facts, symbol_names
 from converter.report.failures import failure_of
@@ -150,10 +150,17 @@ class ConversionSession:
             source = load_model(
                 model, options, fixed_batch=options.artifact.fixed_batch, clock=clock, cache=cache, mappings=added
             )
-            reference = compute_reference(source, options, clock) if options.write.verify else None
+            sources = {f: for_format(source, f, options.artifact) for f in formats}
+            references: dict[int | None, Reference | None] = {}
+            for one in sources.values():
+                batch = one.program.fixed_batch
+                if batch not in references:
+                    references[batch] = compute_reference(one, options, clock) if options.write.verify else None
             jobs = [
-                ArtifactJob(f, paths[f], placements[f], source, options, reference, runners.get(f), clock)
-                for f in formats
+                ArtifactJob(
+                    f, paths[f], placements[f], one, options, references[one.program.fixed_batch], runners.get(f), clock
+                )
+                for f, one in sources.items()
             ]
             artifacts = []
             for job in jobs:
@@ -176,7 +183,7 @@ class ConversionSession:
             notes=options.report.shown((*source.notes, *source.program.notes, *left)),
             artifacts=tuple(artifacts),
             timings=clock.timings,
-            compared_on=reference.compared_on if reference else None,
+            compared_on=reference.compared_on if (reference := jobs[0].reference) else None,
         )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from converter.artifacts.runtime.formats import Format
 from converter.capture.alias_analysis import ReadOldValues
 from converter.capture.dataclass_outputs import return_dicts_for_dataclasses
 from converter.capture.default_shapes import infer_input_shapes
@@ -29,6 +30,7 @@ from converter.checkpoint.load import Checkpoint, load
 from converter.checkpoint.state_dict import as_float32, unwrap
 from converter.errors import CaptureError, ConversionError, Note, UsageError
 from converter.ir.program import Program
+from converter.ir.sizes import per_example, symbolic_shape
 from converter.lowering.user_lowerings import load_mappings, mapping_notes
 from converter.options import ArtifactOptions, ConvertOptions, InspectOptions, LoadOptions, VerifyOptions
 from converter.pipeline.clock import Clock
@@ -121,6 +123,15 @@ def load_model(
     source.mappings = mappings or Registry()
     source.notes += mapping_notes(source.mappings, source.program)
     return source
+
+
+def for_format(source: LoadedModel, format: Format, options: ArtifactOptions) -> LoadedModel:
+    """Return the model as an artifact of a format takes it: a LiteRT file is for batch 1 unless asked otherwise."""
+    if format != "tflite" or options.dynamic_batch or source.program.fixed_batch is not None:
+        return source
+    sizes = [symbolic_shape(node.meta["val"])[0] for node in source.program.placeholders if node.meta["val"].ndim]
+    batch = next((per_example(size) for size in sizes if not isinstance(size, int)), None)
+    return replace(source, program=replace(source.program, fixed_batch=batch))
 
 
 def load_with_mappings(

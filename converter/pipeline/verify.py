@@ -151,7 +151,7 @@ def load_beside(
     with proposing_shapes(runner):
         batch = stamp.get("options", {}).get("fixed_batch")
         source = load_model(model, options, fixed_batch=batch, clock=clock, mappings=load_mappings())
-    if runner.format in ("tf", "keras") and stamp.get("options"):
+    if runner.format != "onnx" and stamp.get("options"):
         with clock("import Keras"):  # while the process that opens the artifact imports too
             import keras  # noqa: F401  # the third proof makes a plan
     if not missing:

@@ -47,7 +47,8 @@ def symbol_names(program: Program) -> dict[sympy.Symbol, sympy.Expr]:
     """Return the user's names for the symbols of the program's dynamic sizes, including the batch."""
     shapes = [symbolic_shape(node.meta["val"]) for node in program.placeholders]
     batch = next((shape[0] for shape in shapes if shape and not isinstance(shape[0], int)), None)
-    return program.size_names | ({} if batch is None else {batch: sympy.Symbol("batch")})
+    shown = sympy.Symbol("batch") if program.fixed_batch is None else sympy.Integer(program.fixed_batch)
+    return program.size_names | ({} if batch is None else {batch: shown})
 
 
 def sizes_shown(shape: Sequence[Size], names: Mapping[sympy.Symbol, sympy.Expr] | None = None) -> Shape:
@@ -55,5 +56,8 @@ def sizes_shown(shape: Sequence[Size], names: Mapping[sympy.Symbol, sympy.Expr] 
     return tuple(n if isinstance(n, int) else _named(n, names or {}, first=not i) for i, n in enumerate(shape))
 
 
-def _named(size: Size, names: Mapping[sympy.Symbol, sympy.Expr], first: bool) -> str:
-    return "batch" if first and not names else str(sympy.sympify(size).subs(names))
+def _named(size: Size, names: Mapping[sympy.Symbol, sympy.Expr], first: bool) -> str | int:
+    if first and not names:
+        return "batch"
+    named = sympy.sympify(size).subs(names)
+    return int(named) if named.is_Integer else str(named)

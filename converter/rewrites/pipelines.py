@@ -85,6 +85,7 @@ REWRITES: dict[str, tuple[Rewrite, ...]] = {
         shift_to_depthwise,
     ),
 }
+REWRITES["tflite"] = REWRITES["tf"]  # its writer takes a SavedModel
 KEEP_BATCHNORM = (fold_batch_norm,)
 EXACT_SHIFTS: dict[Rewrite, Rewrite] = {
     find_shifts: find_sampled_shifts,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,20 +31,28 @@ LIMITS = {
     aten.erf.default: (-1.0, 1.0),
 }
 
+# Operators that compute many steps: n + z * (h - n) cancels within, where gates are of the order of 1.
+RECURRENT = {aten.gru.input, aten.lstm.input, aten.rnn_tanh.input}
+
 
 class Moved(nn.Module):
-    """Moves every number by up to `FLOOR_ULP` of its last bits, as kernels of such a function differ, within limits."""
+    """Moves every number by up to `FLOOR_ULP` of its last bits, as kernels of such a function differ, within limits.
 
-    def __init__(self, rng: np.random.Generator, limits: tuple[float, float]):
+    Args:
+        least: numbers below it are moved as it would be.
+    """
+
+    def __init__(self, rng: np.random.Generator, limits: tuple[float, float], least: float = 0.0):
         super().__init__()
-        self.rng, self.limits = rng, limits
+        self.rng, self.limits, self.least = rng, limits, least
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype not in (torch.float32, torch.float64):
             return x
         array = x.detach().numpy()
         steps = self.rng.integers(-FLOOR_ULP, FLOOR_ULP + 1, array.shape).astype(array.dtype)
-        return torch.from_numpy(np.asarray(array + steps * np.spacing(np.abs(array))).clip(*self.limits))
+        spacing = np.spacing(np.abs(array).clip(self.least)).astype(array.dtype)
+        return torch.from_numpy(np.asarray(array + steps * spacing).clip(*self.limits))
 
 
 class Coarse(nn.Module):
@@ -107,6 +116,8 @@ def _run_perturbed_once(
     for node in list(program.graph.nodes):
         if node.target in LIMITS:
             _insert(program, node, f"moved_{node.name}", Moved(rng, LIMITS[node.target]))
+        if node.target is operator.getitem and node.args[0].target in RECURRENT:
+            _insert(program, node, f"moved_{node.name}", Moved(rng, (-np.inf, np.inf), least=1.0))
     move_kernels(program, kernels, rng, direction)
     return program.with_dtype(precision).run(*inputs)
 

@@ -16,11 +16,13 @@ from converter.verification.divergence import first_divergence, known_values, pr
 from converter.verification.onnx_weights import expected_initializers, is_exporters
 from converter.verification.output_proofs import Outputs, compare_function
 from converter.verification.reference import Reference
+from converter.verification.tflite_weights import expected_constants, is_of_graph
 from converter.verification.weight_proof import Expected, compare_weights
 
 if TYPE_CHECKING:
     from converter.artifacts.folded_constants import FoldedConstants
     from converter.lowering.executor import PlanExecutor
+    from converter.lowering.frozen_constants import FrozenConstant
     from converter.plan.builder import PlanBuilder
     from converter.plan.steps import Constant
 
@@ -46,6 +48,9 @@ class Rewritten(Protocol):
 
     def constants(self) -> Mapping[str, Constant]:
         """Return the constant that each variable of the plan holds, by the variable's name."""
+
+    def frozen_constants(self) -> Sequence[FrozenConstant] | None:
+        """Return what the artifact's graph computes of weights alone; None where it holds them as variables."""
 
     def folded_constants(self) -> FoldedConstants:
         """Return what PyTorch's exporter evaluates of the program."""
@@ -113,11 +118,13 @@ def prove_weights(
     rewritten: Rewritten, tensors: Mapping[str, np.ndarray], graph_as_written: bool | None = None
 ) -> Proof:
     """Prove that the artifact holds the checkpoint's tensors, rearranged or folded (proof 3)."""
-    if rewritten.plan is None:
+    if rewritten.plan is None or rewritten.frozen_constants() is not None:
         tensors = dict(tensors)  # they are read several times
     expected = expected_tensors(rewritten, tensors)
     used = {s for e in expected.values() for s in e.sources}
-    if rewritten.plan is None:  # drop the exporter's own tensors: shapes, axes, operators' arguments
+    if rewritten.frozen_constants() is not None:
+        tensors = {n: t for n, t in tensors.items() if n in expected or not is_of_graph(t)}
+    elif rewritten.plan is None:  # drop the exporter's own tensors: shapes, axes, operators' arguments
         tensors = {n: t for n, t in tensors.items() if n in expected or not is_exporters(t)}
     return compare_weights(expected, tensors, rewritten.tensor_names | used, _unused(rewritten, used), graph_as_written)
 
@@ -127,6 +134,8 @@ def expected_tensors(rewritten: Rewritten, tensors: Mapping[str, np.ndarray]) ->
     if rewritten.plan is None:
         return expected_initializers(rewritten.program, tensors, rewritten.folded_constants)
     origins = rewritten.program.origins
+    if (constants := rewritten.frozen_constants()) is not None:
+        return expected_constants(constants, tensors, origins)
     return {
         name: Expected(c, tuple(dict.fromkeys(s for t in c.sources for s in origins[t].sources)), c.exact)
         for name, c in rewritten.constants().items()
@@ -135,13 +144,15 @@ def expected_tensors(rewritten: Rewritten, tensors: Mapping[str, np.ndarray]) ->
 
 def _unused(rewritten: Rewritten, used: set[str]) -> dict[str, str]:
     """Return why tensors of the checkpoint are in no tensor of the artifact."""
-    captured, program, exported = rewritten.captured, rewritten.program, rewritten.plan is None
+    captured, program = rewritten.captured, rewritten.program
+    exported, frozen = rewritten.plan is None, rewritten.frozen_constants() is not None
+    exporter = "TensorFlow's converter" if frozen else "PyTorch's exporter"
     in_graph, live = tensors_read(captured), tensors_read(program)
     nodes = list(captured.graph.find_nodes(op="get_attr"))
     reasons = {}
     for name in rewritten.tensor_names - used:
         own = [node for node in nodes if node.target == name]
-        held = [captured.tensor(node) for node in own if exported]
+        held = [captured.tensor(node) for node in own if exported or frozen]
         if name not in in_graph:
             reasons[name] = "not used by forward"
         elif name in live and not any(map(captured.trainable, own)):  # weights are never small constants of the graph
@@ -151,9 +162,9 @@ def _unused(rewritten: Rewritten, used: set[str]) -> dict[str, str]:
         elif name.endswith("num_batches_tracked"):
             reasons[name] = "used in training only"
         elif any(not tensor.any() for tensor in held):
-            reasons[name] = "zeros that PyTorch's exporter leaves out"
-        elif any(not tensor.ndim and bool(tensor == 1) for tensor in held):
-            reasons[name] = "a factor of one that PyTorch's exporter leaves out"
+            reasons[name] = f"zeros that {exporter} leaves out"
+        elif any(bool((tensor == 1).all()) and (frozen or not tensor.ndim) for tensor in held):
+            reasons[name] = f"a factor of one that {exporter} leaves out"
     return reasons
 
 

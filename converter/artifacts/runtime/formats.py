@@ -20,6 +20,9 @@ def recognize(path: Path) -> Format | None:
         return "tf" if (path / "saved_model.pb").is_file() else None
     if not path.is_file():
         return None
+    with path.open("rb") as file:
+        if file.read(8)[4:] == _TFLITE_IDENTIFIER:  # before a zip: ours and those with metadata end in one
+            return "tflite"
     if zipfile.is_zipfile(path):
         try:
             with zipfile.ZipFile(path) as archive:
@@ -29,8 +32,6 @@ def recognize(path: Path) -> Format | None:
                 return None
             raise
     with path.open("rb") as file:
-        if file.read(8)[4:] == _TFLITE_IDENTIFIER:
-            return "tflite"
         numbers = set()
         try:
             for number, length in protobuf_fields(file):

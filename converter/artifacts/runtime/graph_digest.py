@@ -13,7 +13,7 @@ from .graph_ops import BOOKKEEPING
 from .tf_wiring import output_digests
 
 KEY = "graph_sha256"
-SMALL = 16  # elements; larger ONNX initializers are weights, which are compared one by one
+SMALL = 16  # elements; larger constants of ONNX and LiteRT files are weights, which are compared one by one
 _NO_FUNCTION = frozenset({"shared_name", "container", "config", "config_proto", "executor_type"})
 
 
@@ -70,9 +70,14 @@ def onnx_digest(nodes: Iterable[Any], initializers: Iterable[tuple[str, Any]]) -
         bare.attribute.extend(attributes)
         parts.append(bare.SerializeToString(deterministic=True))
     for name, array in sorted(initializers, key=lambda pair: pair[0]):
-        if array.size <= SMALL or array.dtype.kind != "f" or (array == array.flat[0]).all():
+        if not is_weight(array):
             parts.append(f"{name} {array.dtype} {array.shape} ".encode() + array.tobytes())
     return _digest(parts)
+
+
+def is_weight(array: Any) -> bool:
+    """Return whether an array of an artifact is a weight, compared on its own: floats, many, and not all the same."""
+    return array.size > SMALL and array.dtype.kind == "f" and not (array == array.flat[0]).all()
 
 
 def _digest(parts: Iterable[bytes]) -> str:

@@ -1,7 +1,7 @@
 """The stamp of every artifact that pt-convert writes: the facts of its conversion, as JSON.
 
-It is an extra member of the `.keras` zip, a file in a SavedModel's `assets.extra`, or an entry of ONNX's
-`metadata_props`. Read without TensorFlow, Keras or onnx.
+It is an extra member of the `.keras` zip, a member of a zip at the end of a `.tflite` file, a file in a SavedModel's
+`assets.extra`, or an entry of ONNX's `metadata_props`. Read without TensorFlow, Keras or onnx.
 """
 
 import io
@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from .formats import protobuf_fields, recognize, says_damaged
 
-KERAS_MEMBER = "converter_stamp.json"
+ZIP_MEMBER = "converter_stamp.json"
 SAVED_MODEL_FILE = Path("assets.extra") / "converter_stamp.json"
 ONNX_KEY = "converter_stamp"
 
@@ -46,9 +46,11 @@ def _stamp_of(path: Path) -> bytes | None:
         case "tf":
             file = path / SAVED_MODEL_FILE
             return file.read_bytes() if file.is_file() and file.stat().st_size <= _LARGEST else None
-        case "keras":
+        case "keras" | "tflite":
+            if not zipfile.is_zipfile(path):
+                return None
             with zipfile.ZipFile(path) as archive:
-                entry = next((e for e in archive.infolist() if e.filename == KERAS_MEMBER), None)
+                entry = next((e for e in archive.infolist() if e.filename == ZIP_MEMBER), None)
                 return archive.read(entry) if entry is not None and entry.file_size <= _LARGEST else None
         case "onnx":
             with path.open("rb") as opened:

@@ -1,8 +1,7 @@
-"""Open and run a `.tflite` file with TensorFlow's interpreter; nothing here writes one."""
+"""Open and run a `.tflite` file with LiteRT's interpreter, as devices do."""
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from .protocol import Fact, Value, fingerprint
 from .refusals import refuse_tflite_operators
 from .signatures import chosen_signature
+from .tflite_content import custom_operators, graph_digest, slopes, stored_tensors
 
 _GENERATED = "serving_default_"  # prefix of input names in a file without signatures
 
@@ -21,16 +21,16 @@ class Reader:
     """Opens a `.tflite` file from any tool; quantized inputs and outputs become floats by their scales."""
 
     def __init__(self) -> None:
-        import tensorflow as tf
+        from ai_edge_litert import interpreter
 
-        self._tf = tf
+        self._litert = interpreter
         self.inputs: list[Fact] = []
         self.outputs: list[Fact] = []
 
     def open(self, path: Path, signature: str | None = None, *, trusted: bool = False) -> None:
         self._path = path
         if not trusted:
-            refuse_tflite_operators(_custom_operators(path))
+            refuse_tflite_operators(custom_operators(path.read_bytes()))
         self._interpreter = self._interpret()
         signatures = self._interpreter.get_signature_list()
         name = chosen_signature(signatures, signature) if signatures or signature else None
@@ -48,9 +48,7 @@ class Reader:
         self.outputs = [_fact(name, detail) for name, detail in self._outs.items()]
 
     def _interpret(self, keep_all: bool = False) -> Any:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the interpreter's move to another package
-            return self._tf.lite.Interpreter(model_path=str(self._path), experimental_preserve_all_tensors=keep_all)
+        return self._litert.Interpreter(model_path=str(self._path), experimental_preserve_all_tensors=keep_all)
 
     def run(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return self._run(self._interpreter, arrays)
@@ -71,22 +69,10 @@ class Reader:
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Return the constants of the graph: TFLite has no variables."""
-        return dict(self._constants(self._interpret()))
+        content = self._path.read_bytes()
+        return {tensor.name: tensor.real() for tensor in stored_tensors(content)} | dict(slopes(content))
 
     held = tensors
-
-    def _constants(self, interpreter: Any) -> Iterator[tuple[str, np.ndarray]]:
-        taken: Counter[str] = Counter()
-        for detail in interpreter.get_tensor_details():
-            try:
-                array = interpreter.get_tensor(detail["index"])
-            except ValueError:  # it has no data before it is computed
-                continue
-            if array.dtype.kind in "OSU":
-                continue
-            name = detail["name"].partition(";")[0]  # a fused tensor has the names of all its parts
-            taken[name] += 1
-            yield name if taken[name] == 1 else f"{name}#{taken[name]}", _dequantized(array, detail)
 
     def trace(self, arrays: Mapping[str, np.ndarray]) -> Iterator[Value]:
         interpreter = self._interpret(keep_all=True)
@@ -107,7 +93,7 @@ class Reader:
                 yield name, makers[detail["index"]], list(array.shape), fingerprint(array)
 
     def graph_digest(self) -> str:
-        raise NotImplementedError("a TFLite file bears no stamp")
+        return graph_digest(self._path.read_bytes())
 
     def operators(self) -> dict[str, int]:
         counted = Counter(operator["op_name"] for operator in self._interpret()._get_ops_details())
@@ -115,15 +101,6 @@ class Reader:
 
     def xla_functions(self) -> list[str]:
         return []
-
-
-def _custom_operators(path: Path) -> set[str]:
-    """Return the names of the operators that are not TFLite's own."""
-    from tensorflow.lite.python.schema_py_generated import Model
-
-    model = Model.GetRootAs(path.read_bytes())
-    codes = (model.OperatorCodes(i).CustomCode() for i in range(model.OperatorCodesLength()))
-    return {code.decode(errors="replace") for code in codes if code}
 
 
 def _bare(name: str) -> str:

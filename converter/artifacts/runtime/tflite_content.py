@@ -1,0 +1,143 @@
+"""Read the tensors of a `.tflite` file by the FlatBuffers schema, without an interpreter.
+
+https://github.com/google-ai-edge/LiteRT/blob/main/tflite/converter/schema/schema.fbs
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .graph_digest import is_weight
+
+_DTYPES = {
+    "FLOAT32": "<f4", "FLOAT16": "<f2", "INT32": "<i4", "UINT8": "|u1", "INT64": "<i8", "BOOL": "|b1", "INT16": "<i2",
+    "COMPLEX64": "<c8", "INT8": "|i1", "FLOAT64": "<f8", "COMPLEX128": "<c16", "UINT64": "<u8", "UINT32": "<u4",
+    "UINT16": "<u2",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor with data in the file.
+
+    Attributes:
+        scales, zero_points: of a quantized tensor, one for all or one for each position along `axis`.
+        start, stop: where its bytes are.
+    """
+
+    name: str
+    array: np.ndarray
+    scales: np.ndarray
+    zero_points: np.ndarray
+    axis: int
+    start: int
+    stop: int
+
+    def real(self) -> np.ndarray:
+        """Return the real numbers: scale * (quantized - zero point)."""
+        if not self.scales.size or self.array.dtype.kind not in "iu":
+            return self.array
+        shape = [1] * self.array.ndim
+        if self.scales.size > 1:
+            shape[self.axis] = -1
+        scales, zeros = self.scales.reshape(shape), self.zero_points.reshape(shape)
+        return ((self.array.astype(np.float32) - zeros) * scales).astype(np.float32)
+
+
+def model_bytes(content: bytes) -> bytes:
+    """Return the file without the zip archive at its end, which holds the stamp and files for libraries of devices."""
+    stream = io.BytesIO(content)
+    if not zipfile.is_zipfile(stream):
+        return content
+    with zipfile.ZipFile(stream) as archive:
+        return content[: min((entry.header_offset for entry in archive.infolist()), default=len(content))]
+
+
+def stored_tensors(content: bytes) -> Iterator[StoredTensor]:
+    """Yield every tensor that has data, of all subgraphs, each under a name of its own.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    names = {value: name for name, value in vars(schema.TensorType).items() if not name.startswith("_")}
+    model = schema.Model.GetRootAs(content)
+    taken: Counter[str] = Counter()
+    for graph in map(model.Subgraphs, range(model.SubgraphsLength())):
+        for tensor in map(graph.Tensors, range(graph.TensorsLength())):
+            start, stop = _place(model.Buffers(tensor.Buffer()))
+            dtype = _DTYPES.get(names[tensor.Type()])
+            if start == stop or dtype is None:
+                continue
+            shape = tuple(tensor.Shape(i) for i in range(tensor.ShapeLength()))
+            if stop > len(content) or int(np.prod(shape)) * np.dtype(dtype).itemsize != stop - start:
+                raise ValueError("a tensor's size is not that of its data")
+            name = (tensor.Name() or b"").decode(errors="replace").partition(";")[0]  # a fused one has several
+            taken[name] += 1
+            unique = name if taken[name] == 1 else f"{name}#{taken[name]}"
+            array = np.frombuffer(content, dtype, int(np.prod(shape)), start).reshape(shape)
+            yield StoredTensor(unique, array, *_quantization(tensor.Quantization()), start, stop)
+
+
+def slopes(content: bytes) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the slope of every leaky ReLU, which may be a weight, as (name, array of one element)."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.Model.GetRootAs(content)
+    for graph in map(model.Subgraphs, range(model.SubgraphsLength())):
+        for operator in map(graph.Operators, range(graph.OperatorsLength())):
+            code = model.OperatorCodes(operator.OpcodeIndex()).BuiltinCode()
+            if code == schema.BuiltinOperator.LEAKY_RELU and (table := operator.BuiltinOptions()) is not None:
+                options = schema.LeakyReluOptions()
+                options.Init(table.Bytes, table.Pos)
+                name = (graph.Tensors(operator.Outputs(0)).Name() or b"").decode(errors="replace")
+                yield f"{name.partition(';')[0]}/alpha", np.float32([options.Alpha()])
+
+
+def _place(buffer: Any) -> tuple[int, int]:
+    """Return where a buffer's bytes begin and end; large models have them behind the FlatBuffer."""
+    if buffer.Offset() > 1:
+        return buffer.Offset(), buffer.Offset() + buffer.Size()
+    if not buffer.DataLength():
+        return 0, 0
+    table = buffer._tab
+    start = table.Vector(table.Offset(4))
+    return start, start + buffer.DataLength()
+
+
+def _quantization(found: Any) -> tuple[np.ndarray, np.ndarray, int]:
+    if found is None or not found.ScaleLength():
+        return np.zeros(0, np.float32), np.zeros(0, np.int64), 0
+    zeros = found.ZeroPointAsNumpy() if found.ZeroPointLength() else np.zeros(found.ScaleLength(), np.int64)
+    return found.ScaleAsNumpy(), zeros, found.QuantizedDimension()
+
+
+def graph_digest(content: bytes) -> str:
+    """Return the digest of the model without its zip archive and its weights, which are compared one by one.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    bare = bytearray(model_bytes(content))
+    for tensor in stored_tensors(bytes(bare)):
+        if is_weight(tensor.array):
+            bare[tensor.start : tensor.stop] = bytes(tensor.stop - tensor.start)
+    return hashlib.sha256(bare).hexdigest()
+
+
+def custom_operators(content: bytes) -> set[str]:
+    """Return the names of the operators that are not TFLite's own."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.Model.GetRootAs(content)
+    codes = (model.OperatorCodes(i).CustomCode() for i in range(model.OperatorCodesLength()))
+    return {code.decode(errors="replace") for code in codes if code}

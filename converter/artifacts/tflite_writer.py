@@ -1,0 +1,106 @@
+"""Write a `.tflite` file of a TensorFlow function, with LiteRT's own operators only."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from converter.errors import ConversionError, UsageError
+
+from . import saved_model_writer
+from .runtime import graph_digest as digests
+from .runtime import stamp as stamps
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+_FAILED = 3  # the converter's own error
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can hold
+_TAIL = 2000  # characters of a crashed child's output to show
+MOST_PLACES = 3
+# MLIR's diagnostics: 'tf.FloorDiv' op ...; loc(fused["FloorDiv:", "head/floordiv/floordiv@__inference_serving_1"])
+_NO_OPERATOR = re.compile(r"'tfl?\.(\w+)' op (?:is neither|failed to verify)")
+_NODE = re.compile(r'"([^"@]+)@__inference_')
+
+
+def require_litert() -> None:
+    """Raise UsageError if the packages that `.tflite` files need are missing."""
+    try:
+        import ai_edge_litert  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            "The package ai-edge-litert is not installed, which .tflite files need.",
+            code="PTC4023",
+            fix='Install it: pip install "pt-convert[tflite]".',
+        ) from error
+
+
+def write(
+    traced: Any,
+    variables: Mapping[str, tf.Variable],
+    path: Path,
+    stamp: Mapping[str, Any],
+    places: Mapping[str, str],
+) -> None:
+    """Write the file; meanwhile, its folder also holds a SavedModel.
+
+    Args:
+        variables: all that the function reads, by their names in the checkpoint.
+        places: module and line of code, by the scope of the function's operators.
+
+    Raises:
+        ConversionError: LiteRT has no operator for a part of the function.
+    """
+    from .runtime.tflite_content import graph_digest
+
+    require_litert()
+    with tempfile.TemporaryDirectory(prefix=".saved_model-", dir=path.parent) as folder:
+        saved = Path(folder) / "saved_model"
+        saved_model_writer.save(traced, variables, saved, {})
+        _convert(saved, path, places)
+    text = stamps.stamp_text(digests.stamped(stamp, graph_digest(path.read_bytes())))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(zipfile.ZipInfo(stamps.ZIP_MEMBER, _EPOCH), text)
+
+
+def _convert(saved: Path, path: Path, places: Mapping[str, str]) -> None:
+    script = Path(__file__).with_name("runtime") / "convert_saved_model.py"
+    ended = subprocess.run(
+        [sys.executable, "-P", str(script), str(saved), str(path)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env={"TF_CPP_MIN_LOG_LEVEL": "2"} | os.environ,
+        check=False,
+    )
+    if ended.returncode == _FAILED:
+        raise _refusal(ended.stdout.decode(errors="replace"), places)
+    if ended.returncode:
+        tail = ended.stderr.decode(errors="replace").strip()[-_TAIL:]
+        raise ConversionError(
+            f"TensorFlow's converter for LiteRT ended with status {ended.returncode}. It wrote:\n{tail}",
+            code="PTC4024",
+            where="--to tflite",
+            fix="Convert to another format, or report the model.",
+        )
+
+
+def _refusal(text: str, places: Mapping[str, str]) -> ConversionError:
+    """Return the error for what TensorFlow's converter says of operators that it cannot write."""
+    operators = sorted(set(_NO_OPERATOR.findall(text)))
+    nodes = dict.fromkeys(_NODE.findall(text))
+    found = dict.fromkeys(places[scope] for node in nodes for scope in places if node.startswith(f"{scope}/"))
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    what = f"LiteRT has no operator for {', '.join(operators)}" if operators else f"TensorFlow's converter fails: {first}"
+    return ConversionError(
+        f"{what}.",
+        code="PTC4025",
+        where="; ".join(list(found)[:MOST_PLACES]) or "--to tflite",
+        fix="Write this part of the model with other operators, or convert to another format.",
+    )

@@ -1,0 +1,128 @@
+"""What every tensor of a `.tflite` file must be: TensorFlow's converter renames, transposes, scales and cuts weights."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from converter.artifacts.runtime.graph_digest import is_weight
+from converter.ir.program import Origin
+from converter.verification.array_arrangement import arranged, comparable, digest
+from converter.verification.weight_proof import FOLDED_ULP, Expected
+
+if TYPE_CHECKING:
+    from converter.lowering.frozen_constants import FrozenConstant
+
+MOST_PIECES = 8
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """What a tensor of the file may hold.
+
+    Attributes:
+        array: in the file's precision.
+        required: what it must be, which is in float64 where the plan computed it.
+        constant: what the graph has.
+        exact: it has the values of the checkpoint's tensors.
+    """
+
+    array: np.ndarray
+    required: np.ndarray
+    constant: FrozenConstant
+    exact: bool
+
+    def arranged(self, tensor: np.ndarray, rounding: np.ndarray | None = None) -> np.ndarray | None:
+        """Return `required` in the arrangement of a tensor that holds this, transposed; None if it does not."""
+        how = arranged(_values(self.array), _values(tensor), rounding)
+        if how is None or how.reordered:
+            return None
+        return np.atleast_1d(self.required).transpose(how.order).reshape(tensor.shape)
+
+    def rounding(self) -> np.ndarray:
+        scale = np.abs(self.array).max(initial=0.0).astype(np.float32)
+        return np.full(np.atleast_1d(self.array).shape, FOLDED_ULP * np.spacing(scale))
+
+
+def expected_constants(
+    constants: Sequence[FrozenConstant], tensors: Mapping[str, np.ndarray], origins: Mapping[str, Origin]
+) -> dict[str, Expected]:
+    """Return what the file's tensors must be, by name, as far as they hold a constant of the graph.
+
+    A tensor may hold it transposed; where none does, multiplied by another constant, with the sign changed, or a part.
+
+    Args:
+        constants: what the graph that was converted computes of the weights alone.
+        origins: of the program's tensors.
+    """
+    candidates = [_candidate(constant) for constant in constants if constant.array.size]
+    floats = {name: tensor for name, tensor in tensors.items() if tensor.dtype.kind == "f" and tensor.size}
+    found = _matches(candidates, floats, nearly=True)
+    matched = {id(one.constant) for pairs in found.values() for one, _ in pairs}
+    left = {name: tensor for name, tensor in floats.items() if name not in found}
+    sizes = {tensor.size for tensor in left.values() if is_weight(tensor)}
+    open_ones = [c for c in candidates if id(c.constant) not in matched or c.array.size in sizes]
+    found |= _matches([new for one in open_ones for new in _derived(one, candidates)], left, nearly=False)
+    return {
+        name: Expected(
+            pairs[0][1],
+            tuple(dict.fromkeys(s for one, _ in pairs for t in one.constant.sources for s in origins[t].sources)),
+            all(one.exact for one, _ in pairs),
+        )
+        for name, pairs in found.items()
+    }
+
+
+def is_of_graph(tensor: np.ndarray) -> bool:
+    """Return whether the digest of the graph covers a tensor that holds no weight."""
+    return not is_weight(tensor)
+
+
+def _matches(
+    candidates: Sequence[_Candidate], tensors: Mapping[str, np.ndarray], nearly: bool
+) -> dict[str, list[tuple[_Candidate, np.ndarray]]]:
+    """Return the candidates that each tensor holds, which are equal if they are several, and what it must be."""
+    by_digest: dict[tuple[int, int], list[_Candidate]] = defaultdict(list)
+    by_size: dict[int, list[_Candidate]] = defaultdict(list)
+    for one in candidates:
+        by_digest[digest(_values(one.array))].append(one)
+        by_size[one.array.size].append(one)
+    found = {}
+    for name, tensor in tensors.items():
+        exact = [(one, one.arranged(tensor)) for one in by_digest.get(digest(_values(tensor)), ())]
+        pairs = [(one, array) for one, array in exact if array is not None]
+        if not pairs and nearly and is_weight(tensor):
+            near = ((one, one.arranged(tensor, one.rounding())) for one in by_size.get(tensor.size, ()))
+            pairs = [(replace(one, exact=False), array) for one, array in near if array is not None]
+        if pairs:
+            found[name] = pairs
+    return found
+
+
+def _candidate(constant: FrozenConstant) -> _Candidate:
+    if len(constant.constants) == 1 and (held := constant.constants[0].array()).size == constant.array.size:
+        required = held.reshape(constant.array.shape)
+        if np.array_equal(required.astype(constant.array.dtype), constant.array, equal_nan=True):
+            return _Candidate(constant.array, required, constant, constant.constants[0].exact)
+    return _Candidate(constant.array, constant.array, constant, False)
+
+
+def _derived(one: _Candidate, others: Sequence[_Candidate]) -> Iterator[_Candidate]:
+    """Yield what the converter makes of a constant: scaled by a number or one for each channel, and parts of it."""
+    array, last = one.array, one.array.shape[-1] if one.array.ndim else 1
+    factors = {o.array.tobytes(): o.array.reshape(-1) for o in others if o.array.size in (1, last)}
+    for factor in (*factors.values(), np.float32([-1])):
+        for scaled in (array * factor, array / factor, array * (1 / factor)):
+            yield replace(one, array=scaled, required=scaled, exact=False)
+    for axis, size in enumerate(array.shape):
+        if 1 < size <= MOST_PIECES:
+            for i in range(size):
+                yield replace(one, array=array.take(i, axis), required=one.required.take(i, axis))
+
+
+def _values(array: np.ndarray) -> np.ndarray:
+    return comparable(np.atleast_1d(array))
