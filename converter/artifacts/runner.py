@@ -128,6 +128,10 @@ class Runner:
             )
         return self._ask({"action": "run"}, "does not run", inputs)[1]
 
+    def use_plain_kernels(self) -> None:
+        """Run the opened LiteRT file without XNNPACK from now on."""
+        self._ask({"action": "plain"}, "does not open without XNNPACK")
+
     def tensors(self) -> Tensors:
         """Return the artifact's weights by name; each is fetched on read.
 

@@ -29,7 +29,7 @@ from converter.report.failures import failure_of
 from converter.report.results import Accuracy, ArtifactReport, ConversionReport, Proof, TraceRow, status_of
 from converter.rewrites.base import Change
 from converter.verification.divergence import by_module, disagrees, locate_divergence, trace_artifact, worst_round
-from converter.verification.output_proofs import compare_artifact
+from converter.verification.output_proofs import Outputs, compare_artifact
 from converter.verification.prove import prove_function, prove_weights, trace
 from converter.verification.reference import Reference
 from converter.verification.run_artifact import feed, labeled_accuracy, run_artifact
@@ -262,18 +262,31 @@ class ArtifactJob:
     def _prove_artifact(self, built: RewrittenModel, reference: Reference, runner: Runner, locate: bool) -> Proof:
         with self.clock(f"prove {self.format}: the same artifact"):
             runner.open(self.placement.temporary, trusted=True)  # it has just been written
-            results = run_artifact(runner, built.inputs, built.outputs, reference)
-            proof = compare_artifact(
-                reference.float64, reference.float32, results,
-                atol=self.options.proof.atol, rtol=self.options.proof.rtol, constant=reference.constant,
-                perturbed_runs=reference.perturbed_runs_in(runner),
-            )  # fmt: skip
+            proof, results = self._compare(built, reference, runner)
+            if built.format == "tflite" and not disagrees(proof):
+                runner.use_plain_kernels()
+                plain, plain_results = self._compare(built, reference, runner)
+                if disagrees(plain):
+                    proof, results = replace(plain, summary=f"without XNNPACK, {plain.summary}"), plain_results
+                else:
+                    proof = replace(proof, summary=f"{proof.summary}, with and without XNNPACK")
             self.accuracy = labeled_accuracy(reference, results)
             if locate and disagrees(proof):
                 arrays = worst_round(reference, results)
                 given = feed(runner, built.inputs, arrays)
                 proof, _ = locate_divergence(proof, lambda: trace_artifact(built.captured, arrays, runner, given))
             return proof
+
+    def _compare(
+        self, built: RewrittenModel, reference: Reference, runner: Runner
+    ) -> tuple[Proof, list[Outputs]]:
+        results = run_artifact(runner, built.inputs, built.outputs, reference)
+        proof = compare_artifact(
+            reference.float64, reference.float32, results,
+            atol=self.options.proof.atol, rtol=self.options.proof.rtol, constant=reference.constant,
+            perturbed_runs=reference.perturbed_runs_in(runner),
+        )  # fmt: skip
+        return proof, results
 
     def _prove_weights(self, built: RewrittenModel, runner: Runner) -> Proof:
         with self.clock(f"prove {self.format}: the same weights"):

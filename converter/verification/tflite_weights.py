@@ -116,7 +116,9 @@ def _derived(one: _Candidate, others: Sequence[_Candidate]) -> Iterator[_Candida
     array, last = one.array, one.array.shape[-1] if one.array.ndim else 1
     factors = {o.array.tobytes(): o.array.reshape(-1) for o in others if o.array.size in (1, last)}
     for factor in (*factors.values(), np.float32([-1])):
-        for scaled in (array * factor, array / factor, array * (1 / factor)):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            several = (array * factor, array / factor, array * (1 / factor))
+        for scaled in several:
             yield replace(one, array=scaled, required=scaled, exact=False)
     for axis, size in enumerate(array.shape):
         if 1 < size <= MOST_PIECES:

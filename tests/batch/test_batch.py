@@ -176,8 +176,8 @@ def test_two_models_of_one_name_are_refused_before_anything_is_done(tmp_path):
     assert len(work_list([str(a), str(a)], ["tf"], {})) == 1
     with pytest.raises(UsageError, match="No format"):
         work_list([str(a)], [], {})
-    with pytest.raises(UsageError, match="Unknown format: tflite"):
-        checked([Job("a", a, ("tflite",))])
+    with pytest.raises(UsageError, match="Unknown format: coreml"):
+        checked([Job("a", a, ("coreml",))])
 
 
 def test_a_name_that_is_no_text_is_refused_before_anything_is_done(tmp_path):

@@ -144,7 +144,7 @@ def run(monkeypatch, tmp_path):
         pytest.param("interrupted.pt --to tf", 130, id="interrupted"),
         pytest.param("taken.pt --to tf", 2, id="a path that is taken"),
         pytest.param("good.pt", 2, id="no format"),
-        pytest.param("good.pt --to tflite", 2, id="a format of a later issue"),
+        pytest.param("good.pt --to coreml", 2, id="an unknown format"),
         pytest.param("--to tf", 2, id="no model"),
         pytest.param("good.pt --to tf --model-args 3", 2, id="arguments that are no object"),
         pytest.param("good.pt --to tf --model-args {", 2, id="arguments that are no JSON"),

@@ -8,13 +8,11 @@ which step failed, if one did, and why.
 
 import json
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-
-warnings.simplefilter("ignore")  # of the interpreter's future home
+from ai_edge_litert.interpreter import Interpreter
 
 
 def answer(folder: Path) -> dict[str, str | None]:
@@ -23,7 +21,7 @@ def answer(folder: Path) -> dict[str, str | None]:
     except Exception as error:
         return {"failed": "convert", "error": str(error)}
     try:
-        runner = tf.lite.Interpreter(model_content=content).get_signature_runner("serving_default")
+        runner = Interpreter(model_content=content).get_signature_runner("serving_default")
         for file in folder.glob("inputs_*.npz"):
             with np.load(file) as inputs:
                 results = runner(**inputs)

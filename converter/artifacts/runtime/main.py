@@ -38,6 +38,7 @@ class Reader(Protocol):
     def operators(self) -> Mapping[str, int]: ...
     def graph_digest(self) -> str: ...
     def xla_functions(self) -> list[str]: ...
+    def use_plain_kernels(self) -> None: ...
 
 
 def main(module: str) -> None:
@@ -93,6 +94,8 @@ def _answer(
                 content = {"inputs": reader.inputs, "outputs": reader.outputs}
             case "run":
                 results = reader.run(arrays)
+            case "plain":
+                reader.use_plain_kernels()
             case "graph":
                 content = {"digest": reader.graph_digest()}
             case "tensors":

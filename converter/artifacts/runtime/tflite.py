@@ -47,6 +47,11 @@ class Reader:
         self.inputs = [_fact(name, detail) for name, detail in self._ins.items()]
         self.outputs = [_fact(name, detail) for name, detail in self._outs.items()]
 
+    def use_plain_kernels(self) -> None:
+        """Run the opened file without XNNPACK from now on, as some devices do."""
+        resolver = self._litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        self._interpreter = self._litert.Interpreter(str(self._path), experimental_op_resolver_type=resolver)
+
     def _interpret(self, keep_all: bool = False) -> Any:
         return self._litert.Interpreter(model_path=str(self._path), experimental_preserve_all_tensors=keep_all)
 

@@ -1,0 +1,187 @@
+"""LiteRT files of ours: what they hold, that they open in LiteRT itself, and that a change in them is found."""
+
+import copy
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ai_edge_litert.interpreter import Interpreter
+from equivalence import with_random_tensors
+from torch import nn
+
+import converter
+from converter.artifacts.runtime.formats import recognize
+from converter.artifacts.runtime.stamp import ZIP_MEMBER, read_stamp
+from converter.artifacts.runtime.tflite_content import model_bytes, stored_tensors
+from converter.artifacts.tflite_writer import require_litert
+from converter.errors import ConversionError, UsageError
+from converter.ir.lazy_tensor import LazyTensor
+from converter.ir.program import Origin
+from converter.lowering.frozen_constants import FrozenConstant
+from converter.plan.steps import Constant
+from converter.verification.tflite_weights import expected_constants
+
+pytestmark = pytest.mark.slow
+
+
+class Classifier(nn.Module):
+    """Convolutions of every kind, a norm that folds and one behind a ReLU, a residual that is scaled."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 20, 3, padding=1), nn.BatchNorm2d(20), nn.ReLU())
+        self.norm = nn.BatchNorm2d(20)
+        self.branch = nn.Conv2d(20, 20, 3, padding=1, groups=20)
+        self.join = nn.Conv2d(20, 20, 1)
+        self.grow = nn.ConvTranspose2d(20, 18, 2, stride=2)
+        self.slope = nn.PReLU()
+        self.layers = nn.LayerNorm(18)
+        self.head = nn.Linear(18, 19)
+
+    def forward(self, image):
+        x = self.norm(self.stem(image))
+        x = x + 0.2 * self.join(self.branch(x))
+        return self.head(self.layers(self.slope(self.grow(x)).mean((2, 3))))
+
+
+class Recurrent(nn.Module):
+    """Weights inside of a WHILE, and a volume's slope, for which LiteRT's own operator has too few axes."""
+
+    def __init__(self):
+        super().__init__()
+        self.volume = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.PReLU(4))
+        self.read = nn.GRU(24, 18, batch_first=True, bidirectional=True)
+
+    def forward(self, x):
+        return self.read(self.volume(x).flatten(3).flatten(1, 2))[0]
+
+
+class Tail(nn.Module):
+    def forward(self, x):
+        return x.flatten(1).topk(3).indices // 5
+
+
+def made(module: nn.Module) -> nn.Module:
+    return with_random_tensors(module).eval()
+
+
+def run(path: Path, **arrays: np.ndarray) -> dict[str, np.ndarray]:
+    return Interpreter(str(path)).get_signature_runner("serving_default")(**arrays)
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tflite") / "classifier.tflite"
+    module = made(Classifier())
+    return module, path, converter.convert(module, to="tflite", output=path, input_shapes=["1,3,16,16"])
+
+
+def test_a_file_is_verified_and_takes_one_image_channels_last(classifier):
+    module, path, report = classifier
+    (artifact,) = report.artifacts
+    assert (report.status, artifact.path) == ("verified", path)
+    assert [(fact.name, fact.shape) for fact in artifact.inputs] == [("image", (1, 16, 16, 3))]
+    assert not {"TRANSPOSE", "GATHER", "CUSTOM"} & set(artifact.operators)
+    assert "with and without XNNPACK" in artifact.proofs[1].summary
+    image = torch.randn(1, 3, 16, 16)
+    (result,) = run(path, image=image.permute(0, 2, 3, 1).numpy()).values()
+    with torch.no_grad():
+        np.testing.assert_allclose(result, module(image).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_same_model_gives_the_same_bytes(classifier, tmp_path):
+    module, path, _ = classifier
+    converter.convert(module, to="tflite", output=tmp_path / path.name, input_shapes=["1,3,16,16"], verify=False)
+    assert (tmp_path / path.name).read_bytes() == path.read_bytes()
+
+
+def test_the_stamp_is_a_member_of_a_zip_archive_at_the_end(classifier):
+    _, path, _ = classifier
+    assert recognize(path) == "tflite"
+    assert read_stamp(path)["format"] == "tflite"
+    with zipfile.ZipFile(path) as archive:
+        assert archive.namelist() == [ZIP_MEMBER]
+    assert path.read_bytes().startswith(model_bytes(path.read_bytes()))
+
+
+def test_verify_tells_the_weights_of_another_model(classifier):
+    module, path, _ = classifier
+    assert converter.verify(module, path).status == "verified"
+    other = copy.deepcopy(module)
+    other.join.weight.data[0, 0] *= 1.01
+    report = converter.verify(other, path)
+    assert report.status == "disagrees"
+    assert [proof.holds for proof in report.proofs] == [False, False]
+
+
+@pytest.mark.parametrize("kind, told", [("f", "not its source bit for bit|no source explains"), ("i", "the graph is not")])
+def test_a_changed_number_in_the_file_is_found(classifier, tmp_path, kind, told):
+    module, path, _ = classifier
+    content = path.read_bytes()
+    tensors = [t for t in stored_tensors(model_bytes(content)) if t.array.dtype.kind == kind]
+    place = max(tensors, key=lambda tensor: tensor.array.size).start + (2 if kind == "f" else 0)
+    changed = tmp_path / path.name
+    changed.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    report = converter.verify(module, changed)
+    assert report.status == "disagrees"
+    assert any(told_one in failure for failure in report.proofs[-1].failures for told_one in told.split("|"))
+
+
+def test_a_dynamic_batch_on_request(classifier, tmp_path):
+    module, _, _ = classifier
+    path = tmp_path / "any.tflite"
+    report = converter.convert(module, to="tflite", output=path, input_shapes=["1,3,16,16"], dynamic_batch=True)
+    assert report.status == "verified"
+    assert report.artifacts[0].inputs[0].shape == ("batch", 16, 16, 3)
+    images = torch.randn(4, 3, 16, 16)
+    (result,) = run(path, image=images.permute(0, 2, 3, 1).numpy()).values()
+    with torch.no_grad():
+        np.testing.assert_allclose(result, module(images).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_recurrent_weights_and_a_slope_of_five_axes_are_found(tmp_path):
+    report = converter.convert(
+        made(Recurrent()), to="tflite", output=tmp_path / "r.tflite", input_shapes=["1,1,5,6,4"]
+    )
+    assert report.status == "verified", report.artifacts[0].proofs
+    assert "WHILE" in report.artifacts[0].operators
+
+
+def test_a_refusal_names_the_operator_the_module_and_the_line(tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Tail()).eval()
+    with pytest.raises(ConversionError) as raised:
+        converter.convert(model, to="tflite", output=tmp_path / "x.tflite", input_shapes=["1,3,9,9"])
+    assert raised.value.what == "LiteRT has no operator for FloorDiv."
+    assert "module `1`" in raised.value.where
+    assert "topk(3).indices // 5" in raised.value.where
+    assert not list(tmp_path.iterdir())
+    (check,) = converter.inspect(model, check=("tflite",), input_shapes=["1,3,9,9"]).checks
+    assert "FloorDiv" in check.failure.what
+
+
+def test_a_missing_package_is_named_with_the_command(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
+    with pytest.raises(UsageError, match="ai-edge-litert") as raised:
+        require_litert()
+    assert 'pip install "pt-convert[tflite]"' in raised.value.fix
+
+
+def test_only_a_constant_of_the_graph_explains_a_tensor():
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 2, 4)).astype(np.float32)
+    held = LazyTensor.of(torch.from_numpy(kernel))
+    constant = Constant(held, torch.float32, ("conv.weight",), exact=True, trainable=True, key="conv.weight")
+    origins = {"conv.weight": Origin(("conv.weight",))}
+    turned, changed = kernel.transpose(3, 0, 1, 2), kernel.copy()
+    changed[0, 0, 0, 0] += 1e-3
+    shuffled = kernel[..., [1, 0, 2, 3]]
+    found = expected_constants(
+        [FrozenConstant(kernel, (constant,)), FrozenConstant(np.float32(0.5), ())],
+        {"turned": turned, "halved": turned * np.float32(0.5), "changed": changed, "shuffled": shuffled},
+        origins,
+    )
+    assert set(found) == {"turned", "halved"}
+    np.testing.assert_array_equal(found["turned"].array, turned)
+    assert [found[name].exact for name in ("turned", "halved")] == [True, False]
