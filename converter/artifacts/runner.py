@@ -11,12 +11,13 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from ..errors import CheckpointError, ConversionError
+from ..errors import CheckpointError, ConversionError, UsageError
 from .runtime.formats import Format
 from .runtime.graph_digest import KEY
 from .runtime.protocol import Fact, receive, send
@@ -50,6 +51,16 @@ class Traced:
     fingerprint: np.ndarray
 
 
+def require_litert() -> None:
+    """Raise UsageError if the packages that `.tflite` files need are missing."""
+    if find_spec("ai_edge_litert") is None:
+        raise UsageError(
+            "The package ai-edge-litert is not installed, which .tflite files need.",
+            code="PTC4023",
+            fix='Install it: pip install "pt-convert[tflite]".',
+        )
+
+
 class Tensors(Mapping[str, np.ndarray]):
     """Arrays that are fetched on each read, so that they need not all be in memory."""
 
@@ -80,6 +91,8 @@ class Runner:
     """
 
     def __init__(self, format: Format, *, timeout: float = 900):
+        if format == "tflite":
+            require_litert()
         self.format = format
         self.inputs: tuple[TensorSpec, ...] = ()
         self.outputs: tuple[TensorSpec, ...] = ()

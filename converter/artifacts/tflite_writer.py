@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converter.errors import ConversionError, UsageError
+from converter.errors import ConversionError
 
 from . import saved_model_writer
+from .runner import require_litert
 from .runtime import graph_digest as digests
 from .runtime import stamp as stamps
 
@@ -28,18 +29,6 @@ MOST_PLACES = 3
 # MLIR's diagnostics: 'tf.FloorDiv' op ...; loc(fused["FloorDiv:", "head/floordiv/floordiv@__inference_serving_1"])
 _NO_OPERATOR = re.compile(r"'tfl?\.(\w+)' op (?:is neither|failed to verify)")
 _NODE = re.compile(r'"([^"@]+)@__inference_')
-
-
-def require_litert() -> None:
-    """Raise UsageError if the packages that `.tflite` files need are missing."""
-    try:
-        import ai_edge_litert  # noqa: F401
-    except ImportError as error:
-        raise UsageError(
-            "The package ai-edge-litert is not installed, which .tflite files need.",
-            code="PTC4023",
-            fix='Install it: pip install "pt-convert[tflite]".',
-        ) from error
 
 
 def write(
@@ -97,7 +86,9 @@ def _refusal(text: str, places: Mapping[str, str]) -> ConversionError:
     nodes = dict.fromkeys(_NODE.findall(text))
     found = dict.fromkeys(places[scope] for node in nodes for scope in places if node.startswith(f"{scope}/"))
     first = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    what = f"LiteRT has no operator for {', '.join(operators)}" if operators else f"TensorFlow's converter fails: {first}"
+    what = (
+        f"LiteRT has no operator for {', '.join(operators)}" if operators else f"TensorFlow's converter fails: {first}"
+    )
     return ConversionError(
         f"{what}.",
         code="PTC4025",

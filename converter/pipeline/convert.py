@@ -277,9 +277,7 @@ class ArtifactJob:
                 proof, _ = locate_divergence(proof, lambda: trace_artifact(built.captured, arrays, runner, given))
             return proof
 
-    def _compare(
-        self, built: RewrittenModel, reference: Reference, runner: Runner
-    ) -> tuple[Proof, list[Outputs]]:
+    def _compare(self, built: RewrittenModel, reference: Reference, runner: Runner) -> tuple[Proof, list[Outputs]]:
         results = run_artifact(runner, built.inputs, built.outputs, reference)
         proof = compare_artifact(
             reference.float64, reference.float32, results,

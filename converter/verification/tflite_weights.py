@@ -1,4 +1,4 @@
-"""What every tensor of a `.tflite` file must be: TensorFlow's converter renames, transposes, scales and cuts weights."""
+"""What each tensor of a `.tflite` file must be: TensorFlow's converter renames, transposes, scales and cuts weights."""
 
 from __future__ import annotations
 
@@ -115,9 +115,9 @@ def _derived(one: _Candidate, others: Sequence[_Candidate]) -> Iterator[_Candida
     """Yield what the converter makes of a constant: scaled by a number or one for each channel, and parts of it."""
     array, last = one.array, one.array.shape[-1] if one.array.ndim else 1
     factors = {o.array.tobytes(): o.array.reshape(-1) for o in others if o.array.size in (1, last)}
-    for factor in (*factors.values(), np.float32([-1])):
+    for factor in (*factors.values(), np.array([-1], np.float32)):
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            several = (array * factor, array / factor, array * (1 / factor))
+            several = (array * factor, array / factor, array * np.reciprocal(factor))
         for scaled in several:
             yield replace(one, array=scaled, required=scaled, exact=False)
     for axis, size in enumerate(array.shape):

@@ -1,6 +1,7 @@
 """LiteRT files of ours: what they hold, that they open in LiteRT itself, and that a change in them is found."""
 
 import copy
+import re
 import sys
 import zipfile
 from pathlib import Path
@@ -13,10 +14,10 @@ from equivalence import with_random_tensors
 from torch import nn
 
 import converter
+from converter.artifacts.runner import require_litert
 from converter.artifacts.runtime.formats import recognize
 from converter.artifacts.runtime.stamp import ZIP_MEMBER, read_stamp
 from converter.artifacts.runtime.tflite_content import model_bytes, stored_tensors
-from converter.artifacts.tflite_writer import require_litert
 from converter.errors import ConversionError, UsageError
 from converter.ir.lazy_tensor import LazyTensor
 from converter.ir.program import Origin
@@ -117,7 +118,10 @@ def test_verify_tells_the_weights_of_another_model(classifier):
     assert [proof.holds for proof in report.proofs] == [False, False]
 
 
-@pytest.mark.parametrize("kind, told", [("f", "not its source bit for bit|no source explains"), ("i", "the graph is not")])
+@pytest.mark.parametrize(
+    "kind, told",
+    [("f", "differ from the source|nothing in the checkpoint explains|off by"), ("i", "the graph differs")],
+)
 def test_a_changed_number_in_the_file_is_found(classifier, tmp_path, kind, told):
     module, path, _ = classifier
     content = path.read_bytes()
@@ -127,7 +131,7 @@ def test_a_changed_number_in_the_file_is_found(classifier, tmp_path, kind, told)
     changed.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
     report = converter.verify(module, changed)
     assert report.status == "disagrees"
-    assert any(told_one in failure for failure in report.proofs[-1].failures for told_one in told.split("|"))
+    assert any(re.search(told, failure) for failure in report.proofs[-1].failures)
 
 
 def test_a_dynamic_batch_on_request(classifier, tmp_path):
@@ -143,9 +147,7 @@ def test_a_dynamic_batch_on_request(classifier, tmp_path):
 
 
 def test_recurrent_weights_and_a_slope_of_five_axes_are_found(tmp_path):
-    report = converter.convert(
-        made(Recurrent()), to="tflite", output=tmp_path / "r.tflite", input_shapes=["1,1,5,6,4"]
-    )
+    report = converter.convert(made(Recurrent()), to="tflite", output=tmp_path / "r.tflite", input_shapes=["1,1,5,6,4"])
     assert report.status == "verified", report.artifacts[0].proofs
     assert "WHILE" in report.artifacts[0].operators
 

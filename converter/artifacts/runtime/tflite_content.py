@@ -100,7 +100,7 @@ def slopes(content: bytes) -> Iterator[tuple[str, np.ndarray]]:
                 options = schema.LeakyReluOptions()
                 options.Init(table.Bytes, table.Pos)
                 name = (graph.Tensors(operator.Outputs(0)).Name() or b"").decode(errors="replace")
-                yield f"{name.partition(';')[0]}/alpha", np.float32([options.Alpha()])
+                yield f"{name.partition(';')[0]}/alpha", np.array([options.Alpha()], np.float32)
 
 
 def _place(buffer: Any) -> tuple[int, int]:
