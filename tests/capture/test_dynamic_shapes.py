@@ -232,7 +232,7 @@ REFUSED = {
         Call(lambda x: x.chunk(2, 2)[0]), IMAGE, CaptureError, ["Size H cannot be dynamic", "in place of H"],
     ),
     "padding by what the size leaves": (
-        Call(padded, c=conv(3, 2)), IMAGE, UnsupportedOperatorsError, ["padding by a size that depends on the input"],
+        Call(padded, c=conv(3, 2)), IMAGE, UnsupportedOperatorsError, ["padding that depends on the input's size"],
     ),
 }  # fmt: skip
 

@@ -74,7 +74,7 @@ def test_main_job_says_what_is_shown(main_job):
 
 def in_general(line: str) -> str:
     """Without errors and times, and without the width of the first column."""
-    line = re.sub(r"\d\.\de-\d\d|\d+\.\d (?=x|s$|ulp)", "N ", line)
+    line = re.sub(r"\d\.\de-\d\d|\d+\.\d ?(?=x|s$|ulp)", "N ", line)
     return re.sub(r" {2,}", "  ", line)
 
 
