@@ -3,8 +3,9 @@
 import math
 
 import numpy as np
+import tensorflow as tf
 import torch
-from keras import ops
+from keras import KerasTensor, ops
 
 from converter.ir.sizes import product
 from converter.plan.precision import dtype_name
@@ -26,8 +27,17 @@ def whole(plan, x):
     return plan.reshape(x, (product(x.shape),))
 
 
-def position_of(plan, x, dim, shape, function):
-    """Find a position with `function`, which is argmax or argmin."""
+def first_of(a, name, axis):
+    """Return the first position of an extreme along an axis, by argmax or argmin."""
+    if not isinstance(a, KerasTensor):
+        return ops.expand_dims(getattr(tf, name)(a, axis, "int32"), axis)
+    if "float" in a.dtype:  # Keras considers -0.0 less than 0.0
+        a = ops.where(ops.equal(a, 0), ops.zeros_like(a), a)
+    return getattr(ops, name)(a, axis=axis, keepdims=True)
+
+
+def position_of(plan, x, dim, shape, name):
+    """Find a position by `name`, which is argmax or argmin."""
     if dim is None or not x.shape:
         x, dim = whole(plan, x), 0
     x, axis = plan.isolate_axis(x, dim % len(x.shape), "a position")
@@ -35,12 +45,11 @@ def position_of(plan, x, dim, shape, function):
 
     def apply(a):
         if not floating:
-            return ops.cast(function(a, axis=axis, keepdims=True), "int64")
-        known = ops.where(ops.equal(a, 0), ops.zeros_like(a), a)  # Keras considers -0.0 less than 0.0
+            return ops.cast(first_of(a, name, axis), "int64")
         unknown = ops.isnan(a)  # the first NaN, if there is any
-        first = ops.argmax(ops.cast(unknown, "int32"), axis=axis, keepdims=True)
+        first = first_of(ops.cast(unknown, "int32"), "argmax", axis)
         found = ops.any(unknown, axis=axis, keepdims=True)
-        return ops.cast(ops.where(found, first, function(known, axis=axis, keepdims=True)), "int64")
+        return ops.cast(ops.where(found, first, first_of(a, name, axis)), "int64")
 
     layout, _ = x.layout.resize_dim(dim % len(x.shape), 1)
     return plan.reshape(plan.call(apply, x, layout=layout, dtype=torch.int64), shape)
@@ -48,12 +57,12 @@ def position_of(plan, x, dim, shape, function):
 
 @maps(aten.argmax.default)
 def argmax(plan, x, dim=None, keepdim=False):
-    return position_of(plan, x, dim, plan.shape(), ops.argmax)
+    return position_of(plan, x, dim, plan.shape(), "argmax")
 
 
 @maps(aten.argmin.default)
 def argmin(plan, x, dim=None, keepdim=False):
-    return position_of(plan, x, dim, plan.shape(), ops.argmin)
+    return position_of(plan, x, dim, plan.shape(), "argmin")
 
 
 def with_position(plan, x, dim, keepdim, extreme, position):
@@ -63,12 +72,12 @@ def with_position(plan, x, dim, keepdim, extreme, position):
 
 @maps(aten.max.dim)
 def largest(plan, x, dim, keepdim=False):
-    return with_position(plan, x, dim, keepdim, ops.max, ops.argmax)
+    return with_position(plan, x, dim, keepdim, ops.max, "argmax")
 
 
 @maps(aten.min.dim)
 def smallest(plan, x, dim, keepdim=False):
-    return with_position(plan, x, dim, keepdim, ops.min, ops.argmin)
+    return with_position(plan, x, dim, keepdim, ops.min, "argmin")
 
 
 def ranked(plan, x, dim, count, descending):

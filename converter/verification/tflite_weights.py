@@ -53,7 +53,7 @@ def expected_constants(
 ) -> dict[str, Expected]:
     """Return what the file's tensors must be, by name, as far as they hold a constant of the graph.
 
-    A tensor may hold it transposed; where none does, multiplied by another constant, with the sign changed, or a part.
+    A tensor may hold it transposed; where none does, multiplied by another constant or added to it, negated, or a part.
 
     Args:
         constants: what the graph that was converted computes of the weights alone.
@@ -112,14 +112,14 @@ def _candidate(constant: FrozenConstant) -> _Candidate:
 
 
 def _derived(one: _Candidate, others: Sequence[_Candidate]) -> Iterator[_Candidate]:
-    """Yield what the converter makes of a constant: scaled by a number or one for each channel, and parts of it."""
+    """Yield what the converter makes of a constant: scaled or shifted by a number or one for each channel, and parts."""
     array, last = one.array, one.array.shape[-1] if one.array.ndim else 1
     factors = {o.array.tobytes(): o.array.reshape(-1) for o in others if o.array.size in (1, last)}
     for factor in (*factors.values(), np.array([-1], np.float32)):
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            several = (array * factor, array / factor, array * np.reciprocal(factor))
-        for scaled in several:
-            yield replace(one, array=scaled, required=scaled, exact=False)
+            several = array * factor, array / factor, array * np.reciprocal(factor), array + factor, array - factor
+        for made in several:
+            yield replace(one, array=made, required=made, exact=False)
     for axis, size in enumerate(array.shape):
         if 1 < size <= MOST_PIECES:
             for i in range(size):
