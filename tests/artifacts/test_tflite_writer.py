@@ -181,9 +181,15 @@ def test_only_a_constant_of_the_graph_explains_a_tensor():
     shuffled = kernel[..., [1, 0, 2, 3]]
     found = expected_constants(
         [FrozenConstant(kernel, (constant,)), FrozenConstant(np.float32(0.5), ())],
-        {"turned": turned, "halved": turned * np.float32(0.5), "changed": changed, "shuffled": shuffled},
+        {
+            "turned": turned,
+            "halved": turned * np.float32(0.5),
+            "shifted": turned + np.float32(0.5),
+            "changed": changed,
+            "shuffled": shuffled,
+        },
         origins,
     )
-    assert set(found) == {"turned", "halved"}
+    assert set(found) == {"turned", "halved", "shifted"}
     np.testing.assert_array_equal(found["turned"].array, turned)
     assert [found[name].exact for name in ("turned", "halved")] == [True, False]
