@@ -112,7 +112,7 @@ def _candidate(constant: FrozenConstant) -> _Candidate:
 
 
 def _derived(one: _Candidate, others: Sequence[_Candidate]) -> Iterator[_Candidate]:
-    """Yield what the converter makes of a constant: scaled or shifted by a number or one for each channel, and parts."""
+    """Yield what the converter makes of a constant, scaled or shifted, by a number or one for each channel, and cut."""
     array, last = one.array, one.array.shape[-1] if one.array.ndim else 1
     factors = {o.array.tobytes(): o.array.reshape(-1) for o in others if o.array.size in (1, last)}
     for factor in (*factors.values(), np.array([-1], np.float32)):
