@@ -15,6 +15,9 @@ from mappings.elementwise import sum_of
 from mappings.reductions import reduced
 
 aten = torch.ops.aten
+# Keras multiplies by 1 / sqrt(variance + epsilon) before it subtracts the mean: for so small an epsilon the rounding of
+# a constant row would become a value of order 1, where PyTorch gives 0.
+CENTERED_BELOW = 1e-9
 
 
 @maps(aten.batch_norm.default, channels_last=True)
@@ -67,6 +70,10 @@ def layer_norm(plan, x, normalized_shape, weight=None, bias=None, eps=1e-5, *_):
     """Map layer norm; the normalized dimensions may have any order, scale and offset are arranged like them."""
     rank = len(x.shape)
     dims = list(range(rank - len(normalized_shape), rank))
+    if eps < CENTERED_BELOW:
+        x = plan.elementwise(
+            lambda a, m: a - m, x, reduced(plan, x, dims, True, lambda a, axes: ops.mean(a, axis=axes))
+        )
     x = plan.relayout(x, x.layout.axes_within(dims).axes, "layer norm")
     inside = {a for d in dims for a in x.layout.dims[d]}
     axes = [i for i, axis in enumerate(x.layout.axes) if axis and axis[0] in inside]

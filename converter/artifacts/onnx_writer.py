@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch._ops import OpOverload
 
+from converter.capture.dynamic_shapes import Range
 from converter.errors import ConversionError, UnsupportedOperatorsError
 from converter.ir.aten import bound_arguments
 from converter.ir.program import Program, module_path, operator_rows
@@ -49,6 +50,7 @@ def export(
     dynamic_shapes: Any,
     opset: int | None = None,
     translations: Mapping[OpOverload, Callable] | None = None,
+    limits: Mapping[str, Mapping[int, Range]] | None = None,
 ) -> Exported:
     """Trace `module` on `inputs` and return it as an ONNX graph.
 
@@ -57,6 +59,7 @@ def export(
         dynamic_shapes: as for `torch.export.export`; a `Dim("batch")` is a dimension named batch in the file.
         opset: ONNX opset; the exporter's default if None.
         translations: of operators, besides our own (`Registry.having("translation")`).
+        limits: of inputs' dynamic sizes, by dimension, outside of which the graph refuses to run.
 
     Raises ConversionError for operators that the exporter cannot translate.
     """
@@ -96,7 +99,50 @@ def export(
             fix="Ask for another --opset, or leave the option out.",
         )
     _strip_notes(program.model)
+    for value in program.model.graph.inputs:
+        if held := (limits or {}).get(value.name or ""):
+            _refuse_sizes(program.model.graph, value, held)
     return Exported(program, folded)
+
+
+def _refuse_sizes(graph: Any, value: Any, limits: Mapping[int, Range]) -> None:
+    """Insert a Reshape behind an input that fails if a size is outside its limits.
+
+    Its shape has a 0, which keeps a size, or else one more than the input's size, which no runtime can give.
+    """
+    import onnx_ir as ir
+
+    taken = {each.name for node in graph.all_nodes() for each in node.outputs} | set(graph.initializers)
+    names = (name for name in (f"{value.name}_limits_{number}" for number in itertools.count()) if name not in taken)
+    nodes: list[Any] = []
+
+    def add(operator: str, *inputs: Any, **attributes: Any) -> Any:
+        nodes.append(ir.node(operator, inputs, attributes, name=f"node_{next(names)}"))
+        nodes[-1].outputs[0].name = next(names)
+        return nodes[-1].outputs[0]
+
+    def ints(*numbers: int) -> Any:
+        return add("Constant", value_ints=list(numbers))
+
+    shape = None
+    for dim, held in limits.items():
+        size = add("Shape", value, start=dim, end=dim + 1)
+        outside = [add("Less", size, ints(held.least))] if held.least else []
+        outside += [add("Greater", size, ints(held.most))] if held.most is not None else []
+        if held.factor > 1:
+            outside.append(add("Cast", add("Mod", size, ints(held.factor)), to=ir.DataType.BOOL))
+        any_outside = outside[0]
+        for one in outside[1:]:
+            any_outside = add("Or", any_outside, one)
+        larger = add("Mul", add("Cast", any_outside, to=ir.DataType.INT64), add("Add", size, ints(1)))
+        wanted = add("Mul", larger, ints(*(int(axis == dim) for axis in range(len(value.shape)))))
+        shape = wanted if shape is None else add("Add", shape, wanted)
+    inside = add("Reshape", value, shape)
+    inside.shape, inside.type = value.shape, value.type
+    for user, position in tuple(value.uses()):
+        if user not in nodes:
+            user.replace_input_with(position, inside)
+    graph.insert_before(graph[0], nodes)
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,11 @@ class Range:
         limits = {"min": -(-self.least // self.factor)} | ({"max": self.most // self.factor} if self.most else {})
         return Dim(f"{PREFIX}{name}", **limits)
 
+    def __str__(self) -> str:
+        told = [f"a multiple of {self.factor}"] if self.factor > 1 else []
+        told += [f"at least {self.least}"] if self.least > self.factor else []
+        return ", ".join(told + ([] if self.most is None else [f"at most {self.most}"]))
+
     def described(self, name: str) -> Note | None:
         """Return the limits that the user has to know, or None."""
         told = []

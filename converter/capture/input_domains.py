@@ -11,6 +11,7 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
+from converter.capture.dynamic_shapes import LEAST, Range
 from converter.capture.random_inputs import InputSpec
 from converter.errors import CaptureError
 from converter.ir.aten import bound_arguments, first_input, is_view
@@ -28,6 +29,8 @@ INDICES = {
     aten.index: "indices", aten.index_put: "indices", aten.index_select: "index", aten.one_hot: "self",
     aten.scatter: "index", aten.scatter_add: "index", aten.take: "index", aten.take_along_dim: "indices",
 }  # fmt: skip
+COMPARING = {aten.eq, aten.ne, aten.gt, aten.ge, aten.lt, aten.le}
+EDGES = (1 << 24, 1 << 31, 1 << 53)
 UNKNOWN = 2  # rows that any table has
 MOST = 256
 SAMPLES = 512
@@ -45,7 +48,7 @@ def input_specs(program: Program) -> list[InputSpec]:
             n if isinstance(n, int) else (batch if i == 0 else program.size_name(n)) for i, n in enumerate(value.shape)
         )
         dtype = str(value.dtype).removeprefix("torch.")
-        specs.append(InputSpec(name, shape, dtype, high=integers_below(node)))
+        specs.append(InputSpec(name, shape, dtype, high=integers_below(node), telling=telling_integers(node)))
     return specs
 
 
@@ -60,6 +63,30 @@ def integers_below(node: fx.Node) -> int:
         return UNKNOWN
     limits = list(_limits(node))
     return min(limits, default=min(MOST, torch.iinfo(dtype).max + 1))
+
+
+def telling_integers(node: fx.Node) -> tuple[int, ...]:
+    """Return the integers at which the graph may behave differently, of those that an input may hold.
+
+    These are numbers that it is compared with and their neighbors; and where it is no index and is not converted to a
+    float, numbers of both signs around the largest that float32, int32 and float64 hold.
+    """
+    dtype = node.meta["val"].dtype
+    if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+        return ()
+    limits, highest = list(_limits(node)), torch.iinfo(dtype).max
+    found: set[int] = set()
+    stays = not limits
+    for held in filter(_holds_integers, _integers_behind(node)):
+        for user in held.users:
+            value = user.meta.get("val")
+            stays = stays and not (isinstance(value, torch.Tensor) and value.is_floating_point())
+            if _packet(user) in COMPARING:
+                found |= {n + step for n in user.args if isinstance(n, int) for step in (-1, 0, 1)}
+    if stays:
+        found |= {sign * (edge + step) for edge in EDGES for step in (-1, 0, 1) for sign in (1, -1)}
+    lowest = torch.iinfo(dtype).min if stays else 0
+    return tuple(sorted(n for n in found if lowest <= n <= min([highest, *(limit - 1 for limit in limits)])))
 
 
 def _limits(node: fx.Node) -> Iterator[int]:
@@ -158,12 +185,71 @@ def size_with(size: Any, symbols: int, known: Mapping[sympy.Symbol, int] | None 
 
 def dynamic_size_choices(program: Program) -> list[dict[str, int]]:
     """Return two choices of every dynamic size but the batch, by the text of its expression; [] if there is none."""
-    free = _free_dimensions(program)
-    return [
-        {program.size_name(n): int(n.node.expr.subs(values)) for n in free}
-        for values, _ in _size_choices(program)
-        if free
-    ]
+    return [_by_name(program, values) for values, _ in _size_choices(program) if _free_dimensions(program)]
+
+
+def equal_sizes(program: Program) -> list[dict[str, int]]:
+    """Return one choice of the dynamic sizes but the batch in which all symbols are equal; [] if that is impossible."""
+    symbols, known = _size_symbols(program)
+    values = {symbol: _within(bounds, 4) for symbol, bounds in symbols.items()}
+    if len(values) < 2:
+        return []
+    size = max(values.values())
+    if any(_within(bounds, size - max(_lowest(bounds), LEAST)) != size for bounds in symbols.values()):
+        return []
+    return [_by_name(program, dict.fromkeys(values, size) | known)]
+
+
+def sizes_of_one(program: Program) -> dict[str, int]:
+    """Return the dynamic sizes but the batch with each symbol 1, which capture leaves aside; {} if it is excluded."""
+    symbols, known = _size_symbols(program)
+    if not symbols or any(_lowest(bounds) > LEAST for bounds in symbols.values()):
+        return {}
+    return _by_name(program, dict.fromkeys(symbols, 1) | known)
+
+
+def size_ranges(program: Program) -> dict[str, dict[int, Range]]:
+    """Return the limits of dynamic sizes but the batch, by input and dimension, outside of which results are wrong."""
+    found: dict[str, dict[int, Range]] = {}
+    for name, node in zip(program.inputs, program.placeholders, strict=True):
+        for dim, size in enumerate(node.meta["val"].shape):
+            if dim and not isinstance(size, int) and (limits := _limits_of(program, size)) is not None:
+                found.setdefault(name, {})[dim] = limits
+    return found
+
+
+def _limits_of(program: Program, size: Any) -> Range | None:
+    expression = size.node.expr
+    symbols = sorted(expression.free_symbols, key=str)
+    if len(symbols) != 1:
+        return None
+    factor, rest = int(expression.coeff(symbols[0])), int(expression.subs(symbols[0], 0))
+    bounds = size.node.shape_env.var_to_range.get(symbols[0])
+    if expression != factor * symbols[0] + rest or factor < 1 or bounds is None:
+        return None
+    least = _lowest(bounds) if program.refuses_ones or _lowest(bounds) > LEAST else 0
+    most = factor * int(bounds.upper) + rest if bounds.upper.is_Integer else None
+    if rest or (factor == 1 and not least and most is None):
+        return None if not least and most is None else Range(1, factor * least + rest, most)
+    return Range(factor, factor * least, most)
+
+
+def _lowest(bounds: Any) -> int:
+    return LEAST if bounds is None else int(bounds.lower)
+
+
+def _size_symbols(program: Program) -> tuple[dict[sympy.Symbol, Any], dict[sympy.Symbol, int]]:
+    """Return the bounds of every symbol in dynamic sizes but the batch, and a size for those of the batch."""
+    ((_, batches), *_) = _size_choices(program)
+    symbols: dict[sympy.Symbol, Any] = {}
+    for size in _free_dimensions(program):
+        ranges = size.node.shape_env.var_to_range
+        symbols |= {s: ranges.get(s) for s in sorted(size.node.expr.free_symbols - batches, key=str)}
+    return symbols, dict.fromkeys(batches, BATCH_HINT)
+
+
+def _by_name(program: Program, values: Mapping[sympy.Symbol, int]) -> dict[str, int]:
+    return {program.size_name(n): int(n.node.expr.subs(values)) for n in _free_dimensions(program)}
 
 
 def _free_dimensions(program: Program) -> list[Any]:
@@ -190,8 +276,8 @@ def _size_choices(program: Program) -> list[tuple[dict[sympy.Symbol, int], set[s
 
 def _within(bounds: Any, above: int) -> int:
     """Return a size within its bounds, above the minimum."""
-    lowest, highest = (int(bounds.lower), bounds.upper) if bounds is not None else (2, sympy.oo)
-    wanted = max(lowest, 2) + above
+    highest = bounds.upper if bounds is not None else sympy.oo
+    wanted = max(_lowest(bounds), LEAST) + above
     return int(highest) if highest.is_finite and wanted > highest else wanted
 
 

@@ -8,8 +8,11 @@ import numpy as np
 
 from ..errors import UsageError
 
-Kind = Literal["normal", "uniform", "large", "impulse", "spread"]
-ROUNDS: tuple[tuple[Kind, int], ...] = (("normal", 1), ("normal", 4), ("uniform", 1), ("large", 1), ("impulse", 2))
+Kind = Literal["normal", "uniform", "large", "impulse", "small", "spread"]
+ROUNDS: tuple[tuple[Kind, int], ...] = (
+    ("normal", 1), ("normal", 4), ("uniform", 1), ("large", 1), ("impulse", 1), ("small", 2),
+)  # fmt: skip
+SMALL = (1e-3, 1e-6, 0.0, 0.0)  # factors of rows; the last kind of row is constant instead
 IMPULSE = 8.0  # over a background of deviation 1/16: after exact zeros, norms would divide rounding errors by zero
 
 
@@ -21,6 +24,7 @@ class InputSpec:
         shape: a symbol or None for a dynamic dimension; dimension 0 is the batch.
         dtype: numpy's name for it.
         low, high: integers are drawn from [low, high); the default is safe for any embedding of two rows.
+        telling: integers at which the model may behave differently; half of a "small" round's are among them.
     """
 
     name: str
@@ -28,6 +32,7 @@ class InputSpec:
     dtype: str = "float32"
     low: int = 0
     high: int = 2
+    telling: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,9 @@ def draw(
         kind: distribution of floats. "normal": N(0, 1). "uniform": in [0, 1), each sample with its own contrast and
             brightness, as photographs have, so that global pooling does not make all samples alike. "large": N(0, 8²),
             which reaches the flat ends of clipped activations. "impulse": almost zero except at one position of each
-            sample, so that an error at another position or at the border stands out. "spread": N(0, m²), with m from
-            1/8 to 64 for each sample.
+            sample, so that an error at another position or at the border stands out. "small": rows of magnitude 1e-3
+            and 1e-6, of zeros of both signs, and constant rows. "spread": N(0, m²), with m from 1/8 to 64 for each
+            sample.
 
     Raises:
         UsageError: a dynamic dimension has no size.
@@ -84,7 +90,10 @@ def rounds(
 def _draw(spec: InputSpec, shape: tuple[int, ...], kind: Kind, rng: np.random.Generator) -> np.ndarray:
     dtype = np.dtype(spec.dtype)
     if dtype.kind in "iu":
-        return _unlike(rng.integers(spec.low, spec.high, shape), spec.low, spec.high - 1).astype(dtype)
+        drawn = _unlike(rng.integers(spec.low, spec.high, shape), spec.low, spec.high - 1).astype(dtype)
+        if kind == "small" and spec.telling:
+            return np.where(rng.random(shape) < 0.5, rng.choice(np.array(spec.telling, dtype), shape), drawn)
+        return drawn
     if dtype.kind == "b":
         return _unlike(rng.integers(0, 2, shape), 0, 1).astype(dtype)
     if dtype.kind == "c":
@@ -111,6 +120,8 @@ def _floats(shape: tuple[int, ...], kind: Kind, rng: np.random.Generator) -> np.
             return np.asarray(values * 8.0)
         case "impulse":
             return np.asarray(values * _impulse(shape, rng))
+        case "small":
+            return _small(values, rng)
         case "spread":
             return np.asarray(values * 2.0 ** rng.uniform(-3, 6, shape[:1] + (1,) * (len(shape) - 1)))
     return values
@@ -125,6 +136,20 @@ def _impulse(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
             place: list[int | slice] = [int(rng.integers(size)) for size in places]
             factors[(sample, *([slice(None)] if shape[2:] else []), *place)] = IMPULSE
     return factors
+
+
+def _small(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return small values: each row is one of 1e-3, 1e-6, zeros and a constant in turn; short shapes mix them."""
+    if not values.ndim:
+        return np.asarray(values * SMALL[0])
+    rows = (*values.shape[:-1], 1)
+    if values.ndim > 2:
+        kinds = (np.arange(int(np.prod(rows))) + rng.integers(len(SMALL))).reshape(rows) % len(SMALL)
+    else:
+        kinds = rng.integers(len(SMALL) - 1, size=values.shape)
+        kinds[:1] = len(SMALL) - 1
+    constant = rng.uniform(0.02, 0.06, rows) * rng.choice([-1.0, 1.0], rows)
+    return np.where(kinds == len(SMALL) - 1, constant, values * np.take(SMALL, kinds))
 
 
 def _unlike(array: np.ndarray | np.integer, lowest: int, highest: int) -> np.ndarray:

@@ -59,6 +59,7 @@ class Program:
         values_read: it is right only for the values that the module's own tensors had when it was captured.
         frozen_flow: it holds only one path of a forward that branches on values.
         size_names: the user's names for the symbols of dynamic sizes.
+        refuses_ones: dynamic sizes may not be 1, for which capture allows other results.
         debug: verify the program after each rewrite.
     """
 
@@ -74,6 +75,7 @@ class Program:
     frozen: frozenset[str] = frozenset()
     tied: set[str] = field(default_factory=set)
     size_names: dict[sympy.Symbol, sympy.Expr] = field(default_factory=dict)
+    refuses_ones: bool = False
     frozen_flow: bool = False
     values_read: bool = False
     debug: bool = False
@@ -116,6 +118,21 @@ class Program:
             return self.with_dtype(self.precision).run(*inputs)
         with torch.no_grad(), default_dtype(self.precision):
             return list(self.graph_module(*inputs))
+
+    def walk(self, inputs: Sequence[Tensor]) -> Iterator[tuple[fx.Node, Any]]:
+        """Yield every node with its result, in order; results live until their last use."""
+        interpreter = fx.Interpreter(self.graph_module)
+        interpreter.env = {}
+        interpreter.args_iter = iter(inputs)
+        for node in self.graph.nodes:
+            if node.op == "output":
+                return
+            with torch.no_grad(), default_dtype(self.precision):
+                result = interpreter.run_node(node)
+            yield node, result.detach() if isinstance(result, Tensor) else result
+            interpreter.env[node] = result
+            for used in interpreter.user_to_last_uses.get(node, []):
+                del interpreter.env[used]
 
     # -- tensors
 

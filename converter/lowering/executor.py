@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from converter.capture.input_domains import size_ranges
 from converter.errors import ConversionError, wrap_unexpected
 from converter.ir.program import module_path, place_of
 from converter.ir.sizes import Size
@@ -189,7 +190,7 @@ class PlanExecutor:
     def traced(self) -> Any:
         """Trace `run_named` as one TensorFlow function."""
         self.prepare()
-        return trace(self.run_named, self.signature())
+        return trace(self._run_within_limits, self.signature())
 
     def places(self) -> dict[str, str]:
         """Return the module and the line of code of each step, by its scope."""
@@ -309,6 +310,19 @@ class PlanExecutor:
             output.name: tf.identity(array, scope_name(output.name))
             for output, array in zip(self.plan.outputs, results, strict=True)
         }
+
+    def _run_within_limits(self, *inputs: Any) -> dict[str, Any]:
+        """Call `run_named`, and refuse inputs whose dynamic sizes are outside their limits."""
+        limits = {} if self.lite else size_ranges(self.plan.program)
+        for interface, array in zip(self.plan.inputs, inputs, strict=True):
+            for dim, held in limits.get(interface.name, {}).items():
+                size = tf.shape(array)[interface.order.index(dim)]
+                inside = [size % held.factor == 0] if held.factor > 1 else []
+                inside += [size >= held.least] if held.least else []
+                inside += [size <= held.most] if held.most is not None else []
+                text = f"Dimension {interface.order.index(dim)} of input `{interface.name}` must be {held}"
+                tf.debugging.Assert(tf.reduce_all(inside), [text])
+        return self.run_named(*inputs)
 
     # -- one step
 

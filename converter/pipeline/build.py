@@ -15,7 +15,7 @@ from torch import Tensor
 
 from converter.artifacts.onnx_writer import refuse_projections, refuse_untranslated
 from converter.artifacts.runtime.formats import Format
-from converter.capture.input_domains import export_shapes
+from converter.capture.input_domains import export_shapes, size_ranges
 from converter.errors import UnsupportedOperatorsError
 from converter.ir.program import Program
 from converter.ir.sizes import symbolic_shape
@@ -161,6 +161,7 @@ class RewrittenModel:
             export_shapes(self.source.program),
             self.options.opset,
             self.source.mappings.having("translation"),
+            size_ranges(self.source.program),
         )
 
     def folded_constants(self) -> FoldedConstants:

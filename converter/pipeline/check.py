@@ -17,7 +17,7 @@ from converter.pipeline.clock import Clock, Progress
 from converter.pipeline.load_model import LoadedModel, for_format, load_with_mappings
 from converter.report.failures import failure_of
 from converter.report.results import CheckReport, FormatCheck
-from converter.verification.reference import OWN_ROUNDS, take_reference
+from converter.verification.reference import take_reference
 
 
 def check(
@@ -47,7 +47,7 @@ def check_formats(
 ) -> tuple[FormatCheck, ...]:
     formats: list[Format] = parse_formats(to)  # type: ignore[assignment]
     if formats:  # a conversion does this before it builds anything
-        take_reference(source.program, source.module, seed=seed, inputs=None, running=source.running, most=OWN_ROUNDS)
+        take_reference(source.program, source.module, seed=seed, inputs=None, running=source.running)
     return tuple(check_format(source, format, options, clock) for format in formats)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self, Unpack
 
@@ -15,7 +15,7 @@ from converter.artifacts.paths import SUFFIXES, output_path, parse_formats
 from converter.artifacts.placement import Placement, full_disk, is_disk_full
 from converter.artifacts.runner import Runner
 from converter.artifacts.runtime.formats import Format
-from converter.errors import ConversionError, UsageError, wrap_unexpected
+from converter.errors import ConversionError, Note, UsageError, wrap_unexpected
 from converter.lowering.training_notes import training_notes
 from converter.lowering.user_lowerings import load_mappings
 from converter.memory import return_large_blocks
@@ -29,10 +29,10 @@ from converter.report.failures import failure_of
 from converter.report.results import Accuracy, ArtifactReport, ConversionReport, Proof, TraceRow, status_of
 from converter.rewrites.base import Change
 from converter.verification.divergence import by_module, disagrees, locate_divergence, trace_artifact, worst_round
-from converter.verification.output_proofs import Outputs, compare_artifact
+from converter.verification.output_proofs import Outputs, compare_artifact, resolution_note
 from converter.verification.prove import prove_function, prove_weights, trace
 from converter.verification.reference import Reference
-from converter.verification.run_artifact import feed, labeled_accuracy, run_artifact
+from converter.verification.run_artifact import feed, labeled_accuracy, run_artifact, run_once
 
 
 def convert(
@@ -170,6 +170,8 @@ class ConversionSession:
             if len(failures) == len(jobs):
                 raise failures[0]
         left = [note for placement in placements.values() for note in placement.notes]
+        seen = [note for one in references.values() if one is not None for note in one.notes]
+        seen += [note for job in jobs for note in job.notes]
         changes: list[Change] = []
         for job in jobs:
             changes += [c for c in job.changes if c not in changes]
@@ -180,7 +182,7 @@ class ConversionSession:
             parameters=source.parameters,
             batch=source.program.fixed_batch or "dynamic",
             rewrites=tuple(summarize_changes(changes)),
-            notes=options.report.shown((*source.notes, *source.program.notes, *left)),
+            notes=options.report.shown((*source.notes, *source.program.notes, *seen, *left)),
             artifacts=tuple(artifacts),
             timings=clock.timings,
             compared_on=reference.compared_on if (reference := jobs[0].reference) else None,
@@ -194,6 +196,7 @@ class ArtifactJob:
     Attributes:
         changes: what the rewrites did.
         failure: why the artifact could not be written or opened.
+        notes: what the comparison showed beside the proofs.
     """
 
     format: Format
@@ -208,6 +211,7 @@ class ArtifactJob:
     failure: ConversionError | None = None
     rows: Sequence[TraceRow] = ()
     accuracy: Accuracy | None = None
+    notes: list[Note] = field(default_factory=list)
 
     def run(self) -> ArtifactReport:
         """Write the artifact, prove it, and put it in place if it agrees; a failure does not stop the other formats."""
@@ -234,6 +238,7 @@ class ArtifactJob:
             artifact = self._prove_artifact(built, self.reference, self.runner, locate=not disagrees(function))
             proofs = function, artifact, self._prove_weights(built, self.runner)
             operators = self.runner.operators()
+            self._compare_nonfinite(built, self.reference, self.runner)
         status = status_of(proofs)
         names = symbol_names(self.source.program)
         training = training_notes(built.plan) if built.plan and self.format == "keras" else ()
@@ -271,6 +276,8 @@ class ArtifactJob:
                 else:
                     proof = replace(proof, summary=f"{proof.summary}, with and without XNNPACK")
             self.accuracy = labeled_accuracy(reference, results)
+            if self.options.proof.atol is None and self.options.proof.rtol is None:
+                self.notes += resolution_note(proof)
             if locate and disagrees(proof):
                 arrays = worst_round(reference, results)
                 given = feed(runner, built.inputs, arrays)
@@ -285,6 +292,14 @@ class ArtifactJob:
             perturbed_runs=reference.perturbed_runs_in(runner),
         )  # fmt: skip
         return proof, results
+
+    def _compare_nonfinite(self, built: RewrittenModel, reference: Reference, runner: Runner) -> None:
+        if reference.nonfinite is None:
+            return
+        with self.clock(f"prove {self.format}: NaN"):
+            self.notes += reference.nonfinite.differences(
+                lambda arrays: run_once(runner, built.inputs, built.outputs, arrays), self.format
+            )
 
     def _prove_weights(self, built: RewrittenModel, runner: Runner) -> Proof:
         with self.clock(f"prove {self.format}: the same weights"):

@@ -230,6 +230,7 @@ def compute_reference(source: LoadedModel, options: ConvertOptions | VerifyOptio
             inputs=options.proof.inputs,
             running=source.running,
             preprocessing=options.proof.preprocessing,
+            more=isinstance(options, ConvertOptions),
         )
         source.probe = reference.probe(source.program)
     return reference

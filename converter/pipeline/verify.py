@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -26,12 +27,21 @@ from converter.pipeline.find_weights import verify_weights
 from converter.pipeline.load_model import LoadedModel, compute_reference, load_model
 from converter.plan.interface import TensorInterface
 from converter.report.results import Proof, TraceRow, VerificationReport, status_of
+from converter.verification.coverage import NAMED, UNEXERCISED_SHARE, unexercised_parameters
 from converter.verification.divergence import by_module, disagrees, locate_divergence, trace_artifact, worst_round
 from converter.verification.input_bindings import input_bindings
 from converter.verification.io_matching import Matching
 from converter.verification.io_names import shown
+from converter.verification.output_proofs import RESOLUTION, resolution_note, vacuous
 from converter.verification.prove import prove_weights
+from converter.verification.reference import Reference, round_tensors
 from converter.verification.run_artifact import labeled_accuracy
+
+# Operators of ONNX, TensorFlow and TFLite.
+COMPARISONS = {
+    "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "NotEqual", "GreaterEqual", "LessEqual",
+    "EQUAL", "NOT_EQUAL", "GREATER", "GREATER_EQUAL", "LESS", "LESS_EQUAL",
+}  # fmt: skip
 
 
 def verify(
@@ -83,7 +93,7 @@ def verify(
                 accepted=options.capture.accept, atol=options.proof.atol, rtol=options.proof.rtol,
             )  # fmt: skip
             match = matching.match()
-        notes += match.notes
+        notes += [*reference.notes, *match.notes]
         proof = match.proof
         rows: Sequence[TraceRow] = ()
         if options.proof.trace or (disagrees(proof) and not match.explanations):
@@ -93,12 +103,16 @@ def verify(
                 proof, rows = locate_divergence(proof, lambda: trace_artifact(source.program, arrays, runner, given))
         proofs = [proof]
         if ours:
+            notes += resolution_note(proof)
             weights, more = prove_stamped_weights(source, format, stamp, runner, clock)
             proofs += weights
             notes += more
         else:
             text = "The artifact was not written by pt-convert; only what its weights compute is compared."
             notes.append(Note(text, code="PTC6507"))
+            with clock("coverage"):
+                proofs = [foreign_proof(proof, reference, options)]
+                notes += untaken_comparisons(runner, [matching.feed(match.binding, r.arrays) for r in reference.rounds])
     return VerificationReport(
         source=source.name,
         artifact=str(artifact),
@@ -188,6 +202,44 @@ def prove_stamped_weights(
             text = "The artifact was converted with your own mappings; only what its weights compute is compared."
             return [], [*notes, Note(text, code="PTC6506")]
     return [proof], notes
+
+
+def foreign_proof(proof: Proof, reference: Reference, options: VerifyOptions) -> Proof:
+    """Return the proof, or that it proves nothing: nobody has compared a foreign artifact's weights one by one.
+
+    That is so if outputs do not depend on more than 5 % of the parameters for any input, or if a difference of 0.1 %
+    would not be seen and no tolerance is given.
+    """
+    if not proof.holds:
+        return proof
+    share = unexercised_parameters(reference.program, [round_tensors(reference.program, r) for r in reference.rounds])
+    if share is not None and share > UNEXERCISED_SHARE:
+        text = f"no output depends on {share:.0%} of the parameters for any of the inputs: give others with --inputs"
+        return vacuous(proof, text)
+    coarse = [o for o in proof.outputs if o.resolution is not None and o.resolution > RESOLUTION]
+    if coarse and options.proof.atol is None and options.proof.rtol is None:
+        worst = max(coarse, key=lambda output: output.resolution or 0.0)
+        return vacuous(proof, f"differences of `{worst.name}` below {worst.resolution:.1%} would not be seen")
+    return proof
+
+
+def untaken_comparisons(runner: Runner, rounds: Sequence[Mapping[str, np.ndarray]]) -> list[Note]:
+    """Return a note on the comparisons within an artifact that have one result for all inputs."""
+    if not COMPARISONS & set(runner.operators()):
+        return []
+    sides: dict[tuple[str, str], tuple[float, float]] = {}
+    for given in rounds:
+        for value in runner.trace(given):
+            if value.operator in COMPARISONS:
+                least, most = sides.get((value.name, value.operator), (1.0, 0.0))
+                figures = value.fingerprint
+                sides[value.name, value.operator] = min(least, float(figures[2])), max(most, float(figures[3]))
+    always = [f"`{name}` ({operator})" for (name, operator), (least, most) in sides.items() if least == most]
+    if not always:
+        return []
+    more = f" and {len(always) - NAMED} more" if len(always) > NAMED else ""
+    text = f"Comparisons in the artifact have the same result for all inputs: {', '.join(always[:NAMED])}{more}."
+    return [Note(text, code="PTC5507")]
 
 
 @contextmanager

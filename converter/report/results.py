@@ -44,6 +44,8 @@ class OutputComparison:
         top5_agreement: share of PyTorch's five largest columns that are among the artifact's, where there are more.
         set_aside: positions where PyTorch's float32 and float64 themselves differ (integers, overflow).
         proves_nothing: the output does not vary enough for its agreement to mean anything.
+        share_of_bound: the largest error over the error allowed there.
+        resolution: a relative difference of the whole output below this would not be seen.
     """
 
     name: str
@@ -62,6 +64,8 @@ class OutputComparison:
     notes: tuple[str, ...] = ()
     proves_nothing: bool = False
     top5_agreement: float | None = None
+    share_of_bound: float = 0.0
+    resolution: float | None = None
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch._ops import OpOverload
 from converter.artifacts.runner import Runner, Traced
 from converter.artifacts.runtime.protocol import FIGURES, fingerprint, slices
 from converter.errors import ConversionError
-from converter.ir.program import Program, default_dtype, module_path
+from converter.ir.program import Program, module_path
 from converter.plan.layout import Layout
 from converter.plan.steps import Value
 from converter.report.results import Proof, Statistics, TraceRow
@@ -38,22 +38,6 @@ NEAR = 0.05  # of the scale: statistics this close mean the same value with a fa
 SURELY = 4  # times the effect of rounding
 ENOUGH_SLICES = 8  # slices: among so many, the largest rounding is representative
 CANCELLED = 1e-5  # of an operator's inputs: a result this small may be their rounding
-
-
-def walk(program: Program, inputs: Sequence[Tensor]) -> Iterator[tuple[fx.Node, Any]]:
-    """Yield every node of a program with its result, in order; results live until their last use."""
-    interpreter = fx.Interpreter(program.graph_module)
-    interpreter.env = {}
-    interpreter.args_iter = iter(inputs)
-    for node in program.graph.nodes:
-        if node.op == "output":
-            return
-        with torch.no_grad(), default_dtype(program.precision):
-            result = interpreter.run_node(node)
-        yield node, result.detach() if isinstance(result, Tensor) else result
-        interpreter.env[node] = result
-        for used in interpreter.user_to_last_uses.get(node, []):
-            del interpreter.env[used]
 
 
 def in_float64(inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -87,7 +71,7 @@ def trace_plan(
     rows = []
     wanted = set(names)
     originals = {node.name: node for node in program.graph.nodes}
-    for node, result in walk(program.with_dtype(torch.float64), in_float64(inputs)):
+    for node, result in program.with_dtype(torch.float64).walk(in_float64(inputs)):
         if isinstance(result, Tensor):
             scales[node.name] = scale_of(result.numpy())
         if node.name not in wanted:
@@ -167,8 +151,8 @@ def known_values(
     behind = input_dependent(program)
     found = []
     coarse, moved = _coarse(program, inputs, kernels) if kernels and not exact else (None, {})
-    single = walk(program.with_dtype(torch.float32), inputs) if not exact else None
-    for node, result in walk(program.with_dtype(torch.float64), in_float64(inputs)):
+    single = program.with_dtype(torch.float32).walk(inputs) if not exact else None
+    for node, result in program.with_dtype(torch.float64).walk(in_float64(inputs)):
         if node not in behind:
             continue
         own = result
@@ -197,7 +181,7 @@ def _coarse(
     """Return the program's values with each kernel's error added, and the names of the nodes with the moved values."""
     program = program.copy()
     moved = move_kernels(program, kernels, np.random.default_rng(0), 1)
-    return walk(program.with_dtype(torch.float32), inputs), moved
+    return program.with_dtype(torch.float32).walk(inputs), moved
 
 
 def _rounding(wide: np.ndarray, own: np.ndarray, scale: float) -> np.ndarray:
@@ -321,7 +305,7 @@ def _alike(value: Traced, one: ReferenceValue) -> bool:
 
 def program_values(program: Program, inputs: Sequence[Tensor]) -> Iterator[Traced]:
     """Yield the values of a rewritten program, in float64."""
-    for node, result in walk(program.with_dtype(torch.float64), in_float64(inputs)):
+    for node, result in program.with_dtype(torch.float64).walk(in_float64(inputs)):
         if node.op == "call_function" and isinstance(result, Tensor):
             yield Traced(node.name, operator_name(node), tuple(result.shape), fingerprint(result.numpy()))
 

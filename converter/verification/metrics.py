@@ -47,6 +47,8 @@ class Figures:
     set_aside: int
     faults: tuple[str, ...]
     classes: BestClasses = BestClasses()
+    resolution: float | None = None  # the least relative difference that would be seen at one element at least
+    overflows: np.ndarray | None = None  # elements where PyTorch's float32 is not finite and its float64 is, if any
 
 
 def figures(
@@ -159,6 +161,8 @@ def _float_figures(
         )
         if _reordered(kept, found, float(allowed.max())):
             faults.append(f"round {number + 1}: the values are PyTorch's, in another order")
+    visible = (by_size.of >= 0) & (allowed > 0)
+    finest = np.divide(allowed, np.abs(kept), out=np.full(allowed.shape, np.inf), where=visible & (kept != 0))
     with np.errstate(divide="ignore", invalid="ignore"):
         multiples = None if units is None else np.where(errors > 0, errors / units, 0.0)
     return Figures(
@@ -172,6 +176,8 @@ def _float_figures(
         set_aside=int(overflows.sum()),
         faults=tuple(faults),
         classes=_classes(kept, found),
+        resolution=float(finest.min()) if np.isfinite(finest).any() else None,
+        overflows=overflows & np.isfinite(wide) if overflows.any() else None,
     )
 
 

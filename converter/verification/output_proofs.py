@@ -9,11 +9,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..errors import Note
 from ..report.results import Accuracy, OutputComparison, Proof, ProofName
 from .metrics import Allowance, Figures, figures
 from .perturbation import MORE_RUNS, RUNS
 from .tolerance import Classes
-from .vacuity import why_vacuous
+from .vacuity import why_overflown, why_vacuous
 
 Outputs = Mapping[str, np.ndarray]
 # Takes the numbers of a round and of runs; returns PyTorch's results on its inputs with other roundings.
@@ -26,6 +27,7 @@ ROUNDING_FACTOR = 16
 FUNCTION_BOUND_AT_MOST = 1e-6
 CLOSE = 1e-2  # of the scale: a difference that a user may accept
 NEAR = 4  # times the bound: more runs may show that rounding does that too
+RESOLUTION = 1e-3  # relative: what a comparison of outputs must be able to see
 SET_ASIDE_SHARE = 0.01  # of an output's integers
 
 
@@ -50,17 +52,14 @@ def compare_function(
         return function_bound(classes, own, relative_bound)
 
     outputs = _compare(reference, actual, None, allowance, constant, perturbed_runs, hopeless=FUNCTION_BOUND_AT_MOST)
-    worst = max(
-        (output.max_abs / output.scale for output in outputs if output.scale > 0 and np.isfinite(output.max_abs)),
-        default=0.0,
-    )
     multiples = [output.multiple_of_rounding for output in outputs if output.multiple_of_rounding is not None]
-    agreed = f"max error {worst:.1e} of the scale in float64 (limit {relative_bound:.0e})"
-    if multiples:
-        agreed = (
-            f"max error {worst:.1e} of the scale in float64, {max(multiples):.1f}x PyTorch's own rounding there "
-            f"(limit {ROUNDING_FACTOR}x)"
-        )
+    if multiples:  # each figure is that of the place which is nearest to its bound
+        worst = max((o.share_of_bound * o.bound / o.scale for o in outputs if o.scale > 0), default=0.0)
+        limit = f", {max(multiples):.1f}x PyTorch's own rounding there (limit {ROUNDING_FACTOR}x)"
+    else:
+        worst = max((output.share_of_bound for output in outputs), default=0.0) * relative_bound
+        limit = f" (limit {relative_bound:.0e})"
+    agreed = f"max error {worst:.1e} of the scale in float64{limit}"
     return _proof("function", outputs, agreed, len(reference))
 
 
@@ -188,7 +187,9 @@ def _combine(name: str, found: Sequence[Figures], reference: Sequence[np.ndarray
     if constant:
         notes.append("it is a constant: it does not depend on the inputs")
     else:
-        unproven = why_vacuous(reference, [one.allowed for one in found])
+        unproven = why_vacuous(reference, [one.allowed for one in found]) or why_overflown(
+            [np.zeros(1, bool) if one.overflows is None else one.overflows for one in found]
+        )
     exact = np.asarray(reference[0]).dtype.kind in "iub"
     if exact and set_aside > SET_ASIDE_SHARE * elements:
         unproven = (
@@ -218,7 +219,27 @@ def _combine(name: str, found: Sequence[Figures], reference: Sequence[np.ndarray
         set_aside=set_aside,
         notes=tuple(notes),
         proves_nothing=unproven is not None,
+        share_of_bound=worst.ratio,
+        resolution=min((one.resolution for one in found if one.resolution is not None), default=None),
     )
+
+
+def vacuous(proof: Proof, reason: str) -> Proof:
+    """Return a proof that holds as one that proves nothing, for this reason."""
+    outputs = tuple(
+        replace(o, proves_nothing=True, notes=(*o.notes, f"proves nothing: {reason}")) for o in proof.outputs
+    )
+    return replace(proof, holds=False, summary=f"proves nothing: {reason}", outputs=outputs, failures=(reason,))
+
+
+def resolution_note(proof: Proof) -> list[Note]:
+    """Return a note on outputs in which a difference of more than 0.1 % would not be seen."""
+    coarse = [o for o in proof.outputs if o.resolution is not None and o.resolution > RESOLUTION]
+    if not coarse:
+        return []
+    named = ", ".join(f"`{o.name}` below {o.resolution:.1%}" for o in coarse)
+    text = f"The model amplifies rounding: the comparison of outputs would not see differences of {named}."
+    return [Note(text, code="PTC5506")]
 
 
 def _proof(name: ProofName, outputs: tuple[OutputComparison, ...], agreed: str, rounds: int) -> Proof:

@@ -109,7 +109,7 @@ def _run_perturbed_once(
             return tensor
         return torch.from_numpy(np.ascontiguousarray(nudged(tensor.detach().to(precision).numpy(), rng)))
 
-    inputs = [moved(x) for x in inputs]
+    inputs = [_constant_rows_kept(x, moved(x)) for x in inputs]
     program = program.copy()
     for target in dict.fromkeys(node.target for node in program.graph.find_nodes(op="get_attr")):
         write_attribute(program.graph_module, target, moved(read_attribute(program.graph_module, target)))
@@ -120,6 +120,14 @@ def _run_perturbed_once(
             _insert(program, node, f"moved_{node.name}", Moved(rng, (-np.inf, np.inf), least=1.0))
     move_kernels(program, kernels, rng, direction)
     return program.with_dtype(precision).run(*inputs)
+
+
+def _constant_rows_kept(given: Tensor, moved: Tensor) -> Tensor:
+    """Return the moved inputs with the rows that were constant constant again: kernels see them so."""
+    if given.ndim < 2 or given.shape[-1] < 2 or not given.is_floating_point():
+        return moved
+    constant = (given == given[..., :1]).all(-1, keepdim=True)
+    return torch.where(constant, moved[..., :1], moved)
 
 
 def move_kernels(

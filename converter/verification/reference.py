@@ -10,27 +10,34 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
 from converter.artifacts.runner import Runner
-from converter.capture.input_domains import dynamic_size_choices, input_specs, many_samples
-from converter.capture.random_inputs import Round, rounds
-from converter.errors import CaptureError
+from converter.capture.input_domains import (
+    dynamic_size_choices,
+    equal_sizes,
+    input_specs,
+    many_samples,
+    sizes_of_one,
+)
+from converter.capture.random_inputs import Round, draw, rounds
+from converter.capture.run_forward import run_forward
+from converter.errors import CaptureError, Note
 from converter.ir.program import Program
 from converter.memory import reusing_blocks
 from converter.options import Preprocessing
 from converter.report.results import ComparedOn
 from converter.verification.coarse_kernels import Kernel, coarse_kernels
+from converter.verification.coverage import Coverage, reached_by_inputs
+from converter.verification.nonfinite import NonFinite, nonfinite_inputs
 from converter.verification.output_proofs import Outputs, PerturbedRuns, compare_artifact
 from converter.verification.perturbation import RUNS, run_perturbed
 from converter.verification.unstable_samples import computes_on_choices, stable_samples
 from converter.verification.user_inputs import Given, batches, load_given
 
-aten = torch.ops.aten
 USUAL = ("normal", "uniform")  # kinds of inputs that rarely give equal scores
-OWN_ROUNDS = 2  # rounds that run the module beside the captured program: batch 1 and more; all if frozen
 
 
 @dataclass
@@ -40,18 +47,24 @@ class Reference:
     Attributes:
         float64: of the captured program with every float32 raised.
         float32: of the captured program unchanged.
+        eager: of the module itself, which must equal the program; of the program where a checkpoint has no module.
         labels: the user's, for the rounds from `first_given` on.
         constant: outputs that depend on no input.
+        notes: what the inputs do not exercise, and how the module differs from the program where it may.
+        nonfinite: inputs with NaN and infinities, compared beside the proofs.
     """
 
     rounds: list[Round]
     float64: list[Outputs]
     float32: list[Outputs]
+    eager: list[Outputs]
     labels: np.ndarray | None
     first_given: int
     constant: frozenset[str]
     program: Program
     compared_on: ComparedOn
+    notes: list[Note] = field(default_factory=list)
+    nonfinite: NonFinite | None = None
     _perturbed: dict[tuple[torch.dtype, int, int, frozenset[OpOverload]], list[Outputs]] = field(default_factory=dict)
 
     def perturbed_runs(self, number: int, runs: int = RUNS) -> list[Outputs]:
@@ -93,16 +106,16 @@ def take_reference(
     inputs: Given | None,
     running: Callable[[], AbstractContextManager],
     preprocessing: Preprocessing | None = None,
-    most: int | None = None,
+    more: bool = False,
 ) -> Reference:
-    """Run the program in both precisions on every round of inputs.
+    """Run the program in both precisions, and the module itself, on every round of inputs.
 
     Args:
         module: the captured module; the program must equal it.
         inputs: the user's arrays, as more rounds.
         running: a context within which `module` may run.
         preprocessing: of a folder of images.
-        most: the largest number of random rounds.
+        more: also compare at dynamic sizes of 1, or have artifacts refuse them, and on NaN and infinities.
 
     Raises:
         CaptureError: there is no output, or the captured program computes something else than the module.
@@ -115,7 +128,11 @@ def take_reference(
             fix="Return a tensor, or a tuple, list or dict of tensors.",
         )
     specs = input_specs(program)
-    drawn = list(rounds(specs, seed, dynamic_size_choices(program), many_samples(program)))[:most]
+    sizes = [*dynamic_size_choices(program), *equal_sizes(program)]
+    drawn = list(rounds(specs, seed, sizes, many_samples(program)))
+    if more and module is not None and (ones := sizes_of_one(program)):
+        with running():
+            drawn += runs_at_ones(program, module, Round("sizes of 1", draw(specs, 2, (seed, 1), ones)))
     given, labels = [], None
     if inputs is not None:
         arrays, labels = load_given(inputs, specs, preprocessing)
@@ -123,20 +140,22 @@ def take_reference(
     left_out: list[str] = []
     if computes_on_choices(program):
         drawn, left_out = drop_unstable_samples(program, drawn)
+    eager: list[Outputs] = []
+    if module is not None:
+        with running():
+            drawn, eager, refused = run_drawn(program, module, drawn)
+            eager += [run_module(program, module, each) for each in given]
+        left_out += refused
     every = [*drawn, *given]
     raised = program.with_dtype(torch.float64)
     float64: list[Outputs] = []
     float32: list[Outputs] = []
-    own: list[Outputs] = []
-    for number, each in enumerate(every):
-        tensors = [torch.from_numpy(np.asarray(each.arrays[spec.name], order="C")) for spec in specs]
-        float32.append(_named(program, program.run(*tensors)))
+    coverage = Coverage(program)
+    for each in every:
+        tensors = round_tensors(program, each)
+        float32.append(_named(program, coverage.run(tensors)))
         doubled = [x.double() if x.dtype == torch.float32 else x for x in tensors]
         float64.append(_named(raised, raised.run(*doubled)))
-        if module is not None and (program.frozen_flow or number < min(len(drawn), OWN_ROUNDS)):
-            with running(), torch.no_grad():
-                results = [r for r in tree_leaves(module(*(x.clone() for x in tensors))) if isinstance(r, Tensor)]
-            own.append(_named(program, results))
     _refuse_ranks_by_batch(float32)
     constant = constant_outputs(program)
     described = ComparedOn(
@@ -145,18 +164,119 @@ def take_reference(
         None if inputs is None else "arrays" if isinstance(inputs, Mapping) else str(inputs),
         str(preprocessing or Preprocessing()) if isinstance(inputs, str | Path) and Path(inputs).is_dir() else None,
     )
-    reference = Reference(every, float64, float32, labels, len(drawn), constant, program, described)
-    if own:
-        same = compare_artifact(
-            float64[: len(own)], float32[: len(own)], own, constant=constant, perturbed_runs=reference.perturbed_runs
-        )
-        if not same.holds and not same.proves_nothing:
-            raise CaptureError(
-                f"The captured program computes something else than the model: {same.summary}",
-                code="PTC5013",
-                fix="Remove state (self.calls += 1) and code for export (torch.compiler.is_exporting()) from forward.",
-            )
+    reference = Reference(every, float64, float32, eager or float32, labels, len(drawn), constant, program, described)
+    if more:
+        reference.nonfinite = nonfinite_inputs(program, seed)
+    if (note := coverage.note()) is not None:
+        reference.notes.append(note)
+    if module is not None:
+        with running():
+            compare_with_module(reference, module)
     return reference
+
+
+def runs_at_ones(program: Program, module: nn.Module, at_ones: Round) -> list[Round]:
+    """Return the round with dynamic sizes of 1 if the program equals the module there; else have artifacts refuse them.
+
+    A module that does not run there leaves nothing to compare.
+    """
+    try:
+        own = run_module(program, module, at_ones)
+    except CaptureError:
+        return []
+    try:
+        captured = _named(program, program.run(*round_tensors(program, at_ones)))
+        alike = own.keys() == captured.keys() and all(np.allclose(own[n], captured[n], 1e-3, 1e-3) for n in own)
+    except (RuntimeError, ValueError):  # other shapes
+        alike = False
+    program.refuses_ones = not alike
+    return [at_ones] if alike else []
+
+
+def run_drawn(
+    program: Program, module: nn.Module, drawn: Sequence[Round]
+) -> tuple[list[Round], list[Outputs], list[str]]:
+    """Run the module on random inputs; leave out unusual ones that its forward refuses.
+
+    Returns:
+        The other rounds, the results on them, and a description of each round left out.
+    """
+    kept, results, refused = [], [], []
+    for each in drawn:
+        try:
+            results.append(run_module(program, module, each))
+            kept.append(each)
+        except CaptureError as error:
+            if each.description.startswith(USUAL[0]):
+                raise
+            refused.append(f"{each.description}: left out, the model refuses it: {error.what}")
+    return kept, results, refused
+
+
+def run_module(program: Program, module: nn.Module, inputs: Round) -> Outputs:
+    """Return the module's results on a round of inputs by the program's names, or none if it returns another number."""
+    results = tree_leaves(run_forward(module, round_tensors(program, inputs)))
+    tensors = [each for each in results if isinstance(each, Tensor)]
+    return _named(program, tensors) if len(tensors) == len(program.outputs) else {}
+
+
+def compare_with_module(reference: Reference, module: nn.Module) -> None:
+    """Refuse a captured program that computes something else than the module on any round of inputs.
+
+    `nn.TransformerEncoder` skips padded positions in eager mode: if that explains the difference, note it.
+
+    Raises:
+        CaptureError: they differ.
+    """
+    failure = _difference(reference, reference.eager)
+    if failure is not None and any(isinstance(part, nn.TransformerEncoderLayer) for part in module.modules()):
+        enabled = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            slower = [run_module(reference.program, module, each) for each in reference.rounds]
+        finally:
+            torch.backends.mha.set_fastpath_enabled(enabled)
+        if _difference(reference, slower) is None:
+            text = (
+                "PyTorch runs the transformer's layers by another path in eager mode, and gives other values at padded "
+                "positions. They are undefined. The model is compared without that path "
+                "(torch.backends.mha.set_fastpath_enabled(False))."
+            )
+            reference.notes.append(Note(text, code="PTC5504"))
+            return
+    if failure is not None:
+        raise CaptureError(
+            f"The captured program computes something else than the model: {failure}",
+            code="PTC5013",
+            fix="Choose by values with torch.where. Remove state (self.calls += 1) and code for export "
+            "(torch.compiler.is_exporting()) from forward.",
+        )
+
+
+def _difference(reference: Reference, eager: Sequence[Outputs]) -> str | None:
+    """Return how the program differs from the module's results, by the rounding of the program, or None."""
+    for number, (each, own) in enumerate(zip(reference.rounds, eager, strict=True)):
+        captured = reference.float32[number]
+        if own.keys() == captured.keys() and all(_identical(own[name], captured[name]) for name in own):
+            continue
+        proof = compare_artifact(
+            [reference.float64[number]],
+            [captured],
+            [own],
+            constant=reference.constant,
+            perturbed_runs=lambda _, runs, number=number: reference.perturbed_runs(number, runs),  # type: ignore[misc]
+        )
+        if any(not output.agrees for output in proof.outputs):
+            return f"{proof.summary} on {each.description}"
+    return None
+
+
+def _identical(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype and one.tobytes() == other.tobytes()
+
+
+def round_tensors(program: Program, inputs: Round) -> list[Tensor]:
+    return [torch.from_numpy(np.asarray(inputs.arrays[name], order="C")) for name in program.inputs]
 
 
 def drop_unstable_samples(program: Program, drawn: Sequence[Round]) -> tuple[list[Round], list[str]]:
@@ -167,7 +287,7 @@ def drop_unstable_samples(program: Program, drawn: Sequence[Round]) -> tuple[lis
     """
     kept, left_out = [], []
     for number, each in enumerate(drawn):
-        inputs = [torch.from_numpy(np.asarray(each.arrays[name], order="C")) for name in program.inputs]
+        inputs = round_tensors(program, each)
         sizes = {x.shape[0] for x in inputs if x.ndim}
         if each.description.startswith(USUAL) or len(sizes) != 1:
             kept.append(each)
@@ -202,14 +322,7 @@ def _refuse_ranks_by_batch(results: Sequence[Outputs]) -> None:
 
 def constant_outputs(program: Program) -> frozenset[str]:
     """Return the outputs that no input's values reach."""
-    reached: set[fx.Node] = set()
-    for node in program.graph.nodes:
-        if node.op == "placeholder" or (
-            node.op == "call_function"
-            and node.target is not aten.sym_size.int
-            and any(n in reached for n in node.all_input_nodes)
-        ):
-            reached.add(node)
+    reached = reached_by_inputs(program)
     pairs = zip(program.outputs, program.results, strict=True)
     return frozenset(name for name, node in pairs if node not in reached)
 

@@ -25,12 +25,19 @@ def run_artifact(
             code="PTC5015",
             fix="Give the model that the artifact was made from.",
         )
-    output_names = _matched([s.name for s in runner.outputs], [o.name for o in outputs])
-    results: list[Outputs] = []
-    for each in reference.rounds:
-        given = runner.run(feed(runner, inputs, each.arrays))
-        results.append({o.name: to_torch(given[n], o) for n, o in zip(output_names, outputs, strict=True)})
-    return results
+    return [run_once(runner, inputs, outputs, each.arrays) for each in reference.rounds]
+
+
+def run_once(
+    runner: Runner,
+    inputs: Sequence[TensorInterface],
+    outputs: Sequence[TensorInterface],
+    arrays: Mapping[str, np.ndarray],
+) -> Outputs:
+    """Return the opened artifact's results on inputs, both by the model's names and in PyTorch's layout."""
+    names = _matched([s.name for s in runner.outputs], [o.name for o in outputs])
+    given = runner.run(feed(runner, inputs, arrays))
+    return {o.name: to_torch(given[n], o) for n, o in zip(names, outputs, strict=True)}
 
 
 def feed(runner: Runner, inputs: Sequence[TensorInterface], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -52,7 +59,6 @@ def labeled_accuracy(reference: Reference, results: Sequence[Outputs]) -> Accura
         return None
     given = slice(reference.first_given, None)
     before, after = (
-        np.concatenate([next(iter(each.values())) for each in outputs[given]])
-        for outputs in (reference.float32, results)
+        np.concatenate([next(iter(each.values())) for each in outputs[given]]) for outputs in (reference.eager, results)
     )
     return accuracy(before, after, reference.labels) if before.ndim == 2 else None

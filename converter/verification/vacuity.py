@@ -47,6 +47,23 @@ def why_vacuous(reference: Sequence[np.ndarray], allowed: Sequence[np.ndarray | 
     return None
 
 
+def why_overflown(overflows: Sequence[np.ndarray]) -> str | None:
+    """Return why agreement proves nothing if every value of the output, or of a channel, overflows in float32, or None.
+
+    Args:
+        overflows: for each round the elements where PyTorch's float32 is not finite and its float64 is.
+    """
+    if all(one.all() for one in overflows):
+        return "proves nothing: PyTorch's own float32 overflows in every value"
+    for axis in (1, -1):
+        if min(one.ndim for one in overflows) > 1 and len({one.shape[axis] for one in overflows}) == 1:
+            in_slices = [one.all(axis=tuple(a for a in range(one.ndim) if a != axis % one.ndim)) for one in overflows]
+            if (whole := np.flatnonzero(np.all(in_slices, axis=0))).size:
+                place = "its last axis" if axis < 0 else "dimension 1"
+                return f"proves nothing at {whole[0]} of {place}: PyTorch's own float32 overflows in every value there"
+    return None
+
+
 def _spread(arrays: Sequence[np.ndarray], allowed: Sequence[np.ndarray]) -> tuple[float, bool] | None:
     """Return the largest difference that another input makes at the same position, or None if there is one sample.
 

@@ -283,4 +283,4 @@ def test_the_command_writes_one_artifact_for_every_size_which_verifies_again(tmp
     again = CliRunner().invoke(cli.main, ["verify", "net.pt", "net.keras", "--model", "net.py:Net", "--json"])
     assert again.exit_code == 0, again.stderr
     (rounds,) = re.findall(r'"rounds": \[(.*?)\]', again.stdout, re.DOTALL)
-    assert len(set(re.findall(r"H (\d+)", rounds))) == 2
+    assert len(set(re.findall(r"H (\d+)", rounds))) == 3

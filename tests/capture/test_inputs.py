@@ -277,9 +277,24 @@ def other_integers_while_exported(self, y):
     return y.argmax(1) + int(torch.compiler.is_exporting())
 
 
+def other_for_large_values(self, y):
+    return y * 2 if not torch.compiler.is_compiling() and y.abs().max() > 20 else y
+
+
+def other_for_values_that_are_read(self, y):
+    try:
+        return y * 2 if float(y.detach().abs().max()) > 20 else y
+    except Exception:  # while it is traced
+        return y
+
+
 @pytest.mark.parametrize(
-    "by", [counted, other_while_exported, slightly_other_while_exported, other_integers_while_exported]
-)
+    "by",
+    [
+        counted, other_while_exported, slightly_other_while_exported, other_integers_while_exported,
+        other_for_large_values, other_for_values_that_are_read,
+    ],
+)  # fmt: skip
 def test_what_was_captured_must_be_what_the_module_computes(by):
     """Judged by the rounding of the captured program: that of the module itself would excuse any difference."""
     source = opened(Unlike(by).eval(), "1,4")
@@ -288,6 +303,76 @@ def test_what_was_captured_must_be_what_the_module_computes(by):
     assert "is_exporting" in raised.value.fix
     with pytest.raises(CaptureError, match="computes something else than the model"):
         inspect(Unlike(by).eval(), input_shapes=["1,4"], check=["onnx"])
+
+
+def other_above_a_million(self, y):
+    return y + 1e5 if not torch.compiler.is_compiling() and y.abs().max() > 1e6 else y
+
+
+def test_the_module_itself_runs_on_the_inputs_of_the_user():
+    source = opened(Unlike(other_above_a_million).eval(), "1,4")
+    rare = {"x": np.full((3, 4), 1e7, np.float32) * [[1], [2], [-3]]}
+    with pytest.raises(CaptureError, match="computes something else than the model"):
+        reference_of(source, inputs=rare)
+    taken = reference_of(source, inputs={"x": rare["x"] / 1e6})
+    assert len(taken.eager) == len(taken.rounds) == taken.first_given + 1
+
+
+def refuses_large_values(self, y):
+    if not torch.compiler.is_compiling() and y.abs().max() > 20:
+        raise ValueError("out of range")
+    return y
+
+
+def test_random_inputs_that_the_model_refuses_are_left_out_and_named():
+    source = opened(Unlike(refuses_large_values).eval(), "1,4")
+    taken = reference_of(source)
+    assert "spread" not in {each.description.partition(",")[0] for each in taken.rounds}
+    assert "out of range" in taken.compared_on.rounds[-1]
+    with pytest.raises(CaptureError, match="out of range"):
+        reference_of(source, inputs={"x": np.full((2, 4), 1e3, np.float32) * [[1], [-2]]})
+
+
+TELLING = {
+    "compared with a number": (lambda m, x: (x == 17).float() * 2, "1,5:int64", {16, 17, 18}, True),
+    "a table": (lambda m, x: m.large(x), "1,5:int64", set(), False),
+    "a float": (lambda m, x: x.float() * 2, "1,5:int64", set(), False),
+    "integers throughout": (lambda m, x: x // 3 + 1, "1,5:int64", {(1 << 24) + 1, -(1 << 53) - 1}, True),
+    "of 32 bits": (lambda m, x: torch.fmod(x, 7), "1,5:int32", {(1 << 24) + 1, (1 << 31) - 1}, True),
+}
+
+
+@pytest.mark.parametrize("use, shape, among, edges", TELLING.values(), ids=TELLING)
+def test_integers_are_drawn_where_the_graph_may_behave_differently(use, shape, among, edges):
+    (spec,) = input_specs(opened(Table(use), shape).program)
+    assert among <= set(spec.telling)
+    assert (max(map(abs, spec.telling), default=0) > 1 << 20) is edges
+    small = [one.arrays[spec.name] for one in rounds([spec], 0) if one.description.startswith("small")]
+    assert not spec.telling or np.isin(small, spec.telling).any()
+
+
+class Padded(nn.Module):
+    def __init__(self, more):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+        self.encode, self.more = nn.TransformerEncoder(layer, 1), more
+
+    def forward(self, x, mask):
+        y = self.encode(x, src_key_padding_mask=mask)
+        return y if torch.compiler.is_exporting() else y + self.more
+
+
+@pytest.mark.parametrize("more", [0.0, 0.01])
+def test_padded_positions_of_a_transformer_are_undefined_and_noted(more):
+    source = opened(Padded(more).eval(), "x=1,5,8", "mask=1,5:bool")
+    x = np.random.default_rng(0).standard_normal((3, 5, 8)).astype(np.float32)
+    given = {"x": x, "mask": np.arange(5) >= np.array([[3], [5], [2]])}
+    if more:  # another difference is none of padding
+        with pytest.raises(CaptureError, match="computes something else"):
+            reference_of(source, inputs=given)
+    else:
+        assert [note.code for note in reference_of(source, inputs=given).notes] == ["PTC5504"]
+    assert torch.backends.mha.get_fastpath_enabled()
 
 
 def test_a_forward_that_returns_no_tensor_is_refused():

@@ -165,7 +165,7 @@ def taken(program: Program, call: ModuleCall) -> tuple[Reference, list[dict[str,
             results = [r for r in tree_leaves(call(*(x.clone() for x in tensors))) if isinstance(r, Tensor)]
         own.append(named(program, results))
     described = ComparedOn(0, tuple(each.description for each in every))
-    return Reference(every, float64, float32, None, len(every), constant_outputs(program), program, described), own
+    return Reference(every, float64, float32, own, None, len(every), constant_outputs(program), program, described), own
 
 
 def named(program: Program, results: Sequence[Tensor]) -> dict[str, np.ndarray]:

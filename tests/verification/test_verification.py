@@ -83,13 +83,13 @@ def test_uniform_samples_differ_in_brightness_so_that_pooling_does_not_make_them
 
 
 def test_rounds_have_batch_one_and_more():
-    assert [one.arrays["image"].shape[0] for one in rounds([IMAGE], 0)] == [1, 4, 1, 1, 2]
-    assert [one.arrays["image"].shape[0] for one in rounds([IMAGE], 0, many=9)] == [1, 4, 1, 1, 2, 9]
+    assert [one.arrays["image"].shape[0] for one in rounds([IMAGE], 0)] == [1, 4, 1, 1, 1, 2]
+    assert [one.arrays["image"].shape[0] for one in rounds([IMAGE], 0, many=9)] == [1, 4, 1, 1, 1, 2, 9]
 
 
 def test_rounds_take_the_sizes_of_dynamic_dimensions_in_turn():
     drawn = list(rounds([TOKENS], 0, [{"length": 5}, {"length": 9}]))
-    assert [one.arrays["tokens"].shape[1] for one in drawn] == [5, 9, 5, 9, 5]
+    assert [one.arrays["tokens"].shape[1] for one in drawn] == [5, 9, 5, 9, 5, 9]
     assert drawn[1].description == "normal, batch 4, length 9"
 
 
@@ -384,6 +384,38 @@ def test_overflow_of_pytorchs_own_float32_is_set_aside_but_a_nan_there_is_not():
     own = changed(float32(outputs()), put(np.inf))
     assert compare_artifact(reference, own, own).holds
     assert not compare_artifact(reference, own, changed(own, put(np.nan))).holds
+
+
+@pytest.mark.parametrize("share", ["all", "a channel", "most"])
+@pytest.mark.parametrize("gives", [np.inf, np.nan])
+def test_values_that_overflow_in_pytorchs_own_float32_prove_nothing(share, gives):
+    where = {"all": np.s_[:], "a channel": np.s_[:, 2], "most": np.s_[:, 1:, 1:]}[share]
+    rng = np.random.default_rng(0)
+    reference, own = [], []
+    for batch in (1, 4, 2):
+        wide = rng.standard_normal((batch, 3, 5))
+        wide[where] *= 1e39
+        reference.append({"y": wide})
+        own.append(float32([{"y": wide}])[0])
+        own[-1]["y"][where] = gives
+    actual = [{"y": np.where(np.isfinite(one["y"]), one["y"], np.float32(7))} for one in own]
+    proof = compare_artifact(reference, own, actual)
+    assert proof.outputs[0].agrees
+    assert proof.outputs[0].set_aside > 0
+    assert proof.holds is (share == "most")
+    assert any("overflows" in failure for failure in proof.failures) is (share != "most")
+
+
+def test_the_summary_shows_the_figure_that_was_judged():
+    """Not the error of one round over the scale of another."""
+    reference = [
+        {"y": array * scale} for array, scale in zip((one["y"] for one in outputs()), (1e3, 1, 1), strict=True)
+    ]
+    actual = changed(reference, lambda y: y + 0.25e-10 * np.abs(y).max(), 0)
+    proof = compare_function(reference, actual)
+    assert proof.holds
+    assert "max error 2.5e-11 of the scale in float64 (limit 1e-10)" in proof.summary
+    assert proof.outputs[0].share_of_bound == pytest.approx(0.25, rel=1e-3)
 
 
 def test_top_one_agreement_is_a_share_of_all_rows():

@@ -1,0 +1,181 @@
+"""What the inputs do not exercise is named; too much of it in a foreign artifact is "not verified"."""
+
+import warnings
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+import converter
+from converter.options import LoadOptions
+from converter.pipeline.clock import Clock
+from converter.pipeline.load_model import load_model
+from converter.report.results import OutputComparison, Proof, status_of
+from converter.verification.coverage import unexercised_parameters
+from converter.verification.nonfinite import nonfinite_inputs
+from converter.verification.output_proofs import compare_artifact, resolution_note, vacuous
+from converter.verification.reference import round_tensors, take_reference
+
+
+def opened(module, *shapes):
+    torch.manual_seed(0)
+    return load_model(module.eval(), LoadOptions.of(input_shapes=shapes), clock=Clock(None))
+
+
+def taken(source, **given):
+    options = {"inputs": None, "seed": 0, "running": source.running} | given
+    return take_reference(source.program, source.module, **options)
+
+
+class Net(nn.Module):
+    """`use(modules, x)` of a few layers."""
+
+    def __init__(self, use, bias=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.wide, self.head = nn.Conv2d(3, 4, 3), nn.Linear(6, 12), nn.Linear(12, 5)
+        self.table, self.use = nn.Embedding(4000, 6), use
+        if bias is not None:
+            with torch.no_grad():
+                for name, rows in bias.items():
+                    getattr(self, name).bias[:rows] = -1e5
+
+    def forward(self, x):
+        return self.use(self, x)
+
+
+def mlp(self, x):
+    return self.head(self.wide(x).relu())
+
+
+UNEXERCISED = {
+    "channels that are dead": (Net(lambda m, x: m.conv(x).relu(), {"conv": 1}), "1,3,6,6", "1 of 4 channels of `relu"),
+    "units that are dead": (Net(mlp, {"wide": 3}), "1,6", "3 of 12 channels of `relu"),
+    "a module that is dead": (Net(lambda m, x: m.conv(x) + (x.mean() - 500).relu()), "1,3,6,6", "never leaves a limit"),
+    "a branch that is not taken": (
+        Net(lambda m, x: torch.where(x.amax() > 1e6, m.wide(x) * 2, m.wide(x))), "1,6", "is always false"),
+    "a limit that is not reached": (Net(lambda m, x: m.wide(x).clamp(-1e7, 1e7)), "1,6", "the limit of `clamp`"),
+    "rows of a table": (Net(lambda m, x: m.table(x)), "1,5:int64", " of 4000 rows of `table.weight`"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("module, shape, told", UNEXERCISED.values(), ids=UNEXERCISED)
+def test_what_the_inputs_do_not_exercise_is_named(module, shape, told):
+    (note,) = [note for note in taken(opened(module, shape)).notes if note.code == "PTC5505"]
+    assert told in note.text
+    assert "--inputs" in note.text
+
+
+def test_nothing_is_named_where_everything_is_exercised_also_by_the_users_inputs():
+    assert not taken(opened(Net(mlp), "1,6")).notes
+    rare = Net(lambda m, x: torch.where(x.amax() > 1e6, m.wide(x) * 2, m.wide(x)))
+    given = {"x": np.linspace(-1e7, 1e7, 18, dtype=np.float32).reshape(3, 6)}
+    assert not taken(opened(rare, "1,6"), inputs=given).notes
+
+
+def test_parameters_behind_what_is_not_exercised_are_counted_by_their_gradients():
+    def share(module, shape="1,6"):
+        source = opened(module, shape)
+        reference = taken(source)
+        return unexercised_parameters(source.program, [round_tensors(source.program, r) for r in reference.rounds])
+
+    assert share(Net(mlp)) == 0.0
+    assert share(Net(mlp, {"wide": 3})) == pytest.approx(3 * (6 + 1 + 5) / (12 * 7 + 5 * 13))
+    assert share(Net(lambda m, x: m.table(x), None), "1,5:int64") > 0.4
+    assert share(Net(lambda m, x: m.wide(x).round() * 0.5 + m.wide(x))) is None  # its derivative is zero
+
+
+def exported(module, path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        batch = {0: torch.export.Dim("batch", min=1)}
+        torch.onnx.export(
+            module.eval(), (torch.randn(2, 6),), path, dynamo=True, dynamic_shapes=(batch,), verbose=False
+        )
+    return path
+
+
+class Hidden(nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        y = self.module(x)
+        return torch.where(x.amax((0, 1)) == 0.125, y + 100, y)
+
+
+def test_foreign_artifacts_of_which_too_much_is_not_exercised_are_not_verified(tmp_path):
+    def verify(module, artifact=None):
+        return converter.verify(
+            module.eval(), exported(artifact or module, tmp_path / "net.onnx"), input_shapes=["1,6"]
+        )
+
+    right = verify(Net(mlp))
+    assert (right.status, [note.code for note in right.notes]) == ("verified", ["PTC6507"])
+    dead = verify(Net(mlp, {"wide": 3}))
+    assert dead.status == "not verified"
+    assert "of the parameters" in dead.proofs[0].failures[0]
+    hidden = verify(Net(mlp), Hidden(Net(mlp)))
+    assert "Equal" in next(note.text for note in hidden.notes if note.code == "PTC5507")
+
+
+def test_what_a_comparison_cannot_resolve_is_told():
+    rng = np.random.default_rng(0)
+    reference = [{"y": rng.standard_normal((batch, 40))} for batch in (1, 4, 2)]
+
+    def proof(error):
+        own = [{"y": (r["y"] * (1 + error * rng.standard_normal(r["y"].shape))).astype(np.float32)} for r in reference]
+        return compare_artifact(reference, own, [{"y": r["y"].astype(np.float32)} for r in reference])
+
+    fine, coarse = proof(0), proof(1e-3)
+    assert fine.outputs[0].resolution < 1e-5
+    assert not resolution_note(fine)
+    assert 0.01 < coarse.outputs[0].resolution < 0.1
+    (note,) = resolution_note(coarse)
+    assert "`y` below" in note.text
+    assert status_of([vacuous(coarse, "it is too coarse")]) == "not verified"
+    assert isinstance(coarse, Proof)
+    assert all(isinstance(output, OutputComparison) for output in coarse.outputs)
+
+
+def test_a_difference_on_nan_is_noted_with_the_module():
+    source = opened(nn.Sequential(nn.MaxPool1d(2), nn.Linear(4, 3)), "1,2,8")
+    given = nonfinite_inputs(source.program, 0)
+    (name,) = given.expected
+    assert not given.differences(lambda arrays: given.expected, "tf")
+    (note,) = given.differences(lambda arrays: {name: np.nan_to_num(given.expected[name])}, "tf")
+    assert "differs on NaN" in note.text
+    assert "`0` (max_pool" in note.text
+
+
+@pytest.fixture(scope="module")
+def norm(tmp_path_factory):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.LayerNorm(12, eps=1e-12), nn.Linear(12, 3)).eval()
+    folder = tmp_path_factory.mktemp("norm")
+    report = converter.convert(module, to=["tf", "keras", "onnx"], output=folder, input_shapes=["1,5,12"])
+    return module, report
+
+
+def test_constant_rows_are_normalized_to_zero(norm):
+    import keras
+    import tensorflow as tf
+
+    module, report = norm
+    assert report.status == "verified"
+    paths = {artifact.format: artifact.path for artifact in report.artifacts}
+    x = np.broadcast_to(np.random.default_rng(0).uniform(-3, 3, (2, 5, 1)), (2, 5, 12)).astype(np.float32)
+    expected = module(torch.from_numpy(x)).detach().numpy()
+    signature = tf.saved_model.load(paths["tf"]).signatures["serving_default"]
+    (name,) = signature.structured_input_signature[1]
+    session = onnxruntime.InferenceSession(paths["onnx"])
+    results = {
+        "tf": next(iter(signature(**{name: tf.constant(x)}).values())).numpy(),
+        "keras": np.asarray(keras.saving.load_model(paths["keras"])(x)),
+        "onnx": session.run(None, {session.get_inputs()[0].name: x})[0],
+    }
+    for format, found in results.items():
+        np.testing.assert_allclose(found, expected, atol=1e-3, err_msg=format)
