@@ -120,12 +120,13 @@ def summary(mutants: Sequence["Mutant"], seconds: float) -> str:
 @click.option("--until", type=click.DateTime(["%H:%M"]), help="Start no architecture after this hour.")
 def main(names: tuple[str, ...], sites: int, recording: bool, state: Path | None, until: datetime | None) -> None:
     """Plant faults in small networks and see which proofs catch them."""
+    from mutations.edges import EDGES
     from mutations.proving import Mutant
     from mutations.sequences import ARCHITECTURES
 
     logging.getLogger("torch.__trace").propagate = False
     done: dict[str, dict[str, Any]] = {}
-    for name in names or ARCHITECTURES:
+    for name in names or (*ARCHITECTURES, *EDGES):
         if until and datetime.now().time() >= until.time():
             break
         if state and name in recorded(state):

@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+from mutations.edges import EDGES
 from mutations.faults import PROGRAM_FAULTS
 from mutations.proving import Bench, Runners, artifact_mutants, program_mutants
 from mutations.sequences import ARCHITECTURES
@@ -30,6 +31,13 @@ def in_rewrites(runners):
 def test_proof_1_catches_every_fault_of_a_rewrite(in_rewrites, name):
     mutants = in_rewrites[name]
     assert len(mutants) >= 8
+    assert [m for m in mutants if m.missed] == []
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_proof_1_catches_every_fault_where_a_tolerance_may_hide_it(runners, name):
+    mutants = list(program_mutants(Bench(name, runners), "rewrite", 1, False))
+    assert len([m for m in mutants if not m.equivalent]) >= 2
     assert [m for m in mutants if m.missed] == []
 
 

@@ -32,6 +32,7 @@ from converter.verification.prove import prove_function, prove_weights
 from converter.verification.reference import Reference, take_reference
 from converter.verification.run_artifact import run_artifact
 from mutations.artifact_faults import Edit, keras_edits, tensor_edits, write_keras_tensors
+from mutations.edges import EDGES
 from mutations.faults import PROGRAM_FAULTS
 from mutations.graph_faults import onnx_edits, saved_model_edits, write_initializers, write_variables
 from mutations.planting import planted
@@ -87,7 +88,7 @@ class Bench:
     expected: list[dict[str, np.ndarray]] = field(init=False)
 
     def __post_init__(self) -> None:
-        architecture = ARCHITECTURES[self.name]
+        architecture = (ARCHITECTURES | EDGES)[self.name]
         self.source = load_model(
             architecture.model(),
             LoadOptions.of(input_shapes=architecture.shapes, seed=self.seed),
