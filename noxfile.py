@@ -2,6 +2,7 @@
 
     nox                                       all environments that the interpreters here allow
     nox -s "versions-3.12(pinned)"            one of them
+    nox -s lowest                             write constraints-lowest.txt from the lower bounds in pyproject.toml
     python docs/generate/versions.py          write docs/VERSIONS.md from what ran
 
 Each environment is removed when its session ends: those with PyTorch built for CUDA take several gigabytes.
@@ -32,6 +33,18 @@ MAIN_JOB = (
 )
 
 nox.options.default_venv_backend = "venv"
+
+
+@nox.session(python="3.11", default=False)
+def lowest(session: nox.Session) -> None:
+    """Resolve the lowest versions that pyproject.toml allows of what it names, with the newest of all else."""
+    session.install("uv")
+    session.run(
+        *("uv", "pip", "compile", "--quiet", "--upgrade", "--all-extras", "--resolution", "lowest-direct"),
+        *("--python-version", "3.11", "--python-platform", "linux"),
+        *("--no-annotate", "--custom-compile-command", "nox -s lowest"),
+        *("--output-file", "constraints-lowest.txt", "pyproject.toml"),
+    )
 
 
 @nox.session(python=["3.11", "3.12", "3.13"])

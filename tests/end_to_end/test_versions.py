@@ -27,7 +27,7 @@ README_COLUMNS = ("torch", "tensorflow", "keras", "onnx", "onnxruntime", "numpy"
 
 
 def pinned(file: str) -> dict[str, str]:
-    lines = (line for line in (ROOT / file).read_text().splitlines() if not line.startswith("#"))
+    lines = (line for line in (ROOT / file).read_text().splitlines() if not line.lstrip().startswith("#"))
     return {normal(name): version for name, _, version in (line.partition("==") for line in lines)}
 
 
@@ -71,7 +71,8 @@ def of_others(*places: str) -> set[str]:
 
 @pytest.mark.slow
 def test_what_the_program_imports_is_declared_and_nothing_else():
-    declared, optional = bounds(PROJECT["dependencies"]), bounds([*EXTRAS["cluster"], *EXTRAS["images"]])
+    declared = bounds(PROJECT["dependencies"])
+    optional = bounds([*EXTRAS["cluster"], *EXTRAS["images"], *EXTRAS["tflite"]])
     found = of_others("converter", "mappings", "cli.py")
     assert found - set(optional) == set(declared)
     assert set(optional) <= found
@@ -85,7 +86,7 @@ def test_what_tests_and_samples_import_is_declared():
 def test_the_lowest_versions_are_those_that_pyproject_allows():
     declared = bounds([*PROJECT["dependencies"], *chain.from_iterable(EXTRAS.values())])
     lowest = pinned("constraints-lowest.txt")
-    assert set(lowest) == set(declared)
+    assert lowest.keys() >= declared.keys()
     for name, bound in declared.items():
         differences = [a - b for a, b in zip_longest(numbers(lowest[name]), numbers(bound), fillvalue=0)]
         assert not any(differences), f"{name} {lowest[name]} is not the lowest of {bound}"
