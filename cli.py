@@ -45,7 +45,7 @@ def main() -> None:
     "-o",
     "--output",
     type=PATH,
-    help="File or folder to write; a folder of them for several models or formats.",
+    help="File or folder to write; a folder of them for several models or formats, or if it exists.",
 )
 @options(ConvertOptions)
 @report_option

@@ -1,18 +1,24 @@
 """Ends the program at random moments with random signals, and looks at what is there afterwards.
 
     python benchmarks/kill.py conversions [--count 120] [--seed 0]
+    python benchmarks/kill.py batches [--count 30] [--seed 0] [--dask]
     python benchmarks/kill.py placements [--count 300] [--seed 0]
 
 `conversions` converts a small network over an earlier artifact, in each format, and ends it by SIGINT, SIGTERM or
-SIGKILL, sent to the process alone or to its whole group, up to a tenth after the time that a conversion takes.
+SIGKILL, up to a tenth after the time that a conversion takes. The signal is sent to the process that was started (the
+parent), to one that it started (a child: the one that works, or the one that opens artifacts), or to the whole group.
 Afterwards the artifact must be the earlier or the new one, byte for byte; no process that was started may live; nothing
 may be left beside the artifact, after SIGKILL once the next run has swept; the exit status must be the signal's; and no
 traceback is printed. `beside` is an ONNX file with its weights in a second file, which must be its own from the very
-moment of the kill on; half of the conversions show a trace. `placements` does so with two processes that only put
-artifacts in place, of two files, in the same folder, as fast as they can.
+moment of the kill on; half of the conversions show a trace. `batches` kills one batch again and again, or, with
+`--dask`, what the workers of a local cluster run, and begins it anew each time: in the end each model must be verified,
+with the bytes of an undisturbed batch, and nothing may be left of what was killed. `placements` does so with two
+processes that only put artifacts in place, of two files, in the same folder, as fast as they can.
 """
 
+import contextlib
 import hashlib
+import json
 import os
 import random
 import signal
@@ -48,6 +54,7 @@ NAMES = {"tf": "net_saved_model", "keras": "net.keras", "onnx": "net.onnx", "bes
 # ONNX with its weights in a second file, as for more than 2 GB.
 BESIDE = "from converter.artifacts import onnx_writer as o; o.LARGEST = 0; from converter.__main__ import main; main()"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+TARGETS = ("parent", "child", "group")
 GONE = 5.0  # seconds within which what was started must have ended
 
 
@@ -78,8 +85,9 @@ def beside(path: Path) -> list[Path]:
 
 
 def ends_in_order(process: int) -> bool:
-    """Whether it has come so far that it handles signals itself; before, Python starts."""
-    for line in Path(f"/proc/{process}/status").read_text().splitlines():
+    """Whether the command, a child of the process, has come so far that it handles signals; before, Python starts."""
+    children = psutil.Process(process).children()
+    for line in Path(f"/proc/{children[0].pid}/status").read_text().splitlines() if children else ():
         if line.startswith("SigCgt:"):
             return bool(int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
     return False
@@ -129,18 +137,18 @@ class Conversions:
     def said(self) -> str:
         return (self.folder / "said").read_text()
 
-    def kill_one(self, rng: random.Random, format: str, number: signal.Signals) -> list[str]:
+    def kill_one(self, rng: random.Random, format: str, number: signal.Signals, whom: str) -> list[str]:
         """Run one conversion, end it, and give what is wrong afterwards."""
         target = self.target(format)
         before = digest(target)
         name = "two" if before == self.expected[format, "one"] else "one"
-        moment, group = rng.uniform(0, 1.1 * self.seconds[format]), rng.random() < 0.5
+        moment = rng.uniform(0, 1.1 * self.seconds[format])
         process = self.start(name, format, trace=rng.random() < 0.5)
         time.sleep(moment)
         ended = process.poll() is not None
         early = not ended and not ends_in_order(process.pid)
         if not ended:
-            (os.killpg if group and number != signal.SIGKILL else os.kill)(process.pid, number)
+            send(process.pid, number, whom, rng)
         status = process.wait()
         wrong = [] if self.all_gone() else ["a process lives on"]
         after = digest(target)
@@ -153,13 +161,15 @@ class Conversions:
             right.add(-number)
         if after != before:
             right |= {0, -number}  # the signal came when all was done, and Python had left its handlers
+        if whom == "child":
+            right = {*right, 0, 1, -number}
         if status not in right:
             wrong.append(f"status {status} after {number.name} at {moment:.2f} s")
         if "Traceback" in self.said() and not early:
             wrong.append("a traceback")
         if status == 0 and after == before:
             wrong.append("done, but nothing new")
-        if number != signal.SIGKILL and not early:
+        if number != signal.SIGKILL and not early and whom != "child":
             wrong += [f"left behind: {left}" for left in self.left(target)]
         with Placement(target.with_name("next")):  # what the next run does first
             pass
@@ -173,24 +183,30 @@ class Conversions:
         return [path.name for path in target.parent.iterdir() if path not in (target, *beside(target))]
 
     def all_gone(self) -> bool:
-        deadline = time.monotonic() + GONE
-        while self.living():
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.05)
-        return True
+        return _gone(f"TMPDIR={self.folder / 'temporary'}")
 
-    def living(self) -> list[psutil.Process]:
-        """What was started by a conversion, however it is related to us by now."""
-        ours, found = f"TMPDIR={self.folder / 'temporary'}".encode(), []
-        for process in psutil.process_iter():
-            try:
-                environment = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
-                if ours in environment and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-            except (OSError, psutil.NoSuchProcess):
-                continue
-        return found
+
+def started_with(variable: str) -> list[psutil.Process]:
+    """What was started with this in its environment, however it is related to us by now."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            environment = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+            if variable.encode() in environment and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (OSError, psutil.NoSuchProcess):
+            continue
+    return found
+
+
+def send(process: int, number: signal.Signals, whom: str, rng: random.Random) -> None:
+    """Send a signal to a process, to its group, or to one of those that it started."""
+    if whom == "group":
+        os.killpg(process, number)
+        return
+    children = psutil.Process(process).children(recursive=True) if whom == "child" else []
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(rng.choice(children).pid if children else process, number)
 
 
 @main.command()
@@ -207,17 +223,143 @@ def conversions(count: int, seed: int, formats: tuple[str, ...]) -> None:
         ends: Counter[str] = Counter()
         bad = 0
         for number in range(count):
-            format, ended_by = rng.choice(formats), rng.choice(SIGNALS)
+            format, ended_by, whom = rng.choice(formats), rng.choice(SIGNALS), rng.choice(TARGETS)
             before = digest(runs.target(format))
-            wrong = runs.kill_one(rng, format, ended_by)
+            wrong = runs.kill_one(rng, format, ended_by, whom)
             ends["new" if digest(runs.target(format)) != before else "earlier"] += 1
-            ends[ended_by.name] += 1
+            for counted in (ended_by.name, whom, format):
+                ends[counted] += 1
             if wrong:
                 bad += 1
-                click.echo(f"{number} {format} {ended_by.name}: {'; '.join(wrong)}\n{runs.said()}")
+                click.echo(f"{number} {format} {ended_by.name} {whom}: {'; '.join(wrong)}\n{runs.said()}")
+            elif number % 10 == 9:
+                click.echo(f"{number + 1}: {bad} wrong, {dict(sorted(ends.items()))}")
         told = ", ".join(f"{n} {what}" for what, n in sorted(ends.items()))
         click.echo(f"{count} conversions ended at random: {told}; {bad} left something wrong")
     sys.exit(bool(bad))
+
+
+MODELS = 12
+
+
+@dataclass
+class Batches:
+    """A folder with checkpoints, and a batch that converts them all to ONNX."""
+
+    folder: Path
+    scheduler: str | None = None
+
+    def prepare(self) -> None:
+        (self.folder / "nets.py").write_text(NET)
+        (self.folder / "temporary").mkdir()
+        (self.folder / "weights").mkdir()
+        seeds = ", ".join(f'("weights/{number}", {number})' for number in range(MODELS))
+        code = WEIGHTS.replace('("one", 1), ("two", 2)', seeds)
+        subprocess.run([sys.executable, "-c", code], cwd=self.folder, check=True)
+
+    def start(self, output: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "converter", "batch", "weights", "--to", "onnx", "-o", output]
+        command += ["--scheduler", self.scheduler] if self.scheduler else ["-j", "2"]
+        with (self.folder / "said").open("w") as said:
+            return subprocess.Popen(
+                [*command, "--model", "nets.py:net", "--input-shape", "1,3,9,8"],
+                cwd=self.folder,
+                env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(self.folder / "temporary")},
+                stdout=said,
+                stderr=said,
+                start_new_session=True,
+                preexec_fn=heed_signals,
+            )
+
+    def whole(self, output: str) -> dict[str, str]:
+        return {path.name: digest(path) for path in (self.folder / output).glob("*.onnx")}
+
+    def wrong_in(self, output: str, expected: dict[str, str]) -> list[str]:
+        """What is wrong with a batch that has ended."""
+        summary = json.loads((self.folder / output / "summary.json").read_text())
+        states = Counter(entry["state"] for entry in summary["entries"])
+        wrong = [] if states == {"verified": MODELS} else [f"the summary has {dict(states)}"]
+        wrong += [] if self.whole(output) == expected else ["an artifact is missing or another"]
+        known = {*expected, "summary.json", "journal.sqlite", "logs", "reports"}
+        wrong += [f"left: {path.name}" for path in (self.folder / output).iterdir() if path.name not in known]
+        return wrong
+
+
+@main.command()
+@click.option("--count", default=30)
+@click.option("--seed", default=0)
+@click.option("--dask", is_flag=True)
+def batches(count: int, seed: int, dask: bool) -> None:
+    rng = random.Random(seed)
+    bad: list[str] = []
+    ends: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as opened:
+        runs = Batches(Path(folder))
+        runs.prepare()
+        started = time.perf_counter()
+        if runs.start("undisturbed").wait() != 0:
+            raise SystemExit((runs.folder / "said").read_text())
+        seconds = time.perf_counter() - started
+        expected = runs.whole("undisturbed")
+        click.echo(f"a batch of {MODELS} takes {seconds:.0f} s")
+        if dask:
+            from distributed import LocalCluster
+
+            os.environ["TMPDIR"] = str(runs.folder / "temporary")  # by which its processes are found
+            cluster = opened.enter_context(LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None))
+            runs.scheduler = cluster.scheduler_address
+        finished = killed = 0
+        while killed < count:
+            process = runs.start(f"out{finished}")
+            deadline = time.monotonic() + rng.uniform(0, (1 if dask else 0.6) * seconds)
+            while time.monotonic() < deadline and process.poll() is None:
+                time.sleep(0.05)
+            number, whom = rng.choice(SIGNALS), rng.choice(TARGETS)
+            if dask:  # a worker, which its nanny starts again, or what one runs
+                number, whom = signal.SIGKILL, "cluster"
+                kill_in_cluster(rng, {process.pid})
+            elif process.poll() is None:
+                send(process.pid, number, whom, rng)
+            ends[whom] += 1
+            killed += 1
+            ends[number.name] += 1
+            status = process.wait()
+            if not dask and not _gone(f"TMPDIR={runs.folder / 'temporary'}"):
+                bad.append(f"{killed}: a process lives on after {number.name}")
+            if any(runs.whole(f"out{finished}").get(name, right) != right for name, right in expected.items()):
+                bad.append(f"{killed}: an artifact is not whole after {number.name}")
+            if status == 0:
+                bad += [f"{killed}: {wrong}" for wrong in runs.wrong_in(f"out{finished}", expected)]
+                finished += 1
+            click.echo(f"{killed}: status {status}, {len(runs.whole(f'out{finished}'))} done, {len(bad)} wrong")
+        process = runs.start(f"out{finished}")
+        process.wait()
+        bad += runs.wrong_in(f"out{finished}", expected)
+    bad += ["a process lives on at the end"] if not _gone(f"TMPDIR={folder}/temporary") else []
+    told = ", ".join(f"{n} {what}" for what, n in sorted(ends.items()))
+    click.echo(f"batches killed {count} times: {told}; wrong: {bad or 'nothing'}")
+    sys.exit(bool(bad))
+
+
+def kill_in_cluster(rng: random.Random, spared: set[int]) -> None:
+    """Kill one of the processes that this one has started, but for those spared and what they have started."""
+    found = []
+    for one in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            family = {one.pid, *(parent.pid for parent in one.parents())}
+            if not family & spared and "resource_tracker" not in " ".join(one.cmdline()):
+                found.append(one)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        rng.choice(found).kill()
+
+
+def _gone(variable: str) -> bool:
+    deadline = time.monotonic() + GONE
+    while started_with(variable):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 PLACES = """

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from converter.console.signals import Interrupted, install_signal_handlers
+from converter.console.supervision import supervise
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
     _open_streams()
+    supervise()
     install_signal_handlers()
     try:
         _command()()

@@ -1,16 +1,43 @@
 """Choose where artifacts go."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..errors import UsageError
+from ..errors import OutputError, UsageError
+from .runtime.formats import recognize
 
 SUFFIXES = {"tf": "_saved_model", "keras": ".keras", "onnx": ".onnx", "tflite": ".tflite"}
 
 
+def holds(question: Callable[[], bool]) -> bool:
+    """Answer a question about a path, with no if its name cannot be looked up: opening it explains that."""
+    try:
+        return question()
+    except OSError:
+        return False
+
+
 def artifact_name(source: Path) -> str:
     """Return the base name of a checkpoint's artifacts: a file's name without suffix, or a folder's name."""
-    return source.resolve().name if source.is_dir() else source.stem
+    return source.resolve().name if holds(source.is_dir) else source.stem
+
+
+def refuse_links(path: Path, folder: Path) -> Path:
+    """Return the path, or raise OutputError if it, or what is on the way to it from the folder, is a link.
+
+    A path that the user gave is followed, as `cp` does; a name that this program chose may be a stranger's link.
+    """
+    for part in (path, *path.parents):
+        if part == folder:
+            break
+        if holds(part.is_symlink):
+            raise OutputError(
+                f"{part.name!r} is a link to {str(part.readlink())!r}; only a link that -o names is followed.",
+                code="PTC4026",
+                where=str(part),
+                fix="Remove the link, or give another -o; to write where it leads, give that path as -o.",
+            )
+    return path
 
 
 def output_path(source: Path, format: str, output: Path | None, several: bool) -> Path:
@@ -19,16 +46,18 @@ def output_path(source: Path, format: str, output: Path | None, several: bool) -
     Args:
         source: the checkpoint.
         format: a key of `SUFFIXES`.
-        output: the value of `-o`: the artifact itself, or the folder for `several` models or formats.
+        output: the value of `-o`: the artifact itself, or the folder for `several` models or formats, or for one file
+            if it exists.
         several: whether this call writes more than one artifact.
 
     Raises:
         UsageError: `output` has the suffix of another format.
+        OutputError: a name chosen here is a link.
     """
-    if output is None:
-        return Path(artifact_name(source) + SUFFIXES[format])
-    if several:
-        return output / (artifact_name(source) + SUFFIXES[format])
+    is_folder = output is not None and holds(output.is_dir) and recognize(output) is None
+    if output is None or several or (is_folder and SUFFIXES[format].startswith(".")):
+        folder = output or Path()
+        return refuse_links(folder / (artifact_name(source) + SUFFIXES[format]), folder)
     other = {ending for ending in SUFFIXES.values() if ending.startswith(".")} - {SUFFIXES[format]}
     stem = output.with_suffix("") if output.suffix in other else output
     # Keras opens only files with the suffix .keras.

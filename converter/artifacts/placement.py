@@ -261,7 +261,8 @@ def full_disk(target: Path) -> OutputError:
         "The output cannot be written: the disk is full.",
         code="PTC4017",
         where=str(target),
-        fix="Free some space, or give another -o. Nothing was left behind.",
+        fix="Free some space, or give another -o. A new artifact needs room beside the earlier one, and a Keras file "
+        "twice its size. Nothing was left behind.",
     )
 
 

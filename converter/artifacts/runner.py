@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import numpy as np
 
@@ -83,6 +83,24 @@ class Tensors(Mapping[str, np.ndarray]):
         return name in self._names
 
 
+def start_bound(command: Sequence[str], **options: Any) -> tuple[subprocess.Popen[Any], IO[bytes]]:
+    """Start a process that ends with this one, and return it with what keeps it alive while it is open.
+
+    Its last argument is a pipe for `lifeline.end_with_parent`. Its standard input and output are pipes too.
+    """
+    pipe, held = os.pipe()
+    try:
+        started = subprocess.Popen(
+            [*command, str(pipe)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=(pipe,), **options
+        )
+    except BaseException:
+        os.close(held)
+        raise
+    finally:
+        os.close(pipe)
+    return started, os.fdopen(held, "wb")
+
+
 class Runner:
     """Opens an artifact in a new process that receives only its path, and runs it there.
 
@@ -100,10 +118,8 @@ class Runner:
         self._path: Path | None = None
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `close`
         # -P: no file in the current directory may shadow a module of the runtime.
-        self._process = subprocess.Popen(
+        self._process, self._held = start_bound(
             [sys.executable, "-P", str(Path(__file__).with_name("runtime") / "main.py"), _MODULES[format]],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
             stderr=self._stderr,
             env=_ENVIRONMENT | os.environ | {"KERAS_BACKEND": "tensorflow"},
         )
@@ -188,13 +204,14 @@ class Runner:
         return self._ask({"action": "operators"}, "does not return its graph")[0]["xla_functions"]
 
     def close(self) -> None:
+        self._held.close()  # ends the process
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):  # unflushed data has no reader
                     pipe.close()
         try:
             self._process.wait(1)
-        except subprocess.TimeoutExpired:  # still importing, or computing
+        except subprocess.TimeoutExpired:  # not Linux, and it holds the interpreter
             self._process.kill()
             self._process.wait()
         self._stderr.close()

@@ -17,11 +17,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import psutil
 
+from ..artifacts.runner import start_bound
 from ..report.failures import Failure
+from ..report.printed import escape_file
 
 GIB = 2**30
 # -P: keep the current directory from shadowing a module that a worker imports.
@@ -148,11 +150,6 @@ class LocalProcesses:
         worker.kill()
 
 
-# A shell beside the worker that ends their group once the batch has gone, even if the model holds the interpreter: it
-# reads a pipe that only the batch can write to, and never does.
-WATCHED = '(read _ < "/dev/fd/$0"; kill -9 0) > /dev/null 2>&1 & exec "$@"'
-
-
 class Worker:
     """One worker process after another, in one slot.
 
@@ -169,10 +166,19 @@ class Worker:
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False
-        self._held: int | None = None
+        self._held: IO[bytes] | None = None
         self._code: tuple[Path, ...] = ()
 
     def convert(self, task: Task, on_step: Any) -> Mapping[str, Any]:
+        """Return the report of one model, or the failure of its worker; escape what was printed into its log."""
+        try:
+            return self._convert(task, on_step)
+        finally:
+            if not task.check:
+                with contextlib.suppress(OSError):  # there is none, or the disk is full
+                    escape_file(Path(task.log))
+
+    def _convert(self, task: Task, on_step: Any) -> Mapping[str, Any]:
         """Return the report of one model, or the failure of its worker."""
         code = code_beside(task)
         if code != self._code:  # a module name such as `nets` may now mean another file
@@ -229,9 +235,9 @@ class Worker:
             self._release()
 
     def _release(self) -> None:
-        """Close this side of the pipe by which the watcher sees that the batch lives; call this with the lock."""
+        """Close the pipe that keeps the worker alive; call this with the lock."""
         if self._held is not None:
-            os.close(self._held)
+            self._held.close()
             self._held = None
 
     def _started(self) -> subprocess.Popen[str] | None:
@@ -240,21 +246,14 @@ class Worker:
                 return None
             if self._process is None or self._process.poll() is not None:
                 self._release()
-                watched, self._held = os.pipe()
-                try:
-                    self._process = subprocess.Popen(
-                        ["/bin/sh", "-c", WATCHED, str(watched), *self._command],
-                        stdin=subprocess.PIPE,
-                        stdout=subprocess.PIPE,
-                        stderr=subprocess.DEVNULL,  # the worker writes it to each model's log
-                        text=True,
-                        encoding="utf-8",
-                        env=self._environment,
-                        start_new_session=True,  # it is killed with its children, and Ctrl-C reaches only the batch
-                        pass_fds=(watched,),
-                    )
-                finally:
-                    os.close(watched)
+                self._process, self._held = start_bound(
+                    self._command,
+                    stderr=subprocess.DEVNULL,  # the worker writes it to each model's log
+                    text=True,
+                    encoding="utf-8",
+                    env=self._environment,
+                    start_new_session=True,  # it is killed with its children, and Ctrl-C reaches only the batch
+                )
                 self._lines = queue.SimpleQueue()
                 threading.Thread(target=_forward, args=(self._process, self._lines), daemon=True).start()
             return self._process

@@ -2,6 +2,10 @@
 
 A model is claimed before it is started. A claim holds while the process that made it lives. A process on another
 machine cannot be checked, so its claim holds until `LEASE` seconds after it was last renewed.
+
+Anybody may have put a journal into the folder. It is opened only if its tables are those below and neither it nor what
+SQLite keeps beside it is a link. What it says of a model counts only if the artifacts are inside the folder and were
+last changed at the moment, to the nanosecond, that the journal noted: nobody can plant such files.
 """
 
 from __future__ import annotations
@@ -21,12 +25,13 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import psutil
 
 from ..checkpoint.model_folder import files_of, is_index, is_model
 from ..errors import OutputError
+from ..report.failures import WORST_FIRST
 from .jobs import Job
 
 State = Literal["verified", "not verified", "disagrees", "failed"]
@@ -35,14 +40,15 @@ Claim = Literal["begin", "done", "elsewhere"]
 LEASE = 300.0  # seconds
 _SAMPLES, _SAMPLE = 16, 1 << 14  # parts of a file that are looked at, and bytes of each
 _WAIT = 60.0  # seconds, for another batch's transaction
-_TABLES = """
-create table if not exists models (
+_TABLES = {
+    "models": """create table models (
     name text primary key, path text not null, fingerprint text not null, state text, exit_status integer,
-    reason text, codes text, artifacts text, log text, seconds real,
+    reason text, codes text, artifacts text, files text, log text, seconds real,
     attempts integer not null, owner text, renewed real, ended real
-);
-create table if not exists contents (path text primary key, facts text, sha256 text);
-"""
+)""",
+    "contents": "create table contents (path text primary key, facts text, sha256 text)",
+}
+_NAMES_ANOTHER = bytes.fromhex("d9d505f920a163d7")  # how a rollback journal ends that names a file for SQLite to remove
 _LIBRARIES = ("pt-convert", "torch", "tensorflow", "keras", "onnx", "onnxscript", "onnxruntime")
 
 
@@ -82,15 +88,26 @@ class Journal:
         self._versions = {library: version(library) for library in _LIBRARIES}
         with _explained(file):
             file.parent.mkdir(parents=True, exist_ok=True)
-            if file.is_symlink():
-                raise OSError(errno.ELOOP, "it is a link, which may lead anywhere")
+            _refuse_planted(file)
             self._database = sqlite3.connect(file, timeout=_WAIT, isolation_level=None)
             self._database.row_factory = sqlite3.Row
             try:
-                self._database.executescript(_TABLES)
-            except sqlite3.Error:
+                self._database.execute("pragma trusted_schema = off")
+                self._create_tables()
+            except (OSError, sqlite3.Error):
                 self._database.close()
                 raise
+
+    def _create_tables(self) -> None:
+        self._database.execute("begin immediate")
+        schema = self._database.execute("select name, lower(sql) from sqlite_master where sql is not null")
+        found = dict(tuple(row) for row in schema)
+        for table, text in _TABLES.items():
+            if table not in found:
+                self._database.execute(text)
+        if not found.items() <= _TABLES.items():
+            raise OSError(errno.EINVAL, "it is not a journal of this version of pt-convert")
+        self._database.execute("commit")
 
     def fingerprint(self, job: Job) -> str:
         """Hash everything that decides the result: contents of the named files, options, versions.
@@ -109,17 +126,18 @@ class Journal:
     def claim(self, job: Job, fingerprint: str, *, retry_failed: bool) -> tuple[Claim, Entry | None]:
         """Claim a model for this batch, unless it is done or another batch has it.
 
-        A model is done if it ended, with any result, with the same fingerprint, and its artifacts still exist.
+        A model is done if it ended, with any result, with the same fingerprint, and its artifacts (its report, if it
+        has none) are untouched since.
         `retry_failed` restarts models that did not end verified, unless verification was turned off.
         """
-        with self._transaction():
+        with self._transaction(), _damage_explained():
             row = self._database.execute("select * from models where name = ?", (job.name,)).fetchone()
             if row is not None and row["state"] is None and self._held_elsewhere(row):
                 return "elsewhere", None
             if row is not None and row["state"] is not None and row["fingerprint"] == fingerprint:
                 entry = _entry(row, already_done=True)
                 again = retry_failed and (entry.state in ("failed", "disagrees") or entry.exit_status != 0)
-                if not again and all(size_of(Path(path)) == size for path, size in entry.artifacts.items()):
+                if not again and self._unchanged(row):
                     return "done", entry
             attempts = row["attempts"] + 1 if row is not None and row["fingerprint"] == fingerprint else 1
             self._database.execute(
@@ -139,20 +157,36 @@ class Journal:
         seconds: float,
         log: str = "",
         codes: Iterable[str] = (),
+        report: Path | None = None,
     ) -> Entry:
-        """Record how a claimed model ended; arguments as for `Entry`."""
+        """Record how a claimed model ended; arguments as for `Entry`, and the file of its report."""
         sizes = {str(path): size_of(path) for path in artifacts}
+        files = [[name, _last_change(Path(name))] for name in sizes or ([] if report is None else [str(report)])]
         with self._transaction():
             self._database.execute(
-                "update models set state = ?, exit_status = ?, reason = ?, codes = ?, artifacts = ?, log = ?,"
-                " seconds = ?, ended = ?, owner = null where name = ? and owner = ?",
+                "update models set state = ?, exit_status = ?, reason = ?, codes = ?, artifacts = ?, files = ?,"
+                " log = ?, seconds = ?, ended = ?, owner = null where name = ? and owner = ?",
                 (
-                    *(state, exit_status, reason, " ".join(codes), json.dumps(sizes), log, seconds, time.time()),
-                    *(job.name, self._owner),
+                    *(state, exit_status, reason, " ".join(codes), json.dumps(sizes), json.dumps(files)),
+                    *(log, seconds, time.time(), job.name, self._owner),
                 ),
             )
             row = self._database.execute("select * from models where name = ?", (job.name,)).fetchone()
         return _entry(row, already_done=False)
+
+    @contextmanager
+    def results(self) -> Iterator[tuple[list[Entry], list[str]]]:
+        """Return the models of all batches into this folder that ended, and those under way elsewhere.
+
+        No other batch ends one within the context.
+        """
+        with self._transaction():
+            rows = self._database.execute("select * from models order by name").fetchall()
+            with _damage_explained():
+                unchanged = [row for row in rows if row["state"] is not None and self._unchanged(row)]
+                ended = [_entry(row, already_done=True) for row in unchanged]
+                elsewhere = [row["name"] for row in rows if row["state"] is None and self._held_elsewhere(row)]
+            yield ended, elsewhere
 
     def renew(self) -> None:
         """Renew this batch's claims; call this more often than every `LEASE` seconds."""
@@ -194,7 +228,13 @@ class Journal:
         host, process, started, _ = row["owner"].split(" ")
         if host == socket.gethostname():
             return _alive(int(process)) == f"{process} {started}"
-        return time.time() - row["renewed"] < LEASE
+        return abs(time.time() - row["renewed"]) < LEASE
+
+    def _unchanged(self, row: sqlite3.Row) -> bool:
+        """Tell whether a model's files, at least one, are inside the batch's folder and last changed when noted."""
+        folder, files = self.file.parent.resolve(), json.loads(row["files"])
+        inside = all(Path(name).resolve().is_relative_to(folder) for name, _ in files)
+        return bool(files) and inside and all(_last_change(Path(name)) == change for name, change in files)
 
     def _told(self, value: Any) -> Any:
         """Return an option's value; if it names a file, with the file's digest."""
@@ -261,13 +301,48 @@ def _explained(file: Path) -> Iterator[None]:
         raise OutputError(f"The journal cannot be used: {told}.", code="PTC6022", where=str(file), fix=fix) from error
 
 
+@contextmanager
+def _damage_explained() -> Iterator[None]:
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise sqlite3.DataError(f"it is damaged ({error})") from error
+
+
 def _entry(row: sqlite3.Row, already_done: bool) -> Entry:
     same = {
         name: row[name] for name in ("name", "path", "state", "exit_status", "reason", "log", "seconds", "attempts")
     }
+    if row["state"] not in get_args(State) or row["exit_status"] not in WORST_FIRST:
+        raise ValueError(f"{row['state']}, status {row['exit_status']}")
     return Entry(
         artifacts=json.loads(row["artifacts"]), already_done=already_done, codes=tuple(row["codes"].split()), **same
     )
+
+
+def _refuse_planted(file: Path) -> None:
+    """Raise OSError if SQLite would follow a link, or remove another file, when it opens this one."""
+    for path in (file, *(file.with_name(file.name + suffix) for suffix in ("-journal", "-wal", "-shm"))):
+        try:
+            found = path.lstat()
+        except FileNotFoundError:
+            continue
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+            raise OSError(errno.ELOOP, f"{path.name} is a link, which may lead anywhere, or not a file")
+        if path != file and not path.name.endswith("-journal"):
+            raise OSError(errno.EINVAL, f"{path.name} is not a file of pt-convert")
+        with path.open("rb") as opened:
+            opened.seek(max(0, found.st_size - len(_NAMES_ANOTHER)))
+            if path != file and opened.read() == _NAMES_ANOTHER:
+                raise OSError(errno.EINVAL, f"{path.name} names another file")
+
+
+def _last_change(path: Path) -> list[int] | None:
+    """Return the size and the newest change time of a file, or of a folder with all that is in it."""
+    if not os.path.lexists(path):
+        return None
+    found = [item.lstat() for item in (path, *path.rglob("*"))]
+    return [sum(item.st_size for item in found), max(item.st_ctime_ns for item in found), len(found)]
 
 
 def size_of(path: Path) -> int:

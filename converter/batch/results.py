@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
 from ..report.failures import Report, worst_status
@@ -88,3 +88,12 @@ class BatchReport(_Results):
     elsewhere: tuple[str, ...]
     left: tuple[str, ...]
     seconds: float
+
+    def with_others(self, ended: Iterable[Entry], elsewhere: Iterable[str]) -> BatchReport:
+        """Return a report that also has the models of other batches that ended or are under way."""
+        own = {*self.left, *(entry.name for entry in self.entries)}
+        return replace(
+            self,
+            entries=(*self.entries, *(entry for entry in ended if entry.name not in own)),
+            elsewhere=tuple(elsewhere),
+        )

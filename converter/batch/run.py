@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..artifacts.paths import refuse_links
 from ..errors import CheckpointError
-from ..report.failures import write_report
+from ..report.failures import failure_of, write_report
 from .executors import Executor, Finished, Task
 from .jobs import Job
 from .journal import LEASE, Entry, Journal, State
@@ -47,7 +48,8 @@ def convert_many(
         options: those of `converter.convert`, as plain values; `image_fit` and so on in place of `preprocessing`.
 
     Returns:
-        The report, also written to `summary.json`. It includes the failures of single models.
+        The report. It includes the failures of single models. `summary.json` holds it together with all other models of
+        the folder's journal.
 
     Raises:
         UsageError: the work list is invalid.
@@ -62,7 +64,8 @@ def convert_many(
             batch.run()
         finally:
             report = batch.report(started)
-            write_report(folder / SUMMARY, report.to_dict())
+            with journal.results() as (ended, elsewhere):  # of other batches into this folder too
+                write_report(folder / SUMMARY, report.with_others(ended, elsewhere).to_dict())
     return report
 
 
@@ -93,6 +96,9 @@ class _Batch:
             self._ended[entry.name] = entry
 
     def _begin(self, job: Job) -> Task | Entry | None:
+        outputs = job.outputs(self._folder)
+        for path in (self._log(job), self._report(job), *outputs.values()):
+            refuse_links(path, self._folder)
         unreadable: CheckpointError | None = None
         fingerprint = ""
         try:
@@ -110,18 +116,26 @@ class _Batch:
         if claim != "begin":
             return entry
         if unreadable is not None:
-            status, codes = unreadable.exit_status, [unreadable.code]
-            return self._journal.end(job, "failed", status, unreadable.what, (), 0.0, codes=codes)
-        outputs = {format: str(path.resolve()) for format, path in job.outputs(self._folder).items()}
-        return Task(job.name, str(job.path.resolve()), outputs, str(self._log(job).resolve()), absolute_options(job))
+            outcome = failure_of(unreadable, str(job.path))
+            write_report(self._report(job), outcome.to_dict() | {"exit_status": outcome.exit_status})
+            codes = [outcome.code]
+            return self._journal.end(
+                job, "failed", outcome.exit_status, outcome.what, (), 0.0, codes=codes, report=self._report(job)
+            )
+        resolved = {format: str(path.resolve()) for format, path in outputs.items()}
+        return Task(job.name, str(job.path.resolve()), resolved, str(self._log(job).resolve()), absolute_options(job))
 
     def _end(self, job: Job, event: Finished) -> Entry:
-        write_report(self._folder / REPORTS / f"{job.name}.json", event.outcome)
+        write_report(self._report(job), event.outcome)
         state, reason, codes = _verdict(event.outcome)
         artifacts = [Path(a["path"]) for a in event.outcome.get("artifacts", ()) if a["path"]]
         return self._journal.end(
-            job, state, event.outcome["exit_status"], reason, artifacts, event.seconds, str(self._log(job)), codes
-        )
+            job, state, event.outcome["exit_status"], reason, artifacts, event.seconds, str(self._log(job)), codes,
+            self._report(job),
+        )  # fmt: skip
+
+    def _report(self, job: Job) -> Path:
+        return self._folder / REPORTS / f"{job.name}.json"
 
     def _log(self, job: Job) -> Path:
         return self._folder / LOGS / f"{job.name}.log"

@@ -1,7 +1,7 @@
 """The process that converts one model after another, with torch and TensorFlow imported once.
 
-Run as a script, `python -P worker.py`. It reads one JSON object a line from standard input, and answers with JSON lines
-on its original standard output: {"step": ...} while it works, then {"outcome": ...}. Everything else that libraries and
+Run as a script, `python -P worker.py PIPE`. It reads one JSON object a line from standard input, and answers with JSON
+lines on its original standard output: {"step": ...} while it works, then {"outcome": ...}. All else that libraries and
 child processes print goes to the model's log.
 """
 
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from converter.report.results import CheckReport, ConversionReport
 
 
-def main() -> None:
+def main(pipe: int) -> None:
+    from converter.artifacts.runtime.lifeline import end_with_parent
+
+    end_with_parent(pipe, group=True)  # the batch has gone away: end this process and its children
     for number in (signal.SIGINT, signal.SIGTERM):  # the batch handles them and ends this process
         signal.signal(number, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
@@ -45,8 +48,6 @@ def main() -> None:
 def _read(requests: IO[str], waiting: queue.SimpleQueue[dict[str, Any]]) -> None:
     for line in requests:
         waiting.put(json.loads(line))
-    # The batch has gone away: end this process and its children.
-    os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
 def _serve(session: ConversionSession, request: dict[str, Any], answers: IO[str]) -> None:
@@ -115,4 +116,4 @@ if __name__ == "__main__":
     root = str(Path(__file__).resolve().parents[2])
     if root not in sys.path:  # not installed
         sys.path.append(root)
-    main()
+    main(int(sys.argv[1]))

@@ -4,13 +4,15 @@ SIGINT, SIGTERM and SIGHUP raise an exception wherever the program is, so that u
 If library or model code swallows it, it is raised again at the next step of the conversion.
 """
 
+import contextlib
 import os
 import signal
 import time
 from types import FrameType
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-_IMPATIENT = 1.0  # seconds after which a second signal is not an echo of the first
+IMPATIENT = 1.0  # seconds after which a second signal is not an echo of the first
+_notice: list[int] = []  # descriptors to write to when a signal is handled
 _received: list[tuple[signal.Signals, float]] = []
 
 
@@ -34,6 +36,11 @@ def install_signal_handlers() -> None:
             signal.signal(number, _on_signal)
 
 
+def notice_in(descriptor: int) -> None:
+    """Write to a pipe once a signal is handled, so that its reader sees that the interpreter runs."""
+    _notice.append(descriptor)
+
+
 def raise_if_interrupted() -> None:
     """Raise Interrupted if a signal came and its exception was swallowed."""
     if _received:
@@ -42,8 +49,11 @@ def raise_if_interrupted() -> None:
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
     now = time.monotonic()
+    while _notice:
+        with contextlib.suppress(OSError):
+            os.write(_notice.pop(), b"!")
     if _received:
-        if now - _received[0][1] > _IMPATIENT:  # second request: end at once; the next run sweeps
+        if now - _received[0][1] > IMPATIENT:  # second request: end at once; the next run sweeps
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         return

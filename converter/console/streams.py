@@ -2,6 +2,7 @@
 
 import io
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +14,10 @@ from rich.console import Console
 from rich.segment import Segment
 
 from ..errors import OutputError, escaped
+from ..report import printed
 
 WIDTH_WITHOUT_TERMINAL = 120
+_PATIENCE = 2.0  # seconds to show what libraries printed
 
 
 class Screen(Console):
@@ -75,7 +78,7 @@ class LogFile(io.TextIOBase):
             ) from error
 
     def fileno(self) -> int:
-        """Return the descriptor for libraries that print; their lines appear between the messages, without times."""
+        """Return the descriptor for what libraries print, which appears between the messages, without times."""
         return self._file.fileno()
 
     def write(self, text: str) -> int:
@@ -109,6 +112,24 @@ def own_stderr() -> IO[str]:
     except (OSError, io.UnsupportedOperation):
         pass
     return sys.stderr
+
+
+@contextmanager
+def escaping(target: int) -> Iterator[int]:
+    """Yield a descriptor to print to, from which a process copies to the target what a terminal or a log may show."""
+    source, sink = os.pipe()
+    with subprocess.Popen(
+        [sys.executable, "-P", printed.__file__], stdin=source, stdout=target, stderr=subprocess.DEVNULL
+    ) as copying:
+        os.close(source)
+        try:
+            yield sink
+        finally:
+            os.close(sink)
+            try:
+                copying.wait(_PATIENCE)
+            except subprocess.TimeoutExpired:  # a process that the model started can still print
+                copying.kill()
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Write progress, messages and reports to the terminal."""
 
 import contextlib
+import os
 import sys
 import tempfile
 import time
@@ -8,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import IO, Any, Concatenate, ParamSpec
+from typing import IO, Concatenate, ParamSpec
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -51,7 +52,7 @@ from ..report.results import (
     VerificationReport,
 )
 from .signals import raise_if_interrupted
-from .streams import LogFile, Screen, own_stderr, redirect_fd
+from .streams import LogFile, Screen, escaping, own_stderr, redirect_fd
 
 P = ParamSpec("P")
 
@@ -96,24 +97,24 @@ class Terminal:
     def quiet_libraries(self) -> Iterator[None]:
         """Send all printed output, including that of C++ and child processes, to the log.
 
-        Without a log it goes to standard error if verbose, else nowhere. Standard output is for results.
+        Without a log it goes to standard error if verbose, else nowhere. Standard output is for results. What is shown
+        is escaped and cut, as names of strangers are.
         """
         sys.stdout.flush()
         sys.stderr.flush()
         with contextlib.ExitStack() as stack:
             if self._log_file is not None:
-                sink: Any = self._log_file
-                for number in (1, 2):
-                    stack.enter_context(redirect_fd(number, sink.fileno()))
+                sink = stack.enter_context(escaping(self._log_file.fileno()))
             elif self.verbose:
-                sink = sys.stderr
-                stack.enter_context(redirect_fd(1, 2))
+                sink = stack.enter_context(escaping(2))
             else:
-                sink = stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace"))
-                for number in (1, 2):
-                    stack.enter_context(redirect_fd(number, sink.fileno()))
-            stack.enter_context(contextlib.redirect_stdout(sink))
-            stack.enter_context(contextlib.redirect_stderr(sink))
+                sink = stack.enter_context(tempfile.TemporaryFile()).fileno()
+            for number in (1, 2):
+                stack.enter_context(redirect_fd(number, sink))
+            stream = os.fdopen(os.dup(sink), "w", encoding="utf-8", errors="backslashreplace", buffering=1)
+            stack.enter_context(stream)
+            stack.enter_context(contextlib.redirect_stdout(stream))
+            stack.enter_context(contextlib.redirect_stderr(stream))
             yield
         if self._log_file is not None and self._log_file.failed is not None:
             self.console.print(f"The log could not be written to its end: {self._log_file.failed.strerror}.")

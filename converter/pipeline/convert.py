@@ -6,12 +6,13 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Self, Unpack
 
 from torch import nn
 
-from converter.artifacts.paths import SUFFIXES, output_path, parse_formats
+from converter.artifacts.paths import SUFFIXES, holds, output_path, parse_formats
 from converter.artifacts.placement import Placement, full_disk, is_disk_full
 from converter.artifacts.runner import Runner
 from converter.artifacts.runtime.formats import Format
@@ -322,7 +323,7 @@ def _output_paths(
     else:
         paths = {f: output_path(source, f, Path(output) if output else None, len(formats) > 1) for f in formats}
     for path in paths.values():
-        if not isinstance(model, nn.Module) and source.exists() and path.exists() and path.samefile(source):
+        if not isinstance(model, nn.Module) and holds(partial(path.samefile, source)):
             raise UsageError(
                 "The output path is the checkpoint's path.", code="PTC6027", where=str(path), fix="Give another -o."
             )

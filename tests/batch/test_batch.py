@@ -489,6 +489,33 @@ def test_a_batch_tells_of_every_model_in_its_state(tmp_path):
     assert [entry.attempts for entry in retried.entries] == [1, 2, 2, 1]
 
 
+def test_the_summary_has_the_models_of_all_batches_into_a_folder(tmp_path, monkeypatch):
+    @contextmanager
+    def fake_workers(*_):
+        executor = LocalProcesses(1, command=FAKE, seconds=30, memory=GIB)
+        yield executor
+        executor.close()
+
+    monkeypatch.setattr("converter.batch.run.open_executor", fake_workers)
+    out = tmp_path / "out"
+    for names in (("a.pt", "wrong.pt"), ("b.pt", "gone.pt")):
+        lines = [Job(Path(name).stem, tmp_path / name, ("keras",)) for name in names]
+        checkpoints(tmp_path, *(name for name in names if name != "gone.pt"))
+        report = convert_many(lines, output=out)
+    assert [entry.name for entry in report.entries] == ["b", "gone"]
+    summary = json.loads((out / "summary.json").read_text())
+    found = {entry["name"]: (entry["state"], entry["already_done"]) for entry in summary["entries"]}
+    assert found == {
+        "b": ("verified", False), "gone": ("failed", False), "a": ("verified", True), "wrong": ("disagrees", True),
+    }  # fmt: skip
+    assert summary["counts"]["verified"] == 2
+    assert (report.exit_status, summary["exit_status"]) == (4, 3)
+    (out / "a.keras").unlink()
+    convert_many([Job("b", tmp_path / "b.pt", ("keras",))], output=out)
+    summary = json.loads((out / "summary.json").read_text())
+    assert sorted(entry["name"] for entry in summary["entries"]) == ["b", "gone", "wrong"]
+
+
 @pytest.mark.slow
 def test_two_batches_at_once_share_the_work(tmp_path):
     files = checkpoints(tmp_path, *(f"slow{i}.pt" for i in range(12)))

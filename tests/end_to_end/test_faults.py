@@ -146,8 +146,8 @@ def test_conversions_ended_at_random_leave_the_earlier_artifact_or_the_new_one(t
     """`benchmarks/kill.py` does this often."""
     runs, rng = kill.Conversions(tmp_path), random.Random(8)
     runs.prepare(["onnx"])
-    for number in kill.SIGNALS:
-        assert runs.kill_one(rng, "onnx", number) == [], runs.said()
+    for number, whom in zip(kill.SIGNALS, kill.TARGETS, strict=True):
+        assert runs.kill_one(rng, "onnx", number, whom) == [], runs.said()
 
 
 @pytest.mark.slow

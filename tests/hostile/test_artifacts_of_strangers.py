@@ -95,6 +95,21 @@ def test_only_functions_that_nothing_else_calls_may_save():
 
 
 @pytest.mark.threat(
+    "A SavedModel with two functions of one name, of which one writes, or with a function named like an operator",
+    "refused",
+)
+def test_a_name_that_means_two_things_is_refused():
+    for names in (("f", "f"), ("g", "WriteFile")):
+        saved = saved_model("WriteFile")
+        functions = saved.meta_graphs[0].graph_def.library.function
+        functions.add().node_def.add(name="harmless", op="Relu")
+        for function, name in zip(functions, names, strict=True):
+            function.signature.name = name
+        with pytest.raises(Refused, match="WriteFile"):
+            refusals.refuse_operators(saved, registered)
+
+
+@pytest.mark.threat(
     "A SavedModel with assets, whose names may lead anywhere",
     "refused",
 )
@@ -453,6 +468,71 @@ def test_data_outside_the_folder_is_refused(tmp_path: Path, location: str, where
     tensor.ClearField("raw_data")
     with pytest.raises(Refused, match=Path(location).name):
         refusals.refuse_onnx_operators(model, folder)
+
+
+def sparse(model: onnx.ModelProto) -> onnx.TensorProto:
+    model.graph.sparse_initializer.append(onnx.SparseTensorProto(dims=[1]))
+    return model.graph.sparse_initializer[0].values
+
+
+def sparse_constant(model: onnx.ModelProto) -> onnx.TensorProto:
+    model.graph.node.append(onnx.NodeProto(op_type="Constant", output=["c"]))
+    model.graph.node[-1].attribute.append(onnx.AttributeProto(name="sparse_value"))
+    return model.graph.node[-1].attribute[0].sparse_tensor.values
+
+
+def several(model: onnx.ModelProto) -> onnx.TensorProto:
+    model.graph.node[0].attribute.append(onnx.AttributeProto(name="all", tensors=[onnx.TensorProto()]))
+    return model.graph.node[0].attribute[0].tensors[0]
+
+
+def default_of_a_function(model: onnx.ModelProto) -> onnx.TensorProto:
+    model.functions.append(function("a", node("Relu", "")))
+    model.functions[0].attribute_proto.append(onnx.AttributeProto(name="value"))
+    return model.functions[0].attribute_proto[0].t
+
+
+@pytest.mark.threat(
+    "External data of an ONNX file wherever the format has tensors: sparse ones, lists, defaults of functions; "
+    "parts that the file does not have, and names that mean the memory",
+    "refused",
+)
+@pytest.mark.parametrize("place", [sparse, sparse_constant, several, default_of_a_function])
+@pytest.mark.parametrize(
+    "location, offset, length",
+    [("../secret", "0", "4"), ("*/_ORT_MEM_ADDR_/*", "140000000000000", "4"), ("data", "-4", "4"), ("data", "0", "1e9"),
+     ("data", "4", "4"), ("gone", "0", "4"), ("", "0", "4")],
+)  # fmt: skip
+def test_data_of_every_tensor_is_looked_at(tmp_path: Path, place: Any, location: str, offset: str, length: str):
+    (tmp_path / "model").mkdir()
+    for name in ("secret", "model/data"):
+        (tmp_path / name).write_bytes(bytes(4))
+    model = onnx_model(node("Relu", ""))
+    tensor = place(model)
+    tensor.data_type, tensor.data_location = 1, onnx.TensorProto.EXTERNAL
+    for key, value in (("location", "data"), ("offset", "0"), ("length", "4")):
+        tensor.external_data.add(key=key, value=value)
+    refusals.refuse_onnx_operators(model, tmp_path / "model")
+    for entry, value in zip(tensor.external_data, (location, offset, length), strict=True):
+        entry.value = value
+    with pytest.raises(Refused, match="data in files"):
+        refusals.refuse_onnx_operators(model, tmp_path / "model")
+
+
+@pytest.mark.threat(
+    "An ONNX file with an operator in the default of a function's attribute, or a graph for training", "refused"
+)
+@pytest.mark.parametrize("where", ["default", "training"])
+def test_a_graph_anywhere_in_an_onnx_file_is_looked_through(tmp_path: Path, where: str):
+    model = onnx_model(node("Relu", ""))
+    graph = onnx_model(node("Own", "evil")).graph
+    if where == "default":
+        model.functions.append(function("a", node("Relu", "")))
+        model.functions[0].attribute_proto.append(onnx.helper.make_attribute("body", graph))
+    else:
+        model.training_info.add().algorithm.CopyFrom(graph)
+    with pytest.raises(Refused, match=r"evil\.Own"):
+        refusals.refuse_onnx_operators(model, tmp_path)
 
 
 def test_refused_before_a_session_is_made_and_opened_where_the_user_trusts(tmp_path: Path, monkeypatch):

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
+from converter.batch.executors import Task, Worker
 from converter.checkpoint.load import load
 from converter.console.terminal import Terminal
 from converter.errors import ConversionError, printable
@@ -66,3 +69,41 @@ def test_a_long_name_makes_no_long_message(tmp_path: Path):
     assert len(printable("a" * 10**6)) < 2000
     assert "1000000 characters" in printable("a" * 10**6)
     assert len(printable("a " * 10**6)) < 25_000
+
+
+@pytest.mark.threat(
+    "What a model or a library prints", "escaped and cut in the log of a command or a batch, and in the terminal"
+)
+def test_what_is_printed_is_escaped_and_cut(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    log = tmp_path / "log"
+    for terminal in (Terminal(log_file=log, file=io.StringIO()), Terminal(verbose=True)):
+        with terminal.quiet_libraries():
+            print(HOSTILE)
+            os.write(1, HOSTILE.encode(errors="surrogateescape") + b"\xff from C\n")
+            print("k" * 1_000_000, "\nthe end")
+    for text in (log.read_text(), capfd.readouterr().err):
+        assert is_safe(text)
+        assert r"\x1b]0;owned\x07" in text
+        assert text.count(r"\u202e") == 2
+        assert "from C\n" in text
+        assert len(text) < 30_000
+        assert text.endswith("the end\n")
+
+
+WORKER = """
+import json, sys
+request = json.loads(sys.stdin.readline())
+open(request["log"], "w").write("\\x1b]0;owned\\x07\\n" + "k" * 10**6)
+{ends}
+"""
+
+
+@pytest.mark.parametrize("ends", ["print(json.dumps({'outcome': {'exit_status': 0}}), flush=True)", "sys.exit(1)"])
+def test_the_log_of_a_batch_is_escaped_and_cut_also_if_the_worker_died(tmp_path: Path, ends: str):
+    worker = Worker(0, 1, 60, 2**40, (sys.executable, "-c", WORKER.format(ends=ends)))
+    worker.convert(Task("a", "/a.pt", {}, str(tmp_path / "log"), {}), lambda step: None)
+    worker.kill()
+    text = (tmp_path / "log").read_text()
+    assert text.startswith(r"\x1b]0;owned\x07")
+    assert len(text) < 30_000
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]

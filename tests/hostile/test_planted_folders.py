@@ -2,13 +2,19 @@
 
 import json
 import os
+import sqlite3
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from converter.artifacts.paths import output_path
 from converter.artifacts.placement import Placement
+from converter.batch.executors import Task
+from converter.batch.jobs import Job
 from converter.batch.journal import Journal
+from converter.batch.run import _Batch
 from converter.errors import OutputError
 from converter.report.failures import open_own, write_report
 
@@ -140,15 +146,151 @@ def test_a_planted_second_file_is_not_followed(folders):
 @pytest.mark.threat(
     "Links named like a batch's report, log or journal in its folder", "an error; their targets are kept"
 )
-def test_links_in_the_place_of_files_of_a_batch_are_not_followed(folders):
+@pytest.mark.parametrize("hard", [False, True])
+def test_links_in_the_place_of_files_of_a_batch_are_not_followed(folders, hard):
     out, victim = folders
     names = (".summary.json.new", "net.log", "journal.sqlite")
     for name in names:
-        (out / name).symlink_to(victim / "train.py")
-    with pytest.raises(OutputError, match="symbolic links"):
+        (out / name).hardlink_to(victim / "train.py") if hard else (out / name).symlink_to(victim / "train.py")
+    why = "another name" if hard else "symbolic links"
+    with pytest.raises(OutputError, match=why):
         write_report(out / "summary.json", {"schema": 1})
-    with pytest.raises(OSError, match="symbolic links"):
+    with pytest.raises(OSError, match=why):
         open_own(out / "net.log")
-    with pytest.raises(OutputError, match="is a link"):
+    with pytest.raises(OutputError, match="is a link, which"):
         Journal(out / "journal.sqlite")
     assert (victim / "train.py").read_text() == "precious"
+
+
+def planted_journal(out: Path, job: Job, **columns: object) -> None:
+    """A journal that says that the model is done, with all that somebody who has the checkpoint can know."""
+    (artifact,) = job.outputs(out).values()
+    artifact.write_text("evil")
+    with Journal(out / "journal.sqlite") as journal:
+        journal.claim(job, journal.fingerprint(job), retry_failed=False)
+        journal.end(job, "verified", 0, "", [artifact], 1.0, codes=["x"])
+    said = {"files": json.dumps([[str(artifact), [4, 0, 1]]])} | columns
+    with sqlite3.connect(out / "journal.sqlite") as database:
+        database.execute(f"update models set {', '.join(f'{name} = ?' for name in said)}", tuple(said.values()))
+
+
+PLANTED_ROWS: dict[str, dict[str, object]] = {
+    "of the right size": {},
+    "no file": {"files": "[]"},
+    "a file elsewhere": {"files": "elsewhere"},
+    "a state that is none": {"state": "fine"},
+    "a status that is none": {"exit_status": "x"},
+    "no table of files": {"files": "3"},
+    "no text": {"files": None},
+    "under way elsewhere for ever": {"state": None, "owner": "elsewhere 1 1.0 x", "renewed": 9e18},
+    "under way by nobody": {"state": None, "owner": "x", "renewed": 9e18},
+}
+
+
+@pytest.mark.threat(
+    "A batch's journal that says that models are done, have failed or are under way",
+    "what it says does not count: only artifacts last changed when it noted, to the nanosecond, are done",
+)
+@pytest.mark.parametrize("columns", PLANTED_ROWS.values(), ids=PLANTED_ROWS)
+def test_a_planted_journal_does_not_make_a_model_done(folders, columns):
+    out, victim = folders
+    (victim / "net.pt").write_text("checkpoint")
+    if columns.get("files") == "elsewhere":
+        found = victim / "train.py"
+        columns = {"files": json.dumps([[str(found), [found.stat().st_size, found.stat().st_ctime_ns, 1]]])}
+    job = Job("net", victim / "net.pt", ("onnx",))
+    planted_journal(out, job, **columns)
+    with Journal(out / "journal.sqlite") as journal:
+        try:
+            assert journal.claim(job, journal.fingerprint(job), retry_failed=False)[0] == "begin"
+        except OutputError as error:
+            assert "damaged" in error.what  # noqa: PT017  # either is right
+        else:
+            with journal.results() as (ended, elsewhere):
+                assert (ended, elsewhere) == ([], [])
+
+
+def another_table(journal: Path) -> None:
+    with sqlite3.connect(journal) as database:
+        database.execute("create trigger t after insert on models begin delete from models; end")
+
+
+def a_view(journal: Path) -> None:
+    with sqlite3.connect(journal) as database:
+        database.execute("create view models as select 1")
+
+
+def rolls_back_and_removes(journal: Path) -> None:
+    """SQLite removes the file that an interrupted transaction over several databases names in its journal."""
+    with sqlite3.connect(journal) as database:
+        database.execute("create table t (x)")
+    size = journal.stat().st_size
+    head = bytes.fromhex("d9d505f920a163d7") + struct.pack(">5I", 0, 0, size // 4096, 512, 4096)
+    name = bytes(journal.parents[1] / "victim" / "train.py")
+    lock_page = 0x40000000 // 4096 + 1
+    tail = struct.pack(">I", lock_page) + name + struct.pack(">2I", len(name), sum(name)) + head[:8]
+    journal.with_name("journal.sqlite-journal").write_bytes(head.ljust(512, b"\0") + tail)
+
+
+def linked(suffix: str, hard: bool = False) -> Callable[[Path], None]:
+    def plant(journal: Path) -> None:
+        target = journal.parents[1] / "victim" / "train.py"
+        link = journal.with_name(journal.name + suffix)
+        link.hardlink_to(target) if hard else link.symlink_to(target)
+
+    plant.__name__ = f"{'hard ' if hard else ''}link{suffix}"
+    return plant
+
+
+@pytest.mark.threat(
+    "A batch's journal with triggers or views, or files beside it that SQLite would follow, or that name one to remove",
+    "an error; nothing is followed or removed",
+)
+@pytest.mark.parametrize(
+    "plant",
+    [another_table, a_view, rolls_back_and_removes, linked(""), linked("-journal"), linked("-wal"), linked("-shm"),
+     linked("", True), linked("-journal", True)],
+    ids=lambda plant: plant.__name__,
+)  # fmt: skip
+def test_a_planted_journal_does_nothing(folders, plant):
+    out, victim = folders
+    if plant is another_table:
+        Journal(out / "journal.sqlite").close()
+    plant(out / "journal.sqlite")
+    with pytest.raises(OutputError, match="The journal cannot be used"):
+        Journal(out / "journal.sqlite")
+    assert (victim / "train.py").read_text() == "precious"
+
+
+@pytest.mark.threat(
+    "Links in an output folder: named like an artifact, or a folder on the way to one, a log or a report",
+    "an error that names the link; only a link that -o names is followed",
+)
+@pytest.mark.parametrize("name", ["net.onnx", "logs", "reports", "reports/net.json", "sub", "sub/net.onnx"])
+def test_only_a_link_that_the_user_named_is_followed(folders, monkeypatch, name):
+    out, victim = folders
+    where = out / name
+    where.parent.mkdir(exist_ok=True)
+    where.symlink_to(victim / "train.py" if "." in name else victim)
+    before = content_below(victim)
+    checkpoint = victim.with_name("net.pt")
+    checkpoint.write_text("checkpoint")
+    job = Job("sub/net" if name.startswith("sub") else "net", checkpoint, ("onnx",))
+    with pytest.raises(OutputError, match="is a link"), Journal(out / "journal.sqlite") as journal:
+        _Batch([job], out, journal, Never(), None, False, False).run()
+    if name == "net.onnx":
+        monkeypatch.chdir(out)
+        for output in (None, out):
+            with pytest.raises(OutputError, match="is a link"):
+                output_path(checkpoint, "onnx", output, output is not None)
+        assert output_path(checkpoint, "onnx", where, False) == where
+    assert content_below(victim) == before
+
+
+class Never:
+    """An executor that must not be asked for anything."""
+
+    slots = 1
+
+    def submit(self, task: Task) -> None:
+        raise AssertionError(task)

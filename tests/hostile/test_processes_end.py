@@ -1,4 +1,4 @@
-"""A worker ends with its batch, whatever its model does."""
+"""What was started ends with what started it, and the command ends on a second signal, whatever a model does."""
 
 import os
 import signal
@@ -10,34 +10,132 @@ from pathlib import Path
 import psutil
 import pytest
 
-BATCH = """
+from converter.artifacts.placement import Placement
+
+HOLDS = "sum(range(10**13))"  # no other thread and no signal handler runs meanwhile
+BATCH = f"""
 import sys
 from pathlib import Path
 from converter.batch.executors import Task, Worker
 
-command = (sys.executable, "-c", "import os, sys; open(sys.argv[1], 'w').write(str(os.getpid())); sum(range(10**13))")
-worker = Worker(0, 1, 600, 2**40, (*command, sys.argv[1]))
-worker.convert(Task(name="a", path="/a.pt", outputs={}, options={}, log="/log"), lambda step: None)
+held = '''
+import os, sys
+from converter.artifacts.runtime.lifeline import end_with_parent
+end_with_parent(int(sys.argv[2]), group=True)
+open(sys.argv[1], "w").write(str(os.getpid()))
+{HOLDS}
+'''
+worker = Worker(0, 1, 600, 2**40, (sys.executable, "-c", held, sys.argv[1]))
+worker.convert(Task(name="a", path="/a.pt", outputs={{}}, options={{}}, log="/log"), lambda step: None)
 """
+OPENS = f"""
+import sys
+from converter.artifacts.runner import start_bound
+
+held = '''
+import os, sys
+from converter.artifacts.runtime.lifeline import end_with_parent
+end_with_parent(int(sys.argv[2]))
+open(sys.argv[1], "w").write(str(os.getpid()))
+{HOLDS}
+'''
+process, keeps = start_bound([sys.executable, "-c", held, sys.argv[1]])
+process.wait()
+"""
+COMMAND = """
+import os, subprocess, sys
+from pathlib import Path
+from converter.artifacts.placement import Placement
+from converter.console.signals import install_signal_handlers
+from converter.console.supervision import supervise
+
+supervise()
+install_signal_handlers()
+noted = Path(sys.argv[1])
+with Placement(noted.parent / "out" / "net.onnx") as placement:
+    placement.temporary.write_text("half")
+    sleeps = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+    noted.with_name("new").write_text(f"{sleeps.pid} {os.getpid()}")
+    noted.with_name("new").replace(noted)
+    DOES
+"""
+
+
+def begun(code: str, noted: Path) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
+    """A process that runs the code, and those that it says it has started."""
+    process = subprocess.Popen([sys.executable, "-c", code, str(noted)], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (noted.exists() and noted.read_text()):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return process, [psutil.Process(int(number)) for number in noted.read_text().split()]
+
+
+def all_ended(processes: list[psutil.Process]) -> bool:
+    _, alive = psutil.wait_procs(processes, timeout=10)
+    return all(process.status() == psutil.STATUS_ZOMBIE for process in alive)
 
 
 @pytest.mark.threat("A model that holds the interpreter while its batch is killed", "its process ends too")
 def test_a_worker_that_holds_the_interpreter_ends_with_its_batch(tmp_path: Path):
-    noted = tmp_path / "worker"
-    batch = subprocess.Popen([sys.executable, "-c", BATCH, str(noted)])
-    deadline = time.monotonic() + 60
-    while not (noted.exists() and noted.read_text()):
-        assert batch.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    worker = psutil.Process(int(noted.read_text()))
-    group = os.getpgid(worker.pid)
-    os.kill(batch.pid, signal.SIGKILL)
-    batch.wait()
-    psutil.wait_procs([worker], timeout=10)
-    assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
-    left = [p for p in psutil.process_iter() if p.status() != psutil.STATUS_ZOMBIE and _group(p.pid) == group]
-    assert left == []
+    batch, started = begun(BATCH, tmp_path / "worker")
+    group = os.getpgid(started[0].pid)
+    batch.kill()
+    batch.communicate()
+    assert all_ended(started)
+    assert not [p for p in psutil.process_iter() if p.status() != psutil.STATUS_ZOMBIE and _group(p.pid) == group]
+
+
+@pytest.mark.threat("An artifact that holds its process while the command is killed", "its process ends too")
+def test_a_process_that_opens_artifacts_ends_though_it_holds_the_interpreter(tmp_path: Path):
+    command, started = begun(OPENS, tmp_path / "child")
+    command.kill()
+    command.communicate()
+    assert all_ended(started)
+
+
+@pytest.mark.threat(
+    "A model that holds the interpreter while the command gets SIGTERM or SIGINT twice",
+    "the command and all that the model started end; the next run sweeps the output folder",
+)
+@pytest.mark.parametrize("number, apart", [(signal.SIGTERM, 1.2), (signal.SIGINT, 1.2), (signal.SIGTERM, 0.2)])
+def test_two_signals_end_a_command_that_holds_the_interpreter(tmp_path: Path, number: signal.Signals, apart: float):
+    command, started = begun(COMMAND.replace("DOES", HOLDS), tmp_path / "noted")
+    for seconds in (apart, 0):
+        command.send_signal(number)
+        time.sleep(seconds)
+    _, said = command.communicate(timeout=15)
+    assert command.returncode == -number
+    assert f"Ended at once by {number.name}" in said
+    assert all_ended(started)
+    with Placement(tmp_path / "out" / "other.onnx"):
+        pass
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.threat("Processes that a trusted model starts, in a session of their own too", "end with the command")
+@pytest.mark.parametrize("end", ["exits", "fails", "is killed", "is stopped by a signal"])
+def test_what_a_model_starts_ends_with_the_command(tmp_path: Path, end: str):
+    does = {"exits": "time.sleep(0.5); sys.exit(3)", "fails": "time.sleep(0.5); os.abort()"}
+    code = COMMAND.replace("DOES", f"import time; {does.get(end, 'time.sleep(600)')}")
+    command, started = begun(code, tmp_path / "noted")
+    if end == "is killed":
+        started[1].kill()  # as the system does when memory is short
+    elif end == "is stopped by a signal":
+        command.terminate()
+    command.communicate(timeout=15)
+    expected = {"exits": 3, "fails": -signal.SIGABRT, "is killed": -signal.SIGKILL}
+    assert command.returncode == expected.get(end, 1)  # an Interrupted that nobody catches here
+    assert all_ended(started)
+
+
+def test_the_command_ends_with_the_process_that_watches_it(tmp_path: Path):
+    command, (sleeps, working) = begun(COMMAND.replace("DOES", HOLDS), tmp_path / "noted")
+    command.kill()
+    assert all_ended([working])
+    sleeps.kill()  # nothing is left that could end it
+    command.communicate()
 
 
 def _group(process: int) -> int | None:

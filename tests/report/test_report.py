@@ -150,6 +150,24 @@ def test_output_path_of_another_format_is_refused(format, output, fix):
         output_path(Path("best.pt"), format, Path(output), False)
 
 
+def test_a_file_goes_into_a_folder_that_exists_unless_that_is_an_artifact(tmp_path):
+    (tmp_path / "net_saved_model").mkdir()
+    (tmp_path / "net_saved_model" / "saved_model.pb").touch()
+    (tmp_path / "out").mkdir()
+    for format in ("onnx", "keras"):
+        expected = tmp_path / "out" / f"best.{format}"
+        assert output_path(Path("best.pt"), format, tmp_path / "out", False) == expected
+    assert output_path(Path("best.pt"), "tf", tmp_path / "out", False) == tmp_path / "out"
+    artifact = tmp_path / "net_saved_model"
+    assert output_path(Path("best.pt"), "onnx", artifact, False) == artifact
+
+
+def test_a_name_that_is_too_long_is_left_to_those_who_open_it():
+    name = "a" * 300
+    assert output_path(Path(f"{name}.pt"), "onnx", None, False) == Path(f"{name}.onnx")
+    assert output_path(Path("a.pt"), "onnx", Path(name), False) == Path(name)
+
+
 @pytest.mark.parametrize("given, name", [("bert-v1.5", "bert-v1.5"), (".", "here.2"), ("bert-v1.5/..", "here.2")])
 def test_the_artifacts_of_a_folder_have_its_whole_name(tmp_path, monkeypatch, given, name):
     (tmp_path / "here.2/bert-v1.5").mkdir(parents=True)

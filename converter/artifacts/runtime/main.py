@@ -1,4 +1,4 @@
-"""Open an artifact in a process that receives only its path: the script `python -P main.py keras`.
+"""Open an artifact in a process that receives only its path: the script `python -P main.py keras PIPE`.
 
 It refuses to import `converter` and `mappings`, so the artifact must work with stock TensorFlow, Keras or onnxruntime.
 """
@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import importlib
 import os
-import select
 import signal
 import sys
-import threading
 import traceback
 import types
 from collections.abc import Iterable, Mapping
@@ -41,10 +39,9 @@ class Reader(Protocol):
     def use_plain_kernels(self) -> None: ...
 
 
-def main(module: str) -> None:
+def main(module: str, pipe: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # they go to the whole group; this process ends with its parent
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # the runtimes print to standard output; only answers may go there
     for name in OURS:
@@ -52,6 +49,7 @@ def main(module: str) -> None:
     package = types.ModuleType("runtime")
     package.__path__ = [str(Path(__file__).resolve().parent)]
     sys.modules[package.__name__] = package
+    importlib.import_module("runtime.lifeline").end_with_parent(pipe)
     messages = importlib.import_module("runtime.protocol")
     try:
         reader: Reader | Exception = importlib.import_module(f"runtime.{module}").Reader()
@@ -65,14 +63,6 @@ def main(module: str) -> None:
         except EOFError:
             os._exit(0)  # the parent is done; tearing the runtimes down takes seconds and can crash
         _answer(messages, answers, reader, held, request, arrays)
-
-
-def _end_with_parent() -> None:
-    """End the process at any point once nobody holds the other end of its standard input."""
-    watched = select.poll()
-    watched.register(0, 0)  # only the hang-up
-    watched.poll()
-    os._exit(0)
 
 
 def _answer(
@@ -121,4 +111,4 @@ def _answer(
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]))

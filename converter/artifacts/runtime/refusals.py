@@ -14,7 +14,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .onnx_graph import all_graphs, initializers
 from .protocol import Refused
 
 MOST_FILES = 10_000
@@ -109,17 +108,19 @@ def refuse_operators(saved: Any, registered: Any) -> None:
     unknown: set[str] = set()
     for meta_graph in saved.meta_graphs:
         graph = meta_graph.graph_def
-        functions = {function.signature.name: function for function in graph.library.function}
+        functions = {function.signature.name for function in graph.library.function}
+        unknown |= {name for name in functions if registered(name) is not None}  # which of both would run?
         allowed_in_saver = _functions_of_saver(meta_graph)
         savers = set() if meta_graph.HasField("object_graph_def") else _nodes_of_saver(meta_graph)
         for node in graph.node:
-            if not (node.op in functions or node.name in savers or _allowed(node.op, registered)):
+            saves = node.name in savers and node.op in _OF_SAVERS
+            if not (node.op in functions or saves or _allowed(node.op, registered)):
                 unknown.add(node.op)
-        for name, function in functions.items():
+        for function in graph.library.function:
             for node in function.node_def:
                 if node.op in functions or _allowed(node.op, registered):
                     continue
-                if not (name in allowed_in_saver and node.op in _OF_SAVERS):
+                if not (function.signature.name in allowed_in_saver and node.op in _OF_SAVERS):
                     unknown.add(node.op)
     refuse_unknown("operators", unknown)
     refuse_unknown("assets", (asset.filename for meta in saved.meta_graphs for asset in meta.asset_file_def))
@@ -324,29 +325,42 @@ def refuse_onnx_operators(model: Any, folder: Path) -> None:
     functions = {(function.domain, function.name) for function in model.functions}
     unknown: set[str] = set()
     elsewhere: set[str] = set()
-    for graph in all_graphs(model):
-        for tensor in initializers(graph):
-            elsewhere |= _data_elsewhere(tensor, folder)
-        for node in graph.node:
-            domain = node.domain or "ai.onnx"
-            if (node.domain, node.op_type) not in functions and (domain not in _DOMAINS or node.op_type in _OUTSIDE):
-                unknown.add(f"{domain}.{node.op_type}")
-            for attribute in node.attribute:
-                for tensor in (attribute.t, *attribute.tensors):
-                    elsewhere |= _data_elsewhere(tensor, folder)
+    for part in _messages(model):
+        if part.DESCRIPTOR.name == "TensorProto":
+            elsewhere |= _data_elsewhere(part, folder)
+        elif part.DESCRIPTOR.name == "NodeProto":
+            domain = part.domain or "ai.onnx"
+            if (part.domain, part.op_type) not in functions and (domain not in _DOMAINS or part.op_type in _OUTSIDE):
+                unknown.add(f"{domain}.{part.op_type}")
     refuse_unknown("operators", unknown)
     refuse_unknown("data in files", elsewhere)
 
 
+def _messages(message: Any) -> Iterator[Any]:
+    """Yield a message and all messages in it, wherever the format allows one; tensors are not looked into."""
+    pending = [message]
+    while pending:
+        yield (part := pending.pop())
+        if part.DESCRIPTOR.name != "TensorProto":
+            for field, value in part.ListFields():
+                if field.message_type is not None:
+                    pending += [value] if hasattr(value, "DESCRIPTOR") else value
+
+
 def _data_elsewhere(tensor: Any, folder: Path) -> set[str]:
-    found = set()
-    for entry in tensor.external_data:
-        if entry.key == "location":
-            real = (folder / entry.value).resolve()
-            inside = any(real.is_relative_to(home) for home in _homes(folder.resolve()))
-            if Path(entry.value).is_absolute() or not inside or (real.exists() and not real.is_file()):
-                found.add(entry.value)
-    return found
+    """Return where a tensor's data is, unless that is a part of a file in the folder; some names mean the memory."""
+    said = {entry.key: entry.value for entry in tensor.external_data}
+    if not said and tensor.data_location != tensor.EXTERNAL:
+        return set()
+    location = said.get("location", "")
+    real = (folder / location).resolve()
+    inside = any(real.is_relative_to(home) for home in _homes(folder.resolve()))
+    places = [said.get("offset", "0"), said.get("length", "0")]
+    if Path(location).is_absolute() or not inside or not real.is_file():
+        return {location or "(no file)"}
+    if not all(place.isascii() and place.isdecimal() for place in places):
+        return {f"{location} from {places[0]!r} on, {places[1]!r} bytes"}
+    return {f"{location}, more than there is"} if sum(map(int, places)) > real.stat().st_size else set()
 
 
 def refuse_tflite_operators(codes: Collection[str]) -> None:
