@@ -147,9 +147,11 @@ class Conversions:
         time.sleep(moment)
         ended = process.poll() is not None
         early = not ended and not ends_in_order(process.pid)
+        family = [] if ended else psutil.Process(process.pid).children(recursive=True)
         if not ended:
             send(process.pid, number, whom, rng)
         status = process.wait()
+        psutil.wait_procs(family, GONE)  # to the end: a dying process has no environment, but still its locks
         wrong = [] if self.all_gone() else ["a process lives on"]
         after = digest(target)
         if after not in (before, self.expected[format, name]):
