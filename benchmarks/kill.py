@@ -313,7 +313,7 @@ def batches(count: int, seed: int, dask: bool) -> None:
         finished = killed = 0
         while killed < count:
             process = runs.start(f"out{finished}")
-            deadline = time.monotonic() + rng.uniform(0, (1 if dask else 0.6) * seconds)
+            deadline = time.monotonic() + rng.uniform(0, 1.1 * seconds)
             while time.monotonic() < deadline and process.poll() is None:
                 time.sleep(0.05)
             number, whom = rng.choice(SIGNALS), rng.choice(TARGETS)
