@@ -194,7 +194,8 @@ def started_with(variable: str) -> list[psutil.Process]:
     for process in psutil.process_iter():
         try:
             environment = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
-            if variable.encode() in environment and process.status() != psutil.STATUS_ZOMBIE:
+            own = "resource_tracker" in " ".join(process.cmdline())  # this process's, which the cluster has started
+            if variable.encode() in environment and process.status() != psutil.STATUS_ZOMBIE and not own:
                 found.append(process)
         except (OSError, psutil.NoSuchProcess):
             continue
@@ -260,7 +261,18 @@ class Batches:
         subprocess.run([sys.executable, "-c", code], cwd=self.folder, check=True)
 
     def start(self, output: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "converter", "batch", "weights", "--to", "onnx", "-o", output]
+        command = [
+            sys.executable,
+            "-m",
+            "converter",
+            "batch",
+            "weights",
+            "--to",
+            "onnx",
+            "-o",
+            output,
+            "--retry-failed",
+        ]
         command += ["--scheduler", self.scheduler] if self.scheduler else ["-j", "2"]
         with (self.folder / "said").open("w") as said:
             return subprocess.Popen(
@@ -337,7 +349,8 @@ def batches(count: int, seed: int, dask: bool) -> None:
         process = runs.start(f"out{finished}")
         process.wait()
         bad += runs.wrong_in(f"out{finished}", expected)
-    bad += ["a process lives on at the end"] if not _gone(f"TMPDIR={folder}/temporary") else []
+    if not _gone(f"TMPDIR={folder}/temporary"):
+        bad += [f"lives on: {' '.join(one.cmdline())[:200]}" for one in started_with(f"TMPDIR={folder}/temporary")]
     told = ", ".join(f"{n} {what}" for what, n in sorted(ends.items()))
     click.echo(f"batches killed {count} times: {told}; wrong: {bad or 'nothing'}")
     sys.exit(bool(bad))

@@ -1,4 +1,4 @@
-"""The threats that tests/hostile/ tries out, as the table in SECURITY.md.
+"""The threats that tests try out, most of them in tests/hostile/, as the table in SECURITY.md.
 
     python docs/generate/threats.py [--write SECURITY.md]
 
@@ -16,16 +16,18 @@ BEGIN, END = "<!-- threats: begin, written by docs/generate/threats.py -->", "<!
 
 def threats() -> Iterator[tuple[str, str, str]]:
     """Yield threat, result and test of each marked test, in the order of the files."""
-    for file in sorted((ROOT / "tests" / "hostile").glob("test_*.py")):
-        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+    tests = ROOT / "tests"
+    for file in sorted(tests.rglob("test_*.py")):
+        text = file.read_text(encoding="utf-8")
+        for node in ast.parse(text).body if "mark.threat" in text else ():
             for mark in node.decorator_list if isinstance(node, ast.FunctionDef) else ():
                 if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.threat":
                     threat, result = (ast.literal_eval(argument) for argument in mark.args)
-                    yield threat, result, f"`{file.name}::{node.name}`"
+                    yield threat, result, f"`{file.relative_to(tests)}::{node.name}`"
 
 
 def table() -> str:
-    rows = [("threat", "what happens", "test in `tests/hostile/`"), ("---", "---", "---"), *threats()]
+    rows = [("threat", "what happens", "test in `tests/`"), ("---", "---", "---"), *threats()]
     return "\n".join([BEGIN, *(f"| {' | '.join(row)} |" for row in rows), END])
 
 

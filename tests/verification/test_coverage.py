@@ -107,6 +107,9 @@ class Hidden(nn.Module):
         return torch.where(x.amax((0, 1)) == 0.125, y + 100, y)
 
 
+@pytest.mark.threat(
+    "An ONNX file that adds 100 if the largest input is 0.125", "the report names the comparison that never held"
+)
 def test_foreign_artifacts_of_which_too_much_is_not_exercised_are_not_verified(tmp_path):
     def verify(module, artifact=None):
         return converter.verify(
