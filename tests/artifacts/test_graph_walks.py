@@ -1,4 +1,4 @@
-"""What looks through an ONNX graph takes each of its parts once: branches, loops, functions, weights."""
+"""What looks through a graph takes each of its parts once: nodes, branches, loops, functions, weights."""
 
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from converter.artifacts.runtime.graph_ops import behind
 from converter.artifacts.runtime.onnx import Reader
 from converter.capture.export import capture
 from converter.rewrites.pipelines import REWRITES
@@ -125,3 +126,23 @@ def test_each_tensor_of_an_onnx_file_is_looked_at_once(monkeypatch, layers):
     assert known.keys() == tensors.keys()
     assert {source for one in known.values() for source in one.sources} == set(dict(net.named_parameters()))
     assert count < 30 * layers
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_nodes_behind_an_input_are_found_by_reading_each_once(backwards):
+    read = []
+
+    class Node:
+        def __init__(self, name: str, *inputs: str):
+            self.name, self.inputs = name, inputs
+
+        @property
+        def input(self) -> tuple[str, ...]:
+            read.append(self.name)
+            return self.inputs
+
+    chain = [Node("0", "x"), *(Node(str(i), f"{i - 1}:0", f"w{i}", "^x") for i in range(1, 200))]
+    weights = [Node(f"w{i}", "v") for i in range(1, 200)]
+    nodes = [*chain, *weights][:: -1 if backwards else 1]
+    assert sorted(node.name for node in behind(nodes, ["x"])) == sorted(node.name for node in chain)
+    assert sorted(read) == sorted(node.name for node in nodes)
