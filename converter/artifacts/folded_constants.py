@@ -7,13 +7,15 @@ is where `FoldedConstants` notes the operator and its operands.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+
+from converter.compat.replaced import replaced
 
 # Operators that give values of their first operand as they are. Concat: of all.
 _MOVES = {"Transpose", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity", "Expand", "Slice", "Gather", "Concat"}
@@ -186,8 +188,7 @@ def _attribute(folded: Folded, name: str, value: Any, raised: bool) -> Any:
     return value
 
 
-@contextlib.contextmanager
-def recorded(into: FoldedConstants) -> Iterator[None]:
+def recorded(into: FoldedConstants) -> AbstractContextManager[None]:
     """Record what PyTorch's exporter folds within."""
     from onnx_ir.passes import common
     from onnxscript import optimizer
@@ -200,8 +201,4 @@ def recorded(into: FoldedConstants) -> Iterator[None]:
         before(model, should_fold=into.note, **options)
         into.end()
 
-    optimizer.optimize_ir = optimize
-    try:
-        yield
-    finally:
-        optimizer.optimize_ir = before
+    return replaced(optimizer, optimize_ir=optimize)

@@ -9,6 +9,7 @@ import itertools
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ import torch
 from torch._ops import OpOverload
 
 from converter.capture.dynamic_shapes import Range
+from converter.compat.replaced import replaced
 from converter.errors import ConversionError, UnsupportedOperatorsError
 from converter.ir.aten import bound_arguments
 from converter.ir.program import Program, module_path, operator_rows
@@ -231,26 +233,20 @@ def _digest_in_memory(model: Any) -> str:
     return digests.onnx_digest((serde.serialize_node(node) for node in model.graph), arrays)
 
 
-@contextlib.contextmanager
-def _own_rules() -> Iterator[None]:
+def _own_rules() -> AbstractContextManager[None]:
     """Have the optimizer fold no batch norm (our own rewrite does, and tells of what), and drop only exact no-ops."""
     from onnxscript import rewriter
     from onnxscript.rewriter.rules import common
     from onnxscript.rewriter.rules.common import _no_op
 
-    replaced = [
+    dropped = [
         common.fuse_batchnorm_into_conv_rule,
         common.fuse_batchnorm_into_conv_transpose_rule,
         common.fuse_batchnorm_into_gemm_rule,
         *_no_op.rules,
     ]
-    before = rewriter._DEFAULT_REWRITE_RULES
-    kept = (rule for rule in before if rule not in replaced)
-    rewriter._DEFAULT_REWRITE_RULES = (*_exact_no_ops(), *kept)
-    try:
-        yield
-    finally:
-        rewriter._DEFAULT_REWRITE_RULES = before
+    kept = (rule for rule in rewriter._DEFAULT_REWRITE_RULES if rule not in dropped)
+    return replaced(rewriter, _DEFAULT_REWRITE_RULES=(*_exact_no_ops(), *kept))
 
 
 def _exact_no_ops() -> Iterator[Any]:
@@ -276,8 +272,7 @@ def _exact_no_ops() -> Iterator[Any]:
     yield from (common.dropout_zero_rule, common.dropout_inference_rule)
 
 
-@contextlib.contextmanager
-def _names_kept(reserved: Sequence[str]) -> Iterator[None]:
+def _names_kept(reserved: Sequence[str]) -> AbstractContextManager[None]:
     """Rename tensors that have the name of an input or output, to names that are free.
 
     The exporter's own pass takes names that other tensors have, and fails.
@@ -290,11 +285,7 @@ def _names_kept(reserved: Sequence[str]) -> Iterator[None]:
         _rename_clashing(model.graph, reserved)
         return before(self, model)
 
-    common.NameFixPass.call = call  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        common.NameFixPass.call = before  # type: ignore[method-assign]
+    return replaced(common.NameFixPass, call=call)
 
 
 def _rename_clashing(graph: Any, reserved: Sequence[str]) -> None:

@@ -7,12 +7,12 @@ expression is checked first, and anything unknown is refused. Classes in the str
 looked up: their recorded fields become dictionaries.
 """
 
-import contextlib
 import io
 import json
 import math
 import re
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from converter.checkpoint.file_format import archive_names, torch_records
 from converter.checkpoint.pickle_allowlist import installed_module
 from converter.checkpoint.symbolic_expressions import is_size_expression
 from converter.checkpoint.trust import NotFoundError
+from converter.compat.replaced import replaced
 from converter.errors import CheckpointError, Note
 
 TRUST_KEYWORD = "pt2"  # --trust pt2
@@ -166,19 +167,14 @@ def _texts(value: Any) -> Iterator[str]:
                 yield text
 
 
-@contextlib.contextmanager
-def _plain_structures(program: Any) -> Iterator[None]:
+def _plain_structures(program: Any) -> AbstractContextManager[None]:
     """Give PyTorch's loader the structures of inputs and outputs without classes, so that it imports none."""
     namedtuples = _namedtuples(program)
 
     def loads(text: str) -> Any:
         return treespec_loads(json.dumps(_plain_structure(text, namedtuples)))
 
-    vars(serialize)["treespec_loads"] = loads
-    try:
-        yield
-    finally:
-        vars(serialize)["treespec_loads"] = treespec_loads
+    return replaced(serialize, treespec_loads=loads)
 
 
 def _namedtuples(program: Any) -> dict[str, list[str]]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -21,6 +22,7 @@ from converter.checkpoint.model_folder import CONFIG, homes
 from converter.checkpoint.shards import Weights, read_json, refuse_links
 from converter.checkpoint.state_dict import LARGEST_EXPANSION, changed_to_float32, dropped_prefix, unfit, unused_note
 from converter.checkpoint.state_dict_prefixes import best_names
+from converter.compat.replaced import replaced
 from converter.errors import CheckpointError, ConversionError, Note, UsageError
 
 TRUST_KEYWORD = "hf"  # --trust hf
@@ -180,8 +182,7 @@ def _architecture(folder: Path, trusted: bool) -> tuple[Any, Any, str]:
 
 
 def _refuse_code(content: Any, path: Path) -> None:
-    asks = sorted({name for name in _keys(content) if name in ("auto_map", "custom_pipelines", "trust_remote_code")})
-    if "auto_map" in asks:
+    if any(name == "auto_map" for name, _ in _entries(content)):
         fix = (
             "Name its class, as in --model FOLDER/modeling_net.py:Net; or, if you trust its maker and its "
             f"code, add --trust {TRUST_KEYWORD}."
@@ -213,37 +214,29 @@ def _looks_elsewhere(path: Path, what: str) -> CheckpointError:
     return CheckpointError(what, code="PTC1091", where=str(path), fix=fix)
 
 
-def _keys(content: Any) -> Iterator[str]:
-    if isinstance(content, dict):
-        for key, value in content.items():
-            yield key
-            yield from _keys(value)
-    elif isinstance(content, list):
-        for value in content:
-            yield from _keys(value)
+def _entries(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every value in a config with its key; items of a list have the key of the list."""
+    for name, value in content.items() if isinstance(content, dict) else ((key, item) for item in content):
+        yield name, value
+        if isinstance(value, dict | list):
+            yield from _entries(value, name)
 
 
-def _refuse_counts(content: Any, path: Path, key: str = "") -> None:
+def _refuse_counts(content: Any, path: Path) -> None:
     """Refuse excessive counts of the model's parts, which decide how long it takes to build."""
-    if isinstance(content, dict):
-        for name, value in content.items():
-            _refuse_counts(value, path, name)
-    elif isinstance(content, list):
-        if len(content) > HIGHEST_COUNT and any(not isinstance(item, int | str | list) for item in content):
-            raise _absurd(path, key, f"a list of {len(content)}")
-        for value in content:
-            _refuse_counts(value, path, key)
-    elif isinstance(content, int | float) and COUNTS.search(key) and abs(content) > HIGHEST_COUNT:
-        raise _absurd(path, key, content)
-
-
-def _absurd(path: Path, key: str, value: Any) -> CheckpointError:
-    return CheckpointError(
-        f"config.json has an invalid value: {key} = {value}.",
-        code="PTC1036",
-        where=str(path),
-        fix="Copy or download it again.",
-    )
+    for key, value in _entries(content):
+        if isinstance(value, list) and len(value) > HIGHEST_COUNT:
+            absurd = any(not isinstance(item, int | str | list) for item in value)
+        else:
+            absurd = isinstance(value, int | float) and bool(COUNTS.search(key)) and abs(value) > HIGHEST_COUNT
+        if absurd:
+            shown = f"a list of {len(value)}" if isinstance(value, list) else value
+            raise CheckpointError(
+                f"config.json has an invalid value: {key} = {shown}.",
+                code="PTC1036",
+                where=str(path),
+                fix="Copy or download it again.",
+            )
 
 
 def _plain(content: Any) -> Any:
@@ -300,23 +293,19 @@ def _of_the_folder(transformers: ModuleType, folder: Path, content: Mapping[str,
 @contextlib.contextmanager
 def _offline(folder: Path) -> Iterator[None]:
     """Prevent downloads, and turn errors of transformers into errors that name the folder."""
-    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    hub = importlib.import_module("huggingface_hub.constants") if _installed("huggingface_hub") else None
-    was = getattr(hub, "HF_HUB_OFFLINE", None)
-    if hub is not None:
-        vars(hub)["HF_HUB_OFFLINE"] = True
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
     if "transformers" in sys.modules:
         importlib.import_module("transformers.utils.logging").disable_progress_bar()
+    logger = logging.getLogger("transformers")
     try:
-        yield
-    except ConversionError:
-        raise
-    except ImportError:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(patch.dict(os.environ, HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1"))
+            if importlib.util.find_spec("huggingface_hub") is not None:
+                constants = importlib.import_module("huggingface_hub.constants")
+                stack.enter_context(replaced(constants, HF_HUB_OFFLINE=True))
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.ERROR)
+            yield
+    except (ConversionError, ImportError):
         raise
     except Exception as error:  # an untrusted config can make any class raise anything
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -324,16 +313,3 @@ def _offline(folder: Path) -> Iterator[None]:
         what = f"transformers cannot build the model: {type(error).__name__}: {reason}"
         fix = "Check that config.json is complete and matches the installed version of transformers."
         raise CheckpointError(what, code="PTC1040", where=str(folder / CONFIG), fix=fix) from error
-    finally:
-        logger.setLevel(level)
-        if hub is not None:
-            vars(hub)["HF_HUB_OFFLINE"] = was
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None

@@ -7,6 +7,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, _meta_registrations
 from torch.nn.modules import rnn, transformer
 from torch.nn.utils import rnn as packing
 
+from converter.compat.replaced import replaced
 from converter.errors import CaptureError
 
 aten = torch.ops.aten
@@ -29,7 +31,13 @@ def exporting() -> Iterator[None]:
 
     Nothing is printed.
     """
-    with quiet(), _recurrent_layers_whole(), _masks_unread(), _pools_of_free_sizes(), _packing_refused():
+    with (
+        quiet(),
+        replaced(rnn, _VF=_WholeRecurrentOps()),
+        replaced(packing, _VF=_NoPacking()),
+        _masks_unread(),
+        _pools_of_free_sizes(),
+    ):
         yield
 
 
@@ -48,16 +56,6 @@ class _WholeRecurrentOps:
             return tuple(torch.ops.converter.recurrent(name, x, held, list(weights), *settings))
 
         return whole
-
-
-@contextlib.contextmanager
-def _recurrent_layers_whole() -> Iterator[None]:
-    before = vars(rnn)["_VF"]
-    vars(rnn)["_VF"] = _WholeRecurrentOps()
-    try:
-        yield
-    finally:
-        vars(rnn)["_VF"] = before
 
 
 @contextlib.contextmanager
@@ -86,13 +84,8 @@ def _pools_of_free_sizes() -> Iterator[None]:
         row = input.unsqueeze(-2)
         return F.max_pool2d(row, (1, kernel), (1, by), (0, pad), (1, apart), ceil_mode).squeeze(-2)
 
-    _meta_registrations.pooling_output_shape_pad_lr = size
-    vars(torch)["max_pool1d"] = max_pool1d
-    try:
+    with replaced(_meta_registrations, pooling_output_shape_pad_lr=size), replaced(torch, max_pool1d=max_pool1d):
         yield
-    finally:
-        _meta_registrations.pooling_output_shape_pad_lr = before
-        vars(torch)["max_pool1d"] = of_sequence
 
 
 def _number(value: Any) -> int:
@@ -113,28 +106,12 @@ class _NoPacking:
         return getattr(torch._VF, name)
 
 
-@contextlib.contextmanager
-def _packing_refused() -> Iterator[None]:
-    before = vars(packing)["_VF"]
-    vars(packing)["_VF"] = _NoPacking()
-    try:
-        yield
-    finally:
-        vars(packing)["_VF"] = before
-
-
-@contextlib.contextmanager
-def _masks_unread() -> Iterator[None]:
+def _masks_unread() -> AbstractContextManager[None]:
     """Keep transformers from testing whether a mask is the causal one, which would depend on its values.
 
     The mask is applied in any case.
     """
-    before = vars(transformer)["_detect_is_causal_mask"]
-    vars(transformer)["_detect_is_causal_mask"] = lambda mask, is_causal=None, size=None: bool(is_causal)
-    try:
-        yield
-    finally:
-        vars(transformer)["_detect_is_causal_mask"] = before
+    return replaced(transformer, _detect_is_causal_mask=lambda mask, is_causal=None, size=None: bool(is_causal))
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import functools
 import logging
 import operator
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from converter.compat.replaced import replaced
 from converter.ir.aten import ASSERTIONS, is_mutating, read_item, returned
 from converter.ir.program import Origin, Program, module_meta
 from converter.plan.registry import Registry
@@ -126,15 +128,9 @@ def traced_in(mode: Any, call: Callable, fakes: list, table: Mapping[OpOverload,
     return None
 
 
-@contextlib.contextmanager
-def unlogged() -> Iterator[None]:
+def unlogged() -> AbstractContextManager[None]:
     """Silence the errors that PyTorch logs when its shape functions fail, as another way may work."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
+    return replaced(logging.getLogger("torch._subclasses.fake_tensor"), disabled=True)
 
 
 def is_known(node: fx.Node, registry: Registry) -> bool:

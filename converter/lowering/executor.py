@@ -10,7 +10,7 @@ import gc
 import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Self
@@ -21,6 +21,7 @@ import tensorflow as tf
 from keras import layers
 
 from converter.capture.input_domains import size_ranges
+from converter.compat.replaced import replaced
 from converter.errors import ConversionError, wrap_unexpected
 from converter.ir.program import module_path, place_of
 from converter.ir.sizes import Size
@@ -468,17 +469,10 @@ def axes_of(config: Mapping[str, Any]) -> list[int]:
     return [axis] if isinstance(axis, int) else list(axis)
 
 
-@contextmanager
-def uninitialized(layer: layers.Layer) -> Iterator[None]:
+def uninitialized(layer: layers.Layer) -> AbstractContextManager[None]:
     """Start the layer's variables at zero, whatever its configuration, because they will be filled."""
-    configured = {name: value for name, value in vars(layer).items() if name.endswith("_initializer")}
-    for name in configured:
-        setattr(layer, name, keras.initializers.Zeros())
-    try:
-        yield
-    finally:
-        for name, value in configured.items():
-            setattr(layer, name, value)
+    configured = [name for name in vars(layer) if name.endswith("_initializer")]
+    return replaced(layer, **{name: keras.initializers.Zeros() for name in configured})
 
 
 @contextmanager
