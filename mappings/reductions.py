@@ -31,24 +31,25 @@ def reduced(plan, x, dims, keepdim, function):
     return plan.call(apply, x, layout=result)
 
 
-@maps(aten.mean.dim, aten.mean.default)
-def mean(plan, x, dim=None, keepdim=False, dtype=None):
-    return reduced(plan, x, dim, keepdim, lambda a, axes: ops.mean(a, axis=axes))
+def _reduction(function):
+    def lowering(plan, x, dim=None, keepdim=False, dtype=None):
+        dims = [dim] if isinstance(dim, int) else dim
+        return reduced(plan, x, dims, keepdim, lambda a, axes: function(a, axis=axes))
+
+    return lowering
 
 
-@maps(aten.sum.dim_IntList, aten.sum.default)
-def total(plan, x, dim=None, keepdim=False, dtype=None):
-    return reduced(plan, x, dim, keepdim, lambda a, axes: ops.sum(a, axis=axes))
-
-
-@maps(aten.amax.default)
-def largest(plan, x, dim=(), keepdim=False):
-    return reduced(plan, x, dim, keepdim, lambda a, axes: ops.max(a, axis=axes))
-
-
-@maps(aten.amin.default)
-def smallest(plan, x, dim=(), keepdim=False):
-    return reduced(plan, x, dim, keepdim, lambda a, axes: ops.min(a, axis=axes))
+for function, *targets in (
+    (ops.mean, aten.mean.dim, aten.mean.default),
+    (ops.sum, aten.sum.dim_IntList, aten.sum.default),
+    (ops.prod, aten.prod.dim_int, aten.prod.default),
+    (ops.max, aten.amax.default, aten.max.default),
+    (ops.min, aten.amin.default, aten.min.default),
+    (ops.any, aten.any.dim, aten.any.dims, aten.any.default),
+    (ops.all, aten.all.dim, aten.all.dims, aten.all.default),
+    (ops.logsumexp, aten.logsumexp.default),
+):
+    maps(*targets)(_reduction(function))
 
 
 @maps(aten.softmax.int, aten._softmax.default)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from keras import ops
 
+from converter.ir.aten import bound_arguments
 from converter.ir.sizes import product
 from converter.plan.precision import dtype_name
 from converter.plan.registry import maps
@@ -15,6 +16,7 @@ from mappings.indexing import picked
 from mappings.reductions import reduced
 
 aten = torch.ops.aten
+SPREADS = ("var", "std", "var_mean", "std_mean")
 
 
 def elements_of(x, dims):
@@ -22,7 +24,7 @@ def elements_of(x, dims):
     return product(x.shape[d] for d in (dims if dims else range(len(x.shape))))
 
 
-def variance(plan, x, dims, correction, keepdim, root=False):
+def variance(plan, x, dims, correction, keepdim, root):
     """Sum the squares around the mean, and divide by the number of elements minus `correction`."""
     count = elements_of(x, dims)
 
@@ -38,68 +40,18 @@ def variance(plan, x, dims, correction, keepdim, root=False):
     return reduced(plan, x, dims, keepdim, function)
 
 
-@maps(aten.var.default)
-def var(plan, x, unbiased=True):
-    return variance(plan, x, None, int(unbiased), False)
-
-
-@maps(aten.std.default)
-def std(plan, x, unbiased=True):
-    return variance(plan, x, None, int(unbiased), False, root=True)
-
-
-@maps(aten.var.dim)
-def var_dim(plan, x, dim, unbiased=True, keepdim=False):
-    return variance(plan, x, dim, int(unbiased), keepdim)
-
-
-@maps(aten.std.dim)
-def std_dim(plan, x, dim, unbiased=True, keepdim=False):
-    return variance(plan, x, dim, int(unbiased), keepdim, root=True)
-
-
-@maps(aten.var.correction)
-def var_correction(plan, x, dim=None, *, correction=None, keepdim=False):
-    return variance(plan, x, dim, 1 if correction is None else correction, keepdim)
-
-
-@maps(aten.std.correction)
-def std_correction(plan, x, dim=None, *, correction=None, keepdim=False):
-    return variance(plan, x, dim, 1 if correction is None else correction, keepdim, root=True)
-
-
-def with_mean(plan, x, spread, dim, keepdim):
-    return [spread, reduced(plan, x, dim, keepdim, lambda a, axes: ops.mean(a, axis=axes))]
-
-
-@maps(aten.var_mean.default)
-def var_mean_of_all(plan, x, unbiased=True):
-    return with_mean(plan, x, var(plan, x, unbiased), None, False)
-
-
-@maps(aten.std_mean.default)
-def std_mean_of_all(plan, x, unbiased=True):
-    return with_mean(plan, x, std(plan, x, unbiased), None, False)
-
-
-@maps(aten.var_mean.dim)
-def var_mean(plan, x, dim, unbiased=True, keepdim=False):
-    return with_mean(plan, x, var_dim(plan, x, dim, unbiased, keepdim), dim, keepdim)
-
-
-@maps(aten.std_mean.dim)
-def std_mean(plan, x, dim, unbiased=True, keepdim=False):
-    return with_mean(plan, x, std_dim(plan, x, dim, unbiased, keepdim), dim, keepdim)
-
-
-@maps(aten.var_mean.correction)
-def var_mean_correction(plan, x, dim=None, *, correction=None, keepdim=False):
-    return with_mean(plan, x, var_correction(plan, x, dim, correction=correction, keepdim=keepdim), dim, keepdim)
-
-
-@maps(aten.std_mean.correction)
-def std_mean_correction(plan, x, dim=None, *, correction=None, keepdim=False):
-    return with_mean(plan, x, std_correction(plan, x, dim, correction=correction, keepdim=keepdim), dim, keepdim)
+@maps(*(getattr(getattr(aten, name), kind) for name in SPREADS for kind in ("default", "dim", "correction")))
+def spread(plan, x, *_, **__):
+    """Compute a variance or a standard deviation, and the mean if the operator returns that too."""
+    given = bound_arguments(plan.node).values
+    dims, keepdim = given.get("dim"), given.get("keepdim", False)
+    correction = given["correction"] if "correction" in given else int(given["unbiased"])
+    packet = plan.node.target.overloadpacket
+    root = packet in (aten.std, aten.std_mean)
+    result = variance(plan, x, dims, 1 if correction is None else correction, keepdim, root)
+    if packet in (aten.var, aten.std):
+        return result
+    return [result, reduced(plan, x, dims, keepdim, lambda a, axes: ops.mean(a, axis=axes))]
 
 
 # -- norms
@@ -176,26 +128,6 @@ def distances_within(plan, x, p=2):
 # -- other reductions
 
 
-@maps(aten.prod.default)
-def product_of_all(plan, x, *, dtype=None):
-    return reduced(plan, x, None, False, lambda a, axes: ops.prod(a, axis=axes))
-
-
-@maps(aten.prod.dim_int)
-def product_over(plan, x, dim, keepdim=False, *, dtype=None):
-    return reduced(plan, x, [dim], keepdim, lambda a, axes: ops.prod(a, axis=axes))
-
-
-@maps(aten.max.default)
-def largest(plan, x):
-    return reduced(plan, x, None, False, lambda a, axes: ops.max(a, axis=axes))
-
-
-@maps(aten.min.default)
-def smallest(plan, x):
-    return reduced(plan, x, None, False, lambda a, axes: ops.min(a, axis=axes))
-
-
 @maps(aten.aminmax.default)
 def extremes(plan, x, *, dim=None, keepdim=False):
     dims = None if dim is None else [dim]
@@ -203,25 +135,6 @@ def extremes(plan, x, *, dim=None, keepdim=False):
         reduced(plan, x, dims, keepdim, lambda a, axes: ops.min(a, axis=axes)),
         reduced(plan, x, dims, keepdim, lambda a, axes: ops.max(a, axis=axes)),
     ]
-
-
-def listed(dim):
-    return [dim] if isinstance(dim, int) else dim
-
-
-@maps(aten.any.default, aten.any.dim, aten.any.dims)
-def any_of(plan, x, dim=None, keepdim=False):
-    return reduced(plan, x, listed(dim), keepdim, lambda a, axes: ops.any(a, axis=axes))
-
-
-@maps(aten.all.default, aten.all.dim, aten.all.dims)
-def all_of(plan, x, dim=None, keepdim=False):
-    return reduced(plan, x, listed(dim), keepdim, lambda a, axes: ops.all(a, axis=axes))
-
-
-@maps(aten.logsumexp.default)
-def logsumexp(plan, x, dim, keepdim=False):
-    return reduced(plan, x, listed(dim), keepdim, lambda a, axes: ops.logsumexp(a, axis=axes))
 
 
 @maps(aten.log_softmax.int, aten._log_softmax.default)
