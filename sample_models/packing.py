@@ -21,12 +21,16 @@ class Slices(nn.Module):
         return torch.cat([x[..., row :: self.block, column :: self.block] for row, column in self.order], 1)
 
 
-class Views(nn.Module):
-    """TResNet (arXiv 2003.13630): view, permute, view."""
+class Tiles(nn.Module):
+    """A packing of square blocks, which tile the image."""
 
     def __init__(self, block: int = 4):
         super().__init__()
         self.block = block
+
+
+class Views(Tiles):
+    """TResNet (arXiv 2003.13630): view, permute, view."""
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
@@ -35,12 +39,8 @@ class Views(nn.Module):
         return x.view(b, c * n * n, h // n, w // n)
 
 
-class Windows(nn.Module):
+class Windows(Tiles):
     """`unfold` whose windows tile the image."""
-
-    def __init__(self, block: int = 4):
-        super().__init__()
-        self.block = block
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape

@@ -111,12 +111,8 @@ class KnownValues(TorchFunctionMode):
 @contextmanager
 def known_values(module: nn.Module) -> Iterator[KnownValues]:
     mode = KnownValues(module)
-    hook = module.register_forward_pre_hook(lambda running, _: mode.begin(running))
-    try:
-        with mode:
-            yield mode
-    finally:
-        hook.remove()
+    with module.register_forward_pre_hook(lambda running, _: mode.begin(running)), mode:
+        yield mode
 
 
 @contextmanager

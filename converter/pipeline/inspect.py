@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -152,20 +153,15 @@ def module_shapes(
 ) -> dict[str, tuple[Shape | None, Shape | None]]:
     """Return the shapes of each module's first input and output tensors, with the batch named."""
     shapes: dict[str, tuple[Shape | None, Shape | None]] = {}
-    hooks = []
-    for path, child in module.named_modules():
+    with ExitStack() as hooks, code, torch.no_grad():
+        for path, child in module.named_modules():
 
-        def note(_: nn.Module, args: Any, result: Any, path: str = path) -> None:
-            shapes.setdefault(path, (_first_shape(args), _first_shape(result)))
+            def note(_: nn.Module, args: Any, result: Any, path: str = path) -> None:
+                shapes.setdefault(path, (_first_shape(args), _first_shape(result)))
 
-        if not isinstance(child, torch.jit.ScriptModule):  # it takes no hooks
-            hooks.append(child.register_forward_hook(note))
-    try:
-        with code, torch.no_grad():
-            module(*(x.clone() for x in inputs))
-    finally:
-        for hook in hooks:
-            hook.remove()
+            if not isinstance(child, torch.jit.ScriptModule):  # it takes no hooks
+                hooks.enter_context(child.register_forward_hook(note))
+        module(*(x.clone() for x in inputs))
     return shapes
 
 

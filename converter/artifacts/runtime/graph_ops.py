@@ -90,12 +90,16 @@ def _reached(nodes: Iterable[Any], results: Iterable[str]) -> list[Any]:
 
 def behind(nodes: Iterable[Any], inputs: Iterable[str]) -> list[Any]:
     """Return the nodes that depend on one of `inputs`."""
-    nodes, behind = list(nodes), set(inputs)
-    while True:
-        found = [n for n in nodes if n.name not in behind and any(_name(i) in behind for i in n.input)]
-        if not found:
-            return [node for node in nodes if node.name in behind]
-        behind.update(node.name for node in found)
+    nodes, found, pending = list(nodes), set(inputs), list(inputs)
+    readers: dict[str, list[str]] = {}
+    for node in nodes:
+        for reference in node.input:
+            readers.setdefault(_name(reference), []).append(node.name)
+    while pending:
+        fresh = [name for name in readers.pop(pending.pop(), ()) if name not in found]
+        found.update(fresh)
+        pending += fresh
+    return [node for node in nodes if node.name in found]
 
 
 def _name(reference: str) -> str:

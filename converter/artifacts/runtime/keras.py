@@ -97,14 +97,15 @@ def _reason(message: str) -> str:
 class Reader:
     """Opens a `.keras` file with stock Keras on TensorFlow, without custom objects, in safe mode, on the CPU."""
 
+    inputs: list[Fact]
+    outputs: list[Fact]
+
     def __init__(self) -> None:
         import keras
         import tensorflow as tf
 
         tf.config.set_visible_devices([], "GPU")  # TF32 and cuDNN add their own rounding
         self._keras, self._tf = keras, tf
-        self.inputs: list[Fact] = []
-        self.outputs: list[Fact] = []
 
     def open(self, path: Path, signature: str | None = None, *, trusted: bool = False) -> None:
         if signature is not None:

@@ -33,13 +33,14 @@ BOOKKEEPING = frozenset({"Constant", "Identity"})  # they hold or name a value: 
 class Reader:
     """Opens an `.onnx` file from any tool with onnxruntime on the CPU."""
 
+    inputs: list[Fact]
+    outputs: list[Fact]
+
     def __init__(self) -> None:
         import onnx
         import onnxruntime
 
         self._onnx, self._runtime = onnx, onnxruntime
-        self.inputs: list[Fact] = []
-        self.outputs: list[Fact] = []
 
     def open(self, path: Path, signature: str | None = None, *, trusted: bool = False) -> None:
         if signature is not None:

@@ -27,13 +27,14 @@ _PREFIX, _SUFFIX = "weights/", "/.ATTRIBUTES/VARIABLE_VALUE"
 class Reader:
     """Opens a SavedModel from any tool, on the CPU."""
 
+    inputs: list[Fact]
+    outputs: list[Fact]
+
     def __init__(self) -> None:
         import tensorflow as tf
 
         tf.config.set_visible_devices([], "GPU")  # TF32 and cuDNN add their own rounding
         self._tf = tf
-        self.inputs: list[Fact] = []
-        self.outputs: list[Fact] = []
 
     def open(self, path: Path, signature: str | None = None, *, trusted: bool = False) -> None:
         self._path = path

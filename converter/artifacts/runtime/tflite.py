@@ -20,12 +20,13 @@ _GENERATED = "serving_default_"  # prefix of input names in a file without signa
 class Reader:
     """Opens a `.tflite` file from any tool; quantized inputs and outputs become floats by their scales."""
 
+    inputs: list[Fact]
+    outputs: list[Fact]
+
     def __init__(self) -> None:
         from ai_edge_litert import interpreter
 
         self._litert = interpreter
-        self.inputs: list[Fact] = []
-        self.outputs: list[Fact] = []
 
     def open(self, path: Path, signature: str | None = None, *, trusted: bool = False) -> None:
         self._path = path

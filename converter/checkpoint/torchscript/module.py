@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from converter.checkpoint.torchscript.interpreter import Block, Compiler, Number
 from converter.errors import CheckpointError, ConversionError
@@ -35,7 +36,7 @@ class ScriptedModule(nn.Module):
                 code="PTC1080",
                 fix="Give the original model's checkpoint, or torch.export.save of it.",
             )
-        return _given(self._values[name])
+        return tree_map_only(Kept, lambda kept: kept.tensor(), self._values[name])
 
     def script_call(self, method: str, arguments: tuple) -> Any:
         return self(*arguments) if method == "forward" else self.run_method(method, *arguments)
@@ -56,7 +57,9 @@ class ScriptedModule(nn.Module):
         """Keep the attributes of these names that are neither tensors nor modules."""
         for name in names - {*self._parameters, *self._buffers, *self._modules, "training"}:
             if self._script.hasattr(name):
-                self._values[name] = _held(self._script.getattr(name), constants)
+                self._values[name] = tree_map_only(
+                    Tensor, lambda tensor: Kept(constants.keep(tensor)), self._script.getattr(name)
+                )
 
 
 class Constants(nn.Module):
@@ -139,24 +142,6 @@ class Kept:
     tensor: Callable[[], Tensor]
 
 
-def _held(value: Any, constants: Constants) -> Any:
-    if isinstance(value, Tensor):
-        return Kept(constants.keep(value))
-    if isinstance(value, list | tuple):
-        return type(value)(_held(item, constants) for item in value)
-    if isinstance(value, dict):
-        return {key: _held(item, constants) for key, item in value.items()}
-    return value
-
-
-def _given(value: Any) -> Any:
-    if isinstance(value, Kept):
-        return value.tensor()
-    if isinstance(value, list | tuple):
-        return type(value)(map(_given, value))
-    return {key: _given(item) for key, item in value.items()} if isinstance(value, dict) else value
-
-
 def _forward(module: ScriptedModule, script: Any) -> Callable[..., Any]:
     """Return a forward that runs TorchScript itself, but runs the graphs while `torch.export` traces.
 
@@ -171,7 +156,7 @@ def _forward(module: ScriptedModule, script: Any) -> Callable[..., Any]:
     def forward(*given: Any) -> Any:
         missing = [a.default_value for a in arguments[len(given) :]]
         if torch.compiler.is_exporting():
-            return _as_tensor(module.run_method("forward", *given, *missing))
+            return tree_map_only(Number, Number.as_tensor, module.run_method("forward", *given, *missing))
         with torch.jit._fuser.optimized_execution(False):
             return script(*given)
 
@@ -183,11 +168,3 @@ def _forward(module: ScriptedModule, script: Any) -> Callable[..., Any]:
         ]
     )
     return forward
-
-
-def _as_tensor(value: Any) -> Any:
-    if isinstance(value, Number):
-        return value.as_tensor()
-    if isinstance(value, list | tuple):
-        return type(value)(map(_as_tensor, value))
-    return {key: _as_tensor(item) for key, item in value.items()} if isinstance(value, dict) else value
