@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, TypeGuard, TypeVar
 
 import sympy
@@ -208,18 +209,20 @@ class Program:
         kept = nn.Parameter(value, requires_grad=False) if trainable else value
         write_attribute(self.graph_module, name, kept)
 
+    @cached_property
+    def _reads(self) -> dict[str, list[fx.Node]]:
+        """The nodes that read each tensor; those that a rewrite adds later have names of their own."""
+        found: dict[str, list[fx.Node]] = {}
+        for node in self.graph.find_nodes(op="get_attr"):
+            found.setdefault(tensor_name(node), []).append(node)
+        return found
+
     def replace_tensor(
         self, node: fx.Node, value: Tensor | LazyTensor, origin: Origin, users: Sequence[fx.Node]
     ) -> None:
         """Give `users` of the tensor `node` another value, under its own name if nothing else reads it."""
-        others = [
-            user
-            for twin in self.graph.find_nodes(op="get_attr")
-            if twin.target == node.target
-            for user in twin.users
-            if user not in users
-        ]
-        if others:
+        twins = self._reads.get(tensor_name(node), [node])
+        if any(user not in users for twin in twins for user in twin.users):
             changed = self.new_tensor(f"{node.target}_changed", value, node, origin, trainable=self.trainable(node))
             for user in users:
                 user.replace_input_with(node, changed)

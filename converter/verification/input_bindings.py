@@ -78,7 +78,7 @@ def _laid_out(
         swapped = (("input-order", "", f"its inputs are in another order: {pairs}"),)
     for chosen in product(*orders):
         guessed = tuple(
-            ("layout", i.name, f"the artifact takes `{i.name}` channels last, which its shape does not tell")
+            ("layout", i.name, f"the artifact takes `{i.name}` channels last, which its shape does not show")
             for i, order, fitting in zip(inputs, chosen, orders, strict=True)
             if order != fitting[0]
         )

@@ -184,7 +184,7 @@ class Matching:
         for order in others:
             if tuple(shape[d] for d in order) == arrays[0].shape:
                 yield OutputTransform(
-                    "layout", order, "the artifact holds it channels last, which its shape does not tell"
+                    "layout", order, "the artifact holds it channels last, which its shape does not show"
                 )
         for transform in possible_transforms(shape, self._image_sizes()):
             yield replace(transform, order=plain.order)
@@ -309,7 +309,7 @@ def _unaccepted(proof: Proof, explanations: Sequence[Explanation]) -> Proof:
     kinds = list(dict.fromkeys(e.kind for e in needed))
     sentences = tuple(e.description for e in needed)
     flags = " ".join(f"--accept {kind}" for kind in kinds)
-    fix = f"if that is meant, {flags} accepts it"
+    fix = f"to accept this, pass {flags}"
     return Proof("artifact", False, f"agrees only after {', '.join(kinds)}", proof.outputs, (*sentences, fix))
 
 

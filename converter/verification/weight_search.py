@@ -84,7 +84,7 @@ class WeightSearch:
                 target, arrangement = found
                 self._note(name, "unchanged" if arrangement.is_straight else "permuted", target, str(arrangement))
                 if target in self.sources and target != name and name in self.held:
-                    self._note(name, "changed", target, f"its values are there under the name `{target}`, not its own")
+                    self._note(name, "changed", target, f"its values are under the name `{target}` instead")
 
     def _at(self, array: np.ndarray, name: str) -> tuple[str, Arrangement] | None:
         """Return where these values are; of several places, an unused one with the most similar name."""
@@ -210,14 +210,16 @@ class WeightSearch:
         array = self._ours[name]
         candidates = [place for place in self._by_size.get(array.size, []) if place not in self.used]
         if not candidates:
-            return self._match(name, "missing", "", "the artifact holds nothing of its size that is not another's")
+            return self._match(name, "missing", "", "the artifact has no other tensor of its size")
         best = max(((*_likeness(array, self._theirs[place]), place) for place in candidates), key=lambda one: one[:1])
         likeness, count, error, place = best
         if likeness >= ALIKE:
             self.used.add(place)
             scale = float(np.abs(array).max(initial=0.0))
             if not count:
-                return self._match(name, "changed", place, "its values in an order that no transposition gives")
+                return self._match(
+                    name, "changed", place, "it has the same values in an order that no transposition gives"
+                )
             what = f"{count:,} of {array.size:,} values differ, by up to {error:.3g}"
             return self._match(name, "changed", place, what + (f" ({error / scale:.1e} of its scale)" if scale else ""))
         spread = float(np.abs(np.sort(array, axis=None) - np.sort(self._theirs[place], axis=None)).max())

@@ -90,13 +90,12 @@ def moved_regions(
 
     The nearest comes first. Everything else in `end` is zero.
     """
-    position = {node: i for i, node in enumerate(program.graph.nodes)}
     region: dict[fx.Node, None] = {}
     frontier = {end}
     while frontier and len(region) < MOST_OPERATORS:
-        node = max(frontier, key=position.__getitem__)
+        node = max(frontier)
         if region and len(frontier) == 1 and isinstance(node.meta.get("val"), Tensor):
-            yield node, sorted(region, key=position.__getitem__)
+            yield node, sorted(region)
         frontier.discard(node)
         if not is_moving(program, node, allowed):
             if (node.op == "get_attr" or node.target is aten.zeros.default) and is_zero(program, node):
