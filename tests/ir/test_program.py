@@ -127,13 +127,10 @@ def test_sizes_that_depend_on_values_are_not_run():
     captured(Call(lambda x: x[x > 0].sum().reshape(1)), (2, 3)).verify("Capture")
 
 
-@pytest.mark.parametrize(
-    "function", [torch.linalg.matrix_rank, lambda x: torch.nn.functional.gaussian_nll_loss(x, x * 2, x * x)]
-)
-def test_a_program_is_verified_after_its_operators_are_decomposed(function, monkeypatch):
+def test_a_program_is_verified_after_its_operators_are_decomposed(monkeypatch):
     """Constants of float64 in a decomposition are of float64 in the program too."""
     steps = []
     verify = Program.verify
     monkeypatch.setattr(Program, "verify", lambda self, after, *rest: (steps.append(after), verify(self, after, *rest)))
-    planned(captured(Call(lambda x: function(x @ x.mT)), (2, 3, 4)))
+    planned(captured(Call(lambda x: torch.linalg.matrix_rank(x[0, :, :3] @ x[0, :, :3].mT)), (2, 6, 5, 4)))
     assert "The decomposition of operators" in steps
