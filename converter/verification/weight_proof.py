@@ -164,5 +164,5 @@ def _summary(expected: Sequence[Expected], unused: Mapping[str, str], worst: flo
     if exact < len(expected):
         parts.append(f"{len(expected) - exact} folded, within {worst:.1f} ulp (limit {FOLDED_ULP})")
     if unused:
-        parts.append(f"{len(unused)} not needed ({', '.join(sorted(set(unused.values())))})")
+        parts.append(f"{len(unused)} left out ({', '.join(sorted(set(unused.values())))})")
     return "; ".join(parts)
