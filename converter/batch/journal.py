@@ -353,8 +353,12 @@ def size_of(path: Path) -> int:
 
 
 def _alive(process: int) -> str | None:
-    """Return a living process's number and start time, which tell it from a later one of that number; else None."""
+    """Return a living process's number and start time, which tell it from a later one of that number; else None.
+
+    One that has ended is not alive even if nobody has waited for it, as in a container without an init process.
+    """
     try:
-        return f"{process} {psutil.Process(process).create_time():.2f}"
+        found = psutil.Process(process)
+        return None if found.status() == psutil.STATUS_ZOMBIE else f"{process} {found.create_time():.2f}"
     except psutil.NoSuchProcess:
         return None

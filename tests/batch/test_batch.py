@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from converter.batch.check import check_many
 from converter.batch.cluster import DaskWorkers
 from converter.batch.executors import GIB, Finished, LocalProcesses, Step, Task, code_beside
 from converter.batch.jobs import Job, checked, from_lines, from_manifest, from_places, shard, work_list
-from converter.batch.journal import LEASE, Journal
+from converter.batch.journal import LEASE, Journal, _alive
 from converter.batch.run import _Batch, convert_many
 from converter.errors import UsageError
 
@@ -229,6 +230,20 @@ def test_what_is_done_is_not_done_again_unless_something_changed(tmp_path, job):
         ended(journal, job, tmp_path)
     job.path.write_text("other weights")
     assert claim() == "begin"
+
+
+def test_a_claim_ends_with_its_process_even_if_nobody_waits_for_that(tmp_path, job):
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    with Journal(tmp_path / "journal") as other:
+        other._owner = f"{socket.gethostname()} {_alive(process.pid)} killed"
+        assert other.claim(job, "x", retry_failed=False)[0] == "begin"
+        with Journal(tmp_path / "journal") as journal:
+            assert journal.claim(job, "x", retry_failed=False)[0] == "elsewhere"
+            process.kill()
+            while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.01)
+            assert journal.claim(job, "x", retry_failed=False)[0] == "begin"
+    process.wait()
 
 
 def test_what_failed_is_done_again_only_if_asked_for(tmp_path, job):
