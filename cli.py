@@ -11,7 +11,17 @@ import click
 from converter.artifacts.paths import SUFFIXES, output_paths
 from converter.console.app import RESUMES, ConvertByDefault
 from converter.console.command import Console, with_console
-from converter.console.params import PATH, GroupedCommand, bytes_of, in_group, options, report_option, shard_of
+from converter.console.params import (
+    OUTPUT,
+    PATH,
+    FormatName,
+    GroupedCommand,
+    bytes_of,
+    in_group,
+    options,
+    report_option,
+    shard_of,
+)
 from converter.options import ConvertOptions, InspectOptions, VerifyOptions, options_of, to_json
 from converter.report.failures import SCHEMA, Failure, Report
 from converter.report.results import ConversionReport, VerificationReport
@@ -20,10 +30,10 @@ if TYPE_CHECKING:
     from converter.batch.jobs import Job
     from converter.batch.results import BatchReport, CheckResults
 
-FORMAT = click.Choice(list(SUFFIXES))
+FORMAT = FormatName(list(SUFFIXES))
 
 
-@click.group(cls=ConvertByDefault, context_settings={"max_content_width": 110})
+@click.group(cls=ConvertByDefault, context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="pt-convert", prog_name="pt-convert")
 def main() -> None:
     """Convert PyTorch models to TensorFlow, Keras and ONNX, and check that the result computes the same function.
@@ -44,14 +54,14 @@ def main() -> None:
     "Output",
     "-o",
     "--output",
-    type=PATH,
-    help="File or folder to write; a folder of them for several models or formats, or if it exists.",
+    type=OUTPUT,
+    help="File or folder to write; a folder of them for several models or formats, or if it exists or ends in /.",
 )
 @options(ConvertOptions)
 @report_option
 @with_console
 def convert(
-    models: tuple[Path, ...], to: tuple[str, ...], output: Path | None, console: Console, **arguments: Any
+    models: tuple[Path, ...], to: tuple[str, ...], output: str | Path | None, console: Console, **arguments: Any
 ) -> None:
     """Convert models and prove that the results are the same functions."""
     import converter
@@ -60,7 +70,7 @@ def convert(
 
     def convert_one(model: Path) -> ConversionReport:
         # Each of several models goes into the folder under its own name.
-        own_output = paths[model, to[0]] if len(models) > 1 and len(to) == 1 else output
+        own_output: str | Path | None = paths[model, to[0]] if len(models) > 1 and len(to) == 1 else output
         return converter.convert(model, to=to, output=own_output, progress=console.terminal.progress, **arguments)
 
     planned = console.run(lambda: output_paths(models, to, output), ", ".join(map(str, models)))

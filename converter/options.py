@@ -98,6 +98,7 @@ class ModelOptions:
         factory_args: keyword arguments of the factory.
         drop_keys: glob patterns of keys of the state dict to leave out, by their names in the file or without a
             wrapper's prefix.
+        state: the entry of a checkpoint with several models, or the prefix of the keys of one set of weights.
         trust: packages and Python files whose classes may be unpickled.
     """
 
@@ -116,6 +117,10 @@ class ModelOptions:
         "--drop-keys", "Model", "Leave out keys of the state dict that match, such as 'head.*'; repeatable.", (),
         metavar="PATTERN",
     )  # fmt: skip
+    state: str | None = option(
+        "--state", "Model", "The part of a file with several models or sets of weights: an entry, or a prefix of keys.",
+        metavar="KEY",
+    )  # fmt: skip
     trust: tuple[str, ...] = option(
         "--trust", "Model", "Allow classes of this package to be unpickled; repeatable.", (), metavar="PACKAGE",
         completes="package",
@@ -127,14 +132,16 @@ class SubmodelOptions:
     """Which part of the model is converted, and what its inputs and outputs are called.
 
     Attributes:
-        outputs: paths of modules whose outputs become the model's, in place of its own.
+        outputs: names of the model's outputs to keep, and paths of modules whose outputs become the model's. What is
+            both is the module.
         submodule: path of the module that is converted in place of the whole model.
+        all_outputs: a model of ultralytics keeps the outputs that its own exporter leaves out.
         input_names, output_names: `OLD=NEW` each; the API takes a mapping too.
     """
 
     outputs: tuple[str, ...] = option(
-        "--outputs", "Output", "Stop at this module: its outputs become the model's; repeatable.", (),
-        metavar="MODULE.PATH",
+        "--outputs", "Output", "Keep only this output, or that of this module; repeatable.", (),
+        metavar="NAME|MODULE.PATH",
     )  # fmt: skip
     submodule: str | None = option(
         "--submodule", "Model", "Convert this module only; input shapes are the whole model's.", metavar="MODULE.PATH"
@@ -146,10 +153,10 @@ class SubmodelOptions:
         "--output-name", "Output", "Rename an output; repeatable.", (), metavar="OLD=NEW"
     )
 
-    @property
-    def cuts(self) -> bool:
-        """Whether this is less than the whole model."""
-        return bool(self.outputs or self.submodule)
+    all_outputs: bool = option(
+        "--all-outputs", "Output", "Keep every output of an ultralytics model; by default it has those that "
+        "ultralytics' own exporter writes.", False,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -158,7 +165,9 @@ class CaptureOptions:
 
     Attributes:
         input_shapes: `[NAME=]1,3,224,224[:DTYPE]` for each input, batch first; a name in place of a number (`1,3,H,W`)
-            makes that size dynamic. Without any, the module's own hints are used.
+            makes that size dynamic. A size called `batch` is the batch wherever it stands (`7,batch,5`), and numbers
+            are then fixed. Without any, the module's own hints are used.
+        input_values: `NAME=VALUE` of parameters of forward that are not tensors; VALUE is JSON, or a text.
         image_size: `HEIGHT[,WIDTH]` of the only input, in place of `input_shapes`.
         freeze_control_flow: keep the branches that random inputs take; other inputs must take the same ones.
         strict: capture through Python bytecode, which torch.export calls strict, and in no other way.
@@ -169,8 +178,13 @@ class CaptureOptions:
     """
 
     input_shapes: tuple[str, ...] = option(
-        "--input-shape", "Inputs", "Shape of an input, batch first; repeat for each input.", (),
+        "--input-shape", "Inputs", "Shape of an input, batch first, or where a size is called batch; repeat for each "
+        "input.", (),
         metavar="[NAME=]1,3,640,640[:DTYPE]",
+    )  # fmt: skip
+    input_values: tuple[str, ...] = option(
+        "--input-value", "Inputs", "Fix a parameter of forward that is not a tensor, as in sr=16000; repeatable.", (),
+        metavar="NAME=VALUE",
     )  # fmt: skip
     image_size: str | None = option(
         "--image-size", "Inputs", "Height and width of the only input, in place of --input-shape; its channels are "
@@ -501,12 +515,15 @@ class LoadKeywords(TypedDict, total=False):
     factory: str | None
     factory_args: Mapping[str, Any] | None
     drop_keys: Sequence[str]
+    state: str | None
     trust: Sequence[str]
     outputs: Sequence[str]
     submodule: str | None
     input_names: Names
     output_names: Names
+    all_outputs: bool
     input_shapes: Sequence[str]
+    input_values: Names
     image_size: str | None
     freeze_control_flow: bool
     strict: bool

@@ -56,6 +56,24 @@ def im2col(node, x, kernel_size, dilation, padding, stride):
     return torch.stack(places, -3).flatten(-4, -3).flatten(-2)
 
 
+@decomposes(aten.max_unpool2d.default)
+def max_unpool2d(node, x, indices, output_size):
+    return unpooled(x, indices, output_size)
+
+
+@decomposes(aten.max_unpool3d.default)
+def max_unpool3d(node, x, indices, output_size, stride=None, padding=None):
+    return unpooled(x, indices, output_size)
+
+
+def unpooled(x, indices, output_size):
+    """Put each element at its position in the flattened spatial axes, and zeros elsewhere."""
+    rank = len(output_size)
+    flat = x.new_zeros((*x.shape[:-rank], math.prod(output_size)))
+    flat = flat.scatter(-1, indices.flatten(-rank), x.flatten(-rank))
+    return flat.unflatten(-1, output_size)
+
+
 # -- linear algebra
 
 

@@ -72,7 +72,7 @@ def _translations() -> dict[Any, Any]:
     from onnxscript import opset18
 
     from ..ir import custom_ops  # noqa: F401  # registers them
-    from . import onnx_exact_translations, onnx_rnn_translations
+    from . import onnx_exact_translations, onnx_missing_translations, onnx_rnn_translations
 
     def space_to_depth(x: Any, block: int) -> Any:
         return opset18.SpaceToDepth(x, blocksize=block)
@@ -146,4 +146,5 @@ def _translations() -> dict[Any, Any]:
         aten._upsample_nearest_exact2d.vec: nearest_exact,
         aten._upsample_nearest_exact3d.vec: nearest_exact,
     }
-    return own | onnx_rnn_translations.translations() | onnx_exact_translations.translations() | better
+    others = (onnx_missing_translations, onnx_rnn_translations, onnx_exact_translations)
+    return own | {target: write for each in others for target, write in each.translations().items()} | better

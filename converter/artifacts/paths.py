@@ -1,5 +1,6 @@
 """Choose where artifacts go."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -40,22 +41,31 @@ def refuse_links(path: Path, folder: Path) -> Path:
     return path
 
 
-def output_path(source: Path, format: str, output: Path | None, several: bool) -> Path:
+def output_path(source: Path, format: str, output: str | Path | None, several: bool) -> Path:
     """Return the path of an artifact.
 
     Args:
         source: the checkpoint.
         format: a key of `SUFFIXES`.
-        output: the value of `-o`: the artifact itself, or the folder for `several` models or formats, or for one file
-            if it exists.
+        output: the value of `-o`: the artifact itself, or the folder for `several` models or formats. As for `cp`, a
+            folder that is not an artifact, or a path that ends in a slash, gets the artifact under its default name.
         several: whether this call writes more than one artifact.
 
     Raises:
-        UsageError: `output` has the suffix of another format.
+        UsageError: `output` has the suffix of another format, or is a file where a folder is needed.
         OutputError: a name chosen here is a link.
     """
-    is_folder = output is not None and holds(output.is_dir) and recognize(output) is None
-    if output is None or several or (is_folder and SUFFIXES[format].startswith(".")):
+    ends_as_folder = str(output).endswith(("/", os.sep))
+    output = None if output is None else Path(output)
+    is_folder = ends_as_folder or (output is not None and holds(output.is_dir) and recognize(output) is None)
+    if output is None or several or is_folder:
+        if output is not None and holds(output.is_file):
+            raise UsageError(
+                f"{output} is a file; several artifacts need a folder.",
+                code="PTC4027",
+                where="-o",
+                fix="Name a folder, which is made if it does not exist.",
+            )
         folder = output or Path()
         return refuse_links(folder / (artifact_name(source) + SUFFIXES[format]), folder)
     other = {ending for ending in SUFFIXES.values() if ending.startswith(".")} - {SUFFIXES[format]}
@@ -69,7 +79,9 @@ def output_path(source: Path, format: str, output: Path | None, several: bool) -
     return output
 
 
-def output_paths(sources: Sequence[Path], formats: Sequence[str], output: Path | None) -> dict[tuple[Path, str], Path]:
+def output_paths(
+    sources: Sequence[Path], formats: Sequence[str], output: str | Path | None
+) -> dict[tuple[Path, str], Path]:
     """Return the path of every artifact of a call.
 
     Raises:

@@ -141,6 +141,8 @@ FIELDS: dict[str, Check] = {
                     "strict": lambda value: type(value) is bool,
                     "accept": _are(lambda value: value == "aliased-shift"),
                     "drop_keys": _are(_is_text),
+                    "state": _is_text,
+                    "input_values": _are(_is_text),
                 },
             ),
         )

@@ -1,4 +1,4 @@
-"""Input shapes from the module itself: timm's configuration, that of transformers, its first layers."""
+"""Input shapes from the module itself: its timm, transformers or ultralytics configuration, or its first layers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from converter.capture.input_shapes import EXAMPLE, NAME, InputShape, Sizes, parse_input_shape
+from converter.capture.ultralytics_models import image_of_ultralytics
 from converter.errors import Note, UsageError
 
 TOKENS = 128
@@ -31,7 +32,7 @@ def infer_input_shapes(module: nn.Module, image_size: str | None) -> tuple[list[
         UsageError: the module does not imply them.
     """
     size = None if image_size is None else parse_image_size(image_size)
-    usual = _of_timm(module, size) or _of_transformers(module, size)
+    usual = _of_timm(module, size) or _of_transformers(module, size) or image_of_ultralytics(module, size)
     if usual is not None:
         shapes, source = usual
         shown = " and ".join(map(_shown, shapes))

@@ -28,6 +28,8 @@ NESTED = (
     "For a parameter that is a list or a dictionary, name each tensor in it: --input-shape xs.0=1,3,224,224 or "
     "--input-shape batch.image=1,3,224,224."
 )
+NO_TENSOR = "For one that is not a tensor, give its value: --input-value sr=16000."
+IN_SCRIPT = "The following operation failed in the TorchScript interpreter"
 LONGEST = 300  # characters of torch's message
 
 
@@ -136,17 +138,31 @@ def explain_forward_error(error: Exception, module: nn.Module, path: str, inputs
     elif re.search(r"scalar type|data ?type|dtype|Input type|'indices'", text):
         fix = "Give the inputs the types that the model expects, as in --input-shape 1,128:int64 (default: float32)."
     elif isinstance(error, TypeError) and not path and re.search(r"forward\(\) (takes|missing|got)", text):
-        fix = f"Give one --input-shape for each parameter of forward{inspect.signature(module.forward)}. {NESTED}."
+        taken = inspect.signature(module.forward)
+        fix = f"Give one --input-shape for each parameter of forward{taken}. {NO_TENSOR} {NESTED}"
     elif not path and isinstance(error, (IndexError, TypeError, KeyError, AttributeError)):
         fix += f" {NESTED}"
     elif isinstance(error, NameError):
         fix = "Correct this line: the model does not run in PyTorch either."
+    elif meant := _channels_first(module, inputs):
+        fix = f"Did you mean --input-shape {meant}? PyTorch's images have their channels first."
     return CaptureError(
         f"The model fails on an input of shape {shapes}: {first_line(error)}",
         code="PTC2005",
         where=", ".join(filter(None, (running, user_frame(error)))),
         fix=fix,
     )
+
+
+def _channels_first(module: nn.Module, inputs: Sequence[Tensor]) -> str | None:
+    """Return the shape of the only input with its channels first, if only so it fits the first convolution."""
+    shape = list(inputs[0].shape) if len(inputs) == 1 else []
+    first = next((part for part in module.modules() if isinstance(part, (nn.Conv2d, nn.Conv3d))), None)
+    if first is None or len(shape) != len(first.kernel_size) + 2:
+        return None
+    batch, *sizes, channels = shape
+    fits = channels == first.in_channels != shape[1]
+    return ",".join(map(str, (batch, channels, *sizes))) if fits else None
 
 
 def needs_values(error: BaseException) -> bool:
@@ -164,7 +180,18 @@ def is_decided_by_values(error: BaseException | None) -> bool:
 
 def first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and IN_SCRIPT in lines[0]:
+        lines = [_failed_in_script(lines)]
     return lines[0][:LONGEST] if lines else type(error).__name__
+
+
+def _failed_in_script(lines: Sequence[str]) -> str:
+    """Return what TorchScript's interpreter says at the end, with the innermost line of the model."""
+    marked = [i for i, line in enumerate(lines) if line.endswith("<--- HERE")]
+    places = [match for line in lines if (match := re.match(r'File "([^"]+)", line (\d+), in', line))]
+    code = f": {lines[marked[-1] - 1]}" if marked else ""
+    where = f" ({places[-1][1]}:{places[-1][2]}{code})" if places else ""
+    return f"{lines[-1].partition('Error: ')[2] or lines[-1]}{where}"
 
 
 def module_of(error: BaseException, module: nn.Module) -> str | None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.export import Dim
 
-from converter.capture.input_shapes import FreeSize
+from converter.capture.input_shapes import BATCH, FreeSize
 from converter.checkpoint.symbolic_expressions import is_size_expression
 from converter.errors import CaptureError, Note
 from converter.ir.program import Program
@@ -63,6 +63,7 @@ class Range:
         return Note(f"Size {name} {' and '.join(told)}.", code="PTC2502") if told else None
 
 
+ANY_BATCH = Range(least=1)
 Free = Sequence[Mapping[int, FreeSize]]
 
 
@@ -250,6 +251,11 @@ def resized(x: Tensor, held: Mapping[int, FreeSize], sizes: Mapping[str, int]) -
     if x.is_floating_point():
         return torch.randn(shape, generator=generator)
     return torch.randint(0, 2, shape, generator=generator).to(x.dtype)
+
+
+def any_ranges(free: Free) -> dict[str, Range]:
+    """Return ranges without limits."""
+    return {name: ANY_BATCH if name == BATCH else Range() for name in names_of(free)}
 
 
 def name_sizes(program: Program, free: Free) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import json
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from converter.capture.input_shapes import FreeSize, InputShape
+from converter.capture.dynamic_shapes import LEAST
+from converter.capture.input_shapes import BATCH, FreeSize, InputShape
 from converter.errors import CaptureError, UsageError
 
 # Sizes to try where the user gives names: multiples of 32, as most strided networks need, then others.
@@ -39,6 +42,11 @@ class CallSpec:
     @property
     def free(self) -> tuple[dict[int, FreeSize], ...]:
         return tuple(shape.free for shape in self.shapes)
+
+    @property
+    def batch_first(self) -> bool:
+        """Return whether the first size of each input is the batch."""
+        return all(shape.batch_first for shape in self.shapes)
 
     def examples(self, batch: int | None, seed: int) -> list[Tensor]:
         """Return seeded random tensors; integers are 0 and 1, which any embedding table has."""
@@ -80,6 +88,46 @@ def set_positional_forward(module: nn.Module, names: Sequence[str], forward: Cal
     module.forward = forward
 
 
+def fix_values(module: nn.Module, pairs: Sequence[str]) -> None:
+    """Make `module` take these values for parameters of its forward, which it then no longer has.
+
+    Args:
+        pairs: `NAME=VALUE`; a value is JSON, or else a text.
+
+    Raises:
+        UsageError: forward does not have a parameter of a name.
+    """
+    if not pairs:
+        return
+    values = {name.strip(): _value(text) for name, _, text in (pair.partition("=") for pair in pairs)}
+    forward = module.forward
+    whole = inspect.signature(forward)
+    for name in values:
+        if name not in whole.parameters:
+            raise UsageError(
+                f"Forward does not have a parameter `{name}`; it takes {', '.join(whole.parameters) or 'nothing'}.",
+                code="PTC2044",
+                where="--input-value",
+                fix="Write NAME=VALUE with one of these names.",
+            )
+    rest = whole.replace(parameters=[p for name, p in whole.parameters.items() if name not in values])
+
+    def filled(*args: Any, **kwargs: Any) -> Any:
+        given = {**rest.bind(*args, **kwargs).arguments, **values}
+        bound = inspect.BoundArguments(whole, OrderedDict((n, given[n]) for n in whole.parameters if n in given))
+        return forward(*bound.args, **bound.kwargs)
+
+    filled.__signature__ = rest  # type: ignore[attr-defined]
+    module.forward = filled
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {"True": True, "False": False, "None": None}.get(text.strip(), text)
+
+
 def bind_shapes(module: nn.Module, shapes: Sequence[InputShape]) -> CallSpec:
     """Order the shapes by forward's parameters.
 
@@ -113,7 +161,7 @@ def bind_shapes(module: nn.Module, shapes: Sequence[InputShape]) -> CallSpec:
             f"for {', '.join(named)}{asked}.",
             code="PTC2011",
             where="--input-shape",
-            fix="Give one shape for each parameter without a default.",
+            fix="Give one shape for each parameter without a default, or --input-value NAME=VALUE if it is no tensor.",
         )
     order = [name for p in taken for name in named if first[name] == p.name] + unknown
     ordered = tuple(named[name] for name in order)
@@ -164,13 +212,15 @@ def _tried(free: Sequence[Mapping[int, FreeSize]]) -> Iterator[dict[str, int]]:
     factors: dict[str, int] = {}
     for size in (size for sizes in free for size in sizes.values()):
         factors[size.name] = max(size.factor, factors.get(size.name, 1))
+    batch = {BATCH: LEAST} if factors.pop(BATCH, None) else {}
     if not factors:
+        yield from [batch] if batch else []
         return
-    longer = OF_SEQUENCES if all(len(sizes) < 2 for sizes in free) else ()
+    longer = OF_SEQUENCES if all(len({n.name for n in sizes.values()} - {BATCH}) < 2 for sizes in free) else ()
     for apart in (APART, 0) if len(factors) > 1 else (0,):
         for base in (*TRIED, *longer):
             step = min(apart, base)
-            yield {
+            yield batch | {
                 name: max(2, (base + i * step) // factor) + (i if apart and factor >= base else 0)
                 for i, (name, factor) in enumerate(factors.items())
             }
@@ -178,7 +228,7 @@ def _tried(free: Sequence[Mapping[int, FreeSize]]) -> Iterator[dict[str, int]]:
 
 def _example(shape: InputShape, sizes: dict[str, int], batch: int | None, generator: torch.Generator) -> Tensor:
     numbers = shape.at(sizes, 1)
-    if batch is not None and numbers:
+    if batch is not None and numbers and shape.batch_first:
         numbers = (batch, *numbers[1:])
     if shape.dtype.is_floating_point:
         return torch.randn(numbers, generator=generator).to(shape.dtype)

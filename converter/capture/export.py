@@ -5,18 +5,22 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.nn.modules.batchnorm import _NormBase
 
 from converter.capture.alias_analysis import ReadOldValues
 from converter.capture.control_flow import freeze_and_check
 from converter.capture.diagnostics import explain_export_error, first_line, module_of, needs_values, user_frame
 from converter.capture.dynamic_shapes import (
+    ANY_BATCH,
     Free,
     Range,
+    any_ranges,
     dims,
     double_factors,
     example_sizes,
@@ -29,11 +33,14 @@ from converter.capture.dynamic_shapes import (
     unresolved,
 )
 from converter.capture.import_exported import from_exported
+from converter.capture.input_shapes import BATCH
 from converter.capture.known_values import known_values
 from converter.capture.run_forward import run_forward
+from converter.capture.sizes_as_numbers import noting_numbers
 from converter.compat.export_patches import exporting
 from converter.errors import CaptureError, Note
 from converter.ir.program import Program
+from converter.ir.sizes import symbolic_shape
 from converter.options import CaptureOptions
 
 UNASKED = CaptureOptions()
@@ -61,26 +68,53 @@ def capture(
     """
     if not runs:
         run_forward(module, inputs)
-    reason = ""
+    reason = failure = ""
     if not fixed_batch and any(x.ndim for x in inputs):
-        reason = _why_not_one(module, inputs)
+        reason = failure = _why_not_one(module, inputs)
     if not fixed_batch and any(x.ndim for x in inputs) and not reason:
+        doubled, batch = [_at_least_two(x) for x in inputs], Dim("batch", min=1)
         try:
-            return _captured(module, [_at_least_two(x) for x in inputs], free, Dim("batch", min=1), how)
+            with noting_numbers() as lines:
+                program = _captured(module, doubled, free, batch, how)
+                program.averaging = averaging_norms(module)
+                return program
         except CaptureError:
             raise
         except Exception as error:
-            reason = _why_specialized(error)
+            reason, failure = _why_specialized(error, lines), _failure_of_two(module, inputs)
+            if not failure and not how.strict and "specialized" in str(error):
+                with contextlib.suppress(Exception):  # the first error says more
+                    # Strict mode reads bytecode, in which int(size) and len(tensor) stay symbols.
+                    program = _captured(module, doubled, free, batch, replace(how, strict=True))
+                    if has_plain_sizes(program):
+                        program.averaging = averaging_norms(module)
+                        return program
     try:
         program = _captured(module, inputs, free, None, how)
     except CaptureError:
         raise
     except Exception as error:
         raise explain_export_error(error, module) from error
+    program.averaging = averaging_norms(module)
     if reason:
-        text = f"Converted for batch {program.fixed_batch} only; the model does not take other sizes: {reason}"
+        why = f"the model does not take other sizes: {failure}" if failure else reason
+        text = f"Converted for batch {program.fixed_batch} only; {why}"
         program.notes.append(Note(text, code="PTC2501"))
     return program
+
+
+def has_plain_sizes(program: Program) -> bool:
+    """Return whether all sizes are polynomials of the dynamic ones, without rounding."""
+    values = [node.meta.get("val") for node in program.graph.nodes]
+    tensors = [x for value in values for x in (value if isinstance(value, (list, tuple)) else (value,))]
+    shapes = [symbolic_shape(x) for x in tensors if isinstance(x, Tensor)]
+    return all(isinstance(n, int) or n.is_polynomial(*n.free_symbols) for shape in shapes for n in shape)
+
+
+def averaging_norms(module: nn.Module) -> frozenset[str]:
+    """Return the paths of the batch norms that average the statistics of all batches."""
+    parts = module.named_modules()
+    return frozenset(path for path, part in parts if isinstance(part, _NormBase) and part.momentum is None)
 
 
 def _captured(module: nn.Module, inputs: Sequence[Tensor], free: Free, batch: Any, how: CaptureOptions) -> Program:
@@ -89,7 +123,7 @@ def _captured(module: nn.Module, inputs: Sequence[Tensor], free: Free, batch: An
         shapes = tuple({0: batch} if x.ndim else None for x in inputs) if batch is not None else None
         return _exported(module, inputs, shapes, how)
     examples = example_sizes(free, inputs)
-    ranges = dict.fromkeys(names_of(free), Range())
+    ranges = any_ranges(free)
     asserted = False
     while True:
         named = zip(inputs, dims(free, ranges), strict=True)
@@ -111,6 +145,7 @@ def _captured(module: nn.Module, inputs: Sequence[Tensor], free: Free, batch: An
         failure = left_failure = _failure_elsewhere(module, inputs, free, ranges)
         if failure is None:
             name_sizes(program, free)
+            program.batch_is_named = ranges.get(BATCH) == ANY_BATCH
             program.notes += [note for name, held in ranges.items() if (note := held.described(name))]
             return program
         while left_failure is not None:
@@ -207,12 +242,24 @@ def _at_least_two(x: Tensor) -> Tensor:
     return x if x.ndim == 0 or x.shape[0] > 1 else torch.cat([x, x])
 
 
-def _why_specialized(error: Exception) -> str:
+def _why_specialized(error: Exception, used: Sequence[str]) -> str:
+    """Return why a batch could not stay dynamic; `used` are the lines that turn sizes into numbers."""
     lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "batch" in line and ("specialized" in line or "satisfy" in line)]
     if any("specialized" in line for line in telling):
-        return "forward uses the batch size as a number, in a branch or a loop"
+        place = f": {used[-1]}" if used else ""
+        return f"forward uses the batch size as a number, in a branch or a loop{place}"
     return (telling or lines or [type(error).__name__])[0]
+
+
+def _failure_of_two(module: nn.Module, inputs: Sequence[Tensor]) -> str:
+    """Return the model's error on a batch of another size than that of `inputs`; "" if there is none."""
+    try:
+        with torch.no_grad():
+            module(*(torch.cat([x, x]) if x.ndim else x.clone() for x in inputs))
+    except Exception as error:
+        return first_line(error)
+    return ""
 
 
 def _export(module: nn.Module, inputs: Sequence[Tensor], shapes: Any, strict: bool, asserted: bool) -> ExportedProgram:

@@ -228,17 +228,22 @@ def _is_tensor(result: Any) -> bool:
 
 
 def _output_names(exported: ExportedProgram, count: int) -> list[str]:
-    """Name outputs by the structure that forward returns: keep dictionary keys and attributes, number positions."""
+    """Name outputs by the structure that forward returns, or number them if the graph has others."""
     spec = exported.call_spec.out_spec
-    paths = [path for path, _ in tree_flatten_with_path(tree_unflatten(list(range(spec.num_leaves)), spec))[0]]
-    names: list[str] = []
-    for path in paths if len(paths) == count else [(SequenceKey(i),) for i in range(count)]:
+    named = name_outputs(tree_unflatten(list(range(spec.num_leaves)), spec))
+    return list(named if len(named) == count else name_outputs([None] * count))
+
+
+def name_outputs(result: Any) -> dict[str, Any]:
+    """Return what forward returned by the names that outputs have: dictionary keys, attributes, and positions."""
+    names: dict[str, Any] = {}
+    for path, leaf in tree_flatten_with_path(result)[0]:
         name = "_".join(str(_read_key(key)) for key in path)
         by_key = bool(path) and not isinstance(path[0], SequenceKey)
         name = (name if by_key else f"output_{name}".rstrip("_")) or "output"
         while name in names:
             name += "_"
-        names.append(name)
+        names[name] = leaf
     return names
 
 

@@ -12,6 +12,7 @@ from torch import fx
 from torch._ops import OpOverload
 
 from converter.capture.dynamic_shapes import LEAST, Range
+from converter.capture.input_shapes import BATCH
 from converter.capture.random_inputs import InputSpec
 from converter.errors import CaptureError
 from converter.ir.aten import bound_arguments, first_input, is_view
@@ -43,13 +44,26 @@ def input_specs(program: Program) -> list[InputSpec]:
     specs = []
     for name, node in zip(program.inputs, program.placeholders, strict=True):
         value = node.meta["val"]
-        batch = program.fixed_batch or "batch"
-        shape = tuple(
-            n if isinstance(n, int) else (batch if i == 0 else program.size_name(n)) for i, n in enumerate(value.shape)
-        )
+        shape = tuple(n if isinstance(n, int) else _size_text(program, n, i) for i, n in enumerate(value.shape))
         dtype = str(value.dtype).removeprefix("torch.")
         specs.append(InputSpec(name, shape, dtype, high=integers_below(node), telling=telling_integers(node)))
     return specs
+
+
+def _size_text(program: Program, size: torch.SymInt, dim: int) -> str | int:
+    if times := _times_the_batch(program, size):
+        return times * program.fixed_batch if program.fixed_batch else BATCH if times == 1 else f"{times}*{BATCH}"
+    if dim == 0 and size.node.expr.free_symbols & program.batch_symbols and not program.batch_is_named:
+        return program.fixed_batch or BATCH
+    return program.size_name(size)
+
+
+def _times_the_batch(program: Program, size: torch.SymInt) -> int | None:
+    """Return the number of which a size is the product with the batch, or None."""
+    for symbol in program.batch_symbols & size.node.expr.free_symbols:
+        times = size.node.expr / symbol
+        return int(times) if times.is_Integer else None
+    return None
 
 
 def integers_below(node: fx.Node) -> int:
@@ -253,15 +267,18 @@ def _by_name(program: Program, values: Mapping[sympy.Symbol, int]) -> dict[str, 
 
 
 def _free_dimensions(program: Program) -> list[Any]:
-    shapes = [node.meta["val"].shape for node in program.placeholders]
-    return [n for shape in shapes for n in shape[1:] if not isinstance(n, int)]
+    found = []
+    for node in program.placeholders:
+        for dim, size in enumerate(node.meta["val"].shape):
+            first = dim == 0 and program.batch_symbols and not program.batch_is_named
+            if isinstance(size, torch.SymInt) and not first and not _times_the_batch(program, size):
+                found.append(size)
+    return found
 
 
 def _size_choices(program: Program) -> list[tuple[dict[sympy.Symbol, int], set[sympy.Symbol]]]:
     """Return two choices of every symbol in the inputs' shapes, and which of these belong to the batch."""
-    shapes = [node.meta["val"].shape for node in program.placeholders]
-    batches = [shape[0] for shape in shapes if len(shape) and not isinstance(shape[0], int)]
-    known = {symbol for n in batches for symbol in n.node.expr.free_symbols}
+    known = program.batch_symbols
     choices = []
     for step in (1, 2):
         values = dict.fromkeys(known, BATCH_HINT)
@@ -298,10 +315,11 @@ def export_shapes(program: Program) -> tuple[dict[int, Any] | None, ...]:
         if symbol not in named:
             bounds = size.node.shape_env.var_to_range.get(symbol)
             lowest, highest = (int(bounds.lower), bounds.upper) if bounds is not None else (0, sympy.oo)
-            limits = {"min": 1 if dim == 0 else lowest} | ({"max": int(highest)} if highest.is_Integer else {})
+            is_batch = dim == 0 and symbol not in program.size_names
+            limits = {"min": 1 if is_batch else lowest} | ({"max": int(highest)} if highest.is_Integer else {})
             name = program.size_name(symbol)  # H, or H/4 if only multiples of 4 are allowed
             named[symbol] = torch.export.Dim(
-                "batch" if dim == 0 else name if name.isidentifier() else f"_{re.sub(r'[^A-Za-z0-9]+', '_', name)}",
+                BATCH if is_batch else name if name.isidentifier() else f"_{re.sub(r'[^A-Za-z0-9]+', '_', name)}",
                 **limits,
             )
         whole = named[symbol] if factor == 1 else factor * named[symbol]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from converter.errors import UsageError
 
 EXAMPLE = "--input-shape 1,3,224,224"
-FREE_EXAMPLE = "1,3,H,W where sizes shall stay free"
+FREE_EXAMPLE = "1,3,H,W for dynamic sizes"
+BATCH = "batch"
 NAME = r"[A-Za-z_]\w*"
 SIZE = rf"(?:(?:\d+\s*\*\s*)?{NAME}|\d+)"
 
@@ -32,11 +33,16 @@ Sizes = tuple[int | FreeSize, ...]
 
 @dataclass(frozen=True)
 class InputShape:
-    """One `[name=]1,3,640,640[:dtype]`; a dynamic size is a name, or a number times a name: `1,3,32*H,W`."""
+    """One `[name=]1,3,640,640[:dtype]`; a dynamic size is a name, or a number times a name: `1,3,32*H,W`.
+
+    Attributes:
+        batch_first: the first size is the batch, whatever its number; else only sizes that are named so.
+    """
 
     name: str | None
     shape: Sizes
     dtype: torch.dtype = torch.float32
+    batch_first: bool = True
 
     def __str__(self) -> str:
         sizes = ",".join(map(str, self.shape))
@@ -44,19 +50,20 @@ class InputShape:
 
     @property
     def batch(self) -> int | FreeSize | None:
-        return self.shape[0] if self.shape else None
+        return self.shape[0] if self.shape and self.batch_first else None
 
     def at(self, values: dict[str, int], batch: int) -> tuple[int, ...]:
         """Return the shape with dynamic sizes as numbers; `batch` replaces the first size if that has a name."""
         return tuple(
-            size if isinstance(size, int) else batch if i == 0 else size.factor * values[size.name]
+            size if isinstance(size, int) else batch if i == 0 and self.batch_first else size.factor * values[size.name]
             for i, size in enumerate(self.shape)
         )
 
     @property
     def free(self) -> dict[int, FreeSize]:
-        """Return the dynamic sizes by dimension, without the batch."""
-        return {i: size for i, size in enumerate(self.shape) if i and isinstance(size, FreeSize)}
+        """Return the dynamic sizes by dimension, without a batch that comes first in any case."""
+        first = int(self.batch_first)
+        return {i: size for i, size in enumerate(self.shape) if i >= first and isinstance(size, FreeSize)}
 
 
 def parse_input_shape(text: str) -> InputShape:
@@ -83,13 +90,6 @@ def parse_input_shape(text: str) -> InputShape:
         raise UsageError(
             f"`{text}` has a size of 0.", code="PTC2022", where="--input-shape", fix=f"Write it as in {EXAMPLE}."
         )
-    if isinstance(shape[0], FreeSize) and shape[0].factor != 1:
-        raise UsageError(
-            f"`{text}` has a multiple as its batch size.",
-            code="PTC2023",
-            where="--input-shape",
-            fix="The first size is the batch: write 1.",
-        )
     return InputShape(name.strip() if name else None, shape, dtype)
 
 
@@ -98,19 +98,37 @@ def _size(text: str) -> int | FreeSize:
     return int(name) if name.isdigit() else FreeSize(name, int(factor or 1))
 
 
-def check_batches(shapes: Sequence[InputShape]) -> None:
-    """Check that all inputs share one batch name, which no other size has.
+def place_batch(shapes: Sequence[InputShape], fixed: int | None) -> list[InputShape]:
+    """Return the shapes, marked where a size tells that the batch is not always the first one.
+
+    If a size is named `batch`, or a first size is a multiple of a name, that is the batch, and plain numbers are fixed.
+
+    Args:
+        fixed: the only batch size that is wanted.
 
     Raises:
-        UsageError: batches have different names, or the batch's name is also another size's.
+        UsageError: first sizes have different names, or also stand elsewhere.
     """
-    batches = {shape.batch.name for shape in shapes if isinstance(shape.batch, FreeSize)}
-    others = {size.name for shape in shapes for size in shape.free.values()}
-    if len(batches) > 1 or (batches | {"batch"}) & others:
-        named = ", ".join(f"`{name}`" for name in sorted(batches or {"batch"}))
-        raise UsageError(
-            f"All inputs have the same batch, which is the first size: {named}.",
-            code="PTC2024",
-            where="--input-shape",
-            fix=f"Write 1 for it, as in {EXAMPLE}, and names for other sizes only.",
-        )
+    names = {size.name for shape in shapes for size in shape.shape if isinstance(size, FreeSize)}
+    first = [shape.shape[0] for shape in shapes if isinstance(shape.shape[0], FreeSize)]
+    multiples = {size.name for size in first if size.factor > 1}
+    if BATCH not in names and not multiples:
+        others = {size.name for shape in shapes for size in shape.free.values()}
+        called = {size.name for size in first}
+        if len(called) > 1 or called & others:
+            named = ", ".join(f"`{name}`" for name in sorted(called))
+            raise UsageError(
+                f"All inputs have the same batch, which is the first size: {named}.",
+                code="PTC2024",
+                where="--input-shape",
+                fix=f"Write 1 for it, as in {EXAMPLE}. If it is not the first size, name it batch, as in 7,batch,5.",
+            )
+        return list(shapes)
+    called = {BATCH} if BATCH in names else multiples
+
+    def placed(size: int | FreeSize) -> int | FreeSize:
+        if isinstance(size, int) or size.name not in called:
+            return size
+        return FreeSize(BATCH, size.factor) if fixed is None else size.factor * fixed
+
+    return [replace(shape, shape=tuple(map(placed, shape.shape)), batch_first=False) for shape in shapes]

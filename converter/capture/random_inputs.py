@@ -1,5 +1,6 @@
 """Random inputs to compare on: several kinds, batches and sizes, never constant."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -21,7 +22,8 @@ class InputSpec:
     """One input of a model.
 
     Attributes:
-        shape: a symbol or None for a dynamic dimension; dimension 0 is the batch.
+        shape: a symbol or None for a dynamic dimension. One called `batch` is the batch, and dimension 0 if its symbol
+            has no size.
         dtype: numpy's name for it.
         low, high: integers are drawn from [low, high); the default is safe for any embedding of two rows.
         telling: integers at which the model may behave differently; half of a "small" round's are among them.
@@ -53,7 +55,7 @@ def draw(
     """Draw one array for every input.
 
     Args:
-        batch: size of dimension 0 if that is dynamic.
+        batch: size of the batch if that is dynamic.
         seed: the same seed gives the same arrays.
         sizes: size of every other dynamic dimension, by symbol.
         kind: distribution of floats. "normal": N(0, 1). "uniform": in [0, 1), each sample with its own contrast and
@@ -82,7 +84,9 @@ def rounds(
     for number, (kind, batch) in enumerate((*ROUNDS, ("spread", many)) if many else ROUNDS):
         sized = sizes[number % len(sizes)] if sizes else {}
         arrays = draw(specs, batch, (seed, number), sized, kind)
-        actual_batch = next((array.shape[0] for array in arrays.values() if array.ndim), batch)
+        first = next(iter(specs), None)
+        place = first.shape.index("batch") if first is not None and "batch" in first.shape else 0
+        actual_batch = next((array.shape[place] for array in arrays.values() if array.ndim > place), batch)
         shown = "".join(f", {symbol} {size}" for symbol, size in sized.items())
         yield Round(f"{kind}, batch {actual_batch}{shown}", arrays)
 
@@ -165,10 +169,12 @@ def _concrete(spec: InputSpec, batch: int, sizes: Mapping[str, int]) -> tuple[in
     for axis, size in enumerate(spec.shape):
         if isinstance(size, int):
             shape.append(size)
-        elif axis == 0:
+        elif size is not None and size in sizes:
+            shape.append(sizes[size])
+        elif size is not None and (multiple := re.fullmatch(r"(?:(\d+)\*)?batch", size)):
+            shape.append(int(multiple[1] or 1) * batch)
+        elif axis == 0 or size == spec.shape[0]:
             shape.append(batch)
-        elif size is not None and (size in sizes or size == spec.shape[0]):
-            shape.append(batch if size == spec.shape[0] else sizes[size])
         else:
             raise UsageError(
                 f"Dimension {axis} of input {spec.name!r} has an unknown size.",

@@ -6,7 +6,7 @@ import difflib
 import inspect
 import re
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -14,22 +14,25 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_flatten_with_path, tree_unflatten
 
+from converter.capture.dataclass_outputs import return_dicts_for_dataclasses
 from converter.capture.dynamic_shapes import names_of
 from converter.capture.example_inputs import CallSpec, set_positional_forward
+from converter.capture.import_exported import name_outputs
 from converter.capture.input_shapes import FreeSize, InputShape
 from converter.errors import CaptureError, UsageError
 from converter.ir.program import Program
 from converter.options import SubmodelOptions
 
 VALID = r"[A-Za-z][A-Za-z0-9_]*"
-Runs = Callable[[list[Tensor]], None]
+SHOWN = 10
+Runs = Callable[[list[Tensor]], Any]
 
 
 def extract_submodel(
     module: nn.Module,
     calling: CallSpec,
     part: SubmodelOptions,
-    runs: Callable[[nn.Module, list[Tensor]], None],
+    runs: Callable[[nn.Module, list[Tensor]], Any],
     batch: int | None,
     seed: int,
 ) -> tuple[nn.Module, CallSpec]:
@@ -44,20 +47,23 @@ def extract_submodel(
     """
     outputs = part.outputs
     whole = module
+    paths = {path for path, _ in whole.named_modules(remove_duplicate=False) if path}
     if part.submodule is not None:
         module, calling = _submodule(whole, calling, part.submodule, lambda given: runs(whole, given), batch, seed)
         prefix = f"{part.submodule}."
         for path in outputs:
-            _found(whole, path, "--outputs")
-            if not path.startswith(prefix):
+            if path in paths and not path.startswith(prefix):
                 raise UsageError(
                     f"Module `{path}` is not inside `{part.submodule}`.",
                     code="PTC2027",
                     where="--outputs",
                     fix="Write paths from the root of the whole model.",
                 )
-        outputs = tuple(path.removeprefix(prefix) for path in outputs)
-    if outputs:
+        outputs = tuple(path.removeprefix(prefix) if path in paths else path for path in outputs)
+        paths = {path for path, _ in module.named_modules(remove_duplicate=False) if path}
+    if not paths.issuperset(outputs):
+        _select(module, outputs, paths, lambda: runs(module, calling.examples(batch, seed)))
+    elif outputs:
         _stop_at(module, outputs, lambda: runs(module, calling.examples(batch, seed)))
     return module, calling
 
@@ -80,6 +86,21 @@ def rename(program: Program, part: SubmodelOptions) -> None:
                 where="--input-name" if part.input_names else "--output-name",
                 fix="Give each its own name.",
             )
+
+
+def select_outputs(program: Program, wanted: Sequence[str]) -> None:
+    """Keep the outputs of these names, in this order, and what they need.
+
+    Raises:
+        UsageError: a name does not exist.
+    """
+    results = dict(zip(program.outputs, program.results, strict=True))
+    for name in wanted:
+        if name not in results:
+            raise _no_output(name, results, "The program")
+    program.graph.output_node().args = (tuple(results[name] for name in wanted),)
+    program.outputs = list(wanted)
+    program.cleanup()
 
 
 def _renamed(names: Sequence[str], pairs: Sequence[str], where: str) -> list[str]:
@@ -121,6 +142,18 @@ def _found(module: nn.Module, path: str, where: str) -> nn.Module:
         fix=f"Did you mean {' or '.join(near)}? `convert inspect` lists all modules."
         if near
         else ("The model does not have any modules."),
+    )
+
+
+def _no_output(name: str, outputs: Iterable[str], whole: str, modules: Iterable[str] = ()) -> UsageError:
+    held = list(outputs)
+    near = difflib.get_close_matches(name, [*held, *modules], n=3, cutoff=0.4) or held[:SHOWN]
+    kinds = "a module or an output" if modules else "an output"
+    return UsageError(
+        f"{whole} does not have {kinds} `{name}`.",
+        code="PTC2043",
+        where="--outputs",
+        fix=f"Did you mean {' or '.join(near)}? `convert inspect` lists them.",
     )
 
 
@@ -190,6 +223,45 @@ def _stop_at(module: nn.Module, paths: Sequence[str], run: Callable[[], None]) -
     module.forward = stopping
 
 
+def _select(module: nn.Module, wanted: Sequence[str], paths: Collection[str], run: Callable[[], Any]) -> None:
+    """Make `module` return the outputs of these names, and of modules at these paths, in this order."""
+    return_dicts_for_dataclasses(module, run())
+    modules = {path: module.get_submodule(path) for path in wanted if path in paths}
+    forward = module.forward
+
+    def every(*inputs: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
+        results: dict[str, list[Any]] = {path: [] for path in modules}
+
+        def keeps(path: str) -> Callable[..., None]:
+            return lambda _, __, result: results[path].append(result)
+
+        hooks = [part.register_forward_hook(keeps(path)) for path, part in modules.items()]
+        try:
+            outputs = name_outputs(forward(*inputs))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return outputs, {path: found[0] if len(found) == 1 else found for path, found in results.items()}
+
+    def selecting(*inputs: Tensor) -> dict[str, Any]:
+        outputs, results = every(*inputs)
+        return {name: results[path] if path in results else outputs[path] for path, name in names.items()}
+
+    first: list[dict[str, Any]] = []
+    module.forward = lambda *inputs: first.extend(every(*inputs))
+    run()
+    outputs, results = first
+    tensors = [name for name, value in outputs.items() if isinstance(value, Tensor)]
+    for name in wanted:
+        if name in paths and isinstance(results[name], list) and not results[name]:
+            raise _not_called(name, "--outputs")
+        if name not in paths and name not in tensors:
+            raise _no_output(name, tensors, "The model", paths)
+    names = {name: name for name in wanted} | _output_names(modules, [name for name in wanted if name not in paths])
+    selecting.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    module.forward = selecting
+
+
 def _leave_modules(trace: TracebackType | None) -> None:
     """Pop modules from the stack of torch.export's tracer, which does not notice when an exception leaves them."""
     for frame, _ in traceback.walk_tb(trace):
@@ -198,12 +270,12 @@ def _leave_modules(trace: TracebackType | None) -> None:
             tracer.module_stack.pop(frame.f_locals["module_key"], None)
 
 
-def _output_names(paths: Sequence[str]) -> dict[str, str]:
+def _output_names(paths: Iterable[str], taken: Sequence[str] = ()) -> dict[str, str]:
     names: dict[str, str] = {}
     for path in paths:
         name = re.sub(r"[^A-Za-z0-9_]", "_", path)
         name = name if re.fullmatch(VALID, name) else f"output_{name.strip('_')}"
-        while name in names.values():
+        while name in (*names.values(), *taken):
             name += "_"
         names[path] = name
     return names

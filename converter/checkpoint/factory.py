@@ -1,5 +1,6 @@
 """Build the module that a state dict belongs to, from the factory that `--model` names."""
 
+import ast
 import difflib
 import importlib
 import inspect
@@ -13,9 +14,10 @@ from torch import nn
 from converter.checkpoint.hugging_face import HOME, build_from_config
 from converter.checkpoint.import_isolation import UserCode
 from converter.checkpoint.model_folder import has_config
-from converter.checkpoint.user_source import attribute_errors, how_to_supply, load_file, place_of_error
+from converter.checkpoint.user_source import attribute_errors, how_to_supply, load_file, misfit, place_of_error
 from converter.errors import ConversionError, UsageError
 
+SHOWN = 5
 FORMS = "package.module:name, file.py:name, timm:NAME, torchvision:NAME or hf:FOLDER"
 
 
@@ -38,6 +40,14 @@ def build(factory: str, arguments: dict[str, Any], code: UserCode) -> nn.Module:
         ConversionError: the factory raises, or does not return a module.
     """
     home, separator, name = factory.rpartition(":")
+    if (factory.endswith(".py") and Path(factory).is_file()) or (home.endswith(".py") and not name):
+        file = Path(home if separator and not name else factory)
+        raise UsageError(
+            f"{file} is a file, which does not name a class or function in it.",
+            code="PTC1095",
+            where=_where(factory),
+            fix=" or ".join(f"--model {file}:{defined}" for defined in _definitions(file)) or f"Write {FORMS}.",
+        )
     if not separator or not home or not name:
         raise UsageError(
             f"{factory!r} does not name a factory.", code="PTC1009", where=_where(factory), fix=f"Write {FORMS}."
@@ -60,6 +70,17 @@ def build(factory: str, arguments: dict[str, Any], code: UserCode) -> nn.Module:
             make = _attribute(_imported(home, factory), name, factory)
     with code:
         return _made(make, arguments, factory)
+
+
+def _definitions(file: Path) -> list[str]:
+    """Return the classes and functions that a file defines, classes first, without running it."""
+    try:
+        body = ast.parse(file.read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return []
+    classes = [node.name for node in body if isinstance(node, ast.ClassDef)]
+    functions = [node.name for node in body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
+    return [*classes, *functions][:SHOWN]
 
 
 def is_config(factory: str) -> bool:
@@ -140,7 +161,8 @@ def _of_library(library: str, name: str, arguments: dict[str, Any], factory: str
     except (ImportError, RuntimeError) as error:
         what = f"{library} cannot be imported: {error}"
         missing = isinstance(error, ModuleNotFoundError) and error.name == library
-        fix = f"Run pip install {library}." if missing else f"Install a build of {library} that matches this torch."
+        other = f"Install a build of {library} that matches this torch."
+        fix = f"Run pip install {library}." if missing else misfit(error) or other
         raise UsageError(what, code="PTC1016", where=_where(factory), fix=fix) from error
     known = models.list_models()
     if name.split(".")[0] not in known:

@@ -28,8 +28,10 @@ from converter.checkpoint.state_dict import (
     changed_to_float32,
     check_expansion,
     check_parts,
+    choose_state,
     extract_model,
     load_into,
+    refuse_quantized,
     unwrap,
 )
 from converter.checkpoint.torchscript import load_torchscript
@@ -68,6 +70,7 @@ def load(
     factory: str | None = None,
     factory_args: dict[str, Any] | None = None,
     drop_keys: Sequence[str] = (),
+    state: str | None = None,
     trust: Sequence[str] = (),
 ) -> Checkpoint:
     """Read a checkpoint of any format; the content decides which, never the name.
@@ -79,6 +82,7 @@ def load(
             hf:FOLDER.
         factory_args: keyword arguments of the factory.
         drop_keys: glob patterns of the state dict's keys to leave out.
+        state: the part of a file that holds several models, or several sets of weights.
         trust: packages, modules and Python files whose classes and functions the file may use; "pt2", "torchscript" and
             "hf" lift the guards of these, "all" lifts all. They, and the modules that their source files import, may
             come from the current directory and the checkpoint's folder.
@@ -94,7 +98,7 @@ def load(
     trusted = Trust.of(trust)
     code = _code_of(path, trusted, factory)
     drop = KeyFilter(drop_keys)
-    model, notes = _read(path, trusted, trust, code, drop, built_elsewhere=factory is not None)
+    model, notes = _read(path, trusted, trust, code, drop, state, built_elsewhere=factory is not None)
     if trusted.everything:
         notes = [*notes, Note("The file was allowed to run any code (--trust-all).", code="PTC1513")]
     digest = _sha256(path)
@@ -124,7 +128,7 @@ def load(
 
 
 def load_state_dict(
-    path: Path | str, *, trust: Sequence[str] = (), drop_keys: Sequence[str] = ()
+    path: Path | str, *, trust: Sequence[str] = (), drop_keys: Sequence[str] = (), state: str | None = None
 ) -> tuple[dict[str, torch.Tensor], nn.Module | None]:
     """Return a checkpoint's tensors by name, half precision raised to float32, and its module if it holds one.
 
@@ -134,7 +138,7 @@ def load_state_dict(
     refuse_unreachable(path)
     trusted = Trust.of(trust)
     drop = KeyFilter(drop_keys)
-    model, _ = _read(path, trusted, trust, _code_of(path, trusted), drop, built_elsewhere=True)
+    model, _ = _read(path, trusted, trust, _code_of(path, trusted), drop, state, built_elsewhere=True)
     if isinstance(model, ExportedProgram):
         named: Mapping[str, Any] = {**model.state_dict, **model.constants}
     elif isinstance(model, nn.Module):
@@ -147,24 +151,32 @@ def load_state_dict(
 
 
 def _read(
-    path: Path, trusted: Trust, trust: Sequence[str], code: UserCode, drop: KeyFilter, *, built_elsewhere: bool
+    path: Path,
+    trusted: Trust,
+    trust: Sequence[str],
+    code: UserCode,
+    drop: KeyFilter,
+    part: str | None = None,
+    *,
+    built_elsewhere: bool,
 ) -> tuple[nn.Module | ExportedProgram | Mapping[str, Any], list[Note]]:
     """Return the content of the file or folder, and notes on what was taken.
 
     Args:
+        part: `--state`.
         built_elsewhere: from a folder with weights and an architecture, read only the weights.
     """
     if path.is_dir() and (weights := weights_in(path)) is not None and (built_elsewhere or has_config(path)):
         if not (open_folder := is_guard_lifted(HUGGING_FACE_TRUST, trust)):
             refuse_links(weights)
-        state, notes = _state_dict(weights, trusted, code)
+        state, notes = _state_dict(weights, trusted, code, part)
         if built_elsewhere:
             return state, notes
         size = sum(file.stat().st_size for file in files_of(path))
         module, told = load_folder(path, drop.kept(state), size, trusted=open_folder)
         return module, [*notes, *told, *drop.notes()]
     if is_index(path):
-        return _state_dict(path, trusted, code)
+        return _state_dict(path, trusted, code, part)
     content_format = file_format(path)
     if content_format is Format.EXPORTED:
         program, told = load_exported(path, trusted=is_guard_lifted(TRUST_KEYWORD, trust))
@@ -178,7 +190,7 @@ def _read(
             content: Any = _safetensors(path)
         else:
             content, refused, left_aside = load_pickled(path, content_format, trusted)
-        model, notes = _select_model(content, path, refused, left_aside)
+        model, notes = _select_model(content, path, refused, left_aside, part)
     return model, notes
 
 
@@ -193,30 +205,36 @@ def _into_folder(
 
 
 def _select_model(
-    content: Any, path: Path, refused: CheckpointError | None, left_aside: Sequence[str]
+    content: Any, path: Path, refused: CheckpointError | None, left_aside: Sequence[str], part: str | None
 ) -> tuple[nn.Module | Mapping[str, Any], list[Note]]:
     """Return the model in the content that was read.
 
     Args:
         refused: the error to raise unless it is a plain state dict.
         left_aside: names of classes whose objects were not made.
+        part: `--state`.
 
     Raises:
         CheckpointError: there is none, it is larger than its file can hold, or it is not a whole module.
     """
     try:
+        content, chosen = (content, []) if part is None else choose_state(content, part, path)
         model, notes = extract_model(content, path)
+        notes = [*chosen, *notes]
         if isinstance(model, nn.Module):
             tensors = (*model.parameters(), *model.buffers())
             if not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
                 raise TypeError("parameters or buffers that are not tensors")
             check_parts(model)
+            refuse_quantized(model, path)
             check_expansion(tensors, path)
         else:
             check_expansion(model.values(), path)
     except CheckpointError as error:
         raise refused or error from None
     except Exception as error:  # a module whose state is any object, or that contains itself
+        if refused is not None:
+            raise refused from None
         what = f"The model in the file is damaged: {type(error).__name__}: {str(error)[:200]}"
         raise CheckpointError(what, code="PTC1041", where=str(path), fix="Copy or download it again.") from error
     if refused is not None and isinstance(model, nn.Module):
@@ -228,7 +246,7 @@ def _select_model(
     return model, notes
 
 
-def _state_dict(path: Path, trusted: Trust, code: UserCode) -> tuple[Mapping[str, Any], list[Note]]:
+def _state_dict(path: Path, trusted: Trust, code: UserCode, part: str | None) -> tuple[Mapping[str, Any], list[Note]]:
     """Return the weights in a file, or in the files that an index names."""
     notes: list[Note] = []
 
@@ -238,14 +256,19 @@ def _state_dict(path: Path, trusted: Trust, code: UserCode) -> tuple[Mapping[str
             raise CheckpointError(
                 f"The index names another index: {file.name}.", code="PTC1042", where=str(path), fix=fix
             )
-        model, told = _read(file, trusted, (), code, KeyFilter(()), built_elsewhere=True)
+        model, told = _read(
+            file, trusted, (), code, KeyFilter(()), None if is_index(path) else part, built_elsewhere=True
+        )
         if not isinstance(model, Mapping):
             what = f"{file.name} contains a whole model, not weights."
             raise CheckpointError(what, code="PTC1043", where=str(file), fix="Give this file itself.")
         notes.extend(told)
         return model
 
-    return (load_shards(path, read) if is_index(path) else read(path)), notes
+    if not is_index(path):
+        return read(path), notes
+    whole = load_shards(path, read)
+    return (whole, notes) if part is None else choose_state(whole, part, path)
 
 
 def _code_of(path: Path, trusted: Trust, factory: str | None = None) -> UserCode:

@@ -30,6 +30,7 @@ import torch
 from converter.checkpoint.import_isolation import installed_code
 from converter.checkpoint.placeholders import Compiled, Opaque
 from converter.checkpoint.trust import NotFoundError
+from converter.checkpoint.user_source import misfit
 
 
 @dataclass(frozen=True)
@@ -380,4 +381,4 @@ def installed_module(module: str) -> types.ModuleType:
         with installed_code():
             return importlib.import_module(module)
     except (ImportError, RuntimeError) as error:
-        raise NotFoundError(f"{module}, which cannot be imported: {error}") from error
+        raise NotFoundError(f"{module}, which cannot be imported: {misfit(error) or error}") from error

@@ -16,6 +16,7 @@ from converter.checkpoint.file_format import Format, archive_names, torch_record
 from converter.checkpoint.import_isolation import expect
 from converter.checkpoint.pickle_allowlist import Refused, is_tensor_name
 from converter.checkpoint.pickle_globals import Asked, names_asked_for, resolve
+from converter.checkpoint.state_dict import QUANTIZED, quantized_error
 from converter.checkpoint.trust import NotFoundError, Trust, is_part_of_python
 from converter.checkpoint.unpickler import NameRefused, RestrictedUnpickler, TrustedCodeError
 from converter.checkpoint.user_source import place_of_error
@@ -151,6 +152,9 @@ def check_names(path: Path, asked: Asked, trust: Trust) -> CheckpointError | Non
         raise _refusal(path, refused)
     if missing:
         raise _not_found(path, [f"{what}, for {', '.join(names)}" for what, names in missing.items()])
+    quantized = [name for name in map(".".join, asked.names) if name.startswith(QUANTIZED)]
+    if refused and quantized:
+        return quantized_error(f"{path}, {quantized[0]}")
     return _refusal(path, refused) if refused else None
 
 

@@ -26,6 +26,9 @@ ENTRIES = (
 WRAPPERS = (nn.DataParallel, AveragedModel, Compiled)
 SAVE_FIX = "Save the model or its state dict in its own file with torch.save."
 QUANTIZED_FIX = "Give the floating-point model that it was made from."
+QUANTIZED = tuple(
+    f"torch.{package}nn.{kind}" for package in ("", "ao.") for kind in ("quantized", "intrinsic.quantized")
+)
 SHOWN = 10
 SHOWN_PATTERNS = 3
 MOST_WRAPPERS = 8
@@ -96,6 +99,58 @@ def extract_model(content: Any, path: Path) -> tuple[nn.Module | StateDict, list
     return _entry(content, path)
 
 
+def choose_state(content: Any, key: str, path: Path) -> tuple[Any, list[Note]]:
+    """Return the part of the unpickled content that `--state` names: an entry, or the keys under a prefix.
+
+    Args:
+        key: of a dictionary, a number of a list, several of these joined by dots, or the prefix of a state dict's keys.
+
+    Raises:
+        CheckpointError: there is none; the error lists what there is.
+    """
+    chosen = _part(content, key)
+    if chosen is None and isinstance(content, Mapping) and not _is_state_dict(content):
+        states = [value for value in content.values() if _is_state_dict(value)]
+        parts = [part for state in states if (part := _part(state, key)) is not None]
+        chosen = parts[0] if len(parts) == 1 else None
+    if chosen is None:
+        held = ", ".join(f"`{name}`" for name in _candidates(content)[:SHOWN]) or "no part of its own"
+        raise CheckpointError(
+            f"The checkpoint does not contain a model or weights called `{key}`. It has {held}.",
+            code="PTC1094",
+            where=f"{path}, --state",
+            fix="Name one of these parts.",
+        )
+    return chosen, [Note(f"Took `{key}` (--state).", code="PTC1517")]
+
+
+def _part(content: Any, key: str) -> Any:
+    if isinstance(content, list | tuple):
+        content = {str(i): item for i, item in enumerate(content)}
+    if not isinstance(content, Mapping):
+        return None
+    if isinstance(value := content.get(key), Mapping | nn.Module | list | tuple):
+        return value
+    first, _, rest = key.partition(".")
+    if rest and (inner := _part(content.get(first), rest)) is not None:
+        return inner
+    prefix = f"{key.rstrip('.')}."
+    state = content if _is_state_dict(content) else {}
+    return OrderedDict((name.removeprefix(prefix), v) for name, v in state.items() if name.startswith(prefix)) or None
+
+
+def _candidates(content: Any) -> list[str]:
+    """Return what `--state` may name: entries that hold models, and first parts of a state dict's keys."""
+    if isinstance(content, list | tuple):
+        content = {str(i): item for i, item in enumerate(content)}
+    if not isinstance(content, Mapping):
+        return []
+    if _is_state_dict(content):
+        return list(dict.fromkeys(name.partition(".")[0] for name in content if "." in name))
+    models = [name for name, value in content.items() if isinstance(value, nn.Module) or _holds_models({"": value})]
+    return models or [f"{name}.{part}" for name, value in content.items() for part in _candidates(value)]
+
+
 def _entry(content: Mapping, path: Path) -> tuple[nn.Module | StateDict, list[Note]]:
     found = {name: value for name, value in content.items() if isinstance(value, nn.Module) or _is_state_dict(value)}
     within = {} if found or not _holds_models(content) else content
@@ -145,13 +200,11 @@ def _tensors_beside_others(content: Mapping, path: Path) -> tuple[StateDict, lis
 def _several(path: Path, found: Mapping[str, Any]) -> CheckpointError:
     names = list(found)
     held = ", ".join(f"`{name}`" for name in names[:SHOWN])
-    key = names[0] if names[0].isdigit() else f'"{names[0]}"'
     return CheckpointError(
         f"The checkpoint contains several models: {held}.",
         code="PTC1065",
         where=str(path),
-        fix=f'Save the one to convert in its own file, as in torch.save(torch.load("{path.name}", '
-        f'map_location="cpu")[{key}], "{names[0]}.pt").',
+        fix=f"Name the one to convert, as in --state {names[0]}.",
     )
 
 
@@ -177,9 +230,7 @@ def _tensors(state: Mapping[str, Any], path: Path) -> StateDict:
     """
     quantized = [name for name, value in state.items() if isinstance(value, torch.Tensor) and value.is_quantized]
     if quantized:
-        raise CheckpointError(
-            "The weights are quantized.", code="PTC1066", where=f"{path}, {quantized[0]}", fix=QUANTIZED_FIX
-        )
+        raise quantized_error(f"{path}, {quantized[0]}")
     if not any(isinstance(value, np.ndarray) for value in state.values()):
         return state
     return OrderedDict(
@@ -206,6 +257,18 @@ def unwrap(module: nn.Module) -> tuple[nn.Module, list[Note]]:
         notes.append(Note(f"Took the module out of {kind}.", code="PTC1507"))
         module = inner
     return module, notes
+
+
+def refuse_quantized(module: nn.Module, path: Path) -> None:
+    """Refuse a module with quantized weights. Raises CheckpointError."""
+    quantized = [name for name, part in module.named_modules() if type(part).__module__.startswith(QUANTIZED)]
+    if quantized:
+        raise quantized_error(f"{path}, module `{quantized[0]}`")
+
+
+def quantized_error(where: str) -> CheckpointError:
+    """Return the error for weights that are quantized."""
+    return CheckpointError("The weights are quantized.", code="PTC1066", where=where, fix=QUANTIZED_FIX)
 
 
 def check_expansion(tensors: Iterable[torch.Tensor], path: Path) -> None:
@@ -254,7 +317,10 @@ def as_float32(module: nn.Module) -> tuple[nn.Module, list[Note]]:
     kinds = {tensor.dtype for tensor in tensors if tensor.is_floating_point()} - {torch.float32}
     notes = [changed_to_float32(kind) for kind in sorted(kinds, key=str)]
     with attribute_errors(f"putting {type(module).__name__} into float32 and eval mode"):
-        return (module.float() if kinds else module).eval(), notes
+        if kinds:
+            module.float()
+        module.eval()  # its own `train` may return nothing
+    return module, notes
 
 
 def changed_to_float32(kind: torch.dtype) -> Note:
@@ -303,7 +369,8 @@ def load_into(
         notes = [took if others else dropped_prefix(prefix)]
     elif renamed.keys() - own.keys() and parts:
         raise _several_parts([prefix for prefix, _ in parts], path)
-    kept = drop.kept(renamed)
+    kept, folded = fold_weight_norms(drop.kept(renamed), own)
+    notes += folded
     missing = [name for name in own if name not in kept]
     left_over = [name for name in kept if name not in own]
     pairs = [(name, kept[name], own[name]) for name in own if _are_tensors(kept.get(name), own[name])]
@@ -333,6 +400,33 @@ def load_into(
     return notes
 
 
+WEIGHT_NORMS = {"weight_g": ("weight", "weight_v"), "parametrizations.weight.original0": (
+    "weight", "parametrizations.weight.original1")}  # fmt: skip
+
+
+def fold_weight_norms(state: StateDict, own: Collection[str]) -> tuple[StateDict, list[Note]]:
+    """Return the state dict with the products of a weight norm that the model does not have, and a note on them."""
+    folded = OrderedDict(state)
+    if hasattr(state, "_metadata"):
+        folded._metadata = state._metadata  # type: ignore[attr-defined]
+    names = []
+    for magnitude, (weight, direction) in WEIGHT_NORMS.items():
+        for name in [name for name in state if name == magnitude or name.endswith(f".{magnitude}")]:
+            prefix = name.removesuffix(magnitude)
+            g, v = state[name], state.get(prefix + direction)
+            if name in own or prefix + weight not in own or prefix + weight in state:
+                continue
+            if not isinstance(v, torch.Tensor) or (g.ndim and v.ndim != g.ndim):
+                continue
+            reduced = [d for d in range(v.ndim) if not g.ndim or g.shape[d] == 1]
+            folded[prefix + weight] = v * (g / v.norm(2, dim=reduced, keepdim=bool(g.ndim)))
+            del folded[name], folded[prefix + direction]
+            names.append(prefix + weight)
+    if not names:
+        return state, []
+    return folded, [Note(f"Folded weight norm into {_keys(names)}.", code="PTC1518")]
+
+
 def _drop_options(left_over: Sequence[str], own: Collection[str]) -> str:
     """Return the options that drop these keys and none of the model's."""
     patterns = dict.fromkeys(_pattern(key.split("."), own) for key in left_over)
@@ -354,8 +448,7 @@ def _several_parts(prefixes: list[str], path: Path) -> CheckpointError:
         f"The file contains these weights several times, under {held}.",
         code="PTC1069",
         where=str(path),
-        fix="Save one set in its own file, as in "
-        f'{{k.removeprefix("{one}"): v for k, v in state_dict.items() if k.startswith("{one}")}}',
+        fix=f"Name the one to convert, as in --state {one.rstrip('.')}.",
     )
 
 

@@ -33,11 +33,13 @@ class Trust:
         packages: dotted names; each allows itself and everything below it.
         scripts: Python files; they also stand for `__main__`, under which a script's own classes are pickled.
         everything: no code is refused.
+        ran: packages that are single files here, so `python train.py` may have saved the file's classes as `__main__`.
     """
 
     packages: tuple[str, ...]
     scripts: tuple[Path, ...]
     everything: bool = False
+    ran: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, names: Sequence[str]) -> "Trust":
@@ -72,7 +74,8 @@ class Trust:
                 raise UsageError(what, code="PTC1086", where="--trust torch", fix=fix)
             elif name not in RESERVED:
                 packages.append(name)
-        return cls(tuple(packages), tuple(scripts), EVERYTHING in names)
+        ran = tuple(name for name in packages if Path(f"{name}.py").is_file())
+        return cls(tuple(packages), tuple(scripts), EVERYTHING in names, ran)
 
     def __bool__(self) -> bool:
         return bool(self.packages or self.scripts or self.everything)
@@ -83,7 +86,9 @@ class Trust:
             return True
         if any(module == package or module.startswith(f"{package}.") for package in self.packages):
             return True
-        return module in {"__main__", *(script.stem for script in self.scripts)} if self.scripts else False
+        if module == "__main__":
+            return bool(self.scripts or self.ran)
+        return module in {script.stem for script in self.scripts}
 
     def find(self, module: str, name: str) -> Any:
         """Return the class or function `name` of a trusted module, which is imported.
@@ -124,7 +129,8 @@ class Trust:
             return [load_file(script) for script in self.scripts if module in ("__main__", script.stem)]
         try:
             with attribute_errors(f"importing {module}"):
-                return [importlib.import_module(module)]
+                homes = self.ran if module == "__main__" and self.ran else (module,)
+                return [importlib.import_module(home) for home in homes]
         except ConversionError as failure:
             if isinstance(failure.__cause__, ModuleNotFoundError):
                 raise NotFoundError(_missing(module, failure.__cause__)) from failure

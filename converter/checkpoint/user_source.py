@@ -59,7 +59,20 @@ def attribute_errors(action: str) -> Iterator[None]:
         raise ConversionError(text, code="PTC1089", where=place_of_error(error), fix=_fix(error)) from error
 
 
+def misfit(error: BaseException) -> str | None:
+    """Return the fix for a torchvision that was built for another torch, if that is the cause of an error."""
+    import torch
+
+    if not re.search(r"torchvision::\w+ does not exist|torchvision.*(undefined symbol|cannot open shared)", str(error)):
+        return None
+    return (
+        f"The installed torchvision was built for another torch than {torch.__version__}: install the one that fits it."
+    )
+
+
 def _fix(error: BaseException) -> str:
+    if text := misfit(error):
+        return text
     if isinstance(error, ModuleNotFoundError) and error.name:
         return how_to_supply(error.name)
     if isinstance(error, ImportError) and "relative import" in str(error):

@@ -1,5 +1,6 @@
 """The click group of `convert`: `convert MODEL` without a command converts."""
 
+import difflib
 import signal
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,16 @@ class ConvertByDefault(click.Group):
             leading += 1
         if args[leading : leading + 1] and args[leading] in self.commands:
             args = [args[leading], *args[:leading], *args[leading + 1 :]]
-        elif args and args[0] not in ("--help", "--version"):
+        elif args and args[0] not in ("-h", "--help", "--version"):
+            self._refuse_mistyped(ctx, args[leading:])
             args = ["convert", *args]
         return super().parse_args(ctx, args)
+
+    def _refuse_mistyped(self, ctx: click.Context, args: list[str]) -> None:
+        """Fail for a first word that is no file and almost a command."""
+        near = difflib.get_close_matches(args[0], self.commands, n=1, cutoff=0.7) if args else []
+        if near and "." not in args[0] and not Path(args[0]).exists():
+            raise click.UsageError(f"{args[0]!r} is neither a file nor a command. Did you mean {near[0]}?", ctx)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

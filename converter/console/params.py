@@ -1,6 +1,9 @@
 """The options of the commands for click; those of a conversion are made from `converter.options`."""
 
 import ast
+import difflib
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -63,6 +66,36 @@ class PathName(click.Path):
 
 
 PATH = PathName(path_type=Path, readable=False)  # what reads it says so, with its own exit status
+
+
+class OutputName(PathName):
+    """A path to write; it stays a text if a slash at its end says that it is a folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path, or the text."""
+        path = super().convert(value, param, ctx)
+        return str(value) if str(value).endswith(("/", os.sep)) else path
+
+
+OUTPUT = OutputName(path_type=Path, readable=False)
+
+MEANT = {"savedmodel": "tf", "tensorflow": "tf", "pb": "tf", "h5": "keras", "hdf5": "keras", "onnxruntime": "onnx"}
+
+
+class FormatName(click.Choice[str]):
+    """A format to write; other names of one are explained."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the format, or fail with the ones that are probably meant."""
+        parts = [part.strip() for part in str(value).split(",")]
+        names = [MEANT.get(re.sub(r"[^a-z0-9]", "", part.lower())) or self._near(part) for part in parts]
+        if value not in self.choices and all(names):
+            meant = " ".join(f"--to {name}" for name in names)
+            self.fail(f"{str(value)!r} is not a format. Did you mean {meant}?", param, ctx)
+        return super().convert(value, param, ctx)
+
+    def _near(self, text: str) -> str | None:
+        return next(iter(difflib.get_close_matches(text.lower().lstrip("."), self.choices, n=1)), None)
 
 
 GROUPS = (*get_args(Group), "Batch", "Messages")  # the headings of the help, in order

@@ -57,10 +57,12 @@ class Program:
         inlined_sources: the checkpoint's tensors that a rewrite made a part of the graph, and what they became.
         frozen: the checkpoint's parameters with `requires_grad=False`.
         tied: tensors that are both an embedding's table and a Linear's weight, and become one variable.
+        averaging: paths of the batch norms whose momentum is None, which is 0.0 in the graph; None if unknown.
         values_read: it is right only for the values that the module's own tensors had when it was captured.
         frozen_flow: it holds only one path of a forward that branches on values.
         size_names: the user's names for the symbols of dynamic sizes.
         refuses_ones: dynamic sizes may not be 1, for which capture allows other results.
+        batch_is_named: the batch is the size of that name, wherever it stands, in place of each input's first one.
         debug: verify the program after each rewrite.
     """
 
@@ -77,7 +79,9 @@ class Program:
     tied: set[str] = field(default_factory=set)
     size_names: dict[sympy.Symbol, sympy.Expr] = field(default_factory=dict)
     refuses_ones: bool = False
+    batch_is_named: bool = False
     frozen_flow: bool = False
+    averaging: frozenset[str] | None = None
     values_read: bool = False
     debug: bool = False
 
@@ -113,6 +117,16 @@ class Program:
         """Return a dynamic size under the user's name, or as an expression of symbols if it has none."""
         expression = size.node.expr if isinstance(size, torch.SymInt) else size
         return str(sympy.sympify(expression).subs(self.size_names))
+
+    @property
+    def batch_symbols(self) -> set[sympy.Symbol]:
+        """Return the symbols of the batch: the one of that name, or those of the inputs' first sizes."""
+        if self.batch_is_named:
+            return {symbol for symbol, name in self.size_names.items() if name == sympy.Symbol("batch")}
+        first = [size for node in self.placeholders for size in node.meta["val"].shape[:1]]
+        return {s for size in first if isinstance(size, torch.SymInt) for s in size.node.expr.free_symbols} - {
+            *self.size_names
+        }
 
     def run(self, *inputs: Tensor) -> list[Tensor]:
         if self.deferred:

@@ -9,7 +9,7 @@ import torch
 
 from converter.errors import Note
 from converter.ir.aten import bound_arguments
-from converter.ir.program import Program
+from converter.ir.program import Program, module_path
 from converter.plan.builder import PlanBuilder
 from converter.plan.steps import LayerStep, topological_order
 
@@ -42,8 +42,9 @@ def has_frozen_statistics(step: LayerStep, _: Program) -> bool:
     return is_batch_norm(step) and not step.trainable and any(weight.trainable for weight in step.weights)
 
 
-def keeps_statistics(step: LayerStep, _: Program) -> bool:
-    return is_batch_norm(step) and step.trainable and step.config["momentum"] == 1
+def keeps_statistics(step: LayerStep, program: Program) -> bool:
+    averages = program.averaging is None or module_path(step.node) in program.averaging
+    return is_batch_norm(step) and step.trainable and step.config["momentum"] == 1 and averages
 
 
 def has_one_bias(step: LayerStep, _: Program) -> bool:

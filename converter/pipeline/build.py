@@ -107,6 +107,8 @@ class RewrittenModel:
                 "strict": options.capture.strict,
                 **({"accept": list(options.capture.accept)} if options.capture.accept else {}),
                 **({"drop_keys": list(options.model.drop_keys)} if options.model.drop_keys else {}),
+                **({"state": options.model.state} if options.model.state else {}),
+                **({"input_values": list(options.capture.input_values)} if options.capture.input_values else {}),
             },
             "inputs": [_describe_interface(i) for i in self.inputs],
             "outputs": [_describe_interface(o) for o in self.outputs],
@@ -152,10 +154,14 @@ class RewrittenModel:
         from converter.artifacts import onnx_writer
         from converter.artifacts.onnx_rnn_translations import leave_whole
 
-        dynamic = self.source.program.fixed_batch is None
+        shapes = [node.meta["val"].shape for node in self.source.program.placeholders]
+        examples = [
+            _for_dynamic(x) if isinstance(next(iter(shape), None), torch.SymInt) else x
+            for x, shape in zip(self.source.examples, shapes, strict=True)
+        ]
         return onnx_writer.export(
             leave_whole(self.program.with_dtype(torch.float32).graph_module),
-            [_for_dynamic(x) if dynamic else x for x in self.source.examples],
+            examples,
             self.program.inputs,
             self.program.outputs,
             export_shapes(self.source.program),

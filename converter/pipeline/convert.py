@@ -319,9 +319,9 @@ def _output_paths(
     """Return the path of each format's artifact; refuse, even with --force, to replace the checkpoint with it."""
     source = Path("model" if isinstance(model, nn.Module) else model)
     if isinstance(output, Mapping):
-        paths = {f: output_path(source, f, Path(output[f]), False) for f in formats}
+        paths = {f: output_path(source, f, output[f], False) for f in formats}
     else:
-        paths = {f: output_path(source, f, Path(output) if output else None, len(formats) > 1) for f in formats}
+        paths = {f: output_path(source, f, output or None, len(formats) > 1) for f in formats}
     for path in paths.values():
         if not isinstance(model, nn.Module) and holds(partial(path.samefile, source)):
             raise UsageError(

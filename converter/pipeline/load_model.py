@@ -15,16 +15,18 @@ from torch import Tensor, nn
 
 from converter.artifacts.runtime.formats import Format
 from converter.capture.alias_analysis import ReadOldValues
+from converter.capture.autocast import compute_in_float32
 from converter.capture.dataclass_outputs import return_dicts_for_dataclasses
 from converter.capture.default_shapes import infer_input_shapes
-from converter.capture.example_inputs import CallSpec, bind_shapes, choose_sizes
+from converter.capture.example_inputs import CallSpec, bind_shapes, choose_sizes, fix_values
 from converter.capture.export import capture
 from converter.capture.import_exported import from_exported
 from converter.capture.input_domains import dynamic_size_choices, input_specs
-from converter.capture.input_shapes import InputShape, check_batches, parse_input_shape
+from converter.capture.input_shapes import InputShape, parse_input_shape, place_batch
 from converter.capture.random_inputs import draw
 from converter.capture.run_forward import run_forward
-from converter.capture.submodel import extract_submodel, rename
+from converter.capture.submodel import extract_submodel, rename, select_outputs
+from converter.capture.ultralytics_models import set_exported_outputs
 from converter.checkpoint.import_isolation import OUR_NAMES, UserCode
 from converter.checkpoint.load import Checkpoint, load
 from converter.checkpoint.state_dict import as_float32, unwrap
@@ -152,17 +154,24 @@ def _from_module(
     cache: ProgramCache[Any] | None,
 ) -> LoadedModel:
     part, how, seed = options.submodel, options.capture, options.capture.seed
-    tried, notes = _choose_shapes(module, how.input_shapes, how.image_size)
+    fix_values(module, how.input_values)
+    tried, notes = _choose_shapes(module, how.input_shapes, how.image_size, fixed_batch)
+    notes += set_exported_outputs(module, part.all_outputs)
     key = None
     if cache is not None:
         key = architecture(module, tuple(map(tuple, tried)), fixed_batch, part, how)
     calling = _choose_call(module, tried, fixed_batch, seed)
     module, within = extract_submodel(module, calling, part, run_forward, fixed_batch, seed)
     examples = within.examples(fixed_batch, seed)
-    return_dicts_for_dataclasses(module, run_forward(module, examples))
+    result, told = compute_in_float32(module, lambda: run_forward(module, examples))
+    notes += told
+    return_dicts_for_dataclasses(module, result)
 
     def captured() -> Program:
-        program = capture(module, examples, fixed_batch is not None, within.free, how, runs=True)
+        fixed = fixed_batch is not None or not within.batch_first
+        program = capture(module, examples, fixed, within.free, how, runs=True)
+        if not within.batch_first:
+            program.fixed_batch = fixed_batch
         rename(program, part)
         return program
 
@@ -190,13 +199,15 @@ def _from_exported(name: str, checkpoint: Checkpoint, options: LoadOptions) -> L
         raise AssertionError("a checkpoint holds a module or a program")
     program = from_exported(exported, how.reads_old_values)
     _refuse_other_precisions(program)
-    if part.cuts:
+    if part.submodule:
         raise UsageError(
             "An exported program does not have modules to select.",
             code="PTC6029",
-            where="--submodule" if part.submodule else "--outputs",
+            where="--submodule",
             fix="Select the submodel before torch.export.export.",
         )
+    if part.outputs:
+        select_outputs(program, part.outputs)
     rename(program, part)
     notes = list(checkpoint.notes)
     if how.input_shapes or how.image_size:
@@ -237,7 +248,7 @@ def compute_reference(source: LoadedModel, options: ConvertOptions | VerifyOptio
 
 
 def _choose_shapes(
-    module: nn.Module, texts: Sequence[str], image_size: str | None
+    module: nn.Module, texts: Sequence[str], image_size: str | None, fixed_batch: int | None
 ) -> tuple[list[list[InputShape]], list[Note]]:
     """Choose input shapes, floats in float32 as the weights are, and notes on what differs from the request.
 
@@ -249,9 +260,7 @@ def _choose_shapes(
     """
     if not texts:
         tried, told = infer_input_shapes(module, image_size)
-        for one in tried:
-            check_batches(one)
-        return tried, [told]
+        return [place_batch(one, fixed_batch) for one in tried], [told]
     if image_size is not None:
         raise UsageError(
             "Both --input-shape and --image-size are given.",
@@ -259,8 +268,7 @@ def _choose_shapes(
             where=f"--image-size {image_size}",
             fix="Use --image-size only for a model whose only input is an image.",
         )
-    shapes = [parse_input_shape(text) for text in texts]
-    check_batches(shapes)
+    shapes = place_batch([parse_input_shape(text) for text in texts], fixed_batch)
     notes = [note for shape in shapes if (note := _lowered(shape.dtype))]
     floats = {shape: replace(shape, dtype=torch.float32) for shape in shapes if shape.dtype.is_floating_point}
     return [[floats.get(shape, shape) for shape in shapes]], notes

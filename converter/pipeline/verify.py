@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -17,7 +16,7 @@ from converter.artifacts.runner import Runner, TensorSpec
 from converter.artifacts.runtime.formats import Format
 from converter.artifacts.stamp_schema import checked_stamp
 from converter.checkpoint.trust import ARTIFACT, is_guard_lifted
-from converter.errors import ConversionError, Note, UnsupportedOperatorsError, UsageError
+from converter.errors import CaptureError, ConversionError, Note, UnsupportedOperatorsError, UsageError
 from converter.ir.program import Program
 from converter.lowering.user_lowerings import load_mappings
 from converter.options import ArtifactOptions, SubmodelOptions, VerifyKeywords, VerifyOptions
@@ -132,12 +131,17 @@ def apply_stamp(options: VerifyOptions, stamp: Mapping[str, Any]) -> VerifyOptio
     model, submodel, capture = options.model, options.submodel, options.capture
     if part := dict(stamp.get("part") or {}):
         frozen, strict = part.pop("freeze_control_flow"), part.pop("strict", False)
-        model = replace(model, drop_keys=model.drop_keys or tuple(part.pop("drop_keys", ())))
+        model = replace(
+            model,
+            drop_keys=model.drop_keys or tuple(part.pop("drop_keys", ())),
+            state=model.state or part.pop("state", None),
+        )
         capture = replace(
             capture,
             freeze_control_flow=capture.freeze_control_flow or frozen,
             strict=capture.strict or strict,
             accept=(*capture.accept, *part.pop("accept", ())),
+            input_values=capture.input_values or tuple(part.pop("input_values", ())),
         )
         submodel = SubmodelOptions(*(getattr(submodel, name) or _as_tuple(part[name]) for name in vars(submodel)))
     if not capture.input_shapes and not capture.image_size:
@@ -162,9 +166,12 @@ def load_beside(
     trusted = is_guard_lifted(ARTIFACT, options.model.trust)
     if missing:
         runner.open(artifact, options.match.signature, trusted=trusted)
-    with proposing_shapes(runner):
-        batch = stamp.get("options", {}).get("fixed_batch")
-        source = load_model(model, options, fixed_batch=batch, clock=clock, mappings=load_mappings())
+    batch = stamp.get("options", {}).get("fixed_batch")
+
+    def load(called: VerifyOptions) -> LoadedModel:
+        return load_model(model, called, fixed_batch=batch, clock=clock, mappings=load_mappings())
+
+    source = load_as_called(load, options, runner)
     if runner.format != "onnx" and stamp.get("options"):
         with clock("import Keras"):  # while the process that opens the artifact imports too
             import keras  # noqa: F401  # the third proof makes a plan
@@ -242,21 +249,44 @@ def untaken_comparisons(runner: Runner, rounds: Sequence[Mapping[str, np.ndarray
     return [Note(text, code="PTC5507")]
 
 
-@contextmanager
-def proposing_shapes(runner: Runner) -> Iterator[None]:
-    """Add the artifact's input shapes, if it is open, to an error about missing ones."""
+def load_as_called(load: Callable[[VerifyOptions], LoadedModel], options: VerifyOptions, runner: Runner) -> LoadedModel:
+    """Load the model, and if it does not tell its input shapes, with those of the artifact, if that is open.
+
+    Raises:
+        UsageError: the model accepts none of them; the error lists them.
+    """
     try:
-        yield
+        return load(options)
     except UsageError as error:
         if error.code != "PTC2002" or not runner.inputs:
             raise
-        taken = ", ".join(f"`{spec.name}` {shown(spec.shape)}" for spec in runner.inputs)
-        raise UsageError(
-            f"{error.what} The artifact takes {taken}.",
-            code=error.code,
-            where=error.where,
-            fix=error.fix,
-        ) from error
+        unknown = error
+    for shapes in proposed_shapes(runner):
+        try:
+            source = load(replace(options, capture=replace(options.capture, input_shapes=shapes)))
+        except (CaptureError, UsageError):
+            continue
+        text = f"The input shapes are those of the artifact: {', '.join(shapes)}."
+        source.notes.append(Note(text, code="PTC6510"))
+        return source
+    taken = ", ".join(f"`{spec.name}` {shown(spec.shape)}" for spec in runner.inputs)
+    raise UsageError(
+        f"{unknown.what} The artifact takes {taken}.", code=unknown.code, where=unknown.where, fix=unknown.fix
+    ) from unknown
+
+
+def proposed_shapes(runner: Runner) -> list[tuple[str, ...]]:
+    """Return input shapes to try, in PyTorch's order, from those of the artifact."""
+
+    def text(spec: TensorSpec, moved: bool) -> str:
+        sizes = [str(n) if n is not None else ("1" if d == 0 else f"size{d}") for d, n in enumerate(spec.shape or ())]
+        order = [sizes[0], sizes[-1], *sizes[1:-1]] if moved and len(sizes) > 2 else sizes
+        return f"{','.join(order)}:{spec.dtype}"
+
+    choices = (False,) if runner.format == "onnx" else (True, False)
+    if not all(spec.shape for spec in runner.inputs):
+        return []
+    return list(dict.fromkeys(tuple(text(spec, moved) for spec in runner.inputs) for moved in choices))
 
 
 def stamped_interfaces(

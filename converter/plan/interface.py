@@ -48,7 +48,7 @@ def symbol_names(program: Program) -> dict[sympy.Symbol, sympy.Expr]:
     shapes = [symbolic_shape(node.meta["val"]) for node in program.placeholders]
     batch = next((shape[0] for shape in shapes if shape and not isinstance(shape[0], int)), None)
     shown = sympy.Symbol("batch") if program.fixed_batch is None else sympy.Integer(program.fixed_batch)
-    return program.size_names | ({} if batch is None else {batch: shown})
+    return ({} if batch is None else {batch: shown}) | program.size_names
 
 
 def sizes_shown(shape: Sequence[Size], names: Mapping[sympy.Symbol, sympy.Expr] | None = None) -> Shape:

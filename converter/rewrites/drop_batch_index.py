@@ -2,6 +2,7 @@
 
     x[arange(batch)[:, None], i] -> x[:, i]             i the same for all examples
     x[arange(batch), i]          -> gather(x, 1, i)     i one or several for each example
+    x[each of arange(batch) k times, i.view(-1)] -> gather(x, 1, i).flatten(0, 1)     i is k for each example
 
 The batch size is dynamic, so nothing can be read at arange(batch).
 """
@@ -22,6 +23,8 @@ KEEPING_PLACES = {
     aten._to_copy.default, aten.to.dtype, aten.clone.default, aten.expand.default,
 }  # fmt: skip
 
+SAME_SHAPE = {aten.alias.default, aten._to_copy.default, aten.to.dtype, aten.clone.default}
+
 
 def drop_batch_index(program: Program) -> list[Change]:
     changes = []
@@ -31,9 +34,12 @@ def drop_batch_index(program: Program) -> list[Change]:
         first = indices[0]
         if first is None or not others or len(others) < len(indices) - 1:
             continue
-        if not counts_through(first, x):
+        if counts_through(first, x):
+            replacement = of_each_example(program, node, x, others, first.meta["val"].dim())
+        elif len(others) == 1 and (copies := copies_of_each(first, x)):
+            replacement = of_examples_in_a_row(program, node, x, others[0], copies)
+        else:
             continue
-        replacement = of_each_example(program, node, x, others, first.meta["val"].dim())
         if replacement is not None:
             node.replace_all_uses_with(replacement)
             changes.append(Change("index through the batch dropped", module_path(node), routine=True))
@@ -56,6 +62,38 @@ def counts_through(index: fx.Node, x: fx.Node) -> bool:
     if index.target is aten.arange.start_step:
         return (bound_arguments(index).value("start"), bound_arguments(index).value("step")) == (0, 1)
     return False
+
+
+def copies_of_each(index: fx.Node, x: fx.Node) -> int | None:
+    """Return how often `index` has each of 0, 1, 2, ... in turn, along the dynamic batch of `x`, or None."""
+    while index.target in SAME_SHAPE:
+        index = first_input(index)
+    if index.target is aten.repeat_interleave.self_int and counts_through(first_input(index), x):
+        copies = bound_arguments(index).value("repeats")
+        return copies if isinstance(copies, int) else None
+    if index.target not in (aten.reshape.default, aten.view.default) or index.meta["val"].dim() != 1:
+        return None
+    table = first_input(index)
+    while table.target in SAME_SHAPE:
+        table = first_input(table)
+    if table.target not in (aten.repeat.default, aten.expand.default) or table.meta["val"].dim() != 2:
+        return None
+    (rows, copies), size = symbolic_shape(table.meta["val"]), symbolic_shape(x.meta["val"])[0]
+    whole = rows == size and isinstance(copies, int) and counts_through(first_input(table), x)
+    return copies if whole else None
+
+
+def of_examples_in_a_row(program: Program, node: fx.Node, x: fx.Node, chosen: fx.Node, copies: int) -> fx.Node | None:
+    """Build the replacement of `node`, which reads `copies` elements of each example, or return None."""
+    size, width, *rest = symbolic_shape(x.meta["val"])
+    if not all(isinstance(n, int) for n in (width, *rest)) or symbolic_shape(chosen.meta["val"]) != (copies * size,):
+        return None
+    with program.graph.inserting_before(node):
+        chosen = program.insert_call(aten.remainder.Scalar, (chosen, width), like=node)
+        chosen = program.insert_call(aten.reshape.default, (chosen, [-1, copies, *(1,) * len(rest)]), like=node)
+        chosen = program.insert_call(aten.expand.default, (chosen, [-1, -1, *rest]), like=node)
+        taken = program.insert_call(aten.gather.default, (x, 1, chosen), like=node)
+        return program.insert_call(aten.reshape.default, (taken, [-1, *rest]), like=node)
 
 
 def of_each_example(program: Program, node: fx.Node, x: fx.Node, others: list[fx.Node], rank: int) -> fx.Node | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -245,11 +246,16 @@ def compare_with_module(reference: Reference, module: nn.Module) -> None:
             reference.notes.append(Note(text, code="PTC5504"))
             return
     if failure is not None:
+        kept = changed_attributes(module, round_tensors(reference.program, reference.rounds[0]))
+        named = f" Forward keeps {', '.join(f'`{name}`' for name in kept)} from call to call." if kept else ""
+        fix = (
+            "Choose by values with torch.where. Remove state (self.calls += 1) and code for export "
+            "(torch.compiler.is_exporting()) from forward."
+        )
         raise CaptureError(
-            f"The captured program computes something else than the model: {failure}",
+            f"The captured program computes something else than the model: {failure}{named}",
             code="PTC5013",
-            fix="Choose by values with torch.where. Remove state (self.calls += 1) and code for export "
-            "(torch.compiler.is_exporting()) from forward.",
+            fix=f"Take {kept[0]} as an input, and return it." if kept else fix,
         )
 
 
@@ -279,6 +285,27 @@ def round_tensors(program: Program, inputs: Round) -> list[Tensor]:
     return [torch.from_numpy(np.asarray(inputs.arrays[name], order="C")) for name in program.inputs]
 
 
+def changed_attributes(module: nn.Module, inputs: Sequence[Tensor]) -> list[str]:
+    """Return the attributes, tensors and numbers, that a call of the module changes."""
+
+    def held() -> dict[str, Any]:
+        return {
+            ".".join(filter(None, ("self", path, name))): value
+            for path, part in module.named_modules()
+            for name, value in vars(part).items()
+            if isinstance(value, Tensor | int | float) and not name.startswith("_")
+        }
+
+    before = held()
+    with torch.no_grad():
+        module(*(x.clone() for x in inputs))
+    return [
+        name
+        for name, value in held().items()
+        if (value is not before.get(name) if isinstance(value, Tensor) else value != before.get(name))
+    ]
+
+
 def drop_unstable_samples(program: Program, drawn: Sequence[Round]) -> tuple[list[Round], list[str]]:
     """Drop samples of unusual inputs for which the model's choices depend on rounding.
 
@@ -289,7 +316,7 @@ def drop_unstable_samples(program: Program, drawn: Sequence[Round]) -> tuple[lis
     for number, each in enumerate(drawn):
         inputs = round_tensors(program, each)
         sizes = {x.shape[0] for x in inputs if x.ndim}
-        if each.description.startswith(USUAL) or len(sizes) != 1:
+        if each.description.startswith(USUAL) or len(sizes) != 1 or program.batch_is_named:
             kept.append(each)
             continue
         (batch,) = sizes

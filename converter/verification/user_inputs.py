@@ -59,7 +59,7 @@ def load_given(
         )
     sizes: dict[str, int] = {}
     # Several fixed batches may be given at once; `batches` splits them.
-    repeatable = all(isinstance(spec.shape[0], int) for spec in specs if spec.shape)
+    repeatable = all(_batch_axis(spec) is None for spec in specs)
     inputs = {spec.name: _fitted(arrays[spec.name], spec, sizes, repeatable, path) for spec in specs}
     if labels is not None:
         samples = next((array.shape[0] for array in inputs.values() if array.ndim), 1)
@@ -79,11 +79,11 @@ def batches(arrays: Mapping[str, np.ndarray], specs: Sequence[InputSpec], larges
     Raises:
         UsageError: the samples do not fill the fixed batch, or the inputs have different numbers of samples.
     """
-    dynamic = {spec.name for spec in specs if spec.shape and not isinstance(spec.shape[0], int)}
+    dynamic = {spec.name: axis for spec in specs if (axis := _batch_axis(spec)) is not None}
     if not dynamic:
         yield from _fixed_batches(arrays, specs)
         return
-    counts = {arrays[name].shape[0] for name in dynamic}
+    counts = {arrays[name].shape[axis] for name, axis in dynamic.items()}
     if len(counts) > 1:
         raise UsageError(
             f"The inputs have different numbers of samples: {listed(sorted(counts))}.",
@@ -94,8 +94,14 @@ def batches(arrays: Mapping[str, np.ndarray], specs: Sequence[InputSpec], larges
     (samples,) = counts
     for start in range(0, samples, largest):
         stop = min(start + largest, samples)
-        cut = {name: array[start:stop] if name in dynamic else array for name, array in arrays.items()}
-        yield Round(f"given, samples {start} to {stop - 1}", cut)
+        cut = {name: arrays[name][(*(slice(None),) * axis, slice(start, stop))] for name, axis in dynamic.items()}
+        yield Round(f"given, samples {start} to {stop - 1}", {**arrays, **cut})
+
+
+def _batch_axis(spec: InputSpec) -> int | None:
+    if "batch" in spec.shape:
+        return spec.shape.index("batch")
+    return 0 if spec.shape and not isinstance(spec.shape[0], int) else None
 
 
 def _fixed_batches(arrays: Mapping[str, np.ndarray], specs: Sequence[InputSpec]) -> Iterator[Round]:

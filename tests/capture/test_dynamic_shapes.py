@@ -221,7 +221,6 @@ REFUSED = {
     "a loop over a dimension": (Call(looped), ("1,T,3",), CaptureError, ["T cannot be dynamic", "Give 64 in place"]),
     "a multiple behind its name": (conv(3, 2), ("1,3,H*2,W",), UsageError, ["`1,3,H*2,W` is not a valid", "1,3,H,W"]),
     "a multiple of nothing": (conv(3, 2), ("1,3,0*H,W",), UsageError, ["has a size of 0"]),
-    "a multiple for a batch": (conv(3, 2), ("2*N,3,H,W",), UsageError, ["a multiple as its batch"]),
     "a batch in another place": (conv(3, 2), ("N,3,N,W",), UsageError, ["same batch, which is the first size: `N`"]),
     "batches of two names": (Call(torch.add), ("N,3", "M,3"), UsageError, ["which is the first size: `M`, `N`"]),
     "a dynamic number of channels": (

@@ -138,7 +138,7 @@ def test_outputs_within_a_submodule_have_the_models_paths():
 
 
 REFUSED = {
-    "a path that there is not": ({"outputs": ["backbone.stage"]}, UsageError, ["a module `backbone.stage`", "stages"]),
+    "a path that there is not": ({"outputs": ["backbone.stage"]}, UsageError, ["`backbone.stage`", "stages"]),
     "a submodule that there is not": ({"submodule": "backbon"}, UsageError, ["a module `backbon`", "backbone"]),
     "a module that forward does not call": ({"outputs": ["spare"]}, CaptureError, ["does not call the module `spare`"]),
     "a submodule that forward does not call": ({"submodule": "spare"}, CaptureError, ["does not call", "`spare`"]),
@@ -169,13 +169,66 @@ def test_what_cannot_be_is_named(part, error, said):
         assert words in str(refused.value)
 
 
+class Named(nn.Module):
+    """Three outputs, of which only `boxes` needs `refine`."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.refine, self.score = nn.Linear(4, 3), nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        features = self.body(x)
+        return {"boxes": self.refine(features), "scores": self.score(features).sigmoid(), "count": 3}
+
+
+@pytest.mark.parametrize(
+    "wanted, names", [(["scores"], ["scores"]), (["scores", "body"], ["scores", "body"]), (["refine"], ["refine"])]
+)
+def test_outputs_are_chosen_by_name_and_what_only_others_need_is_dropped(wanted, names):
+    module = Named().eval()
+    source = opened(module, "1,4", outputs=wanted)
+    assert source.program.outputs == names
+    x = torch.randn(5, 4)
+    results = {**module(x), "body": module.body(x), "refine": module.refine(module.body(x))}
+    for result, name in zip(source.program.run(x), names, strict=True):
+        torch.testing.assert_close(result, results[name])
+    assert any("refine" in str(node.target) for node in source.program.graph.nodes) == ("refine" in wanted)
+
+
+def test_outputs_without_names_are_chosen_by_their_numbers():
+    source = opened(Backbone().eval(), "1,3,16,16", outputs=["output_1"], output_names=["output_1=low"])
+    x = torch.randn(2, 3, 16, 16)
+    assert source.program.outputs == ["low"]
+    torch.testing.assert_close(source.program.run(x)[0], source.module(x)["output_1"])
+
+
+def test_an_unknown_output_is_named_beside_the_ones_that_there_are():
+    with pytest.raises(UsageError, match="does not have a module or an output `score_`") as refused:
+        opened(Named().eval(), "1,4", outputs=["score_"])
+    assert "scores" in str(refused.value)
+    with pytest.raises(UsageError, match="`count`"):  # a number, which is no output of a converted model
+        opened(Named().eval(), "1,4", outputs=["count"])
+
+
+def test_outputs_of_an_exported_program_are_chosen_by_name(tmp_path):
+    module = Named().eval()
+    torch.export.save(torch.export.export(module, (torch.rand(2, 4),)), tmp_path / "net.pt2")
+    source = opened(tmp_path / "net.pt2", outputs=["scores"])
+    x = torch.randn(2, 4)
+    assert source.program.outputs == ["scores"]
+    torch.testing.assert_close(source.program.run(x)[0], module(x)["scores"])
+    assert not any("refine" in str(node.target) for node in source.program.graph.nodes)
+    with pytest.raises(UsageError, match="does not have an output `refine`"):
+        opened(tmp_path / "net.pt2", outputs=["refine"])
+
+
 def test_an_exported_program_is_renamed_but_not_cut(tmp_path):
     exported = torch.export.export(nn.Sequential(nn.Linear(4, 3)), (torch.rand(2, 4),))
     torch.export.save(exported, tmp_path / "net.pt2")
     source = opened(tmp_path / "net.pt2", input_names=["input=x"], output_names=["output=y"])
     assert (source.program.inputs, source.program.outputs) == (["x"], ["y"])
     with pytest.raises(UsageError, match="does not have modules to select"):
-        opened(tmp_path / "net.pt2", outputs=["0"])
+        opened(tmp_path / "net.pt2", submodule="0")
 
 
 NET = """

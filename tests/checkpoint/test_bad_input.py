@@ -166,7 +166,7 @@ ARCHITECTURES: list[Case] = [
         2,
         ["net.py does not define `Nett`", "Did you mean Net"],
     ),
-    ("no factory named", Folder.state, "{} --to onnx --model net.py", 2, ["--model net.py", "file.py:name"]),
+    ("no factory named", Folder.state, "{} --to onnx --model net.py", 2, ["is a file", "--model net.py:"]),
     (
         "arguments not its own",
         Folder.state,
@@ -267,7 +267,7 @@ OUTPUTS: list[Case] = [
     ),
     (
         "taken by a folder of the user's, with --force",
-        lambda f: (f.path / "out/notes").mkdir(parents=True) or f.state(),
+        lambda f: (f.path / "out/net_saved_model/notes").mkdir(parents=True) or f.state(),
         f"{{}} --to tf -o out --force {BUILD} {SHAPE}",
         1,
         ["out", "--force does not remove it"],

@@ -936,11 +936,25 @@ POSITION_FIRES = {
         SEQUENCE,
         "mean topk remainder unsqueeze expand gather",
     ),
+    "several of each example in one row": (
+        lambda x: x[through_batch(x).unsqueeze(-1).repeat(1, 3).view(-1), x.mean(2).topk(3).indices.view(-1)],
+        SEQUENCE,
+        "mean topk reshape remainder reshape expand gather reshape",
+    ),
+    "several of each example in one row, counted from the end": (
+        lambda x: x[through_batch(x).repeat_interleave(3), (x.mean(2).topk(3).indices - 6).view(-1)],
+        SEQUENCE,
+        "mean topk sub reshape remainder reshape expand gather reshape",
+    ),
 }
 POSITION_LEAVES = {
     "a mask": (lambda x: torch.where(x > 0, x, 0)[:, [1, 2]], SEQUENCE),
     "backwards through the batch": (lambda x: x[x.shape[0] - 1 - through_batch(x), x.mean(2).argmax(1)], SEQUENCE),
     "a count that is computed with": (lambda x: x[through_batch(x) * 1, x.mean(2).argmax(1)], SEQUENCE),
+    "each example several times, in turn": (
+        lambda x: x[through_batch(x).repeat(3), x.mean(2).topk(3).indices.view(-1)],
+        SEQUENCE,
+    ),
     "a dimension of known size": (lambda x: x[:, torch.arange(6)[:, None], torch.tensor([1, 3])], SEQUENCE),
 }
 

@@ -419,10 +419,14 @@ def test_the_first_axis_of_an_input_without_a_batch_is_not_the_batch(tmp_path: P
     assert any("batch 1" in each for each in report.compared_on.rounds)
 
 
-def test_a_missing_input_shape_is_proposed_from_the_artifact(verify, tmp_path: Path):
+def test_a_missing_input_shape_is_taken_from_the_artifact(verify, tmp_path: Path):
     module = seeded(Classifier())
+    artifact = export(module, tmp_path, input_names=["image"])
+    report = verify(module, artifact, input_shapes=[])
+    assert report.status == "verified"
+    assert any("those of the artifact: 1,3,12,10:float32" in str(note) for note in report.notes)
     with pytest.raises(UsageError, match=r"The artifact takes `image` \[1, 3, 12, 10\]"):
-        verify(module, export(module, tmp_path, input_names=["image"]), input_shapes=[])
+        verify(nn.Linear(3, 2), artifact, input_shapes=[])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,190 @@
+"""Converts the models of ultralytics as their training saves them, and as .pt2, and tells which are verified.
+
+    python benchmarks/detectors.py [NAME ...] --results detectors.jsonl [--write docs/DETECTORS.md] [--seconds 600]
+        [--until 15:00]
+
+Each is the smallest of its family that ultralytics describes, with random weights and norm statistics measured on
+random images, saved as a dictionary with a half-precision `model`. The conversion gets `--trust ultralytics` and
+nothing else. One process for each file, one conversion to all formats; what stands in the results already is not
+measured again, unless named. Needs ultralytics and torchvision, which are otherwise not needed.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does; read when torch is imported
+ROOT = Path(__file__).resolve().parents[1]
+FORMATS = ("tf", "keras", "onnx")
+KINDS = ("pt", "pt2")
+SIDE = 128
+NMS_FREE = " without NMS"
+TASKS = ("-seg", "-pose", "-obb", "-cls")
+FAMILIES = [f"{family}n{task}" for family in ("yolov8", "yolo11", "yolo12", "yolo26") for task in ("", *TASKS)]
+NAMES = (
+    *("rtdetr-l", "yolov10n" + NMS_FREE, "yolo26n" + NMS_FREE, "yolov8s-worldv2"),
+    *FAMILIES,
+    *("yolov10n", "yolov8s-world", "yolov9t", "yolov5n", "yolov3-tiny"),
+)
+
+
+def built(name: str) -> Any:
+    """Returns the model with what training adds to it."""
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests/support")]
+    import torch
+    from torchvision_for_tests import load_torchvision
+
+    from sample_models.calibration import calibrate
+
+    load_torchvision()
+    os.environ |= {"YOLO_OFFLINE": "1", "YOLO_AUTOINSTALL": "false"}
+    from ultralytics import RTDETR, YOLO, YOLOWorld
+
+    described = name.removesuffix(NMS_FREE)
+    wrapper = RTDETR if "rtdetr" in name else YOLOWorld if "world" in name else YOLO
+    torch.manual_seed(0)
+    model = wrapper(f"{described}.yaml").model.eval()
+    model.args = {**dict(model.args), "imgsz": SIDE}
+    if name.endswith(NMS_FREE):
+        model.end2end = True
+    return calibrate(model, torch.randn(2, 3, SIDE, SIDE))
+
+
+def saved(model: Any, kind: str, folder: Path) -> Path:
+    import torch
+
+    path = folder / f"model.{kind}"
+    if kind == "pt":
+        settings = {"train_args": model.args, "train_metrics": {}, "updates": None, "optimizer": None, "ema": None}
+        torch.save({"epoch": -1, "best_fitness": None, "model": model.half(), **settings, "version": "8.4"}, path)
+        return path
+    for head in model.modules():
+        if hasattr(type(head), "export"):
+            head.export, head.dynamic = True, hasattr(type(head), "shape")
+    image = torch.rand(2, 3, SIDE, SIDE)
+    torch.export.save(torch.export.export(model, (image,), dynamic_shapes=({0: torch.export.Dim("batch")},)), path)
+    return path
+
+
+def measure(name: str, kind: str) -> dict[str, Any]:
+    model = built(name)
+    import converter
+    from converter.errors import ConversionError
+
+    row: dict[str, Any] = {"name": name, "kind": kind, "parameters": sum(p.numel() for p in model.parameters())}
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = saved(model, kind, Path(folder))
+        trust = ["ultralytics"] if kind == "pt" else []
+        try:
+            report = converter.convert(path, to=FORMATS, output=Path(folder, "out"), trust=trust)
+        except ConversionError as error:
+            row["refused"] = f"{error.what} {error.where or ''}".strip()
+        else:
+            row["notes"] = list(map(str, report.notes))
+            row["formats"] = {artifact.format: artifact.status for artifact in report.artifacts}
+            row["outputs"] = [str(list(output.shape)) for output in report.artifacts[-1].outputs]
+            row["remarks"] = [
+                f"{artifact.format}: {text}"
+                for artifact in report.artifacts
+                for text in (
+                    [f"{artifact.failure.what} {artifact.failure.where or ''}".strip()] if artifact.failure else []
+                )
+                + [f"proof {proof.name}: {proof.summary}" for proof in artifact.proofs if not proof.holds]
+            ]
+    return row | {"seconds": time.perf_counter() - started}
+
+
+def measured_apart(name: str, kind: str, seconds: float) -> dict[str, Any]:
+    """Measured by a process of its own."""
+    command = [sys.executable, __file__, "--only", name, kind]
+    row: dict[str, Any] = {"name": name, "kind": kind, "seconds": seconds}
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return row | {"failed": f"not done in {seconds:.0f} s"}
+    if run.returncode:
+        return row | {"failed": run.stderr.strip().splitlines()[-1], "log": run.stderr[-3000:]}
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def verdict(row: dict[str, Any], format: str) -> str:
+    return "failed" if "failed" in row else row["formats"][format] if "formats" in row else "refused"
+
+
+def table(rows: dict[tuple[str, str], dict[str, Any]]) -> str:
+    known = [rows[name, kind] for name in NAMES for kind in KINDS if (name, kind) in rows]
+    verified = sum(all(verdict(row, format) == "verified" for format in FORMATS) for row in known)
+    lines = [
+        "# Models of ultralytics",
+        "",
+        "Written by `python benchmarks/detectors.py --write docs/DETECTORS.md`. Weights are random, norm statistics",
+        "measured on random images. A `.pt` is saved as training saves it, with a half-precision `model` and `imgsz`",
+        f"{SIDE}, and converted with `--trust ultralytics` alone. A `.pt2` is exported with a dynamic batch. The",
+        f"outputs are those that ultralytics' own exporter writes; rows{NMS_FREE} have `end2end` set. Seconds are",
+        "of one conversion to all three formats with all proofs, on a machine with other work.",
+        "",
+        f"{len(known)} of {len(NAMES) * len(KINDS)} files have been converted, {verified} are verified in all formats.",
+        "",
+        "| model | file | parameters | outputs | tf | keras | onnx | seconds |",
+        "|---|---|--:|---|---|---|---|--:|",
+    ]
+    for row in known:
+        parameters = f"{row['parameters'] / 1e6:.1f} M" if "parameters" in row else "-"
+        cells = [row["name"], row["kind"], parameters, ", ".join(row.get("outputs", ["-"]))]
+        cells += [*(verdict(row, format) for format in FORMATS), f"{row['seconds']:.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    remarks = [
+        f"- {row['name']}, {row['kind']}: {remark}"
+        for row in known
+        for remark in [row[key] for key in ("failed", "refused") if key in row] + row.get("remarks", [])
+    ]
+    return "\n".join([*lines, *(["", "What is not verified:", "", *remarks] if remarks else [])]) + "\n"
+
+
+@click.command(help=__doc__)
+@click.argument("names", nargs=-1)
+@click.option("--results", type=click.Path(path_type=Path), help="JSON lines, a file each; the last of a file counts.")
+@click.option("--write", type=click.Path(path_type=Path))
+@click.option("--seconds", default=600.0, help="The most that a file may take.")
+@click.option("--until", type=click.DateTime(["%H:%M"]), help="Start no file after this hour.")
+@click.option("--only", nargs=2, hidden=True)
+def main(
+    names: tuple[str, ...],
+    results: Path | None,
+    write: Path | None,
+    seconds: float,
+    until: datetime | None,
+    only: tuple[str, str] | None,
+) -> None:
+    if only:
+        click.echo(json.dumps(measure(*only)))
+        return
+    lines = results.read_text().splitlines() if results and results.exists() else []
+    rows = {(row["name"], row["kind"]): row for row in map(json.loads, lines)}
+    asked = [(name, kind) for kind in KINDS for name in names or NAMES if names or (name, kind) not in rows]
+    for name, kind in asked if results else []:
+        if until and datetime.now().time() >= until.time():
+            break
+        rows[name, kind] = row = measured_apart(name, kind, seconds)
+        with results.open("a") as file:  # type: ignore[union-attr]
+            file.write(json.dumps(row) + "\n")
+        click.echo(f"{name}, {kind}: {', '.join(verdict(row, f) for f in FORMATS)}, {row['seconds']:.0f} s", err=True)
+    if write:
+        write.write_text(table(rows))
+    else:
+        click.echo(table(rows))
+
+
+if __name__ == "__main__":
+    main()
