@@ -1,12 +1,12 @@
 """Converts the models of ultralytics as their training saves them, and as .pt2, and tells which are verified.
 
-    python benchmarks/detectors.py [NAME ...] --results detectors.jsonl [--write docs/DETECTORS.md] [--seconds 600]
-        [--until 15:00]
+    python benchmarks/detectors.py [NAME ...] --results detectors.jsonl [--record] [--seconds 600] [--until 15:00]
 
 Each is the smallest of its family that ultralytics describes, with random weights and norm statistics measured on
 random images, saved as a dictionary with a half-precision `model`. The conversion gets `--trust ultralytics` and
 nothing else. One process for each file, one conversion to all formats; what stands in the results already is not
-measured again, unless named. Needs ultralytics and torchvision, which are otherwise not needed.
+measured again, unless named. --record puts the rows into docs/detectors.json, from which docs/generate/measurements.py
+writes docs/DETECTORS.md. Needs ultralytics and torchvision, which are otherwise not needed.
 """
 
 import json
@@ -24,6 +24,9 @@ import click
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does; read when torch is imported
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "docs/generate"))
+from tables import record, recorded  # noqa: E402  # found by the line above
+
 FORMATS = ("tf", "keras", "onnx")
 KINDS = ("pt", "pt2")
 SIDE = 128
@@ -118,51 +121,25 @@ def measured_apart(name: str, kind: str, seconds: float) -> dict[str, Any]:
     return json.loads(run.stdout.splitlines()[-1])
 
 
-def verdict(row: dict[str, Any], format: str) -> str:
-    return "failed" if "failed" in row else row["formats"][format] if "formats" in row else "refused"
-
-
-def table(rows: dict[tuple[str, str], dict[str, Any]]) -> str:
-    known = [rows[name, kind] for name in NAMES for kind in KINDS if (name, kind) in rows]
-    verified = sum(all(verdict(row, format) == "verified" for format in FORMATS) for row in known)
-    lines = [
-        "# Models of ultralytics",
-        "",
-        "Written by `python benchmarks/detectors.py --write docs/DETECTORS.md`. Weights are random, norm statistics",
-        "measured on random images. A `.pt` is saved as training saves it, with a half-precision `model` and `imgsz`",
-        f"{SIDE}, and converted with `--trust ultralytics` alone. A `.pt2` is exported with a dynamic batch. The",
-        f"outputs are those that ultralytics' own exporter writes; rows{NMS_FREE} have `end2end` set. Seconds are",
-        "of one conversion to all three formats with all proofs, on a machine with other work.",
-        "",
-        f"{len(known)} of {len(NAMES) * len(KINDS)} files have been converted, {verified} are verified in all formats.",
-        "",
-        "| model | file | parameters | outputs | tf | keras | onnx | seconds |",
-        "|---|---|--:|---|---|---|---|--:|",
-    ]
-    for row in known:
-        parameters = f"{row['parameters'] / 1e6:.1f} M" if "parameters" in row else "-"
-        cells = [row["name"], row["kind"], parameters, ", ".join(row.get("outputs", ["-"]))]
-        cells += [*(verdict(row, format) for format in FORMATS), f"{row['seconds']:.0f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    remarks = [
-        f"- {row['name']}, {row['kind']}: {remark}"
-        for row in known
-        for remark in [row[key] for key in ("failed", "refused") if key in row] + row.get("remarks", [])
-    ]
-    return "\n".join([*lines, *(["", "What is not verified:", "", *remarks] if remarks else [])]) + "\n"
+def summary(row: dict[str, Any]) -> dict[str, Any]:
+    """What is recorded of a file."""
+    failed = [row[key] for key in ("failed", "refused") if key in row]
+    status = dict.fromkeys(FORMATS, "failed" if "failed" in row else "refused") | row.get("formats", {})
+    kept = {key: row.get(key) for key in ("name", "kind", "parameters", "outputs", "seconds")}
+    return kept | {"status": status, "remarks": failed + row.get("remarks", [])}
 
 
 @click.command(help=__doc__)
 @click.argument("names", nargs=-1)
 @click.option("--results", type=click.Path(path_type=Path), help="JSON lines, a file each; the last of a file counts.")
-@click.option("--write", type=click.Path(path_type=Path))
+@click.option("--record", "recording", is_flag=True, help="Put the rows into docs/detectors.json.")
 @click.option("--seconds", default=600.0, help="The most that a file may take.")
 @click.option("--until", type=click.DateTime(["%H:%M"]), help="Start no file after this hour.")
 @click.option("--only", nargs=2, hidden=True)
 def main(
     names: tuple[str, ...],
     results: Path | None,
-    write: Path | None,
+    recording: bool,
     seconds: float,
     until: datetime | None,
     only: tuple[str, str] | None,
@@ -179,11 +156,11 @@ def main(
         rows[name, kind] = row = measured_apart(name, kind, seconds)
         with results.open("a") as file:  # type: ignore[union-attr]
             file.write(json.dumps(row) + "\n")
-        click.echo(f"{name}, {kind}: {', '.join(verdict(row, f) for f in FORMATS)}, {row['seconds']:.0f} s", err=True)
-    if write:
-        write.write_text(table(rows))
-    else:
-        click.echo(table(rows))
+        click.echo(f"{name}, {kind}: {summary(row)['status']}, {row['seconds']:.0f} s", err=True)
+    if recording:
+        known = {(row["name"], row["kind"]): row for row in recorded("detectors")}
+        known |= {key: summary(row) for key, row in rows.items()}
+        record("detectors", [known[name, kind] for name in NAMES for kind in KINDS if (name, kind) in known])
 
 
 if __name__ == "__main__":

@@ -45,6 +45,38 @@ def zoo() -> str:
     return "\n".join([*parts, *(["Not verified:\n", "".join(remarks)] if remarks else [])])
 
 
+DETECTORS = """# Models of ultralytics
+
+`python benchmarks/detectors.py --record` measures, `python docs/generate/measurements.py` writes this page. Weights are
+random, norm statistics are measured on random images. A `.pt` is saved as training saves it, with a half-precision
+`model` and `imgsz` 128, and converted with `--trust ultralytics` alone; a `.pt2` is exported with a dynamic batch. The
+outputs are those that ultralytics' own exporter writes; rows "without NMS" have `end2end` set. Seconds are for one
+conversion to all three formats with all proofs, on a machine with other work.
+"""
+
+
+def detectors() -> str:
+    """Return the page."""
+    rows = recorded("detectors")
+    verified = sum(set(row["status"].values()) == {"verified"} for row in rows)
+    summary = f"{len(rows)} files were converted; {verified} of them are verified in all three formats.\n"
+    cells = [
+        [
+            row["name"],
+            row["kind"],
+            f"{row['parameters'] / 1e6:.1f} M" if row["parameters"] else "-",
+            ", ".join(row["outputs"] or ["-"]).replace("'", ""),
+            *(row["status"][f] for f in FORMATS),
+            f"{row['seconds']:.0f}",
+        ]
+        for row in rows
+    ]
+    columns = ["model", "file", "parameters", "outputs", *FORMATS, "seconds"]
+    remarks = [f"- {row['name']}, {row['kind']}: {remark}\n" for row in rows for remark in row["remarks"]]
+    parts = [DETECTORS, summary, table(columns, cells, ("parameters", "seconds"))]
+    return "\n".join([*parts, *(["Not verified:\n", "".join(remarks)] if remarks else [])])
+
+
 MOVEMENT = """# Operators that touch activations without arithmetic
 
 `python benchmarks/movement.py --record` counts them in the written artifact, opened again; `python
@@ -244,6 +276,7 @@ def _table(rows: list[dict[str, object]]) -> str:
 
 PAGES = {
     "ZOO.md": zoo,
+    "DETECTORS.md": detectors,
     "MOVEMENT.md": movement,
     "MODULES.md": modules,
     "OPERATORS.md": operators,
