@@ -56,7 +56,7 @@ def _wait(command: int, watched: Set[signal.Signals], noticed: int) -> int:
         echoed = len(received) > 1 and not select.select([noticed], [], [], 0)[0]
         left = received[-1][1] + _PATIENCE - time.monotonic() if echoed else 60.0
         found = signal.sigtimedwait({*watched, signal.SIGCHLD}, max(0.0, left))
-        if found is not None and found.si_signo != signal.SIGCHLD:
+        if found is not None and found.si_signo in watched:  # after a stop, it may be no signal at all
             received.append((found.si_signo, time.monotonic()))
             if len(received) == 1:
                 os.kill(command, found.si_signo)

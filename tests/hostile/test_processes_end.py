@@ -138,6 +138,16 @@ def test_the_command_ends_with_the_process_that_watches_it(tmp_path: Path):
     command.communicate()
 
 
+def test_a_command_goes_on_after_it_was_suspended(tmp_path: Path):
+    command, _ = begun(COMMAND.replace("DOES", "import time; time.sleep(1.5); sys.exit(3)"), tmp_path / "noted")
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        command.send_signal(number)
+        time.sleep(0.3)
+    _, said = command.communicate(timeout=15)
+    assert command.returncode == 3
+    assert "Traceback" not in said
+
+
 def _group(process: int) -> int | None:
     try:
         return os.getpgid(process)
