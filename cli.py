@@ -203,6 +203,13 @@ def verify(model: Path, artifact: Path, console: Console, **arguments: Any) -> N
     help="Say whether it can be converted, by the exit status too; nothing is written.",
 )
 @in_group("Output", "--to", multiple=True, type=FORMAT, help="Format to check; repeatable.  [default: all]")
+@in_group(
+    "Output",
+    "--explain",
+    multiple=True,
+    type=click.Choice(["focus", "shift", "depthwise", "separable"]),
+    help="Say what the model's packings or convolutions are elsewhere, in numbers; repeatable.",
+)
 @with_console
 def inspect(model: Path, check: bool, to: tuple[str, ...], console: Console, **arguments: Any) -> None:
     """Show a model's modules, shapes, weights, and what each becomes."""

@@ -249,6 +249,10 @@ class ArtifactOptions:
     exact_shifts: bool = option(
         "--exact-shifts", "Advanced", "Treat grid_sample at whole-pixel offsets as an exact shift.", False
     )
+    focus_as_convolution: bool = option(
+        "--focus-as-convolution", "Advanced", "In PyTorch modules, write a Focus and the convolution behind it as one "
+        "convolution with a stride.", False,
+    )  # fmt: skip
     mappings: tuple[str | Path, ...] = option(
         "--mappings", "Advanced", "Python file with your own mappings for operators; repeatable.", (),
         metavar="FILE.py", is_path=True,
@@ -542,6 +546,7 @@ class InspectKeywords(LoadKeywords, total=False):
     keep_batchnorm: bool
     opset: int | None
     exact_shifts: bool
+    focus_as_convolution: bool
     mappings: Sequence[str | Path] | str | Path
 
 

@@ -22,6 +22,7 @@ def detect_format(path: Path) -> Format:
             "This is not an artifact of a known format.",
             code="PTC4002",
             where=str(path),
-            fix="Give a SavedModel folder, a .keras file of Keras 3, an .onnx or a .tflite file.",
+            fix="Give a SavedModel folder, a .keras file of Keras 3, an .onnx or a .tflite file, or a folder that "
+            "--to torch wrote.",
         )
     return found

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..errors import OutputError, UsageError
 from .runtime.formats import recognize
 
-SUFFIXES = {"tf": "_saved_model", "keras": ".keras", "onnx": ".onnx", "tflite": ".tflite"}
+SUFFIXES = {"tf": "_saved_model", "keras": ".keras", "onnx": ".onnx", "tflite": ".tflite", "torch": "_torch"}
 
 
 def holds(question: Callable[[], bool]) -> bool:
@@ -72,7 +72,7 @@ def output_path(source: Path, format: str, output: str | Path | None, several: b
     stem = output.with_suffix("") if output.suffix in other else output
     # Keras opens only files with the suffix .keras.
     if stem != output or (format == "keras" and output.suffix != ".keras"):
-        name = stem if format == "tf" else f"{stem}{SUFFIXES[format]}"
+        name = stem if not SUFFIXES[format].startswith(".") else f"{stem}{SUFFIXES[format]}"
         raise UsageError(
             f"{output} is not a valid name for --to {format}.", code="PTC4007", where="-o", fix=f"Name it {name}."
         )

@@ -24,7 +24,7 @@ from .runtime.protocol import Fact, receive, send
 from .runtime.stamp import read_stamp
 
 _MODULES: dict[Format, str] = {
-    "tf": "saved_model", "keras": "keras", "onnx": "onnx", "tflite": "tflite",
+    "tf": "saved_model", "keras": "keras", "onnx": "onnx", "tflite": "tflite", "torch": "torch_module",
 }  # fmt: skip
 # Defaults that the user may override. Spinning threads would take the processor from the parent.
 _ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "TF_CPP_MIN_LOG_LEVEL": "2"}
@@ -133,12 +133,13 @@ class Runner:
         """Return whether the process still runs; a runtime that crashes ends it."""
         return self._process.poll() is None
 
-    def open(self, path: Path, signature: str | None = None, *, trusted: bool = False) -> None:
+    def open(self, path: Path, signature: str | None = None, *, trusted: bool | str = False) -> None:
         """Open an artifact and set `inputs` and `outputs`; another artifact of the format may be opened after it.
 
         Args:
             signature: of a SavedModel or a TFLite file; `serving_default`, or the only one it has, if None.
-            trusted: open it even if it holds what could do more than compute.
+            trusted: open it even if it holds what could do more than compute; for a PyTorch module, which is a program,
+                also the SHA-256 of the only source that may run.
         """
         self._path = path
         request = {"action": "open", "path": str(path.resolve()), "signature": signature, "trusted": trusted}

@@ -13,6 +13,7 @@ from ..errors import Note
 from ..report.failures import UnsupportedOperator
 from ..report.results import (
     Accuracy,
+    Answer,
     ArtifactReport,
     FormatCheck,
     LayerRow,
@@ -26,7 +27,9 @@ from ..report.results import (
     WeightMatch,
 )
 
-FORMATS = {"tf": "SavedModel", "keras": "Keras file", "onnx": "ONNX", "tflite": "LiteRT file"}
+FORMATS = {
+    "tf": "SavedModel", "keras": "Keras file", "onnx": "ONNX", "tflite": "LiteRT file", "torch": "PyTorch module",
+}  # fmt: skip
 PROOFS = {"function": "1 same function", "artifact": "2 same artifact", "weights": "3 same weights"}
 LAYOUTS = {"channels_last": "channels last", "pytorch": "PyTorch layout"}
 COLOURS = {"verified": "green", "not verified": "yellow", "disagrees": "red", "failed": "red", "converts": "green"}
@@ -76,7 +79,8 @@ def _tree(rows: Sequence[LayerRow]) -> Table:
     for row, (guides, name) in zip(rows, _branches([row.path for row in rows]), strict=True):
         parameters = f"{row.parameters:,}" if row.parameters else ""
         shapes = " → ".join(_sample(shape) for shape in (row.shape_in, row.shape_out) if shape is not None)
-        tree.add_row(Text.assemble((guides, "dim"), name), *map(Text, (row.type, shapes, parameters, row.becomes)))
+        kind = Text.assemble(row.type, " " if row.type and row.convolution else "", (row.convolution, "dim"))
+        tree.add_row(Text.assemble((guides, "dim"), name), kind, *map(Text, (shapes, parameters, row.becomes)))
     return tree
 
 
@@ -224,6 +228,14 @@ def _weights(matches: Sequence[WeightMatch]) -> Table:
         style = "red" if match.found in ("changed", "missing") else ""
         table.add_row(match.tensor, _shape(match.shape), Text(match.found, style), match.name, match.how)
     return table
+
+
+def _answers(answers: Sequence[Answer]) -> Table:
+    grid = _grid()
+    for answer in answers:
+        for number, line in enumerate(answer.lines):
+            grid.add_row("" if number else answer.topic, Text(line) if number else _at(answer.module, line))
+    return grid
 
 
 def _plan(rows: Sequence[PlanRow]) -> RenderableType:

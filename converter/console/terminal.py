@@ -24,6 +24,7 @@ from converter.console.render import (
     PROOFS,
     _accuracy,
     _add_tensors,
+    _answers,
     _artifact_title,
     _at,
     _checks,
@@ -219,6 +220,8 @@ class Terminal:
         parts.append(_tree(summary.rows))
         if summary.rewrites:
             parts += [_heading("Rewritten"), _rewrites(summary.rewrites)]
+        if summary.answers:
+            parts += [_heading("Explained"), _answers(summary.answers)]
         if summary.plan:
             parts += [_heading("Layout: PyTorch's dimension of each axis"), _plan(summary.plan)]
         if summary.unsupported:

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from converter.artifacts import torch_writer
 from converter.artifacts.onnx_writer import refuse_projections, refuse_untranslated
 from converter.artifacts.runtime.formats import Format
+from converter.artifacts.torch_source import ModuleSource
 from converter.capture.input_domains import export_shapes, size_ranges
 from converter.errors import UnsupportedOperatorsError
 from converter.ir.program import Program
@@ -29,7 +31,7 @@ from converter.plan.interface import TensorInterface
 from converter.plan.steps import Constant
 from converter.report.results import Movement, Rewrite
 from converter.rewrites.base import Change
-from converter.rewrites.pipelines import EXACT_SHIFTS, KEEP_BATCHNORM, REWRITES
+from converter.rewrites.pipelines import AS_CONVOLUTION, EXACT_SHIFTS, KEEP_BATCHNORM, REWRITES
 from converter.verification.checked_rewrite import rewrite
 from converter.verification.onnx_weights import refillable
 from converter.verification.weight_proof import Expected
@@ -41,10 +43,12 @@ if TYPE_CHECKING:
     from converter.lowering.frozen_constants import FrozenConstant
 
 MOVING = {
-    "Transpose": ("Transpose", "TRANSPOSE"),
-    "Gather": ("Gather", "GatherV2", "GatherNd", "GatherND", "GatherElements", "GATHER", "GATHER_ND"),
-}
-BY = {"onnx": "PyTorch's exporter", "tflite": "TensorFlow's converter"}
+    "Transpose": ("Transpose", "TRANSPOSE", "permute", "transpose"),
+    "Gather": (
+        "Gather", "GatherV2", "GatherNd", "GatherND", "GatherElements", "GATHER", "GATHER_ND", "gather", "index_select",
+    ),
+}  # fmt: skip
+BY = {"onnx": "PyTorch's exporter", "tflite": "TensorFlow's converter", "torch": "the model itself"}
 
 
 @dataclass
@@ -117,6 +121,9 @@ class RewrittenModel:
         }
 
     def write(self, path: Path) -> None:
+        if self.format == "torch":
+            torch_writer.write(self.module_source(), path, self.stamp())
+            return
         if self.format == "onnx":
             self._write_onnx(path)
             return
@@ -125,13 +132,19 @@ class RewrittenModel:
 
     def prepare(self) -> None:
         """Do everything that comes before writing; raise what writing would raise."""
-        if self.format == "onnx":
+        if self.format == "torch":
+            self.module_source()
+        elif self.format == "onnx":
             self._in_onnx()
         elif self.format == "tflite":  # its converter decides
             with tempfile.TemporaryDirectory() as folder:
                 self.write(Path(folder) / "model.tflite")
         else:
             self.executor("float32")
+
+    def module_source(self, dtype: torch.dtype = torch.float32) -> ModuleSource:
+        """Return the program as Python source."""
+        return ModuleSource(self.program, self.inputs, self.outputs, dtype)
 
     def _write_onnx(self, path: Path) -> None:
         from converter.artifacts import onnx_writer
@@ -193,9 +206,9 @@ class RewrittenModel:
 
     def frozen_constants(self) -> Sequence[FrozenConstant] | None:
         """Return what the artifact's graph computes of weights alone; None where it holds them as variables."""
-        from converter.lowering.frozen_constants import frozen_constants
-
         if self.format == "tflite" and self._frozen is None:
+            from converter.lowering.frozen_constants import frozen_constants
+
             executor = self.executor("float32")
             self._frozen = frozen_constants(executor.traced, executor.tensors)
         return self._frozen
@@ -211,7 +224,7 @@ class RewrittenModel:
         from converter.lowering.executor import PlanExecutor
 
         if self.plan is None:
-            raise AssertionError("ONNX is not lowered")
+            raise AssertionError(f"{self.format} is not lowered")
         executors = {} if self.reusable is None else self.reusable.executors
         executor = executors.get(precision)
         if executor is None or not _refill(executor):
@@ -258,14 +271,17 @@ def _build_uncached(
     source: LoadedModel, format: Format, options: ArtifactOptions, clock: Clock, known: Mapping[str, Any] | None
 ) -> RewrittenModel:
     chosen = [r for r in REWRITES[format] if not (options.keep_batchnorm and r in KEEP_BATCHNORM)]
+    if options.focus_as_convolution:
+        chosen = [AS_CONVOLUTION.get(r, r) for r in chosen]
     if options.exact_shifts:
         chosen = [EXACT_SHIFTS.get(r, r) for r in chosen]
     with clock("rewrite"):
         inputs, expected = source.probe or (source.examples, None)
         program, changes = rewrite(source.program, chosen, inputs, expected)
-    if format == "onnx":
-        refuse_untranslated(program, source.mappings)
-        refuse_projections(program)
+    if format in ("onnx", "torch"):
+        if format == "onnx":
+            refuse_untranslated(program, source.mappings)
+            refuse_projections(program)
         return RewrittenModel(source, format, options, program, changes, *interfaces(program))
     with clock("plan"):
         plan = make_plan(program, options.layout, known, source.mappings)

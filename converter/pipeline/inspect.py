@@ -20,6 +20,8 @@ from converter.options import ArtifactOptions, InspectKeywords, InspectOptions
 from converter.pipeline.build import build, summarize_changes
 from converter.pipeline.check import check_formats
 from converter.pipeline.clock import Clock
+from converter.pipeline.explain import convolution_facts
+from converter.pipeline.explain import explain as explain_topics
 from converter.pipeline.load_model import LoadedModel, load_with_mappings
 from converter.plan.builder import PlanBuilder
 from converter.plan.interface import facts, sizes_shown, symbol_names
@@ -35,6 +37,7 @@ def inspect(
     *,
     check: Sequence[str] = (),
     plan: bool = False,
+    explain: Sequence[str] = (),
     **keywords: Unpack[InspectKeywords],
 ) -> ModelSummary:
     """Return the module tree with shapes, weights, and what each module becomes in a Keras file.
@@ -44,6 +47,7 @@ def inspect(
     Args:
         check: formats to check whether the model can be converted to them; nothing is written.
         plan: include the plan: every value with its axes and every movement with its reason.
+        explain: topics to answer from the model's graph: "focus", "shift", "depthwise", "separable".
         keywords: those of `converter.options.InspectOptions`: `factory`, `input_shapes`, `layout`, ...
 
     Raises:
@@ -53,22 +57,27 @@ def inspect(
     clock = Clock(None)
     source, artifact_options = load_with_mappings(model, options, clock)
     checks = check_formats(source, check, artifact_options, options.capture.seed, clock)
-    made = summary(source, artifact_options, plan, clock)
+    made = summary(source, artifact_options, plan, clock, explain)
     return replace(made, checks=checks, notes=options.report.shown(made.notes))
 
 
-def summary(source: LoadedModel, options: ArtifactOptions, with_plan: bool, clock: Clock) -> ModelSummary:
+def summary(
+    source: LoadedModel, options: ArtifactOptions, with_plan: bool, clock: Clock, topics: Sequence[str] = ()
+) -> ModelSummary:
     unsupported: tuple[UnsupportedOperator, ...] = ()
     inputs: tuple[TensorFacts, ...] = ()
     outputs: tuple[TensorFacts, ...] = ()
     becomes: dict[str, str] = {}
     plan: tuple[PlanRow, ...] = ()
     rewrites: tuple[Rewrite, ...] = ()
+    planned: PlanBuilder | None = None
+    convolutions = convolution_facts(source.program)
     try:
         built = build(source, "keras", options, clock)
         if built.plan is None:
             raise AssertionError("a Keras file is planned")
-        becomes = what_becomes(built.plan)
+        planned = built.plan
+        becomes = what_becomes(planned)
         rewrites = tuple(summarize_changes(built.changes))
         plan = plan_rows(built.plan) if with_plan else ()
         names = symbol_names(source.program)
@@ -83,7 +92,9 @@ def summary(source: LoadedModel, options: ArtifactOptions, with_plan: bool, cloc
             own = sum(p.numel() for p in module.parameters(recurse=False))
             shape_in, shape_out = shapes.get(path, (None, None))
             made = becomes.get(path, _nothing(path, module, read)) if not unsupported else ""
-            rows.append(LayerRow(path, type(module).__name__, shape_in, shape_out, own, made))
+            rows.append(
+                LayerRow(path, type(module).__name__, shape_in, shape_out, own, made, convolutions.get(path, ""))
+            )
     else:
         if not becomes and not unsupported:
             raise UsageError(
@@ -91,7 +102,10 @@ def summary(source: LoadedModel, options: ArtifactOptions, with_plan: bool, cloc
                 code="PTC6028",
                 fix="There is nothing to convert: the model returns its inputs.",
             )
-        rows = [LayerRow(path, "", None, None, 0, what) for path, what in becomes.items()]
+        order = dict.fromkeys(module_path(node) for node in source.program.graph.nodes)
+        held = becomes if unsupported else dict.fromkeys(convolutions, "in another layer") | becomes
+        paths = [path for path in (*order, *(held.keys() - order.keys())) if path in held]
+        rows = [LayerRow(path, "", None, None, 0, held[path], convolutions.get(path, "")) for path in paths]
     return ModelSummary(
         source=source.name,
         rows=tuple(rows),
@@ -101,6 +115,7 @@ def summary(source: LoadedModel, options: ArtifactOptions, with_plan: bool, cloc
         outputs=outputs,
         plan=plan,
         rewrites=rewrites,
+        answers=explain_topics(source.program, planned, topics),
     )
 
 
@@ -128,7 +143,9 @@ def what_becomes(plan: PlanBuilder) -> dict[str, str]:
     found: dict[str, list[str]] = {}
     for step in topological_order(plan.results):
         if isinstance(step, LayerStep):
-            found.setdefault(module_path(step.node), []).append(step.kind.__name__)
+            multiplier = step.config.get("depth_multiplier")
+            name = step.kind.__name__ + (f"(depth_multiplier={multiplier})" if multiplier else "")
+            found.setdefault(module_path(step.node), []).append(name)
         elif isinstance(step, CallStep):
             found.setdefault(module_path(step.node), []).append(operator_name(step.node))
     return {path: " + ".join(_counted(names)) for path, names in found.items()}

@@ -15,6 +15,7 @@ from converter.artifacts.detect_format import detect_format
 from converter.artifacts.runner import Runner, TensorSpec
 from converter.artifacts.runtime.formats import Format
 from converter.artifacts.stamp_schema import checked_stamp
+from converter.artifacts.torch_writer import source_digest
 from converter.checkpoint.trust import ARTIFACT, is_guard_lifted
 from converter.errors import CaptureError, ConversionError, Note, UnsupportedOperatorsError, UsageError
 from converter.ir.program import Program
@@ -58,7 +59,7 @@ def verify(
     that shapes do not tell.
 
     Args:
-        artifact: a SavedModel folder, a `.keras`, an `.onnx` or a `.tflite` file.
+        artifact: a SavedModel folder, a `.keras`, an `.onnx` or a `.tflite` file, or a folder of `--to torch`.
         keywords: those of `converter.options.VerifyOptions`: `factory`, `input_shapes`, `atol`, `accept`, ... A stamped
             artifact needs no input shapes and no submodel: its stamp has them.
 
@@ -177,8 +178,19 @@ def load_beside(
             import keras  # noqa: F401  # the third proof makes a plan
     if not missing:
         with clock("open"):
-            runner.open(artifact, options.match.signature, trusted=trusted)
+            own = own_source(source, runner.format, stamp, clock)
+            runner.open(artifact, options.match.signature, trusted=trusted or own)
     return source
+
+
+def own_source(source: LoadedModel, format: Format, stamp: Mapping[str, Any], clock: Clock) -> str:
+    """Return the SHA-256 of the source that `--to torch` writes for this model as the stamp says, or "".
+
+    The artifact's own source is a program, and anybody's: it runs only if it is the same.
+    """
+    if format != "torch" or not stamp.get("options"):
+        return ""
+    return source_digest(build(source, format, ArtifactOptions(**stamp["options"]), clock).module_source())
 
 
 def prove_stamped_weights(

@@ -14,6 +14,7 @@ from converter.report.failures import (
 )
 from converter.report.results import (
     Accuracy,
+    Answer,
     ArtifactReport,
     CheckReport,
     ComparedOn,
@@ -45,6 +46,7 @@ __all__ = [
     "SCHEMA",
     "WORST_FIRST",
     "Accuracy",
+    "Answer",
     "ArtifactReport",
     "CheckReport",
     "ComparedOn",

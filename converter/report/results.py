@@ -297,7 +297,11 @@ class VerificationReport(Report):
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One module of the tree; shapes are those of its first tensors, None where it has none."""
+    """One module of the tree; shapes are those of its first tensors, None where it has none.
+
+    Attributes:
+        convolution: kernel, stride, dilation, groups and multiplier of its convolutions.
+    """
 
     path: str
     type: str
@@ -305,6 +309,20 @@ class LayerRow:
     shape_out: Shape | None
     parameters: int
     becomes: str
+    convolution: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a module's operators are in other words, for a topic of `inspect --explain`.
+
+    Attributes:
+        lines: sentences, and lines of code with the model's numbers.
+    """
+
+    topic: str
+    module: str
+    lines: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -371,6 +389,7 @@ class ModelSummary(Report):
     plan: tuple[PlanRow, ...] = ()
     rewrites: tuple[Rewrite, ...] = ()
     checks: tuple[FormatCheck, ...] = ()
+    answers: tuple[Answer, ...] = ()
 
     @property
     def exit_status(self) -> int:  # type: ignore[override]

@@ -27,6 +27,7 @@ from converter.ir import custom_ops
 from converter.ir.aten import bound_arguments, first_input, is_pointwise, read_item
 from converter.ir.program import Program, module_path
 from converter.ir.sizes import symbolic_shape
+from converter.rewrites.analysis.channel_index import index_text
 from converter.rewrites.base import Change
 
 aten, ours = torch.ops.aten, torch.ops.converter
@@ -55,6 +56,8 @@ BINARY = {
 }  # fmt: skip
 CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding, aten.conv2d.padding}
 TRANSPOSED = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
+
+LONGEST_SELECTION = 60  # characters of a line of code that a report shows
 
 
 Index = tuple[int, ...]
@@ -193,11 +196,12 @@ class Region:
             self.program.replace_tensor(attribute, reordered, self.program.origin(attribute), [user])
         permuted = {1: "input channels permuted", 0: "output channels permuted"}
         ends: dict[str, list[str]] = {}
-        for user, name, dim in self.weights:
-            if user.target in TRANSPOSED:
-                dim = 1 - dim
+        for (user, name, dim), index in self.weights.items():
+            side = 1 - dim if user.target in TRANSPOSED else dim
             if (user.target in CONVOLUTIONS | TRANSPOSED and name == "weight") or user.target is aten.linear.default:
-                ends.setdefault(permuted[dim], []).append(f"`{module_path(user)}`")
+                selection = f"weight[{':, ' * dim}{index_text(index)}]"
+                how = f": {selection}" if len(selection) <= LONGEST_SELECTION else ""
+                ends.setdefault(f"{permuted[side]}{how}", []).append(f"`{module_path(user)}`")
         return "; ".join(f"{', '.join(dict.fromkeys(names))} {what}" for what, names in ends.items())
 
     # -- what must change with a value

@@ -35,6 +35,8 @@ from converter.rewrites.negative_zero_padding import negative_zero_padding
 from converter.rewrites.normalize_pools import normalize_pools
 from converter.rewrites.note_split_volumes import note_split_volumes
 from converter.rewrites.shift_to_depthwise import shift_to_depthwise
+from converter.rewrites.space_to_depth_as_convolution import space_to_depth_as_convolution
+from converter.rewrites.space_to_depth_as_pixel_unshuffle import space_to_depth_as_pixel_unshuffle
 from converter.rewrites.tie_embeddings import tie_embeddings
 from converter.rewrites.unify_clamp_bounds import unify_clamp_bounds
 
@@ -84,9 +86,17 @@ REWRITES: dict[str, tuple[Rewrite, ...]] = {
         expand_masked_attention,
         shift_to_depthwise,
     ),
+    # Norms and dropouts stay, and shifts as the model spells them.
+    "torch": (
+        *(r for r in COMMON if r not in (find_shifts, fold_channel_order)),
+        find_space_to_depth_in_views,
+        space_to_depth_as_pixel_unshuffle,
+        fold_channel_order,
+    ),
 }
 REWRITES["tflite"] = REWRITES["tf"]  # its writer takes a SavedModel
 KEEP_BATCHNORM = (fold_batch_norm,)
+AS_CONVOLUTION: dict[Rewrite, Rewrite] = {space_to_depth_as_pixel_unshuffle: space_to_depth_as_convolution}
 EXACT_SHIFTS: dict[Rewrite, Rewrite] = {
     find_shifts: find_sampled_shifts,
     find_trained_shifts: find_trained_and_sampled_shifts,
@@ -103,6 +113,7 @@ EMITTED: dict[Rewrite, tuple[OpOverload, ...]] = {
     find_trained_and_sampled_shifts: (ours.shift.default,),
     group_convolutions: (ours.reorder_channels.default,),
     find_channel_permutations: (ours.reorder_channels.default,),
+    space_to_depth_as_pixel_unshuffle: PACKING,
     find_space_to_depth: PACKING,
     find_space_to_depth_in_views: PACKING,
     find_attention: (ours.multi_head_attention.default,),

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from converter.ir.program import Program
+from converter.artifacts import torch_writer
+from converter.artifacts.runtime.formats import Format
+from converter.artifacts.torch_source import ModuleSource
+from converter.ir.program import Program, tensor_name
 from converter.memory import reusing_blocks
 from converter.plan.interface import to_artifact, to_torch
 from converter.report.results import Proof, TraceRow
@@ -32,9 +35,10 @@ class Rewritten(Protocol):
 
     Attributes:
         tensor_names: every tensor of the checkpoint.
-        plan: None for ONNX, which PyTorch's exporter writes from the rewritten program.
+        plan: None for ONNX, which PyTorch's exporter writes from the rewritten program, and for PyTorch modules.
     """
 
+    format: Format
     program: Program
     plan: PlanBuilder | None
 
@@ -49,6 +53,9 @@ class Rewritten(Protocol):
     def constants(self) -> Mapping[str, Constant]:
         """Return the constant that each variable of the plan holds, by the variable's name."""
 
+    def module_source(self, dtype: torch.dtype = torch.float32) -> ModuleSource:
+        """Return the program as Python source."""
+
     def frozen_constants(self) -> Sequence[FrozenConstant] | None:
         """Return what the artifact's graph computes of weights alone; None where it holds them as variables."""
 
@@ -58,8 +65,16 @@ class Rewritten(Protocol):
 
 @reusing_blocks()
 def prove_function(reference: Reference, rewritten: Rewritten) -> Proof:
-    """Prove that the plan (ONNX: the rewritten program) computes what was captured, in float64 (proof 1)."""
-    run = _run_program(rewritten.program, reference) if rewritten.plan is None else _run_plan(rewritten, reference)
+    """Prove that what is written computes what was captured, in float64 (proof 1).
+
+    That is the plan, the source of a PyTorch module, or for ONNX the rewritten program.
+    """
+    if rewritten.format == "torch":
+        run = _run_source(rewritten.module_source(torch.float64), reference)
+    elif rewritten.plan is None:
+        run = _run_program(rewritten.program, reference)
+    else:
+        run = _run_plan(rewritten, reference)
     return compare_function(
         reference.float64,
         list(run),
@@ -73,6 +88,13 @@ def _run_program(program: Program, reference: Reference) -> Iterator[Outputs]:
     for each in reference.rounds:
         results = raised.run(*(torch.from_numpy(_in_float64(each.arrays[name])) for name in program.inputs))
         yield dict(zip(raised.outputs, [r.numpy() for r in results], strict=True))
+
+
+def _run_source(source: ModuleSource, reference: Reference) -> Iterator[Outputs]:
+    run = torch_writer.runner(source)
+    for each in reference.rounds:
+        results = run(*(torch.from_numpy(_in_float64(each.arrays[i.name])) for i in source.inputs))
+        yield {o.name: result.numpy() for o, result in zip(source.outputs, results, strict=True)}
 
 
 def _run_plan(rewritten: Rewritten, reference: Reference) -> Iterator[Outputs]:
@@ -118,21 +140,31 @@ def prove_weights(
     rewritten: Rewritten, tensors: Mapping[str, np.ndarray], graph_as_written: bool | None = None
 ) -> Proof:
     """Prove that the artifact holds the checkpoint's tensors, rearranged or folded (proof 3)."""
-    if rewritten.plan is None or rewritten.frozen_constants() is not None:
+    frozen = rewritten.frozen_constants() is not None
+    if rewritten.format == "onnx" or frozen:
         tensors = dict(tensors)  # they are read several times
     expected = expected_tensors(rewritten, tensors)
     used = {s for e in expected.values() for s in e.sources}
-    if rewritten.frozen_constants() is not None:
+    if frozen:
         tensors = {n: t for n, t in tensors.items() if n in expected or not is_of_graph(t)}
-    elif rewritten.plan is None:  # drop the exporter's own tensors: shapes, axes, operators' arguments
+    elif rewritten.format == "onnx":  # drop the exporter's own tensors: shapes, axes, operators' arguments
         tensors = {n: t for n, t in tensors.items() if n in expected or not is_exporters(t)}
     return compare_weights(expected, tensors, rewritten.tensor_names | used, _unused(rewritten, used), graph_as_written)
 
 
 def expected_tensors(rewritten: Rewritten, tensors: Mapping[str, np.ndarray]) -> dict[str, Expected]:
     """Return what the artifact's `tensors` must be, by name; only for ONNX do they decide which are expected."""
-    if rewritten.plan is None:
+    if rewritten.format == "onnx":
         return expected_initializers(rewritten.program, tensors, rewritten.folded_constants)
+    if rewritten.format == "torch":
+        program, names = rewritten.program, rewritten.module_source().names
+        nodes = {tensor_name(node): node for node in program.graph.find_nodes(op="get_attr")}
+        return {
+            name: Expected(
+                program.values(nodes[target]), program.origins[target].sources, program.origins[target].exact
+            )
+            for target, name in names.items()
+        }
     origins = rewritten.program.origins
     if (constants := rewritten.frozen_constants()) is not None:
         return expected_constants(constants, tensors, origins)
@@ -145,7 +177,7 @@ def expected_tensors(rewritten: Rewritten, tensors: Mapping[str, np.ndarray]) ->
 def _unused(rewritten: Rewritten, used: set[str]) -> dict[str, str]:
     """Return why tensors of the checkpoint are in no tensor of the artifact."""
     captured, program = rewritten.captured, rewritten.program
-    exported, frozen = rewritten.plan is None, rewritten.frozen_constants() is not None
+    exported, frozen = rewritten.format == "onnx", rewritten.frozen_constants() is not None
     exporter = "TensorFlow's converter" if frozen else "PyTorch's exporter"
     in_graph, live = tensors_read(captured), tensors_read(program)
     nodes = list(captured.graph.find_nodes(op="get_attr"))

@@ -128,6 +128,7 @@ def test_document_of_the_report_is_that_of_its_types():
         ("tf", "out/net", False, "out/net"),
         ("keras", "out/net.keras", False, "out/net.keras"),
         ("onnx", "net.onnx", False, "net.onnx"),
+        ("torch", None, True, "best_torch"),
         ("onnx", "out", True, "out/best.onnx"),
         ("tf", "out.d", True, "out.d/best_saved_model"),
     ],

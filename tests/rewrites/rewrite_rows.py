@@ -412,3 +412,48 @@ SPACE_TO_DEPTH_LEAVES = {
     ),
     "a flat view": (lambda x: x.flatten(2), PACKED),
 }  # fmt: skip
+
+# -- space to depth as PyTorch has it
+
+PACKED = (2, 6, 8, 6)
+BY_COLUMN = [6 * block + channel for block in (0, 2, 1, 3) for channel in range(6)]
+
+
+def packed_behind(conv, order=None):
+    def forward(self, x):
+        y = ours.space_to_depth(x, 2)
+        return self.conv(y if order is None else ours.reorder_channels(y, order))
+
+    return Call(forward, conv=conv)
+
+
+UNSHUFFLE_FIRES = {
+    "in order": (packed_behind(nn.Conv2d(24, 4, 3)), PACKED, "pixel_unshuffle reorder_channels conv2d"),
+    "as a Focus": (packed_behind(nn.Conv2d(24, 4, 1), BY_COLUMN), PACKED, "pixel_unshuffle reorder_channels conv2d"),
+    "the inverse": (
+        Call(lambda self, x: ours.depth_to_space(self.conv(x), 2), conv=nn.Conv2d(6, 12, 1)),
+        PACKED,
+        "conv2d reorder_channels pixel_shuffle",
+    ),
+}
+UNSHUFFLE_LEAVES = {
+    "no weights take the order": (lambda x: ours.space_to_depth(x, 2), PACKED),
+    "nor for the inverse": (lambda x: ours.depth_to_space(x, 2), (2, 8, 5, 4)),
+    "returned too": (
+        Call(lambda self, x: (lambda y: (y, self.conv(y)))(ours.space_to_depth(x, 2)), conv=nn.Conv2d(24, 4, 1)),
+        PACKED,
+    ),
+}
+AS_CONVOLUTION_FIRES = {
+    "in order": (packed_behind(nn.Conv2d(24, 4, 3, padding=1)), PACKED, "conv2d"),
+    "as a Focus, with strides": (packed_behind(nn.Conv2d(24, 4, (1, 3), (2, 1), (0, 2)), BY_COLUMN), PACKED, "conv2d"),
+    "read twice": (
+        Call(
+            lambda self, x: (lambda y: (self.a(y), self.b(y)))(ours.space_to_depth(x, 2)),
+            a=nn.Conv2d(24, 4, 1), b=nn.Conv2d(24, 2, 3),
+        ),
+        PACKED,
+        "conv2d conv2d",
+    ),
+    "dilated": (packed_behind(nn.Conv2d(24, 4, 2, dilation=2)), PACKED, "pixel_unshuffle reorder_channels conv2d"),
+}  # fmt: skip

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from equivalence import Call, Input, assert_same, captured, examples, in_float64
 from multi_head_rows import MULTI_HEAD_FIRES, MULTI_HEAD_LEAVES
 from rewrite_rows import (
+    AS_CONVOLUTION_FIRES,
     DEPTHWISE_BIAS_FIRES,
     DEPTHWISE_BIAS_LEAVES,
     FIXED_LEAVE,
@@ -32,6 +33,8 @@ from rewrite_rows import (
     SPACE_TO_DEPTH_LEAVES,
     TO_DEPTHWISE_FIRES,
     TO_DEPTHWISE_LEAVES,
+    UNSHUFFLE_FIRES,
+    UNSHUFFLE_LEAVES,
     VOLUMES_FIRE,
     VOLUMES_LEAVE,
     separable,
@@ -67,6 +70,8 @@ from converter.rewrites.note_split_volumes import note_split_volumes
 from converter.rewrites.pipelines import REWRITES
 from converter.rewrites.run import apply_rewrites
 from converter.rewrites.shift_to_depthwise import shift_to_depthwise
+from converter.rewrites.space_to_depth_as_convolution import space_to_depth_as_convolution
+from converter.rewrites.space_to_depth_as_pixel_unshuffle import space_to_depth_as_pixel_unshuffle
 from converter.rewrites.tie_embeddings import tie_embeddings
 from converter.rewrites.unify_clamp_bounds import unify_clamp_bounds
 from converter.verification.checked_rewrite import rewrite
@@ -1177,6 +1182,8 @@ TABLES = {
     drop_unread_statistics: (STATISTICS_FIRE, STATISTICS_LEAVE),
     drop_batch_index: (POSITION_FIRES, POSITION_LEAVES),
     note_split_volumes: (VOLUMES_FIRE, VOLUMES_LEAVE),
+    space_to_depth_as_pixel_unshuffle: (UNSHUFFLE_FIRES, UNSHUFFLE_LEAVES),
+    space_to_depth_as_convolution: (AS_CONVOLUTION_FIRES, UNSHUFFLE_LEAVES),
     find_space_to_depth_in_views: (SPACE_TO_DEPTH_FIRES, SPACE_TO_DEPTH_LEAVES),
     constant_offsets: (OFFSETS_FIRE, FIXED_LEAVE),
     learned_offsets: (LEARNED_FIRE, OFFSETS_LEAVE),

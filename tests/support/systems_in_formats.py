@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,11 +16,14 @@ from equivalence import UNASKED, captured, examples, to_artifact, to_torch
 from torch import Tensor, nn
 from writers import write_onnx
 
+from converter.artifacts import torch_writer
 from converter.artifacts.runtime.graph_ops import count_operators
+from converter.artifacts.torch_source import ModuleSource
 from converter.ir.program import Program
 from converter.lowering.executor import PlanExecutor
 from converter.lowering.planner import make_plan
 from converter.options import CaptureOptions
+from converter.pipeline.build import interfaces
 from converter.rewrites.drop_identities import drop_identities
 from converter.rewrites.fold_batch_norm import fold_batch_norm
 from converter.rewrites.fold_constants import fold_constants
@@ -30,6 +35,10 @@ MOVING = {
     "Transpose", "SpaceToDepth", "DepthToSpace", "Gather", "GatherV2", "GatherND", "GatherNd", "GatherElements", "Pad",
     "PadV2", "MirrorPad", "StridedSlice", "Slice", "ConcatV2", "Concat", "Split", "SplitV", "Roll", "GridSample",
     "DeformConv", "ScatterND", "ScatterElements", "DepthwiseConv2dNative",
+}  # fmt: skip
+MOVING_IN_TORCH = {
+    "pixel_unshuffle", "pixel_shuffle", "permute", "transpose", "cat", "pad", "roll", "split", "index_select", "gather",
+    "grid_sampler", "slice_scatter", "unfold", "stack",
 }  # fmt: skip
 NAIVE = (drop_identities, fold_constants, fold_batch_norm)
 
@@ -61,6 +70,8 @@ def in_format(program: Program, format: str, inputs: Sequence[Tensor], path: Pat
     """How to run a program as an artifact, and how many operators of a kind that may move elements it has."""
     if format == "onnx":
         return in_onnx(program, inputs, path)
+    if format == "torch":
+        return in_torch(program)
     plan = make_plan(program)
     lowered = PlanExecutor(plan, stock=format == "keras")
     if format == "keras":
@@ -103,6 +114,20 @@ def in_onnx(program: Program, inputs: Sequence[Tensor], path: Path) -> tuple[Run
     run.alone = lambda arrays: session.run(None, arrays)  # type: ignore[attr-defined]
     run.given = lambda tensors: {n: t.numpy() for n, t in zip(names, tensors, strict=True)}  # type: ignore[attr-defined]
     return run, moving(counted)
+
+
+def in_torch(program: Program) -> tuple[Run, dict[str, int]]:
+    """The same of a PyTorch module, run as it is written."""
+    source = ModuleSource(program, *interfaces(program))
+    run = torch_writer.runner(source)
+    calls = Counter(re.findall(r"(?:F|torch|x\w*)\.(\w+)\(", source.text))
+
+    def as_arrays(tensors: Sequence[Tensor]) -> list[np.ndarray]:
+        return [result.numpy() for result in run(*tensors)]
+
+    as_arrays.alone = lambda tensors: run(*tensors)  # type: ignore[attr-defined]
+    as_arrays.given = list  # type: ignore[attr-defined]
+    return as_arrays, {name: n for name, n in sorted(calls.items()) if name in MOVING_IN_TORCH}
 
 
 def moving(operators: dict[str, int]) -> dict[str, int]:

@@ -7,17 +7,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-Format = Literal["tf", "keras", "onnx", "tflite"]
+Format = Literal["tf", "keras", "onnx", "tflite", "torch"]
 
 # onnx.proto, ModelProto: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 _IR_VERSION, _GRAPH, _OPSET_IMPORT = 1, 7, 8
 # schema.fbs: https://github.com/tensorflow/tensorflow/blob/master/tensorflow/compiler/mlir/lite/schema/schema.fbs
 _TFLITE_IDENTIFIER = b"TFL3"
+# The files of a PyTorch module. Any folder may hold a program: the stamp tells ours.
+TORCH_SOURCE, TORCH_WEIGHTS, TORCH_STAMP = "model.py", "weights.pt", "converter_stamp.json"
+TORCH_FILES = (TORCH_SOURCE, TORCH_WEIGHTS, TORCH_STAMP)
 
 
 def recognize(path: Path) -> Format | None:
     if path.is_dir():
-        return "tf" if (path / "saved_model.pb").is_file() else None
+        if (path / "saved_model.pb").is_file():
+            return "tf"
+        return "torch" if all((path / name).is_file() for name in TORCH_FILES) else None
     if not path.is_file():
         return None
     with path.open("rb") as file:

@@ -1,7 +1,8 @@
 """The stamp of every artifact that pt-convert writes: the facts of its conversion, as JSON.
 
 It is an extra member of the `.keras` zip, a member of a zip at the end of a `.tflite` file, a file in a SavedModel's
-`assets.extra`, or an entry of ONNX's `metadata_props`. Read without TensorFlow, Keras or onnx.
+`assets.extra` or beside a PyTorch module, or an entry of ONNX's `metadata_props`. Read without TensorFlow, Keras or
+onnx.
 """
 
 import io
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .formats import protobuf_fields, recognize, says_damaged
+from .formats import TORCH_FILES, TORCH_STAMP, protobuf_fields, recognize, says_damaged
 
 ZIP_MEMBER = "converter_stamp.json"
 SAVED_MODEL_FILE = Path("assets.extra") / "converter_stamp.json"
@@ -38,13 +39,16 @@ def read_stamp(path: Path) -> dict[str, Any] | None:
 
 
 def bears_our_stamp(path: Path) -> bool:
+    """Return whether pt-convert wrote all of an artifact: beside a PyTorch module, people put files of their own."""
+    if recognize(path) == "torch" and {entry.name for entry in path.iterdir()} - {*TORCH_FILES, "__pycache__"}:
+        return False
     return read_stamp(path) is not None
 
 
 def _stamp_of(path: Path) -> bytes | None:
     match recognize(path):
-        case "tf":
-            file = path / SAVED_MODEL_FILE
+        case "tf" | "torch" as format:
+            file = path / (SAVED_MODEL_FILE if format == "tf" else TORCH_STAMP)
             return file.read_bytes() if file.is_file() and file.stat().st_size <= _LARGEST else None
         case "keras" | "tflite":
             if not zipfile.is_zipfile(path):
