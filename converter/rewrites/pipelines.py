@@ -114,6 +114,7 @@ EMITTED: dict[Rewrite, tuple[OpOverload, ...]] = {
     group_convolutions: (ours.reorder_channels.default,),
     find_channel_permutations: (ours.reorder_channels.default,),
     space_to_depth_as_pixel_unshuffle: PACKING,
+    space_to_depth_as_convolution: PACKING,
     find_space_to_depth: PACKING,
     find_space_to_depth_in_views: PACKING,
     find_attention: (ours.multi_head_attention.default,),

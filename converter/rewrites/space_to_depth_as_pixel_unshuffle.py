@@ -71,7 +71,15 @@ def shuffled(program: Program, node: fx.Node) -> bool:
 def replaced(program: Program, end: fx.Node, made: fx.Node, reordered: fx.Node, source: fx.Node) -> bool:
     """Replace `end` unless there is a new order that no weights take."""
     end.replace_all_uses_with(made)
-    if reordered.target is not REORDER or taken_by_weights(program, reordered):
+    before = first_input(end)
+    apart = [end, before] if before.target is REORDER and len(before.users) == 1 else [end]
+    arguments = [node.args for node in apart]
+    for node in apart:
+        node.args = ()  # what goes reads nothing that an order could be folded into
+    taken = reordered.target is not REORDER or taken_by_weights(program, reordered)
+    for node, args in zip(apart, arguments, strict=True):
+        node.args = args
+    if taken:
         return True
     made.replace_all_uses_with(end)
     erase_unused(program, made, source)

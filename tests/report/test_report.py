@@ -158,7 +158,7 @@ def test_a_file_goes_into_a_folder_that_exists_unless_that_is_an_artifact(tmp_pa
     for format in ("onnx", "keras"):
         expected = tmp_path / "out" / f"best.{format}"
         assert output_path(Path("best.pt"), format, tmp_path / "out", False) == expected
-    assert output_path(Path("best.pt"), "tf", tmp_path / "out", False) == tmp_path / "out"
+    assert output_path(Path("best.pt"), "tf", tmp_path / "out", False) == tmp_path / "out" / "best_saved_model"
     artifact = tmp_path / "net_saved_model"
     assert output_path(Path("best.pt"), "onnx", artifact, False) == artifact
 
