@@ -3,8 +3,8 @@
 from itertools import chain
 
 import torch
-from keras import layers, ops
 
+from converter.plan.lazy_keras import layers, ops
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, Unsupported
 from mappings.elementwise import elu

@@ -3,8 +3,8 @@
 import math
 
 import torch
-from keras import ops
 
+from converter.plan.lazy_keras import ops
 from converter.plan.registry import maps
 from mappings.comparison import as_array
 from mappings.elementwise import arithmetic, sign, sum_of, unary

@@ -6,13 +6,13 @@ import math
 
 import numpy as np
 import torch
-from keras import layers, ops
 
 from converter.ir import custom_ops as ours
 from converter.ir.lazy_tensor import LazyTensor
 from converter.ir.sizes import Size, per_example, product
 from converter.plan.builder import PlanBuilder
 from converter.plan.layout import Layout
+from converter.plan.lazy_keras import layers, ops
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, ItemStep, Movement, Unsupported, Value
 from mappings import dynamic_resize

@@ -2,9 +2,9 @@
 
 import numpy as np
 import torch
-from keras import ops
 
 from converter.ir.lazy_tensor import LazyTensor
+from converter.plan.lazy_keras import ops
 from converter.plan.steps import Constant
 
 

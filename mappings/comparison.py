@@ -1,9 +1,9 @@
 """Comparisons, logic, bits and choices. Operands of different types are cast to the type that PyTorch compares in."""
 
 import torch
-from keras import ops
 from torch import fx
 
+from converter.plan.lazy_keras import ops
 from converter.plan.precision import dtype_name
 from converter.plan.registry import maps
 from mappings.elementwise import arithmetic

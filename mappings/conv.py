@@ -6,10 +6,10 @@ channels may come in any order: the kernel follows.
 
 import numpy as np
 import torch
-from keras import layers, ops
 
 from converter.ir.windows import same_padding
 from converter.plan.layout import channels_last_result
+from converter.plan.lazy_keras import layers, ops
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, Unsupported, Value
 from mappings.padding import is_same, pad_spatial

@@ -7,10 +7,10 @@ one after another and multiplied by their part of the kernel, so memory does not
 import itertools
 
 import numpy as np
-from keras import ops
 
 from converter.ir.sizes import product
 from converter.plan.layout import channels_last_result
+from converter.plan.lazy_keras import ops
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, Unsupported, Value
 from mappings.elementwise import sum_of

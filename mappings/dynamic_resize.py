@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import sympy
 import torch
-from keras import ops
 
 from converter.ir.sizes import Size, per_example, product, quotient
 from converter.plan.builder import PlanBuilder
 from converter.plan.layout import Layout, Run
+from converter.plan.lazy_keras import ops
 from converter.plan.steps import Constant, Movement, Unsupported, Value
 
 LEAST, CHECKED = 8, 8192  # range of sizes for which a factor, a float, is checked to act as its fraction

@@ -1,10 +1,9 @@
 """Operators that treat every element alike, so they take any layout."""
 
 import torch
-from keras import layers, ops
-from keras.backend import standardize_dtype
 
 from converter.ir.program import module_class
+from converter.plan.lazy_keras import backend, layers, ops
 from converter.plan.precision import dtype_name
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, Value
@@ -14,7 +13,7 @@ aten = torch.ops.aten
 
 def sign(a):
     """Return the sign of `a`, 0 for NaN."""
-    dtype = standardize_dtype(a.dtype)
+    dtype = backend.standardize_dtype(a.dtype)
     return ops.cast(a > 0, dtype) - ops.cast(a < 0, dtype)
 
 

@@ -1,9 +1,9 @@
 """Embeddings: the features come last, in any layout of the indices."""
 
 import torch
-from keras import layers
 
 from converter.plan.layout import Layout
+from converter.plan.lazy_keras import layers
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, Unsupported
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from keras import ops
 
 from converter.ir.lazy_tensor import LazyTensor
 from converter.ir.sizes import product
 from converter.plan.builder import PlanBuilder
 from converter.plan.layout import Layout
+from converter.plan.lazy_keras import ops
 from converter.plan.precision import dtype_name
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, Unsupported, Value

@@ -8,11 +8,11 @@ import itertools
 
 import numpy as np
 import torch
-from keras import ops
 
 from converter.ir.lazy_tensor import LazyTensor
 from converter.ir.sizes import product
 from converter.plan.layout import Layout, channels_last_result
+from converter.plan.lazy_keras import ops
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, Unsupported, Value
 from mappings.elementwise import sum_of

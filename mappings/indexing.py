@@ -5,11 +5,11 @@ from functools import partial
 
 import numpy as np
 import torch
-from keras import ops
 
 from converter.ir.lazy_tensor import LazyTensor
 from converter.ir.sizes import product
 from converter.plan.layout import Layout
+from converter.plan.lazy_keras import ops
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, Unsupported, Value
 from mappings.expand import expanded

@@ -6,10 +6,9 @@ choose differently.
 
 import numpy as np
 import torch
-from keras import ops
-from keras.backend import standardize_dtype
 
 from converter.plan.layout import Layout
+from converter.plan.lazy_keras import backend, ops
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, Unsupported, Value
 from mappings.expand import expanded
@@ -151,7 +150,7 @@ def pseudo_inverse(plan, x, *, atol=None, rtol=None, hermitian=False):
     larger = max(x.shape[-2:])
 
     def function(a):
-        least = larger * float(np.finfo(standardize_dtype(a.dtype)).eps) if rtol is None else rtol
+        least = larger * float(np.finfo(backend.standardize_dtype(a.dtype)).eps) if rtol is None else rtol
         if hermitian:  # PyTorch reads only the lower triangle
             a = ops.tril(a) + ops.swapaxes(ops.tril(a, -1), -1, -2)
         return ops.pinv(a, rcond=least)

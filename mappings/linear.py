@@ -1,9 +1,9 @@
 """Linear layers: features may come in any order, the kernel's rows follow."""
 
 import torch
-from keras import layers, ops
 
 from converter.plan.layout import Layout
+from converter.plan.lazy_keras import layers, ops
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, Unsupported
 from mappings.elementwise import sum_of

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from itertools import product as pairs
 from typing import Any
 
-import keras
-import tensorflow as tf
 import torch
-from keras import ops
 
 from converter.ir.lazy_tensor import LazyTensor
 from converter.plan.builder import PlanBuilder
 from converter.plan.layout import Layout, Run, Runs, joint_order
+from converter.plan.lazy_keras import backend, ops, tf
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, Unsupported, Value, arrange, elements
 from mappings.linear import linear
@@ -200,9 +198,9 @@ def contract(
     def multiply(x, y):
         if (of_first, of_second) == ("ik", "kj"):
             return ops.matmul(x, y)
-        if keras.backend.is_keras_tensor(x) or keras.backend.is_keras_tensor(y):  # einsum transposes neither operand
+        if backend.is_keras_tensor(x) or backend.is_keras_tensor(y):  # einsum transposes neither operand
             return ops.einsum(f"...{of_first},...{of_second}->...ij", x, y)
-        return tf.linalg.matmul(x, y, transpose_a=of_first == "ki", transpose_b=of_second == "jk")
+        return tf.matmul(x, y, transpose_a=of_first == "ki", transpose_b=of_second == "jk")
 
     dims = tuple(layouts[0].dims[d] or layouts[1].dims[d] for d, label in enumerate(labels) if label in result)
     size = {n: m for layout in layouts for n, m in layout.size.items() if n not in contracted}

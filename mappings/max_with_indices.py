@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from keras import ops
-from keras.backend import standardize_dtype
 
 from converter.ir.sizes import product
 from converter.plan.builder import PlanBuilder
+from converter.plan.lazy_keras import backend, ops
 from converter.plan.steps import Unsupported, Value
 from mappings.elementwise import sum_of
 
@@ -104,8 +103,8 @@ class BestAlong:
 
 
 def is_float(array) -> bool:
-    return "float" in standardize_dtype(array.dtype)
+    return "float" in backend.standardize_dtype(array.dtype)
 
 
 def lowest(array) -> float | int:
-    return -np.inf if is_float(array) else int(np.iinfo(standardize_dtype(array.dtype)).min)
+    return -np.inf if is_float(array) else int(np.iinfo(backend.standardize_dtype(array.dtype)).min)

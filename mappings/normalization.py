@@ -4,10 +4,10 @@ from itertools import chain
 
 import numpy as np
 import torch
-from keras import layers, ops
 
 from converter.ir.program import module_class
 from converter.plan.layout import Layout
+from converter.plan.lazy_keras import layers, ops
 from converter.plan.precision import dtype_name
 from converter.plan.registry import maps
 from converter.plan.steps import Unsupported, Value, arrange

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from keras import layers, ops
 
 from converter.ir.sizes import Size
 from converter.ir.windows import overhang, same_padding
 from converter.plan.builder import PlanBuilder
 from converter.plan.layout import channels_last_result
+from converter.plan.lazy_keras import layers, ops
 from converter.plan.registry import maps
 from converter.plan.steps import Unsupported, Value
 from mappings.indexing import picked

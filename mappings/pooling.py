@@ -9,12 +9,12 @@ import numpy as np
 import sympy
 import torch
 import torch.nn.functional as F
-from keras import KerasTensor, layers, ops
 
 from converter.ir.aten import AVERAGE_POOLS, MAX_POOLS
 from converter.ir.lazy_tensor import LazyTensor
 from converter.ir.sizes import as_size
 from converter.plan.layout import channels_last_result
+from converter.plan.lazy_keras import backend, layers, ops
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, Unsupported
 from mappings import dynamic_resize
@@ -147,7 +147,7 @@ def windows_along(array, axis, kernel, stride, pool):
     if None in behind:
         raise ValueError(f"the axes behind {axis} must be known, not {behind}")
     channels = int(np.prod(behind, dtype=int))
-    if isinstance(array, KerasTensor):  # a file returns tuples as lists, which Keras on JAX rejects: numbers only
+    if backend.is_keras_tensor(array):  # a file returns tuples as lists, which Keras on JAX rejects: numbers only
         line = ops.reshape(array, (-1, shape[axis], channels))
         pooled = pool(line, kernel, strides=stride, padding="valid", data_format="channels_last")
     else:
@@ -236,7 +236,7 @@ def mean_of_windows(image, kernel, stride):
     """Compute the mean of each window of a channels-last array of one channel, whose sizes may be dynamic."""
     if len(set(kernel)) == len(set(stride)) == 1:
         return ops.average_pool(image, kernel[0], stride[0], "valid", "channels_last")
-    if not isinstance(image, KerasTensor):
+    if not backend.is_keras_tensor(image):
         return ops.average_pool(image, kernel, stride, "valid", "channels_last")
     rows = ops.average_pool(ops.squeeze(image, -1), kernel[0], stride[0], "valid", "channels_last")
     columns = ops.average_pool(ops.transpose(rows, (0, 2, 1)), kernel[1], stride[1], "valid", "channels_last")

@@ -1,9 +1,9 @@
 """Reductions over dimensions at any place and in any order."""
 
 import torch
-from keras import ops
 
 from converter.plan.layout import Layout
+from converter.plan.lazy_keras import ops
 from converter.plan.precision import dtype_name
 from converter.plan.registry import maps
 from converter.plan.steps import Unsupported, Value

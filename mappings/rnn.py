@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from keras import layers, ops
 
 from converter.ir.lazy_tensor import LazyTensor
 from converter.plan.builder import PlanBuilder
 from converter.plan.layout import Layout
+from converter.plan.lazy_keras import layers, ops
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, ItemStep, Unsupported, Value
 from mappings.linear import features_last

@@ -1,9 +1,9 @@
 """Running sums, products and extremes along a dimension, and others that compare its elements with each other."""
 
 import torch
-from keras import ops
 
 from converter.ir.lazy_tensor import LazyTensor
+from converter.plan.lazy_keras import ops
 from converter.plan.precision import dtype_name
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, Unsupported, Value

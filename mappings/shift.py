@@ -6,10 +6,10 @@ slices on a CPU. Otherwise, and if infinities may occur, every group is sliced a
 
 import numpy as np
 import torch
-from keras import layers, ops
 
 from converter.ir.lazy_tensor import LazyTensor
 from converter.plan.layout import channels_last_result
+from converter.plan.lazy_keras import layers, ops
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, Value
 from converter.rewrites.analysis.finiteness import may_be_infinite

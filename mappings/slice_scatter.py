@@ -2,8 +2,8 @@
 
 import numpy as np
 import torch
-from keras import ops
 
+from converter.plan.lazy_keras import ops
 from converter.plan.precision import dtype_name
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, Unsupported, Value

@@ -3,11 +3,10 @@
 import math
 
 import numpy as np
-import tensorflow as tf
 import torch
-from keras import KerasTensor, ops
 
 from converter.ir.sizes import product
+from converter.plan.lazy_keras import backend, ops, tf
 from converter.plan.precision import dtype_name
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, Unsupported, Value
@@ -29,7 +28,7 @@ def whole(plan, x):
 
 def first_of(a, name, axis):
     """Return the first position of an extreme along an axis, by argmax or argmin."""
-    if not isinstance(a, KerasTensor):
+    if not backend.is_keras_tensor(a):
         return ops.expand_dims(getattr(tf, name)(a, axis, "int32"), axis)
     if "float" in a.dtype:  # Keras considers -0.0 less than 0.0
         a = ops.where(ops.equal(a, 0), ops.zeros_like(a), a)

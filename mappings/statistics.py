@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 import torch
-from keras import ops
 
 from converter.ir.aten import bound_arguments
 from converter.ir.sizes import product
+from converter.plan.lazy_keras import ops
 from converter.plan.precision import dtype_name
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, Unsupported

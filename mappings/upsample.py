@@ -12,13 +12,12 @@ Between sizes that are unknown until the model runs, the graph computes the weig
 import functools
 from dataclasses import dataclass
 
-import keras
 import numpy as np
 import torch
-from keras import layers, ops
 
 from converter.ir.sizes import quotient
 from converter.plan.layout import channels_last_result
+from converter.plan.lazy_keras import backend, image_ops, layers, ops
 from converter.plan.registry import maps
 from mappings import dynamic_resize
 from mappings.axis_matmul import along, multiplied
@@ -87,8 +86,8 @@ class Bilinear:
     matrices: tuple[np.ndarray, np.ndarray]
 
     def __call__(self, image):
-        if keras.backend.standardize_dtype(image.dtype) == "float32":
-            return ops.image.resize(image, self.size, interpolation="bilinear", data_format="channels_last")
+        if backend.standardize_dtype(image.dtype) == "float32":
+            return image_ops.resize(image, self.size, interpolation="bilinear", data_format="channels_last")
         for axis, matrix in enumerate(self.matrices, start=1):
             image = along(image, ops.cast(matrix, image.dtype), axis)
         return image

@@ -4,10 +4,10 @@ from functools import partial
 from math import prod
 
 import torch
-from keras import ops
 
 from converter.ir.sizes import Size, product
 from converter.plan.layout import Layout
+from converter.plan.lazy_keras import ops
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, Unsupported, Value
 from mappings import dynamic_resize

@@ -30,6 +30,7 @@ from converter.lowering.user_lowerings import blame
 from converter.memory import swept
 from converter.plan.builder import PlanBuilder
 from converter.plan.dynamic_reshape import reshaped
+from converter.plan.lazy_keras import LazyMember
 from converter.plan.precision import dtype_name, float32_is
 from converter.plan.registry import Registry
 from converter.plan.steps import (
@@ -355,7 +356,8 @@ class PlanExecutor:
     def _layer(self, step: LayerStep) -> layers.Layer:
         if step.key in self._layers:
             return self._layers[step.key]
-        kind, config, weights, shape = step.kind, step.config, step.weights, known_shape(step.input_shape)
+        kind = step.kind.resolve() if isinstance(step.kind, LazyMember) else step.kind
+        config, weights, shape = step.config, step.weights, known_shape(step.input_shape)
         if self.stock and between_others(step):
             config = config | {"axis": [*axes_of(config), len(shape)]}
             weights, shape = tuple(constant.reshape(*constant.shape, 1) for constant in weights), (*shape, 1)
@@ -458,7 +460,7 @@ def between_others(step: LayerStep) -> bool:
 
     Keras on PyTorch then normalizes the last axes instead. An appended axis of one element, normalized too, avoids it.
     """
-    if step.kind is not layers.LayerNormalization:
+    if step.kind.__name__ != "LayerNormalization":
         return False
     axes = axes_of(step.config)
     return axes[-1] not in (-1, len(step.input_shape) - 1) and axes == list(range(axes[0], axes[0] + len(axes)))

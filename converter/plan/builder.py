@@ -21,6 +21,7 @@ from converter.plan.broadcast import align_axes, join_axes
 from converter.plan.dynamic_reshape import is_possible
 from converter.plan.interface import TensorInterface
 from converter.plan.layout import Layout, Move, NeedsMerge, Run, Runs, refine
+from converter.plan.lazy_keras import LazyMember
 from converter.plan.registry import Registry
 from converter.plan.steps import (
     CallStep,
@@ -146,7 +147,7 @@ class PlanBuilder:
 
     def layer(
         self,
-        kind: type,
+        kind: type | LazyMember,
         config: dict[str, Any],
         value: Value,
         *,

@@ -11,6 +11,7 @@ from typing import Any
 
 from converter.ir.sizes import Size, product
 from converter.plan.layout import Move
+from converter.plan.lazy_keras import layers, ops
 
 
 def is_possible(move: Move) -> bool:
@@ -40,8 +41,6 @@ def reshaped(array: Any, have: Sequence[Size], want: Sequence[Size]) -> Any:
     Raises:
         ValueError: it changes more than one dynamic size.
     """
-    from keras import layers, ops
-
     if _unknown(want) <= 1:
         target = runtime_shape(want)
         held = [n if isinstance(n, int) else None for n in array.shape]
@@ -105,8 +104,6 @@ def _in_groups(have: Sequence[Size], want: Sequence[Size]) -> list[tuple[tuple[i
 
 def _joined(array: Any, axis: int, count: int) -> Any:
     """Join `count` axes from `axis` on into one."""
-    from keras import ops
-
     if not count:
         return ops.expand_dims(array, axis)
     for _ in range(count - 1):
@@ -116,8 +113,6 @@ def _joined(array: Any, axis: int, count: int) -> Any:
 
 def _split(array: Any, axis: int, sizes: Sequence[int]) -> Any:
     """Split one axis into several of these sizes."""
-    from keras import ops
-
     if not sizes:
         return ops.squeeze(array, axis)
     for i, size in enumerate(sizes[:-1]):

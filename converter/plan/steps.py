@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from converter.ir.lazy_tensor import LazyTensor
 from converter.ir.sizes import Size, per_example
 from converter.plan.layout import Layout, Move, Runs
+from converter.plan.lazy_keras import LazyMember
 
 T = TypeVar("T")
 
@@ -141,7 +142,7 @@ class LayerStep(Step):
             the initial states of a recurrent layer.
     """
 
-    kind: type
+    kind: type | LazyMember
     config: dict[str, Any]
     weights: tuple[Constant, ...]
     name: str
