@@ -29,6 +29,7 @@ from converter.report.results import ConversionReport, VerificationReport
 if TYPE_CHECKING:
     from converter.batch.jobs import Job
     from converter.batch.results import BatchReport, CheckResults
+    from converter.report.results import ModelSummary
 
 FORMAT = FormatName(list(SUFFIXES))
 
@@ -65,12 +66,14 @@ def convert(
 ) -> None:
     """Convert models and prove that the results are the same functions."""
     import converter
+    from converter.pipeline.preflight import check_call
 
     models, to = tuple(dict.fromkeys(models)), tuple(dict.fromkeys(to))
 
     def convert_one(model: Path) -> ConversionReport:
         # Each of several models goes into the folder under its own name.
         own_output: str | Path | None = paths[model, to[0]] if len(models) > 1 and len(to) == 1 else output
+        check_call(model, ConvertOptions.of(**arguments))
         return converter.convert(model, to=to, output=own_output, progress=console.terminal.progress, **arguments)
 
     planned = console.run(lambda: output_paths(models, to, output), ", ".join(map(str, models)))
@@ -184,9 +187,13 @@ def batch(
 def verify(model: Path, artifact: Path, console: Console, **arguments: Any) -> None:
     """Compare an artifact with the model it was made from; any tool may have made it."""
     import converter
+    from converter.pipeline.preflight import check_call
 
-    progress = console.terminal.progress
-    result = console.run(lambda: converter.verify(model, artifact, progress=progress, **arguments), str(model))
+    def compare() -> VerificationReport:
+        check_call(model, VerifyOptions.of(**arguments), artifact)
+        return converter.verify(model, artifact, progress=console.terminal.progress, **arguments)
+
+    result = console.run(compare, str(model))
     if isinstance(result, VerificationReport):
         console.terminal.show_verification(result)
     console.exit([result])
@@ -211,16 +218,48 @@ def verify(model: Path, artifact: Path, console: Console, **arguments: Any) -> N
     help="Say what the model's packings or convolutions are elsewhere, in numbers; repeatable.",
 )
 @with_console
-def inspect(model: Path, check: bool, to: tuple[str, ...], console: Console, **arguments: Any) -> None:
+def inspect(model: Path, plan: bool, check: bool, to: tuple[str, ...], console: Console, **arguments: Any) -> None:
     """Show a model's modules, shapes, weights, and what each becomes."""
     import converter
+    from converter.pipeline.preflight import check_call
 
     if to and not check:
         raise click.UsageError("--to says which formats to --check; convert MODEL --to writes them")
     formats = (to or tuple(SUFFIXES)) if check else ()
-    result = console.run(lambda: converter.inspect(model, check=formats, **arguments), str(model))
+
+    def describe() -> "ModelSummary":
+        check_call(model, InspectOptions.of(**arguments))
+        return converter.inspect(model, check=formats, plan=plan, **arguments)
+
+    result = console.run(describe, str(model))
     if not isinstance(result, Failure):
         console.terminal.show_summary(result)
+    console.exit([result])
+
+
+@main.command(cls=GroupedCommand)
+@click.argument("folder", type=PATH, default=Path())
+@with_console
+def sample(folder: Path, console: Console) -> None:
+    """Write the trained sample model into FOLDER/sample_models: a checkpoint, its code, and held-back images."""
+    from converter.console.sample import WrittenSample, write_sample
+
+    result = console.run(lambda: write_sample(folder), str(folder))
+    if isinstance(result, WrittenSample):
+        console.terminal.show_sample(result)
+    console.exit([result])
+
+
+@main.command(cls=GroupedCommand)
+@in_group("Output", "--to", multiple=True, type=FORMAT, help="Format to try; repeatable.  [default: all]")
+@with_console
+def doctor(to: tuple[str, ...], console: Console) -> None:
+    """Show what works here: versions, formats, missing extras, and what is known to go wrong."""
+    from converter.console.doctor import Diagnosis, diagnose
+
+    result = console.run(lambda: diagnose(to or tuple(SUFFIXES), console.terminal.progress), "doctor")
+    if isinstance(result, Diagnosis):
+        console.terminal.show_diagnosis(result)
     console.exit([result])
 
 

@@ -32,6 +32,7 @@ class Note:
         return self.text
 
 
+RUNTIMES = frozenset({"torch", "tensorflow", "keras", "onnx", "onnxscript", "onnxruntime"})
 LONGEST_TEXT, LONGEST_WORD = 20_000, 1000  # characters of a message, and of what has no space in it
 UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # controls, bidirectional overrides, zero widths, surrogates
 
@@ -179,6 +180,13 @@ def wrap_unexpected(error: BaseException, where: str | None = None) -> Conversio
             code="PTC9003",
             where=str(error.filename) if error.filename is not None else where,
             fix="-v shows the traceback. Temporary files are in the folder that TMPDIR names.",
+        )
+    if isinstance(error, ImportError) and (name := (error.name or "").partition(".")[0]) in RUNTIMES:
+        return ConversionError(
+            f"{name} cannot be imported: {error}",
+            code="PTC9006",
+            where=where,
+            fix=f"Run pip install {name}. `pt-convert doctor` shows what works here.",
         )
     lines = [line for line in str(error).splitlines() if line.strip()]
     return ConversionError(

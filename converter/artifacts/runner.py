@@ -259,12 +259,11 @@ class Runner:
             what = f"The artifact was refused: {content['refused']}"
             raise CheckpointError(what, code="PTC4022", where=str(self._path), fix=fix)
         if "error" in content:
-            raise ConversionError(
-                f"The artifact {failure}: {content['error']}",
-                code="PTC4020",
-                fix="Convert again. For an artifact from another tool, check that its own runtime opens it.",
-                where=str(self._path),
-            )
+            fix = "Convert again. For an artifact from another tool, check that its own runtime opens it."
+            if content["missing"]:
+                fix = f"Run pip install {content['missing']}. `pt-convert doctor` shows what works here."
+            what = f"The artifact {failure}: {content['error']}"
+            raise ConversionError(what, code="PTC4020", fix=fix, where=str(self._path))
         return content, results
 
     def _tail(self) -> str:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
-from converter.capture.input_shapes import EXAMPLE, NAME, InputShape, Sizes, parse_input_shape
+from converter.capture.input_shapes import EXAMPLE, InputShape, Sizes, parse_image_size
 from converter.capture.ultralytics_models import image_of_ultralytics
 from converter.errors import Note, UsageError
 
@@ -50,20 +48,6 @@ def infer_input_shapes(module: nn.Module, image_size: str | None) -> tuple[list[
     )
 
 
-def parse_image_size(text: str) -> Sizes:
-    """Parse HEIGHT or HEIGHT,WIDTH. Raises UsageError for anything else."""
-    side = rf"(?:\d+|(?:\d+\*)?{NAME})"
-    if not re.fullmatch(rf"{side}(\s*,\s*{side})?", text.strip(), re.ASCII):
-        raise UsageError(
-            f"`{text}` is not a valid image size.",
-            code="PTC2003",
-            where="--image-size",
-            fix="Write it as in --image-size 224 or 480,640 or H,W.",
-        )
-    sizes = parse_input_shape(f"1,{text}").shape[1:]
-    return sizes if len(sizes) == 2 else (*sizes, *sizes)
-
-
 def _of_timm(module: nn.Module, size: Sizes | None) -> tuple[list[InputShape], str] | None:
     for name in ("pretrained_cfg", "default_cfg"):
         found = getattr(module, name, None)
@@ -90,7 +74,7 @@ def _of_transformers(module: nn.Module, size: Sizes | None) -> tuple[list[InputS
     if main == "input_ids" and isinstance(getattr(config, "vocab_size", None), int):
         most = getattr(config, "max_position_embeddings", None)
         tokens = min(TOKENS, most) if isinstance(most, int) and most > 0 else TOKENS
-        return [InputShape(main, (1, tokens), torch.int64)], source
+        return [InputShape(main, (1, tokens), "int64")], source
     return None
 
 

@@ -230,6 +230,7 @@ def _example(shape: InputShape, sizes: dict[str, int], batch: int | None, genera
     numbers = shape.at(sizes, 1)
     if batch is not None and numbers and shape.batch_first:
         numbers = (batch, *numbers[1:])
-    if shape.dtype.is_floating_point:
-        return torch.randn(numbers, generator=generator).to(shape.dtype)
-    return torch.randint(0, 2, numbers, generator=generator).to(shape.dtype)
+    dtype: torch.dtype = getattr(torch, shape.dtype)
+    if dtype.is_floating_point:
+        return torch.randn(numbers, generator=generator).to(dtype)
+    return torch.randint(0, 2, numbers, generator=generator).to(dtype)

@@ -1,12 +1,10 @@
-"""The user's `--input-shape`: sizes, and names for dynamic sizes."""
+"""The user's `--input-shape`: sizes, and names for dynamic sizes. Parsing needs no torch."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-
-import torch
 
 from converter.errors import UsageError
 
@@ -15,6 +13,15 @@ FREE_EXAMPLE = "1,3,H,W for dynamic sizes"
 BATCH = "batch"
 NAME = r"[A-Za-z_]\w*"
 SIZE = rf"(?:(?:\d+\s*\*\s*)?{NAME}|\d+)"
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+DTYPES = {
+    name: name
+    for name in (*FLOATS, "bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+                 "complex32", "complex64", "complex128")
+} | {
+    "half": "float16", "float": "float32", "double": "float64", "short": "int16", "int": "int32", "long": "int64",
+    "chalf": "complex32", "cfloat": "complex64", "cdouble": "complex128",
+}  # fmt: skip  # PyTorch's names of types, and the names that they are written by
 
 
 @dataclass(frozen=True)
@@ -36,17 +43,18 @@ class InputShape:
     """One `[name=]1,3,640,640[:dtype]`; a dynamic size is a name, or a number times a name: `1,3,32*H,W`.
 
     Attributes:
+        dtype: PyTorch's name for it.
         batch_first: the first size is the batch, whatever its number; else only sizes that are named so.
     """
 
     name: str | None
     shape: Sizes
-    dtype: torch.dtype = torch.float32
+    dtype: str = "float32"
     batch_first: bool = True
 
     def __str__(self) -> str:
         sizes = ",".join(map(str, self.shape))
-        return f"{f'{self.name}=' if self.name else ''}{sizes}:{str(self.dtype).removeprefix('torch.')}"
+        return f"{f'{self.name}=' if self.name else ''}{sizes}:{self.dtype}"
 
     @property
     def batch(self) -> int | FreeSize | None:
@@ -77,8 +85,8 @@ def parse_input_shape(text: str) -> InputShape:
             fix=f"Write it as in {EXAMPLE}, batch first, or {FREE_EXAMPLE}.",
         )
     name, sizes, dtype_name = match.groups()
-    dtype = getattr(torch, dtype_name or "float32", None)
-    if not isinstance(dtype, torch.dtype):
+    dtype = DTYPES.get(dtype_name or "float32")
+    if dtype is None:
         raise UsageError(
             f"`{dtype_name}` is not a valid dtype.",
             code="PTC2021",
@@ -96,6 +104,36 @@ def parse_input_shape(text: str) -> InputShape:
 def _size(text: str) -> int | FreeSize:
     factor, _, name = text.replace(" ", "").rpartition("*")
     return int(name) if name.isdigit() else FreeSize(name, int(factor or 1))
+
+
+def parse_image_size(text: str) -> Sizes:
+    """Parse HEIGHT or HEIGHT,WIDTH. Raises UsageError for anything else."""
+    side = rf"(?:\d+|(?:\d+\*)?{NAME})"
+    if not re.fullmatch(rf"{side}(\s*,\s*{side})?", text.strip(), re.ASCII):
+        raise UsageError(
+            f"`{text}` is not a valid image size.",
+            code="PTC2003",
+            where="--image-size",
+            fix="Write it as in --image-size 224 or 480,640 or H,W.",
+        )
+    sizes = parse_input_shape(f"1,{text}").shape[1:]
+    return sizes if len(sizes) == 2 else (*sizes, *sizes)
+
+
+def requested_shapes(texts: Sequence[str], image_size: str | None) -> list[InputShape]:
+    """Parse the values of --input-shape. Raises UsageError if one is not valid, also that of --image-size."""
+    if image_size is not None:
+        parse_image_size(image_size)
+        if texts:
+            raise UsageError(
+                "Both --input-shape and --image-size are given.",
+                code="PTC6030",
+                where=f"--image-size {image_size}",
+                fix="Use --image-size only for a model whose only input is an image.",
+            )
+    shapes = [parse_input_shape(text) for text in texts]
+    place_batch(shapes, None)  # which checks their names
+    return shapes
 
 
 def place_batch(shapes: Sequence[InputShape], fixed: int | None) -> list[InputShape]:

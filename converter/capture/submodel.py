@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_flatten_with_path, tree_unflatten
 
@@ -325,7 +324,7 @@ def _submodule(
         InputShape(
             name,
             tuple(held.get(d, n) for d, n in enumerate(x.shape)),
-            torch.float32 if x.is_floating_point() else x.dtype,
+            "float32" if x.is_floating_point() else str(x.dtype).removeprefix("torch."),
         )
         for name, x, held in zip(names, tensors, free, strict=True)
     )

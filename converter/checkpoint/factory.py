@@ -1,10 +1,8 @@
 """Build the module that a state dict belongs to, from the factory that `--model` names."""
 
-import ast
-import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,11 +12,16 @@ from torch import nn
 from converter.checkpoint.hugging_face import HOME, build_from_config
 from converter.checkpoint.import_isolation import UserCode
 from converter.checkpoint.model_folder import has_config
-from converter.checkpoint.user_source import attribute_errors, how_to_supply, load_file, misfit, place_of_error
+from converter.checkpoint.user_source import (
+    attribute_errors,
+    close_names,
+    how_to_supply,
+    load_file,
+    misfit,
+    place_of_error,
+    split_factory,
+)
 from converter.errors import ConversionError, UsageError
-
-SHOWN = 5
-FORMS = "package.module:name, file.py:name, timm:NAME, torchvision:NAME or hf:FOLDER"
 
 
 def named_code(factory: str | None) -> tuple[Sequence[str], Sequence[Path]]:
@@ -39,48 +42,19 @@ def build(factory: str, arguments: dict[str, Any], code: UserCode) -> nn.Module:
         UsageError: the factory does not exist, or does not take the arguments.
         ConversionError: the factory raises, or does not return a module.
     """
-    home, separator, name = factory.rpartition(":")
-    if (factory.endswith(".py") and Path(factory).is_file()) or (home.endswith(".py") and not name):
-        file = Path(home if separator and not name else factory)
-        raise UsageError(
-            f"{file} is a file, which does not name a class or function in it.",
-            code="PTC1095",
-            where=_where(factory),
-            fix=" or ".join(f"--model {file}:{defined}" for defined in _definitions(file)) or f"Write {FORMS}.",
-        )
-    if not separator or not home or not name:
-        raise UsageError(
-            f"{factory!r} does not name a factory.", code="PTC1009", where=_where(factory), fix=f"Write {FORMS}."
-        )
+    home, name = split_factory(factory)
     if home == HOME:
         return build_from_config(config_folder(factory, arguments))
     if home in ("timm", "torchvision"):
         make, arguments = _of_library(home, name, arguments, factory)
     elif home.endswith(".py"):
-        file = Path(home)
-        if not file.is_file():
-            near = sorted(str(other) for other in file.parent.glob("*.py")) if file.parent.is_dir() else []
-            raise UsageError(
-                f"The file {home} does not exist.", code="PTC1010", where=_where(factory), fix=_close(home, near)
-            )
         with code:
-            make = _attribute(load_file(file), name, factory)
+            make = _attribute(load_file(Path(home)), name, factory)
     else:
         with code:
             make = _attribute(_imported(home, factory), name, factory)
     with code:
         return _made(make, arguments, factory)
-
-
-def _definitions(file: Path) -> list[str]:
-    """Return the classes and functions that a file defines, classes first, without running it."""
-    try:
-        body = ast.parse(file.read_bytes()).body
-    except (OSError, SyntaxError, ValueError):
-        return []
-    classes = [node.name for node in body if isinstance(node, ast.ClassDef)]
-    functions = [node.name for node in body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
-    return [*classes, *functions][:SHOWN]
 
 
 def is_config(factory: str) -> bool:
@@ -100,7 +74,7 @@ def config_folder(factory: str, arguments: dict[str, Any]) -> Path:
         raise UsageError(
             what,
             code="PTC1011",
-            where=_where(factory),
+            where=f"--model {factory}",
             fix="Give a folder that contains it; pt-convert does not download anything.",
         )
     if arguments:
@@ -112,18 +86,6 @@ def config_folder(factory: str, arguments: dict[str, Any]) -> Path:
             fix=fix,
         )
     return folder
-
-
-def _where(factory: str) -> str:
-    return f"--model {factory}"
-
-
-def _close(name: str, names: Iterable[str]) -> str | None:
-    names = [known for known in names if not known.startswith("_")]
-    near = difflib.get_close_matches(name, names, n=5, cutoff=0.5)
-    if near:
-        return f"Did you mean {' or '.join(near)}?"
-    return f"Choose from {', '.join(names[:10])}." if names else None
 
 
 def _imported(module: str, factory: str) -> ModuleType:
@@ -138,7 +100,7 @@ def _imported(module: str, factory: str) -> ModuleType:
         if module == missing or module.startswith(f"{missing}."):
             fix = "Run from the folder that contains it, put it beside the checkpoint, or install it."
             raise UsageError(
-                f"The module {missing} was not found.", code="PTC1013", where=_where(factory), fix=fix
+                f"The module {missing} was not found.", code="PTC1013", where=f"--model {factory}", fix=fix
             ) from error
         what = f"{module} imports {missing}, which is not installed."
         raise ConversionError(what, code="PTC1014", where=place_of_error(error), fix=how_to_supply(missing)) from error
@@ -150,7 +112,7 @@ def _attribute(home: ModuleType, name: str, factory: str) -> Any:
         if not hasattr(found, part):
             usable = [known for known, value in vars(found).items() if callable(value) or isinstance(value, nn.Module)]
             what = f"{factory.rpartition(':')[0]} does not define `{name}`."
-            raise UsageError(what, code="PTC1015", where=_where(factory), fix=_close(part, usable))
+            raise UsageError(what, code="PTC1015", where=f"--model {factory}", fix=close_names(part, usable))
         found = getattr(found, part)
     return found
 
@@ -163,11 +125,14 @@ def _of_library(library: str, name: str, arguments: dict[str, Any], factory: str
         missing = isinstance(error, ModuleNotFoundError) and error.name == library
         other = f"Install a build of {library} that matches this torch."
         fix = f"Run pip install {library}." if missing else misfit(error) or other
-        raise UsageError(what, code="PTC1016", where=_where(factory), fix=fix) from error
+        raise UsageError(what, code="PTC1016", where=f"--model {factory}", fix=fix) from error
     known = models.list_models()
     if name.split(".")[0] not in known:
         raise UsageError(
-            f"{library} does not have a model {name!r}.", code="PTC1017", where=_where(factory), fix=_close(name, known)
+            f"{library} does not have a model {name!r}.",
+            code="PTC1017",
+            where=f"--model {factory}",
+            fix=close_names(name, known),
         )
     if library == "timm":
         return models.create_model, {"model_name": name, "pretrained": False, **arguments}
@@ -192,7 +157,7 @@ def _made(make: Any, arguments: dict[str, Any], factory: str) -> nn.Module:
             what,
             code="PTC1019",
             fix="Name the class, or a function that returns the model: --model file.py:build.",
-            where=_where(factory),
+            where=f"--model {factory}",
         )
     _check_arguments(make, arguments, factory)
     with attribute_errors("the factory"):
@@ -200,7 +165,7 @@ def _made(make: Any, arguments: dict[str, Any], factory: str) -> nn.Module:
     if not isinstance(module, nn.Module):
         what = f"The factory returned an object of type {type(module).__name__}, not a torch.nn.Module."
         raise ConversionError(
-            what, code="PTC1020", where=_where(factory), fix="Name a function that returns only the module."
+            what, code="PTC1020", where=f"--model {factory}", fix="Name a function that returns only the module."
         )
     return module
 

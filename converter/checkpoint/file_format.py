@@ -1,4 +1,6 @@
-"""Detect a file's type from its content."""
+"""Detect a file's type from its content. Only torch's own reader of archives needs torch."""
+
+from __future__ import annotations
 
 import difflib
 import json
@@ -8,10 +10,13 @@ import zipfile
 from enum import StrEnum
 from pathlib import Path
 from stat import S_ISLNK
+from typing import TYPE_CHECKING
 
-import torch
-
+from converter.checkpoint.model_folder import is_index, weights_in
 from converter.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
 
 PICKLE_FIX = 'save the model with `torch.save(model.state_dict(), "weights.pt")` or as .safetensors'
 
@@ -105,6 +110,17 @@ def refuse_unreachable(path: Path) -> None:
         raise CheckpointError(f"The path cannot be read: {reason}", code="PTC1093", where=str(path), fix=fix) from error
 
 
+def check_readable(path: Path) -> None:
+    """Refuse what is neither a checkpoint nor a folder or an index of its weights, without reading the weights.
+
+    Raises:
+        CheckpointError: the path is missing, cannot be read, or holds something else.
+    """
+    refuse_unreachable(path)
+    if not (path.is_dir() and weights_in(path)) and not is_index(path):
+        file_format(path)
+
+
 def _near(path: Path) -> str:
     if not path.parent.is_dir():
         return f"The folder {path.parent} does not exist either."
@@ -194,6 +210,8 @@ def torch_records(path: Path, names: list[str]) -> torch._C.PyTorchFileReader:
     Raises:
         CheckpointError: they differ, so the checked content would not be the loaded content.
     """
+    import torch
+
     try:
         reader = torch._C.PyTorchFileReader(os.fspath(path))
         seen = reader.get_all_records()

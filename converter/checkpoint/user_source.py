@@ -1,18 +1,85 @@
-"""The user's Python files: loading one, and finding where in one an error came from."""
+"""The user's Python files: finding and loading one, and finding where in one an error came from."""
 
+import ast
+import difflib
 import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
 from converter.checkpoint.import_isolation import withheld
-from converter.errors import ConversionError
+from converter.errors import ConversionError, UsageError
 
 _OUR_PACKAGE = Path(__file__).resolve().parents[1]
+SHOWN = 5  # definitions of a file to name
+FORMS = "package.module:name, file.py:name, timm:NAME, torchvision:NAME or hf:FOLDER"
+
+
+def split_factory(factory: str) -> tuple[str, str]:
+    """Split the value of --model into the module, file or library, and the name in it.
+
+    Raises:
+        UsageError: it has another form, names only a file, or a file that does not exist.
+    """
+    home, separator, name = factory.rpartition(":")
+    if (factory.endswith(".py") and Path(factory).is_file()) or (home.endswith(".py") and not name):
+        file = Path(home if separator and not name else factory)
+        raise UsageError(
+            f"{file} is a file, which does not name a class or function in it.",
+            code="PTC1095",
+            where=f"--model {factory}",
+            fix=" or ".join(f"--model {file}:{defined}" for defined in _definitions(file)) or f"Write {FORMS}.",
+        )
+    if not home or not name:
+        raise UsageError(
+            f"{factory!r} does not name a factory.", code="PTC1009", where=f"--model {factory}", fix=f"Write {FORMS}."
+        )
+    if home.endswith(".py") and not Path(home).is_file():
+        raise UsageError(
+            f"The file {home} does not exist.",
+            code="PTC1010",
+            where=f"--model {factory}",
+            fix=close_names(home, sorted(str(other) for other in Path(home).parent.glob("*.py"))),
+        )
+    return home, name
+
+
+def _definitions(file: Path) -> list[str]:
+    """Return the classes and functions that a file defines, classes first, without running it."""
+    try:
+        body = ast.parse(file.read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return []
+    classes = [node.name for node in body if isinstance(node, ast.ClassDef)]
+    functions = [node.name for node in body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
+    return [*classes, *functions][:SHOWN]
+
+
+def close_names(name: str, names: Iterable[str]) -> str | None:
+    """Return a fix that names what is close to `name`, or else the first of what there is."""
+    names = [known for known in names if not known.startswith("_")]
+    near = difflib.get_close_matches(name, names, n=5, cutoff=0.5)
+    if near:
+        return f"Did you mean {' or '.join(near)}?"
+    return f"Choose from {', '.join(names[:10])}." if names else None
+
+
+def mapping_files(files: str | Path | Iterable[str | Path]) -> list[Path]:
+    """Return the files of --mappings. Raises UsageError if one does not exist."""
+    paths = [Path(file) for file in ([files] if isinstance(files, str | Path) else files)]
+    for file in paths:
+        if not file.is_file():
+            raise UsageError(
+                f"The file {file} does not exist.",
+                code="PTC3003",
+                fix="Give the path of the Python file that registers your mappings.",
+                where="--mappings",
+            )
+    return paths
 
 
 def load_file(path: Path) -> ModuleType:

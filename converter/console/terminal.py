@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import IO, Concatenate, ParamSpec
+from typing import IO, TYPE_CHECKING, Concatenate, ParamSpec
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -20,6 +20,7 @@ from rich.text import Text
 
 from converter.console.render import (
     COLOURS,
+    FORMATS,
     MOST_LINES,
     PROOFS,
     _accuracy,
@@ -55,7 +56,12 @@ from ..report.results import (
 from .signals import raise_if_interrupted
 from .streams import LogFile, Screen, escaping, own_stderr, redirect_fd
 
+if TYPE_CHECKING:
+    from converter.console.doctor import Diagnosis
+    from converter.console.sample import WrittenSample
+
 P = ParamSpec("P")
+BLOCKING = ("missing", "not allowed")  # states of a package without which nothing can be converted
 
 
 def logged(show: "Callable[Concatenate[Terminal, P], None]") -> "Callable[Concatenate[Terminal, P], None]":
@@ -232,6 +238,53 @@ class Terminal:
         status = "failed" if summary.unsupported or summary.exit_status else "verified"
         if not self.quiet or status == "failed":
             self._panel(parts, summary.source, None, status)
+
+    def show_sample(self, sample: "WrittenSample") -> None:
+        for path in sample.written or ("The sample is there already.",):
+            self.say(Text(path))
+        where = "" if sample.folder == "." else f" in {sample.folder}"
+        command = sample.command.replace(" --trust", " \\\n    --trust")
+        self.say(Text(f"To convert it, run{where}:\n{command}"))
+
+    @logged
+    def show_diagnosis(self, found: "Diagnosis") -> None:
+        grid = _grid()
+        for package in found.packages:
+            good = package.state in ("tested", "found")
+            tested = f", tested with {', '.join(package.tested)}" if package.tested and not good else ""
+            text = f"{package.found or 'missing'}, allowed {package.allowed}{tested}"
+            style = COLOURS["verified" if good else "failed" if package.state in BLOCKING else "not verified"]
+            grid.add_row(package.name, Text.assemble(text, "  ", (package.state, style)))
+        formats = _grid()
+        for trial in found.formats:
+            if trial.works:
+                formats.add_row(FORMATS[trial.format], Text(f"works, {_seconds(trial.seconds)}", COLOURS["verified"]))
+            else:
+                lines = "\n".join(line for line in (trial.reason, trial.fix) if line)
+                formats.add_row(FORMATS[trial.format], Text(f"does not work: {lines}", COLOURS["failed"]))
+        machine = _grid()
+        machine.add_row("cores", str(found.cores))
+        machine.add_row("memory", f"{found.memory / 2**30:.1f} GiB, {found.memory_available / 2**30:.1f} available")
+        machine.add_row(
+            "temporary files", Text(f"{found.temporary_folder}, {found.temporary_space / 2**30:.1f} GiB free")
+        )
+        machine.add_row("cache", "none: nothing is kept between commands")
+        machine.add_row("convert", Text(found.convert_command or "not on PATH"))
+        parts: list[RenderableType] = [
+            _heading("Versions"), grid, _heading("Formats, tried with a small network"), formats,
+            _heading("Machine"), machine,
+        ]  # fmt: skip
+        if found.extras:
+            extras = _grid()
+            for extra in found.extras:
+                extras.add_row(extra.name, Text(f"{extra.command}  adds {', '.join(extra.missing)}"))
+            parts += [_heading("Not installed"), extras]
+        if found.problems:
+            parts += [_heading("Problems"), *(Text(f"- {problem}") for problem in found.problems)]
+        status = "failed" if found.exit_status else "verified"
+        if not self.quiet or found.exit_status:
+            result = "cannot convert to all formats" if found.exit_status else "ready"
+            self._panel(parts, f"pt-convert {found.pt_convert} on {found.system}", result, status)
 
     @logged
     def show_table(self, results: Sequence[Report]) -> None:

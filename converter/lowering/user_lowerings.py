@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from converter.checkpoint.import_isolation import installed_code, user_code
-from converter.checkpoint.user_source import attribute_errors, load_file, place_of_error
+from converter.checkpoint.user_source import attribute_errors, load_file, mapping_files, place_of_error
 from converter.errors import ConversionError, Note, UsageError
 from converter.ir.program import Program
 from converter.plan.builder import PlanBuilder
@@ -49,14 +49,7 @@ def load_mappings(files: str | Path | Sequence[str | Path] = ()) -> Registry:
             text = f"The mappings of {owner} are not used: {error.what}"
             fix = f"Update or uninstall {owner}."
             added.broken.append(ConversionError(text, code="PTC3008", where=error.where, fix=fix))
-    for file in map(Path, [files] if isinstance(files, str | Path) else files):
-        if not file.is_file():
-            raise UsageError(
-                f"The file {file} does not exist.",
-                code="PTC3003",
-                fix="Give the path of the Python file that registers your mappings.",
-                where="--mappings",
-            )
+    for file in mapping_files(files):
         _include(added, _execute(str(file), str(file.resolve()), partial(_load, file)))
     return added
 

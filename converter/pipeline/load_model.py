@@ -22,7 +22,7 @@ from converter.capture.example_inputs import CallSpec, bind_shapes, choose_sizes
 from converter.capture.export import capture
 from converter.capture.import_exported import from_exported
 from converter.capture.input_domains import dynamic_size_choices, input_specs
-from converter.capture.input_shapes import InputShape, parse_input_shape, place_batch
+from converter.capture.input_shapes import FLOATS, InputShape, place_batch, requested_shapes
 from converter.capture.random_inputs import draw
 from converter.capture.run_forward import run_forward
 from converter.capture.submodel import extract_submodel, rename, select_outputs
@@ -77,7 +77,7 @@ class LoadedModel:
         if self.calling is not None:
             return [str(shape) for shape in self.calling.shapes]
         named = zip(self.program.inputs, self.examples, strict=True)
-        return [str(InputShape(name, tuple(x.shape), x.dtype)) for name, x in named]
+        return [str(InputShape(name, tuple(x.shape), str(x.dtype).removeprefix("torch."))) for name, x in named]
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -261,17 +261,9 @@ def _choose_shapes(
     if not texts:
         tried, told = infer_input_shapes(module, image_size)
         return [place_batch(one, fixed_batch) for one in tried], [told]
-    if image_size is not None:
-        raise UsageError(
-            "Both --input-shape and --image-size are given.",
-            code="PTC6030",
-            where=f"--image-size {image_size}",
-            fix="Use --image-size only for a model whose only input is an image.",
-        )
-    shapes = place_batch([parse_input_shape(text) for text in texts], fixed_batch)
+    shapes = place_batch(requested_shapes(texts, image_size), fixed_batch)
     notes = [note for shape in shapes if (note := _lowered(shape.dtype))]
-    floats = {shape: replace(shape, dtype=torch.float32) for shape in shapes if shape.dtype.is_floating_point}
-    return [[floats.get(shape, shape) for shape in shapes]], notes
+    return [[replace(shape, dtype="float32") if shape.dtype in FLOATS else shape for shape in shapes]], notes
 
 
 def _choose_call(module: nn.Module, tried: Sequence[Sequence[InputShape]], batch: int | None, seed: int) -> CallSpec:
@@ -316,11 +308,10 @@ def copy_module(module: nn.Module) -> nn.Module:
         ) from error
 
 
-def _lowered(dtype: torch.dtype) -> Note | None:
-    if not dtype.is_floating_point or dtype == torch.float32:
+def _lowered(dtype: str) -> Note | None:
+    if dtype not in FLOATS or dtype == "float32":
         return None
-    text = f"Inputs are float32, as the weights are, not {str(dtype).removeprefix('torch.')}."
-    return Note(text, code="PTC6503")
+    return Note(f"Inputs are float32, as the weights are, not {dtype}.", code="PTC6503")
 
 
 def _refuse_other_precisions(program: Program) -> None:

@@ -35,6 +35,7 @@ def load_given(
     if isinstance(given, Mapping):
         arrays, path = {name: np.asarray(array) for name, array in given.items()}, Path("inputs")
     else:
+        check_exists(given)
         path = Path(given)
         if path.is_dir():
             return load_images(path, specs, preprocessing or Preprocessing()), None
@@ -127,6 +128,17 @@ def _fixed_batches(arrays: Mapping[str, np.ndarray], specs: Sequence[InputSpec])
     for number in range(counts.pop() if counts else 1):
         cut = {name: arrays[name][number * size : (number + 1) * size] for name, size in sizes.items()}
         yield Round(f"given, batch {number + 1}", {**arrays, **cut})
+
+
+def check_exists(given: Given | None) -> None:
+    """Raise UsageError if the inputs are a path that does not exist."""
+    if isinstance(given, str | Path) and not Path(given).exists():
+        raise UsageError(
+            "The inputs do not exist.",
+            code="PTC5026",
+            where=str(given),
+            fix="Give an .npz or .npy file, or a folder of images.",
+        )
 
 
 def _read_file(path: Path) -> dict[str, np.ndarray]:

@@ -107,7 +107,8 @@ def _answer(
         messages.send(answers, {"refused": str(error)})
     except Exception as error:
         traceback.print_exc()
-        messages.send(answers, {"error": f"{type(error).__name__}: {error}"})
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        messages.send(answers, {"error": f"{type(error).__name__}: {error}", "missing": missing})
 
 
 if __name__ == "__main__":
