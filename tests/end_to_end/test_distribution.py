@@ -1,6 +1,5 @@
 """What the sdist and the wheel hold, and that the wheel alone converts and verifies."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +10,10 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+
+from converter.console.sample import FILES as FILES_OF_SAMPLE
+from converter.console.sample import PACKAGE
+from converter.console.shipped import INSTALLED
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = (".ci", "benchmarks", "converter", "docs", "mappings", "sample_models", "tests")
@@ -61,12 +64,13 @@ def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build("wheel", sdist, tmp_path_factory.mktemp("wheel"))
 
 
-def test_the_wheel_holds_the_packages_and_their_types_only(repository_copy: Path, wheel: Path):
+def test_the_wheel_holds_the_packages_their_types_and_the_sample_only(repository_copy: Path, wheel: Path):
     names = {str(file.relative_to(repository_copy)) for file in (repository_copy / "converter").rglob("*.py")}
     names |= {str(file.relative_to(repository_copy)) for file in (repository_copy / "mappings").rglob("*.py")}
     with zipfile.ZipFile(wheel) as archive:
-        held = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert held == names | {"cli.py", "converter/py.typed", "mappings/py.typed"}
+        held = {name.partition(".data/data/")[2] or name for name in archive.namelist() if ".dist-info/" not in name}
+    beside = {f"{INSTALLED}/{PACKAGE}/{name}" for name in FILES_OF_SAMPLE} | {f"{INSTALLED}/docs/versions.json"}
+    assert held == names | beside | {"cli.py", "converter/py.typed", "mappings/py.typed"}
 
 
 def metadata(wheel: Path, name: str) -> str:
@@ -94,39 +98,16 @@ def test_both_commands_are_installed(wheel: Path):
     )
 
 
-VERIFIES = """
-import sys
-import converter
-from converter.testing import assert_equivalent
-assert "site-packages" in converter.__file__, converter.__file__
-for artifact in ("digits_focus.keras", "digits_focus.onnx", "digits_focus_saved_model"):
-    assert_equivalent("sample_models/digits_focus.pt", artifact, trust=["sample_models"])
-report = converter.convert(
-    "sample_models/digits_focus.pt", to=["keras"], output="again.keras", trust=["sample_models"],
-    input_shapes=["1,1,16,16"],
-)
-assert report.status == "verified", report
-"""
-
-
 @pytest.mark.wheel
 def test_a_wheel_in_an_empty_environment_converts_and_verifies(wheel: Path, tmp_path: Path):
-    """Beside a user's own `cli.py` and `mappings.py`."""
-    python = tmp_path / "environment" / "bin" / "python"
+    """And then does without TensorFlow what needs none."""
+    python = tmp_path / "environment/bin/python"
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "environment"], check=True)
     install = ["-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", wheel]
     subprocess.run([python, *install], check=True)
     folder = tmp_path / "work"
-    samples = folder / "sample_models"
-    samples.mkdir(parents=True)
-    for name in ("__init__.py", "blocks.py", "digits_focus.py", "digits_focus.pt", "digits_holdback.npz"):
-        shutil.copy(ROOT / "sample_models" / name, samples)
-    for name in ("cli.py", "mappings.py"):
-        (folder / name).write_text("raise SystemExit('a module of the user')\n")
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    command = [
-        python.with_name("convert"), "sample_models/digits_focus.pt", "--to", "tf", "--to", "keras", "--to", "onnx",
-        "--trust", "sample_models", "--input-shape", "1,1,16,16", "--inputs", "sample_models/digits_holdback.npz",
-    ]  # fmt: skip
-    subprocess.run(command, cwd=folder, env=environment, check=True)
-    subprocess.run([python, "-P", "-c", VERIFIES], cwd=folder, env=environment, check=True)
+    folder.mkdir()
+    check = [python, "-P", ROOT / "tests/support/check_wheel.py"]
+    subprocess.run(check, cwd=folder, check=True)
+    subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", "tensorflow", "keras"], check=True)
+    subprocess.run([*check, "without-tensorflow"], cwd=folder, check=True)

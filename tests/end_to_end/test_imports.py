@@ -1,27 +1,15 @@
 """What each command imports: TensorFlow and Keras only for their own formats, torch only once the call can be right."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from fresh_process import run_commands
 from torch import nn
 
 from converter.capture.input_shapes import DTYPES
 
-ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = """
-import json, sys
-from click.testing import CliRunner
-import cli
-for command in json.loads(sys.argv[1]):
-    done = CliRunner().invoke(cli.main, command)
-    imported = sorted({"torch", "tensorflow", "keras"} & sys.modules.keys())
-    print(json.dumps([done.exit_code, done.stdout, done.output, imported]))
-"""
 BLOCKS = """
 import sys
 from importlib.machinery import ModuleSpec
@@ -33,17 +21,6 @@ class Blocked:
     def exec_module(self, module): ...
 sys.meta_path.insert(0, Blocked())
 """
-
-
-def run_commands(folder: Path, *commands: list[str]) -> list[tuple[int, str, str, list[str]]]:
-    """Run commands one after another in one fresh process, and return status, outputs and what is imported by then."""
-    places = os.pathsep.join([str(folder / "first"), str(ROOT)])
-    done = subprocess.run(
-        [sys.executable, "-c", COMMANDS, json.dumps(commands)],
-        cwd=folder, env=os.environ | {"PYTHONPATH": places}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
 
 
 @pytest.mark.slow
