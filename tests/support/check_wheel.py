@@ -1,6 +1,6 @@
-"""Check an installed wheel: `python -P check_wheel.py [without-tensorflow]`, by the Python that has it, in an empty folder.
+"""Check an installed wheel, in an empty folder: `python -P check_wheel.py [without-tensorflow]`.
 
-It imports nothing of the repository. Without arguments: the commands, the API, all formats, and a user's own modules
+The Python is that of the environment; nothing of the repository is imported. Without arguments: the commands, the API, all formats, and a user's own modules
 that are called like ours. With one: what works where TensorFlow is not installed, which must be so.
 """
 
@@ -92,12 +92,13 @@ def check_everything(folder: Path) -> None:
 def check_modules_of_the_user(folder: Path) -> None:
     """Use `cli.py` and `mappings.py` of the working folder, and those beside a checkpoint."""
     (folder / "beside").mkdir(parents=True)
-    for name, text in {
+    files = {
         "cli.py": NET,
         "mappings.py": MAPPINGS,
         "beside/mappings.py": LINEAR,
         "beside/cli.py": LINEAR,
-    }.items():
+    }
+    for name, text in files.items():
         (folder / name).write_text(text)
     python(folder, "import torch, cli; torch.save(cli.Net().state_dict(), 'net.pt')")
     run(
