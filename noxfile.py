@@ -3,6 +3,8 @@
     nox                                       all environments that the interpreters here allow
     nox -s "versions-3.12(pinned)"            one of them
     nox -s lowest                             write constraints-lowest.txt from the lower bounds in pyproject.toml
+    nox -s wheel                              the wheel in an empty environment of each Python
+    nox -s sdist                              the quick tests of an unpacked sdist
     python docs/generate/versions.py          write docs/VERSIONS.md from what ran
 
 Each environment is removed when its session ends: those with PyTorch built for CUDA take several gigabytes.
@@ -14,11 +16,12 @@ import subprocess
 import tempfile
 from datetime import date
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import nox
 
-RESULTS = Path("docs/versions.json")
+RESULTS = Path("docs/versions.json").resolve()
 REQUIREMENTS = {
     "lowest": ["-c", "constraints-lowest.txt"],
     "pinned": ["-c", "constraints.txt"],
@@ -54,26 +57,82 @@ def versions(session: nox.Session, versions: str) -> None:
     folder = Path(session.virtualenv.location)
     try:
         session.install(*REQUIREMENTS[versions], "-e", ".[test]")
-        installed = json.loads(session.run("pip", "list", "--format=json", silent=True))
-        known = {each["name"].lower(): each["version"] for each in installed}
+        known = installed_versions(session, "python")
         with tempfile.TemporaryDirectory() as scratch:
             tests, job = Path(scratch, "tests.xml"), Path(scratch, "job.json")
             session.run("pytest", "-m", "quick", "-q", f"--junitxml={tests}", success_codes=[0, 1])
             session.run(*MAIN_JOB, "-o", scratch, "--report", str(job), success_codes=range(6))
             suite = ElementTree.parse(tests).getroot()[0].attrib
             (model,) = json.loads(job.read_text())["models"]
-        record = {
-            "python": session.python,
-            "set": versions,
-            "date": date.today().isoformat(),
-            "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], text=True).strip(),
-            "versions": {name: known[name] for name in SHOWN if name in known},
-            "tests": {name: int(suite[name]) for name in ("tests", "failures", "errors", "skipped")},
-            "main_job": {each["format"]: each["status"] for each in model.get("artifacts", [])},
-        }
-        others = [
-            one for one in json.loads(RESULTS.read_text()) if (one["python"], one["set"]) != (session.python, versions)
-        ]
-        RESULTS.write_text(json.dumps([*others, record], indent=2) + "\n")
+        record(
+            session, versions, known,
+            tests={name: int(suite[name]) for name in ("tests", "failures", "errors", "skipped")},
+            main_job={each["format"]: each["status"] for each in model.get("artifacts", [])},
+        )  # fmt: skip
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@nox.session(python=["3.11", "3.12", "3.13"])
+def wheel(session: nox.Session) -> None:
+    """Check the wheel in an empty environment without the repository, and record what its main job said."""
+    with tempfile.TemporaryDirectory() as scratch:
+        built, _ = build(session, Path(scratch))
+        python, work = Path(scratch, "environment/bin/python"), Path(scratch, "work")
+        work.mkdir()
+        session.run("python", "-m", "venv", str(python.parents[1]))
+        session.run(str(python), "-m", "pip", "install", "-q", "-c", "constraints.txt", str(built), external=True)
+        known = installed_versions(session, str(python))
+        check = (str(python), "-P", str(Path("tests/support/check_wheel.py").resolve()))
+        with session.chdir(work):
+            session.run(*check, external=True)
+            session.run(str(python), "-m", "pip", "uninstall", "-q", "-y", "tensorflow", "keras", external=True)
+            session.run(*check, "without-tensorflow", external=True)
+            (model,) = json.loads(Path("report.json").read_text())["models"]
+        record(session, "wheel", known, main_job={each["format"]: each["status"] for each in model["artifacts"]})
+
+
+@nox.session(python="3.11")
+def sdist(session: nox.Session) -> None:
+    """Run the quick tests of an unpacked sdist, and record them."""
+    with tempfile.TemporaryDirectory() as scratch:
+        _, packed = build(session, Path(scratch))
+        session.run("python", "-m", "tarfile", "-e", str(packed), scratch)
+        with session.chdir(Path(scratch, packed.name.removesuffix(".tar.gz"))):
+            session.install("-c", "constraints.txt", "-e", ".[test]")
+            tests = Path(scratch, "tests.xml")
+            session.run("pytest", "-m", "quick", "-q", f"--junitxml={tests}", success_codes=[0, 1])
+        suite = ElementTree.parse(tests).getroot()[0].attrib
+        counts = {name: int(suite[name]) for name in ("tests", "failures", "errors", "skipped")}
+        record(session, "sdist", installed_versions(session, "python"), tests=counts)
+
+
+def build(session: nox.Session, folder: Path) -> tuple[Path, Path]:
+    """Build the sdist, and from it the wheel, and check their metadata; return the wheel and the sdist."""
+    session.install("-c", "constraints.txt", "build", "twine")
+    session.run("python", "-m", "build", "-o", str(folder), ".", silent=True)
+    (built,), (packed,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    session.run("twine", "check", "--strict", str(built), str(packed))
+    return built, packed
+
+
+def installed_versions(session: nox.Session, python: str) -> dict[str, str]:
+    """Return the versions that an environment has, by name."""
+    listed = session.run(python, "-m", "pip", "list", "--format=json", silent=True, external=True)
+    return {each["name"].lower(): each["version"] for each in json.loads(listed)}
+
+
+def record(session: nox.Session, versions: str, known: dict[str, str], **results: dict[str, Any]) -> None:
+    """Replace what docs/versions.json says of this Python and set of versions."""
+    entry = {
+        "python": session.python,
+        "set": versions,
+        "date": date.today().isoformat(),
+        "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], text=True).strip(),
+        "versions": {name: known[name] for name in SHOWN if name in known},
+        **results,
+    }
+    others = [
+        one for one in json.loads(RESULTS.read_text()) if (one["python"], one["set"]) != (session.python, versions)
+    ]
+    RESULTS.write_text(json.dumps([*others, entry], indent=2) + "\n")

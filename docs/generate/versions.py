@@ -16,14 +16,16 @@ HEAD = """# Tested versions
 
 `nox` makes an environment for each set of versions (`noxfile.py`), runs `pytest -m quick` and the README's main job in
 it, and records the results in `versions.json`; `python docs/generate/versions.py` writes this page from them. The
-pinned set on Python 3.11 is what continuous integration runs all tests with.
+pinned set on Python 3.11 is what continuous integration runs all tests with. `wheel` is the wheel in an empty
+environment: the commands, the API, all formats, and what works without TensorFlow (`tests/support/check_wheel.py`);
+`sdist` the quick tests of an unpacked sdist.
 """
 
 
 def document() -> str:
     """Return the page: one table of what ran, one of the versions that were installed."""
     records = sorted(json.loads(RESULTS.read_text()), key=lambda record: (record["set"], record["python"]))
-    ran = [[_named(r), r["date"], r["commit"], _tests(r["tests"]), _job(r["main_job"])] for r in records]
+    ran = [[_named(r), r["date"], r["commit"], _tests(r.get("tests")), _job(r.get("main_job"))] for r in records]
     names = list(dict.fromkeys(name for record in records for name in record["versions"]))
     installed = [[_named(r), *(r["versions"].get(name, "") for name in names)] for r in records]
     return "\n".join(
@@ -41,14 +43,18 @@ def _named(record: dict[str, Any]) -> str:
     return f"Python {record['python']}, {record['set']}"
 
 
-def _tests(counts: dict[str, int]) -> str:
+def _tests(counts: dict[str, int] | None) -> str:
+    if counts is None:
+        return ""
     bad = counts["failures"] + counts["errors"]
     passed = counts["tests"] - bad - counts["skipped"]
     parts = [f"{passed} passed", *([f"{bad} failed"] if bad else [])]
     return ", ".join([*parts, *([f"{counts['skipped']} skipped"] if counts["skipped"] else [])])
 
 
-def _job(statuses: dict[str, str]) -> str:
+def _job(statuses: dict[str, str] | None) -> str:
+    if statuses is None:
+        return ""
     if set(statuses.values()) == {"verified"}:
         return f"verified: {', '.join(statuses)}"
     return ", ".join(f"{format}: {status}" for format, status in statuses.items()) or "failed"

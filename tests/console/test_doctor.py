@@ -154,7 +154,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_with_a_fix(tmp_path):
     (tmp_path / "file").touch()
     result = run("sample", str(tmp_path / "file"))
     assert result.exit_code == 1
-    assert "PTC6042" in result.output
+    assert "PTC6045" in result.output
 
 
 def test_what_the_sample_says_to_run_is_the_readmes_main_job():

@@ -1,7 +1,8 @@
 """Check an installed wheel, in an empty folder: `python -P check_wheel.py [without-tensorflow]`.
 
-The Python is that of the environment; nothing of the repository is imported. Without arguments: the commands, the API, all formats, and a user's own modules
-that are called like ours. With one: what works where TensorFlow is not installed, which must be so.
+The Python is that of the environment; nothing of the repository is imported. Without arguments: the commands, the API,
+all formats, and a user's own modules that are called like ours. With one: what works where neither TensorFlow nor Keras
+is installed.
 """
 
 import json
