@@ -22,7 +22,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -85,7 +85,7 @@ class Journal:
         # Unique among machines, processes, and batches of this process.
         self._owner = f"{socket.gethostname()} {_alive(psutil.Process().pid)} {uuid.uuid4().hex}"
         self._folders: dict[Path, list[list[str]]] = {}
-        self._versions = {library: version(library) for library in _LIBRARIES}
+        self._versions = {library: _version(library) for library in _LIBRARIES}
         with _explained(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             _refuse_planted(file)
@@ -361,4 +361,11 @@ def _alive(process: int) -> str | None:
         found = psutil.Process(process)
         return None if found.status() == psutil.STATUS_ZOMBIE else f"{process} {found.create_time():.2f}"
     except psutil.NoSuchProcess:
+        return None
+
+
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:  # ONNX files are written without TensorFlow
         return None
