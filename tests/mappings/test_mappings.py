@@ -3,9 +3,11 @@
 A row is named by what it would catch. No two axes of a shape have the same size, except where a row says so.
 """
 
+import ast
 import functools
 import operator
 import sys
+from pathlib import Path
 
 import pytest
 import tensorflow as tf
@@ -35,6 +37,7 @@ from converter.errors import UnsupportedOperatorsError
 from converter.ir.program import Program
 from converter.lowering.executor import PlanExecutor
 from converter.lowering.planner import make_plan
+from converter.plan import dynamic_reshape, lazy_keras
 from converter.plan.registry import BUILT_IN
 from converter.rewrites.pipelines import REWRITES
 from converter.verification.checked_rewrite import rewrite
@@ -220,6 +223,20 @@ def test_every_decomposition_of_ours_has_a_row():
 
 def test_operators_named_by_a_string_are_those_that_some_pytorch_lacks():
     assert {"aten::cholesky", "torchvision::deform_conv2d"} >= mappings.load().absent
+
+
+def test_keras_has_all_that_mappings_name():
+    """A wrong name would be found where a plan is carried out only, as Keras is not imported before."""
+    modules = {name: module for name, module in vars(lazy_keras).items() if isinstance(module, lazy_keras.LazyModule)}
+    named = {
+        (node.value.id, node.attr)
+        for file in (*Path(mappings.__file__).parent.glob("*.py"), Path(dynamic_reshape.__file__))
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules
+    }
+    assert {module for module, _ in named} == set(modules)
+    for module, name in named:
+        assert callable(getattr(modules[module], name).resolve())
 
 
 @pytest.mark.parametrize("broken", ["mappings.activations", "mappings.linalg", "mappings.unfold"])
