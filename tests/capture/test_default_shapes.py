@@ -7,9 +7,8 @@ import torch
 from equivalence import Call
 from torch import nn
 
-from converter.capture.default_shapes import parse_image_size
 from converter.capture.example_inputs import bind_shapes
-from converter.capture.input_shapes import parse_input_shape
+from converter.capture.input_shapes import parse_image_size, parse_input_shape
 from converter.capture.run_forward import run_forward
 from converter.errors import UsageError
 from converter.options import LoadOptions
