@@ -124,6 +124,7 @@ def run(monkeypatch, tmp_path):
     """Run the command in an empty folder."""
     for function in (convert, verify, inspect):
         monkeypatch.setattr(converter, function.__name__, function, raising=False)
+    monkeypatch.setattr("converter.pipeline.preflight.check_call", lambda *_: None)  # there are no files
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     CALLS.clear()
