@@ -134,7 +134,7 @@ def check_exists(given: Given | None) -> None:
     """Raise UsageError if the inputs are a path that does not exist."""
     if isinstance(given, str | Path) and not Path(given).exists():
         raise UsageError(
-            "The inputs do not exist.",
+            "The inputs cannot be read: there is no such file.",
             code="PTC5026",
             where=str(given),
             fix="Give an .npz or .npy file, or a folder of images.",

@@ -28,7 +28,8 @@ CONVERTS = """
 import converter
 from converter.__main__ import main
 from test_cli import convert
-converter.convert = convert
+from converter.pipeline import preflight
+converter.convert, preflight.check_call = convert, lambda *_: None
 main()
 """
 
@@ -37,6 +38,7 @@ main()
 def run(monkeypatch, tmp_path):
     """Run the command in an empty folder, with a conversion that is made up."""
     monkeypatch.setattr(converter, "convert", convert, raising=False)
+    monkeypatch.setattr("converter.pipeline.preflight.check_call", lambda *_: None)  # there are no files
     monkeypatch.chdir(tmp_path)
     CALLS.clear()
     return lambda *arguments: CliRunner().invoke(cli.main, [*arguments, "--to", "tf", "--log-file", "log"])
