@@ -257,7 +257,7 @@ def doctor(to: tuple[str, ...], console: Console) -> None:
     """Show what works here: versions, formats, missing extras, and what is known to go wrong."""
     from converter.console.doctor import Diagnosis, diagnose
 
-    result = console.run(lambda: diagnose(to or tuple(SUFFIXES), console.terminal.progress), "doctor")
+    result = console.run(lambda: diagnose(to, console.terminal.progress), "doctor")
     if isinstance(result, Diagnosis):
         console.terminal.show_diagnosis(result)
     console.exit([result])

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import psutil
 
+from converter.artifacts.paths import SUFFIXES
 from converter.console.shipped import shipped
 from converter.report.failures import Report
 
@@ -72,6 +73,7 @@ class Diagnosis(Report):
     """What was found.
 
     Attributes:
+        needed: the formats without which the exit status is 1: those asked for, or all that need no extra.
         problems: what is known to go wrong with what is installed, each with what to do.
         convert_command: the `convert` that a shell finds first.
         temporary_folder: where conversions keep temporary files; no cache outlives a command.
@@ -81,6 +83,7 @@ class Diagnosis(Report):
     system: str
     packages: tuple[Package, ...]
     formats: tuple[FormatTrial, ...]
+    needed: tuple[str, ...]
     extras: tuple[MissingExtra, ...]
     problems: tuple[str, ...]
     convert_command: str | None
@@ -92,12 +95,12 @@ class Diagnosis(Report):
 
     @property
     def exit_status(self) -> int:  # type: ignore[override]
-        return int(not all(trial.works for trial in self.formats))
+        return int(not all(trial.works for trial in self.formats if trial.format in self.needed))
 
 
-def diagnose(formats: Sequence[str], progress: Callable[[str], AbstractContextManager[None]]) -> Diagnosis:
-    """Look at what is installed, by its metadata, and try each of the formats."""
-    cores = len(os.sched_getaffinity(0))
+def diagnose(wanted: Sequence[str], progress: Callable[[str], AbstractContextManager[None]]) -> Diagnosis:
+    """Look at what is installed, by its metadata, and try the formats wanted, or all."""
+    formats, cores = wanted or tuple(SUFFIXES), len(os.sched_getaffinity(0))
     with progress(f"convert a small network: {', '.join(formats)}"), ThreadPoolExecutor(cores) as pool:
         trials = tuple(pool.map(try_format, formats))
     folder, memory = tempfile.gettempdir(), psutil.virtual_memory()
@@ -106,6 +109,7 @@ def diagnose(formats: Sequence[str], progress: Callable[[str], AbstractContextMa
         system=platform.platform(),
         packages=packages(),
         formats=trials,
+        needed=tuple(wanted) or tuple(format for format in formats if format not in extra_names()),
         extras=missing_extras(),
         problems=tuple(problems()),
         convert_command=shutil.which("convert"),
@@ -183,13 +187,17 @@ def satisfies(found: str, allowed: str) -> bool:
 
 def missing_extras() -> tuple[MissingExtra, ...]:
     """Return the extras whose packages are not installed."""
-    names = distribution("pt-convert").metadata.get_all("Provides-Extra") or []
     extras = []
-    for name in names:
+    for name in extra_names():
         missing = tuple(package for package, _ in requirements(name) if found_version(package) is None)
         if missing and name not in FOR_DEVELOPERS:
             extras.append(MissingExtra(name, missing, f'pip install "pt-convert[{name}]"'))
     return tuple(extras)
+
+
+def extra_names() -> list[str]:
+    """Return the extras that pt-convert declares; a format that needs one has its name."""
+    return distribution("pt-convert").metadata.get_all("Provides-Extra") or []
 
 
 def problems() -> list[str]:

@@ -261,7 +261,8 @@ class Terminal:
                 formats.add_row(FORMATS[trial.format], Text(f"works, {_seconds(trial.seconds)}", COLOURS["verified"]))
             else:
                 lines = "\n".join(line for line in (trial.reason, trial.fix) if line)
-                formats.add_row(FORMATS[trial.format], Text(f"does not work: {lines}", COLOURS["failed"]))
+                style = COLOURS["failed" if trial.format in found.needed else "not verified"]
+                formats.add_row(FORMATS[trial.format], Text(f"does not work: {lines}", style))
         machine = _grid()
         machine.add_row("cores", str(found.cores))
         machine.add_row("memory", f"{found.memory / 2**30:.1f} GiB, {found.memory_available / 2**30:.1f} available")

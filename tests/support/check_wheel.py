@@ -76,7 +76,7 @@ def python(folder: Path, code: str) -> None:
 
 def check_everything(folder: Path) -> None:
     found = json.loads(run(folder, COMMAND, "doctor", "--json").stdout)
-    assert [trial["works"] for trial in found["formats"]] == [True] * 3, found
+    assert {trial["format"] for trial in found["formats"] if trial["works"]} >= {"tf", "keras", "onnx"}, found
     run(folder, COMMAND, "sample")
     for name in ("cli.py", "mappings.py"):
         (folder / name).write_text(FORBIDDEN)
@@ -124,7 +124,7 @@ def check_without_tensorflow(folder: Path) -> None:
     refused = run(folder, COMMAND, *SAMPLE, *SHAPE, "--to", "keras", "-o", "again.keras", status=1)
     assert "pip install" in refused.stderr, refused.stderr
     found = json.loads(run(folder, COMMAND, "doctor", "--json", status=1).stdout)
-    assert [trial["works"] for trial in found["formats"]] == [False, False, True], found
+    assert [trial["format"] for trial in found["formats"] if trial["works"]] == ["onnx"], found
 
 
 if __name__ == "__main__":
