@@ -105,7 +105,8 @@ def test_a_format_that_does_not_work_is_status_1(tried):
     assert "Run pip install tensorflow." in result.output
 
 
-def test_a_format_of_an_extra_decides_the_status_only_if_it_is_asked_for(tried):
+def test_a_format_of_an_extra_decides_the_status_only_if_it_is_asked_for(tried, monkeypatch):
+    monkeypatch.setattr(doctor, "extra_names", lambda: ["images", "tflite"])
     tried["tflite"] = FormatTrial("tflite", False, 1.0, "not installed", 'pip install "pt-convert[tflite]"')
     assert run("doctor").exit_code == 0
     assert run("doctor", "--to", "tflite").exit_code == 1
