@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, packages_distributions, requires, version
 from pathlib import Path
 from typing import Any, Literal
@@ -160,12 +161,17 @@ def requirements(extra: str) -> list[tuple[str, str]]:
 
 def found_version(name: str) -> str | None:
     """Return the version of a package, also where another distribution brings it, such as tensorflow-cpu."""
-    for each in (name, *packages_distributions().get(name, ())):
-        try:
-            return version(each)
-        except PackageNotFoundError:
-            continue
-    return None
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        others = providers().get(name, [])
+        return version(others[0]) if others else None
+
+
+@cache
+def providers() -> Mapping[str, list[str]]:
+    """Return the installed distributions by the modules that they bring; to look through all takes a second."""
+    return packages_distributions()
 
 
 def release(text: str) -> tuple[int, ...]:

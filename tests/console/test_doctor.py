@@ -42,7 +42,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str | None]:
         return changed[name]
 
     monkeypatch.setattr(doctor, "version", version)
-    monkeypatch.setattr(doctor, "packages_distributions", dict)
+    monkeypatch.setattr(doctor, "providers", dict)
     return changed
 
 
