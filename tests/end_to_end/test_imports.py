@@ -41,7 +41,7 @@ def test_onnx_and_inspect_work_where_keras_and_tensorflow_cannot_be_imported(tmp
     for status, output, both, imported in (converted, verified, inspected, checked):
         assert (status, imported) == (0, ["torch"]), both
         assert json.loads(output)
-    rows = {row["path"]: row["becomes"] for row in json.loads(inspected[1])["modules"]}
+    rows = {row["path"]: row["becomes"] for row in json.loads(inspected[1])["rows"]}
     assert rows["0"] == "Conv2D"
     assert rows["3"] == "Dense"
     assert keras[0] == 1
