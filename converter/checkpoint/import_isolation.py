@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 OUR_NAMES = ("cli", "mappings", "converter")
+OUR_API = ("mappings", "converter")  # what code that is written against pt-convert imports
 OUR_FOLDER = Path(__file__).resolve().parents[2]
 
 # The owner of each pt-convert name in `sys.modules` now (None: pt-convert), and the other owners' modules.
@@ -46,7 +47,7 @@ class UserCode:
         folders: where the user's modules may be, after the folders of `files`; the first that has one supplies it.
         names: the modules that the user named, dotted.
         files: the Python files that the user named.
-        ours: keep pt-convert's `cli`, `mappings` and `converter`, for code that is written against them.
+        ours: keep pt-convert's `mappings` and `converter`, for code that is written against them.
         everything: treat a checkpoint's modules as if the user's source imported them.
     """
 
@@ -108,7 +109,7 @@ class UserCode:
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         name = fullname.partition(".")[0]
-        if name not in self._importable or (self._ours and name in OUR_NAMES):
+        if name not in self._importable or (self._ours and name in OUR_API):
             return None
         if path is not None:
             spec, theirs = _elsewhere(fullname, path), name in _imports
@@ -156,7 +157,7 @@ class UserCode:
             importable = (names for module, names in _imports.items() if module.partition(".")[0] in self._importable)
             self._importable = self._importable.union(*importable)
         for name in OUR_NAMES:
-            if name in self._importable and not self._ours:
+            if name in self._importable and not (self._ours and name in OUR_API):
                 owner = next((place for place in self.folders if _has_module(place, name)), None)
                 if owner not in (None, OUR_FOLDER):
                     _hand_over(name, owner)

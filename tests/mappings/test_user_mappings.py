@@ -334,3 +334,9 @@ def test_a_broken_package_is_named_and_stops_only_models_that_need_it(tmp_path, 
         converter.convert(Snake().eval(), to="keras", output=path, input_shapes=["1,3,11"], force=True)
     assert "Update or uninstall the package broken-snake" in str(refused.value.fix)
     assert says in str(refused.value.fix)
+
+
+def test_a_file_and_what_it_imports_may_be_called_like_modules_of_pt_convert(tmp_path):
+    written(tmp_path, "NAME = 'of the user'\n", "cli.py")
+    file = written(tmp_path, "import cli\nassert cli.NAME == 'of the user'\n" + RIGHT, "mappings.py")
+    assert SNAKE in load_mappings(file).records
