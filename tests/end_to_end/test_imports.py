@@ -52,7 +52,7 @@ WRONG = {
     "a missing file": (["none.pt", "--to", "onnx"], 4, "PTC1023"),
     "no checkpoint": (["here.txt", "--to", "tf", "--input-shape", "1,3"], 4, "PTC1026"),
     "a folder": (["inspect", "."], 4, "PTC1022"),
-    "an unknown format": (["here.pt", "--to", "onxn"], 2, "'onxn' is not one of"),
+    "an unknown format": (["here.pt", "--to", "onxn"], 2, "Did you mean --to onnx"),
     "an unknown option": (["here.pt", "--to", "onnx", "--inputshape", "1"], 2, "No such option"),
     "a shape": (["here.pt", "--to", "onnx", "--input-shape", "1x3x8"], 2, "PTC2020"),
     "a dtype": (["inspect", "here.pt", "--input-shape", "1,3:flat"], 2, "PTC2021"),
