@@ -13,6 +13,7 @@ def main(format: str) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries print to standard output; only the answer may go there
     sys.path.append(str(ROOT))  # where converter is not installed but run from its repository
+    from converter.artifacts.paths import SUFFIXES
     from converter.report.failures import failure_of
 
     answer: dict[str, object] = {}
@@ -24,7 +25,7 @@ def main(format: str) -> None:
         network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)).eval()
         with tempfile.TemporaryDirectory() as folder:
             report = converter.convert(
-                network, to=[format], output=Path(folder) / f"net.{format}", input_shapes=["1,1,4,4"]
+                network, to=[format], output=Path(folder) / f"net{SUFFIXES[format]}", input_shapes=["1,1,4,4"]
             )
         answer = {"status": report.status}
     except Exception as error:
