@@ -218,7 +218,15 @@ def verify(model: Path, artifact: Path, console: Console, **arguments: Any) -> N
     help="Say what the model's packings or convolutions are elsewhere, in numbers; repeatable.",
 )
 @with_console
-def inspect(model: Path, plan: bool, check: bool, to: tuple[str, ...], console: Console, **arguments: Any) -> None:
+def inspect(
+    model: Path,
+    plan: bool,
+    explain: tuple[str, ...],
+    check: bool,
+    to: tuple[str, ...],
+    console: Console,
+    **arguments: Any,
+) -> None:
     """Show a model's modules, shapes, weights, and what each becomes."""
     import converter
     from converter.pipeline.preflight import check_call
@@ -229,7 +237,7 @@ def inspect(model: Path, plan: bool, check: bool, to: tuple[str, ...], console: 
 
     def describe() -> "ModelSummary":
         check_call(model, InspectOptions.of(**arguments))
-        return converter.inspect(model, check=formats, plan=plan, **arguments)
+        return converter.inspect(model, check=formats, plan=plan, explain=explain, **arguments)
 
     result = console.run(describe, str(model))
     if not isinstance(result, Failure):
