@@ -229,6 +229,7 @@ class ArtifactOptions:
     Attributes:
         layout: of inputs and outputs of Keras and TensorFlow artifacts.
         exact_shifts: treat a grid_sample at whole-pixel offsets as the shift that it is but for rounding.
+        exact_infinities: treat infinities in inputs as PyTorch does where zero weights multiply them, which makes NaN.
         mappings: Python files that register mappings of the user's; in a stamp, the SHA-256 of each.
     """
 
@@ -252,6 +253,10 @@ class ArtifactOptions:
     focus_as_convolution: bool = option(
         "--focus-as-convolution", "Advanced", "In PyTorch modules, write a Focus and the convolution behind it as one "
         "convolution with a stride.", False,
+    )  # fmt: skip
+    exact_infinities: bool = option(
+        "--exact-infinities", "Advanced", "Keep operators whose zero weights turn an infinite input into NaN, instead "
+        "of the shifts that they are for finite inputs.", False,
     )  # fmt: skip
     mappings: tuple[str | Path, ...] = option(
         "--mappings", "Advanced", "Python file with your own mappings for operators; repeatable.", (),
@@ -547,6 +552,7 @@ class InspectKeywords(LoadKeywords, total=False):
     opset: int | None
     exact_shifts: bool
     focus_as_convolution: bool
+    exact_infinities: bool
     mappings: Sequence[str | Path] | str | Path
 
 

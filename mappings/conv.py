@@ -16,6 +16,7 @@ from mappings.padding import is_same, pad_spatial
 
 aten = torch.ops.aten
 CONV = {1: layers.Conv1D, 2: layers.Conv2D, 3: layers.Conv3D}
+SEPARABLE = {1: layers.SeparableConv1D, 2: layers.SeparableConv2D}
 
 
 def each(value, rank):
@@ -137,17 +138,19 @@ def strided(plan, y, stride, shape):
     return plan.call(lambda a: a[steps], y, layout=layout)
 
 
-@maps(torch.ops.converter.separable_conv2d.default, channels_last=True)
-def separable_conv2d(plan, x, depthwise, pointwise, bias, stride, padding, dilation):
+@maps(torch.ops.converter.separable_conv1d.default, torch.ops.converter.separable_conv2d.default, channels_last=True)
+def separable_conv(plan, x, depthwise, pointwise, bias, stride, padding, dilation):
     channels_out, _, *size = depthwise.shape
     channels = x.shape[1]
     multiplier = channels_out // channels
     x, order = plan.channels_last(x)
-    pads = list(zip(padding[:2], padding[-2:], strict=True))
+    rank = len(size)
+    pads = list(zip(padding[:rank], padding[-rank:], strict=True))
     same = is_same(x.shape[2:], size, stride, dilation, pads)
     if not same:
         x = pad_spatial(plan, x, pads)
-    kernel = depthwise.reshape(channels, multiplier, *size).index_select(0, order).permute(2, 3, 0, 1)
+    in_order = depthwise.reshape(channels, multiplier, *size).index_select(0, order)
+    kernel = in_order.permute(*range(2, rank + 2), 0, 1)
     columns = (order[:, None] * multiplier + np.arange(multiplier)).ravel()
     config = {
         "filters": pointwise.shape[0],
@@ -159,10 +162,10 @@ def separable_conv2d(plan, x, depthwise, pointwise, bias, stride, padding, dilat
         "use_bias": bias is not None,
     }
     return plan.layer(
-        layers.SeparableConv2D,
+        SEPARABLE[rank],
         config,
         x,
-        weights=(kernel, pointwise.index_select(1, columns).permute(2, 3, 1, 0), bias),
+        weights=(kernel, pointwise.index_select(1, columns).permute(*range(2, rank + 2), 1, 0), bias),
         layout=channels_last_result(x.layout, plan.shape()),
     )
 

@@ -73,6 +73,8 @@ def pad(plan, x, pad, mode="constant", value=None):
         return constant_pad_nd(plan, x, pad, value or 0)
     if mode == "reflect":
         return padded(plan, x, pad, lambda a, widths: ops.pad(a, widths, mode="reflect"))
+    if mode == "replicate" and min(pad) >= 0 and max(pad) == 1:  # the outermost elements, mirrored
+        return padded(plan, x, pad, lambda a, widths: ops.pad(a, widths, mode="symmetric"))
     if mode == "replicate" and min(pad) < 0:
         return repeated_ends(plan, x, pad)
     return padded(plan, x, pad, lambda a, widths: extended(a, widths, replicate if mode == "replicate" else wrap))

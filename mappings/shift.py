@@ -12,14 +12,18 @@ from converter.plan.layout import channels_last_result
 from converter.plan.lazy_keras import layers, ops
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, Value
-from converter.rewrites.analysis.finiteness import may_be_infinite
-from converter.rewrites.shift_to_depthwise import one_hot_kernel
+from converter.rewrites.analysis.finiteness import ZERO_WEIGHTS, may_be_infinite
+from converter.rewrites.shift_to_depthwise import LARGEST_KERNEL, one_hot_kernel
+
+ELEMENTS_A_GROUP = 2  # of a kernel that is as fast as slices: 25 groups, 56x56 pixels: 0.36 ms against 0.92
 
 
 @maps(torch.ops.converter.shift.default, channels_last=True)
 def shift(plan, x, dim, sizes, dims, distances, border):
-    kernel = one_hot_kernel(len(x.shape), dim, sizes, dims, distances) if border == "zeros" else None
-    if kernel is not None and not may_be_infinite(plan.program, plan.node.args[0]):
+    most = max(LARGEST_KERNEL, ELEMENTS_A_GROUP * len(sizes))
+    kernel = one_hot_kernel(len(x.shape), dim, sizes, dims, distances, most) if border == "zeros" else None
+    finite = ZERO_WEIGHTS in plan.node.meta or not may_be_infinite(plan.program, plan.node.args[0])
+    if kernel is not None and finite:
         return by_convolution(plan, x, [0, dim, *(d for d in range(1, len(x.shape)) if d != dim)], kernel)
     by_group = [tuple(distances[i * len(dims) : (i + 1) * len(dims)]) for i in range(len(sizes))]
     return by_slices(plan, x, dim, sizes, dims, by_group, border)
@@ -84,11 +88,14 @@ def cut(part, axis, n):
 
 
 def with_border(inner, part, axis, n, border):
-    if border == "zeros":
+    size = part.shape[axis]
+    if border == "zeros" or (border == "reflect" and 2 * abs(n) < size):
         widths = [(0, 0)] * len(part.shape)
         widths[axis] = (max(n, 0), max(-n, 0))
-        return ops.pad(inner, widths)
-    size = part.shape[axis]
+        return ops.pad(inner, widths, mode="constant" if border == "zeros" else "reflect")
+    if border == "reflect":
+        edge = ops.flip(along(part, axis, 1, n + 1) if n > 0 else along(part, axis, size - 1 + n, size - 1), axis)
+        return ops.concatenate([edge, inner] if n > 0 else [inner, edge], axis)
     edge = along(part, axis, 0, 1) if n > 0 else along(part, axis, size - 1, size)
     edges = [edge] * abs(n)
     return ops.concatenate([*edges, inner] if n > 0 else [inner, *edges], axis)

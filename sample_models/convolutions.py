@@ -36,14 +36,16 @@ class Deck(nn.Module):
 class InParts(nn.Module):
     """Groups emulated: every part of the channels by a convolution of its own, joined."""
 
-    def __init__(self, channels: int, parts: int = 3):
+    def __init__(self, channels: int, parts: int = 3, activate: bool = False):
         super().__init__()
+        self.activate = activate
         self.stem = nn.Conv2d(channels, 2 * parts, 1)
         self.convs = nn.ModuleList(nn.Conv2d(2, 4, 3, stride=2) for _ in range(parts))
 
     def forward(self, x: Tensor) -> Tensor:
         parts = self.stem(x).relu().chunk(len(self.convs), 1)
-        return torch.cat([conv(part) for conv, part in zip(self.convs, parts, strict=True)], 1)
+        made = [conv(part) for conv, part in zip(self.convs, parts, strict=True)]
+        return torch.cat([part.relu() for part in made] if self.activate else made, 1)
 
 
 class Separable(nn.Module):
@@ -58,6 +60,17 @@ class Separable(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(F.elu(self.pointwise(self.depthwise(F.pad(x, (*self.pads, 0, 0))))))
+
+
+class SeparableSequence(nn.Module):
+    """A depthwise convolution along one axis, then a pointwise one; both with a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depthwise, self.pointwise = nn.Conv1d(6, 6, 5, padding=2, groups=6), nn.Conv1d(6, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pointwise(self.depthwise(x)).relu()
 
 
 class QuestionedSeparable(nn.Module):

@@ -8,15 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NINE = tuple((rows, columns) for rows in (-1, 0, 1) for columns in (-1, 0, 1))
 FOUR = ((0, 1), (0, -1), (1, 0), (-1, 0))
 
 
-def one_hot_kernels(distances: list[tuple[int, int]]) -> Tensor:
-    """(C, 1, 3, 3): channel i comes from i's distance before, which is at most one pixel."""
-    kernel = torch.zeros(len(distances), 1, 3, 3)
+def one_hot_kernels(distances: list[tuple[int, int]], reach: int = 1) -> Tensor:
+    """(C, 1, 3, 3): channel i comes from i's distance before, which is at most `reach` pixels."""
+    kernel = torch.zeros(len(distances), 1, 2 * reach + 1, 2 * reach + 1)
     for channel, (down, right) in enumerate(distances):
-        kernel[channel, 0, 1 - down, 1 - right] = 1
+        kernel[channel, 0, reach - down, reach - right] = 1
     return kernel
 
 
@@ -92,9 +91,13 @@ class AxialShift(nn.Module):
 class RolledShift(nn.Module):
     """The source document's second method: replicated border, `torch.roll` in four directions, cropped."""
 
+    def __init__(self, mode: str = "replicate"):
+        super().__init__()
+        self.mode = mode
+
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
-        parts = F.pad(x, [1, 1, 1, 1], mode="replicate").chunk(4, 1)
+        parts = F.pad(x, [1, 1, 1, 1], mode=self.mode).chunk(4, 1)
         rolled = [torch.roll(part, by, (2, 3)) for part, by in zip(parts, FOUR, strict=True)]
         return torch.cat(rolled, 1)[..., 1 : 1 + height, 1 : 1 + width]
 
@@ -126,6 +129,25 @@ class CycleFC(nn.Module):
         return deform_conv2d(x, self.offset.expand(batch, -1, height, width), self.weight, self.bias)
 
 
+class DeformedTaps(nn.Module):
+    """A 3x3 deformable convolution whose places each read at a constant whole offset."""
+
+    def __init__(self, channels: int, size: tuple[int, int]):
+        super().__init__()
+        self.weight, self.bias = (
+            nn.Parameter(torch.empty(channels, channels, 3, 3)),
+            nn.Parameter(torch.zeros(channels)),
+        )
+        nn.init.kaiming_uniform_(self.weight)
+        self.register_buffer("offset", (torch.arange(18) % 3 - 1.0).reshape(1, -1, 1, 1).repeat(1, 1, *size))
+        self.offset: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        from torchvision.ops import deform_conv2d
+
+        return deform_conv2d(x, self.offset.expand(x.shape[0], -1, -1, -1), self.weight, self.bias, padding=1)
+
+
 class CycleShift(nn.Module):
     """The sampling of CycleFC alone: its kernel is the identity."""
 
@@ -155,6 +177,17 @@ class ConvolvedShift(nn.Module):
         return F.conv2d(F.pad(x, [1, 1, 1, 1], mode="replicate"), self.kernel, groups=x.shape[1])
 
 
+class AtInput(nn.Module):
+    """A movement of the input itself, then a 1x1 convolution."""
+
+    def __init__(self, movement: nn.Module, channels: int):
+        super().__init__()
+        self.movement, self.head = movement, nn.Conv2d(channels, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.movement(x))
+
+
 class SampledShift(nn.Module):
     """The document's fifth method: `grid_sample` of each quarter on a constant grid."""
 
@@ -177,13 +210,17 @@ class SampledShift(nn.Module):
 class GroupedShift(nn.Module):
     """Shift (arXiv 1711.08141): nine groups, each to one of the neighbors, zeros behind them."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, reach: int = 1):
         super().__init__()
-        self.register_buffer("kernel", one_hot_kernels([NINE[i * 9 // channels] for i in range(channels)]))
+        steps = range(-reach, reach + 1)
+        places = list(itertools.product(steps, steps))
+        by = [places[i * len(places) // channels] for i in range(channels)]
+        self.register_buffer("kernel", one_hot_kernels(by, reach))
         self.kernel: Tensor
+        self.reach = reach
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.kernel, padding=1, groups=x.shape[1])
+        return F.conv2d(x, self.kernel, padding=self.reach, groups=x.shape[1])
 
 
 class FourConnectedShift(nn.Module):

@@ -17,18 +17,33 @@ from sample_models.convolutions import (
     Multiplier,
     QuestionedSeparable,
     Separable,
+    SeparableSequence,
     SizedPadding,
 )
-from sample_models.packing import BY_COLUMN, BY_ROW, Slices, Stem, Upscaler, Views, Windows
+from sample_models.packing import (
+    BY_COLUMN,
+    BY_ROW,
+    Blocks,
+    PatchMerging,
+    Quadrants,
+    ShuffledSum,
+    Slices,
+    Stem,
+    Upscaler,
+    Views,
+    Windows,
+)
 from sample_models.sampling import AlignedAggregation, DeformableBlock, FlowAlignment, SpatialTransformer
 from sample_models.shifts import (
     ActiveShift,
     AliasedShift,
+    AtInput,
     AxialShift,
     ConvolvedShift,
     CycleFC,
     CycleShift,
     CyclicShift,
+    DeformedTaps,
     FourConnectedShift,
     GroupedShift,
     Mixing,
@@ -89,6 +104,30 @@ SYSTEMS = (
     stem("TResNet stem", "slices", lambda: Slices(tuple((r, c) for r in range(4) for c in range(4)), 4), 4),
     stem("TResNet stem", "unfold", lambda: Windows(4), 4),
     stem("TResNet stem", "pixel_unshuffle", lambda: nn.PixelUnshuffle(4), 4),
+    System("Focus", "blocks of 2x3", lambda: Stem(Blocks(2, 3), 18), (IMAGE,), (lambda: Blocks(2, 3), IMAGE)),
+    System("Focus", "of a sequence", lambda: nn.Sequential(Blocks(4), nn.Conv1d(12, 8, 3)), ((1, 3, 24),)),
+    System("Focus", "of a volume", lambda: nn.Sequential(Blocks(2, 2, 2), nn.Conv3d(24, 8, 1)), ((1, 3, 4, 8, 6),)),
+    System(
+        "Focus",
+        "before groups of columns",
+        lambda: nn.Sequential(Slices(BY_COLUMN), nn.Conv2d(12, 8, 3, groups=2), nn.ReLU(), nn.Conv2d(8, 5, 1)),
+        (IMAGE,),
+    ),
+    System(
+        "Focus",
+        "before a group norm over columns",
+        lambda: nn.Sequential(Slices(BY_COLUMN), nn.GroupNorm(2, 12), nn.Conv2d(12, 8, 3)),
+        (IMAGE,),
+    ),
+    System(
+        "Focus",
+        "its inverse, assigned",
+        lambda: nn.Sequential(nn.Conv2d(3, 12, 3), Quadrants(), nn.Conv2d(3, 5, 3)),
+        (IMAGE,),
+        (Quadrants, (1, 8, 5, 6)),
+    ),
+    System("Swin", "PatchMerging", lambda: PatchMerging(16, (8, 12)), ((1, 96, 16),)),
+    System("ESPCN", "a sum, pixel_shuffle, a norm", ShuffledSum, (IMAGE,)),
     System("ESPCN", "pixel_shuffle", Upscaler, (IMAGE,), (lambda: nn.PixelShuffle(3), (1, 18, 5, 7))),
     System("S2-MLP", "slices assigned in place", lambda: SpatialMLP(8), (MAP,), (SliceShift, MAP)),
     System(
@@ -124,6 +163,15 @@ SYSTEMS = (
         ((1, 8, 8, 12),),
         (lambda: CyclicShift(-2), MAP),
     ),
+    System("spatial shift", "of an input, roll", lambda: AtInput(RolledShift(), 8), (MAP,)),
+    System(
+        "spatial shift", "of an input, one-hot depthwise convolution", lambda: AtInput(ConvolvedShift(8), 8), (MAP,)
+    ),
+    System("spatial shift", "of an input, deform_conv2d", lambda: AtInput(CycleShift(8), 8), (MAP,)),
+    System("spatial shift", "of an input, grid_sample, nearest", lambda: AtInput(SampledShift("nearest"), 8), (MAP,)),
+    shift("spatial shift", "reflect, roll in four directions, crop", lambda: RolledShift("reflect")),
+    System("CycleMLP", "3x3 deform_conv2d, constant whole offsets", lambda: Mixing(DeformedTaps(8, (9, 7)), 8), (MAP,)),
+    shift("Grouped Shift", "25 groups, one-hot depthwise", lambda: GroupedShift(25, 2), 25),
     System("STN", "affine_grid, grid_sample", lambda: SpatialTransformer(3, (16, 24)), (IMAGE,)),
     System("Semantic Flow", "grid_sample by a flow", lambda: FlowAlignment(8, 5), (MAP, (1, 5, 5, 4))),
     System("AlignSeg", "grid_sample by two flows", lambda: AlignedAggregation(8), (MAP, (1, 8, 5, 4))),
@@ -133,6 +181,10 @@ SYSTEMS = (
     System("grouped convolution", "split deck", lambda: Deck(6, True), ((1, 6, 9, 7),)),
     System("grouped convolution", "split deck of an input", lambda: Deck(6, False), ((1, 6, 9, 7),)),
     System("grouped convolution", "parts, joined", lambda: InParts(5), ((1, 5, 9, 7),)),
+    System(
+        "grouped convolution", "parts, each before a ReLU, joined", lambda: InParts(5, activate=True), ((1, 5, 9, 7),)
+    ),
+    System("SeparableConv1D", "both with a bias", SeparableSequence, ((1, 6, 32),)),
     System("SeparableConv2D", "pads (7, 8)", Separable, ((1, 6, 5, 32),)),
     System("SeparableConv2D", "pads (8, 7), bias", lambda: Separable((8, 7), True), ((1, 6, 5, 32),)),
     System("SeparableConv2D", "outputs * depth", lambda: QuestionedSeparable(6, 12, 2), ((1, 6, 5, 32),)),

@@ -31,6 +31,13 @@ def shift(x: Any, dim: int, sizes: Sequence[int], dims: Sequence[int], distances
             part = op.Concat(end, start, axis=axis)
         return part
 
+    def reflected(part: Any, by: Sequence[tuple[int, int]]) -> Any:
+        for axis, n in by:
+            starts, stops = (n, 0) if n > 0 else (-2, n - 2)
+            edge, rest = op.Slice(part, ints(starts), ints(stops), ints(axis), ints(-1)), kept(part, [(axis, n)])
+            part = op.Concat(edge, rest, axis=axis) if n > 0 else op.Concat(rest, edge, axis=axis)
+        return part
+
     def placed(part: Any, inner: Any, by: Sequence[tuple[int, int]]) -> Any:
         if not by:
             return inner
@@ -52,11 +59,13 @@ def shift(x: Any, dim: int, sizes: Sequence[int], dims: Sequence[int], distances
             parts.append(turned(part, by))
         elif border == "keep":
             parts.append(placed(part, kept(part, by), by))
+        elif border == "reflect" and any(2 * abs(n) >= x.shape[axis] for axis, n in by):
+            parts.append(reflected(part, by))
         else:
             # pad all axes: onnxruntime 1.31 moves transposes through a Pad as if it listed every axis
             by_axis = [dict(by).get(axis, 0) for axis in range(len(x.shape))]
             widths = ints(*(max(n, 0) for n in by_axis), *(max(-n, 0) for n in by_axis))
-            mode = "constant" if border == "zeros" else "edge"
+            mode = {"zeros": "constant", "replicate": "edge", "reflect": "reflect"}[border]
             parts.append(op.Pad(kept(part, by), widths, None, None, mode=mode))
     return op.Concat(*parts, axis=dim) if len(parts) > 1 else parts[0]
 

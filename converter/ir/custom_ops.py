@@ -61,10 +61,27 @@ def separable_conv2d(
     return F.conv2d(x, pointwise, bias)
 
 
+@torch.library.custom_op("converter::separable_conv1d", mutates_args=())
+def separable_conv1d(
+    x: Tensor,
+    depthwise: Tensor,
+    pointwise: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> Tensor:
+    """Do the same along one axis; `padding` holds one pad, or the pads before and after."""
+    x = _padded_conv(x, depthwise, None, stride, [padding[0], padding[-1]], dilation, x.shape[1])
+    return F.conv1d(x, pointwise, bias)
+
+
+@separable_conv1d.register_fake
 @separable_conv2d.register_fake
 def _(x: Tensor, depthwise: Tensor, pointwise: Tensor, *settings: Any) -> Tensor:
     _, stride, padding, dilation = settings
-    sizes = _convolved(x, depthwise, stride, [*padding[:2], *padding[-2:]], dilation)
+    axes = x.dim() - 2
+    sizes = _convolved(x, depthwise, stride, [*padding[:axes], *padding[-axes:]], dilation)
     return x.new_empty(x.shape[0], pointwise.shape[0], *sizes)
 
 
@@ -101,8 +118,9 @@ def shift(x: Tensor, dim: int, sizes: list[int], dims: list[int], distances: lis
 
     Args:
         distances: for each group, one for each of `dims`: element i comes from i - distance.
-        border: what fills the vacated positions: "zeros", the nearest element that was moved ("replicate"), the
-            elements lost at the other end ("circular"), or the previous elements ("keep").
+        border: what fills the vacated positions: "zeros", the nearest element that was moved ("replicate"), what lies
+            as far on its other side ("reflect"), the elements lost at the other end ("circular"), or the previous
+            elements ("keep").
     """
     moved, first = [], 0
     for group, size in enumerate(sizes):
@@ -115,6 +133,8 @@ def shift(x: Tensor, dim: int, sizes: list[int], dims: list[int], distances: lis
             source = torch.arange(n) - distance
             along = [n if i == d else 1 for i in range(x.dim())]
             inside = inside & ((source >= 0) & (source < n)).reshape(along)
+            if border == "reflect":
+                source = n - 1 - (n - 1 - source.abs()).abs()
             y = y.index_select(d, source % n if border == "circular" else source.clamp(0, n - 1))
         if border == "zeros":
             y = torch.where(inside, y, torch.zeros((), dtype=y.dtype))

@@ -98,6 +98,16 @@ class NativeSeparableConv2D(layers.SeparableConv2D):
         return tf.nn.bias_add(y, self.bias) if self.use_bias else y
 
 
+class NativeSeparableConv1D(layers.SeparableConv1D):
+    """The same along one axis."""
+
+    def call(self, inputs: Any) -> Any:
+        kernel, padding = by_group(self.depthwise_kernel), self.padding.upper()
+        y = tf.nn.conv1d(inputs, kernel, self.strides, padding, dilations=self.dilation_rate)
+        y = tf.nn.conv1d(y, self.pointwise_kernel, 1, "VALID")
+        return tf.nn.bias_add(y, self.bias) if self.use_bias else y
+
+
 def by_group(kernel: Any) -> Any:
     """Convert a depthwise kernel (..., channels, multiplier) to that of a grouped convolution."""
     *size, channels, multiplier = kernel.shape
@@ -124,6 +134,7 @@ NATIVE = {
     layers.Conv2D: NativeConv2D,
     layers.DepthwiseConv1D: NativeDepthwiseConv1D,
     layers.DepthwiseConv2D: NativeDepthwiseConv2D,
+    layers.SeparableConv1D: NativeSeparableConv1D,
     layers.SeparableConv2D: NativeSeparableConv2D,
 }
 
@@ -522,8 +533,10 @@ def moved(array: Any, step: MoveStep) -> Any:
         return reshaped(array, move.given, move.merge)
     if move.named is not None:
         name, block = move.named
-        function = {"SpaceToDepth": keras.ops.space_to_depth, "DepthToSpace": keras.ops.depth_to_space}[name]
-        return function(reshaped(array, move.given, move.given), block)
+        if name == "SpaceToDepth":
+            packed = keras.ops.space_to_depth(reshaped(array, move.given, move.given), block)
+            return reshaped(packed, move.packed, move.merge)
+        return keras.ops.depth_to_space(reshaped(array, move.given, move.packed), block)
     array = reshaped(array, move.given, move.split)
     return reshaped(keras.ops.transpose(array, move.order), [move.split[i] for i in move.order], move.merge)
 

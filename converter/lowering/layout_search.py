@@ -79,7 +79,8 @@ def candidates(plan: PlanBuilder) -> Iterator[Choices]:
         if factors is not None:
             producers.setdefault(len(factors), {})[node] = factors
     for count, found in producers.items():
-        for places in group_equivalent(found):
+        groups = group_equivalent(found)
+        for places in [*groups, list(found)] if len(groups) > 1 else groups:
             for order in list(permutations(range(count)))[1:]:
                 yield Choices(channel_orders={node: (found[node], order) for node in places})
 

@@ -205,7 +205,9 @@ def _map_outputs(plan: PlanBuilder, node: fx.Node) -> list[Step]:
         rank = len(value.shape)
         last = (0, *range(2, rank), 1) if rank > 1 else tuple(range(rank))
         move = value.layout.to(value.layout.in_order(last))[1]
-        lies = move.named is not None or (move.order is None and _follows_channels_last(plan, result))
+        lies = (move.named is not None and len(move.merge) == 4) or (
+            move.order is None and _follows_channels_last(plan, result)
+        )
         wants_last = 3 <= rank <= 5 and (plan.layout == "nhwc" or (plan.layout == "auto" and lies))
         order = last if wants_last else tuple(range(rank))
         value = plan.relayout(value, value.layout.in_order(order), f"layout of output `{name}`")

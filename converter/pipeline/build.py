@@ -277,7 +277,8 @@ def _build_uncached(
         chosen = [EXACT_SHIFTS.get(r, r) for r in chosen]
     with clock("rewrite"):
         inputs, expected = source.probe or (source.examples, None)
-        program, changes = rewrite(source.program, chosen, inputs, expected)
+        captured = replace(source.program, exact_infinities=options.exact_infinities)
+        program, changes = rewrite(captured, chosen, inputs, expected)
     if format in ("onnx", "torch"):
         if format == "onnx":
             refuse_untranslated(program, source.mappings)

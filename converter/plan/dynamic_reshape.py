@@ -17,7 +17,8 @@ from converter.plan.lazy_keras import layers, ops
 def is_possible(move: Move) -> bool:
     """Return whether the reshapes that `move` needs are possible."""
     if move.named is not None:
-        return True
+        unpacks = move.named[0] == "DepthToSpace"
+        return can_reshape(move.given, move.packed) if unpacks else can_reshape(move.packed, move.merge)
     if move.order is None:
         return can_reshape(move.given, move.merge)
     return can_reshape(move.given, move.split) and can_reshape([move.split[i] for i in move.order], move.merge)

@@ -4,6 +4,8 @@ deform_conv2d(x, W, offsets), W of 1x1, offsets of whole pixels
 -> conv2d(shift(x), W)                                            CycleFC
 deform_conv2d(x, W, offsets), W of 1x1, learned offsets (inference artifacts)
 -> conv2d(conv2d(x, four weights a channel, groups=channels), W)  Active Shift
+deform_conv2d(x, W, offsets), a larger W, offsets of whole pixels
+-> conv2d(cat([x moved as each place of W reads it]), W as 1x1)
 """
 
 from __future__ import annotations
@@ -46,13 +48,15 @@ def replace_deformable(program: Program, trainable: bool) -> list[Change]:
     for node in [n for n in program.graph.nodes if n.op == "call_function" and is_deformable(n)]:
         by = offsets_by_channel(program, node)
         if by is None:
+            changes += stacked(program, node, trainable)
             continue
         arguments = bound_arguments(node)
         source = constant_behind(arguments.node("offset"))
         is_whole = bool((by == by.round()).all())
         if (program.trainable(source) and not trainable) or (not is_whole and not trainable):
             continue
-        if is_whole and (may_be_infinite(program, arguments.node("input")) or is_pure(program, node)):
+        x, inputs = arguments.node("input"), program.exact_infinities
+        if is_whole and (may_be_infinite(program, x, inputs=inputs) or is_pure(program, node)):
             continue
         if not is_whole and bool((by.abs() > FARTHEST).any()):
             continue
@@ -68,6 +72,58 @@ def replace_deformable(program: Program, trainable: bool) -> list[Change]:
         what = "of whole pixels: a shift" if is_whole else "learned: a depthwise convolution of four weights a channel"
         changes.append(Change("constant offsets", module_path(node), what))
     return changes
+
+
+def stacked(program: Program, node: fx.Node, trainable: bool) -> list[Change]:
+    """Replace a convolution of several places that each read at a whole offset."""
+    arguments = bound_arguments(node)
+    x, weight, bias = arguments.node("input"), arguments.node("weight"), arguments.node("bias")
+    source, example = constant_behind(arguments.node("offset")), fixed_example(program, arguments.node("offset"))
+    sizes = x.meta["val"].shape[1:]
+    known = program.is_tensor(weight) and all(isinstance(n, int) for n in sizes)
+    if example is None or not known or arguments.flag("use_mask") or arguments.value("groups") != 1:
+        return []
+    if (program.trainable(source) and not trainable) or may_be_infinite(program, x, inputs=program.exact_infinities):
+        return []
+    axes = "h", "w"
+    channels, *image = sizes
+    stride, pad, dilation = ([arguments.integer(f"{kind}_{d}") for d in axes] for kind in ("stride", "pad", "dilation"))
+    kernel, out = list(weight.meta["val"].shape[2:]), node.meta["val"].shape[2:]
+    by = example[0].reshape(arguments.integer("offset_groups"), kernel[0] * kernel[1], 2, -1)
+    if not bool((by == by.round()).all()) or not bool((by == by[..., :1]).all()):
+        return []
+    place = torch.cartesian_prod(*(torch.arange(k) * d - p for k, d, p in zip(kernel, dilation, pad, strict=True)))
+    first = (by[..., 0] + place).long()  # group, place of the kernel, axis: where the first window reads
+    ends = [(n - 1) * s for n, s in zip(out, stride, strict=True)]
+    before = [max(0, -int(first[..., i].min())) for i in range(2)]
+    behind = [max(0, int(first[..., i].max()) + ends[i] + 1 - image[i]) for i in range(2)]
+    if any(reach > size for reach, size in zip((*before, *behind), (*image, *image), strict=True)):
+        return []
+    program.replace_tensor(weight, program.values(weight).map(as_pointwise), program.origin(weight), [node])
+    weight = bound_arguments(node).node("weight")
+    held = None if vanishes(program, bias) else bias
+    each = channels // len(first)
+    with program.graph.inserting_before(node):
+        padded = program.insert_call(aten.pad.default, (x, [before[1], behind[1], before[0], behind[0]]), like=node)
+        parts = []
+        for tap, group in itertools.product(range(first.shape[1]), range(len(first))):
+            part = padded
+            if each != channels:
+                part = program.insert_call(aten.slice.Tensor, (part, 1, group * each, (group + 1) * each), like=node)
+            for i in range(2):
+                start = before[i] + int(first[group, tap, i])
+                part = program.insert_call(aten.slice.Tensor, (part, 2 + i, start, start + ends[i] + 1), like=node)
+            parts.append(part)
+        moved = program.insert_call(aten.cat.default, (parts, 1), like=node)
+        y = program.insert_call(aten.conv2d.default, (moved, weight, held, stride, [0, 0], [1, 1], 1), like=node)
+    node.replace_all_uses_with(y)
+    program.inline_sources(source, "became slices")
+    return [Change("constant offsets", module_path(node), "of whole pixels: slices and a convolution")]
+
+
+def as_pointwise(weight: Tensor) -> Tensor:
+    """Return a kernel (out, in, height, width) as a 1x1 one for the places of the kernel one after another."""
+    return weight.permute(0, 2, 3, 1).reshape(len(weight), -1, 1, 1)
 
 
 def offsets_by_channel(program: Program, node: fx.Node) -> Tensor | None:

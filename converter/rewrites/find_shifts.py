@@ -9,7 +9,8 @@
 
 The match depends only on where every element comes from, so any grouping, direction, distance, border and layout
 works. A roll of everything stays a roll. If infinities may occur, kernels stay kernels: their zeros turn infinities
-into NaN, a shift does not.
+into NaN, a shift does not. Inputs are taken to be finite, unless the program's `exact_infinities` is set. A kernel of
+an input that needs nothing else stays a kernel too.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ from torch import fx
 from converter.ir.aten import first_input
 from converter.ir.program import Program, module_path
 from converter.ir.sizes import symbolic_shape
-from converter.rewrites.analysis.finiteness import may_be_infinite
+from converter.rewrites.analysis.finiteness import ZERO_WEIGHTS, may_be_infinite
 from converter.rewrites.analysis.provenance import moved_regions, trace
-from converter.rewrites.analysis.selection_ops import FIXED_ONLY, Allowed, is_kernel, tensors_behind
+from converter.rewrites.analysis.selection_ops import CONVOLUTIONS, FIXED_ONLY, Allowed, is_kernel, tensors_behind
 from converter.rewrites.base import Change
 
 aten, ours = torch.ops.aten, torch.ops.converter
 
 ENDS = {aten.cat.default, aten.slice_scatter.default, aten.slice.Tensor, aten.stack.default, aten.roll.default}
 SAME_PLACE = {aten.clone.default, aten.alias.default, aten.slice.Tensor, aten.contiguous.default}
-BORDERS = ("zeros", "replicate", "keep", "circular")
+BORDERS = ("zeros", "replicate", "reflect", "keep", "circular")
 MOST_SOURCES = 6  # values to try as the source of the shift
 
 
@@ -89,14 +90,18 @@ def replace_shifts(program: Program, allowed: Allowed) -> list[Change]:
         if found is None:
             continue
         source, region, shift = found
+        assumed = any(is_kernel(node) for node in region) and may_be_infinite(program, source)
         done.update(region)
         absorb(program, region)
         with program.graph.inserting_before(end):
             distances = list(itertools.chain(*shift.distances))
             arguments = (source, shift.dim, list(shift.sizes), list(shift.dims), distances, shift.border)
             moved = program.insert_call(ours.shift.default, arguments, like=end)
+        if assumed:
+            moved.meta[ZERO_WEIGHTS] = True
         end.replace_all_uses_with(moved)
-        changes.append(Change("spatial shift", module_path(end), str(shift)))
+        description = f"{shift}; for finite inputs" if assumed else str(shift)
+        changes.append(Change("spatial shift", module_path(end), description))
     return changes[::-1]
 
 
@@ -115,16 +120,23 @@ def match_shift(program: Program, end: fx.Node, allowed: Allowed) -> tuple[fx.No
         kernels = any(is_kernel(node) for node in region)
         if not kernels and sum(node.target not in SAME_PLACE for node in region) < 2:
             continue
-        if kernels and may_be_infinite(program, source):
+        if kernels and may_be_infinite(program, source, inputs=program.exact_infinities or is_convolution(region)):
             continue
         positions = trace(program, source, region, end)
         if positions is None:
             continue
         shift = read_shift(positions)
+        if kernels and shift is not None and shift.border == "reflect":
+            continue  # a pad and a convolution are faster than slices
         whole_roll = shift is not None and shift.border == "circular" and len(shift.sizes) == 1
         if shift is not None and any(map(any, shift.distances)) and not whole_roll:
             return source, region, shift
     return None
+
+
+def is_convolution(region: list[fx.Node]) -> bool:
+    """Return whether it is one convolution and nothing else."""
+    return [node.target in CONVOLUTIONS for node in region if node.op == "call_function"] == [True]
 
 
 def absorb(program: Program, region: list[fx.Node]) -> None:
@@ -207,6 +219,8 @@ def shifted(shape: tuple[int, ...], axes: list[int], distances: tuple[int, ...],
         n = shape[axis]
         source = index[axis] - distance
         inside &= (source >= 0) & (source < n)
+        if border == "reflect" and abs(distance) < n:
+            source = n - 1 - abs(n - 1 - abs(source))
         index[axis] = source % n if border == "circular" else np.clip(source, 0, n - 1)
     positions = np.ravel_multi_index(tuple(index), shape)
     if border == "zeros":

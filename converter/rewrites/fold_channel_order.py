@@ -8,14 +8,15 @@ at a residual add, backwards; per-channel tensors there are permuted too. A conc
 order of each part. If all ends of that region are weights that can take the order, they do. Otherwise the same is tried
 with the values before the permutation, whose producers then emit the new order. If neither works, each consumer that
 can take the order alone does, and the others read the permuted value. Groups of a grouped convolution or of a group
-norm can change places, and the channels within a group of a norm.
+norm can change places, and the channels within a group of a norm. Channels are in dimension 1, or where permutes take
+them: a Linear and a layer norm have them last.
 
 A channel shuffle written as view, transpose, view is such a permutation too; if it cannot be folded, it stays.
 """
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
@@ -38,12 +39,14 @@ CHANNELWISE = {
     aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.clone.default,
     aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec, aten.mean.dim, ours.dropout.default,
 }  # fmt: skip
+ALIKE_ANYWHERE = {aten.clone.default, ours.dropout.default}
 PADS = {aten.pad.default, aten.constant_pad_nd.default}
 CHANNELWISE |= PADS
 RESHAPES = {
     aten.reshape.default, aten.view.default, aten.flatten.using_ints, aten.squeeze.dim, aten.squeeze.dims,
     aten.unsqueeze.default,
 }  # fmt: skip
+PERMUTING = {aten.permute.default, aten.transpose.int}
 SPLITS = {aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default}
 PER_CHANNEL: dict[object, tuple[str, ...]] = {
     aten.batch_norm.default: ("weight", "bias", "running_mean", "running_var"),
@@ -61,7 +64,8 @@ LONGEST_SELECTION = 60  # characters of a line of code that a report shows
 
 
 Index = tuple[int, ...]
-Demand = tuple[fx.Node, Index | None]  # a value and its index, None if the parts of a concatenation determine it
+# A value, the dimension of its channels, and its index, None if the parts of a concatenation determine it.
+Demand = tuple[fx.Node, int, Index | None]
 
 
 def fold_channel_order(program: Program) -> list[Change]:
@@ -102,12 +106,16 @@ def folded_for_some(program: Program, node: fx.Node, inverse: Index) -> list[Cha
     return changes
 
 
-def taken_by_weights(program: Program, node: fx.Node) -> bool:
-    """Return whether there are weights that can take the order of a `reorder_channels`."""
+def taken_by_weights(program: Program, node: fx.Node, without: Collection[fx.Node] = ()) -> bool:
+    """Return whether there are weights that can take the order of a `reorder_channels`.
+
+    Args:
+        without: operators that no result needs any more.
+    """
     source, order = first_input(node), tuple(bound_arguments(node).integers("order"))
     inverse = tuple(order.index(i) for i in range(len(order)))
     return any(
-        start.op == "call_function" and Region(program, node, node, other).grow(start, index)
+        start.op == "call_function" and Region(program, node, node, other, without).grow(start, index)
         for start, other, index in ((node, source, inverse), (source, node, order))
     )
 
@@ -126,7 +134,7 @@ def shuffle(node: fx.Node) -> tuple[fx.Node, Index, fx.Node] | None:
     exchange = first_input(node)
     while exchange.target is aten.clone.default and len(exchange.users) == 1:
         exchange = first_input(exchange)
-    if exchange.target not in (aten.transpose.int, aten.permute.default):
+    if exchange.target not in PERMUTING:
         return None
     apart = first_input(exchange)
     if apart.target not in RESHAPES:
@@ -136,13 +144,7 @@ def shuffle(node: fx.Node) -> tuple[fx.Node, Index, fx.Node] | None:
         return None
     before, split, after = (n.meta["val"].shape for n in (source, apart, node))
     rank = len(split)
-    axes, arguments = list(range(rank)), bound_arguments(exchange)
-    if exchange.target is aten.transpose.int:
-        i, j = arguments.integer("dim0") % rank, arguments.integer("dim1") % rank
-        axes[i], axes[j] = j, i
-    else:
-        axes = [d % rank for d in arguments.integers("dims")]
-    plain = axes == [0, 2, 1, *range(3, rank)] and before == after and len(before) == rank - 1
+    plain = permuted_axes(exchange) == [0, 2, 1, *range(3, rank)] and before == after and len(before) == rank - 1
     if not plain or split[0] != before[0] or split[3:] != before[2:] or not isinstance(before[1], int):
         return None
     groups, size = int(split[1]), int(split[2])
@@ -151,12 +153,14 @@ def shuffle(node: fx.Node) -> tuple[fx.Node, Index, fx.Node] | None:
 
 @dataclass
 class Region:
-    """A region of values whose channels (dimension 1) need another order, and the weights at its ends.
+    """A region of values whose channels need another order, and the weights at its ends.
 
     Attributes:
         reordering, first: the operator to remove; the first of its parts.
         other: the other side of the permutation, which must not be reached.
+        without: operators that no result needs any more.
         values: for each value, the index that selects its channels.
+        axes: for each value, the dimension of its channels.
         weights: the same for each (operator, name of an argument, dimension) of a tensor to permute.
     """
 
@@ -164,27 +168,29 @@ class Region:
     reordering: fx.Node
     first: fx.Node
     other: fx.Node
+    without: Collection[fx.Node] = ()
     values: dict[fx.Node, Index] = field(default_factory=dict)
+    axes: dict[fx.Node, int] = field(default_factory=dict)
     weights: dict[tuple[fx.Node, str, int], Index] = field(default_factory=dict)
 
     def grow(self, start: fx.Node, index: Index) -> bool:
         """Collect everything that must change with `start`; return False if something cannot."""
         try:
-            waiting: deque[Demand] = deque([(start, index)])
+            waiting: deque[Demand] = deque([(start, 1, index)])
             while waiting:
-                value, wanted = waiting.popleft()
+                value, axis, wanted = waiting.popleft()
                 index = self._joined(value) if wanted is None else wanted
-                if index == self.values.get(value, tuple(range(len(index)))):
+                if index == self.values.get(value, tuple(range(len(index)))) and self.axes.get(value, axis) == axis:
                     continue
-                if value in self.values or value is self.other or not has_channels(value, len(index)):
+                if value in self.values or value is self.other or not has_channels(value, axis, len(index)):
                     return False
-                self.values[value] = index
-                found = self._producers(value, index)
+                self.values[value], self.axes[value] = index, axis
+                found = self._producers(value, axis, index)
                 for user in value.users:
-                    if user is not self.first:
-                        found += self._consumer(value, index, user)
-                waiting.extendleft(demand for demand in found if demand[1] is not None)
-                waiting.extend(demand for demand in found if demand[1] is None)
+                    if user is not self.first and user not in self.without:
+                        found += self._consumer(value, axis, index, user)
+                waiting.extendleft(demand for demand in found if demand[2] is not None)
+                waiting.extend(demand for demand in found if demand[2] is None)
         except CannotFollow:
             return False
         return True
@@ -206,11 +212,28 @@ class Region:
 
     # -- what must change with a value
 
-    def _producers(self, value: fx.Node, index: Index) -> list[Demand]:
+    def _producers(self, value: fx.Node, axis: int, index: Index) -> list[Demand]:
         """Return what must change so that `value` is produced in the new order."""
         if value is self.reordering:
             return []
-        target = value.target
+        target, rank = value.target, value.meta["val"].dim()
+        if target in PERMUTING:
+            return [(first_input(value), permuted_axes(value)[axis], index)]
+        if target is aten.linear.default and axis == rank - 1:
+            bias = bound_arguments(value).optional_node("bias")
+            self._take(value, ["weight"] if bias is None else ["weight", "bias"], 0, index)
+            return []
+        if target is aten.layer_norm.default:
+            self._normalized(value, axis, index)
+            return [(first_input(value), axis, index)]
+        if target in BINARY:
+            return self._operands(value, axis, index)
+        if treats_channels_alike(value) and keeps_channels(value, axis):
+            return [(value.all_input_nodes[0], axis, index)]
+        if target in RESHAPES:
+            return [unflattened(index, axis, first_input(value), value)]
+        if axis != 1:
+            raise CannotFollow
         if target in CONVOLUTIONS | TRANSPOSED:
             arguments = bound_arguments(value)
             x, groups = arguments.node("input"), known_groups(value)
@@ -222,7 +245,7 @@ class Region:
             if groups == 1:
                 return []
             blocks = order_of_groups(index, groups)
-            return [(x, spread(blocks, x.meta["val"].shape[1] // groups))]
+            return [(x, 1, spread(blocks, x.meta["val"].shape[1] // groups))]
         if target in PER_CHANNEL:
             arguments = bound_arguments(value)
             if target is aten.group_norm.default:
@@ -230,40 +253,45 @@ class Region:
             held = {name: arguments.optional_node(name) for name in PER_CHANNEL[target]}
             names = [name for name, n in held.items() if n is not None and self._per_channel(n, len(index))]
             self._take(value, names, 0, index)
-            return [(first_input(value), index)]
-        if target in BINARY:
-            return self._operands(value, index)
-        if treats_channels_alike(value) and keeps_channels(value):
-            return [(value.all_input_nodes[0], index)]
-        if target in RESHAPES:
-            return [(first_input(value), unflattened(index, first_input(value), value))]
+            return [(first_input(value), 1, index)]
         if is_concatenation(value):
             joined_parts = bound_arguments(value).nodes("tensors")
             widths = [part.meta["val"].shape[1] for part in joined_parts]
-            return list(zip(joined_parts, cut(index, widths), strict=True))
+            return [(part, 1, held) for part, held in zip(joined_parts, cut(index, widths), strict=True)]
         item = read_item(value)
         if item is not None and is_split(item[0]):
             split, position = item
             source, widths = first_input(split), [part.shape[1] for part in split.meta["val"]]
             if source in self.values:
-                return [(value, cut(self.values[source], widths)[position])]
+                return [(value, 1, cut(self.values[source], widths)[position])]
             parts = [whole(part) for part in split.meta["val"]]
             parts[position] = index
-            return [(source, joined(parts))]
+            return [(source, 1, joined(parts))]
         raise CannotFollow
 
-    def _consumer(self, value: fx.Node, index: Index, user: fx.Node) -> list[Demand]:
+    def _consumer(self, value: fx.Node, axis: int, index: Index, user: fx.Node) -> list[Demand]:
         """Return what must change because `user` reads `value` in the new order."""
-        target = user.target
-        if target in CONVOLUTIONS | TRANSPOSED or target is aten.linear.default:
+        target, rank = user.target, value.meta["val"].dim()
+        if target in PERMUTING:
+            return [(user, permuted_axes(user).index(axis), index)]
+        if target is aten.linear.default:
+            if axis != rank - 1 or first_input(user) is not value:
+                raise CannotFollow
+            self._take(user, ["weight"], 1, index)
+            return []
+        if target is aten.layer_norm.default:
+            self._normalized(user, axis, index)
+            return [(user, axis, index)]
+        if target in BINARY or (treats_channels_alike(user) and keeps_channels(user, axis)):
+            return [(user, axis, index)]
+        if target in RESHAPES:
+            return [flattened(index, axis, value, user)]
+        if axis != 1:
+            raise CannotFollow
+        if target in CONVOLUTIONS | TRANSPOSED:
             arguments = bound_arguments(user)
             if arguments.node("input") is not value or not self.program.is_tensor(arguments.node("weight")):
                 raise CannotFollow
-            if target is aten.linear.default:
-                if value.meta["val"].dim() != 2:
-                    raise CannotFollow
-                self._take(user, ["weight"], 1, index)
-                return []
             groups = known_groups(user)
             if groups == 1:
                 self._take(user, ["weight"], 0 if target in TRANSPOSED else 1, index)
@@ -271,23 +299,21 @@ class Region:
             blocks = order_of_groups(index, groups)
             if target in TRANSPOSED or index != spread(blocks, len(index) // groups):
                 raise CannotFollow  # each group would need an order of its own within
-            return [(user, spread(blocks, user.meta["val"].shape[1] // groups))]
-        if target in PER_CHANNEL or target in BINARY or treats_channels_alike(user):
-            return [(user, index)]
-        if target in RESHAPES:
-            return [(user, flattened(index, value, user))]
+            return [(user, 1, spread(blocks, user.meta["val"].shape[1] // groups))]
+        if target in PER_CHANNEL:
+            return [(user, 1, index)]
         if is_concatenation(user):
             if user not in self.values:
-                return [(user, None)]
+                return [(user, 1, None)]
             operands = bound_arguments(user).nodes("tensors")
             parts = cut(self.values[user], [p.meta["val"].shape[1] for p in operands])
-            return [(p, part) for p, part in zip(operands, parts, strict=True) if p is value]
+            return [(p, 1, part) for p, part in zip(operands, parts, strict=True) if p is value]
         if is_split(user):
             parts = cut(index, [part.shape[1] for part in user.meta["val"]])
             items = [(part, item[1]) for part in user.users if (item := read_item(part)) is not None]
             if len(items) < len(user.users):
                 raise CannotFollow
-            return [(part, parts[position]) for part, position in items]
+            return [(part, 1, parts[position]) for part, position in items]
         raise CannotFollow
 
     def _joined(self, value: fx.Node) -> Index:
@@ -303,7 +329,15 @@ class Region:
             if self.weights.setdefault((user, name, dim), index) != index:
                 raise CannotFollow
 
-    def _operands(self, value: fx.Node, index: Index) -> list[Demand]:
+    def _normalized(self, norm: fx.Node, axis: int, index: Index) -> None:
+        """Permute the scale and offset of a layer norm, if they extend over the channels."""
+        arguments = bound_arguments(norm)
+        dim = axis - norm.meta["val"].dim() + len(arguments.value("normalized_shape"))
+        if dim >= 0:
+            held = [name for name in ("weight", "bias") if arguments.optional_node(name) is not None]
+            self._take(norm, held, dim, index)
+
+    def _operands(self, value: fx.Node, axis: int, index: Index) -> list[Demand]:
         found: list[Demand] = []
         rank = value.meta["val"].dim()
         for name in ("self", "other"):
@@ -311,13 +345,13 @@ class Region:
             if not isinstance(operand, fx.Node):
                 continue
             shape = operand.meta["val"].shape
-            dim = 1 - rank + len(shape)
+            dim = axis - rank + len(shape)
             if dim < 0 or shape[dim] == 1:
                 continue  # the same for all channels
             if self.program.is_tensor(operand):
                 self._take(value, [name], dim, index)
-            elif dim == 1:
-                found.append((operand, index))
+            elif dim == axis:
+                found.append((operand, axis, index))
             else:
                 raise CannotFollow
         return found
@@ -351,18 +385,31 @@ class CannotFollow(Exception):
     """An operator that cannot take or pass on another order of channels."""
 
 
-def has_channels(value: fx.Node, channels: int) -> bool:
+def has_channels(value: fx.Node, axis: int, channels: int) -> bool:
     fake = value.meta.get("val")
-    if not isinstance(fake, Tensor) or value.op != "call_function" or fake.dim() < 2:
+    if not isinstance(fake, Tensor) or value.op != "call_function" or fake.dim() <= axis:
         return False
-    return isinstance(fake.shape[1], int) and fake.shape[1] == channels
+    return isinstance(fake.shape[axis], int) and fake.shape[axis] == channels
+
+
+def permuted_axes(node: fx.Node) -> list[int]:
+    """Return for each dimension of a permuted value that of the value before."""
+    arguments, rank = bound_arguments(node), node.meta["val"].dim()
+    if node.target is aten.permute.default:
+        return [d % rank for d in arguments.integers("dims")]
+    axes, i, j = list(range(rank)), arguments.integer("dim0") % rank, arguments.integer("dim1") % rank
+    axes[i], axes[j] = j, i
+    return axes
 
 
 def treats_channels_alike(node: fx.Node) -> bool:
     return node.target in CHANNELWISE or (is_pointwise(node.target) and len(node.all_input_nodes) == 1)
 
 
-def keeps_channels(value: fx.Node) -> bool:
+def keeps_channels(value: fx.Node, axis: int) -> bool:
+    """Return whether an operator that treats all channels alike leaves them in their dimension."""
+    if axis != 1:
+        return value.target in ALIKE_ANYWHERE or value.target not in CHANNELWISE
     arguments, before = bound_arguments(value), value.all_input_nodes[0].meta["val"]
     if value.target is aten.mean.dim:
         return all(d % before.dim() > 1 for d in arguments.value("dim"))
@@ -408,31 +455,38 @@ def cut(index: Index, widths: Sequence[int]) -> list[Index]:
     return parts
 
 
-def flattened(index: Index, before: fx.Node, after: fx.Node) -> Index:
-    """Return `index` after a view that keeps batch and channels or merges all later dimensions into the channels."""
+def flattened(index: Index, axis: int, before: fx.Node, after: fx.Node) -> tuple[fx.Node, int, Index]:
+    """Return what a view makes of `index`.
+
+    It may keep batch and channels, merge all later dimensions into the channels, or keep the channels last.
+    """
     old, new = symbolic_shape(before.meta["val"]), symbolic_shape(after.meta["val"])
-    if old[0] != new[0] or len(new) < 2:
+    if axis == len(old) - 1 and axis != 1 and old[-1] == new[-1]:
+        return after, len(new) - 1, index
+    if axis != 1 or old[0] != new[0] or len(new) < 2:
         raise CannotFollow
     if old[1] == new[1]:
-        return index
+        return after, 1, index
     inner = math.prod(old[2:])
     if new[1] != old[1] * inner or not isinstance(inner, int):
         raise CannotFollow
-    return tuple(i * inner + j for i in index for j in range(inner))
+    return after, 1, tuple(i * inner + j for i in index for j in range(inner))
 
 
-def unflattened(index: Index, before: fx.Node, after: fx.Node) -> Index:
-    """Return the index before such a view that gives `index` after it."""
-    old = before.meta["val"].shape
-    if len(old) < 2 or not isinstance(old[1], int):
+def unflattened(index: Index, axis: int, before: fx.Node, after: fx.Node) -> tuple[fx.Node, int, Index]:
+    """Return what must be before such a view that gives `index` after it."""
+    old, new = before.meta["val"].shape, after.meta["val"].shape
+    if axis == len(new) - 1 and axis != 1 and old[-1] == new[-1]:
+        return before, len(old) - 1, index
+    if axis != 1 or len(old) < 2 or not isinstance(old[1], int):
         raise CannotFollow
     inner = len(index) // old[1]
     if not inner:
         raise CannotFollow
     result = tuple(i // inner for i in index[::inner])
-    if flattened(result, before, after) != index:
+    if flattened(result, 1, before, after) != (after, 1, index):
         raise CannotFollow
-    return result
+    return before, 1, result
 
 
 def taken(tensor: Tensor, dim: int, chosen: Tensor) -> Tensor:

@@ -1,27 +1,34 @@
-"""Fold the bias of a depthwise convolution into the 1x1 convolution after it (inference artifacts).
+"""Fold the bias of a depthwise convolution into the 1x1 convolution after it.
 
 conv(conv(x, D, d, groups=channels), P, p) -> conv(conv(x, D, groups=channels), P, p + P d)
 
-The two can then become one separable convolution.
+The two can then become one separable convolution. In a Keras file the 1x1 convolution must have a bias of its own,
+which then learns for both.
 """
 
-import torch
 from torch import Tensor
 
 from converter.ir.aten import set_arguments
 from converter.ir.lazy_tensor import LazyTensor
 from converter.ir.program import Program, module_path
 from converter.rewrites.base import Change, set_bias
-from converter.rewrites.merge_separable import read_separable
-
-aten = torch.ops.aten
+from converter.rewrites.merge_separable import POINTWISE, read_separable
 
 
 def fold_depthwise_bias(program: Program) -> list[Change]:
+    return folded(program, may_add=True)
+
+
+def fold_redundant_bias(program: Program) -> list[Change]:
+    return folded(program, may_add=False)
+
+
+def folded(program: Program, may_add: bool) -> list[Change]:
+    """Fold each bias; `may_add`: also into a convolution that has none."""
     changes = []
-    for pointwise in program.graph.find_nodes(op="call_function", target=aten.conv2d.default):
+    for pointwise in [n for target in POINTWISE for n in program.graph.find_nodes(op="call_function", target=target)]:
         found = read_separable(program, pointwise, with_bias=True)
-        if found is None:
+        if found is None or (found[2].bias is None and not may_add):
             continue
         depthwise, first, second = found
         added, weight, bias = first.bias, second.weight, second.bias

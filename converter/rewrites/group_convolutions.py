@@ -2,6 +2,8 @@
 
 cat([conv(part, W) for part, W in zip(split(x), kernels)])     each part by its own convolution
 -> conv(x, cat(kernels), groups)
+cat([relu(conv(part, W)) for part, W in zip(split(x), kernels)])   the same pointwise operators after each
+-> relu(conv(x, cat(kernels), groups))
 
 a, b = split(conv(x, D, groups=channels)); a + b               a depthwise one, whose halves are added
 -> conv(reorder_channels(x), W, groups=channels / 2)           channel i is grouped with channel i + channels / 2
@@ -16,7 +18,7 @@ import torch
 from torch import fx
 
 from converter.ir import custom_ops
-from converter.ir.aten import bound_arguments, read_item
+from converter.ir.aten import bound_arguments, first_input, is_pointwise, read_item
 from converter.ir.lazy_tensor import LazyTensor
 from converter.ir.program import Program, module_path, tensor_name
 from converter.rewrites.analysis.convolutions import Convolution, read_convolution
@@ -44,9 +46,10 @@ def group_convolutions(program: Program) -> list[Change]:
 
 def joined(program: Program, cat: fx.Node) -> Change | None:
     """Group convolutions of all parts of one value whose results are concatenated."""
-    convs, dim = bound_arguments(cat).nodes("tensors"), bound_arguments(cat).integer("dim")
-    if dim not in (1, 1 - cat.meta["val"].dim()) or len(convs) < 2 or len(set(convs)) < len(convs):
+    parts, dim = bound_arguments(cat).nodes("tensors"), bound_arguments(cat).integer("dim")
+    if dim not in (1, 1 - cat.meta["val"].dim()) or len(parts) < 2 or len(set(parts)) < len(parts):
         return None
+    convs, after = behind_pointwise(parts)
     given = [conv for c in convs if len(c.users) == 1 and (conv := known_convolution(program, c)) is not None]
     if len(given) < len(convs):
         return None
@@ -66,8 +69,28 @@ def joined(program: Program, cat: fx.Node) -> Change | None:
     with program.graph.inserting_before(cat):
         arguments = (source, weight, bias, first.stride, first.padding, first.dilation, len(convs) * first.groups)
         grouped = program.insert_call(convs[0].target, arguments, like=convs[0])
+        for operator in after:
+            grouped = program.insert_call(operator.target, (grouped, *operator.args[1:]), like=operator)
     cat.replace_all_uses_with(grouped)
     return Change("grouped convolution", module_path(convs[0]), f"{len(convs)} convolutions of a part each, joined")
+
+
+def behind_pointwise(parts: Sequence[fx.Node]) -> tuple[list[fx.Node], list[fx.Node]]:
+    """Return what is before the pointwise operators that all parts end with alike, and those of the first in order."""
+    held, after = list(parts), list[fx.Node]()
+    while all(
+        is_pointwise(n.target)
+        and n.target == held[0].target
+        and n.args[1:] == held[0].args[1:]
+        and not n.kwargs
+        and len(n.all_input_nodes) == 1
+        and n.args[0] is n.all_input_nodes[0]
+        and len(n.users) == 1
+        for n in held
+    ):
+        after.insert(0, held[0])
+        held = [first_input(n) for n in held]
+    return held, after
 
 
 def together(program: Program, tensors: Sequence[fx.Node], before: fx.Node) -> fx.Node:

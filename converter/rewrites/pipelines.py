@@ -22,11 +22,15 @@ from converter.rewrites.find_shifts import (
     find_trained_and_sampled_shifts,
     find_trained_shifts,
 )
-from converter.rewrites.find_space_to_depth import find_space_to_depth, find_space_to_depth_in_views
+from converter.rewrites.find_space_to_depth import (
+    find_fast_space_to_depth,
+    find_space_to_depth,
+    find_space_to_depth_in_views,
+)
 from converter.rewrites.fold_batch_norm import fold_batch_norm
 from converter.rewrites.fold_channel_order import fold_channel_order
 from converter.rewrites.fold_constants import fold_constants
-from converter.rewrites.fold_depthwise_bias import fold_depthwise_bias
+from converter.rewrites.fold_depthwise_bias import fold_depthwise_bias, fold_redundant_bias
 from converter.rewrites.group_convolutions import group_convolutions
 from converter.rewrites.linear_to_matmul import linear_to_matmul
 from converter.rewrites.merge_padding import merge_padding
@@ -34,6 +38,7 @@ from converter.rewrites.merge_separable import merge_separable
 from converter.rewrites.negative_zero_padding import negative_zero_padding
 from converter.rewrites.normalize_pools import normalize_pools
 from converter.rewrites.note_split_volumes import note_split_volumes
+from converter.rewrites.order_in_views import order_in_views
 from converter.rewrites.shift_to_depthwise import shift_to_depthwise
 from converter.rewrites.space_to_depth_as_convolution import space_to_depth_as_convolution
 from converter.rewrites.space_to_depth_as_pixel_unshuffle import space_to_depth_as_pixel_unshuffle
@@ -64,19 +69,32 @@ def insert_before(rewrites: tuple[Rewrite, ...], later: Rewrite, new: Rewrite) -
 
 INFERENCE_VARIANTS: dict[Rewrite, Rewrite] = {find_shifts: find_trained_shifts, constant_offsets: learned_offsets}
 FOR_INFERENCE = (drop_dropout, *(INFERENCE_VARIANTS.get(r, r) for r in COMMON), fold_batch_norm, merge_padding)
+ONNX_VARIANTS: dict[Rewrite, Rewrite] = {find_space_to_depth: find_fast_space_to_depth}
 REWRITES: dict[str, tuple[Rewrite, ...]] = {
     "keras": (
         tie_embeddings,
         drop_batch_index,
         *COMMON,
+        order_in_views,
         find_attention,
         note_split_volumes,
         merge_padding,
+        fold_redundant_bias,
         merge_separable,
     ),
-    "tf": (drop_batch_index, *FOR_INFERENCE, note_split_volumes, fold_depthwise_bias, merge_separable),
+    "tf": (
+        drop_batch_index,
+        *FOR_INFERENCE,
+        order_in_views,
+        note_split_volumes,
+        fold_depthwise_bias,
+        merge_separable,
+    ),
     "onnx": (
-        *insert_before(FOR_INFERENCE, fold_channel_order, find_space_to_depth_in_views),
+        *(
+            ONNX_VARIANTS.get(r, r)
+            for r in insert_before(FOR_INFERENCE, fold_channel_order, find_space_to_depth_in_views)
+        ),
         drop_unread_statistics,
         linear_to_matmul,
         expand_adaptive_pools,
@@ -116,9 +134,10 @@ EMITTED: dict[Rewrite, tuple[OpOverload, ...]] = {
     space_to_depth_as_pixel_unshuffle: PACKING,
     space_to_depth_as_convolution: PACKING,
     find_space_to_depth: PACKING,
+    find_fast_space_to_depth: PACKING,
     find_space_to_depth_in_views: PACKING,
     find_attention: (ours.multi_head_attention.default,),
     merge_padding: (ours.padded_conv.default,),
-    merge_separable: (ours.separable_conv2d.default,),
+    merge_separable: (ours.separable_conv1d.default, ours.separable_conv2d.default),
     note_split_volumes: (ours.padded_conv.default,),
 }  # fmt: skip

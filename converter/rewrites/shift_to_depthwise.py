@@ -17,7 +17,7 @@ from torch import Tensor
 from converter.ir import custom_ops
 from converter.ir.aten import bound_arguments
 from converter.ir.program import Origin, Program, module_path
-from converter.rewrites.analysis.finiteness import may_be_infinite
+from converter.rewrites.analysis.finiteness import ZERO_WEIGHTS, may_be_infinite
 from converter.rewrites.base import Change
 
 aten, ours = torch.ops.aten, torch.ops.converter
@@ -39,7 +39,7 @@ def shift_to_depthwise(program: Program) -> list[Change]:
             continue
         if int(np.prod(spatial)) > LARGEST_MAP.get(border, 0) or x.meta["val"].dtype != torch.float32:
             continue
-        if may_be_infinite(program, x):
+        if ZERO_WEIGHTS not in node.meta and may_be_infinite(program, x):
             continue
         axes, reach = len(spatial), [n // 2 for n in kernel.shape[1:]]
         with program.graph.inserting_before(node):
@@ -58,14 +58,18 @@ def shift_to_depthwise(program: Program) -> list[Change]:
 
 
 def one_hot_kernel(
-    rank: int, dim: int, sizes: Sequence[int], dims: Sequence[int], distances: Sequence[int]
+    rank: int, dim: int, sizes: Sequence[int], dims: Sequence[int], distances: Sequence[int], most: int = LARGEST_KERNEL
 ) -> Tensor | None:
-    """Return (elements of `dim`, other axes in order), 1 at each one's source; None where slices are always as fast."""
+    """Return (elements of `dim`, other axes in order), 1 at each one's source; None where slices are always as fast.
+
+    Args:
+        most: the largest kernel, in elements.
+    """
     spatial = [d for d in range(1, rank) if d != dim]
     groups = [dict(zip(dims, distances[i * len(dims) :], strict=False)) for i in range(len(sizes))]
     reach = [max(abs(by.get(d, 0)) for by in groups) for d in spatial]
     shape = [2 * n + 1 for n in reach]
-    if len(sizes) < 2 or len(spatial) not in CONVOLUTIONS or int(np.prod(shape)) > LARGEST_KERNEL:
+    if len(sizes) < 2 or len(spatial) not in CONVOLUTIONS or int(np.prod(shape)) > most:
         return None
     kernel = torch.zeros(sum(sizes), *shape, dtype=torch.float64)
     first = 0

@@ -160,9 +160,13 @@ def offset_convolution(offset, kernel=1, groups=1, **geometry):
         bias=parameter(4),
         **({"offset": parameter(12)} if offset is None else {}),
     )
-    stride, pad = geometry.get("stride", 1), geometry.get("padding", 0)
-    module.made = tuple((n + 2 * pad - kernel) // stride + 1 for n in IMAGE[2:])
+    stride, pad, dilation = (geometry.get(name, n) for name, n in (("stride", 1), ("padding", 0), ("dilation", 1)))
+    module.made = tuple((n + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1 for n in IMAGE[2:])
     return module
+
+
+def stacked_slices(parts, each=2):
+    return " ".join(["conv2d pad", *["slice"] * (parts * each), "cat conv2d"])
 
 
 WHOLE = [[1.0, 0], [0, -2], [0, 0], [0, 0], [-1, 1], [2, 0]]
@@ -171,10 +175,21 @@ OFFSETS_FIRE = {
     "of whole pixels": (offset_convolution(WHOLE), IMAGE, "conv2d shift conv2d"),
     "of whole pixels, strided": (offset_convolution(WHOLE, stride=2), IMAGE, "conv2d shift conv2d"),
     "of whole pixels, in groups": (offset_convolution(WHOLE, groups=2), IMAGE, "conv2d shift conv2d"),
+    "of a larger kernel, whole pixels": (
+        offset_convolution([[i % 3 - 1.0, i % 2] for i in range(9)], kernel=3, padding=1),
+        IMAGE,
+        stacked_slices(9),
+    ),
+    "of a larger kernel, strided and dilated": (
+        offset_convolution([[i % 4 - 2.0, -i % 3] for i in range(18)], kernel=3, padding=2, stride=2, dilation=2),
+        IMAGE,
+        stacked_slices(18, 3),
+    ),
+    "padded": (offset_convolution(WHOLE, padding=1), IMAGE, stacked_slices(6, 3)),
 }
 OFFSETS_LEAVE = {
-    "a larger kernel": (offset_convolution(WHOLE * 9, kernel=3), IMAGE),
-    "padded": (offset_convolution(WHOLE, padding=1), IMAGE),
+    "a larger kernel, in groups": (offset_convolution(WHOLE * 9, groups=2, kernel=3), IMAGE),
+    "a larger kernel, between pixels": (offset_convolution(BETWEEN * 9, kernel=3), IMAGE),
     "farther than a kernel should reach, between pixels": (offset_convolution([[9.5, 0], *WHOLE[1:]]), IMAGE),
     "a plain convolution": (nn.Conv2d(6, 4, 1), IMAGE),
 }
@@ -230,6 +245,15 @@ GROUPS_FIRE = {
     "1-D": (
         in_parts(a=nn.Conv1d(3, 2, 3), b=nn.Conv1d(3, 2, 3)), SEQUENCE, "conv1d"
     ),
+    "depthwise parts, each before a ReLU": (
+        in_parts(3, **{name: nn.Sequential(nn.Conv2d(2, 2, 3, groups=2), nn.ReLU()) for name in "abc"}), IMAGE,
+        "conv2d relu",
+    ),
+    "parts before several operators alike": (
+        in_parts(**{name: nn.Sequential(nn.Conv2d(3, 2, 3), nn.LeakyReLU(0.2), nn.Hardswish()) for name in "ab"}),
+        IMAGE,
+        "conv2d leaky_relu hardswish",
+    ),
 }  # fmt: skip
 GROUPS_LEAVE = {
     "parts of one convolution": (
@@ -252,6 +276,10 @@ GROUPS_LEAVE = {
     ),
     "parts of other kernels": (
         in_parts(a=nn.Conv2d(3, 2, 3), b=nn.Conv2d(3, 2, 3, dilation=1, padding=0, stride=(1, 1), bias=False)), IMAGE
+    ),
+    "parts before operators that differ": (
+        in_parts(**{name: nn.Sequential(nn.Conv2d(3, 2, 3), nn.LeakyReLU(n)) for name, n in (("a", 0.1), ("b", 0.2))}),
+        IMAGE,
     ),
     "parts joined over rows": (in_parts(dim=2, a=nn.Conv2d(3, 2, 3), b=nn.Conv2d(3, 2, 3)), IMAGE),
     "halves that are changed before": (deck(change=torch.relu), IMAGE),
@@ -313,6 +341,10 @@ DEPTHWISE_BIAS_FIRES = {
     "both have one": (separable({"bias": True}), IMAGE, "conv2d conv2d"),
     "the pointwise part has none": (separable({"bias": True}, pointwise={"bias": False}), IMAGE, "conv2d conv2d"),
     "a multiplier and padding": (separable({"bias": True, "padding": 1}, multiplier=2), IMAGE, "conv2d conv2d"),
+    "along one axis": (nn.Sequential(nn.Conv1d(6, 6, 3, groups=6), nn.Conv1d(6, 4, 1)), SEQUENCE, "conv1d conv1d"),
+}
+REDUNDANT_BIAS_LEAVES = {
+    "the pointwise part has none": (separable({"bias": True}, pointwise={"bias": False}), IMAGE),
 }
 DEPTHWISE_BIAS_LEAVES = {
     "no bias": (separable(), IMAGE),
@@ -323,6 +355,17 @@ DEPTHWISE_BIAS_LEAVES = {
     "a full convolution before": (nn.Sequential(nn.Conv2d(6, 5, 3), nn.Conv2d(5, 4, 1)), IMAGE),
 }  # fmt: skip
 MORE_SEPARABLE = {
+    "along one axis": (
+        nn.Sequential(nn.Conv1d(6, 12, 3, 2, 1, groups=6, bias=False), nn.Conv1d(12, 4, 1)), SEQUENCE,
+        "separable_conv1d",
+    ),
+    "along one axis, padding='same'": (
+        nn.Sequential(nn.Conv1d(6, 6, 4, padding="same", groups=6, bias=False), nn.Conv1d(6, 4, 1)), SEQUENCE,
+        "separable_conv1d",
+    ),
+    "unequal strides, one result along an axis": (
+        separable({"kernel_size": (3, 8), "stride": (2, 1)}), IMAGE, "separable_conv2d"
+    ),
     "padding='same', an even kernel": (
         separable({"kernel_size": (1, 4), "padding": "same"}), IMAGE, "separable_conv2d"
     ),

@@ -27,6 +27,7 @@ from rewrite_rows import (
     OFFSETS_LEAVE,
     PADDING_FIRES,
     PADDING_LEAVES,
+    REDUNDANT_BIAS_LEAVES,
     SHIFTS_FIRE,
     SHIFTS_LEAVE,
     SPACE_TO_DEPTH_FIRES,
@@ -55,11 +56,15 @@ from converter.rewrites.expand_masked_attention import expand_masked_attention
 from converter.rewrites.find_attention import find_attention
 from converter.rewrites.find_channel_permutations import find_channel_permutations
 from converter.rewrites.find_shifts import find_shifts, find_trained_shifts
-from converter.rewrites.find_space_to_depth import find_space_to_depth, find_space_to_depth_in_views
+from converter.rewrites.find_space_to_depth import (
+    find_fast_space_to_depth,
+    find_space_to_depth,
+    find_space_to_depth_in_views,
+)
 from converter.rewrites.fold_batch_norm import fold_batch_norm
 from converter.rewrites.fold_channel_order import fold_channel_order
 from converter.rewrites.fold_constants import fold_constants
-from converter.rewrites.fold_depthwise_bias import fold_depthwise_bias
+from converter.rewrites.fold_depthwise_bias import fold_depthwise_bias, fold_redundant_bias
 from converter.rewrites.group_convolutions import group_convolutions
 from converter.rewrites.linear_to_matmul import linear_to_matmul
 from converter.rewrites.merge_padding import merge_padding
@@ -67,6 +72,7 @@ from converter.rewrites.merge_separable import merge_separable
 from converter.rewrites.negative_zero_padding import negative_zero_padding
 from converter.rewrites.normalize_pools import normalize_pools
 from converter.rewrites.note_split_volumes import note_split_volumes
+from converter.rewrites.order_in_views import order_in_views
 from converter.rewrites.pipelines import REWRITES
 from converter.rewrites.run import apply_rewrites
 from converter.rewrites.shift_to_depthwise import shift_to_depthwise
@@ -192,6 +198,12 @@ FOCUS_FIRES = {
         (2, 3, 9, 12),
         "slice space_to_depth reorder_channels",
     ),
+    "rows only": (
+        lambda x: torch.cat([x[:, :, r::4] for r in range(4)], 1), FOCUS, "reshape permute reshape"
+    ),
+    "rows cut twice": (
+        lambda x: torch.cat([x[:, :, r::2][:, :, c::2] for r, c in YOLOV5], 1), FOCUS, "reshape permute reshape"
+    ),
     "quadrants assigned in place": (assigned(), PACKED_FOCUS, "reorder_channels depth_to_space"),
     "quadrants assigned in place, by row": (assigned(sorted(YOLOV5)), PACKED_FOCUS, "depth_to_space"),
 }  # fmt: skip
@@ -203,8 +215,6 @@ FOCUS_LEAVES = {
     "a quadrant twice": (focus([(0, 0), (1, 0), (0, 1), (0, 1)]), FOCUS),
     "one quadrant four times": (focus([(0, 0)] * 4), FOCUS),
     "a fifth part": (focus([*YOLOV5, (0, 0)]), FOCUS),
-    "rows only": (lambda x: torch.cat([x[:, :, r::4] for r in range(4)], 1), FOCUS),
-    "rows cut twice": (lambda x: torch.cat([x[:, :, r::2][:, :, c::2] for r, c in YOLOV5], 1), FOCUS),
     "odd sizes, quadrants that overlap": (
         lambda x: torch.cat([x[:, :, 2 * r :: 2, 2 * c :: 2][:, :, :3, :5] for r, c in YOLOV5], 1),
         (2, 3, 9, 13),
@@ -812,6 +822,25 @@ BATCH_NORM_LEAVES = {
     "nothing before it": (nn.BatchNorm2d(6), IMAGE),
 }
 
+# -- orders that no weights take
+
+
+def reordered_packing(order, also=lambda y: ()):
+    return lambda x: (lambda y: (ours.reorder_channels(y, order), *also(y)))(ours.space_to_depth(x, 2))
+
+
+COLUMNS_FIRST = [0, 1, 4, 5, 2, 3, 6, 7]
+ORDERED_FIRES = {
+    "columns before rows": (reordered_packing(COLUMNS_FIRST), (2, 2, 6, 4), "reshape permute reshape"),
+    "channels first, as pixel_unshuffle has it": (
+        reordered_packing([0, 2, 4, 6, 1, 3, 5, 7]), (2, 2, 6, 4), "reshape permute reshape"
+    ),
+}  # fmt: skip
+ORDERED_LEAVES = {
+    "any other order": (reordered_packing([1, 0, *range(2, 8)]), (2, 2, 6, 4)),
+    "a packing that others read": (reordered_packing(COLUMNS_FIRST, lambda y: (y.relu(),)), (2, 2, 6, 4)),
+}
+
 # -- separable convolutions
 
 
@@ -851,6 +880,7 @@ SEPARABLE_LEAVES = {
         (2, 1, 9, 8),
     ),
     "unequal strides": (separable({"stride": (1, 2)}), IMAGE),
+    "unequal strides, one result along the wrong axis": (separable({"kernel_size": (3, 6), "stride": (1, 3)}), IMAGE),
     "stride and dilation together": (separable({"stride": 2, "dilation": 2}), IMAGE),
     "a norm between": (
         nn.Sequential(nn.Conv2d(6, 6, 3, groups=6, bias=False), nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1)),
@@ -868,7 +898,6 @@ SEPARABLE_LEAVES = {
         nn.Sequential(nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 3, groups=6, bias=False)),
         IMAGE,
     ),
-    "1-D": (nn.Sequential(nn.Conv1d(6, 6, 3, groups=6, bias=False), nn.Conv1d(6, 4, 1)), SEQUENCE),
 }
 
 # -- what does nothing, what is constant, what only ONNX wants
@@ -1187,13 +1216,22 @@ TABLES = {
     find_space_to_depth_in_views: (SPACE_TO_DEPTH_FIRES, SPACE_TO_DEPTH_LEAVES),
     constant_offsets: (OFFSETS_FIRE, FIXED_LEAVE),
     learned_offsets: (LEARNED_FIRE, OFFSETS_LEAVE),
+    order_in_views: (ORDERED_FIRES, ORDERED_LEAVES),
     group_convolutions: (GROUPS_FIRE, GROUPS_LEAVE),
     merge_padding: (PADDING_FIRES, PADDING_LEAVES),
     fold_depthwise_bias: (DEPTHWISE_BIAS_FIRES, DEPTHWISE_BIAS_LEAVES),
+    fold_redundant_bias: (
+        {name: row for name, row in DEPTHWISE_BIAS_FIRES.items() if name not in REDUNDANT_BIAS_LEAVES},
+        DEPTHWISE_BIAS_LEAVES | REDUNDANT_BIAS_LEAVES,
+    ),
     find_shifts: (SHIFTS_FIRE, SHIFTS_LEAVE),
     shift_to_depthwise: (TO_DEPTHWISE_FIRES, TO_DEPTHWISE_LEAVES),
     find_trained_shifts: (SHIFTS_FIRE, SHIFTS_LEAVE),
     find_space_to_depth: (FOCUS_FIRES, FOCUS_LEAVES),
+    find_fast_space_to_depth: (
+        {name: row for name, row in FOCUS_FIRES.items() if not name.startswith("rows")},
+        FOCUS_LEAVES | {name: row[:2] for name, row in FOCUS_FIRES.items() if name.startswith("rows")},
+    ),
     find_channel_permutations: (PERMUTATION_FIRES, PERMUTATION_LEAVES),
     fold_channel_order: (CHANNEL_ORDER_FIRES, CHANNEL_ORDER_LEAVES),
     fold_batch_norm: (BATCH_NORM_FIRES, BATCH_NORM_LEAVES),

@@ -54,8 +54,9 @@ class BehindConvolution(nn.Module):
         return self.function(self.conv(x))
 
 
-def recognized(module: nn.Module, shape: tuple[int, ...]) -> Program:
+def recognized(module: nn.Module, shape: tuple[int, ...], exact_infinities: bool = False) -> Program:
     program = captured(module, shape)
+    program.exact_infinities = exact_infinities
     with torch.no_grad():
         for node in program.graph.find_nodes(op="get_attr"):
             if node.target == "conv.weight":
@@ -90,11 +91,12 @@ DOCUMENTS = Spec((1, 8, 5, 5), (2, 2, 2, 2), FOUR, "replicate")
 def test_documents_tensor_gives_the_documents_result_bit_for_bit(spelling, tmp_path):
     spec = DOCUMENTS if spelling is not by_slices else Spec(DOCUMENTS.shape, DOCUMENTS.sizes, FOUR, "keep")
     x, expected = documents_tensor(), documents_result().numpy()
-    program = recognized(Call(spelling(spec)), (2, 8, 5, 5))
-    if spelling in (by_grid, by_bilinear_grid, by_depthwise) or "deform" in spelling.__name__:
-        assert not shifts(program), "an infinity in the input is NaN behind a multiplication by zero"
-    else:
-        assert len(shifts(program)) == 1
+    multiplies = spelling in (by_grid, by_bilinear_grid, by_depthwise) or "deform" in spelling.__name__
+    for exact in (True, False):
+        program = recognized(Call(spelling(spec)), (2, 8, 5, 5), exact)
+        # an infinity in the input is NaN behind a multiplication by zero
+        assert len(shifts(program)) == (0 if multiplies and exact else 1)
+    np.testing.assert_array_equal(lowered(program, x), expected)
     program = recognized(BehindConvolution(spelling(spec), 8), (2, 8, 5, 5))
     assert [n.target for n in program.graph.nodes if n.op == "call_function"][-1] is ours.shift.default
     for result in (
@@ -275,6 +277,15 @@ def test_infinities_made_on_the_way_count():
     shift = by_depthwise(spec)
     masked = Call(lambda self, x: shift(self.conv(x).masked_fill(x > 0, -torch.inf)), conv=nn.Conv2d(8, 8, 1))
     assert not shifts(recognized(masked, spec.shape))
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_shifts_of_an_input_say_that_it_must_be_finite(exact):
+    program = captured(Call(by_depthwise(DOCUMENTS)), DOCUMENTS.shape)
+    program.exact_infinities = exact
+    _, changes = rewrite(program, RECOGNISING, examples([DOCUMENTS.shape]))
+    told = [change.description for change in changes if change.name == "spatial shift"]
+    assert [text.endswith("; for finite inputs") for text in told] == ([] if exact else [True])
 
 
 class StoredGrid(nn.Module):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision_for_tests import load_torchvision
 
-MODES = {"zeros": "constant", "replicate": "replicate"}
+MODES = {"zeros": "constant", "replicate": "replicate", "reflect": "reflect"}
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def by_bilinear_grid(spec: Spec):
 # The borders that each can have.
 SPELLINGS = {
     by_slices: ("zeros", "keep"),
-    by_roll: ("zeros", "replicate", "circular"),
+    by_roll: ("zeros", "replicate", "reflect", "circular"),
     by_deformable: ("zeros", "replicate"),
     by_depthwise: ("zeros", "replicate"),
     by_grid: ("zeros", "replicate"),

@@ -15,20 +15,24 @@ MAKE_INFINITE = {
     "tan", "atanh", "erfinv", "special_erfinv", "lgamma", "digamma", "log_softmax", "logsumexp", "log_sigmoid",
 }  # fmt: skip
 REACH = 4000
+ZERO_WEIGHTS = "zero_weights"  # in a node's metadata: PyTorch multiplies an input by zero weights there too
 
 
-def may_be_infinite(program: Program, node: fx.Node) -> bool:
+def may_be_infinite(program: Program, node: fx.Node, inputs: bool = True) -> bool:
     """Return whether an infinity may reach `node` other than by overflow: as an input that is only moved, or created.
 
     A graph input counts if nothing is computed between it and `node`: in a network that is given an infinity,
     none of its own numbers survive the first convolution.
+
+    Args:
+        inputs: graph inputs count.
     """
     seen, ring = {(node, True)}, [(node, True)]
     while ring:
         value, untouched = ring.pop()
         if len(seen) > REACH:
             return True
-        if value.op == "placeholder" and untouched and value.meta["val"].is_floating_point():
+        if inputs and value.op == "placeholder" and untouched and value.meta["val"].is_floating_point():
             return True
         if program.is_tensor(value) and not program.query(value, finite):
             return True

@@ -117,6 +117,15 @@ CONVOLUTIONS = {
         ),
         IMAGE,
     ),
+    "separable along one axis, strided, multiplier": (
+        Call(
+            lambda self, x: ours.separable_conv1d(x, self.d, self.p, self.b, [2], [1], [1]),
+            d=parameter(12, 1, 3),
+            p=parameter(4, 12, 1),
+            b=parameter(4),
+        ),
+        SEQUENCE,
+    ),
     "space_to_depth, blocks against channels": (lambda x: ours.space_to_depth(x, 2), (2, 3, 8, 6)),
     "space_to_depth of block 3 into a convolution": (
         Call(lambda self, x: self.conv(ours.space_to_depth(x, 3)), conv=nn.Conv2d(27, 4, 1)),
