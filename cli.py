@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.artifacts.paths import SUFFIXES, output_paths
+from converter.artifacts.paths import SUFFIXES, default_formats, output_paths
 from converter.console.app import RESUMES, ConvertByDefault
 from converter.console.command import Console, with_console
 from converter.console.params import (
@@ -153,7 +153,7 @@ def batch(
     said = {name: to_json(value) for name, value in arguments.items() if value not in (None, (), defaults[name])}
 
     def listed() -> list["Job"]:
-        return work_list(places, to or tuple(SUFFIXES if check else ()), said, lines=sys.stdin, part=shard)
+        return work_list(places, to or (default_formats() if check else ()), said, lines=sys.stdin, part=shard)
 
     def done(work: list["Job"]) -> "BatchReport | CheckResults":
         report: BatchReport | CheckResults
@@ -209,7 +209,9 @@ def verify(model: Path, artifact: Path, console: Console, **arguments: Any) -> N
     is_flag=True,
     help="Say whether it can be converted, by the exit status too; nothing is written.",
 )
-@in_group("Output", "--to", multiple=True, type=FORMAT, help="Format to check; repeatable.  [default: all]")
+@in_group(
+    "Output", "--to", multiple=True, type=FORMAT, help="Format to check; repeatable.  [default: all that are installed]"
+)
 @in_group(
     "Output",
     "--explain",
@@ -233,7 +235,7 @@ def inspect(
 
     if to and not check:
         raise click.UsageError("--to says which formats to --check; convert MODEL --to writes them")
-    formats = (to or tuple(SUFFIXES)) if check else ()
+    formats = (to or default_formats()) if check else ()
 
     def describe() -> "ModelSummary":
         check_call(model, InspectOptions.of(**arguments))

@@ -2,12 +2,18 @@
 
 import os
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from ..errors import OutputError, UsageError
 from .runtime.formats import recognize
 
 SUFFIXES = {"tf": "_saved_model", "keras": ".keras", "onnx": ".onnx", "tflite": ".tflite", "torch": "_torch"}
+
+
+def default_formats() -> tuple[str, ...]:
+    """Return the formats to check if none are named: all but those that need an extra that is not installed."""
+    return tuple(format for format in SUFFIXES if format != "tflite" or find_spec("ai_edge_litert") is not None)
 
 
 def holds(question: Callable[[], bool]) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..artifacts.paths import SUFFIXES
+from ..artifacts.paths import default_formats
 from .executors import Finished, Task
 from .jobs import Job
 from .results import CheckResult, CheckResults, CheckState
@@ -18,7 +18,7 @@ from .schedule import Watcher, absolute_options, list_jobs, open_executor, run_t
 def check_many(
     models: str | Path | Iterable[str | Path | Job],
     *,
-    to: Sequence[str] = tuple(SUFFIXES),
+    to: Sequence[str] | None = None,
     slots: int | None = None,
     timeout: float = 3600,
     memory: int | None = None,
@@ -29,10 +29,13 @@ def check_many(
 ) -> CheckResults:
     """Check whether many checkpoints can be converted; arguments as for `convert_many`.
 
+    Args:
+        to: the formats; those that this installation has, if None.
+
     Raises:
         UsageError: the work list is invalid.
     """
-    jobs = list_jobs(models, to, options)
+    jobs = list_jobs(models, default_formats() if to is None else to, options)
     started = time.perf_counter()
     with open_executor(scheduler, slots, timeout, memory) as executor:
         results = run_tasks(jobs, executor, watcher, begin=_task, end=_result, fail_fast=fail_fast)

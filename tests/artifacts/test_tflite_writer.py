@@ -14,6 +14,7 @@ from equivalence import with_random_tensors
 from torch import nn
 
 import converter
+from converter.artifacts.paths import default_formats
 from converter.artifacts.runner import require_litert
 from converter.artifacts.runtime.formats import recognize
 from converter.artifacts.runtime.stamp import ZIP_MEMBER, read_stamp
@@ -166,6 +167,7 @@ def test_a_refusal_names_the_operator_the_module_and_the_line(tmp_path):
 
 def test_a_missing_package_is_named_with_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
+    assert "tflite" not in default_formats()
     with pytest.raises(UsageError, match="ai-edge-litert") as raised:
         require_litert()
     assert 'pip install "pt-convert[tflite]"' in raised.value.fix
