@@ -300,7 +300,7 @@ def test_what_was_captured_must_be_what_the_module_computes(by):
     source = opened(Unlike(by).eval(), "1,4")
     with pytest.raises(CaptureError, match="computes something else than the model") as raised:
         reference_of(source)
-    assert "is_exporting" in raised.value.fix
+    assert ("self.calls" if by is counted else "is_exporting") in raised.value.fix
     with pytest.raises(CaptureError, match="computes something else than the model"):
         inspect(Unlike(by).eval(), input_shapes=["1,4"], check=["onnx"])
 
@@ -440,19 +440,3 @@ def test_wrappers_are_taken_off(wrapped):
     source = opened(wrapped(nn.Linear(4, 3).eval()), "1,4")
     assert source.tensor_names == {"weight", "bias"}
     assert source.notes[0].code == "PTC1507"
-
-
-class InHalfPrecision(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(4, 3)
-
-    def forward(self, x):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            return self.linear(x).float()
-
-
-def test_autocast_within_forward_is_refused_in_words_of_its_own():
-    (keras,) = inspect(InHalfPrecision().eval(), input_shapes=["1,4"], check=["keras"]).checks
-    assert "torch.autocast" in keras.failure.what
-    assert "enabled=False" in keras.failure.fix
