@@ -10,9 +10,8 @@ import numpy as np
 from ..errors import UsageError
 
 Kind = Literal["normal", "uniform", "large", "impulse", "small", "spread"]
-ROUNDS: tuple[tuple[Kind, int], ...] = (
-    ("normal", 1), ("normal", 4), ("uniform", 1), ("large", 1), ("impulse", 1), ("small", 2),
-)  # fmt: skip
+ROUNDS: tuple[tuple[Kind, int], ...] = (("normal", 1), ("normal", 4), ("uniform", 1), ("large", 1), ("impulse", 2))
+LAST: tuple[Kind, int] = ("small", 2)
 SMALL = (1e-3, 1e-6, 0.0, 0.0)  # factors of rows; the last kind of row is constant instead
 IMPULSE = 8.0  # over a background of deviation 1/16: after exact zeros, norms would divide rounding errors by zero
 
@@ -81,7 +80,8 @@ def rounds(
         sizes: of the dynamic dimensions other than the batch, by symbol; the rounds take them in turn.
         many: samples of one more round, "spread", for models so small that few values pass through them.
     """
-    for number, (kind, batch) in enumerate((*ROUNDS, ("spread", many)) if many else ROUNDS):
+    spread: list[tuple[Kind, int]] = [("spread", many)] if many else []
+    for number, (kind, batch) in enumerate((*ROUNDS, *spread, LAST)):
         sized = sizes[number % len(sizes)] if sizes else {}
         arrays = draw(specs, batch, (seed, number), sized, kind)
         first = next(iter(specs), None)

@@ -137,20 +137,35 @@ def test_asked_for_a_fixed_batch():
     assert (program.fixed_batch, program.notes) == (4, [])
 
 
+BY_BATCH = "forward uses the batch size as a number, in a branch or a loop"
+
+
 @pytest.mark.parametrize(
-    "function",
+    "function, why",
     [
-        pytest.param(lambda x: x.reshape(2, -1) + torch.ones(2, 1), id="a view to a batch of its own"),
-        pytest.param(lambda x: torch.stack([sample * 2 for sample in x]), id="a loop over samples"),
-        pytest.param(lambda x: x * 2 if x.shape[0] == 2 else x, id="a branch on the batch"),
+        pytest.param(
+            lambda x: x.reshape(2, -1) + torch.ones(2, 1),
+            "the model does not take other sizes: ",
+            id="a view to a batch of its own",
+        ),
+        pytest.param(
+            lambda x: torch.stack([sample * 2 for sample in x]),
+            BY_BATCH,
+            id="a loop over samples",
+        ),
+        pytest.param(
+            lambda x: x * 2 if x.shape[0] == 2 else x,
+            BY_BATCH,
+            id="a branch on the batch",
+        ),
     ],
 )
-def test_model_of_one_batch_size_is_captured_for_that_and_says_so(function):
+def test_model_of_one_batch_size_is_captured_for_that_and_says_so(function, why):
     x = examples([FEATURES])
     program = capture(Call(function).eval(), x)
     assert program.fixed_batch == 2
     assert len(program.notes) == 1
-    assert program.notes[0].text.startswith("Converted for batch 2 only; the model does not take other sizes: ")
+    assert program.notes[0].text.startswith(f"Converted for batch 2 only; {why}")
     assert_same(program.run(*x), [function(*x)], "the captured program")
 
 

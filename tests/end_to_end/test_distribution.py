@@ -88,7 +88,7 @@ def metadata(wheel: Path, name: str) -> str:
 def test_the_metadata_says_what_a_package_index_shows(wheel: Path):
     said: Message = Parser().parsestr(metadata(wheel, "METADATA"))
     assert said["Name"] == "pt-convert"
-    assert said["Requires-Python"] == ">=3.11"
+    assert said["Requires-Python"] == "<3.14,>=3.11"
     assert said["License-Expression"] == "Apache-2.0"
     assert said["Description-Content-Type"] == "text/markdown"
     assert said.get_payload() == (ROOT / "README.md").read_text()

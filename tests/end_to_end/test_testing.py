@@ -81,7 +81,7 @@ def test_dead_output_is_not_proven(tmp_path: Path):
 
 
 def test_unknown_explanation_is_a_wrong_call(exported: Path):
-    with pytest.raises(UsageError, match="Unknown explanation: softmin"):
+    with pytest.raises(UsageError, match="Unknown difference: softmin"):
         assert_equivalent(Two().eval(), exported, input_shapes=SHAPES, accept=["softmin"])
 
 

@@ -13,7 +13,14 @@ def ties(x):
     return x.round()
 
 
+def unpooled(x):
+    greatest, places = F.max_pool3d(x, 2, return_indices=True)
+    return F.max_unpool3d(greatest, places, 2, output_size=x.shape[2:])
+
+
 POSITIONS = {
+    "max unpool of what was pooled": (lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2), IMAGE),
+    "max unpool of a volume": (unpooled, VOLUME),
     "max pool positions: the first of equals, in the flattened image": (
         lambda x: F.max_pool2d(ties(x), (3, 2), (2, 1), (1, 0), return_indices=True),
         IMAGE,
