@@ -93,7 +93,7 @@ def test_the_metadata_says_what_a_package_index_shows(wheel: Path):
     assert said["Description-Content-Type"] == "text/markdown"
     assert said.get_payload() == (ROOT / "README.md").read_text()
     assert {"Typing :: Typed", "Programming Language :: Python :: 3.11"} <= set(said.get_all("Classifier", []))
-    assert {"cluster", "images", "test", "dev"} == set(said.get_all("Provides-Extra", []))
+    assert {"cluster", "images", "tflite", "test", "dev"} == set(said.get_all("Provides-Extra", []))
     assert not [entry for entry in said.get_all("Requires-Dist", []) if " @ " in entry]
 
 
