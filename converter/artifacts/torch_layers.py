@@ -58,7 +58,7 @@ def find_layers(program: Program) -> dict[fx.Node, Layer]:
 
 
 def _held(program: Program, tensors: Mapping[str, fx.Node | None], buffers: Sequence[str] = ()) -> str | None:
-    """Return the path of which `tensors` are the attributes of these names, or None."""
+    """Return the path whose attributes of these names are `tensors`, or None."""
     paths = set()
     for attribute, node in tensors.items():
         if node is None:

@@ -59,7 +59,7 @@ def _size_text(program: Program, size: torch.SymInt, dim: int) -> str | int:
 
 
 def _times_the_batch(program: Program, size: torch.SymInt) -> int | None:
-    """Return the number of which a size is the product with the batch, or None."""
+    """Return the number that gives a size when multiplied by the batch, or None."""
     for symbol in program.batch_symbols & size.node.expr.free_symbols:
         times = size.node.expr / symbol
         return int(times) if times.is_Integer else None

@@ -93,12 +93,11 @@ def open_own(file: Path) -> TextIOWrapper:
     """Open a file of this program's to write it anew, each line at once; raise OSError if its name is a link."""
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     found = os.fstat(descriptor)
-    if os.path.samestat(found, Path(os.devnull).stat()):
-        return os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace", buffering=1)
-    if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
-        os.close(descriptor)
-        raise OSError(errno.EMLINK, "it has another name too, or is not a file", str(file))
-    os.ftruncate(descriptor, 0)
+    if not os.path.samestat(found, Path(os.devnull).stat()):
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+            os.close(descriptor)
+            raise OSError(errno.EMLINK, "it has another name too, or is not a file", str(file))
+        os.ftruncate(descriptor, 0)
     return os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace", buffering=1)
 
 

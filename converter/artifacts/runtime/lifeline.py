@@ -1,4 +1,4 @@
-"""Bind a process to the life of the one that started it, by a pipe of which only that one holds the other end."""
+"""Bind a process to the life of the one that started it, by a pipe whose other end only that process holds."""
 
 import fcntl
 import os
