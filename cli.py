@@ -76,7 +76,7 @@ def convert(
         check_call(model, ConvertOptions.of(**arguments))
         return converter.convert(model, to=to, output=own_output, progress=console.terminal.progress, **arguments)
 
-    planned = console.run(lambda: output_paths(models, to, output), ", ".join(map(str, models)))
+    planned = console.run(lambda: output_paths(models, to, output, arguments["quantize"]), ", ".join(map(str, models)))
     if isinstance(planned, Failure):
         results: list[Report] = [planned]
     else:

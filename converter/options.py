@@ -14,7 +14,7 @@ from dataclasses import Field, dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Union, get_args, get_origin, get_type_hints
 
 from converter.errors import Note, NoteCode, UsageError
 
@@ -25,6 +25,7 @@ Group = Literal["Model", "Inputs", "Output", "Verification", "Advanced"]
 Layout = Literal["auto", "nhwc", "nchw"]
 Fit = Literal["stretch", "crop", "pad"]
 Order = Literal["rgb", "bgr"]
+Quantize = Literal["float16", "dynamic", "int8", "int16x8"]
 ExplanationKind = Literal["softmax", "sigmoid", "boxes", "output-order", "input-order", "layout"]
 AcceptedKind = Literal["aliased-shift", ExplanationKind]
 Names = Sequence[str] | Mapping[str, str]
@@ -324,6 +325,8 @@ class ProofOptions:
             only input, or a folder of images for it.
         preprocessing: of a folder of images.
         trace: report what every module computes on both sides.
+        min_sqnr, min_accuracy: what a quantized file must reach: signal to noise of each output in dB, and the share
+            of labels that it gets right.
     """
 
     atol: float | None = option(
@@ -340,6 +343,81 @@ class ProofOptions:
     trace: bool = option(
         "--trace", "Verification", "Show for every module what it computes on both sides.", False, in_batch=False
     )
+    min_sqnr: float | None = option(
+        "--min-sqnr", "Verification", "The least signal to noise of a quantized file's outputs.", metavar="DB"
+    )
+    min_accuracy: float | None = option(
+        "--min-accuracy", "Verification", "The least share of labels in --inputs that a quantized file gets right.",
+        metavar="SHARE", minimum=0,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class QuantizationOptions:
+    """How the weights, and the values between operators, of a LiteRT file are stored.
+
+    Attributes:
+        quantize: "float16" halves the weights; "dynamic" stores them in 8 bits, for each output channel, and the
+            runtime quantizes what they are multiplied with; "int8" and "int16x8" also fix 8 or 16 bits for all values,
+            by the extremes that `calibrate` gives.
+        calibrate: what `inputs` takes.
+        quantize_io: inputs and outputs are integers too.
+        keep_float: paths of modules whose operators stay floats.
+
+    Raises:
+        UsageError: they do not fit together.
+    """
+
+    quantize: Quantize | None = option(
+        "--quantize", "Output", "Quantize the LiteRT file, once its floats are verified; int8 and int16x8 need "
+        "--calibrate.",
+    )  # fmt: skip
+    calibrate: str | Path | Mapping[str, np.ndarray] | None = option(
+        "--calibrate", "Output", "Typical inputs, whose extremes fix the ranges: as --inputs takes them.",
+        metavar="PATH", is_path=True,
+    )  # fmt: skip
+    quantize_io: bool = option("--quantize-io", "Output", "Inputs and outputs are integers too, not floats.", False)
+    keep_float: tuple[str, ...] = option(
+        "--keep-float", "Output", "Do not quantize this module; repeatable.", (), metavar="MODULE.PATH"
+    )
+
+    def __post_init__(self) -> None:
+        static, where = self.quantize in ("int8", "int16x8"), "--quantize"
+        if self.quantize is not None and self.quantize not in get_args(Quantize):
+            raise UsageError(
+                f"Unknown quantization: {self.quantize}.",
+                code="PTC6054",
+                where=where,
+                fix=f"Choose from {', '.join(get_args(Quantize))}.",
+            )
+        if static and self.calibrate is None:
+            raise UsageError(
+                f"{self.quantize} needs typical inputs, whose extremes fix the ranges of all values.",
+                code="PTC6055",
+                where=where,
+                fix="Give some, as in --calibrate images/, or use --quantize dynamic, which needs none.",
+            )
+        if self.calibrate is not None and not static:
+            raise UsageError(
+                "Only int8 and int16x8 are calibrated.",
+                code="PTC6056",
+                where="--calibrate",
+                fix="Leave it out, or give --quantize int8.",
+            )
+        if self.quantize_io and not static:
+            raise UsageError(
+                "Only int8 and int16x8 files have integer inputs and outputs.",
+                code="PTC6057",
+                where="--quantize-io",
+                fix="Leave it out, or give --quantize int8.",
+            )
+        if self.keep_float and self.quantize is None:
+            raise UsageError(
+                "Nothing is quantized.",
+                code="PTC6058",
+                where="--keep-float",
+                fix="Leave it out, or give --quantize int8.",
+            )
 
 
 @dataclass(frozen=True)
@@ -443,6 +521,7 @@ class ConvertOptions(InspectOptions):
     """Options of `convert`."""
 
     proof: ProofOptions = ProofOptions()
+    quantization: QuantizationOptions = QuantizationOptions()
     write: WriteOptions = WriteOptions()
 
 
@@ -514,7 +593,7 @@ _JSON: dict[Any, type | tuple[type, ...]] = {
 
 def json_type(hint: Any) -> type | tuple[type, ...]:
     """Return the type that an option has in JSON and TOML."""
-    members = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    members = get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)  # a Literal makes the latter
     return next(_JSON[kind] for member in members if (kind := get_origin(member) or member) in _JSON)
 
 
@@ -569,11 +648,17 @@ class ProofKeywords(TypedDict, total=False):
     image_std: Sequence[float] | None
     image_order: str | None
     trace: bool
+    min_sqnr: float | None
+    min_accuracy: float | None
 
 
 class ConvertKeywords(InspectKeywords, ProofKeywords, total=False):
     """The keywords of `ConvertOptions`."""
 
+    quantize: str | None
+    calibrate: str | Path | Mapping[str, np.ndarray] | None
+    quantize_io: bool
+    keep_float: Sequence[str]
     verify: bool
     keep_failed: bool
     force: bool

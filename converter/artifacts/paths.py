@@ -16,6 +16,11 @@ def default_formats() -> tuple[str, ...]:
     return tuple(format for format in SUFFIXES if format != "tflite" or find_spec("ai_edge_litert") is not None)
 
 
+def default_suffix(format: str, quantize: str | None) -> str:
+    """Return how the default name of an artifact ends; that of a quantized LiteRT file says how."""
+    return f"_{quantize}{SUFFIXES[format]}" if quantize and format == "tflite" else SUFFIXES[format]
+
+
 def holds(question: Callable[[], bool]) -> bool:
     """Answer a question about a path, with no if its name cannot be looked up: opening it explains that."""
     try:
@@ -47,7 +52,9 @@ def refuse_links(path: Path, folder: Path) -> Path:
     return path
 
 
-def output_path(source: Path, format: str, output: str | Path | None, several: bool) -> Path:
+def output_path(
+    source: Path, format: str, output: str | Path | None, several: bool, quantize: str | None = None
+) -> Path:
     """Return the path of an artifact.
 
     Args:
@@ -56,6 +63,7 @@ def output_path(source: Path, format: str, output: str | Path | None, several: b
         output: the value of `-o`: the artifact itself, or the folder for `several` models or formats. As for `cp`, a
             folder that is not an artifact, or a path that ends in a slash, gets the artifact under its default name.
         several: whether this call writes more than one artifact.
+        quantize: the value of `--quantize`, which is a part of a LiteRT file's default name.
 
     Raises:
         UsageError: `output` has the suffix of another format, or is a file where a folder is needed.
@@ -73,7 +81,7 @@ def output_path(source: Path, format: str, output: str | Path | None, several: b
                 fix="Name a folder, which is made if it does not exist.",
             )
         folder = output or Path()
-        return refuse_links(folder / (artifact_name(source) + SUFFIXES[format]), folder)
+        return refuse_links(folder / (artifact_name(source) + default_suffix(format, quantize)), folder)
     other = {ending for ending in SUFFIXES.values() if ending.startswith(".")} - {SUFFIXES[format]}
     stem = output.with_suffix("") if output.suffix in other else output
     # Keras opens only files with the suffix .keras.
@@ -86,7 +94,7 @@ def output_path(source: Path, format: str, output: str | Path | None, several: b
 
 
 def output_paths(
-    sources: Sequence[Path], formats: Sequence[str], output: str | Path | None
+    sources: Sequence[Path], formats: Sequence[str], output: str | Path | None, quantize: str | None = None
 ) -> dict[tuple[Path, str], Path]:
     """Return the path of every artifact of a call.
 
@@ -98,7 +106,7 @@ def output_paths(
     paths = {}
     for source in sources:
         for format in formats:
-            path = output_path(source, format, output, several)
+            path = output_path(source, format, output, several, quantize)
             if path in taken:
                 raise UsageError(
                     f"{taken[path]} and {source} would both be written to {path}.",

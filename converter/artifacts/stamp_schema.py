@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from converter.artifacts.runtime.formats import Format
 from converter.artifacts.runtime.graph_digest import KEY
 from converter.artifacts.runtime.stamp import read_stamp
-from converter.options import ArtifactOptions, SubmodelOptions
+from converter.options import ArtifactOptions, Quantize, SubmodelOptions
 
 LONGEST_TEXT, LARGEST_SIZE, HIGHEST_RANK = 10_000, 2**40, 64
 DTYPES = frozenset(
@@ -148,4 +148,5 @@ FIELDS: dict[str, Check] = {
         )
     ),
     "choices": _or_missing(_are_choices),
+    "quantize": _or_missing(lambda value: value in get_args(Quantize)),
 }

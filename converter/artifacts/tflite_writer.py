@@ -54,7 +54,11 @@ def write(
         saved = Path(folder) / "saved_model"
         saved_model_writer.save(traced, variables, saved, {})
         _convert(saved, path, places)
-    text = stamps.stamp_text(digests.stamped(stamp, graph_digest(path.read_bytes())))
+    append_stamp(path, stamps.stamp_text(digests.stamped(stamp, graph_digest(path.read_bytes()))))
+
+
+def append_stamp(path: Path, text: str) -> None:
+    """Append a zip with the stamp to a file without one, the same bytes for the same text."""
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(zipfile.ZipInfo(stamps.ZIP_MEMBER, _EPOCH), text)
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..artifacts.paths import SUFFIXES, artifact_name
+from ..artifacts.paths import SUFFIXES, artifact_name, default_suffix
 from ..checkpoint.model_folder import is_model
 from ..errors import UsageError
 from ..options import ConvertOptions, Flag, json_type, options_of
@@ -53,7 +53,8 @@ class Job:
 
     def outputs(self, folder: Path) -> dict[str, Path]:
         """Return the path of each format's artifact."""
-        return {format: folder / f"{self.name}{SUFFIXES[format]}" for format in self.to}
+        quantize = self.options.get("quantize")
+        return {format: folder / f"{self.name}{default_suffix(format, quantize)}" for format in self.to}
 
     def to_json(self) -> dict[str, Any]:
         """Return the job as a JSON line would write it."""

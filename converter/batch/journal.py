@@ -34,7 +34,7 @@ from ..errors import OutputError
 from ..report.failures import WORST_FIRST
 from .jobs import Job
 
-State = Literal["verified", "not verified", "disagrees", "failed"]
+State = Literal["verified", "quantized", "not verified", "disagrees", "failed"]
 Claim = Literal["begin", "done", "elsewhere"]
 
 LEASE = 300.0  # seconds
@@ -116,8 +116,9 @@ class Journal:
             OSError: the checkpoint cannot be read.
         """
         options = {name: self._told(value) for name, value in job.options.items() if name != "silence"}
-        if (inputs := Path(job.options.get("inputs") or "")).name and inputs.is_dir():
-            options["inputs"] = self._folder(inputs)
+        for name in ("inputs", "calibrate"):
+            if (given := Path(job.options.get(name) or "")).name and given.is_dir():
+                options[name] = self._folder(given)
         factory = job.options.get("factory") or ""
         content = self._content(job.path)
         told = [content, sorted(job.to), options, self._told(factory.partition(":")[0]), self._versions]

@@ -161,8 +161,16 @@ def _verdict(outcome: Mapping[str, Any]) -> tuple[State, str, list[str]]:
     failures = [f"{a['format']}: {a['failure']['what']}" for a in failed]
     broken = [f"{a['format']}: {p['summary']}" for a in artifacts for p in a["proofs"] if not p["holds"]]
     if outcome["status"] == "disagrees":
-        return "disagrees", "; ".join([*broken, *failures]), codes
+        short = [text for a in artifacts if a.get("quantization") for text in a["quantization"]["failures"]]
+        return "disagrees", "; ".join([*broken, *short, *failures]), codes
     if failures:
         return "failed", "; ".join(failures), codes
+    if outcome["status"] == "quantized":
+        return "quantized", _decibels(artifacts), codes
     unproven = "" if outcome["status"] == "verified" else "written without proof"
     return outcome["status"], "; ".join(broken) or unproven, codes
+
+
+def _decibels(artifacts: Sequence[Mapping[str, Any]]) -> str:
+    outputs = [one["sqnr_db"] for a in artifacts if a.get("quantization") for one in a["quantization"]["outputs"]]
+    return f"float twin verified, {min(map(float, outputs)):.1f} dB"

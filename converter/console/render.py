@@ -1,7 +1,7 @@
 """Render progress and reports for the terminal, all of it on standard error."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich import box
@@ -19,6 +19,7 @@ from ..report.results import (
     LayerRow,
     OutputComparison,
     PlanRow,
+    Quantization,
     Rewrite,
     Shape,
     Statistics,
@@ -32,7 +33,10 @@ FORMATS = {
 }  # fmt: skip
 PROOFS = {"function": "1 same function", "artifact": "2 same artifact", "weights": "3 same weights"}
 LAYOUTS = {"channels_last": "channels last", "pytorch": "PyTorch layout"}
-COLOURS = {"verified": "green", "not verified": "yellow", "disagrees": "red", "failed": "red", "converts": "green"}
+COLOURS = {
+    "verified": "green", "quantized": "cyan", "not verified": "yellow", "disagrees": "red", "failed": "red",
+    "converts": "green",
+}  # fmt: skip
 MOST_LINES = 6
 
 
@@ -55,7 +59,7 @@ def _artifact_title(artifact: ArtifactReport) -> Text:
         "  ",
         written,
         "  ",
-        (artifact.status, COLOURS[artifact.status]),
+        (artifact.verdict, COLOURS[artifact.status]),
         (f"  {_seconds(artifact.seconds)}", "dim"),
     )
 
@@ -166,6 +170,21 @@ def _accuracy(accuracy: Accuracy) -> str:
         f"{_percent(accuracy.source)} before, {_percent(accuracy.artifact)} after; "
         f"{same} of {accuracy.samples} predictions the same"
     )
+
+
+def _quantization(one: Quantization) -> Iterator[tuple[str, str]]:
+    """Yield a label and a text for each fact."""
+    on = f", calibrated on {one.calibrated_on} samples" if one.calibrated_on else ""
+    yield "quantized", f"{one.how}{on}; {one.weights}"
+    for output in one.outputs:
+        same = "" if output.top1_agreement is None else f", top-1 {_percent(output.top1_agreement)} the same"
+        yield "", f"{output.name}: {output.sqnr_db:.1f} dB, max error {output.max_abs:.1e}{same}, on {one.compared_on}"
+    for number, layer in enumerate(one.layers):
+        before = "exact inputs" if layer.before_db is None else f"{layer.before_db:.1f} dB before"
+        where = layer.module or "the model itself"
+        yield "" if number else "loses most", f"{where}: {layer.operator} {layer.sqnr_db:.1f} dB, {before}"
+    for number, failure in enumerate(one.failures):
+        yield "" if number else "too far off", failure
 
 
 def _percent(share: float) -> str:

@@ -38,6 +38,7 @@ from converter.console.render import (
     _notes,
     _operators,
     _plan,
+    _quantization,
     _rewrites,
     _seconds,
     _trace,
@@ -51,6 +52,7 @@ from ..report.results import (
     ConversionReport,
     ModelSummary,
     Proof,
+    Quantization,
     VerificationReport,
 )
 from .signals import raise_if_interrupted
@@ -206,6 +208,7 @@ class Terminal:
             return
         grid = _grid()
         self._add_proofs(grid, report.proofs)
+        self._add_quantization(grid, report.quantization)
         if report.accuracy:
             grid.add_row("accuracy", _accuracy(report.accuracy))
         title = f"{report.artifact} against {report.source}"
@@ -318,6 +321,7 @@ class Terminal:
         self._add_proofs(grid, artifact.proofs)
         if not artifact.proofs:
             grid.add_row("proofs", Text("none: not verified", "yellow"))
+        self._add_quantization(grid, artifact.quantization)
         if artifact.accuracy:
             grid.add_row("accuracy", _accuracy(artifact.accuracy))
         shown = artifact.movements if self.verbose else artifact.movements[:MOST_LINES]
@@ -335,6 +339,10 @@ class Terminal:
         if self.verbose and artifact.operators:
             grid.add_row("operators", _counted(artifact.operators))
         return grid
+
+    def _add_quantization(self, grid: Table, one: Quantization | None) -> None:
+        for label, text in _quantization(one) if one else ():
+            grid.add_row(label, Text(text, "red" if label == "too far off" else ""))
 
     def _add_proofs(self, grid: Table, proofs: Sequence[Proof]) -> None:
         for proof in proofs:

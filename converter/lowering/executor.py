@@ -209,6 +209,10 @@ class PlanExecutor:
         """Return the module and the line of code of each step, by its scope."""
         return {scope_of(step): place_of(step.node) for step in self._order}
 
+    def module_of_scope(self) -> dict[str, str]:
+        """Return the path of the module of each step, by its scope."""
+        return {scope_of(step): module_path(step.node) for step in self._order}
+
     @cached_property
     def model(self) -> keras.Model:
         """Return `keras_model`, built once."""

@@ -16,6 +16,7 @@ from converter.artifacts.paths import SUFFIXES, holds, output_path, parse_format
 from converter.artifacts.placement import Placement, full_disk, is_disk_full
 from converter.artifacts.runner import Runner
 from converter.artifacts.runtime.formats import Format
+from converter.capture.input_domains import input_specs
 from converter.errors import ConversionError, Note, UsageError, wrap_unexpected
 from converter.lowering.training_notes import training_notes
 from converter.lowering.user_lowerings import load_mappings
@@ -25,9 +26,18 @@ from converter.pipeline.build import RewrittenModel, build, summarize_changes
 from converter.pipeline.clock import Clock, Progress
 from converter.pipeline.load_model import LoadedModel, compute_reference, for_format, load_model
 from converter.pipeline.program_cache import ProgramCache
+from converter.pipeline.quantize import calibration_samples, check_quantization, load_calibration, quantize_file
 from converter.plan.interface import facts, symbol_names
 from converter.report.failures import failure_of
-from converter.report.results import Accuracy, ArtifactReport, ConversionReport, Proof, TraceRow, status_of
+from converter.report.results import (
+    Accuracy,
+    ArtifactReport,
+    ConversionReport,
+    Proof,
+    Quantization,
+    TraceRow,
+    status_of,
+)
 from converter.rewrites.base import Change
 from converter.verification.divergence import by_module, disagrees, locate_divergence, trace_artifact, worst_round
 from converter.verification.output_proofs import Outputs, compare_artifact, resolution_note
@@ -141,7 +151,8 @@ class ConversionSession:
         formats: list[Format] = parse_formats(to)  # type: ignore[assignment]
         if not formats:
             raise UsageError("No format is given.", code="PTC6026", fix=f"Choose from {', '.join(SUFFIXES)}.")
-        paths = _output_paths(model, formats, output)
+        check_quantization(options, formats)
+        paths = _output_paths(model, formats, output, options.quantization.quantize)
         clock = Clock(progress)
         with ExitStack() as stack:
             added = load_mappings(options.artifact.mappings)
@@ -152,6 +163,8 @@ class ConversionSession:
                 model, options, fixed_batch=options.artifact.fixed_batch, clock=clock, cache=cache, mappings=added
             )
             sources = {f: for_format(source, f, options.artifact) for f in formats}
+            if "tflite" in sources:
+                options = load_calibration(options, input_specs(sources["tflite"].program))
             references: dict[int | None, Reference | None] = {}
             for one in sources.values():
                 batch = one.program.fixed_batch
@@ -230,9 +243,11 @@ class ArtifactJob:
     def _run(self) -> ArtifactReport:
         built = build(self.source, self.format, self.options.artifact, self.clock)
         self.changes = built.changes
+        samples = calibration_samples(built, self.options) if self._quantizes else {}
         with self.clock(f"write {self.format}"):
             built.write(self.placement.temporary)
         proofs: tuple[Proof, ...] = ()
+        quantization: Quantization | None = None
         operators: Mapping[str, int] = {}
         if self.reference is not None and self.runner is not None:
             function = self._prove_function(built, self.reference)
@@ -241,11 +256,22 @@ class ArtifactJob:
             operators = self.runner.operators()
             self._compare_nonfinite(built, self.reference, self.runner)
         status = status_of(proofs)
+        if self._quantizes and status != "disagrees":
+            with self.clock(f"quantize {self.format}"):
+                quantization, self.accuracy = quantize_file(
+                    built, self.placement.temporary, self.options, samples, self.reference, self.runner
+                )
+            if self.runner is not None:
+                operators = self.runner.operators()
+            if quantization.failures:
+                status = "disagrees"
+            elif status == "verified":
+                status = "quantized"
         names = symbol_names(self.source.program)
         training = training_notes(built.plan) if built.plan and self.format == "keras" else ()
         return ArtifactReport(
             format=self.format,
-            path=self._place(not proofs or status == "verified"),
+            path=self._place(status in ("verified", "quantized") or (not proofs and status != "disagrees")),
             inputs=tuple(facts(i, names) for i in built.inputs),
             outputs=tuple(facts(o, names) for o in built.outputs),
             proofs=proofs,
@@ -256,7 +282,12 @@ class ArtifactJob:
             accuracy=self.accuracy,
             trace=by_module(self.rows) if self.options.proof.trace else (),
             training=self.options.report.shown(training),
+            quantization=quantization,
         )
+
+    @property
+    def _quantizes(self) -> bool:
+        return self.format == "tflite" and self.options.quantization.quantize is not None
 
     def _prove_function(self, built: RewrittenModel, reference: Reference) -> Proof:
         with self.clock(f"prove {self.format}: the same function"):
@@ -314,14 +345,17 @@ class ArtifactJob:
 
 
 def _output_paths(
-    model: str | Path | nn.Module, formats: Sequence[Format], output: str | Path | Mapping[str, str | Path] | None
+    model: str | Path | nn.Module,
+    formats: Sequence[Format],
+    output: str | Path | Mapping[str, str | Path] | None,
+    quantize: str | None,
 ) -> dict[Format, Path]:
     """Return the path of each format's artifact; refuse, even with --force, to replace the checkpoint with it."""
     source = Path("model" if isinstance(model, nn.Module) else model)
     if isinstance(output, Mapping):
-        paths = {f: output_path(source, f, output[f], False) for f in formats}
+        paths = {f: output_path(source, f, output[f], False, quantize) for f in formats}
     else:
-        paths = {f: output_path(source, f, output or None, len(formats) > 1) for f in formats}
+        paths = {f: output_path(source, f, output or None, len(formats) > 1, quantize) for f in formats}
     for path in paths.values():
         if not isinstance(model, nn.Module) and holds(partial(path.samefile, source)):
             raise UsageError(

@@ -25,8 +25,9 @@ from converter.pipeline.build import build, interfaces
 from converter.pipeline.clock import Clock, Progress
 from converter.pipeline.find_weights import verify_weights
 from converter.pipeline.load_model import LoadedModel, compute_reference, load_model
+from converter.pipeline.quantize import compare_quantized
 from converter.plan.interface import TensorInterface
-from converter.report.results import Proof, TraceRow, VerificationReport, status_of
+from converter.report.results import Proof, Status, TraceRow, VerificationReport, status_of
 from converter.verification.coverage import NAMED, UNEXERCISED_SHARE, unexercised_parameters
 from converter.verification.divergence import by_module, disagrees, locate_divergence, trace_artifact, worst_round
 from converter.verification.input_bindings import input_bindings
@@ -34,6 +35,7 @@ from converter.verification.io_matching import Matching
 from converter.verification.io_names import shown
 from converter.verification.output_proofs import RESOLUTION, resolution_note, vacuous
 from converter.verification.prove import prove_weights
+from converter.verification.quantized import demands
 from converter.verification.reference import Reference, round_tensors
 from converter.verification.run_artifact import labeled_accuracy
 
@@ -87,6 +89,8 @@ def verify(
             source.program.fixed_batch = batch
             notes.append(Note(f"The artifact takes only batch {batch}.", code="PTC6504"))
         reference = compute_reference(source, options, clock)
+        if ours and stamp.get("quantize"):
+            return verify_quantized(source, artifact, options, stamp, reference, runner, clock, notes)
         with clock("run the artifact"):
             matching = Matching(
                 runner, inputs, outputs, reference, layouts_known=ours is not None,
@@ -124,6 +128,43 @@ def verify(
         trace=by_module(rows) if options.proof.trace else (),
         timings=clock.timings,
         compared_on=reference.compared_on,
+    )
+
+
+def verify_quantized(
+    source: LoadedModel,
+    artifact: Path,
+    options: VerifyOptions,
+    stamp: Mapping[str, Any],
+    reference: Reference,
+    runner: Runner,
+    clock: Clock,
+    notes: Sequence[Note],
+) -> VerificationReport:
+    """Compare a quantized file's constants with those of its float twin, written anew, and report its outputs.
+
+    It is "quantized" only if the user says what it must reach.
+    """
+    built = build(source, "tflite", ArtifactOptions(**stamp["options"]), clock, stamp.get("choices"))
+    with clock("compare the quantized file"):
+        quantization, accuracy = compare_quantized(built, artifact, stamp["quantize"], options.proof, reference, runner)
+    changed = () if runner.graph_as_written() else ("the file is not as pt-convert wrote it",)
+    quantization = replace(quantization, failures=(*changed, *quantization.failures))
+    status: Status = "disagrees" if quantization.failures else "quantized"
+    if status == "quantized" and not demands(options.proof):
+        status = "not verified"
+        text = "No figure says what is enough for a quantized file: give --min-sqnr or --min-accuracy."
+        notes = [*notes, Note(text, code="PTC6511")]
+    return VerificationReport(
+        source=source.name,
+        artifact=str(artifact),
+        proofs=(),
+        notes=options.report.shown([*notes, *reference.notes]),
+        status=status,
+        accuracy=accuracy,
+        timings=clock.timings,
+        compared_on=reference.compared_on,
+        quantization=quantization,
     )
 
 

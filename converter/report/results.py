@@ -11,7 +11,7 @@ from converter.options import ExplanationKind as ExplanationKind
 from .failures import DISAGREES, Failure, Report, UnsupportedOperator, worst_status
 
 Shape = tuple[int | str | None, ...]
-Status = Literal["verified", "not verified", "disagrees"]
+Status = Literal["verified", "quantized", "not verified", "disagrees"]
 ProofName = Literal["function", "artifact", "weights"]
 
 
@@ -216,6 +216,64 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
+class QuantizedOutput:
+    """One output of a quantized file against PyTorch's float64, over all compared samples.
+
+    Attributes:
+        sqnr_db: signal to noise in decibels; infinite without noise.
+        max_abs: largest error.
+        top1_agreement: share of rows with the same largest column, for 2-D outputs.
+    """
+
+    name: str
+    sqnr_db: float
+    max_abs: float
+    top1_agreement: float | None
+
+
+@dataclass(frozen=True)
+class LayerLoss:
+    """An operator of a quantized file that loses much.
+
+    Attributes:
+        sqnr_db: signal to noise of its result, against the float file.
+        before_db: the lowest of its inputs; None if they are exact.
+    """
+
+    module: str
+    operator: str
+    sqnr_db: float
+    before_db: float | None
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How a LiteRT file was quantized, and what that costs. The proofs of its report are those of its float twin.
+
+    Attributes:
+        how: the value of `--quantize`.
+        calibrated_on: number of samples; 0 where none are needed.
+        compared_on: the inputs on which `outputs` were compared.
+        weights: how the constants are stored.
+        layers: what adds most noise, the worst first.
+        failures: constants that are stored otherwise, and figures below what the user demands.
+    """
+
+    how: str
+    calibrated_on: int
+    compared_on: str
+    weights: str
+    outputs: tuple[QuantizedOutput, ...]
+    layers: tuple[LayerLoss, ...] = ()
+    failures: tuple[str, ...] = ()
+
+    @property
+    def sqnr_db(self) -> float:
+        """The signal to noise of the worst output."""
+        return min((one.sqnr_db for one in self.outputs), default=float("inf"))
+
+
+@dataclass(frozen=True)
 class ArtifactReport:
     """One artifact of a conversion.
 
@@ -224,6 +282,7 @@ class ArtifactReport:
         seconds: the time it took.
         failure: why it could not be written, where others of the same call could.
         training: how further training of a Keras file differs.
+        quantization: of a quantized LiteRT file.
     """
 
     format: str
@@ -239,6 +298,14 @@ class ArtifactReport:
     trace: tuple[TraceRow, ...] = ()
     failure: "Failure | None" = None
     training: tuple[Note, ...] = ()
+    quantization: Quantization | None = None
+
+    @property
+    def verdict(self) -> str:
+        """The status in words, with the figure of a quantized file."""
+        if self.status != "quantized" or self.quantization is None:
+            return self.status
+        return f"quantized (float twin verified), {self.quantization.sqnr_db:.1f} dB"
 
 
 @dataclass(frozen=True)
@@ -260,9 +327,8 @@ class ConversionReport(Report):
     def status(self) -> Status:
         """Return the worst status of the artifacts."""
         statuses = {artifact.status for artifact in self.artifacts}
-        if "disagrees" in statuses:
-            return "disagrees"
-        return "verified" if statuses == {"verified"} else "not verified"
+        order: tuple[Status, ...] = ("disagrees", "not verified", "quantized", "verified")
+        return next((one for one in order if one in statuses), "not verified")
 
     @property
     def exit_status(self) -> int:  # type: ignore[override]
@@ -289,10 +355,11 @@ class VerificationReport(Report):
     trace: tuple[TraceRow, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
     compared_on: ComparedOn | None = None
+    quantization: Quantization | None = None
 
     @property
     def exit_status(self) -> int:  # type: ignore[override]
-        return 0 if self.status == "verified" else DISAGREES
+        return 0 if self.status in ("verified", "quantized") else DISAGREES
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from converter.plan.steps import Constant
 
 
+_MANY = 24  # rounds from which tracing the plan costs less than running it operator by operator
+
+
 class Rewritten(Protocol):
     """A captured program, what the rewrites made of it, and what an artifact is written from.
 
@@ -106,6 +109,8 @@ def _run_plan(rewritten: Rewritten, reference: Reference) -> Iterator[Outputs]:
 
 
 def _results_in_float64(executor: PlanExecutor, rounds: Sequence[list[np.ndarray]]) -> Iterator[list]:
+    if len(rounds) > _MANY:
+        executor.prepare()
     if not executor.prepared:
         for together in groups(rounds):
             yield from executor.run_once([[_eager(array) for array in arrays] for arrays in together])

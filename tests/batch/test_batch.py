@@ -493,7 +493,7 @@ def batch(folder: Path, files: list[Path], **options) -> list:
 def test_a_batch_tells_of_every_model_in_its_state(tmp_path):
     files = checkpoints(tmp_path, "a.pt", "crash.pt", "wrong.pt", "b.pt")
     report = batch(tmp_path / "out", [*files])
-    assert report.counts == {"verified": 2, "not verified": 0, "disagrees": 1, "failed": 1}
+    assert report.counts == {"verified": 2, "quantized": 0, "not verified": 0, "disagrees": 1, "failed": 1}
     assert report.exit_status == 3
     assert [entry.reason for entry in report.entries][2] == "keras: boxes differ"
     assert not report.left
@@ -691,7 +691,7 @@ def test_a_killed_batch_goes_on_where_it_was(tmp_path, calibrate):
     assert done.returncode == 4, done.stderr
     report = json.loads(done.stdout)
     assert report == json.loads((tmp_path / "out/summary.json").read_text())
-    assert report["counts"] == {"verified": 6, "not verified": 0, "disagrees": 0, "failed": 1}
+    assert report["counts"] == {"verified": 6, "quantized": 0, "not verified": 0, "disagrees": 0, "failed": 1}
     states = {entry["name"]: entry for entry in report["entries"]}
     assert states["net0"]["already_done"]
     assert (states["net3"]["state"], states["net3"]["path"]) == ("verified", "net3")

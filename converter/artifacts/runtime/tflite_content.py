@@ -43,13 +43,21 @@ class StoredTensor:
 
     def real(self) -> np.ndarray:
         """Return the real numbers: scale * (quantized - zero point)."""
-        if not self.scales.size or self.array.dtype.kind not in "iu":
+        if not self.is_quantized:
             return self.array
+        zeros = self.zero_points.reshape(self.steps().shape)
+        return ((self.array.astype(np.float32) - zeros) * self.steps()).astype(np.float32)
+
+    @property
+    def is_quantized(self) -> bool:
+        return bool(self.scales.size) and self.array.dtype.kind in "iu"
+
+    def steps(self) -> np.ndarray:
+        """Return the difference between neighboring real numbers, in a shape that broadcasts to the array's."""
         shape = [1] * self.array.ndim
         if self.scales.size > 1:
             shape[self.axis] = -1
-        scales, zeros = self.scales.reshape(shape), self.zero_points.reshape(shape)
-        return ((self.array.astype(np.float32) - zeros) * scales).astype(np.float32)
+        return self.scales.reshape(shape)
 
 
 def model_bytes(content: bytes) -> bytes:
@@ -101,6 +109,20 @@ def slopes(content: bytes) -> Iterator[tuple[str, np.ndarray]]:
                 options.Init(table.Bytes, table.Pos)
                 name = (graph.Tensors(operator.Outputs(0)).Name() or b"").decode(errors="replace")
                 yield f"{name.partition(';')[0]}/alpha", np.array([options.Alpha()], np.float32)
+
+
+def operator_tensors(content: bytes) -> Iterator[tuple[list[str], list[str]]]:
+    """Yield the names of the results of each operator, and of its constants, each as the file has it."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.Model.GetRootAs(content)
+    for graph in map(model.Subgraphs, range(model.SubgraphsLength())):
+        names = [(graph.Tensors(i).Name() or b"").decode(errors="replace") for i in range(graph.TensorsLength())]
+        for operator in map(graph.Operators, range(graph.OperatorsLength())):
+            results = [operator.Outputs(i) for i in range(operator.OutputsLength())]
+            inputs = [i for n in range(operator.InputsLength()) if (i := operator.Inputs(n)) >= 0]
+            held = [i for i in inputs if len(set(_place(model.Buffers(graph.Tensors(i).Buffer())))) > 1]
+            yield [names[i] for i in results if i >= 0], [names[i] for i in held]
 
 
 def _place(buffer: Any) -> tuple[int, int]:
