@@ -5,8 +5,8 @@
     nox -s lowest                             write constraints-lowest.txt from the lower bounds in pyproject.toml
     nox -s wheel                              the wheel in an empty environment of each Python
     nox -s sdist                              the quick tests of an unpacked sdist
-    python docs/generate/versions.py          write docs/VERSIONS.md from what ran
 
+Each records what ran in docs/versions.json, and writes docs/VERSIONS.md from it (docs/generate/versions.py).
 Each environment is removed when its session ends: those with PyTorch built for CUDA take several gigabytes.
 """
 
@@ -109,7 +109,7 @@ def sdist(session: nox.Session) -> None:
 
 def build(session: nox.Session, folder: Path) -> tuple[Path, Path]:
     """Build the sdist, and from it the wheel, and check their metadata; return the wheel and the sdist."""
-    session.install("-c", "constraints.txt", "build", "twine")
+    session.install("-c", "constraints.txt", "build", "tabulate", "twine")
     session.run("python", "-m", "build", "-o", str(folder), ".", silent=True)
     (built,), (packed,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
     session.run("twine", "check", "--strict", str(built), str(packed))
@@ -123,7 +123,7 @@ def installed_versions(session: nox.Session, python: str) -> dict[str, str]:
 
 
 def record(session: nox.Session, versions: str, known: dict[str, str], **results: dict[str, Any]) -> None:
-    """Replace what docs/versions.json says of this Python and set of versions."""
+    """Replace what docs/versions.json and its page say of this Python and set of versions."""
     entry = {
         "python": session.python,
         "set": versions,
@@ -136,3 +136,4 @@ def record(session: nox.Session, versions: str, known: dict[str, str], **results
         one for one in json.loads(RESULTS.read_text()) if (one["python"], one["set"]) != (session.python, versions)
     ]
     RESULTS.write_text(json.dumps([*others, entry], indent=2) + "\n")
+    session.run("python", str(RESULTS.parent / "generate/versions.py"))

@@ -69,7 +69,7 @@ def test_sizes_outside_their_range_are_refused(written, format):
         np.testing.assert_allclose(run(x, as_it_takes(image)), expected, atol=1e-5)
     for steps, width in ((101, 8), (200, 8), (12, 7)):
         x, image = given(steps, width)
-        with pytest.raises(refusal, match=r"at most 99|multiple of 2|[Rr]eshape"):
+        with pytest.raises(refusal, match=r"at most 99|multiple of 2|divisible by block_size|[Rr]eshape"):
             run(x, as_it_takes(image))
 
 

@@ -47,8 +47,12 @@ def test_recorded_samples_say_that_none_is_wrong():
 
 
 def test_recorded_samples_cover_every_operator_of_the_suite():
+    """Those that a newer PyTorch adds to it are tried here: none may be wrong, or break the converter."""
     left_out = {name for names in RECORDED["left_out"].values() for name in names}
-    assert {row["name"] for row in RECORDED["rows"]} | left_out >= NAMES.keys()
+    new = NAMES.keys() - {row["name"] for row in RECORDED["rows"]} - left_out
+    assert not new or RECORDED["torch"] != torch.__version__.partition("+")[0]
+    rows = [conformance(NAMES[name], most=3, artifacts=1) for name in new]
+    assert not [reason for row in rows for reason in row["reasons"] if reason[0] != "refused"]
 
 
 def test_a_wrong_mapping_is_found_and_blamed(monkeypatch):
