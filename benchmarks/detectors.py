@@ -32,11 +32,11 @@ KINDS = ("pt", "pt2")
 SIDE = 128
 NMS_FREE = " without NMS"
 TASKS = ("-seg", "-pose", "-obb", "-cls")
-FAMILIES = [f"{family}n{task}" for family in ("yolov8", "yolo11", "yolo12", "yolo26") for task in ("", *TASKS)]
-NAMES = (
-    *("rtdetr-l", "yolov10n" + NMS_FREE, "yolo26n" + NMS_FREE, "yolov8s-worldv2"),
-    *FAMILIES,
-    *("yolov10n", "yolov8s-world", "yolov9t", "yolov5n", "yolov3-tiny"),
+FAMILIES = ("yolov8", "yolo11", "yolo12", "yolo26")
+NAMES = (  # one of each family first
+    *("yolov10n" + NMS_FREE, "yolov8n", "yolo11n", "yolo12n", "yolo26n", "yolov10n", "yolov9t", "yolov6n", "yolov5n"),
+    *("yolov3-tiny", *(f"yolov8n{task}" for task in TASKS), "rtdetr-l", "yolov8s-worldv2", "yolov8s-world"),
+    *("yolo26n" + NMS_FREE, *(f"{family}n{task}" for family in FAMILIES[1:] for task in TASKS)),
 )
 
 

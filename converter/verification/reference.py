@@ -35,7 +35,7 @@ from converter.verification.coverage import Coverage, reached_by_inputs
 from converter.verification.nonfinite import NonFinite, nonfinite_inputs
 from converter.verification.output_proofs import Outputs, PerturbedRuns, compare_artifact
 from converter.verification.perturbation import RUNS, run_perturbed
-from converter.verification.unstable_samples import computes_on_choices, stable_samples
+from converter.verification.unstable_samples import APART, computes_on_choices, stable_samples
 from converter.verification.user_inputs import Given, batches, load_given
 
 USUAL = ("normal", "uniform")  # kinds of inputs that rarely give equal scores
@@ -307,7 +307,10 @@ def changed_attributes(module: nn.Module, inputs: Sequence[Tensor]) -> list[str]
 
 
 def drop_unstable_samples(program: Program, drawn: Sequence[Round]) -> tuple[list[Round], list[str]]:
-    """Drop samples of unusual inputs for which the model's choices depend on rounding.
+    """Drop samples for which the model's choices depend on rounding or on the order of equal scores.
+
+    Of usual inputs only those count that do so in float64, and only if others are left: rounding in float32 has a
+    tolerance of its own.
 
     Returns:
         The rounds, and a description of each round without samples left.
@@ -316,11 +319,12 @@ def drop_unstable_samples(program: Program, drawn: Sequence[Round]) -> tuple[lis
     for number, each in enumerate(drawn):
         inputs = round_tensors(program, each)
         sizes = {x.shape[0] for x in inputs if x.ndim}
-        if each.description.startswith(USUAL) or len(sizes) != 1 or program.batch_is_named:
+        if len(sizes) != 1 or program.batch_is_named:
             kept.append(each)
             continue
         (batch,) = sizes
-        held = stable_samples(program, inputs, batch, number)
+        usual = each.description.startswith(USUAL)
+        held = stable_samples(program, inputs, batch, number, [torch.float64] if usual else [*APART])
         if held.all():
             kept.append(each)
         elif held.any() and program.fixed_batch is None:
@@ -330,7 +334,9 @@ def drop_unstable_samples(program: Program, drawn: Sequence[Round]) -> tuple[lis
             kept.append(Round(told, arrays))
         else:
             left_out.append(f"{each.description}: left out, because choices depend on rounding")
-    return kept, left_out
+    if any(each.description.startswith(USUAL) for each in kept):
+        return kept, left_out
+    return [each for each in drawn if each.description.startswith(USUAL)] + kept, left_out
 
 
 def _refuse_ranks_by_batch(results: Sequence[Outputs]) -> None:
