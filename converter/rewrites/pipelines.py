@@ -31,6 +31,7 @@ from converter.rewrites.fold_batch_norm import fold_batch_norm
 from converter.rewrites.fold_channel_order import fold_channel_order
 from converter.rewrites.fold_constants import fold_constants
 from converter.rewrites.fold_depthwise_bias import fold_depthwise_bias, fold_redundant_bias
+from converter.rewrites.fold_input_scale import fold_input_scale
 from converter.rewrites.group_convolutions import group_convolutions
 from converter.rewrites.linear_to_matmul import linear_to_matmul
 from converter.rewrites.merge_padding import merge_padding
@@ -68,7 +69,13 @@ def insert_before(rewrites: tuple[Rewrite, ...], later: Rewrite, new: Rewrite) -
 
 
 INFERENCE_VARIANTS: dict[Rewrite, Rewrite] = {find_shifts: find_trained_shifts, constant_offsets: learned_offsets}
-FOR_INFERENCE = (drop_dropout, *(INFERENCE_VARIANTS.get(r, r) for r in COMMON), fold_batch_norm, merge_padding)
+FOR_INFERENCE = (
+    drop_dropout,
+    *(INFERENCE_VARIANTS.get(r, r) for r in COMMON),
+    fold_batch_norm,
+    fold_input_scale,
+    merge_padding,
+)
 ONNX_VARIANTS: dict[Rewrite, Rewrite] = {find_space_to_depth: find_fast_space_to_depth}
 REWRITES: dict[str, tuple[Rewrite, ...]] = {
     "keras": (

@@ -354,6 +354,43 @@ DEPTHWISE_BIAS_LEAVES = {
     "a pointwise part that is padded": (separable({"bias": True}, pointwise={"padding": 1}), IMAGE),
     "a full convolution before": (nn.Sequential(nn.Conv2d(6, 5, 3), nn.Conv2d(5, 4, 1)), IMAGE),
 }  # fmt: skip
+
+
+def normalized(change, **conv):
+    """A convolution of a changed image."""
+    return Call(lambda self, x: self.conv(change(x)), conv=nn.Conv2d(6, 4, 3, **conv))
+
+
+def by_channel(*values):
+    return torch.tensor(values).view(1, 6, 1, 1)
+
+
+MEANS, DEVIATIONS = (0.1, 0.2, 0.3, 0.4, 0.5, -0.6), (1.0, 2.0, 0.5, 4.0, 0.25, 3.0)
+INPUT_SCALE_FIRES = {
+    "a factor": (normalized(lambda x: x / 255, padding=1), IMAGE, "conv2d"),
+    "a factor of each channel, in groups": (
+        normalized(lambda x: x * by_channel(*DEVIATIONS), groups=2), IMAGE, "conv2d",
+    ),
+    "mean and deviation": (
+        normalized(lambda x: (x / 255 - by_channel(*MEANS)) / by_channel(*DEVIATIONS), bias=False), IMAGE, "conv2d",
+    ),
+    "mean and deviation, padded": (
+        normalized(lambda x: (x - by_channel(*MEANS)) / by_channel(*DEVIATIONS), padding=1), IMAGE, "sub conv2d",
+    ),
+    "a constant added from the left": (normalized(lambda x: 2.0 * (0.5 + x)), IMAGE, "conv2d"),
+    "a factor before a Focus": (
+        Call(lambda self, x: self.conv(ours.space_to_depth(x / 255, 2)), conv=nn.Conv2d(24, 4, 3)), (2, 6, 8, 6),
+        "space_to_depth conv2d",
+    ),
+}  # fmt: skip
+INPUT_SCALE_LEAVES = {
+    "a difference, padded": (normalized(lambda x: x - by_channel(*MEANS), padding=1), IMAGE),
+    "a factor of each pixel": (normalized(lambda x: x * torch.arange(8.0)), IMAGE),
+    "a factor that is read twice": (
+        Call(lambda self, x: self.conv(y := x * 2) + y[:, :4, 1:-1, 1:-1], conv=nn.Conv2d(6, 4, 3)), IMAGE,
+    ),
+    "a product of inputs": (normalized(lambda x: x * x.mean((2, 3), keepdim=True)), IMAGE),
+}  # fmt: skip
 MORE_SEPARABLE = {
     "along one axis": (
         nn.Sequential(nn.Conv1d(6, 12, 3, 2, 1, groups=6, bias=False), nn.Conv1d(12, 4, 1)), SEQUENCE,

@@ -21,6 +21,8 @@ from rewrite_rows import (
     FIXED_LEAVE,
     GROUPS_FIRE,
     GROUPS_LEAVE,
+    INPUT_SCALE_FIRES,
+    INPUT_SCALE_LEAVES,
     LEARNED_FIRE,
     MORE_SEPARABLE,
     OFFSETS_FIRE,
@@ -65,6 +67,7 @@ from converter.rewrites.fold_batch_norm import fold_batch_norm
 from converter.rewrites.fold_channel_order import fold_channel_order
 from converter.rewrites.fold_constants import fold_constants
 from converter.rewrites.fold_depthwise_bias import fold_depthwise_bias, fold_redundant_bias
+from converter.rewrites.fold_input_scale import fold_input_scale
 from converter.rewrites.group_convolutions import group_convolutions
 from converter.rewrites.linear_to_matmul import linear_to_matmul
 from converter.rewrites.merge_padding import merge_padding
@@ -1220,6 +1223,7 @@ TABLES = {
     group_convolutions: (GROUPS_FIRE, GROUPS_LEAVE),
     merge_padding: (PADDING_FIRES, PADDING_LEAVES),
     fold_depthwise_bias: (DEPTHWISE_BIAS_FIRES, DEPTHWISE_BIAS_LEAVES),
+    fold_input_scale: (INPUT_SCALE_FIRES, INPUT_SCALE_LEAVES),
     fold_redundant_bias: (
         {name: row for name, row in DEPTHWISE_BIAS_FIRES.items() if name not in REDUNDANT_BIAS_LEAVES},
         DEPTHWISE_BIAS_LEAVES | REDUNDANT_BIAS_LEAVES,
