@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields, is_dataclass
+from dataclasses import Field, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from types import UnionType
@@ -26,6 +26,8 @@ Layout = Literal["auto", "nhwc", "nchw"]
 Fit = Literal["stretch", "crop", "pad"]
 Order = Literal["rgb", "bgr"]
 Quantize = Literal["float16", "dynamic", "int8", "int16x8"]
+InputType = Literal["float32", "uint8"]
+Appended = Literal["softmax", "sigmoid", "argmax"]
 ExplanationKind = Literal["softmax", "sigmoid", "boxes", "output-order", "input-order", "layout"]
 AcceptedKind = Literal["aliased-shift", ExplanationKind]
 Names = Sequence[str] | Mapping[str, str]
@@ -161,6 +163,147 @@ class SubmodelOptions:
 
 
 @dataclass(frozen=True)
+class Preprocessing:
+    """How the pixels of an image file become an input: value = (pixel x scale - mean) / std, channels first.
+
+    Attributes:
+        fit: to the input's height and width. "stretch"; "crop" the middle after the shorter side was resized; "pad"
+            with gray after the longer side was. Always bilinear, antialiased, as Pillow does it.
+        scale: of pixels, which are 0 to 255.
+        mean, std: one number, or one for each channel in the order of `order`.
+        order: of the three channels. An input of one channel gets gray, one of four also the opacity.
+
+    Raises:
+        UsageError: a value cannot be.
+    """
+
+    fit: Fit = "stretch"
+    scale: float = 1 / 255
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    order: Order = "rgb"
+
+    def __post_init__(self) -> None:
+        if self.fit not in get_args(Fit) or self.order not in get_args(Order):
+            raise UsageError(
+                f"Unknown image preprocessing: {self.fit}, {self.order}.",
+                code="PTC6024",
+                fix="Set fit to stretch, crop or pad, and order to rgb or bgr.",
+            )
+        if not all(map(math.isfinite, [self.scale, *self.mean, *self.std])) or 0 in (self.scale, *self.std):
+            raise UsageError(
+                "Scale, mean and std must be finite numbers, and scale and std must not be 0.",
+                code="PTC6025",
+                fix="Give numbers, as in --preprocessing 'mean=0.485,0.456,0.406 std=0.229,0.224,0.225'.",
+                where="preprocessing of images",
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `imagenet`, or `KEY=VALUE` of the attributes, separated by blanks; later ones replace earlier ones.
+
+        Raises ValueError with what to give instead.
+        """
+        given: dict[str, Any] = {}
+        for word in text.split():
+            key, equals, value = word.partition("=")
+            if word in PRESETS:
+                given |= PRESETS[word]
+            elif key in ("mean", "std") and equals:
+                given[key] = numbers(value)
+            elif key == "scale" and equals:
+                above, _, below = value.partition("/")
+                given[key] = numbers(above)[0] / (numbers(below or "1")[0] or math.nan)
+            elif key in ("fit", "order") and equals:
+                given[key] = value
+            else:
+                known = f"{', '.join(PRESETS)}, or mean=, std=, scale=, order=, fit="
+                raise ValueError(f"{word!r} is unknown: give {known}")
+        return cls(**given)
+
+    @property
+    def text(self) -> str:
+        """What `parse` reads as the same."""
+        mean, std = (",".join(map(repr, values)) for values in (self.mean, self.std))
+        return f"fit={self.fit} scale={self.scale!r} mean={mean} std={std} order={self.order}"
+
+    def __str__(self) -> str:
+        mean, std = (", ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        return f"{self.fit}, {self.order}, (pixel x {self.scale:g} - [{mean}]) / [{std}]"
+
+
+PRESETS: dict[str, dict[str, Any]] = {"imagenet": {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}}
+
+
+@dataclass(frozen=True)
+class BoundaryOptions:
+    """What an artifact does before and after the model: pixels in, probabilities or a class out.
+
+    Attributes:
+        preprocessing: of images, in a folder of `inputs` or `calibrate`, and within the artifact if it is embedded.
+        embed_preprocessing: the artifact takes pixels, 0 to 255, and does all of it but for `fit`.
+        input_type: of pixels that the artifact takes.
+        append: what is computed of the only output, along its classes, which are dimension 1.
+
+    Raises:
+        UsageError: `preprocessing` cannot be read, or there are no pixels.
+    """
+
+    preprocessing: Preprocessing | str | None = option(
+        "--preprocessing", "Inputs", "Of images: imagenet, or mean=, std=, scale=, order=, fit= as in "
+        "'mean=127.5 std=127.5 scale=1'.", metavar="SPEC",
+    )  # fmt: skip
+    embed_preprocessing: bool = option(
+        "--embed-preprocessing", "Inputs", "The artifact takes pixels, 0 to 255, and preprocesses them itself.", False
+    )
+    input_type: InputType = option(
+        "--input-type", "Inputs", "Type of the pixels with --embed-preprocessing.", "float32"
+    )
+    append: Appended | None = option("--append", "Output", "Compute this of the only output, along its classes.")
+
+    def __post_init__(self) -> None:
+        if isinstance(self.preprocessing, str):
+            try:
+                object.__setattr__(self, "preprocessing", Preprocessing.parse(self.preprocessing))
+            except ValueError as error:
+                raise UsageError(
+                    f"The preprocessing cannot be read: {error}.",
+                    code="PTC6062",
+                    where="--preprocessing",
+                    fix="Give it as in --preprocessing 'imagenet fit=crop'.",
+                ) from error
+        if self.input_type != "float32" and not self.embed_preprocessing:
+            raise UsageError(
+                "Only an artifact that preprocesses takes pixels.",
+                code="PTC6063",
+                where="--input-type",
+                fix="Add --embed-preprocessing, or give the type with the shape: --input-shape 1,3,224,224:uint8.",
+            )
+
+    @property
+    def of_images(self) -> Preprocessing | None:
+        """The preprocessing of a folder of images: where it is embedded, only the fit is left to do."""
+        given = self.preprocessing
+        assert not isinstance(given, str)
+        if not self.embed_preprocessing:
+            return given
+        return Preprocessing(fit="stretch" if given is None else given.fit, scale=1.0)
+
+    def stamped(self) -> dict[str, Any]:
+        """Return what an artifact's stamp says of it."""
+        said: dict[str, Any] = {}
+        if (embedded := self.embedded) is not None:
+            said |= {"preprocessing": embedded.text, "embed_preprocessing": True, "input_type": self.input_type}
+        return said | ({} if self.append is None else {"append": self.append})
+
+    @property
+    def embedded(self) -> Preprocessing | None:
+        """What the artifact does with pixels."""
+        assert not isinstance(self.preprocessing, str)
+        return self.preprocessing or Preprocessing() if self.embed_preprocessing else None
+
+
+@dataclass(frozen=True)
 class CaptureOptions:
     """How the model is called while it is captured.
 
@@ -266,56 +409,6 @@ class ArtifactOptions:
 
 
 @dataclass(frozen=True)
-class Preprocessing:
-    """How the pixels of an image file become an input: value = (pixel x scale - mean) / std, channels first.
-
-    Attributes:
-        fit: to the input's height and width. "stretch"; "crop" the middle after the shorter side was resized; "pad"
-            with gray after the longer side was. Always bilinear, antialiased, as Pillow does it.
-        scale: of pixels, which are 0 to 255.
-        mean, std: one number, or one for each channel in the order of `order`.
-        order: of the three channels. An input of one channel gets gray, one of four also the opacity.
-
-    Raises:
-        UsageError: a value cannot be.
-    """
-
-    fit: Fit = option(
-        "--image-fit", "Verification", "How images are brought to the input's height and width.", "stretch"
-    )
-    scale: float = option(
-        "--image-scale", "Verification", "Multiplies pixels, which are 0 to 255.", 1 / 255, metavar="X", default="1/255"
-    )
-    mean: tuple[float, ...] = option(
-        "--image-mean", "Verification", "Subtracted from scaled pixels.", (0.0,), metavar="R,G,B", parse=numbers,
-        default="0",
-    )  # fmt: skip
-    std: tuple[float, ...] = option(
-        "--image-std", "Verification", "Divides the result.", (1.0,), metavar="R,G,B", parse=numbers, default="1"
-    )
-    order: Order = option("--image-order", "Verification", "Order of the channels.", "rgb")
-
-    def __post_init__(self) -> None:
-        if self.fit not in get_args(Fit) or self.order not in get_args(Order):
-            raise UsageError(
-                f"Unknown image preprocessing: {self.fit}, {self.order}.",
-                code="PTC6024",
-                fix="Set fit to stretch, crop or pad, and order to rgb or bgr.",
-            )
-        if not all(map(math.isfinite, [self.scale, *self.mean, *self.std])) or 0 in self.std:
-            raise UsageError(
-                "Scale, mean and std must be finite numbers, and std must not be 0.",
-                code="PTC6025",
-                fix="Give numbers, as in --image-mean 0.485,0.456,0.406.",
-                where="preprocessing of images",
-            )
-
-    def __str__(self) -> str:
-        mean, std = (", ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
-        return f"{self.fit}, {self.order}, (pixel x {self.scale:g} - [{mean}]) / [{std}]"
-
-
-@dataclass(frozen=True)
 class ProofOptions:
     """What an artifact is compared on, and how closely.
 
@@ -323,7 +416,6 @@ class ProofOptions:
         atol, rtol: replace the bound that is derived from PyTorch's own rounding.
         inputs: compare on these too: arrays by name, an `.npz` of them (with labels for accuracy), the `.npy` of the
             only input, or a folder of images for it.
-        preprocessing: of a folder of images.
         trace: report what every module computes on both sides.
         min_sqnr, min_accuracy: what a quantized file must reach: signal to noise of each output in dB, and the share
             of labels that it gets right.
@@ -339,7 +431,6 @@ class ProofOptions:
         "--inputs", "Verification", "Compare on these inputs too: an .npz (with labels for accuracy), an .npy, or a "
         "folder of images.", metavar="PATH", is_path=True,
     )  # fmt: skip
-    preprocessing: Preprocessing | None = field(default=None, metadata={"prefix": "image_"})
     trace: bool = option(
         "--trace", "Verification", "Show for every module what it computes on both sides.", False, in_batch=False
     )
@@ -483,6 +574,7 @@ class LoadOptions:
 
     model: ModelOptions = ModelOptions()
     submodel: SubmodelOptions = SubmodelOptions()
+    boundary: BoundaryOptions = BoundaryOptions()
     capture: CaptureOptions = CaptureOptions()
     report: ReportOptions = ReportOptions()
 
@@ -492,7 +584,7 @@ class LoadOptions:
         known = {name for name, *_ in options_of(cls)}  # type: ignore[arg-type]  # mypy: type[Self] is not Hashable
         if unknown := sorted(set(keywords) - known):
             raise TypeError(f"unknown option {', '.join(unknown)}; the options are {', '.join(sorted(known))}")
-        made: Self = _collect(cls, keywords, "")
+        made: Self = _collect(cls, keywords)
         return made
 
 
@@ -534,22 +626,18 @@ class VerifyOptions(LoadOptions):
 
 
 @cache
-def options_of(kind: type, prefix: str = "") -> tuple[tuple[str, Any, Field[Any]], ...]:
-    """List the options in a class and its parts: the API's keyword, the type, and the field.
-
-    A field without a flag, `preprocessing`, is a keyword of the API only.
-    """
-    return tuple(_options_of(kind, prefix))
+def options_of(kind: type) -> tuple[tuple[str, Any, Field[Any]], ...]:
+    """List the options in a class and its parts: the API's keyword, the type, and the field."""
+    return tuple(_options_of(kind))
 
 
-def _options_of(kind: type, prefix: str) -> Iterator[tuple[str, Any, Field[Any]]]:
+def _options_of(kind: type) -> Iterator[tuple[str, Any, Field[Any]]]:
     hints = get_type_hints(kind, {**globals(), "np": _Arrays})
     for one in fields(kind):
-        part = _part(hints[one.name])
-        if part is None or "prefix" in one.metadata:
-            yield prefix + one.name, hints[one.name], one
-        if part is not None:
-            yield from _options_of(part, one.metadata.get("prefix", prefix))
+        if "flag" in one.metadata:
+            yield one.name, hints[one.name], one
+        else:
+            yield from _options_of(hints[one.name])
 
 
 class _Arrays:
@@ -558,22 +646,14 @@ class _Arrays:
     ndarray = Any
 
 
-def _part(hint: Any) -> type | None:
-    """Return the dataclass of options that a field holds, or None for an option itself."""
-    return next((t for t in (hint, *get_args(hint)) if isinstance(t, type) and is_dataclass(t)), None)
-
-
-def _collect(kind: type, keywords: Mapping[str, Any], prefix: str) -> Any:
+def _collect(kind: type, keywords: Mapping[str, Any]) -> Any:
     hints = get_type_hints(kind, {**globals(), "np": _Arrays})
     held: dict[str, Any] = {}
     for one in fields(kind):
-        name, part = prefix + one.name, _part(hints[one.name])
-        if part is not None and name not in keywords:
-            inner = one.metadata.get("prefix", prefix)
-            if "prefix" not in one.metadata or any(keywords.get(n) is not None for n, *_ in options_of(part, inner)):
-                held[one.name] = _collect(part, keywords, inner)
-        elif name in keywords and (keywords[name] is not None or one.default is None):
-            held[one.name] = _plain(keywords[name], hints[one.name])
+        if "flag" not in one.metadata:
+            held[one.name] = _collect(hints[one.name], keywords)
+        elif one.name in keywords and (keywords[one.name] is not None or one.default is None):
+            held[one.name] = _plain(keywords[one.name], hints[one.name])
     return kind(**held)
 
 
@@ -610,6 +690,10 @@ class LoadKeywords(TypedDict, total=False):
     input_names: Names
     output_names: Names
     all_outputs: bool
+    preprocessing: Preprocessing | str | None
+    embed_preprocessing: bool
+    input_type: str
+    append: str | None
     input_shapes: Sequence[str]
     input_values: Names
     image_size: str | None
@@ -641,12 +725,6 @@ class ProofKeywords(TypedDict, total=False):
     atol: float | None
     rtol: float | None
     inputs: str | Path | Mapping[str, np.ndarray] | None
-    preprocessing: Preprocessing | None
-    image_fit: str | None
-    image_scale: float | None
-    image_mean: Sequence[float] | None
-    image_std: Sequence[float] | None
-    image_order: str | None
     trace: bool
     min_sqnr: float | None
     min_accuracy: float | None

@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from converter.artifacts.runtime.formats import Format
 from converter.artifacts.runtime.graph_digest import KEY
 from converter.artifacts.runtime.stamp import read_stamp
-from converter.options import ArtifactOptions, Quantize, SubmodelOptions
+from converter.errors import UsageError
+from converter.options import Appended, ArtifactOptions, InputType, Preprocessing, Quantize, SubmodelOptions
 
 LONGEST_TEXT, LARGEST_SIZE, HIGHEST_RANK = 10_000, 2**40, 64
 DTYPES = frozenset(
@@ -50,6 +51,13 @@ def _fits(value: Any, hint: Any) -> bool:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and len(value) <= LONGEST_TEXT
+
+
+def _is_preprocessing(value: Any) -> bool:
+    try:
+        return _is_text(value) and bool(Preprocessing.parse(value))
+    except (ValueError, UsageError):
+        return False
 
 
 def _is_size(value: Any) -> bool:
@@ -143,6 +151,10 @@ FIELDS: dict[str, Check] = {
                     "drop_keys": _are(_is_text),
                     "state": _is_text,
                     "input_values": _are(_is_text),
+                    "preprocessing": _is_preprocessing,
+                    "embed_preprocessing": lambda value: value is True,
+                    "input_type": lambda value: value in get_args(InputType),
+                    "append": lambda value: value in get_args(Appended),
                 },
             ),
         )

@@ -43,7 +43,7 @@ class Job:
         name: unique in a batch; artifacts are named after it, with each format's ending, in the batch's folder.
         path: the checkpoint, a file or a folder.
         to: formats.
-        options: arguments of `converter.convert` by name, plain JSON values; image options as `image_fit` and so on.
+        options: arguments of `converter.convert` by name, plain JSON values.
     """
 
     name: str

@@ -45,7 +45,7 @@ def convert_many(
         retry_failed: restart models that did not end verified.
         fail_fast: stop at the first model that is not verified.
         scheduler: address of a Dask scheduler, whose workers convert instead of this machine.
-        options: those of `converter.convert`, as plain values; `image_fit` and so on in place of `preprocessing`.
+        options: those of `converter.convert`, as plain values.
 
     Returns:
         The report. It includes the failures of single models. `summary.json` holds it together with all other models of

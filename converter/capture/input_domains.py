@@ -46,7 +46,8 @@ def input_specs(program: Program) -> list[InputSpec]:
         value = node.meta["val"]
         shape = tuple(n if isinstance(n, int) else _size_text(program, n, i) for i, n in enumerate(value.shape))
         dtype = str(value.dtype).removeprefix("torch.")
-        specs.append(InputSpec(name, shape, dtype, high=integers_below(node), telling=telling_integers(node)))
+        high, telling = integers_below(node), telling_integers(node)
+        specs.append(InputSpec(name, shape, dtype, high=high, telling=telling, pixels=name in program.pixels))
     return specs
 
 

@@ -25,6 +25,7 @@ class InputSpec:
             has no size.
         dtype: numpy's name for it.
         low, high: integers are drawn from [low, high); the default is safe for any embedding of two rows.
+        pixels: floats are pixels, 0 to 255, in the place of numbers around 0.
         telling: integers at which the model may behave differently; half of a "small" round's are among them.
     """
 
@@ -34,6 +35,7 @@ class InputSpec:
     low: int = 0
     high: int = 2
     telling: tuple[int, ...] = ()
+    pixels: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ def _draw(spec: InputSpec, shape: tuple[int, ...], kind: Kind, rng: np.random.Ge
             fix="Give your own inputs with --inputs.",
             where=f"input {spec.name!r}",
         )
-    return _floats(shape, kind, rng).astype(dtype)
+    drawn = _floats(shape, kind, rng)
+    return (128.0 + 64.0 * drawn if spec.pixels else drawn).astype(dtype)
 
 
 def _floats(shape: tuple[int, ...], kind: Kind, rng: np.random.Generator) -> np.ndarray:

@@ -63,6 +63,7 @@ class Program:
         size_names: the user's names for the symbols of dynamic sizes.
         refuses_ones: dynamic sizes may not be 1, for which capture allows other results.
         batch_is_named: the batch is the size of that name, wherever it stands, in place of each input's first one.
+        pixels: inputs of floats whose values are pixels, 0 to 255.
         exact_infinities: an infinity in an input is treated as PyTorch does, also where zero weights multiply it.
         debug: verify the program after each rewrite.
     """
@@ -84,6 +85,7 @@ class Program:
     frozen_flow: bool = False
     averaging: frozenset[str] | None = None
     values_read: bool = False
+    pixels: frozenset[str] = frozenset()
     exact_infinities: bool = False
     debug: bool = False
 

@@ -112,6 +112,7 @@ class RewrittenModel:
                 **({"accept": list(options.capture.accept)} if options.capture.accept else {}),
                 **({"drop_keys": list(options.model.drop_keys)} if options.model.drop_keys else {}),
                 **({"state": options.model.state} if options.model.state else {}),
+                **options.boundary.stamped(),
                 **({"input_values": list(options.capture.input_values)} if options.capture.input_values else {}),
             },
             "inputs": [_describe_interface(i) for i in self.inputs],

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from converter.artifacts.runtime.formats import Format
 from converter.capture.alias_analysis import ReadOldValues
 from converter.capture.autocast import compute_in_float32
+from converter.capture.boundary import set_boundary, takes_pixels
 from converter.capture.dataclass_outputs import return_dicts_for_dataclasses
 from converter.capture.default_shapes import infer_input_shapes
 from converter.capture.example_inputs import CallSpec, bind_shapes, choose_sizes, fix_values
@@ -157,9 +158,12 @@ def _from_module(
     fix_values(module, how.input_values)
     tried, notes = _choose_shapes(module, how.input_shapes, how.image_size, fixed_batch)
     notes += set_exported_outputs(module, part.all_outputs)
+    _refuse_boundary(options, module)
+    tried = [takes_pixels(shapes, options.boundary) for shapes in tried]
     key = None
     if cache is not None:
-        key = architecture(module, tuple(map(tuple, tried)), fixed_batch, part, how)
+        key = architecture(module, tuple(map(tuple, tried)), fixed_batch, part, how, options.boundary)
+    notes += set_boundary(module, options.boundary)
     calling = _choose_call(module, tried, fixed_batch, seed)
     module, within = extract_submodel(module, calling, part, run_forward, fixed_batch, seed)
     examples = within.examples(fixed_batch, seed)
@@ -173,6 +177,8 @@ def _from_module(
         if not within.batch_first:
             program.fixed_batch = fixed_batch
         rename(program, part)
+        if options.boundary.embedded is not None:
+            program.pixels = frozenset(program.inputs[:1])
         return program
 
     program, cached = (captured(), None) if cache is None else cache.capture(key, module, captured)
@@ -199,6 +205,7 @@ def _from_exported(name: str, checkpoint: Checkpoint, options: LoadOptions) -> L
         raise AssertionError("a checkpoint holds a module or a program")
     program = from_exported(exported, how.reads_old_values)
     _refuse_other_precisions(program)
+    _refuse_boundary(options, None)
     if part.submodule:
         raise UsageError(
             "An exported program does not have modules to select.",
@@ -231,6 +238,18 @@ def _from_exported(name: str, checkpoint: Checkpoint, options: LoadOptions) -> L
     )
 
 
+def _refuse_boundary(options: LoadOptions, module: nn.Module | None) -> None:
+    """Raise UsageError if what lies before or after a model is asked for, and the model's forward cannot be changed."""
+    asked = options.boundary.embed_preprocessing or options.boundary.append is not None
+    if asked and (module is None or options.submodel.submodule or isinstance(module, torch.jit.ScriptModule)):
+        raise UsageError(
+            "Only a whole PyTorch module can be given a preprocessing or another output.",
+            code="PTC6064",
+            where="--embed-preprocessing" if options.boundary.embed_preprocessing else "--append",
+            fix="Give the module's own checkpoint, without --submodule; or leave it out.",
+        )
+
+
 def compute_reference(source: LoadedModel, options: ConvertOptions | VerifyOptions, clock: Clock) -> Reference:
     """Run PyTorch on every round of inputs, and keep the first round as the model's probe."""
     with clock("run PyTorch"):
@@ -240,7 +259,7 @@ def compute_reference(source: LoadedModel, options: ConvertOptions | VerifyOptio
             seed=options.capture.seed,
             inputs=options.proof.inputs,
             running=source.running,
-            preprocessing=options.proof.preprocessing,
+            preprocessing=options.boundary.of_images,
             more=isinstance(options, ConvertOptions),
         )
         source.probe = reference.probe(source.program)

@@ -61,7 +61,7 @@ def load_calibration(options: ConvertOptions, specs: Sequence[InputSpec]) -> Con
     given = options.quantization.calibrate
     if given is None:
         return options
-    preprocessing = None if isinstance(given, Mapping) else options.proof.preprocessing
+    preprocessing = None if isinstance(given, Mapping) else options.boundary.of_images
     arrays, labels = load_given(given, specs, preprocessing)
     options = replace(options, quantization=replace(options.quantization, calibrate=arrays))
     if options.proof.inputs is not None:
@@ -73,7 +73,7 @@ def load_calibration(options: ConvertOptions, specs: Sequence[InputSpec]) -> Con
         some = {n: np.concatenate([some[n], a]) if n in some else a for n, a in each.arrays.items()}
     if labels is not None:
         some[LABELS] = labels[: len(next(iter(some.values())))]
-    return replace(options, proof=replace(options.proof, inputs=some, preprocessing=None))
+    return replace(options, proof=replace(options.proof, inputs=some))
 
 
 def calibration_samples(built: RewrittenModel, options: ConvertOptions) -> dict[str, np.ndarray]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -20,7 +20,7 @@ from converter.checkpoint.trust import ARTIFACT, is_guard_lifted
 from converter.errors import CaptureError, ConversionError, Note, UnsupportedOperatorsError, UsageError
 from converter.ir.program import Program
 from converter.lowering.user_lowerings import load_mappings
-from converter.options import ArtifactOptions, SubmodelOptions, VerifyKeywords, VerifyOptions
+from converter.options import ArtifactOptions, BoundaryOptions, SubmodelOptions, VerifyKeywords, VerifyOptions
 from converter.pipeline.build import build, interfaces
 from converter.pipeline.clock import Clock, Progress
 from converter.pipeline.find_weights import verify_weights
@@ -170,7 +170,7 @@ def verify_quantized(
 
 def apply_stamp(options: VerifyOptions, stamp: Mapping[str, Any]) -> VerifyOptions:
     """Take from an artifact's stamp how the model was captured, where the options do not say."""
-    model, submodel, capture = options.model, options.submodel, options.capture
+    model, submodel, capture, boundary = options.model, options.submodel, options.capture, options.boundary
     if part := dict(stamp.get("part") or {}):
         frozen, strict = part.pop("freeze_control_flow"), part.pop("strict", False)
         model = replace(
@@ -185,10 +185,13 @@ def apply_stamp(options: VerifyOptions, stamp: Mapping[str, Any]) -> VerifyOptio
             accept=(*capture.accept, *part.pop("accept", ())),
             input_values=capture.input_values or tuple(part.pop("input_values", ())),
         )
+        stamped = {n: value for f in fields(BoundaryOptions) if (value := part.pop(n := f.name, None)) is not None}
+        if stamped:
+            boundary = BoundaryOptions(**stamped)
         submodel = SubmodelOptions(*(getattr(submodel, name) or _as_tuple(part[name]) for name in vars(submodel)))
     if not capture.input_shapes and not capture.image_size:
         capture = replace(capture, input_shapes=tuple(stamp.get("input_shapes", ())))
-    return replace(options, model=model, submodel=submodel, capture=capture)
+    return replace(options, model=model, submodel=submodel, capture=capture, boundary=boundary)
 
 
 def _as_tuple(value: Any) -> Any:

@@ -51,7 +51,7 @@ PROOFS = {"good": (FUNCTION, ARTIFACT), "bad": (FUNCTION, DIFFERS), "dead": (FUN
 def convert(model, *, to, output=None, progress=None, **keywords):
     """Do what the checkpoint's name says."""
     options = ConvertOptions.of(**keywords)
-    CALLS.append(locals() | keywords | {"preprocessing": options.proof.preprocessing})
+    CALLS.append(locals() | keywords | {"preprocessing": options.boundary.preprocessing})
     name = model.stem
     with (progress or nullcontext)("capture"):
         if name == "hostile":
@@ -102,7 +102,7 @@ CALLS: list[dict] = []
 
 def verify(model, artifact, *, progress=None, **keywords):
     options = VerifyOptions.of(**keywords)
-    CALLS.append(locals() | keywords | {"preprocessing": options.proof.preprocessing})
+    CALLS.append(locals() | keywords | {"preprocessing": options.boundary.preprocessing})
     proofs = PROOFS[artifact.stem][1:]
     return VerificationReport(str(model), str(artifact), proofs, (Note("no stamp", "PTC6507"),), status_of(proofs))
 

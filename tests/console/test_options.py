@@ -43,7 +43,7 @@ def test_keywords_of_the_api_are_the_options(kind):
 )
 def test_a_command_that_says_nothing_has_the_defaults_of_the_api(command, kind):
     said = cli.main.commands[command].make_context(command, [], resilient_parsing=True).params
-    keywords = {name for name, *_ in options_of(kind) if name != "preprocessing"}
+    keywords = {name for name, *_ in options_of(kind)}
     assert keywords <= set(said)
     assert kind.of(**{name: said[name] for name in keywords}) == kind()
 
@@ -56,12 +56,14 @@ def test_manifests_take_what_the_command_takes():
 
 
 def test_keywords_take_single_values_and_mappings():
-    options = ConvertOptions.of(input_shapes="1,3,4", outputs="body.2", input_names={"x": "image"}, image_mean=[0.5])
+    options = ConvertOptions.of(
+        input_shapes="1,3,4", outputs="body.2", input_names={"x": "image"}, preprocessing="mean=0.5"
+    )
     assert options.capture.input_shapes == ("1,3,4",)
     assert options.submodel.outputs == ("body.2",)
     assert options.submodel.input_names == ("x=image",)
-    assert options.proof.preprocessing == Preprocessing(mean=(0.5,))
-    assert ConvertOptions.of(image_fit=None).proof.preprocessing is None
+    assert options.boundary.preprocessing == Preprocessing(mean=(0.5,))
+    assert ConvertOptions.of(preprocessing=None).boundary.preprocessing is None
 
 
 def test_a_keyword_that_is_no_option_is_named():
