@@ -1,6 +1,6 @@
 """Ends the program at random moments with random signals, and looks at what is there afterwards.
 
-    python benchmarks/kill.py conversions [--count 120] [--seed 0]
+    python benchmarks/kill.py conversions [--count 120] [--seed 0] [--results FILE [--minutes 9]]
     python benchmarks/kill.py batches [--count 30] [--seed 0] [--dask]
     python benchmarks/kill.py placements [--count 300] [--seed 0]
 
@@ -13,7 +13,8 @@ traceback is printed. `beside` is an ONNX file with its weights in a second file
 moment of the kill on; half of the conversions show a trace. `batches` kills one batch again and again, or, with
 `--dask`, what the workers of a local cluster run, and begins it anew each time: in the end each model must be verified,
 with the bytes of an undisturbed batch, and nothing may be left of what was killed. `placements` does so with two
-processes that only put artifacts in place, of two files, in the same folder, as fast as they can.
+processes that only put artifacts in place, of two files, in the same folder, as fast as they can. With `--results`,
+each kill of `conversions` becomes a line of a file, and a later call continues until the file has `--count` lines.
 """
 
 import contextlib
@@ -146,6 +147,8 @@ class Conversions:
         process = self.start(name, format, trace=rng.random() < 0.5)
         time.sleep(moment)
         ended = process.poll() is not None
+        if ended == (moment < self.seconds[format]):  # it is faster or slower than when it was measured
+            self.seconds[format] = moment
         early = not ended and not ends_in_order(process.pid)
         family = [] if ended else psutil.Process(process.pid).children(recursive=True)
         if not ended:
@@ -216,29 +219,33 @@ def send(process: int, number: signal.Signals, whom: str, rng: random.Random) ->
 @click.option("--count", default=120)
 @click.option("--seed", default=0)
 @click.option("--to", "formats", multiple=True, type=click.Choice(list(NAMES)), default=list(NAMES))
-def conversions(count: int, seed: int, formats: tuple[str, ...]) -> None:
-    rng = random.Random(seed)
-    with tempfile.TemporaryDirectory() as folder:
+@click.option("--results", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--minutes", default=1e6)
+def conversions(count: int, seed: int, formats: tuple[str, ...], results: Path | None, minutes: float) -> None:
+    lines = results.read_text().splitlines() if results and results.exists() else []
+    rng = random.Random(seed + len(lines))
+    until = time.monotonic() + 60 * minutes
+    with tempfile.TemporaryDirectory() as folder, (results or Path(os.devnull)).open("a") as file:
         runs = Conversions(Path(folder))
         runs.prepare(list(formats))
         took = ", ".join(f"{format} {seconds:.1f} s" for format, seconds in runs.seconds.items())
         click.echo(f"a conversion takes {took}")
-        ends: Counter[str] = Counter()
-        bad = 0
-        for number in range(count):
+        while len(lines) < count and time.monotonic() < until:
             format, ended_by, whom = rng.choice(formats), rng.choice(SIGNALS), rng.choice(TARGETS)
             before = digest(runs.target(format))
             wrong = runs.kill_one(rng, format, ended_by, whom)
-            ends["new" if digest(runs.target(format)) != before else "earlier"] += 1
-            for counted in (ended_by.name, whom, format):
-                ends[counted] += 1
+            then = "new" if digest(runs.target(format)) != before else "earlier"
+            killed = {"format": format, "signal": ended_by.name, "target": whom, "then": then, "wrong": wrong}
+            lines.append(json.dumps(killed))
+            file.write(f"{lines[-1]}\n")
+            file.flush()
             if wrong:
-                bad += 1
-                click.echo(f"{number} {format} {ended_by.name} {whom}: {'; '.join(wrong)}\n{runs.said()}")
-            elif number % 10 == 9:
-                click.echo(f"{number + 1}: {bad} wrong, {dict(sorted(ends.items()))}")
-        told = ", ".join(f"{n} {what}" for what, n in sorted(ends.items()))
-        click.echo(f"{count} conversions ended at random: {told}; {bad} left something wrong")
+                click.echo(f"{len(lines)} {format} {ended_by.name} {whom}: {'; '.join(wrong)}\n{runs.said()}")
+    kills = [json.loads(line) for line in lines]
+    ends = Counter(kill[what] for kill in kills for what in ("format", "signal", "target", "then"))
+    bad = sum(bool(kill["wrong"]) for kill in kills)
+    told = ", ".join(f"{n} {what}" for what, n in sorted(ends.items()))
+    click.echo(f"{len(kills)} conversions ended at random: {told}; {bad} left something wrong")
     sys.exit(bool(bad))
 
 

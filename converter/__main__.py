@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from converter.console.signals import Interrupted, install_signal_handlers
+from converter.console.signals import Interrupted, ignore_echoes, install_signal_handlers
 from converter.console.supervision import supervise
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,6 +20,8 @@ def main() -> None:
         _command()()
     except Interrupted as error:  # before or after the command could catch it
         sys.exit(error.exit_status)
+    finally:
+        ignore_echoes()
 
 
 def _open_streams() -> None:

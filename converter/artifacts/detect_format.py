@@ -2,21 +2,32 @@
 
 from pathlib import Path
 
-from converter.artifacts.runtime.formats import Format, recognize
+from converter.artifacts.runtime.formats import TORCH_FILES, Format, recognize
+
+from ..errors import CheckpointError, ConversionError
 
 
 def detect_format(path: Path) -> Format:
-    """Return the format of an artifact, or raise ConversionError if `path` does not exist or has no known format."""
-    from ..errors import ConversionError
+    """Return the format of an artifact.
 
-    if not path.exists():
-        raise ConversionError(
-            "There is no such artifact.",
-            code="PTC4001",
-            fix="Give the path that `convert` reported as written.",
-            where=str(path),
-        )
-    found = recognize(path)
+    Raises:
+        ConversionError: it does not exist, cannot be read or has no known format.
+    """
+    try:
+        if not path.exists():
+            raise ConversionError(
+                "There is no such artifact.",
+                code="PTC4001",
+                fix="Give the path that `convert` reported as written.",
+                where=str(path),
+            )
+        found = recognize(path)
+        for name in {"tf": ("saved_model.pb",), "torch": TORCH_FILES}.get(found or "", ()):
+            (path / name).open("rb").close()
+    except OSError as error:
+        what = f"The artifact cannot be read: {error.strerror}."
+        fix = "Check the permissions of its files and the disk."
+        raise CheckpointError(what, code="PTC4028", where=error.filename or str(path), fix=fix) from error
     if found is None:
         raise ConversionError(
             "This is not an artifact of a known format.",

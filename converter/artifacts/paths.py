@@ -71,7 +71,9 @@ def output_path(
     """
     ends_as_folder = str(output).endswith(("/", os.sep))
     output = None if output is None else Path(output)
-    is_folder = ends_as_folder or (output is not None and holds(output.is_dir) and recognize(output) is None)
+    is_folder = ends_as_folder or (
+        output is not None and holds(output.is_dir) and holds(lambda: recognize(output) is None)
+    )
     if output is None or several or is_folder:
         if output is not None and holds(output.is_file):
             raise UsageError(

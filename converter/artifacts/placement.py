@@ -403,7 +403,12 @@ def _locked_folder(parent: int, path: Path) -> tuple[str, int, int]:
             with contextlib.suppress(OSError):  # a file system without locks: there, leftovers are not swept
                 if not _take_lock(folder, lock):
                     continue  # being swept: try again
-            _write_journal(folder, {})
+            try:
+                _write_journal(folder, {})
+            except BaseException:  # a signal too
+                with contextlib.suppress(OSError):
+                    _remove(name, folder, parent)
+                raise
             opened.pop_all()
             return name, folder, lock
 

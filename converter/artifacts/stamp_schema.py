@@ -23,7 +23,10 @@ Check = Callable[[Any], bool]
 
 def checked_stamp(path: Path) -> tuple[dict[str, Any], str | None]:
     """Return the stamp of an artifact, and what is wrong with it; it is empty if there is none, or a damaged one."""
-    stamp = read_stamp(path)
+    try:
+        stamp = read_stamp(path)
+    except OSError as error:
+        return {}, f"it cannot be read: {error.strerror}"
     if stamp is None:
         return {}, None
     stamp = {name: value for name, value in stamp.items() if value is not None}

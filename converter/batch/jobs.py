@@ -7,6 +7,7 @@ suffix, relative to the folder that was searched, so that equal file names in di
 
 from __future__ import annotations
 
+import errno
 import glob
 import itertools
 import json
@@ -20,7 +21,7 @@ from typing import Any
 
 from ..artifacts.paths import SUFFIXES, artifact_name, default_suffix
 from ..checkpoint.model_folder import is_model
-from ..errors import UsageError
+from ..errors import CheckpointError, UsageError
 from ..options import ConvertOptions, Flag, json_type, options_of
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".pt2", ".ckpt", ".bin", ".safetensors")
@@ -98,10 +99,16 @@ def from_places(places: Iterable[str], to: Sequence[str], options: Mapping[str, 
 
     Raises:
         UsageError: a place holds no checkpoint.
+        CheckpointError: a place may not be read.
     """
     jobs = []
     for place in places:
-        found = list(_found(place))
+        try:
+            found = list(_found(place))
+        except OSError as error:
+            what = f"The folder or file cannot be read: {error.strerror}."
+            fix = "Check its permissions, or name what to convert by globs."
+            raise CheckpointError(what, code="PTC6046", where=error.filename or place, fix=fix) from error
         if not found:
             raise UsageError(
                 "No checkpoint found.",
@@ -132,13 +139,17 @@ def _found(place: str) -> Iterator[tuple[str, Path]]:
 
 def _searched(folder: Path) -> Iterator[Path]:
     """Find the files below a folder with a checkpoint's suffix, and the folders that are one model."""
-    for place, folders, names in os.walk(folder):
+    for place, folders, names in os.walk(folder, onerror=_raise):
         above = Path(place)
         models = [name for name in folders if is_model(above / name)]
         folders[:] = [name for name in folders if name not in models]
         files = (above / name for name in names)
         yield from (above / name for name in models)
         yield from (file for file in files if file.suffix in CHECKPOINT_SUFFIXES and file.is_file())
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _whole(matched: Iterable[Path]) -> list[Path]:
@@ -167,8 +178,10 @@ def from_manifest(file: Path, to: Sequence[str], options: Mapping[str, Any]) -> 
         UsageError: it is not valid TOML, or an entry is invalid.
     """
     try:
+        if file.exists() and not file.is_file():
+            raise OSError(errno.EINVAL, "it is a pipe, a device or a folder")
         content = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
             f"The manifest cannot be read: {error}.",
             code="PTC6009",
@@ -208,7 +221,7 @@ def from_lines(lines: Iterable[str], to: Sequence[str], options: Mapping[str, An
             continue
         try:
             entry = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UsageError(
                 f"The line is not valid JSON: {error}.",
                 code="PTC6012",
@@ -313,10 +326,9 @@ def checked(jobs: Sequence[Job]) -> list[Job]:
         if strange:
             what = f"Unknown format: {', '.join(map(str, strange))}."
             raise UsageError(what, code="PTC6019", where=str(job.path), fix=fix)
-        if not _is_utf8(job.name) or not _is_utf8(str(job.path)):
-            raise UsageError(
-                f"The name {str(job.path)!r} is not UTF-8.", code="PTC6020", fix="Rename it, or set a UTF-8 locale."
-            )
+        if not _is_utf8(job.name) or not _is_utf8(str(job.path)) or "\0" in f"{job.name}{job.path}":
+            what = f"The name {str(job.path)!r} is not UTF-8, or holds a null character."
+            raise UsageError(what, code="PTC6020", fix="Rename it, or set a UTF-8 locale.")
         if by_name.setdefault(job.name, job) != job:
             raise UsageError(
                 f"{by_name[job.name].path} and {job.path} would both be written as {job.name}.",

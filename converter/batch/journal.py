@@ -49,6 +49,10 @@ _TABLES = {
     "contents": "create table contents (path text primary key, facts text, sha256 text)",
 }
 _NAMES_ANOTHER = bytes.fromhex("d9d505f920a163d7")  # how a rollback journal ends that names a file for SQLite to remove
+_KINDS = {
+    "name": str, "path": str, "state": str, "exit_status": int, "reason": str, "log": str, "seconds": float,
+    "attempts": int,
+}  # fmt: skip
 _LIBRARIES = ("pt-convert", "torch", "tensorflow", "keras", "onnx", "onnxscript", "onnxruntime")
 
 
@@ -306,19 +310,19 @@ def _explained(file: Path) -> Iterator[None]:
 def _damage_explained() -> Iterator[None]:
     try:
         yield
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise sqlite3.DataError(f"it is damaged ({error})") from error
 
 
 def _entry(row: sqlite3.Row, already_done: bool) -> Entry:
-    same = {
-        name: row[name] for name in ("name", "path", "state", "exit_status", "reason", "log", "seconds", "attempts")
-    }
+    same = {name: row[name] for name in _KINDS}
     if row["state"] not in get_args(State) or row["exit_status"] not in WORST_FIRST:
         raise ValueError(f"{row['state']}, status {row['exit_status']}")
-    return Entry(
-        artifacts=json.loads(row["artifacts"]), already_done=already_done, codes=tuple(row["codes"].split()), **same
-    )
+    artifacts = json.loads(row["artifacts"])
+    sizes = artifacts.values()
+    if any(type(same[name]) is not kind for name, kind in _KINDS.items()) or any(type(n) is not int for n in sizes):
+        raise TypeError("a value of another kind")
+    return Entry(artifacts=artifacts, already_done=already_done, codes=tuple(row["codes"].split()), **same)
 
 
 def _refuse_planted(file: Path) -> None:

@@ -101,7 +101,9 @@ def refuse_unreachable(path: Path) -> None:
         CheckpointError: the file cannot be opened; `file_format` reports a missing one.
     """
     try:
-        path.stat()
+        if path.is_dir():
+            os.scandir(path).close()
+        os.stat(f"{path}/." if path.is_dir() else path)  # noqa: PTH116  # a Path has no such ending
     except (FileNotFoundError, NotADirectoryError):
         return
     except (OSError, ValueError) as error:
@@ -271,6 +273,6 @@ def _kind_of_text(head: bytes) -> str:
     try:
         json.loads(text)
         kind = "JSON text"
-    except ValueError:
+    except (ValueError, RecursionError):
         kind = "text"
     return f'{kind}, which begins "{" ".join(text[:TEXT_SHOWN].split())}"'

@@ -12,11 +12,11 @@ from typing import IO, Any
 
 import torch
 
-from converter.checkpoint.file_format import Format, archive_names, torch_records
+from converter.checkpoint.file_format import Format, archive_names, file_format, torch_records
 from converter.checkpoint.import_isolation import expect
 from converter.checkpoint.pickle_allowlist import Refused, is_tensor_name
 from converter.checkpoint.pickle_globals import Asked, names_asked_for, resolve
-from converter.checkpoint.state_dict import QUANTIZED, quantized_error
+from converter.checkpoint.state_dict import QUANTIZED, check_expansion, quantized_error
 from converter.checkpoint.trust import NotFoundError, Trust, is_part_of_python
 from converter.checkpoint.unpickler import NameRefused, RestrictedUnpickler, TrustedCodeError
 from converter.checkpoint.user_source import place_of_error
@@ -59,6 +59,18 @@ def load_pickled(path: Path, file_format: Format, trust: Trust) -> tuple[Any, Ch
         return content, None, []
     pickle = _restricted_pickle(trust, path.stat().st_size, left_aside)
     return _load(path, weights_only=False, pickle_module=pickle), None, list(left_aside)
+
+
+def refuse_more_than_tensors(path: Path) -> None:
+    """Raise CheckpointError unless this is a file of torch.save that loads without anybody's code."""
+    found = file_format(path)
+    if found is not Format.ZIP:
+        what = f"The weights are a file of {found}, not of torch.save."
+        raise CheckpointError(what, code="PTC1096", where=str(path), fix="Do not trust this file, or convert again.")
+    content, refused, _ = load_pickled(path, found, Trust.of(()))
+    if refused is not None:
+        raise refused
+    check_expansion(content.values() if isinstance(content, dict) else (), path)
 
 
 def _check_plain(path: Path, content: Any) -> None:

@@ -10,7 +10,7 @@ import torch
 from converter.checkpoint.model_folder import LARGEST_JSON, stays
 from converter.errors import CheckpointError
 
-MOST_FILES = 10_000
+MOST_FILES, DEEPEST = 10_000, 100
 
 Weights = Mapping[str, torch.Tensor]
 
@@ -26,6 +26,7 @@ def read_json(path: Path) -> dict[str, Any]:
         if path.stat().st_size > LARGEST_JSON:
             raise CheckpointError(f"{path.name} is larger than in any model.", code="PTC1055", where=str(path), fix=fix)
         content = json.loads(path.read_bytes())
+        _check_nesting(content)
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path.name} cannot be read: {error}", code="PTC1056", where=str(path), fix=fix
@@ -33,6 +34,20 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path.name} is not a JSON object.", code="PTC1057", where=str(path), fix=fix)
     return content
+
+
+def _check_nesting(content: Any) -> None:
+    """Raise ValueError if values are nested deeper than the functions that walk them may call themselves."""
+    level, depth = [content], 0
+    while level := [
+        value
+        for part in level
+        if isinstance(part, dict | list)
+        for value in (part.values() if isinstance(part, dict) else part)
+    ]:
+        depth += 1
+        if depth > DEEPEST:
+            raise ValueError(f"its values are nested more than {DEEPEST} deep")
 
 
 def refuse_links(*files: Path) -> None:

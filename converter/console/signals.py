@@ -41,6 +41,13 @@ def notice_in(descriptor: int) -> None:
     _notice.append(descriptor)
 
 
+def ignore_echoes() -> None:
+    """Keep the exit status once a signal has been handled: a wrapper may pass the same one on after that."""
+    if _received:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # which Python keeps at its end, unlike handlers
+
+
 def raise_if_interrupted() -> None:
     """Raise Interrupted if a signal came and its exception was swallowed."""
     if _received:

@@ -13,9 +13,10 @@ from torch import nn
 
 from converter.artifacts.detect_format import detect_format
 from converter.artifacts.runner import Runner, TensorSpec
-from converter.artifacts.runtime.formats import Format
+from converter.artifacts.runtime.formats import TORCH_WEIGHTS, Format
 from converter.artifacts.stamp_schema import checked_stamp
 from converter.artifacts.torch_writer import source_digest
+from converter.checkpoint.pickle_loader import refuse_more_than_tensors
 from converter.checkpoint.trust import ARTIFACT, is_guard_lifted
 from converter.errors import CaptureError, ConversionError, Note, UnsupportedOperatorsError, UsageError
 from converter.ir.program import Program
@@ -222,18 +223,20 @@ def load_beside(
             import keras  # noqa: F401  # the third proof makes a plan
     if not missing:
         with clock("open"):
-            own = own_source(source, runner.format, stamp, clock)
+            own = own_source(source, artifact, runner.format, stamp, clock)
             runner.open(artifact, options.match.signature, trusted=trusted or own)
     return source
 
 
-def own_source(source: LoadedModel, format: Format, stamp: Mapping[str, Any], clock: Clock) -> str:
+def own_source(source: LoadedModel, artifact: Path, format: Format, stamp: Mapping[str, Any], clock: Clock) -> str:
     """Return the SHA-256 of the source that `--to torch` writes for this model as the stamp says, or "".
 
-    The artifact's own source is a program, and anybody's: it runs only if it is the same.
+    The artifact's own source is a program, and anybody's: it runs only if it is the same. So are its weights, which it
+    loads: they must pass as a checkpoint of tensors.
     """
     if format != "torch" or not stamp.get("options"):
         return ""
+    refuse_more_than_tensors(artifact / TORCH_WEIGHTS)
     return source_digest(build(source, format, ArtifactOptions(**stamp["options"]), clock).module_source())
 
 

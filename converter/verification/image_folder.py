@@ -11,6 +11,7 @@ from ..errors import UsageError
 from ..options import Fit, Preprocessing
 
 ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # whatever the name says: Pillow runs Ghostscript on others
 PAD_GREY = 114  # of 255, YOLO's letterbox
 
 
@@ -43,7 +44,7 @@ def load_images(folder: Path, specs: Sequence[InputSpec], preprocessing: Preproc
                 fix="Give one number for all channels, or one for each.",
                 where="preprocessing of images",
             )
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS and path.is_file())
     if not files:
         raise UsageError(
             "The folder does not contain an image.",
@@ -63,9 +64,11 @@ def _pixels(path: Path, channels: int, size: tuple[int, int], preprocessing: Pre
     """Return the pixels of an image as (height, width, channels), 0 to 255."""
     image_module = _pillow()
     try:
-        with image_module.open(path) as opened:
+        with image_module.open(path, formats=FORMATS) as opened:
             image = opened.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
-    except OSError as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged image can raise anything, and Pillow refuses those without measure
         raise UsageError(
             f"The image cannot be read: {error}",
             code="PTC5006",

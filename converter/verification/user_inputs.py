@@ -12,6 +12,8 @@ from ..options import Preprocessing
 from .image_folder import load_images
 
 LABELS = "labels"
+EXPANSION_LIMIT = 100  # size of an archive's arrays, as a multiple of the file's
+SMALL_ARRAYS = 1 << 30  # bytes that any archive may hold
 Given = str | Path | Mapping[str, np.ndarray]
 
 
@@ -131,10 +133,10 @@ def _fixed_batches(arrays: Mapping[str, np.ndarray], specs: Sequence[InputSpec])
 
 
 def check_exists(given: Given | None) -> None:
-    """Raise UsageError if the inputs are a path that does not exist."""
-    if isinstance(given, str | Path) and not Path(given).exists():
+    """Raise UsageError if the inputs are a path that does not exist, or a pipe or a device."""
+    if isinstance(given, str | Path) and not (Path(given).is_file() or Path(given).is_dir()):
         raise UsageError(
-            "The inputs cannot be read: there is no such file.",
+            "The inputs cannot be read: there is no such file or folder.",
             code="PTC5026",
             where=str(given),
             fix="Give an .npz or .npy file, or a folder of images.",
@@ -143,12 +145,22 @@ def check_exists(given: Given | None) -> None:
 
 def _read_file(path: Path) -> dict[str, np.ndarray]:
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as entries:
+                unfolded = sum(entry.file_size for entry in entries.infolist())
+            if unfolded > max(EXPANSION_LIMIT * path.stat().st_size, SMALL_ARRAYS):
+                raise ValueError(f"its arrays expand to {unfolded} bytes")
         archive = np.load(path, allow_pickle=False)
         if isinstance(archive, np.ndarray):
             return {path.stem: archive}
         with archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            arrays = {name: archive[name] for name in archive.files}
+        if strange := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+            raise ValueError(f"{listed(strange)} is not an array")
+        return arrays
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged archive or header can raise anything
         raise UsageError(
             f"The inputs cannot be read: {error}",
             code="PTC5022",

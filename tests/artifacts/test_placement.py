@@ -12,6 +12,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from privileges import as_a_user
 
 from converter.artifacts import placement as placing
 from converter.artifacts.placement import Placement, data_name
@@ -241,11 +242,20 @@ def test_an_unusable_path_is_explained(tmp_path, target, reason):
     assert names(tmp_path) == ["file", "loop"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_without_write_permission_is_explained(tmp_path):
     tmp_path.chmod(0o500)
-    with pytest.raises(OutputError, match="Permission denied"):
+    with as_a_user(), pytest.raises(OutputError, match="Permission denied"):
         Placement(tmp_path / "a.keras")
+
+
+def test_a_signal_while_the_temporary_folder_is_made_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(placing, "_write_journal", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Placement(tmp_path / "new" / "a.keras")
+    assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,13 @@
 
 Case N of a seed is always the same damage. Each artifact is opened in the process that `verify` uses. It may be
 refused, fail with an error of ours, or run. If it runs, still has its stamp and gives other outputs, the digest of
-its graph, a tensor or its interface must differ too: that is what the third proof compares. A file that appears
-anywhere is a fault.
+its graph, a tensor or its interface must differ too: that is what the third proof compares. Of a PyTorch module, only
+the source that was written runs. A file that appears anywhere is a fault.
 """
 
 import argparse
 import collections
+import hashlib
 import io
 import random
 import shutil
@@ -27,12 +28,16 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from converter.artifacts.runner import Runner  # noqa: E402
-from converter.artifacts.runtime.formats import Format, recognize  # noqa: E402
+from converter.artifacts.runtime.formats import TORCH_SOURCE, TORCH_WEIGHTS, Format, recognize  # noqa: E402
 from converter.artifacts.stamp_schema import checked_stamp  # noqa: E402
+from converter.checkpoint.pickle_loader import refuse_more_than_tensors  # noqa: E402
 from converter.errors import CheckpointError, ConversionError  # noqa: E402
 
-NAMES: dict[Format, str] = {"tf": "net_saved_model", "keras": "net.keras", "onnx": "net.onnx"}
+NAMES: dict[Format, str] = {
+    "tf": "net_saved_model", "keras": "net.keras", "onnx": "net.onnx", "tflite": "net.tflite", "torch": "net_torch",
+}  # fmt: skip
 SECONDS = 60.0  # of one request
+FAULTS = ("another function, not noticed", "the runtime died")
 
 
 @dataclass
@@ -86,12 +91,18 @@ def damaged(path: Path, chance: random.Random) -> None:
     if not zipfile.is_zipfile(file) or chance.random() < 0.2:
         file.write_bytes(damage(content, chance))
         return
-    with zipfile.ZipFile(io.BytesIO(content)) as source, zipfile.ZipFile(file, "w") as target:
+    with zipfile.ZipFile(io.BytesIO(content)) as source:
+        start = min(entry.header_offset for entry in source.infolist())  # a LiteRT file has a model before its archive
+        if start and chance.random() < 0.7:
+            file.write_bytes(damage(content[:start], chance) + content[start:])
+            return
+        file.write_bytes(content[:start])
         names = source.namelist()
         chosen = chance.choice(names)
-        for name in names:
-            member = source.read(name)
-            target.writestr(name, damage(member, chance) if name == chosen else member)
+        with zipfile.ZipFile(file, "a") as target:
+            for name in names:
+                member = source.read(name)
+                target.writestr(name, damage(member, chance) if name == chosen else member)
 
 
 class Opened:
@@ -113,10 +124,10 @@ class Opened:
 
 
 def state_of(
-    runner: Runner, path: Path, arrays: list[np.ndarray]
+    runner: Runner, path: Path, arrays: list[np.ndarray], source: str
 ) -> tuple[list[bytes], list[bytes], object, bool | None]:
     """Return the outputs, the tensors, the interface and whether the graph is as written."""
-    runner.open(path)
+    open_as_verify(runner, path, source)
     interface = (runner.inputs, runner.outputs)
     outputs = []
     for array in arrays:
@@ -124,6 +135,13 @@ def state_of(
         outputs += [name.encode() + value.tobytes() for name, value in sorted(results.items())]
     tensors = [name.encode() + value.tobytes() for name, value in sorted(runner.tensors().items())]
     return outputs, tensors, interface, runner.graph_as_written()
+
+
+def open_as_verify(runner: Runner, path: Path, source: str) -> None:
+    """Open an artifact; of a PyTorch module only if its source has this digest, and its weights are only tensors."""
+    if runner.format == "torch":
+        refuse_more_than_tensors(path / TORCH_WEIGHTS)
+    runner.open(path, trusted=source if runner.format == "torch" else False)
 
 
 @contextmanager
@@ -142,8 +160,14 @@ def fuzz(cases: int, seed: int, formats: list[Format]) -> Found:
     with tempfile.TemporaryDirectory() as place, runners(formats) as opened:
         folder = Path(place)
         good = good_artifacts(folder, formats)
-        inputs = {format: [as_taken(opened[format].runner(), good[format], a) for a in arrays] for format in formats}
-        right = {format: state_of(opened[format].runner(), good[format], inputs[format]) for format in formats}
+        written = folder / NAMES["torch"] / TORCH_SOURCE
+        source = hashlib.sha256(written.read_bytes()).hexdigest() if written.exists() else ""
+        inputs, right = {}, {}
+        for format in formats:
+            runner = opened[format].runner()
+            open_as_verify(runner, good[format], source)
+            inputs[format] = [as_taken(runner.inputs[0].shape, array) for array in arrays]
+            right[format] = state_of(runner, good[format], inputs[format], source)
         assert all(state[3] for state in right.values())
         before = sorted(folder.iterdir())
         for number in range(cases):
@@ -153,28 +177,30 @@ def fuzz(cases: int, seed: int, formats: list[Format]) -> Found:
                 (shutil.copytree if good[format].is_dir() else shutil.copyfile)(good[format], path)
                 damaged(path, random.Random(f"{seed} {number}"))
                 there = sorted(Path(inner).rglob("*"))
-                end = ended(opened[format].runner(), path, inputs[format], right[format])
+                end = ended(opened[format].runner(), path, inputs[format], right[format], source)
                 found.ends[format][end] += 1
-                if end == "another function, not noticed" or sorted(Path(inner).rglob("*")) != there:
+                if end in FAULTS or sorted(Path(inner).rglob("*")) != there:
                     found.bad.append(f"{format} case {number} of seed {seed}: {end}")
         if sorted(folder.iterdir()) != before:
             found.bad.append("files appeared")
     return found
 
 
-def as_taken(runner: Runner, path: Path, array: np.ndarray) -> np.ndarray:
-    """Return an image in the layout of the artifact."""
-    runner.open(path)
-    shape = runner.inputs[0].shape
+def as_taken(shape: tuple[int | None, ...] | None, array: np.ndarray) -> np.ndarray:
+    """Return images in the layout of an artifact, one where it takes only one."""
+    array = array[:1] if shape and shape[0] == 1 else array
     return np.ascontiguousarray(array.transpose(0, 2, 3, 1)) if shape and shape[-1] == 3 else array
 
 
-def ended(runner: Runner, path: Path, inputs: list[np.ndarray], right: tuple[object, object, object, object]) -> str:
+def ended(
+    runner: Runner, path: Path, inputs: list[np.ndarray], right: tuple[object, object, object, object], source: str
+) -> str:
+    """Return how opening and running an artifact ended."""
     if recognize(path) is None:
         return "not an artifact"
     stamp, _ = checked_stamp(path)
     try:
-        outputs, tensors, interface, as_written = state_of(runner, path, inputs)
+        outputs, tensors, interface, as_written = state_of(runner, path, inputs, source)
     except CheckpointError:
         return "refused"
     except ConversionError:

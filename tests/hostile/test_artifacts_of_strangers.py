@@ -17,6 +17,8 @@ import pytest
 from converter.artifacts.runtime import refusals
 from converter.artifacts.runtime.onnx import Reader as OnnxReader
 from converter.artifacts.runtime.protocol import Refused
+from converter.artifacts.runtime.tflite import Reader as TFLiteReader
+from converter.artifacts.runtime.tflite_content import stored_tensors
 
 # -- SavedModels
 
@@ -551,11 +553,142 @@ def test_refused_before_a_session_is_made_and_opened_where_the_user_trusts(tmp_p
 # -- TFLite files
 
 
-@pytest.mark.threat(
-    "A TFLite file that runs TensorFlow's operators",
-    "refused",
-)
+@pytest.mark.threat("A TFLite file that runs TensorFlow's operators", "refused")
 def test_operators_of_tensorflow_in_a_tflite_file_are_refused():
-    refusals.refuse_tflite_operators({"TFLite_Detection_PostProcess"})
+    refusals.refuse_tflite_parts({"TFLite_Detection_PostProcess"}, ())
     with pytest.raises(Refused, match="FlexWriteFile"):
-        refusals.refuse_tflite_operators({"FlexWriteFile"})
+        refusals.refuse_tflite_parts({"FlexWriteFile"}, ())
+
+
+Edit = Callable[[Any, Any], None]
+
+
+def tflite_file(path: Path, edit: Edit) -> Path:
+    """A model that adds a constant to its input, edited."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    model, graph, adds = schema.ModelT(), schema.SubGraphT(), schema.OperatorT()
+    model.version, model.subgraphs, model.operatorCodes = 3, [graph], [schema.OperatorCodeT()]
+    model.buffers = [schema.BufferT(), schema.BufferT()]
+    model.buffers[1].data = list(np.ones(4, np.float32).tobytes())
+    graph.tensors = [schema.TensorT() for _ in range(3)]
+    for number, tensor in enumerate(graph.tensors):
+        tensor.name, tensor.shape, tensor.buffer = f"t{number}", [4], int(number == 1)
+    graph.inputs, graph.outputs, graph.operators = [0], [2], [adds]
+    adds.inputs, adds.outputs = [0, 1], [2]
+    signature, ends = schema.SignatureDefT(), [schema.TensorMapT(), schema.TensorMapT()]
+    for end, index in zip(ends, (0, 2), strict=True):
+        end.name, end.tensorIndex = f"t{index}", index
+    signature.signatureKey, signature.inputs, signature.outputs = "serving_default", ends[:1], ends[1:]
+    model.signatureDefs = [signature]
+    edit(model, schema)
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    path.write_bytes(builder.Output())
+    return path
+
+
+def weights_in(name: str) -> Edit:
+    def edit(model: Any, schema: Any) -> None:
+        group, place = schema.ExternalBufferGroupT(), schema.ExternalBufferT()
+        group.name, place.id, place.length = name, 1, 16
+        model.externalBufferGroups, model.externalBuffers = [group], [place]
+        model.subgraphs[0].tensors[1].externalBuffer, model.subgraphs[0].tensors[1].buffer = 1, 0
+
+    return edit
+
+
+def runs_tensorflow(model: Any, schema: Any) -> None:
+    model.operatorCodes[0].customCode = "FlexWriteFile"
+
+
+def no_graph(model: Any, _: Any) -> None:
+    model.subgraphs = []
+
+
+def signature_of_no_graph(model: Any, _: Any) -> None:
+    model.signatureDefs[0].subgraphIndex = 1000
+
+
+def many_operators(model: Any, _: Any) -> None:
+    model.operatorCodes *= 20_000
+
+
+@pytest.mark.threat("A TFLite file with weights in other files, by any name", "refused")
+@pytest.mark.parametrize("edit", [*map(weights_in, ["/etc/passwd", "../w", "w", ""]), runs_tensorflow])
+def test_a_tflite_file_that_reaches_beyond_itself_is_refused(tmp_path: Path, edit: Edit):
+    reader = TFLiteReader()
+    with pytest.raises(Refused):
+        reader.open(tflite_file(tmp_path / "a.tflite", edit))
+
+
+@pytest.mark.threat(
+    "A TFLite file without graphs, with a signature of none, with numbers of parts at which LiteRT crashes or hangs",
+    "an error before LiteRT gets it",
+)
+@pytest.mark.parametrize("edit", [no_graph, signature_of_no_graph, many_operators])
+def test_what_litert_takes_for_granted_is_looked_at(tmp_path: Path, monkeypatch, edit: Edit):
+    reader = TFLiteReader()
+    monkeypatch.setattr(reader._litert, "Interpreter", lambda *_, **__: 1 / 0)
+    with pytest.raises(ValueError, match=r"it has|a signature is"):
+        reader.open(tflite_file(tmp_path / "a.tflite", edit))
+
+
+@pytest.mark.threat(
+    "A TFLite tensor with data in two places, so that what runs is not what is compared, or that many tensors share",
+    "an error",
+)
+def test_data_is_in_one_place_and_bounded(tmp_path: Path):
+    def twice(model: Any, _: Any) -> None:
+        model.buffers[1].offset, model.buffers[1].size = 4, 16
+
+    def shared(model: Any, _: Any) -> None:
+        model.subgraphs[0].tensors[1].shape = [100_000]
+        model.buffers[1].data = np.zeros(400_000, np.uint8)
+        model.subgraphs[0].tensors += [model.subgraphs[0].tensors[1]] * 200
+
+    for edit, match in ((twice, "two places"), (shared, "without measure")):
+        with pytest.raises(ValueError, match=match):
+            list(stored_tensors(tflite_file(tmp_path / "a.tflite", edit).read_bytes()))
+
+
+def test_a_tflite_file_of_itself_alone_runs(tmp_path: Path):
+    reader = TFLiteReader()
+    reader.open(tflite_file(tmp_path / "a.tflite", lambda *_: None))
+    assert reader.run({"t0": np.zeros(4, np.float32)})["t2"].tolist() == [1, 1, 1, 1]
+
+
+# -- Names that choose a reader
+
+
+@pytest.mark.threat(
+    "A file whose name would have another reader check it than the one that runs it, such as net.onnxtxt or net.ort",
+    "checked and run as what its content is",
+)
+@pytest.mark.parametrize("suffix", ["onnxtxt", "textproto", "json", "ort", "onnx"])
+def test_a_name_does_not_choose_the_reader(tmp_path: Path, suffix: str):
+    reader = OnnxReader()
+    evil, good = tmp_path / f"evil.{suffix}", tmp_path / f"good.{suffix}"
+    evil.write_bytes(onnx_model(node("Own", "evil")).SerializeToString())
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph([node("Relu", "")], "g", [value("x", 1, [1])], [value("y", 1, [1])])
+    good.write_bytes(
+        onnx.helper.make_model(
+            graph, ir_version=10, opset_imports=[onnx.helper.make_opsetid("", 20)]
+        ).SerializeToString()
+    )
+    with pytest.raises(Refused, match=r"evil\.Own"):
+        reader.open(evil)
+    reader.open(good)
+    assert reader.run({"x": np.full(1, -1, np.float32)})["y"].tolist() == [0]
+
+
+def test_data_with_two_places_is_refused(tmp_path: Path):
+    (tmp_path / "w").write_bytes(bytes(4))
+    model = onnx_model(node("Relu", ""))
+    tensor = model.graph.initializer.add(data_location=onnx.TensorProto.EXTERNAL, data_type=1, dims=[1])
+    for key, value in (("location", "/etc/passwd"), ("location", "w"), ("length", "4")):
+        tensor.external_data.add(key=key, value=value)
+    with pytest.raises(Refused, match="one of two places"):
+        refusals.refuse_onnx_operators(model, tmp_path)

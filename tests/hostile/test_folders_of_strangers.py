@@ -131,3 +131,16 @@ def test_what_a_library_opens_elsewhere_is_not_opened(tmp_path: Path, act: Calla
             act(tmp_path)
     assert (tmp_path / "secret").read_text() == "secret"
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.threat("A `config.json` or an index that is nested without measure", "refused")
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+@pytest.mark.parametrize("depth", [150, 600, 900, 100_000])
+def test_json_that_is_nested_without_measure_is_refused(tmp_path: Path, name: str, depth: int):
+    torch.save({"a": torch.ones(1)}, tmp_path / "pytorch_model.bin")
+    content = {"architectures": ["BertModel"], "weight_map": {"a": "pytorch_model.bin"}, "deep": "DEEP"}
+    text = json.dumps(content).replace('"DEEP"', '{"a":' * depth + "1" + "}" * depth)
+    for written in {"config.json", name}:
+        (tmp_path / written).write_text(text if written == name else json.dumps(TIMM))
+    with pytest.raises(CheckpointError, match=r"nested|recursion|JSON"):
+        load(tmp_path / name if name.endswith("index.json") else tmp_path)

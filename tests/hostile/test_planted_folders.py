@@ -1,7 +1,9 @@
 """What somebody else put into an output folder is neither removed, nor replaced, nor followed."""
 
+import contextlib
 import json
 import os
+import socket
 import sqlite3
 import struct
 from collections.abc import Callable
@@ -260,6 +262,43 @@ def test_a_planted_journal_does_nothing(folders, plant):
     with pytest.raises(OutputError, match="The journal cannot be used"):
         Journal(out / "journal.sqlite")
     assert (victim / "train.py").read_text() == "precious"
+
+
+@pytest.mark.threat(
+    "A batch's journal with values of other kinds, nested without measure or too large",
+    "an error, or the model is converted again",
+)
+@pytest.mark.parametrize("column", ["state", "exit_status", "reason", "codes", "artifacts", "files", "log", "seconds",
+                                    "attempts", "owner", "renewed"])  # fmt: skip
+def test_a_planted_value_is_damage(folders, column):
+    out, _ = folders
+    artifact, job = out / "net.onnx", Job("net", out / "net.pt", ("onnx",))
+    artifact.write_text("artifact")
+    values = [
+        None,
+        b"\xff",
+        2**60,
+        1e308,
+        "",
+        "x",
+        "[" * 3000,
+        "{" * 9,
+        '{"a": []}',
+        "[1]",
+        '[["a\\u0000", 1]]',
+        "a 9 9 9",
+    ]
+    for value in (*values, f"{socket.gethostname()} {'9' * 30} 1 x"):
+        with Journal(out / "journal.sqlite") as journal:
+            journal.claim(job, "f", retry_failed=False)
+            journal.end(job, "verified", 0, "", [artifact], 1.0)
+        with sqlite3.connect(out / "journal.sqlite") as database, contextlib.suppress(sqlite3.IntegrityError):
+            database.execute(f"update models set {column} = ?", (value,))
+        with contextlib.suppress(OutputError), Journal(out / "journal.sqlite") as journal:
+            with journal.results() as (ended, _):
+                assert all(isinstance(entry.reason, str) and entry.seconds >= 0 for entry in ended)
+            journal.claim(job, "f", retry_failed=False)
+        (out / "journal.sqlite").unlink()
 
 
 @pytest.mark.threat(

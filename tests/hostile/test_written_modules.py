@@ -2,8 +2,13 @@
 
 import ast
 import hashlib
+import io
 import json
+import os
+import shutil
 import warnings
+import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,6 +39,69 @@ def test_source_that_is_not_written_for_this_model_does_not_run(tmp_path):
     assert not ran.exists()
     converter.verify(model, path, trust=["artifact"])
     assert ran.exists()
+
+
+def pickled_code(weights: Path) -> None:
+    torch.save({**torch.load(weights), "x": Runs()}, weights)
+
+
+def torchscript(weights: Path) -> None:
+    torch.jit.save(torch.jit.script(nn.ReLU()), weights)
+
+
+def link(weights: Path) -> None:
+    weights.rename(weights.parent.parent / "outside.pt")
+    weights.symlink_to(weights.parent.parent / "outside.pt")
+
+
+def bomb(weights: Path) -> None:
+    content = zipfile.ZipFile(io.BytesIO(weights.read_bytes()))
+    with zipfile.ZipFile(weights, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in content.namelist():
+            archive.writestr(name, content.read(name) + bytes(1_000_000 if name.endswith("data/0") else 0))
+
+
+def short(weights: Path) -> None:
+    content = zipfile.ZipFile(io.BytesIO(weights.read_bytes()))
+    with zipfile.ZipFile(weights, "w") as archive:
+        for name in content.namelist():
+            archive.writestr(name, content.read(name)[: 4 if "/data/" in name else None])
+
+
+def view(weights: Path) -> None:
+    torch.save({**torch.load(weights), "x": torch.zeros(1).expand(1 << 40)}, weights)
+
+
+def linked_source(weights: Path) -> None:
+    (weights.parent / "model.py").unlink()
+    (weights.parent / "model.py").symlink_to("/etc/passwd")
+
+
+class Runs:
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
+    model, path = nn.Sequential(nn.Linear(3, 2)).eval(), tmp_path_factory.mktemp("module") / "written"
+    assert converter.convert(model, to="torch", output=path, input_shapes=["1,3"]).status == "verified"
+    return model, path
+
+
+@pytest.mark.threat(
+    "The weights of a PyTorch module that are a program, lie, expand without measure or are a link elsewhere",
+    "refused before they are loaded",
+)
+@pytest.mark.parametrize("edit", [pickled_code, torchscript, link, bomb, short, view, linked_source])
+def test_weights_of_a_module_are_a_checkpoint_of_tensors(tmp_path, monkeypatch, written, edit):
+    model, good = written
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(good, "written")
+    edit(Path("written", "weights.pt"))
+    with pytest.raises(CheckpointError):
+        converter.verify(model, "written")
+    assert not Path("ran").exists()
 
 
 HOSTILE = 'a"]; import os; exit() #\nimport os\n"""'

@@ -47,10 +47,16 @@ class Reader:
             raise ValueError("an ONNX file has no signatures")
         self._path = path
         if not trusted:
-            refuse_onnx_operators(self._onnx.load(str(path), load_external_data=False), path.parent)
-        self._session = self._runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            refuse_onnx_operators(self._model(weights=False), path.parent)
+        options = self._runtime.SessionOptions()
+        options.add_session_config_entry("session.load_model_format", "ONNX")  # whatever the name ends in
+        self._session = self._runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.inputs = [_fact(node) for node in self._session.get_inputs()]
         self.outputs = [_fact(node) for node in self._session.get_outputs()]
+
+    def _model(self, *, weights: bool = True) -> Any:
+        """Return the model as onnxruntime reads it: onnx would choose a reader by the name's suffix."""
+        return self._onnx.load(str(self._path), "protobuf", load_external_data=weights)
 
     def run(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         names = [name for name, _, _ in self.outputs]
@@ -58,7 +64,7 @@ class Reader:
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Return the initializers of the main graph, except those that only configure an operator."""
-        model = self._onnx.load(str(self._path))
+        model = self._model()
         places: dict[str, set[bool]] = {}
         for node in model.graph.node:
             for position, name in enumerate(node.input):
@@ -71,7 +77,7 @@ class Reader:
 
     def held(self) -> dict[str, np.ndarray]:
         """Return all initializers and constants of the main graph, its branches and loops, and of local functions."""
-        model = self._onnx.load(str(self._path))
+        model = self._model()
         arrays: dict[str, np.ndarray] = {}
 
         def add(name: str, array: np.ndarray) -> None:
@@ -96,7 +102,7 @@ class Reader:
 
     def trace(self, arrays: Mapping[str, np.ndarray]) -> Iterator[Value]:
         """Yield the results of the main graph's operators, each made an output: onnxruntime returns only outputs."""
-        model = self._onnx.load(str(self._path))
+        model = self._model()
         given = {value.name for value in model.graph.input} | {tensor.name for tensor in model.graph.initializer}
         makers = {name: node for node in model.graph.node for name in node.output if name and name not in given}
         names = [name for name, node in makers.items() if node.op_type != "Constant"]
@@ -128,7 +134,7 @@ class Reader:
         return values
 
     def graph_digest(self) -> str:
-        model = self._onnx.load(str(self._path))
+        model = self._model()
         arrays = ((t.name, self._onnx.numpy_helper.to_array(t)) for t in model.graph.initializer)
         return digests.onnx_digest(model.graph.node, arrays)
 
@@ -137,7 +143,7 @@ class Reader:
 
         Operators of branches and loops count once, those of a local function once per call.
         """
-        model = self._onnx.load(str(self._path), load_external_data=False)
+        model = self._model(weights=False)
         functions = {(function.domain, function.name): function for function in model.functions}
 
         @cache

@@ -350,6 +350,8 @@ def _messages(message: Any) -> Iterator[Any]:
 def _data_elsewhere(tensor: Any, folder: Path) -> set[str]:
     """Return where a tensor's data is, unless that is a part of a file in the folder; some names mean the memory."""
     said = {entry.key: entry.value for entry in tensor.external_data}
+    if len(said) < len(tensor.external_data):
+        return {"one of two places"}
     if not said and tensor.data_location != tensor.EXTERNAL:
         return set()
     location = said.get("location", "")
@@ -363,6 +365,7 @@ def _data_elsewhere(tensor: Any, folder: Path) -> set[str]:
     return {f"{location}, more than there is"} if sum(map(int, places)) > real.stat().st_size else set()
 
 
-def refuse_tflite_operators(codes: Collection[str]) -> None:
-    """Refuse TensorFlow's operators in a TFLite file, which run whatever their options say."""
+def refuse_tflite_parts(codes: Collection[str], files: Collection[str]) -> None:
+    """Refuse a TFLite file with TensorFlow's operators, which run whatever their options say, or weights elsewhere."""
     refuse_unknown("operators", (code for code in codes if code.startswith("Flex")))
+    refuse_unknown("data in files", files)

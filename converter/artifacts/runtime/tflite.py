@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from .protocol import Fact, Value, fingerprint
-from .refusals import refuse_tflite_operators
+from .refusals import refuse_tflite_parts
 from .signatures import chosen_signature
-from .tflite_content import custom_operators, graph_digest, slopes, stored_tensors
+from .tflite_content import custom_operators, external_files, graph_digest, slopes, stored_tensors
 
 _GENERATED = "serving_default_"  # prefix of input names in a file without signatures
 
@@ -31,7 +31,8 @@ class Reader:
     def open(self, path: Path, signature: str | None = None, *, trusted: bool = False) -> None:
         self._path = path
         if not trusted:
-            refuse_tflite_operators(custom_operators(path.read_bytes()))
+            content = path.read_bytes()
+            refuse_tflite_parts(custom_operators(content), external_files(content))
         self._interpreter = self._interpret()
         signatures = self._interpreter.get_signature_list()
         name = chosen_signature(signatures, signature) if signatures or signature else None

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from .graph_digest import is_weight
+from .refusals import EXPANSION_LIMIT, MOST_FILES
 
 _DTYPES = {
     "FLOAT32": "<f4", "FLOAT16": "<f2", "INT32": "<i4", "UINT8": "|u1", "INT64": "<i8", "BOOL": "|b1", "INT16": "<i2",
@@ -78,8 +79,9 @@ def stored_tensors(content: bytes) -> Iterator[StoredTensor]:
     from ai_edge_litert import schema_py_generated as schema
 
     names = {value: name for name, value in vars(schema.TensorType).items() if not name.startswith("_")}
-    model = schema.Model.GetRootAs(content)
+    model = _model(content)
     taken: Counter[str] = Counter()
+    total = 0
     for graph in map(model.Subgraphs, range(model.SubgraphsLength())):
         for tensor in map(graph.Tensors, range(graph.TensorsLength())):
             start, stop = _place(model.Buffers(tensor.Buffer()))
@@ -89,6 +91,8 @@ def stored_tensors(content: bytes) -> Iterator[StoredTensor]:
             shape = tuple(tensor.Shape(i) for i in range(tensor.ShapeLength()))
             if stop > len(content) or int(np.prod(shape)) * np.dtype(dtype).itemsize != stop - start:
                 raise ValueError("a tensor's size is not that of its data")
+            if (total := total + stop - start) > EXPANSION_LIMIT * len(content):
+                raise ValueError("its tensors share their data without measure")
             name = (tensor.Name() or b"").decode(errors="replace").partition(";")[0]  # a fused one has several
             taken[name] += 1
             unique = name if taken[name] == 1 else f"{name}#{taken[name]}"
@@ -100,7 +104,7 @@ def slopes(content: bytes) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the slope of every leaky ReLU, which may be a weight, as (name, array of one element)."""
     from ai_edge_litert import schema_py_generated as schema
 
-    model = schema.Model.GetRootAs(content)
+    model = _model(content)
     for graph in map(model.Subgraphs, range(model.SubgraphsLength())):
         for operator in map(graph.Operators, range(graph.OperatorsLength())):
             code = model.OperatorCodes(operator.OpcodeIndex()).BuiltinCode()
@@ -128,6 +132,8 @@ def operator_tensors(content: bytes) -> Iterator[tuple[list[str], list[str]]]:
 def _place(buffer: Any) -> tuple[int, int]:
     """Return where a buffer's bytes begin and end; large models have them behind the FlatBuffer."""
     if buffer.Offset() > 1:
+        if not buffer.DataIsNone():
+            raise ValueError("a tensor's data is in two places")
         return buffer.Offset(), buffer.Offset() + buffer.Size()
     if not buffer.DataLength():
         return 0, 0
@@ -158,8 +164,27 @@ def graph_digest(content: bytes) -> str:
 
 def custom_operators(content: bytes) -> set[str]:
     """Return the names of the operators that are not TFLite's own."""
+    model = _model(content)
+    codes = (model.OperatorCodes(i).CustomCode() for i in range(model.OperatorCodesLength()))
+    return {code.decode(errors="replace") for code in codes if code}
+
+
+def external_files(content: bytes) -> set[str]:
+    """Return the names of the files in which a model has weights."""
+    model = _model(content)
+    groups = map(model.ExternalBufferGroups, range(model.ExternalBufferGroupsLength()))
+    return {(group.Name() or b"(no file)").decode(errors="replace") for group in groups}
+
+
+def _model(content: bytes) -> Any:
+    """Return the root of a file, or raise ValueError if it lacks what LiteRT takes for granted."""
     from ai_edge_litert import schema_py_generated as schema
 
     model = schema.Model.GetRootAs(content)
-    codes = (model.OperatorCodes(i).CustomCode() for i in range(model.OperatorCodesLength()))
-    return {code.decode(errors="replace") for code in codes if code}
+    graphs, signatures = model.SubgraphsLength(), model.SignatureDefsLength()
+    counts = (graphs, signatures, model.OperatorCodesLength(), model.ExternalBufferGroupsLength())
+    if not graphs or max(counts) > MOST_FILES:
+        raise ValueError(f"it has {graphs} graphs, {signatures} signatures and {counts[2]} kinds of operators")
+    if any(signature.SubgraphIndex() >= graphs for signature in map(model.SignatureDefs, range(signatures))):
+        raise ValueError("a signature is of a graph that it does not have")
+    return model

@@ -14,6 +14,7 @@ import numpy as np
 
 from .formats import TORCH_SOURCE
 from .protocol import Fact, Refused, Value, fingerprint
+from .refusals import refuse_files_elsewhere
 
 
 class Reader:
@@ -29,6 +30,8 @@ class Reader:
     def open(self, path: Path, signature: str | None = None, *, trusted: bool | str = False) -> None:
         if signature is not None:
             raise ValueError("a PyTorch module has no signatures")
+        if trusted is not True:
+            refuse_files_elsewhere(path)
         file = path / TORCH_SOURCE
         text = file.read_bytes()
         self._digest = hashlib.sha256(text).hexdigest()
