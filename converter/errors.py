@@ -141,7 +141,10 @@ class MemoryLimitError(ConversionError):
     """The system, or a limit on the process, gave no more memory."""
 
 
-_NO_MEMORY = ("allocate memory", "bad_alloc", "bad allocation", "out of memory", "OOM when allocating")  # of libraries
+_NO_MEMORY = (
+    "allocate memory", "bad_alloc", "bad allocation", "out of memory", "OOM when allocating",  # of libraries
+    "can't start new thread", "pthread_create", "thread creation failed",  # each thread needs memory for its stack
+)  # fmt: skip
 _NOT_MAPPED = "failed to map segment from shared object"  # of the loader, which appends any other reason
 
 

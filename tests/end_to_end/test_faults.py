@@ -184,6 +184,7 @@ def raised_from(error: BaseException) -> ConversionError:
             id="torch's",
         ),
         pytest.param(RuntimeError("OOM when allocating tensor with shape[9]"), True, id="TensorFlow's"),
+        pytest.param(RuntimeError("can't start new thread"), True, id="a thread's, which needs a stack"),
         pytest.param(ImportError("libtorch.so: failed to map segment from shared object"), True, id="the loader's"),
         pytest.param(
             ImportError("a.so: failed to map segment from shared object: Operation not permitted"),
