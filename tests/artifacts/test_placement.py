@@ -12,7 +12,6 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from privileges import as_a_user
 
 from converter.artifacts import placement as placing
 from converter.artifacts.placement import Placement, data_name
@@ -240,12 +239,6 @@ def test_an_unusable_path_is_explained(tmp_path, target, reason):
     with pytest.raises(OutputError, match=reason):
         Placement(tmp_path / target, force=True)
     assert names(tmp_path) == ["file", "loop"]
-
-
-def test_a_folder_without_write_permission_is_explained(tmp_path):
-    tmp_path.chmod(0o500)
-    with as_a_user(), pytest.raises(OutputError, match="Permission denied"):
-        Placement(tmp_path / "a.keras")
 
 
 def test_a_signal_while_the_temporary_folder_is_made_leaves_nothing(tmp_path, monkeypatch):

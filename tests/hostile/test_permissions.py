@@ -23,7 +23,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
 
 def file(path: str, mode: int = 0) -> Path:
     Path(path).parent.mkdir(exist_ok=True)
-    Path(path).write_bytes((2).to_bytes(8, "little") + b"{}")  # weights without any
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    Path(path).write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))  # .safetensors, under any name
     Path(path).chmod(mode)
     return Path(path)
 

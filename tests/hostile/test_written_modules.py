@@ -50,8 +50,9 @@ def torchscript(weights: Path) -> None:
 
 
 def link(weights: Path) -> None:
-    weights.rename(weights.parent.parent / "outside.pt")
-    weights.symlink_to(weights.parent.parent / "outside.pt")
+    outside = weights.parent.with_name("outside.pt").resolve()
+    weights.rename(outside)
+    weights.symlink_to(outside)
 
 
 def bomb(weights: Path) -> None:
