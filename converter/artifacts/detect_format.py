@@ -27,7 +27,7 @@ def detect_format(path: Path) -> Format:
     except OSError as error:
         what = f"The artifact cannot be read: {error.strerror}."
         fix = "Check the permissions of its files and the disk."
-        raise CheckpointError(what, code="PTC4028", where=error.filename or str(path), fix=fix) from error
+        raise CheckpointError(what, code="PTC4031", where=error.filename or str(path), fix=fix) from error
     if found is None:
         raise ConversionError(
             "This is not an artifact of a known format.",

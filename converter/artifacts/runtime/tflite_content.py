@@ -117,9 +117,7 @@ def slopes(content: bytes) -> Iterator[tuple[str, np.ndarray]]:
 
 def operator_tensors(content: bytes) -> Iterator[tuple[list[str], list[str]]]:
     """Yield the names of the results of each operator, and of its constants, each as the file has it."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    model = schema.Model.GetRootAs(content)
+    model = _model(content)
     for graph in map(model.Subgraphs, range(model.SubgraphsLength())):
         names = [(graph.Tensors(i).Name() or b"").decode(errors="replace") for i in range(graph.TensorsLength())]
         for operator in map(graph.Operators, range(graph.OperatorsLength())):
