@@ -129,6 +129,8 @@ def _checks(checks: Sequence[FormatCheck]) -> RenderableType:
     for check in checks:
         if check.failure is None:
             grid.add_row(check.format, Text("yes", COLOURS["verified"]))
+            for note in check.notes:
+                grid.add_row("", f"{note} [{note.code}]")
             continue
         lines = [f"{check.failure.what} [{check.failure.code}]", check.failure.where, check.failure.fix]
         grid.add_row(check.format, Text("no: " + "\n".join(line for line in lines if line), COLOURS["failed"]))

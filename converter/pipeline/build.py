@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from converter.artifacts import torch_writer
+from converter.artifacts.gpu_delegate import gpu_delegate_note
 from converter.artifacts.onnx_writer import refuse_projections, refuse_untranslated
 from converter.artifacts.runtime.formats import Format
 from converter.artifacts.torch_source import ModuleSource
 from converter.capture.input_domains import export_shapes, size_ranges
-from converter.errors import UnsupportedOperatorsError
+from converter.errors import Note, UnsupportedOperatorsError
 from converter.ir.program import Program
 from converter.ir.sizes import symbolic_shape
 from converter.lowering.planner import make_plan
@@ -131,17 +132,24 @@ class RewrittenModel:
         with swept():
             self._write_lowered(path)
 
-    def prepare(self) -> None:
-        """Do everything that comes before writing; raise what writing would raise."""
+    def prepare(self) -> list[Note]:
+        """Do everything that comes before writing, raise what writing would raise, and return notes on the artifact."""
         if self.format == "torch":
             self.module_source()
         elif self.format == "onnx":
             self._in_onnx()
         elif self.format == "tflite":  # its converter decides
             with tempfile.TemporaryDirectory() as folder:
-                self.write(Path(folder) / "model.tflite")
+                file = Path(folder) / "model.tflite"
+                self.write(file)
+                return self.notes_on(file)
         else:
             self.executor("float32")
+        return []
+
+    def notes_on(self, path: Path) -> list[Note]:
+        """Return notes on a written artifact."""
+        return [gpu_delegate_note(path.read_bytes())] if self.format == "tflite" else []
 
     def module_source(self, dtype: torch.dtype = torch.float32) -> ModuleSource:
         """Return the program as Python source."""

@@ -54,9 +54,9 @@ def check_formats(
 def check_format(source: LoadedModel, format: Format, options: ArtifactOptions, clock: Clock) -> FormatCheck:
     """Check whether every step before the writing of an artifact succeeds."""
     try:
-        build(for_format(source, format, options), format, options, clock).prepare()
+        notes = build(for_format(source, format, options), format, options, clock).prepare()
     except Exception as error:
         if not isinstance(error, ConversionError):
             error = wrap_unexpected(error, f"--to {format}")
         return FormatCheck(format, failure_of(error, source.name))
-    return FormatCheck(format)
+    return FormatCheck(format, notes=tuple(notes))

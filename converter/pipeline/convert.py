@@ -267,6 +267,7 @@ class ArtifactJob:
                 status = "disagrees"
             elif status == "verified":
                 status = "quantized"
+        self.notes += built.notes_on(self.placement.temporary)
         names = symbol_names(self.source.program)
         training = training_notes(built.plan) if built.plan and self.format == "keras" else ()
         return ArtifactReport(

@@ -415,10 +415,12 @@ class FormatCheck:
 
     Attributes:
         failure: why it cannot.
+        notes: on the artifact that it becomes.
     """
 
     format: str
     failure: Failure | None = None
+    notes: tuple[Note, ...] = ()
 
     @property
     def converts(self) -> bool:

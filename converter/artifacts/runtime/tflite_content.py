@@ -115,6 +115,44 @@ def slopes(content: bytes) -> Iterator[tuple[str, np.ndarray]]:
                 yield f"{name.partition(';')[0]}/alpha", np.array([options.Alpha()], np.float32)
 
 
+@dataclass(frozen=True)
+class Operator:
+    """An operator, and the values that it reads and makes, constants left out.
+
+    Attributes:
+        is_dynamic: a value has a size that is not fixed.
+        types: TFLite's names of their types.
+    """
+
+    name: str
+    most_axes: int
+    is_dynamic: bool
+    types: frozenset[str]
+
+
+def operators(content: bytes) -> Iterator[Operator]:
+    """Yield every operator of all subgraphs."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    kinds, types = (
+        {value: name for name, value in vars(kind).items() if not name.startswith("_")}
+        for kind in (schema.BuiltinOperator, schema.TensorType)
+    )
+    model = _model(content)
+    for graph in map(model.Subgraphs, range(model.SubgraphsLength())):
+        for operator in map(graph.Operators, range(graph.OperatorsLength())):
+            places = [operator.Outputs(i) for i in range(operator.OutputsLength())]
+            places += [operator.Inputs(i) for i in range(operator.InputsLength())]
+            tensors = [graph.Tensors(i) for i in places if i >= 0]
+            values = [t for t in tensors if len(set(_place(model.Buffers(t.Buffer())))) == 1]
+            yield Operator(
+                kinds[model.OperatorCodes(operator.OpcodeIndex()).BuiltinCode()],
+                max((t.ShapeLength() for t in values), default=0),
+                any(t.ShapeSignature(i) < 0 for t in values for i in range(t.ShapeSignatureLength())),
+                frozenset(types[t.Type()] for t in values),
+            )
+
+
 def operator_tensors(content: bytes) -> Iterator[tuple[list[str], list[str]]]:
     """Yield the names of the results of each operator, and of its constants, each as the file has it."""
     model = _model(content)
