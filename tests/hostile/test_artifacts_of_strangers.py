@@ -659,6 +659,70 @@ def test_a_tflite_file_of_itself_alone_runs(tmp_path: Path):
     assert reader.run({"t0": np.zeros(4, np.float32)})["t2"].tolist() == [1, 1, 1, 1]
 
 
+# -- Functions that unfold
+
+
+def doubling(levels: int) -> Any:
+    """A SavedModel in which each function calls the one before twice."""
+    saved = saved_model("Relu")
+    functions = saved.meta_graphs[0].graph_def.library.function
+    functions[0].signature.name = "f0"
+    for level in range(1, levels):
+        function = functions.add()
+        function.signature.name = f"f{level}"
+        for call in range(2):
+            node = function.node_def.add(name=f"n{call}", op="PartitionedCall")
+            node.attr["f"].func.name = f"f{level - 1}"
+    return saved
+
+
+def doubling_in_onnx(levels: int) -> onnx.ModelProto:
+    functions = [onnx.helper.make_function("a", "F0", ["x"], ["y"], [node("Relu", "")], [])]
+    for level in range(1, levels):
+        functions.append(
+            onnx.helper.make_function("a", f"F{level}", ["x"], ["y"], [node(f"F{level - 1}", "a")] * 2, [])
+        )
+    return onnx_model(node(f"F{levels - 1}", "a"), functions=functions)
+
+
+def doubling_in_keras(levels: int) -> Any:
+    """A model within a model, each called twice."""
+    model = an_object("Functional", "keras", {"layers": []})
+    for _ in range(levels):
+        model = an_object("Functional", "keras", {"layers": [{**model, "inbound_nodes": [{}, {}]}]})
+    return model
+
+
+@pytest.mark.threat(
+    "Functions, or models within models, that call each other twice each, so that a small file unfolds without end",
+    "refused before a runtime unfolds them",
+)
+@pytest.mark.parametrize("levels, fits", [(5, True), (40, False), (150, False)])
+def test_functions_that_unfold_without_measure_are_refused(tmp_path: Path, levels: int, fits: bool):
+    for check in (
+        lambda: refusals.refuse_operators(doubling(levels), registered),
+        lambda: refusals.refuse_onnx_operators(doubling_in_onnx(levels), tmp_path),
+        lambda: refusals.refuse_keras_parts(keras_file(tmp_path, doubling_in_keras(levels))),
+    ):
+        if fits:
+            check()
+        else:
+            with pytest.raises(Refused, match="unfold"):
+                check()
+
+
+def test_functions_that_call_themselves_are_refused(tmp_path: Path):
+    saved = doubling(3)
+    saved.meta_graphs[0].graph_def.library.function[0].node_def.add(name="up", op="f2")
+    with pytest.raises(Refused, match="call themselves"):
+        refusals.refuse_operators(saved, registered)
+    for inner in ("F", "G"):
+        functions = [onnx.helper.make_function("a", "F", ["x"], ["y"], [node(inner, "a")], []),
+                     onnx.helper.make_function("a", "G", ["x"], ["y"], [branch(node("F", "a"))], [])]  # fmt: skip
+        with pytest.raises(Refused, match="call themselves"):
+            refusals.refuse_onnx_operators(onnx_model(node("F", "a"), functions=functions), tmp_path)
+
+
 # -- Names that choose a reader
 
 

@@ -10,7 +10,9 @@ import os
 import re
 import stat
 import zipfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from .protocol import Refused
 MOST_FILES = 10_000
 EXPANSION_LIMIT = 100  # size that a file may unfold to, as a multiple of its own
 SMALL_EXPANSION = 1 << 20  # bytes that any file may unfold to
+SMALL_GRAPH = 100_000  # operators that any file may unfold to
 SHOWN = 8  # names in a message
 
 
@@ -27,6 +30,29 @@ def refuse_unknown(kind: str, found: Iterable[str]) -> None:
     if names := sorted(set(found)):
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         raise Refused(f"it holds {kind} that may reach beyond the model: {', '.join(names[:SHOWN])}{more}")
+
+
+def refuse_expansion(bodies: Iterable[tuple[Hashable, Iterable[Hashable]]]) -> None:
+    """Refuse functions that a runtime would unfold to far more operators than the file has, or without end.
+
+    Args:
+        bodies: of each function, what it is called by, and what each of its operators calls, if anything.
+    """
+    calls: dict[Hashable, list[Hashable]] = {}
+    for name, called in bodies:
+        calls.setdefault(name, []).extend(called)
+    try:
+        order = list(
+            TopologicalSorter({name: {*called} & calls.keys() for name, called in calls.items()}).static_order()
+        )
+    except CycleError as error:
+        raise Refused("its functions call themselves") from error
+    sizes: dict[Hashable, int] = {}
+    for name in order:
+        sizes[name] = sum(sizes.get(called, 1) for called in calls[name])
+    limit = max(EXPANSION_LIMIT * sum(map(len, calls.values())), SMALL_GRAPH)
+    if sizes and max(sizes.values()) > limit:
+        raise Refused(f"its functions unfold to more than {limit} operators")
 
 
 def refuse_files_elsewhere(folder: Path) -> None:
@@ -123,6 +149,10 @@ def refuse_operators(saved: Any, registered: Any) -> None:
                 if not (function.signature.name in allowed_in_saver and node.op in _OF_SAVERS):
                     unknown.add(node.op)
     refuse_unknown("operators", unknown)
+    for meta_graph in saved.meta_graphs:
+        bodies: list[Any] = [(f.signature.name, f.node_def) for f in meta_graph.graph_def.library.function]
+        bodies.append((None, meta_graph.graph_def.node))
+        refuse_expansion((name, chain.from_iterable(map(_functions_named, nodes))) for name, nodes in bodies)
     refuse_unknown("assets", (asset.filename for meta in saved.meta_graphs for asset in meta.asset_file_def))
 
 
@@ -234,9 +264,22 @@ def refuse_keras_parts(path: Path) -> None:
         if isinstance(config, dict):
             config.pop("compile_config", None)  # it is not read
         refuse_unknown("objects", _unknown_objects(config))
+        if _values(config, unfolded=True) > max(EXPANSION_LIMIT * _values(config), SMALL_GRAPH):
+            raise Refused("its layers hold each other so often that they unfold without measure")
         if "model.weights.h5" in archive.namelist():
             with archive.open("model.weights.h5") as weights:
                 refuse_weights_elsewhere(weights, path.stat().st_size)
+
+
+def _values(part: Any, *, unfolded: bool = False) -> int:
+    """Count the values of a config; unfolded, those of a layer as often as the layer is called."""
+    if isinstance(part, list):
+        return 1 + sum(_values(value, unfolded=unfolded) for value in part)
+    if not isinstance(part, dict):
+        return 1
+    inside = 1 + sum(_values(value, unfolded=unfolded) for name, value in part.items() if name != "inbound_nodes")
+    calls = part.get("inbound_nodes")
+    return inside * max(len(calls), 1) if unfolded and isinstance(calls, list) else inside
 
 
 def refuse_members(path: Path) -> None:
@@ -334,6 +377,16 @@ def refuse_onnx_operators(model: Any, folder: Path) -> None:
                 unknown.add(f"{domain}.{part.op_type}")
     refuse_unknown("operators", unknown)
     refuse_unknown("data in files", elsewhere)
+    bodies = [((function.domain, function.name), function) for function in model.functions]
+    refuse_expansion((name, map(_operator, _nodes(body))) for name, body in [*bodies, (None, model.graph)])
+
+
+def _nodes(message: Any) -> Iterator[Any]:
+    return (part for part in _messages(message) if part.DESCRIPTOR.name == "NodeProto")
+
+
+def _operator(node: Any) -> tuple[str, str]:
+    return node.domain, node.op_type
 
 
 def _messages(message: Any) -> Iterator[Any]:
