@@ -232,6 +232,10 @@ class Preprocessing:
         return f"{self.fit}, {self.order}, (pixel x {self.scale:g} - [{mean}]) / [{std}]"
 
 
+def is_folder(given: Any) -> bool:
+    return isinstance(given, str | Path) and Path(given).is_dir()
+
+
 PRESETS: dict[str, dict[str, Any]] = {"imagenet": {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}}
 
 
@@ -280,13 +284,14 @@ class BoundaryOptions:
                 fix="Add --embed-preprocessing, or give the type with the shape: --input-shape 1,3,224,224:uint8.",
             )
 
-    @property
-    def of_images(self) -> Preprocessing | None:
-        """The preprocessing of a folder of images: where it is embedded, only the fit is left to do."""
+    def of(self, inputs: Any) -> Preprocessing | None:
+        """Return the preprocessing of the user's inputs: where it is embedded, only the fit of images is left to do."""
         given = self.preprocessing
         assert not isinstance(given, str)
         if not self.embed_preprocessing:
             return given
+        if not is_folder(inputs):
+            return None
         return Preprocessing(fit="stretch" if given is None else given.fit, scale=1.0)
 
     def stamped(self) -> dict[str, Any]:

@@ -259,7 +259,7 @@ def compute_reference(source: LoadedModel, options: ConvertOptions | VerifyOptio
             seed=options.capture.seed,
             inputs=options.proof.inputs,
             running=source.running,
-            preprocessing=options.boundary.of_images,
+            preprocessing=options.boundary.of(options.proof.inputs),
             more=isinstance(options, ConvertOptions),
         )
         source.probe = reference.probe(source.program)

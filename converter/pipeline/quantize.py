@@ -14,7 +14,7 @@ from converter.artifacts.tflite_quantizer import Loss, quantize, require_quantiz
 from converter.capture.input_domains import input_specs
 from converter.capture.random_inputs import InputSpec, draw
 from converter.errors import UsageError
-from converter.options import ConvertOptions, ProofOptions
+from converter.options import ConvertOptions, ProofOptions, is_folder
 from converter.pipeline.build import RewrittenModel
 from converter.plan.interface import to_artifact
 from converter.report.results import Accuracy, LayerLoss, Quantization
@@ -61,9 +61,10 @@ def load_calibration(options: ConvertOptions, specs: Sequence[InputSpec]) -> Con
     given = options.quantization.calibrate
     if given is None:
         return options
-    preprocessing = None if isinstance(given, Mapping) else options.boundary.of_images
-    arrays, labels = load_given(given, specs, preprocessing)
+    arrays, labels = load_given(given, specs, options.boundary.of(given))
     options = replace(options, quantization=replace(options.quantization, calibrate=arrays))
+    if is_folder(given) and not is_folder(options.proof.inputs) and options.boundary.embedded is None:
+        options = replace(options, boundary=replace(options.boundary, preprocessing=None))  # it has been done
     if options.proof.inputs is not None:
         return options
     some: dict[str, np.ndarray] = {}

@@ -8,14 +8,17 @@ import pytest
 import torch
 from ai_edge_litert.interpreter import Interpreter
 from equivalence import with_random_tensors
+from PIL import Image
 from torch import nn
 
 import converter
 from converter.artifacts.runtime.stamp import read_stamp
 from converter.artifacts.runtime.tflite_content import stored_tensors
 from converter.artifacts.tflite_quantizer import quantize
+from converter.capture.random_inputs import InputSpec
 from converter.errors import UsageError
-from converter.options import QuantizationOptions
+from converter.options import ConvertOptions, Preprocessing, QuantizationOptions
+from converter.pipeline.quantize import COMPARED, load_calibration
 from converter.report.results import Quantization, QuantizedOutput
 from converter.verification.quantized import compare_quantized_weights
 
@@ -216,3 +219,19 @@ def test_the_worst_output_gives_the_figure():
 
     outputs = (QuantizedOutput("a", 40.0, 0.1, None), QuantizedOutput("b", 12.5, 3.0, None))
     assert Quantization("int8", 1, "", "", outputs).sqnr_db == 12.5
+
+
+def test_images_to_calibrate_on_are_preprocessed_once_and_compared(tmp_path):
+    for number in range(3):
+        Image.fromarray(np.full((20, 16, 3), 50 * number, np.uint8)).save(tmp_path / f"{number}.png")
+    specs = [InputSpec("image", ("batch", *SHAPE))]
+    given = {"quantize": "int8", "calibrate": tmp_path, "preprocessing": "mean=0.5 std=0.25"}
+    loaded = load_calibration(ConvertOptions.of(**given), specs)
+    np.testing.assert_allclose(loaded.quantization.calibrate["image"][1], (50 / 255 - 0.5) / 0.25, rtol=1e-6)
+    assert loaded.proof.inputs["image"].shape == (3, *SHAPE)
+    assert loaded.boundary.of(loaded.proof.inputs) is None
+    embedded = load_calibration(ConvertOptions.of(**given, embed_preprocessing=True), specs)
+    assert np.unique(embedded.quantization.calibrate["image"]).tolist() == [0, 50, 100]
+    assert embedded.boundary.embedded == Preprocessing(mean=(0.5,), std=(0.25,))
+    arrays = {**given, "calibrate": {"image": samples(80, 0)}, "preprocessing": None}
+    assert load_calibration(ConvertOptions.of(**arrays), specs).proof.inputs["image"].shape == (COMPARED, *SHAPE)

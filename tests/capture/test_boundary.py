@@ -114,10 +114,11 @@ def test_the_text_of_a_preprocessing_reads_as_the_same(text):
     assert Preprocessing.parse(made.text) == made
 
 
-def test_images_of_an_artifact_that_preprocesses_stay_pixels():
-    raw = BoundaryOptions(preprocessing="imagenet fit=pad order=bgr", embed_preprocessing=True).of_images
-    assert raw == Preprocessing(fit="pad", scale=1.0)
-    assert BoundaryOptions(preprocessing="imagenet").of_images == Preprocessing.parse("imagenet")
+def test_images_of_an_artifact_that_preprocesses_stay_pixels(tmp_path):
+    embedding = BoundaryOptions(preprocessing="imagenet fit=pad order=bgr", embed_preprocessing=True)
+    assert embedding.of(tmp_path) == Preprocessing(fit="pad", scale=1.0)
+    assert embedding.of("arrays.npz") is None
+    assert BoundaryOptions(preprocessing="imagenet").of(tmp_path) == Preprocessing.parse("imagenet")
 
 
 def test_a_preprocessing_by_number_and_name():
