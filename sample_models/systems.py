@@ -54,6 +54,20 @@ from sample_models.shifts import (
     SparseShift,
     SpatialMLP,
 )
+from sample_models.spellings import (
+    ClampedShift,
+    Filled,
+    Gathered,
+    HalfFocus,
+    Interleaved,
+    JoinedShift,
+    MaskedShift,
+    Patches,
+    Selected,
+    TemporalShift,
+    TokenShift,
+    Unbound,
+)
 
 Shape = tuple[int, ...]
 
@@ -172,6 +186,40 @@ SYSTEMS = (
     shift("spatial shift", "reflect, roll in four directions, crop", lambda: RolledShift("reflect")),
     System("CycleMLP", "3x3 deform_conv2d, constant whole offsets", lambda: Mixing(DeformedTaps(8, (9, 7)), 8), (MAP,)),
     shift("Grouped Shift", "25 groups, one-hot depthwise", lambda: GroupedShift(25, 2), 25),
+    stem("Focus", "rows and columns selected", Selected, 2, 3),
+    stem("Focus", "pixels gathered", Gathered, 2, 3),
+    stem("Focus", "views and selections", Unbound, 2, 3),
+    stem("Focus", "assigned to an empty tensor", Filled, 2, 3),
+    System("Focus", "of half the channels", HalfFocus, ((1, 6, 16, 24),)),
+    System("patches", "an einsum, a Linear", lambda: Patches(3, 4, 10), (IMAGE,)),
+    System(
+        "ESPCN",
+        "stacks of quadrants",
+        lambda: nn.Sequential(nn.Conv2d(3, 12, 3), Interleaved(), nn.Conv2d(3, 5, 1)),
+        (IMAGE,),
+        (Interleaved, (1, 8, 5, 7)),
+    ),
+    System(
+        "ESPCN",
+        "pixel_shuffle of a depthwise convolution",
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, groups=16), nn.PixelShuffle(2), nn.Conv2d(4, 5, 1)
+        ),
+        (IMAGE,),
+    ),
+    System(
+        "ESPCN",
+        "pixel_shuffle of a grouped convolution",
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, groups=2), nn.PixelShuffle(2), nn.Conv2d(4, 5, 1)
+        ),
+        (IMAGE,),
+    ),
+    shift("spatial shift", "rolls and masks", MaskedShift),
+    shift("spatial shift", "clamped positions as indices", ClampedShift),
+    shift("spatial shift", "narrowed groups, joined to their borders", JoinedShift),
+    System("S2-MLP", "channels last, assigned in place", lambda: TokenShift(8), ((1, 6, 7, 8),)),
+    System("TSM", "a part of the channels from frame to frame", lambda: TemporalShift(8), ((1, 4, 8, 6, 7),)),
     System("STN", "affine_grid, grid_sample", lambda: SpatialTransformer(3, (16, 24)), (IMAGE,)),
     System("Semantic Flow", "grid_sample by a flow", lambda: FlowAlignment(8, 5), (MAP, (1, 5, 5, 4))),
     System("AlignSeg", "grid_sample by two flows", lambda: AlignedAggregation(8), (MAP, (1, 8, 5, 4))),

@@ -28,7 +28,25 @@ aten = torch.ops.aten
 RESERVED = set(dir(fx.GraphModule(nn.Module(), fx.Graph())))
 
 
+# Makers of tensors of undefined values, as zeros: the operator, and how many of its arguments it takes.
+ZEROS: dict[Any, tuple[Any, int]] = {
+    aten.empty.memory_format: (aten.zeros.default, 1),
+    aten.empty_strided.default: (aten.zeros.default, 1),
+    aten.empty_permuted.default: (aten.zeros.default, 1),
+    aten.empty_like.default: (aten.zeros_like.default, 1),
+    aten.new_empty.default: (aten.new_zeros.default, 2),
+    aten.new_empty_strided.default: (aten.new_zeros.default, 2),
+}
 DROPOUTS = {aten.dropout.default, aten.feature_dropout.default}
+
+
+def _fill_empty(graph: fx.Graph) -> None:
+    """Write zeros for undefined values: all are right, but artifacts need the same each time."""
+    for node in graph.nodes:
+        if node.target in ZEROS:
+            node.target, count = ZEROS[node.target]
+            node.args = node.args[:count]
+            node.kwargs = {name: value for name, value in node.kwargs.items() if name != "memory_format"}
 
 
 def from_exported(exported: ExportedProgram, old_values: bool = False) -> Program:
@@ -48,6 +66,7 @@ def from_exported(exported: ExportedProgram, old_values: bool = False) -> Progra
     graph_module = fx.GraphModule(nn.Module(), exported.graph)
     graph = graph_module.graph
     drop_tokens(graph)
+    _fill_empty(graph)
     tokens: list[fx.Node] = []
     inputs: list[str] = []
     origins: dict[str, Origin] = {}

@@ -78,6 +78,9 @@ def logged(show: "Callable[Concatenate[Terminal, P], None]") -> "Callable[Concat
     return both
 
 
+EXPLAINED = ("focus", "shift")  # topics that are shown unasked
+
+
 class Terminal:
     """Standard error, separate from what libraries print there.
 
@@ -194,6 +197,11 @@ class Terminal:
         parts: list[RenderableType] = [Text(f"{report.kind}, {report.parameters:,} parameters, {batch}")]
         if report.rewrites:
             parts += [_heading("Rewritten"), _rewrites(report.rewrites)]
+        answers = [answer for answer in report.answers if self.verbose or answer.topic in EXPLAINED]
+        if answers:
+            shown = answers if self.verbose else answers[:MOST_LINES]
+            parts += [_heading("Explained"), _answers(shown)]
+            parts += [_more(len(answers) - len(shown))] if len(answers) > len(shown) else []
         for artifact in report.artifacts:
             parts += [_heading(_artifact_title(artifact)), self._artifact(artifact)]
             if artifact.trace:

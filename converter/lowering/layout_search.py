@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from converter.errors import UnsupportedOperatorsError
-from converter.ir.aten import first_input
+from converter.ir.aten import bound_arguments, first_input
 from converter.ir.sizes import product, symbolic_shape
 from converter.plan.builder import Choices, PlanBuilder
 from converter.plan.layout import Layout, NeedsMerge
@@ -103,7 +103,7 @@ def ancestors(registry: Registry, node: fx.Node) -> list[fx.Node]:
         ring = [
             n
             for user in ring
-            if user is node or registry[user.target].produces is None
+            if user is node or not emits_channels(registry, user)
             for n in user.all_input_nodes
             if n.op in ("call_function", "placeholder") and n not in seen
         ]
@@ -122,29 +122,46 @@ def leads_to_channels_last(registry: Registry, node: fx.Node) -> bool:
     return False
 
 
+def emits_channels(registry: Registry, node: fx.Node) -> bool:
+    """Return whether the operator makes channels of its own; a depthwise convolution keeps those that it reads."""
+    if registry[node.target].produces is None:
+        return False
+    arguments = bound_arguments(node).values
+    weight = arguments.get("weight")
+    if "groups" not in arguments or not isinstance(weight, fx.Node):
+        return True
+    return list(weight.meta["val"].shape[:2]) != [arguments["groups"], 1]
+
+
 def factors_asked(registry: Registry, producer: fx.Node) -> tuple[int, ...] | None:
     """Return the sizes into which later views split the channels that an operator produces, or None."""
     produced = registry[producer.target].produces
-    if produced is None:
+    if produced is None or not emits_channels(registry, producer):
         return None
     value = producer.meta["val"]
     dim = produced % value.dim()
+    channels = symbolic_shape(value)[dim]
     ring, seen = [producer], {producer}
     while ring and len(seen) < REACH:
         ring = [u for n in ring for u in n.users if u not in seen and u.op == "call_function"]
         seen.update(ring)
         for user in list(ring):
             after, record = user.meta.get("val"), registry[user.target]
-            if record.produces is not None or not isinstance(after, torch.Tensor):
+            if emits_channels(registry, user) or not isinstance(after, torch.Tensor):
                 ring.remove(user)
-            elif record.factors and symbolic_shape(first_input(user).meta["val"]) == symbolic_shape(value):
-                factors = record.factors(int(symbolic_shape(value)[dim]), *user.args[1:])
+                continue
+            held = first_input(user).meta.get("val")
+            if not isinstance(held, torch.Tensor) or held.dim() != value.dim():
+                continue
+            before, now = symbolic_shape(held), symbolic_shape(after)
+            if before[dim] != channels:
+                continue
+            if record.factors:
+                factors = record.factors(int(channels), *user.args[1:])
                 return factors if min(factors) > 1 else None
-            elif symbolic_shape(after) != symbolic_shape(value) and product(symbolic_shape(after)) == product(
-                symbolic_shape(value)
-            ):
+            if now != before and product(now) == product(before):
                 try:
-                    layout = Layout.of(symbolic_shape(value)).reshape(symbolic_shape(after))
+                    layout = Layout.of(before).reshape(now)
                 except (NeedsMerge, ValueError):
                     ring.remove(user)
                     continue

@@ -24,6 +24,7 @@ from converter.memory import return_large_blocks
 from converter.options import ConvertKeywords, ConvertOptions
 from converter.pipeline.build import RewrittenModel, build, summarize_changes
 from converter.pipeline.clock import Clock, Progress
+from converter.pipeline.explain import Forms, explain_changes, merged
 from converter.pipeline.load_model import LoadedModel, compute_reference, for_format, load_model
 from converter.pipeline.program_cache import ProgramCache
 from converter.pipeline.quantize import calibration_samples, check_quantization, load_calibration, quantize_file
@@ -31,6 +32,7 @@ from converter.plan.interface import facts, symbol_names
 from converter.report.failures import failure_of
 from converter.report.results import (
     Accuracy,
+    Answer,
     ArtifactReport,
     ConversionReport,
     Proof,
@@ -170,6 +172,7 @@ class ConversionSession:
                 batch = one.program.fixed_batch
                 if batch not in references:
                     references[batch] = compute_reference(one, options, clock) if options.write.verify else None
+            told: set[str] = set()
             jobs = [
                 ArtifactJob(
                     f, paths[f], placements[f], one, options, references[one.program.fixed_batch], runners.get(f), clock
@@ -178,7 +181,7 @@ class ConversionSession:
             ]
             artifacts = []
             for job in jobs:
-                artifacts.append(job.run())
+                artifacts.append(job.run(told))
                 self._release_runner(job.format)
             failures = [job.failure for job in jobs if job.failure is not None]
             if len(failures) == len(jobs):
@@ -200,6 +203,7 @@ class ConversionSession:
             artifacts=tuple(artifacts),
             timings=clock.timings,
             compared_on=reference.compared_on if (reference := jobs[0].reference) else None,
+            answers=merged(answer for job in jobs for answer in job.answers),
         )
 
 
@@ -211,6 +215,7 @@ class ArtifactJob:
         changes: what the rewrites did.
         failure: why the artifact could not be written or opened.
         notes: what the comparison showed beside the proofs.
+        answers: what its topics are elsewhere, and became in this format.
     """
 
     format: Format
@@ -226,12 +231,17 @@ class ArtifactJob:
     rows: Sequence[TraceRow] = ()
     accuracy: Accuracy | None = None
     notes: list[Note] = field(default_factory=list)
+    answers: Sequence[Answer] = ()
 
-    def run(self) -> ArtifactReport:
-        """Write the artifact, prove it, and put it in place if it agrees; a failure does not stop the other formats."""
+    def run(self, told: set[str]) -> ArtifactReport:
+        """Write the artifact, prove it, and put it in place if it agrees; a failure does not stop the other formats.
+
+        Args:
+            told: topics that were answered for another format.
+        """
         started = time.perf_counter()
         try:
-            report = self._run()
+            report = self._run(told)
         except Exception as error:
             self.failure = _as_conversion_error(error, self.format, self.path)
             report = ArtifactReport(
@@ -240,7 +250,7 @@ class ArtifactJob:
             )  # fmt: skip
         return replace(report, seconds=time.perf_counter() - started)
 
-    def _run(self) -> ArtifactReport:
+    def _run(self, told: set[str]) -> ArtifactReport:
         built = build(self.source, self.format, self.options.artifact, self.clock)
         self.changes = built.changes
         samples = calibration_samples(built, self.options) if self._quantizes else {}
@@ -255,6 +265,8 @@ class ArtifactJob:
             proofs = function, artifact, self._prove_weights(built, self.runner)
             operators = self.runner.operators()
             self._compare_nonfinite(built, self.reference, self.runner)
+        forms = Forms(self.source.program, built.plan, built.program if self.format == "onnx" else None)
+        self.answers = explain_changes(forms, built.changes, told)
         status = status_of(proofs)
         if self._quantizes and status != "disagrees":
             with self.clock(f"quantize {self.format}"):

@@ -309,8 +309,25 @@ class ArtifactReport:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What a module's operators are in other words, for a topic of `inspect --explain`.
+
+    Attributes:
+        lines: sentences, and lines of code with the model's numbers.
+    """
+
+    topic: str
+    module: str
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class ConversionReport(Report):
-    """One model, converted to one or more formats; `timings` in seconds, by step."""
+    """One model, converted to one or more formats; `timings` in seconds, by step.
+
+    Attributes:
+        answers: what its packings, shifts, grouped and separable convolutions are elsewhere, and became.
+    """
 
     source: str
     source_sha256: str | None
@@ -322,6 +339,7 @@ class ConversionReport(Report):
     artifacts: tuple[ArtifactReport, ...]
     timings: Mapping[str, float] = field(default_factory=dict)
     compared_on: ComparedOn | None = None
+    answers: tuple[Answer, ...] = ()
 
     @property
     def status(self) -> Status:
@@ -377,19 +395,6 @@ class LayerRow:
     parameters: int
     becomes: str
     convolution: str = ""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a module's operators are in other words, for a topic of `inspect --explain`.
-
-    Attributes:
-        lines: sentences, and lines of code with the model's numbers.
-    """
-
-    topic: str
-    module: str
-    lines: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from converter.ir import custom_ops
 from converter.ir.aten import bound_arguments
 from converter.ir.program import Origin, Program, module_path, tensor_name
-from converter.rewrites.analysis.finiteness import may_be_infinite
+from converter.rewrites.analysis.finiteness import ZERO_WEIGHTS, may_be_infinite
 from converter.rewrites.analysis.selection_ops import (
     constant_behind,
     fixed_example,
@@ -67,9 +67,13 @@ def replace_deformable(program: Program, trainable: bool) -> list[Change]:
             held = None if vanishes(program, bias) else bias
             y = program.insert_call(aten.conv2d.default, (moved, weight, held, stride, [0, 0], [1, 1], groups), node)
         node.replace_all_uses_with(y)
+        assumed = is_whole and may_be_infinite(program, x)
+        if assumed:
+            moved.meta[ZERO_WEIGHTS] = True
         if is_whole:
             program.inline_sources(source, "became a shift")
-        what = "of whole pixels: a shift" if is_whole else "learned: a depthwise convolution of four weights a channel"
+        whole = f"of whole pixels: a shift{'; for finite inputs' if assumed else ''}"
+        what = whole if is_whole else "learned: a depthwise convolution of four weights a channel"
         changes.append(Change("constant offsets", module_path(node), what))
     return changes
 

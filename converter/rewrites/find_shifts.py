@@ -26,13 +26,15 @@ from converter.ir.aten import first_input
 from converter.ir.program import Program, module_path
 from converter.ir.sizes import symbolic_shape
 from converter.rewrites.analysis.finiteness import ZERO_WEIGHTS, may_be_infinite
-from converter.rewrites.analysis.provenance import moved_regions, trace
+from converter.rewrites.analysis.provenance import CHOOSING, moved_regions, trace
 from converter.rewrites.analysis.selection_ops import CONVOLUTIONS, FIXED_ONLY, Allowed, is_kernel, tensors_behind
 from converter.rewrites.base import Change
 
 aten, ours = torch.ops.aten, torch.ops.converter
 
-ENDS = {aten.cat.default, aten.slice_scatter.default, aten.slice.Tensor, aten.stack.default, aten.roll.default}
+ENDS = {
+    aten.cat.default, aten.slice_scatter.default, aten.slice.Tensor, aten.stack.default, aten.roll.default, *CHOOSING,
+}  # fmt: skip
 SAME_PLACE = {aten.clone.default, aten.alias.default, aten.slice.Tensor, aten.contiguous.default}
 BORDERS = ("zeros", "replicate", "reflect", "keep", "circular")
 MOST_SOURCES = 6  # values to try as the source of the shift
@@ -118,7 +120,8 @@ def match_shift(program: Program, end: fx.Node, allowed: Allowed) -> tuple[fx.No
             break
     for source, region in reversed(candidates):  # the longest region first
         kernels = any(is_kernel(node) for node in region)
-        if not kernels and sum(node.target not in SAME_PLACE for node in region) < 2:
+        chooses = any(node.target in CHOOSING for node in region)
+        if not kernels and not chooses and sum(node.target not in SAME_PLACE for node in region) < 2:
             continue
         if kernels and may_be_infinite(program, source, inputs=program.exact_infinities or is_convolution(region)):
             continue

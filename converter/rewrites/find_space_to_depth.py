@@ -42,7 +42,7 @@ aten, ours = torch.ops.aten, torch.ops.converter
 JOINS = {aten.cat.default, aten.stack.default, aten.slice_scatter.default, aten.select_scatter.default}
 ENDS = JOINS | {
     aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.im2col.default, aten.pixel_unshuffle.default,
-    aten.permute.default,
+    aten.permute.default, aten.unflatten.int,
 }  # fmt: skip
 MOST_SOURCES = 6  # values to try as the source of the move
 DYNAMIC = (12, 24)  # what is tried in place of dynamic heights and widths

@@ -8,7 +8,7 @@ at a residual add, backwards; per-channel tensors there are permuted too. A conc
 order of each part. If all ends of that region are weights that can take the order, they do. Otherwise the same is tried
 with the values before the permutation, whose producers then emit the new order. If neither works, each consumer that
 can take the order alone does, and the others read the permuted value. Groups of a grouped convolution or of a group
-norm can change places, and the channels within a group of a norm. Channels are in dimension 1, or where permutes take
+norm can change places, and so can the channels within a group. Channels are in dimension 1, or where permutes take
 them: a Linear and a layer norm have them last.
 
 A channel shuffle written as view, transpose, view is such a permutation too; if it cannot be folded, it stays.
@@ -44,7 +44,7 @@ PADS = {aten.pad.default, aten.constant_pad_nd.default}
 CHANNELWISE |= PADS
 RESHAPES = {
     aten.reshape.default, aten.view.default, aten.flatten.using_ints, aten.squeeze.dim, aten.squeeze.dims,
-    aten.unsqueeze.default,
+    aten.unsqueeze.default, aten.unflatten.int,
 }  # fmt: skip
 PERMUTING = {aten.permute.default, aten.transpose.int}
 SPLITS = {aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default}
@@ -196,7 +196,8 @@ class Region:
         return True
 
     def reorder(self) -> str:
-        for (user, name, dim), index in self.weights.items():
+        by_dimension = sorted(self.weights.items(), key=lambda item: item[0][2])  # groups first, then within each
+        for (user, name, dim), index in by_dimension:
             attribute = bound_arguments(user).node(name)
             reordered = self.program.values(attribute).map(partial(taken, dim=dim, chosen=torch.tensor(index)))
             self.program.replace_tensor(attribute, reordered, self.program.origin(attribute), [user])
@@ -206,7 +207,8 @@ class Region:
             side = 1 - dim if user.target in TRANSPOSED else dim
             if (user.target in CONVOLUTIONS | TRANSPOSED and name == "weight") or user.target is aten.linear.default:
                 selection = f"weight[{':, ' * dim}{index_text(index)}]"
-                how = f": {selection}" if len(selection) <= LONGEST_SELECTION else ""
+                whole = len(index) == bound_arguments(user).node(name).meta["val"].shape[dim]
+                how = f": {selection}" if whole and len(selection) <= LONGEST_SELECTION else ""
                 ends.setdefault(f"{permuted[side]}{how}", []).append(f"`{module_path(user)}`")
         return "; ".join(f"{', '.join(dict.fromkeys(names))} {what}" for what, names in ends.items())
 
@@ -237,7 +239,7 @@ class Region:
         if target in CONVOLUTIONS | TRANSPOSED:
             arguments = bound_arguments(value)
             x, groups = arguments.node("input"), known_groups(value)
-            if not self.program.is_tensor(arguments.node("weight")) or (target in TRANSPOSED and groups != 1):
+            if not self.program.is_tensor(arguments.node("weight")):
                 raise CannotFollow
             self._take(value, ["weight"], 1 if target in TRANSPOSED else 0, index)
             if arguments.optional_node("bias") is not None:
@@ -245,6 +247,9 @@ class Region:
             if groups == 1:
                 return []
             blocks = order_of_groups(index, groups)
+            before = self.values.get(x)
+            if before is not None and order_of_groups(before, groups) == blocks:
+                return []
             return [(x, 1, spread(blocks, x.meta["val"].shape[1] // groups))]
         if target in PER_CHANNEL:
             arguments = bound_arguments(value)
@@ -298,7 +303,10 @@ class Region:
                 return []
             blocks = order_of_groups(index, groups)
             if target in TRANSPOSED or index != spread(blocks, len(index) // groups):
-                raise CannotFollow  # each group would need an order of its own within
+                self._take(user, ["weight"], 0 if target in TRANSPOSED else 1, index)
+            after = self.values.get(user)
+            if after is not None and order_of_groups(after, groups) == blocks:
+                return []
             return [(user, 1, spread(blocks, user.meta["val"].shape[1] // groups))]
         if target in PER_CHANNEL:
             return [(user, 1, index)]
@@ -490,4 +498,10 @@ def unflattened(index: Index, axis: int, before: fx.Node, after: fx.Node) -> tup
 
 
 def taken(tensor: Tensor, dim: int, chosen: Tensor) -> Tensor:
-    return tensor.index_select(dim, chosen.to(tensor.device))
+    """Return `tensor` with dimension `dim` in the chosen order, which lists those of all groups if there are any."""
+    chosen, size = chosen.to(tensor.device), tensor.shape[dim]
+    if len(chosen) == size:
+        return tensor.index_select(dim, chosen)
+    groups = tensor.chunk(len(chosen) // size)
+    orders = [order % size for order in chosen.split(size)]
+    return torch.cat([part.index_select(dim, order) for part, order in zip(groups, orders, strict=True)])

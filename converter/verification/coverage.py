@@ -7,7 +7,7 @@ taken, and rows of tables that are never read. Agreement says nothing about them
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from converter.errors import Note
+from converter.ir.aten import bound_arguments
 from converter.ir.program import Program, default_dtype, module_path, read_attribute, write_attribute
 
 aten = torch.ops.aten
@@ -150,6 +151,48 @@ class Coverage:
         more = f"; and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
         text = f"Not exercised by the inputs: {'; '.join(missing[:NAMED])}{more}. Give inputs that do with --inputs."
         return Note(text, code="PTC5505")
+
+
+MULTIPLYING = {
+    aten.linear.default, aten.mm.default, aten.bmm.default, aten.matmul.default, aten.mul.Tensor,
+    aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding, aten.conv2d.padding,
+    aten.conv_transpose2d.input,
+}  # fmt: skip
+
+
+def zero_weights_note(program: Program, outputs: Mapping[str, Sequence[np.ndarray]]) -> Note | None:
+    """Return the note on outputs that are the same for all inputs because some weights are all zeros, or None.
+
+    Args:
+        outputs: the results of all rounds, by name.
+    """
+    alike = {name for name, rounds in outputs.items() if all((a == a[:1]).all() for a in rounds if a.ndim)}
+    if not alike:
+        return None
+    live: set[fx.Node] = set()
+    zeros: dict[fx.Node, str] = {}
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            live.add(node)
+        elif node.op == "call_function" and node.target is not aten.sym_size.int:
+            held = [n for n in node.all_input_nodes if node.target in MULTIPLYING and program.is_tensor(n)]
+            zero = next((n for n in held if program.query(n, lambda tensor: not bool(tensor.any()))), None)
+            if zero is None or zero is bound_arguments(node).values.get("bias"):
+                live.update([node] if live.intersection(node.all_input_nodes) else [])
+            elif live.intersection(node.all_input_nodes):
+                zeros[node] = ", ".join(program.origin(zero).sources)
+    silent = [
+        name for name, node in zip(program.outputs, program.results, strict=True) if name in alike and node not in live
+    ]
+    if not silent or not zeros:
+        return None
+    listed = ", ".join(f"`{name}`" for name in dict.fromkeys(zeros.values()))
+    text = (
+        f"All values of {listed} are 0, so {', '.join(f'`{name}`' for name in silent)} is the same for every input, "
+        "and no comparison can prove anything. Convert trained weights. To check the conversion of the architecture, "
+        "give these other values first, for example with torch.nn.init.normal_."
+    )
+    return Note(text, code="PTC5509")
 
 
 def channel_axis(node: fx.Node) -> int | None:

@@ -31,7 +31,7 @@ from converter.memory import reusing_blocks
 from converter.options import Preprocessing
 from converter.report.results import ComparedOn
 from converter.verification.coarse_kernels import Kernel, coarse_kernels
-from converter.verification.coverage import Coverage, reached_by_inputs
+from converter.verification.coverage import Coverage, reached_by_inputs, zero_weights_note
 from converter.verification.nonfinite import NonFinite, nonfinite_inputs
 from converter.verification.output_proofs import Outputs, PerturbedRuns, compare_artifact
 from converter.verification.perturbation import RUNS, run_perturbed
@@ -168,8 +168,9 @@ def take_reference(
     reference = Reference(every, float64, float32, eager or float32, labels, len(drawn), constant, program, described)
     if more:
         reference.nonfinite = nonfinite_inputs(program, seed)
-    if (note := coverage.note()) is not None:
-        reference.notes.append(note)
+    every_output = {name: [outputs[name] for outputs in float64] for name in float64[0]}
+    notes = (coverage.note(), zero_weights_note(program, every_output))
+    reference.notes += [note for note in notes if note is not None]
     if module is not None:
         with running():
             compare_with_module(reference, module)

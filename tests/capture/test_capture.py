@@ -220,6 +220,19 @@ def test_batch_norm_and_dropout_stay_whole():
     assert [n.args[1] for n in nodes[2:]] == [0.25, 0.1]
 
 
+@pytest.mark.parametrize("make", [lambda x: torch.empty(x.shape), torch.empty_like, lambda x: x.new_empty(x.shape)])
+def test_undefined_values_are_zeros(make):
+    def halves_exchanged(self, x):
+        y = make(x)
+        y[:, :3], y[:, 3:] = x[:, 3:], x[:, :3]
+        return y
+
+    program = captured(Call(halves_exchanged), IMAGE)
+    assert not [n for n in program.graph.nodes if "empty" in str(n.target)]
+    (x,) = examples([IMAGE])
+    assert torch.equal(program.run(x)[0], x.roll(3, 1))
+
+
 def test_tensors_bear_the_checkpoint_names():
     model = Call(
         lambda self, x: self.conv(x) * self.scale + self.shift,

@@ -14,6 +14,7 @@ FORMATS = ("tf", "keras", "onnx")
 SPACE_TO_DEPTH, DEPTH_TO_SPACE, MOVE = (
     {format: {name: 1} for format in FORMATS} for name in ("SpaceToDepth", "DepthToSpace", "Transpose")
 )
+NOTHING: dict[str, dict[str, int]] = {format: {} for format in FORMATS}
 # ONNX Runtime transposes blocks with channels first slower than it gathers or slices them
 GATHERED, SLICED = {"onnx": {"SpaceToDepth": 1, "Gather": 1}}, {"onnx": {"Concat": 1}}
 CUTS = {"StridedSlice", "Slice"}  # of the image, or of a shape
@@ -35,6 +36,18 @@ def stacked(x):
 def unfolded(x):
     n, c, h, w = x.shape
     return x.unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 1, 4, 5, 2, 3).reshape(n, 4 * c, h // 2, w // 2)
+
+
+def selected(x):
+    rows, columns = ([torch.arange(i, x.shape[d], 2) for i in (0, 1)] for d in (2, 3))
+    return torch.cat([x.index_select(2, rows[r])[..., columns[c]] for r, c in YOLOV5], 1)
+
+
+def gathered(x):
+    at = torch.arange(x.shape[2] * x.shape[3]).view(x.shape[2:])
+    places = [at[r::2, c::2].flatten().expand(*x.shape[:2], -1) for r, c in YOLOV5]
+    packed = torch.cat([x.flatten(2).gather(2, each) for each in places], 1)
+    return packed.unflatten(2, (x.shape[2] // 2, x.shape[3] // 2))
 
 
 def rectangles(x):
@@ -127,6 +140,14 @@ ROWS = {
     "nested slices": (before(nn.Conv2d(12, 8, 3), packed=nested), IMAGE, SPACE_TO_DEPTH),
     "stacked slices": (before(nn.Conv2d(12, 8, 3), packed=stacked), IMAGE, SPACE_TO_DEPTH),
     "Tensor.unfold": (before(nn.Conv2d(12, 8, 3), packed=unfolded), IMAGE, SPACE_TO_DEPTH),
+    "selected rows and columns": (before(nn.Conv2d(12, 8, 3), packed=selected), IMAGE, SPACE_TO_DEPTH),
+    "gathered positions": (before(nn.Conv2d(12, 8, 3), packed=gathered), IMAGE, SPACE_TO_DEPTH),
+    "channels exchanged within groups": (
+        Call(
+            lambda self, x: self.d(self.c(x)[:, [2, 0, 1, 5, 4, 3]]),
+            c=nn.Conv2d(3, 6, 1), d=nn.Conv2d(6, 4, 3, groups=2),
+        ), IMAGE, NOTHING
+    ),
     "slices with stops": (
         before(nn.Conv2d(12, 8, 3), packed=lambda x: focus(x, ends=(8, 10))), (2, 3, 11, 14), SPACE_TO_DEPTH
     ),
@@ -146,6 +167,15 @@ ROWS = {
         nn.Sequential(
             nn.Conv2d(3, 64, 3), nn.PixelShuffle(2), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 4, 3)
         ), IMAGE, DEPTH_TO_SPACE
+    ),
+    "a shuffle of a depthwise convolution": (
+        nn.Sequential(
+            nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, groups=16), nn.PixelShuffle(2), nn.Conv2d(4, 3, 3)
+        ), IMAGE, DEPTH_TO_SPACE
+    ),
+    "a shuffle of a convolution in groups": (
+        nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 3, groups=2), nn.PixelShuffle(2), nn.Conv2d(4, 3, 3)),
+        IMAGE, MOVE | {"onnx": {"DepthToSpace": 1}}
     ),
     "a shuffle of a sum": (Shuffled(), IMAGE, DEPTH_TO_SPACE),
     "a shuffle in other views": (

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import converter
+from converter.rewrites.shift_to_depthwise import LARGEST_KERNEL, LARGEST_MAP
+from mappings.shift import ELEMENTS_A_GROUP
 
 PAGES = Path(__file__).parents[2] / "docs" / "questions"
 BLOCKS = [
@@ -174,9 +176,62 @@ def test_choice_for_a_shift_is_explained_with_times():
     _, found = answers(DirectShift(), "shift", 1, 3, 5, 5)
     (text,) = found.values()
     assert "2 by (" in text
-    assert "Keras: slices joined to their border" in text
-    assert re.search(r"slices \d+\.\d{3} ms", text)
-    assert "ONNX: " in text
+    assert "Keras and TensorFlow: slices joined to their border" in text
+    assert re.search(r"slices \d+\.\d{3} ms, pad and depthwise convolution \d+\.\d{3} ms", text)
+    assert "ONNX: one depthwise convolution, the faster on maps of at most 144 pixels" in text
+
+
+class Shifted(nn.Module):
+    """What every question is about, in one model."""
+
+    def __init__(self, border):
+        super().__init__()
+        self.focus, self.border = Focus(3, 8, 3), border
+        self.depthwise, self.pointwise = nn.Conv2d(8, 16, 3, groups=8, bias=False), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x):
+        x = F.pad(self.focus(x), (1, 1, 1, 1), mode=self.border).chunk(4, 1)
+        x = torch.cat([part.roll(by, (2, 3)) for part, by in zip(x, FOUR, strict=True)], 1)[..., 1:-1, 1:-1]
+        return self.pointwise(self.depthwise(x))
+
+
+FOUR = ((0, 1), (0, -1), (1, 0), (-1, 0))
+
+
+def answers_of_a_report(border, side, to, folder):
+    report = converter.convert(
+        Shifted(border).eval(), to=to, output=folder, input_shapes=[f"1,3,{side},{side}"], verify=False
+    )
+    told = {(answer.topic, answer.module): "\n".join(answer.lines) for answer in report.answers}
+    assert len(told) == len(report.answers)  # one for all formats
+    assert [answer["topic"] for answer in report.to_dict()["answers"]] == [answer.topic for answer in report.answers]
+    return told
+
+
+def test_report_answers_the_questions_too(tmp_path):
+    told = answers_of_a_report("replicate", 64, ["keras", "onnx"], tmp_path)
+    assert "weight = weight[:, [0, 1, 2, 6, 7, 8, 3, 4, 5, 9, 10, 11]]" in told["focus", "focus"]
+    assert "channel_multiplier 2" in told["depthwise", "depthwise"]
+    assert "one SeparableConv2D layer" in told["separable", "pointwise"]
+    shift = told["shift", ""]
+    assert "2 by (0, 1), 2 by (0, -1), 2 by (1, 0), 2 by (-1, 0); border: replicate" in shift
+    assert "Keras and TensorFlow: slices joined to their border" in shift
+    assert "ONNX: slices, the faster on maps of more than 144 pixels" in shift
+    assert re.search(r"Measured now.* slices \d+\.\d{3} ms", shift)
+
+
+def test_report_of_an_onnx_file_alone_tells_what_a_shift_became(tmp_path):
+    shift = answers_of_a_report("constant", 64, "onnx", tmp_path / "net.onnx")["shift", ""]
+    assert "border: zeros" in shift
+    assert "ONNX: one depthwise convolution, the faster on maps of at most 1,024 pixels" in shift
+    assert "Keras" not in shift
+
+
+def test_limits_on_the_page_of_shifts_are_those_of_the_code():
+    page = " ".join((PAGES / "spatial-shift.md").read_text().split())
+    assert f"a kernel of at most {LARGEST_KERNEL} elements, or {ELEMENTS_A_GROUP} for each group" in page
+    assert f"on maps of at most {LARGEST_MAP['zeros']:,} pixels" in page
+    assert f"on maps of at most {LARGEST_MAP['replicate']} pixels" in page
 
 
 def test_a_topic_that_a_model_has_not_says_so_and_an_unknown_one_is_refused():

@@ -267,6 +267,38 @@ def by_pairs(x):
 
 
 CHANNEL_ORDER_FIRES = {
+    "channels within groups": (
+        Call(
+            lambda self, x: self.conv(ours.reorder_channels(x, [1, 0, 3, 2, 5, 4])), conv=nn.Conv2d(6, 6, 3, groups=3)
+        ),
+        IMAGE,
+        "conv2d",
+    ),
+    "groups, and channels within them": (
+        Call(
+            lambda self, x: self.d(self.conv(ours.reorder_channels(x, [4, 5, 3, 1, 0, 2])).relu()),
+            conv=nn.Conv2d(6, 8, 3, groups=2),
+            d=nn.Conv2d(8, 4, 1),
+        ),
+        IMAGE,
+        "conv2d relu conv2d",
+    ),
+    "channels within groups of a transposed convolution": (
+        Call(
+            lambda self, x: self.conv(ours.reorder_channels(x, [2, 1, 0, 5, 3, 4])),
+            conv=nn.ConvTranspose2d(6, 4, 3, groups=2),
+        ),
+        IMAGE,
+        "conv_transpose2d",
+    ),
+    "made by a transposed convolution in groups": (
+        Call(
+            lambda self, x: (lambda y: (y, y.relu()))(ours.reorder_channels(self.b(x), [1, 2, 0, 4, 3, 5])),
+            b=nn.ConvTranspose2d(6, 6, 3, groups=2),
+        ),
+        IMAGE,
+        "conv_transpose2d relu",
+    ),
     "one consumer cannot take it": (
         Call(lambda self, x: (lambda y: (self.conv(y), y.mean(1)))(reordered(x)), conv=nn.Conv2d(6, 4, 3)),
         IMAGE,
@@ -578,12 +610,6 @@ CHANNEL_ORDER_LEAVES = {
     "it reaches an output through a depthwise convolution": (behind(nn.Conv2d(6, 6, 3, groups=6)), IMAGE),
     "groups that a permutation mixes": (
         Call(lambda self, x: self.conv(by_pairs(x)), conv=nn.Conv2d(6, 4, 3, groups=2)),
-        IMAGE,
-    ),
-    "channels within groups": (
-        Call(
-            lambda self, x: self.conv(ours.reorder_channels(x, [1, 0, 3, 2, 5, 4])), conv=nn.Conv2d(6, 6, 3, groups=3)
-        ),
         IMAGE,
     ),
     "a group norm whose groups a permutation mixes": (
@@ -1026,9 +1052,21 @@ IDENTITIES_FIRES = {
     "a slice of everything": (lambda x: x[:, :, 0:, :100].relu(), IMAGE, "relu"),
     "an expansion that changes nothing": (lambda x: x.expand(-1, 6, -1, -1).relu(), IMAGE, "relu"),
     "a copy as output": (lambda x: (x.relu().clone(), x.sigmoid()), IMAGE, "relu sigmoid"),
+    "a shuffle undone": (
+        lambda x: F.pixel_unshuffle(F.pixel_shuffle(x.repeat(1, 2, 1, 1), 2), 2).relu(),
+        IMAGE,
+        "repeat relu",
+    ),
+    "an einsum that permutes": (lambda x: torch.einsum("bchw->bhwc", x).relu(), IMAGE, "permute relu"),
     "a copy behind a permutation": (lambda x: x.permute(0, 2, 3, 1).contiguous().relu(), IMAGE, "permute relu"),
 }
 IDENTITIES_LEAVES = {
+    "a shuffle by another block": (
+        lambda x: F.pixel_unshuffle(F.pixel_shuffle(x.repeat(1, 6, 1, 1), 3), 2),
+        (2, 6, 8, 10),
+    ),
+    "an einsum that adds": (lambda x: torch.einsum("bchw->bhc", x), IMAGE),
+    "an einsum of a diagonal": (lambda x: torch.einsum("bchh->bch", x.expand(-1, -1, 4, 4)), (2, 3, 1, 1)),
     "a cast to another type": (lambda x: x.double().relu(), IMAGE),
     "a cast there and back": (lambda x: x.int().float(), IMAGE),
     "a slice of a part": (lambda x: x.narrow(1, 1, 5).relu(), IMAGE),

@@ -182,3 +182,33 @@ def test_constant_rows_are_normalized_to_zero(norm):
     }
     for format, found in results.items():
         np.testing.assert_allclose(found, expected, atol=1e-3, err_msg=format)
+
+
+class FreshHead(nn.Module):
+    """Two heads of which one starts at zero, as torchvision's ViT has it."""
+
+    def __init__(self, gate=1.0):
+        super().__init__()
+        self.body, self.head, self.other = nn.Linear(6, 12), nn.Linear(12, 5), nn.Linear(12, 2)
+        self.gate = nn.Parameter(torch.full((12,), gate))
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.other.bias)
+
+    def forward(self, x):
+        y = self.body(x).relu() * self.gate
+        return self.head(y), self.other(y)
+
+
+def zero_notes(module):
+    return [note for note in taken(opened(module, "1,6")).notes if note.code == "PTC5509"]
+
+
+def test_weights_of_zeros_explain_an_output_that_is_always_the_same():
+    (note,) = zero_notes(FreshHead())
+    assert "All values of `head.weight` are 0, so `output_0` is the same for every input" in note.text
+    assert "torch.nn.init.normal_" in note.text
+    (note,) = zero_notes(FreshHead(gate=0.0))  # what reads zeros adds nothing to the explanation
+    assert "All values of `gate` are 0, so `output_0`, `output_1` is the same" in note.text
+    fresh = FreshHead()
+    nn.init.normal_(fresh.head.weight)
+    assert zero_notes(fresh) == []

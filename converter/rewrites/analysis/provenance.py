@@ -19,7 +19,14 @@ from converter.ir import custom_ops
 from converter.ir.aten import bound_arguments, first_input
 from converter.ir.program import Program
 from converter.ir.sizes import Size, example_shape, symbolic_shape
-from converter.rewrites.analysis.selection_ops import FIXED_ONLY, Allowed, is_kernel, is_selecting, selected
+from converter.rewrites.analysis.selection_ops import (
+    FIXED_ONLY,
+    Allowed,
+    constant_behind,
+    is_kernel,
+    is_selecting,
+    selected,
+)
 from converter.rewrites.fold_constants import FILLING, is_filling
 
 aten, ours = torch.ops.aten, torch.ops.converter
@@ -31,12 +38,17 @@ MOVING = {
     aten.select_scatter.default, aten.clone.default, aten.alias.default, aten.contiguous.default, aten.permute.default,
     aten.transpose.int, aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints,
     aten.unflatten.int, aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims,
-    aten.flip.default, aten.index_select.default, aten.im2col.default, aten.pixel_shuffle.default,
+    aten.flip.default, aten.im2col.default, aten.pixel_shuffle.default,
     aten.pixel_unshuffle.default, aten.channel_shuffle.default, aten.pad.default, aten.constant_pad_nd.default,
     aten.replication_pad1d.default, aten.replication_pad2d.default, aten.replication_pad3d.default,
     aten.reflection_pad1d.default, aten.reflection_pad2d.default, aten.reflection_pad3d.default,
     aten.copy.default, aten.unbind.int, aten.unfold.default, ours.space_to_depth.default, ours.depth_to_space.default,
-    ours.reorder_channels.default, ours.shift.default, operator.getitem,
+    aten.as_strided.default, ours.reorder_channels.default, ours.shift.default, operator.getitem,
+}  # fmt: skip
+# These choose elements by other tensors; here the arguments whose elements the result holds.
+CHOOSING: dict[object, tuple[str, ...]] = {
+    aten.index_select.default: ("self",), aten.index.Tensor: ("self",), aten.gather.default: ("self",),
+    aten.where.self: ("self", "other"), aten.masked_fill.Scalar: ("self",),
 }  # fmt: skip
 EXAMPLES = 2  # two show whether a region moves anything from one to the other
 MOST_ELEMENTS = 2**24  # of a source; float64 can count further
@@ -49,6 +61,9 @@ def is_moving(program: Program, node: fx.Node, allowed: Allowed = FIXED_ONLY) ->
         return False
     if node.target in FILLING:
         return is_zero(program, node)
+    if node.target in CHOOSING:
+        fills = node.target is aten.masked_fill.Scalar and bound_arguments(node).value("value") != 0
+        return not fills and all(is_known(program, n) for n in choice(node))
     if node.target not in MOVING:
         return is_selecting(program, node, allowed)
     if node.target in (aten.pad.default, aten.constant_pad_nd.default):
@@ -80,7 +95,23 @@ def moved_inputs(node: fx.Node) -> list[fx.Node]:
         return []
     if is_kernel(node):
         return [first_input(node)]
+    if node.target in CHOOSING:
+        return [bound_arguments(node).node(name) for name in CHOOSING[node.target]]
     return [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor | list | tuple)]
+
+
+def choice(node: fx.Node) -> list[fx.Node]:
+    """Return the tensors by which an operator chooses."""
+    moved = moved_inputs(node)
+    return [n for n in node.all_input_nodes if n not in moved and isinstance(n.meta.get("val"), Tensor)]
+
+
+def is_known(program: Program, node: fx.Node) -> bool:
+    """Return whether a tensor to choose by is the same for all inputs."""
+    constant = constant_behind(node)
+    if not program.is_tensor(constant) or program.trainable(constant):
+        return False
+    return node.target is not aten.repeat.default or constant.meta["val"].shape[0] == 1
 
 
 def moved_regions(
@@ -180,13 +211,13 @@ def trace_elements(
         if is_kernel(node):
             values[node] = selected(program, node, values[first_input(node)])
             continue
+        if node.target in CHOOSING:
+            for n in choice(node):
+                values[n] = program.tensor(constant_behind(n)).detach().expand(known(n.meta["val"].shape))
         args, kwargs = torch.utils._pytree.tree_map_only(fx.Node, value, (node.args, node.kwargs))
-        if node.target is aten.index_select.default:
-            index = bound_arguments(node).node("index")
-            if not program.is_tensor(index):
-                return None
-            args = (*args[:2], program.tensor(index).detach())
         assert callable(node.target)
+        if node.target is aten.as_strided.default and args[0].stride() != first_input(node).meta["val"].stride():
+            return None
         result = node.target(*args, **kwargs)
         if isinstance(result, Tensor) and tuple(result.shape) != known(node.meta["val"].shape):
             return None  # a size that does not follow from this batch
