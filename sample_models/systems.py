@@ -230,7 +230,7 @@ SYSTEMS = (
     System("grouped convolution", "split deck of an input", lambda: Deck(6, False), ((1, 6, 9, 7),)),
     System("grouped convolution", "parts, joined", lambda: InParts(5), ((1, 5, 9, 7),)),
     System(
-        "grouped convolution", "parts, each before a ReLU, joined", lambda: InParts(5, activate=True), ((1, 5, 9, 7),)
+        "grouped convolution", "parts, each before a ReLU, joined", lambda: InParts(5, activate=True), ((1, 5, 56, 56),)
     ),
     System("SeparableConv1D", "both with a bias", SeparableSequence, ((1, 6, 32),)),
     System("SeparableConv2D", "pads (7, 8)", Separable, ((1, 6, 5, 32),)),

@@ -233,6 +233,8 @@ def _in_keras(node: fx.Node, as_convolution: bool) -> str:
     groups, elements = len(bound_arguments(node).integers("sizes")), int(np.prod(kernel.shape[1:]))
     if groups < 2:
         return "a slice and a pad: all channels move alike."
+    if not len(kernel):
+        return "slices and pads: there is no depthwise convolution along three axes."
     if elements > max(LARGEST_KERNEL, ELEMENTS_A_GROUP * groups):
         return f"slices and pads, the faster as a convolution's kernel would have {elements} elements."
     return "slices and pads, as an element may be infinite: in a convolution, 0 x inf would be NaN."
@@ -247,8 +249,12 @@ def _in_onnx(node: fx.Node, as_slices: bool) -> str:
         return f"one depthwise convolution, the faster on maps of at most {limit:,} pixels with this border ({border})."
     if not limit:
         return f"slices: a convolution does not give this border ({border})."
-    if groups < 2 or int(np.prod(_kernel(node).shape[1:])) > LARGEST_KERNEL:
-        return f"slices, as fast for groups of one distance and for kernels of more than {LARGEST_KERNEL} elements."
+    kernel = _kernel(node)
+    if groups < 2 or not len(kernel) or int(np.prod(kernel.shape[1:])) > LARGEST_KERNEL or a.integer("dim") != 1:
+        return (
+            "slices: a depthwise convolution is as slow, or there is none, for one group, for groups of another "
+            f"dimension than the channels, along three axes, and for a kernel of more than {LARGEST_KERNEL} elements."
+        )
     if not all(isinstance(n, int) for n in sizes) or int(np.prod(sizes)) > limit:
         return (
             f"slices, the faster on maps of more than {limit:,} pixels with this border ({border}); measured at 56x56, "

@@ -26,6 +26,7 @@ from converter.rewrites.find_space_to_depth import (
     find_fast_space_to_depth,
     find_space_to_depth,
     find_space_to_depth_in_views,
+    find_space_to_depth_or_gather,
 )
 from converter.rewrites.fold_batch_norm import fold_batch_norm
 from converter.rewrites.fold_channel_order import fold_channel_order
@@ -100,7 +101,7 @@ REWRITES: dict[str, tuple[Rewrite, ...]] = {
     "onnx": (
         *(
             ONNX_VARIANTS.get(r, r)
-            for r in insert_before(FOR_INFERENCE, fold_channel_order, find_space_to_depth_in_views)
+            for r in insert_before(FOR_INFERENCE, fold_channel_order, find_space_to_depth_or_gather)
         ),
         drop_unread_statistics,
         linear_to_matmul,
@@ -143,6 +144,7 @@ EMITTED: dict[Rewrite, tuple[OpOverload, ...]] = {
     find_space_to_depth: PACKING,
     find_fast_space_to_depth: PACKING,
     find_space_to_depth_in_views: PACKING,
+    find_space_to_depth_or_gather: PACKING,
     find_attention: (ours.multi_head_attention.default,),
     merge_padding: (ours.padded_conv.default,),
     merge_separable: (ours.separable_conv1d.default, ours.separable_conv2d.default),

@@ -157,6 +157,9 @@ ROWS = {
     "a convolution in groups of columns": (
         before(nn.Conv2d(12, 8, 3, groups=2), nn.ReLU(), nn.Conv2d(8, 5, 1)), IMAGE, MOVE | GATHERED
     ),
+    "a pixel unshuffle before groups": (
+        nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 8, 3, groups=2)), IMAGE, MOVE | GATHERED
+    ),
     "a group norm over columns": (before(nn.GroupNorm(2, 12), nn.Conv2d(12, 8, 3)), IMAGE, MOVE | GATHERED),
     "blocks of unequal sides": (before(nn.Conv2d(18, 8, 3), packed=rectangles), IMAGE, MOVE | SLICED),
     "a sequence": (before(nn.Conv1d(12, 8, 3), packed=of_a_sequence), (2, 3, 24), MOVE | {"tf": {}, "keras": {}}),
