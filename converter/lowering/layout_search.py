@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from converter.errors import UnsupportedOperatorsError
-from converter.ir.aten import bound_arguments, first_input
+from converter.ir.aten import bound_arguments
 from converter.ir.sizes import product, symbolic_shape
 from converter.plan.builder import Choices, PlanBuilder
 from converter.plan.layout import Layout, NeedsMerge
@@ -150,7 +150,7 @@ def factors_asked(registry: Registry, producer: fx.Node) -> tuple[int, ...] | No
             if emits_channels(registry, user) or not isinstance(after, torch.Tensor):
                 ring.remove(user)
                 continue
-            held = first_input(user).meta.get("val")
+            held = user.all_input_nodes[0].meta.get("val")
             if not isinstance(held, torch.Tensor) or held.dim() != value.dim():
                 continue
             before, now = symbolic_shape(held), symbolic_shape(after)
