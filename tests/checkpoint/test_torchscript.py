@@ -1,5 +1,6 @@
 """TorchScript: scripted, traced and frozen modules are the same functions, with their names; nothing else runs."""
 
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from converter.capture.export import capture
 from converter.checkpoint.load import load
 from converter.checkpoint.torchscript.op_allowlist import ALLOWED
-from converter.errors import CheckpointError, ConversionError
+from converter.errors import CaptureError, CheckpointError, ConversionError
 from converter.ir.program import module_path, source_line
 
 
@@ -204,6 +205,33 @@ def test_hostile_scripts_are_refused_before_they_run(tmp_path: Path, name: str):
         load(path)
     assert refusal.value.fix
     assert not marker.exists()
+
+
+def test_code_that_would_run_while_a_file_is_read_is_named_with_its_place_and_what_to_do(tmp_path: Path):
+    path = tmp_path / "model.pt"
+    hostile.SCRIPTS["saves while it is read"](path, tmp_path / "executed")
+    with pytest.raises(CheckpointError) as refusal:
+        load(path)
+    named = r"Stateful\.__setstate__, which would run while the file is read \(code/__torch__/\w+\.py:\d+\)"
+    assert re.search(named, refusal.value.what)
+    assert "--trust torchscript" in refusal.value.fix
+
+
+class Halves(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        whole = x + 1
+        return whole.view(2, 7)
+
+
+def test_errors_of_a_script_have_the_line_of_the_model(tmp_path: Path):
+    """Of a script that was rebuilt, and of one that a module in Python holds, which TorchScript's interpreter runs."""
+    script = torch.jit.script(Halves())
+    torch.jit.save(script, tmp_path / "model.pt")
+    for module in (load(tmp_path / "model.pt").module, nn.Sequential(script)):
+        assert module is not None
+        with pytest.raises(CaptureError, match="shape '\\[2, 7\\]' is invalid for input of size 12") as refused:
+            capture(module, [torch.ones(3, 4)])
+        assert re.search(r"(\.py|code).*:\d+: .*view\(", str(refused.value))
 
 
 def test_a_hostile_script_does_run_with_torch_and_with_trust(tmp_path: Path):
