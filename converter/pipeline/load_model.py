@@ -41,6 +41,8 @@ from converter.pipeline.program_cache import CachedProgram, ProgramCache, archit
 from converter.plan.registry import Registry
 from converter.verification.reference import Reference, take_reference
 
+NEEDS_TWO = "Expected more than 1 value per channel"  # PyTorch, of a norm with the statistics of its batch
+
 
 @dataclass
 class LoadedModel:
@@ -167,7 +169,13 @@ def _from_module(
     calling = _choose_call(module, tried, fixed_batch, seed)
     module, within = extract_submodel(module, calling, part, run_forward, fixed_batch, seed)
     examples = within.examples(fixed_batch, seed)
-    result, told = compute_in_float32(module, lambda: run_forward(module, examples))
+    try:
+        result, told = compute_in_float32(module, lambda: run_forward(module, examples))
+    except CaptureError as error:
+        if fixed_batch is not None or NEEDS_TWO not in error.what:
+            raise
+        examples = within.examples(2, seed)
+        result, told = compute_in_float32(module, lambda: run_forward(module, examples))
     notes += told
     return_dicts_for_dataclasses(module, result)
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from equivalence import assert_same, planned, run_in_float64
 from torch import nn
 
 import converter
@@ -122,3 +123,15 @@ def test_the_line_that_fixes_the_batch_is_named():
     (note,) = [note.text for note in loaded.program.notes if note.code == "PTC2501"]
     assert "does not take other sizes" not in note
     assert "return torch.stack([x[i].sum(0) for i in range(len(x))])" in note
+
+
+def test_a_norm_with_the_statistics_of_its_batch_is_captured_with_two_examples():
+    norm = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False))
+    loaded = load_shaped(norm, "1,4")
+    assert loaded.program.fixed_batch == 2
+    (note,) = [note.text for note in loaded.program.notes if note.code == "PTC2501"]
+    assert "of 1 example, Expected more than 1 value per channel" in note
+    x = torch.randn(2, 4)
+    torch.testing.assert_close(loaded.program.run(x)[0], norm(x))
+    (results,) = run_in_float64(planned(loaded.program), [x])
+    assert_same(results, loaded.program.with_dtype(torch.float64).run(x.double()), "tf")
