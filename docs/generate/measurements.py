@@ -273,7 +273,46 @@ def systems() -> str:
     head = SYSTEMS.format(machine=data["machine"])
     listed = "".join(f"- {fact}\n" for fact in facts)
     measured = table(columns, map(_cells, rows), ("network", "ms", "naive ms"))
-    return "\n".join([head, listed, measured]) + section + by_hand
+    before, _, rest = by_hand.partition(LATENCY)
+    return "\n".join([head, listed, measured]) + section + before + _latency() + rest.partition(END_OF_LATENCY)[2]
+
+
+LATENCY, END_OF_LATENCY = "<!-- latency -->", "<!-- end of latency -->"
+
+
+def _latency() -> str:
+    """Return the table of old and new times, between its marks."""
+    data = recorded("latency")
+    rows = [row for row in data["rows"] if "ratio" in row]
+    ratios = [row["ratio"] for row in rows]
+    slower = [f"{row['case']}, `{row['format']}` ({row['ratio']:.2f})" for row in rows if row["low"] > 1]
+    faster = sum(row["high"] < 1 for row in rows)
+    added = [f"{row['case']}, `{row['format']}`" for row in data["rows"] if "ratio" not in row]
+    facts = [
+        f"measured on {data['machine']}; {len(rows)} pairs, {faster} of them faster, {len(slower)} slower",
+        f"new over old time: median {statistics.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}",
+        f"slower, with the whole interval above 1: {'; '.join(slower) or 'none'}",
+        *([f"could not be converted before: {'; '.join(added)}"] if added else []),
+    ]
+    cells = [
+        [
+            row["case"],
+            row["input"],
+            f"`{row['format']}`",
+            f"{row['old_ms']:.2f}",
+            f"{row['new_ms']:.2f}",
+            f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})",
+        ]
+        for row in rows
+    ]
+    columns = ["system", "input", "target", "old ms", "new ms", "new / old"]
+    parts = [
+        LATENCY + "\n",
+        "".join(f"- {fact}\n" for fact in facts),
+        table(columns, cells, columns[3:]),
+        END_OF_LATENCY,
+    ]
+    return "\n".join(parts)
 
 
 def _cells(row: dict) -> list[object]:
