@@ -153,3 +153,29 @@ def _group(process: int) -> int | None:
         return os.getpgid(process)
     except ProcessLookupError:
         return None
+
+
+ECHO = """
+import os, signal, sys
+from converter.console import signals
+
+class Late:
+    def __del__(self, kill=os.kill, process=os.getpid()):
+        kill(process, signal.SIGTERM)  # Python has given its handlers back
+
+late = Late()
+signals.install_signal_handlers()
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+except signals.Interrupted as error:
+    status = error.exit_status
+if sys.argv[1] == "ignored":
+    signals.ignore_echoes()
+sys.exit(status)
+"""
+
+
+@pytest.mark.parametrize("echoes, status", [("ignored", 143), ("heard", -signal.SIGTERM)])
+def test_a_signal_that_is_passed_on_twice_does_not_change_the_exit_status(repository, echoes, status):
+    command = [sys.executable, "-c", ECHO, echoes]
+    assert subprocess.run(command, cwd=repository, check=False).returncode == status
