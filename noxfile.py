@@ -58,6 +58,7 @@ def versions(session: nox.Session, versions: str) -> None:
     try:
         session.install(*REQUIREMENTS[versions], "-e", ".[test]")
         known = installed_versions(session, "python")
+        record(session, versions, known)  # from here on they are known: reports name only versions that are not
         with tempfile.TemporaryDirectory() as scratch:
             tests, job = Path(scratch, "tests.xml"), Path(scratch, "job.json")
             session.run("pytest", "-m", "quick", "-q", f"--junitxml={tests}", success_codes=[0, 1])

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from converter.compat.replaced import replaced
+from converter.compat import patches
 
 # Operators that give values of their first operand as they are. Concat: of all.
 _MOVES = {"Transpose", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity", "Expand", "Slice", "Gather", "Concat"}
@@ -191,14 +191,14 @@ def _attribute(folded: Folded, name: str, value: Any, raised: bool) -> Any:
 def recorded(into: FoldedConstants) -> AbstractContextManager[None]:
     """Record what PyTorch's exporter folds within."""
     from onnx_ir.passes import common
-    from onnxscript import optimizer
 
-    before = optimizer.optimize_ir
+    def recording(before: Callable[..., None]) -> Callable[..., None]:
+        def optimize(model: Any, **options: Any) -> None:
+            common.InlinePass()(model)  # as the optimizer does first
+            into.begin(model)
+            before(model, should_fold=into.note, **options)
+            into.end()
 
-    def optimize(model: Any, **options: Any) -> None:
-        common.InlinePass()(model)  # as the optimizer does first
-        into.begin(model)
-        before(model, should_fold=into.note, **options)
-        into.end()
+        return optimize
 
-    return replaced(optimizer, optimize_ir=optimize)
+    return patches.OPTIMIZER.applied(recording)

@@ -19,7 +19,7 @@ import torch
 from torch._ops import OpOverload
 
 from converter.capture.dynamic_shapes import Range
-from converter.compat.replaced import replaced
+from converter.compat import patches
 from converter.errors import ConversionError, UnsupportedOperatorsError
 from converter.ir.aten import bound_arguments
 from converter.ir.program import Program, module_path, operator_rows
@@ -235,7 +235,6 @@ def _digest_in_memory(model: Any) -> str:
 
 def _own_rules() -> AbstractContextManager[None]:
     """Have the optimizer fold no batch norm (our own rewrite does, and tells of what), and drop only exact no-ops."""
-    from onnxscript import rewriter
     from onnxscript.rewriter.rules import common
     from onnxscript.rewriter.rules.common import _no_op
 
@@ -245,8 +244,7 @@ def _own_rules() -> AbstractContextManager[None]:
         common.fuse_batchnorm_into_gemm_rule,
         *_no_op.rules,
     ]
-    kept = (rule for rule in rewriter._DEFAULT_REWRITE_RULES if rule not in dropped)
-    return replaced(rewriter, _DEFAULT_REWRITE_RULES=(*_exact_no_ops(), *kept))
+    return patches.RULES.applied(lambda own: (*_exact_no_ops(), *(rule for rule in own if rule not in dropped)))
 
 
 def _exact_no_ops() -> Iterator[Any]:
@@ -277,15 +275,15 @@ def _names_kept(reserved: Sequence[str]) -> AbstractContextManager[None]:
 
     The exporter's own pass takes names that other tensors have, and fails.
     """
-    from onnx_ir.passes import common
 
-    before = common.NameFixPass.call
+    def renaming(before: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: Any, model: Any) -> Any:
+            _rename_clashing(model.graph, reserved)
+            return before(self, model)
 
-    def call(self: Any, model: Any) -> Any:
-        _rename_clashing(model.graph, reserved)
-        return before(self, model)
+        return call
 
-    return replaced(common.NameFixPass, call=call)
+    return patches.NAMES.applied(renaming)
 
 
 def _rename_clashing(graph: Any, reserved: Sequence[str]) -> None:

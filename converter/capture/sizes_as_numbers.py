@@ -10,22 +10,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
+from converter.compat.patches import NUMBERS
 
 OURS = str(Path(__file__).parents[1])
-CONVERSIONS = (
-    (torch.SymInt, "__int__"),
-    (torch.SymInt, "__index__"),
-    (torch.SymBool, "__bool__"),
-    (torch.SymFloat, "__int__"),
-)
 
 
 @contextlib.contextmanager
 def noting_numbers() -> Iterator[list[str]]:
     """Give a list that every line outside torch joins which turns a size of torch.export into a number or a branch."""
     lines: list[str] = []
-    originals = [(kind, name, getattr(kind, name)) for kind, name in CONVERSIONS]
 
     def noting(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
         @functools.wraps(original)
@@ -37,10 +30,7 @@ def noting_numbers() -> Iterator[list[str]]:
 
         return convert
 
-    for kind, name, original in originals:
-        setattr(kind, name, noting(original))
-    try:
+    with contextlib.ExitStack() as applied:
+        for patch in NUMBERS:
+            applied.enter_context(patch.applied(noting))
         yield lines
-    finally:
-        for kind, name, original in originals:
-            setattr(kind, name, original)

@@ -17,16 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch._export.serde import serialize
 from torch.export import ExportedProgram
 from torch.export.pt2_archive._package import load_pt2
-from torch.utils._pytree import treespec_loads
 
 from converter.checkpoint.file_format import archive_names, torch_records
 from converter.checkpoint.pickle_allowlist import installed_module
 from converter.checkpoint.symbolic_expressions import is_size_expression
 from converter.checkpoint.trust import NotFoundError
-from converter.compat.replaced import replaced
+from converter.compat.patches import STRUCTURES
 from converter.errors import CheckpointError, Note
 
 TRUST_KEYWORD = "pt2"  # --trust pt2
@@ -171,10 +169,10 @@ def _plain_structures(program: Any) -> AbstractContextManager[None]:
     """Give PyTorch's loader the structures of inputs and outputs without classes, so that it imports none."""
     namedtuples = _namedtuples(program)
 
-    def loads(text: str) -> Any:
-        return treespec_loads(json.dumps(_plain_structure(text, namedtuples)))
+    def reading(loads: Callable[[str], Any]) -> Callable[[str], Any]:
+        return lambda text: loads(json.dumps(_plain_structure(text, namedtuples)))
 
-    return replaced(serialize, treespec_loads=loads)
+    return STRUCTURES.applied(reading)
 
 
 def _namedtuples(program: Any) -> dict[str, list[str]]:

@@ -6,39 +6,20 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, _meta_registrations
-from torch.nn.modules import rnn, transformer
-from torch.nn.utils import rnn as packing
+from torch import Tensor
 
-from converter.compat.replaced import replaced
+from converter.compat import patches
 from converter.errors import CaptureError
 
 aten = torch.ops.aten
 RECURRENT = {
     "lstm": aten.lstm.input, "gru": aten.gru.input, "rnn_tanh": aten.rnn_tanh.input, "rnn_relu": aten.rnn_relu.input,
 }  # fmt: skip
-
-
-@contextlib.contextmanager
-def exporting() -> Iterator[None]:
-    """Keep recurrent layers whole, masks unread and sizes after pools dynamic; refuse packed sequences.
-
-    Nothing is printed.
-    """
-    with (
-        quiet(),
-        replaced(rnn, _VF=_WholeRecurrentOps()),
-        replaced(packing, _VF=_NoPacking()),
-        _masks_unread(),
-        _pools_of_free_sizes(),
-    ):
-        yield
 
 
 class _WholeRecurrentOps:
@@ -58,15 +39,12 @@ class _WholeRecurrentOps:
         return whole
 
 
-@contextlib.contextmanager
-def _pools_of_free_sizes() -> Iterator[None]:
+def _pool_size(before: Any) -> Any:
     """Compute the size of a pool that rounds up without asking what is certain, which would restrict a dynamic size.
 
     At most `padding + stride - 1` elements remain after the last whole window, so no window that reaches further can
     begin past the image (https://docs.pytorch.org/docs/stable/generated/torch.nn.MaxPool2d.html, ceil_mode).
-    PyTorch's C++ reads the length of a sequence as a number: the sequence becomes an image of one row.
     """
-    before, of_sequence = _meta_registrations.pooling_output_shape_pad_lr, torch.max_pool1d
 
     def size(size: Any, kernel: int, front: int, behind: int, stride: int, dilation: int, ceil_mode: bool) -> Any:
         reach = dilation * (kernel - 1) + 1
@@ -74,18 +52,23 @@ def _pools_of_free_sizes() -> Iterator[None]:
             return (size + front + behind - reach + stride - 1) // stride + 1
         return before(size, kernel, front, behind, stride, dilation, ceil_mode)
 
+    return size
+
+
+def _pool_of_sequence(before: Any) -> Any:
+    """Pool a sequence of dynamic length, which PyTorch's C++ reads as a number, as an image of one row."""
+
     def max_pool1d(
         input: Tensor, kernel_size: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
     ) -> Tensor:
         length: Any = input.shape[-1]
         if not isinstance(length, torch.SymInt):
-            return of_sequence(input, kernel_size, stride, padding, dilation, ceil_mode)
+            return before(input, kernel_size, stride, padding, dilation, ceil_mode)
         kernel, by, pad, apart = map(_number, (kernel_size, stride or kernel_size, padding, dilation))
         row = input.unsqueeze(-2)
         return F.max_pool2d(row, (1, kernel), (1, by), (0, pad), (1, apart), ceil_mode).squeeze(-2)
 
-    with replaced(_meta_registrations, pooling_output_shape_pad_lr=size), replaced(torch, max_pool1d=max_pool1d):
-        yield
+    return max_pool1d
 
 
 def _number(value: Any) -> int:
@@ -106,12 +89,28 @@ class _NoPacking:
         return getattr(torch._VF, name)
 
 
-def _masks_unread() -> AbstractContextManager[None]:
-    """Keep transformers from testing whether a mask is the causal one, which would depend on its values.
+def _unread(mask: Any, is_causal: bool | None = None, size: Any = None) -> bool:
+    """Leave the mask's values unread: it is applied in any case."""
+    return bool(is_causal)
 
-    The mask is applied in any case.
-    """
-    return replaced(transformer, _detect_is_causal_mask=lambda mask, is_causal=None, size=None: bool(is_causal))
+
+REPLACEMENTS: tuple[tuple[patches.Patch, Callable[[Any], Any]], ...] = (
+    (patches.RECURRENT_LAYERS, lambda _: _WholeRecurrentOps()),
+    (patches.PACKED_SEQUENCES, lambda _: _NoPacking()),
+    (patches.CAUSAL_MASKS, lambda _: _unread),
+    (patches.POOL_SIZES, _pool_size),
+    (patches.SEQUENCE_POOLS, _pool_of_sequence),
+)
+
+
+@contextlib.contextmanager
+def exporting() -> Iterator[None]:
+    """Patch PyTorch as `REPLACEMENTS` has it, and silence it."""
+    with contextlib.ExitStack() as applied:
+        applied.enter_context(quiet())
+        for patch, make in REPLACEMENTS:
+            applied.enter_context(patch.applied(make))
+        yield
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import psutil
 
 from converter.artifacts.paths import SUFFIXES
-from converter.console.shipped import shipped
+from converter.compat.tested_versions import is_newer, release, tested_versions
 from converter.report.failures import Report
 
 State = Literal["tested", "not tested", "newer than tested", "not allowed", "missing", "found"]
@@ -124,29 +124,23 @@ def diagnose(wanted: Sequence[str], progress: Callable[[str], AbstractContextMan
 
 def packages() -> tuple[Package, ...]:
     """Return Python and the packages that pt-convert requires, with the versions found, allowed and tested."""
-    records = json.loads(shipped("docs/versions.json").read_text())
-    tested: dict[str, set[str]] = {}
-    for record in records:
-        for name, one in {"python": record["python"], **record["versions"]}.items():
-            tested.setdefault(name, set()).add(one)
+    tested = tested_versions()
     allowed = {"python": distribution("pt-convert").metadata["Requires-Python"] or ""} | dict(requirements(""))
     found = {"python": platform.python_version()} | {name: found_version(name) for name in allowed if name != "python"}
     return tuple(_package(name, found[name], allowed[name], tested.get(name, ())) for name in allowed)
 
 
-def _package(name: str, found: str | None, allowed: str, tested: Sequence[str] | set[str]) -> Package:
-    ordered = tuple(sorted(tested, key=release))
+def _package(name: str, found: str | None, allowed: str, tested: tuple[str, ...]) -> Package:
     state: State = "found"
     if found is None:
         state = "missing"
     elif not satisfies(found, allowed):
         state = "not allowed"
-    elif ordered:
-        own = {release(found)[: len(release(one))] for one in ordered}  # Python is tested as 3.12
-        last = release(ordered[-1])
-        newer = release(found)[: len(last)] > last
-        state = "tested" if own & set(map(release, ordered)) else "newer than tested" if newer else "not tested"
-    return Package(name, found, allowed, ordered, state)
+    elif tested:
+        own = {release(found)[: len(release(one))] for one in tested}  # Python is tested as 3.12
+        same = own & set(map(release, tested))
+        state = "tested" if same else "newer than tested" if is_newer(found, tested) else "not tested"
+    return Package(name, found, allowed, tested, state)
 
 
 def requirements(extra: str) -> list[tuple[str, str]]:
@@ -172,12 +166,6 @@ def found_version(name: str) -> str | None:
 def providers() -> Mapping[str, list[str]]:
     """Return the installed distributions by the modules that they bring; to look through all takes a second."""
     return packages_distributions()
-
-
-def release(text: str) -> tuple[int, ...]:
-    """Return the numbers of a version: (2, 13, 0) of 2.13.0+cpu."""
-    match = re.match(r"\d+(\.\d+)*", text)
-    return tuple(map(int, match[0].split("."))) if match else ()
 
 
 def satisfies(found: str, allowed: str) -> bool:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from converter.console.shipped import shipped
+from converter.compat.shipped import shipped
 from converter.errors import OutputError
 from converter.report.failures import Report
 

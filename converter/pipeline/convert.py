@@ -17,6 +17,7 @@ from converter.artifacts.placement import Placement, full_disk, is_disk_full
 from converter.artifacts.runner import Runner
 from converter.artifacts.runtime.formats import Format
 from converter.capture.input_domains import input_specs
+from converter.compat.patches import lost_patches
 from converter.errors import ConversionError, Note, UsageError, wrap_unexpected
 from converter.lowering.training_notes import training_notes
 from converter.lowering.user_lowerings import load_mappings
@@ -254,6 +255,7 @@ class ArtifactJob:
         built = build(self.source, self.format, self.options.artifact, self.clock)
         self.changes = built.changes
         samples = calibration_samples(built, self.options) if self._quantizes else {}
+        self.notes += lost_patches("onnxscript") if self.format == "onnx" else []
         with self.clock(f"write {self.format}"):
             built.write(self.placement.temporary)
         proofs: tuple[Proof, ...] = ()

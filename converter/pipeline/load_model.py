@@ -31,6 +31,8 @@ from converter.capture.ultralytics_models import set_exported_outputs
 from converter.checkpoint.import_isolation import OUR_NAMES, UserCode
 from converter.checkpoint.load import Checkpoint, load
 from converter.checkpoint.state_dict import as_float32, unwrap
+from converter.compat.patches import lost_patches
+from converter.compat.tested_versions import newer_versions
 from converter.errors import CaptureError, ConversionError, Note, UsageError
 from converter.ir.program import Program
 from converter.ir.sizes import per_example, symbolic_shape
@@ -126,7 +128,7 @@ def load_model(
         source.program.debug = True
         source.program.verify("Capture")
     source.mappings = mappings or Registry()
-    source.notes += mapping_notes(source.mappings, source.program)
+    source.notes += [*mapping_notes(source.mappings, source.program), *newer_versions(), *lost_patches("torch")]
     return source
 
 

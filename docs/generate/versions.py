@@ -4,12 +4,17 @@ python docs/generate/versions.py
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from converter.compat.patches import PATCHES  # noqa: E402
+
 PAGE = ROOT / "docs/VERSIONS.md"
 RESULTS = ROOT / "docs/versions.json"
 HEAD = """# Tested versions
@@ -21,9 +26,16 @@ environment: the commands, the API, all formats, and what works without TensorFl
 `sdist` the quick tests of an unpacked sdist.
 """
 
+PATCHED = """
+## What is patched
+
+While it works, pt-convert gives some names of these packages other values. Where a newer version has no such name, the
+report says what is lost, with code PTC2513.
+"""
+
 
 def document() -> str:
-    """Return the page: one table of what ran, one of the versions that were installed."""
+    """Return the page: one table of what ran, one of the versions that were installed, one of patches."""
     records = sorted(json.loads(RESULTS.read_text()), key=lambda record: (record["set"], record["python"]))
     ran = [[_named(r), r["date"], r["commit"], _tests(r.get("tests")), _job(r.get("main_job"))] for r in records]
     names = list(dict.fromkeys(name for record in records for name in record["versions"]))
@@ -34,6 +46,12 @@ def document() -> str:
             tabulate(ran, ["environment", "date", "commit", "quick tests", "main job"], "github"),
             "",
             tabulate(installed, ["environment", *names], "github", disable_numparse=True),
+            PATCHED,
+            tabulate(
+                [[f"{patch.package} {patch.versions}", f"`{patch}`", patch.effect, patch.lost] for patch in PATCHES],
+                ["tested with", "replaces", "effect", "lost without it"],
+                "github",
+            ),
             "",
         ]
     )

@@ -9,7 +9,8 @@ from click.testing import CliRunner, Result
 from fresh_process import run_commands
 
 import cli
-from converter.console import doctor, sample, shipped
+from converter.compat import shipped
+from converter.console import doctor, sample
 from converter.console.doctor import FormatTrial
 from converter.errors import ConversionError
 

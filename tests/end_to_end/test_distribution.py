@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from converter.compat.shipped import INSTALLED
 from converter.console.sample import FILES as FILES_OF_SAMPLE
 from converter.console.sample import PACKAGE
-from converter.console.shipped import INSTALLED
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = (".ci", "benchmarks", "converter", "docs", "mappings", "sample_models", "tests")

@@ -1,0 +1,200 @@
+"""Each patch finds what it replaces in the versions that are installed, and prevents what is lost without it."""
+
+import sys
+from collections import namedtuple
+from contextlib import nullcontext
+from dataclasses import replace
+from importlib.metadata import version
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils._pytree import _register_namedtuple
+
+from converter.artifacts.onnx_writer import export
+from converter.capture.sizes_as_numbers import noting_numbers
+from converter.checkpoint.exported_program import load_exported
+from converter.compat import export_patches, patches
+from converter.compat.llvm_conflict import TritonGuard
+from converter.compat.patches import PATCHES, Patch, lost_patches
+from converter.errors import CaptureError, CheckpointError
+from converter.options import LoadOptions
+from converter.pipeline.clock import Clock
+from converter.pipeline.load_model import load_model
+
+aten = torch.ops.aten
+Pair = namedtuple("Pair", "first second")
+_register_namedtuple(Pair, serialized_type_name="test_patches.Pair")
+
+
+class Packed(nn.GRU):
+    def forward(self, x):
+        return super().forward(pack_padded_sequence(x, torch.tensor([3, 2]), batch_first=True))[1]
+
+
+class Masked(nn.Module):
+    """A transformer asks whether the mask, an input, is causal."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 1, 8, batch_first=True), 1)
+
+    def forward(self, x, mask):
+        return self.encoder(x, mask[0])
+
+
+class Branching(nn.Module):
+    def forward(self, x):
+        return x * 2 if int(x.shape[0]) > 1 else x * 3
+
+
+class Folding(nn.Module):
+    """A batch norm behind a convolution, almost a product with 1, a weight that is transposed."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.weight = nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2), nn.Parameter(torch.randn(5, 2))
+
+    def forward(self, x):
+        return (self.norm(self.conv(x)) * (1 + 9e-6)).mean((2, 3)) @ self.weight.T
+
+
+class Clashing(nn.Module):
+    """A parameter is named as the output, another as the first would be renamed."""
+
+    def __init__(self):
+        super().__init__()
+        self.output, self.output_1 = nn.Parameter(torch.randn(4)), nn.Parameter(torch.randn(4))
+
+    def forward(self, x):
+        return x * self.output_1 + self.output
+
+
+class Paired(nn.Module):
+    def forward(self, x):
+        return Pair(x + 1, x * 2)
+
+
+def captured(module, *shapes):
+    return load_model(module.eval(), LoadOptions.of(input_shapes=shapes), clock=Clock(None)).program
+
+
+def in_onnx(module, *shape):
+    return export(module.eval(), [torch.randn(shape)], ["x"], ["output"], None)
+
+
+def recurrent_layers_stay(_):
+    assert captured(nn.GRU(4, 5, batch_first=True), "1,T,4").graph.find_nodes(op="call_function", target=aten.gru.input)
+
+
+def packed_sequences_are_refused_by_name(_):
+    with pytest.raises(CaptureError) as refused:
+        captured(Packed(4, 5, batch_first=True), "2,3,4")
+    assert refused.value.code == "PTC2036"
+
+
+def a_mask_is_an_input(_):
+    captured(Masked(), "2,3,4", "1,3,3")
+
+
+def pools_take_every_size(_):
+    size = torch.export.Dim("width", min=4)
+    with export_patches.exporting():
+        pool, image = nn.MaxPool2d(3, 2, ceil_mode=True), torch.randn(1, 1, 9, 9)
+        torch.export.export(pool, (image,), dynamic_shapes=({3: size},))
+
+
+def sequences_have_every_length(_):
+    captured(nn.MaxPool1d(2), "1,3,T")
+
+
+def structures_name_no_class(folder):
+    exported = torch.export.export(Paired(), (torch.randn(3),))
+    torch.export.save(exported, folder / "pair.pt2")
+    program, _ = load_exported(folder / "pair.pt2", trusted=False)
+    assert program.call_spec.out_spec.type is dict
+
+
+def lines_are_noted(_):
+    with noting_numbers() as lines, export_patches.quiet():
+        size = torch.export.Dim("batch", min=1)
+        with pytest.raises(Exception, match="batch"):
+            torch.export.export(Branching(), (torch.randn(2, 3),), dynamic_shapes=({0: size},))
+    assert any("int(x.shape[0])" in line for line in lines)
+
+
+def every_conversion_is_noted(_):
+    """Each name, by itself: PyTorch calls one or another."""
+    before = [patch.find()[1] for patch in patches.NUMBERS]
+    with noting_numbers():
+        within = [patch.find()[1] for patch in patches.NUMBERS]
+    assert all(one is not other for one, other in zip(before, within, strict=True))
+    assert [patch.find()[1] for patch in patches.NUMBERS] == before
+
+
+def folded_weights_are_traced(_):
+    assert in_onnx(Folding(), 1, 2, 3, 3).folded.folded
+
+
+def only_exact_no_ops_are_dropped(_):
+    operators = [node.op_type for node in in_onnx(Folding(), 1, 2, 3, 3)._program.model.graph]
+    assert {"BatchNormalization", "Mul"} <= set(operators)
+
+
+def a_parameter_may_have_an_outputs_name(_):
+    in_onnx(Clashing(), 1, 4)
+
+
+def triton_is_guarded(_):
+    assert any(isinstance(finder, TritonGuard) for finder in sys.meta_path)
+
+
+EFFECTS = {
+    patches.RECURRENT_LAYERS: recurrent_layers_stay,
+    patches.PACKED_SEQUENCES: packed_sequences_are_refused_by_name,
+    patches.CAUSAL_MASKS: a_mask_is_an_input,
+    patches.POOL_SIZES: pools_take_every_size,
+    patches.SEQUENCE_POOLS: sequences_have_every_length,
+    patches.STRUCTURES: structures_name_no_class,
+    **dict.fromkeys(patches.NUMBERS, every_conversion_is_noted),
+    patches.NUMBERS[0]: lines_are_noted,
+    patches.OPTIMIZER: folded_weights_are_traced,
+    patches.RULES: only_exact_no_ops_are_dropped,
+    patches.NAMES: a_parameter_may_have_an_outputs_name,
+    patches.TRITON: triton_is_guarded,
+}
+
+
+@pytest.mark.parametrize("patch", [pytest.param(p, marks=pytest.mark.family(str(p)), id=str(p)) for p in PATCHES])
+def test_a_patch_has_its_effect_and_without_it_that_is_lost(patch, monkeypatch, tmp_path):
+    found = patch.find()
+    assert found is not None, patch.lost
+    EFFECTS[patch](tmp_path)
+    assert patch.find()[1] is found[1]
+    if patch is patches.TRITON:  # no context: tests/end_to_end/test_triton.py shows a process without it
+        return
+    applied = Patch.applied
+    monkeypatch.setattr(Patch, "applied", lambda self, make: nullcontext() if self is patch else applied(self, make))
+    with pytest.raises((Exception, pytest.fail.Exception)):
+        EFFECTS[patch](tmp_path)
+
+
+def test_a_patch_of_what_a_library_lacks_is_a_note_that_says_what_is_lost(monkeypatch):
+    assert not lost_patches("torch")
+    assert not lost_patches("onnxscript")
+    gone = replace(patches.RECURRENT_LAYERS, name="gone")
+    monkeypatch.setattr(patches, "PATCHES", (gone,))
+    monkeypatch.setattr(export_patches, "REPLACEMENTS", ((gone, lambda _: None),))
+    source = load_model(nn.Linear(4, 5).eval(), LoadOptions.of(input_shapes=["1,4"]), clock=Clock(None))
+    (note,) = [note for note in source.notes if note.code == "PTC2513"]
+    assert f"torch {version('torch')} has no torch.nn.modules.rnn.gone" in note.text
+    assert note.text.endswith(gone.lost)
+
+
+def test_nothing_is_read_where_a_required_name_is_gone(monkeypatch, tmp_path):
+    torch.export.save(torch.export.export(Paired(), (torch.randn(3),)), tmp_path / "pair.pt2")
+    gone = replace(patches.STRUCTURES, name="gone")
+    monkeypatch.setattr("converter.checkpoint.exported_program.STRUCTURES", gone)
+    with pytest.raises(CheckpointError, match=r"has no torch\._export\.serde\.serialize\.gone"):
+        load_exported(tmp_path / "pair.pt2", trusted=False)
