@@ -8,12 +8,12 @@ convolution (kernel flipped) of an input with zeros between its elements.
 
 import torch
 
+from converter.plan.dynamic_reshape import along, counted
 from converter.plan.layout import channels_last_result
 from converter.plan.lazy_keras import layers, ops
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, Unsupported
 from mappings.conv import each, padded_convolution, without_batch
-from mappings.dynamic_resize import along, counted
 from mappings.padding import cropped
 
 aten = torch.ops.aten

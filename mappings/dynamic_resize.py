@@ -6,17 +6,21 @@ aten/src/ATen/native/UpSample.h (positions, cubic coefficients), native/cpu/UpSa
 native/AdaptivePooling.h (windows). Positions are computed in float64, those of "nearest" in float32 as in PyTorch.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import reduce
+from math import gcd
 from typing import Any
 
 import numpy as np
 import sympy
 import torch
+from torch.utils._sympy.functions import FloorDiv
 
 from converter.ir.sizes import Size, per_example, product, quotient
 from converter.plan.builder import PlanBuilder
+from converter.plan.dynamic_reshape import along, counted
 from converter.plan.layout import Layout, Run
 from converter.plan.lazy_keras import ops
 from converter.plan.steps import Constant, Movement, Unsupported, Value
@@ -175,27 +179,13 @@ def part(plan: PlanBuilder, x: Value | Constant, dim: int, start: Size, length: 
     x = as_value(plan, x)
     x, axis = plan.isolate_axis(x, dim, "a slice")
     layout, _ = x.layout.resize_dim(dim, length)
-    lines = [*zeros_of(plan, x, dim, length), *zeros_of(plan, x, dim, start)]
+    lines, positions = computed_positions(plan, x, dim, start, length)
 
-    def run(array: Any, *zeros: Any) -> Any:
-        left = list(zeros)
-        places, _ = counted(ops.zeros(length, "float64") if isinstance(length, int) else left.pop(0))
-        first = start if isinstance(start, int) else counted(left.pop(0))[1]
-        return ops.take(array, ops.cast(places + first, "int32"), axis)
+    def run(array: Any, *arrays: Any) -> Any:
+        return ops.take(array, ops.cast(positions(arrays), "int32"), axis)
 
     plan.count_gather(x, "a slice of a dynamic size")
     return plan.call(run, x, *lines, layout=layout)
-
-
-def along(array: Any, axis: int) -> Any:
-    """Return one line of `array`, along `axis`."""
-    return array[(*(0,) * axis, slice(None), *(0,) * (len(array.shape) - axis - 1))]
-
-
-def counted(line: Any, dtype: str = "float64") -> tuple[Any, Any]:
-    """Return the positions 0, 1, ... along `line`, and their number."""
-    ones = ops.ones_like(line, dtype=dtype)
-    return ops.cumsum(ones) - 1, ops.sum(ones)
 
 
 def zeros_of(plan: PlanBuilder, x: Value, dim: int, out: Size) -> list[Value]:
@@ -207,7 +197,7 @@ def zeros_of(plan: PlanBuilder, x: Value, dim: int, out: Size) -> list[Value]:
         return [found]
     fraction = as_fraction(x.shape[dim], out)
     if fraction is None:
-        raise Unsupported(f"a size ({out}) that neither an earlier tensor nor a multiple of one has")
+        return [zeros(plan, out)]
     value, axis = plan.isolate_axis(x, dim, "its size")
     return [cut(plan, value, axis, out, fraction)]
 
@@ -220,6 +210,73 @@ def zeros_held(plan: PlanBuilder, out: Size) -> Value | None:
             if isinstance(times, int) and times:
                 return cut(plan, value, axis, out, Fraction(times))
     return None
+
+
+def zeros(plan: PlanBuilder, size: Size) -> Value:
+    """Return a line of `size` zeros, made of lines of the dynamic sizes in it.
+
+    Raises:
+        Unsupported: it is a product of dynamic sizes that no value has, or a difference.
+    """
+    found = zeros_held(plan, size)
+    if found is not None:
+        return found
+    terms = dict(sympy.expand(size).as_coefficients_dict())
+    number = int(terms.pop(sympy.S.One, 0))
+    times = reduce(gcd, map(int, terms.values()), number)
+    if times > 1:
+        return cut(plan, zeros(plan, sympy.expand(size / times)), 0, size, Fraction(times))
+    negative = [term for term, n in terms.items() if n < 0]
+    if negative:
+        division, *others = negative
+        if others or terms[division] != -1 or not isinstance(division, FloorDiv):
+            raise Unsupported(
+                f"a size ({plan.program.size_name(size)}) that is a difference, which no earlier tensor has"
+            )
+        of, by = division.args  # n - floor(a / b) = floor((b n + b - 1 - a) / b)
+        return cut(plan, zeros(plan, sympy.expand(by * (size + division) + by - 1 - of)), 0, size, Fraction(1, int(by)))
+    if len(terms) > 1 or number or 1 not in terms.values():
+        parts = [zeros(plan, term) for term, n in terms.items() for _ in range(int(n))]
+        return _extended(plan, parts, number, size)
+    if isinstance(size, FloorDiv) and isinstance(size.args[1], sympy.Integer):
+        return cut(plan, zeros(plan, size.args[0]), 0, size, Fraction(1, int(size.args[1])))
+    for value in held(plan):  # an input's size, of which only multiples are allowed
+        for axis, run in enumerate(value.layout.axes):
+            fraction = as_fraction(value.layout.extent(run), size)
+            if fraction is not None:
+                return cut(plan, value, axis, size, fraction)
+    raise Unsupported(f"a size ({plan.program.size_name(size)}) that cannot be computed from those of earlier tensors")
+
+
+def _extended(plan: PlanBuilder, parts: Sequence[Value], number: int, size: Size) -> Value:
+    """Return the lines in a row, and `number` zeros more, or fewer if that is negative."""
+
+    def join(*lines: Any) -> Any:
+        line = ops.concatenate(lines) if len(lines) > 1 else lines[0]
+        return ops.pad(line, ((0, number),)) if number > 0 else line[-number:]
+
+    return plan.call(join, *parts, layout=Layout(((0,),), ((0,),), {0: size}), dtype=torch.float32)
+
+
+def computed_positions(
+    plan: PlanBuilder, x: Value, dim: int, first: Size, length: Size
+) -> tuple[list[Value], Callable[..., Any]]:
+    """Return values to pass to a step, and a function that computes `length` positions from `first` on of their arrays.
+
+    Each value is a line that is as long as a dynamic size; `dim` of `x` is where to look for `length` first.
+    """
+    expression = sympy.sympify(first)
+    if any(not isinstance(function, FloorDiv) for function in expression.atoms(sympy.Function)):
+        raise Unsupported(f"a position ({plan.program.size_name(first)}) that is not computed from sizes by division")
+    symbols = sorted(expression.free_symbols, key=str)
+    value = sympy.lambdify(symbols, expression, [{"FloorDiv": lambda a, b: ops.floor(a / b)}])
+    line = zeros_of(plan, x, dim, length)
+
+    def positions(arrays: Sequence[Any]) -> Any:
+        places, _ = counted(arrays[0] if line else ops.zeros(length, "float64"))
+        return places + value(*(counted(array)[1] for array in arrays[len(line) :]))
+
+    return [*line, *(zeros(plan, symbol) for symbol in symbols)], positions
 
 
 def places(plan: PlanBuilder, x: Value | Constant, dim: int, size: Size) -> Value:
@@ -247,17 +304,14 @@ def opened(plan: PlanBuilder, x: Value) -> Value:
         mixed = len(run) > 1 and not all(isinstance(x.layout.size[a], int) for a in run)
         shared += [(axis, run)] if mixed else []
         axes += [(a,) for a in run] if mixed else [run]
+    if not shared:
+        return x
     lines: list[Value] = []
     for atom in (a for _, run in shared for a in run if not isinstance(x.layout.size[a], int)):
-        zeros = zeros_held(plan, x.layout.size[atom])
-        if zeros is None:
-            raise Unsupported(
-                f"a view to a size ({plan.program.size_name(x.layout.size[atom])}) that no earlier tensor has"
-            )
-        lines.append(zeros)
+        lines.append(zeros(plan, x.layout.size[atom]))
 
-    def take(array: Any, *zeros: Any) -> Any:
-        left = list(zeros)
+    def take(array: Any, *counts: Any) -> Any:
+        left = list(counts)
         found = []
         for axis, run in shared:
             position: Any = 0.0

@@ -7,11 +7,13 @@ import torch
 
 from converter.ir.sizes import Size
 from converter.ir.windows import overhang, same_padding
+from converter.plan import dynamic_reshape
 from converter.plan.builder import PlanBuilder
 from converter.plan.layout import channels_last_result
 from converter.plan.lazy_keras import layers, ops
 from converter.plan.registry import maps
 from converter.plan.steps import Unsupported, Value
+from mappings import dynamic_resize
 from mappings.indexing import picked
 
 aten = torch.ops.aten
@@ -60,17 +62,23 @@ def cropped(plan: PlanBuilder, x: Value, crops: Pads) -> Value:
 @maps(aten.constant_pad_nd.default)
 def constant_pad_nd(plan, x, pad, value=0):
     value = value if x.dtype.is_floating_point else int(value)
-    if x.dtype == torch.bool:  # TensorFlow cannot pad booleans
-        return padded(
-            plan, x, pad, lambda a, w: ops.cast(ops.pad(ops.cast(a, "int32"), w, constant_values=value), "bool")
-        )
-    return padded(plan, x, pad, lambda a, widths: ops.pad(a, widths, constant_values=value))
+
+    def with_value(a, widths):
+        return ops.pad(a, widths, constant_values=value)
+
+    def with_truth(a, widths):  # TensorFlow cannot pad booleans
+        return ops.cast(with_value(ops.cast(a, "int32"), widths), "bool")
+
+    by = with_truth if x.dtype == torch.bool else with_value
+    x, pad = padded_by_sizes(plan, x, pad, "constant", by)
+    return padded(plan, x, pad, by)
 
 
 @maps(aten.pad.default)
 def pad(plan, x, pad, mode="constant", value=None):
     if mode == "constant":
         return constant_pad_nd(plan, x, pad, value or 0)
+    x, pad = padded_by_sizes(plan, x, pad, mode)
     if mode == "reflect":
         return padded(plan, x, pad, lambda a, widths: ops.pad(a, widths, mode="reflect"))
     if mode == "replicate" and min(pad) >= 0 and max(pad) == 1:  # the outermost elements, mirrored
@@ -90,12 +98,48 @@ def replication_pad(plan, x, padding):
     return pad(plan, x, padding, "replicate")
 
 
+# The element of an axis of `n` that a mode has at a position before, within or after it.
+SOURCES = {
+    "constant": lambda position, n: ops.clip(position, -1, n) + 1,  # of the axis padded by one
+    "replicate": lambda position, n: ops.clip(position, 0, n - 1),
+    "reflect": lambda position, n: n - 1 - ops.abs(n - 1 - ops.abs(position)),
+}
+
+
+def padded_by_sizes(plan: PlanBuilder, x: Value, pad: Sequence[Size], mode: str, by_one=None):
+    """Pad the dimensions whose pads depend on dynamic sizes; return the result, and `pad` with zeros for them.
+
+    Args:
+        by_one: pads an array by the constant, given its axes' widths.
+    """
+    left = list(pad)
+    for i in range(0, len(pad), 2):
+        before, after = pad[i : i + 2]
+        if isinstance(before, int) and isinstance(after, int):
+            continue
+        if mode not in SOURCES:
+            raise Unsupported(f"padding ({mode}) that depends on the input's size")
+        left[i : i + 2] = 0, 0
+        dim = len(x.shape) - 1 - i // 2
+        x, axis = plan.isolate_axis(x, dim, "padding")
+        length = plan.shape()[dim]
+        layout, _ = x.layout.resize_dim(dim, length)
+        lines, positions = dynamic_resize.computed_positions(plan, x, dim, -before, length)
+
+        def run(array, *arrays, axis=axis, positions=positions):
+            _, size = dynamic_reshape.counted(dynamic_reshape.along(array, axis))
+            chosen = ops.cast(SOURCES[mode](positions(arrays), size), "int32")
+            if by_one is not None:
+                array = by_one(array, [(int(a == axis),) * 2 for a in range(len(array.shape))])
+            return ops.take(array, chosen, axis)
+
+        plan.count_gather(x, "a pad that depends on a size")
+        x = plan.call(run, x, *lines, layout=layout, dtype=x.dtype)
+    return x, left
+
+
 def padded(plan: PlanBuilder, x: Value, pad: Sequence[int], function) -> Value:
     """Apply `function` to the array and its axes' widths; `pad` is PyTorch's: last dimension first, before, after."""
-    if not all(isinstance(n, int) for n in pad):
-        raise Unsupported(
-            "padding that depends on the input's size; it is not needed if the size is a multiple, such as 32*H"
-        )
     widths = [(0, 0)] * (len(x.shape) - len(pad) // 2) + list(zip(pad[::2], pad[1::2], strict=True))[::-1]
     for d, (before, after) in enumerate(widths):
         if min(before, after) < 0:

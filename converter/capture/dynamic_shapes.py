@@ -173,15 +173,21 @@ def _guards(text: str, name: str, factor: int) -> list[Callable[[int], bool]]:
     for times, guard in re.findall(line, text, re.MULTILINE):
         expression = re.sub(SIZE_IN_GUARD, "size", guard.strip().rstrip("."))
         expression = expression.replace("IntInfinity()", str(2**62))
-        expression = re.sub(r"(?:math|torch)\.(trunc|sym_float)\b|\b(min|max)\b", _spelled, expression)
+        expression = re.sub(r"(?:math|torch)\.(trunc|ceil|floor|sym_float)\b|\b(min|max)\b", _spelled, expression)
         if is_size_expression(expression) and re.findall(r"[A-Za-z_]\w*", expression):
             found.append(_predicate(expression, int(times or 1) // factor or 1))
     return found
 
 
 # Functions of sizes, as guards and as sympy spell them.
-FUNCTIONS = {"trunc": "TruncToInt", "sym_float": "ToFloat", "min": "Min", "max": "Max"}
-COMPUTED = {"TruncToInt": math.trunc, "ToFloat": float, "Min": min, "Max": max}
+FUNCTIONS = {
+    "trunc": "TruncToInt", "ceil": "CeilToInt", "floor": "FloorToInt", "sym_float": "ToFloat", "min": "Min",
+    "max": "Max",
+}  # fmt: skip
+COMPUTED = {
+    "TruncToInt": math.trunc, "CeilToInt": math.ceil, "FloorToInt": math.floor, "ToFloat": float, "Min": min,
+    "Max": max,
+}  # fmt: skip
 
 
 def _spelled(found: re.Match[str]) -> str:

@@ -9,12 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn.modules.batchnorm import _NormBase
 
 from converter.capture.alias_analysis import ReadOldValues
-from converter.capture.control_flow import freeze_and_check
+from converter.capture.control_flow import computes, freeze_and_check
 from converter.capture.diagnostics import explain_export_error, first_line, module_of, needs_values, user_frame
 from converter.capture.dynamic_shapes import (
     ANY_BATCH,
@@ -44,6 +44,12 @@ from converter.ir.sizes import symbolic_shape
 from converter.options import CaptureOptions
 
 UNASKED = CaptureOptions()
+aten = torch.ops.aten
+PADS = {
+    aten.pad.default, aten.constant_pad_nd.default, aten.reflection_pad1d.default, aten.reflection_pad2d.default,
+    aten.reflection_pad3d.default, aten.replication_pad1d.default, aten.replication_pad2d.default,
+    aten.replication_pad3d.default,
+}  # fmt: skip
 
 
 def capture(
@@ -126,10 +132,8 @@ def _captured(module: nn.Module, inputs: Sequence[Tensor], free: Free, batch: An
     ranges = any_ranges(free)
     asserted = False
     while True:
-        named = zip(inputs, dims(free, ranges), strict=True)
-        shapes = tuple(({0: batch} if batch is not None and x.ndim else {}) | sizes or None for x, sizes in named)
         try:
-            program = _exported(module, inputs, shapes, how, asserted)
+            program = _exported(module, inputs, _dynamic_shapes(inputs, free, ranges, batch), how, asserted)
         except CaptureError:
             raise
         except Exception as error:
@@ -140,20 +144,92 @@ def _captured(module: nn.Module, inputs: Sequence[Tensor], free: Free, batch: An
                         raise told from error
                     raise
                 asserted = True
+            elif general := _captured_off_multiples(module, inputs, free, ranges, left, batch, how):
+                return general
             ranges = left
             continue
         failure = left_failure = _failure_elsewhere(module, inputs, free, ranges)
         if failure is None:
-            name_sizes(program, free)
-            program.batch_is_named = ranges.get(BATCH) == ANY_BATCH
-            program.notes += [note for name, held in ranges.items() if (note := held.described(name))]
-            return program
+            return _described(program, free, ranges)
         while left_failure is not None:
             stricter = double_factors(ranges, examples)
             if stricter is None:
                 raise failure
             ranges = stricter
             left_failure = _failure_elsewhere(module, inputs, free, ranges)
+
+
+def _dynamic_shapes(inputs: Sequence[Tensor], free: Free, ranges: Mapping[str, Range], batch: Any) -> Any:
+    named = zip(inputs, dims(free, ranges), strict=True)
+    return tuple(({0: batch} if batch is not None and x.ndim else {}) | sizes or None for x, sizes in named)
+
+
+def _described(program: Program, free: Free, ranges: Mapping[str, Range]) -> Program:
+    """Name the program's sizes, and note what restricts them."""
+    name_sizes(program, free)
+    program.batch_is_named = ranges.get(BATCH) == ANY_BATCH
+    program.notes += [note for name, held in ranges.items() if (note := held.described(name))]
+    return program
+
+
+MOST_REMAINDERS = 64  # at each of which a model is run
+
+
+def _captured_off_multiples(
+    module: nn.Module, inputs: Sequence[Tensor], free: Free, ranges: Mapping[str, Range], left: Mapping[str, Range],
+    batch: Any, how: CaptureOptions,
+) -> Program | None:  # fmt: skip
+    """Return a program for all sizes of a model that pads to multiples where it must; None if it is not one.
+
+    At multiples such a model may skip the pad, and torch.export then leaves only multiples. A program captured at
+    another size has the pad; of no elements, it is right for multiples too. It is compared with the model at all
+    remainders, and at smaller sizes down to the first that the model does not take.
+
+    Args:
+        left: what torch.export leaves of `ranges` for `inputs`, whose sizes are multiples.
+    """
+    examples = example_sizes(free, inputs)
+    grown = {name: held.factor // ranges[name].factor for name, held in left.items()}
+    remainders = max(grown.values())
+    if remainders == 1 or remainders > MOST_REMAINDERS or any(held.most for held in left.values()):
+        return None
+    named = [name for name, times in grown.items() if times > 1]
+    start = {name: min(examples[name], max(2, -(-left[name].least // left[name].factor)) * left[name].factor)
+             for name in named}  # fmt: skip
+
+    def call(sizes: Mapping[str, int]) -> tuple[list[Tensor], Any]:
+        tensors = [resized(x, held, {**examples, **sizes}) for x, held in zip(inputs, free, strict=True)]
+        return tensors, run_forward(module, tensors)
+
+    steps = {name: ranges[name].factor for name in named}
+    least = {name: -(-ranges[name].least // step) * step for name, step in steps.items()}
+    lowest = dict(start)
+    calls: list[tuple[list[Tensor], Any]] = []
+    for above in range(remainders, -max(start.values()), -1):
+        sizes = {name: max(start[name] + above * step, least[name]) for name, step in steps.items()}
+        if calls and sizes == lowest:
+            break
+        try:
+            calls.append(call(sizes))
+        except CaptureError:
+            break
+        lowest = sizes
+    if len(calls) <= remainders:
+        return None
+    ranges = {name: replace(held, least=lowest.get(name, held.least)) for name, held in ranges.items()}
+    with contextlib.suppress(Exception):  # what torch.export says of multiples tells more
+        off = calls[remainders - 1][0]
+        program = _exported(module, off, _dynamic_shapes(off, free, ranges, batch), how, asserted=True)
+        calls += [call(start | {name: start[name] + step}) for name, step in steps.items()]
+        if _pads_by_sizes(program) and all(computes(program, tensors, expected) for tensors, expected in calls):
+            return _described(program, free, ranges)
+    return None
+
+
+def _pads_by_sizes(program: Program) -> bool:
+    """Return whether the program pads by a size that is computed."""
+    lists = [node.args[1] for node in program.graph.nodes if node.target in PADS]
+    return any(isinstance(n, fx.Node) for pads in lists if isinstance(pads, (list, tuple)) for n in pads)
 
 
 def _exported(

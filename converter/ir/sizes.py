@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache, reduce
+from math import gcd
 from typing import Any, TypeAlias
 
 import sympy
 import torch
 from torch import Tensor, fx
+from torch.utils._sympy.functions import (
+    CeilToInt,
+    CleanDiv,
+    FloorDiv,
+    FloorToInt,
+    IntTrueDiv,
+    Mod,
+    PythonMod,
+    TruncToInt,
+)
 
 Size: TypeAlias = Any  # int, or a sympy expression of dynamic sizes
 SYMBOLIC = torch.SymInt | torch.SymFloat | torch.SymBool  # numbers of a graph that conversion does not know
@@ -20,6 +32,7 @@ def product(sizes: Iterable[Size]) -> Size:
     return total
 
 
+@lru_cache(maxsize=65536, typed=True)
 def quotient(size: Size, divisor: Size) -> Size | None:
     """Return `size / divisor` if that is a whole number for all dynamic sizes, else None."""
     if isinstance(size, int) and isinstance(divisor, int):
@@ -27,8 +40,8 @@ def quotient(size: Size, divisor: Size) -> Size | None:
             return 1 if not size else None
         return size // divisor if size % divisor == 0 else None
     result = sympy.cancel(sympy.sympify(size) / divisor)
-    numerator, denominator = sympy.fraction(result)
-    return as_size(numerator) if denominator == 1 else None
+    _, denominator = sympy.fraction(sympy.together(result))
+    return as_size(result) if denominator == 1 else None
 
 
 NOMINAL = 32  # value of every dynamic size where there are several
@@ -50,13 +63,83 @@ def as_size(expression: Any) -> Size:
     return int(expression) if getattr(expression, "is_Integer", True) else expression
 
 
+ROUNDED = (Mod, PythonMod, CeilToInt, FloorToInt, TruncToInt)
+
+
+@lru_cache(maxsize=4096)
+def canonical(expression: sympy.Expr) -> sympy.Expr:
+    """Return a size as a sum of whole multiples of dynamic sizes and of floor divisions by numbers.
+
+    So `W + (4 - W % 4) % 4`, `W + -W % 4` and `4 * ceil(W / 4)` are all `4*((W + 3)//4)`, which 4 divides. A size
+    without remainders, ceilings, divisions of negatives or within divisions is returned as it is.
+    """
+    divided = [division.args[0] for division in expression.atoms(FloorDiv, CleanDiv)]
+    rounds = any(size.has(FloorDiv) or size.could_extract_minus_sign() for size in divided)
+    return sympy.expand(_without_remainders(expression)) if rounds or expression.has(*ROUNDED) else expression
+
+
+def _without_remainders(expression: sympy.Expr) -> sympy.Expr:
+    if not expression.args:
+        return expression
+    args = [_without_remainders(arg) for arg in expression.args]
+    divisor: Any = args[1] if len(args) == 2 else None
+    if isinstance(expression, (Mod, PythonMod, FloorDiv, CleanDiv)) and _divides(divisor):
+        floor = floor_division(args[0], int(divisor))
+        return floor if isinstance(expression, (FloorDiv, CleanDiv)) else args[0] - divisor * floor
+    if isinstance(expression, (FloorDiv, CleanDiv)) and (whole := quotient(args[0], divisor)) is not None:
+        return sympy.sympify(whole)
+    if isinstance(expression, (CeilToInt, FloorToInt, TruncToInt)) and isinstance(args[0], IntTrueDiv):
+        size, divisor = args[0].args
+        if _divides(divisor) and not (isinstance(expression, TruncToInt) and _may_be_negative(size)):
+            up = isinstance(expression, CeilToInt)
+            return -floor_division(-size, int(divisor)) if up else floor_division(size, int(divisor))
+    return expression.func(*args)
+
+
+def _divides(divisor: Any) -> bool:
+    return isinstance(divisor, sympy.Integer) and divisor > 0
+
+
+def _may_be_negative(size: sympy.Expr) -> bool:
+    return any(n < 0 for n in sympy.expand(size).as_coefficients_dict().values())
+
+
+def floor_division(size: sympy.Expr, divisor: int) -> sympy.Expr:
+    """Return floor(size / divisor), as the same expression however it was written.
+
+    Multiples of the divisor are taken out, ceilings become floors, and common factors are canceled.
+    """
+    terms = sympy.expand(size).as_coefficients_dict()
+    if not all(isinstance(n, sympy.Integer) for n in terms.values()):
+        return FloorDiv(size, divisor)
+    order = sorted((term for term in terms if term != 1), key=sympy.default_sort_key)
+    first = int(terms[order[0]]) % divisor if order else 0
+    if 2 * first > divisor or (2 * first == divisor and terms[order[0]] < 0):
+        return -floor_division(divisor - 1 - size, divisor)
+    whole = sum((int(n) // divisor * term for term, n in terms.items()), sympy.Integer(0))
+    rest = {term: int(n) % divisor for term, n in terms.items() if term != 1 and int(n) % divisor}
+    number = int(terms.get(sympy.S.One, 0)) % divisor
+    if not rest:
+        return whole
+    common = reduce(gcd, rest.values(), divisor)
+    if common > 1:
+        left = sum((n // common * term for term, n in rest.items()), sympy.Integer(number // common))
+        return whole + floor_division(left, divisor // common)
+    (term, times), *others = rest.items()
+    if not others and times == 1 and isinstance(term, FloorDiv):  # a quotient of a quotient
+        inner, by = term.args
+        if _divides(by):
+            return whole + floor_division(inner + number * by, int(by) * divisor)
+    return whole + FloorDiv(sum((n * term for term, n in rest.items()), sympy.Integer(number)), divisor)
+
+
 def symbolic_shape(tensor: Tensor) -> tuple[Size, ...]:
     """Return a fake tensor's shape, with dynamic sizes as sympy expressions."""
     return tuple(size_of(n) for n in tensor.shape)
 
 
 def size_of(n: Any) -> Size:
-    return as_size(sympy.sympify(n.node.expr)) if isinstance(n, torch.SymInt) else int(n)
+    return as_size(canonical(sympy.sympify(n.node.expr))) if isinstance(n, torch.SymInt) else int(n)
 
 
 def example_shape(shape: Any, numbers: Mapping[sympy.Symbol, int] | None = None) -> tuple[int, ...]:

@@ -274,7 +274,7 @@ class PlanBuilder:
         """Move from axes that share no dynamic sizes, as the move from the current axes cannot be made."""
         apart = self.open_axes(self, value)
         _, move = apart.layout.to(layout.axes)
-        if apart.layout.axes == value.layout.axes or not is_possible(move):
+        if not is_possible(move, interleaved=True):
             self.impossible.append(self.node)
             move = replace(move, order=move.order or (0,))  # so that the search tries another plan
         self.movements.append(

@@ -7,25 +7,28 @@ reshaped if all of them stay: the axes of known sizes are split and joined one b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
-from converter.ir.sizes import Size, product
+from converter.ir.sizes import Size, product, quotient
 from converter.plan.layout import Move
 from converter.plan.lazy_keras import layers, ops
 
 
-def is_possible(move: Move) -> bool:
-    """Return whether the reshapes that `move` needs are possible."""
+def is_possible(move: Move, interleaved: bool = False) -> bool:
+    """Return whether the reshapes that `move` needs are possible; interleaved, by taking elements too."""
+    pairs: list[tuple[Sequence[Size], Sequence[Size]]]
     if move.named is not None:
         unpacks = move.named[0] == "DepthToSpace"
-        return can_reshape(move.given, move.packed) if unpacks else can_reshape(move.packed, move.merge)
-    if move.order is None:
-        return can_reshape(move.given, move.merge)
-    return can_reshape(move.given, move.split) and can_reshape([move.split[i] for i in move.order], move.merge)
+        pairs = [(move.given, move.packed) if unpacks else (move.packed, move.merge)]
+    elif move.order is None:
+        pairs = [(move.given, move.merge)]
+    else:
+        pairs = [(move.given, move.split), ([move.split[i] for i in move.order], move.merge)]
+    return all(can_reshape(*pair) or (interleaved and _in_dynamic_groups(*pair) is not None) for pair in pairs)
 
 
 def can_reshape(have: Sequence[Size], want: Sequence[Size]) -> bool:
-    """Return whether `reshaped` can do it."""
+    """Return whether `reshaped` can do it without taking elements by their positions."""
     unknown = _unknown(want)
     return (
         unknown <= 1
@@ -54,7 +57,7 @@ def reshaped(array: Any, have: Sequence[Size], want: Sequence[Size]) -> Any:
         return ops.expand_dims(bare, ones) if ones else bare
     if _unknown(want) == 2 and tuple(have[:1]) == tuple(want[:1]):
         return layers.Reshape(runtime_shape(want[1:]), autocast=False)(array)
-    groups = _in_groups(have, want)
+    groups = _in_groups(have, want) or _in_dynamic_groups(have, want)
     if groups is None:
         raise ValueError(
             f"a reshape of {tuple(have)} to {tuple(want)} has several sizes that are unknown at conversion"
@@ -62,7 +65,7 @@ def reshaped(array: Any, have: Sequence[Size], want: Sequence[Size]) -> Any:
     axis = 0
     for before, after in groups:
         if before != after:
-            array = _split(_joined(array, axis, len(before)), axis, after)
+            array = _split(_joined(array, axis, before), axis, after)
         axis += len(after)
     return array
 
@@ -81,9 +84,12 @@ def _bare(shape: Sequence[Size]) -> list[Size]:
     return [n for n in shape if n != 1]
 
 
-def _in_groups(have: Sequence[Size], want: Sequence[Size]) -> list[tuple[tuple[int, ...], tuple[int, ...]]] | None:
+Groups: TypeAlias = list[tuple[tuple[Size, ...], tuple[Size, ...]]]
+
+
+def _in_groups(have: Sequence[Size], want: Sequence[Size]) -> Groups | None:
     """Return runs of neighboring axes and the axes that replace them if dynamic sizes stay the same, else None."""
-    groups: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+    groups: Groups = []
     before, after = list(have), list(want)
     while before or after:
         if before and after and before[0] == after[0]:
@@ -103,19 +109,69 @@ def _in_groups(have: Sequence[Size], want: Sequence[Size]) -> list[tuple[tuple[i
     return groups
 
 
-def _joined(array: Any, axis: int, count: int) -> Any:
-    """Join `count` axes from `axis` on into one."""
-    if not count:
+def _in_dynamic_groups(have: Sequence[Size], want: Sequence[Size]) -> Groups | None:
+    """Return runs of neighboring axes and the axes that replace them, at most one on each side dynamic, else None."""
+    groups: Groups = []
+    before, after = list(have), list(want)
+    while before or after:
+        left: list[Size] = []
+        right: list[Size] = []
+        while not (left or right) or product(left) != product(right):
+            if after and quotient(product(left), product(right)) is not None and (left or after[0] == 1):
+                right.append(after.pop(0))
+            elif before and quotient(product(right), product(left)) is not None:
+                left.append(before.pop(0))
+            else:
+                return None
+        if _unknown(left) > 1 or _unknown(right) > 1:
+            return None
+        groups.append((tuple(left), tuple(right)))
+    return groups
+
+
+def _joined(array: Any, axis: int, sizes: Sequence[Size]) -> Any:
+    """Join the axes of these sizes, from `axis` on, into one."""
+    if not sizes:
         return ops.expand_dims(array, axis)
-    for _ in range(count - 1):
-        array = ops.concatenate(ops.unstack(array, axis=axis), axis)
+    first = sizes[0]
+    for size in sizes[1:]:
+        if isinstance(first, int):
+            array = ops.concatenate(ops.unstack(array, axis=axis), axis)
+        else:
+            array = ops.concatenate(ops.unstack(array, axis=axis + 1), axis)
+            array = _turned(array, axis, size, joined=True)
+        first = first * size
     return array
 
 
-def _split(array: Any, axis: int, sizes: Sequence[int]) -> Any:
+def _split(array: Any, axis: int, sizes: Sequence[Size]) -> Any:
     """Split one axis into several of these sizes."""
     if not sizes:
         return ops.squeeze(array, axis)
     for i, size in enumerate(sizes[:-1]):
+        if not isinstance(size, int):
+            inner = product(sizes[i + 1 :])
+            array = ops.stack(ops.split(_turned(array, axis + i, inner, joined=False), inner, axis + i), axis + i + 1)
+            return _split(array, axis + i + 1, sizes[i + 1 :])
         array = ops.stack(ops.split(array, size, axis + i), axis + i)
     return array
+
+
+def _turned(array: Any, axis: int, count: int, joined: bool) -> Any:
+    """Transpose what an axis holds, a matrix of `count` rows after another, to one of `count` columns, or back."""
+    places, total = counted(along(array, axis))
+    length = total / count
+    inner, outer = (count, length) if joined else (length, count)
+    row = ops.floor(places / inner)
+    return ops.take(array, ops.cast((places - inner * row) * outer + row, "int32"), axis)
+
+
+def along(array: Any, axis: int) -> Any:
+    """Return one line of `array`, along `axis`."""
+    return array[(*(0,) * axis, slice(None), *(0,) * (len(array.shape) - axis - 1))]
+
+
+def counted(line: Any, dtype: str = "float64") -> tuple[Any, Any]:
+    """Return the positions 0, 1, ... along `line`, and their number."""
+    ones = ops.ones_like(line, dtype=dtype)
+    return ops.cumsum(ones) - 1, ops.sum(ones)

@@ -1,5 +1,6 @@
 """`--input-shape 1,3,H,W`: one program for all sizes that the network takes, those in between computed in the graph."""
 
+import math
 import re
 
 import pytest
@@ -230,9 +231,6 @@ REFUSED = {
     "parts of a size": (
         Call(lambda x: x.chunk(2, 2)[0]), IMAGE, CaptureError, ["Size H cannot be dynamic", "in place of H"],
     ),
-    "padding by what the size leaves": (
-        Call(padded, c=conv(3, 2)), IMAGE, UnsupportedOperatorsError, ["padding that depends on the input's size"],
-    ),
 }  # fmt: skip
 
 
@@ -242,6 +240,74 @@ def test_what_cannot_be_is_named_with_its_fix(module, shapes, error, said):
         planned(opened(module.eval(), *shapes).program)
     for words in said:
         assert words in str(refused.value)
+
+
+def to_multiple(x, n, mode="constant", **how):
+    """Pad both sides to the next multiple."""
+    height, width = x.shape[-2:]
+    rows, columns = -height % n, (n - width % n) % n
+    return F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2), mode, **how)
+
+
+def restored(self, x, mode):
+    """A restoration network: pad, a level down and up again, crop."""
+    height, width = x.shape[-2:]
+    x = F.pad(x, (0, math.ceil(width / 4) * 4 - width, 0, (height + 3) // 4 * 4 - height), mode)
+    return (x + self.up(self.down(x)))[..., :height, :width]
+
+
+def only_where_needed(self, x):
+    _, _, height, width = x.shape
+    right, below = (4 - width % 4) % 4, (4 - height % 4) % 4
+    if right > 0 or below:
+        x = F.pad(x, [0, right, 0, below])
+    return self.c(x)[:, :, :height, :width]
+
+
+def to_the_size_of_the_skip(self, x):
+    """The U-Net that pads what is upsampled to the map that it joins."""
+    y = self.up(F.max_pool2d(x, 2))
+    rows, columns = x.shape[2] - y.shape[2], x.shape[3] - y.shape[3]
+    return torch.cat([x, F.pad(y, [columns // 2, columns - columns // 2, rows // 2, rows - rows // 2])], 1)
+
+
+def attended_windows(self, x):
+    """Attention within windows of 4 by 4, as in Swin."""
+    height, width = x.shape[2:]
+    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, (4 - width % 4) % 4, 0, (4 - height % 4) % 4))
+    batch, rows, columns, channels = x.shape
+    x = x.view(batch, rows // 4, 4, columns // 4, 4, channels).permute(0, 1, 3, 2, 4, 5).reshape(-1, 16, channels)
+    query, key, value = self.l(x).chunk(3, -1)
+    x = (query @ key.transpose(1, 2)).softmax(-1) @ value
+    x = x.view(batch, rows // 4, columns // 4, 4, 4, channels).permute(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, rows, columns, channels)[:, :height, :width].permute(0, 3, 1, 2)
+
+
+UP, DOWN = nn.ConvTranspose2d(3, 3, 2, 2), nn.Conv2d(3, 3, 2, 2)
+PADDED = {
+    "one side": Call(lambda self, x: self.c(F.pad(x, (0, (4 - x.shape[3] % 4) % 4))), c=conv(3, 2)),
+    "a value": Call(lambda x: to_multiple(x, 4, value=-1.5)),
+    "reflected": Call(lambda x: to_multiple(x, 4, "reflect")),
+    "repeated": Call(lambda x: to_multiple(x, 5, "replicate")),
+    "restored": Call(lambda self, x: restored(self, x, "reflect"), up=UP, down=DOWN),
+    "a branch": Call(only_where_needed, c=conv(3, 2)),
+    "attention in windows": Call(attended_windows, l=nn.Linear(3, 9)),
+    "a skip": Call(to_the_size_of_the_skip, up=UP),
+}
+
+
+@pytest.mark.parametrize("case", PADDED)
+def test_pads_that_depend_on_sizes_are_in_the_graph(case):
+    source = opened(with_random_tensors(PADDED[case]), *IMAGE)
+    program = source.program
+    assert not [note for note in program.notes if "multiple" in note.text]
+    drawn = [(torch.randn(2, 3, *size),) for size in ((8, 12), (9, 11), (10, 13), (11, 6))]
+    wanted = [program.with_dtype(torch.float64).run(*in_float64(inputs)) for inputs in drawn]
+    for inputs, results in zip(drawn, wanted, strict=True):
+        with torch.no_grad():
+            assert_same([source.module(*inputs)], [results[0].float()], "the captured program", bound=1e-4)
+    for results, right in zip(run_in_float64(planned(program), *drawn), wanted, strict=True):
+        assert_same(results, right, case)
 
 
 def test_a_name_for_the_batch_is_the_batch():

@@ -61,6 +61,7 @@ CASES = {
     "nearest by a fraction": by_factor((1.5, 0.75), "nearest"),
     "nearest-exact by a fraction": by_factor((1.5, 0.75), "nearest-exact"),
     "nearest to a size": to_size((7, 13), "nearest"),
+    "nearest to a size that nothing has": Call(lambda x: F.interpolate(x, (x.shape[2] + 1, 2 * x.shape[3] // 3))),
     "nearest to another value's size": Pyramid("nearest"),
     "bilinear by 2": by_factor(2, "bilinear"),
     "bilinear by a fraction": by_factor((0.6, 2.5), "bilinear"),
@@ -122,8 +123,8 @@ def test_integer_factors_of_nearest_are_a_layer():
     assert not plan.movements
 
 
-def test_a_size_that_nothing_has_is_refused_by_name():
-    module = Call(lambda x: F.interpolate(x, size=(x.shape[2] + 1, x.shape[3]), mode="bilinear"))
+def test_a_product_of_sizes_that_nothing_has_is_refused_by_name():
+    module = Call(lambda x: F.interpolate(x, size=(x.shape[2] * x.shape[3], x.shape[3]), mode="bilinear"))
     with pytest.raises(UnsupportedOperatorsError, match="earlier tensor"):
         planned(exported(module))
 
