@@ -37,7 +37,10 @@ report says what is lost, with code PTC2513.
 def document() -> str:
     """Return the page: one table of what ran, one of the versions that were installed, one of patches."""
     records = sorted(json.loads(RESULTS.read_text()), key=lambda record: (record["set"], record["python"]))
-    ran = [[_named(r), r["date"], r["commit"], _tests(r.get("tests")), _job(r.get("main_job"))] for r in records]
+    ran = [
+        [_named(r), r["date"], r["commit"], _tests(r.get("tests"), r.get("reason")), _job(r.get("main_job"))]
+        for r in records
+    ]
     names = list(dict.fromkeys(name for record in records for name in record["versions"]))
     installed = [[_named(r), *(r["versions"].get(name, "") for name in names)] for r in records]
     return "\n".join(
@@ -61,13 +64,14 @@ def _named(record: dict[str, Any]) -> str:
     return f"Python {record['python']}, {record['set']}"
 
 
-def _tests(counts: dict[str, int] | None) -> str:
+def _tests(counts: dict[str, int] | None, reason: str | None) -> str:
     if counts is None:
         return ""
     bad = counts["failures"] + counts["errors"]
     passed = counts["tests"] - bad - counts["skipped"]
     parts = [f"{passed} passed", *([f"{bad} failed"] if bad else [])]
-    return ", ".join([*parts, *([f"{counts['skipped']} skipped"] if counts["skipped"] else [])])
+    told = ", ".join([*parts, *([f"{counts['skipped']} skipped"] if counts["skipped"] else [])])
+    return f"{told}: {reason}" if reason else told
 
 
 def _job(statuses: dict[str, str] | None) -> str:

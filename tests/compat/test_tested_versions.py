@@ -8,6 +8,7 @@ from converter.compat import tested_versions
 
 def newer(monkeypatch, **changed):
     known = tested_versions.tested_versions()
+    monkeypatch.setattr(tested_versions.platform, "python_version", lambda: f"{known['python'][-1]}.0")
     monkeypatch.setattr(tested_versions, "version", lambda name: changed.get(name) or known[name][-1])
     report = converter.inspect(nn.Linear(3, 2), input_shapes=["1,3"])
     return [note.text for note in report.notes if note.code == "PTC6512"]
