@@ -124,7 +124,7 @@ def check_without_tensorflow(folder: Path) -> None:
     refused = run(folder, COMMAND, *SAMPLE, *SHAPE, "--to", "keras", "-o", "again.keras", status=1)
     assert "pip install" in refused.stderr, refused.stderr
     found = json.loads(run(folder, COMMAND, "doctor", "--json", status=1).stdout)
-    assert [trial["format"] for trial in found["formats"] if trial["works"]] == ["onnx"], found
+    assert [trial["format"] for trial in found["formats"] if trial["works"]] == ["onnx", "torch"], found
 
 
 if __name__ == "__main__":
