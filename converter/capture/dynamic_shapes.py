@@ -57,9 +57,9 @@ class Range:
         if self.factor > 1:
             told.append(f"must be a multiple of {self.factor}")
         if self.least > max(self.factor * LEAST, LEAST):
-            told.append(f"is checked only from {self.least} up")
+            told.append(f"must be at least {self.least}")
         if self.most is not None:
-            told.append(f"may be at most {self.most}")
+            told.append(f"must be at most {self.most}")
         return Note(f"Size {name} {' and '.join(told)}.", code="PTC2502") if told else None
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from converter.capture.dynamic_shapes import Range
 from converter.capture.input_domains import size_ranges
 from converter.compat.replaced import replaced
 from converter.errors import ConversionError, wrap_unexpected
@@ -30,6 +31,7 @@ from converter.lowering.user_lowerings import blame
 from converter.memory import swept
 from converter.plan.builder import PlanBuilder
 from converter.plan.dynamic_reshape import reshaped
+from converter.plan.interface import TensorInterface
 from converter.plan.lazy_keras import LazyMember
 from converter.plan.precision import dtype_name, float32_is
 from converter.plan.registry import Registry
@@ -330,16 +332,28 @@ class PlanExecutor:
 
     def _run_within_limits(self, *inputs: Any) -> dict[str, Any]:
         """Call `run_named`, and refuse inputs whose dynamic sizes are outside their limits."""
-        limits = {} if self.lite else size_ranges(self.plan.program)
-        for interface, array in zip(self.plan.inputs, inputs, strict=True):
-            for dim, held in limits.get(interface.name, {}).items():
-                size = tf.shape(array)[interface.order.index(dim)]
-                inside = [size % held.factor == 0] if held.factor > 1 else []
-                inside += [size >= held.least] if held.least else []
-                inside += [size <= held.most] if held.most is not None else []
-                text = f"Dimension {interface.order.index(dim)} of input `{interface.name}` must be {held}"
-                tf.debugging.Assert(tf.reduce_all(inside), [text])
-        return self.run_named(*inputs)
+        limits = size_ranges(self.plan.program)
+        refusing = [
+            self._refusing(array, interface, limits[interface.name]) if interface.name in limits else array
+            for interface, array in zip(self.plan.inputs, inputs, strict=True)
+        ]
+        return self.run_named(*refusing)
+
+    def _refusing(self, array: Any, interface: TensorInterface, limits: Mapping[int, Range]) -> Any:
+        """Return the input behind an assertion; in LiteRT, which has none, behind a reshape that then fails."""
+        sizes = [tf.shape(array)[axis] if size is None else size for axis, size in enumerate(array.shape)]
+        for dim, held in limits.items():
+            axis = interface.order.index(dim)
+            size = sizes[axis]
+            inside = [size % held.factor == 0] if held.factor > 1 else []
+            inside += [size >= held.least] if held.least else []
+            inside += [size <= held.most] if held.most is not None else []
+            allowed = tf.reduce_all(inside)
+            if self.lite:
+                sizes[axis] = tf.where(allowed, size, size + 1)
+            else:
+                tf.debugging.Assert(allowed, [f"Dimension {axis} of input `{interface.name}` must be {held}"])
+        return tf.reshape(array, sizes) if self.lite else array
 
     # -- one step
 

@@ -5,6 +5,7 @@ import onnxruntime
 import pytest
 import tensorflow as tf
 import torch
+from ai_edge_litert.interpreter import Interpreter
 from torch import nn
 
 from converter import convert
@@ -27,10 +28,10 @@ def written(tmp_path_factory):
     module = History().eval()
     folder = tmp_path_factory.mktemp("limits")
     shapes = ["x=1,T,8", "image=1,1,H,W"]
-    report = convert(module, to=["tf", "keras", "onnx"], output=folder, input_shapes=shapes)
+    report = convert(module, to=["tf", "keras", "onnx", "tflite"], output=folder, input_shapes=shapes)
     assert report.status == "verified"
     assert {note.text for note in report.notes if note.code == "PTC2502"} == {
-        "Size T may be at most 99.", "Size H must be a multiple of 2.", "Size W must be a multiple of 2.",
+        "Size T must be at most 99.", "Size H must be a multiple of 2.", "Size W must be a multiple of 2.",
     }  # fmt: skip
     return module, {artifact.format: artifact.path for artifact in report.artifacts}, report
 
@@ -45,7 +46,14 @@ def onnx(path):
     return lambda x, image: session.run(None, {"x": x, "image": image})[0]
 
 
-READERS = {"tf": (saved_model, tf.errors.InvalidArgumentError), "onnx": (onnx, Exception)}
+def tflite(path):
+    runner = Interpreter(str(path)).get_signature_runner("serving_default")
+    return lambda x, image: next(iter(runner(x=x, image=image).values()))
+
+
+READERS = {
+    "tf": (saved_model, tf.errors.InvalidArgumentError), "onnx": (onnx, Exception), "tflite": (tflite, RuntimeError),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("format", READERS)
@@ -55,21 +63,22 @@ def test_sizes_outside_their_range_are_refused(written, format):
     run = read(paths[format])
 
     def given(steps, width):
-        rng = np.random.default_rng(0)
-        channels = rng.standard_normal((3, 1, 4, width)).astype(np.float32)
-        return rng.standard_normal((3, steps, 8)).astype(np.float32), channels
+        rng, batch = np.random.default_rng(0), 1 if format == "tflite" else 3
+        channels = rng.standard_normal((batch, 1, 4, width)).astype(np.float32)
+        return rng.standard_normal((batch, steps, 8)).astype(np.float32), channels
 
     def as_it_takes(image):
-        return image.transpose(0, 2, 3, 1) if format == "tf" and channels_last else image
+        return image.transpose(0, 2, 3, 1) if channels_last else image
 
-    channels_last = next(a for a in written[2].artifacts if a.format == "tf").inputs[1].layout == "channels_last"
+    channels_last = next(a for a in written[2].artifacts if a.format == format).inputs[1].layout == "channels_last"
     for steps, width in ((99, 8), (1, 2), (7, 6)):
         x, image = given(steps, width)
         expected = module(torch.from_numpy(x), torch.from_numpy(image)).detach().numpy()
         np.testing.assert_allclose(run(x, as_it_takes(image)), expected, atol=1e-5)
     for steps, width in ((101, 8), (200, 8), (12, 7)):
         x, image = given(steps, width)
-        with pytest.raises(refusal, match=r"at most 99|multiple of 2|divisible by block_size|[Rr]eshape"):
+        told = r"at most 99|multiple of 2|divisible by block_size|[Rr]eshape|RESHAPE"
+        with pytest.raises(refusal, match=told):
             run(x, as_it_takes(image))
 
 

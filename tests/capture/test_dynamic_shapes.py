@@ -129,16 +129,16 @@ def grid(self, x):
 
 IMAGE = ("1,3,H,W",)
 NETWORKS = {
-    "strides, gates, a global pool": (Strides(), IMAGE, ["Size H is checked only from 17 up", "from 17 up"]),
+    "strides, gates, a global pool": (Strides(), IMAGE, ["Size H must be at least 17", "at least 17"]),
     "multiples that the user says": (Strides(), ("1,3,32*H,32*W",), []),
-    "square only where asked": (Strides(), ("1,3,H,H",), ["Size H is checked only from 17 up"]),
-    "one free size": (Strides(), ("1,3,H,40",), ["Size H is checked only from 17 up"]),
+    "square only where asked": (Strides(), ("1,3,H,H",), ["Size H must be at least 17"]),
+    "one free size": (Strides(), ("1,3,H,40",), ["Size H must be at least 17"]),
     "upsampled by 2": (Pyramid(nn.Upsample(scale_factor=2)), IMAGE, ["multiple of 4", "multiple of 4"]),
     "upsampled by 2, bilinear": (Pyramid(nn.Upsample(scale_factor=2, mode="bilinear")), IMAGE, ["multiple of 4"]),
     "transposed convolution": (Pyramid(nn.ConvTranspose2d(5, 5, 2, 2)), IMAGE, ["multiple of 4", "multiple of 4"]),
     "multiples of half of what is needed": (Pyramid(nn.Upsample(scale_factor=2)), ("1,3,2*H,2*W",), ["multiple of 2"]),
     "patches, positions, attention": (Patches(), IMAGE, []),
-    "positions cut from a buffer": (Buffered(), ("1,T:int64",), ["Size T may be at most 24"]),
+    "positions cut from a buffer": (Buffered(), ("1,T:int64",), ["Size T must be at most 24"]),
     "tokens": (Text(), ("ids=1,T:int64", "mask=1,T:bool"), []),
     "windows": (Call(windows, l=nn.Linear(3, 3)), IMAGE, ["multiple of 4", "multiple of 4"]),
     "focus": (Call(focus, c=nn.Conv2d(12, 4, 3)), IMAGE, ["multiple of 2", "multiple of 2"]),
@@ -164,7 +164,7 @@ NETWORKS = {
     "transposed convolutions of one channel each": (nn.ConvTranspose2d(3, 3, 4, 2, 1, groups=3), IMAGE, []),
     "a dilated transposed convolution": (nn.ConvTranspose2d(3, 4, 3, 2, 1, 1, dilation=2), IMAGE, []),
     "the upper half, of which torch.export cannot prove that it is less than all": (
-        Call(lambda x: x[:, :, : x.shape[2] // 2]), IMAGE, ["Size H is checked only from 4 up"]),
+        Call(lambda x: x[:, :, : x.shape[2] // 2]), IMAGE, ["Size H must be at least 4"]),
     "a sequence of sounds": (nn.Sequential(nn.Conv1d(2, 4, 9, 4), nn.GELU(), nn.Conv1d(4, 3, 3, 2)), ("1,2,T",), []),
     "a recurrent layer": (Call(lambda self, x: self.g(x)[0], g=nn.GRU(4, 5, batch_first=True)), ("1,T,4",), []),
     "two sequences": (Call(lambda x, y: torch.cat([x, y], 1).cumsum(1)), ("1,S,4", "1,T,4"), []),
