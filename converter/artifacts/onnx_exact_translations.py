@@ -1,8 +1,8 @@
 """Translate operators to ONNX that the exporter writes inexactly: functions near zero, and integers.
 
 exp(x) - 1 and log(x + 1) lose all digits of a small x; so do ONNX Runtime's Elu, Celu and Selu. The exporter divides
-integers in float32, and ONNX Runtime 1.31 is wrong for some of 64 bits in Max, Min, Clip, Sign, Mod, ReduceSum and
-ReduceProd; its Add, Mul, Div, comparisons and Where are exact.
+integers in float32, and ONNX Runtime 1.31 is wrong for some of 64 bits in Max, Min, Clip, Sign, Mod, ReduceSum,
+ReduceProd, ReduceMax and ReduceMin; its Add, Mul, Div, comparisons, Where and TopK are exact.
 """
 
 from __future__ import annotations
@@ -41,6 +41,13 @@ def translations() -> dict[OpOverload, Callable]:
         aten.clamp_max.Tensor: _integers_or(_at_most, "aten_clamp_max_tensor"),
         aten.maximum.default: _integers_or(_at_least, "aten_maximum"),
         aten.minimum.default: _integers_or(_at_most, "aten_minimum"),
+        aten.relu.default: relu,
+        aten.amax.default: amax,
+        aten.amin.default: amin,
+        aten.max.default: greatest,
+        aten.min.default: least,
+        aten.max.dim: greatest_along,
+        aten.min.dim: least_along,
         aten.sign.default: _integers_or(_sign, "aten_sign"),
         aten.sgn.default: _integers_or(_sign, "aten_sign"),
         aten.sum.default: total,
@@ -144,6 +151,13 @@ def _at_most(x: Any, max: Any) -> Any:
     return op.Where(op.Greater(x, max), max, x)
 
 
+def relu(x: Any) -> Any:
+    """Write max(x, 0); ONNX Runtime 1.31 has no Relu of integers of 64 bits."""
+    from onnxscript import opset18 as op
+
+    return _at_least(x, 0) if _are_integers(x) else op.Relu(x)
+
+
 def _clamped(x: Any, min: Any = None, max: Any = None) -> Any:
     x = x if min is None else _at_least(x, min)
     return x if max is None else _at_most(x, max)
@@ -206,3 +220,49 @@ def product(x: Any, dim: int | None = None, keepdim: bool = False, dtype: int = 
         x, size = op.Mul(*parts), half + size % 2
         x = op.Concat(x, *rest, axis=axis) if rest else x
     return x if keepdim else op.Squeeze(x, [axis])
+
+
+def _extremes(x: Any, dims: Any, keepdim: bool, largest: bool) -> Any:
+    """Write the extremes of 64-bit integers along one dimension after another."""
+    from onnxscript import opset18 as op
+
+    along = [dims] if isinstance(dims, int) else list(dims or range(len(x.shape)))
+    for dim in along:
+        x, _ = op.TopK(x, [1], axis=dim, largest=largest)
+    return x if keepdim else op.Squeeze(x, along)
+
+
+def _is_long(x: Any) -> bool:
+    return x.dtype == INT64 and len(x.shape) > 0
+
+
+def amax(x: Any, dim: Any = (), keepdim: bool = False) -> Any:
+    return _extremes(x, dim, keepdim, True) if _is_long(x) else _core().aten_amax(x, dim, keepdim)
+
+
+def amin(x: Any, dim: Any = (), keepdim: bool = False) -> Any:
+    return _extremes(x, dim, keepdim, False) if _is_long(x) else _core().aten_amin(x, dim, keepdim)
+
+
+def greatest(x: Any) -> Any:
+    return _extremes(x, (), False, True) if _is_long(x) else _core().aten_max(x)
+
+
+def least(x: Any) -> Any:
+    return _extremes(x, (), False, False) if _is_long(x) else _core().aten_min(x)
+
+
+def greatest_along(x: Any, dim: int, keepdim: bool = False) -> tuple[Any, Any]:
+    from onnxscript import opset18 as op
+
+    if not _is_long(x):
+        return _core().aten_max_dim(x, dim, keepdim)
+    return _extremes(x, dim, keepdim, True), op.ArgMax(x, axis=dim, keepdims=keepdim)
+
+
+def least_along(x: Any, dim: int, keepdim: bool = False) -> tuple[Any, Any]:
+    from onnxscript import opset18 as op
+
+    if not _is_long(x):
+        return _core().aten_min_dim(x, dim, keepdim)
+    return _extremes(x, dim, keepdim, False), op.ArgMin(x, axis=dim, keepdims=keepdim)
