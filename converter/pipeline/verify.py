@@ -34,6 +34,7 @@ from converter.verification.divergence import by_module, disagrees, locate_diver
 from converter.verification.input_bindings import input_bindings
 from converter.verification.io_matching import Matching
 from converter.verification.io_names import shown
+from converter.verification.nonfinite import nonfinite_inputs
 from converter.verification.output_proofs import RESOLUTION, resolution_note, vacuous
 from converter.verification.prove import prove_weights
 from converter.verification.quantized import demands
@@ -100,6 +101,11 @@ def verify(
             match = matching.match()
         notes += [*reference.notes, *match.notes]
         proof = match.proof
+        if proof.holds and not match.explanations:
+            with clock("NaN"):
+                nonfinite = nonfinite_inputs(source.program, options.capture.seed)
+                if nonfinite is not None:
+                    notes += nonfinite.differences(lambda arrays: matching.run(match, arrays), format)
         rows: Sequence[TraceRow] = ()
         if options.proof.trace or (disagrees(proof) and not match.explanations):
             with clock("trace"):

@@ -32,13 +32,16 @@ class Match:
         results: the artifact's outputs by the model's names, in PyTorch's layout, otherwise unchanged.
         binding: of the inputs.
         explanations: the differences without which it does not hold.
+        names, transforms: which of the artifact's outputs is each of the model's, and how it is read.
     """
 
     proof: Proof
     results: list[Outputs]
     binding: InputBinding
-    explanations: list[Explanation] = field(default_factory=list)
-    notes: list[Note] = field(default_factory=list)
+    explanations: list[Explanation]
+    notes: list[Note]
+    names: Sequence[str]
+    transforms: Sequence[OutputTransform]
 
 
 @dataclass
@@ -104,6 +107,11 @@ class Matching:
             for theirs, i, order in zip(binding.names, self.inputs, binding.orders, strict=True)
         }
 
+    def run(self, match: Match, arrays: Mapping[str, np.ndarray]) -> Outputs:
+        """Return the artifact's results on other inputs, read as in a match."""
+        given = self.runner.run(self.feed(match.binding, arrays))
+        return self._results([given], match.names, match.transforms)[0]
+
     def _run(self, binding: InputBinding, rounds: int | None) -> Iterator[Mapping[str, np.ndarray]]:
         for each in self.reference.rounds[:rounds]:
             yield self.runner.run(self.feed(binding, each.arrays))
@@ -122,15 +130,15 @@ class Matching:
         if not agreed(proof):
             transforms = self._explained(given, names, proof, plain) or self._reordered(given, theirs)
         if transforms is None or len(names) < len(ours):
-            return Match(proof, results, binding, [], notes)
+            return Match(proof, results, binding, [], notes, names, plain)
         names, chosen, kinds = transforms
         explanations = [Explanation(k, name, what, k in self.accepted) for k, name, what in (*binding.open, *kinds)]
         if not explanations:
-            return Match(proof, results, binding, [], notes)
+            return Match(proof, results, binding, [], notes, names, plain)
         if not all(e.accepted for e in explanations):
-            return Match(_unaccepted(proof, explanations), results, binding, explanations, notes)
+            return Match(_unaccepted(proof, explanations), results, binding, explanations, notes, names, plain)
         explained = self._explained_proof(given, names, chosen, explanations)
-        return Match(explained, self._results(given, names, chosen), binding, explanations, notes)
+        return Match(explained, self._results(given, names, chosen), binding, explanations, notes, names, chosen)
 
     def _notes(self, binding: InputBinding, plain: Sequence[OutputTransform], more: Sequence[str]) -> list[Note]:
         taken = zip(self.inputs, binding.orders, strict=True)

@@ -1,7 +1,8 @@
 """Figures of one output in one round of inputs: errors and their limits, similarity, the best classes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -52,12 +53,18 @@ class Figures:
 
 
 def figures(
-    number: int, expected: np.ndarray, actual: np.ndarray, own: Sequence[np.ndarray], allowance: Allowance
+    number: int,
+    expected: np.ndarray,
+    actual: np.ndarray,
+    own: Sequence[np.ndarray],
+    allowance: Allowance,
+    small: Mapping[int, np.ndarray] = MappingProxyType({}),
 ) -> Figures:
     """Compare one output in round `number`.
 
     Args:
         own: PyTorch's float32 results on the inputs, one or several with other roundings; [] in float64.
+        small: what `tolerance.small_slices` returns for all rounds.
     """
     expected, actual = plain(expected), plain(actual)
     own = [np.asarray(one) for one in own]
@@ -70,7 +77,7 @@ def figures(
         return _exact_figures(number, expected, actual, own)
     if expected.dtype.kind == "c":
         expected, actual, own = real(expected), real(actual), [real(one) for one in own]
-    return _float_figures(number, expected, actual, own, allowance)
+    return _float_figures(number, expected, actual, own, allowance, small)
 
 
 def no_figures(fault: str) -> Figures:
@@ -123,7 +130,12 @@ def _exact_figures(number: int, expected: np.ndarray, actual: np.ndarray, own: S
 
 
 def _float_figures(
-    number: int, expected: np.ndarray, actual: np.ndarray, own: Sequence[np.ndarray], allowance: Allowance
+    number: int,
+    expected: np.ndarray,
+    actual: np.ndarray,
+    own: Sequence[np.ndarray],
+    allowance: Allowance,
+    small: Mapping[int, np.ndarray],
 ) -> Figures:
     wide, result = expected.astype(np.float64), actual.astype(np.float64)
     classes, found_classes = classes_of(wide), classes_of(result)
@@ -147,7 +159,7 @@ def _float_figures(
     own_kept = [np.where(finite, one, one.dtype.type(0)) for one in own]
     errors = np.abs(found - kept)
     by_size = classify(kept)
-    units = rounding_units(by_size, kept, own_kept) if own_kept else None
+    units = rounding_units(by_size, kept, own_kept, small) if own_kept else None
     allowed = allowance(kept, by_size, units)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = np.where(errors > 0, errors / allowed, 0.0)

@@ -11,9 +11,9 @@ import numpy as np
 
 from ..errors import Note
 from ..report.results import Accuracy, OutputComparison, Proof, ProofName
-from .metrics import Allowance, Figures, figures
+from .metrics import Allowance, Figures, figures, plain, real
 from .perturbation import MORE_RUNS, RUNS
-from .tolerance import Classes
+from .tolerance import Classes, small_slices
 from .vacuity import why_overflown, why_vacuous
 
 Outputs = Mapping[str, np.ndarray]
@@ -155,9 +155,12 @@ def _compare(
             compared.append(_incomparable(name, "the artifact has no such output"))
             continue
         found = []
+        arrays = [plain(outputs[name]) for outputs in reference]
+        arrays = [real(array) if array.dtype.kind == "c" else array for array in arrays]
+        small = small_slices(arrays) if torch_float32 and arrays[0].dtype.kind == "f" else {}
         for number, outputs in enumerate(reference):
             own = [torch_float32[number][name]] if torch_float32 else []
-            one = figures(number, outputs[name], actual[number][name], own, allowance)
+            one = figures(number, outputs[name], actual[number][name], own, allowance, small)
             alike = outputs[name].shape == actual[number][name].shape
             for runs, most in ((RUNS, np.inf), (MORE_RUNS, NEAR)):
                 if (
@@ -168,7 +171,7 @@ def _compare(
                     and not one.similarity.max_abs > hopeless * one.scale
                 ):
                     others = [results[name] for results in perturbed_runs(number, runs)]
-                    one = figures(number, outputs[name], actual[number][name], [*own, *others], allowance)
+                    one = figures(number, outputs[name], actual[number][name], [*own, *others], allowance, small)
             found.append(one)
         compared.append(_combine(name, found, [outputs[name] for outputs in reference], name in constant))
     unknown = dict.fromkeys(name for outputs in actual for name in outputs if name not in names)

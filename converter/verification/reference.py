@@ -171,6 +171,9 @@ def take_reference(
     every_output = {name: [outputs[name] for outputs in float64] for name in float64[0]}
     notes = (coverage.note(), zero_weights_note(program, every_output))
     reference.notes += [note for note in notes if note is not None]
+    if program.refuses_ones:
+        text = "Dynamic sizes must be at least 2: at 1 the captured program computes something else than the model."
+        reference.notes.append(Note(text, code="PTC2502"))
     if module is not None:
         with running():
             compare_with_module(reference, module)

@@ -3,17 +3,19 @@
 An output is divided into classes of magnitude wherever a gap of 2^10 without any value lies between. Constant fills,
 such as the value of a mask, stand apart and set the scale of nothing else. An element's rounding is PyTorch's own,
 pooled over the elements of its class and, in slices (last axis, channel) of much smaller values, over its class in its
-slice, where these are enough to show what rounding does there. So a mask of -1e9 does not widen the tolerance of
-logits, nor boxes in pixels that of scores. Small values without a gap stay with the large ones: runtimes have kernels,
-such as a sigmoid or the gates of an LSTM, that are exact to an absolute error where PyTorch's are exact to a relative
-one.
+slice, where these are enough to show what rounding does there. Slices along any axis that are much smaller than others
+in every round of inputs are pooled with each other, however few elements they have. So a mask of -1e9 does not widen
+the tolerance of logits, nor boxes in pixels that of scores. Small values without a gap or such a slice stay with the
+large ones: runtimes have kernels, such as a sigmoid or the gates of an LSTM, that are exact to an absolute error where
+PyTorch's are exact to a relative one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from types import MappingProxyType
 
 import numpy as np
 
@@ -22,6 +24,11 @@ GAP = 10  # powers of two without any value
 SMALLER = 2.0**-7  # a slice is judged by itself if its class in it is smaller by this than the class elsewhere
 CLASSES = 4  # anything smaller belongs to the last one
 ENOUGH = 32  # results whose largest error shows what rounding does; below that a class is pooled with the next larger
+FEW = 4  # values that are judged by themselves, as PyTorch is run again before they are said to differ
+STEP = 5  # powers of two between the levels of slices that are small in every round
+LEVELS = 4
+NOISE = 24 / STEP  # a slice further below is what float32 leaves of a zero
+SAMPLES = 6  # values of a slice in all rounds that show that it is small not by chance
 MOST_FILLS = 4
 _ZERO, _FILL, _FAR_FILL = -1, -2, -3
 _EXPONENTS = 2200  # more than float64 has
@@ -99,13 +106,51 @@ def _class_of_exponent(magnitudes: np.ndarray) -> np.ndarray:
     return classes
 
 
-def rounding_units(classes: Classes, expected: np.ndarray, own: Sequence[np.ndarray]) -> np.ndarray:
+def small_slices(rounds: Sequence[np.ndarray]) -> dict[int, np.ndarray]:
+    """Return for each axis how far its slices stay below the largest one in every round, in steps of 2^5.
+
+    Axes without such slices are left out. Fills, zeros and what is not finite are set aside.
+
+    Args:
+        rounds: the reference of one output.
+    """
+    ranks = {one.ndim for one in rounds}
+    if len(ranks) != 1 or ranks == {0} or ranks == {1}:
+        return {}
+    kept = [np.abs(np.where(np.isfinite(one), one, 0.0)) for one in rounds]
+    for magnitudes in kept:
+        magnitudes[classify(magnitudes).fills] = 0.0
+    found = {}
+    for axis in range(*ranks):
+        if len({one.shape[axis] for one in kept}) > 1 or kept[0].shape[axis] < 2:
+            continue
+        others = tuple(other for other in range(*ranks) if other != axis)
+        sizes = np.stack([one.max(axis=others, initial=0.0) for one in kept])
+        live = sizes.any(1)
+        with np.errstate(divide="ignore"):
+            below = -np.log2(sizes[live] / sizes[live].max(1, keepdims=True)) / STEP
+        nearest = below.min(0, initial=np.inf)
+        levels = np.where(nearest <= NOISE, np.minimum(nearest, LEVELS), 0).astype(int)
+        if levels.any():
+            levels[np.sum([np.count_nonzero(one, axis=others) for one in kept], axis=0) < SAMPLES] = 0
+        if levels.any():
+            found[axis] = levels
+    return found
+
+
+def rounding_units(
+    classes: Classes,
+    expected: np.ndarray,
+    own: Sequence[np.ndarray],
+    small: Mapping[int, np.ndarray] = MappingProxyType({}),
+) -> np.ndarray:
     """Return for each element PyTorch's own error on it and its like, or 4 ulp of their largest value if that is more.
 
     For a far fill it is an eighth of an ulp, so that no more than 2 ulp are allowed.
 
     Args:
         own: PyTorch's results in its own precision, one or several with other roundings.
+        small: the levels of slices, by axis, that `small_slices` returns for all rounds.
 
     Raises:
         ValueError: there is no result of PyTorch's.
@@ -116,7 +161,7 @@ def rounding_units(classes: Classes, expected: np.ndarray, own: Sequence[np.ndar
     errors = np.zeros(expected.shape)
     for one in own:
         np.maximum(errors, np.abs(one.astype(np.float64) - expected), out=errors)
-    units = _pooled(classes, errors, dtype, len(own))
+    units = _pooled(classes, errors, dtype, len(own), small)
     np.maximum(units, errors, out=units)
     near, far = classes.of == _FILL, classes.of == _FAR_FILL
     units[near] = np.maximum(units[near], floor(dtype, classes.magnitudes[near]))
@@ -124,10 +169,17 @@ def rounding_units(classes: Classes, expected: np.ndarray, own: Sequence[np.ndar
     return units
 
 
-def _pooled(classes: Classes, errors: np.ndarray, dtype: np.dtype, runs: int) -> np.ndarray:
-    """Return the least of the errors pooled over all axes, all but the last, and all but the channels, by class."""
+def _pooled(
+    classes: Classes, errors: np.ndarray, dtype: np.dtype, runs: int, small: Mapping[int, np.ndarray]
+) -> np.ndarray:
+    """Return the least of the errors pooled by class over all axes, all but the last or the channels, and `small`."""
     every = tuple(range(errors.ndim))
     units = np.full(errors.shape, np.inf)
+    at_least = [
+        (levels >= level).reshape([-1 if each == axis else 1 for each in every])
+        for axis, levels in small.items()
+        for level in np.unique(levels[levels > 0])
+    ]
     # Zeros and fills within reach may be any value that a limit cut off: they are pooled with all classes.
     limited, largest, larger = classes.of < 0, 0.0, 0.0
     for number in range(CLASSES):
@@ -142,8 +194,21 @@ def _pooled(classes: Classes, errors: np.ndarray, dtype: np.dtype, runs: int) ->
         units[where] = larger
         for axes in [every[:-1]] * (len(every) > 1) + [(0, *every[2:])] * (len(every) > 2):
             _pool_slices(units, classes, errors, where, axes, most, dtype, runs)
+        for slices in at_least:
+            _pool(units, classes, errors, where & slices, dtype)
     units[limited] = largest
+    for slices in at_least:
+        inside = slices & ~limited
+        if inside.any():
+            np.minimum(units, float(units.max(initial=0.0, where=inside)), out=units, where=slices & limited)
     return units
+
+
+def _pool(units: np.ndarray, classes: Classes, errors: np.ndarray, where: np.ndarray, dtype: np.dtype) -> None:
+    """Lower the units of these elements to their largest error, if they are enough."""
+    if np.count_nonzero(where) >= FEW:
+        error, most = (float(a.max(initial=0.0, where=where)) for a in (errors, classes.magnitudes))
+        np.minimum(units, max(error, float(floor(dtype, np.asarray(most)))), out=units, where=where)
 
 
 def _pool_slices(

@@ -7,7 +7,7 @@ import numpy as np
 from .metrics import classes_of, real
 from .tolerance import classify
 
-DEAD_STD = 1e-3  # of the output's scale
+DEAD_STD = 1e-3  # of the mean magnitude
 VISIBLE = 10  # times the bound: an output must vary by this much for a fault in it to be visible
 
 
@@ -31,8 +31,9 @@ def why_vacuous(reference: Sequence[np.ndarray], allowed: Sequence[np.ndarray | 
     fills = [classify(np.where(held, array, 0.0)).fills for array, held in zip(arrays, finite, strict=True)]
     values = np.concatenate([a[held & ~fill] for a, held, fill in zip(arrays, finite, fills, strict=True)])
     scale = float(np.abs(values).max(initial=0.0))
-    if not exact and values.size > 1 and values.std() < DEAD_STD * scale:
-        return f"proves nothing: it is nearly constant (standard deviation {values.std() / scale:.1e} of its scale)"
+    mean = float(np.abs(values).mean()) if values.size else 0.0  # not the scale, which may be one of a million values
+    if not exact and values.size > 1 and values.std() < DEAD_STD * mean:
+        return f"proves nothing: it is nearly constant (standard deviation {values.std() / mean:.1e} of its mean)"
     spread = _spread(arrays, [np.zeros(1) if a is None or exact else a for a in allowed])
     if spread is None:
         return None if values.size > 1 else "proves nothing: it is a single value"

@@ -384,6 +384,137 @@ def test_no_explanation_makes_a_wrong_model_right(verify, tmp_path: Path, row: s
     assert not report.explanations
 
 
+# Outputs that hold several magnitudes
+
+
+class BoxesBesideScores(nn.Module):
+    """Boxes in pixels beside scores in one output: one row a sample, or rows or columns of positions."""
+
+    def __init__(self, order: str, off: float = 0.0):
+        super().__init__()
+        self.stem, self.boxes, self.scores = nn.Conv2d(3, 8, 3), nn.Linear(8, 4), nn.Linear(8, 20)
+        self.order, self.off = order, off
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.stem(image).relu()
+        x = x.mean((2, 3)) if self.order == "a sample" else x.flatten(2).transpose(1, 2)
+        y = torch.cat([self.boxes(x).exp() * 900, self.scores(x).sigmoid() + self.off], -1)
+        return y.transpose(1, 2) if self.order == "columns" else y
+
+
+class Masked(nn.Module):
+    """Logits of which a mask that depends on the input hides a third."""
+
+    def __init__(self, fill: float, added: bool = False):
+        super().__init__()
+        self.first, self.second = nn.Linear(12, 16), nn.Linear(16, 24)
+        self.fill, self.added = fill, added
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, hidden = self.second(self.first(x).relu()), x.repeat(1, 2) > 0.4
+        return y + self.fill * hidden if self.added else y.masked_fill(hidden, self.fill)
+
+
+class Joined(nn.Module):
+    """Two heads of different magnitude, along the last axis or the one before."""
+
+    def __init__(self, axis: int):
+        super().__init__()
+        self.first, self.second, self.axis = nn.Linear(12, 6), nn.Linear(12, 6), axis
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.first(x), self.second(x) * 1e-3], self.axis)
+
+
+def off_by(share: float, *names: str) -> Callable[[nn.Module], nn.Module]:
+    """Return another module whose weights of these names are off."""
+
+    def change(module: nn.Module) -> nn.Module:
+        changed = copy.deepcopy(module)
+        with torch.no_grad():
+            for name in names:
+                changed.get_parameter(name).mul_(1 + share)
+        return changed
+
+    return change
+
+
+def scores_off(module: nn.Module) -> nn.Module:
+    changed = copy.deepcopy(module)
+    changed.off = 4e-4
+    return changed
+
+
+LOWEST = torch.finfo(torch.float32).min
+MAGNITUDES = {
+    **{f"boxes beside scores, {order}": (BoxesBesideScores(order), scores_off, SHAPE)
+       for order in ("a sample", "rows", "columns")},
+    **{f"logits masked by {fill:.0e}": (Masked(fill), off_by(1e-3, "second.weight"), ["1,12"])
+       for fill in (-torch.inf, -1e4, 1e4, -1e9, LOWEST)},
+    "a mask that is added": (Masked(-1e9, True), off_by(1e-3, "second.weight"), ["1,12"]),
+    "heads beside each other": (Joined(2), off_by(1e-3, "second.weight"), ["1,7,12"]),
+    "heads behind each other": (Joined(1), off_by(1e-3, "second.weight"), ["1,7,12"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", MAGNITUDES)
+def test_large_values_of_an_output_hide_no_fault_of_small_ones(verify, tmp_path: Path, row: str):
+    module, change, shapes = MAGNITUDES[row]
+    seeded(module)
+    batch = {"input_names": ["x"], "dynamic_axes": {"x": {0: "batch"}}}
+    right = verify(module, export(module, tmp_path, shapes, **batch), input_shapes=shapes)
+    assert right.status == "verified", right.proofs
+    wrong = verify(module, export(change(module), tmp_path, shapes, **batch), input_shapes=shapes)
+    assert wrong.status == "disagrees", wrong.proofs
+
+
+SMALL = {
+    "log1p": (torch.log1p, lambda x: torch.log(1 + x)),
+    "expm1": (torch.expm1, lambda x: torch.exp(x) - 1),
+    "elu": (lambda x: torch.nn.functional.elu(-x), lambda x: torch.exp(-x) - 1),
+    "hypot": (lambda x: torch.hypot(x, x * 0.5), lambda x: torch.sqrt(x * x * 1.25 + 1e-9)),
+}
+
+
+class Through(nn.Module):
+    """Small numbers through a function."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.function, self.scale = function, nn.Parameter(torch.linspace(0.5, 1.5, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function((x * self.scale).abs())
+
+
+@pytest.mark.parametrize("row", SMALL)
+def test_a_function_that_loses_the_digits_of_small_numbers_is_caught(verify, tmp_path: Path, row: str):
+    right, wrong = map(Through, SMALL[row])
+    batch = {"input_names": ["x"], "dynamic_axes": {"x": {0: "batch"}}}
+    report = verify(right, export(wrong, tmp_path, ["1,8,16"], **batch), input_shapes=["1,8,16"])
+    assert report.status == "disagrees", report.proofs
+
+
+class Unclean(nn.Module):
+    def __init__(self, clean: bool):
+        super().__init__()
+        self.head, self.clean = nn.Linear(12, 5), clean
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((x.nan_to_num(0.0) if self.clean else x).relu())
+
+
+def test_a_difference_on_nan_is_no_failure_but_noted(verify, tmp_path: Path):
+    module, other = Unclean(False).eval(), Unclean(True).eval()
+    other.load_state_dict(module.state_dict())
+    alike = verify(module, export(module, tmp_path, ["1,12"]), input_shapes=["1,12"])
+    assert (alike.status, [n for n in alike.notes if n.code == "PTC5508"]) == ("verified", [])
+    report = verify(module, export(other, tmp_path, ["1,12"]), input_shapes=["1,12"])
+    assert report.status == "verified"
+    (note,) = [note for note in report.notes if note.code == "PTC5508"]
+    assert "differs on NaN or infinities in the inputs: `output`" in note.text
+
+
 # What cannot be compared, or is not what it says
 
 
