@@ -192,23 +192,39 @@ def zeros_of(plan: PlanBuilder, x: Value, dim: int, out: Size) -> list[Value]:
     """Return a list with a line of `out` zeros, or an empty list if `out` is known."""
     if isinstance(out, int):
         return []
-    found = zeros_held(plan, out)
+    found = multiple_held(plan, out)
     if found is not None:
         return [found]
-    fraction = as_fraction(x.shape[dim], out)
-    if fraction is None:
+    share = as_share(x.shape[dim], out)
+    if share is None:
         return [zeros(plan, out)]
     value, axis = plan.isolate_axis(x, dim, "its size")
-    return [cut(plan, value, axis, out, fraction)]
+    return [cut(plan, value, axis, out, share)]
 
 
-def zeros_held(plan: PlanBuilder, out: Size) -> Value | None:
+def multiple_held(plan: PlanBuilder, out: Size) -> Value | None:
     """Return a line of `out` zeros, cut from a value that has a whole fraction of this size, or None."""
     for value in held(plan):
         for axis, run in enumerate(value.layout.axes):
             times = quotient(out, value.layout.extent(run)) if run else None
             if isinstance(times, int) and times:
-                return cut(plan, value, axis, out, Fraction(times))
+                return cut(plan, value, axis, out, Share(times))
+    return None
+
+
+def zeros_held(plan: PlanBuilder, out: Size) -> Value | None:
+    """Return a line of `out` zeros from a value that has a whole fraction of this size, or else from an input, or None.
+
+    Of an input, any size computed from one of its own by sums, products and divisions that round will do.
+    """
+    found = multiple_held(plan, out)
+    if found is not None:
+        return found
+    for step in plan.input_steps:
+        for axis, size in enumerate(step.shape):
+            share = as_share(size, out)
+            if share is not None:
+                return cut(plan, Value(Layout.of(step.shape), step.dtype, step), axis, out, share)
     return None
 
 
@@ -225,7 +241,7 @@ def zeros(plan: PlanBuilder, size: Size) -> Value:
     number = int(terms.pop(sympy.S.One, 0))
     times = reduce(gcd, map(int, terms.values()), number)
     if times > 1:
-        return cut(plan, zeros(plan, sympy.expand(size / times)), 0, size, Fraction(times))
+        return cut(plan, zeros(plan, sympy.expand(size / times)), 0, size, Share(times))
     negative = [term for term, n in terms.items() if n < 0]
     if negative:
         division, *others = negative
@@ -234,17 +250,17 @@ def zeros(plan: PlanBuilder, size: Size) -> Value:
                 f"a size ({plan.program.size_name(size)}) that is a difference, which no earlier tensor has"
             )
         of, by = division.args  # n - floor(a / b) = floor((b n + b - 1 - a) / b)
-        return cut(plan, zeros(plan, sympy.expand(by * (size + division) + by - 1 - of)), 0, size, Fraction(1, int(by)))
+        return cut(plan, zeros(plan, sympy.expand(by * (size + division) + by - 1 - of)), 0, size, Share(1, int(by)))
     if len(terms) > 1 or number or 1 not in terms.values():
         parts = [zeros(plan, term) for term, n in terms.items() for _ in range(int(n))]
         return _extended(plan, parts, number, size)
     if isinstance(size, FloorDiv) and isinstance(size.args[1], sympy.Integer):
-        return cut(plan, zeros(plan, size.args[0]), 0, size, Fraction(1, int(size.args[1])))
+        return cut(plan, zeros(plan, size.args[0]), 0, size, Share(1, int(size.args[1])))
     for value in held(plan):  # an input's size, of which only multiples are allowed
         for axis, run in enumerate(value.layout.axes):
-            fraction = as_fraction(value.layout.extent(run), size)
-            if fraction is not None:
-                return cut(plan, value, axis, size, fraction)
+            share = as_share(value.layout.extent(run), size)
+            if share is not None:
+                return cut(plan, value, axis, size, share)
     raise Unsupported(f"a size ({plan.program.size_name(size)}) that cannot be computed from those of earlier tensors")
 
 
@@ -343,30 +359,60 @@ def held(plan: PlanBuilder) -> Iterator[Value]:
             yield value
 
 
-def cut(plan: PlanBuilder, value: Value, axis: int, out: Size, times: Fraction) -> Value:
-    """Return floor(times n) zeros for the n elements along `axis`."""
+@dataclass(frozen=True)
+class Share:
+    """A size as a function of another: floor((times n + more) / every)."""
+
+    times: int
+    every: int = 1
+    more: int = 0
+
+
+def cut(plan: PlanBuilder, value: Value, axis: int, out: Size, share: Share) -> Value:
+    """Return as many zeros as the share of the elements along `axis`."""
 
     def zeros(array: Any) -> Any:
         line = ops.zeros_like(along(array, axis), dtype="float32")
-        if times.numerator > 1:
-            line = ops.repeat(line, times.numerator, 0)
-        if times.denominator == 1:
+        if share.times > 1:
+            line = ops.repeat(line, share.times, 0)
+        if share.more > 0:
+            line = ops.pad(line, [(0, share.more)])
+        if share.more < 0:
+            line = line[(slice(-share.more, None),)]
+        if share.every == 1:
             return line
-        every = times.denominator  # Keras cannot step through a dynamic size
+        every = share.every  # Keras cannot step through a dynamic size
         return ops.max_pool(ops.reshape(line, (1, -1, 1)), every, every, data_format="channels_last")[0, :, 0]
 
     return plan.call(zeros, value, layout=Layout(((0,),), ((0,),), {0: out}), dtype=torch.float32)
 
 
-def as_fraction(size: Size, out: Size) -> Fraction | None:
-    """Return the fraction f for which `out` is floor(f size), or None if there is none with small terms."""
+def as_share(size: Size, out: Size) -> Share | None:
+    """Return the share of `size` that `out` is, or None if there is none with small numbers."""
     symbols = sympy.sympify(size).free_symbols
     if len(symbols) != 1 or sympy.sympify(out).free_symbols != symbols:
         return None
-    unknown = np.arange(CHECKED // 2, CHECKED)
-    before, after = (sympy.lambdify(list(symbols), n, [ROUNDING, "numpy"])(unknown) for n in (size, out))
-    fraction = Fraction(float(after[-1] / before[-1])).limit_denominator(MOST)
-    unknown = np.arange(LEAST, CHECKED)
-    before, after = (sympy.lambdify(list(symbols), n, [ROUNDING, "numpy"])(unknown) for n in (size, out))
-    same = np.array_equal(after, before * fraction.numerator // fraction.denominator)
-    return fraction if fraction and same else None
+    if not {type(call).__name__ for n in (size, out) for call in sympy.sympify(n).atoms(sympy.Function)} <= {*ROUNDING}:
+        return None
+    before, after = sizes_at(size, out, np.arange(CHECKED // 2, CHECKED))
+    if before[-1] == before[0]:
+        return None
+    slope = Fraction(float((after[-1] - after[0]) / (before[-1] - before[0]))).limit_denominator(MOST)
+    ratio = Fraction(float(after[-1] / before[-1])).limit_denominator(MOST)
+    before, after = sizes_at(size, out, np.arange(LEAST, CHECKED))
+    if ratio and np.array_equal(after, before * ratio.numerator // ratio.denominator):
+        return Share(ratio.numerator, ratio.denominator)
+    before, after = sizes_at(size, out, np.arange(2, CHECKED))
+    for fraction in (ratio, slope):
+        rest = fraction.denominator * after - fraction.numerator * before
+        more = int(rest.max())
+        if more < rest.min() + fraction.denominator and abs(more) <= MOST:
+            return Share(fraction.numerator, fraction.denominator, more)
+    return None
+
+
+def sizes_at(size: Size, out: Size, numbers: np.ndarray) -> tuple[Any, Any]:
+    """Return two sizes where their one symbol has these values."""
+    symbols = list(sympy.sympify(size).free_symbols)
+    before, after = (sympy.lambdify(symbols, n, [ROUNDING, "numpy"])(numbers) for n in (size, out))
+    return before, after

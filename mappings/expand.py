@@ -12,6 +12,7 @@ from converter.plan.lazy_keras import ops
 from converter.plan.precision import dtype_name
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, Unsupported, Value
+from mappings import dynamic_resize
 from mappings.elementwise import sum_of
 
 aten = torch.ops.aten
@@ -64,8 +65,8 @@ def count_from(plan, start, end, step=1, *_, **__):
 
 def counted(plan: PlanBuilder, start: int | float, step: int | float) -> Value:
     """Count start, start + step, ... along a dynamic size; a known one is a constant."""
-    if not (isinstance(start, int) and isinstance(step, int)):
-        raise Unsupported("a range to a dynamic size with a step that is not an integer")
+    if not (isinstance(start, int | float) and isinstance(step, int | float)):
+        raise Unsupported("a range whose start or step is a dynamic size")
     zeros = zeros_along(plan, 0, plan.shape())
     return plan.call(lambda z: (ops.cumsum(ops.ones_like(z), 0) - 1) * step + start, zeros, layout=zeros.layout)
 
@@ -131,4 +132,8 @@ def zeros_along(plan: PlanBuilder, dim: int, shape: tuple[Size, ...]) -> Value:
                 source = Value(Layout.of(step.shape), step.dtype, step)
                 dims = tuple((0,) if d == dim else () for d in range(len(shape)))
                 return plan.call(zeros, source, layout=Layout(dims, ((0,),), {0: size}))
-    raise Unsupported("repetition along a dynamic size")
+    held = dynamic_resize.zeros_held(plan, size)
+    if held is None:
+        raise Unsupported("repetition along a dynamic size")
+    dims = tuple((0,) if d == dim else () for d in range(len(shape)))
+    return plan.call(lambda z: ops.cast(z, dtype_name(dtype)), held, layout=Layout(dims, ((0,),), {0: size}))

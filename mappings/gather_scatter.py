@@ -171,8 +171,18 @@ def gather(plan, x, dim, index, *, sparse_grad=False):
     if not x.shape:
         (x,) = ranked_alike(plan, x)
     like = x if isinstance(x, Value) else index
-    flat, where = along(plan, plan.as_value(x, like), dim % len(x.shape), index, "a gather")
+    x, dim = plan.as_value(x, like), dim % len(x.shape)
+    if not all(isinstance(n, int) for n in x.shape[1:]) and others_alike(x.shape, index.shape, dim):
+        in_order = [plan.in_torch_order(plan.as_value(v, like), "a gather") for v in (x, index)]
+        plan.count_gather(x, "a gather")
+        return plan.call(lambda a, i: ops.take_along_axis(a, i, axis=dim), *in_order, layout=Layout.of(plan.shape()))
+    flat, where = along(plan, x, dim, index, "a gather")
     return plan.reshape(read(plan, flat, where, "a gather"), plan.shape())
+
+
+def others_alike(shape, other, dim):
+    """Return whether two shapes agree but for one dimension."""
+    return all(n == m for d, (n, m) in enumerate(zip(shape, other, strict=True)) if d != dim)
 
 
 REDUCTIONS = {

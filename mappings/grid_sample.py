@@ -11,6 +11,7 @@ import torch
 
 from converter.ir.lazy_tensor import LazyTensor
 from converter.ir.sizes import product
+from converter.plan.dynamic_reshape import along, counted
 from converter.plan.layout import Layout, channels_last_result
 from converter.plan.lazy_keras import ops
 from converter.plan.registry import maps
@@ -25,24 +26,22 @@ ZEROS, BORDER, REFLECTION = range(3)
 @maps(aten.grid_sampler.default, aten.grid_sampler_2d.default, aten.grid_sampler_3d.default, channels_last=True)
 def grid_sampler(plan, x, grid, interpolation_mode, padding_mode, align_corners):
     sizes = x.shape[2:]
-    if not all(isinstance(n, int) for n in sizes):
-        raise Unsupported("an image of dynamic size")
     x, _ = plan.channels_last(x)
     widths = margins(interpolation_mode, padding_mode)
     layout = channels_last_result(x.layout, plan.shape(), channels=1)
-    held = [n + sum(widths) for n in sizes]
 
-    def located(g):
-        along = [
+    def located(g, sizes=sizes):
+        by_axis = [
             taps(g[..., len(sizes) - 1 - axis], size, interpolation_mode, padding_mode, align_corners)
             for axis, size in enumerate(sizes)
         ]
-        return combined(along, held)
+        return combined(by_axis, [whole(n) + sum(widths) for n in sizes])
 
     for _ in range({BILINEAR: 2, NEAREST: 1, BICUBIC: 4}[interpolation_mode] ** len(sizes)):
         plan.count_gather(Value(layout, x.dtype, x.step), "a grid to sample at")
-    fixed = fixed_grid(plan)
+    fixed = fixed_grid(plan) if all(isinstance(n, int) for n in sizes) else None
     if fixed is not None:
+        held = [n + sum(widths) for n in sizes]
         found = [(np.asarray(index), None if w is None else np.asarray(w)) for index, w in located(fixed)]
         tables = [plan.as_value(table(a, plan.dtype), x) for pair in found for a in pair if a is not None]
         shape = [-1, *plan.shape()[2:]]
@@ -61,8 +60,12 @@ def grid_sampler(plan, x, grid, interpolation_mode, padding_mode, align_corners)
 
     def at_positions(a, g):
         pixels = ops.reshape(padded(a, widths), (-1, a.shape[-1]))
-        first = batch_index(g, len(sizes) + 1) * product(held)
-        return total(weighted(ops.take(pixels, sum_of(index, first), axis=0), w) for index, w in located(g))
+        found = [
+            n if isinstance(n, int) else ops.cast(counted(along(a, axis))[1], g.dtype)
+            for axis, n in enumerate(sizes, start=1)
+        ]
+        first = batch_index(g, len(sizes) + 1) * product(whole(n) + sum(widths) for n in found)
+        return total(weighted(ops.take(pixels, sum_of(index, first), axis=0), w) for index, w in located(g, found))
 
     return plan.call(at_positions, x, grid, layout=layout)
 
@@ -89,7 +92,16 @@ def table(array, dtype):
     return Constant(LazyTensor.of(tensor), dtype, (), False, False, ("table", array.shape, tensor.numpy().tobytes()))
 
 
-# -- on arrays
+# -- on arrays, whose sizes are integers or, if they are dynamic, arrays of floats
+
+
+def whole(size):
+    return size if isinstance(size, int) else ops.cast(size, "int32")
+
+
+def within(p, low, high):
+    fixed = all(isinstance(n, int | float) for n in (low, high))
+    return ops.clip(p, low, high) if fixed else ops.maximum(ops.minimum(p, high), low)
 
 
 def margins(mode, padding):
@@ -140,7 +152,7 @@ def taps(coordinate, size, mode, padding, align_corners):
     p = (coordinate + 1) * ((size - 1) / 2) if align_corners else (coordinate + 1) * (size / 2) - 0.5
     if mode == BICUBIC:
         if padding != REFLECTION:
-            p = ops.clip(p, -4, size + 3)  # still far enough for all taps to be outside; integers overflow beyond
+            p = within(p, -4, size + 3)  # still far enough for all taps to be outside; integers overflow beyond
         base = ops.floor(p)
         return [
             (pixel(bounded(base + (k - 1), size, padding, align_corners), size, padding), weight)
@@ -157,15 +169,15 @@ def linear(p, size, padding):
     base = ops.floor(p)
     behind = p - base
     first = ops.cast(base, "int32") + (1 if padding == ZEROS else 0)
-    most = size + (1 if padding == ZEROS else 0)
+    most = whole(size) + (1 if padding == ZEROS else 0)
     return [(clipped(first, most), 1 - behind), (clipped(first + 1, most), behind)]
 
 
 def pixel(p, size, padding):
     """Convert a whole position to an integer; ZEROS has a pixel before the first."""
     if padding == ZEROS:
-        return clipped(ops.cast(ops.clip(p, -1, size), "int32") + 1, size + 1)
-    return clipped(ops.cast(p, "int32"), size - 1)
+        return clipped(ops.cast(within(p, -1, size), "int32") + 1, whole(size) + 1)
+    return clipped(ops.cast(p, "int32"), whole(size) - 1)
 
 
 def clipped(index, most):
@@ -176,15 +188,17 @@ def clipped(index, most):
 def bounded(p, size, padding, align_corners):
     """Bring a position into the image or, if zeros are outside, at most next to it."""
     if padding == ZEROS:
-        return ops.clip(p, -1, size)
+        return within(p, -1, size)
     if padding == REFLECTION:
         p = reflected(p, *((0, size - 1) if align_corners else (-0.5, size - 0.5)))
-    return ops.clip(p, 0, size - 1)
+    return within(p, 0, size - 1)
 
 
 def reflected(p, low, high):
     span = high - low
-    if span == 0:
+    if not isinstance(span, int | float):
+        span = ops.maximum(span, 1)  # of one pixel, to which everything is brought after this
+    if isinstance(span, int) and span == 0:
         return ops.zeros_like(p)
     p = ops.abs(p - low)
     turns = ops.floor(p / span)

@@ -180,22 +180,6 @@ def plane(plan, x, offset, dim1, dim2):
     return merged, start + (columns + 1) * np.arange(count)
 
 
-@maps(aten.unfold.default)
-def unfold(plan, x, dimension, size, step):
-    """Cut windows along a dimension; they become the last one."""
-    if not x.shape:
-        return plan.reshape(x, plan.shape())
-    dim = dimension % len(x.shape)
-    if not isinstance(x.shape[dim], int):
-        raise Unsupported("windows along a dynamic size")
-    count = (x.shape[dim] - size) // step + 1
-    chosen = step * np.arange(count)[:, None] + np.arange(size)
-    windows = picked(plan, x, dim, chosen.ravel(), "windows")
-    apart = plan.reshape(windows, (*x.shape[:dim], count, size, *x.shape[dim + 1 :]))
-    order = [d for d in range(len(x.shape) + 1) if d != dim + 1]
-    return Value(apart.layout.permute([*order, dim + 1]), apart.dtype, apart.step)
-
-
 @maps(aten.as_strided.default)
 def as_strided(plan, x, size, stride, storage_offset=None):
     flat, chosen = in_storage(plan, x, size, stride, storage_offset)

@@ -95,6 +95,8 @@ def layer_norm(plan, x, normalized_shape, weight=None, bias=None, eps=1e-5, *_):
 def group_norm(plan, x, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=True):
     """Map group norm; Keras needs the groups one after another, channels within a group may have any order."""
     channels = x.shape[1]
+    if not isinstance(channels, int):
+        raise Unsupported("a dynamic number of channels")
     split = plan.reshape(x, (x.shape[0], num_groups, channels // num_groups, *x.shape[2:]))
     group, within = (split.layout.dims[d] for d in (1, 2))
     held = tuple(a for a in split.layout.atoms if a in group or a in within)

@@ -3,6 +3,7 @@
 A CPU has no 3-D pools in float64, and Keras has no dilated ones: these run along one axis after another.
 """
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -48,9 +49,7 @@ def overhang(size, out, kernel, stride, padding):
     beyond = as_size(sympy.simplify((out - 1) * stride + kernel - size - padding))
     if isinstance(beyond, int):
         return max(padding, beyond)
-    if kernel <= padding + stride - 1:
-        raise Unsupported("windows that may start past the end of an image of dynamic size")
-    return padding + stride - 1
+    return min(padding + stride, kernel) - 1  # a window that would begin past the end is dropped
 
 
 def of_batch(plan, x, rank, pool, shape):
@@ -106,19 +105,16 @@ def max_pool(plan, x, kernel_size, stride=(), padding=(0,), dilation=(1,), ceil_
 
 
 def maximum_by_axis(plan, x, kernel, stride, pads, dilation, shape):
+    known = has_known_sizes(x)
     for dim, (k, s, pad, d) in enumerate(zip(kernel, stride, pads, dilation, strict=True), start=2):
         if (k, s, tuple(pad)) == (1, 1, (0, 0)):
             continue
 
         def pool(a, axis, k=k, s=s, pad=pad, d=d, size=shape[dim]):
             a = padded_along(a, axis, pad, -np.inf)
-            if d == 1:
+            if d == 1 and known:
                 return windows_along(a, axis, k, s, ops.max_pool)
-            result = None
-            for i in range(k):
-                part = a[(*(slice(None),) * axis, slice(i * d, i * d + (size - 1) * s + 1, s))]
-                result = part if result is None else ops.maximum(result, part)
-            return result
+            return functools.reduce(ops.maximum, taps_along(a, axis, k, s, d, size))
 
         x = by_axis(plan, x, dim, shape[dim], pool)
     return x
@@ -126,11 +122,28 @@ def maximum_by_axis(plan, x, kernel, stride, pads, dilation, shape):
 
 def by_axis(plan, x, dim, size, function):
     """Apply `function(array, axis)`, which changes the size of dimension `dim`, on any axis."""
-    if not all(isinstance(n, int) for n in (x.shape[dim], size)):
-        raise Unsupported("a dynamic size")
     x, axis = plan.isolate_axis(x, dim, "a pool")
     layout, _ = x.layout.resize_dim(dim, size)
     return plan.call(lambda a: function(a, axis), x, layout=layout)
+
+
+def has_known_sizes(x):
+    """Return whether all sizes besides the batch are known."""
+    return all(isinstance(n, int) for n in x.shape[1:])
+
+
+def taps_along(array, axis, kernel, stride, dilation, count):
+    """Return the first elements of all windows along one axis, the second ones, and so on.
+
+    Args:
+        count: of the windows, if it is known.
+    """
+    reach, before = dilation * (kernel - 1), (slice(None),) * axis
+    known = isinstance(count, int)
+    return [
+        array[(*before, slice(i, i + (count - 1) * stride + 1 if known else i - reach or None, stride))]
+        for i in range(0, reach + 1, dilation)
+    ]
 
 
 def padded_along(array, axis, pad, value):
@@ -208,11 +221,15 @@ def averaged(plan, x, kernel, stride, pads, same, shape):
             x = pad_spatial(plan, x, pads)
         config = {"pool_size": kernel, "strides": stride, "padding": "same" if same else "valid"}
         return plan.layer(AVERAGE[rank], config, x, layout=channels_last_result(x.layout, shape, channels=1))
+    known = has_known_sizes(x)
     for dim, (k, s, pad) in enumerate(zip(kernel, stride, pads, strict=True), start=2):
         if (k, s, tuple(pad)) != (1, 1, (0, 0)):
 
             def pool(a, axis, k=k, s=s, pad=pad):
-                return windows_along(padded_along(a, axis, pad, 0.0), axis, k, s, ops.average_pool)
+                a = padded_along(a, axis, pad, 0.0)
+                if known:
+                    return windows_along(a, axis, k, s, ops.average_pool)
+                return functools.reduce(ops.add, taps_along(a, axis, k, s, 1, None)) * (1 / k)
 
             x = by_axis(plan, x, dim, shape[dim], pool)
     return x
@@ -234,6 +251,10 @@ def per_element(plan, x, y, kernel, stride, pads, counted):
 
 def mean_of_windows(image, kernel, stride):
     """Compute the mean of each window of a channels-last array of one channel, whose sizes may be dynamic."""
+    if len(kernel) == 3:
+        for axis, (k, s) in enumerate(zip(kernel, stride, strict=True), start=1):
+            image = functools.reduce(ops.add, taps_along(image, axis, k, s, 1, None)) * (1 / k)
+        return image
     if len(set(kernel)) == len(set(stride)) == 1:
         return ops.average_pool(image, kernel[0], stride[0], "valid", "channels_last")
     if not backend.is_keras_tensor(image):

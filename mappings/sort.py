@@ -84,8 +84,6 @@ def ranked(plan, x, dim, count, descending):
     if not x.shape:
         x = plan.reshape(x, (1,))
     dim %= len(x.shape)
-    if not isinstance(x.shape[dim], int) or not isinstance(count, int):
-        raise Unsupported("sorting along a dynamic size")
     x, _ = plan.isolate_axis(x, dim, "sorting")
     x = plan.relayout(x, x.layout.dim_last(dim), "sorting needs the last axis")
     # negation without overflow: -a, and for integers -1 - a
@@ -98,16 +96,30 @@ def ranked(plan, x, dim, count, descending):
         a = ops.cast(a, "int32") if boolean else a
         unknown = ops.isnan(a) if floating else None  # PyTorch puts NaN after infinity, TensorFlow anywhere
         a = a if unknown is None else ops.where(unknown, ops.full_like(a, math.inf), a)
-        values, positions = ops.top_k(a if descending else turned(a), count)
-        values = values if descending else turned(values)
+        if isinstance(count, int):
+            values, positions = ops.top_k(a if descending else turned(a), count)
+            values = values if descending else turned(values)
+        else:
+            positions = ops.argsort(turned(a) if descending else a, axis=-1)
+            values = ops.take_along_axis(a, positions, axis=-1)
         if unknown is not None:
             number = ops.sum(ops.cast(unknown, "int32"), axis=-1, keepdims=True)
-            ranks = np.arange(count, dtype="int32")
-            lost = ops.less(ranks, number) if descending else ops.greater_equal(ranks, size - number)
+            ranks = np.arange(count, dtype="int32") if isinstance(count, int) else ranks_of(values)
+            if descending:
+                lost = ops.less(ranks, number)
+            elif isinstance(size, int):
+                lost = ops.greater_equal(ranks, size - number)
+            else:
+                lost = ops.greater_equal(ranks, ops.sum(1 - ops.cast(unknown, "int32"), axis=-1, keepdims=True))
             values = ops.where(lost, ops.full_like(values, math.nan), values)
         return ops.cast(values, "bool") if boolean else values, ops.cast(positions, "int64")
 
     return x, x.layout.resize_dim(dim, count)[0], function
+
+
+def ranks_of(array):
+    """Return the positions along the last axis, whose size is unknown."""
+    return ops.cumsum(ops.ones_like(array, dtype="int32"), axis=-1) - 1
 
 
 @maps(aten.topk.default)

@@ -144,7 +144,19 @@ def split(plan, x, _, dim=0):
         ]
     if len(parts) == 1:
         return [x]
+    if not all(isinstance(n, int) for n in parts):
+        return dynamic_parts(plan, x, dim, parts)
     x, axis = plan.isolate_axis(x, dim, "a split")
     cuts = [sum(parts[: i + 1]) for i in range(len(parts) - 1)]
     layouts: list[Layout] = [x.layout.resize_dim(dim, n)[0] for n in parts]
     return plan.calls(lambda a: split_along(a, cuts, axis), x, layouts=layouts)
+
+
+def dynamic_parts(plan, x, dim, parts):
+    """Split a dynamic size: into equal parts by one operator, else part by part."""
+    if any(n != parts[0] for n in parts):
+        starts = [sum(parts[:i]) for i in range(len(parts))]
+        return [dynamic_resize.part(plan, x, dim, start, n) for start, n in zip(starts, parts, strict=True)]
+    x, axis = plan.isolate_axis(x, dim, "a split")
+    layout, _ = x.layout.resize_dim(dim, parts[0])
+    return plan.calls(lambda a: ops.split(a, len(parts), axis), x, layouts=[layout] * len(parts))

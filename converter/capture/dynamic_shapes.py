@@ -27,6 +27,7 @@ PREFIX = "size_"  # sympy reserves names, such as S and N
 LEAST = 2  # a size of 1 broadcasts
 CHECKED = 2048  # largest size at which guards are tried
 MOST_FACTOR = 256
+EDGE = 256  # sizes tried at each end of a range that reaches beyond those
 SIZE_IN_GUARD = r"L\['\w+'\](?:\[\d+\])*\.size\(\)\[\d+\]"
 
 
@@ -44,6 +45,8 @@ class Range:
     def dim(self, name: str) -> Any:
         """Return the torch.export dimension of the size divided by `factor`."""
         limits = {"min": -(-self.least // self.factor)} | ({"max": self.most // self.factor} if self.most else {})
+        if limits["min"] == limits.get("max"):
+            raise not_free(name, limits["min"] * self.factor, "the model takes no other size nearby")
         return Dim(f"{PREFIX}{name}", **limits)
 
     def __str__(self) -> str:
@@ -208,7 +211,12 @@ def _predicate(expression: str, factor: int) -> Callable[[int], bool]:
 
 
 def _fitting(name: str, known: Range, guards: Sequence[Callable[[int], bool]], example: int) -> Range:
+    if known.most is not None and known.most > CHECKED:
+        ends = [*range(known.least, known.least + EDGE), *range(known.most - EDGE, known.most + 1)]
+        if all(guard(size) for guard in set(guards) for size in ends if size in known):
+            return known
     best: Range | None = None
+    count = 0
     holding = {size for size in range(1, CHECKED + 1) if size in known and all(guard(size) for guard in set(guards))}
     for factor in range(known.factor, MOST_FACTOR + 1, known.factor):
         if example % factor:
@@ -218,11 +226,10 @@ def _fitting(name: str, known: Range, guards: Sequence[Callable[[int], bool]], e
             least -= factor
         while most + factor in holding:
             most += factor
-        found = Range(factor, least, None if most + factor > CHECKED else most)
-        if found.most is None:
-            return found
-        if least < most and (best is None or most - least > factor * (best.most or 0)):
-            best = found
+        if known.most is None and most + factor > CHECKED:
+            return Range(factor, least)
+        if (most - least) // factor > count:
+            best, count = Range(factor, least, most), (most - least) // factor
     if best is not None:
         return best
     raise not_free(name, example, "the model takes no other than that which it was traced with")
@@ -251,23 +258,39 @@ def other_sizes(ranges: Mapping[str, Range]) -> list[dict[str, int]]:
 
 
 def resized(x: Tensor, held: Mapping[int, FreeSize], sizes: Mapping[str, int]) -> Tensor:
-    """Return an input like `x` with other sizes; integers are 0 and 1."""
+    """Return an input like `x` with other sizes; integers are 0 and 1, one of each example 1, as for a length."""
     shape = [held[d].factor * sizes[held[d].name] if d in held else n for d, n in enumerate(x.shape)]
     generator = torch.Generator().manual_seed(0)
     if x.is_floating_point():
         return torch.randn(shape, generator=generator)
+    if x.ndim == 1 and x.dtype != torch.bool:
+        return torch.ones(shape, dtype=x.dtype)
     return torch.randint(0, 2, shape, generator=generator).to(x.dtype)
 
 
 def any_ranges(free: Free) -> dict[str, Range]:
-    """Return ranges without limits."""
-    return {name: ANY_BATCH if name == BATCH else Range() for name in names_of(free)}
+    """Return the ranges that the user gives, or else ranges without limits."""
+    limits = limits_of(free)
+    given = {name: Range(1, max(least, LEAST), most) for name, (least, most) in limits.items()}
+    return {name: given.get(name, ANY_BATCH if name == BATCH else Range()) for name in names_of(free)}
+
+
+def limits_of(free: Free) -> dict[str, tuple[int, int]]:
+    """Return the limits that the user gives, by the names of sizes; where several are given, what all allow."""
+    found: dict[str, tuple[int, int]] = {}
+    for size in (size for sizes in free for size in sizes.values()):
+        if size.limits is not None:
+            least, most = found.get(size.name, size.limits)
+            found[size.name] = (max(least, size.limits[0]), min(most, size.limits[1]))
+    return found
 
 
 def name_sizes(program: Program, free: Free) -> None:
     """Give the program's symbols the user's names, for reports and files."""
     for node, sizes in zip(program.placeholders, free, strict=True):
         for d, size in sizes.items():
+            if size.name in limits_of(free):
+                program.limited |= node.meta["val"].shape[d].node.expr.free_symbols
             expression = sympy.sympify(node.meta["val"].shape[d].node.expr)
             symbols = list(expression.free_symbols)
             if len(symbols) == 1 and symbols[0] not in program.size_names:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from converter.capture.dynamic_shapes import LEAST
+from converter.capture.dynamic_shapes import LEAST, limits_of
 from converter.capture.input_shapes import BATCH, FreeSize, InputShape
 from converter.errors import CaptureError, UsageError
 
@@ -182,7 +182,8 @@ def choose_sizes(calling: CallSpec, runs: Callable[[list[Tensor]], None], batch:
     """
     first: CaptureError | None = None
     tried = []
-    for sizes in _tried(calling.free):
+    limits = limits_of(calling.free)
+    for sizes in (_limited(sizes, limits) for sizes in _tried(calling.free)):
         candidate = CallSpec(calling.shapes, calling.names, sizes)
         try:
             runs(candidate.examples(batch, seed))
@@ -201,10 +202,23 @@ def choose_sizes(calling: CallSpec, runs: Callable[[list[Tensor]], None], batch:
         )
     if first is not None:
         with contextlib.suppress(CaptureError):  # then keep the first
-            twice = CallSpec(calling.shapes, calling.names, {name: 2 * size for name, size in sizes.items()})
+            twice = CallSpec(
+                calling.shapes, calling.names, _limited({n: 2 * size for n, size in sizes.items()}, limits)
+            )
             runs(twice.examples(batch, seed))
             return twice
     return candidate
+
+
+def _limited(sizes: Mapping[str, int], limits: Mapping[str, tuple[int, int]]) -> dict[str, int]:
+    """Return sizes within the user's limits, multiples of a power of two where they were outside."""
+    found = dict(sizes)
+    for i, (name, (least, most)) in enumerate(limits.items()):
+        if not least <= found[name] <= most:
+            step = max(2**n for n in range(7) if 4 * 2**n <= most - least or n == 0)
+            base = max(least, min((least + most) // 2, TRIED[3]))
+            found[name] = min(-(-base // step) * step + i * step, most)
+    return found
 
 
 def _tried(free: Sequence[Mapping[int, FreeSize]]) -> Iterator[dict[str, int]]:
@@ -233,4 +247,6 @@ def _example(shape: InputShape, sizes: dict[str, int], batch: int | None, genera
     dtype: torch.dtype = getattr(torch, shape.dtype)
     if dtype.is_floating_point:
         return torch.randn(numbers, generator=generator).to(dtype)
+    if len(numbers) == 1 and dtype != torch.bool:
+        return torch.ones(numbers, dtype=dtype)  # a length or a class: 0 is no length
     return torch.randint(0, 2, numbers, generator=generator).to(dtype)

@@ -46,9 +46,21 @@ def input_specs(program: Program) -> list[InputSpec]:
         value = node.meta["val"]
         shape = tuple(n if isinstance(n, int) else _size_text(program, n, i) for i, n in enumerate(value.shape))
         dtype = str(value.dtype).removeprefix("torch.")
-        high, telling = integers_below(node), telling_integers(node)
-        specs.append(InputSpec(name, shape, dtype, high=high, telling=telling, pixels=name in program.pixels))
+        low = lowest_integer(node)
+        high = low + integers_below(node)
+        telling = tuple(n for n in telling_integers(node) if not low or n >= low)
+        specs.append(InputSpec(name, shape, dtype, low, high, telling, pixels=name in program.pixels))
     return specs
+
+
+def lowest_integer(node: fx.Node) -> int:
+    """Return the integer that is subtracted from an input before it is an index of `gather`, as from a length, or 0."""
+    users = [user for user in node.users if _packet(user) is not aten.sym_size]
+    found = {user.args[1:] for user in users if _packet(user) is aten.sub and user.args[0] is node}
+    (number, *rest) = next(iter(found), (0,))
+    readers = {_packet(later) for user in users for later in _integers_behind(user) if _is_index(later)}
+    alike = len(found) == 1 and not rest and all(_packet(user) is aten.sub for user in users)
+    return number if isinstance(number, int) and number > 0 and alike and readers == {aten.gather} else 0
 
 
 def _size_text(program: Program, size: torch.SymInt, dim: int) -> str | int:
@@ -287,7 +299,11 @@ def _size_choices(program: Program) -> list[tuple[dict[sympy.Symbol, int], set[s
             ranges = size.node.shape_env.var_to_range
             for symbol in sorted(size.node.expr.free_symbols - values.keys(), key=str):
                 apart = len(values) - len(known)  # no two sizes alike, so that swapped height and width show
-                values[symbol] = _within(ranges.get(symbol), 3 * step + 2 * apart)
+                bounds = ranges.get(symbol)
+                if symbol in program.limited:  # at the ends of the user's range
+                    values[symbol] = int(bounds.lower if (step + apart) % 2 else bounds.upper)
+                else:
+                    values[symbol] = _within(bounds, 3 * step + 2 * apart)
         choices.append((values, known))
     return choices
 

@@ -12,7 +12,8 @@ EXAMPLE = "--input-shape 1,3,224,224"
 FREE_EXAMPLE = "1,3,H,W for dynamic sizes"
 BATCH = "batch"
 NAME = r"[A-Za-z_]\w*"
-SIZE = rf"(?:(?:\d+\s*\*\s*)?{NAME}|\d+)"
+RANGE = r"\s*=\s*(\d+)\s*\.\.\s*(\d+)"
+SIZE = rf"(?:(?:\d+\s*\*\s*)?{NAME}(?:{RANGE.replace('(', '(?:')})?|\d+)"
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 DTYPES = {
     name: name
@@ -26,13 +27,15 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class FreeSize:
-    """A dynamic size: `factor` times the size called `name`."""
+    """A dynamic size: `factor` times the size called `name`, which is within `limits` if they are given."""
 
     name: str
     factor: int = 1
+    limits: tuple[int, int] | None = None
 
     def __str__(self) -> str:
-        return self.name if self.factor == 1 else f"{self.factor}*{self.name}"
+        named = self.name if self.limits is None else f"{self.name}={self.limits[0]}..{self.limits[1]}"
+        return named if self.factor == 1 else f"{self.factor}*{named}"
 
 
 Sizes = tuple[int | FreeSize, ...]
@@ -40,7 +43,7 @@ Sizes = tuple[int | FreeSize, ...]
 
 @dataclass(frozen=True)
 class InputShape:
-    """One `[name=]1,3,640,640[:dtype]`; a dynamic size is a name, or a number times a name: `1,3,32*H,W`.
+    """One `[name=]1,3,640,640[:dtype]`; a dynamic size is a name: `1,3,32*H,W`, or `1,3,H=320..1280,640`.
 
     Attributes:
         dtype: PyTorch's name for it.
@@ -75,7 +78,11 @@ class InputShape:
 
 
 def parse_input_shape(text: str) -> InputShape:
-    """Parse `[NAME=]SIZE,SIZE,...[:DTYPE]`, where SIZE is 32, H or 32*H. Raises UsageError for anything else."""
+    """Parse `[NAME=]SIZE,SIZE,...[:DTYPE]`, where SIZE is 32, H, 32*H or H=320..1280.
+
+    Raises:
+        UsageError: it is anything else.
+    """
     match = re.fullmatch(rf"(?:([^=]+)=)?\s*({SIZE}(?:\s*,\s*{SIZE})*)\s*(?::(\w+))?", text.strip(), re.ASCII)
     if match is None or re.fullmatch(NAME, match[2], re.ASCII):  # a batch alone is written 1
         raise UsageError(
@@ -102,8 +109,21 @@ def parse_input_shape(text: str) -> InputShape:
 
 
 def _size(text: str) -> int | FreeSize:
-    factor, _, name = text.replace(" ", "").rpartition("*")
-    return int(name) if name.isdigit() else FreeSize(name, int(factor or 1))
+    factor, _, size = text.replace(" ", "").rpartition("*")
+    if size.isdigit():
+        return int(size)
+    name, *limits = re.fullmatch(rf"({NAME})(?:{RANGE})?", size, re.ASCII).groups()  # type: ignore[union-attr]
+    if limits[0] is None:
+        return FreeSize(name, int(factor or 1))
+    least, most = map(int, limits)
+    if not 0 < least < most:
+        raise UsageError(
+            f"`{size}` is not a range.",
+            code="PTC2048",
+            where="--input-shape",
+            fix="Write the smallest and the largest size, as in 1,3,H=320..1280,640.",
+        )
+    return FreeSize(name, int(factor or 1), (least, most))
 
 
 def parse_image_size(text: str) -> Sizes:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
+import re
 import warnings
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from typing import Any
 
+import sympy
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._sympy.functions import FloatTrueDiv, IntTrueDiv, ToFloat
 
 from converter.compat import patches
 from converter.errors import CaptureError
@@ -43,13 +48,15 @@ def _pool_size(before: Any) -> Any:
     """Compute the size of a pool that rounds up without asking what is certain, which would restrict a dynamic size.
 
     At most `padding + stride - 1` elements remain after the last whole window, so no window that reaches further can
-    begin past the image (https://docs.pytorch.org/docs/stable/generated/torch.nn.MaxPool2d.html, ceil_mode).
+    begin past the image. Of smaller ones, the last begins at the image's last element or before it
+    (https://docs.pytorch.org/docs/stable/generated/torch.nn.MaxPool2d.html, ceil_mode).
+    PyTorch's C++ reads the length of a sequence as a number: the sequence becomes an image of one row.
     """
 
     def size(size: Any, kernel: int, front: int, behind: int, stride: int, dilation: int, ceil_mode: bool) -> Any:
         reach = dilation * (kernel - 1) + 1
-        if ceil_mode and reach > behind + stride - 1:
-            return (size + front + behind - reach + stride - 1) // stride + 1
+        if ceil_mode and isinstance(size, torch.SymInt):
+            return (size + front + min(behind - reach + stride, 0) - 1) // stride + 1
         return before(size, kernel, front, behind, stride, dilation, ceil_mode)
 
     return size
@@ -69,6 +76,85 @@ def _pool_of_sequence(before: Any) -> Any:
         return F.max_pool2d(row, (1, kernel), (1, by), (0, pad), (1, apart), ceil_mode).squeeze(-2)
 
     return max_pool1d
+
+
+def _parts(before: Any) -> Any:
+    """Keep a dynamic size in `chunk`, which PyTorch's C++ reads as a number."""
+
+    def chunk(input: Tensor, chunks: int, dim: int = 0) -> Any:
+        size: Any = input.shape[dim]
+        if not isinstance(size, torch.SymInt):
+            return before(input, chunks, dim)
+        each = (size + chunks - 1) // chunks
+        if (chunks - 1) * each >= size:  # there are fewer parts; this restricts the size
+            return before(input, chunks, dim)
+        ends = [*(i * each for i in range(chunks)), size]
+        return tuple(input.narrow(dim, ends[i], ends[i + 1] - ends[i]) for i in range(chunks))
+
+    return chunk
+
+
+def _line(before: Any) -> Any:
+    """Keep a dynamic size in `linspace`, which PyTorch's C++ reads as a number."""
+
+    def linspace(start: Any, end: Any, steps: Any, *given: Any, **named: Any) -> Tensor:
+        if not isinstance(steps, torch.SymInt) or given or isinstance(start, Tensor) or isinstance(end, Tensor):
+            line: Tensor = before(start, end, steps, *given, **named)
+            return line
+        places = torch.ones(steps, **named).cumsum(0) - 1  # from both ends to the middle, as PyTorch counts
+        last = places[-1:]
+        step = (end - start) / last.clamp(min=1)
+        middle = ((last + 1) / 2).floor().clamp(min=1)
+        return torch.where(places < middle, start + step * places, end - step * (last - places))
+
+    return linspace
+
+
+def _bounds_in_whole_numbers(before: Any) -> Any:
+    """Let torch.export explain bounds of sizes that are fractions: it stops at `5/2 <= size` with an AssertionError."""
+
+    def prettify_results(self: Any, *arguments: Any, **named: Any) -> str:
+        self._static_results = set(map(_whole_bound, self._static_results))
+        self._dynamic_results = set(map(_whole_bound, self._dynamic_results))
+        text: str = before(self, *arguments, **named)
+        return text
+
+    return prettify_results
+
+
+def _whole_quotients(before: Any) -> Any:
+    """Keep int(4 * n / 4.0) the size n: torch.export would have a rounded size, which no shape equals.
+
+    Swin's own repository computes its batch so: int(windows.shape[0] / (H * W / size / size)).
+    """
+
+    def whole(cls: type, number: sympy.Expr) -> sympy.Expr | None:
+        if isinstance(number, FloatTrueDiv | IntTrueDiv):
+            base, divisor = (part.args[0] if isinstance(part, ToFloat) else part for part in number.args)
+            if divisor.is_number and float(divisor).is_integer() and base.is_polynomial(*base.free_symbols):
+                exact = sympy.expand(base / sympy.Integer(int(divisor)))
+                if all(n.is_Integer for n in sympy.Poly(exact, *sorted(base.free_symbols, key=str)).coeffs()):
+                    return exact
+        found: sympy.Expr | None = before(number)
+        return found
+
+    return classmethod(whole)
+
+
+FLIPPED = {"<=": ">=", ">=": "<=", "<": ">", ">": "<"}
+
+
+def _whole_bound(condition: str) -> str:
+    """Return the same condition of a whole number, as `3 <= size` for `5/2 <= size`."""
+    found = re.fullmatch(r"(.+) (<=|>=|<|>) (.+)", condition)
+    if found is None:
+        return condition
+    left, operator, right = found.groups()
+    for bound, size, way in ((left, right, FLIPPED[operator]), (right, left, operator)):
+        if re.fullmatch(r"-?\d+/\d+", bound):
+            rounded = (math.ceil if way in (">=", "<") else math.floor)(Fraction(bound))
+            return f"{size} {way} {rounded}"
+    return condition
 
 
 def _number(value: Any) -> int:
@@ -100,6 +186,11 @@ REPLACEMENTS: tuple[tuple[patches.Patch, Callable[[Any], Any]], ...] = (
     (patches.CAUSAL_MASKS, lambda _: _unread),
     (patches.POOL_SIZES, _pool_size),
     (patches.SEQUENCE_POOLS, _pool_of_sequence),
+    (patches.PARTS, _parts),
+    (patches.PARTS_OF_TENSORS, _parts),
+    (patches.LINES, _line),
+    (patches.BOUNDS, _bounds_in_whole_numbers),
+    (patches.QUOTIENTS, _whole_quotients),
 )
 
 

@@ -90,6 +90,29 @@ SEQUENCE_POOLS = Patch(
     "Pools sequences of dynamic length as images of one row.",
     "The length of a sequence under max_pool1d cannot be dynamic.",
 )  # fmt: skip
+PARTS, PARTS_OF_TENSORS = (
+    Patch(
+        owner, "chunk", "torch", TORCH,
+        "Keeps a dynamic size in parts by chunk.",
+        "What chunk cuts cannot have a dynamic size.",
+    )
+    for owner in ("torch", "torch:Tensor")
+)  # fmt: skip
+LINES = Patch(
+    "torch", "linspace", "torch", TORCH,
+    "Keeps a dynamic number of steps.",
+    "The number of steps of linspace cannot be dynamic.",
+)  # fmt: skip
+BOUNDS = Patch(
+    "torch.fx.experimental.symbolic_shapes:DimConstraints", "prettify_results", "torch", TORCH,
+    "Rounds bounds of dynamic sizes that are fractions, at which PyTorch stops.",
+    "Models whose dynamic sizes have bounds that are fractions are refused.",
+)  # fmt: skip
+QUOTIENTS = Patch(
+    "torch.utils._sympy.functions:TruncToInt", "eval", "torch", TORCH,
+    "Keeps int(4 * n / 4.0) the size n.",
+    "Swin of its own repository is converted for one batch size only.",
+)  # fmt: skip
 STRUCTURES = Patch(
     "torch._export.serde.serialize", "treespec_loads", "torch", TORCH,
     "Reads the structure of a .pt2's inputs and outputs without the classes that it names, so that none is imported.",
@@ -125,7 +148,8 @@ TRITON = Patch(
     "A process that imports both ends with signal 6 or 11.",
 )  # fmt: skip
 PATCHES = (
-    RECURRENT_LAYERS, PACKED_SEQUENCES, CAUSAL_MASKS, POOL_SIZES, SEQUENCE_POOLS, STRUCTURES, *NUMBERS, OPTIMIZER,
+    RECURRENT_LAYERS, PACKED_SEQUENCES, CAUSAL_MASKS, POOL_SIZES, SEQUENCE_POOLS, PARTS, PARTS_OF_TENSORS, LINES,
+    BOUNDS, QUOTIENTS, STRUCTURES, *NUMBERS, OPTIMIZER,
     RULES, NAMES, TRITON,
 )  # fmt: skip
 

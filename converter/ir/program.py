@@ -61,6 +61,7 @@ class Program:
         values_read: it is right only for the values that the module's own tensors had when it was captured.
         frozen_flow: it holds only one path of a forward that branches on values.
         size_names: the user's names for the symbols of dynamic sizes.
+        limited: the symbols of dynamic sizes whose limits the user gives, at which the program is compared.
         refuses_ones: dynamic sizes may not be 1, for which capture allows other results.
         batch_is_named: the batch is the size of that name, wherever it stands, in place of each input's first one.
         pixels: inputs of floats whose values are pixels, 0 to 255.
@@ -80,6 +81,7 @@ class Program:
     frozen: frozenset[str] = frozenset()
     tied: set[str] = field(default_factory=set)
     size_names: dict[sympy.Symbol, sympy.Expr] = field(default_factory=dict)
+    limited: frozenset[sympy.Symbol] = frozenset()
     refuses_ones: bool = False
     batch_is_named: bool = False
     frozen_flow: bool = False

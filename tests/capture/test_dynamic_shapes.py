@@ -12,6 +12,7 @@ from torch import nn
 
 import cli
 from converter.capture.input_domains import dynamic_size_choices, input_specs
+from converter.capture.input_shapes import parse_input_shape
 from converter.capture.random_inputs import draw
 from converter.errors import CaptureError, UnsupportedOperatorsError, UsageError
 from converter.options import LoadOptions
@@ -104,6 +105,31 @@ class Text(nn.Module):
         return (x * m).sum(1) / (m.sum(1) + 1)
 
 
+class Last(nn.Module):
+    """The state after the last valid step."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.GRU(4, 5, batch_first=True)
+
+    def forward(self, x, lengths):
+        y = self.rnn(x)[0]
+        return y.gather(1, (lengths - 1)[:, None, None].expand(-1, 1, y.shape[2])).squeeze(1)
+
+
+class Pixels(nn.Module):
+    """A recurrent layer over the pixels of an image, row by row."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.head = nn.GRU(3, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x):
+        n, _, h, w = x.shape
+        y = self.head(self.rnn(x.flatten(2).transpose(1, 2))[0])
+        return y.transpose(1, 2).reshape(n, 2, h, w)
+
+
 def windows(self, x):
     n, c, h, w = x.shape
     x = x.view(n, c, h // 4, 4, w // 4, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, c)
@@ -156,7 +182,7 @@ NETWORKS = {
         nn.Sequential(nn.Conv1d(2, 4, 80, 16), nn.MaxPool1d(4), nn.Conv1d(4, 3, 3), nn.MaxPool1d(4)), ("1,2,T",), []),
     "maxima rounded up": (nn.Sequential(nn.MaxPool2d(3, 2, ceil_mode=True), conv(3, 2)), IMAGE, []),
     "windows that begin behind an image of an odd size": (
-        nn.MaxPool2d(2, 2, 1, ceil_mode=True), IMAGE, ["multiple of 2", "multiple of 2"]),
+        nn.Sequential(nn.MaxPool2d(2, 2, 1, ceil_mode=True), nn.AvgPool2d(1, 3, ceil_mode=True)), IMAGE, []),
     "averages rounded up, as of the shortcuts in ResNet-D": (
         nn.Sequential(nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False), conv(3, 4, 1, 1)), IMAGE, []),
     "averages rounded up that count their padding": (nn.AvgPool2d(3, 2, 1, ceil_mode=True), IMAGE, []),
@@ -171,6 +197,39 @@ NETWORKS = {
     "one twice as long": (Call(lambda x, y: torch.cat([x, x], 1) + y), ("1,T", "1,2*T"), []),
     "volumes": (nn.Sequential(nn.Conv3d(2, 3, 3), nn.ReLU()), ("1,2,D,H,W",), []),
     "all pairs": (Call(lambda x: x[:, :, None] * x[:, None]), ("1,T,4",), []),
+    "halves": (Call(lambda x: torch.cat(x.chunk(2, 2)[::-1], 2)), IMAGE, []),
+    "halves of a sequence that are gates": (
+        Call(lambda x: x.chunk(2, 1)[0] * x.chunk(2, 1)[1].sigmoid()), ("1,2*T,4",), []),
+    "halves by split": (Call(lambda x: torch.cat(x.split(x.shape[3] // 2, 3), 1)), ("1,3,H,2*W",), []),
+    "the larger half": (Call(lambda x: x[:, :, : x.shape[2] - x.shape[2] // 2]), IMAGE, []),
+    "both halves": (
+        Call(lambda x: x[:, :, : x.shape[2] // 2].mean(2) + x[:, :, x.shape[2] // 2 :].mean(2)), IMAGE, []),
+    "pools of volumes": (
+        nn.Sequential(nn.MaxPool3d(3, 2, 1, ceil_mode=True), nn.AvgPool3d((1, 2, 3), 2, (0, 1, 1))),
+        ("1,2,D,H,W",), []),
+    "averages of volumes that do not count their padding": (
+        nn.AvgPool3d(3, 2, 1, count_include_pad=False), ("1,2,D,H,W",), []),
+    "a dilated pool": (nn.MaxPool2d(3, 2, 1, dilation=2), IMAGE, []),
+    "samples of a grid": (
+        Call(lambda x, g: F.grid_sample(x, g.tanh() * 1.2, align_corners=False)), ("1,3,H,W", "1,5,6,2"), []),
+    "a flow of the image's size": (
+        Call(lambda x, f: F.grid_sample(x, f.permute(0, 2, 3, 1), "bicubic", "reflection", True)),
+        ("1,3,H,W", "1,2,H,W"), []),
+    "sorted": (Call(lambda x: x.sort(1).values), ("1,T,4",), []),
+    "in descending order, the best three and the rest by their places": (
+        Call(lambda x: torch.cat([x.topk(3, 1).values, x.gather(1, x.argsort(1, descending=True))], 1)),
+        ("1,T,4",), []),
+    "overlapping windows": (nn.Unfold((3, 2), 1, (1, 0), (2, 1)), IMAGE, []),
+    "overlapping windows summed": (
+        Call(lambda x: F.fold(F.unfold(x, 3, 1, 1, 2) * 2, x.shape[2:], 3, 1, 1, 2)), IMAGE, []),
+    "windows along a sequence": (Call(lambda x: x.unfold(1, 4, 3).mean(3) + x[:, :1]), ("1,T,4",), []),
+    "windows that tile": (
+        Call(lambda x: F.fold(F.unfold(x, 4, stride=4), x.shape[2:], 4, stride=4) + x), ("1,3,4*H,4*W",), []),
+    "an adaptive pool that keeps one size": (nn.AdaptiveAvgPool2d((None, 1)), IMAGE, []),
+    "a line of coordinates": (
+        Call(lambda x: x * torch.linspace(-1, 1, x.shape[3]) + torch.linspace(2, 0, x.shape[2])[:, None]), IMAGE, []),
+    "the last valid step of a padded sequence": (Last(), ("x=1,T,4", "lengths=1:int64"), []),
+    "a recurrent layer over all pixels": (Pixels(), IMAGE, []),
     "softmax over positions, upsampled": (
         Call(lambda self, x: F.interpolate(self.c(x).flatten(2).softmax(2).view(-1, 2, *x.shape[2:]), scale_factor=2),
              c=conv(3, 2)), IMAGE, []),
@@ -228,8 +287,8 @@ REFUSED = {
         Call(lambda x: F.max_pool2d(x.transpose(1, 2), 2)), IMAGE, UnsupportedOperatorsError,
         ["a dynamic number of channels", "max_pool2d"],
     ),
-    "parts of a size": (
-        Call(lambda x: x.chunk(2, 2)[0]), IMAGE, CaptureError, ["Size H cannot be dynamic", "in place of H"],
+    "parts of a size, as many as it has": (
+        Call(lambda x: x.split(2, 2)[0]), IMAGE, CaptureError, ["Size H cannot be dynamic", "in place of H"],
     ),
 }  # fmt: skip
 
@@ -308,6 +367,37 @@ def test_pads_that_depend_on_sizes_are_in_the_graph(case):
             assert_same([source.module(*inputs)], [results[0].float()], "the captured program", bound=1e-4)
     for results, right in zip(run_in_float64(planned(program), *drawn), wanted, strict=True):
         assert_same(results, right, case)
+
+
+@pytest.mark.parametrize(
+    "shapes, noted, ends",
+    [
+        (("1,3,H=20..90,W=20..90",), [(20, 90), (20, 90)], [(20, 90), (90, 20)]),
+        (("1,3,4*H=5..9,40",), [(5, 9)], [(20, 40), (36, 40)]),
+        (("1,3,H=10..50,48",), [(17, 50)], [(17, 48), (50, 48)]),  # the network takes no less than 17
+    ],
+)
+def test_a_range_is_compared_at_its_ends(shapes, noted, ends):
+    program = opened(Strides().eval(), *shapes).program
+    told = [note.text for note in program.notes if note.code == "PTC2502"]
+    for (least, most), text in zip(noted, told, strict=True):
+        assert f"at least {least}" in text
+        assert f"at most {most}" in text
+    specs = input_specs(program)
+    drawn = [draw(specs, 1, 0, sizes)["x"].shape[2:] for sizes in dynamic_size_choices(program)]
+    assert drawn == ends
+
+
+def test_a_range_may_lie_beyond_the_sizes_that_are_tried():
+    sounds = nn.Sequential(nn.Conv1d(1, 2, 80, 16), nn.ReLU(), nn.MaxPool1d(4))
+    program = opened(sounds.eval(), "1,1,T=16000..48000").program
+    assert [sizes["T"] for sizes in dynamic_size_choices(program)] == [16000, 48000]
+
+
+@pytest.mark.parametrize("text", ["1,3,H=9..8,W", "1,3,H=0..8,W", "1,3,H=8..,W", "1,3,8..9,W"])
+def test_a_range_that_is_none_is_refused(text):
+    with pytest.raises(UsageError, match=r"not a range|not a valid input shape"):
+        parse_input_shape(text)
 
 
 def test_a_name_for_the_batch_is_the_batch():

@@ -67,6 +67,9 @@ CASES = {
     "bilinear by a fraction": by_factor((0.6, 2.5), "bilinear"),
     "bilinear, corners aligned": by_factor((3, 2), "bilinear", align_corners=True),
     "bilinear to a size": to_size((7, 13), "bilinear"),
+    "bilinear to one more and one less": Call(
+        lambda x: F.interpolate(x, size=(x.shape[2] + 1, x.shape[3] // 2 - 1), mode="bilinear")
+    ),
     "bilinear to another value's size": Pyramid("bilinear"),
     "bilinear to another value's size, corners aligned": Pyramid("bilinear", align_corners=True),
     "bilinear, the ratio of the sizes for the factor": by_factor(1.3, "bilinear", recompute_scale_factor=True),

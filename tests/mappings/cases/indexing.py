@@ -42,6 +42,10 @@ INDEXING = {
         ),
         IMAGE,
     ),
+    "a line along the batch": (
+        lambda x: (torch.linspace(-1, 3, x.shape[0])[:, None, None, None] * x, torch.linspace(2, -1, x.shape[0]) + 1),
+        IMAGE,
+    ),
     "the type of another": (lambda x, n: (x.type_as(n), n.type_as(x) + x), IMAGE, Input(IMAGE, torch.int64)),
     "repeat each axis": (lambda x: (x.repeat(1, 2, 1, 3), x.repeat(1, 1, 3, 1), x.repeat(2, 1, 2, 1, 1)[0]), IMAGE),
     "repeat of ones, of a convolution, and as a tile": (
