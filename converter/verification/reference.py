@@ -173,7 +173,7 @@ def take_reference(
     reference.notes += [note for note in notes if note is not None]
     if program.refuses_ones:
         text = "Dynamic sizes must be at least 2: at 1 the captured program computes something else than the model."
-        reference.notes.append(Note(text, code="PTC2502"))
+        reference.notes.append(Note(text, code="PTC2514"))
     if module is not None:
         with running():
             compare_with_module(reference, module)

@@ -57,6 +57,9 @@ SHIFTS_FIRE = {
         by_slices(Spec(SHIFTED, (3, 5), ((2, 1), (-1, 0)), "keep")), SHIFTED, "shift"
     ),
     "padded, rolled and cropped": (by_roll(REPEATED), SHIFTED, "shift"),
+    "by indices, the first repeated": (
+        lambda x: torch.cat([x[:, :4, [0, 0, 0, 1, 2]], x[:, 4:]], 1), SHIFTED, "shift",
+    ),
     "groups rolled": (by_roll(Spec(SHIFTED, (3, 5), ((2, 1), (-1, 0)), "circular")), SHIFTED, "shift"),
     "a one-hot depthwise convolution": (behind_conv(by_depthwise(SPEC)), SHIFTED, "conv2d shift"),
     "a one-hot depthwise convolution behind a pad": (behind_conv(by_depthwise(REPEATED)), SHIFTED, "conv2d shift"),
@@ -84,7 +87,7 @@ SHIFTS_LEAVE = {
         lambda x: torch.cat([x[:, :, -2:], x[:, :, :-2]], 2), SHIFTED
     ),
     "a slice doubled": (
-        lambda x: torch.cat([x[:, :4, [0, 0, 0, 1, 2]], x[:, 4:]], 1), SHIFTED
+        lambda x: torch.cat([x[:, :4, [0, 0, 1, 1, 2]], x[:, 4:]], 1), SHIFTED
     ),
     "a group moved with a step": (lambda x: torch.cat([x[:, :4, ::2], x[:, 4:, 1:4]], 1), SHIFTED),
     "borders that differ": (

@@ -62,6 +62,7 @@ from converter.rewrites.find_space_to_depth import (
     find_fast_space_to_depth,
     find_space_to_depth,
     find_space_to_depth_in_views,
+    find_space_to_depth_or_gather,
 )
 from converter.rewrites.fold_batch_norm import fold_batch_norm
 from converter.rewrites.fold_channel_order import fold_channel_order
@@ -1255,6 +1256,10 @@ TABLES = {
     space_to_depth_as_pixel_unshuffle: (UNSHUFFLE_FIRES, UNSHUFFLE_LEAVES),
     space_to_depth_as_convolution: (AS_CONVOLUTION_FIRES, UNSHUFFLE_LEAVES),
     find_space_to_depth_in_views: (SPACE_TO_DEPTH_FIRES, SPACE_TO_DEPTH_LEAVES),
+    find_space_to_depth_or_gather: (
+        SPACE_TO_DEPTH_FIRES,
+        {name: row for name, row in SPACE_TO_DEPTH_LEAVES.items() if name != "an order that no weights take"},
+    ),
     constant_offsets: (OFFSETS_FIRE, FIXED_LEAVE),
     learned_offsets: (LEARNED_FIRE, OFFSETS_LEAVE),
     order_in_views: (ORDERED_FIRES, ORDERED_LEAVES),
