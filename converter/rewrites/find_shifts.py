@@ -131,8 +131,8 @@ def match_shift(program: Program, end: fx.Node, allowed: Allowed) -> tuple[fx.No
         shift = read_shift(positions)
         if kernels and shift is not None and shift.border == "reflect":
             continue  # a pad and a convolution are faster than slices
-        if shift is not None and shift.border == "reflect" and np.unique(positions).size == positions.size:
-            continue  # so far that all is reversed: an order, which weights may take
+        if shift is not None and shift.dims == (1,) and np.unique(positions).size == positions.size:
+            continue  # an order of channels, which weights may take
         whole_roll = shift is not None and shift.border == "circular" and len(shift.sizes) == 1
         if shift is not None and any(map(any, shift.distances)) and not whole_roll:
             return source, region, shift
