@@ -1,4 +1,4 @@
-"""Convert PyTorch models to Keras, SavedModel and ONNX, and check numerically that each computes the same function.
+"""Convert PyTorch models to Keras, SavedModel, LiteRT and ONNX, and check that each computes the same function.
 
 report = converter.convert("model.pt", to=["tf"], input_shapes=["1,3,224,224"])
 """

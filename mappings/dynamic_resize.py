@@ -256,7 +256,7 @@ def zeros(plan: PlanBuilder, size: Size) -> Value:
         return _extended(plan, parts, number, size)
     if isinstance(size, FloorDiv) and isinstance(size.args[1], sympy.Integer):
         return cut(plan, zeros(plan, size.args[0]), 0, size, Share(1, int(size.args[1])))
-    for value in held(plan):  # an input's size, of which only multiples are allowed
+    for value in held(plan):  # only multiples of an input's size are allowed
         for axis, run in enumerate(value.layout.axes):
             share = as_share(value.layout.extent(run), size)
             if share is not None:

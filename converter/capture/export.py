@@ -172,7 +172,7 @@ def _described(program: Program, free: Free, ranges: Mapping[str, Range]) -> Pro
     return program
 
 
-MOST_REMAINDERS = 64  # at each of which a model is run
+MOST_REMAINDERS = 64  # a model runs at each
 
 
 def _captured_off_multiples(

@@ -61,7 +61,7 @@ def convert(
 
     Args:
         model: a checkpoint file, or a module.
-        to: of "tf", "keras", "onnx", "torch".
+        to: of "tf", "keras", "onnx", "tflite", "torch".
         output: the artifact's path for one format, else a folder; or a mapping from format to path.
         progress: called with a step's name; returns a context that lasts as long as the step.
         options: those of `converter.options.ConvertOptions`: `factory`, `input_shapes`, `layout`, `verify`, ...

@@ -57,7 +57,7 @@ def check_quantization(options: ConvertOptions, formats: Sequence[str]) -> None:
 
 
 def load_calibration(options: ConvertOptions, specs: Sequence[InputSpec]) -> ConvertOptions:
-    """Return the options with the arrays of `--calibrate`, some of which are also compared if no inputs are given."""
+    """Return the options with the arrays of `--calibrate`; the first are also compared if no inputs are given."""
     given = options.quantization.calibrate
     if given is None:
         return options
