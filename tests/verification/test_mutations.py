@@ -24,7 +24,7 @@ def runners():
 @pytest.fixture(scope="module")
 def in_rewrites(runners):
     """One of every kind in every architecture, in what is exported to ONNX: proof 1 runs it in PyTorch."""
-    return {name: list(program_mutants(Bench(name, runners), "rewrite", 1, False)) for name in ARCHITECTURES}
+    return {name: list(program_mutants(Bench(name, runners), "rewrite", 1, False)) for name in (*ARCHITECTURES, *EDGES)}
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -35,8 +35,8 @@ def test_proof_1_catches_every_fault_of_a_rewrite(in_rewrites, name):
 
 
 @pytest.mark.parametrize("name", EDGES)
-def test_proof_1_catches_every_fault_where_a_tolerance_may_hide_it(runners, name):
-    mutants = list(program_mutants(Bench(name, runners), "rewrite", 1, False))
+def test_proof_1_catches_every_fault_where_a_tolerance_may_hide_it(in_rewrites, name):
+    mutants = in_rewrites[name]
     assert len([m for m in mutants if not m.equivalent]) >= 2
     assert [m for m in mutants if m.missed] == []
 
@@ -60,3 +60,27 @@ def test_changed_weights_and_constants_of_an_artifact_are_caught_by_proof_3(runn
     assert planted >= {"one weight off by a thousandth", "through float16"}
     assert ("two equal-shaped weights swapped" in planted) == (name != "GRU")  # no two of its tensors have one shape
     assert all(m.caught["weights"] for m in mutants), mutants
+
+
+HIDDEN = {
+    "mixed magnitudes": {"a probability off by 4e-4", "a fill off by a millionth"},
+    "integers at the edges": {"the last bit of integers lost", "integers within 32 bits"},
+}
+
+
+@pytest.mark.parametrize(
+    "name, place",
+    [
+        *((name, place) for name in HIDDEN for place in ("mapping", "mapping, SavedModel", "rewrite, PyTorch")),
+        ("mixed magnitudes", "mapping, LiteRT"),
+    ],
+)
+def test_what_large_values_may_hide_is_caught_by_both_proofs_in_every_format(runners, name, place):
+    lite = "LiteRT" in place
+    bench = Bench(name, runners, batch=1 if lite else None)
+    faults = {"a probability off by 4e-4"} if lite else HIDDEN[name]
+    mutants = list(program_mutants(bench, place, 1, True, only=faults))
+    assert {m.fault for m in mutants} == faults
+    for mutant in mutants:
+        assert mutant.caught["function"], mutant
+        assert mutant.caught["artifact"], mutant

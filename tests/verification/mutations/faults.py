@@ -458,3 +458,47 @@ def residual(program: Program) -> Found:
         a, b = node.args[:2]
         if isinstance(b, fx.Node) and is_floating(b) and isinstance(a, fx.Node) and shape(a) == shape(b):
             yield node, lambda program, n: n.replace_all_uses_with(n.args[1])
+
+
+@fault("a probability off by 4e-4")
+def probability(program: Program) -> Found:
+    for node in called(program, aten.sigmoid):
+        yield node, on_result((aten.add.Scalar, 4e-4))
+
+
+@fault("the last bit of integers lost")
+def narrow(program: Program) -> Found:
+    """What float32 does to integers from 2^24 on; a conversion to it would be one to float64 in proof 1."""
+    for node in called(program, aten.div, aten.fmod, aten.remainder, aten.clamp, aten.sum):
+        if not is_floating(node) and len(shape(node.args[0])) > 1:
+            yield node, on_argument("self", (aten.bitwise_and.Scalar, -2))
+
+
+@fault("integers within 32 bits")
+def short(program: Program) -> Found:
+    for node in called(program, aten.sum, aten.clamp):
+        if not is_floating(node) and len(shape(node.args[0])) > 1:
+            yield node, on_argument("self", (aten.to.dtype, torch.int32), (aten.to.dtype, torch.int64))
+
+
+@fault("a fill off by a millionth")
+def fill(program: Program) -> Found:
+    for node in called(program, aten.masked_fill):
+        value = argument(node, "value")
+        if isinstance(value, float) and value not in (float("inf"), -float("inf")):
+            yield node, with_argument("value", value * 1.000001)
+
+
+@fault("a late channel dropped")
+def late_channel(program: Program) -> Found:
+    """A channel that most inputs leave dead."""
+    for node in called(program, aten.add):
+        other = argument(node, "other")
+        if program.is_tensor(other) and float(program.tensor(other).min()) < -30:
+            yield node, with_tensor(lambda w: torch.where(w < -30, w - 1e9, w), "other")
+
+
+@fault("another number for NaN")
+def not_a_number(program: Program) -> Found:
+    for node in called(program, aten.nan_to_num):
+        yield node, with_argument("nan", 0.0)

@@ -168,7 +168,10 @@ def call(program: Program, target: Any, value: fx.Node, arguments: Sequence[Any]
         given = given.new_empty([_concrete(n) for n in value.meta["val"].shape])
     result = target(given, *arguments)
     node = program.graph.call_function(target, (value, *arguments))
-    node.meta = {**module_meta(value), "val": value.meta["val"].new_empty([known.get(n, n) for n in result.shape])}
+    node.meta = {
+        **module_meta(value),
+        "val": value.meta["val"].new_empty([known.get(n, n) for n in result.shape], dtype=result.dtype),
+    }
     return node
 
 

@@ -35,10 +35,11 @@ from mutations.artifact_faults import Edit, keras_edits, tensor_edits, write_ker
 from mutations.edges import EDGES
 from mutations.faults import PROGRAM_FAULTS
 from mutations.graph_faults import onnx_edits, saved_model_edits, write_initializers, write_variables
+from mutations.module_faults import lite_edits, normalized, torch_edits, write_lite_tensors, write_torch_tensors
 from mutations.planting import planted
 from mutations.sequences import ARCHITECTURES
 
-ENDINGS: dict[Format, str] = {"tf": "", "keras": ".keras", "onnx": ".onnx"}
+ENDINGS: dict[Format, str] = {"tf": "", "keras": ".keras", "onnx": ".onnx", "tflite": ".tflite", "torch": ""}
 PROOFS = ("function", "artifact", "weights")
 UNCHANGED = 1e-12  # of the output's scale: float64 that was added up in another order departs by less
 PROBES = (("normal", 1.0), ("normal", 30.0), ("uniform", 1.0), ("large", 1.0), ("normal", 1e-3))
@@ -77,11 +78,16 @@ class Mutant:
 
 @dataclass
 class Bench:
-    """One architecture, captured, with PyTorch's results; runners are shared: their imports take long."""
+    """One architecture, captured, with PyTorch's results; runners are shared: their imports take long.
+
+    Args:
+        batch: the only one; LiteRT files are for batch 1.
+    """
 
     name: str
     runners: Runners
     seed: int = 0
+    batch: int | None = None
     source: LoadedModel = field(init=False)
     reference: Reference = field(init=False)
     probes: list[Round] = field(init=False)
@@ -92,6 +98,7 @@ class Bench:
         self.source = load_model(
             architecture.model(),
             LoadOptions.of(input_shapes=architecture.shapes, seed=self.seed),
+            fixed_batch=self.batch,
             clock=Clock(None),
         )
         program = self.source.program
@@ -103,7 +110,7 @@ class Bench:
         self.expected = results(program, self.probes)
 
     def built(self, format: Format, program: Program) -> RewrittenModel:
-        if format == "onnx":
+        if format in ("onnx", "torch"):
             right = build(self.source, format, ArtifactOptions(), Clock(None))
             return RewrittenModel(
                 self.source, format, ArtifactOptions(), program, right.changes, right.inputs, right.outputs
@@ -159,7 +166,7 @@ class Bench:
 
     def compared(self, built: RewrittenModel, path: Path) -> Proof:
         runner = self.runners[built.format]
-        runner.open(path)
+        runner.open(path, trusted=built.format == "torch")  # a changed source would not run
         actual = run_artifact(runner, built.inputs, built.outputs, self.reference)
         reference = self.reference
         return compare_artifact(
@@ -234,11 +241,13 @@ def change(expected: Sequence[Mapping[str, np.ndarray]], actual: Sequence[Mappin
     for right, found in zip(expected, actual, strict=True):
         for name, array in right.items():
             wide, other = array.astype(np.float64), np.asarray(found[name]).astype(np.float64)
-            if wide.shape != other.shape or not np.array_equal(np.isfinite(wide), np.isfinite(other)):
+            if wide.shape != other.shape:
                 return float("inf")
-            finite = np.isfinite(wide)
+            finite = np.isfinite(wide) & np.isfinite(other)
+            if not np.array_equal(wide[~finite], other[~finite], equal_nan=True):
+                return float("inf")
             scale = np.abs(wide[finite]).max(initial=0.0) or 1.0
-            largest = max(largest, float(np.abs(wide - other)[finite].max(initial=0.0) / scale))
+            largest = max(largest, float(np.abs(wide[finite] - other[finite]).max(initial=0.0) / scale))
     return largest
 
 
@@ -252,10 +261,11 @@ def chosen(sites: Iterable[Any], most: int, seed: str) -> list[Any]:
 
 
 def program_mutants(bench: Bench, place: str, most: int, with_artifact: bool, only: Any = None) -> Iterator[Mutant]:
-    """Faults of mappings (a Keras file is made of them) or of rewrites (an ONNX file)."""
-    format: Format = "keras" if place == "mapping" else "onnx"
+    """Faults of mappings, of which Keras, TensorFlow and LiteRT files are made, or of rewrites, by `PROGRAMS`."""
+    format = PROGRAMS[place]
+    lowered = place.startswith("mapping")
     captured = bench.source.program
-    start = bench.rewritten(format, captured) if place == "mapping" else captured
+    start = bench.rewritten(format, captured) if lowered else captured
     right = bench.prove(bench.built(format, bench.rewritten(format, captured)), with_artifact)
     if any(right.by.values()):
         raise AssertionError(f"{bench.name}: a false alarm on what is right: {right.refused} {right.details}")
@@ -267,7 +277,7 @@ def program_mutants(bench: Bench, place: str, most: int, with_artifact: bool, on
             largest = float("inf")
             try:
                 wrong = planted(start, node, plant)
-                if place == "rewrite":
+                if not lowered:
                     wrong = bench.rewritten(format, wrong)
                 largest = change(bench.expected, results(wrong, bench.probes))
                 built = bench.built(format, wrong)
@@ -282,8 +292,17 @@ EDITS: dict[Format, tuple[Callable[[Path], Iterator[Edit]], Callable[[Path, Mapp
     "keras": (keras_edits, write_keras_tensors),
     "onnx": (onnx_edits, write_initializers),
     "tf": (saved_model_edits, write_variables),
+    "tflite": (lite_edits, write_lite_tensors),
+    "torch": (torch_edits, write_torch_tensors),
 }
-PLACES: dict[Format, str] = {"keras": "Keras file", "onnx": "ONNX file", "tf": "SavedModel"}
+PLACES: dict[Format, str] = {
+    "keras": "Keras file", "onnx": "ONNX file", "tf": "SavedModel", "tflite": "LiteRT file", "torch": "PyTorch module",
+}  # fmt: skip
+# What is lowered from a program with a fault, and what that fault is called.
+PROGRAMS: dict[str, Format] = {
+    "mapping": "keras", "rewrite": "onnx", "mapping, SavedModel": "tf", "mapping, LiteRT": "tflite",
+    "rewrite, PyTorch": "torch",
+}  # fmt: skip
 
 
 def artifact_mutants(bench: Bench, format: Format, most: int, only: Any = None) -> Iterator[Mutant]:
@@ -293,6 +312,8 @@ def artifact_mutants(bench: Bench, format: Format, most: int, only: Any = None) 
         built = build(bench.source, format, ArtifactOptions(), Clock(None))
         right = Path(folder, "right" + ENDINGS[format])
         built.write(right)
+        if format == "tflite":
+            normalized(right)
         proof = bench.compared(built, right)
         tensors = dict(bench.runners[format].tensors())
         for one in (proof, bench.weights(built)):
