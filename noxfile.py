@@ -30,6 +30,7 @@ REQUIREMENTS = {
 }
 SHOWN = ("torch", "torchvision", "tensorflow", "keras", "onnx", "onnxscript", "onnxruntime", "numpy")
 
+QUICK = ("pytest", "-m", "quick", "-q", "-n", "auto", "--dist", "worksteal")  # shared among the cores
 MAIN_JOB = (
     *("convert", "sample_models/digits_focus.pt", "--to", "tf", "--to", "keras", "--to", "onnx"),
     *("--trust", "sample_models", "--input-shape", "1,1,16,16", "--inputs", "sample_models/digits_holdback.npz"),
@@ -46,6 +47,7 @@ def lowest(session: nox.Session) -> None:
         *("uv", "pip", "compile", "--quiet", "--upgrade", "--all-extras", "--resolution", "lowest-direct"),
         *("--python-version", "3.11", "--python-platform", "linux"),
         *("--no-annotate", "--custom-compile-command", "nox -s lowest"),
+        *("--no-emit-package", "backports-strenum"),  # its last version excludes Python 3.11, which uv overlooks
         *("--output-file", "constraints-lowest.txt", "pyproject.toml"),
     )
 
@@ -61,7 +63,7 @@ def versions(session: nox.Session, versions: str) -> None:
         record(session, versions, known)  # from here on they are known: reports name only versions that are not
         with tempfile.TemporaryDirectory() as scratch:
             tests, job = Path(scratch, "tests.xml"), Path(scratch, "job.json")
-            session.run("pytest", "-m", "quick", "-q", f"--junitxml={tests}", success_codes=[0, 1])
+            session.run(*QUICK, f"--junitxml={tests}", success_codes=[0, 1])
             session.run(*MAIN_JOB, "-o", scratch, "--report", str(job), success_codes=range(6))
             suite = ElementTree.parse(tests).getroot()[0].attrib
             (model,) = json.loads(job.read_text())["models"]
@@ -102,7 +104,7 @@ def sdist(session: nox.Session) -> None:
         with session.chdir(Path(scratch, packed.name.removesuffix(".tar.gz"))):
             session.install("-c", "constraints.txt", "-e", ".[test]")
             tests = Path(scratch, "tests.xml")
-            session.run("pytest", "-m", "quick", "-q", f"--junitxml={tests}", success_codes=[0, 1])
+            session.run(*QUICK, f"--junitxml={tests}", success_codes=[0, 1])
         suite = ElementTree.parse(tests).getroot()[0].attrib
         counts = {name: int(suite[name]) for name in ("tests", "failures", "errors", "skipped")}
         record(session, "sdist", installed_versions(session, "python"), tests=counts)

@@ -99,7 +99,7 @@ def zeros_between(array, strides):
             array = ops.reshape(ops.pad(apart, widths), (-1, *before, size * stride, *after))
         elif stride > 1:
             array = ops.repeat(array, stride, axis)
-            position, _ = counted(along(array, axis))
+            position, _ = counted(along(array, axis), "int32")
             first = ops.equal(position % stride, 0)
             array = ops.where(ops.reshape(first, (-1, *(1,) * (len(array.shape) - axis - 1))), array, 0)
     return array

@@ -3,7 +3,8 @@
 A size is represented as the length of an array of zeros, cut from a value that has this size. This needs only
 `keras.ops` on tensors, so a Keras file can hold it. Sources of the formulas: PyTorch's
 aten/src/ATen/native/UpSample.h (positions, cubic coefficients), native/cpu/UpSampleKernel.cpp (antialiasing) and
-native/AdaptivePooling.h (windows). Positions are computed in float64, those of "nearest" in float32 as in PyTorch.
+native/AdaptivePooling.h (windows). Positions between elements are computed in float64, those of "nearest" in float32 as
+in PyTorch, those of elements in integers, which LiteRT takes too.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -182,7 +183,7 @@ def part(plan: PlanBuilder, x: Value | Constant, dim: int, start: Size, length: 
     lines, positions = computed_positions(plan, x, dim, start, length)
 
     def run(array: Any, *arrays: Any) -> Any:
-        return ops.take(array, ops.cast(positions(arrays), "int32"), axis)
+        return ops.take(array, positions(arrays), axis)
 
     plan.count_gather(x, "a slice of a dynamic size")
     return plan.call(run, x, *lines, layout=layout)
@@ -285,12 +286,12 @@ def computed_positions(
     if any(not isinstance(function, FloorDiv) for function in expression.atoms(sympy.Function)):
         raise Unsupported(f"a position ({plan.program.size_name(first)}) that is not computed from sizes by division")
     symbols = sorted(expression.free_symbols, key=str)
-    value = sympy.lambdify(symbols, expression, [{"FloorDiv": lambda a, b: ops.floor(a / b)}])
+    value = sympy.lambdify(symbols, expression, [{"FloorDiv": ops.floor_divide}])
     line = zeros_of(plan, x, dim, length)
 
     def positions(arrays: Sequence[Any]) -> Any:
-        places, _ = counted(arrays[0] if line else ops.zeros(length, "float64"))
-        return places + value(*(counted(array)[1] for array in arrays[len(line) :]))
+        places, _ = counted(arrays[0] if line else ops.zeros(length), "int32")
+        return places + value(*(counted(array, "int32")[1] for array in arrays[len(line) :]))
 
     return [*line, *(zeros(plan, symbol) for symbol in symbols)], positions
 
@@ -330,13 +331,13 @@ def opened(plan: PlanBuilder, x: Value) -> Value:
         left = list(counts)
         found = []
         for axis, run in shared:
-            position: Any = 0.0
+            position: Any = 0
             for place, atom in enumerate(run):
                 size = x.layout.size[atom]
-                i, n = counted(ops.zeros(size, "float64") if isinstance(size, int) else left.pop(0))
+                i, n = counted(ops.zeros(size) if isinstance(size, int) else left.pop(0), "int32")
                 behind = len(run) - 1 - place
                 position = position * n + ops.reshape(i, (-1, *(1,) * behind))
-            found.append((axis, ops.cast(position, "int32")))
+            found.append((axis, position))
         for axis, positions in reversed(found):
             array = ops.take(array, positions, axis)
         return array

@@ -127,8 +127,8 @@ def padded_by_sizes(plan: PlanBuilder, x: Value, pad: Sequence[Size], mode: str,
         lines, positions = dynamic_resize.computed_positions(plan, x, dim, -before, length)
 
         def run(array, *arrays, axis=axis, positions=positions):
-            _, size = dynamic_reshape.counted(dynamic_reshape.along(array, axis))
-            chosen = ops.cast(SOURCES[mode](positions(arrays), size), "int32")
+            _, size = dynamic_reshape.counted(dynamic_reshape.along(array, axis), "int32")
+            chosen = SOURCES[mode](positions(arrays), size)
             if by_one is not None:
                 array = by_one(array, [(int(a == axis),) * 2 for a in range(len(array.shape))])
             return ops.take(array, chosen, axis)

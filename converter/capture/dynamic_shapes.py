@@ -1,13 +1,14 @@
-"""Dynamic sizes that the user asks for, as far as `torch.export` allows: each attempt uses the answer to the last one.
+"""Dynamic sizes that the user asks for, as far as `torch.export` allows.
 
-A guard that it finds (a feature map and its half, upsampled, must agree) holds for some sizes only. They are found by
-trying: the multiples of the smallest number, and the smallest such size from which all guards hold.
+Where it does not, it captures once more with `Dim.AUTO`, and its ShapeEnv has the guards as expressions. A guard (a
+feature map and its half, upsampled, must agree) holds for some sizes only. They are found by trying: the multiples of
+the smallest number, and the smallest such size from which all guards hold.
 """
 
 from __future__ import annotations
 
 import math
-import re
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -16,19 +17,19 @@ from typing import Any
 import sympy
 import torch
 from torch import Tensor
-from torch.export import Dim
+from torch.export import Dim, ExportedProgram
+from torch.utils._sympy.functions import Mod, PythonMod
 
 from converter.capture.input_shapes import BATCH, FreeSize
-from converter.checkpoint.symbolic_expressions import is_size_expression
 from converter.errors import CaptureError, Note
 from converter.ir.program import Program
+from converter.ir.sizes import size_of
 
 PREFIX = "size_"  # sympy reserves names, such as S and N
 LEAST = 2  # a size of 1 broadcasts
 CHECKED = 2048  # largest size at which guards are tried
 MOST_FACTOR = 256
 EDGE = 256  # sizes tried at each end of a range that reaches beyond those
-SIZE_IN_GUARD = r"L\['\w+'\](?:\[\d+\])*\.size\(\)\[\d+\]"
 
 
 @dataclass(frozen=True)
@@ -85,73 +86,106 @@ def dims(free: Free, ranges: Mapping[str, Range]) -> list[dict[int, Any]]:
     return [{d: dim(size) for d, size in sizes.items()} for sizes in free]
 
 
-def tighten(error: Exception, free: Free, ranges: Mapping[str, Range], examples: Mapping[str, int]) -> dict[str, Range]:
-    """Return the ranges that torch.export's answer leaves; the given ones if it says nothing about sizes.
+Conditions = Mapping[str, set[sympy.Basic]]
+
+
+def tighten(conditions: Conditions, ranges: Mapping[str, Range], examples: Mapping[str, int]) -> dict[str, Range]:
+    """Return the ranges in which the conditions of each size hold.
 
     Args:
         examples: the sizes at which the model was traced.
-
-    Raises:
-        CaptureError: a size cannot be dynamic, or depends on another.
     """
-    text = str(error)
     found = dict(ranges)
-    for name in names_of(free):
-        _refuse_relation(text, name, free)
-        guards = _guards(text, name, ranges[name].factor)
-        if guards:
-            found[name] = _fitting(name, ranges[name], guards, examples[name])
+    for name in ranges.keys() & conditions.keys():
+        holding = [_predicate(condition, name) for condition in conditions[name]]
+        found[name] = _fitting(name, ranges[name], holding, examples[name])
     return found
 
 
-def hold_everywhere(error: Exception, free: Free, ranges: Mapping[str, Range]) -> bool:
-    """Return whether torch.export only lacks a proof: its guards hold for every size in its range."""
-    text = str(error)
-    guards = {name: _guards(text, name, ranges[name].factor) for name in names_of(free)}
-    complaints = re.findall(r"^\s+- ", text, re.MULTILINE)
-    return 0 < len(complaints) == sum(map(len, guards.values())) and all(
-        guard(size)
-        for name, found in guards.items()
-        for guard in set(found)
-        for size in range(1, CHECKED + 1)
-        if size in ranges[name]
-    )
+def batch_is_free(conditions: Conditions) -> bool:
+    """Return whether the conditions hold for every batch that is tried."""
+    return all(all(map(_predicate(each, BATCH), range(1, CHECKED + 1))) for each in conditions.get(BATCH, ()))
 
 
-def unresolved(error: Exception, free: Free) -> CaptureError | None:
-    """Return the error if torch.export's answer cannot be used; None if it does not concern the dynamic sizes."""
-    text = str(error)
-    names = [name for name in names_of(free) if re.search(rf"\b{re.escape(PREFIX + name)}\b", text)]
-    if not names:
-        return None
-    complaint = re.search(r"^\s+- (.+)$", text, re.MULTILINE)
-    why = (complaint[1] if complaint else text.splitlines()[0] if text else type(error).__name__).replace(PREFIX, "")
+def unresolved(free: Free, why: str) -> CaptureError:
+    """Return the error for conditions on several sizes, which no ranges express."""
+    names = " and ".join(names_of(free))
     return CaptureError(
-        f"torch.export cannot keep {', '.join(names)} dynamic: {why}",
+        f"torch.export cannot keep {names} dynamic: {why}",
         code="PTC2007",
         where="--input-shape",
-        fix=f"Give {'a number' if len(names) == 1 else 'numbers'} in place of {' and '.join(names)}.",
+        fix=f"Give numbers in place of {names}.",
     )
 
 
-def _refuse_relation(text: str, name: str, free: Free) -> None:
-    own = re.escape(f"{PREFIX}{name}")
-    constant = re.search(rf"^\s*{own} = (\d+)\s*$", text, re.MULTILINE)
-    if constant or re.search(rf"marked {own} as dynamic but your code specialized it", text):
-        raise not_free(name, int(constant[1]) if constant else None)
-    related = re.search(rf"^\s*{own} = (?!Dim\(|\d+\*_{own}\b)(.*{PREFIX}.*)$", text, re.MULTILINE)
-    if related:
-        what = related[1].strip().replace(PREFIX, "")
-        other = next((o for o in names_of(free) if re.search(rf"\b{re.escape(o)}\b", what)), "H")
-        how = (
-            f"write {what} in place of {name}" if re.fullmatch(r"(\d+\*)?\w+", what) else "give one of them as a number"
-        )
-        raise CaptureError(
-            f"The sizes {name} and {other} depend on each other: {name} must be {what}.",
-            code="PTC2008",
-            where="--input-shape",
-            fix=f"Use {how} in --input-shape.",
-        )
+def conditions_of(exported: ExportedProgram, free: Free) -> Conditions:
+    """Return torch.export's conditions on each size of a program that it was free to restrict (`unrestricted`).
+
+    Raises:
+        CaptureError: a size is a constant, or depends on another.
+    """
+    held: list[tuple[FreeSize, sympy.Expr]] = []
+    guards: list[sympy.Basic] = []
+    for shape, sizes in zip(input_shapes(exported), free, strict=True):
+        for d, size in sizes.items():
+            n = size_of(shape[d])
+            if isinstance(n, int):
+                raise not_free(size.name, n // size.factor)
+            guards = [guard.expr for guard in shape[d].node.shape_env.guards]
+            held.append((size, shape[d].node.expr))
+    named: dict[sympy.Basic, sympy.Expr] = {}
+    for size, expression in sorted(held, key=lambda each: not each[1].is_Symbol):
+        _name(expression, size, named)
+    found: dict[str, set[sympy.Basic]] = {}
+    for condition in (part for guard in guards for part in sympy.And.make_args(guard.xreplace(named))):
+        if len(condition.free_symbols) == 1:
+            found.setdefault(condition.free_symbols.pop().name, set()).add(condition)
+    return found
+
+
+def input_shapes(exported: ExportedProgram) -> list[Sequence[Any]]:
+    names = exported.graph_signature.user_inputs
+    return [node.meta["val"].shape for node in exported.graph.find_nodes(op="placeholder") if node.name in names]
+
+
+def unrestricted(free: Free, ranges: Mapping[str, Range]) -> list[dict[int, Any]]:
+    """Return the dynamic dimensions of each input, which torch.export may restrict as it needs."""
+
+    def dim(size: FreeSize) -> Any:
+        held = ranges[size.name]
+        return Dim.AUTO(min=size.factor * held.least, max=held.most and size.factor * held.most)
+
+    return [{d: dim(size) for d, size in sizes.items()} for sizes in free]
+
+
+def symbol_of(name: str) -> sympy.Symbol:
+    return sympy.Symbol(name, integer=True, positive=True)
+
+
+def _name(size: sympy.Expr, given: FreeSize, named: dict[sympy.Basic, sympy.Expr]) -> None:
+    """Say in `named` which of the user's sizes is the symbol in one of torch.export's.
+
+    Raises:
+        CaptureError: the symbol is another size already.
+    """
+    own = given.factor * symbol_of(given.name)
+    unknown = [symbol for symbol in size.free_symbols if symbol not in named]
+    if len(unknown) == 1:
+        named[unknown[0]] = sympy.solve(size.xreplace(named) - own, unknown[0])[0]
+        return
+    what = sympy.expand(size.xreplace(named) / given.factor)
+    if what == symbol_of(given.name):
+        return
+    others = sorted(symbol.name for symbol in what.free_symbols if symbol.name != given.name)
+    if not others:
+        raise not_free(given.name, None)
+    how = f"write {what} in place of {given.name}" if what.is_Symbol or what.is_Mul else "give one of them as a number"
+    raise CaptureError(
+        f"The sizes {given.name} and {', '.join(others)} depend on each other: {given.name} must be {what}.",
+        code="PTC2008",
+        where="--input-shape",
+        fix=f"Use {how} in --input-shape.",
+    )
 
 
 def not_free(name: str, only: int | None, why: str = "forward has it as a constant, or loops over it") -> CaptureError:
@@ -165,46 +199,27 @@ def not_free(name: str, only: int | None, why: str = "forward has it as a consta
     )
 
 
-def _guards(text: str, name: str, factor: int) -> list[Callable[[int], bool]]:
-    """Return the conditions that a size must satisfy.
-
-    torch.export states them for dimensions, which are multiples of its own symbol: the size divided by `factor`.
-    """
-    own = re.escape(f"{PREFIX}{name}")
-    line = rf"Not all values of (?:(\d+)\*)?{own} = .* in the specified range (?:.* )?satisfy the generated guard (.+)$"
-    found = []
-    for times, guard in re.findall(line, text, re.MULTILINE):
-        expression = re.sub(SIZE_IN_GUARD, "size", guard.strip().rstrip("."))
-        expression = expression.replace("IntInfinity()", str(2**62))
-        expression = re.sub(r"(?:math|torch)\.(trunc|ceil|floor|sym_float)\b|\b(min|max)\b", _spelled, expression)
-        if is_size_expression(expression) and re.findall(r"[A-Za-z_]\w*", expression):
-            found.append(_predicate(expression, int(times or 1) // factor or 1))
-    return found
-
-
-# Functions of sizes, as guards and as sympy spell them.
+# PyTorch's functions of sizes.
 FUNCTIONS = {
-    "trunc": "TruncToInt", "ceil": "CeilToInt", "floor": "FloorToInt", "sym_float": "ToFloat", "min": "Min",
-    "max": "Max",
-}  # fmt: skip
-COMPUTED = {
-    "TruncToInt": math.trunc, "CeilToInt": math.ceil, "FloorToInt": math.floor, "ToFloat": float, "Min": min,
-    "Max": max,
+    "TruncToInt": math.trunc, "CeilToInt": math.ceil, "FloorToInt": math.floor, "RoundToInt": round, "ToFloat": float,
+    "FloorDiv": operator.floordiv, "CleanDiv": operator.floordiv, "IntTrueDiv": operator.truediv,
+    "FloatTrueDiv": operator.truediv, "remainder": operator.mod, "PowByNatural": pow, "Identity": lambda size: size,
 }  # fmt: skip
 
 
-def _spelled(found: re.Match[str]) -> str:
-    return FUNCTIONS[found[1] or found[2]]
+REMAINDER = sympy.Function("remainder")
 
 
-@cache  # every layer of a deep network may state the same guard, which is then tried once
-def _predicate(expression: str, factor: int) -> Callable[[int], bool]:
-    code = compile(expression, "<guard>", "eval")
+@cache  # every layer of a deep network may state the same condition, which is then tried once
+def _predicate(condition: sympy.Basic, *names: str) -> Callable[..., bool]:
+    # sympy prints remainders of remainders without their brackets.
+    called = condition.replace(lambda part: isinstance(part, Mod | PythonMod), lambda part: REMAINDER(*part.args))
+    computed = sympy.lambdify([symbol_of(name) for name in names], called, [FUNCTIONS, "math"], cse=True)
 
-    def holds(size: int) -> bool:
+    def holds(*sizes: int) -> bool:
         try:
-            return bool(eval(code, {"__builtins__": {}}, COMPUTED | {"size": factor * size}))
-        except (ZeroDivisionError, NameError):
+            return bool(computed(*sizes))
+        except ZeroDivisionError:
             return False
 
     return holds
@@ -273,6 +288,11 @@ def any_ranges(free: Free) -> dict[str, Range]:
     limits = limits_of(free)
     given = {name: Range(1, max(least, LEAST), most) for name, (least, most) in limits.items()}
     return {name: given.get(name, ANY_BATCH if name == BATCH else Range()) for name in names_of(free)}
+
+
+def is_bounded(ranges: Mapping[str, Range], free: Free) -> bool:
+    """Return whether the model takes a size only up to one that the user does not give."""
+    return any(held.most is not None and name not in limits_of(free) for name, held in ranges.items())
 
 
 def limits_of(free: Free) -> dict[str, tuple[int, int]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._dynamo.exc import UserError, UserErrorType
 from torch.export import Dim, ExportedProgram
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -18,22 +19,27 @@ from converter.capture.control_flow import computes, freeze_and_check
 from converter.capture.diagnostics import explain_export_error, first_line, module_of, needs_values, user_frame
 from converter.capture.dynamic_shapes import (
     ANY_BATCH,
+    Conditions,
     Free,
     Range,
     any_ranges,
+    batch_is_free,
+    conditions_of,
     dims,
     double_factors,
     example_sizes,
-    hold_everywhere,
+    input_shapes,
+    is_bounded,
     name_sizes,
     names_of,
     other_sizes,
     resized,
     tighten,
     unresolved,
+    unrestricted,
 )
 from converter.capture.import_exported import from_exported
-from converter.capture.input_shapes import BATCH
+from converter.capture.input_shapes import BATCH, FreeSize
 from converter.capture.known_values import known_values
 from converter.capture.run_forward import run_forward
 from converter.capture.sizes_as_numbers import noting_numbers
@@ -44,6 +50,7 @@ from converter.ir.sizes import symbolic_shape
 from converter.options import CaptureOptions
 
 UNASKED = CaptureOptions()
+_SIZE_IS_FIXED = "PTC2009"
 aten = torch.ops.aten
 PADS = {
     aten.pad.default, aten.constant_pad_nd.default, aten.reflection_pad1d.default, aten.reflection_pad2d.default,
@@ -124,10 +131,33 @@ def averaging_norms(module: nn.Module) -> frozenset[str]:
 
 
 def _captured(module: nn.Module, inputs: Sequence[Tensor], free: Free, batch: Any, how: CaptureOptions) -> Program:
-    """Export, restricting dynamic sizes as torch.export requires, and run the model at sizes that were not traced."""
+    """Export; if forward makes a number of a dynamic size, in strict mode, in which int(size) stays a size."""
     if not names_of(free):
         shapes = tuple({0: batch} if x.ndim else None for x in inputs) if batch is not None else None
         return _exported(module, inputs, shapes, how)
+
+    def captured(strict: bool) -> tuple[Program, Mapping[str, Range]]:
+        return _captured_with_sizes(module, inputs, free, batch, replace(how, strict=strict))
+
+    try:
+        program, ranges = captured(how.strict)
+    except CaptureError as error:
+        if error.code == _SIZE_IS_FIXED and not how.strict:
+            with contextlib.suppress(Exception):  # the first error says more
+                return _described(*captured(True), free)
+        raise
+    if not how.strict and is_bounded(ranges, free):
+        with contextlib.suppress(Exception):  # what was captured is right, for fewer sizes
+            whole, wider = captured(True)
+            if not is_bounded(wider, free):
+                program, ranges = whole, wider
+    return _described(program, ranges, free)
+
+
+def _captured_with_sizes(
+    module: nn.Module, inputs: Sequence[Tensor], free: Free, batch: Any, how: CaptureOptions
+) -> tuple[Program, Mapping[str, Range]]:
+    """Export, restricting dynamic sizes as torch.export requires, and run the model at sizes that were not traced."""
     examples = example_sizes(free, inputs)
     ranges = any_ranges(free)
     asserted = False
@@ -137,20 +167,21 @@ def _captured(module: nn.Module, inputs: Sequence[Tensor], free: Free, batch: An
         except CaptureError:
             raise
         except Exception as error:
-            left = tighten(error, free, ranges, examples)
+            conditions = _conditions(error, module, inputs, free, ranges, batch, how)
+            if conditions is None:
+                raise
+            left = tighten(conditions, ranges, examples)
             if left == ranges:
-                if asserted or not hold_everywhere(error, free, ranges):
-                    if told := unresolved(error, free):
-                        raise told from error
-                    raise
+                if asserted:
+                    raise unresolved(free, first_line(error)) from error
                 asserted = True
             elif general := _captured_off_multiples(module, inputs, free, ranges, left, batch, how):
                 return general
             ranges = left
             continue
-        failure = left_failure = _failure_elsewhere(module, inputs, free, ranges)
+        failure = left_failure = _failure_elsewhere(module, inputs, free, ranges, program if asserted else None)
         if failure is None:
-            return _described(program, free, ranges)
+            return program, ranges
         while left_failure is not None:
             stricter = double_factors(ranges, examples)
             if stricter is None:
@@ -159,12 +190,37 @@ def _captured(module: nn.Module, inputs: Sequence[Tensor], free: Free, batch: An
             left_failure = _failure_elsewhere(module, inputs, free, ranges)
 
 
+def _conditions(
+    error: Exception, module: nn.Module, inputs: Sequence[Tensor], free: Free, ranges: Mapping[str, Range], batch: Any,
+    how: CaptureOptions,
+) -> Conditions | None:  # fmt: skip
+    """Return torch.export's conditions on each dynamic size, None if `error` has another cause, such as the batch."""
+    violated = isinstance(error, UserError) and error.error_type is UserErrorType.CONSTRAINT_VIOLATION
+    if not violated and not isinstance(error, AssertionError):  # torch.export's, of bounds that are fractions
+        return None
+    shapes = tuple(
+        ({0: Dim.AUTO} if batch is not None and x.ndim else {}) | sizes or None
+        for x, sizes in zip(inputs, unrestricted(free, ranges), strict=True)
+    )
+    try:
+        exported = _export(module, inputs, shapes, how.strict, asserted=False)
+    except Exception:  # the first error says more
+        return None
+    if batch is None:
+        return conditions_of(exported, free)
+    if any(isinstance(shape[0], int) for shape in input_shapes(exported) if shape):
+        return None
+    batched = [({0: FreeSize(BATCH)} if x.ndim else {}) | dict(sizes) for x, sizes in zip(inputs, free, strict=True)]
+    found = conditions_of(exported, batched)
+    return found if batch_is_free(found) else None
+
+
 def _dynamic_shapes(inputs: Sequence[Tensor], free: Free, ranges: Mapping[str, Range], batch: Any) -> Any:
     named = zip(inputs, dims(free, ranges), strict=True)
     return tuple(({0: batch} if batch is not None and x.ndim else {}) | sizes or None for x, sizes in named)
 
 
-def _described(program: Program, free: Free, ranges: Mapping[str, Range]) -> Program:
+def _described(program: Program, ranges: Mapping[str, Range], free: Free) -> Program:
     """Name the program's sizes, and note what restricts them."""
     name_sizes(program, free)
     program.batch_is_named = ranges.get(BATCH) == ANY_BATCH
@@ -178,7 +234,7 @@ MOST_REMAINDERS = 64  # a model runs at each
 def _captured_off_multiples(
     module: nn.Module, inputs: Sequence[Tensor], free: Free, ranges: Mapping[str, Range], left: Mapping[str, Range],
     batch: Any, how: CaptureOptions,
-) -> Program | None:  # fmt: skip
+) -> tuple[Program, Mapping[str, Range]] | None:  # fmt: skip
     """Return a program for all sizes of a model that pads to multiples where it must; None if it is not one.
 
     At multiples such a model may skip the pad, and torch.export then leaves only multiples. A program captured at
@@ -222,7 +278,7 @@ def _captured_off_multiples(
         program = _exported(module, off, _dynamic_shapes(off, free, ranges, batch), how, asserted=True)
         calls += [call(start | {name: start[name] + step}) for name, step in steps.items()]
         if _pads_by_sizes(program) and all(computes(program, tensors, expected) for tensors, expected in calls):
-            return _described(program, free, ranges)
+            return program, ranges
     return None
 
 
@@ -273,14 +329,17 @@ def _exported(
 
 
 def _failure_elsewhere(
-    module: nn.Module, inputs: Sequence[Tensor], free: Free, ranges: Mapping[str, Range]
+    module: nn.Module, inputs: Sequence[Tensor], free: Free, ranges: Mapping[str, Range], program: Program | None = None
 ) -> CaptureError | None:
-    """Return the model's error at sizes other than those traced, or None."""
+    """Return the error of the model, or of the program compared with it, at sizes other than those traced, or None."""
     for sizes in other_sizes(ranges):
+        shown = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        tensors = [resized(x, held, sizes) for x, held in zip(inputs, free, strict=True)]
         try:
-            run_forward(module, [resized(x, held, sizes) for x, held in zip(inputs, free, strict=True)])
+            expected = run_forward(module, tensors)
+            if program is not None and not computes(program, tensors, expected):
+                return unresolved(free, f"what it captures is not the model at {shown}")
         except CaptureError as error:
-            shown = ", ".join(f"{name}={size}" for name, size in sizes.items())
             return CaptureError(
                 f"The model does not accept every size: at {shown} it fails: {error.what.partition(': ')[2]}",
                 code="PTC2013",

@@ -5,11 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import math
-import re
 import warnings
 from collections.abc import Callable, Iterator
-from fractions import Fraction
 from typing import Any
 
 import sympy
@@ -110,18 +107,6 @@ def _line(before: Any) -> Any:
     return linspace
 
 
-def _bounds_in_whole_numbers(before: Any) -> Any:
-    """Let torch.export explain bounds of sizes that are fractions: it stops at `5/2 <= size` with an AssertionError."""
-
-    def prettify_results(self: Any, *arguments: Any, **named: Any) -> str:
-        self._static_results = set(map(_whole_bound, self._static_results))
-        self._dynamic_results = set(map(_whole_bound, self._dynamic_results))
-        text: str = before(self, *arguments, **named)
-        return text
-
-    return prettify_results
-
-
 def _whole_quotients(before: Any) -> Any:
     """Keep int(4 * n / 4.0) the size n: torch.export would have a rounded size, which no shape equals.
 
@@ -139,22 +124,6 @@ def _whole_quotients(before: Any) -> Any:
         return found
 
     return classmethod(whole)
-
-
-FLIPPED = {"<=": ">=", ">=": "<=", "<": ">", ">": "<"}
-
-
-def _whole_bound(condition: str) -> str:
-    """Return the same condition of a whole number, as `3 <= size` for `5/2 <= size`."""
-    found = re.fullmatch(r"(.+) (<=|>=|<|>) (.+)", condition)
-    if found is None:
-        return condition
-    left, operator, right = found.groups()
-    for bound, size, way in ((left, right, FLIPPED[operator]), (right, left, operator)):
-        if re.fullmatch(r"-?\d+/\d+", bound):
-            rounded = (math.ceil if way in (">=", "<") else math.floor)(Fraction(bound))
-            return f"{size} {way} {rounded}"
-    return condition
 
 
 def _number(value: Any) -> int:
@@ -189,7 +158,6 @@ REPLACEMENTS: tuple[tuple[patches.Patch, Callable[[Any], Any]], ...] = (
     (patches.PARTS, _parts),
     (patches.PARTS_OF_TENSORS, _parts),
     (patches.LINES, _line),
-    (patches.BOUNDS, _bounds_in_whole_numbers),
     (patches.QUOTIENTS, _whole_quotients),
 )
 

@@ -103,11 +103,6 @@ LINES = Patch(
     "Keeps a dynamic number of steps.",
     "The number of steps of linspace cannot be dynamic.",
 )  # fmt: skip
-BOUNDS = Patch(
-    "torch.fx.experimental.symbolic_shapes:DimConstraints", "prettify_results", "torch", TORCH,
-    "Rounds bounds of dynamic sizes that are fractions, at which PyTorch stops.",
-    "Models whose dynamic sizes have bounds that are fractions are refused.",
-)  # fmt: skip
 QUOTIENTS = Patch(
     "torch.utils._sympy.functions:TruncToInt", "eval", "torch", TORCH,
     "Keeps int(4 * n / 4.0) the size n.",
@@ -149,7 +144,7 @@ TRITON = Patch(
 )  # fmt: skip
 PATCHES = (
     RECURRENT_LAYERS, PACKED_SEQUENCES, CAUSAL_MASKS, POOL_SIZES, SEQUENCE_POOLS, PARTS, PARTS_OF_TENSORS, LINES,
-    BOUNDS, QUOTIENTS, STRUCTURES, *NUMBERS, OPTIMIZER,
+    QUOTIENTS, STRUCTURES, *NUMBERS, OPTIMIZER,
     RULES, NAMES, TRITON,
 )  # fmt: skip
 

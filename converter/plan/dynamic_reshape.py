@@ -159,11 +159,11 @@ def _split(array: Any, axis: int, sizes: Sequence[Size]) -> Any:
 
 def _turned(array: Any, axis: int, count: int, joined: bool) -> Any:
     """Transpose what an axis holds, a matrix of `count` rows after another, to one of `count` columns, or back."""
-    places, total = counted(along(array, axis))
-    length = total / count
+    places, total = counted(along(array, axis), "int32")
+    length = ops.floor_divide(total, count)
     inner, outer = (count, length) if joined else (length, count)
-    row = ops.floor(places / inner)
-    return ops.take(array, ops.cast((places - inner * row) * outer + row, "int32"), axis)
+    row = ops.floor_divide(places, inner)
+    return ops.take(array, (places - inner * row) * outer + row, axis)
 
 
 def along(array: Any, axis: int) -> Any:

@@ -196,6 +196,10 @@ NETWORKS = {
     "two sequences": (Call(lambda x, y: torch.cat([x, y], 1).cumsum(1)), ("1,S,4", "1,T,4"), []),
     "one twice as long": (Call(lambda x, y: torch.cat([x, x], 1) + y), ("1,T", "1,2*T"), []),
     "volumes": (nn.Sequential(nn.Conv3d(2, 3, 3), nn.ReLU()), ("1,2,D,H,W",), []),
+    "a bound that is a fraction": (
+        Call(lambda x: x + 1 if 2 * x.shape[2] >= 5 else x), ("1,3,T",), ["Size T must be at least 3"]),
+    "a size as a number": (
+        Call(lambda x: F.pad(x, (0, int(math.ceil(x.shape[3] / 16) * 16) - x.shape[3]))), IMAGE, []),
     "all pairs": (Call(lambda x: x[:, :, None] * x[:, None]), ("1,T,4",), []),
     "halves": (Call(lambda x: torch.cat(x.chunk(2, 2)[::-1], 2)), IMAGE, []),
     "halves of a sequence that are gates": (

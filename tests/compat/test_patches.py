@@ -134,10 +134,6 @@ def steps_are_dynamic(_):
     captured(Cut(lambda x, length: x + torch.linspace(0, 1, length)), "1,3,T")
 
 
-def bounds_are_whole(_):
-    captured(Cut(lambda x, length: x + 1 if 2 * length >= 5 else x), "1,3,T")
-
-
 def quotients_are_whole(_):
     """int(4 * n / 4.0) is n: tests/capture/test_batch_of_transformers.py has the Swin that needs it."""
     size = sympy.Symbol("size", integer=True, positive=True)
@@ -195,7 +191,6 @@ EFFECTS = {
     patches.PARTS: parts_have_dynamic_sizes,
     patches.PARTS_OF_TENSORS: parts_of_tensors_have_dynamic_sizes,
     patches.LINES: steps_are_dynamic,
-    patches.BOUNDS: bounds_are_whole,
     patches.QUOTIENTS: quotients_are_whole,
     patches.STRUCTURES: structures_name_no_class,
     **dict.fromkeys(patches.NUMBERS, every_conversion_is_noted),
