@@ -100,8 +100,8 @@ def replication_pad(plan, x, padding):
 
 # The element of an axis of `n` that a mode has at a position before, within or after it.
 SOURCES = {
-    "constant": lambda position, n: ops.clip(position, -1, n) + 1,  # of the axis padded by one
-    "replicate": lambda position, n: ops.clip(position, 0, n - 1),
+    "constant": lambda position, n: ops.minimum(ops.maximum(position, -1), n) + 1,  # of the axis padded by one
+    "replicate": lambda position, n: ops.minimum(ops.maximum(position, 0), n - 1),
     "reflect": lambda position, n: n - 1 - ops.abs(n - 1 - ops.abs(position)),
 }
 
