@@ -23,7 +23,6 @@ class Padded(nn.Module):
     def forward(self, x):
         height, width = x.shape[-2:]
         right, below = (4 - width % 4) % 4, -height % 4
-        x = x + self.up(self.down(F.pad(x, (0, right, 0, below))))[..., :height, :width]
         left, above = right // 2, below // 2
         y = self.up(self.down(F.pad(x, (left, right - left, above, below - above), "reflect")))
         x = x - y[..., above : above + height, left : left + width]
@@ -59,4 +58,5 @@ def test_pads_that_depend_on_sizes_are_in_every_format(tmp_path):
             (result,) = reader.run({fact.name: np.ascontiguousarray(given.numpy())}).values()
             if artifact.outputs[0].layout == "channels_last":
                 result = result.transpose(0, 3, 1, 2)
-            np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-4, err_msg=f"{artifact.format} {size}")
+            near = 1e-5 * np.abs(expected).max()
+            np.testing.assert_allclose(result, expected, rtol=0, atol=near, err_msg=f"{artifact.format} {size}")
