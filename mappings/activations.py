@@ -19,6 +19,8 @@ def prelu(plan, x, weight):
     if not isinstance(weight, Constant):
         return plan.elementwise(leaky, x, plan.reshape(weight, per_channel(weight, x)))
     if weight.values.numel() > 1:
+        if x.layout.dim_gathered(1)[0] != x.layout.axes and len(x.shape) == 4:
+            x, _ = plan.channels_last(x)  # behind a pixel shuffle: one move with a name
         x, axis, order = plan.channel_axis(x)
         weight = weight.index_select(0, order)
     else:

@@ -46,6 +46,26 @@ class Filled(nn.Module):
         return y
 
 
+class Masked(nn.Module):
+    """Focus by masks of rows and columns."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = (torch.arange(n) % 2 for n in x.shape[2:])
+        return torch.cat([x[:, :, rows == r][..., columns == c] for r, c in BY_COLUMN], 1)
+
+
+class PlacedByKernel(nn.Module):
+    """Pixel shuffle by a transposed convolution with a fixed kernel of zeros and ones."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.register_buffer("kernel", torch.eye(4 * channels).view(4 * channels, channels, 2, 2))
+        self.kernel: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv_transpose2d(x, self.kernel, stride=2)
+
+
 class HalfFocus(nn.Module):
     """Focus of one half of the channels beside a pool of the other."""
 
@@ -93,6 +113,16 @@ class MaskedShift(nn.Module):
         down = torch.where(row == 0, x, x.roll(1, 2))
         up = torch.where(row == h - 1, x, x.roll(-1, 2))
         return torch.where(group == 0, right, torch.where(group == 1, left, torch.where(group == 2, down, up)))
+
+
+class ClearedShift(nn.Module):
+    """Rolls, of which what wraps is set to zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = x.chunk(2, 1)
+        right, up = a.roll(1, 3), b.roll(-1, 2)
+        right[..., 0], up[:, :, -1] = 0, 0
+        return torch.cat([right, up], 1)
 
 
 class ClampedShift(nn.Module):
@@ -153,3 +183,19 @@ class TemporalShift(nn.Module):
         y[:, 1:, fold : 2 * fold] = x[:, :-1, fold : 2 * fold]
         y[:, :, 2 * fold :] = x[:, :, 2 * fold :]
         return self.conv(y.flatten(0, 1))
+
+
+class Branches(nn.Module):
+    """Parts of the channels, each by a convolution, a norm and an activation."""
+
+    def __init__(self, parts: int, width: int):
+        super().__init__()
+        self.stem, self.out = nn.Conv2d(3, parts * width, 1), nn.Conv2d(parts * width, 4, 1)
+        self.branches = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(width, width, 3, bias=False), nn.BatchNorm2d(width), nn.SiLU())
+            for _ in range(parts)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.stem(x).chunk(len(self.branches), 1)
+        return self.out(torch.cat([branch(part) for branch, part in zip(self.branches, parts, strict=True)], 1))

@@ -55,14 +55,18 @@ from sample_models.shifts import (
     SpatialMLP,
 )
 from sample_models.spellings import (
+    Branches,
     ClampedShift,
+    ClearedShift,
     Filled,
     Gathered,
     HalfFocus,
     Interleaved,
     JoinedShift,
+    Masked,
     MaskedShift,
     Patches,
+    PlacedByKernel,
     Selected,
     TemporalShift,
     TokenShift,
@@ -190,6 +194,7 @@ SYSTEMS = (
     stem("Focus", "pixels gathered", Gathered, 2, 3),
     stem("Focus", "views and selections", Unbound, 2, 3),
     stem("Focus", "assigned to an empty tensor", Filled, 2, 3),
+    stem("Focus", "masks of rows and columns", Masked, 2, 3),
     System("Focus", "of half the channels", HalfFocus, ((1, 6, 16, 24),)),
     System("patches", "an einsum, a Linear", lambda: Patches(3, 4, 10), (IMAGE,)),
     System(
@@ -198,6 +203,13 @@ SYSTEMS = (
         lambda: nn.Sequential(nn.Conv2d(3, 12, 3), Interleaved(), nn.Conv2d(3, 5, 1)),
         (IMAGE,),
         (Interleaved, (1, 8, 5, 7)),
+    ),
+    System(
+        "ESPCN",
+        "a fixed kernel, transposed",
+        lambda: nn.Sequential(nn.Conv2d(3, 12, 3), nn.ReLU(), PlacedByKernel(3), nn.Conv2d(3, 5, 1)),
+        (IMAGE,),
+        (lambda: PlacedByKernel(2), (1, 8, 5, 7)),
     ),
     System(
         "ESPCN",
@@ -216,6 +228,7 @@ SYSTEMS = (
         (IMAGE,),
     ),
     shift("spatial shift", "rolls and masks", MaskedShift),
+    shift("spatial shift", "rolls, what wraps cleared", ClearedShift),
     shift("spatial shift", "clamped positions as indices", ClampedShift),
     shift("spatial shift", "narrowed groups, joined to their borders", JoinedShift),
     System("S2-MLP", "channels last, assigned in place", lambda: TokenShift(8), ((1, 6, 7, 8),)),
@@ -232,6 +245,7 @@ SYSTEMS = (
     System(
         "grouped convolution", "parts, each before a ReLU, joined", lambda: InParts(5, activate=True), ((1, 5, 56, 56),)
     ),
+    System("grouped convolution", "branches with norms", lambda: Branches(2, 16), ((1, 3, 32, 32),)),
     System("SeparableConv1D", "both with a bias", SeparableSequence, ((1, 6, 32),)),
     System("SeparableConv2D", "pads (7, 8)", Separable, ((1, 6, 5, 32),)),
     System("SeparableConv2D", "pads (8, 7), bias", lambda: Separable((8, 7), True), ((1, 6, 5, 32),)),

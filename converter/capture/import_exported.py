@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import keyword
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, OutputKind
 from torch.utils._pytree import GetAttrKey, MappingKey, SequenceKey, tree_flatten_with_path, tree_unflatten
@@ -38,6 +39,13 @@ ZEROS: dict[Any, tuple[Any, int]] = {
     aten.new_empty_strided.default: (aten.new_zeros.default, 2),
 }
 DROPOUTS = {aten.dropout.default, aten.feature_dropout.default}
+ALIASES = {aten.concat.default: aten.cat.default, aten.concatenate.default: aten.cat.default}
+# Composite operators, and others that rewrites know them by.
+DECOMPOSED: dict[OpOverload, Callable[..., Any]] = {
+    aten.hstack.default: lambda xs: torch.cat([x.reshape(-1) if x.dim() == 0 else x for x in xs], int(xs[0].dim() > 1)),
+    aten.fliplr.default: lambda x: x.flip(1),
+    aten.flipud.default: lambda x: x.flip(0),
+}
 
 
 def _fill_empty(graph: fx.Graph) -> None:
@@ -58,9 +66,11 @@ def from_exported(exported: ExportedProgram, old_values: bool = False) -> Progra
     _keep_dropouts(exported.graph_module)
     overlapping = overlapping_writes(exported.graph_module)
     _refuse_overlapping_writes([n for n in overlapping if not (old_values and is_assignment(n))])
+    for node in exported.graph.nodes:
+        node.target = ALIASES.get(node.target, node.target)
     if not make_functional(exported.graph_module):
         with quiet():
-            exported = exported.run_decompositions({})
+            exported = exported.run_decompositions(dict(DECOMPOSED))
     _name_recurrent_layers(exported.graph_module)
     signature = exported.graph_signature
     graph_module = fx.GraphModule(nn.Module(), exported.graph)

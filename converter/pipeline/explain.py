@@ -22,6 +22,7 @@ from converter.plan.steps import LayerStep, topological_order
 from converter.report.results import Answer
 from converter.rewrites.analysis.channel_index import channel_order, index_text
 from converter.rewrites.analysis.convolutions import Convolution, read_convolution
+from converter.rewrites.analysis.selection_ops import Allowed, is_selecting
 from converter.rewrites.base import Change
 from converter.rewrites.constant_offsets import learned_offsets
 from converter.rewrites.drop_identities import drop_identities
@@ -195,11 +196,9 @@ def _merged(found: Convolution, block: int, channels: int, takes: list[int]) -> 
 
 def _shift(forms: Forms) -> Iterator[tuple[str, list[str]]]:
     plan = forms.plan
-    if plan is None:
-        recognized = (drop_identities, fold_constants, learned_offsets, find_trained_shifts)
-        program = apply_rewrites(forms.program, recognized)[0]
-    else:
-        program = plan.program
+    recognized = (drop_identities, fold_constants, learned_offsets, find_trained_shifts)
+    found = apply_rewrites(forms.program, recognized)[0]
+    program = found if plan is None else plan.program
     sliced, depthwise = set[str](), set[fx.Node]()
     if forms.onnx is not None:
         sliced = {module_path(n) for n in forms.onnx.graph.nodes if n.target is ours.shift.default}
@@ -219,6 +218,23 @@ def _shift(forms: Forms) -> Iterator[tuple[str, list[str]]]:
         if forms.onnx is not None:
             lines.append(f"ONNX: {_in_onnx(node, module_path(node) in sliced)}")
         yield module_path(node), lines
+    for node in found.graph.nodes:
+        if node.target in CONVOLUTIONS and moves_only(found, node):
+            yield (
+                module_path(node),
+                [
+                    "A convolution whose fixed kernel holds a single 1 for each channel: it only moves elements. It "
+                    "stays a convolution, the faster of a graph input: 96 channels of 56x56, border repeated, in "
+                    "TensorFlow: 0.95 ms against 1.11 as slices."
+                ],
+            )
+
+
+def moves_only(program: Program, node: fx.Node) -> bool:
+    """Return whether a convolution of stride 1 is a shift that stayed a convolution."""
+    a = bound_arguments(node)
+    kernel = a.node("weight").meta["val"].shape[2:]
+    return max(kernel) > 1 and set(a.value("stride")) == {1} and is_selecting(program, node, Allowed(trainable=True))
 
 
 def _in_keras(node: fx.Node, as_convolution: bool) -> str:
@@ -424,7 +440,7 @@ def _separable(forms: Forms) -> Iterator[tuple[str, list[str]]]:
         ]
         if step := layers.get(module_path(node)):
             held = {name: step.config[name] for name in _SETTINGS if name in step.config}
-            differs = [f"{name}={value!r}" for name, value in held.items() if value != _SETTINGS[name]]
+            differs = [f"{name}={value!r}" for name, value in held.items() if not _is_default(name, value)]
             lines.append(
                 f"It becomes one {step.kind.__name__} layer"
                 + (f"; against {plain} it has {', '.join(differs)}." if differs else f", {plain}.")
@@ -432,7 +448,12 @@ def _separable(forms: Forms) -> Iterator[tuple[str, list[str]]]:
         yield module_path(node), [*lines, *_padding(first, kernel)]
 
 
-_SETTINGS = {"strides": (1, 1), "padding": "valid", "dilation_rate": (1, 1), "depth_multiplier": 1, "use_bias": True}
+_SETTINGS = {"strides": 1, "padding": "valid", "dilation_rate": 1, "depth_multiplier": 1, "use_bias": True}
+
+
+def _is_default(name: str, value: object) -> bool:
+    default = _SETTINGS[name]
+    return set(value) == {default} if isinstance(value, tuple) else value == default
 
 
 def _layer_steps(plan: PlanBuilder) -> list[LayerStep]:

@@ -400,6 +400,8 @@ class PlanBuilder:
                     if isinstance(v, Value) and dim >= 0 and len(v.layout.dims[dim]) > 1:
                         v = self.one_atom(v, dim, "operands factored differently")
                     changed.append(v)
+                if all(after is before for after, before in zip(changed, values, strict=True)):
+                    raise Unsupported("sizes that depend on values and may not agree") from None
                 values = changed
 
     def _align(self, operands: Sequence[Value | Constant]) -> tuple[list[Value], Layout]:

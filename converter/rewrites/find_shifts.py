@@ -9,8 +9,8 @@
 
 The match depends only on where every element comes from, so any grouping, direction, distance, border and layout
 works. A roll of everything stays a roll. If infinities may occur, kernels stay kernels: their zeros turn infinities
-into NaN, a shift does not. Inputs are taken to be finite, unless the program's `exact_infinities` is set. A kernel of
-an input that needs nothing else stays a kernel too.
+into NaN, a shift does not. Inputs are taken to be finite, unless the program's `exact_infinities` is set. A convolution
+of an input that needs no more than a pad stays one too: slices take up to 1.2 times as long.
 """
 
 from __future__ import annotations
@@ -27,15 +27,30 @@ from converter.ir.program import Program, module_path
 from converter.ir.sizes import symbolic_shape
 from converter.rewrites.analysis.finiteness import ZERO_WEIGHTS, may_be_infinite
 from converter.rewrites.analysis.provenance import CHOOSING, moved_regions, trace
-from converter.rewrites.analysis.selection_ops import CONVOLUTIONS, FIXED_ONLY, Allowed, is_kernel, tensors_behind
+from converter.rewrites.analysis.selection_ops import (
+    CONVOLUTIONS,
+    FIXED_ONLY,
+    Allowed,
+    assumes_finite,
+    is_kernel,
+    tensors_behind,
+)
 from converter.rewrites.base import Change
 
 aten, ours = torch.ops.aten, torch.ops.converter
 
 ENDS = {
-    aten.cat.default, aten.slice_scatter.default, aten.slice.Tensor, aten.stack.default, aten.roll.default, *CHOOSING,
+    aten.cat.default, aten.slice_scatter.default, aten.slice.Tensor, aten.stack.default, aten.roll.default,
+    aten.select_scatter.default, aten.mul.Tensor, *CHOOSING,
 }  # fmt: skip
+# As ends, only of a shift of channels first that is written channels last.
+PERMUTES = {aten.permute.default, aten.transpose.int}
 SAME_PLACE = {aten.clone.default, aten.alias.default, aten.slice.Tensor, aten.contiguous.default}
+PADS = {
+    aten.pad.default, aten.constant_pad_nd.default, aten.replication_pad1d.default, aten.replication_pad2d.default,
+    aten.replication_pad3d.default,
+}  # fmt: skip
+ONE_CONVOLUTION = [[target] for target in CONVOLUTIONS]
 BORDERS = ("zeros", "replicate", "reflect", "keep", "circular")
 MOST_SOURCES = 6  # values to try as the source of the shift
 
@@ -86,13 +101,13 @@ def replace_shifts(program: Program, allowed: Allowed) -> list[Change]:
     changes: list[Change] = []
     done: set[fx.Node] = set()
     for end in reversed(list(program.graph.nodes)):
-        if end in done or not end.users or not (end.target in ENDS or is_kernel(end)):
+        if end in done or not end.users or not (end.target in ENDS | PERMUTES or is_kernel(end)):
             continue
         found = match_shift(program, end, allowed)
         if found is None:
             continue
         source, region, shift = found
-        assumed = any(is_kernel(node) for node in region) and may_be_infinite(program, source)
+        assumed = any(assumes_finite(node) for node in region) and may_be_infinite(program, source)
         done.update(region)
         absorb(program, region)
         with program.graph.inserting_before(end):
@@ -119,7 +134,9 @@ def match_shift(program: Program, end: fx.Node, allowed: Allowed) -> tuple[fx.No
         if len(candidates) == MOST_SOURCES:
             break
     for source, region in reversed(candidates):  # the longest region first
-        kernels = any(is_kernel(node) for node in region)
+        if end.target in PERMUTES and not any(node.target in ENDS or is_kernel(node) for node in region):
+            continue
+        kernels = any(assumes_finite(node) for node in region)
         chooses = any(node.target in CHOOSING for node in region)
         if not kernels and not chooses and sum(node.target not in SAME_PLACE for node in region) < 2:
             continue
@@ -131,6 +148,8 @@ def match_shift(program: Program, end: fx.Node, allowed: Allowed) -> tuple[fx.No
         shift = read_shift(positions)
         if kernels and shift is not None and shift.border == "reflect":
             continue  # a pad and a convolution are faster than slices
+        if end.target in PERMUTES and shift is not None and shift.dim != 1:
+            continue  # of channels last, which operators with names do not take
         if shift is not None and shift.dims == (1,) and np.unique(positions).size == positions.size:
             continue  # an order of channels, which weights may take
         whole_roll = shift is not None and shift.border == "circular" and len(shift.sizes) == 1
@@ -140,14 +159,14 @@ def match_shift(program: Program, end: fx.Node, allowed: Allowed) -> tuple[fx.No
 
 
 def is_convolution(region: list[fx.Node]) -> bool:
-    """Return whether it is one convolution and nothing else."""
-    return [node.target in CONVOLUTIONS for node in region if node.op == "call_function"] == [True]
+    """Return whether it is one convolution, perhaps behind a pad, and nothing else."""
+    return [node.target for node in region if node.op == "call_function" and node.target not in PADS] in ONE_CONVOLUTION
 
 
 def absorb(program: Program, region: list[fx.Node]) -> None:
     """Note the tensors that determined the shift."""
     for node in region:
-        if is_kernel(node):
+        if assumes_finite(node):
             for tensor in tensors_behind(program, node):
                 program.inline_sources(tensor, "became a shift")
 

@@ -4,7 +4,7 @@
     -> reorder_channels(space_to_depth(x, b))
     view, permute, view; unfold in tiles; pixel_unshuffle
     -> reorder_channels(space_to_depth(x, b))
-    y[..., r::b, c::b] = part; view, permute, view; fold of tiles
+    y[..., r::b, c::b] = part; view, permute, view; fold of tiles; a fixed 0/1 kernel
     -> depth_to_space(reorder_channels(x), b)
 
     slices that are joined of other images: blocks of unequal sides, sequences, volumes, channels last (Swin)
@@ -34,12 +34,17 @@ from torch import fx
 from converter.ir import custom_ops
 from converter.ir.aten import first_input
 from converter.ir.program import Program, module_path
+from converter.rewrites.analysis.finiteness import may_be_infinite
 from converter.rewrites.analysis.provenance import moved_regions, shape_of_examples, trace
+from converter.rewrites.analysis.selection_ops import assumes_finite, is_kernel, tensors_behind
 from converter.rewrites.base import Change
 from converter.rewrites.fold_channel_order import taken_by_weights
 
 aten, ours = torch.ops.aten, torch.ops.converter
-JOINS = {aten.cat.default, aten.stack.default, aten.slice_scatter.default, aten.select_scatter.default}
+JOINS = {
+    aten.cat.default, aten.stack.default, aten.slice_scatter.default, aten.select_scatter.default,
+    aten.as_strided.default, aten.col2im.default,
+}  # fmt: skip
 ENDS = JOINS | {
     aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.im2col.default, aten.pixel_unshuffle.default,
     aten.permute.default, aten.unflatten.int,
@@ -104,7 +109,12 @@ def _found(
     changes: list[Change] = []
     done: set[fx.Node] = set()
     for end in reversed(list(program.graph.nodes)):
-        if end.target not in ENDS or end in done or not end.users or end.meta["val"].dim() not in (3, 4, 5):
+        if (
+            not (end.target in ENDS or is_kernel(end))
+            or end in done
+            or not end.users
+            or end.meta["val"].dim() not in (3, 4, 5)
+        ):
             continue
         found = match(program, end, views)
         if found is None or not (found[2].has_operator or allowed(found[2])):
@@ -122,7 +132,7 @@ def match(program: Program, end: fx.Node, views: bool) -> tuple[fx.Node, list[fx
     """Return the value moved to give `end`, the operators between, and what they do, or None."""
     candidates = []
     for source, region in moved_regions(program, end):
-        joined = any(node.target in JOINS for node in region)
+        joined = is_joined(region)
         if (joined or views) and may_pack(source, end, joined):
             candidates.append((source, region))
         if len(candidates) == MOST_SOURCES:
@@ -130,14 +140,22 @@ def match(program: Program, end: fx.Node, views: bool) -> tuple[fx.Node, list[fx
     for source, region in reversed(candidates):
         if any(node.target in (ours.space_to_depth.default, ours.shift.default) for node in region):
             continue
+        kernels = any(assumes_finite(node) for node in region)
+        if kernels and may_be_infinite(program, source, inputs=program.exact_infinities):
+            continue
         dynamic = not all(isinstance(n, int) for n in source.meta["val"].shape[1:])
         tried = [packing_of(program, source, region, end, size) for size in (DYNAMIC if dynamic else DYNAMIC[:1])]
         found = tried[0]
         if found is None or tried.count(found) < len(tried) or (dynamic and (found.window or not found.has_operator)):
             continue
-        if found.has_operator or any(node.target in JOINS for node in region):
+        if found.has_operator or is_joined(region):
             return source, region, found
     return None
+
+
+def is_joined(region: Sequence[fx.Node]) -> bool:
+    """Return whether parts are joined, or a kernel places them."""
+    return any(node.target in JOINS or is_kernel(node) for node in region)
 
 
 def may_pack(source: fx.Node, end: fx.Node, joined: bool) -> bool:
@@ -245,7 +263,7 @@ def replaced(
         needs_weights: views are replaced, and added, only if weights take the order.
     """
     value, order = end.meta["val"], list(packing.order)
-    joined = any(node.target in JOINS for node in region)
+    joined = is_joined(region)
     ordered = order == sorted(order)
     spatial = [d for d in range(1, source.meta["val"].dim()) if d != packing.axis]
     with program.graph.inserting_before(end):
@@ -262,6 +280,8 @@ def replaced(
             made = moved(program, made, packing, end)
         if made.meta["val"].dim() != value.dim():
             made = program.insert_call(aten.reshape.default, (made, [-1, *value.shape[1:]]), like=end)
+    kernels = [node for node in region if assumes_finite(node)]
+    assumed = "; for finite inputs" if kernels and may_be_infinite(program, source) else ""
     end.replace_all_uses_with(made)
     if reordering is not None and needs_weights and not (joined and packing.has_operator):
         reorder = reordering if packing.axis == 1 else first_input(reordering)
@@ -273,6 +293,8 @@ def replaced(
             made.replace_all_uses_with(end)
             erase_unused(program, made, source)
             return None
+    for tensor in (tensor for node in kernels for tensor in tensors_behind(program, node)):
+        program.inline_sources(tensor, "became an order of elements")
     label = "SpaceToDepth" if packing.name == "space_to_depth" else "DepthToSpace"
     text = f"block {packing.blocks[0]}" if packing.has_operator else f"block {'x'.join(map(str, packing.blocks))}"
     channels = len(order) // math.prod(packing.blocks)
@@ -280,9 +302,9 @@ def replaced(
     if joined and label == "SpaceToDepth" and order == [b + i for b in firsts for i in range(channels)]:
         listed = " ".join(f"({','.join(map(str, place))})" for place in places(firsts, channels, packing.blocks))
         name = "Focus -> SpaceToDepth" if packing.has_operator else "slices -> views"
-        return Change(name, module_path(end), f"{text}, slices joined in the order {listed}")
+        return Change(name, module_path(end), f"{text}, slices joined in the order {listed}{assumed}")
     name = f"{'parts' if joined else 'views'} -> {label if packing.has_operator else 'views'}"
-    return Change(name, module_path(end), text)
+    return Change(name, module_path(end), f"{text}{assumed}")
 
 
 def places(firsts: Sequence[int], channels: int, blocks: Sequence[int]) -> list[tuple[int, ...]]:

@@ -11,7 +11,7 @@ can take the order alone does, and the others read the permuted value. Groups of
 norm can change places, and so can the channels within a group. Channels are in dimension 1, or where permutes take
 them: a Linear and a layer norm have them last.
 
-A channel shuffle written as view, transpose, view is such a permutation too; if it cannot be folded, it stays.
+A channel shuffle, also as view, transpose, view, is such a permutation too; if it cannot be folded, it stays.
 """
 
 import math
@@ -124,6 +124,10 @@ def reordering(node: fx.Node) -> tuple[fx.Node, Index, fx.Node] | None:
     """Return the permuted value, the channel at each position of the result, and the first operator, or None."""
     if node.target is REORDER:
         return first_input(node), tuple(bound_arguments(node).integers("order")), node
+    if node.target is aten.channel_shuffle.default and isinstance(node.meta["val"].shape[1], int):
+        groups = bound_arguments(node).integer("groups")
+        size = node.meta["val"].shape[1] // groups
+        return first_input(node), tuple(g * size + i for i in range(size) for g in range(groups)), node
     return shuffle(node)
 
 

@@ -3,6 +3,7 @@
     x + permute(view(p, ...)) * 2 -> x + c
     full([n, 1], item(select(p, 0, i))) -> full([n, 1], 8.0) -> c
     view(x, [-1, item(b)])              -> view(x, [-1, 4])
+    index(x, [None, mask])              -> index(x, [None, positions])
 
 A parameter that is only rearranged stays exact. One that enters a computation (weight norm) becomes one tensor that is
 trainable as a whole. Computes in the best known precision. A tensor without elements is known too.
@@ -19,7 +20,7 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_map_only
 
-from converter.ir.aten import first_input, has_tag, read_item
+from converter.ir.aten import bound_arguments, first_input, has_tag, read_item, set_arguments
 from converter.ir.lazy_tensor import LazyTensor
 from converter.ir.program import Origin, Program, default_dtype, module_path
 from converter.ir.sizes import symbolic_shape
@@ -45,6 +46,8 @@ def fold_constants(program: Program) -> list[Change]:
     made: dict[tuple[Any, ...], fx.Node] = {}
     stale: set[fx.Node] = set()  # their results follow from a number that is now known
     for node in list(program.graph.nodes):
+        if node.target is aten.index.Tensor and chosen_by_positions(program, node):
+            stale.add(node)
         if node in stale:
             stale |= refresh(program, node)
         number = known_number(program, node, node in stale)
@@ -73,6 +76,23 @@ def fold_constants(program: Program) -> list[Change]:
         node.replace_all_uses_with(made[key])
         changes.append(Change("constant computed", module_path(node), str(node.target), routine=True))
     return changes
+
+
+def chosen_by_positions(program: Program, node: fx.Node) -> bool:
+    """Replace known masks among the indices of `node` by the positions where they are true; return if there are any."""
+    before = bound_arguments(node).value("indices")
+    indices: list[fx.Node | None] = []
+    for index in before:
+        if index is None or not program.is_tensor(index) or index.meta["val"].dtype != torch.bool:
+            indices.append(index)
+            continue
+        program.inline_sources(index, "its value became positions of the graph")
+        for positions in program.query(index, lambda mask: mask.nonzero().T.tolist()):
+            held = torch.tensor(positions, dtype=torch.int64)
+            indices.append(program.new_tensor(f"{node.name}.positions", held, node, Origin(()), trainable=False))
+    if indices != list(before):
+        set_arguments(node, indices=indices)
+    return indices != list(before)
 
 
 def known_number(program: Program, node: fx.Node, derived: bool) -> int | float | bool | None:

@@ -33,13 +33,21 @@ from converter.rewrites.fold_channel_order import fold_channel_order
 from converter.rewrites.fold_constants import fold_constants
 from converter.rewrites.fold_depthwise_bias import fold_depthwise_bias, fold_redundant_bias
 from converter.rewrites.fold_input_scale import fold_input_scale
-from converter.rewrites.group_convolutions import group_convolutions
+from converter.rewrites.group_convolutions import (
+    group_bare_convolutions,
+    group_convolutions,
+    group_fast_convolutions,
+    group_fast_normalized,
+    group_large_convolutions,
+    group_large_normalized,
+)
 from converter.rewrites.linear_to_matmul import linear_to_matmul
 from converter.rewrites.merge_padding import merge_padding
 from converter.rewrites.merge_separable import merge_separable
 from converter.rewrites.negative_zero_padding import negative_zero_padding
 from converter.rewrites.normalize_pools import normalize_pools
 from converter.rewrites.note_split_volumes import note_split_volumes
+from converter.rewrites.order_in_pixel_shuffle import order_in_pixel_shuffle
 from converter.rewrites.order_in_views import order_in_views
 from converter.rewrites.shift_to_depthwise import shift_to_depthwise
 from converter.rewrites.space_to_depth_as_convolution import space_to_depth_as_convolution
@@ -74,16 +82,24 @@ FOR_INFERENCE = (
     drop_dropout,
     *(INFERENCE_VARIANTS.get(r, r) for r in COMMON),
     fold_batch_norm,
+    group_large_normalized,
     fold_input_scale,
     merge_padding,
 )
-ONNX_VARIANTS: dict[Rewrite, Rewrite] = {find_space_to_depth: find_fast_space_to_depth}
+KERAS_VARIANTS: dict[Rewrite, Rewrite] = {group_convolutions: group_bare_convolutions}
+TF_VARIANTS: dict[Rewrite, Rewrite] = {group_convolutions: group_large_convolutions}
+ONNX_VARIANTS: dict[Rewrite, Rewrite] = {
+    find_space_to_depth: find_fast_space_to_depth,
+    group_convolutions: group_fast_convolutions,
+    group_large_normalized: group_fast_normalized,
+}
 REWRITES: dict[str, tuple[Rewrite, ...]] = {
     "keras": (
         tie_embeddings,
         drop_batch_index,
-        *COMMON,
+        *(KERAS_VARIANTS.get(r, r) for r in COMMON),
         order_in_views,
+        order_in_pixel_shuffle,
         find_attention,
         note_split_volumes,
         merge_padding,
@@ -92,8 +108,9 @@ REWRITES: dict[str, tuple[Rewrite, ...]] = {
     ),
     "tf": (
         drop_batch_index,
-        *FOR_INFERENCE,
+        *(TF_VARIANTS.get(r, r) for r in FOR_INFERENCE),
         order_in_views,
+        order_in_pixel_shuffle,
         note_split_volumes,
         fold_depthwise_bias,
         merge_separable,
@@ -103,6 +120,7 @@ REWRITES: dict[str, tuple[Rewrite, ...]] = {
             ONNX_VARIANTS.get(r, r)
             for r in insert_before(FOR_INFERENCE, fold_channel_order, find_space_to_depth_or_gather)
         ),
+        order_in_pixel_shuffle,
         drop_unread_statistics,
         linear_to_matmul,
         expand_adaptive_pools,
@@ -138,6 +156,9 @@ EMITTED: dict[Rewrite, tuple[OpOverload, ...]] = {
     find_sampled_shifts: (ours.shift.default,),
     find_trained_and_sampled_shifts: (ours.shift.default,),
     group_convolutions: (ours.reorder_channels.default,),
+    group_bare_convolutions: (ours.reorder_channels.default,),
+    group_large_convolutions: (ours.reorder_channels.default,),
+    group_fast_convolutions: (ours.reorder_channels.default,),
     find_channel_permutations: (ours.reorder_channels.default,),
     space_to_depth_as_pixel_unshuffle: PACKING,
     space_to_depth_as_convolution: PACKING,

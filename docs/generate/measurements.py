@@ -209,7 +209,7 @@ small, so times are mostly those of starting operators.
   calls taken in turn. A row that is more than 15 % slower is timed twice more, and the median ratio of the three is
   used. The machine had other work: the ratio of a row's two times says more than either.
 """
-A_SHIFT, SAMPLES = "pads, slices, a join; or 1 depthwise", "gathers"
+A_SHIFT, SAMPLES = "pads, slices, a join; or a pad and 1 depthwise", "gathers"
 # What may move elements, by the name of a system, or by its title where a spelling needs something else.
 ALLOWED = {
     "Focus": "1 SpaceToDepth",
@@ -242,6 +242,8 @@ ALLOWED = {
     "Deformable ConvNets v2": SAMPLES,
     "grouped convolution": "none",
     "grouped convolution: split deck of an input": "1 gather",
+    "grouped convolution: parts, each before a ReLU, joined": "none, or the parts where faster",
+    "grouped convolution: branches with norms": "none, or the parts where faster",
     "SeparableConv1D": "none",
     "SeparableConv2D": "a pad where SAME differs",
     "SAME": "none",

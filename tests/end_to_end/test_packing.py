@@ -50,6 +50,39 @@ def gathered(x):
     return packed.unflatten(2, (x.shape[2] // 2, x.shape[3] // 2))
 
 
+def masked(x):
+    rows, columns = (torch.arange(n) % 2 for n in x.shape[2:])
+    return torch.cat([x[:, :, rows == r][..., columns == c] for r, c in YOLOV5], 1)
+
+
+def strided(x):
+    b, c, h, w = x.shape
+    return x.as_strided((b, c, 2, 2, h // 2, w // 2), (c * h * w, h * w, w, 1, 2 * w, 2)).flatten(1, 3)
+
+
+def one_place_each(channels):
+    """The kernel of a pixel shuffle by 2, that of a pixel unshuffle too."""
+    return torch.eye(4 * channels).view(4 * channels, channels, 2, 2)
+
+
+def in_branches(x, branches):
+    return torch.cat([branch(part) for branch, part in zip(branches, x.chunk(len(branches), 1), strict=True)], 1)
+
+
+class Branches(nn.Module):
+    """Convolutions of parts, each before a norm and an activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.out = nn.Conv2d(3, 32, 1), nn.Conv2d(64, 4, 1)
+        self.branches = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(16, 32, 3, bias=False), nn.BatchNorm2d(32), nn.SiLU()) for _ in range(2)
+        )
+
+    def forward(self, x):
+        return self.out(in_branches(self.stem(x), self.branches))
+
+
 def rectangles(x):
     return torch.cat([x[..., i::2, j::3] for j in range(3) for i in range(2)], 1)
 
@@ -142,6 +175,36 @@ ROWS = {
     "Tensor.unfold": (before(nn.Conv2d(12, 8, 3), packed=unfolded), IMAGE, SPACE_TO_DEPTH),
     "selected rows and columns": (before(nn.Conv2d(12, 8, 3), packed=selected), IMAGE, SPACE_TO_DEPTH),
     "gathered positions": (before(nn.Conv2d(12, 8, 3), packed=gathered), IMAGE, SPACE_TO_DEPTH),
+    "masks of rows and columns": (before(nn.Conv2d(12, 8, 3), packed=masked), IMAGE, SPACE_TO_DEPTH),
+    "a view by strides": (before(nn.Conv2d(12, 8, 3), packed=strided), IMAGE, SPACE_TO_DEPTH),
+    "a fixed kernel": (
+        before(nn.Conv2d(12, 8, 3), packed=lambda x: F.conv2d(x, one_place_each(3), stride=2)), IMAGE, SPACE_TO_DEPTH
+    ),
+    "windows of one pixel": (
+        before(nn.Conv2d(12, 8, 3), packed=lambda x: F.fold(F.unfold(x, 2, stride=2), (4, 6), 1)), IMAGE, SPACE_TO_DEPTH
+    ),
+    "an inverse by a fixed kernel": (
+        nn.Sequential(
+            nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12), nn.ReLU(),
+            Call(lambda self, x: F.conv_transpose2d(x, self.kernel, stride=2), kernel=one_place_each(3)),
+            nn.Conv2d(3, 4, 3),
+        ), IMAGE, DEPTH_TO_SPACE
+    ),
+    "an inverse by a fixed kernel, of an input": (
+        nn.Sequential(Call(lambda x: F.conv_transpose2d(x, one_place_each(3), stride=2)), nn.Conv2d(3, 4, 3)),
+        (2, 12, 4, 6), MOVE | {"onnx": {"DepthToSpace": 1}}
+    ),
+    "an inverse by fold": (
+        nn.Sequential(
+            nn.Conv2d(3, 12, 1), Call(lambda x: F.fold(x.flatten(2), (16, 24), 2, stride=2)), nn.Conv2d(3, 4, 3)
+        ), IMAGE, DEPTH_TO_SPACE
+    ),
+    "a channel shuffle": (
+        nn.Sequential(nn.Conv2d(3, 12, 1), nn.ReLU(), nn.ChannelShuffle(3), nn.Conv2d(12, 4, 3)), IMAGE, NOTHING
+    ),
+    "branches with norms": (
+        Branches(), (2, 3, 18, 18), NOTHING | {"keras": {"ConcatV2": 1, "SplitV": 1}}
+    ),
     "channels exchanged within groups": (
         Call(
             lambda self, x: self.d(self.c(x)[:, [2, 0, 1, 5, 4, 3]]),
@@ -169,6 +232,11 @@ ROWS = {
     "a shuffle, then a norm": (
         nn.Sequential(
             nn.Conv2d(3, 64, 3), nn.PixelShuffle(2), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 4, 3)
+        ), IMAGE, DEPTH_TO_SPACE
+    ),
+    "a shuffle between slopes": (
+        nn.Sequential(
+            nn.Conv2d(3, 36, 3), nn.BatchNorm2d(36), nn.PReLU(36), nn.PixelShuffle(3), nn.PReLU(4), nn.Conv2d(4, 3, 3)
         ), IMAGE, DEPTH_TO_SPACE
     ),
     "a shuffle of a depthwise convolution": (

@@ -21,7 +21,9 @@ BLOCKS = [
 
 
 @pytest.mark.parametrize("code", BLOCKS)
-def test_code_of_a_page_runs(code):
+def test_code_of_a_page_runs(code, request):
+    if "torchvision" in code:
+        request.getfixturevalue("torchvision")
     torch.manual_seed(0)
     exec(code, {})
 
@@ -225,6 +227,36 @@ def test_report_of_an_onnx_file_alone_tells_what_a_shift_became(tmp_path):
     assert "border: zeros" in shift
     assert "ONNX: one depthwise convolution, the faster on maps of at most 1,024 pixels" in shift
     assert "Keras" not in shift
+
+
+def test_an_exported_program_is_answered_like_its_module(tmp_path):
+    model = Shifted("replicate").eval()
+    torch.export.save(torch.export.export(model, (torch.randn(2, 3, 64, 64),)), tmp_path / "net.pt2")
+    topics = ["focus", "shift", "depthwise", "separable"]
+    of_file = converter.inspect(tmp_path / "net.pt2", explain=topics)
+    of_module = converter.inspect(model, input_shapes=["1,3,64,64"], explain=topics)
+    told = [
+        [(a.topic, a.module, [line for line in a.lines if not line.startswith("Measured now")]) for a in found.answers]
+        for found in (of_file, of_module)
+    ]
+    assert told[0] == told[1]
+    assert [topic for topic, *_ in told[0]] == topics
+
+
+class FixedKernel(nn.Module):
+    """Method 4 of the article as it stands there: the first operator of the graph."""
+
+    def forward(self, x):
+        kernels = torch.zeros(4, 3, 3)
+        for c, (row, column) in enumerate(FOUR):
+            kernels[c, 1 - row, 1 - column] = 1
+        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernels.repeat_interleave(2, 0)[:, None], groups=8)
+
+
+def test_a_fixed_kernel_that_stays_a_convolution_is_explained():
+    _, found = answers(FixedKernel(), "shift", 1, 8, 5, 5)
+    (text,) = found.values()
+    assert "it only moves elements. It stays a convolution" in text
 
 
 def test_limits_on_the_page_of_shifts_are_those_of_the_code():

@@ -26,6 +26,8 @@ def separable(depthwise: dict | None = None, pointwise: dict | None = None, mult
     )
 
 
+LARGE_IMAGE = (2, 32, 24, 24)
+
 # -- shifts
 
 SHIFTED = (2, 8, 5, 4)
@@ -51,6 +53,27 @@ def strided_kernel(x):
     return F.conv2d(x, F.pad(torch.ones(8, 1, 1, 1), [0, 2, 1, 1]), stride=2, padding=1, groups=8)
 
 
+def assigned_last(x):
+    y = torch.zeros_like(x)
+    y[:, 1:, :, :3] = x[:, :-1, :, :3]
+    y[:, :, :-1, 3:] = x[:, :, 1:, 3:]
+    return y
+
+
+def rolled_and_scaled(first):
+    def forward(x):
+        y = x.relu()
+        return torch.cat([y[:, :3].roll(1, 3) * torch.tensor([first, 1, 1, 1]), y[:, 3:]], 1)
+
+    return forward
+
+
+def rolled_and_cleared(x):
+    moved, others = x[:, :3].roll(1, 3), x[:, 3:]
+    moved[..., 0] = 0
+    return torch.cat([moved, others], 1)
+
+
 SHIFTS_FIRE = {
     "slices assigned in place": (by_slices(SPEC), SHIFTED, "shift"),
     "slices assigned, the border left as it was": (
@@ -73,6 +96,13 @@ SHIFTS_FIRE = {
         ),
         (2, 4, 6, 3, 5),
         "shift",
+    ),
+    "of channels first, written channels last": (
+        lambda x: assigned_last(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), SHIFTED, "shift"
+    ),
+    "rolled, what wraps assigned zero": (rolled_and_cleared, SHIFTED, "shift"),
+    "rolled, what wraps masked": (
+        rolled_and_scaled(0.0), SHIFTED, "relu shift"
     ),
     "read by others half way": (
         lambda x: (lambda y: (y, y[:, :2].relu()))(by_slices(SPEC)(x)), SHIFTED, "shift slice relu"
@@ -111,6 +141,12 @@ SHIFTS_LEAVE = {
         )),
         SHIFTED,
     ),
+    "rolled, what wraps scaled": (
+        rolled_and_scaled(0.5), SHIFTED
+    ),
+    "rolled, what wraps assigned one": (
+        lambda x: torch.cat([x[:, :3].roll(1, 3).index_fill(3, torch.tensor([0]), 1.0), x[:, 3:]], 1), SHIFTED
+    ),
     "two values": (lambda x: torch.cat([x.relu()[:, :4].roll(1, 2), x[:, 4:].roll(1, 3)], 1), SHIFTED),
 }  # fmt: skip
 
@@ -143,6 +179,16 @@ TO_DEPTHWISE_LEAVES = {
 }
 
 # -- convolutions written otherwise
+
+
+def activated(channels=8, norm=False, plain=False):
+    """Four parts, each before a ReLU."""
+
+    def made():
+        after = [nn.BatchNorm2d(channels)] * norm + [nn.ReLU()] * (not plain)
+        return nn.Sequential(nn.Conv2d(channels, channels, 3), *after)
+
+    return in_parts(4, **{name: made() for name in "abcd"})
 
 
 def offset_convolution(offset, kernel=1, groups=1, **geometry):
@@ -209,7 +255,7 @@ FIXED_LEAVE = OFFSETS_LEAVE | {
 def in_parts(count=2, dim=1, **parts):
     def forward(self, x):
         given = x.chunk(count, 1)
-        return torch.cat([getattr(self, name)(part) for name, part in zip("abc", given, strict=False)], dim)
+        return torch.cat([getattr(self, name)(part) for name, part in zip(parts, given, strict=False)], dim)
 
     return Call(forward, **parts)
 
@@ -233,6 +279,17 @@ def deck(count=2, multiplier=1, bias=True, change=lambda part: part):
     return Call(forward, conv=nn.Conv2d(6, 6 * multiplier, 3, groups=6, bias=bias))
 
 
+def in_view(cut=lambda parts: parts.unbind(1), **convs):
+    """Cut out of a view by groups, and stacked to another."""
+
+    def forward(self, x):
+        parts = cut(x.unflatten(1, (len(convs), -1)))
+        made = [getattr(self, name)(part) for name, part in zip(convs, parts, strict=True)]
+        return torch.stack(made, 1).flatten(1, 2)
+
+    return Call(forward, **convs)
+
+
 GROUPS_FIRE = {
     "parts of their own, joined": (in_parts(a=nn.Conv2d(3, 2, 3), b=nn.Conv2d(3, 2, 3)), IMAGE, "conv2d"),
     "three parts without a bias": (
@@ -251,6 +308,14 @@ GROUPS_FIRE = {
     "depthwise parts, each before a ReLU": (
         in_parts(3, **{name: nn.Sequential(nn.Conv2d(2, 2, 3, groups=2), nn.ReLU()) for name in "abc"}), IMAGE,
         "conv2d relu",
+    ),
+    "parts of a view": (in_view(a=nn.Conv2d(3, 2, 3), b=nn.Conv2d(3, 2, 3)), IMAGE, "conv2d"),
+    "parts selected from a view": (
+        in_view(lambda parts: [parts[:, 0], parts[:, -1]], a=nn.Conv2d(3, 2, 3), b=nn.Conv2d(3, 2, 3)), IMAGE, "conv2d"
+    ),
+    "halves of a depthwise one, in Python's sum": (
+        Call(lambda self, x: sum(self.conv(x).chunk(2, 1)), conv=nn.Conv2d(6, 6, 3, groups=6)), IMAGE,
+        "reorder_channels conv2d",
     ),
     "parts before several operators alike": (
         in_parts(**{name: nn.Sequential(nn.Conv2d(3, 2, 3), nn.LeakyReLU(0.2), nn.Hardswish()) for name in "ab"}),
@@ -283,6 +348,9 @@ GROUPS_LEAVE = {
     "parts before operators that differ": (
         in_parts(**{name: nn.Sequential(nn.Conv2d(3, 2, 3), nn.LeakyReLU(n)) for name, n in (("a", 0.1), ("b", 0.2))}),
         IMAGE,
+    ),
+    "parts of a view, in another order": (
+        in_view(lambda parts: [parts[:, 1], parts[:, 0]], a=nn.Conv2d(3, 2, 3), b=nn.Conv2d(3, 2, 3)), IMAGE
     ),
     "parts joined over rows": (in_parts(dim=2, a=nn.Conv2d(3, 2, 3), b=nn.Conv2d(3, 2, 3)), IMAGE),
     "halves that are changed before": (deck(change=torch.relu), IMAGE),

@@ -23,6 +23,7 @@ from rewrite_rows import (
     GROUPS_LEAVE,
     INPUT_SCALE_FIRES,
     INPUT_SCALE_LEAVES,
+    LARGE_IMAGE,
     LEARNED_FIRE,
     MORE_SEPARABLE,
     OFFSETS_FIRE,
@@ -40,6 +41,7 @@ from rewrite_rows import (
     UNSHUFFLE_LEAVES,
     VOLUMES_FIRE,
     VOLUMES_LEAVE,
+    activated,
     separable,
 )
 from torch import nn
@@ -69,13 +71,21 @@ from converter.rewrites.fold_channel_order import fold_channel_order
 from converter.rewrites.fold_constants import fold_constants
 from converter.rewrites.fold_depthwise_bias import fold_depthwise_bias, fold_redundant_bias
 from converter.rewrites.fold_input_scale import fold_input_scale
-from converter.rewrites.group_convolutions import group_convolutions
+from converter.rewrites.group_convolutions import (
+    group_bare_convolutions,
+    group_convolutions,
+    group_fast_convolutions,
+    group_fast_normalized,
+    group_large_convolutions,
+    group_large_normalized,
+)
 from converter.rewrites.linear_to_matmul import linear_to_matmul
 from converter.rewrites.merge_padding import merge_padding
 from converter.rewrites.merge_separable import merge_separable
 from converter.rewrites.negative_zero_padding import negative_zero_padding
 from converter.rewrites.normalize_pools import normalize_pools
 from converter.rewrites.note_split_volumes import note_split_volumes
+from converter.rewrites.order_in_pixel_shuffle import order_in_pixel_shuffle
 from converter.rewrites.order_in_views import order_in_views
 from converter.rewrites.pipelines import REWRITES
 from converter.rewrites.run import apply_rewrites
@@ -150,6 +160,11 @@ def assigned(order=YOLOV5, filled=4):
     return forward
 
 
+def one_place_each(channels: int) -> torch.Tensor:
+    """The kernel of a pixel shuffle by 2: (4 * channels, channels, 2, 2)."""
+    return torch.eye(4 * channels).view(4 * channels, channels, 2, 2)
+
+
 ANY_ORDER = [(1, 1), (0, 0), (0, 1), (1, 0)]
 FOCUS_FIRES = {
     "by column, as YOLOv5 has it": (focus(), FOCUS, "space_to_depth reorder_channels"),
@@ -210,6 +225,28 @@ FOCUS_FIRES = {
     ),
     "quadrants assigned in place": (assigned(), PACKED_FOCUS, "reorder_channels depth_to_space"),
     "quadrants assigned in place, by row": (assigned(sorted(YOLOV5)), PACKED_FOCUS, "depth_to_space"),
+    "joined by torch.concat": (
+        lambda x: torch.concat(quadrants(x), dim=-3), FOCUS, "space_to_depth reorder_channels"
+    ),
+    "joined by torch.hstack": (lambda x: torch.hstack(quadrants(x)), FOCUS, "space_to_depth reorder_channels"),
+    "a fixed 0/1 kernel": (
+        lambda x: F.conv2d(x.relu(), one_place_each(3), stride=2), FOCUS, "relu space_to_depth reorder_channels"
+    ),
+    "a fixed 0/1 kernel for each channel": (
+        lambda x: F.conv2d(x.relu(), torch.eye(4).view(4, 1, 2, 2).repeat(3, 1, 1, 1), stride=2, groups=3),
+        FOCUS,
+        "relu space_to_depth reorder_channels",
+    ),
+    "its inverse, by a fixed 0/1 kernel": (
+        lambda x: F.conv_transpose2d(x.relu(), one_place_each(3), stride=2),
+        PACKED_FOCUS,
+        "relu reorder_channels depth_to_space",
+    ),
+    "its inverse, by a fixed 0/1 kernel for each channel": (
+        lambda x: F.conv_transpose2d(x.relu(), torch.eye(4).view(4, 1, 2, 2).repeat(3, 1, 1, 1), stride=2, groups=3),
+        PACKED_FOCUS,
+        "relu reorder_channels depth_to_space",
+    ),
 }  # fmt: skip
 FOCUS_LEAVES = {
     "a step of 4": (focus(step=4), (2, 3, 8, 12)),
@@ -238,6 +275,18 @@ FOCUS_LEAVES = {
     "channels cut as well": (lambda x: torch.cat([part[:, :2] for part in quadrants(x)], 1), FOCUS),
     "5-D": (lambda x: torch.cat([x[:, :, r::2, c::2] for r, c in YOLOV5], 1), (2, 3, 4, 6, 5)),
     "3-D": (lambda x: torch.cat([x[:, r::2, c::2] for r, c in YOLOV5], 1), (2, 4, 6)),
+    "by a kernel of more than 0 and 1": (
+        lambda x: F.conv_transpose2d(x.relu(), 2 * one_place_each(3), stride=2),
+        PACKED_FOCUS,
+    ),
+    "by a kernel whose neighbors overlap": (
+        lambda x: F.conv_transpose2d(x.relu(), F.pad(one_place_each(3), (1, 0)), stride=2),
+        PACKED_FOCUS,
+    ),
+    "by a kernel that adds two channels": (
+        lambda x: F.conv_transpose2d(x.relu(), one_place_each(3).roll(1, 0) + one_place_each(3), stride=2),
+        PACKED_FOCUS,
+    ),
     "one slice joined with nothing": (lambda x: torch.cat([x[..., ::1, ::1]], 1), FOCUS),
 }
 
@@ -860,6 +909,12 @@ def reordered_packing(order, also=lambda y: ()):
 
 
 COLUMNS_FIRST = [0, 1, 4, 5, 2, 3, 6, 7]
+
+
+def shuffled_in(order):
+    return lambda x: ours.depth_to_space(ours.reorder_channels(x, order), 2)
+
+
 ORDERED_FIRES = {
     "columns before rows": (reordered_packing(COLUMNS_FIRST), (2, 2, 6, 4), "reshape permute reshape"),
     "channels first, as pixel_unshuffle has it": (
@@ -1263,7 +1318,37 @@ TABLES = {
     constant_offsets: (OFFSETS_FIRE, FIXED_LEAVE),
     learned_offsets: (LEARNED_FIRE, OFFSETS_LEAVE),
     order_in_views: (ORDERED_FIRES, ORDERED_LEAVES),
+    order_in_pixel_shuffle: (
+        {"as PyTorch lists channels": (shuffled_in([0, 4, 1, 5, 2, 6, 3, 7]), (2, 8, 3, 4), "pixel_shuffle")},
+        {"any other order": (shuffled_in([1, 0, *range(2, 8)]), (2, 8, 3, 4))},
+    ),
     group_convolutions: (GROUPS_FIRE, GROUPS_LEAVE),
+    group_bare_convolutions: (
+        {"parts of their own, joined": GROUPS_FIRE["parts of their own, joined"]},
+        {"parts, each before a ReLU": (activated(), LARGE_IMAGE)},
+    ),
+    group_large_convolutions: (
+        {"parts, each before a ReLU": (activated(), LARGE_IMAGE, "conv2d relu")},
+        {"small parts, each before a ReLU": (activated(), (2, 32, 9, 9))},
+    ),
+    group_fast_convolutions: (
+        {
+            "parts of few channels, each before a ReLU": (activated(2), (2, 8, 9, 9), "conv2d relu"),
+            "parts of many channels, each before a ReLU": (activated(16), (2, 64, 9, 9), "conv2d relu"),
+        },
+        {"parts that fill no block, each before a ReLU": (activated(), LARGE_IMAGE)},
+    ),
+    group_large_normalized: (
+        {"parts, each before a ReLU": (activated(), LARGE_IMAGE, "conv2d relu")},
+        {
+            "parts, each before a norm": (activated(norm=True), LARGE_IMAGE),
+            "halves of a depthwise one, added": GROUPS_FIRE["halves of a depthwise one, added"][:2],
+        },
+    ),
+    group_fast_normalized: (
+        {"parts of few channels": (activated(2, plain=True), (2, 8, 9, 9), "conv2d")},
+        {"parts that fill no block": (activated(plain=True), LARGE_IMAGE)},
+    ),
     merge_padding: (PADDING_FIRES, PADDING_LEAVES),
     fold_depthwise_bias: (DEPTHWISE_BIAS_FIRES, DEPTHWISE_BIAS_LEAVES),
     fold_input_scale: (INPUT_SCALE_FIRES, INPUT_SCALE_LEAVES),

@@ -6,6 +6,7 @@ result then says, for every element, which one it is, in whatever form the move 
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -24,8 +25,10 @@ from converter.rewrites.analysis.selection_ops import (
     Allowed,
     constant_behind,
     is_kernel,
+    is_mask,
     is_selecting,
     selected,
+    tensors_behind,
 )
 from converter.rewrites.fold_constants import FILLING, is_filling
 
@@ -38,13 +41,15 @@ MOVING = {
     aten.select_scatter.default, aten.clone.default, aten.alias.default, aten.contiguous.default, aten.permute.default,
     aten.transpose.int, aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints,
     aten.unflatten.int, aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims,
-    aten.flip.default, aten.im2col.default, aten.pixel_shuffle.default,
+    aten.flip.default, aten.im2col.default, aten.col2im.default, aten.pixel_shuffle.default,
     aten.pixel_unshuffle.default, aten.channel_shuffle.default, aten.pad.default, aten.constant_pad_nd.default,
     aten.replication_pad1d.default, aten.replication_pad2d.default, aten.replication_pad3d.default,
     aten.reflection_pad1d.default, aten.reflection_pad2d.default, aten.reflection_pad3d.default,
     aten.copy.default, aten.unbind.int, aten.unfold.default, ours.space_to_depth.default, ours.depth_to_space.default,
     aten.as_strided.default, ours.reorder_channels.default, ours.shift.default, operator.getitem,
 }  # fmt: skip
+ZEROS = {aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default, aten.zero.default}
+FILLS = ZEROS | {aten.fill.Scalar, aten.fill.Tensor, *FILLING}
 # These choose elements by other tensors; here the arguments whose elements the result holds.
 CHOOSING: dict[object, tuple[str, ...]] = {
     aten.index_select.default: ("self",), aten.index.Tensor: ("self",), aten.gather.default: ("self",),
@@ -59,8 +64,10 @@ def is_moving(program: Program, node: fx.Node, allowed: Allowed = FIXED_ONLY) ->
     """Return whether every element of the result is an element of an input, or zero."""
     if node.op != "call_function":
         return False
-    if node.target in FILLING:
+    if node.target in FILLS:
         return is_zero(program, node)
+    if node.target is aten.mul.Tensor:
+        return is_mask(program, node)
     if node.target in CHOOSING:
         fills = node.target is aten.masked_fill.Scalar and bound_arguments(node).value("value") != 0
         return not fills and all(is_known(program, n) for n in choice(node))
@@ -70,6 +77,10 @@ def is_moving(program: Program, node: fx.Node, allowed: Allowed = FIXED_ONLY) ->
         arguments = bound_arguments(node)
         constant = node.target is aten.constant_pad_nd.default or arguments.text("mode") == "constant"
         return not constant or arguments.value("value") in (None, 0)
+    if node.target is aten.col2im.default:  # without overlaps, which are added
+        arguments = bound_arguments(node)
+        tiles = zip(*(arguments.integers(name) for name in ("kernel_size", "dilation", "stride")), strict=True)
+        return all(dilation * (size - 1) < stride for size, dilation, stride in tiles)
     if node.target is aten.copy.default:
         before, after = bound_arguments(node).node("src").meta["val"], node.meta["val"]
         return before.dtype == after.dtype and before.shape == after.shape
@@ -81,8 +92,11 @@ def is_zero(program: Program, node: fx.Node) -> bool:
     if program.is_tensor(node):
         tensor = program.tensor(node)
         return not program.trainable(node) and not bool(tensor.any())
-    if node.target in (aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default):
+    if node.target in ZEROS:
         return True
+    if node.target in (aten.fill.Scalar, aten.fill.Tensor):
+        value = bound_arguments(node).value("value")
+        return is_zero(program, value) if isinstance(value, fx.Node) else bool(value == 0)
     filled = node.target in (aten.full_like.default, aten.new_full.default) and is_filling(node)
     return filled and bool(bound_arguments(node).value("fill_value") == 0)
 
@@ -91,8 +105,10 @@ def moved_inputs(node: fx.Node) -> list[fx.Node]:
     """Return the inputs whose elements the result may hold."""
     if node.target is aten.copy.default:
         return [bound_arguments(node).node("src")]
-    if node.target in (aten.zeros.default, *FILLING):
+    if node.target in FILLS:
         return []
+    if node.target is aten.mul.Tensor:
+        return [n for n in node.all_input_nodes if n.op != "get_attr"]
     if is_kernel(node):
         return [first_input(node)]
     if node.target in CHOOSING:
@@ -129,7 +145,7 @@ def moved_regions(
             yield node, sorted(region)
         frontier.discard(node)
         if not is_moving(program, node, allowed):
-            if (node.op == "get_attr" or node.target is aten.zeros.default) and is_zero(program, node):
+            if (node.op == "get_attr" or node.target in ZEROS) and is_zero(program, node):
                 region[node] = None
                 continue
             return
@@ -162,20 +178,15 @@ def trace(
     Returns None if a region's sizes depend on more than the batch, or if it moves elements between examples.
     """
     result = trace_elements(program, source, region, end, size)
-    if result is None:
+    if result is None or result.dim() < 2:
         return None
-    shape = shape_of_examples(source, source, size)
-    count = int(np.prod(shape))
-    if shape[0] == result.shape[0] == EXAMPLES and not isinstance(source.meta["val"].shape[0], int):
-        each = count // EXAMPLES
-        first, second = result.long() - 1
-        second = torch.where(second >= 0, second - each, second)
-        if not torch.equal(first, second):
-            return None
-        return first.numpy()
-    if shape[0] == result.shape[0] == 1:
-        return (result[0].long() - 1).numpy()
-    return None
+    count, *_ = shape = shape_of_examples(source, source, size)
+    if result.shape[0] != count:
+        return None
+    positions = result.long().flatten(1) - 1
+    before = torch.arange(count)[:, None] * math.prod(shape[1:])
+    within = torch.where(positions >= 0, positions - before, positions)
+    return within[0].reshape(result.shape[1:]).numpy() if bool((within == within[0]).all()) else None
 
 
 def trace_elements(
@@ -211,6 +222,9 @@ def trace_elements(
         if is_kernel(node):
             values[node] = selected(program, node, values[first_input(node)])
             continue
+        if node.target is aten.mul.Tensor:
+            for n in tensors_behind(program, node):
+                values[n] = program.tensor(n).detach().double()
         if node.target in CHOOSING:
             for n in choice(node):
                 values[n] = program.tensor(constant_behind(n)).detach().expand(known(n.meta["val"].shape))

@@ -1,6 +1,7 @@
 """Convolutions and samplings that compute nothing: each element of their result is one of their input, or zero.
 
-They are a one-hot kernel, a deformable convolution with offsets of whole pixels, a grid on whole pixels.
+They are a one-hot kernel, also of a transposed convolution, a deformable convolution with offsets of whole pixels, a
+grid on whole pixels.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ CONVOLUTIONS = {
     aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding, aten.conv2d.padding,
     aten.conv3d.padding,
 }  # fmt: skip
+TRANSPOSED = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
 NEAREST = 1
 NEARLY = 1e-12  # of a size in pixels: the float64 error of a whole pixel
 SAFE = 0.25  # of a pixel: this close to a whole pixel, float32 rounding cannot select another
@@ -42,7 +44,23 @@ def is_deformable(node: fx.Node) -> bool:
 def is_kernel(node: fx.Node) -> bool:
     """Return whether the operator is of a kind that may select."""
     return node.op == "call_function" and (
-        node.target in CONVOLUTIONS or node.target is aten.grid_sampler.default or is_deformable(node)
+        node.target in CONVOLUTIONS | TRANSPOSED or node.target is aten.grid_sampler.default or is_deformable(node)
+    )
+
+
+def assumes_finite(node: fx.Node) -> bool:
+    """Return whether an operator that selects multiplies by zero what it leaves out."""
+    return is_kernel(node) or node.target is aten.mul.Tensor
+
+
+def is_mask(program: Program, node: fx.Node) -> bool:
+    """Return whether a multiplication is by fixed zeros and ones."""
+    known = tensors_behind(program, node)
+    return (
+        len(known) == 1
+        and len(node.all_input_nodes) == 2
+        and fixed(program, known[0])
+        and program.query(known[0], lambda held: bool(((held == 0) | (held == 1)).all()))
     )
 
 
@@ -53,13 +71,19 @@ def is_selecting(program: Program, node: fx.Node, allowed: Allowed) -> bool:
         return samples_pixels(program, node, allowed)
     arguments = bound_arguments(node)
     weight, bias = arguments.node("weight"), arguments.optional_node("bias")
-    if not is_one_hot(program, weight) or not (bias is None or vanishes(program, bias)):
+    if not (bias is None or vanishes(program, bias)):
+        return False
+    if node.target in TRANSPOSED:
+        return places_each_once(program, node)
+    if not is_one_hot(program, weight):
         return False
     return node.target in CONVOLUTIONS or (not arguments.flag("use_mask") and has_whole_offsets(program, node))
 
 
 def tensors_behind(program: Program, node: fx.Node) -> list[fx.Node]:
     """Return the tensors that determine what is selected."""
+    if node.target is aten.mul.Tensor:
+        return [n for n in node.all_input_nodes if program.is_tensor(n)]
     arguments = bound_arguments(node)
     if node.target is aten.grid_sampler.default:
         found = [constant_behind(arguments.node("grid"))]
@@ -71,7 +95,7 @@ def tensors_behind(program: Program, node: fx.Node) -> list[fx.Node]:
 
 
 def fixed(program: Program, tensor: fx.Node) -> bool:
-    return not program.trainable(tensor)
+    return not program.trainable(tensor) or program.is_frozen(tensor)
 
 
 def is_one_hot(program: Program, weight: object) -> bool:
@@ -86,6 +110,24 @@ def has_one_hot_rows(weight: Tensor) -> bool:
     return bool(((rows != 0).sum(1) == 1).all()) and bool((rows.sum(1) == 1).all())
 
 
+def places_each_once(program: Program, node: fx.Node) -> bool:
+    """Return whether a transposed convolution puts at most one element, unchanged, at each place of its result."""
+    arguments = bound_arguments(node)
+    weight, groups = arguments.node("weight"), arguments.integer("groups")
+    stride, sizes = arguments.integers("stride"), weight.meta["val"].shape[2:]
+    steps = tuple(stride) * (len(sizes) if len(stride) == 1 else 1)
+    if max(arguments.integers("dilation")) > 1 or any(n > step for n, step in zip(sizes, steps, strict=True)):
+        return False  # neighbors may fall on each other
+
+    def selects(held: Tensor) -> bool:
+        kernel = held.detach()
+        if bool(((kernel != 0) & (kernel != 1)).any()):
+            return False
+        return bool((kernel.unflatten(0, (groups, -1)).sum(1) <= 1).all())
+
+    return program.is_tensor(weight) and program.query(weight, selects)
+
+
 def vanishes(program: Program, tensor: object) -> bool:
     return (
         program.is_tensor(tensor)
@@ -97,10 +139,13 @@ def vanishes(program: Program, tensor: object) -> bool:
 def constant_behind(node: fx.Node) -> fx.Node:
     """Return the value that was repeated along the batch to give `node`."""
     while node.target in (aten.expand.default, aten.repeat.default):
-        arguments = bound_arguments(node)
-        if node.target is aten.repeat.default and any(n != 1 for n in arguments.value("repeats")[1:]):
+        before, after = bound_arguments(node).node("self"), node.meta["val"].shape
+        sizes = before.meta["val"].shape
+        if node.target is aten.repeat.default and any(
+            n not in (1, size) for n, size in zip(sizes[1:], after[1:], strict=False)
+        ):
             break
-        node = arguments.node("self")
+        node = before
     return node
 
 
@@ -153,7 +198,7 @@ def selected(program: Program, node: fx.Node, x: Tensor) -> Tensor:
         return node.target(**given)
     weight = program.tensor(arguments.node("weight")).detach().double()
     given |= {"weight": weight, "bias": None}
-    if node.target in CONVOLUTIONS:
+    if node.target in CONVOLUTIONS | TRANSPOSED:
         return node.target(**given)
     offset = fixed_example(program, arguments.node("offset"))
     assert offset is not None
