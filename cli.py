@@ -22,9 +22,9 @@ from converter.console.params import (
     report_option,
     shard_of,
 )
-from converter.options import ConvertOptions, InspectOptions, VerifyOptions, options_of, to_json
+from converter.options import ConvertOptions, InspectOptions, IntoOptions, VerifyOptions, options_of, to_json
 from converter.report.failures import SCHEMA, Failure, Report
-from converter.report.results import ConversionReport, VerificationReport
+from converter.report.results import ConversionReport, IntoReport, VerificationReport
 
 if TYPE_CHECKING:
     from converter.batch.jobs import Job
@@ -196,6 +196,30 @@ def verify(model: Path, artifact: Path, console: Console, **arguments: Any) -> N
     result = console.run(compare, str(model))
     if isinstance(result, VerificationReport):
         console.terminal.show_verification(result)
+    console.exit([result])
+
+
+@main.command(cls=GroupedCommand)
+@click.argument("model", type=PATH)
+@click.argument("builder", metavar="FILE.py:FUNCTION|keras_app:NAME")
+@in_group(
+    "Output", "-o", "--output", type=PATH, help="The .keras or .weights.h5 file to write.  [default: MODEL.keras]"
+)
+@options(IntoOptions)
+@report_option
+@with_console
+def into(model: Path, builder: str, output: Path | None, console: Console, **arguments: Any) -> None:
+    """Put a PyTorch model's weights into a hand-written Keras model, matched by the values that flow."""
+    import converter
+    from converter.pipeline.preflight import check_call
+
+    def filled() -> IntoReport:
+        check_call(model, IntoOptions.of(**arguments), builder=builder)
+        return converter.into(model, builder, output=output, progress=console.terminal.progress, **arguments)
+
+    result = console.run(filled, str(model))
+    if isinstance(result, IntoReport):
+        console.terminal.show_into(result)
     console.exit([result])
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from converter.options import Preprocessing
     from converter.pipeline.convert import convert
     from converter.pipeline.inspect import inspect
+    from converter.pipeline.into import into
     from converter.pipeline.verify import verify
 
 # Torch's idle threads would spin and slow down each other and TensorFlow's on a busy machine. Torch reads it on import.
@@ -33,13 +34,14 @@ if "torch" not in sys.modules:
 
 guard_triton()  # before anything imports torch.export, even where `converter.testing` is imported alone
 
-__all__ = ["Preprocessing", "check_many", "convert", "convert_many", "inspect", "verify"]
+__all__ = ["Preprocessing", "check_many", "convert", "convert_many", "inspect", "into", "verify"]
 
 _HOMES = {
     "check_many": "converter.batch.check",
     "convert": "converter.pipeline.convert",
     "convert_many": "converter.batch.run",
     "inspect": "converter.pipeline.inspect",
+    "into": "converter.pipeline.into",
     "verify": "converter.pipeline.verify",
     "Preprocessing": "converter.options",
 }

@@ -414,16 +414,13 @@ class ArtifactOptions:
 
 
 @dataclass(frozen=True)
-class ProofOptions:
-    """What an artifact is compared on, and how closely.
+class ComparisonOptions:
+    """What outputs are compared on, and how closely.
 
     Attributes:
         atol, rtol: replace the bound that is derived from PyTorch's own rounding.
         inputs: compare on these too: arrays by name, an `.npz` of them (with labels for accuracy), the `.npy` of the
             only input, or a folder of images for it.
-        trace: report what every module computes on both sides.
-        min_sqnr, min_accuracy: what a quantized file must reach: signal to noise of each output in dB, and the share
-            of labels that it gets right.
     """
 
     atol: float | None = option(
@@ -436,6 +433,18 @@ class ProofOptions:
         "--inputs", "Verification", "Compare on these inputs too: an .npz (with labels for accuracy), an .npy, or a "
         "folder of images.", metavar="PATH", is_path=True,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ProofOptions(ComparisonOptions):
+    """How an artifact is compared.
+
+    Attributes:
+        trace: report what every module computes on both sides.
+        min_sqnr, min_accuracy: what a quantized file must reach: signal to noise of each output in dB, and the share
+            of labels that it gets right.
+    """
+
     trace: bool = option(
         "--trace", "Verification", "Show for every module what it computes on both sides.", False, in_batch=False
     )
@@ -517,14 +526,34 @@ class QuantizationOptions:
 
 
 @dataclass(frozen=True)
-class WriteOptions:
-    """What is written, and over what."""
+class PlaceOptions:
+    """What is put in place, and over what."""
 
-    verify: bool = option("--no-verify", "Verification", "Write without proof; the report says so.", True)
     keep_failed: bool = option(
         "--keep-failed", "Verification", "Keep an artifact that is not verified, under another name.", False
     )
     force: bool = option("--force", "Output", "Replace what is in the way, even if pt-convert did not write it.", False)
+
+
+@dataclass(frozen=True)
+class WriteOptions(PlaceOptions):
+    """What is written, and over what."""
+
+    verify: bool = option("--no-verify", "Verification", "Write without proof; the report says so.", True)
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How a hand-written Keras model is built.
+
+    Attributes:
+        build_args: keyword arguments of the function that builds it.
+    """
+
+    build_args: Mapping[str, Any] | None = option(
+        "--build-args", "Model", "Keyword arguments of the function that builds the Keras model, as a JSON object.",
+        metavar="JSON", parse=json_object,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -630,6 +659,15 @@ class VerifyOptions(LoadOptions):
     match: MatchOptions = MatchOptions()
 
 
+@dataclass(frozen=True)
+class IntoOptions(LoadOptions):
+    """Options of `into`."""
+
+    build: BuildOptions = BuildOptions()
+    proof: ComparisonOptions = ComparisonOptions()
+    write: PlaceOptions = PlaceOptions()
+
+
 @cache
 def options_of(kind: type) -> tuple[tuple[str, Any, Field[Any]], ...]:
     """List the options in a class and its parts: the API's keyword, the type, and the field."""
@@ -724,12 +762,17 @@ class InspectKeywords(LoadKeywords, total=False):
     mappings: Sequence[str | Path] | str | Path
 
 
-class ProofKeywords(TypedDict, total=False):
-    """The keywords of `ProofOptions`."""
+class ComparisonKeywords(TypedDict, total=False):
+    """The keywords of `ComparisonOptions`."""
 
     atol: float | None
     rtol: float | None
     inputs: str | Path | Mapping[str, np.ndarray] | None
+
+
+class ProofKeywords(ComparisonKeywords, total=False):
+    """The keywords of `ProofOptions`."""
+
     trace: bool
     min_sqnr: float | None
     min_accuracy: float | None
@@ -752,6 +795,14 @@ class VerifyKeywords(LoadKeywords, ProofKeywords, total=False):
 
     signature: str | None
     weights: bool
+
+
+class IntoKeywords(LoadKeywords, ComparisonKeywords, total=False):
+    """The keywords of `IntoOptions`."""
+
+    build_args: Mapping[str, Any] | None
+    keep_failed: bool
+    force: bool
 
 
 def to_json(value: Any) -> Any:

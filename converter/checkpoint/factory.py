@@ -1,8 +1,9 @@
-"""Build the module that a state dict belongs to, from the factory that `--model` names."""
+"""Build what the user's factory makes: the module that a state dict belongs to, or a Keras model."""
 
 import importlib
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,6 +33,17 @@ def named_code(factory: str | None) -> tuple[Sequence[str], Sequence[Path]]:
     return ((home,) if home and home not in (HOME, "timm", "torchvision") else ()), ()
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Where the user names a factory, and gives its arguments, on the command line."""
+
+    option: str = "--model"
+    arguments: str = "--model-args"
+
+
+MODEL = Asked()
+
+
 def build(factory: str, arguments: dict[str, Any], code: UserCode) -> nn.Module:
     """Build the module that a factory names.
 
@@ -47,14 +59,22 @@ def build(factory: str, arguments: dict[str, Any], code: UserCode) -> nn.Module:
         return build_from_config(config_folder(factory, arguments))
     if home in ("timm", "torchvision"):
         make, arguments = _of_library(home, name, arguments, factory)
-    elif home.endswith(".py"):
-        with code:
-            make = _attribute(load_file(Path(home)), name, factory)
     else:
-        with code:
-            make = _attribute(_imported(home, factory), name, factory)
+        make = find_definition(home, name, factory, code)
     with code:
         return _made(make, arguments, factory)
+
+
+def find_definition(home: str, name: str, factory: str, code: UserCode, asked: Asked = MODEL) -> Any:
+    """Return what a file or module of the user's defines under a name.
+
+    Raises:
+        UsageError: it defines no such name.
+        ConversionError: it raises while it is loaded.
+    """
+    with code:
+        module = load_file(Path(home)) if home.endswith(".py") else _imported(home, factory, asked)
+        return _attribute(module, name, factory, asked)
 
 
 def is_config(factory: str) -> bool:
@@ -88,7 +108,7 @@ def config_folder(factory: str, arguments: dict[str, Any]) -> Path:
     return folder
 
 
-def _imported(module: str, factory: str) -> ModuleType:
+def _imported(module: str, factory: str, asked: Asked) -> ModuleType:
     try:
         with attribute_errors(f"importing {module}"):
             return importlib.import_module(module)
@@ -100,19 +120,19 @@ def _imported(module: str, factory: str) -> ModuleType:
         if module == missing or module.startswith(f"{missing}."):
             fix = "Run from the folder that contains it, put it beside the checkpoint, or install it."
             raise UsageError(
-                f"The module {missing} was not found.", code="PTC1013", where=f"--model {factory}", fix=fix
+                f"The module {missing} was not found.", code="PTC1013", where=f"{asked.option} {factory}", fix=fix
             ) from error
         what = f"{module} imports {missing}, which is not installed."
         raise ConversionError(what, code="PTC1014", where=place_of_error(error), fix=how_to_supply(missing)) from error
 
 
-def _attribute(home: ModuleType, name: str, factory: str) -> Any:
+def _attribute(home: ModuleType, name: str, factory: str, asked: Asked = MODEL) -> Any:
     found: Any = home
     for part in name.split("."):
         if not hasattr(found, part):
             usable = [known for known, value in vars(found).items() if callable(value) or isinstance(value, nn.Module)]
             what = f"{factory.rpartition(':')[0]} does not define `{name}`."
-            raise UsageError(what, code="PTC1015", where=f"--model {factory}", fix=close_names(part, usable))
+            raise UsageError(what, code="PTC1015", where=f"{asked.option} {factory}", fix=close_names(part, usable))
         found = getattr(found, part)
     return found
 
@@ -159,9 +179,7 @@ def _made(make: Any, arguments: dict[str, Any], factory: str) -> nn.Module:
             fix="Name the class, or a function that returns the model: --model file.py:build.",
             where=f"--model {factory}",
         )
-    _check_arguments(make, arguments, factory)
-    with attribute_errors("the factory"):
-        module = make(**arguments)
+    module = call_factory(make, arguments, factory)
     if not isinstance(module, nn.Module):
         what = f"The factory returned an object of type {type(module).__name__}, not a torch.nn.Module."
         raise ConversionError(
@@ -170,7 +188,19 @@ def _made(make: Any, arguments: dict[str, Any], factory: str) -> nn.Module:
     return module
 
 
-def _check_arguments(make: Callable, arguments: dict[str, Any], factory: str) -> None:
+def call_factory(make: Callable[..., Any], arguments: dict[str, Any], factory: str, asked: Asked = MODEL) -> Any:
+    """Call a factory of the user's.
+
+    Raises:
+        UsageError: it does not take the arguments.
+        ConversionError: it raises.
+    """
+    _check_arguments(make, arguments, factory, asked)
+    with attribute_errors("the factory"):
+        return make(**arguments)
+
+
+def _check_arguments(make: Callable, arguments: dict[str, Any], factory: str, asked: Asked) -> None:
     try:
         signature = inspect.signature(make)
     except (ValueError, TypeError):  # some callables have none; then the call itself fails
@@ -178,9 +208,9 @@ def _check_arguments(make: Callable, arguments: dict[str, Any], factory: str) ->
     try:
         signature.bind(**arguments)
     except TypeError as error:
-        fix = f"Give arguments that match {signature} as JSON with --model-args."
+        fix = f"Give arguments that match {signature} as JSON with {asked.arguments}."
         if next(iter(signature.parameters), "") == "self":
             fix = "This is a method. Name a function that creates the object and returns the model."
         raise UsageError(
-            f"{factory} does not accept these arguments: {error}.", code="PTC1021", where="--model-args", fix=fix
+            f"{factory} does not accept these arguments: {error}.", code="PTC1021", where=asked.arguments, fix=fix
         ) from error

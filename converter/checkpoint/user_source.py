@@ -17,10 +17,11 @@ from converter.errors import ConversionError, UsageError
 _OUR_PACKAGE = Path(__file__).resolve().parents[1]
 SHOWN = 5  # definitions of a file to name
 FORMS = "package.module:name, file.py:name, timm:NAME, torchvision:NAME or hf:FOLDER"
+BUILDER, APPLICATIONS = "BUILDER", "keras_app"  # the argument of `into`, and how it names keras.applications
 
 
-def split_factory(factory: str) -> tuple[str, str]:
-    """Split the value of --model into the module, file or library, and the name in it.
+def split_factory(factory: str, option: str = "--model", forms: str = FORMS) -> tuple[str, str]:
+    """Split the value of `option` into the module, file or library, and the name in it.
 
     Raises:
         UsageError: it has another form, names only a file, or a file that does not exist.
@@ -31,21 +32,26 @@ def split_factory(factory: str) -> tuple[str, str]:
         raise UsageError(
             f"{file} is a file, which does not name a class or function in it.",
             code="PTC1095",
-            where=f"--model {factory}",
-            fix=" or ".join(f"--model {file}:{defined}" for defined in _definitions(file)) or f"Write {FORMS}.",
+            where=f"{option} {factory}",
+            fix=" or ".join(f"{option} {file}:{defined}" for defined in _definitions(file)) or f"Write {forms}.",
         )
     if not home or not name:
         raise UsageError(
-            f"{factory!r} does not name a factory.", code="PTC1009", where=f"--model {factory}", fix=f"Write {FORMS}."
+            f"{factory!r} does not name a factory.", code="PTC1009", where=f"{option} {factory}", fix=f"Write {forms}."
         )
     if home.endswith(".py") and not Path(home).is_file():
         raise UsageError(
             f"The file {home} does not exist.",
             code="PTC1010",
-            where=f"--model {factory}",
+            where=f"{option} {factory}",
             fix=close_names(home, sorted(str(other) for other in Path(home).parent.glob("*.py"))),
         )
     return home, name
+
+
+def split_builder(builder: str) -> tuple[str, str]:
+    """Split what names the function that builds a Keras model, as `split_factory` does."""
+    return split_factory(builder, BUILDER, f"file.py:name, package.module:name or {APPLICATIONS}:NAME")
 
 
 def _definitions(file: Path) -> list[str]:

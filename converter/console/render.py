@@ -16,6 +16,7 @@ from ..report.results import (
     Answer,
     ArtifactReport,
     FormatCheck,
+    LayerPair,
     LayerRow,
     OutputComparison,
     PlanRow,
@@ -248,6 +249,16 @@ def _weights(matches: Sequence[WeightMatch]) -> Table:
     for match in matches:
         style = "red" if match.found in ("changed", "missing") else ""
         table.add_row(match.tensor, _shape(match.shape), Text(match.found, style), match.name, match.how)
+    return table
+
+
+def _pairs(pairs: Sequence[LayerPair]) -> Table:
+    table = _table("layer of the Keras model", "type", "PyTorch", "remarks")
+    for pair in pairs:
+        remarks = [pair.note] if pair.note else []
+        if pair.others:
+            remarks.append(f"not {', '.join(pair.others)}: {pair.decided}")
+        table.add_row(pair.layer, pair.type, pair.module, "; ".join(remarks))
     return table
 
 

@@ -37,6 +37,7 @@ from converter.console.render import (
     _more,
     _notes,
     _operators,
+    _pairs,
     _plan,
     _quantization,
     _rewrites,
@@ -50,6 +51,7 @@ from ..report.failures import Failure, Report
 from ..report.results import (
     ArtifactReport,
     ConversionReport,
+    IntoReport,
     ModelSummary,
     Proof,
     Quantization,
@@ -226,6 +228,22 @@ class Terminal:
         if report.trace:
             parts += [_heading("Output of each module"), _trace(report.trace)]
         self._panel([*parts, *_notes(report.notes)], title, report.status, report.status)
+
+    @logged
+    def show_into(self, report: IntoReport) -> None:
+        if self.quiet and report.status == "verified":
+            return
+        grid = _grid()
+        if report.unused:
+            grid.add_row("not used", Text(", ".join(report.unused)))
+        if report.kept:
+            grid.add_row("kept as built", Text(", ".join(report.kept)))
+        self._add_proofs(grid, report.proofs)
+        if report.accuracy:
+            grid.add_row("accuracy", _accuracy(report.accuracy))
+        parts: list[RenderableType] = [_pairs(report.pairs), grid, *_notes(report.notes)]
+        written = report.artifact or "nothing written"
+        self._panel(parts, f"{report.source} into {report.builder}", f"{report.status}, {written}", report.status)
 
     @logged
     def show_summary(self, summary: ModelSummary) -> None:

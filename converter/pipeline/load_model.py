@@ -37,7 +37,7 @@ from converter.errors import CaptureError, ConversionError, Note, UsageError
 from converter.ir.program import Program
 from converter.ir.sizes import per_example, symbolic_shape
 from converter.lowering.user_lowerings import load_mappings, mapping_notes
-from converter.options import ArtifactOptions, ConvertOptions, InspectOptions, LoadOptions, VerifyOptions
+from converter.options import ArtifactOptions, ConvertOptions, InspectOptions, IntoOptions, LoadOptions, VerifyOptions
 from converter.pipeline.clock import Clock
 from converter.pipeline.program_cache import CachedProgram, ProgramCache, architecture
 from converter.plan.registry import Registry
@@ -260,7 +260,9 @@ def _refuse_boundary(options: LoadOptions, module: nn.Module | None) -> None:
         )
 
 
-def compute_reference(source: LoadedModel, options: ConvertOptions | VerifyOptions, clock: Clock) -> Reference:
+def compute_reference(
+    source: LoadedModel, options: ConvertOptions | VerifyOptions | IntoOptions, clock: Clock
+) -> Reference:
     """Run PyTorch on every round of inputs, and keep the first round as the model's probe."""
     with clock("run PyTorch"):
         reference = take_reference(

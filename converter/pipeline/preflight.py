@@ -6,12 +6,12 @@ from converter.artifacts.detect_format import detect_format
 from converter.capture.input_shapes import requested_shapes
 from converter.checkpoint.file_format import check_readable
 from converter.checkpoint.trust import Trust
-from converter.checkpoint.user_source import mapping_files, split_factory
-from converter.options import ConvertOptions, InspectOptions, LoadOptions, VerifyOptions
+from converter.checkpoint.user_source import mapping_files, split_builder, split_factory
+from converter.options import ConvertOptions, InspectOptions, IntoOptions, LoadOptions, VerifyOptions
 from converter.verification.user_inputs import check_exists
 
 
-def check_call(model: Path, options: LoadOptions, artifact: Path | None = None) -> None:
+def check_call(model: Path, options: LoadOptions, artifact: Path | None = None, builder: str | None = None) -> None:
     """Check the files and the options, as far as this needs no torch; the steps that need torch repeat it.
 
     Raises:
@@ -19,6 +19,8 @@ def check_call(model: Path, options: LoadOptions, artifact: Path | None = None) 
     """
     if artifact is not None:
         detect_format(artifact)
+    if builder is not None:
+        split_builder(builder)
     if isinstance(options, InspectOptions):
         mapping_files(options.artifact.mappings)
     Trust.of(options.model.trust)
@@ -26,5 +28,5 @@ def check_call(model: Path, options: LoadOptions, artifact: Path | None = None) 
     if options.model.factory is not None:
         split_factory(options.model.factory)
     requested_shapes(options.capture.input_shapes, options.capture.image_size)
-    if isinstance(options, ConvertOptions | VerifyOptions):
+    if isinstance(options, ConvertOptions | VerifyOptions | IntoOptions):
         check_exists(options.proof.inputs)

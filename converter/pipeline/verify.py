@@ -21,7 +21,14 @@ from converter.checkpoint.trust import ARTIFACT, is_guard_lifted
 from converter.errors import CaptureError, ConversionError, Note, UnsupportedOperatorsError, UsageError
 from converter.ir.program import Program
 from converter.lowering.user_lowerings import load_mappings
-from converter.options import ArtifactOptions, BoundaryOptions, SubmodelOptions, VerifyKeywords, VerifyOptions
+from converter.options import (
+    ArtifactOptions,
+    BoundaryOptions,
+    IntoOptions,
+    SubmodelOptions,
+    VerifyKeywords,
+    VerifyOptions,
+)
 from converter.pipeline.build import build, interfaces
 from converter.pipeline.clock import Clock, Progress
 from converter.pipeline.find_weights import verify_weights
@@ -276,7 +283,7 @@ def prove_stamped_weights(
     return [proof], notes
 
 
-def foreign_proof(proof: Proof, reference: Reference, options: VerifyOptions) -> Proof:
+def foreign_proof(proof: Proof, reference: Reference, options: VerifyOptions | IntoOptions) -> Proof:
     """Return the proof, or that it proves nothing: nobody has compared a foreign artifact's weights one by one.
 
     That is so if outputs do not depend on more than 5 % of the parameters for any input, or if a difference of 0.1 %

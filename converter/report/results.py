@@ -381,6 +381,57 @@ class VerificationReport(Report):
 
 
 @dataclass(frozen=True)
+class LayerPair:
+    """A layer of a Keras model, and the operator of PyTorch whose weights it has.
+
+    Attributes:
+        type: of the layer.
+        module: the path of PyTorch's module; of several where the layer is several.
+        shapes: of the layer's weights.
+        note: how the weights differ: columns in another order, an epsilon made up for.
+        others: what else it could be by weights and input.
+        decided: how it was told from them.
+    """
+
+    layer: str
+    type: str
+    module: str
+    shapes: tuple[Shape, ...]
+    note: str = ""
+    others: tuple[str, ...] = ()
+    decided: str = ""
+
+
+@dataclass(frozen=True)
+class IntoReport(Report):
+    """The weights of a PyTorch model in a hand-written Keras model; `timings` in seconds, by step.
+
+    Attributes:
+        artifact: None if nothing was put in place.
+        unused: PyTorch's operators with weights that no layer is.
+        kept: layers that keep the weights that the Keras model gave them.
+    """
+
+    source: str
+    builder: str
+    artifact: str | None
+    pairs: tuple[LayerPair, ...]
+    unused: tuple[str, ...]
+    kept: tuple[str, ...]
+    proofs: tuple[Proof, ...]
+    notes: tuple[Note, ...]
+    status: Status
+    accuracy: Accuracy | None = None
+    explanations: tuple[Explanation, ...] = ()
+    timings: Mapping[str, float] = field(default_factory=dict)
+    compared_on: ComparedOn | None = None
+
+    @property
+    def exit_status(self) -> int:  # type: ignore[override]
+        return 0 if self.status == "verified" else DISAGREES
+
+
+@dataclass(frozen=True)
 class LayerRow:
     """One module of the tree; shapes are those of its first tensors, None where it has none.
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
+from converter.artifacts.local_model import LocalModel
 from converter.artifacts.runner import Runner
 
 aten = torch.ops.aten
@@ -81,9 +82,9 @@ ONNX_RUNTIME: dict[OpOverload, Kernel] = {
 }
 
 
-def coarse_kernels(runner: Runner) -> Mapping[OpOverload, Kernel]:
+def coarse_kernels(runner: Runner | LocalModel) -> Mapping[OpOverload, Kernel]:
     """Return the coarse kernels that an opened artifact runs."""
-    if runner.format != "onnx":
+    if isinstance(runner, LocalModel) or runner.format != "onnx":
         return {}
     operators = runner.operators()
     return {target: kernel for target, kernel in ONNX_RUNTIME.items() if kernel.operators.intersection(operators)}

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from converter.artifacts.local_model import LocalModel
 from converter.artifacts.runner import Runner
 from converter.errors import ConversionError, Note
 from converter.options import AcceptedKind
@@ -54,7 +55,7 @@ class Matching:
         accepted: the kinds of explanations that may make it agree.
     """
 
-    runner: Runner
+    runner: Runner | LocalModel
     inputs: Sequence[TensorInterface]
     outputs: Sequence[TensorInterface]
     reference: Reference

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
+from converter.artifacts.local_model import LocalModel
 from converter.artifacts.runner import Runner
 from converter.capture.input_domains import (
     dynamic_size_choices,
@@ -72,7 +73,7 @@ class Reference:
         """Return several float32 results of PyTorch for a round, with other roundings."""
         return self._rounded(number, runs, torch.float32)
 
-    def perturbed_runs_in(self, runner: Runner) -> PerturbedRuns:
+    def perturbed_runs_in(self, runner: Runner | LocalModel) -> PerturbedRuns:
         """Return a function like `perturbed_runs` that also moves operators by the known error of the runtime."""
         kernels = functools.cache(lambda: coarse_kernels(runner))
         return lambda number, runs: self._rounded(number, runs, torch.float32, kernels())

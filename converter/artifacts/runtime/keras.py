@@ -125,11 +125,15 @@ class Reader:
                 model = self._keras.saving.load_model(named, compile=False)
             except TypeError as error:  # its message quotes the whole config
                 raise ValueError(_reason(str(error))) from error
+        self.take(model)
+
+    def take(self, model: Any) -> None:
+        """Read a model that is open."""
         if isinstance(model, self._keras.Sequential):
             model = self._keras.Model(model.inputs, model.outputs, name=model.name)
         if not hasattr(model, "output_names"):
             raise ValueError(f"{type(model).__name__} is not a functional model: its inputs and outputs are not known")
-        self._model, self._called = model, False
+        self.model, self._called = model, False
         self.__dict__.pop("_function", None)  # of the previous artifact
         input_names = [tensor.name for tensor in self._keras.tree.flatten(model.input)]
         self.inputs = self._facts(model.input, input_names)
@@ -148,21 +152,24 @@ class Reader:
             facts.append((name, list(tensor.shape), tensor.dtype))
         return facts
 
+    def pack(self, arrays: Mapping[str, np.ndarray]) -> Any:
+        """Return what the model is called with."""
+        given = [self._tf.constant(arrays[name]) for name, _, _ in self.inputs]
+        return self._keras.tree.pack_sequence_as(self.model.input, given)
+
     def run(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Call the model the first time, then run it compiled, as `predict` does.
 
         A call holds all layers' results until it ends.
         """
-        given = self._keras.tree.pack_sequence_as(
-            self._model.input, [self._tf.constant(arrays[name]) for name, _, _ in self.inputs]
-        )
-        results = self._function(given) if self._called else self._model(given, training=False)
+        given = self.pack(arrays)
+        results = self._function(given) if self._called else self.model(given, training=False)
         self._called = True
         flat = self._keras.tree.flatten(results)
         return {name: np.asarray(result) for (name, _, _), result in zip(self.outputs, flat, strict=True)}
 
     def tensors(self) -> dict[str, np.ndarray]:
-        weights = self._model.weights  # not the states of random generators
+        weights = self.model.weights  # not the states of random generators
         paths = [weight.path for weight in weights]
         if len(set(paths)) < len(paths):
             raise ValueError("two weights have the same path")
@@ -170,7 +177,7 @@ class Reader:
 
     def held(self) -> dict[str, np.ndarray]:
         arrays: dict[str, np.ndarray] = {}
-        for weight in self._model.weights:
+        for weight in self.model.weights:
             name, number = weight.path, 1
             while name in arrays:
                 number += 1
@@ -201,6 +208,6 @@ class Reader:
     @functools.cached_property
     def _function(self) -> Any:
         specs = [self._tf.TensorSpec(shape, dtype, f"given_{i}") for i, (_, shape, dtype) in enumerate(self.inputs)]
-        structure = self._keras.tree.pack_sequence_as(self._model.input, specs)
-        traced = self._tf.function(lambda inputs: self._model(inputs, training=False), autograph=False)
+        structure = self._keras.tree.pack_sequence_as(self.model.input, specs)
+        traced = self._tf.function(lambda inputs: self.model(inputs, training=False), autograph=False)
         return traced.get_concrete_function(structure)
