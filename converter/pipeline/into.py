@@ -261,7 +261,7 @@ def match(source: LoadedModel, opened: LocalModel, inputs: list[TensorInterface]
     """
     program = source.program
     sizes = next(iter(dynamic_size_choices(program)), {})
-    arrays = draw(input_specs(program), BATCH, (seed, OTHER_SEED), sizes, "uniform")
+    arrays = draw(input_specs(program), program.fixed_batch or BATCH, (seed, OTHER_SEED), sizes, "uniform")
     values: Values = run_operators(program, [torch.from_numpy(arrays[name]) for name in program.inputs])
     failure: ConversionError | None = None
     for binding in input_bindings(inputs, opened.inputs, layouts_known=False):

@@ -11,6 +11,7 @@ import numpy as np
 
 from converter.verification.weighted_operators import Fingerprint, Kind, Operator, Pads, as_read, same_values
 
+MOST_PARTS = 12  # that a packed projection may have
 MOST_PERMUTED = 4  # leading axes whose order is tried
 
 
@@ -48,6 +49,7 @@ class Fit:
         result: what the layer must return; None if only that it is one of PyTorch's values.
         note: what was made up for.
         part: of the operator, "" for all of it.
+        share: of the operator's weights.
         parameters: of PyTorch, of a layer that is no operator.
     """
 
@@ -57,6 +59,7 @@ class Fit:
     result: np.ndarray | None
     note: str = ""
     part: str = ""
+    share: float = 1.0
     parameters: tuple[str, ...] = ()
 
     @property
@@ -206,7 +209,7 @@ class MapReader(LayerReader):
         matrix, made = operator.matrix, int(np.prod(self._out))
         return (
             matrix is not None and matrix.shape[1] == int(np.prod(self._in)) and bool(matrix.shape[0])
-            and matrix.shape[0] % made == 0
+            and matrix.shape[0] % made == 0 and matrix.shape[0] <= MOST_PARTS * made
         )  # fmt: skip
 
     def differences(self, x: np.ndarray, operator: Operator) -> list[str]:
@@ -231,7 +234,7 @@ class MapReader(LayerReader):
             kernel = kernel.transpose([symbols.index(s) for s in self._held]).reshape(self._kernel)
             values = [kernel, *(b[rows].reshape(self.layer.bias.shape) for b in bias)]
             result = self.back(arrangement.of(operator.result[..., rows]))
-            yield Fit((operator,), operator.name + text, values, result, note, text)
+            yield Fit((operator,), operator.name + text, values, result, note, text, len(rows) / len(matrix))
 
     def _parts(self, rows: int, made: int) -> Iterator[tuple[Any, str]]:
         """Yield the rows of a matrix that may be this layer's, and how to name them."""

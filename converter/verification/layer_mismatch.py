@@ -42,6 +42,7 @@ def explain_mismatch(
     agreed: int,
     reasons: Sequence[str],
     before: Fit | None,
+    unknown: Sequence[str],
 ) -> ConversionError:
     """Return the error that says in what a layer differs first.
 
@@ -50,8 +51,9 @@ def explain_mismatch(
         agreed: how many layers before agree.
         reasons: why an operator with the same input does not fit.
         before: what the layer was when it was called before.
+        unknown: layers since, without weights, whose results are no values of PyTorch's.
     """
-    text, fix = _difference(name, reader, x, operators, values, reasons, before)
+    text, fix = _difference(reader, x, operators, values, reasons, before, unknown)
     told = {0: "No layer before it has weights", 1: "The layer before agrees"}.get(
         agreed, f"The {agreed} layers before agree"
     )
@@ -64,13 +66,13 @@ _CHANGE = "Change the Keras model so that it computes the same, or the PyTorch m
 
 
 def _difference(
-    name: str,
     reader: LayerReader,
     x: np.ndarray,
     operators: Sequence[Operator],
     values: Values,
     reasons: Sequence[str],
     before: Fit | None,
+    unknown: Sequence[str],
 ) -> tuple[str, str]:
     if before is not None and not operators:
         return (
@@ -104,10 +106,9 @@ def _difference(
             "or their order is another"
         ), _CHANGE
     listed = ", ".join(f"`{o.name}`" for o in fitting[:SHOWN]) + (" ..." if len(fitting) > SHOWN else "")
-    return (
-        f"its input is not that of {listed}, whose weights would fit, nor any value of PyTorch's; a layer without "
-        "weights before it (an activation, a pool, a padding, a sum) computes something else"
-    ), _CHANGE
+    at = f"the result of {unknown[0]}" if unknown else "an activation, a pool, a padding or a sum"
+    text = f"its input is not that of {listed}, whose weights would fit, nor any value of PyTorch's"
+    return f"{text}; {at} before it is another", _CHANGE
 
 
 def _same_size(reader: LayerReader, operator: Operator) -> bool:

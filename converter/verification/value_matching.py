@@ -56,34 +56,38 @@ def match_layers(model: Any, given: Any, values: Values) -> Matched:
     Raises:
         ConversionError: a layer is none of the operators; says the first one, and in what it differs.
     """
-    layers = [layer for layer in weighted_layers(model) if own_variables_of(layer)]
+    every = weighted_layers(model)
+    layers = [layer for layer in every if own_variables_of(layer)]
+    plain = [layer for layer in every if not layer._layers and not layer.weights and not pads(layer)]
     readers = {id(layer): reader_of(layer) for layer in layers}
     names = layer_names(model, layers)
     choices: list[int] = []
     deepest: _Pass | None = None
-    last: _Pass | None = None
-    for _ in range(MOST_PASSES):
+    differing: list[int] | None = None
+    passes = 0
+    while passes < MOST_PASSES:
         one = _Pass(values, readers, names, choices, deepest.failed_at if deepest is not None else "")
-        one.run(model, layers, given)
+        one.run(model, layers, plain, given)
+        passes += 1
         if one.failure is None and (one.matched.outputs_agree or not any(one.open)):
             return one.matched
         if one.failure is None:
-            last = last or one
+            differing = differing or one.chosen
         elif deepest is None or len(one.matched.pairs) > len(deepest.matched.pairs):
             deepest = one
-        while one.open and not one.open[-1]:
-            one.open.pop()
-            one.chosen.pop()
-        if not one.open:
+        if not any(one.open):
             break
-        choices = [*one.chosen[:-1], one.chosen[-1] + 1]
-    if last is not None:
+        place = max(i for i, more in enumerate(one.open) if more)
+        choices = [*one.chosen[:place], one.chosen[place] + 1]
+    if differing is not None:
         # Its outputs differ from PyTorch's; the proof says how. The pass is repeated, as others have set other weights.
-        one = _Pass(values, readers, names, last.chosen, "")
-        one.run(model, layers, given)
+        one = _Pass(values, readers, names, differing, "")
+        one.run(model, layers, plain, given)
         return one.matched
     assert deepest is not None
     assert deepest.failure is not None
+    if passes > 1:
+        deepest.failure.what += f" {passes - 1} other choices for layers that could be several operators go no further."
     raise deepest.failure
 
 
@@ -105,6 +109,11 @@ def weighted_layers(model: Any) -> list[Any]:
     seen: set[int] = set()
     walk(model)
     return found
+
+
+def pads(layer: Any) -> bool:
+    """Return whether a layer only pads, crops or scales, which PyTorch's operators may do themselves."""
+    return type(layer).__name__.startswith(("ZeroPadding", "Cropping", "Rescaling", "InputLayer"))
 
 
 def own_variables_of(layer: Any) -> list[Any]:
@@ -144,13 +153,13 @@ class _Pass:
     failed_at: str = ""
     _taken: dict[Any, str] = field(default_factory=dict)
     _fits: dict[int, Fit] = field(default_factory=dict)
-    _plain: list[tuple[str, np.ndarray]] = field(default_factory=list)
+    _unknown: list[str] = field(default_factory=list)
 
-    def run(self, model: Any, layers: Sequence[Any], given: Any) -> None:
+    def run(self, model: Any, layers: Sequence[Any], plain: Sequence[Any], given: Any) -> None:
         """Run the model, with each layer's call replaced by one that sets its weights first."""
         import keras
 
-        with replaced_calls(layers, self._visit):
+        with replaced_calls(layers, self._visit), replaced_calls(plain, self._visit_plain):
             try:
                 results = model(given, training=False)
             except _Stop:
@@ -164,6 +173,16 @@ class _Pass:
                 where=missing[0],
                 fix="Remove the layer, or build the model so that it calls all of its layers.",
             )
+            return
+        held: dict[str, float] = {}
+        for fit in self._fits.values():
+            for operator in fit.operators:
+                held[operator.name] = held.get(operator.name, 0.0) + fit.share
+        if partly := [name for name, share in held.items() if share < 1 - 1e-9]:
+            self.failed_at = partly[0]
+            what = f"Only {held[partly[0]]:.0%} of the weights of `{partly[0]}` are in the Keras model."
+            fix = "Give the Keras layer as many outputs as PyTorch's has."
+            self.failure = ConversionError(what, code="PTC5046", where=partly[0], fix=fix)
             return
         taken = {number for number, _ in self._taken}
         self.matched.unused = [o.name for o in self.values.operators if o.number not in taken]
@@ -198,7 +217,10 @@ class _Pass:
         if not agreeing and isinstance(reader, EmbeddingReader) and before is None:
             return self._visit_other(layer, call, args, kwargs)  # positions, say, which PyTorch adds as a parameter
         if not agreeing:
-            error = explain_mismatch(name, reader, x, operators, self.values, len(self.matched.pairs), reasons, before)
+            agreed = len(self.matched.pairs)
+            error = explain_mismatch(
+                name, reader, x, operators, self.values, agreed, reasons, before, self._unknown[:1]
+            )
             self._fail(name, error)
         fit = self._choose(name, layer, x, agreeing) if before is None else agreeing[0]
         if before is None:
@@ -220,6 +242,18 @@ class _Pass:
             what = f"The layer `{name}` runs within a loop or a compiled function, where its values cannot be seen."
             fix = "Build the model without such a loop around the layer."
             self._fail(name, ConversionError(what, code="PTC5042", where=name, fix=fix), error)
+
+    def _visit_plain(self, layer: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a layer without weights, and note it if what it gives is no value of PyTorch's."""
+        import keras
+
+        result = call(*args, **kwargs)
+        tensor = first_of(result)
+        if getattr(tensor, "numpy", None) is None or not keras.backend.is_float_dtype(tensor.dtype):
+            return result  # a number of a loop's, or none at all
+        if self.values.named(np.asarray(keras.ops.convert_to_numpy(tensor))) is None:
+            self._unknown.append(f"`{layer.name}` ({type(layer).__name__})")
+        return result
 
     def _visit_other(self, layer: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a layer that is no operator: one with bare parameters, told by the value of its output."""
@@ -303,6 +337,7 @@ class _Pass:
             others = tuple(fit.name for fit in ranked if fit is not ranked[number])
         fit = ranked[number]
         shapes = tuple(tuple(map(int, v.shape)) for v in own_variables_of(layer))
+        self._unknown.clear()
         self.matched.pairs.append(LayerPair(name, type(layer).__name__, fit.name, shapes, fit.note, others, how))
         return fit
 

@@ -249,7 +249,7 @@ def _reader(node: fx.Node, reached: set[fx.Node]) -> Reader | None:
             return _norm("batch norm") if bound_arguments(node).value("running_var") is not None else None
         case aten.layer_norm.default:
             return _norm("layer norm")
-        case aten.group_norm.default:
+        case aten.group_norm.default | aten.instance_norm.default:
             return _norm("group norm")
         case aten.embedding.default:
             return _embedding if bound_arguments(node).node("weight") not in reached else None
@@ -364,12 +364,14 @@ def _norm(kind: Kind) -> Reader:
         settings: dict[str, Any] = {"epsilon": a.number("eps")}
         x, result = arrays[a.node("input")], arrays[node]
         if kind == "group norm":
-            settings["groups"] = a.value("num_groups")
+            settings["groups"] = a.values.get("num_groups", x.shape[1])
         if kind == "layer norm":
             settings["axes"] = len(a.integers("normalized_shape"))
             held = x.numpy(), result.numpy()
         else:
             held = _last(x), _last(result)
+        if kind == "group norm" and not a.values.get("use_input_stats", True):
+            return []
         if not tensors and kind != "batch norm":
             return []
         argument = "weight" if "weight" in tensors or kind != "batch norm" else "running_var"

@@ -214,9 +214,11 @@ PAIRS: dict[str, Row] = {
                       ks.Conv2DTranspose(4, 3, padding="same")),
         IMAGE,
     ),
-    "no gamma, no beta": (
-        lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, affine=False), nn.Conv2d(4, 4, 1)),
-        lambda: stack(ks.Conv2D(4, 1), ks.BatchNormalization(scale=False, center=False), ks.Conv2D(4, 1)),
+    "norms": (
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, affine=False), nn.Conv2d(4, 4, 1),
+                              nn.InstanceNorm2d(4, affine=True)),
+        lambda: stack(ks.Conv2D(4, 1), ks.BatchNormalization(scale=False, center=False), ks.Conv2D(4, 1),
+                      ks.GroupNormalization(-1, epsilon=1e-5)),
         IMAGE,
     ),
     "one dimension": (
@@ -256,11 +258,12 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], str]] = {
               "its input is that of `0` times 0.00392"),
     "order": (lambda: convolutions(nn.ReLU(), nn.BatchNorm2d(8)), lambda: in_keras(ks.BatchNormalization(), ks.ReLU()),
               "`batch_normalization"),
-    "pool": (lambda: convolutions(nn.MaxPool2d(2)), lambda: in_keras(ks.AveragePooling2D(2)),
-             "nor any value of PyTorch's"),
+    "pool": (lambda: convolutions(nn.MaxPool2d(2)), lambda: in_keras(ks.AveragePooling2D(2, name="pool")),
+             "the result of `pool` (AveragePooling2D) before it is another"),
     "width": (convolutions, lambda: stack(ks.Conv2D(7, 3, padding="same")), "no weights fit its shape (3, 3, 3, 7)"),
     "bias": (convolutions, lambda: stack(ks.Conv2D(8, 3, padding="same", use_bias=False)),
              "it has no bias, `0` has one"),
+    "half": (lambda: nn.Conv2d(3, 8, 1), lambda: stack(ks.Conv2D(4, 1)), "Only 50% of the weights"),
     "called again": (
         lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)),
         lambda: (lambda layer: stack(layer, ks.ReLU(), layer))(ks.Conv2D(3, 1)),
