@@ -207,10 +207,9 @@ class MapReader(LayerReader):
 
     def weights_fit(self, operator: Operator) -> bool:
         matrix, made = operator.matrix, int(np.prod(self._out))
-        return (
-            matrix is not None and matrix.shape[1] == int(np.prod(self._in)) and bool(matrix.shape[0])
-            and matrix.shape[0] % made == 0 and matrix.shape[0] <= MOST_PARTS * made
-        )  # fmt: skip
+        if matrix is None or matrix.shape[1] != int(np.prod(self._in)):
+            return False
+        return len(matrix) < made or (len(matrix) % made == 0 and len(matrix) <= MOST_PARTS * made)
 
     def differences(self, x: np.ndarray, operator: Operator) -> list[str]:
         if operator.kind != "convolution":
@@ -221,20 +220,34 @@ class MapReader(LayerReader):
         return _compared(ours, operator.settings, operator.name)
 
     def made(self, x: np.ndarray, operator: Operator, operators: Sequence[Operator]) -> Iterator[Fit]:
-        arrangement, matrix = arrange(operator.x, x, operator.flattened), operator.matrix
+        joined = self._joined(operator, operators)
+        arrangement = arrange(operator.x, x, operator.flattened) if joined else None
         if arrangement is None:
             return
-        assert matrix is not None
-        bias, note = self.biased(operator, matrix.shape[0])
+        each = [self.biased(o, o.result.shape[-1]) for o in joined]
+        note, bias = each[0][1], [np.concatenate(b) for b in zip(*(bias for bias, _ in each), strict=True)]
+        matrix = np.concatenate([o.matrix for o in joined if o.matrix is not None])
+        result = np.concatenate([o.result for o in joined], -1)
         if arrangement.columns is not None:
             matrix, note = matrix[:, arrangement.columns], "columns in the order after Flatten"
-        symbols = [*self._contracted, *self._made]
-        for rows, text in self._parts(matrix.shape[0], int(np.prod(self._out))):
+        symbols, name = [*self._contracted, *self._made], ", ".join(o.name for o in joined)
+        for rows, text in self._parts(len(matrix), int(np.prod(self._out))):
             kernel = matrix[rows].T.reshape(*self._in, *self._out)
             kernel = kernel.transpose([symbols.index(s) for s in self._held]).reshape(self._kernel)
             values = [kernel, *(b[rows].reshape(self.layer.bias.shape) for b in bias)]
-            result = self.back(arrangement.of(operator.result[..., rows]))
-            yield Fit((operator,), operator.name + text, values, result, note, text, len(rows) / len(matrix))
+            held = self.back(arrangement.of(result[..., rows]))
+            yield Fit(joined, name + text, values, held, note, text, len(rows) / len(matrix))
+
+    def _joined(self, operator: Operator, operators: Sequence[Operator]) -> tuple[Operator, ...]:
+        """Return the operator, or with the next ones of its input those that have as many outputs as the layer."""
+        made, joined, rows = int(np.prod(self._out)), [operator], operator.result.shape[-1]
+        for other in operators[operators.index(operator) + 1 :]:
+            if rows >= made:
+                break
+            if other.operand is operator.operand and other.matrix is not None:
+                joined.append(other)
+                rows += other.result.shape[-1]
+        return tuple(joined) if rows % made == 0 else ()
 
     def _parts(self, rows: int, made: int) -> Iterator[tuple[Any, str]]:
         """Yield the rows of a matrix that may be this layer's, and how to name them."""

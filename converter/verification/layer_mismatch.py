@@ -86,7 +86,7 @@ def _difference(
     if not fitting:
         return _no_weights(reader, operators), _CHANGE
     for operator in fitting:
-        if _trimmed_alike(held, operator.x) and (told := reader.differences(x, operator)):
+        if _trimmed_alike(held, operator.x) and (told := reader.differences(held, operator)):
             return "; ".join(told), _CHANGE
     for operator in fitting:
         if arrange(operator.x, held) is not None:

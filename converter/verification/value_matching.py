@@ -159,7 +159,9 @@ class _Pass:
         """Run the model, with each layer's call replaced by one that sets its weights first."""
         import keras
 
-        with replaced_calls(layers, self._visit), replaced_calls(plain, self._visit_plain):
+        loops = [layer for layer in weighted_layers(model) if isinstance(layer, keras.layers.TimeDistributed)]
+        weighted, others = replaced_calls(layers, self._visit), replaced_calls(plain, self._visit_plain)
+        with weighted, others, replaced_calls(loops, at_once):
             try:
                 results = model(given, training=False)
             except _Stop:
@@ -364,6 +366,15 @@ def replaced_calls(layers: Iterable[Any], visit: Callable[..., Any]) -> Iterator
     finally:
         for layer in replaced:
             del layer.__dict__["call"]
+
+
+def at_once(layer: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Run what TimeDistributed does in a loop, whose values cannot be seen, for all steps at once."""
+    import keras
+
+    x = args[0] if args else kwargs["inputs"]
+    result = layer.layer(keras.ops.reshape(x, (-1, *x.shape[2:])))
+    return keras.ops.reshape(result, (*x.shape[:2], *result.shape[1:]))
 
 
 def computed(layer: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, Callable[[Any], Any]]:

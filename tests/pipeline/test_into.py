@@ -118,6 +118,17 @@ def in_keras(*between: Any, **settings: Any) -> keras.Model:
     return stack(ks.Conv2D(8, 3, padding="same", name="first"), *between, second)
 
 
+class Joined(nn.Module):
+    """Two maps of one input, which are one in Keras."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.head = nn.Linear(4, 2, bias=False), nn.Linear(4, 4), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.cat([self.one(x), self.two(x)], -1).relu())
+
+
 class Tokens(nn.Module):
     """A transformer's block: patches, a class token, positions, packed attention, layer scale."""
 
@@ -225,6 +236,11 @@ PAIRS: dict[str, Row] = {
         lambda: nn.Sequential(nn.Conv1d(3, 4, 3, dilation=2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 8, 3)),
         lambda: stack(ks.Conv1D(4, 3, dilation_rate=2, activation="relu"), ks.Flatten(), ks.Dense(3), shape=(12, 3)),
         ("1,3,12",),
+    ),
+    "joined, each step": (
+        lambda: Joined(),
+        lambda: stack(ks.TimeDistributed(ks.Dense(6)), ks.Activation("relu"), ks.Dense(2), shape=(5, 4)),
+        ("1,5,4",),
     ),
     "tokens": (Tokens, tokens, IMAGE),
     "recurrent": (Recurrent, recurrent, ("words=1,7:int64", "more=1,3")),
