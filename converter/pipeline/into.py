@@ -26,7 +26,7 @@ from converter.options import IntoKeywords, IntoOptions
 from converter.pipeline.build import interfaces
 from converter.pipeline.clock import Clock, Progress
 from converter.pipeline.load_model import LoadedModel, compute_reference, load_model
-from converter.pipeline.verify import fixed_batch, foreign_proof
+from converter.pipeline.verify import batch_note, fixed_batch, foreign_proof
 from converter.plan.interface import TensorInterface
 from converter.report.results import IntoReport, status_of
 from converter.verification.input_bindings import input_bindings
@@ -89,7 +89,7 @@ def into(
             save(built, placement.temporary)
         notes = [*source.notes, *source.program.notes, *reference.notes]
         if batch is not None:
-            notes.append(Note(f"The artifact takes only batch {batch}.", code="PTC6504"))
+            notes.append(batch_note(batch))
         with clock("open"):
             reopened, own = build.reopen(placement.temporary, runner, source)
         if own:

@@ -96,7 +96,7 @@ def verify(
         batch = fixed_batch(source.program, inputs, runner.inputs, layouts_known=ours is not None)
         if batch is not None:
             source.program.fixed_batch = batch
-            notes.append(Note(f"The artifact takes only batch {batch}.", code="PTC6504"))
+            notes.append(batch_note(batch))
         reference = compute_reference(source, options, clock)
         if ours and stamp.get("quantize"):
             return verify_quantized(source, artifact, options, stamp, reference, runner, clock, notes)
@@ -281,6 +281,11 @@ def prove_stamped_weights(
             text = "The artifact was converted with your own mappings; only what its weights compute is compared."
             return [], [*notes, Note(text, code="PTC6506")]
     return [proof], notes
+
+
+def batch_note(batch: int) -> Note:
+    """Return the note that an artifact takes one batch size only."""
+    return Note(f"The artifact takes only batch {batch}.", code="PTC6504")
 
 
 def foreign_proof(proof: Proof, reference: Reference, options: VerifyOptions | IntoOptions) -> Proof:
