@@ -41,6 +41,7 @@ from converter.rewrites.group_convolutions import (
     group_large_convolutions,
     group_large_normalized,
 )
+from converter.rewrites.keep_small_values import keep_small_values
 from converter.rewrites.linear_to_matmul import linear_to_matmul
 from converter.rewrites.merge_padding import merge_padding
 from converter.rewrites.merge_separable import merge_separable
@@ -138,7 +139,7 @@ REWRITES: dict[str, tuple[Rewrite, ...]] = {
         fold_channel_order,
     ),
 }
-REWRITES["tflite"] = REWRITES["tf"]  # its writer takes a SavedModel
+REWRITES["tflite"] = (*REWRITES["tf"], keep_small_values)  # its writer takes a SavedModel
 KEEP_BATCHNORM = (fold_batch_norm,)
 AS_CONVOLUTION: dict[Rewrite, Rewrite] = {space_to_depth_as_pixel_unshuffle: space_to_depth_as_convolution}
 EXACT_SHIFTS: dict[Rewrite, Rewrite] = {

@@ -109,7 +109,8 @@ def _compare_array(expected: ArrayLike, exact: bool, actual: np.ndarray) -> tupl
         if fault:
             return fault, 0.0
         error, scale = max(error, off), max(scale, size)
-    ulps = error / float(np.spacing(np.finfo(actual.dtype).dtype.type(scale)))
+    info = np.finfo(actual.dtype)
+    ulps = error / float(np.spacing(info.dtype.type(min(scale, float(info.max)))))
     if ulps <= FOLDED_ULP:
         return None, ulps
     return f"off by {error:.3g}, {ulps:.3g} ulp of its scale (limit {FOLDED_ULP})", ulps

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ai_edge_litert.interpreter import Interpreter
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from equivalence import with_random_tensors
+from exact_numbers import FUNCTIONS, NUMBERS, SPECIAL, assert_digits_kept
 from torch import nn
+from torch.nn import functional as F
 
 import converter
 from converter.artifacts.paths import default_formats
@@ -195,3 +197,45 @@ def test_only_a_constant_of_the_graph_explains_a_tensor():
     assert set(found) == {"turned", "halved", "shifted"}
     np.testing.assert_array_equal(found["turned"].array, turned)
     assert [found[name].exact for name in ("turned", "halved")] == [True, False]
+
+
+SMALL_RESULTS = {  # of functions that LiteRT has as exp(x) - 1 or log(1 + x), or that are made of these
+    **FUNCTIONS,
+    "softplus": F.softplus,
+    "log_sigmoid": F.logsigmoid,
+}
+ROUNDED_FIRST = (lambda x: F.softplus(x, 3.0), lambda x: torch.logaddexp(x, 3 * x - 1))
+
+
+@pytest.fixture(scope="module")
+def small_results(tmp_path_factory):
+    class Functions(nn.Module):
+        def forward(self, x):
+            infinite = torch.where(x > 1, torch.inf, x)
+            functions = *SMALL_RESULTS.values(), *ROUNDED_FIRST
+            return *(function(x) for function in functions), infinite, x.masked_fill(x < 0, -torch.inf)
+
+    path = tmp_path_factory.mktemp("small") / "net.tflite"
+    report = converter.convert(Functions(), to=["tflite"], output=path, input_shapes=[f"1,{NUMBERS.size}"])
+    assert report.status == "verified"
+    return path
+
+
+@pytest.mark.parametrize("delegated", [True, False], ids=["XNNPACK", "builtin"])
+def test_small_numbers_keep_their_digits_and_infinities_stay(small_results, delegated):
+    kernels = OpResolverType.AUTO if delegated else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    interpreter = Interpreter(str(small_results), experimental_op_resolver_type=kernels)
+    runner = interpreter.get_signature_runner()
+    names = sorted(runner.get_output_details(), key=lambda name: int(name.rpartition("_")[2]))
+    (given,) = runner.get_input_details()
+
+    def run(number: int, x: np.ndarray) -> np.ndarray:
+        row = np.resize(x, NUMBERS.size)[None]
+        return runner(**{given: row})[names[number]][0, : x.size]
+
+    moderate = NUMBERS[np.abs(NUMBERS) < 8]  # XNNPACK's exp is off by 3e-6 of its value at 80
+    finite = SPECIAL[np.isfinite(SPECIAL)]  # LiteRT's ADD and MUL bound infinities
+    for number, function in enumerate(SMALL_RESULTS.values()):
+        assert_digits_kept(function, lambda _, x, number=number: run(number, x), moderate, finite)
+    np.testing.assert_array_equal(run(-2, NUMBERS), np.where(NUMBERS > 1, np.inf, NUMBERS))
+    np.testing.assert_array_equal(run(-1, NUMBERS), np.where(NUMBERS < 0, -np.inf, NUMBERS))

@@ -79,6 +79,7 @@ from converter.rewrites.group_convolutions import (
     group_large_convolutions,
     group_large_normalized,
 )
+from converter.rewrites.keep_small_values import keep_small_values
 from converter.rewrites.linear_to_matmul import linear_to_matmul
 from converter.rewrites.merge_padding import merge_padding
 from converter.rewrites.merge_separable import merge_separable
@@ -1302,6 +1303,23 @@ ATTENTION_LEAVES = {
     ),
 }
 
+LOG1P = "add div mul mul add mul add mul add mul add mul add mul add log abs lt where"
+SMALL_FIRES = {
+    "expm1": (torch.expm1, (2, 7), "mul tanh exp add mul"),
+    "log1p": (torch.log1p, (2, 7), LOG1P),
+    "elu": (F.elu, (2, 7), "clamp mul tanh exp add mul gt where"),
+    "elu with a factor": (lambda x: F.elu(x, 0.3), (2, 7), "clamp mul tanh exp add mul mul gt where"),
+    "celu": (lambda x: F.celu(x, 1.7), (2, 7), "clamp mul mul tanh exp add mul mul gt where"),
+    "selu": (F.selu, (2, 7), "clamp mul tanh exp add mul mul mul gt where"),
+    "softplus": (F.softplus, (2, 7), f"relu abs neg exp {LOG1P} add gt where"),
+    "softplus with beta": (lambda x: F.softplus(x, 3.0), (2, 7), f"mul relu abs neg exp {LOG1P} add div gt where"),
+    "log_sigmoid": (F.logsigmoid, (2, 7), f"clamp abs neg exp {LOG1P} sub"),
+    "logaddexp": (
+        lambda x: torch.logaddexp(x, x.flip(0)), (2, 7), f"flip maximum sub eq where abs neg exp {LOG1P} add"
+    ),
+}  # fmt: skip
+SMALL_LEAVES = {"what keeps them": (lambda x: torch.exp(x) - 1, (2, 7))}
+
 TABLES = {
     tie_embeddings: (TIED_FIRE, TIED_LEAVE),
     unify_clamp_bounds: (BOUNDS_FIRE, BOUNDS_LEAVE),
@@ -1377,6 +1395,7 @@ TABLES = {
     negative_zero_padding: (UNFUSED_FIRE, UNFUSED_LEAVE),
     expand_masked_attention: (ATTENTION_FIRES, ATTENTION_LEAVES),
     find_attention: (MULTI_HEAD_FIRES, MULTI_HEAD_LEAVES),
+    keep_small_values: (SMALL_FIRES, SMALL_LEAVES),
 }
 
 

@@ -82,14 +82,19 @@ OF_ONE: dict[str, Callable] = {
 }
 
 
-def assert_digits_kept(function: Callable, run: Callable[[Callable, np.ndarray], np.ndarray]) -> None:
+def assert_digits_kept(
+    function: Callable,
+    run: Callable[[Callable, np.ndarray], np.ndarray],
+    numbers: np.ndarray = NUMBERS,
+    special: np.ndarray = SPECIAL,
+) -> None:
     """Compare `run(function, x)` with PyTorch in float64, relative to each value, and for numbers that are special."""
-    wanted = function(torch.from_numpy(NUMBERS).double()).numpy()
+    wanted = function(torch.from_numpy(numbers).double()).numpy()
     normal = (np.abs(wanted) > np.finfo(np.float32).tiny) & (np.abs(wanted) < np.finfo(np.float32).max)
-    y = run(function, NUMBERS)
+    y = run(function, numbers)
     np.testing.assert_allclose(y[normal], wanted[normal], rtol=EXACT, atol=0)
     np.testing.assert_array_equal(np.isnan(y), np.isnan(wanted))
-    np.testing.assert_allclose(run(function, SPECIAL), function(torch.from_numpy(SPECIAL)).numpy(), rtol=EXACT, atol=0)
+    np.testing.assert_allclose(run(function, special), function(torch.from_numpy(special)).numpy(), rtol=EXACT, atol=0)
 
 
 def pairs() -> tuple[np.ndarray, np.ndarray]:

@@ -18,6 +18,7 @@ def main(folder: str, file: str) -> int:
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     converter = tf.lite.TFLiteConverter.from_saved_model(folder)
     converter.exclude_conversion_metadata = True
+    converter.canonicalizing_inf_as_min_max_float = False
     try:
         content = converter.convert()
     except Exception as error:  # the converter raises its own, which TensorFlow does not export

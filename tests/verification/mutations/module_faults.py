@@ -107,7 +107,8 @@ def _renamed(operator: Any, model: Any, value: int) -> None:
 
 
 def _swap_inputs(operator: Any, _: Any) -> None:
-    operator.inputs[[0, 1]] = operator.inputs[[1, 0]]
+    first, second, *others = operator.inputs.tolist()
+    operator.inputs = np.array([second, first, *others], np.int32)
 
 
 def _constant_edits(path: Path) -> Iterator[Edit]:
