@@ -6,7 +6,7 @@
 
 Each round calls both artifacts once, in random order. The ratio of a round's two times says how much faster the new one
 is, whatever else the machine does; of all rounds the median is given, and where it lies in 95 of 100 samples of rounds
-that are drawn again. --record puts the rows into docs/latency.json, for docs/SYSTEMS.md.
+that are drawn again. --record puts the rows into docs/latency.json, for docs/SYSTEMS.md, beside those of other cases.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[1]
-ROUNDS = 120
-LONGEST = 1.5  # seconds for the rounds of a pair
+ROUNDS = 300
+LONGEST = 4.0  # seconds for the rounds of a pair
 SUFFIXES = {"onnx": ".onnx", "tf": "_saved_model", "keras": ".keras"}
 
 
@@ -215,9 +215,11 @@ def compare(old: Path, new: Path, only: str, results: Path | None, recording: bo
                     file.write(json.dumps(row) + "\n")
     if recording:
         sys.path.append(str(ROOT / "docs/generate"))
-        from tables import record
+        from tables import record, recorded
 
         places = {name: number for number, name in enumerate(cases())}
+        measured = {(row["case"], row["format"]): row for row in [*recorded("latency")["rows"], *rows]}
+        rows = [row for row in measured.values() if row["case"] in places]
         rows.sort(key=lambda row: (places[row["case"]], list(SUFFIXES).index(row["format"])))
         record("latency", {"machine": f"{os.cpu_count()} cores", "rows": rows})
 

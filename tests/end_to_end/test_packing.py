@@ -8,6 +8,11 @@ from equivalence import Call, examples
 from systems_in_formats import in_format, program_of, rewritten
 from torch import nn
 
+from converter.lowering.planner import make_plan
+from converter.options import LoadOptions
+from converter.pipeline.clock import Clock
+from converter.pipeline.load_model import load_model
+
 YOLOV5 = ((0, 0), (1, 0), (0, 1), (1, 1))
 IMAGE = (2, 3, 8, 12)
 FORMATS = ("tf", "keras", "onnx")
@@ -284,3 +289,20 @@ def test_only_an_output_that_shows_the_order_is_gathered(format, tmp_path):
     assert [user.op for user in reordered.users] == ["output"]
     _, moves = in_format(ready, format, inputs, tmp_path / "a.onnx")
     assert {name: n for name, n in moves.items() if name not in CUTS} == {"GatherV2": 1, "SpaceToDepth": 1}
+
+
+def viewed(x):
+    b, c, h, w = x.shape
+    return x.view(b, c, h // 2, 2, w // 2, 2).permute(0, 3, 5, 1, 2, 4).reshape(b, 4 * c, h // 2, w // 2)
+
+
+@pytest.mark.parametrize("packed", [focus, viewed, lambda x: F.pixel_unshuffle(x, 2)])
+def test_an_image_of_any_even_size_is_packed_by_one_operator(packed):
+    model = before(nn.Conv2d(12, 8, 3), packed=packed).eval()
+    program = load_model(model, LoadOptions.of(input_shapes=["1,3,H,W"]), clock=Clock(None)).program
+    assert all(any(f"Size {n} must be a multiple of 2" in note.text for note in program.notes) for n in "HW")
+    inputs = examples([IMAGE])
+    for format in ("tf", "onnx"):
+        ready = rewritten(program, format, inputs, False)
+        assert [n.target._opname for n in ready.graph.nodes if n.op == "call_function"] == ["space_to_depth", "conv2d"]
+    assert [move.kind for move in make_plan(rewritten(program, "keras", inputs, False)).movements] == ["SpaceToDepth"]
