@@ -10,19 +10,20 @@
 The match depends only on where every element comes from, so any grouping, direction, distance, border and layout
 works. A roll of everything stays a roll. If infinities may occur, kernels stay kernels: their zeros turn infinities
 into NaN, a shift does not. Inputs are taken to be finite, unless the program's `exact_infinities` is set. A convolution
-of an input that needs no more than a pad stays one too: slices take up to 1.2 times as long.
+of an input that needs no more than a pad, if its kernel is small, stays one too: slices take up to 1.2 times as long.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import fx
 
-from converter.ir.aten import first_input
+from converter.ir.aten import bound_arguments, first_input
 from converter.ir.program import Program, module_path
 from converter.ir.sizes import symbolic_shape
 from converter.rewrites.analysis.finiteness import ZERO_WEIGHTS, may_be_infinite
@@ -36,6 +37,7 @@ from converter.rewrites.analysis.selection_ops import (
     tensors_behind,
 )
 from converter.rewrites.base import Change
+from converter.rewrites.shift_to_depthwise import LARGEST_KERNEL
 
 aten, ours = torch.ops.aten, torch.ops.converter
 
@@ -50,7 +52,6 @@ PADS = {
     aten.pad.default, aten.constant_pad_nd.default, aten.replication_pad1d.default, aten.replication_pad2d.default,
     aten.replication_pad3d.default,
 }  # fmt: skip
-ONE_CONVOLUTION = [[target] for target in CONVOLUTIONS]
 BORDERS = ("zeros", "replicate", "reflect", "keep", "circular")
 MOST_SOURCES = 6  # values to try as the source of the shift
 
@@ -159,8 +160,13 @@ def match_shift(program: Program, end: fx.Node, allowed: Allowed) -> tuple[fx.No
 
 
 def is_convolution(region: list[fx.Node]) -> bool:
-    """Return whether it is one convolution, perhaps behind a pad, and nothing else."""
-    return [node.target for node in region if node.op == "call_function" and node.target not in PADS] in ONE_CONVOLUTION
+    """Return whether it is one convolution and nothing else, or a small one behind a pad."""
+    called = [node for node in region if node.op == "call_function"]
+    convolutions = [node for node in called if node.target in CONVOLUTIONS]
+    if len(convolutions) != 1 or not all(node.target in CONVOLUTIONS | PADS for node in called):
+        return False
+    kernel = bound_arguments(convolutions[0]).node("weight").meta["val"].shape[2:]
+    return len(called) == 1 or math.prod(kernel) <= LARGEST_KERNEL
 
 
 def absorb(program: Program, region: list[fx.Node]) -> None:
