@@ -33,6 +33,7 @@ from converter.verification.input_bindings import input_bindings
 from converter.verification.io_matching import Match, Matching
 from converter.verification.reference import Reference
 from converter.verification.run_artifact import labeled_accuracy
+from converter.verification.user_inputs import batches, load_given
 from converter.verification.value_matching import Matched, match_layers
 from converter.verification.weighted_operators import Values, run_operators
 
@@ -83,7 +84,7 @@ def into(
         if batch is not None:
             source.program.fixed_batch = batch
         with clock("match the layers"):
-            matched = match(source, opened, inputs, options.capture.seed)
+            matched = match(source, opened, inputs, options)
         reference = compute_reference(source, options, clock)
         with clock("write"):
             save(built, placement.temporary)
@@ -254,23 +255,28 @@ def symbolic(interface: TensorInterface, last: bool) -> Any:
     return keras.Input(batch_shape=shape, dtype=dtype, name=interface.name)
 
 
-def match(source: LoadedModel, opened: LocalModel, inputs: list[TensorInterface], seed: int) -> Matched:
-    """Match the layers on random inputs, fed in the first way under which they match.
+def match(source: LoadedModel, opened: LocalModel, inputs: list[TensorInterface], options: IntoOptions) -> Matched:
+    """Match the layers on the user's inputs or random ones, fed in the first way under which they match.
 
     Raises ConversionError if there is none; that of the likeliest way.
     """
-    program = source.program
-    sizes = next(iter(dynamic_size_choices(program)), {})
-    arrays = draw(input_specs(program), program.fixed_batch or BATCH, (seed, OTHER_SEED), sizes, "uniform")
+    program, given = source.program, options.proof.inputs
+    specs = input_specs(program)
+    if given is None:
+        sizes = next(iter(dynamic_size_choices(program)), {})
+        arrays = draw(specs, program.fixed_batch or BATCH, (options.capture.seed, OTHER_SEED), sizes, "uniform")
+    else:
+        loaded, _ = load_given(given, specs, options.boundary.of(given))
+        arrays = dict(next(iter(batches(loaded, specs, BATCH))).arrays)
     values: Values = run_operators(program, [torch.from_numpy(arrays[name]) for name in program.inputs])
     failure: ConversionError | None = None
     for binding in input_bindings(inputs, opened.inputs, layouts_known=False):
-        given = {
+        fed = {
             theirs: arrays[one.name].transpose(order)
             for theirs, one, order in zip(binding.names, inputs, binding.orders, strict=True)
         }
         try:
-            return match_layers(opened.model, opened.pack(given), values)
+            return match_layers(opened.model, opened.pack(fed), values)
         except ConversionError as error:
             failure = failure or error
     assert failure is not None

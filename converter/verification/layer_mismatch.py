@@ -14,6 +14,7 @@ from converter.verification.keras_layers import Fit, LayerReader, arrange
 from converter.verification.weighted_operators import Fingerprint, Operator, Values, same_values
 
 SHOWN = 3
+LEAST_ROWS = 16  # any two are alike but for a scale and an offset
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
     "relu6": functional.relu6,
@@ -164,6 +165,8 @@ def _scaled(x: np.ndarray, operator: Operator) -> tuple[str, str] | None:
             f"--embed-preprocessing --preprocessing 'scale={scale:.8g}'."
         )
         return f"its input is that of `{operator.name}` times {scale:.3g}", fix
+    if len(flat) < LEAST_ROWS:
+        return None
     means, others = flat.mean(0), wanted.mean(0)
     spread = np.square(wanted - others).sum(0)
     scales = ((flat - means) * (wanted - others)).sum(0) / np.maximum(spread, 1e-300)

@@ -261,7 +261,7 @@ class _Pass:
         """Run a layer that is no operator: one with bare parameters, told by the value of its output."""
         import keras
 
-        name, variables = self.names[id(layer)], own_variables(layer)
+        name, variables = self.names[id(layer)], own_variables_of(layer)
         if id(layer) in self._fits:
             return call(*args, **kwargs)
         if isinstance(layer, keras.layers.Normalization):
@@ -326,7 +326,7 @@ class _Pass:
                         fix="Give inputs that reach it, with --inputs, or another --seed.",
                     ),
                 )
-            scores = [likeness(name, fit.name) for fit in fits]
+            scores = [likeness(name, fit.name.removesuffix(fit.part)) for fit in fits]
             ranked = [fits[i] for i in sorted(range(len(fits)), key=lambda i: (-scores[i], i))]
             how = "by name" if sorted(scores)[-1] > sorted(scores)[-2] else "by order"
             place = len(self.chosen)

@@ -42,9 +42,10 @@ def randomized(module: nn.Module) -> nn.Module:
 
 def matched(module: nn.Module, model: Any, *shapes: str) -> Matched:
     """Match the layers, and compare the models on other inputs."""
-    source = load_model(randomized(module), IntoOptions.of(input_shapes=shapes), clock=Clock(None))
+    options = IntoOptions.of(input_shapes=shapes)
+    source = load_model(randomized(module), options, clock=Clock(None))
     opened = LocalModel(functional(model, source))
-    found = match(source, opened, interfaces(source.program)[0], seed=0)
+    found = match(source, opened, interfaces(source.program)[0], options)
     rng = np.random.default_rng(1)
     inputs = []
     for node in source.program.placeholders:
@@ -280,6 +281,11 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], str]] = {
     "bias": (convolutions, lambda: stack(ks.Conv2D(8, 3, padding="same", use_bias=False)),
              "it has no bias, `0` has one"),
     "half": (lambda: nn.Conv2d(3, 8, 1), lambda: stack(ks.Conv2D(4, 1)), "Only 50% of the weights"),
+    "another kind of layer": (
+        lambda: nn.LSTM(3, 4, batch_first=True),
+        lambda: stack(ks.RNN(ks.LSTMCell(4), return_sequences=True), shape=(6, 3)),
+        "gives no value of PyTorch's with any of its parameters",
+    ),
     "called again": (
         lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)),
         lambda: (lambda layer: stack(layer, ks.ReLU(), layer))(ks.Conv2D(3, 1)),
@@ -292,13 +298,30 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], str]] = {
 def test_the_first_layer_that_differs_is_named_and_in_what(name: str) -> None:
     module, model, told = REFUSED[name]
     with pytest.raises(ConversionError) as caught:
-        matched(module(), model(), *IMAGE)
+        matched(module(), model(), *(("1,6,3",) if name == "another kind of layer" else IMAGE))
     assert told in caught.value.what
 
 
 def test_another_epsilon_is_refused_where_nothing_makes_up_for_it() -> None:
     with pytest.raises(ConversionError, match=r"its epsilon is 0\.001, that of `groups` 1e-05"):
         matched(Branches(), branches(epsilon=1e-3), "1,3,16,16")
+
+
+class Dead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (self.one(x) - 1000).relu()
+        return self.two(x) + self.three(x)
+
+
+def test_constant_values_do_not_tell_layers_apart() -> None:
+    given = keras.Input((4,))
+    x = keras.ops.relu(ks.Dense(4)(given) - 1000)
+    with pytest.raises(ConversionError, match="is 0 everywhere"):
+        matched(Dead(), keras.Model(given, ks.Dense(4)(x) + ks.Dense(4)(x)), "1,4")
 
 
 BUILDER = """
