@@ -439,11 +439,17 @@ class BatchNormReader(LayerReader):
             notes.append(f"epsilon {layer.epsilon:g} for {epsilon:g}, by the variance")
         if notes:
             variance = raised - layer.epsilon
-        if (variance < 0).any():
-            raise Unfit(
-                f"its epsilon is {layer.epsilon:g}, that of `{operator.name}` {epsilon:g}, and variances are too small "
-                "to make up for that"
+        if (small := variance < 0).any():
+            if not layer.scale:
+                raise Unfit(
+                    f"its epsilon is {layer.epsilon:g}, that of `{operator.name}` {epsilon:g}, and variances are too "
+                    "small to make up for that"
+                )
+            gamma, notes = (
+                np.where(small, gamma * np.sqrt(layer.epsilon / raised), gamma),
+                [*notes[:-1], f"{notes[-1]} and gamma"],
             )
+            variance = np.maximum(variance, 0)
         held = [gamma] if layer.scale else []
         held += [beta] if layer.center else []
         return [v.astype(np.float32) for v in (*held, mean, variance)], ", ".join(notes)

@@ -228,9 +228,9 @@ PAIRS: dict[str, Row] = {
     ),
     "norms": (
         lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, affine=False), nn.Conv2d(4, 4, 1),
-                              nn.InstanceNorm2d(4, affine=True)),
+                              nn.InstanceNorm2d(4, affine=True), nn.BatchNorm2d(4)),
         lambda: stack(ks.Conv2D(4, 1), ks.BatchNormalization(scale=False, center=False), ks.Conv2D(4, 1),
-                      ks.GroupNormalization(-1, epsilon=1e-5)),
+                      ks.GroupNormalization(-1, epsilon=1e-5), ks.BatchNormalization(epsilon=1.5)),
         IMAGE,
     ),
     "one dimension": (
