@@ -139,6 +139,8 @@ def main(
     from mutations.proving import Mutant
     from mutations.sequences import ARCHITECTURES
 
+    from converter.errors import ConversionError
+
     logging.getLogger("torch.__trace").propagate = False
     done = recorded(state) if state else {}
     for name, place in product(names or (*EDGES, *ARCHITECTURES), places or PLACES):
@@ -148,10 +150,15 @@ def main(
             break
         started = time.perf_counter()
         mutants = []
-        for mutant in plant(name, place, sites):
-            mutants.append(mutant)
-            if mutant.missed:
-                click.echo(f"missed: {mutant}", err=True)
+        try:
+            for mutant in plant(name, place, sites):
+                mutants.append(mutant)
+                if mutant.missed:
+                    click.echo(f"missed: {mutant}", err=True)
+        except ConversionError as error:
+            if "LiteRT" not in place:
+                raise
+            click.echo(f"{name}: {error.what}", err=True)  # a network that LiteRT has no operators for
         line = {
             "name": name,
             "place": place,

@@ -6,12 +6,13 @@ is judged separately; a proof holds if every output agrees in every round and va
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from ..errors import Note
 from ..report.results import Accuracy, OutputComparison, Proof, ProofName
-from .metrics import Allowance, Figures, figures, plain, real
+from .metrics import Figures, figures, plain, real
 from .perturbation import MORE_RUNS, RUNS
 from .tolerance import Classes, small_slices
 from .vacuity import why_overflown, why_vacuous
@@ -45,11 +46,12 @@ def compare_function(
         relative_bound: the largest allowed error, over the scale of an element's class (`tolerance.Classes`).
         constant: outputs that do not depend on any input's values in the graph, so need not vary.
         perturbed_runs: returns PyTorch's float64 results with other roundings, for a round whose error is larger but
-            below 1e-6 of the scale. 16 times their difference is then allowed, but at most 1e-6.
+            below 1e-6 of the output's largest scale in any round: in one it may be nothing but rounding, as of a norm
+            of constant rows. 16 times their difference is then allowed, but at most 1e-6.
     """
 
-    def allowance(expected: np.ndarray, classes: Classes, own: np.ndarray | None) -> np.ndarray:
-        return function_bound(classes, own, relative_bound)
+    def allowance(expected: np.ndarray, classes: Classes, own: np.ndarray | None, largest: float) -> np.ndarray:
+        return function_bound(classes, own, relative_bound, largest)
 
     outputs = _compare(reference, actual, None, allowance, constant, perturbed_runs, hopeless=FUNCTION_BOUND_AT_MOST)
     multiples = [output.multiple_of_rounding for output in outputs if output.multiple_of_rounding is not None]
@@ -64,13 +66,21 @@ def compare_function(
 
 
 def function_bound(
-    classes: Classes, own_rounding: np.ndarray | None = None, relative_bound: float = FUNCTION_BOUND
+    classes: Classes,
+    own_rounding: np.ndarray | None = None,
+    relative_bound: float = FUNCTION_BOUND,
+    largest: float = 0.0,
 ) -> np.ndarray:
-    """Return the allowed float64 error of each element, where PyTorch's perturbed results differ by `own_rounding`."""
+    """Return the allowed float64 error of each element, where PyTorch's perturbed results differ by `own_rounding`.
+
+    Args:
+        largest: the output's scale in other rounds.
+    """
     bound = relative_bound * classes.scales()
     if own_rounding is None:
         return bound
-    return np.maximum(bound, np.minimum(ROUNDING_FACTOR * own_rounding, FUNCTION_BOUND_AT_MOST * classes.scale))
+    at_most = FUNCTION_BOUND_AT_MOST * max(classes.scale, largest)
+    return np.maximum(bound, np.minimum(ROUNDING_FACTOR * own_rounding, at_most))
 
 
 def compare_artifact(
@@ -94,7 +104,7 @@ def compare_artifact(
             PyTorch's rounding usually is. PyTorch's own error is then the largest of all its results.
     """
 
-    def allowance(expected: np.ndarray, classes: Classes, own: np.ndarray | None) -> np.ndarray:
+    def allowance(expected: np.ndarray, classes: Classes, own: np.ndarray | None, largest: float) -> np.ndarray:
         if atol is not None or rtol is not None:
             return np.asarray((atol or 0.0) + (rtol or 0.0) * np.abs(expected))
         if own is None:
@@ -140,12 +150,17 @@ def _compare(
     reference: Sequence[Outputs],
     actual: Sequence[Outputs],
     torch_float32: Sequence[Outputs] | None,
-    allowance: Allowance,
+    allowance: Callable[[np.ndarray, Classes, np.ndarray | None, float], np.ndarray],
     constant: Collection[str],
     perturbed_runs: PerturbedRuns | None = None,
     hopeless: float = np.inf,
 ) -> tuple[OutputComparison, ...]:
-    """Compare all outputs; `perturbed_runs` is not called if an error exceeds `hopeless` times the output's scale."""
+    """Compare all outputs.
+
+    Args:
+        allowance: the allowed error of each element, by the output's largest scale in any round among others.
+        hopeless: `perturbed_runs` is not called if an error exceeds that scale times this.
+    """
     if not reference or len(reference) != len(actual) or len(reference) != len(torch_float32 or reference):
         raise ValueError("every round needs a reference and an actual result, and there must be one round")
     names = list(dict.fromkeys(name for outputs in reference for name in outputs))
@@ -154,25 +169,32 @@ def _compare(
         if any(name not in outputs for outputs in (*reference, *actual)):
             compared.append(_incomparable(name, "the artifact has no such output"))
             continue
-        found = []
         arrays = [plain(outputs[name]) for outputs in reference]
         arrays = [real(array) if array.dtype.kind == "c" else array for array in arrays]
         small = small_slices(arrays) if torch_float32 and arrays[0].dtype.kind == "f" else {}
-        for number, outputs in enumerate(reference):
-            own = [torch_float32[number][name]] if torch_float32 else []
-            one = figures(number, outputs[name], actual[number][name], own, allowance, small)
-            alike = outputs[name].shape == actual[number][name].shape
+        given = [[outputs[name]] for outputs in torch_float32] if torch_float32 else [[] for _ in reference]
+
+        def judged(number: int, own: list[np.ndarray], largest: float, name: str = name, small: Any = small) -> Figures:
+            def allowed(expected: np.ndarray, classes: Classes, units: np.ndarray | None) -> np.ndarray:
+                return allowance(expected, classes, units, largest)
+
+            return figures(number, reference[number][name], actual[number][name], own, allowed, small)
+
+        found = [judged(number, own, 0.0) for number, own in enumerate(given)]
+        largest = float(np.nanmax([0.0, *(one.scale for one in found)]))
+        for number, own in enumerate(given):
+            alike = reference[number][name].shape == actual[number][name].shape
             for runs, most in ((RUNS, np.inf), (MORE_RUNS, NEAR)):
+                one = found[number]
                 if (
                     one.faults
                     and perturbed_runs is not None
                     and alike
                     and one.ratio <= most
-                    and not one.similarity.max_abs > hopeless * one.scale
+                    and not one.similarity.max_abs > hopeless * largest
                 ):
                     others = [results[name] for results in perturbed_runs(number, runs)]
-                    one = figures(number, outputs[name], actual[number][name], [*own, *others], allowance, small)
-            found.append(one)
+                    found[number] = judged(number, [*own, *others], largest)
         compared.append(_combine(name, found, [outputs[name] for outputs in reference], name in constant))
     unknown = dict.fromkeys(name for outputs in actual for name in outputs if name not in names)
     return (*compared, *(_incomparable(name, "PyTorch has no such output") for name in unknown))

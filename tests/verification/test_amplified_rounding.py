@@ -101,3 +101,15 @@ def test_a_choice_between_values_at_their_limit_is_seen_to_be_open(limited):
     ties = (limited(x) == limited(x).amax(1, keepdim=True)).sum(1) > 1
     assert ties.any()
     assert is_open.tolist() == ties.tolist()
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64])
+def test_the_tail_of_gelu_is_moved_by_what_cancels_in_it(approximate, precision):
+    """Its error is that of 1 + erf(x), which is near 0 there; its result alone would move by 1e-7 of itself."""
+    program = captured(lambda x: nn.functional.gelu(x, approximate=approximate), (2, 5))
+    x = torch.full((2, 5), -4.5)
+    (exact,) = program.with_dtype(torch.float64).run(x.double())
+    moved = max(abs(run[0].double() - exact).max().item() for run in run_perturbed(program, [x], precision, 0))
+    eps = torch.finfo(precision).eps
+    assert eps / 4 < moved < 20 * eps

@@ -83,8 +83,8 @@ def test_uniform_samples_differ_in_brightness_so_that_pooling_does_not_make_them
 
 
 def test_rounds_have_batch_one_and_more():
-    assert [one.arrays["image"].shape[0] for one in rounds([IMAGE], 0)] == [1, 4, 1, 1, 2, 2]
-    assert [one.arrays["image"].shape[0] for one in rounds([IMAGE], 0, many=9)] == [1, 4, 1, 1, 2, 9, 2]
+    assert [one.arrays["image"].shape[0] for one in rounds([IMAGE], 0)] == [1, 4, 1, 1, 2, 1]
+    assert [one.arrays["image"].shape[0] for one in rounds([IMAGE], 0, many=9)] == [1, 4, 1, 1, 2, 9, 1]
 
 
 def test_rounds_take_the_sizes_of_dynamic_dimensions_in_turn():
@@ -730,6 +730,21 @@ def test_float64_that_amplifies_rounding_is_measured_by_pytorchs_own(error, move
     )
     assert proof.holds is holds
     assert ("10.0x PyTorch's own rounding there (limit 16x)" in proof.summary) is holds
+
+
+@pytest.mark.parametrize(
+    "error, moved, holds",
+    [(4e-15, 1e-15, True), (4e-15, 1e-16, False), (1e-5, 1.0, False)],
+    ids=["as PyTorch's own", "more than 16 times PyTorch's own", "not rounding"],
+)
+def test_a_round_of_nothing_but_rounding_is_measured_by_pytorchs_own(error, moved, holds):
+    """A norm of constant rows, say, gives 4e-15 in one order of additions and 0 in another."""
+    reference = [{"y": np.linspace(-1, 1, 7)}, {"y": np.linspace(-4e-15, 3e-15, 7)}]
+    actual = changed(reference, lambda y: y + error, 1)
+    proof = compare_function(
+        reference, actual, perturbed_runs=lambda number, runs: [{"y": reference[number]["y"] + moved}]
+    )
+    assert proof.holds is holds
 
 
 @pytest.mark.parametrize("error", [1e-11, 1e-5], ids=["within the bound", "beyond what rounding explains"])
