@@ -349,6 +349,32 @@ def verification() -> str:
     return before + BEGIN + "\n\n" + "\n".join(parts) + "\n" + END + after
 
 
+PAIRS, END_OF_PAIRS = "<!-- pairs -->", "<!-- end of pairs -->"
+
+
+def into() -> str:
+    """Return the page: its own text, with the table between the marks."""
+    before, rest = (DOCS / "INTO.md").read_text(encoding="utf-8").split(PAIRS)
+    _, after = rest.split(END_OF_PAIRS)
+    columns = ["pair", "PyTorch", "Keras", "result", "layers", "ambiguous", "x rounding", "seconds", "remark"]
+    cells = [
+        [
+            row["name"],
+            row["model"],
+            row["builder"],
+            row["result"],
+            row["layers"],
+            row["ambiguous"],
+            None if row["rounding"] is None else f"{row['rounding']:.1f}",
+            f"{row['seconds']:.0f}",
+            row["remark"],
+        ]
+        for row in recorded("into")
+    ]
+    written = table(columns, cells, ("layers", "ambiguous", "x rounding", "seconds"))
+    return before + PAIRS + "\n\n" + written + "\n" + END_OF_PAIRS + after
+
+
 def _table(rows: list[dict[str, object]]) -> str:
     numbers = [column for column in rows[0] if column not in ("fault in", "fault", "planted in")]
     return table(list(rows[0]), [list(row.values()) for row in rows], numbers)
@@ -362,6 +388,7 @@ PAGES = {
     "OPERATORS.md": operators,
     "SYSTEMS.md": systems,
     "VERIFICATION.md": verification,
+    "INTO.md": into,
 }
 
 if __name__ == "__main__":
