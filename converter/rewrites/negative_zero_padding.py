@@ -1,16 +1,17 @@
-"""Write zero padding before a max pool as negative zeros, which ONNX Runtime does not fuse into the pool.
+"""Write zero padding before a pool as negative zeros, which ONNX Runtime does not fuse into the pool.
 
 max_pool2d(pad(x, (0, 1, 0, 1)), 2) -> max_pool2d(pad(x, (0, 1, 0, 1), value=-0.0), 2)
 
 ONNX Runtime (PadFusion, up to 1.31 at least) fuses a Pad whose value has no bit set into the MaxPool after it, which
-pads with -inf. The maxima at the border then differ if a whole window is negative. A negative zero equals zero.
+pads with -inf. The maxima at the border then differ if a whole window is negative. A pool of averages that is padded as
+wide as its window does not open after the fusion. A negative zero equals zero.
 """
 
 import torch
 from torch import fx
 
 from converter.ir import custom_ops
-from converter.ir.aten import MAX_POOLS, bound_arguments, first_input, set_arguments
+from converter.ir.aten import AVERAGE_POOLS, MAX_POOLS, bound_arguments, first_input, set_arguments
 from converter.ir.program import Program, module_path
 from converter.rewrites.base import Change
 from converter.rewrites.merge_padding import zeros_padded
@@ -33,15 +34,16 @@ NOT_NEGATIVE = (
 def negative_zero_padding(program: Program) -> list[Change]:
     changes = []
     for pool in program.graph.nodes:
-        rank = MAX_POOLS.get(pool.target)
+        rank = (AVERAGE_POOLS | MAX_POOLS).get(pool.target)
         pad = rank and _pad_before(first_input(pool))
         if not rank or not pad or not pad.meta["val"].is_floating_point():
             continue
         widths = zeros_padded(pad, rank)
-        if widths is None or (_not_negative(first_input(pad)) and _reaches_values(pool, rank, widths)):
+        averages = pool.target in AVERAGE_POOLS
+        if widths is None or (_reaches_values(pool, rank, widths) and (averages or _not_negative(first_input(pad)))):
             continue
         set_arguments(pad, value=-0.0)
-        changes.append(Change("zeros before a max pool kept apart from it", module_path(pool), routine=True))
+        changes.append(Change("zeros before a pool kept apart from it", module_path(pool), routine=True))
     return changes
 
 

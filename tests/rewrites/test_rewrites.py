@@ -1264,6 +1264,7 @@ UNFUSED_FIRE = {
     "windows of zeros alone, before which nothing is negative": (
         lambda x: F.max_pool2d(F.pad(x.relu(), (2, 2)), 2, 1), IMAGE, "relu pad max_pool2d"
     ),
+    "averages of zeros alone": (lambda x: F.avg_pool2d(F.pad(x, (2, 2)), 2, 1), IMAGE, "pad avg_pool2d"),
     "dilated ones": (
         lambda x: F.max_pool2d(F.pad(x.relu(), (1, 1)), 2, 1, 0, 3), IMAGE, "relu pad max_pool2d"
     ),
