@@ -132,7 +132,7 @@ def record(session: nox.Session, versions: str, known: dict[str, str], **results
         "set": versions,
         "date": date.today().isoformat(),
         "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], text=True).strip(),
-        "versions": {name: known[name] for name in SHOWN if name in known},
+        "versions": {name: known[name].partition("+")[0] for name in SHOWN if name in known},  # 2.13.0 of 2.13.0+cpu
         **results,
     }
     others = [
