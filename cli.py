@@ -22,7 +22,15 @@ from converter.console.params import (
     report_option,
     shard_of,
 )
-from converter.options import ConvertOptions, InspectOptions, IntoOptions, VerifyOptions, options_of, to_json
+from converter.options import (
+    ConvertOptions,
+    InspectOptions,
+    IntoOptions,
+    SyncOptions,
+    VerifyOptions,
+    options_of,
+    to_json,
+)
 from converter.report.failures import SCHEMA, Failure, Report
 from converter.report.results import ConversionReport, IntoReport, VerificationReport
 
@@ -124,6 +132,7 @@ def convert(
     metavar="ADDRESS",
     help="Convert on the workers of this Dask scheduler, such as tcp://HOST:8786.",
 )
+@in_group("Batch", "--sync", is_flag=True, help="Put the checkpoints' weights into the artifacts that -o has already.")
 @in_group("Batch", "--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
 @options(ConvertOptions, batch=True)
 @with_console
@@ -134,6 +143,7 @@ def batch(
     check: bool,
     retry_failed: bool,
     shard: tuple[int, int] | None,
+    sync: bool,
     dry_run: bool,
     console: Console,
     **arguments: Any,
@@ -141,6 +151,7 @@ def batch(
     """Convert many checkpoints, and go on where an earlier batch into the same folder ended."""
     from converter.batch.check import check_many
     from converter.batch.jobs import work_list
+    from converter.batch.refresh import refreshed
     from converter.batch.run import convert_many
     from converter.console.batch_progress import BatchDisplay
 
@@ -153,7 +164,8 @@ def batch(
     said = {name: to_json(value) for name, value in arguments.items() if value not in (None, (), defaults[name])}
 
     def listed() -> list["Job"]:
-        return work_list(places, to or (default_formats() if check else ()), said, lines=sys.stdin, part=shard)
+        formats = to or (default_formats() if check else tuple(SUFFIXES) if sync else ())
+        return work_list(places, formats, said, lines=sys.stdin, part=shard)
 
     def done(work: list["Job"]) -> "BatchReport | CheckResults":
         report: BatchReport | CheckResults
@@ -175,6 +187,16 @@ def batch(
             click.echo(f"{job.path} -> {', '.join(made)}", err=True)
         console.exit([], {"schema": SCHEMA, "models": [{"name": job.name, **job.to_json()} for job in work]})
         return
+    if sync and output is not None:
+        results: list[Report] = []
+        for report in refreshed(work, output):
+            if isinstance(report, Failure):
+                console.terminal.show_failure(report, "")
+            else:
+                console.terminal.show_verification(report)
+            results.append(report)
+        console.exit(results, {"schema": SCHEMA, "models": [result.to_dict() for result in results]})
+        return
     console.exit([console.run(lambda: done(work), ", ".join(places))])
 
 
@@ -194,6 +216,26 @@ def verify(model: Path, artifact: Path, console: Console, **arguments: Any) -> N
         return converter.verify(model, artifact, progress=console.terminal.progress, **arguments)
 
     result = console.run(compare, str(model))
+    if isinstance(result, VerificationReport):
+        console.terminal.show_verification(result)
+    console.exit([result])
+
+
+@main.command(cls=GroupedCommand)
+@click.argument("model", type=PATH, metavar="NEW")
+@click.argument("artifact", type=PATH)
+@in_group("Output", "-o", "--output", type=PATH, help="File or folder to write.  [default: replace ARTIFACT]")
+@options(SyncOptions)
+@report_option
+@with_console
+def sync(model: Path, artifact: Path, output: Path | None, console: Console, **arguments: Any) -> None:
+    """Put the weights of NEW, a checkpoint of the same architecture, into an artifact; --model compares outputs too."""
+    import converter
+
+    result = console.run(
+        lambda: converter.sync(model, artifact, output=output, progress=console.terminal.progress, **arguments),
+        str(model),
+    )
     if isinstance(result, VerificationReport):
         console.terminal.show_verification(result)
     console.exit([result])

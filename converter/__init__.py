@@ -21,11 +21,13 @@ from converter.compat.llvm_conflict import guard_triton
 
 if TYPE_CHECKING:
     from converter.batch.check import check_many
+    from converter.batch.refresh import sync_many
     from converter.batch.run import convert_many
     from converter.options import Preprocessing
     from converter.pipeline.convert import convert
     from converter.pipeline.inspect import inspect
     from converter.pipeline.into import into
+    from converter.pipeline.sync import sync
     from converter.pipeline.verify import verify
 
 # Torch's idle threads would spin and slow down each other and TensorFlow's on a busy machine. Torch reads it on import.
@@ -34,7 +36,9 @@ if "torch" not in sys.modules:
 
 guard_triton()  # before anything imports torch.export, even where `converter.testing` is imported alone
 
-__all__ = ["Preprocessing", "check_many", "convert", "convert_many", "inspect", "into", "verify"]
+__all__ = [
+    "Preprocessing", "check_many", "convert", "convert_many", "inspect", "into", "sync", "sync_many", "verify",
+]  # fmt: skip
 
 _HOMES = {
     "check_many": "converter.batch.check",
@@ -42,6 +46,8 @@ _HOMES = {
     "convert_many": "converter.batch.run",
     "inspect": "converter.pipeline.inspect",
     "into": "converter.pipeline.into",
+    "sync": "converter.pipeline.sync",
+    "sync_many": "converter.batch.refresh",
     "verify": "converter.pipeline.verify",
     "Preprocessing": "converter.options",
 }

@@ -14,7 +14,7 @@ from dataclasses import Field, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from converter.errors import Note, NoteCode, UsageError
 
@@ -31,6 +31,7 @@ Appended = Literal["softmax", "sigmoid", "argmax"]
 ExplanationKind = Literal["softmax", "sigmoid", "boxes", "output-order", "input-order", "layout"]
 AcceptedKind = Literal["aliased-shift", ExplanationKind]
 Names = Sequence[str] | Mapping[str, str]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -526,13 +527,19 @@ class QuantizationOptions:
 
 
 @dataclass(frozen=True)
-class PlaceOptions:
+class ReplaceOptions:
+    """Over what is written."""
+
+    force: bool = option("--force", "Output", "Replace what is in the way, even if pt-convert did not write it.", False)
+
+
+@dataclass(frozen=True)
+class PlaceOptions(ReplaceOptions):
     """What is put in place, and over what."""
 
     keep_failed: bool = option(
         "--keep-failed", "Verification", "Keep an artifact that is not verified, under another name.", False
     )
-    force: bool = option("--force", "Output", "Replace what is in the way, even if pt-convert did not write it.", False)
 
 
 @dataclass(frozen=True)
@@ -615,11 +622,7 @@ class LoadOptions:
     @classmethod
     def of(cls, **keywords: Any) -> Self:
         """Collect keywords as the API takes them. Raises TypeError for a keyword that is not an option."""
-        known = {name for name, *_ in options_of(cls)}  # type: ignore[arg-type]  # mypy: type[Self] is not Hashable
-        if unknown := sorted(set(keywords) - known):
-            raise TypeError(f"unknown option {', '.join(unknown)}; the options are {', '.join(sorted(known))}")
-        made: Self = _collect(cls, keywords)
-        return made
+        return _from_keywords(cls, keywords)
 
 
 @dataclass(frozen=True)
@@ -668,6 +671,20 @@ class IntoOptions(LoadOptions):
     write: PlaceOptions = PlaceOptions()
 
 
+@dataclass(frozen=True)
+class SyncOptions:
+    """Options of `sync`."""
+
+    model: ModelOptions = ModelOptions()
+    write: ReplaceOptions = ReplaceOptions()
+    report: ReportOptions = ReportOptions()
+
+    @classmethod
+    def of(cls, **keywords: Any) -> Self:
+        """Collect keywords as the API takes them. Raises TypeError for a keyword that is not an option."""
+        return _from_keywords(cls, keywords)
+
+
 @cache
 def options_of(kind: type) -> tuple[tuple[str, Any, Field[Any]], ...]:
     """List the options in a class and its parts: the API's keyword, the type, and the field."""
@@ -687,6 +704,14 @@ class _Arrays:
     """Stands for numpy, which type hints name and nothing here needs."""
 
     ndarray = Any
+
+
+def _from_keywords(kind: type[T], keywords: Mapping[str, Any]) -> T:
+    known = {name for name, *_ in options_of(kind)}  # type: ignore[arg-type]  # mypy: type[T] is not Hashable
+    if unknown := sorted(set(keywords) - known):
+        raise TypeError(f"unknown option {', '.join(unknown)}; the options are {', '.join(sorted(known))}")
+    made: T = _collect(kind, keywords)
+    return made
 
 
 def _collect(kind: type, keywords: Mapping[str, Any]) -> Any:
@@ -720,14 +745,26 @@ def json_type(hint: Any) -> type | tuple[type, ...]:
     return next(_JSON[kind] for member in members if (kind := get_origin(member) or member) in _JSON)
 
 
-class LoadKeywords(TypedDict, total=False):
-    """The keywords of `LoadOptions`."""
+class ModelKeywords(TypedDict, total=False):
+    """The keywords of `ModelOptions`, and the codes of notes to leave out."""
 
     factory: str | None
     factory_args: Mapping[str, Any] | None
     drop_keys: Sequence[str]
     state: str | None
     trust: Sequence[str]
+    silence: Sequence[str]
+
+
+class SyncKeywords(ModelKeywords, total=False):
+    """The keywords of `SyncOptions`."""
+
+    force: bool
+
+
+class LoadKeywords(ModelKeywords, total=False):
+    """The keywords of `LoadOptions`."""
+
     outputs: Sequence[str]
     submodule: str | None
     input_names: Names
@@ -745,7 +782,6 @@ class LoadKeywords(TypedDict, total=False):
     accept: Sequence[str]
     seed: int
     debug: bool
-    silence: Sequence[str]
 
 
 class InspectKeywords(LoadKeywords, total=False):

@@ -44,5 +44,14 @@ def write(model: keras.Model, path: Path, stamp: Mapping[str, Any]) -> None:
         unsettled.unlink(missing_ok=True)
 
 
+def write_again(source: Path, path: Path, members: Mapping[str, bytes], stamp: Mapping[str, Any]) -> None:
+    """Write a file that `write` wrote with some of its members and the stamp replaced."""
+    members = {**members, stamps.ZIP_MEMBER: stamps.stamp_text(stamp).encode()}
+    with zipfile.ZipFile(source) as held, zipfile.ZipFile(path, "w") as target:
+        for name in held.namelist():
+            with _open_member(target, name) as settled:
+                settled.write(members[name] if name in members else held.read(name))
+
+
 def _open_member(archive: zipfile.ZipFile, name: str) -> Any:
     return archive.open(zipfile.ZipInfo(name, _EPOCH), "w", force_zip64=True)

@@ -39,7 +39,7 @@ def save(traced: Any, variables: Mapping[str, tf.Variable], path: Path, stamp: M
     tf.saved_model.save(module, str(path), signatures={"serving_default": traced}, options=options)
     _settle(path)
     digest = digests.tensorflow_digest(traced, variables)
-    _stamp(path, stamp, digest)
+    _stamp(path, digests.stamped(stamp, digest))
     objects = tf.train.load_checkpoint(str(path / _VARIABLES)).get_tensor(_OBJECTS)
     return Saved((path / _GRAPH).read_bytes(), objects, digest)
 
@@ -53,23 +53,40 @@ def save_again(saved: Saved, variables: Mapping[str, tf.Variable], path: Path, s
     import tensorflow as tf
 
     path.mkdir(exist_ok=True)
+    held = {name: variable.value() for name, variable in variables.items()}
+    _write_parts(path, saved.graph, tf.constant(saved.objects), held)
+    _stamp(path, digests.stamped(stamp, saved.digest))
+
+
+def write_again(source: Path, path: Path, arrays: Mapping[str, Any], stamp: Mapping[str, Any]) -> None:
+    """Write a SavedModel that `save` wrote with other values in all variables, and another stamp."""
+    import tensorflow as tf
+
+    objects = tf.train.load_checkpoint(str(source / _VARIABLES)).get_tensor(_OBJECTS)
+    path.mkdir()
+    _write_parts(path, (source / _GRAPH).read_bytes(), tf.constant(objects), arrays)
+    _stamp(path, stamp)
+
+
+def _write_parts(path: Path, graph: bytes, objects: Any, variables: Mapping[str, Any]) -> None:
+    import tensorflow as tf
+
     for folder in _FOLDERS:
         (path / folder).mkdir()
-    (path / _GRAPH).write_bytes(saved.graph)
-    keys = [_OBJECTS, *map(_key, variables)]
+    (path / _GRAPH).write_bytes(graph)
+    keys = [*map(_key, variables), _OBJECTS]
     tf.raw_ops.SaveV2(
         prefix=str(path / _VARIABLES),
         tensor_names=keys,
         shape_and_slices=[""] * len(keys),
-        tensors=[tf.constant(saved.objects), *(variable.value() for variable in variables.values())],
+        tensors=[*variables.values(), objects],
     )
-    _stamp(path, stamp, saved.digest)
 
 
-def _stamp(path: Path, stamp: Mapping[str, Any], digest: str) -> None:
+def _stamp(path: Path, stamp: Mapping[str, Any]) -> None:
     file = path / stamps.SAVED_MODEL_FILE
     file.parent.mkdir()
-    file.write_text(stamps.stamp_text(digests.stamped(stamp, digest)), encoding="utf-8")
+    file.write_text(stamps.stamp_text(stamp), encoding="utf-8")
 
 
 def _settle(path: Path) -> None:

@@ -11,6 +11,7 @@ from converter.artifacts.runtime.formats import Format
 from converter.artifacts.runtime.graph_digest import KEY
 from converter.artifacts.runtime.stamp import read_stamp
 from converter.errors import UsageError
+from converter.ir.recipe import LARGEST_TEXT
 from converter.options import Appended, ArtifactOptions, InputType, Preprocessing, Quantize, SubmodelOptions
 
 LONGEST_TEXT, LARGEST_SIZE, HIGHEST_RANK = 10_000, 2**40, 64
@@ -163,5 +164,7 @@ FIELDS: dict[str, Check] = {
         )
     ),
     "choices": _or_missing(_are_choices),
+    "recipe": _or_missing(lambda value: isinstance(value, str) and len(value) <= LARGEST_TEXT),
+    "no_recipe": _or_missing(_is_text),
     "quantize": _or_missing(lambda value: value in get_args(Quantize)),
 }

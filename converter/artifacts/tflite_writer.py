@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,13 +35,14 @@ def write(
     traced: Any,
     variables: Mapping[str, tf.Variable],
     path: Path,
-    stamp: Mapping[str, Any],
+    stamp: Callable[[bytes], Mapping[str, Any]],
     places: Mapping[str, str],
 ) -> None:
     """Write the file; meanwhile, its folder also holds a SavedModel.
 
     Args:
         variables: all that the function reads, by their names in the checkpoint.
+        stamp: makes the stamp of the file's content.
         places: module and line of code, by the scope of the function's operators.
 
     Raises:
@@ -54,7 +55,8 @@ def write(
         saved = Path(folder) / "saved_model"
         saved_model_writer.save(traced, variables, saved, {})
         _convert(saved, path, places)
-    append_stamp(path, stamps.stamp_text(digests.stamped(stamp, graph_digest(path.read_bytes()))))
+    content = path.read_bytes()
+    append_stamp(path, stamps.stamp_text(digests.stamped(stamp(content), graph_digest(content))))
 
 
 def append_stamp(path: Path, text: str) -> None:

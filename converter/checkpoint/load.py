@@ -101,7 +101,7 @@ def load(
     model, notes = _read(path, trusted, trust, code, drop, state, built_elsewhere=factory is not None)
     if trusted.everything:
         notes = [*notes, Note("The file was allowed to run any code (--trust-all).", code="PTC1513")]
-    digest = _sha256(path)
+    digest = sha256_of(path)
     if isinstance(model, ExportedProgram):
         unneeded = _unneeded(factory, drop_keys)
         return Checkpoint(path, digest, "exported program", None, model, (*notes, *unneeded), code)
@@ -282,7 +282,8 @@ def _code_of(path: Path, trusted: Trust, factory: str | None = None) -> UserCode
     )
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a checkpoint: of its file, or of those of its parts."""
     digests = []
     for part in files_of(path):
         with part.open("rb") as file:

@@ -355,6 +355,32 @@ def load_into(
             fix='Build it on the CPU, without torch.device("meta").',
         )
     drop = drop or KeyFilter(())
+    kept, notes = renamed_for(own, state, path, drop)
+    missing = [name for name in own if name not in kept]
+    left_over = [name for name in kept if name not in own]
+    shapes, types = other_kinds(own, kept)
+    if not shapes and not types:
+        # Modules may rename keys while they load, so the missing keys are only known afterwards.
+        with attribute_errors(f"load_state_dict of {type(module).__name__}"):
+            result = module.load_state_dict(kept, strict=False)
+        missing, left_over = result.missing_keys, result.unexpected_keys
+    missing = _without_shared(missing, own, kept)
+    if missing or left_over or shapes or types:
+        fix = f"Give the arguments that the model was built with (--model-args), or another --model than {factory}."
+        if left_over and not (missing or shapes or types):
+            fix += f" If the model does not need these keys, leave them out: {_drop_options(left_over, own)}."
+        if types and not (missing or left_over or shapes):
+            fix = f"{QUANTIZED_FIX} Or name a --model that uses these number types."
+        raise unfit(missing, left_over, shapes, types, where=f"{path} and --model {factory}", fix=fix)
+    return notes
+
+
+def renamed_for(own: Mapping[str, Any], state: StateDict, path: Path, drop: KeyFilter) -> tuple[StateDict, list[Note]]:
+    """Return the state dict under the names of the model's own, as far as wrappers explain the difference, and notes.
+
+    Raises:
+        CheckpointError: several parts of it fit.
+    """
     state = drop.kept(state)
     averaged = averaged_part(state, own.keys())
     renamed, dropped = best_names(averaged or state, own.keys())
@@ -370,9 +396,11 @@ def load_into(
     elif renamed.keys() - own.keys() and parts:
         raise _several_parts([prefix for prefix, _ in parts], path)
     kept, folded = fold_weight_norms(drop.kept(renamed), own)
-    notes += folded
-    missing = [name for name in own if name not in kept]
-    left_over = [name for name in kept if name not in own]
+    return kept, [*notes, *folded]
+
+
+def other_kinds(own: Mapping[str, Any], kept: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Return what tensors have other shapes than the model's own, and what types cannot hold their values."""
     pairs = [(name, kept[name], own[name]) for name in own if _are_tensors(kept.get(name), own[name])]
     shapes = [
         f"{name} is {tuple(given.shape)} in the file, {tuple(wanted.shape)} in the model"
@@ -384,20 +412,7 @@ def load_into(
         for name, given, wanted in pairs
         if not _holds(wanted.dtype, given)
     ]
-    if not shapes and not types:
-        # Modules may rename keys while they load, so the missing keys are only known afterwards.
-        with attribute_errors(f"load_state_dict of {type(module).__name__}"):
-            result = module.load_state_dict(kept, strict=False)
-        missing, left_over = result.missing_keys, result.unexpected_keys
-    missing = _without_shared(missing, own, kept)
-    if missing or left_over or shapes or types:
-        fix = f"Give the arguments that the model was built with (--model-args), or another --model than {factory}."
-        if left_over and not (missing or shapes or types):
-            fix += f" If the model does not need these keys, leave them out: {_drop_options(left_over, own)}."
-        if types and not (missing or left_over or shapes):
-            fix = f"{QUANTIZED_FIX} Or name a --model that uses these number types."
-        raise unfit(missing, left_over, shapes, types, where=f"{path} and --model {factory}", fix=fix)
-    return notes
+    return shapes, types
 
 
 WEIGHT_NORMS = {"weight_g": ("weight", "weight_v"), "parametrizations.weight.original0": (

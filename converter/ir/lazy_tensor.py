@@ -30,6 +30,12 @@ class ValueQueries:
     def add(self, question: Callable[[], Any], answer: Any) -> None:
         self._asked.append((question, answer))
 
+    def ask_again(self) -> Iterator[Callable[[], Any]]:
+        """Yield the questions, which nothing records meanwhile."""
+        with recording_queries(None):
+            for question, _ in self._asked:
+                yield question
+
     def hold(self) -> bool:
         """Return whether the tensors' current values give the same answers."""
         with recording_queries(None):

@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 
 def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -11,3 +12,15 @@ def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
         for path, part in module.named_modules()
         for name, tensor in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False))
     }
+
+
+def persistent_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return what a module's state dict has, itself, without calling the module's own code."""
+    held: dict[str, torch.Tensor] = {}
+    for path, part in module.named_modules(remove_duplicate=False):
+        left_out: set[str] = getattr(part, "_non_persistent_buffers_set", set())
+        own = (*part._parameters.items(), *((n, t) for n, t in part._buffers.items() if n not in left_out))
+        held |= {
+            f"{path}.{name}".lstrip("."): tensor for name, tensor in own if tensor is not None and not is_lazy(tensor)
+        }
+    return held

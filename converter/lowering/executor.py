@@ -201,6 +201,11 @@ class PlanExecutor:
             variable.assign(constant.array())
         return True
 
+    @property
+    def inlined(self) -> list[Constant]:
+        """Return the constants that are in the graph itself."""
+        return [constant for constant, _ in self._inlined]
+
     @cached_property
     def traced(self) -> Any:
         """Trace `run_named` as one TensorFlow function."""

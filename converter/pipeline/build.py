@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,8 +19,10 @@ from converter.artifacts.gpu_delegate import gpu_delegate_note
 from converter.artifacts.onnx_writer import refuse_projections, refuse_untranslated
 from converter.artifacts.runtime.formats import Format
 from converter.artifacts.torch_source import ModuleSource
+from converter.artifacts.torch_source import tensors as module_tensors
 from converter.capture.input_domains import export_shapes, size_ranges
 from converter.errors import Note, UnsupportedOperatorsError
+from converter.ir.lazy_tensor import LazyTensor, ValueQueries, recording_queries
 from converter.ir.program import Program
 from converter.ir.sizes import symbolic_shape
 from converter.lowering.planner import make_plan
@@ -27,6 +30,7 @@ from converter.memory import reusing_blocks, swept
 from converter.options import ArtifactOptions
 from converter.pipeline.clock import Clock
 from converter.pipeline.load_model import LoadedModel
+from converter.pipeline.recipes import REASON, is_alike, stamped_recipe
 from converter.plan.builder import PlanBuilder
 from converter.plan.interface import TensorInterface
 from converter.plan.steps import Constant
@@ -34,7 +38,9 @@ from converter.report.results import Movement, Rewrite
 from converter.rewrites.base import Change
 from converter.rewrites.pipelines import AS_CONVOLUTION, EXACT_SHIFTS, KEEP_BATCHNORM, REWRITES
 from converter.verification.checked_rewrite import rewrite
-from converter.verification.onnx_weights import refillable
+from converter.verification.onnx_weights import named, refillable
+from converter.verification.prove import expected_tensors
+from converter.verification.tflite_weights import expected_constants
 from converter.verification.weight_proof import Expected
 
 if TYPE_CHECKING:
@@ -72,6 +78,7 @@ class RewrittenModel:
     inputs: list[TensorInterface]
     outputs: list[TensorInterface]
     plan: PlanBuilder | None = None
+    queries: ValueQueries = field(default_factory=ValueQueries)
     reusable: Reusable | None = None
     _constants: dict[str, Constant] | None = None
     _folded: FoldedConstants | None = None
@@ -124,7 +131,7 @@ class RewrittenModel:
 
     def write(self, path: Path) -> None:
         if self.format == "torch":
-            torch_writer.write(self.module_source(), path, self.stamp())
+            torch_writer.write(self.module_source(), path, self.stamp() | self.recipe())
             return
         if self.format == "onnx":
             self._write_onnx(path)
@@ -158,8 +165,52 @@ class RewrittenModel:
     def _write_onnx(self, path: Path) -> None:
         from converter.artifacts import onnx_writer
 
-        self._in_onnx().save(path, self.stamp())
+        exported = self._in_onnx()
+        exported.save(path, self.stamp() | self._recipe_in_onnx(exported))
         onnx_writer.name_by_content(path)
+
+    def _recipe_in_onnx(self, exported: Exported) -> dict[str, Any]:
+        arrays = exported.initializers()
+        expected = refillable(self.program, arrays)
+        if expected is None:
+            return {REASON: "PyTorch's exporter merges, drops or folds weights of this checkpoint"}
+        tensors = {n: (one.array, arrays[n].dtype) for n, one in expected.items() if isinstance(one.array, LazyTensor)}
+        folded = [name for name, made in exported.folded.folded.items() if made.weights and name in arrays]
+        if tensors.keys() < expected.keys() or not tensors.keys() >= set(folded):
+            return {REASON: "PyTorch's exporter computes with weights of this checkpoint"}
+        nodes = [node for node in self.program.graph.find_nodes(op="get_attr") if node.users]
+        by_content = sorted(tensors.keys() - named(self.program))
+        known = [np.asarray(self.program.values(node)) for node in nodes] if by_content else []
+        if alike := [name for name in by_content if is_alike(arrays[name], known)]:
+            return {REASON: f"nothing tells which weight {alike[0]} is, because several have the same values"}
+        held = {source for one in expected.values() for source in one.sources}
+        others = [
+            self.program.values(node)
+            for node in nodes
+            if not node.meta["val"].is_floating_point() and not held.issuperset(self.program.origin(node).sources)
+        ]
+        return stamped_recipe(self.source, self.queries, tensors, others, arrays)
+
+    def _recipe_in_tflite(self, content: bytes) -> dict[str, Any]:
+        from converter.artifacts.runtime.tflite_content import slopes, stored_tensors
+
+        stored = {tensor.name: tensor.array for tensor in stored_tensors(content)}
+        floats = {name: array for name, array in stored.items() if array.dtype.kind == "f" and array.size}
+        read = floats | dict(slopes(content))
+        held = expected_constants(self.frozen_constants() or (), read, self.program.origins)
+        lazy = {n: one.array for n, one in held.items() if isinstance(one.array, LazyTensor) and n in floats}
+        executor = self.executor("float32")
+        constants = [*(constant for _, constant in executor.tensors.values()), *executor.inlined]
+        known = [constant.array().astype(np.float32) for constant in constants if constant.dtype.is_floating_point]
+        zeros = {n for n, array in read.items() if not array.any()} if all(array.any() for array in known) else set()
+        computed = [n for n in read if n not in lazy and (n not in held or held[n].sources) and n not in zeros]
+        if computed:
+            return {REASON: f"TensorFlow's converter computes {computed[0]}, or writes it into an operator"}
+        if alike := [n for n in lazy if held[n].sources and is_alike(floats[n], known)]:
+            return {REASON: f"nothing tells which weight {alike[0]} is, because several have the same values"}
+        tensors = {name: (values, floats[name].dtype) for name, values in lazy.items()}
+        others = [constant.values for constant in constants if not constant.dtype.is_floating_point]
+        return stamped_recipe(self.source, self.queries, tensors, others, floats)
 
     def _in_onnx(self) -> Exported:
         if self.reusable is not None and self.reusable.exported is not None:
@@ -202,16 +253,37 @@ class RewrittenModel:
         from converter.artifacts import keras_writer, saved_model_writer, tflite_writer
 
         executor = self.executor("float32")
+        variables = {name: variable for name, (variable, _) in executor.tensors.items()}
+        if self.format == "tflite":
+
+            def stamp_of(content: bytes) -> dict[str, Any]:
+                return self.stamp() | self._recipe_in_tflite(content)
+
+            tflite_writer.write(executor.traced, variables, path, stamp_of, executor.places())
+            return
+        stamp = self.stamp() | self.recipe()
         if self.format == "keras":
-            keras_writer.write(executor.model, path, self.stamp() | {"layers": executor.paths})
+            keras_writer.write(executor.model, path, stamp | {"layers": executor.paths})
+        elif executor.saved is None:
+            executor.saved = saved_model_writer.save(executor.traced, variables, path, stamp)
         else:
-            variables = {name: variable for name, (variable, _) in executor.tensors.items()}
-            if self.format == "tflite":
-                tflite_writer.write(executor.traced, variables, path, self.stamp(), executor.places())
-            elif executor.saved is None:
-                executor.saved = saved_model_writer.save(executor.traced, variables, path, self.stamp())
-            else:
-                saved_model_writer.save_again(executor.saved, variables, path, self.stamp())
+            saved_model_writer.save_again(executor.saved, variables, path, stamp)
+
+    def recipe(self) -> dict[str, Any]:
+        """Return the entry of the stamp of a format with a plan, or of a module, for filling it from a checkpoint."""
+        if self.format == "torch":
+            expected = expected_tensors(self, {})
+            held = module_tensors(self.module_source())
+            lazy = {n: one.array for n, one in expected.items() if isinstance(one.array, LazyTensor)}
+            tensors = {name: (values, held[name].numpy().dtype) for name, values in lazy.items()}
+            return stamped_recipe(self.source, self.queries, tensors)
+        executor = self.executor("float32")
+        tensors = {
+            name: (constant.values, np.dtype(getattr(variable.dtype, "as_numpy_dtype", variable.dtype)))
+            for name, (variable, constant) in executor.tensors.items()
+        }
+        inlined = (constant.values for constant in executor.inlined)
+        return stamped_recipe(self.source, self.queries, tensors, inlined)
 
     def frozen_constants(self) -> Sequence[FrozenConstant] | None:
         """Return what the artifact's graph computes of weights alone; None where it holds them as variables."""
@@ -259,7 +331,8 @@ def build(
     cached = source.cached if known is None else None
 
     def make() -> RewrittenModel:
-        built = _build_uncached(source, format, options, clock, known)
+        with recording_queries(queries := ValueQueries()):
+            built = replace(_build_uncached(source, format, options, clock, known), queries=queries)
         return replace(built, reusable=Reusable()) if cached is not None and cached.is_small else built
 
     def has_our_mappings(built: RewrittenModel) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -34,10 +34,18 @@ from converter.checkpoint.state_dict import as_float32, unwrap
 from converter.compat.patches import lost_patches
 from converter.compat.tested_versions import newer_versions
 from converter.errors import CaptureError, ConversionError, Note, UsageError
+from converter.ir.module_tensors import persistent_tensors
 from converter.ir.program import Program
 from converter.ir.sizes import per_example, symbolic_shape
 from converter.lowering.user_lowerings import load_mappings, mapping_notes
-from converter.options import ArtifactOptions, ConvertOptions, InspectOptions, IntoOptions, LoadOptions, VerifyOptions
+from converter.options import (
+    ArtifactOptions,
+    ConvertOptions,
+    InspectOptions,
+    IntoOptions,
+    LoadOptions,
+    VerifyOptions,
+)
 from converter.pipeline.clock import Clock
 from converter.pipeline.program_cache import CachedProgram, ProgramCache, architecture
 from converter.plan.registry import Registry
@@ -59,6 +67,8 @@ class LoadedModel:
         tensor_names: every tensor of the checkpoint's model.
         code: a context in which the user's code may run.
         mappings: what the user and installed packages add to the built-in mappings.
+        state: the checkpoint's tensors by their keys.
+        keys: the key of each tensor of the captured program that the checkpoint has.
     """
 
     name: str
@@ -76,6 +86,8 @@ class LoadedModel:
     calling: CallSpec | None = None
     options: LoadOptions = field(default_factory=LoadOptions)
     mappings: Registry = field(default_factory=Registry)
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+    keys: Mapping[str, str] = field(default_factory=dict)
 
     def shape_texts(self) -> list[str]:
         """Return the `--input-shape` values that give the same inputs."""
@@ -159,6 +171,7 @@ def _from_module(
     cache: ProgramCache[Any] | None,
 ) -> LoadedModel:
     part, how, seed = options.submodel, options.capture, options.capture.seed
+    state = persistent_tensors(module)
     fix_values(module, how.input_values)
     tried, notes = _choose_shapes(module, how.input_shapes, how.image_size, fixed_batch)
     notes += set_exported_outputs(module, part.all_outputs)
@@ -192,6 +205,8 @@ def _from_module(
         return program
 
     program, cached = (captured(), None) if cache is None else cache.capture(key, module, captured)
+    keys = {id(tensor): key for key, tensor in reversed(state.items())}
+    own = (*module.named_parameters(), *module.named_buffers())
     return LoadedModel(
         name=name,
         sha256=checkpoint.sha256 or None,
@@ -206,6 +221,8 @@ def _from_module(
         cached=cached,
         calling=calling,
         options=options,
+        state=state,
+        keys={name: keys[id(tensor)] for name, tensor in own if id(tensor) in keys},
     )
 
 
@@ -213,7 +230,7 @@ def _from_exported(name: str, checkpoint: Checkpoint, options: LoadOptions) -> L
     exported, part, how = checkpoint.program, options.submodel, options.capture
     if exported is None:
         raise AssertionError("a checkpoint holds a module or a program")
-    program = from_exported(exported, how.reads_old_values)
+    program, state = from_exported(exported, how.reads_old_values), {**exported.state_dict, **exported.constants}
     _refuse_other_precisions(program)
     _refuse_boundary(options, None)
     if part.submodule:
@@ -240,11 +257,13 @@ def _from_exported(name: str, checkpoint: Checkpoint, options: LoadOptions) -> L
         module=None,
         program=program,
         examples=program_examples(program, how.seed),
-        tensor_names={*exported.state_dict, *exported.constants},
+        tensor_names={*state},
         parameters=sum(p.numel() for p in exported.parameters()),
         notes=notes,
         code=checkpoint.code,
         options=options,
+        state={name: value for name, value in state.items() if isinstance(value, Tensor)},
+        keys={name: name for name in state},
     )
 
 

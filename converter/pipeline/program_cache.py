@@ -16,16 +16,23 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from converter.ir.lazy_tensor import ValueQueries, digest, recording_queries
+from converter.ir.lazy_tensor import ValueQueries, digest
 from converter.ir.module_tensors import named_tensors
 from converter.ir.program import Program, read_attribute
 
-T = TypeVar("T")
+
+class Planned(Protocol):
+    """What depends on tensors' values only as its queries say."""
+
+    queries: ValueQueries
+
+
+T = TypeVar("T", bound=Planned)
 MOST = 16  # architectures to keep, with a program and one set of weights each,
 MOST_PARAMETERS = 60_000_000  # as long as they have no more than this together; the last one is always kept
 MOST_BESIDE = 30_000_000  # elements of a program's weights up to which its layers and variables are kept too
@@ -47,7 +54,7 @@ class CachedProgram(Generic[T]):
 
     program: Program
     tensors: Mapping[str, Tensor]
-    _made: dict[Hashable, tuple[T, ValueQueries]] = field(default_factory=dict)
+    _made: dict[Hashable, T] = field(default_factory=dict)
 
     @property
     def elements(self) -> int:
@@ -63,14 +70,9 @@ class CachedProgram(Generic[T]):
 
         Otherwise make it.
         """
-        if key in self._made:
-            made, queries = self._made[key]
-            if fits(made) and queries.hold():
-                return made
-        queries = ValueQueries()
-        with recording_queries(queries):
-            made = make()
-        self._made[key] = made, queries
+        made = self._made.get(key)
+        if made is None or not fits(made) or not made.queries.hold():
+            made = self._made[key] = make()
         return made
 
 

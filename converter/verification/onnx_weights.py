@@ -125,6 +125,11 @@ def refillable(program: Program, tensors: Mapping[str, np.ndarray]) -> dict[str,
     return None if unexplained else expected
 
 
+def named(program: Program) -> set[str]:
+    """Return the exporter's names of the program's tensors."""
+    return set(_names(program).values())
+
+
 def _named(program: Program, tensors: Mapping[str, np.ndarray]) -> dict[str, Expected]:
     expected = {}
     nodes = {node.target: node for node in reversed(program.graph.find_nodes(op="get_attr"))}

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from numpy.typing import ArrayLike
 
 from converter.artifacts.runtime.graph_digest import is_weight
+from converter.ir.lazy_tensor import LazyTensor
 from converter.ir.program import Origin
 from converter.verification.array_arrangement import arranged, comparable, digest
 from converter.verification.weight_proof import FOLDED_ULP, Expected
@@ -29,18 +33,23 @@ class _Candidate:
         required: what it must be, which is in float64 where the plan computed it.
         constant: what the graph has.
         exact: it has the values of the checkpoint's tensors.
+        values: of the plan's constant that it is, if it is one.
     """
 
     array: np.ndarray
     required: np.ndarray
     constant: FrozenConstant
     exact: bool
+    values: LazyTensor | None = None
 
-    def arranged(self, tensor: np.ndarray, rounding: np.ndarray | None = None) -> np.ndarray | None:
+    def arranged(self, tensor: np.ndarray, rounding: np.ndarray | None = None) -> ArrayLike | None:
         """Return `required` in the arrangement of a tensor that holds this, transposed; None if it does not."""
         how = arranged(_values(self.array), _values(tensor), rounding)
         if how is None or how.reordered:
             return None
+        if self.values is not None:
+            held, order, shape = np.atleast_1d(self.required).shape, tuple(map(int, how.order)), tensor.shape
+            return self.values.map(lambda values: values.reshape(held).permute(order).reshape(shape))
         return np.atleast_1d(self.required).transpose(how.order).reshape(tensor.shape)
 
     def rounding(self) -> np.ndarray:
@@ -84,7 +93,7 @@ def is_of_graph(tensor: np.ndarray) -> bool:
 
 def _matches(
     candidates: Sequence[_Candidate], tensors: Mapping[str, np.ndarray], nearly: bool
-) -> dict[str, list[tuple[_Candidate, np.ndarray]]]:
+) -> dict[str, list[tuple[_Candidate, ArrayLike]]]:
     """Return the candidates that each tensor holds, which are equal if they are several, and what it must be."""
     by_digest: dict[tuple[int, int], list[_Candidate]] = defaultdict(list)
     by_size: dict[int, list[_Candidate]] = defaultdict(list)
@@ -96,7 +105,8 @@ def _matches(
         exact = [(one, one.arranged(tensor)) for one in by_digest.get(digest(_values(tensor)), ())]
         pairs = [(one, array) for one, array in exact if array is not None]
         if not pairs and nearly and is_weight(tensor):
-            near = ((one, one.arranged(tensor, one.rounding())) for one in by_size.get(tensor.size, ()))
+            rounded = (replace(one, values=None) for one in by_size.get(tensor.size, ()))
+            near = ((one, one.arranged(tensor, one.rounding())) for one in rounded)
             pairs = [(replace(one, exact=False), array) for one, array in near if array is not None]
         if pairs:
             found[name] = pairs
@@ -107,7 +117,8 @@ def _candidate(constant: FrozenConstant) -> _Candidate:
     if len(constant.constants) == 1 and (held := constant.constants[0].array()).size == constant.array.size:
         required = held.reshape(constant.array.shape)
         if np.array_equal(required.astype(constant.array.dtype), constant.array, equal_nan=True):
-            return _Candidate(constant.array, required, constant, constant.constants[0].exact)
+            one = constant.constants[0]
+            return _Candidate(constant.array, required, constant, one.exact, one.values)
     return _Candidate(constant.array, constant.array, constant, False)
 
 
@@ -119,11 +130,17 @@ def _derived(one: _Candidate, others: Sequence[_Candidate]) -> Iterator[_Candida
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             several = array * factor, array / factor, array * np.reciprocal(factor), array + factor, array - factor
         for made in several:
-            yield replace(one, array=made, required=made, exact=False)
+            yield replace(one, array=made, required=made, exact=False, values=None)
     for axis, size in enumerate(array.shape):
         if 1 < size <= MOST_PIECES:
             for i in range(size):
-                yield replace(one, array=array.take(i, axis), required=one.required.take(i, axis))
+                part = partial(torch.select, dim=axis, index=i)
+                values = None if one.values is None else one.values.map(partial(_reshaped, shape=array.shape)).map(part)
+                yield replace(one, array=array.take(i, axis), required=one.required.take(i, axis), values=values)
+
+
+def _reshaped(values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    return values.reshape(shape)
 
 
 def _values(array: np.ndarray) -> np.ndarray:

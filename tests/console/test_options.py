@@ -15,6 +15,8 @@ from converter.options import (
     LoadKeywords,
     LoadOptions,
     Preprocessing,
+    SyncKeywords,
+    SyncOptions,
     VerifyKeywords,
     VerifyOptions,
     options_of,
@@ -29,6 +31,7 @@ KEYWORDS = {
     LoadOptions: LoadKeywords,
     InspectOptions: InspectKeywords,
     ConvertOptions: ConvertKeywords,
+    SyncOptions: SyncKeywords,
     VerifyOptions: VerifyKeywords,
 }
 
@@ -39,7 +42,13 @@ def test_keywords_of_the_api_are_the_options(kind):
 
 
 @pytest.mark.parametrize(
-    "command, kind", [("convert", ConvertOptions), ("verify", VerifyOptions), ("inspect", InspectOptions)]
+    "command, kind",
+    [
+        ("convert", ConvertOptions),
+        ("verify", VerifyOptions),
+        ("inspect", InspectOptions),
+        ("sync", SyncOptions),
+    ],
 )
 def test_a_command_that_says_nothing_has_the_defaults_of_the_api(command, kind):
     said = cli.main.commands[command].make_context(command, [], resilient_parsing=True).params

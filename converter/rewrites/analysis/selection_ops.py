@@ -105,7 +105,7 @@ def is_one_hot(program: Program, weight: object) -> bool:
 
 def has_one_hot_rows(weight: Tensor) -> bool:
     rows = weight.detach().flatten(1)
-    if int((rows[0] != 0).sum()) != 1:  # the first row rules out most kernels
+    if bool((rows[0] != 0).sum() != 1):  # the first row rules out most kernels
         return False
     return bool(((rows != 0).sum(1) == 1).all()) and bool((rows.sum(1) == 1).all())
 
