@@ -65,6 +65,7 @@ _METHODS |= {"split_with_sizes": "split", "contiguous": "contiguous"}
 _OF_SIZES = {"view": "reshape", "reshape": "reshape", "expand": "expand", "permute": "permute", "repeat": "repeat"}
 _MODES = {"nearest1d": "nearest", "nearest2d": "nearest", "nearest3d": "nearest", "linear1d": "linear"}
 _MODES |= {"bilinear2d": "bilinear", "bicubic2d": "bicubic", "trilinear3d": "trilinear"}
+_PADS = {"zeros": "", "replicate": ', mode="replicate"'}  # what to add for each border of a shift
 _UPSAMPLE = re.compile(r"_?upsample_(?P<mode>[a-z]+\dd)(?P<antialias>_aa)?|_upsample_nearest_exact\dd")
 
 
@@ -370,18 +371,19 @@ class ModuleSource:
         return f"{x}.unflatten(1, ({block}, {block}, -1)).permute(0, 3, 4, 1, 5, 2).flatten(4, 5).flatten(2, 3)"
 
     def _shift(self, node: fx.Node) -> str:
-        """Return a shift with a border of zeros; others are left as the model has them."""
+        """Return a shift with a border that pads have; others are left as the model has them."""
         a = bound_arguments(node)
-        x, dim, dims = a.node("x"), a.integer("dim"), a.integers("dims")
-        if a.text("border") != "zeros":
+        x, dim, dims, border = a.node("x"), a.integer("dim"), a.integers("dims"), a.text("border")
+        if border not in _PADS:
             raise _Unwritable
-        rank, moved = x.meta["val"].dim(), []
+        shape, moved = x.meta["val"].shape, []
+        first = min(dims) if border == "zeros" else 2  # of the padded dimensions
         for group in range(len(a.integers("sizes"))):
             by = dict(zip(dims, a.integers("distances")[group * len(dims) :], strict=False))
-            widths = [n for d in reversed(range(min(dims), rank)) for n in (by.get(d, 0), -by.get(d, 0))]
-            moved.append(widths)
+            by = {d: max(-n, min(n, by[d])) if isinstance(n := shape[d], int) else by[d] for d in dims}
+            moved.append([n for d in reversed(range(first, len(shape))) for n in (by.get(d, 0), -by.get(d, 0))])
         parts = f"{self._value(x)}.split({self._value(a.value('sizes'))}, {dim})"
-        return f"torch.cat([F.pad(part, widths) for part, widths in zip({parts}, {moved!r})], {dim})"
+        return f"torch.cat([F.pad(part, widths{_PADS[border]}) for part, widths in zip({parts}, {moved!r})], {dim})"
 
 
 _SPELLED: Mapping[Any, Callable[[ModuleSource, fx.Node], str]] = {

@@ -43,7 +43,12 @@ def learned_offsets(program: Program) -> list[Change]:
     return replace_deformable(program, trainable=True)
 
 
-def replace_deformable(program: Program, trainable: bool) -> list[Change]:
+def remaining_offsets(program: Program) -> list[Change]:
+    """Replace convolutions as `constant_offsets` does, also those that only select channels."""
+    return replace_deformable(program, trainable=False, pure=True)
+
+
+def replace_deformable(program: Program, trainable: bool, pure: bool = False) -> list[Change]:
     changes = []
     for node in [n for n in program.graph.nodes if n.op == "call_function" and is_deformable(n)]:
         by = offsets_by_channel(program, node)
@@ -56,7 +61,7 @@ def replace_deformable(program: Program, trainable: bool) -> list[Change]:
         if (program.trainable(source) and not trainable) or (not is_whole and not trainable):
             continue
         x, inputs = arguments.node("input"), program.exact_infinities
-        if is_whole and (may_be_infinite(program, x, inputs=inputs) or is_pure(program, node)):
+        if is_whole and (may_be_infinite(program, x, inputs=inputs) or (is_pure(program, node) and not pure)):
             continue
         if not is_whole and bool((by.abs() > FARTHEST).any()):
             continue

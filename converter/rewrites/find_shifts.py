@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +34,9 @@ from converter.rewrites.analysis.selection_ops import (
     FIXED_ONLY,
     Allowed,
     assumes_finite,
+    is_deformable,
     is_kernel,
+    is_sampling,
     tensors_behind,
 )
 from converter.rewrites.base import Change
@@ -54,6 +57,7 @@ PADS = {
 }  # fmt: skip
 BORDERS = ("zeros", "replicate", "reflect", "keep", "circular")
 MOST_SOURCES = 6  # values to try as the source of the shift
+PADDED_RANKS = (3, 4, 5)  # that PyTorch's pads other than by zeros take
 
 
 @dataclass(frozen=True)
@@ -98,13 +102,30 @@ def find_trained_and_sampled_shifts(program: Program) -> list[Change]:
     return replace_shifts(program, Allowed(trainable=True, interpolated=True))
 
 
-def replace_shifts(program: Program, allowed: Allowed) -> list[Change]:
+def find_deformable_shifts(program: Program) -> list[Change]:
+    """Replace the shifts by a deformable convolution that pads of each group can write."""
+    return replace_shifts(program, FIXED_ONLY, is_deformable)
+
+
+def find_deformable_and_sampled_shifts(program: Program) -> list[Change]:
+    """Replace the shifts of `find_deformable_shifts`, and those by a grid."""
+    return replace_shifts(program, Allowed(interpolated=True), lambda node: is_deformable(node) or is_sampling(node))
+
+
+def replace_shifts(
+    program: Program, allowed: Allowed, replaced: Callable[[fx.Node], bool] | None = None
+) -> list[Change]:
+    """Replace shifts.
+
+    Args:
+        replaced: if given, only shifts with such an operator, and only those that pads of each group can write.
+    """
     changes: list[Change] = []
     done: set[fx.Node] = set()
     for end in reversed(list(program.graph.nodes)):
         if end in done or not end.users or not (end.target in ENDS | PERMUTES or is_kernel(end)):
             continue
-        found = match_shift(program, end, allowed)
+        found = match_shift(program, end, allowed, replaced)
         if found is None:
             continue
         source, region, shift = found
@@ -123,7 +144,9 @@ def replace_shifts(program: Program, allowed: Allowed) -> list[Change]:
     return changes[::-1]
 
 
-def match_shift(program: Program, end: fx.Node, allowed: Allowed) -> tuple[fx.Node, list[fx.Node], Shift] | None:
+def match_shift(
+    program: Program, end: fx.Node, allowed: Allowed, replaced: Callable[[fx.Node], bool] | None = None
+) -> tuple[fx.Node, list[fx.Node], Shift] | None:
     """Return the value that is shifted to give `end`, the operators between, and the shift; None if there is none."""
     shape = symbolic_shape(end.meta["val"])
     candidates = []
@@ -135,6 +158,8 @@ def match_shift(program: Program, end: fx.Node, allowed: Allowed) -> tuple[fx.No
         if len(candidates) == MOST_SOURCES:
             break
     for source, region in reversed(candidates):  # the longest region first
+        if replaced is not None and not any(map(replaced, region)):
+            continue
         if end.target in PERMUTES and not any(node.target in ENDS or is_kernel(node) for node in region):
             continue
         kernels = any(assumes_finite(node) for node in region)
@@ -153,10 +178,17 @@ def match_shift(program: Program, end: fx.Node, allowed: Allowed) -> tuple[fx.No
             continue  # of channels last, which operators with names do not take
         if shift is not None and shift.dims == (1,) and np.unique(positions).size == positions.size:
             continue  # an order of channels, which weights may take
+        if replaced is not None and shift is not None and not is_padding(shift, len(shape)):
+            continue
         whole_roll = shift is not None and shift.border == "circular" and len(shift.sizes) == 1
         if shift is not None and any(map(any, shift.distances)) and not whole_roll:
             return source, region, shift
     return None
+
+
+def is_padding(shift: Shift, rank: int) -> bool:
+    """Return whether PyTorch's pads, of negative widths too, can write a shift of a value of this rank."""
+    return shift.border == "zeros" or (shift.border == "replicate" and min(shift.dims) >= 2 and rank in PADDED_RANKS)
 
 
 def is_convolution(region: list[fx.Node]) -> bool:

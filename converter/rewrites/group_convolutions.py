@@ -5,7 +5,8 @@ cat([conv(part, W) for part, W in zip(split(x), kernels)])     each part by its 
 cat([relu(conv(part, W)) for part, W in zip(split(x), kernels)])   the same pointwise operators after each
 -> relu(conv(x, cat(kernels), groups))                         where that is faster
 
-a, b = split(conv(x, D, groups=channels)); a + b               a depthwise one, whose halves are added
+a, b = split(conv(x, D, groups=channels)); a + b               a depthwise one, whose halves are added, or stacked
+                                                               and summed
 -> conv(reorder_channels(x), W, groups=channels / 2)           channel i is grouped with channel i + channels / 2
 """
 
@@ -16,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from converter.ir import custom_ops
 from converter.ir.aten import bound_arguments, first_input, is_pointwise, read_item
@@ -92,7 +93,7 @@ def joins(program: Program, worthwhile: Worthwhile, bare: bool = True) -> list[C
 
 
 def sums(program: Program) -> list[Change]:
-    nodes = list(program.graph.find_nodes(op="call_function", target=aten.add.Tensor))
+    nodes = [node for node in program.graph.nodes if node.target in (aten.add.Tensor, aten.sum.dim_IntList)]
     return [change for node in nodes if (change := added(program, node)) is not None]
 
 
@@ -110,7 +111,7 @@ def joined(program: Program, cat: fx.Node, worthwhile: Worthwhile, bare: bool) -
     given = [conv for c in convs if len(c.users) == 1 and (conv := known_convolution(program, c)) is not None]
     if len(given) < len(convs) or not ((bare and not after) or worthwhile(cat, given[0])):
         return None
-    source, weights = whole([c.x for c in given]), [c.weight for c in given]
+    source, weights = whole(program, [c.x for c in given]), [c.weight for c in given]
     kinds = {
         (node.target, repr((c.stride, c.padding, c.dilation, c.groups)), c.weight.meta["val"].shape)
         for node, c in zip(convs, given, strict=True)
@@ -158,10 +159,10 @@ def together(program: Program, tensors: Sequence[fx.Node], before: fx.Node) -> f
 
 def added(program: Program, add: fx.Node) -> Change | None:
     """Group a depthwise convolution whose result is cut into equal parts that are added."""
-    if any(user.target is aten.add.Tensor and part_of_sum(user) for user in add.users):
+    if any(user.target is aten.add.Tensor and part_of_sum(program, user) for user in add.users):
         return None  # a sum of more parts ends later
     parts = terms(add)
-    conv = whole(parts) if parts and len(parts) > 1 else None
+    conv = whole(program, parts) if parts and len(parts) > 1 else None
     given = known_convolution(program, conv) if conv is not None else None
     if conv is None or given is None:
         return None
@@ -190,27 +191,37 @@ def added(program: Program, add: fx.Node) -> Change | None:
     return Change("grouped convolution", module_path(conv), description)
 
 
-def part_of_sum(add: fx.Node) -> bool:
+def part_of_sum(program: Program, add: fx.Node) -> bool:
     parts = terms(add)
-    return bool(parts) and whole(parts) is not None
+    return bool(parts) and whole(program, parts) is not None
 
 
-def terms(node: fx.Node) -> list[fx.Node]:
-    """Return the summands, or an empty list if one is scaled or a number."""
+def terms(node: fx.Node, inner: bool = False) -> list[fx.Node]:
+    """Return the summands, or an empty list if one is scaled or a number; an inner sum that others read is one."""
+    if inner and len(node.users) > 1:
+        return [node]
+    if node.target is aten.sum.dim_IntList:
+        arguments = bound_arguments(node)
+        stack, dims = arguments.node("self"), arguments.value("dim")
+        if stack.target is not aten.stack.default or len(stack.users) > 1 or not dims or len(dims) > 1:
+            return [node]
+        along = bound_arguments(stack).integer("dim") % rank(stack)
+        plain = dims[0] % rank(stack) == along and not arguments.flag("keepdim") and arguments.value("dtype") is None
+        return bound_arguments(stack).nodes("tensors") if plain else [node]
     if node.target is not aten.add.Tensor:
         return [node]
     arguments = bound_arguments(node)
     if arguments.value("other") == 0:
-        return terms(arguments.node("self"))  # as Python's sum begins
+        return terms(arguments.node("self"), inner=True)  # as Python's sum begins
     if arguments.value("alpha") != 1 or not isinstance(arguments.value("other"), fx.Node):
         return []
-    left, right = terms(arguments.node("self")), terms(arguments.node("other"))
+    left, right = (terms(arguments.node(name), inner=True) for name in ("self", "other"))
     return [*left, *right] if left and right else []
 
 
-def whole(parts: Sequence[fx.Node]) -> fx.Node | None:
+def whole(program: Program, parts: Sequence[fx.Node]) -> fx.Node | None:
     """Return the value that `parts` cut, in order and completely, into equal parts along dimension 1, or None."""
-    cuts = [found for part in parts if (found := bounds(part)) is not None]
+    cuts = [found for part in parts if (found := bounds(program, part)) is not None]
     if not parts or len(cuts) < len(parts):
         return None
     sources = {source for source, _, _ in cuts}
@@ -222,7 +233,7 @@ def whole(parts: Sequence[fx.Node]) -> fx.Node | None:
     return source if cuts == expected and channels == size * len(parts) else None
 
 
-def bounds(part: fx.Node) -> tuple[fx.Node, int, Any] | None:
+def bounds(program: Program, part: fx.Node) -> tuple[fx.Node, int, Any] | None:
     """Return the value that a part of channels is cut from, its first channel and the one after its last, or None."""
     if part.op != "call_function":
         return None
@@ -245,6 +256,9 @@ def bounds(part: fx.Node) -> tuple[fx.Node, int, Any] | None:
         size = unstacked(groups, x)
         position = (arguments.integer("index") if item is None else position) % count
         return None if size is None else (x, position * size, (position + 1) * size)
+    if (index := channel_index(part)) is not None:
+        first = program.query(index, first_of_run) if program.is_tensor(index) else None
+        return None if first is None else (first_input(part), first, first + part.meta["val"].shape[1])
     if part.target is not aten.slice.Tensor:
         return None
     arguments = bound_arguments(part)
@@ -256,6 +270,21 @@ def bounds(part: fx.Node) -> tuple[fx.Node, int, Any] | None:
         return None
     start = start + size if start < 0 else start
     return x, start, start + part.meta["val"].shape[1]
+
+
+def channel_index(part: fx.Node) -> fx.Node | None:
+    """Return what channels are chosen by, or None if they are not."""
+    if part.target is aten.index_select.default:
+        arguments = bound_arguments(part)
+        return arguments.node("index") if arguments.integer("dim") in (1, 1 - rank(part)) else None
+    indices = bound_arguments(part).value("indices") if part.target is aten.index.Tensor else []
+    return indices[1] if len(indices) == 2 and indices[0] is None else None
+
+
+def first_of_run(index: Tensor) -> int | None:
+    """Return where an index starts that counts up by one, or None if it is another."""
+    counts_up = index.dim() == 1 and index.dtype in (torch.int64, torch.int32) and bool((index.diff() == 1).all())
+    return int(index[0]) if counts_up and int(index[0]) >= 0 else None
 
 
 def unstacked(stack: fx.Node, flat: fx.Node) -> int | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch._ops import OpOverload
 
 from converter.ir import custom_ops
 from converter.rewrites.base import Rewrite
-from converter.rewrites.constant_offsets import constant_offsets, learned_offsets
+from converter.rewrites.constant_offsets import constant_offsets, learned_offsets, remaining_offsets
 from converter.rewrites.drop_batch_index import drop_batch_index
 from converter.rewrites.drop_dropout import drop_dropout
 from converter.rewrites.drop_identities import drop_identities
@@ -17,6 +19,8 @@ from converter.rewrites.expand_masked_attention import expand_masked_attention
 from converter.rewrites.find_attention import find_attention
 from converter.rewrites.find_channel_permutations import find_channel_permutations
 from converter.rewrites.find_shifts import (
+    find_deformable_and_sampled_shifts,
+    find_deformable_shifts,
     find_sampled_shifts,
     find_shifts,
     find_trained_and_sampled_shifts,
@@ -94,6 +98,10 @@ ONNX_VARIANTS: dict[Rewrite, Rewrite] = {
     group_convolutions: group_fast_convolutions,
     group_large_normalized: group_fast_normalized,
 }
+TORCH_VARIANTS: dict[Rewrite, tuple[Rewrite, ...]] = {
+    find_shifts: (find_deformable_shifts, remaining_offsets),
+    fold_channel_order: (),
+}
 REWRITES: dict[str, tuple[Rewrite, ...]] = {
     "keras": (
         tie_embeddings,
@@ -131,9 +139,9 @@ REWRITES: dict[str, tuple[Rewrite, ...]] = {
         expand_masked_attention,
         shift_to_depthwise,
     ),
-    # Norms and dropouts stay, and shifts as the model spells them.
+    # Norms and dropouts stay, and shifts as the model spells them if PyTorch has their operators.
     "torch": (
-        *(r for r in COMMON if r not in (find_shifts, fold_channel_order)),
+        *itertools.chain(*(TORCH_VARIANTS.get(r, (r,)) for r in COMMON)),
         find_space_to_depth_in_views,
         space_to_depth_as_pixel_unshuffle,
         fold_channel_order,
@@ -145,6 +153,7 @@ AS_CONVOLUTION: dict[Rewrite, Rewrite] = {space_to_depth_as_pixel_unshuffle: spa
 EXACT_SHIFTS: dict[Rewrite, Rewrite] = {
     find_shifts: find_sampled_shifts,
     find_trained_shifts: find_trained_and_sampled_shifts,
+    find_deformable_shifts: find_deformable_and_sampled_shifts,
 }
 
 PACKING = (ours.space_to_depth.default, ours.depth_to_space.default, ours.reorder_channels.default)
@@ -152,9 +161,12 @@ PACKING = (ours.space_to_depth.default, ours.depth_to_space.default, ours.reorde
 EMITTED: dict[Rewrite, tuple[OpOverload, ...]] = {
     constant_offsets: (ours.shift.default,),
     learned_offsets: (ours.shift.default,),
+    remaining_offsets: (ours.shift.default,),
     find_shifts: (ours.shift.default,),
     find_trained_shifts: (ours.shift.default,),
     find_sampled_shifts: (ours.shift.default,),
+    find_deformable_shifts: (ours.shift.default,),
+    find_deformable_and_sampled_shifts: (ours.shift.default,),
     find_trained_and_sampled_shifts: (ours.shift.default,),
     group_convolutions: (ours.reorder_channels.default,),
     group_bare_convolutions: (ours.reorder_channels.default,),

@@ -170,7 +170,7 @@ class Projected(nn.Module):
         self.inner = nn.Linear(4, 4)
 
     def forward(self, x):
-        return torch.ops.converter.shift(self.inner(x), 1, [2, 2], [2], [1, -1], "replicate")
+        return torch.ops.converter.shift(self.inner(x), 1, [2, 2], [2], [1, -1], "keep")
 
 
 def test_an_operator_that_is_not_pytorchs_is_refused_by_name_module_and_line(tmp_path):

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 from equivalence import Call
-from shift_spellings import Spec, by_bilinear_grid, by_depthwise, by_grid, by_roll, by_slices
+from shift_spellings import Spec, by_bilinear_grid, by_deformable, by_depthwise, by_grid, by_roll, by_slices
 from torch import nn
 from torchvision_for_tests import load_torchvision
 
@@ -74,6 +74,10 @@ def rolled_and_cleared(x):
     return torch.cat([moved, others], 1)
 
 
+DEFORMABLE_FIRE = {
+    "a deformable convolution": (behind_conv(by_deformable(SPEC)), SHIFTED, "conv2d shift"),
+    "a deformable convolution behind a pad": (behind_conv(by_deformable(REPEATED)), SHIFTED, "conv2d shift"),
+}
 SHIFTS_FIRE = {
     "slices assigned in place": (by_slices(SPEC), SHIFTED, "shift"),
     "slices assigned, the border left as it was": (
@@ -264,6 +268,15 @@ def cut_in_slices(self, x):
     return torch.cat([self.a(x[:, :3]), self.b(x[:, 3:])], 1)
 
 
+def cut_by_an_index(self, x, first=0):
+    parts = [x.index_select(1, torch.arange(3) + first), x[:, torch.tensor([3, 4, 5])]]
+    return torch.cat([self.a(parts[0]), self.b(parts[1])], 1)
+
+
+def stacked_deck(read=lambda stack: stack.sum(0)):
+    return Call(lambda self, x: read(torch.stack(self.conv(x).chunk(3, 1))), conv=nn.Conv2d(6, 6, 3, groups=6))
+
+
 def in_another_order(self, x):
     return torch.cat([self.b(x[:, 3:]), self.a(x[:, :3])], 1)
 
@@ -299,6 +312,8 @@ GROUPS_FIRE = {
         in_parts(a=nn.Conv2d(3, 6, 3, groups=3), b=nn.Conv2d(3, 6, 3, groups=3)), IMAGE, "conv2d"
     ),
     "parts cut by slices": (Call(cut_in_slices, a=nn.Conv2d(3, 2, 3), b=nn.Conv2d(3, 2, 3)), IMAGE, "conv2d"),
+    "parts cut by an index": (Call(cut_by_an_index, a=nn.Conv2d(3, 2, 3), b=nn.Conv2d(3, 2, 3)), IMAGE, "conv2d"),
+    "thirds of a depthwise one, stacked and summed": (stacked_deck(), IMAGE, "reorder_channels conv2d"),
     "halves of a depthwise one, added": (deck(), IMAGE, "reorder_channels conv2d"),
     "thirds of a depthwise one, added": (deck(3), IMAGE, "reorder_channels conv2d"),
     "halves of a depthwise one with a multiplier": (deck(2, 3, False), IMAGE, "reorder_channels conv2d"),
@@ -351,6 +366,20 @@ GROUPS_LEAVE = {
     ),
     "parts of a view, in another order": (
         in_view(lambda parts: [parts[:, 1], parts[:, 0]], a=nn.Conv2d(3, 2, 3), b=nn.Conv2d(3, 2, 3)), IMAGE
+    ),
+    "parts cut by an index, that overlap": (
+        Call(lambda self, x: cut_by_an_index(self, x, 1), a=nn.Conv2d(3, 2, 3), b=nn.Conv2d(3, 2, 3)), IMAGE
+    ),
+    "thirds of a depthwise one, stacked, summed along rows": (stacked_deck(lambda stack: stack.sum(3)), IMAGE),
+    "thirds of a depthwise one, stacked for others too": (
+        stacked_deck(lambda stack: (stack.sum(0), stack.relu())), IMAGE
+    ),
+    "a sum of two thirds that others read": (
+        Call(
+            lambda self, x: (lambda s, c: (s.relu(), s + c))(*(lambda a, b, c: (a + b, c))(*self.conv(x).chunk(3, 1))),
+            conv=nn.Conv2d(6, 6, 3, groups=6),
+        ),
+        IMAGE,
     ),
     "parts joined over rows": (in_parts(dim=2, a=nn.Conv2d(3, 2, 3), b=nn.Conv2d(3, 2, 3)), IMAGE),
     "halves that are changed before": (deck(change=torch.relu), IMAGE),

@@ -16,6 +16,7 @@ from equivalence import Call, Input, assert_same, captured, examples, in_float64
 from multi_head_rows import MULTI_HEAD_FIRES, MULTI_HEAD_LEAVES
 from rewrite_rows import (
     AS_CONVOLUTION_FIRES,
+    DEFORMABLE_FIRE,
     DEPTHWISE_BIAS_FIRES,
     DEPTHWISE_BIAS_LEAVES,
     FIXED_LEAVE,
@@ -50,7 +51,7 @@ from converter.errors import ConversionError
 from converter.ir.lazy_tensor import LazyTensor
 from converter.ir.program import Program
 from converter.rewrites.base import Change
-from converter.rewrites.constant_offsets import constant_offsets, learned_offsets
+from converter.rewrites.constant_offsets import constant_offsets, learned_offsets, remaining_offsets
 from converter.rewrites.drop_batch_index import drop_batch_index
 from converter.rewrites.drop_dropout import drop_dropout
 from converter.rewrites.drop_identities import drop_identities
@@ -59,7 +60,7 @@ from converter.rewrites.expand_adaptive_pools import expand_adaptive_pools
 from converter.rewrites.expand_masked_attention import expand_masked_attention
 from converter.rewrites.find_attention import find_attention
 from converter.rewrites.find_channel_permutations import find_channel_permutations
-from converter.rewrites.find_shifts import find_shifts, find_trained_shifts
+from converter.rewrites.find_shifts import find_deformable_shifts, find_shifts, find_trained_shifts
 from converter.rewrites.find_space_to_depth import (
     find_fast_space_to_depth,
     find_space_to_depth,
@@ -1335,6 +1336,10 @@ TABLES = {
         {name: row for name, row in SPACE_TO_DEPTH_LEAVES.items() if name != "an order that no weights take"},
     ),
     constant_offsets: (OFFSETS_FIRE, FIXED_LEAVE),
+    remaining_offsets: (
+        {"of whole pixels": OFFSETS_FIRE["of whole pixels"]},
+        {"between pixels": FIXED_LEAVE["between pixels"]},
+    ),
     learned_offsets: (LEARNED_FIRE, OFFSETS_LEAVE),
     order_in_views: (ORDERED_FIRES, ORDERED_LEAVES),
     order_in_pixel_shuffle: (
@@ -1376,6 +1381,10 @@ TABLES = {
         DEPTHWISE_BIAS_LEAVES | REDUNDANT_BIAS_LEAVES,
     ),
     find_shifts: (SHIFTS_FIRE, SHIFTS_LEAVE),
+    find_deformable_shifts: (
+        DEFORMABLE_FIRE,
+        {name: SHIFTS_FIRE[name][:2] for name in ("padded, rolled and cropped", "a nearest sample of a constant grid")},
+    ),
     shift_to_depthwise: (TO_DEPTHWISE_FIRES, TO_DEPTHWISE_LEAVES),
     find_trained_shifts: (SHIFTS_FIRE, SHIFTS_LEAVE),
     find_space_to_depth: (FOCUS_FIRES, FOCUS_LEAVES),

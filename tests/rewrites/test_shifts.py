@@ -19,6 +19,7 @@ from shift_spellings import (
     SPELLINGS,
     Spec,
     by_bilinear_grid,
+    by_deformable,
     by_depthwise,
     by_grid,
     by_roll,
@@ -26,12 +27,15 @@ from shift_spellings import (
     documents_result,
     documents_tensor,
 )
+from systems_in_formats import in_torch
 from torch import Tensor, nn
 from writers import write_onnx
 
+from converter.artifacts.torch_source import ModuleSource
 from converter.errors import CaptureError
 from converter.ir.program import Program
 from converter.lowering.executor import PlanExecutor
+from converter.pipeline.build import interfaces
 from converter.rewrites.drop_identities import drop_identities
 from converter.rewrites.find_shifts import BORDERS, find_sampled_shifts, read_shift
 from converter.rewrites.fold_constants import fold_constants
@@ -329,6 +333,37 @@ def test_interpolation_on_whole_pixels_is_a_shift_only_if_asked_for(module, aske
     chosen = [EXACT_SHIFTS.get(each, each) if asked else each for each in REWRITES[format]]
     _, changes = rewrite(program, chosen, examples([shape]))
     assert sum(change.name == "spatial shift" for change in changes) == count
+
+
+def by_deformable_selection(x: Tensor) -> Tensor:
+    """Channels in another order, each second pixel, two of them from beyond the image."""
+    from torchvision.ops import deform_conv2d
+
+    by = torch.tensor([[9.0, 0], [-9.0, 0], [0, 1], [0, -1], [1, 1], [0, 0], [2, 0], [0, 2]])
+    kernel = torch.eye(8).flip(0).reshape(8, 8, 1, 1)
+    return deform_conv2d(x, by.reshape(1, 16, 1, 1).expand(x.shape[0], -1, 3, 3), kernel, stride=2)
+
+
+@pytest.mark.parametrize(
+    "forward, asked, kept, lost",
+    [
+        pytest.param(by_deformable(DOCUMENTS), False, 'mode="replicate"', "deform_conv2d", id="deformable"),
+        pytest.param(by_deformable_selection, False, "F.pad", "deform_conv2d", id="deformable, selecting"),
+        pytest.param(by_bilinear_grid(DOCUMENTS), False, "grid_sampler", "pad", id="bilinear"),
+        pytest.param(by_bilinear_grid(DOCUMENTS), True, 'mode="replicate"', "grid_sampler", id="bilinear, asked"),
+        pytest.param(by_roll(DOCUMENTS), True, "roll", "split", id="roll"),
+    ],
+)
+def test_pytorch_modules_write_shifts_as_pads_where_pytorch_lacks_the_operator(forward, asked, kept, lost):
+    program = captured(Call(forward), DOCUMENTS.shape)
+    chosen = [EXACT_SHIFTS.get(each, each) if asked else each for each in REWRITES["torch"]]
+    rewritten, _ = rewrite(program, chosen, examples([DOCUMENTS.shape]))
+    source = ModuleSource(rewritten, *interfaces(rewritten)).text
+    assert kept in source
+    assert lost not in source
+    result = in_torch(rewritten)[0]([documents_tensor()])[0]
+    expected = forward(documents_tensor()) if forward is by_deformable_selection else documents_result()
+    np.testing.assert_allclose(result, expected.numpy(), rtol=0, atol=0 if lost != "pad" else 1e-5)
 
 
 # -- assignments that share memory

@@ -41,10 +41,14 @@ def is_deformable(node: fx.Node) -> bool:
     return str(node.target) == "torchvision.deform_conv2d.default"
 
 
+def is_sampling(node: fx.Node) -> bool:
+    return node.target is aten.grid_sampler.default
+
+
 def is_kernel(node: fx.Node) -> bool:
     """Return whether the operator is of a kind that may select."""
     return node.op == "call_function" and (
-        node.target in CONVOLUTIONS | TRANSPOSED or node.target is aten.grid_sampler.default or is_deformable(node)
+        node.target in CONVOLUTIONS | TRANSPOSED or is_sampling(node) or is_deformable(node)
     )
 
 
@@ -67,7 +71,7 @@ def is_mask(program: Program, node: fx.Node) -> bool:
 def is_selecting(program: Program, node: fx.Node, allowed: Allowed) -> bool:
     if not is_kernel(node) or not all(allowed.trainable or fixed(program, n) for n in tensors_behind(program, node)):
         return False
-    if node.target is aten.grid_sampler.default:
+    if is_sampling(node):
         return samples_pixels(program, node, allowed)
     arguments = bound_arguments(node)
     weight, bias = arguments.node("weight"), arguments.optional_node("bias")
@@ -85,7 +89,7 @@ def tensors_behind(program: Program, node: fx.Node) -> list[fx.Node]:
     if node.target is aten.mul.Tensor:
         return [n for n in node.all_input_nodes if program.is_tensor(n)]
     arguments = bound_arguments(node)
-    if node.target is aten.grid_sampler.default:
+    if is_sampling(node):
         found = [constant_behind(arguments.node("grid"))]
     elif is_deformable(node):
         found = [arguments.node("weight"), constant_behind(arguments.node("offset"))]
@@ -191,7 +195,7 @@ def selected(program: Program, node: fx.Node, x: Tensor) -> Tensor:
     assert callable(node.target)
     arguments = bound_arguments(node)
     given = {**arguments.values, "input": x}
-    if node.target is aten.grid_sampler.default:
+    if is_sampling(node):
         grid = fixed_example(program, arguments.node("grid"))
         assert grid is not None
         given |= {"grid": grid.expand(x.shape[0], *grid.shape[1:]), "interpolation_mode": NEAREST}
