@@ -121,6 +121,7 @@ def joined(program: Program, cat: fx.Node, worthwhile: Worthwhile, bare: bool) -
         return None
     if biases and len(biases) < len(convs):
         return None
+    note_indices(program, [c.x for c in given])
     first = given[0]
     weight = together(program, weights, cat)
     bias = together(program, biases, cat) if biases else None
@@ -173,6 +174,7 @@ def added(program: Program, add: fx.Node) -> Change | None:
     out, per_group, *size = weight.meta["val"].shape
     if not isinstance(channels, int) or per_group != 1 or given.groups != channels or channels % count:
         return None
+    note_indices(program, parts)
     groups, multiplier = channels // count, out // channels
     order = [i + p * groups for i in range(groups) for p in range(count)]
     held = program.values(weight).map(lambda w: w.reshape(count, groups, multiplier, *size).movedim(0, 2))
@@ -279,6 +281,12 @@ def channel_index(part: fx.Node) -> fx.Node | None:
         return arguments.node("index") if arguments.integer("dim") in (1, 1 - rank(part)) else None
     indices = bound_arguments(part).value("indices") if part.target is aten.index.Tensor else []
     return indices[1] if len(indices) == 2 and indices[0] is None else None
+
+
+def note_indices(program: Program, parts: Sequence[fx.Node]) -> None:
+    for part in parts:
+        if (index := channel_index(part)) is not None:
+            program.inline_sources(index, "became groups")
 
 
 def first_of_run(index: Tensor) -> int | None:

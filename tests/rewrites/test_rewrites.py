@@ -1449,6 +1449,17 @@ def start(change, module, shape) -> tuple[dict, dict, Program]:
     return {name: t.clone() for name, t in tensors.items()}, tensors, program
 
 
+def test_a_buffer_whose_indices_cut_groups_is_noted_as_part_of_the_graph():
+    def forward(self, x):
+        return torch.cat([self.a(x.index_select(1, self.at[0])), self.b(x[:, self.at[1]])], 1)
+
+    module = Call(forward, a=nn.Conv2d(3, 2, 3), b=nn.Conv2d(3, 2, 3), at=torch.arange(6).view(2, 3))
+    _, _, program = start(group_convolutions, module, IMAGE)
+    rewritten, _ = apply_rewrites(program, [group_convolutions])
+    assert operators(rewritten) == "conv2d"
+    assert set(rewritten.inlined_sources) == {"at"}
+
+
 def operators(program: Program) -> str:
     nodes = [node for node in program.graph.nodes if node.op == "call_function"]
     left_out = (aten.sym_size.int, operator.getitem)
