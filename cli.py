@@ -26,6 +26,7 @@ from converter.options import (
     ConvertOptions,
     InspectOptions,
     IntoOptions,
+    PullOptions,
     SyncOptions,
     VerifyOptions,
     options_of,
@@ -236,6 +237,30 @@ def sync(model: Path, artifact: Path, output: Path | None, console: Console, **a
         lambda: converter.sync(model, artifact, output=output, progress=console.terminal.progress, **arguments),
         str(model),
     )
+    if isinstance(result, VerificationReport):
+        console.terminal.show_verification(result)
+    console.exit([result])
+
+
+@main.command(cls=GroupedCommand)
+@click.argument("trained", type=PATH)
+@click.argument("original", type=PATH)
+@in_group("Output", "-o", "--output", type=PATH, required=True, help="State dict to write, .pt or .safetensors.")
+@in_group("Model", "--artifact", type=PATH, help="Keras file that ORIGINAL was converted to; its model is not needed.")
+@options(PullOptions)
+@report_option
+@with_console
+def pull(
+    trained: Path, original: Path, output: Path, artifact: Path | None, console: Console, **arguments: Any
+) -> None:
+    """Write a state dict with the weights of TRAINED, a Keras file trained after its conversion from ORIGINAL."""
+    import converter
+
+    def take() -> VerificationReport:
+        progress = console.terminal.progress
+        return converter.pull(trained, original, output=output, artifact=artifact, progress=progress, **arguments)
+
+    result = console.run(take, str(trained))
     if isinstance(result, VerificationReport):
         console.terminal.show_verification(result)
     console.exit([result])

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from converter.pipeline.convert import convert
     from converter.pipeline.inspect import inspect
     from converter.pipeline.into import into
+    from converter.pipeline.pull import pull
     from converter.pipeline.sync import sync
     from converter.pipeline.verify import verify
 
@@ -37,7 +38,7 @@ if "torch" not in sys.modules:
 guard_triton()  # before anything imports torch.export, even where `converter.testing` is imported alone
 
 __all__ = [
-    "Preprocessing", "check_many", "convert", "convert_many", "inspect", "into", "sync", "sync_many", "verify",
+    "Preprocessing", "check_many", "convert", "convert_many", "inspect", "into", "pull", "sync", "sync_many", "verify",
 ]  # fmt: skip
 
 _HOMES = {
@@ -46,6 +47,7 @@ _HOMES = {
     "convert_many": "converter.batch.run",
     "inspect": "converter.pipeline.inspect",
     "into": "converter.pipeline.into",
+    "pull": "converter.pipeline.pull",
     "sync": "converter.pipeline.sync",
     "sync_many": "converter.batch.refresh",
     "verify": "converter.pipeline.verify",

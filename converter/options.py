@@ -685,6 +685,14 @@ class SyncOptions:
         return _from_keywords(cls, keywords)
 
 
+@dataclass(frozen=True)
+class PullOptions(InspectOptions):
+    """Options of `pull`."""
+
+    proof: ProofOptions = ProofOptions()
+    write: ReplaceOptions = ReplaceOptions()
+
+
 @cache
 def options_of(kind: type) -> tuple[tuple[str, Any, Field[Any]], ...]:
     """List the options in a class and its parts: the API's keyword, the type, and the field."""
@@ -823,6 +831,12 @@ class ConvertKeywords(InspectKeywords, ProofKeywords, total=False):
     keep_float: Sequence[str]
     verify: bool
     keep_failed: bool
+    force: bool
+
+
+class PullKeywords(InspectKeywords, ProofKeywords, total=False):
+    """The keywords of `PullOptions`."""
+
     force: bool
 
 

@@ -44,6 +44,7 @@ from converter.options import (
     InspectOptions,
     IntoOptions,
     LoadOptions,
+    PullOptions,
     VerifyOptions,
 )
 from converter.pipeline.clock import Clock
@@ -280,7 +281,7 @@ def _refuse_boundary(options: LoadOptions, module: nn.Module | None) -> None:
 
 
 def compute_reference(
-    source: LoadedModel, options: ConvertOptions | VerifyOptions | IntoOptions, clock: Clock
+    source: LoadedModel, options: ConvertOptions | VerifyOptions | IntoOptions | PullOptions, clock: Clock
 ) -> Reference:
     """Run PyTorch on every round of inputs, and keep the first round as the model's probe."""
     with clock("run PyTorch"):

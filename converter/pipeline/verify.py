@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, TypeVar, Unpack
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from converter.options import (
     ArtifactOptions,
     BoundaryOptions,
     IntoOptions,
+    LoadOptions,
     SubmodelOptions,
     VerifyKeywords,
     VerifyOptions,
@@ -48,6 +49,7 @@ from converter.verification.quantized import demands
 from converter.verification.reference import Reference, round_tensors
 from converter.verification.run_artifact import labeled_accuracy
 
+Loading = TypeVar("Loading", bound=LoadOptions)
 # Operators of ONNX, TensorFlow and TFLite.
 COMPARISONS = {
     "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "NotEqual", "GreaterEqual", "LessEqual",
@@ -182,7 +184,7 @@ def verify_quantized(
     )
 
 
-def apply_stamp(options: VerifyOptions, stamp: Mapping[str, Any]) -> VerifyOptions:
+def apply_stamp(options: Loading, stamp: Mapping[str, Any]) -> Loading:
     """Take from an artifact's stamp how the model was captured, where the options do not say."""
     model, submodel, capture, boundary = options.model, options.submodel, options.capture, options.boundary
     if part := dict(stamp.get("part") or {}):

@@ -15,6 +15,8 @@ from converter.options import (
     LoadKeywords,
     LoadOptions,
     Preprocessing,
+    PullKeywords,
+    PullOptions,
     SyncKeywords,
     SyncOptions,
     VerifyKeywords,
@@ -31,6 +33,7 @@ KEYWORDS = {
     LoadOptions: LoadKeywords,
     InspectOptions: InspectKeywords,
     ConvertOptions: ConvertKeywords,
+    PullOptions: PullKeywords,
     SyncOptions: SyncKeywords,
     VerifyOptions: VerifyKeywords,
 }
@@ -48,6 +51,7 @@ def test_keywords_of_the_api_are_the_options(kind):
         ("verify", VerifyOptions),
         ("inspect", InspectOptions),
         ("sync", SyncOptions),
+        ("pull", PullOptions),
     ],
 )
 def test_a_command_that_says_nothing_has_the_defaults_of_the_api(command, kind):
