@@ -11,6 +11,7 @@ from ..errors import UsageError
 
 Kind = Literal["normal", "uniform", "large", "impulse", "small", "spread"]
 ROUNDS: tuple[tuple[Kind, int], ...] = (("normal", 1), ("normal", 4), ("uniform", 1), ("large", 1), ("impulse", 2))
+LAST: tuple[Kind, int] = ("small", 2)
 SMALL = (1e-3, 1e-6, 0.0, 0.0)  # factors of rows; the last kind of row is constant instead
 IMPULSE = 8.0  # over a background of deviation 1/16: after exact zeros, norms would divide rounding errors by zero
 
@@ -82,9 +83,7 @@ def rounds(
         many: samples of one more round, "spread", for models so small that few values pass through them.
     """
     spread: list[tuple[Kind, int]] = [("spread", many)] if many else []
-    has_rows = all(len(spec.shape) > 2 for spec in specs)  # a sample of several rows has every kind of small row
-    last: tuple[Kind, int] = ("small", 1 if has_rows else 2)
-    for number, (kind, batch) in enumerate((*ROUNDS, *spread, last)):
+    for number, (kind, batch) in enumerate((*ROUNDS, *spread, LAST)):
         sized = sizes[number % len(sizes)] if sizes else {}
         arrays = draw(specs, batch, (seed, number), sized, kind)
         first = next(iter(specs), None)

@@ -83,8 +83,8 @@ def test_uniform_samples_differ_in_brightness_so_that_pooling_does_not_make_them
 
 
 def test_rounds_have_batch_one_and_more():
-    assert [one.arrays["image"].shape[0] for one in rounds([IMAGE], 0)] == [1, 4, 1, 1, 2, 1]
-    assert [one.arrays["image"].shape[0] for one in rounds([IMAGE], 0, many=9)] == [1, 4, 1, 1, 2, 9, 1]
+    assert [one.arrays["image"].shape[0] for one in rounds([IMAGE], 0)] == [1, 4, 1, 1, 2, 2]
+    assert [one.arrays["image"].shape[0] for one in rounds([IMAGE], 0, many=9)] == [1, 4, 1, 1, 2, 9, 2]
 
 
 def test_rounds_take_the_sizes_of_dynamic_dimensions_in_turn():
