@@ -120,7 +120,10 @@ def in_group(group: str, *names: str, **settings: Any) -> Callable[[Command], Co
 
 
 class GroupedCommand(click.Command):
-    """A command whose help lists options by group."""
+    """A command whose help lists options by group, with or without a context of the group of commands."""
+
+    def get_help_option_names(self, ctx: click.Context) -> list[str]:
+        return ["-h", "--help"]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the groups in their order; options without a group come last."""

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner
@@ -46,6 +47,8 @@ def test_a_mistyped_word_is_answered_with_the_right_one(here: Path, line: str, s
 
 
 def test_h_is_help():
+    verify = cli.main.commands["verify"]
+    assert "-h" in verify.get_help(click.Context(verify))  # click keeps the option that it makes first
     for line in (["-h"], ["convert", "-h"], ["verify", "-h"]):
         result = CliRunner().invoke(cli.main, line)
         assert result.exit_code == 0
