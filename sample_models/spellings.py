@@ -102,7 +102,7 @@ class Patches(nn.Module):
 
 
 class MaskedShift(nn.Module):
-    """Rolls, of which masks keep what is not wrapped."""
+    """Rolls; masks keep what did not wrap around."""
 
     def forward(self, x: Tensor) -> Tensor:
         _, c, h, w = x.shape
@@ -116,7 +116,7 @@ class MaskedShift(nn.Module):
 
 
 class ClearedShift(nn.Module):
-    """Rolls, of which what wraps is set to zero."""
+    """Rolls; what wraps around is set to zero."""
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = x.chunk(2, 1)

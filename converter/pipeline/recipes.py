@@ -133,7 +133,7 @@ def _memories(source: Source) -> dict[Memory, str]:
 
 
 def coincidences(arrays: Mapping[str, np.ndarray]) -> str:
-    """Return a digest of which arrays are equal, which are one number throughout, and which have the one 0 or 1."""
+    """Return a digest of which arrays are equal, which repeat one number, and which are a single 0 or 1."""
     first: dict[tuple[Any, ...], int] = {}
     found = []
     for place, array in enumerate(arrays.values()):

@@ -261,7 +261,7 @@ def chosen(sites: Iterable[Any], most: int, seed: str) -> list[Any]:
 
 
 def program_mutants(bench: Bench, place: str, most: int, with_artifact: bool, only: Any = None) -> Iterator[Mutant]:
-    """Faults of mappings, of which Keras, TensorFlow and LiteRT files are made, or of rewrites, by `PROGRAMS`."""
+    """Plant faults in mappings or rewrites; `PROGRAMS` says which format is written from each."""
     format = PROGRAMS[place]
     lowered = place.startswith("mapping")
     captured = bench.source.program
