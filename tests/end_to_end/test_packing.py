@@ -192,11 +192,18 @@ ROWS = {
             nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12), nn.ReLU(),
             Call(lambda self, x: F.conv_transpose2d(x, self.kernel, stride=2), kernel=one_place_each(3)),
             nn.Conv2d(3, 4, 3),
+        ), IMAGE, DEPTH_TO_SPACE | {"onnx": {}}
+    ),
+    "an inverse by a fixed kernel of many channels": (
+        nn.Sequential(
+            nn.Conv2d(3, 68, 3), nn.ReLU(),
+            Call(lambda self, x: F.conv_transpose2d(x, self.kernel, stride=2), kernel=one_place_each(17)),
+            nn.Conv2d(17, 4, 3),
         ), IMAGE, DEPTH_TO_SPACE
     ),
     "an inverse by a fixed kernel, of an input": (
         nn.Sequential(Call(lambda x: F.conv_transpose2d(x, one_place_each(3), stride=2)), nn.Conv2d(3, 4, 3)),
-        (2, 12, 4, 6), MOVE | {"onnx": {"DepthToSpace": 1}}
+        (2, 12, 4, 6), MOVE | {"onnx": {}}
     ),
     "an inverse by fold": (
         nn.Sequential(

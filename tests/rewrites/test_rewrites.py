@@ -250,6 +250,7 @@ FOCUS_FIRES = {
         "relu reorder_channels depth_to_space",
     ),
 }  # fmt: skip
+SLOW_IN_ONNX = ("rows", "its inverse, by a fixed")
 FOCUS_LEAVES = {
     "a step of 4": (focus(step=4), (2, 3, 8, 12)),
     "joined over the batch": (focus(dim=0), FOCUS),
@@ -1389,8 +1390,8 @@ TABLES = {
     find_trained_shifts: (SHIFTS_FIRE, SHIFTS_LEAVE),
     find_space_to_depth: (FOCUS_FIRES, FOCUS_LEAVES),
     find_fast_space_to_depth: (
-        {name: row for name, row in FOCUS_FIRES.items() if not name.startswith("rows")},
-        FOCUS_LEAVES | {name: row[:2] for name, row in FOCUS_FIRES.items() if name.startswith("rows")},
+        {name: row for name, row in FOCUS_FIRES.items() if not name.startswith(SLOW_IN_ONNX)},
+        FOCUS_LEAVES | {name: row[:2] for name, row in FOCUS_FIRES.items() if name.startswith(SLOW_IN_ONNX)},
     ),
     find_channel_permutations: (PERMUTATION_FIRES, PERMUTATION_LEAVES),
     fold_channel_order: (CHANNEL_ORDER_FIRES, CHANNEL_ORDER_LEAVES),
