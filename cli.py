@@ -32,7 +32,7 @@ from converter.options import (
     options_of,
     to_json,
 )
-from converter.report.failures import SCHEMA, Failure, Report
+from converter.report.failures import REPORTS, SCHEMA, Failure, Report
 from converter.report.results import ConversionReport, IntoReport, VerificationReport
 
 if TYPE_CHECKING:
@@ -136,6 +136,7 @@ def convert(
 @in_group("Batch", "--sync", is_flag=True, help="Put the checkpoints' weights into the artifacts that -o has already.")
 @in_group("Batch", "--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
 @options(ConvertOptions, batch=True)
+@report_option
 @with_console
 def batch(
     places: tuple[str, ...],
@@ -198,7 +199,8 @@ def batch(
             results.append(report)
         console.exit(results, {"schema": SCHEMA, "models": [result.to_dict() for result in results]})
         return
-    console.exit([console.run(lambda: done(work), ", ".join(places))])
+    result = console.run(lambda: done(work), ", ".join(places))
+    console.exit([result], pages=output / REPORTS if output is not None else None)
 
 
 @main.command(cls=GroupedCommand)
@@ -335,6 +337,20 @@ def inspect(
     result = console.run(describe, str(model))
     if not isinstance(result, Failure):
         console.terminal.show_summary(result)
+    console.exit([result])
+
+
+@main.command(cls=GroupedCommand)
+@click.argument("report_json", type=PATH, metavar="REPORT.json")
+@in_group("Output", "-o", "--output", type=PATH, metavar="FILE.html", help="Page to write.  [default: REPORT.html]")
+@with_console
+def report(report_json: Path, output: Path | None, console: Console) -> None:
+    """Write a page of a JSON report, or of a batch's summary.json, that a browser shows without a network."""
+    from converter.report.page import write_page
+
+    result = console.run(lambda: write_page(report_json, output), str(report_json))
+    if not isinstance(result, Failure):
+        console.terminal.say(result.path)
     console.exit([result])
 
 

@@ -22,7 +22,6 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -32,6 +31,7 @@ import psutil
 from ..checkpoint.model_folder import files_of, is_index, is_model
 from ..errors import OutputError
 from ..report.failures import WORST_FIRST
+from ..report.results import LIBRARIES, library_version
 from .jobs import Job
 
 State = Literal["verified", "quantized", "not verified", "disagrees", "failed"]
@@ -53,7 +53,6 @@ _KINDS = {
     "name": str, "path": str, "state": str, "exit_status": int, "reason": str, "log": str, "seconds": float,
     "attempts": int,
 }  # fmt: skip
-_LIBRARIES = ("pt-convert", "torch", "tensorflow", "keras", "onnx", "onnxscript", "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class Journal:
         # Unique among machines, processes, and batches of this process.
         self._owner = f"{socket.gethostname()} {_alive(psutil.Process().pid)} {uuid.uuid4().hex}"
         self._folders: dict[Path, list[list[str]]] = {}
-        self._versions = {library: _version(library) for library in _LIBRARIES}
+        self._versions = {library: library_version(library) for library in LIBRARIES}
         with _explained(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             _refuse_planted(file)
@@ -366,11 +365,4 @@ def _alive(process: int) -> str | None:
         found = psutil.Process(process)
         return None if found.status() == psutil.STATUS_ZOMBIE else f"{process} {found.create_time():.2f}"
     except psutil.NoSuchProcess:
-        return None
-
-
-def _version(library: str) -> str | None:
-    try:
-        return version(library)
-    except PackageNotFoundError:  # ONNX files are written without TensorFlow
         return None

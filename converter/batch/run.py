@@ -9,14 +9,14 @@ from typing import Any
 
 from ..artifacts.paths import refuse_links
 from ..errors import CheckpointError
-from ..report.failures import failure_of, write_report
+from ..report.failures import REPORTS, failure_of, write_report
 from .executors import Executor, Finished, Task
 from .jobs import Job
 from .journal import LEASE, Entry, Journal, State
 from .results import BatchReport
 from .schedule import Watcher, absolute_options, list_jobs, open_executor, run_tasks
 
-JOURNAL, SUMMARY, LOGS, REPORTS = "journal.sqlite", "summary.json", "logs", "reports"
+JOURNAL, SUMMARY, LOGS = "journal.sqlite", "summary.json", "logs"
 
 
 def convert_many(

@@ -18,7 +18,7 @@ import click
 
 from converter.console.params import message_options
 from converter.console.signals import raise_if_interrupted
-from converter.errors import OutputError
+from converter.errors import ConversionError, OutputError
 from converter.report.failures import Failure, Report, failure_of, worst_status, write_report
 
 if TYPE_CHECKING:
@@ -49,17 +49,31 @@ class Console:
             self.terminal.show_failure(failure, "".join(traceback.format_exception(error)))
             return failure
 
-    def exit(self, results: Sequence[Report], content: dict[str, Any] | None = None) -> None:
-        """Write the report (that of the only result, if there is no other content) where it was asked for, and exit."""
-        content = results[0].to_dict() if content is None else content
+    def exit(self, results: Sequence[Report], content: dict[str, Any] | None = None, pages: Path | None = None) -> None:
+        """Write the report (that of the only result, if there is no other content) where it was asked for, and exit.
+
+        Args:
+            pages: folder with the reports of a batch's models, whose pages a page of the batch links.
+        """
+        context = click.get_current_context()
+        typed = [context.find_root().info_name or "", *sys.argv[1:]]
+        content = {**(results[0].to_dict() if content is None else content), "command": shlex.join(typed)}
         try:
             if self.report_file:
-                write_report(self.report_file, content)
+                self._write_report(self.report_file, content, pages)
             if self.as_json:
                 print_report(content)
-        except OutputError as error:
+        except ConversionError as error:
             raise click.ClickException(str(error)) from error
-        click.get_current_context().exit(worst_status(result.exit_status for result in results))
+        context.exit(worst_status(result.exit_status for result in results))
+
+    def _write_report(self, file: Path, content: dict[str, Any], pages: Path | None) -> None:
+        if file.suffix.lower() == ".html":
+            from converter.report.page import write_with_models
+
+            write_with_models(file, content, pages)
+        else:
+            write_report(file, content)
 
 
 def with_console(command: Callable[..., None]) -> Callable[..., None]:

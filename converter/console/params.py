@@ -232,7 +232,12 @@ def joined(*decorators: Callable[[Command], Command]) -> Callable[[Command], Com
 
 
 report_option = in_group(
-    "Output", "--report", "report_file", type=PATH, metavar="FILE.json", help="Write the report to this file."
+    "Output",
+    "--report",
+    "report_file",
+    type=PATH,
+    metavar="FILE.json|FILE.html",
+    help="Write the report to this file, as JSON or as a page that a browser shows.",
 )
 
 

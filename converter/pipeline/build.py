@@ -6,7 +6,6 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,7 @@ from converter.artifacts.torch_source import tensors as module_tensors
 from converter.capture.input_domains import export_shapes, size_ranges
 from converter.errors import Note, UnsupportedOperatorsError
 from converter.ir.lazy_tensor import LazyTensor, ValueQueries, recording_queries
-from converter.ir.program import Program
+from converter.ir.program import Program, source_line
 from converter.ir.sizes import symbolic_shape
 from converter.lowering.planner import make_plan
 from converter.memory import reusing_blocks, swept
@@ -34,7 +33,7 @@ from converter.pipeline.recipes import REASON, is_alike, stamped_recipe
 from converter.plan.builder import PlanBuilder
 from converter.plan.interface import TensorInterface
 from converter.plan.steps import Constant
-from converter.report.results import Movement, Rewrite
+from converter.report.results import Movement, Rewrite, library_version
 from converter.rewrites.base import Change
 from converter.rewrites.pipelines import AS_CONVOLUTION, EXACT_SHIFTS, KEEP_BATCHNORM, REWRITES
 from converter.verification.checked_rewrite import rewrite
@@ -95,7 +94,10 @@ class RewrittenModel:
     def movements(self, operators: Mapping[str, int]) -> tuple[Movement, ...]:
         """Return the movements of the plan, and others that the artifact's operator counts reveal."""
         planned = self.plan.movements if self.plan else []
-        found = [Movement(m.kind, m.module, m.reason, m.elements) for m in planned]
+        found = [
+            Movement(m.kind, m.module, m.reason, m.elements, source_line(m.asked_by) if m.asked_by else "")
+            for m in planned
+        ]
         by = BY.get(self.format, "Keras")
         for kind, names in MOVING.items():
             more = sum(operators.get(name, 0) for name in names) - sum(m.kind == kind for m in planned)
@@ -107,7 +109,7 @@ class RewrittenModel:
         options = self.source.options
         return {
             "schema": 1,
-            "converter": own_version(),
+            "converter": library_version("pt-convert") or "0",
             "format": self.format,
             "source_sha256": self.source.sha256,
             "options": vars(self.options),
@@ -374,13 +376,6 @@ def _build_uncached(
 @reusing_blocks()
 def _refill(executor: PlanExecutor) -> bool:
     return executor.reload_weights()
-
-
-def own_version() -> str:
-    try:
-        return version("pt-convert")
-    except PackageNotFoundError:
-        return "0"
 
 
 def interfaces(program: Program) -> tuple[list[TensorInterface], list[TensorInterface]]:

@@ -24,6 +24,7 @@ from ..errors import (
 )
 
 SCHEMA = 1
+REPORTS = "reports"  # folder of a batch's output, with a report for each model
 
 
 DISAGREES = 3  # exit statuses
@@ -103,11 +104,16 @@ def open_own(file: Path) -> TextIOWrapper:
 
 def write_report(file: Path, content: Mapping[str, Any]) -> None:
     """Write all of the report or nothing, or raise OutputError."""
+    write_text(file, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write all of a report's text or nothing, or raise OutputError."""
     temporary = file.with_name(f".{file.name}.new")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with open_own(temporary) as opened:
-            opened.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
+            opened.write(text)
         temporary.replace(file)
     except OSError as error:
         with contextlib.suppress(OSError):

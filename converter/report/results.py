@@ -1,9 +1,13 @@
 """The results of conversion, verification and inspection, as plain data."""
 
+import os
+import platform
+import resource
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from converter.errors import Note
 from converter.options import ExplanationKind as ExplanationKind
@@ -13,6 +17,15 @@ from .failures import DISAGREES, Failure, Report, UnsupportedOperator, worst_sta
 Shape = tuple[int | str | None, ...]
 Status = Literal["verified", "quantized", "not verified", "disagrees"]
 ProofName = Literal["function", "artifact", "weights"]
+LIBRARIES = ("pt-convert", "torch", "tensorflow", "keras", "onnx", "onnxscript", "onnxruntime")
+
+
+def library_version(name: str) -> str | None:
+    """Return the version of an installed distribution, or None."""
+    try:
+        return version(name)
+    except PackageNotFoundError:  # ONNX files are written without TensorFlow
+        return None
 
 
 @dataclass(frozen=True)
@@ -139,11 +152,30 @@ class TraceRow:
 
 
 @dataclass(frozen=True)
+class TensorCheck:
+    """A tensor of an artifact, compared with the tensors of the checkpoint that it is made of.
+
+    Attributes:
+        exact: it must be equal bit for bit: permuted, reshaped or cast only; else folded with others.
+        ulps: error of a folded tensor, in ulp of its scale.
+        fault: what is wrong; "" if nothing.
+    """
+
+    name: str
+    sources: tuple[str, ...]
+    shape: tuple[int, ...]
+    exact: bool
+    ulps: float
+    fault: str = ""
+
+
+@dataclass(frozen=True)
 class Proof:
     """One of the three proofs; `failures` are sentences, `first_difference` is the path of the first differing module.
 
     Attributes:
         divergence: the first value that differs, if values were compared along the graph.
+        tensors: each tensor of the artifact, in proof 3.
     """
 
     name: ProofName
@@ -153,6 +185,7 @@ class Proof:
     failures: tuple[str, ...] = ()
     first_difference: str | None = None
     divergence: TraceRow | None = None
+    tensors: tuple[TensorCheck, ...] = ()
 
     @property
     def proves_nothing(self) -> bool:
@@ -197,12 +230,17 @@ class Rewrite:
 
 @dataclass(frozen=True)
 class Movement:
-    """An operator of the artifact that moves data at run time; `elements` per sample, or "unknown"."""
+    """An operator of the artifact that moves data at run time; `elements` per sample, or "unknown".
+
+    Attributes:
+        source_line: of the user's code that asked for it, "" if unknown.
+    """
 
     kind: str
     module: str
     reason: str
     elements: int | str
+    source_line: str = ""
 
 
 @dataclass(frozen=True)
@@ -322,6 +360,28 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Environment:
+    """Where a report was made.
+
+    Attributes:
+        peak_memory: bytes that this process held at most so far; None where the system does not say.
+        versions: of Python and the libraries that are installed.
+    """
+
+    system: str
+    cores: int
+    peak_memory: int | None
+    versions: Mapping[str, str]
+
+    @classmethod
+    def current(cls) -> Self:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        versions = {name: found for name in LIBRARIES if (found := library_version(name)) is not None}
+        system = f"{platform.system()} {platform.machine()}"
+        return cls(system, len(os.sched_getaffinity(0)), peak, {"python": platform.python_version(), **versions})
+
+
+@dataclass(frozen=True)
 class ConversionReport(Report):
     """One model, converted to one or more formats; `timings` in seconds, by step.
 
@@ -340,6 +400,7 @@ class ConversionReport(Report):
     timings: Mapping[str, float] = field(default_factory=dict)
     compared_on: ComparedOn | None = None
     answers: tuple[Answer, ...] = ()
+    environment: Environment = field(default_factory=Environment.current)
 
     @property
     def status(self) -> Status:
@@ -374,6 +435,7 @@ class VerificationReport(Report):
     timings: Mapping[str, float] = field(default_factory=dict)
     compared_on: ComparedOn | None = None
     quantization: Quantization | None = None
+    environment: Environment = field(default_factory=Environment.current)
 
     @property
     def exit_status(self) -> int:  # type: ignore[override]
@@ -425,6 +487,7 @@ class IntoReport(Report):
     explanations: tuple[Explanation, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
     compared_on: ComparedOn | None = None
+    environment: Environment = field(default_factory=Environment.current)
 
     @property
     def exit_status(self) -> int:  # type: ignore[override]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..report.results import Proof
+from ..report.results import Proof, TensorCheck
 
 FOLDED_ULP = 4
 BLOCK = 2**18  # elements compared at a time
@@ -51,24 +51,27 @@ def compare_weights(
         for name in actual
         if name not in expected
     ]
-    worst = 0.0
+    checks = []
     module: str | None = None
-    for name in expected:
+    for name, one in expected.items():
         if name not in actual:
             continue
-        fault, ulps = _compare_tensor(expected[name], np.asarray(actual[name]))
-        worst = max(worst, ulps)
+        array = np.asarray(actual[name])
+        fault, ulps = _compare_tensor(one, array)
+        checks.append(TensorCheck(name, one.sources, array.shape, one.exact, ulps, fault or ""))
         if fault:
-            sources = expected[name].sources
-            failures.append(f"{name} (from {', '.join(sources) or 'nothing'}): {fault}")
-            module = module or next((source.rpartition(".")[0] or "the model itself" for source in sources), None)
+            failures.append(f"{name} (from {', '.join(one.sources) or 'nothing'}): {fault}")
+            module = module or next((source.rpartition(".")[0] or "the model itself" for source in one.sources), None)
     failures += _unaccounted(expected, set(source_names), unused)
     if graph_as_written is False:
         failures.append("the graph differs from what was built, in an operator, an attribute or a constant")
     if failures:
         summary = f"{len(failures)} {'fault' if len(failures) == 1 else 'faults'}: {'; '.join(sorted(failures)[:3])}"
-        return Proof("weights", False, summary, failures=tuple(sorted(failures)), first_difference=module)
-    return Proof("weights", True, _summary(list(expected.values()), unused, worst))
+        return Proof(
+            "weights", False, summary, failures=tuple(sorted(failures)), first_difference=module, tensors=tuple(checks)
+        )
+    worst = max((check.ulps for check in checks), default=0.0)
+    return Proof("weights", True, _summary(list(expected.values()), unused, worst), tensors=tuple(checks))
 
 
 def is_as_expected(expected: Expected, actual: np.ndarray) -> bool:

@@ -71,7 +71,8 @@ def test_the_wheel_holds_the_packages_their_types_and_the_sample_only(repository
     with zipfile.ZipFile(wheel) as archive:
         held = {name.partition(".data/data/")[2] or name for name in archive.namelist() if ".dist-info/" not in name}
     beside = {f"{INSTALLED}/{PACKAGE}/{name}" for name in FILES_OF_SAMPLE} | {f"{INSTALLED}/docs/versions.json"}
-    assert held == names | beside | {"cli.py", "converter/py.typed", "mappings/py.typed"}
+    page = {f"converter/report/page.{kind}" for kind in ("html.jinja", "css", "js")}
+    assert held == names | beside | page | {"cli.py", "converter/py.typed", "mappings/py.typed"}
 
 
 def test_the_readme_needs_no_address_of_the_repository():
