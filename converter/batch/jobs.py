@@ -185,7 +185,7 @@ def from_manifest(file: Path, to: Sequence[str], options: Mapping[str, Any]) -> 
         raise UsageError(
             f"The manifest cannot be read: {error}.",
             code="PTC6009",
-            fix='Correct the manifest: it is a TOML file; see README, "Convert many".',
+            fix="Correct the manifest: it is a TOML file; see docs/BATCH.md.",
             where=str(file),
         ) from error
     unknown = sorted(set(content) - {"defaults", "models"})

@@ -1,6 +1,5 @@
 """What the sdist and the wheel hold, and that the wheel alone converts and verifies."""
 
-import re
 import shutil
 import subprocess
 import sys
@@ -73,11 +72,6 @@ def test_the_wheel_holds_the_packages_their_types_and_the_sample_only(repository
     beside = {f"{INSTALLED}/{PACKAGE}/{name}" for name in FILES_OF_SAMPLE} | {f"{INSTALLED}/docs/versions.json"}
     page = {f"converter/report/page.{kind}" for kind in ("html.jinja", "css", "js")}
     assert held == names | beside | page | {"cli.py", "converter/py.typed", "mappings/py.typed"}
-
-
-def test_the_readme_needs_no_address_of_the_repository():
-    """A package index shows it without the files beside it, and the project has no published address."""
-    assert re.findall(r"\]\((?!https://)|<img|^\[.*\]:", (ROOT / "README.md").read_text(), re.MULTILINE) == []
 
 
 def metadata(wheel: Path, name: str) -> str:

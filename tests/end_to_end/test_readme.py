@@ -1,5 +1,6 @@
-"""README.md's commands and examples, run as written. Set-up and tests are run by `.ci/run`, in a fresh environment."""
+"""Commands and examples of README.md and the guides, run as written; `.ci/run` runs set-up and tests."""
 
+import json
 import os
 import re
 import subprocess
@@ -17,17 +18,39 @@ from converter.report.failures import WORST_FIRST
 
 REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "README.md").read_text()
+GUIDES = [
+    REPOSITORY / f"docs/{name}.md"
+    for name in (
+        "ARTIFACTS",
+        "BATCH",
+        "CHECKPOINTS",
+        "COMMANDS",
+        "CUSTOM_OPERATORS",
+        "LIMITS",
+        "PATTERNS",
+        "PROOFS",
+        "PYTHON",
+    )
+]
+TEXT = "\n".join([README, *(guide.read_text() for guide in GUIDES)])
 COMMANDS = os.environ | {
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
-MARKS = {"set-up": "sh", "main job": "sh", "main job says": "text", "after the main job": "python", "tests": "sh"}
+MARKS = {
+    "install": "sh",
+    "set-up": "sh",
+    "main job": "sh",
+    "main job says": "text",
+    "after the main job": "python",
+    "tests": "sh",
+}
 
 
 def blocks(language: str, mark: str | None = None) -> list[str]:
     """The code blocks of a language, all or those under a mark."""
     above = rf"^<!-- {mark} -->\n" if mark else "^"
-    return re.findall(rf"{above}```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    return re.findall(rf"{above}```{language}\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
 
 
 CONVERSIONS = [block for block in blocks("sh") if block.startswith("convert ")]
@@ -155,6 +178,43 @@ def test_block_that_scripts_look_for_is_there(mark: str):
     assert len(blocks(MARKS[mark], mark)) == 1
 
 
+def test_the_readme_is_read_in_a_minute_and_its_links_lead_somewhere():
+    assert len(README.encode()) <= 7 * 1024
+    for page in (REPOSITORY / "README.md", *GUIDES):
+        for link in re.findall(r"\]\((?!https?://)([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / link).is_file(), f"{page.name}: {link}"
+
+
+@pytest.mark.slow
+def test_the_picture_is_of_what_is_written():
+    import focus_picture
+
+    assert focus_picture.PAGE.read_text() == focus_picture.document(), "run: python docs/generate/focus_picture.py"
+
+
+@pytest.mark.parametrize(
+    "figure, page, source",
+    [
+        ("| 87 of 87 |", "ZOO", "87 architectures were run; 87 of them are verified in all three formats."),
+        ("| 1601 of 1601 |", "VERIFICATION", "1601 of 1601 faults caught"),
+        ("| 97 % |", "OPERATORS", "97.2% |"),
+        ("nobuco, litert-torch | 1, 5, 7 |", "questions/focus-row-major", "| 4 slices, 1 concatenation |"),
+        ("nobuco, litert-torch | 1, 5, 7 |", "questions/focus-row-major", "| 6 slices, 1 concatenation |"),
+    ],
+)
+def test_figures_are_those_of_the_pages(figure: str, page: str, source: str):
+    assert figure in README
+    assert source in (REPOSITORY / f"docs/{page}.md").read_text()
+
+
+def test_architectures_without_a_move_are_counted():
+    rows = [
+        row["operators"] for row in json.loads((REPOSITORY / "docs/movement.json").read_text()) if row["format"] == "tf"
+    ]
+    still = sum(not row["Transpose"] and not row["Gather"] for row in rows)
+    assert f"| of {len(rows)} architectures, no transpose or gather in the SavedModel | {still} |" in README
+
+
 def test_exit_statuses_are_those_of_the_command():
-    statuses = re.findall(r"^\| (\d+) \|", README, re.MULTILINE)
+    statuses = re.findall(r"^\| (\d+) \|", TEXT, re.MULTILINE)
     assert sorted(map(int, statuses)) == sorted({*WORST_FIRST, *(128 + number for number in SIGNALS)})

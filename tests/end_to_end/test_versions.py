@@ -1,4 +1,4 @@
-"""What is imported is declared; pyproject.toml, constraints-lowest.txt and README.md tell the same lowest versions."""
+"""What is imported is declared; pyproject.toml, the constraints and docs/INSTALLATION.md have the same versions."""
 
 import ast
 import re
@@ -23,7 +23,7 @@ DISTRIBUTIONS = {
 }  # by what is imported, where it differs
 # Whoever has models of them has them; tests are skipped without, benchmarks say so.
 WITH_THE_MODEL = {"timm", "transformers"}
-README_COLUMNS = ("torch", "tensorflow", "keras", "onnx", "onnxruntime", "numpy")
+COLUMNS = ("torch", "tensorflow", "keras", "onnx", "onnxruntime", "numpy")
 
 
 def pinned(file: str) -> dict[str, str]:
@@ -104,10 +104,12 @@ def test_pinned_versions_are_allowed():
 
 
 @pytest.mark.parametrize("row, file", [("pinned", "constraints.txt"), ("lowest", "constraints-lowest.txt")])
-def test_the_readme_shows_them(row, file):
+def test_the_page_of_installation_shows_them(row, file):
     pins = pinned(file)
-    (cells,) = re.findall(rf"^\| {row}[^|]*\| [\d.]+ \|(.*)\|$", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert [cell.strip() for cell in cells.split("|")] == [pins[name] for name in README_COLUMNS]
+    (cells,) = re.findall(
+        rf"^\| {row}[^|]*\| [\d.]+ \|(.*)\|$", (ROOT / "docs/INSTALLATION.md").read_text(), re.MULTILINE
+    )
+    assert [cell.strip() for cell in cells.split("|")] == [pins[name] for name in COLUMNS]
 
 
 def test_the_page_of_tested_versions_is_that_of_the_results():
