@@ -1,5 +1,7 @@
 """Fold a factor before a convolution into its kernel, and a difference where nothing is padded (inference artifacts).
 
+A linear layer of (batch, features) is one of these.
+
 conv(x * s, W, b) -> conv(x, W * s, b)
 conv(x + c, W, b) -> conv(x, W, b + sum(W * c)), without padding
 
@@ -33,7 +35,9 @@ def fold_input_scale(program: Program) -> list[Change]:
 
 
 def _convolutions(program: Program) -> list[fx.Node]:
-    return [n for target in CONVOLUTIONS for n in program.graph.find_nodes(op="call_function", target=target)]
+    found = [n for target in CONVOLUTIONS for n in program.graph.find_nodes(op="call_function", target=target)]
+    linear = program.graph.find_nodes(op="call_function", target=aten.linear.default)
+    return [*found, *(n for n in linear if n.meta["val"].dim() == 2)]
 
 
 def _folded(program: Program, conv: fx.Node) -> Iterator[Change]:
@@ -49,13 +53,13 @@ def _folded(program: Program, conv: fx.Node) -> Iterator[Change]:
         if found is None or (moved and _count(found[1]) > 1):
             return
         source, constant = found
-        groups = arguments.integer("groups")
+        groups = 1 if conv.target is aten.linear.default else arguments.integer("groups")
         if node.target in FACTORS:
             scale = partial(_scaled, groups=groups, divides=FACTORS[node.target])
             values = _combined(program, scale, [weight], constant)
             program.replace_tensor(weight, values, _origin(program, [weight], constant), [conv])
             what = "factor"
-        elif not moved and _is_unpadded(conv):
+        elif not moved and is_unpadded(conv):
             shift = partial(_shifted, groups=groups, sign=TERMS[node.target])
             held = [weight] if bias is None else [weight, bias]
             values = _combined(program, shift, held, constant)
@@ -98,7 +102,9 @@ def _count(constant: float | fx.Node) -> int:
     return constant.meta["val"].numel() if isinstance(constant, fx.Node) else 1
 
 
-def _is_unpadded(conv: fx.Node) -> bool:
+def is_unpadded(conv: fx.Node) -> bool:
+    if conv.target is aten.linear.default:
+        return True
     padding = bound_arguments(conv).value("padding")
     return padding == "valid" if isinstance(padding, str) else all(side == 0 for side in padding)
 

@@ -466,6 +466,8 @@ def by_channel(*values):
 
 
 MEANS, DEVIATIONS = (0.1, 0.2, 0.3, 0.4, 0.5, -0.6), (1.0, 2.0, 0.5, 4.0, 0.25, 3.0)
+
+
 INPUT_SCALE_FIRES = {
     "a factor": (normalized(lambda x: x / 255, padding=1), IMAGE, "conv2d"),
     "a factor of each channel, in groups": (
@@ -482,8 +484,14 @@ INPUT_SCALE_FIRES = {
         Call(lambda self, x: self.conv(ours.space_to_depth(x / 255, 2)), conv=nn.Conv2d(24, 4, 3)), (2, 6, 8, 6),
         "space_to_depth conv2d",
     ),
+    "features before a linear layer": (
+        Call(lambda self, x: self.linear(x * torch.arange(1.0, 7.0) - 0.5), linear=nn.Linear(6, 4)), (2, 6), "linear"
+    ),
 }  # fmt: skip
 INPUT_SCALE_LEAVES = {
+    "positions before a linear layer": (
+        Call(lambda self, x: self.linear(x * torch.arange(1.0, 7.0)[:, None]), linear=nn.Linear(8, 4)), (2, 6, 8)
+    ),
     "a difference, padded": (normalized(lambda x: x - by_channel(*MEANS), padding=1), IMAGE),
     "a factor of each pixel": (normalized(lambda x: x * torch.arange(8.0)), IMAGE),
     "a factor that is read twice": (
@@ -491,6 +499,34 @@ INPUT_SCALE_LEAVES = {
     ),
     "a product of inputs": (normalized(lambda x: x * x.mean((2, 3), keepdim=True)), IMAGE),
 }  # fmt: skip
+NORM_FIRES = {
+    "behind an activation": (nn.Sequential(nn.ReLU(), nn.BatchNorm2d(6)), IMAGE, "relu mul add"),
+    "before a convolution": (nn.Sequential(nn.BatchNorm2d(6), nn.Conv2d(6, 4, 3)), IMAGE, "mul add conv2d"),
+    "before a convolution that pads": (
+        nn.Sequential(nn.BatchNorm2d(6), nn.Conv2d(6, 4, 3, padding=1, groups=2)), IMAGE, "add mul conv2d"
+    ),
+    "before a convolution that pads by name": (
+        nn.Sequential(nn.BatchNorm1d(6), nn.Conv1d(6, 4, 3, padding="same")), SEQUENCE, "add mul conv1d"
+    ),
+    "a channel that vanishes, before a convolution that pads": (
+        Call(
+            lambda self, x: self.conv(F.batch_norm(x, self.mean, self.var, self.gamma)),
+            mean=torch.ones(6), var=torch.full((6,), 0.5), gamma=torch.arange(6.0),
+            conv=nn.Conv2d(6, 4, 3, padding=1),
+        ),
+        IMAGE, "mul add conv2d"
+    ),
+    "read by a convolution that pads and by a sum": (
+        Call(
+            lambda self, x: self.conv(y := self.norm(x)) + y,
+            norm=nn.BatchNorm2d(6), conv=nn.Conv2d(6, 6, 3, padding=1),
+        ),
+        IMAGE, "mul add conv2d add",
+    ),
+    "no scale and shift": (nn.Sequential(nn.BatchNorm3d(6, affine=False, eps=0.3)), VOLUME, "mul add"),
+    "features": (nn.BatchNorm1d(6), (2, 6), "mul add"),
+}  # fmt: skip
+NORM_LEAVES = {"statistics of the batch": (nn.BatchNorm2d(6, track_running_stats=False), IMAGE)}
 MORE_SEPARABLE = {
     "along one axis": (
         nn.Sequential(nn.Conv1d(6, 12, 3, 2, 1, groups=6, bias=False), nn.Conv1d(12, 4, 1)), SEQUENCE,
