@@ -21,9 +21,9 @@ from converter.ir.program import Origin, Program, module_path
 from converter.rewrites.base import Change, set_bias
 
 aten, ours = torch.ops.aten, torch.ops.converter
-CONVOLUTIONS = (
+LAYERS = (
     aten.conv1d.default, aten.conv2d.default, aten.conv3d.default,
-    aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding,
+    aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding, aten.linear.default,
 )  # fmt: skip
 MOVES = (ours.space_to_depth.default, ours.reorder_channels.default)
 FACTORS = {aten.mul.Tensor: False, aten.div.Tensor: True}  # whether the constant divides
@@ -31,13 +31,13 @@ TERMS = {aten.add.Tensor: 1.0, aten.sub.Tensor: -1.0}
 
 
 def fold_input_scale(program: Program) -> list[Change]:
-    return [change for conv in _convolutions(program) for change in _folded(program, conv)]
+    layers = [n for target in LAYERS for n in program.graph.find_nodes(op="call_function", target=target)]
+    return [change for layer in layers if takes_scale(layer) for change in _folded(program, layer)]
 
 
-def _convolutions(program: Program) -> list[fx.Node]:
-    found = [n for target in CONVOLUTIONS for n in program.graph.find_nodes(op="call_function", target=target)]
-    linear = program.graph.find_nodes(op="call_function", target=aten.linear.default)
-    return [*found, *(n for n in linear if n.meta["val"].dim() == 2)]
+def takes_scale(node: fx.Node) -> bool:
+    """Return whether a node is a layer over the channels in dimension 1."""
+    return node.target in LAYERS and (node.target is not aten.linear.default or node.meta["val"].dim() == 2)
 
 
 def _folded(program: Program, conv: fx.Node) -> Iterator[Change]:

@@ -7,6 +7,7 @@ Both are computed at conversion, as PyTorch computes them on each run. `fold_inp
 linear layer behind take what it can: all of it without padding, the factor with padding.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -17,18 +18,31 @@ from converter.ir.lazy_tensor import LazyTensor
 from converter.ir.program import Program, module_path, tensor_name
 from converter.rewrites.base import Change
 from converter.rewrites.fold_batch_norm import STATISTICS, scale_of, shifted
-from converter.rewrites.fold_input_scale import CONVOLUTIONS, is_unpadded
+from converter.rewrites.fold_input_scale import is_unpadded, takes_scale
 
 aten = torch.ops.aten
 VECTORS = ("gamma", "beta", "mean", "var")
 
 
 def norm_to_scale(program: Program) -> list[Change]:
+    return _written(program, lambda norm: True)
+
+
+def norm_to_taken_scale(program: Program) -> list[Change]:
+    """Leave what no layer behind takes whole: ONNX Runtime's norm is as fast as a product and a sum."""
+    return _written(program, lambda norm: (layer := _layer_behind(norm)) is not None and is_unpadded(layer))
+
+
+def _written(program: Program, chosen: Callable[[fx.Node], bool]) -> list[Change]:
     changes = []
     for norm in program.graph.find_nodes(op="call_function", target=aten.batch_norm.default):
         arguments = bound_arguments(norm)
         given = [arguments.value(name) for name in STATISTICS]
-        if arguments.flag("training") or any(not (n is None or program.is_tensor(n)) for n in given):
+        if (
+            not chosen(norm)
+            or arguments.flag("training")
+            or any(not (n is None or program.is_tensor(n)) for n in given)
+        ):
             continue
         held = {name: node for name, node in zip(VECTORS, given, strict=True) if node is not None}
         if "mean" not in held:
@@ -52,8 +66,8 @@ def _replace(program: Program, norm: fx.Node, x: fx.Node, held: dict[str, fx.Nod
 
     with program.graph.inserting_before(norm):
         factor = tensor("factor")
-        users = list(norm.users)
-        padded = len(users) == 1 and users[0].target in CONVOLUTIONS and not is_unpadded(users[0])
+        layer = _layer_behind(norm)
+        padded = layer is not None and not is_unpadded(layer)
         if padded and program.query(term := tensor("term", divides=True), _is_finite):
             y = program.insert_call(aten.add.Tensor, (x, term), like=norm)
             y = program.insert_call(aten.mul.Tensor, (y, factor), like=norm)
@@ -62,6 +76,12 @@ def _replace(program: Program, norm: fx.Node, x: fx.Node, held: dict[str, fx.Nod
             y = program.insert_call(aten.add.Tensor, (y, tensor("term")), like=norm)
     norm.replace_all_uses_with(y)
     program.graph.erase_node(norm)
+
+
+def _layer_behind(norm: fx.Node) -> fx.Node | None:
+    """Return the only user if it is a layer whose kernel can take the factor."""
+    layer = next(iter(norm.users)) if len(norm.users) == 1 else None
+    return layer if layer is not None and takes_scale(layer) else None
 
 
 def _vector(

@@ -50,7 +50,7 @@ from converter.rewrites.linear_to_matmul import linear_to_matmul
 from converter.rewrites.merge_padding import merge_padding
 from converter.rewrites.merge_separable import merge_separable
 from converter.rewrites.negative_zero_padding import negative_zero_padding
-from converter.rewrites.norm_to_scale import norm_to_scale
+from converter.rewrites.norm_to_scale import norm_to_scale, norm_to_taken_scale
 from converter.rewrites.normalize_pools import normalize_pools
 from converter.rewrites.note_split_volumes import note_split_volumes
 from converter.rewrites.order_in_pixel_shuffle import order_in_pixel_shuffle
@@ -89,6 +89,7 @@ FOR_INFERENCE = (
     *(INFERENCE_VARIANTS.get(r, r) for r in COMMON),
     fold_batch_norm,
     group_large_normalized,
+    norm_to_scale,
     fold_input_scale,
     merge_padding,
 )
@@ -98,6 +99,7 @@ ONNX_VARIANTS: dict[Rewrite, Rewrite] = {
     find_space_to_depth: find_fast_space_to_depth,
     group_convolutions: group_fast_convolutions,
     group_large_normalized: group_fast_normalized,
+    norm_to_scale: norm_to_taken_scale,
 }
 TORCH_VARIANTS: dict[Rewrite, tuple[Rewrite, ...]] = {
     find_shifts: (find_deformable_shifts, remaining_offsets),
@@ -118,7 +120,7 @@ REWRITES: dict[str, tuple[Rewrite, ...]] = {
     ),
     "tf": (
         drop_batch_index,
-        *(TF_VARIANTS.get(r, r) for r in insert_before(FOR_INFERENCE, fold_input_scale, norm_to_scale)),
+        *(TF_VARIANTS.get(r, r) for r in FOR_INFERENCE),
         order_in_views,
         order_in_pixel_shuffle,
         note_split_volumes,
@@ -149,7 +151,7 @@ REWRITES: dict[str, tuple[Rewrite, ...]] = {
     ),
 }
 REWRITES["tflite"] = (*REWRITES["tf"], keep_small_values)  # its writer takes a SavedModel
-KEEP_BATCHNORM = (fold_batch_norm, norm_to_scale)
+KEEP_BATCHNORM = (fold_batch_norm, norm_to_scale, norm_to_taken_scale)
 AS_CONVOLUTION: dict[Rewrite, Rewrite] = {space_to_depth_as_pixel_unshuffle: space_to_depth_as_convolution}
 EXACT_SHIFTS: dict[Rewrite, Rewrite] = {
     find_shifts: find_sampled_shifts,

@@ -87,7 +87,7 @@ from converter.rewrites.linear_to_matmul import linear_to_matmul
 from converter.rewrites.merge_padding import merge_padding
 from converter.rewrites.merge_separable import merge_separable
 from converter.rewrites.negative_zero_padding import negative_zero_padding
-from converter.rewrites.norm_to_scale import norm_to_scale
+from converter.rewrites.norm_to_scale import norm_to_scale, norm_to_taken_scale
 from converter.rewrites.normalize_pools import normalize_pools
 from converter.rewrites.note_split_volumes import note_split_volumes
 from converter.rewrites.order_in_pixel_shuffle import order_in_pixel_shuffle
@@ -1380,6 +1380,10 @@ TABLES = {
     merge_padding: (PADDING_FIRES, PADDING_LEAVES),
     fold_depthwise_bias: (DEPTHWISE_BIAS_FIRES, DEPTHWISE_BIAS_LEAVES),
     norm_to_scale: (NORM_FIRES, NORM_LEAVES),
+    norm_to_taken_scale: (
+        {name: row for name, row in NORM_FIRES.items() if name == "before a convolution"},
+        NORM_LEAVES | {name: row[:2] for name, row in NORM_FIRES.items() if name != "before a convolution"},
+    ),
     fold_input_scale: (INPUT_SCALE_FIRES, INPUT_SCALE_LEAVES),
     fold_redundant_bias: (
         {name: row for name, row in DEPTHWISE_BIAS_FIRES.items() if name not in REDUNDANT_BIAS_LEAVES},
