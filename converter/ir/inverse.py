@@ -19,7 +19,7 @@ from converter.ir.recipe import Formula, Kitchen, Step, leaves, operator_of, wit
 MOVES = frozenset(
     {"view", "_unsafe_view", "permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "slice", "select", "split"}
     | {"split_with_sizes", "unbind", "diagonal", "alias", "detach", "clone", "cat", "stack", "index_select", "index"}
-    | {"gather", "flip", "roll", "repeat"}
+    | {"gather", "flip", "roll", "repeat", "embedding"}
 )
 SUMS = {"add.Tensor": 1, "sub.Tensor": -1}
 NOT_HERE = -1

@@ -56,10 +56,20 @@ OPERATORS = frozenset(
     eq.Scalar eq.Tensor ne.Scalar ne.Tensor lt.Scalar lt.Tensor le.Scalar le.Tensor gt.Scalar gt.Tensor ge.Scalar
     ge.Tensor logical_and.default logical_or.default logical_not.default logical_xor.default bitwise_and.Tensor
     bitwise_or.Tensor bitwise_not.default bitwise_xor.Tensor isfinite.default isnan.default isinf.default
+    embedding.default native_layer_norm.default var_mean.correction std.correction std_mean.correction vdot.default
+    upsample_linear1d.default upsample_linear1d.vec upsample_nearest2d.default upsample_nearest2d.vec
+    upsample_bilinear2d.default upsample_bilinear2d.vec upsample_bicubic2d.default upsample_bicubic2d.vec
+    _upsample_bilinear2d_aa.default _upsample_bilinear2d_aa.vec _upsample_bicubic2d_aa.default
+    _upsample_bicubic2d_aa.vec convolution.default hardswish.default hardsigmoid.default hardtanh.default
+    leaky_relu.default elu.default addcmul.default addcdiv.default lerp.Scalar lerp.Tensor logsumexp.default
+    cumprod.default scatter.src scatter.value index_put.default sort.default topk.default diag_embed.default
+    asin.default acos.default sinh.default cosh.default atan2.default erfinv.default view_as_complex.default
+    view_as_real.default complex.default polar.default linalg_matrix_exp.default linalg_solve_triangular.default
+    linalg_householder_product.default
     _local_scalar_dense.default equal.default is_nonzero.default allclose.default nonzero.default
     """.split()  # noqa: SIM905
 )
-PRODUCTS = frozenset({"mm", "bmm", "mv", "dot", "addmm", "addmv", "baddbmm"})
+PRODUCTS = frozenset({"mm", "bmm", "mv", "dot", "vdot", "addmm", "addmv", "baddbmm"})
 SETTINGS = {"dtype": torch.dtype, "memory_format": torch.memory_format, "layout": torch.layout}
 
 
@@ -191,6 +201,7 @@ class Kitchen:
     state: dict[str, Tensor]
     artifact_elements: int
     _left: int = field(init=False)
+    _held: int = field(init=False)  # elements of all results of the formula that is computed
 
     def __post_init__(self) -> None:
         elements = sum(spec.elements for spec in self.recipe.keys.values()) + self.artifact_elements
@@ -225,6 +236,7 @@ class Kitchen:
 
     def _run(self, formula: Formula) -> tuple[list[Tensor], list[int], Any]:
         values = [self.state[r] if isinstance(r, str) else self.recipe.literals[r] for r in formula.reads]
+        self._held = 0
         borrowed = {value.untyped_storage().data_ptr() for value in values}
         last: Any = None
         counts = []
@@ -256,11 +268,22 @@ class Kitchen:
             largest = max((result.numel() for result in results), default=0)
             if largest > self._largest:
                 raise DamagedRecipe(f"a result of {largest} elements")
-            inner = max(args[-2].shape[-1:], default=1) if name in PRODUCTS else 1
-            work += sum(result.numel() for result in results) * max(inner // 256, 1)
+            self._held += sum(result.numel() for result in results)
+            if self._held > 2 * self._largest:
+                raise DamagedRecipe("it holds too much at once")
+            work += sum(result.numel() for result in results) * max(_inner(name, args) // 256, 1)
         self._left -= work
         if self._left < 0:
             raise DamagedRecipe("it computes too much")
+
+
+def _inner(name: str, args: Sequence[Any]) -> int:
+    """Return about how many operations an element of the result takes."""
+    if name in PRODUCTS:
+        return int(max(args[-2].shape[-1:], default=1))
+    if name == "convolution":
+        return int(args[1].numel())
+    return 16 * max(args[0].shape, default=1) if "linalg" in name else 1
 
 
 def operator_of(step: Step) -> OpOverload:

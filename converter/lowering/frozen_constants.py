@@ -63,6 +63,16 @@ def frozen_constants(traced: Any, tensors: Mapping[str, tuple[Any, Constant]]) -
     return [FrozenConstant(a.numpy(), held[t.op.name]) for t, a in zip(wanted, arrays, strict=True)]
 
 
+def literals(traced: Any) -> list[np.ndarray]:
+    """Return the arrays of floats that a function, or one that it calls, holds itself."""
+    from tensorflow.python.framework.tensor_util import MakeNdarray
+
+    graph = traced.graph.as_graph_def()
+    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+    arrays = (MakeNdarray(node.attr["value"].tensor) for node in nodes if node.op == "Const")
+    return [array for array in arrays if array.dtype.kind == "f"]
+
+
 def _in_order(operators: Iterable[Any]) -> list[Any]:
     """Sort operators so that each comes after those it reads."""
     order: dict[str, Any] = {}

@@ -29,17 +29,18 @@ from converter.memory import reusing_blocks, swept
 from converter.options import ArtifactOptions
 from converter.pipeline.clock import Clock
 from converter.pipeline.load_model import LoadedModel
-from converter.pipeline.recipes import REASON, is_alike, stamped_recipe
+from converter.pipeline.recipes import REASON, is_alike, stamped_recipe, take_same_elements
 from converter.plan.builder import PlanBuilder
 from converter.plan.interface import TensorInterface
 from converter.plan.steps import Constant
 from converter.report.results import Movement, Rewrite, library_version
 from converter.rewrites.base import Change
 from converter.rewrites.pipelines import AS_CONVOLUTION, EXACT_SHIFTS, KEEP_BATCHNORM, REWRITES
+from converter.verification.array_arrangement import content
 from converter.verification.checked_rewrite import rewrite
 from converter.verification.onnx_weights import named, refillable
 from converter.verification.prove import expected_tensors
-from converter.verification.tflite_weights import expected_constants
+from converter.verification.tflite_weights import expected_constants, moved_to
 from converter.verification.weight_proof import Expected
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ class RewrittenModel:
 
     def _recipe_in_onnx(self, exported: Exported) -> dict[str, Any]:
         arrays = exported.initializers()
-        expected = refillable(self.program, arrays)
+        expected = refillable(self.program, arrays, exported.folded.literals)
         if expected is None:
             return {REASON: "PyTorch's exporter merges, drops or folds weights of this checkpoint"}
         tensors = {n: (one.array, arrays[n].dtype) for n, one in expected.items() if isinstance(one.array, LazyTensor)}
@@ -193,26 +194,53 @@ class RewrittenModel:
         ]
         return stamped_recipe(self.source, self.queries, tensors, others, arrays)
 
-    def _recipe_in_tflite(self, content: bytes) -> dict[str, Any]:
+    def _recipe_in_tflite(self, file: bytes) -> dict[str, Any]:
         from converter.artifacts.runtime.tflite_content import slopes, stored_tensors
+        from converter.lowering.frozen_constants import literals
 
-        stored = {tensor.name: tensor.array for tensor in stored_tensors(content)}
+        stored = {tensor.name: tensor.array for tensor in stored_tensors(file)}
         floats = {name: array for name, array in stored.items() if array.dtype.kind == "f" and array.size}
-        read = floats | dict(slopes(content))
+        read = floats | dict(slopes(file))
         held = expected_constants(self.frozen_constants() or (), read, self.program.origins)
         lazy = {n: one.array for n, one in held.items() if isinstance(one.array, LazyTensor) and n in floats}
         executor = self.executor("float32")
         constants = [*(constant for _, constant in executor.tensors.values()), *executor.inlined]
-        known = [constant.array().astype(np.float32) for constant in constants if constant.dtype.is_floating_point]
-        zeros = {n for n, array in read.items() if not array.any()} if all(array.any() for array in known) else set()
-        computed = [n for n in read if n not in lazy and (n not in held or held[n].sources) and n not in zeros]
+        known = [(c, c.array().astype(np.float32)) for c in constants if c.dtype.is_floating_point]
+        by_content: dict[tuple[int, int], list[tuple[Constant, np.ndarray]]] = {}
+        for one, array in known:
+            by_content.setdefault(content(array), []).append((one, array))
+        own = {content(array) for array in literals(executor.traced)} - by_content.keys()
+        computed = [
+            name
+            for name, array in read.items()
+            if name not in lazy
+            and (name not in held or held[name].sources)
+            and array.any()
+            and content(array) not in own
+        ]
         if computed:
             return {REASON: f"TensorFlow's converter computes {computed[0]}, or writes it into an operator"}
-        if alike := [n for n in lazy if held[n].sources and is_alike(floats[n], known)]:
+
+        def rivals(name: str) -> list[np.ndarray]:
+            """Return what else has the values of a tensor, and would not for another checkpoint."""
+            same = by_content.get(content(floats[name]), ())
+            moved = ((array, moved_to(floats[name], array, one.values)) for one, array in same if len(same) > 1)
+            return [a for a, m in moved if m is None or not take_same_elements(self.source, lazy[name], m)]
+
+        if alike := [n for n in lazy if held[n].sources and is_alike(floats[n], [floats[n], *rivals(n)])]:
             return {REASON: f"nothing tells which weight {alike[0]} is, because several have the same values"}
+        covered: dict[str, int] = {}
+        for name in lazy:
+            for source in held[name].sources:
+                covered[source] = covered.get(source, 0) + floats[name].size
+        left_out = [
+            one
+            for one, array in known
+            if any(covered.get(s, 0) < array.size for t in one.sources for s in self.program.origins[t].sources)
+        ]
         tensors = {name: (values, floats[name].dtype) for name, values in lazy.items()}
-        others = [constant.values for constant in constants if not constant.dtype.is_floating_point]
-        return stamped_recipe(self.source, self.queries, tensors, others, floats)
+        others = [one for one in constants if not one.dtype.is_floating_point]
+        return stamped_recipe(self.source, self.queries, tensors, [one.values for one in (*others, *left_out)], floats)
 
     def _in_onnx(self) -> Exported:
         if self.reusable is not None and self.reusable.exported is not None:
@@ -221,7 +249,9 @@ class RewrittenModel:
             return exported
         exported = self._export()
         self._folded = exported.folded
-        if self.reusable is not None and (found := refillable(self.program, exported.initializers())):
+        if self.reusable is not None and (
+            found := refillable(self.program, exported.initializers(), exported.folded.literals)
+        ):
             self.reusable.exported = exported, found
         return exported
 

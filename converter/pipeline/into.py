@@ -92,7 +92,7 @@ def into(
         if batch is not None:
             notes.append(batch_note(batch))
         with clock("open"):
-            reopened, own = build.reopen(placement.temporary, runner, source)
+            reopened, own = build.reopen(placement.temporary, runner, source, built)
         if own:
             text = (
                 "The file was opened in this process, for its layers are your own: elsewhere it needs their code too."
@@ -195,8 +195,13 @@ class Build:
             )
         return built
 
-    def reopen(self, path: Path, runner: Runner | None, source: LoadedModel) -> tuple[Runner | LocalModel, bool]:
+    def reopen(
+        self, path: Path, runner: Runner | None, source: LoadedModel, built: Any
+    ) -> tuple[Runner | LocalModel, bool]:
         """Open what was written: in a new process if stock Keras can, else in this one, with the user's code.
+
+        Args:
+            built: the model that was written, whose classes may be in no registry of Keras.
 
         Returns:
             The opened model, and whether a `.keras` file needs the user's code.
@@ -208,8 +213,13 @@ class Build:
                 refuse_keras_parts(path)
                 runner.open(path)
             except (Refused, ConversionError):
-                with self.code, attribute_errors("opening the Keras file"):
-                    held = keras.saving.load_model(path, compile=False, safe_mode=False)
+                own = {type(layer).__name__: type(layer) for layer in built._flatten_layers()}
+                try:
+                    with self.code, attribute_errors("opening the Keras file"):
+                        held = keras.saving.load_model(path, own, compile=False, safe_mode=False)
+                except ConversionError as error:
+                    error.fix = f"{error.fix} Or write the weights alone: -o {path.stem}.weights.h5"
+                    raise
                 return LocalModel(functional(held, source, self.code)), True
             return runner, False
         again = self.make()

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from converter.ir.inverse import MOVES
 from converter.ir.lazy_tensor import LazyTensor, ValueQueries
 from converter.ir.program import Program, read_attribute
-from converter.ir.recipe import Formula, Recipe, Spec
+from converter.ir.recipe import Formula, Kitchen, Recipe, Spec
 from converter.ir.record import CannotRecord, Memory, Recorder, memory_of
-from converter.verification.array_arrangement import comparable, digest
+from converter.verification.array_arrangement import content
 
 LARGEST_SHARE = 0.02  # of an artifact's size
 LEAST = 4096  # bytes that are always allowed
@@ -43,8 +44,8 @@ def is_alike(array: np.ndarray, others: Iterable[np.ndarray]) -> bool:
     Args:
         others: all that it may have come from, itself included.
     """
-    own = digest(comparable(np.atleast_1d(array)))
-    same = sum(other.size == array.size and digest(comparable(np.atleast_1d(other))) == own for other in others)
+    own = content(array)
+    same = sum(other.size == array.size and content(other) == own for other in others)
     squeezed = array.squeeze()
     orders = itertools.islice(itertools.permutations(range(squeezed.ndim)), 1, None)
     return same > 1 or squeezed.ndim > MOST_AXES or any(_is_same(squeezed, squeezed.transpose(o)) for o in orders)
@@ -54,6 +55,26 @@ def _is_same(first: np.ndarray, second: np.ndarray) -> bool:
     few = slice(0, 1 << 10)
     a, b = first.flat, second.flat
     return np.array_equal(a[few], b[few]) and np.array_equal(first.reshape(-1), second.reshape(-1))
+
+
+def take_same_elements(source: Source, first: LazyTensor, second: LazyTensor) -> bool:
+    """Return whether two tensors are the same elements of the checkpoint's tensors, whatever these hold."""
+    recorder = Recorder(_memories(source))
+    try:
+        formulas = [recorder.formula(values.compute) for values in (first, second)]
+    except CannotRecord:
+        return False
+    names = {step.operator.partition(".")[0] for formula in formulas for step in formula.steps}
+    if recorder.conditions or not names <= MOVES or first.shape != second.shape:
+        return False
+    keys = list(dict.fromkeys(key for formula in formulas for key in formula.keys))
+    held, places, count = [source.state[key] for key in keys], dict[str, Tensor](), 0
+    for key, tensor in zip(keys, held, strict=True):
+        places[key] = torch.arange(count, count + tensor.numel()).reshape(tensor.shape)
+        count += tensor.numel()
+    specs = {key: Spec(tuple(places[key].shape), torch.int64) for key in keys}
+    kitchen = Kitchen(Recipe(specs, literals=recorder.literals), places, first.numel() + second.numel())
+    return torch.equal(*(kitchen.compute(formula) for formula in formulas))
 
 
 def stamped_recipe(

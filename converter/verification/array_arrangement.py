@@ -66,6 +66,11 @@ def digest(array: np.ndarray) -> tuple[int, int]:
     return array.size, int(hashes(array).sum(dtype=np.uint64))
 
 
+def content(array: np.ndarray) -> tuple[int, int]:
+    """Return a digest of an array's values in any order, as float32."""
+    return digest(comparable(np.atleast_1d(array)))
+
+
 def arranged(source: np.ndarray, target: np.ndarray, rounding: np.ndarray | None = None) -> Arrangement | None:
     """Find how `target` holds the values of `source`: bit for bit, or each within `rounding` (shaped as the source).
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import permutations
 from typing import Any
 
@@ -13,6 +13,9 @@ from converter.verification.weighted_operators import Fingerprint, Kind, Operato
 
 MOST_PARTS = 12  # that a packed projection may have
 MOST_PERMUTED = 4  # leading axes whose order is tried
+MOST_CHANNELS = 4096  # that are compared with each other
+PROBES = 8  # numbers that tell channels apart
+REORDERED = "channels in another order"
 
 
 class Unfit(Exception):  # not an error: another operator may fit
@@ -68,8 +71,15 @@ class Fit:
         return [*((o.number, self.part) for o in self.operators), *(("parameter", name) for name in self.parameters)]
 
 
-def arrange(theirs: np.ndarray, ours: np.ndarray, flattened: Sequence[tuple[int, ...]] = ()) -> Arrangement | None:
-    """Return how PyTorch's value, channels last, lies in Keras's, or None if that is another one."""
+def arrange(
+    theirs: np.ndarray, ours: np.ndarray, flattened: Sequence[tuple[int, ...]] = (), *, any_channels: bool = False
+) -> Arrangement | None:
+    """Return how PyTorch's value, channels last, lies in Keras's, or None if that is another one.
+
+    Args:
+        flattened: the shapes that PyTorch's columns may have had before a flatten.
+        any_channels: try other orders of the columns too.
+    """
     if theirs.size != ours.size or theirs.shape[-1] != ours.shape[-1]:
         return None
     rows = ours.shape[:-1]
@@ -81,7 +91,34 @@ def arrange(theirs: np.ndarray, ours: np.ndarray, flattened: Sequence[tuple[int,
         columns = np.moveaxis(np.arange(theirs.shape[-1]).reshape(shape), 0, -1).ravel()
         if theirs.shape == ours.shape and same_values(theirs[..., columns], ours):
             return Arrangement(rows, tuple(range(len(rows))), rows, columns)
+    for split, order in _orders(theirs.shape[:-1], rows) if any_channels else ():
+        found = Arrangement(split, order, rows)
+        if (columns := channel_order(found.of(theirs), ours)) is not None:
+            return replace(found, columns=columns)
     return None
+
+
+def channel_order(theirs: np.ndarray, ours: np.ndarray) -> np.ndarray | None:
+    """Return which of PyTorch's channels each of Keras's is, or None if some are none, or are alike."""
+    if theirs.shape != ours.shape or theirs.dtype.kind != "f" or ours.dtype.kind != "f":
+        return None
+    count = ours.shape[-1]
+    if not 1 < count <= MOST_CHANNELS:
+        return None
+    probes = np.random.default_rng(0).standard_normal((ours[..., 0].size, PROBES))
+    a, b = (value.reshape(-1, count).T.astype(np.float64) @ probes for value in (theirs, ours))
+    apart, within = (_distances(a, other) for other in (b, a))
+    np.fill_diagonal(within, np.inf)
+    columns = apart.argmin(0)
+    if within.min(initial=np.inf) <= 10 * apart.min(0).max() or len({*columns.tolist()}) < count:
+        return None
+    return columns if same_values(theirs[..., columns], ours) else None
+
+
+def _distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return how far each row of an array is from each of another."""
+    squares = np.square(one).sum(1)[:, None] + np.square(other).sum(1) - 2 * one @ other.T
+    return np.asarray(np.sqrt(np.maximum(squares, 0)))
 
 
 def _orders(theirs: tuple[int, ...], ours: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -221,7 +258,7 @@ class MapReader(LayerReader):
 
     def made(self, x: np.ndarray, operator: Operator, operators: Sequence[Operator]) -> Iterator[Fit]:
         joined = self._joined(operator, operators)
-        arrangement = arrange(operator.x, x, operator.flattened) if joined else None
+        arrangement = arrange(operator.x, x, operator.flattened, any_channels=True) if joined else None
         if arrangement is None:
             return
         each = [self.biased(o, o.result.shape[-1]) for o in joined]
@@ -229,7 +266,8 @@ class MapReader(LayerReader):
         matrix = np.concatenate([o.matrix for o in joined if o.matrix is not None])
         result = np.concatenate([o.result for o in joined], -1)
         if arrangement.columns is not None:
-            matrix, note = matrix[:, arrangement.columns], "columns in the order after Flatten"
+            matrix = matrix[:, arrangement.columns]
+            note = "columns in the order after Flatten" if operator.flattened else REORDERED
         symbols, name = [*self._contracted, *self._made], ", ".join(o.name for o in joined)
         for rows, text in self._parts(len(matrix), int(np.prod(self._out))):
             kernel = matrix[rows].T.reshape(*self._in, *self._out)
@@ -297,12 +335,20 @@ class ConvolutionReader(LayerReader):
         return operator.fingerprint_read
 
     def made(self, x: np.ndarray, operator: Operator, operators: Sequence[Operator]) -> Iterator[Fit]:
-        if self._settings() != _settings(operator) or not same_values(operator.read, x):
+        if self._settings() != _settings(operator):
             return
-        kernel = self._kernel(operator)
+        kernel, result = self._kernel(operator), operator.result
         assert kernel is not None
-        bias, note = self.biased(operator, operator.result.shape[-1])
-        yield Fit((operator,), operator.name, [kernel, *bias], self.back(operator.result), note)
+        bias, note = self.biased(operator, result.shape[-1])
+        if not same_values(operator.read, x):
+            columns = channel_order(operator.read, x) if self._depthwise or operator.settings["groups"] == 1 else None
+            if columns is None:
+                return
+            kernel, note = kernel[..., columns, :], ", ".join(filter(None, (note, REORDERED)))
+            if self._depthwise:
+                made = np.arange(result.shape[-1]).reshape(len(columns), -1)[columns].ravel()
+                result, bias = result[..., made], [one[made] for one in bias]
+        yield Fit((operator,), operator.name, [kernel, *bias], self.back(result), note)
 
     def _settings(self) -> dict[str, Any]:
         layer = self.layer
@@ -352,10 +398,15 @@ class TransposedReader(LayerReader):
         return np.moveaxis(operator.tensors["weight"], (0, 1), (-1, -2)).shape == tuple(self.layer.kernel.shape)
 
     def made(self, x: np.ndarray, operator: Operator, operators: Sequence[Operator]) -> Iterator[Fit]:
-        if not same_values(operator.x, x) or self.differences(x, operator):
+        if self.differences(x, operator):
             return
         kernel = np.moveaxis(operator.tensors["weight"], (0, 1), (-1, -2))
         bias, note = self.biased(operator, operator.result.shape[-1])
+        if not same_values(operator.x, x):
+            columns = channel_order(operator.x, x) if operator.settings["groups"] == 1 else None
+            if columns is None:
+                return
+            kernel, note = kernel[..., columns], ", ".join(filter(None, (note, REORDERED)))
         yield Fit((operator,), operator.name, [kernel, *bias], self.back(operator.result), note)
 
     def differences(self, x: np.ndarray, operator: Operator) -> list[str]:
@@ -388,19 +439,23 @@ class SeparableReader(ConvolutionReader):
         return [], ""
 
     def made(self, x: np.ndarray, operator: Operator, operators: Sequence[Operator]) -> Iterator[Fit]:
-        shape, result = tuple(self.layer.pointwise_kernel.shape), operator.result
-        mark = Fingerprint.of(result)
+        shape, mark = tuple(self.layer.pointwise_kernel.shape), Fingerprint.of(operator.result)
         for first in super().made(x, operator, operators):
+            assert first.result is not None
+            result = self.last(first.result)
             for second in operators:
                 matrix = second.matrix
                 if matrix is None or matrix.T.shape != shape[-2:] or not second.fingerprint.like(mark):
                     continue
+                columns = np.arange(shape[-2])
                 if not same_values(second.x, result):
-                    continue
+                    if (found := channel_order(second.x, result)) is None:
+                        continue
+                    columns = found
                 if "bias" in operator.tensors and operator.tensors["bias"].any():
                     raise Unfit(f"`{operator.name}` has a bias, which a separable convolution cannot have between")
                 bias, note = LayerReader.biased(self, second, matrix.shape[0])
-                values = [first.values[0], matrix.T.reshape(shape), *bias]
+                values = [first.values[0], matrix.T[columns].reshape(shape), *bias]
                 yield Fit((operator, second), f"{operator.name}, {second.name}", values, self.back(second.result), note)
 
 
@@ -416,9 +471,13 @@ class BatchNormReader(LayerReader):
         return operator.tensors["running_var"].shape == tuple(self.layer.moving_variance.shape)
 
     def made(self, x: np.ndarray, operator: Operator, operators: Sequence[Operator]) -> Iterator[Fit]:
-        if (arrangement := arrange(operator.x, x)) is not None:
+        if (arrangement := arrange(operator.x, x, any_channels=True)) is not None:
             values, note = self._values(operator)
-            yield Fit((operator,), operator.name, values, self.back(arrangement.of(operator.result)), note)
+            result = arrangement.of(operator.result)
+            if (columns := arrangement.columns) is not None:
+                result, values = result[..., columns], [value[columns] for value in values]
+                note = ", ".join(filter(None, (note, REORDERED)))
+            yield Fit((operator,), operator.name, values, self.back(result), note)
 
     def _values(self, operator: Operator) -> tuple[list[np.ndarray], str]:
         layer, t, notes = self.layer, operator.tensors, list[str]()
@@ -470,7 +529,7 @@ class NormReader(LayerReader):
         return shapes == {int(np.prod(v.shape)) for v in self.variables}
 
     def made(self, x: np.ndarray, operator: Operator, operators: Sequence[Operator]) -> Iterator[Fit]:
-        arrangement, layer = arrange(operator.x, x), self.layer
+        arrangement, layer = arrange(operator.x, x, any_channels=self._kind == "layer norm"), self.layer
         if arrangement is None or self.differences(x, operator):
             return
         gamma, beta = operator.tensors["weight"], operator.tensors.get("bias")
@@ -478,8 +537,13 @@ class NormReader(LayerReader):
             raise Unfit(f"it has no beta, `{operator.name}` has a bias")
         held = [gamma] if layer.scale else []
         held += [np.zeros_like(gamma) if beta is None else beta] if layer.center else []
+        result, note, columns = arrangement.of(operator.result), "", arrangement.columns
+        if columns is not None:
+            if gamma.shape != columns.shape:
+                return
+            result, held, note = result[..., columns], [value[columns] for value in held], REORDERED
         values = [np.reshape(v, w.shape) for v, w in zip(held, self.variables, strict=True)]
-        yield Fit((operator,), operator.name, values, self.back(arrangement.of(operator.result)))
+        yield Fit((operator,), operator.name, values, self.back(result), note)
 
     def differences(self, x: np.ndarray, operator: Operator) -> list[str]:
         ours: dict[str, Any] = {"epsilon": self.layer.epsilon}

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from converter.artifacts.folded_constants import FoldedConstants
+from converter.artifacts.folded_constants import FoldedConstants, Literal
 from converter.ir.program import Origin, Program
 from converter.verification.onnx_rearranged import rearranged_weights
 from converter.verification.onnx_rnn_weights import recurrent_weights
@@ -108,10 +108,15 @@ class _Constants:
         return self._program.tensor(self._nodes[name]).detach().numpy()
 
 
-def refillable(program: Program, tensors: Mapping[str, np.ndarray]) -> dict[str, Expected] | None:
+def refillable(
+    program: Program, tensors: Mapping[str, np.ndarray], literals: Mapping[str, Literal]
+) -> dict[str, Expected] | None:
     """Return the expected initializers for filling the file with other weights, or None if its graph depends on values.
 
     The exporter keeps one of several equal initializers, and omits those without effect (a bias of zeros).
+
+    Args:
+        literals: the tensors that operators' translations hold.
     """
     expected = _named(program, tensors)
     _add_renamed(program, expected, tensors)
@@ -121,7 +126,12 @@ def refillable(program: Program, tensors: Mapping[str, np.ndarray]) -> dict[str,
         floats = node.meta["val"].is_floating_point()
         if node.users and floats and not held.issuperset(program.origins[node.target].sources):
             return None
-    unexplained = [name for name, tensor in tensors.items() if name not in expected and not is_exporters(tensor)]
+    unexplained = [
+        name
+        for name, tensor in tensors.items()
+        if not (name in expected or is_exporters(tensor) or name in literals)
+        or (name in literals and not np.array_equal(literals[name].array, tensor))
+    ]
     return None if unexplained else expected
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -44,17 +44,25 @@ class _Candidate:
 
     def arranged(self, tensor: np.ndarray, rounding: np.ndarray | None = None) -> ArrayLike | None:
         """Return `required` in the arrangement of a tensor that holds this, transposed; None if it does not."""
+        if self.values is not None and rounding is None:
+            return moved_to(tensor, self.array, self.values)
         how = arranged(_values(self.array), _values(tensor), rounding)
         if how is None or how.reordered:
             return None
-        if self.values is not None:
-            held, order, shape = np.atleast_1d(self.required).shape, tuple(map(int, how.order)), tensor.shape
-            return self.values.map(lambda values: values.reshape(held).permute(order).reshape(shape))
         return np.atleast_1d(self.required).transpose(how.order).reshape(tensor.shape)
 
     def rounding(self) -> np.ndarray:
         scale = np.abs(self.array).max(initial=0.0).astype(np.float32)
         return np.full(np.atleast_1d(self.array).shape, FOLDED_ULP * np.spacing(scale))
+
+
+def moved_to(tensor: np.ndarray, array: np.ndarray, values: LazyTensor) -> LazyTensor | None:
+    """Return `values`, which are now `array`, in the arrangement of a tensor that holds them transposed, or None."""
+    how = arranged(_values(array), _values(tensor))
+    if how is None or how.reordered:
+        return None
+    held, order, shape = np.atleast_1d(array).shape, tuple(map(int, how.order)), tensor.shape
+    return values.map(lambda values: values.reshape(held).permute(order).reshape(shape))
 
 
 def expected_constants(
@@ -75,7 +83,8 @@ def expected_constants(
     left = {name: tensor for name, tensor in floats.items() if name not in found}
     sizes = {tensor.size for tensor in left.values() if is_weight(tensor)}
     open_ones = [c for c in candidates if id(c.constant) not in matched or c.array.size in sizes]
-    found |= _matches([new for one in open_ones for new in _derived(one, candidates)], left, nearly=False)
+    unmatched = {id(c) for c in candidates if id(c.constant) not in matched}
+    found |= _matches([new for one in open_ones for new in _derived(one, candidates, unmatched)], left, nearly=False)
     return {
         name: Expected(
             pairs[0][1],
@@ -122,21 +131,68 @@ def _candidate(constant: FrozenConstant) -> _Candidate:
     return _Candidate(constant.array, constant.array, constant, False)
 
 
-def _derived(one: _Candidate, others: Sequence[_Candidate]) -> Iterator[_Candidate]:
-    """Yield what the converter makes of a constant, scaled or shifted, by a number or one for each channel, and cut."""
+def _derived(one: _Candidate, others: Sequence[_Candidate], unmatched: set[int]) -> Iterator[_Candidate]:
+    """Yield what the converter makes of a constant: cut, scaled or shifted, by a number or one for each channel.
+
+    Args:
+        unmatched: the ids of what no tensor holds, which may be added to another of its shape.
+    """
     array, last = one.array, one.array.shape[-1] if one.array.ndim else 1
-    factors = {o.array.tobytes(): o.array.reshape(-1) for o in others if o.array.size in (1, last)}
-    for factor in (*factors.values(), np.array([-1], np.float32)):
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            several = array * factor, array / factor, array * np.reciprocal(factor), array + factor, array - factor
-        for made in several:
-            yield replace(one, array=made, required=made, exact=False, values=None)
+    factors: dict[bytes, list[_Candidate]] = defaultdict(list)
+    for other in others:
+        alike = other.array.shape == array.shape and {id(one), id(other)} <= unmatched
+        if other.array.size in (1, last) or alike:
+            factors[other.array.tobytes()].append(other)
+    for same in (*factors.values(), []):
+        factor = same[0].array if same else np.array([-1], np.float32)
+        factor = factor.reshape(-1) if factor.size in (1, last) else factor
+        constant, parts, given = one.constant, [one.values], None
+        if any(other.constant.sources for other in same):
+            constant = replace(constant, constants=(*constant.constants, *same[0].constant.constants))
+            parts.append(same[0].values if len(same) == 1 else None)
+        else:
+            given = factor
+        for compute in _NUMPY:
+            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+                made = _NUMPY[compute](array, factor)
+            lazy = [part for part in parts if part is not None]
+            values = None
+            if len(lazy) == len(parts):
+                function = partial(_computed, compute, array.shape, factor.shape, given)
+                values = LazyTensor(function, tuple(lazy), made.shape, torch.float32)
+            yield replace(one, array=made, required=made, constant=constant, exact=False, values=values)
     for axis, size in enumerate(array.shape):
         if 1 < size <= MOST_PIECES:
             for i in range(size):
                 part = partial(torch.select, dim=axis, index=i)
                 values = None if one.values is None else one.values.map(partial(_reshaped, shape=array.shape)).map(part)
                 yield replace(one, array=array.take(i, axis), required=one.required.take(i, axis), values=values)
+
+
+def _times_inverse(values: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    return values * torch.reciprocal(factor)
+
+
+_NUMPY: dict[Callable[..., torch.Tensor], Callable[..., np.ndarray]] = {
+    torch.mul: np.multiply,
+    torch.div: np.divide,
+    _times_inverse: lambda values, factor: values * np.reciprocal(factor),
+    torch.add: np.add,
+    torch.sub: np.subtract,
+}
+
+
+def _computed(
+    compute: Callable[..., torch.Tensor],
+    shape: tuple[int, ...],
+    operand_shape: tuple[int, ...],
+    given: np.ndarray | None,
+    values: torch.Tensor,
+    factor: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return what the converter computes of a constant's values, and of another's or the array `given`."""
+    operand = torch.from_numpy(given) if factor is None else factor
+    return compute(values.reshape(shape), operand.reshape(operand_shape).to(values.device))
 
 
 def _reshaped(values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

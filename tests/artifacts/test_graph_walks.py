@@ -120,7 +120,7 @@ def test_each_tensor_of_an_onnx_file_is_looked_at_once(monkeypatch, layers):
 
     monkeypatch.setattr(onnx_weights, "_content", counted(onnx_weights._content))
     monkeypatch.setattr(onnx_rearranged, "digest", counted(onnx_rearranged.digest))
-    expected = onnx_weights.refillable(program, tensors)
+    expected = onnx_weights.refillable(program, tensors, {})
     assert expected is None  # other weights may differ where these are equal
     known = onnx_weights.expected_initializers(program, tensors, lambda: pytest.fail("everything is explained"))
     assert known.keys() == tensors.keys()
