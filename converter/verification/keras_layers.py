@@ -93,13 +93,16 @@ def arrange(
             return Arrangement(rows, tuple(range(len(rows))), rows, columns)
     for split, order in _orders(theirs.shape[:-1], rows) if any_channels else ():
         found = Arrangement(split, order, rows)
-        if (columns := channel_order(found.of(theirs), ours)) is not None:
-            return replace(found, columns=columns)
+        if (reordered := channel_order(found.of(theirs), ours)) is not None:
+            return replace(found, columns=reordered)
     return None
 
 
 def channel_order(theirs: np.ndarray, ours: np.ndarray) -> np.ndarray | None:
-    """Return which of PyTorch's channels each of Keras's is, or None if some are none, or are alike."""
+    """Return which of PyTorch's channels each of Keras's is, or None if some are none.
+
+    Raises Unfit if equal channels do not tell which is which.
+    """
     if theirs.shape != ours.shape or theirs.dtype.kind != "f" or ours.dtype.kind != "f":
         return None
     count = ours.shape[-1]
@@ -110,9 +113,11 @@ def channel_order(theirs: np.ndarray, ours: np.ndarray) -> np.ndarray | None:
     apart, within = (_distances(a, other) for other in (b, a))
     np.fill_diagonal(within, np.inf)
     columns = apart.argmin(0)
-    if within.min(initial=np.inf) <= 10 * apart.min(0).max() or len({*columns.tolist()}) < count:
+    if not same_values(theirs[..., columns], ours):
         return None
-    return columns if same_values(theirs[..., columns], ours) else None
+    if within.min() <= 10 * apart.min(0).max() or len({*columns.tolist()}) < count:
+        raise Unfit("its input has PyTorch's channels in another order, and equal ones do not tell which is which")
+    return columns
 
 
 def _distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:

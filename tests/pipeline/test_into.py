@@ -215,6 +215,33 @@ class Written(keras.Model):
         return self.head(keras.ops.mean(self.separable(x), (1, 2)))
 
 
+class Skips(nn.Module):
+    """Joined channels before each kind of layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(12, 6, 1), nn.Conv2d(3, 4, 1)
+        self.norm, self.depthwise = nn.BatchNorm2d(10), nn.Conv2d(10, 20, 3, padding=1, groups=10)
+        self.conv, self.up = nn.Conv2d(20, 6, 3), nn.ConvTranspose2d(6, 4, 2, 2)
+        self.layer_norm, self.head = nn.LayerNorm(4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        blocks = [x[..., row::2, column::2] for column in (0, 1) for row in (0, 1)]
+        x = torch.cat([self.one(torch.cat(blocks, 1)), self.two(x[..., ::2, ::2])], 1)
+        x = self.up(self.conv(self.depthwise(F.silu(self.norm(x)))).roll(1, 1))
+        return self.head(self.layer_norm(x.roll(1, 1).permute(0, 2, 3, 1)).roll(1, -1).relu())
+
+
+def skips() -> keras.Model:
+    image = keras.Input((8, 8, 3))
+    blocks = [image[:, row::2, column::2] for row in (0, 1) for column in (0, 1)]
+    x = ks.Concatenate()([ks.Conv2D(4, 1)(blocks[0]), ks.Conv2D(6, 1)(ks.Concatenate()(blocks))])
+    x = ks.DepthwiseConv2D(3, padding="same", depth_multiplier=2)(keras.ops.silu(ks.BatchNormalization()(x)))
+    x = ks.Conv2DTranspose(4, 2, strides=2)(ks.Conv2D(6, 3)(x))
+    x = ks.LayerNormalization(epsilon=1e-5)(keras.ops.flip(x, -1))
+    return keras.Model(image, ks.Dense(2)(ks.ReLU()(keras.ops.roll(x, 2, -1))))
+
+
 IMAGE = ("1,3,6,6",)
 Row = tuple[Callable[[], nn.Module], Callable[[], Any], tuple[str, ...]]
 PAIRS: dict[str, Row] = {
@@ -243,6 +270,7 @@ PAIRS: dict[str, Row] = {
         lambda: stack(ks.TimeDistributed(ks.Dense(6)), ks.Activation("relu"), ks.Dense(2), shape=(5, 4)),
         ("1,5,4",),
     ),
+    "channels in another order": (Skips, skips, ("1,3,8,8",)),
     "tokens": (Tokens, tokens, IMAGE),
     "recurrent": (Recurrent, recurrent, ("words=1,7:int64", "more=1,3")),
     "a subclass": (
@@ -315,6 +343,22 @@ class Dead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = (self.one(x) - 1000).relu()
         return self.two(x) + self.three(x)
+
+
+class Joining(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.head = nn.Conv2d(3, 2, 1), nn.Conv2d(3, 2, 1), nn.Conv2d(4, 5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.cat([(self.one(x) - 1000).relu(), self.two(x)], 1))
+
+
+def test_equal_channels_do_not_tell_their_order() -> None:
+    given = keras.Input((6, 6, 3))
+    one, two = keras.ops.relu(ks.Conv2D(2, 1)(given) - 1000), ks.Conv2D(2, 1)(given)
+    with pytest.raises(ConversionError, match="equal ones do not tell which is which"):
+        matched(Joining(), keras.Model(given, ks.Conv2D(5, 3)(ks.Concatenate()([two, one]))), *IMAGE)
 
 
 def test_constant_values_do_not_tell_layers_apart() -> None:
