@@ -55,10 +55,19 @@ _HOMES = {
 }
 
 
+_MODULES = ("errors", "registry", "report", "testing")
+
+
 def __getattr__(name: str) -> Any:
     """Import torch and other heavy modules only when they are used."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})

@@ -7,14 +7,27 @@ from these fields. To add an option, add a field here and use it where it acts.
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
-from functools import cache
+from functools import cache, partial, wraps
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    ParamSpec,
+    Self,
+    TypedDict,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from converter.errors import Note, NoteCode, UsageError
 
@@ -31,7 +44,12 @@ Appended = Literal["softmax", "sigmoid", "argmax"]
 ExplanationKind = Literal["softmax", "sigmoid", "boxes", "output-order", "input-order", "layout"]
 AcceptedKind = Literal["aliased-shift", ExplanationKind]
 Names = Sequence[str] | Mapping[str, str]
+OneShape = str | Sequence[int | str] | Any  # or an example tensor
+Shapes = OneShape | Sequence[OneShape] | Mapping[str, OneShape]
+Examples = str | Path | Any | Sequence[Any] | Mapping[str, Any] | None  # Any: tensors and arrays
 T = TypeVar("T")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -48,6 +66,7 @@ class Flag:
         default: how the help shows the default, where its text is not its value.
         in_batch: `convert batch` and its manifests take it.
         hidden: the help does not list it.
+        takes: turns what the Python API is given into the value.
     """
 
     name: str
@@ -61,6 +80,7 @@ class Flag:
     default: str | None = None
     in_batch: bool = True
     hidden: bool = False
+    takes: Callable[[Any], Any] | None = None
 
     @property
     def key(self) -> str:
@@ -92,13 +112,81 @@ def numbers(text: str) -> tuple[float, ...]:
         raise ValueError("give numbers separated by commas, such as 0.485,0.456,0.406") from error
 
 
+def takes_model(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function that takes a model take it as `model=` too; beside a model, `model=` is what builds it."""
+
+    @wraps(function)
+    def call(*arguments: P.args, **keywords: P.kwargs) -> R:
+        if "model" in keywords and not arguments:
+            return function(keywords.pop("model"), **keywords)  # type: ignore[arg-type]
+        return function(*arguments, **keywords)
+
+    return call
+
+
+def shape_texts(given: Any) -> tuple[str, ...]:
+    """Return shapes as `--input-shape` has them.
+
+    Args:
+        given: a text, a sequence of sizes, an example tensor; several of these in a list or tuple, or by their inputs'
+            names in a mapping.
+
+    Raises:
+        TypeError: it is none of these.
+    """
+    if isinstance(given, Mapping):
+        return tuple(f"{name}={_shape_text(one)}" for name, one in given.items())
+    if isinstance(given, Sequence) and not isinstance(given, str) and not any(isinstance(one, int) for one in given):
+        return tuple(map(_shape_text, given))
+    return (_shape_text(given),)
+
+
+def with_example_shapes(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Return keywords with the shapes of example tensors, if tensors of PyTorch are given and no shapes."""
+    given = keywords.get("inputs")
+    held = given.values() if isinstance(given, Mapping) else given if isinstance(given, tuple | list) else [given]
+    shaped = keywords.get("input_shapes") or keywords.get("image_size")
+    if shaped or given is None or not all(hasattr(one, "detach") for one in held):
+        return dict(keywords)
+    return {**keywords, "input_shapes": shape_texts(given)}
+
+
+def _shape_text(one: Any) -> str:
+    if isinstance(one, str):
+        return one
+    if hasattr(one, "shape") and hasattr(one, "dtype"):
+        return f"{','.join(map(str, one.shape))}:{str(one.dtype).removeprefix('torch.')}"
+    if isinstance(one, Sequence) and all(isinstance(size, int | str) and not isinstance(size, bool) for size in one):
+        return ",".join(map(str, one))
+    raise TypeError(
+        f"input_shapes takes '1,3,224,224', (1, 3, 224, 224), an example tensor, a list of these, or a mapping from "
+        f"inputs' names to these, not {one!r:.80}; a name in place of a number makes a size dynamic: (1, 3, 'H', 'W')"
+    )
+
+
+def example_arrays(given: Any) -> Any:
+    """Return tensors as arrays by name, or by their position where they have none; a path as it is."""
+    if given is None or isinstance(given, str | Path):
+        return given
+    if isinstance(given, Mapping):
+        return {name: _array(name, one) for name, one in given.items()}
+    several = given if isinstance(given, tuple | list) else (given,)
+    return {str(number): _array("inputs", one) for number, one in enumerate(several)}
+
+
+def _array(name: str, one: Any) -> Any:
+    if not hasattr(one, "shape"):
+        raise TypeError(f"{name} takes a path, tensors or arrays, or a mapping of them by name, not {one!r:.80}")
+    return one.detach().cpu().numpy() if hasattr(one, "detach") else one
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """What the checkpoint holds, and what of it may run.
 
     Attributes:
         factory: what builds a state dict's architecture: `package.module:name`, `file.py:name`, `timm:NAME`,
-            `torchvision:NAME` or `hf:FOLDER`.
+            `torchvision:NAME` or `hf:FOLDER`; in Python also the class or function. `model` is another name of it.
         factory_args: keyword arguments of the factory.
         drop_keys: glob patterns of keys of the state dict to leave out, by their names in the file or without a
             wrapper's prefix.
@@ -106,7 +194,7 @@ class ModelOptions:
         trust: packages and Python files whose classes may be unpickled.
     """
 
-    factory: str | None = option(
+    factory: str | Callable[..., Any] | None = option(
         "--model", "Model", "What builds a state dict's architecture: package.module:factory, file.py:factory, "
         "timm:NAME, torchvision:NAME or hf:FOLDER.", metavar="WHERE:FACTORY", completes="factory",
     )  # fmt: skip
@@ -330,7 +418,7 @@ class CaptureOptions:
     input_shapes: tuple[str, ...] = option(
         "--input-shape", "Inputs", "Shape of an input, batch first, or where a size is called batch; repeat for each "
         "input.", (),
-        metavar="[NAME=]1,3,640,640[:DTYPE]",
+        metavar="[NAME=]1,3,640,640[:DTYPE]", takes=shape_texts,
     )  # fmt: skip
     input_values: tuple[str, ...] = option(
         "--input-value", "Inputs", "Fix a parameter of forward that is not a tensor, as in sr=16000; repeatable.", (),
@@ -420,8 +508,8 @@ class ComparisonOptions:
 
     Attributes:
         atol, rtol: replace the bound that is derived from PyTorch's own rounding.
-        inputs: compare on these too: arrays by name, an `.npz` of them (with labels for accuracy), the `.npy` of the
-            only input, or a folder of images for it.
+        inputs: compare on these too: a tensor or array, several in their order, or by name; an `.npz` of them (with
+            labels for accuracy), the `.npy` of the only input, or a folder of images for it.
     """
 
     atol: float | None = option(
@@ -432,7 +520,7 @@ class ComparisonOptions:
     )
     inputs: str | Path | Mapping[str, np.ndarray] | None = option(
         "--inputs", "Verification", "Compare on these inputs too: an .npz (with labels for accuracy), an .npy, or a "
-        "folder of images.", metavar="PATH", is_path=True,
+        "folder of images.", metavar="PATH", is_path=True, takes=example_arrays,
     )  # fmt: skip
 
 
@@ -716,8 +804,12 @@ class _Arrays:
 
 def _from_keywords(kind: type[T], keywords: Mapping[str, Any]) -> T:
     known = {name for name, *_ in options_of(kind)}  # type: ignore[arg-type]  # mypy: type[T] is not Hashable
+    if "model" in keywords:
+        keywords = {"factory": keywords["model"]} | {name: keywords[name] for name in keywords if name != "model"}
     if unknown := sorted(set(keywords) - known):
-        raise TypeError(f"unknown option {', '.join(unknown)}; the options are {', '.join(sorted(known))}")
+        near = [meant[0] for name in unknown if (meant := difflib.get_close_matches(name, known, n=1))]
+        hint = f", did you mean {', '.join(near)}?" if near else ""
+        raise TypeError(f"unknown option {', '.join(unknown)}{hint}; the options are {', '.join(sorted(known))}")
     made: T = _collect(kind, keywords)
     return made
 
@@ -729,13 +821,29 @@ def _collect(kind: type, keywords: Mapping[str, Any]) -> Any:
         if "flag" not in one.metadata:
             held[one.name] = _collect(hints[one.name], keywords)
         elif one.name in keywords and (keywords[one.name] is not None or one.default is None):
-            held[one.name] = _plain(keywords[one.name], hints[one.name])
+            takes = one.metadata["flag"].takes or partial(_plain, one.name, hints[one.name])
+            held[one.name] = takes(keywords[one.name])
     return kind(**held)
 
 
-def _plain(value: Any, hint: Any) -> Any:
-    """Return a value as the field holds it: a tuple for what can be repeated, `OLD=NEW` for mappings of names."""
+def _plain(name: str, hint: Any, value: Any) -> Any:
+    """Return a value as the field holds it: a tuple for what can be repeated, `OLD=NEW` for mappings of names.
+
+    Raises:
+        TypeError: the option does not take the type.
+        UsageError: the option has no such choice.
+    """
     if get_origin(hint) is not tuple:
+        members = get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
+        choices = [choice for member in members if get_origin(member) is Literal for choice in get_args(member)]
+        if choices and value is not None and value not in choices:
+            raise UsageError(
+                f"{name} cannot be {value!r}.", code="PTC6095", fix=f"Choose from {', '.join(map(repr, choices))}."
+            )
+        if bool in members and not isinstance(value, bool):
+            raise TypeError(f"{name} takes True or False, not {value!r}")
+        if {int, float} & set(members) and (isinstance(value, bool) or not isinstance(value, int | float | None)):
+            raise TypeError(f"{name} takes a number, not {value!r}")
         return value
     if isinstance(value, Mapping):
         return tuple(f"{old}={new}" for old, new in value.items())
@@ -756,7 +864,7 @@ def json_type(hint: Any) -> type | tuple[type, ...]:
 class ModelKeywords(TypedDict, total=False):
     """The keywords of `ModelOptions`, and the codes of notes to leave out."""
 
-    factory: str | None
+    factory: str | Callable[..., Any] | None
     factory_args: Mapping[str, Any] | None
     drop_keys: Sequence[str]
     state: str | None
@@ -782,7 +890,7 @@ class LoadKeywords(ModelKeywords, total=False):
     embed_preprocessing: bool
     input_type: str
     append: str | None
-    input_shapes: Sequence[str]
+    input_shapes: Shapes
     input_values: Names
     image_size: str | None
     freeze_control_flow: bool
@@ -811,7 +919,7 @@ class ComparisonKeywords(TypedDict, total=False):
 
     atol: float | None
     rtol: float | None
-    inputs: str | Path | Mapping[str, np.ndarray] | None
+    inputs: Examples
 
 
 class ProofKeywords(ComparisonKeywords, total=False):
@@ -853,6 +961,24 @@ class IntoKeywords(LoadKeywords, ComparisonKeywords, total=False):
     build_args: Mapping[str, Any] | None
     keep_failed: bool
     force: bool
+
+
+class ConvertCall(ConvertKeywords, total=False):
+    """The keywords of `convert`; `model` is `factory`."""
+
+    model: str | Callable[..., Any] | None
+
+
+class InspectCall(InspectKeywords, total=False):
+    """The keywords of `inspect`; `model` is `factory`."""
+
+    model: str | Callable[..., Any] | None
+
+
+class VerifyCall(VerifyKeywords, total=False):
+    """The keywords of `verify`; `model` is `factory`."""
+
+    model: str | Callable[..., Any] | None
 
 
 def to_json(value: Any) -> Any:

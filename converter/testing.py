@@ -11,19 +11,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Unpack
 
-from torch import nn
-
-from converter.options import VerifyKeywords
+from converter.options import VerifyCall, takes_model
+from converter.pipeline.load_model import Source
 from converter.pipeline.verify import verify
 from converter.report.results import Proof, TraceRow, VerificationReport
 
 MOST = 8  # sentences shown of each proof
 
 
+@takes_model
 def assert_equivalent(
-    model: str | Path | nn.Module,
+    model: Source,
+    /,
     artifact: str | Path,
-    **options: Unpack[VerifyKeywords],
+    **options: Unpack[VerifyCall],
 ) -> VerificationReport:
     """Assert that an artifact from any tool computes what its model computes.
 

@@ -2,11 +2,11 @@
 
 import importlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import nn
 
@@ -24,9 +24,13 @@ from converter.checkpoint.user_source import (
 )
 from converter.errors import ConversionError, UsageError
 
+Factory = str | Callable[..., Any]
 
-def named_code(factory: str | None) -> tuple[Sequence[str], Sequence[Path]]:
+
+def named_code(factory: Factory | None) -> tuple[Sequence[str], Sequence[Path]]:
     """Return the user's module or Python file that a factory names."""
+    if factory is not None and not isinstance(factory, str):
+        return (), ()
     home = (factory or "").rpartition(":")[0]
     if home.endswith(".py"):
         return (), (Path(home),)
@@ -44,16 +48,25 @@ class Asked:
 MODEL = Asked()
 
 
-def build(factory: str, arguments: dict[str, Any], code: UserCode) -> nn.Module:
-    """Build the module that a factory names.
+def name_of(factory: Factory) -> str:
+    """Return how messages name a factory."""
+    return factory if isinstance(factory, str) else getattr(factory, "__qualname__", type(factory).__name__)
 
-    The forms are `package.module:name`, `file.py:name`, `timm:NAME`, `torchvision:NAME`, and `hf:FOLDER` with a
-    config.json. The name is a class or function, called with the arguments, or a module itself. Nothing is downloaded.
+
+def build(factory: Factory, arguments: Mapping[str, Any], code: UserCode) -> nn.Module:
+    """Build the module that a factory names, or is.
+
+    The forms of a name are `package.module:name`, `file.py:name`, `timm:NAME`, `torchvision:NAME`, and `hf:FOLDER` with
+    a config.json. It names a class or function, called with the arguments, or a module. Nothing is downloaded.
 
     Raises:
         UsageError: the factory does not exist, or does not take the arguments.
         ConversionError: the factory raises, or does not return a module.
     """
+    arguments = dict(arguments)
+    if not isinstance(factory, str):
+        with code:
+            return _made(factory, arguments, name_of(factory))
     home, name = split_factory(factory)
     if home == HOME:
         return build_from_config(config_folder(factory, arguments))
@@ -77,9 +90,9 @@ def find_definition(home: str, name: str, factory: str, code: UserCode, asked: A
         return _attribute(module, name, factory, asked)
 
 
-def is_config(factory: str) -> bool:
+def is_config(factory: Factory) -> TypeGuard[str]:
     """Return whether this is `hf:FOLDER`."""
-    return factory.rpartition(":")[0] == HOME
+    return isinstance(factory, str) and factory.rpartition(":")[0] == HOME
 
 
 def config_folder(factory: str, arguments: dict[str, Any]) -> Path:

@@ -1,7 +1,7 @@
 """Load a module or an exported program from a file, without running anything that the user does not trust."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from converter.checkpoint.exported_program import TRUST_KEYWORD, load_exported
-from converter.checkpoint.factory import build, config_folder, is_config, named_code
+from converter.checkpoint.factory import Factory, build, config_folder, is_config, name_of, named_code
 from converter.checkpoint.file_format import Format, file_format, refuse_unreachable
 from converter.checkpoint.hugging_face import TRUST_KEYWORD as HUGGING_FACE_TRUST
 from converter.checkpoint.hugging_face import load_folder, load_into_folder
@@ -37,7 +37,7 @@ from converter.checkpoint.state_dict import (
 from converter.checkpoint.torchscript import load_torchscript
 from converter.checkpoint.torchscript.archive import TRUST_KEYWORD as TORCHSCRIPT_TRUST
 from converter.checkpoint.trust import Trust, is_guard_lifted
-from converter.errors import CheckpointError, Note
+from converter.errors import CheckpointError, Note, UsageError
 from converter.ir.module_tensors import named_tensors
 
 
@@ -67,8 +67,8 @@ class Checkpoint:
 def load(
     path: Path | str,
     *,
-    factory: str | None = None,
-    factory_args: dict[str, Any] | None = None,
+    factory: Factory | None = None,
+    factory_args: Mapping[str, Any] | None = None,
     drop_keys: Sequence[str] = (),
     state: str | None = None,
     trust: Sequence[str] = (),
@@ -113,11 +113,11 @@ def load(
     if factory is None:
         raise _needs_factory(path, model)
     given = {value.dtype for value in model.values() if isinstance(value, torch.Tensor) and value.is_floating_point()}
-    fitted = _into_folder(model, path, factory, factory_args or {}, drop)
+    fitted = _into_folder(model, path, factory, dict(factory_args or {}), drop)
     if fitted is None:
         module, told = unwrap(build(factory, factory_args or {}, code))
         with code:
-            told += load_into(module, model, path, factory, drop)
+            told += load_into(module, model, path, name_of(factory), drop)
     else:
         module, told = fitted
     with code:
@@ -125,6 +125,49 @@ def load(
     notes += [*told, *drop.notes()]
     notes += [changed_to_float32(dtype) for dtype in sorted(given - {torch.float32}, key=str)]
     return Checkpoint(path, digest, "state dict", module, None, tuple(dict.fromkeys([*notes, *changes])), code)
+
+
+def load_object(
+    model: Mapping[str, Any] | Callable[..., nn.Module],
+    code: UserCode,
+    *,
+    factory: Factory | None = None,
+    factory_args: Mapping[str, Any] | None = None,
+    drop_keys: Sequence[str] = (),
+    state: str | None = None,
+    trust: Sequence[str] = (),
+) -> Checkpoint | nn.Module:
+    """Take a state dict or training checkpoint that Python holds, or call what builds the model.
+
+    Returns:
+        What was made of a state dict, or a module of the user's, which must be copied before it is changed.
+
+    Raises:
+        CheckpointError: there are no weights, or they do not fit the factory's module.
+        UsageError: it is not a model, or needs a factory.
+        ConversionError: the user's own code raised.
+    """
+    if callable(model):
+        return build(model, factory_args or {}, code)
+    if not isinstance(model, Mapping):
+        raise UsageError(
+            f"An object of type {type(model).__name__} is not a model.",
+            code="PTC1123",
+            fix="Give a module, a class or function that builds it, a path, or a state dict with model=.",
+        )
+    drop, path = KeyFilter(drop_keys), Path("state dict")
+    content, notes = (dict(model), []) if state is None else choose_state(dict(model), state, path)
+    held, told = extract_model(content, path)
+    if isinstance(held, nn.Module):
+        return held
+    if factory is None:
+        raise _needs_factory(path, held)
+    module, unwrapped = unwrap(build(factory, factory_args or {}, code))
+    with code:
+        told += load_into(module, held, path, name_of(factory), drop)
+        module, changes = as_float32(module)
+    notes = [*notes, *unwrapped, *told, *drop.notes(), *changes]
+    return Checkpoint(path, "", "state dict", module, None, tuple(dict.fromkeys(notes)), code)
 
 
 def load_state_dict(
@@ -195,7 +238,7 @@ def _read(
 
 
 def _into_folder(
-    state: Mapping[str, Any], path: Path, factory: str, arguments: dict[str, Any], drop: KeyFilter
+    state: Mapping[str, Any], path: Path, factory: Factory, arguments: dict[str, Any], drop: KeyFilter
 ) -> tuple[nn.Module, list[Note]] | None:
     """Return the module of `hf:FOLDER` with these weights; None for other factories, or if the weights do not fit."""
     if not is_config(factory):
@@ -271,7 +314,7 @@ def _state_dict(path: Path, trusted: Trust, code: UserCode, part: str | None) ->
     return (whole, notes) if part is None else choose_state(whole, part, path)
 
 
-def _code_of(path: Path, trusted: Trust, factory: str | None = None) -> UserCode:
+def _code_of(path: Path, trusted: Trust, factory: Factory | None = None) -> UserCode:
     """Return the user's code that may run: only what the user named."""
     names, files = named_code(factory)
     return UserCode(
@@ -303,9 +346,9 @@ def _is_half(value: Any) -> bool:
     return getattr(value, "is_floating_point", bool)() and value.dtype.itemsize < 4
 
 
-def _unneeded(factory: str | None, drop_keys: Sequence[str]) -> Iterator[Note]:
+def _unneeded(factory: Factory | None, drop_keys: Sequence[str]) -> Iterator[Note]:
     if factory is not None:
-        yield Note(f"--model {factory} is not needed: the file contains the model itself.", code="PTC1515")
+        yield Note(f"--model {name_of(factory)} is not needed: the file contains the model itself.", code="PTC1515")
     if drop_keys:
         yield Note("--drop-keys is not needed: the file contains the model itself.", code="PTC1516")
 
@@ -313,5 +356,6 @@ def _unneeded(factory: str | None, drop_keys: Sequence[str]) -> Iterator[Note]:
 def _needs_factory(path: Path, state: Any) -> CheckpointError:
     keys = ", ".join(list(state)[:5])
     what = f"The file is a state dict, weights without their model ({len(state)} keys: {keys}, ...)."
-    fix = "Name the class or function that builds the model: --model package.module:factory (or file.py:factory)."
+    how = "--model package.module:factory (or file.py:factory; in Python model=Net)"
+    fix = f"Name the class or function that builds the model: {how}."
     return CheckpointError(what, code="PTC1045", where=str(path), fix=fix)

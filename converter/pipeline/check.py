@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Unpack
-
-from torch import nn
 
 from converter.artifacts.paths import parse_formats
 from converter.artifacts.runtime.formats import Format
@@ -14,14 +11,14 @@ from converter.errors import ConversionError, wrap_unexpected
 from converter.options import ArtifactOptions, InspectKeywords, InspectOptions
 from converter.pipeline.build import build
 from converter.pipeline.clock import Clock, Progress
-from converter.pipeline.load_model import LoadedModel, for_format, load_with_mappings
+from converter.pipeline.load_model import LoadedModel, Source, for_format, load_with_mappings
 from converter.report.failures import failure_of
 from converter.report.results import CheckReport, FormatCheck
 from converter.verification.reference import take_reference
 
 
 def check(
-    model: str | Path | nn.Module,
+    model: Source,
     *,
     to: str | Sequence[str],
     progress: Progress | None = None,

@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Self, Unpack
 
-from torch import nn
-
 from converter.artifacts.paths import SUFFIXES, holds, output_path, parse_formats
 from converter.artifacts.placement import Placement, full_disk, is_disk_full
 from converter.artifacts.runner import Runner
@@ -22,11 +20,11 @@ from converter.errors import ConversionError, Note, UsageError, wrap_unexpected
 from converter.lowering.training_notes import training_notes
 from converter.lowering.user_lowerings import load_mappings
 from converter.memory import return_large_blocks
-from converter.options import ConvertKeywords, ConvertOptions
+from converter.options import ConvertCall, ConvertOptions, takes_model, with_example_shapes
 from converter.pipeline.build import RewrittenModel, build, summarize_changes
 from converter.pipeline.clock import Clock, Progress
 from converter.pipeline.explain import Forms, explain_changes, merged
-from converter.pipeline.load_model import LoadedModel, compute_reference, for_format, load_model
+from converter.pipeline.load_model import LoadedModel, Source, compute_reference, for_format, load_model
 from converter.pipeline.program_cache import ProgramCache
 from converter.pipeline.quantize import calibration_samples, check_quantization, load_calibration, quantize_file
 from converter.plan.interface import facts, symbol_names
@@ -35,6 +33,7 @@ from converter.report.results import (
     Accuracy,
     Answer,
     ArtifactReport,
+    Artifacts,
     ConversionReport,
     Proof,
     Quantization,
@@ -49,22 +48,26 @@ from converter.verification.reference import Reference
 from converter.verification.run_artifact import feed, labeled_accuracy, run_artifact, run_once
 
 
+@takes_model
 def convert(
-    model: str | Path | nn.Module,
+    model: Source,
+    /,
     *,
     to: str | Sequence[str],
     output: str | Path | Mapping[str, str | Path] | None = None,
     progress: Progress | None = None,
-    **options: Unpack[ConvertKeywords],
+    **options: Unpack[ConvertCall],
 ) -> ConversionReport:
     """Convert a model to one or more formats, and check numerically that each computes the same function.
 
     Args:
-        model: a checkpoint file, or a module.
+        model: a checkpoint file, a module, a class or function that builds one, or a state dict, which needs `model=`:
+            the class or function that builds its module, or a text as `--model` takes it.
         to: of "tf", "keras", "onnx", "tflite", "torch".
         output: the artifact's path for one format, else a folder; or a mapping from format to path.
         progress: called with a step's name; returns a context that lasts as long as the step.
-        options: those of `converter.options.ConvertOptions`: `factory`, `input_shapes`, `layout`, `verify`, ...
+        options: those of `converter.options.ConvertOptions`: `input_shapes`, `inputs`, `layout`, `verify`, ... Example
+            tensors as `inputs` give the shapes too.
 
     Returns:
         The report. It names an artifact that does not agree, which is not put in place. If one of several formats
@@ -92,15 +95,16 @@ class ConversionSession:
 
     def convert(
         self,
-        model: str | Path | nn.Module,
+        model: Source,
+        /,
         *,
         to: str | Sequence[str],
         output: str | Path | Mapping[str, str | Path] | None = None,
         progress: Progress | None = None,
-        **keywords: Unpack[ConvertKeywords],
+        **keywords: Unpack[ConvertCall],
     ) -> ConversionReport:
         """Convert a model, as the function `convert` does."""
-        options = ConvertOptions.of(**keywords)
+        options = ConvertOptions.of(**with_example_shapes(keywords))
         if self._cache is None:
             return self._convert(model, to, output, progress, options, None)
         hits = self._cache.hits
@@ -143,7 +147,7 @@ class ConversionSession:
 
     def _convert(
         self,
-        model: str | Path | nn.Module,
+        model: Source,
         to: str | Sequence[str],
         output: str | Path | Mapping[str, str | Path] | None,
         progress: Progress | None,
@@ -201,7 +205,7 @@ class ConversionSession:
             batch=source.program.fixed_batch or "dynamic",
             rewrites=tuple(summarize_changes(changes)),
             notes=options.report.shown((*source.notes, *source.program.notes, *seen, *left)),
-            artifacts=tuple(artifacts),
+            artifacts=Artifacts(artifacts),
             timings=clock.timings,
             compared_on=reference.compared_on if (reference := jobs[0].reference) else None,
             answers=merged(answer for job in jobs for answer in job.answers),
@@ -360,19 +364,19 @@ class ArtifactJob:
 
 
 def _output_paths(
-    model: str | Path | nn.Module,
+    model: Source,
     formats: Sequence[Format],
     output: str | Path | Mapping[str, str | Path] | None,
     quantize: str | None,
 ) -> dict[Format, Path]:
     """Return the path of each format's artifact; refuse, even with --force, to replace the checkpoint with it."""
-    source = Path("model" if isinstance(model, nn.Module) else model)
+    source = Path(model if isinstance(model, str | Path) else "model")
     if isinstance(output, Mapping):
         paths = {f: output_path(source, f, output[f], False, quantize) for f in formats}
     else:
         paths = {f: output_path(source, f, output or None, len(formats) > 1, quantize) for f in formats}
     for path in paths.values():
-        if not isinstance(model, nn.Module) and holds(partial(path.samefile, source)):
+        if isinstance(model, str | Path) and holds(partial(path.samefile, source)):
             raise UsageError(
                 "The output path is the checkpoint's path.", code="PTC6027", where=str(path), fix="Give another -o."
             )

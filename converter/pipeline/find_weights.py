@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from converter.artifacts.runner import Runner
 from converter.artifacts.runtime.formats import Format
+from converter.checkpoint.factory import build
+from converter.checkpoint.import_isolation import OUR_NAMES, UserCode
 from converter.checkpoint.load import load_state_dict
 from converter.checkpoint.trust import ARTIFACT, is_guard_lifted
 from converter.errors import Note
 from converter.ir.module_tensors import named_tensors
 from converter.options import VerifyOptions
 from converter.pipeline.clock import Clock
+from converter.pipeline.load_model import Source
 from converter.report.results import VerificationReport, status_of
 from converter.verification.weight_search import WeightSearch, weights_proof
 
@@ -21,7 +25,7 @@ SHOWN = 5
 
 
 def verify_weights(
-    model: str | Path | nn.Module,
+    model: Source,
     artifact: Path,
     format: Format,
     options: VerifyOptions,
@@ -30,11 +34,14 @@ def verify_weights(
     """Find every tensor of the checkpoint in the artifact by its content."""
     with Runner(format) as runner:
         with clock("load"):
-            if isinstance(model, nn.Module):
-                module: nn.Module | None = model
-                tensors = named_tensors(model)
-            else:
+            module: nn.Module | None = None
+            if isinstance(model, str | Path):
                 tensors, module = load_state_dict(model, trust=options.model.trust, drop_keys=options.model.drop_keys)
+            elif isinstance(model, Mapping):
+                tensors = {name: value for name, value in model.items() if isinstance(value, Tensor)}
+            else:
+                module = model if isinstance(model, nn.Module) else build(model, {}, UserCode((Path.cwd(),), OUR_NAMES))
+                tensors = named_tensors(module)
         with clock("open"):
             runner.open(artifact, options.match.signature, trusted=is_guard_lifted(ARTIFACT, options.model.trust))
             held = runner.held()
@@ -49,7 +56,7 @@ def verify_weights(
         notes.append(Note(text, code="PTC6508"))
     proof = weights_proof(matches)
     return VerificationReport(
-        source=str(model) if not isinstance(model, nn.Module) else type(model).__name__,
+        source=str(model) if isinstance(model, str | Path) else type(model).__name__,
         artifact=str(artifact),
         proofs=(proof,),
         notes=options.report.shown(notes),

@@ -6,7 +6,6 @@ import operator
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Unpack
 
 import torch
@@ -16,13 +15,13 @@ from torch.utils._pytree import tree_leaves
 from converter.checkpoint.import_isolation import UserCode
 from converter.errors import UnsupportedOperatorsError, UsageError
 from converter.ir.program import module_path
-from converter.options import ArtifactOptions, InspectKeywords, InspectOptions
+from converter.options import ArtifactOptions, InspectCall, InspectOptions, takes_model
 from converter.pipeline.build import build, summarize_changes
 from converter.pipeline.check import check_formats
 from converter.pipeline.clock import Clock
 from converter.pipeline.explain import convolution_facts
 from converter.pipeline.explain import explain as explain_topics
-from converter.pipeline.load_model import LoadedModel, load_with_mappings
+from converter.pipeline.load_model import LoadedModel, Source, load_with_mappings
 from converter.plan.builder import PlanBuilder
 from converter.plan.interface import facts, sizes_shown, symbol_names
 from converter.plan.steps import CallStep, LayerStep, Value, topological_order
@@ -32,13 +31,15 @@ from converter.report.results import LayerRow, ModelSummary, PlanRow, Rewrite, S
 from converter.verification.prove import tensors_read
 
 
+@takes_model
 def inspect(
-    model: str | Path | nn.Module,
+    model: Source,
+    /,
     *,
     check: Sequence[str] = (),
     plan: bool = False,
     explain: Sequence[str] = (),
-    **keywords: Unpack[InspectKeywords],
+    **keywords: Unpack[InspectCall],
 ) -> ModelSummary:
     """Return the module tree with shapes, weights, and what each module becomes in a Keras file.
 

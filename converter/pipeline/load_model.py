@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,9 @@ from converter.capture.random_inputs import draw
 from converter.capture.run_forward import run_forward
 from converter.capture.submodel import extract_submodel, rename, select_outputs
 from converter.capture.ultralytics_models import set_exported_outputs
+from converter.checkpoint.factory import name_of
 from converter.checkpoint.import_isolation import OUR_NAMES, UserCode
-from converter.checkpoint.load import Checkpoint, load
+from converter.checkpoint.load import Checkpoint, load, load_object
 from converter.checkpoint.state_dict import as_float32, unwrap
 from converter.compat.patches import lost_patches
 from converter.compat.tested_versions import newer_versions
@@ -104,8 +105,11 @@ class LoadedModel:
             yield
 
 
+Source = str | Path | nn.Module | Mapping[str, Any] | Callable[..., nn.Module]
+
+
 def load_model(
-    model: str | Path | nn.Module,
+    model: Source,
     options: LoadOptions,
     *,
     clock: Clock,
@@ -113,24 +117,33 @@ def load_model(
     cache: ProgramCache[Any] | None = None,
     mappings: Registry | None = None,
 ) -> LoadedModel:
-    """Load a checkpoint, or take a module, and capture it, without changing the caller's module, its mode or buffers.
+    """Load a checkpoint, or take what Python holds, and capture it, without changing a module, its mode or buffers.
 
     Args:
         fixed_batch: the only batch size wanted.
         cache: the programs captured before; a model of the same architecture is not captured again.
         mappings: what the user and installed packages add to the built-in mappings (`load_mappings`).
     """
-    if isinstance(model, nn.Module):
-        code = UserCode((Path.cwd(),), OUR_NAMES)
-        with code:
-            inner, unwrapped = unwrap(model)
-            module, changes = as_float32(copy_module(inner))
-        checkpoint = Checkpoint(Path("model"), "", "module", module, None, (*unwrapped, *changes), code)
-        name = type(model).__name__
-    else:
+    name = str(model) if isinstance(model, str | Path) else type(model).__name__
+    if isinstance(model, str | Path):
         with clock("load"):
             checkpoint = load(Path(model), **vars(options.model))
-        name = str(model)
+    else:
+        code = UserCode((Path.cwd(),), OUR_NAMES)
+        held: nn.Module | Checkpoint
+        if isinstance(model, nn.Module):
+            held = model
+        else:
+            name = name_of(options.model.factory or cast(Any, model))
+            with clock("load"):
+                held = load_object(model, code, **vars(options.model))
+        if isinstance(held, Checkpoint):
+            checkpoint = held
+        else:
+            with code:
+                inner, unwrapped = unwrap(held)
+                module, changes = as_float32(copy_module(inner))
+            checkpoint = Checkpoint(Path("model"), "", "module", module, None, (*unwrapped, *changes), code)
     with clock("capture"):
         if checkpoint.module is None:
             source = _from_exported(name, checkpoint, options)
@@ -154,9 +167,7 @@ def for_format(source: LoadedModel, format: Format, options: ArtifactOptions) ->
     return replace(source, program=replace(source.program, fixed_batch=batch))
 
 
-def load_with_mappings(
-    model: str | Path | nn.Module, options: InspectOptions, clock: Clock
-) -> tuple[LoadedModel, ArtifactOptions]:
+def load_with_mappings(model: Source, options: InspectOptions, clock: Clock) -> tuple[LoadedModel, ArtifactOptions]:
     """Load a model and the user's mappings; return it, and options that name the mappings' digests."""
     added = load_mappings(options.artifact.mappings)
     source = load_model(model, options, fixed_batch=options.artifact.fixed_batch, clock=clock, mappings=added)

@@ -25,7 +25,7 @@ def check_call(model: Path, options: LoadOptions, artifact: Path | None = None, 
         mapping_files(options.artifact.mappings)
     Trust.of(options.model.trust)
     check_readable(model)
-    if options.model.factory is not None:
+    if isinstance(options.model.factory, str):
         split_factory(options.model.factory)
     requested_shapes(options.capture.input_shapes, options.capture.image_size)
     if isinstance(options, ConvertOptions | VerifyOptions | IntoOptions):

@@ -9,7 +9,6 @@ from typing import Any, TypeVar, Unpack
 
 import numpy as np
 import torch
-from torch import nn
 
 from converter.artifacts.detect_format import detect_format
 from converter.artifacts.runner import Runner, TensorSpec
@@ -27,13 +26,14 @@ from converter.options import (
     IntoOptions,
     LoadOptions,
     SubmodelOptions,
-    VerifyKeywords,
+    VerifyCall,
     VerifyOptions,
+    takes_model,
 )
 from converter.pipeline.build import build, interfaces
 from converter.pipeline.clock import Clock, Progress
 from converter.pipeline.find_weights import verify_weights
-from converter.pipeline.load_model import LoadedModel, compute_reference, load_model
+from converter.pipeline.load_model import LoadedModel, Source, compute_reference, load_model
 from converter.pipeline.quantize import compare_quantized
 from converter.plan.interface import TensorInterface
 from converter.report.results import Proof, Status, TraceRow, VerificationReport, status_of
@@ -57,12 +57,14 @@ COMPARISONS = {
 }  # fmt: skip
 
 
+@takes_model
 def verify(
-    model: str | Path | nn.Module,
+    model: Source,
+    /,
     artifact: str | Path,
     *,
     progress: Progress | None = None,
-    **keywords: Unpack[VerifyKeywords],
+    **keywords: Unpack[VerifyCall],
 ) -> VerificationReport:
     """Compare an artifact's outputs with its model's, and its weights too if it has a pt-convert stamp.
 
@@ -215,7 +217,7 @@ def _as_tuple(value: Any) -> Any:
 
 
 def load_beside(
-    model: str | Path | nn.Module,
+    model: Source,
     artifact: Path,
     options: VerifyOptions,
     stamp: Mapping[str, Any],

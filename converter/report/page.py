@@ -89,6 +89,11 @@ def render(content: Mapping[str, Any], links: Mapping[str, str] | None = None) -
         ) from error
 
 
+def summary(content: Mapping[str, Any]) -> str:
+    """Return the result of one model as a part of a page, for notebooks."""
+    return _environment().get_template("summary.html.jinja").render(model=_model(content))
+
+
 @dataclass(frozen=True)
 class WrittenPage(Report):
     """A page that was written."""

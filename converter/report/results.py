@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from converter.errors import Note
+from converter.errors import Note, escaped
 from converter.options import ExplanationKind as ExplanationKind
 
 from .failures import DISAGREES, Failure, Report, UnsupportedOperator, worst_status
@@ -17,6 +17,7 @@ from .failures import DISAGREES, Failure, Report, UnsupportedOperator, worst_sta
 Shape = tuple[int | str | None, ...]
 Status = Literal["verified", "quantized", "not verified", "disagrees"]
 ProofName = Literal["function", "artifact", "weights"]
+LONGEST = 200  # characters of a name, in short forms
 LIBRARIES = ("pt-convert", "torch", "tensorflow", "keras", "onnx", "onnxscript", "onnxruntime")
 
 
@@ -346,6 +347,18 @@ class ArtifactReport:
         return f"quantized (float twin verified), {self.quantization.sqnr_db:.1f} dB"
 
 
+class Artifacts(tuple[ArtifactReport, ...]):
+    """The artifacts of a conversion, by position or by format: `artifacts["onnx"]`."""
+
+    def __getitem__(self, key: Any) -> Any:
+        if not isinstance(key, str):
+            return super().__getitem__(key)
+        for artifact in self:
+            if artifact.format == key:
+                return artifact
+        raise KeyError(f"{key!r}; the formats are {', '.join(artifact.format for artifact in self) or 'none'}")
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a module's operators are in other words, for a topic of `inspect --explain`.
@@ -381,8 +394,37 @@ class Environment:
         return cls(system, len(os.sched_getaffinity(0)), peak, {"python": platform.python_version(), **versions})
 
 
-@dataclass(frozen=True)
-class ConversionReport(Report):
+class _Shown(Report):
+    """A report that an interactive Python shows in short."""
+
+    source: str
+    status: Status
+
+    @property
+    def verified(self) -> bool:
+        """Return whether all proofs hold."""
+        return self.status == "verified"
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """Return what a report file holds."""
+        return self.to_dict()
+
+    def _written(self) -> str:
+        """Return formats and paths, for the short form."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {escaped(self.source)[:LONGEST]}: {self.status}; {escaped(self._written())}>"
+
+    def _repr_html_(self) -> str:
+        from converter.report.page import summary
+
+        return summary(self.to_dict())
+
+
+@dataclass(frozen=True, repr=False)
+class ConversionReport(_Shown):
     """One model, converted to one or more formats; `timings` in seconds, by step.
 
     Attributes:
@@ -396,14 +438,20 @@ class ConversionReport(Report):
     batch: int | Literal["dynamic"]
     rewrites: tuple[Rewrite, ...]
     notes: tuple[Note, ...]
-    artifacts: tuple[ArtifactReport, ...]
+    artifacts: Artifacts
     timings: Mapping[str, float] = field(default_factory=dict)
     compared_on: ComparedOn | None = None
     answers: tuple[Answer, ...] = ()
     environment: Environment = field(default_factory=Environment.current)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "artifacts", Artifacts(self.artifacts))
+
+    def _written(self) -> str:
+        return ", ".join(f"{one.format} {one.path or 'not written'}" for one in self.artifacts) or "nothing written"
+
     @property
-    def status(self) -> Status:
+    def status(self) -> Status:  # type: ignore[override]
         """Return the worst status of the artifacts."""
         statuses = {artifact.status for artifact in self.artifacts}
         order: tuple[Status, ...] = ("disagrees", "not verified", "quantized", "verified")
@@ -419,8 +467,8 @@ class ConversionReport(Report):
         return super().to_dict() | {"status": self.status}
 
 
-@dataclass(frozen=True)
-class VerificationReport(Report):
+@dataclass(frozen=True, repr=False)
+class VerificationReport(_Shown):
     """An artifact compared with its model; `timings` in seconds, by step."""
 
     source: str
@@ -436,6 +484,9 @@ class VerificationReport(Report):
     compared_on: ComparedOn | None = None
     quantization: Quantization | None = None
     environment: Environment = field(default_factory=Environment.current)
+
+    def _written(self) -> str:
+        return self.artifact
 
     @property
     def exit_status(self) -> int:  # type: ignore[override]

@@ -53,6 +53,8 @@ def load_given(
     labels = arrays.pop(LABELS) if LABELS in arrays and LABELS not in names else None
     if len(names) == len(arrays) == 1:
         arrays = {names[0]: next(iter(arrays.values()))}
+    if list(arrays) == [str(number) for number in range(len(names))]:
+        arrays = dict(zip(names, arrays.values(), strict=True))
     if set(arrays) != set(names):
         raise UsageError(
             f"The model's inputs are {listed(names)}; arrays were given for {listed(sorted(arrays))}.",

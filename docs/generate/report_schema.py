@@ -20,6 +20,7 @@ from converter.batch.journal import Entry  # noqa: E402  # found by the line abo
 from converter.batch.results import CheckResult  # noqa: E402
 from converter.report import (  # noqa: E402
     SCHEMA,
+    ArtifactReport,
     ConversionReport,
     Failure,
     IntoReport,
@@ -27,6 +28,7 @@ from converter.report import (  # noqa: E402
     Status,
     VerificationReport,
 )
+from converter.report.results import Artifacts  # noqa: E402
 
 ALONE = (ConversionReport, VerificationReport, IntoReport, ModelSummary, Failure)
 PLAIN = {str: "string", int: "integer", bool: "boolean", Path: "string", type(None): "null"}
@@ -76,6 +78,8 @@ def _type(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
         return {"anyOf": [_type(part, definitions) for part in parts]}
     if origin is Literal:
         return {"enum": list(parts)}
+    if kind is Artifacts:
+        return _array(_type(ArtifactReport, definitions))
     if origin is tuple:
         return _array(_type(parts[0], definitions))
     if origin is not None and issubclass(origin, Mapping):

@@ -80,7 +80,9 @@ def test_keywords_take_single_values_and_mappings():
 
 
 def test_a_keyword_that_is_no_option_is_named():
-    with pytest.raises(TypeError, match=r"unknown option input_shape; the options are .*input_shapes"):
+    with pytest.raises(
+        TypeError, match=r"unknown option input_shape, did you mean input_shapes\?; the options are .*input_shapes"
+    ):
         ConvertOptions.of(input_shape="1,3,4")
 
 

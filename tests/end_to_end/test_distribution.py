@@ -70,7 +70,7 @@ def test_the_wheel_holds_the_packages_their_types_and_the_sample_only(repository
     with zipfile.ZipFile(wheel) as archive:
         held = {name.partition(".data/data/")[2] or name for name in archive.namelist() if ".dist-info/" not in name}
     beside = {f"{INSTALLED}/{PACKAGE}/{name}" for name in FILES_OF_SAMPLE} | {f"{INSTALLED}/docs/versions.json"}
-    page = {f"converter/report/page.{kind}" for kind in ("html.jinja", "css", "js")}
+    page = {f"converter/report/{name}" for name in ("page.html.jinja", "page.css", "page.js", "summary.html.jinja")}
     assert held == names | beside | page | {"cli.py", "converter/py.typed", "mappings/py.typed"}
 
 

@@ -15,7 +15,7 @@ import converter.report
 from converter.artifacts.paths import output_path, output_paths
 from converter.errors import UsageError
 from converter.report.failures import SCHEMA, Failure
-from converter.report.results import ArtifactReport, ConversionReport, OutputComparison, Proof, status_of
+from converter.report.results import ArtifactReport, Artifacts, ConversionReport, OutputComparison, Proof, status_of
 
 
 def comparison(agrees=True, proves_nothing=False):
@@ -94,6 +94,8 @@ def json_type(kind: Any) -> str:
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return " or ".join(dict.fromkeys(map(json_type, parts)))
+    if kind is Artifacts:
+        return json_type(tuple[ArtifactReport, ...])
     if origin is tuple:
         return f"array of {json_type(parts[0])}"
     if origin is Literal:
