@@ -19,6 +19,7 @@ import click
 from converter.console.params import message_options
 from converter.console.signals import raise_if_interrupted
 from converter.errors import ConversionError, OutputError
+from converter.report.ci import append_summary, write_junit
 from converter.report.failures import Failure, Report, failure_of, worst_status, write_report
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class Console:
     terminal: Terminal
     as_json: bool
     report_file: Path | None
+    junit: Path | None = None
+    summary: bool = False
 
     def run(self, call: Callable[[], Result], source: str) -> Result | Failure:
         """Return the result of `call`, or show its error and return it as a failure."""
@@ -61,6 +64,10 @@ class Console:
         try:
             if self.report_file:
                 self._write_report(self.report_file, content, pages)
+            if self.junit:
+                write_junit(self.junit, content)
+            if self.summary:
+                append_summary(content)
             if self.as_json:
                 print_report(content)
         except ConversionError as error:
@@ -88,9 +95,11 @@ def with_console(command: Callable[..., None]) -> Callable[..., None]:
         verbose: bool,
         log_file: Path | None,
         report_file: Path | None = None,
+        junit: Path | None = None,
+        summary: bool = False,
         **given: Any,
     ) -> None:
-        command(console=Console(_terminal(quiet, verbose, log_file), as_json, report_file), **given)
+        command(console=Console(_terminal(quiet, verbose, log_file), as_json, report_file, junit, summary), **given)
 
     return wrapped
 

@@ -231,14 +231,14 @@ def joined(*decorators: Callable[[Command], Command]) -> Callable[[Command], Com
     return decorate
 
 
-report_option = in_group(
-    "Output",
-    "--report",
-    "report_file",
-    type=PATH,
-    metavar="FILE.json|FILE.html",
-    help="Write the report to this file, as JSON or as a page that a browser shows.",
-)
+report_option = joined(
+    in_group(
+        "Output", "--report", "report_file", type=PATH, metavar="FILE.json|FILE.html",
+        help="Write the report to this file, as JSON or as a page that a browser shows.",
+    ),
+    in_group("Output", "--junit", type=PATH, metavar="FILE.xml", help="Write the results as JUnit XML."),
+    in_group("Output", "--summary", is_flag=True, help="Append a table to the file that GITHUB_STEP_SUMMARY names."),
+)  # fmt: skip
 
 
 message_options = joined(

@@ -88,15 +88,17 @@ def test_the_metadata_says_what_a_package_index_shows(wheel: Path):
     assert said["Description-Content-Type"] == "text/markdown"
     assert said.get_payload() == (ROOT / "README.md").read_text()
     assert {"Typing :: Typed", "Programming Language :: Python :: 3.11"} <= set(said.get_all("Classifier", []))
-    assert {"cluster", "images", "tflite", "test", "dev"} == set(said.get_all("Provides-Extra", []))
+    assert {"cluster", "images", "pytest", "tflite", "test", "dev"} == set(said.get_all("Provides-Extra", []))
     assert not [entry for entry in said.get_all("Requires-Dist", []) if " @ " in entry]
 
 
 def test_both_commands_are_installed(wheel: Path):
     commands = [line.partition(" = ") for line in metadata(wheel, "entry_points.txt").splitlines() if " = " in line]
-    assert {name: target for name, _, target in commands} == dict.fromkeys(
-        ("convert", "pt-convert"), "converter.__main__:main"
-    )
+    assert {name: target for name, _, target in commands} == {
+        "convert": "converter.__main__:main",
+        "pt-convert": "converter.__main__:main",
+        "pt_convert": "converter.pytest_plugin",
+    }
 
 
 @pytest.mark.wheel

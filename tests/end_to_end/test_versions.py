@@ -72,7 +72,7 @@ def of_others(*places: str) -> set[str]:
 @pytest.mark.slow
 def test_what_the_program_imports_is_declared_and_nothing_else():
     declared = bounds(PROJECT["dependencies"])
-    optional = bounds([*EXTRAS["cluster"], *EXTRAS["images"], *EXTRAS["tflite"]])
+    optional = bounds([*EXTRAS["cluster"], *EXTRAS["images"], *EXTRAS["pytest"], *EXTRAS["tflite"]])
     found = of_others("converter", "mappings", "cli.py")
     assert found - set(optional) == set(declared)
     assert set(optional) <= found
