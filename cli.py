@@ -49,15 +49,22 @@ def main() -> None:
     """Convert PyTorch models to TensorFlow, Keras and ONNX, and check that the result computes the same function.
 
     \b
-    Exit status: 0 done, 1 cannot be converted, 2 wrong usage, 3 does not agree or is not proven,
-    4 the checkpoint is unreadable or refused; of several models the worst, in the order 3, 4, 1.
+    Exit status: 0 done, 1 cannot be converted, 2 wrong usage, 3 the artifact
+    differs or is not verified, 4 the checkpoint is unreadable or refused; with
+    several models the worst, in the order 3, 4, 1.
     """
     # Threads that spin while they wait slow each other down; TensorFlow logs on import. Both read these on import.
     for name, value in {"OMP_WAIT_POLICY": "PASSIVE", "TF_CPP_MIN_LOG_LEVEL": "3"}.items():
         os.environ.setdefault(name, value)
 
 
-@main.command(cls=GroupedCommand)
+@main.command(
+    cls=GroupedCommand,
+    examples=(
+        "net.pt --to onnx --input-shape 1,3,224,224",
+        "weights.pt --model nets.py:Net --to tf --input-shape 1,3,H,W",
+    ),
+)
 @click.argument("models", nargs=-1, required=True, type=PATH, metavar="MODEL...")
 @in_group("Output", "--to", multiple=True, required=True, type=FORMAT, help="Format to write; repeatable.")
 @in_group(
@@ -102,7 +109,13 @@ def convert(
     console.exit(results, {"schema": SCHEMA, "models": [result.to_dict() for result in results]})
 
 
-@main.command(cls=GroupedCommand)
+@main.command(
+    cls=GroupedCommand,
+    examples=(
+        "batch runs/ --to tf --input-shape 1,3,224,224 -o converted",
+        "batch manifest.toml --to onnx -o converted --report page.html",
+    ),
+)
 @click.argument("places", nargs=-1, required=True, metavar="MANIFEST.toml|FILE|FOLDER|GLOB|-...")
 @in_group("Output", "--to", multiple=True, type=FORMAT, help="Format to write; repeatable.")
 @in_group("Output", "-o", "--output", type=PATH, help="Folder for artifacts, logs, the journal and summary.json.")
@@ -203,7 +216,13 @@ def batch(
     console.exit([result], pages=output / REPORTS if output is not None else None)
 
 
-@main.command(cls=GroupedCommand)
+@main.command(
+    cls=GroupedCommand,
+    examples=(
+        "verify net.pt net.onnx",
+        "verify net.pt theirs.onnx --input-shape 1,3,224,224",
+    ),
+)
 @click.argument("model", type=PATH)
 @click.argument("artifact", type=PATH)
 @options(VerifyOptions)
@@ -224,7 +243,7 @@ def verify(model: Path, artifact: Path, console: Console, **arguments: Any) -> N
     console.exit([result])
 
 
-@main.command(cls=GroupedCommand)
+@main.command(cls=GroupedCommand, examples=("sync better.pt net.keras", "sync better.pt net.onnx -o better.onnx"))
 @click.argument("model", type=PATH, metavar="NEW")
 @click.argument("artifact", type=PATH)
 @in_group("Output", "-o", "--output", type=PATH, help="File or folder to write.  [default: replace ARTIFACT]")
@@ -244,7 +263,13 @@ def sync(model: Path, artifact: Path, output: Path | None, console: Console, **a
     console.exit([result])
 
 
-@main.command(cls=GroupedCommand)
+@main.command(
+    cls=GroupedCommand,
+    examples=(
+        "pull trained.keras net.pt -o trained.pt",
+        "pull trained.keras net.pt --artifact net.keras -o trained.pt",
+    ),
+)
 @click.argument("trained", type=PATH)
 @click.argument("original", type=PATH)
 @in_group("Output", "-o", "--output", type=PATH, required=True, help="State dict to write, .pt or .safetensors.")
@@ -268,7 +293,13 @@ def pull(
     console.exit([result])
 
 
-@main.command(cls=GroupedCommand)
+@main.command(
+    cls=GroupedCommand,
+    examples=(
+        "into net.pt keras_net.py:build --input-shape 1,3,224,224",
+        "into net.pt keras_app:ResNet50 --input-shape 1,3,224,224",
+    ),
+)
 @click.argument("model", type=PATH)
 @click.argument("builder", metavar="FILE.py:FUNCTION|keras_app:NAME")
 @in_group(
@@ -292,7 +323,13 @@ def into(model: Path, builder: str, output: Path | None, console: Console, **arg
     console.exit([result])
 
 
-@main.command(cls=GroupedCommand)
+@main.command(
+    cls=GroupedCommand,
+    examples=(
+        "inspect net.pt --input-shape 1,3,224,224",
+        "inspect net.pt --check --to tf --input-shape 1,3,224,224",
+    ),
+)
 @click.argument("model", type=PATH)
 @options(InspectOptions)
 @in_group("Output", "--plan", is_flag=True, help="Show the plan too: the layout of each value, and what moves and why.")
@@ -340,7 +377,7 @@ def inspect(
     console.exit([result])
 
 
-@main.command(cls=GroupedCommand)
+@main.command(cls=GroupedCommand, examples=("report report.json -o page.html", "report converted/summary.json"))
 @click.argument("report_json", type=PATH, metavar="REPORT.json")
 @in_group("Output", "-o", "--output", type=PATH, metavar="FILE.html", help="Page to write.  [default: REPORT.html]")
 @with_console
@@ -354,7 +391,7 @@ def report(report_json: Path, output: Path | None, console: Console) -> None:
     console.exit([result])
 
 
-@main.command(cls=GroupedCommand)
+@main.command(cls=GroupedCommand, examples=("sample", "sample examples"))
 @click.argument("folder", type=PATH, default=Path())
 @with_console
 def sample(folder: Path, console: Console) -> None:
@@ -367,7 +404,7 @@ def sample(folder: Path, console: Console) -> None:
     console.exit([result])
 
 
-@main.command(cls=GroupedCommand)
+@main.command(cls=GroupedCommand, examples=("doctor", "doctor --to onnx --json"))
 @in_group("Output", "--to", multiple=True, type=FORMAT, help="Format to try; repeatable.  [default: all]")
 @with_console
 def doctor(to: tuple[str, ...], console: Console) -> None:

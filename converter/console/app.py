@@ -9,7 +9,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from converter.artifacts.paths import SUFFIXES
-from converter.console.params import write_groups
+from converter.console.params import GroupedCommand, write_examples, write_groups
 from converter.console.signals import Interrupted
 
 RESUMES = "pt-convert.resumes"  # in the context: the same command resumes where it stopped
@@ -65,3 +65,5 @@ class ConvertByDefault(click.Group):
         convert = self.commands["convert"]
         write_groups(ctx, formatter, [*convert.params, *self.get_params(ctx)])
         self.format_commands(ctx, formatter)
+        if isinstance(convert, GroupedCommand):
+            write_examples(ctx, formatter, convert.examples)

@@ -120,7 +120,15 @@ def in_group(group: str, *names: str, **settings: Any) -> Callable[[Command], Co
 
 
 class GroupedCommand(click.Command):
-    """A command whose help lists options by group, with or without a context of the group of commands."""
+    """A command whose help lists options by group, with or without a context of the group of commands.
+
+    Args:
+        examples: arguments of two calls, which the help shows behind the name that was typed.
+    """
+
+    def __init__(self, *arguments: Any, examples: tuple[str, ...], **settings: Any):
+        super().__init__(*arguments, **settings)
+        self.examples = examples
 
     def get_help_option_names(self, ctx: click.Context) -> list[str]:
         return ["-h", "--help"]
@@ -128,6 +136,14 @@ class GroupedCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the groups in their order; options without a group come last."""
         write_groups(ctx, formatter, self.get_params(ctx))
+        write_examples(ctx, formatter, self.examples)
+
+
+def write_examples(ctx: click.Context, formatter: click.HelpFormatter, examples: tuple[str, ...]) -> None:
+    """Write calls, each on a line of its own."""
+    typed = ctx.find_root().info_name or "convert"
+    with formatter.section("Examples"):
+        formatter.write("".join(f"  {typed} {example}\n" for example in examples))
 
 
 def write_groups(ctx: click.Context, formatter: click.HelpFormatter, params: list[click.Parameter]) -> None:

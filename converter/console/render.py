@@ -38,6 +38,11 @@ COLOURS = {
     "verified": "green", "quantized": "cyan", "not verified": "yellow", "disagrees": "red", "failed": "red",
     "converts": "green",
 }  # fmt: skip
+OPENED = {
+    "tf": "tensorflow.saved_model.load({!r})", "keras": "keras.saving.load_model({!r})",
+    "onnx": "onnxruntime.InferenceSession({!r})", "tflite": "ai_edge_litert.interpreter.Interpreter({!r})",
+    "torch": "{}/model.py: load()",
+}  # fmt: skip
 MOST_LINES = 6
 
 
@@ -148,6 +153,13 @@ def _operators(operators: Sequence[UnsupportedOperator]) -> Table:
 
 def _notes(notes: Sequence[Note]) -> list[RenderableType]:
     return [_heading("Notes"), *(Text(f"- {note} [{note.code}]") for note in notes)] if notes else []
+
+
+def _next(artifacts: Sequence[ArtifactReport]) -> list[RenderableType]:
+    """Return how the artifacts that were put in place are opened."""
+    written = [one for one in artifacts if one.path is not None and one.status in ("verified", "quantized")]
+    calls = [Text(f"{OPENED[one.format].format(str(one.path))}") for one in written]
+    return [_heading("Open it with" if len(calls) == 1 else "Open them with"), *calls] if calls else []
 
 
 def _figures(output: OutputComparison, all_of_them: bool) -> str:

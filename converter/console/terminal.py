@@ -35,6 +35,7 @@ from converter.console.render import (
     _grid,
     _heading,
     _more,
+    _next,
     _notes,
     _operators,
     _pairs,
@@ -208,7 +209,7 @@ class Terminal:
             parts += [_heading(_artifact_title(artifact)), self._artifact(artifact)]
             if artifact.trace:
                 parts += [_heading("Output of each module, in float64"), _trace(artifact.trace)]
-        parts += _notes(report.notes)
+        parts += [*_notes(report.notes), *_next(report.artifacts)]
         seconds = sum(report.timings.values())
         self._panel(parts, report.source, f"{report.status}, {_seconds(seconds)}" if seconds else None, report.status)
 

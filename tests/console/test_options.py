@@ -1,8 +1,10 @@
 """Every option stands once, in `converter/options.py`; what is made from it agrees with it."""
 
+import shlex
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 import cli
@@ -88,3 +90,22 @@ def test_a_keyword_that_is_no_option_is_named():
 
 def test_page_of_options_is_that_of_the_commands():
     assert page.PAGE.read_text(encoding="utf-8") == page.document(), "run: python docs/generate/options.py"
+
+
+@pytest.mark.parametrize("typed", ["convert", "pt-convert"])
+@pytest.mark.parametrize("name", [None, *cli.main.commands])
+@pytest.mark.parametrize("width", [80, 200])
+def test_help_ends_with_two_calls_that_can_be_parsed(name, typed, width):
+    command = cli.main if name is None else cli.main.commands[name]
+    with click.Context(cli.main, info_name=typed, terminal_width=width) as root:
+        context = root if name is None else click.Context(command, parent=root, info_name=name, terminal_width=width)
+        lines = command.get_help(context).rstrip().splitlines()
+    assert max(map(len, lines)) <= width
+    start = lines.index("Examples:")
+    calls = [shlex.split(line) for line in lines[start + 1 :]]
+    assert [call[0] for call in calls] == [typed, typed]
+    for _, *arguments in calls:
+        known = arguments[0] if arguments[0] in cli.main.commands else "convert"
+        rest = arguments[1:] if arguments[0] in cli.main.commands else arguments
+        assert name in (None, known)
+        cli.main.commands[known].make_context(known, rest)
