@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import UsageError
 
 Kind = Literal["normal", "uniform", "large", "impulse", "small", "spread"]
-ROUNDS: tuple[tuple[Kind, int], ...] = (("normal", 1), ("normal", 4), ("uniform", 1), ("large", 1), ("impulse", 2))
+ROUNDS: tuple[tuple[Kind, int], ...] = (("normal", 1), ("normal", 3), ("uniform", 1), ("large", 1), ("impulse", 2))
 LAST: tuple[Kind, int] = ("small", 2)
 SMALL = (1e-3, 1e-6, 0.0, 0.0)  # factors of rows; the last kind of row is constant instead
 IMPULSE = 8.0  # over a background of deviation 1/16: after exact zeros, norms would divide rounding errors by zero

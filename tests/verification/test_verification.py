@@ -83,14 +83,14 @@ def test_uniform_samples_differ_in_brightness_so_that_pooling_does_not_make_them
 
 
 def test_rounds_have_batch_one_and_more():
-    assert [one.arrays["image"].shape[0] for one in rounds([IMAGE], 0)] == [1, 4, 1, 1, 2, 2]
-    assert [one.arrays["image"].shape[0] for one in rounds([IMAGE], 0, many=9)] == [1, 4, 1, 1, 2, 9, 2]
+    assert [one.arrays["image"].shape[0] for one in rounds([IMAGE], 0)] == [1, 3, 1, 1, 2, 2]
+    assert [one.arrays["image"].shape[0] for one in rounds([IMAGE], 0, many=9)] == [1, 3, 1, 1, 2, 9, 2]
 
 
 def test_rounds_take_the_sizes_of_dynamic_dimensions_in_turn():
     drawn = list(rounds([TOKENS], 0, [{"length": 5}, {"length": 9}]))
     assert [one.arrays["tokens"].shape[1] for one in drawn] == [5, 9, 5, 9, 5, 9]
-    assert drawn[1].description == "normal, batch 4, length 9"
+    assert drawn[1].description == "normal, batch 3, length 9"
 
 
 def test_an_impulse_is_large_in_all_channels_of_one_position_and_elsewhere_for_another_sample():
