@@ -469,6 +469,10 @@ class ArtifactOptions:
         exact_shifts: treat a grid_sample at whole-pixel offsets as the shift that it is but for rounding.
         exact_infinities: treat infinities in inputs as PyTorch does where zero weights multiply them, which makes NaN.
         mappings: Python files that register mappings of the user's; in a stamp, the SHA-256 of each.
+        labels: names of the classes, or the file that lists them; not in a stamp.
+
+    Raises:
+        UsageError: the file of labels cannot be read.
     """
 
     layout: Layout = option(
@@ -500,6 +504,24 @@ class ArtifactOptions:
         "--mappings", "Advanced", "Python file with your own mappings for operators; repeatable.", (),
         metavar="FILE.py", is_path=True,
     )  # fmt: skip
+    labels: str | Path | tuple[str, ...] | None = option(
+        "--labels", "Output", "Names of the classes, one a line, for the metadata of a LiteRT file; by default those "
+        "that the model has.", metavar="FILE", is_path=True, takes=lambda given: given if isinstance(given, str | Path)
+        else tuple(given),
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        if isinstance(self.labels, str | Path):
+            try:
+                lines = Path(self.labels).read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise UsageError(
+                    f"The names of the classes cannot be read: {error}.",
+                    code="PTC6098",
+                    where="--labels",
+                    fix="Give a text file in UTF-8 with one name a line.",
+                ) from error
+            object.__setattr__(self, "labels", tuple(line.strip() for line in lines if line.strip()))
 
 
 @dataclass(frozen=True)
@@ -568,7 +590,7 @@ class QuantizationOptions:
     )  # fmt: skip
     calibrate: str | Path | Mapping[str, np.ndarray] | None = option(
         "--calibrate", "Output", "Typical inputs, whose extremes fix the ranges: as --inputs takes them.",
-        metavar="PATH", is_path=True,
+        metavar="PATH", is_path=True, takes=example_arrays,
     )  # fmt: skip
     quantize_io: bool = option("--quantize-io", "Output", "Inputs and outputs are integers too, not floats.", False)
     keep_float: tuple[str, ...] = option(
@@ -934,7 +956,7 @@ class ConvertKeywords(InspectKeywords, ProofKeywords, total=False):
     """The keywords of `ConvertOptions`."""
 
     quantize: str | None
-    calibrate: str | Path | Mapping[str, np.ndarray] | None
+    calibrate: Examples
     quantize_io: bool
     keep_float: Sequence[str]
     verify: bool

@@ -250,11 +250,11 @@ class _LiteRTFile(WrittenArtifact):
 
     def write(self, path: Path, arrays: Mapping[str, np.ndarray], stamp: Mapping[str, Any]) -> None:
         from . import tflite_writer
-        from .runtime.tflite_content import graph_digest
+        from .runtime.tflite_content import attached_files, graph_digest
 
         content = self._filled(arrays)
-        path.write_bytes(content)
-        tflite_writer.append_stamp(path, stamps.stamp_text(digests.stamped(stamp, graph_digest(content))))
+        text = stamps.stamp_text(digests.stamped(stamp, graph_digest(content)))
+        tflite_writer.write_content(path, content, text, attached_files(self._content))
 
 
 _KINDS: dict[Format, type] = {

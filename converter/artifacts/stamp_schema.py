@@ -141,7 +141,7 @@ FIELDS: dict[str, Check] = {
     "format": _or_missing(lambda value: value in get_args(Format)),
     "source_sha256": _or_missing(_is_text),
     KEY: _or_missing(_is_text),
-    "options": _or_missing(_of(ArtifactOptions)),
+    "options": _or_missing(_of(ArtifactOptions, {"labels": lambda value: False})),
     "input_shapes": _or_missing(_are(_is_text)),
     "part": _or_missing(
         _is_whole(

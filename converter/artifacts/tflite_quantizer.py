@@ -22,8 +22,8 @@ from converter.options import QuantizationOptions
 
 from .runtime import graph_digest as digests
 from .runtime import stamp as stamps
-from .runtime.tflite_content import graph_digest, operator_tensors
-from .tflite_writer import append_stamp
+from .runtime.tflite_content import attached_files, graph_digest, operator_tensors
+from .tflite_writer import write_content
 
 _FAILED = 3  # the package's own error
 _TAIL = 2000  # characters of a crashed child's output to show
@@ -92,8 +92,7 @@ def quantize(
         _run(request, Path(folder) / "request.json")
         made = quantized.read_bytes()
         rows = json.loads(losses.read_text())
-    path.write_bytes(made)
-    append_stamp(path, stamps.stamp_text(digests.stamped(stamp, graph_digest(made))))
+    write_content(path, made, stamps.stamp_text(digests.stamped(stamp, graph_digest(made))), attached_files(content))
     return [Loss((row["name"], *row["inputs"]), row["operator"], row["sqnr"], row["before"]) for row in rows]
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from . import saved_model_writer
 from .runner import require_litert
 from .runtime import graph_digest as digests
 from .runtime import stamp as stamps
+from .tflite_metadata import LABELS_FILE, TensorDescription, add_metadata
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -37,6 +38,9 @@ def write(
     path: Path,
     stamp: Callable[[bytes], Mapping[str, Any]],
     places: Mapping[str, str],
+    name: str,
+    described: Mapping[str, TensorDescription],
+    labels: Sequence[str],
 ) -> None:
     """Write the file; meanwhile, its folder also holds a SavedModel.
 
@@ -44,6 +48,9 @@ def write(
         variables: all that the function reads, by their names in the checkpoint.
         stamp: makes the stamp of the file's content.
         places: module and line of code, by the scope of the function's operators.
+        name: of the model, in its metadata.
+        described: what is known of inputs and outputs, for the metadata; there is none if nothing is.
+        labels: names of the classes.
 
     Raises:
         ConversionError: LiteRT has no operator for a part of the function.
@@ -56,13 +63,18 @@ def write(
         saved_model_writer.save(traced, variables, saved, {})
         _convert(saved, path, places)
     content = path.read_bytes()
-    append_stamp(path, stamps.stamp_text(digests.stamped(stamp(content), graph_digest(content))))
+    if described:
+        content = add_metadata(content, name, described)
+    text = stamps.stamp_text(digests.stamped(stamp(content), graph_digest(content)))
+    write_content(path, content, text, {LABELS_FILE: "\n".join(labels).encode()} if labels else {})
 
 
-def append_stamp(path: Path, text: str) -> None:
-    """Append a zip with the stamp to a file without one, the same bytes for the same text."""
+def write_content(path: Path, content: bytes, stamp: str, files: Mapping[str, bytes]) -> None:
+    """Write a model and, in a zip behind it, its stamp and files: the same bytes for the same arguments."""
+    path.write_bytes(content)
     with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr(zipfile.ZipInfo(stamps.ZIP_MEMBER, _EPOCH), text)
+        for member, held in {**files, stamps.ZIP_MEMBER: stamp.encode()}.items():
+            archive.writestr(zipfile.ZipInfo(member, _EPOCH), held)
 
 
 def _convert(saved: Path, path: Path, places: Mapping[str, str]) -> None:

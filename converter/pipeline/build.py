@@ -28,6 +28,7 @@ from converter.lowering.planner import make_plan
 from converter.memory import reusing_blocks, swept
 from converter.options import ArtifactOptions
 from converter.pipeline.clock import Clock
+from converter.pipeline.describe_tensors import describe_tensors
 from converter.pipeline.load_model import LoadedModel
 from converter.pipeline.recipes import REASON, is_alike, stamped_recipe, take_same_elements
 from converter.plan.builder import PlanBuilder
@@ -113,7 +114,7 @@ class RewrittenModel:
             "converter": library_version("pt-convert") or "0",
             "format": self.format,
             "source_sha256": self.source.sha256,
-            "options": vars(self.options),
+            "options": {name: value for name, value in vars(self.options).items() if name != "labels"},
             "batch": self.source.program.fixed_batch or "dynamic",
             "input_shapes": self.source.shape_texts(),
             "part": {
@@ -291,7 +292,11 @@ class RewrittenModel:
             def stamp_of(content: bytes) -> dict[str, Any]:
                 return self.stamp() | self._recipe_in_tflite(content)
 
-            tflite_writer.write(executor.traced, variables, path, stamp_of, executor.places())
+            assert not isinstance(self.options.labels, str | Path)
+            described, labels = describe_tensors(self.source, self.inputs, self.outputs, self.options.labels)
+            tflite_writer.write(
+                executor.traced, variables, path, stamp_of, executor.places(), self.source.name, described, labels
+            )
             return
         stamp = self.stamp() | self.recipe()
         if self.format == "keras":

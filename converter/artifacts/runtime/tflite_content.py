@@ -17,6 +17,7 @@ import numpy as np
 
 from .graph_digest import is_weight
 from .refusals import EXPANSION_LIMIT, MOST_FILES
+from .stamp import ZIP_MEMBER
 
 _DTYPES = {
     "FLOAT32": "<f4", "FLOAT16": "<f2", "INT32": "<i4", "UINT8": "|u1", "INT64": "<i8", "BOOL": "|b1", "INT16": "<i2",
@@ -68,6 +69,18 @@ def model_bytes(content: bytes) -> bytes:
         return content
     with zipfile.ZipFile(stream) as archive:
         return content[: min((entry.header_offset for entry in archive.infolist()), default=len(content))]
+
+
+def attached_files(content: bytes) -> dict[str, bytes]:
+    """Return the files for libraries of devices in the zip archive at the end of a file of ours."""
+    stream = io.BytesIO(content)
+    if not zipfile.is_zipfile(stream):
+        return {}
+    with zipfile.ZipFile(stream) as archive:
+        held = [entry for entry in archive.infolist() if entry.filename != ZIP_MEMBER]
+        if sum(entry.file_size for entry in held) > len(content):
+            raise ValueError("its zip archive holds more than the file")
+        return {entry.filename: archive.read(entry) for entry in held}
 
 
 def stored_tensors(content: bytes) -> Iterator[StoredTensor]:
