@@ -506,8 +506,7 @@ class ArtifactOptions:
     )  # fmt: skip
     labels: str | Path | tuple[str, ...] | None = option(
         "--labels", "Output", "Names of the classes, one a line, for the metadata of a LiteRT file; by default those "
-        "that the model has.", metavar="FILE", is_path=True, takes=lambda given: given if isinstance(given, str | Path)
-        else tuple(given),
+        "that the model has.", metavar="FILE", is_path=True, takes=lambda given: given,
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -522,6 +521,8 @@ class ArtifactOptions:
                     fix="Give a text file in UTF-8 with one name a line.",
                 ) from error
             object.__setattr__(self, "labels", tuple(line.strip() for line in lines if line.strip()))
+        elif self.labels is not None:
+            object.__setattr__(self, "labels", tuple(self.labels))
 
 
 @dataclass(frozen=True)
@@ -934,6 +935,7 @@ class InspectKeywords(LoadKeywords, total=False):
     focus_as_convolution: bool
     exact_infinities: bool
     mappings: Sequence[str | Path] | str | Path
+    labels: str | Path | Sequence[str] | None
 
 
 class ComparisonKeywords(TypedDict, total=False):

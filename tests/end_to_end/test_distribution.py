@@ -1,5 +1,6 @@
 """What the sdist and the wheel hold, and that the wheel alone converts and verifies."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = (".ci", "benchmarks", "converter", "docs", "mappings", "sample_models", "tests")
 FILES = (
     ".gitignore", ".pre-commit-config.yaml", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "README.md",
-    "SECURITY.md", "cli.py", "constraints.txt", "constraints-lowest.txt", "pyproject.toml",
+    "SECURITY.md", "cli.py", "constraints.txt", "constraints-lowest.txt", "pyproject.toml", "setup.py",
 )  # fmt: skip
 BUILD = "import sys; from setuptools import build_meta; getattr(build_meta, 'build_' + sys.argv[1])(sys.argv[2])"
 
@@ -86,7 +87,13 @@ def test_the_metadata_says_what_a_package_index_shows(wheel: Path):
     assert said["Requires-Python"] == "<3.14,>=3.11"
     assert said["License-Expression"] == "Apache-2.0"
     assert said["Description-Content-Type"] == "text/markdown"
-    assert said.get_payload() == (ROOT / "README.md").read_text()
+    described = said.get_payload()
+    readme = (ROOT / "README.md").read_text()
+    assert (
+        re.findall(r"\]\((?!https://)|<img|^\[.*\]:", described, re.MULTILINE) == []
+    )  # an index has no files beside it
+    assert len(described) > 0.8 * len(readme)
+    assert set(re.findall("^## .*", described, re.MULTILINE)) == set(re.findall("^## .*", readme, re.MULTILINE))
     assert {"Typing :: Typed", "Programming Language :: Python :: 3.11"} <= set(said.get_all("Classifier", []))
     assert {"cluster", "images", "pytest", "tflite", "test", "dev"} == set(said.get_all("Provides-Extra", []))
     assert not [entry for entry in said.get_all("Requires-Dist", []) if " @ " in entry]
