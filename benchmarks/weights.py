@@ -219,7 +219,7 @@ def measure(name: str) -> list[dict]:
                 if format == "keras":
                     row["back"] = pulled(at, given)
             except ConversionError as error:
-                row["refused"] = f"{error.what} {error.where or ''}".partition("\n")[0].replace(folder, "")
+                row["refused"] = error.what.partition("\n")[0].rpartition("another checkpoint: ")[2]
     return rows
 
 

@@ -226,9 +226,10 @@ class _LiteRTFile(WrittenArtifact):
     """The digest of its graph covers small weights too."""
 
     def __init__(self, path: Path, names: Sequence[str]):
-        from .runtime.tflite_content import stored_tensors
+        from .runtime.tflite_content import attached_files, model_bytes, stored_tensors
 
-        self._content = path.read_bytes()
+        file = path.read_bytes()
+        self._content, self._attached = model_bytes(file), attached_files(file)
         self._stored = {tensor.name: tensor for tensor in stored_tensors(self._content)}
         self.tensors = {name: self._stored[name].array for name in names}
 
@@ -238,23 +239,20 @@ class _LiteRTFile(WrittenArtifact):
         return graph_digest(self._content)
 
     def rest_digest(self) -> str:
-        return hashlib.sha256(self._filled({name: np.zeros_like(a) for name, a in self.tensors.items()})).hexdigest()
+        from .runtime.tflite_content import digest_without
 
-    def _filled(self, arrays: Mapping[str, np.ndarray]) -> bytes:
-        from .runtime.tflite_content import model_bytes
-
-        content = bytearray(model_bytes(self._content))
-        for name, array in arrays.items():
-            content[self._stored[name].start : self._stored[name].stop] = array.tobytes()
-        return bytes(content)
+        return digest_without(self._content, [(self._stored[n].start, self._stored[n].stop) for n in self.tensors])
 
     def write(self, path: Path, arrays: Mapping[str, np.ndarray], stamp: Mapping[str, Any]) -> None:
         from . import tflite_writer
-        from .runtime.tflite_content import attached_files, graph_digest
+        from .runtime.tflite_content import graph_digest
 
-        content = self._filled(arrays)
+        filled = bytearray(self._content)
+        for name, array in arrays.items():
+            filled[self._stored[name].start : self._stored[name].stop] = array.tobytes()
+        content = bytes(filled)
         text = stamps.stamp_text(digests.stamped(stamp, graph_digest(content)))
-        tflite_writer.write_content(path, content, text, attached_files(self._content))
+        tflite_writer.write_content(path, content, text, self._attached)
 
 
 _KINDS: dict[Format, type] = {

@@ -36,9 +36,9 @@ OPERATORS = frozenset(
     diagonal.default unfold.default alias.default detach.default clone.default _to_copy.default cat.default
     stack.default index_select.default index.Tensor gather.default flip.default roll.default repeat.default
     constant_pad_nd.default tril.default triu.default slice_scatter.default select_scatter.default view.dtype
-    where.self lift_fresh.default lift_fresh_copy.default repeat_interleave.self_int masked_fill.Scalar
-    masked_fill.Tensor select_backward.default copy_.default fill_.Scalar fill_.Tensor zero_.default add_.Tensor
-    sub_.Tensor mul_.Tensor div_.Tensor zeros.default ones.default full.default arange.default arange.start
+    fill.Scalar fill.Tensor where.self lift_fresh.default lift_fresh_copy.default repeat_interleave.self_int
+    masked_fill.Scalar masked_fill.Tensor select_backward.default copy_.default fill_.Scalar fill_.Tensor zero_.default
+    add_.Tensor sub_.Tensor mul_.Tensor div_.Tensor zeros.default ones.default full.default arange.default arange.start
     arange.start_step eye.default eye.m linspace.default scalar_tensor.default new_zeros.default new_ones.default
     new_full.default zeros_like.default ones_like.default full_like.default add.Tensor add.Scalar sub.Tensor
     sub.Scalar rsub.Scalar rsub.Tensor mul.Tensor mul.Scalar div.Tensor div.Scalar div.Tensor_mode div.Scalar_mode

@@ -249,10 +249,11 @@ def _prove_outputs(
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give a module's tensors these values."""
+    """Give a module's tensors these values; a `num_batches_tracked` may be missing."""
     with torch.no_grad():
         for key, tensor in persistent_tensors(module).items():
-            tensor.copy_(state[key])
+            if key in state:
+                tensor.copy_(state[key])
 
 
 def _save(state: dict[str, Tensor], path: Path) -> None:

@@ -64,17 +64,22 @@ def take_same_elements(source: Source, first: LazyTensor, second: LazyTensor) ->
         formulas = [recorder.formula(values.compute) for values in (first, second)]
     except CannotRecord:
         return False
-    names = {step.operator.partition(".")[0] for formula in formulas for step in formula.steps}
-    if recorder.conditions or not names <= MOVES or first.shape != second.shape:
+    steps = [step for formula in formulas for step in formula.steps]
+    names = {step.operator.partition(".")[0] for step in steps}
+    casts = {str(step.kwargs.get("dtype")) for step in steps if step.operator == "_to_copy.default"}
+    if recorder.conditions or not names <= {*MOVES, "_to_copy"} or first.shape != second.shape:
         return False
     keys = list(dict.fromkeys(key for formula in formulas for key in formula.keys))
     held, places, count = [source.state[key] for key in keys], dict[str, Tensor](), 0
     for key, tensor in zip(keys, held, strict=True):
-        places[key] = torch.arange(count, count + tensor.numel()).reshape(tensor.shape)
+        places[key] = torch.arange(count, count + tensor.numel(), dtype=torch.float64).reshape(tensor.shape)
         count += tensor.numel()
-    specs = {key: Spec(tuple(places[key].shape), torch.int64) for key in keys}
+    exact = {str({"dtype": "float64"}), *([str({"dtype": "float32"})] if count <= 1 << 24 else [])}
+    if not casts <= exact:
+        return False
+    specs = {key: Spec(tuple(places[key].shape), torch.float64) for key in keys}
     kitchen = Kitchen(Recipe(specs, literals=recorder.literals), places, first.numel() + second.numel())
-    return torch.equal(*(kitchen.compute(formula) for formula in formulas))
+    return torch.equal(*(kitchen.compute(formula).double() for formula in formulas))
 
 
 def stamped_recipe(

@@ -212,7 +212,7 @@ def _stored(value: Any, held: np.ndarray, name: str) -> np.ndarray:
     if not isinstance(value, Tensor) or tuple(value.shape) != held.shape:
         raise DamagedRecipe(f"it makes {name} of another shape")
     with np.errstate(over="ignore"):
-        return value.contiguous().numpy().astype(held.dtype)
+        return value.contiguous().numpy().astype(held.dtype, copy=False)
 
 
 def _other_values(changed: list[Condition], artifact: Path) -> ConversionError:

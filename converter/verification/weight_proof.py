@@ -101,10 +101,10 @@ def _compare_array(expected: ArrayLike, exact: bool, actual: np.ndarray) -> tupl
             return f"{actual.dtype} cannot hold the values of {array.dtype}", 0.0
     if exact or actual.dtype.kind in "iub":
         with np.errstate(over="ignore"):
-            cast = array.astype(actual.dtype)
-        differs = (_bits(cast) != _bits(actual)).any(-1)
-        if not differs.any():
+            cast = array.astype(actual.dtype, copy=False)
+        if np.array_equal(_bits(cast), _bits(actual)):
             return None, 0.0
+        differs = (_bits(cast) != _bits(actual)).any(-1)
         return f"{int(differs.sum())} of {array.size} values differ from the source", 0.0
     error = scale = 0.0
     for part, held in _blocks(array, actual):

@@ -375,6 +375,53 @@ def into() -> str:
     return before + PAIRS + "\n\n" + written + "\n" + END_OF_PAIRS + after
 
 
+SYNCED, END_OF_SYNCED = "<!-- synced -->", "<!-- end of synced -->"
+
+
+def weights() -> str:
+    """Return the page: its own text, with the table between the marks."""
+    before, rest = (DOCS / "WEIGHTS.md").read_text(encoding="utf-8").split(SYNCED)
+    _, after = rest.split(END_OF_SYNCED)
+    rows = recorded("weights")
+    formats = ("keras", "tf", "onnx", "tflite")
+    cells, remarks = [], []
+    for name in dict.fromkeys(row["name"] for row in rows):
+        by_format = {row["format"]: row for row in rows if row["name"] == name}
+        synced = [row for row in by_format.values() if not row["refused"]]
+        back = next((row["back"] for row in synced if row["back"]), None)
+        cells.append(
+            [
+                name,
+                *(_synced(by_format[f]) for f in formats),
+                f"{max(row['share'] for row in synced):.2%}" if synced else None,
+                f"{max(row['megabytes'] for row in synced):.1f}" if synced else None,
+                f"{max(row['seconds'] for row in synced):.1f}" if synced else None,
+                None if back is None else f"{back['changed']} of {back['trainable']}",
+                None if back is None or back["roundings"] is None else f"{back['roundings']:.1f}",
+                None if back is None else back["status"],
+            ]
+        )
+        remarks += [f"- {name}, {row['format']}: {row['refused']}\n" for row in by_format.values() if row["refused"]]
+        if back is not None:
+            remarks += [f"- {name}, pull: {failure}\n" for failure in back["failures"]]
+    total = [row for row in rows if not row["refused"]]
+    summary = (
+        f"{len(cells)} models, {len(total)} artifacts: {sum(row['bytes'] for row in total)} have the bytes of the "
+        f"conversion, {len(rows) - len(total)} are refused. The largest recipe takes "
+        f"{max(row['share'] for row in total):.2%} of its artifact.\n"
+    )
+    columns = ["model", *formats, "recipe", "MB", "seconds", "trained", "x rounding", "pull"]
+    written = table(columns, cells, columns[1:10])
+    parts = [SYNCED + "\n", summary, written, "".join(remarks), END_OF_SYNCED]
+    return before + "\n".join(parts) + after
+
+
+def _synced(row: dict) -> str:
+    if row["refused"]:
+        return "refused"
+    return str(row["tensors"]) if row["bytes"] else f"{row['same']} of {row['tensors']}"
+
+
 def _table(rows: list[dict[str, object]]) -> str:
     numbers = [column for column in rows[0] if column not in ("fault in", "fault", "planted in")]
     return table(list(rows[0]), [list(row.values()) for row in rows], numbers)
@@ -389,6 +436,7 @@ PAGES = {
     "SYSTEMS.md": systems,
     "VERIFICATION.md": verification,
     "INTO.md": into,
+    "WEIGHTS.md": weights,
 }
 
 if __name__ == "__main__":

@@ -67,6 +67,23 @@ def test_without_the_model_the_weights_alone_are_compared_and_the_report_says_so
 
 
 @pytest.mark.slow
+def test_the_original_may_be_what_a_conversion_to_pytorch_wrote(folder, tmp_path):
+    source, factory = tmp_path / "net", f"{tmp_path / 'net/model.py'}:Model"
+    converter.convert(folder / "a.pt", to="torch", output=source, input_shapes=SHAPES, factory=FACTORY, verify=False)
+    given = {"factory": factory, "input_shapes": SHAPES}
+    converter.convert(source / "weights.pt", to="keras", output=tmp_path / "net.keras", verify=False, **given)
+    model = keras.saving.load_model(tmp_path / "net.keras")
+    model.set_weights([np.abs(value) * 1.1 for value in model.get_weights()])
+    model.save(tmp_path / "trained.keras")
+    report = converter.pull(
+        tmp_path / "trained.keras", source / "weights.pt", output=tmp_path / "new.pt", artifact=tmp_path / "net.keras",
+        factory=factory,
+    )  # fmt: skip
+    assert report.status == "verified"
+    assert [proof.name for proof in report.proofs] == ["weights", "artifact"]
+
+
+@pytest.mark.slow
 def test_what_is_there_is_not_replaced_without_force(folder, tmp_path):
     (tmp_path / "new.pt").write_text("precious")
     given = {"output": tmp_path / "new.pt", "artifact": folder / "a.keras"}

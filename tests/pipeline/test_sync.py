@@ -8,10 +8,12 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from fresh_process import run_commands
 from mixed_model import FACTORY, SHAPES, trained
 from torch import nn
 
 import converter
+from converter.artifacts import onnx_writer
 from converter.artifacts.runtime.stamp import ZIP_MEMBER
 from converter.errors import ConversionError
 from converter.ir.recipe import DamagedRecipe, Formula, Kitchen, Recipe, Spec, Step
@@ -61,6 +63,66 @@ def test_sync_writes_what_a_conversion_of_the_new_checkpoint_writes(folder, tmp_
     assert report.status == "verified"
     assert contents(tmp_path / f"c{suffix}") == contents(folder / f"b{suffix}")
     assert contents(tmp_path / f"c{suffix}") != contents(folder / f"a{suffix}")
+
+
+@pytest.mark.slow
+def test_tensorflow_is_imported_for_a_saved_model_only(folder, tmp_path):
+    suffixes = [SUFFIXES[format] for format in ("keras", "onnx", "tflite", "torch")]
+    new = str(folder / "b.pt")
+    commands = [["sync", new, str(folder / f"a{suffix}"), "-o", str(tmp_path / f"c{suffix}")] for suffix in suffixes]
+    for status, _, output, imported in run_commands(tmp_path, *commands):
+        assert status == 0, output
+        assert not {"tensorflow", "keras"} & {*imported}
+
+
+@pytest.mark.slow
+def test_with_the_model_the_outputs_are_compared_too(folder, tmp_path):
+    given = {"output": tmp_path / "c.onnx", "factory": FACTORY}
+    report = converter.sync(folder / "b.pt", folder / "a.onnx", **given)
+    assert [proof.name for proof in report.proofs][-2:] == ["artifact", "weights"]
+    assert report.status == "verified"
+
+
+@pytest.mark.slow
+def test_the_weights_beside_an_onnx_file_are_replaced(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_writer, "LARGEST", 0)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        converter.convert(
+            folder / f"{name}.pt", to="onnx", output=tmp_path / name / "net.onnx", input_shapes=SHAPES,
+            factory=FACTORY, verify=False,
+        )  # fmt: skip
+    (tmp_path / "c").mkdir()
+    assert converter.sync(folder / "b.pt", tmp_path / "a/net.onnx", output=tmp_path / "c/net.onnx").status == "verified"
+    assert contents(tmp_path / "c") == contents(tmp_path / "b")
+    assert len(contents(tmp_path / "c")) == 2
+
+
+class Shifted(nn.Module):
+    """Biases of zeros that a converter may drop, and one table in two places."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(12, 6)
+        self.hidden, self.shift = nn.Linear(6, 6), nn.Parameter(torch.zeros(6))
+
+    def forward(self, ids):
+        x = self.hidden(self.table(ids)) + self.shift
+        return x.relu() @ self.table.weight.t()
+
+
+@pytest.mark.slow
+def test_a_weight_that_the_converter_leaves_out_decides(tmp_path):
+    net = Shifted().eval()
+    converter.convert(net, to="tflite", output=tmp_path / "a.tflite", input_shapes=["1,5:int64"])
+    trained_on = copy.deepcopy(net)
+    trained_on.table.weight.data.normal_()
+    converter.convert(trained_on, to="tflite", output=tmp_path / "b.tflite", input_shapes=["1,5:int64"], verify=False)
+    assert converter.sync(trained_on, tmp_path / "a.tflite", output=tmp_path / "c.tflite").status == "verified"
+    assert (tmp_path / "b.tflite").read_bytes() == (tmp_path / "c.tflite").read_bytes()
+    trained_on.shift.data.fill_(3)
+    with pytest.raises(ConversionError, match=r"depended on values of `shift`|Other weights are equal"):
+        converter.sync(trained_on, tmp_path / "a.tflite", output=tmp_path / "d.tflite")
 
 
 @pytest.mark.slow

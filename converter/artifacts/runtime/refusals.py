@@ -5,10 +5,12 @@ Each check is a list of what is allowed; the rest is refused by name. `--trust a
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import stat
+import struct
 import zipfile
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
@@ -267,8 +269,48 @@ def refuse_keras_parts(path: Path) -> None:
         if _values(config, unfolded=True) > max(EXPANSION_LIMIT * _values(config), SMALL_GRAPH):
             raise Refused("its layers hold each other so often that they unfold without measure")
         if "model.weights.h5" in archive.namelist():
-            with archive.open("model.weights.h5") as weights:
+            with _member(archive, path, "model.weights.h5") as weights:
                 refuse_weights_elsewhere(weights, path.stat().st_size)
+
+
+class _Window(io.RawIOBase):
+    """A part of a file, which a member of an archive is that is stored as it is."""
+
+    def __init__(self, path: Path, start: int, size: int):
+        self._file, self._start, self._size, self._at = path.open("rb"), start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max((0, self._at, self._size)[whence] + offset, 0)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        self._file.seek(self._start + self._at)
+        read = self._file.readinto(memoryview(buffer)[: max(self._size - self._at, 0)])
+        self._at += read
+        return read
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _member(archive: zipfile.ZipFile, path: Path, name: str) -> Any:
+    """Open a member for reading in any order, for which zipfile reads it from its start again and again."""
+    entry = archive.getinfo(name)
+    opened = archive.open(entry)  # which checks the header before it
+    if entry.compress_type != zipfile.ZIP_STORED:
+        return opened
+    opened.close()
+    with path.open("rb") as file:
+        file.seek(entry.header_offset + 26)
+        sizes = struct.unpack("<HH", file.read(4))  # of the name and of the extra field
+    return _Window(path, entry.header_offset + 30 + sum(sizes), entry.file_size)
 
 
 def _values(part: Any, *, unfolded: bool = False) -> int:
