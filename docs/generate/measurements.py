@@ -387,7 +387,7 @@ def weights() -> str:
     cells, remarks = [], []
     for name in dict.fromkeys(row["name"] for row in rows):
         by_format = {row["format"]: row for row in rows if row["name"] == name}
-        synced = [row for row in by_format.values() if not row["refused"]]
+        synced = [row for row in by_format.values() if "bytes" in row]
         back = next((row["back"] for row in synced if row["back"]), None)
         cells.append(
             [
@@ -404,7 +404,7 @@ def weights() -> str:
         remarks += [f"- {name}, {row['format']}: {row['refused']}\n" for row in by_format.values() if row["refused"]]
         if back is not None:
             remarks += [f"- {name}, pull: {failure}\n" for failure in back["failures"]]
-    total = [row for row in rows if not row["refused"]]
+    total = [row for row in rows if "bytes" in row]
     summary = (
         f"{len(cells)} models, {len(total)} artifacts: {sum(row['bytes'] for row in total)} have the bytes of the "
         f"conversion, {len(rows) - len(total)} are refused. The largest recipe takes "
@@ -417,7 +417,7 @@ def weights() -> str:
 
 
 def _synced(row: dict) -> str:
-    if row["refused"]:
+    if "bytes" not in row:
         return "refused"
     return str(row["tensors"]) if row["bytes"] else f"{row['same']} of {row['tensors']}"
 
