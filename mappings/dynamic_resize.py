@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import sympy
 import torch
-from torch.utils._sympy.functions import FloorDiv
+from torch.utils._sympy.functions import FloorDiv, Max, Min
 
 from converter.ir.sizes import Size, per_example, product, quotient
 from converter.plan.builder import PlanBuilder
 from converter.plan.dynamic_reshape import along, counted
 from converter.plan.layout import Layout, Run
-from converter.plan.lazy_keras import ops
+from converter.plan.lazy_keras import backend, ops
 from converter.plan.steps import Constant, Movement, Unsupported, Value
 
 LEAST, CHECKED = 8, 8192  # range of sizes for which a factor, a float, is checked to act as its fraction
@@ -262,7 +262,41 @@ def zeros(plan: PlanBuilder, size: Size) -> Value:
             share = as_share(value.layout.extent(run), size)
             if share is not None:
                 return cut(plan, value, axis, size, share)
+    if isinstance(size, sympy.Mul):
+        return _product(plan, size)
+    if isinstance(size, Max | Min):
+        return _chosen(plan, size)
     raise Unsupported(f"a size ({plan.program.size_name(size)}) that cannot be computed from those of earlier tensors")
+
+
+def _product(plan: PlanBuilder, size: sympy.Mul) -> Value:
+    """Return as many zeros as a product of two sizes."""
+    first, rest = size.as_two_terms()
+
+    def cross(a: Any, b: Any) -> Any:
+        return ops.reshape(ops.expand_dims(a, 1) + ops.expand_dims(b, 0), (-1,))
+
+    line = Layout(((0,),), ((0,),), {0: size})
+    return plan.call(cross, zeros(plan, first), zeros(plan, rest), layout=line, dtype=torch.float32)
+
+
+def _chosen(plan: PlanBuilder, size: sympy.Expr) -> Value:
+    """Return as many zeros as the largest or smallest of several sizes: of all in a row, the first that count."""
+    parts = [arg for arg in size.args if not arg.is_Integer]
+    number = [int(arg) for arg in size.args if arg.is_Integer]
+    choose = ops.maximum if isinstance(size, Max) else ops.minimum
+
+    def cut(*lines: Any) -> Any:
+        lines = (*lines, *(ops.zeros(n) for n in number))
+        row = ops.concatenate(lines)
+        wanted = reduce(choose, (counted(line, "int32")[1] for line in lines))
+        places, total = counted(row, "int32")
+        if backend.is_keras_tensor(row):  # in PyTorch, Keras cannot slice to the end
+            return ops.take(row, ops.nonzero(places < wanted)[0])
+        return ops.slice(row, [total - wanted], [-1])  # LiteRT has no operator for what nonzero becomes
+
+    line = Layout(((0,),), ((0,),), {0: size})
+    return plan.call(cut, *(zeros(plan, part) for part in parts), layout=line, dtype=torch.float32)
 
 
 def _extended(plan: PlanBuilder, parts: Sequence[Value], number: int, size: Size) -> Value:
@@ -270,7 +304,7 @@ def _extended(plan: PlanBuilder, parts: Sequence[Value], number: int, size: Size
 
     def join(*lines: Any) -> Any:
         line = ops.concatenate(lines) if len(lines) > 1 else lines[0]
-        return ops.pad(line, ((0, number),)) if number > 0 else line[-number:]
+        return ops.pad(line, ((0, number),)) if number > 0 else line[(slice(-number, None),)]
 
     return plan.call(join, *parts, layout=Layout(((0,),), ((0,),), {0: size}), dtype=torch.float32)
 
@@ -283,10 +317,11 @@ def computed_positions(
     Each value is a line that is as long as a dynamic size; `dim` of `x` is where to look for `length` first.
     """
     expression = sympy.sympify(first)
-    if any(not isinstance(function, FloorDiv) for function in expression.atoms(sympy.Function)):
+    if any(not isinstance(function, FloorDiv | Max | Min) for function in expression.atoms(sympy.Function, Max, Min)):
         raise Unsupported(f"a position ({plan.program.size_name(first)}) that is not computed from sizes by division")
     symbols = sorted(expression.free_symbols, key=str)
-    value = sympy.lambdify(symbols, expression, [{"FloorDiv": ops.floor_divide}])
+    of_arrays = {"FloorDiv": ops.floor_divide, "Max": ops.maximum, "Min": ops.minimum}
+    value = sympy.lambdify(symbols, expression, [of_arrays])
     line = zeros_of(plan, x, dim, length)
 
     def positions(arrays: Sequence[Any]) -> Any:

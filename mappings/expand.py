@@ -132,8 +132,6 @@ def zeros_along(plan: PlanBuilder, dim: int, shape: tuple[Size, ...]) -> Value:
                 source = Value(Layout.of(step.shape), step.dtype, step)
                 dims = tuple((0,) if d == dim else () for d in range(len(shape)))
                 return plan.call(zeros, source, layout=Layout(dims, ((0,),), {0: size}))
-    held = dynamic_resize.zeros_held(plan, size)
-    if held is None:
-        raise Unsupported("repetition along a dynamic size")
+    held = dynamic_resize.zeros(plan, size)
     dims = tuple((0,) if d == dim else () for d in range(len(shape)))
     return plan.call(lambda z: ops.cast(z, dtype_name(dtype)), held, layout=Layout(dims, ((0,),), {0: size}))

@@ -3,10 +3,12 @@
 import numpy as np
 import torch
 
+from converter.plan import dynamic_reshape
 from converter.plan.lazy_keras import ops
 from converter.plan.precision import dtype_name
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, Unsupported, Value
+from mappings import dynamic_resize
 from mappings.expand import expanded, filled
 from mappings.indexing import in_storage, picked, plane
 
@@ -19,13 +21,19 @@ def slice_scatter(plan, x, src, dim=0, start=None, end=None, step=1):
     size, written = x.shape[dim], src.shape[dim]
     if written == size:
         return src
-    if not isinstance(size, int) or not isinstance(start or 0, int):
-        raise Unsupported("writing to a slice of a dynamic size")
-    first = max(min((start or 0) + (size if (start or 0) < 0 else 0), size), 0)
+    dynamic = not all(isinstance(n, int) for n in (size, written, start or 0))
+    if dynamic and step != 1:
+        raise Unsupported("writing to every so many elements of a dynamic size")
+    first = start or 0
+    if isinstance(first, int):
+        first += size if first < 0 else 0
+        first = first if dynamic else max(min(first, size), 0)
     like = next((v for v in (x, src) if isinstance(v, Value)), None)
     if like is None:
         raise Unsupported("writing one constant into another")
     x, src = plan.as_value(x, like), plan.as_value(src, like)
+    if dynamic:
+        return replaced_by_position(plan, x, src, dim, first)
     if step != 1:
         return replaced(plan, x, src, dim, np.arange(first, size, step)[:written])
     held, axis = plan.isolate_axis(x, dim, "a part that is written")
@@ -58,6 +66,24 @@ def replaced(plan, x, src, dim, indices):
     order[indices] = size + np.arange(len(indices))
     joined = plan.call(lambda *arrays: ops.concatenate(arrays, axis), *values, layout=layout)
     return picked(plan, joined, dim, order, "writing here and there")
+
+
+def replaced_by_position(plan, x, src, dim, first):
+    """Replace the elements of `dim` of `x` from `first` on, a size, by those of `src`."""
+    lines, positions = dynamic_resize.computed_positions(plan, x, dim, -first, x.shape[dim])
+    x, _ = plan.isolate_axis(x, dim, "writing to a slice of a dynamic size")
+    (x, src), axis, _ = plan.join([x, src], dim)
+
+    def written(array, part, *arrays):
+        places = positions(arrays)
+        _, count = dynamic_reshape.counted(dynamic_reshape.along(part, axis), "int32")
+        inside = ops.logical_and(places >= 0, places < count)
+        shape = tuple(-1 if a == axis else 1 for a in range(len(array.shape)))
+        chosen = ops.take(part, ops.minimum(ops.maximum(places, 0), count - 1), axis)
+        return ops.where(ops.reshape(inside, shape), chosen, array)
+
+    plan.count_gather(x, "writing to a slice of a dynamic size")
+    return plan.call(written, x, src, *lines, layout=x.layout, dtype=x.dtype)
 
 
 @maps(aten.diagonal_scatter.default)

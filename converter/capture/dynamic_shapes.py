@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 import sympy
 import torch
 from torch import Tensor
@@ -204,6 +205,7 @@ FUNCTIONS = {
     "TruncToInt": math.trunc, "CeilToInt": math.ceil, "FloorToInt": math.floor, "RoundToInt": round, "ToFloat": float,
     "FloorDiv": operator.floordiv, "CleanDiv": operator.floordiv, "IntTrueDiv": operator.truediv,
     "FloatTrueDiv": operator.truediv, "remainder": operator.mod, "PowByNatural": pow, "Identity": lambda size: size,
+    "BitwiseFn_bitwise_and": operator.and_, "BitwiseFn_bitwise_or": operator.or_, "RShift": operator.rshift,
 }  # fmt: skip
 
 
@@ -223,6 +225,19 @@ def _predicate(condition: sympy.Basic, *names: str) -> Callable[..., bool]:
             return False
 
     return holds
+
+
+def period(conditions: Collection[sympy.Basic], name: str) -> int | None:
+    """Return how many sizes on the conditions repeat, 1 if they hold for all large ones, None if they do not repeat."""
+    found = 1
+    large = range(CHECKED // 2, CHECKED)
+    for condition in conditions:
+        holds = np.array([*map(_predicate(condition, name), large)])
+        repeats = (n for n in range(1, MOST_FACTOR) if np.array_equal(holds[n:], holds[:-n]))
+        if not holds.any() or (each := next(repeats, None)) is None:
+            return None
+        found = math.lcm(found, each)
+    return found
 
 
 def _fitting(name: str, known: Range, guards: Sequence[Callable[[int], bool]], example: int) -> Range:
@@ -259,16 +274,19 @@ def double_factors(ranges: Mapping[str, Range], examples: Mapping[str, int]) -> 
 
 
 def other_sizes(ranges: Mapping[str, Range]) -> list[dict[str, int]]:
-    """Return two choices of sizes, no two alike."""
+    """Return choices of sizes, no two alike, in which each is the largest once."""
+
+    def nearest(held: Range, wanted: int) -> int:
+        return held.factor * (wanted if held.most is None else min(wanted, held.most // held.factor))
+
     choices = []
     for step in (1, 2):
-        sizes = {}
-        for i, (name, held) in enumerate(ranges.items()):
-            least = -(-held.least // held.factor)
-            most = None if held.most is None else held.most // held.factor
-            wanted = least + 3 * step + 2 * i
-            sizes[name] = held.factor * (wanted if most is None else min(wanted, most))
-        choices.append(sizes)
+        leasts = {name: -(-held.least // held.factor) for name, held in ranges.items()}
+        choices.append({
+            name: nearest(held, leasts[name] + 3 * step + 2 * i) for i, (name, held) in enumerate(ranges.items())
+        })  # fmt: skip
+    for name, held in list(ranges.items())[: len(ranges) if len(ranges) > 1 else 0]:
+        choices.append(choices[0] | {name: nearest(held, max(choices[1].values()) // held.factor + 1)})
     return choices
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import sympy
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch._dynamo.exc import UserError, UserErrorType
 from torch.export import Dim, ExportedProgram
 from torch.nn.modules.batchnorm import _NormBase
@@ -33,6 +35,7 @@ from converter.capture.dynamic_shapes import (
     name_sizes,
     names_of,
     other_sizes,
+    period,
     resized,
     tighten,
     unresolved,
@@ -44,19 +47,14 @@ from converter.capture.known_values import known_values
 from converter.capture.run_forward import run_forward
 from converter.capture.sizes_as_numbers import noting_numbers
 from converter.compat.export_patches import exporting
+from converter.compat.patches import PADS, SIZES_AS_UNKNOWN, Patch
 from converter.errors import CaptureError, Note
 from converter.ir.program import Program
 from converter.ir.sizes import symbolic_shape
 from converter.options import CaptureOptions
 
 UNASKED = CaptureOptions()
-_SIZE_IS_FIXED = "PTC2009"
-aten = torch.ops.aten
-PADS = {
-    aten.pad.default, aten.constant_pad_nd.default, aten.reflection_pad1d.default, aten.reflection_pad2d.default,
-    aten.reflection_pad3d.default, aten.replication_pad1d.default, aten.replication_pad2d.default,
-    aten.replication_pad3d.default,
-}  # fmt: skip
+_NOT_DYNAMIC = ("PTC2007", "PTC2009")
 
 
 def capture(
@@ -118,10 +116,21 @@ def capture(
 
 def has_plain_sizes(program: Program) -> bool:
     """Return whether all sizes are polynomials of the dynamic ones, without rounding."""
+    return all(n.is_polynomial(*n.free_symbols) for n in _dynamic_sizes(program))
+
+
+def has_known_sizes(program: Program) -> bool:
+    """Return whether all sizes are computed from those of the inputs."""
+    known = {symbol for x in program.placeholders for n in x.meta["val"].shape if isinstance(n, torch.SymInt)
+             for symbol in n.node.expr.free_symbols}  # fmt: skip
+    return all(n.free_symbols <= known for n in _dynamic_sizes(program))
+
+
+def _dynamic_sizes(program: Program) -> list[sympy.Expr]:
     values = [node.meta.get("val") for node in program.graph.nodes]
     tensors = [x for value in values for x in (value if isinstance(value, (list, tuple)) else (value,))]
     shapes = [symbolic_shape(x) for x in tensors if isinstance(x, Tensor)]
-    return all(isinstance(n, int) or n.is_polynomial(*n.free_symbols) for shape in shapes for n in shape)
+    return [n for shape in shapes for n in shape if not isinstance(n, int)]
 
 
 def averaging_norms(module: nn.Module) -> frozenset[str]:
@@ -142,7 +151,7 @@ def _captured(module: nn.Module, inputs: Sequence[Tensor], free: Free, batch: An
     try:
         program, ranges = captured(how.strict)
     except CaptureError as error:
-        if error.code == _SIZE_IS_FIXED and not how.strict:
+        if error.code in _NOT_DYNAMIC and not how.strict:
             with contextlib.suppress(Exception):  # the first error says more
                 return _described(*captured(True), free)
         raise
@@ -175,7 +184,7 @@ def _captured_with_sizes(
                 if asserted:
                     raise unresolved(free, first_line(error)) from error
                 asserted = True
-            elif general := _captured_off_multiples(module, inputs, free, ranges, left, batch, how):
+            elif general := _captured_for_every_remainder(module, inputs, free, ranges, conditions, batch, how):
                 return general
             ranges = left
             continue
@@ -231,38 +240,34 @@ def _described(program: Program, ranges: Mapping[str, Range], free: Free) -> Pro
 MOST_REMAINDERS = 64  # a model runs at each
 
 
-def _captured_off_multiples(
-    module: nn.Module, inputs: Sequence[Tensor], free: Free, ranges: Mapping[str, Range], left: Mapping[str, Range],
+def _captured_for_every_remainder(
+    module: nn.Module, inputs: Sequence[Tensor], free: Free, ranges: Mapping[str, Range], conditions: Conditions,
     batch: Any, how: CaptureOptions,
 ) -> tuple[Program, Mapping[str, Range]] | None:  # fmt: skip
-    """Return a program for all sizes of a model that pads to multiples where it must; None if it is not one.
+    """Return a program for all sizes of a model that pads or crops to multiples; None if it is not one.
 
-    At multiples such a model may skip the pad, and torch.export then leaves only multiples. A program captured at
-    another size has the pad; of no elements, it is right for multiples too. It is compared with the model at all
-    remainders, and at smaller sizes down to the first that the model does not take.
-
-    Args:
-        left: what torch.export leaves of `ranges` for `inputs`, whose sizes are multiples.
+    torch.export asks whether a size is a multiple, because forward does or because strides depend on it, and then keeps
+    only sizes that answer as the examples do. A program captured off multiples has the pad; of no elements, it is right
+    for multiples too. Each is compared with the model at all remainders, and at smaller sizes down to the first that
+    the model does not take.
     """
-    examples = example_sizes(free, inputs)
-    grown = {name: held.factor // ranges[name].factor for name, held in left.items()}
-    remainders = max(grown.values())
-    if remainders == 1 or remainders > MOST_REMAINDERS or any(held.most for held in left.values()):
+    periods = {name: period(conditions.get(name, ()), name) for name in ranges}
+    remainders = math.lcm(*(n or MOST_REMAINDERS + 1 for n in periods.values()))
+    if not 1 < remainders <= MOST_REMAINDERS:
         return None
-    named = [name for name, times in grown.items() if times > 1]
-    start = {name: min(examples[name], max(2, -(-left[name].least // left[name].factor)) * left[name].factor)
-             for name in named}  # fmt: skip
+    examples = example_sizes(free, inputs)
+    steps = {name: held.factor for name, held in ranges.items() if name != BATCH or periods[name] != 1}
+    starts = {name: 2 * remainders * step for name, step in steps.items()}
+    least = {name: -(-ranges[name].least // step) * step for name, step in steps.items()}
 
     def call(sizes: Mapping[str, int]) -> tuple[list[Tensor], Any]:
         tensors = [resized(x, held, {**examples, **sizes}) for x, held in zip(inputs, free, strict=True)]
         return tensors, run_forward(module, tensors)
 
-    steps = {name: ranges[name].factor for name in named}
-    least = {name: -(-ranges[name].least // step) * step for name, step in steps.items()}
-    lowest = dict(start)
+    lowest = dict(starts)
     calls: list[tuple[list[Tensor], Any]] = []
-    for above in range(remainders, -max(start.values()), -1):
-        sizes = {name: max(start[name] + above * step, least[name]) for name, step in steps.items()}
+    for above in range(remainders, -max(starts.values()), -1):
+        sizes = {name: max(starts[name] + above * step, least[name]) for name, step in steps.items()}
         if calls and sizes == lowest:
             break
         try:
@@ -273,19 +278,39 @@ def _captured_off_multiples(
     if len(calls) <= remainders:
         return None
     ranges = {name: replace(held, least=lowest.get(name, held.least)) for name, held in ranges.items()}
-    with contextlib.suppress(Exception):  # what torch.export says of multiples tells more
-        off = calls[remainders - 1][0]
-        program = _exported(module, off, _dynamic_shapes(off, free, ranges, batch), how, asserted=True)
-        calls += [call(start | {name: start[name] + step}) for name, step in steps.items()]
-        if _pads_by_sizes(program) and all(computes(program, tensors, expected) for tensors, expected in calls):
-            return program, ranges
+    off = calls[remainders - 1][0]
+    with contextlib.suppress(CaptureError):  # the first error says more
+        calls += [call(starts | {name: 3 * starts[name] + step}) for name, step in steps.items()]
+
+    def pad_of_a_period(before: Any) -> Any:
+        def pad(input: Tensor, pad: Sequence[Any], *given: Any, **named: Any) -> Any:
+            left = [n % remainders if isinstance(n, torch.SymInt) else n for n in pad]
+            return before(input, left, *given, **named)
+
+        return pad
+
+    whole = {
+        name: replace(held, least=max(held.least, remainders * steps.get(name, 0))) for name, held in ranges.items()
+    }
+    unknown, dropped = (SIZES_AS_UNKNOWN, lambda _: True), (PADS, pad_of_a_period)
+    tries: tuple[
+        tuple[Sequence[Tensor], Mapping[str, Range], bool, Sequence[tuple[Patch, Callable[[Any], Any]]]], ...
+    ] = (
+        (off, ranges, how.strict, ()),
+        (inputs, ranges, how.strict, (unknown,)),
+        (off, ranges, how.strict, (unknown, dropped)),
+        (off, whole, how.strict, (unknown, dropped)),
+        (off, whole, True, (unknown,)),
+    )
+    for traced, allowed, strict, patches in tries:
+        shapes = _dynamic_shapes(traced, free, allowed, batch)
+        with contextlib.suppress(Exception), contextlib.ExitStack() as applied:  # the first error says more
+            for patch, make in patches:
+                applied.enter_context(patch.applied(make))
+            program = _exported(module, traced, shapes, replace(how, strict=strict), asserted=True)
+            if has_known_sizes(program) and all(computes(program, tensors, expected) for tensors, expected in calls):
+                return program, allowed
     return None
-
-
-def _pads_by_sizes(program: Program) -> bool:
-    """Return whether the program pads by a size that is computed."""
-    lists = [node.args[1] for node in program.graph.nodes if node.target in PADS]
-    return any(isinstance(n, fx.Node) for pads in lists if isinstance(pads, (list, tuple)) for n in pads)
 
 
 def _exported(

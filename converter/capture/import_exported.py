@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+import operator
 from collections.abc import Callable, Container, Sequence
 from typing import Any
 
@@ -141,6 +142,7 @@ def from_exported(exported: ExportedProgram, old_values: bool = False) -> Progra
     _refuse_state(program, signature)
     refuse_draws(program.graph)
     canonicalize_arguments(program.graph)
+    _divide_positives(program)
     program.graph_module.recompile()
     first = program.placeholders[0].meta["val"].shape if program.placeholders else ()
     if first and isinstance(first[0], int):
@@ -148,6 +150,17 @@ def from_exported(exported: ExportedProgram, old_values: bool = False) -> Progra
     if program.debug:
         program.verify("Capture")
     return program
+
+
+def _divide_positives(program: Program) -> None:
+    """Write -h // 16 of a size as -((h + 15) // 16): ONNX divides toward zero."""
+    for node in program.graph.find_nodes(op="call_function", target=operator.floordiv):
+        number, divisor = node.args
+        if isinstance(number, fx.Node) and number.target is operator.neg and isinstance(divisor, int) and divisor > 0:
+            with program.graph.inserting_before(node):
+                more = program.insert_call(operator.add, (number.args[0], divisor - 1), node)
+                whole = program.insert_call(operator.floordiv, (more, divisor), node)
+            node.target, node.args = operator.neg, (whole,)
 
 
 def _name_recurrent_layers(graph_module: fx.GraphModule) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import sympy
@@ -126,6 +127,36 @@ def _whole_quotients(before: Any) -> Any:
     return classmethod(whole)
 
 
+def _divmod(before: Any) -> Any:
+    """Divide numbers by the operators that dynamic sizes have."""
+
+    def divide(number: Any, divisor: Any, /) -> Any:
+        if all(isinstance(n, int | torch.SymInt) for n in (number, divisor)):
+            return number // divisor, number % divisor
+        return before(number, divisor)
+
+    return divide
+
+
+def _of_numbers(compute: Callable[..., Any]) -> Callable[[Any], Any]:
+    """Keep dynamic sizes in a function of NumPy, which makes numbers of them, by Python's or PyTorch's own."""
+
+    def make(before: Any) -> Any:
+        def computed(*numbers: Any, **named: Any) -> Any:
+            if all(isinstance(number, int | float | torch.SymInt | torch.SymFloat) for number in numbers) and not named:
+                return compute(*numbers)
+            return before(*numbers, **named)
+
+        return computed
+
+    return make
+
+
+OF_NUMPY: Mapping[str, Callable[..., Any]] = {
+    "ceil": math.ceil, "floor": math.floor, "maximum": torch.sym_max,
+}  # fmt: skip
+
+
 def _number(value: Any) -> int:
     """Return an argument of one number, given as such or in a list."""
     return value if isinstance(value, int) else value[0]
@@ -159,6 +190,8 @@ REPLACEMENTS: tuple[tuple[patches.Patch, Callable[[Any], Any]], ...] = (
     (patches.PARTS_OF_TENSORS, _parts),
     (patches.LINES, _line),
     (patches.QUOTIENTS, _whole_quotients),
+    (patches.QUOTIENTS_AND_REMAINDERS, _divmod),
+    *((patch, _of_numbers(OF_NUMPY[patch.name])) for patch in patches.NUMPY),
 )
 
 
@@ -176,12 +209,14 @@ def exporting() -> Iterator[None]:
 def quiet() -> Iterator[None]:
     """Silence torch.export's warnings and printed graphs: they concern its implementation, not the user's model."""
     unread = io.StringIO()
-    guards = logging.getLogger("torch._guards")  # strict capture logs there what it also raises
-    level = guards.level
-    guards.setLevel(logging.CRITICAL)
+    loggers = [*map(logging.getLogger, ("torch._guards", "torch._subclasses.fake_tensor"))]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:  # strict capture logs there what it also raises
+        logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(unread), contextlib.redirect_stderr(unread):
             warnings.simplefilter("ignore")
             yield
     finally:
-        guards.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -108,6 +108,29 @@ QUOTIENTS = Patch(
     "Keeps int(4 * n / 4.0) the size n.",
     "Swin of its own repository is converted for one batch size only.",
 )  # fmt: skip
+QUOTIENTS_AND_REMAINDERS = Patch(
+    "builtins", "divmod", "torch", TORCH,
+    "Divides dynamic sizes.",
+    "divmod of a dynamic size is refused.",
+)  # fmt: skip
+NUMPY = tuple(
+    Patch(
+        "numpy", name, "torch", TORCH,
+        "Keeps dynamic sizes in NumPy's functions of numbers.",
+        "What NumPy rounds or compares cannot have a dynamic size.",
+    )
+    for name in ("ceil", "floor", "maximum")
+)  # fmt: skip
+SIZES_AS_UNKNOWN = Patch(
+    "torch.fx.experimental._config", "backed_size_oblivious", "torch", TORCH,
+    "Keeps strides from restricting dynamic sizes.",
+    "Some models that pad to multiples are converted for multiples only.",
+)  # fmt: skip
+PADS = Patch(
+    "torch.nn.functional", "pad", "torch", TORCH,
+    "Drops pads of a whole period, where a model skips them at multiples.",
+    "Models that pad only sizes that are not multiples may be converted for multiples only.",
+)  # fmt: skip
 STRUCTURES = Patch(
     "torch._export.serde.serialize", "treespec_loads", "torch", TORCH,
     "Reads the structure of a .pt2's inputs and outputs without the classes that it names, so that none is imported.",
@@ -144,7 +167,7 @@ TRITON = Patch(
 )  # fmt: skip
 PATCHES = (
     RECURRENT_LAYERS, PACKED_SEQUENCES, CAUSAL_MASKS, POOL_SIZES, SEQUENCE_POOLS, PARTS, PARTS_OF_TENSORS, LINES,
-    QUOTIENTS, STRUCTURES, *NUMBERS, OPTIMIZER,
+    QUOTIENTS, QUOTIENTS_AND_REMAINDERS, *NUMPY, SIZES_AS_UNKNOWN, PADS, STRUCTURES, *NUMBERS, OPTIMIZER,
     RULES, NAMES, TRITON,
 )  # fmt: skip
 

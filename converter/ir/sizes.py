@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, reduce
 from math import gcd
 from typing import Any, TypeAlias
 
+import numpy as np
 import sympy
 import torch
 from torch import Tensor, fx
 from torch.utils._sympy.functions import (
+    BitwiseFn_bitwise_and,
+    BitwiseFn_bitwise_or,
     CeilToInt,
     CleanDiv,
+    FloatTrueDiv,
     FloorDiv,
     FloorToInt,
     IntTrueDiv,
+    Max,
+    Min,
     Mod,
     PythonMod,
+    RShift,
+    ToFloat,
     TruncToInt,
 )
 
@@ -63,15 +71,24 @@ def as_size(expression: Any) -> Size:
     return int(expression) if getattr(expression, "is_Integer", True) else expression
 
 
-ROUNDED = (Mod, PythonMod, CeilToInt, FloorToInt, TruncToInt)
+ROUNDED = (
+    Mod, PythonMod, CeilToInt, FloorToInt, TruncToInt, Max, Min, BitwiseFn_bitwise_and, BitwiseFn_bitwise_or, RShift,
+)  # fmt: skip
+# PyTorch's functions of whole numbers that sizes in one form can have, for arrays.
+OF_ARRAYS: Mapping[str, Callable[..., Any]] = {
+    "FloorDiv": np.floor_divide, "Mod": np.mod, "PythonMod": np.mod, "Max": lambda *n: reduce(np.maximum, n),
+    "Min": lambda *n: reduce(np.minimum, n),
+}  # fmt: skip
+TRIED = 8192  # a size that is the larger of two up to this one is the larger at all
 
 
 @lru_cache(maxsize=4096)
 def canonical(expression: sympy.Expr) -> sympy.Expr:
     """Return a size as a sum of whole multiples of dynamic sizes and of floor divisions by numbers.
 
-    So `W + (4 - W % 4) % 4`, `W + -W % 4` and `4 * ceil(W / 4)` are all `4*((W + 3)//4)`, which 4 divides. A size
-    without remainders, ceilings, divisions of negatives or within divisions is returned as it is.
+    So `W + (4 - W % 4) % 4`, `W + -W % 4` and `4 * ceil(W / 4)` are all `4*((W + 3)//4)`, which 4 divides. Of two sizes
+    the larger is the one that always is. A size without remainders, ceilings, maxima, divisions of negatives or within
+    divisions is returned as it is.
     """
     divided = [division.args[0] for division in expression.atoms(FloorDiv, CleanDiv)]
     rounds = any(size.has(FloorDiv) or size.could_extract_minus_sign() for size in divided)
@@ -88,12 +105,45 @@ def _without_remainders(expression: sympy.Expr) -> sympy.Expr:
         return floor if isinstance(expression, (FloorDiv, CleanDiv)) else args[0] - divisor * floor
     if isinstance(expression, (FloorDiv, CleanDiv)) and (whole := quotient(args[0], divisor)) is not None:
         return sympy.sympify(whole)
-    if isinstance(expression, (CeilToInt, FloorToInt, TruncToInt)) and isinstance(args[0], IntTrueDiv):
-        size, divisor = args[0].args
+    if isinstance(expression, (BitwiseFn_bitwise_and, BitwiseFn_bitwise_or, RShift)):
+        return _without_bits(type(expression), *args)
+    if isinstance(expression, (Max, Min)) and (chosen := _always(type(expression), args)) is not None:
+        return chosen
+    if isinstance(expression, (CeilToInt, FloorToInt, TruncToInt)) and isinstance(args[0], (IntTrueDiv, FloatTrueDiv)):
+        size, divisor = (part.args[0] if isinstance(part, ToFloat) else part for part in args[0].args)
+        divisor = sympy.Integer(int(divisor)) if divisor.is_Float and float(divisor).is_integer() else divisor
         if _divides(divisor) and not (isinstance(expression, TruncToInt) and _may_be_negative(size)):
             up = isinstance(expression, CeilToInt)
             return -floor_division(-size, int(divisor)) if up else floor_division(size, int(divisor))
     return expression.func(*args)
+
+
+def _without_bits(kind: type, *args: Any) -> sympy.Expr:
+    """Return `n & ~31`, `n & 31`, `n | 31` or `n >> 5` as a floor division by 32, others as they are."""
+    number, bits = sorted(args, key=lambda arg: arg.is_Integer) if kind is not RShift else args
+    if not bits.is_Integer or number.is_Integer:
+        return kind(*args)
+    if kind is RShift:
+        return floor_division(number, 2 ** int(bits))
+    step = -int(bits) if bits < 0 else int(bits) + 1
+    if step & (step - 1) or (bits < 0 and kind is BitwiseFn_bitwise_or):
+        return kind(*args)
+    multiple = step * floor_division(number, step)
+    if kind is BitwiseFn_bitwise_or:
+        return multiple + bits
+    return multiple if bits < 0 else number - multiple
+
+
+def _always(kind: type, args: Sequence[sympy.Expr]) -> sympy.Expr | None:
+    """Return the argument that is the maximum or minimum at all sizes, None if none is."""
+    symbols = list(set().union(*(arg.free_symbols for arg in args)))
+    functions = {type(call).__name__ for arg in args for call in arg.atoms(sympy.Function, Max, Min)}
+    if len(symbols) != 1 or not functions <= OF_ARRAYS.keys():
+        return None
+    given = np.arange(1, TRIED)
+    values = [np.broadcast_to(sympy.lambdify(symbols, arg, [OF_ARRAYS, "numpy"])(given), given.shape) for arg in args]
+    chosen = OF_ARRAYS[kind.__name__](*values)
+    return next((arg for arg, value in zip(args, values, strict=True) if np.array_equal(value, chosen)), None)
 
 
 def _divides(divisor: Any) -> bool:

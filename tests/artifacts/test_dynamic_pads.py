@@ -22,11 +22,11 @@ class Padded(nn.Module):
 
     def forward(self, x):
         height, width = x.shape[-2:]
-        right, below = (4 - width % 4) % 4, -height % 4
+        right, below = (4 - divmod(width, 4)[1]) % 4, max(0, -height % 4)
         left, above = right // 2, below // 2
         y = self.up(self.down(F.pad(x, (left, right - left, above, below - above), "reflect")))
         x = x - y[..., above : above + height, left : left + width]
-        rows, columns = int(math.ceil(height / 16) * 16), math.ceil(width / 16) * 16
+        rows, columns = int(math.ceil(height / 16) * 16), -(-width // 16) * 16
         coarse = self.coarse(F.pad(x, (0, columns - width, 0, rows - height), "replicate"))
         return self.windows(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) + coarse.mean((2, 3), keepdim=True)
 

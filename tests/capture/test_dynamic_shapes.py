@@ -3,6 +3,7 @@
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -346,8 +347,68 @@ def attended_windows(self, x):
     return x.reshape(batch, rows, columns, channels)[:, :height, :width].permute(0, 3, 1, 2)
 
 
+def shuffled(x):
+    """Multiples of 8 by `divmod` and by a negative quotient, and strides that depend on them."""
+    _, rest = divmod(x.shape[2], 8)
+    below, right = (8 - rest) % 8, -(-x.shape[3] // 8) * 8 - x.shape[3]
+    return F.pixel_shuffle(F.pixel_unshuffle(F.pad(x, (0, right, 0, below)), 4), 2)
+
+
+def windows_if_needed(x):
+    """The windows of Segment Anything, which pads only where it must, and joins them by their number."""
+    batch, channels, height, width = x.shape
+    x = x.permute(0, 2, 3, 1)
+    below = (5 - height % 5) % 5
+    if below > 0:
+        x = F.pad(x, (0, 0, 0, 0, 0, below))
+    rows = height + below
+    x = x.view(batch, rows // 5, 5, width, channels).reshape(-1, 5, width, channels)
+    x = (x - x.mean((1, 2), keepdim=True)).view(x.shape[0] // (rows // 5), rows, width, channels)
+    return x[:, :height] if rows > height else x
+
+
+def restored_if_needed(x):
+    """Restormer's: to the multiple beyond, unless the size is a multiple."""
+    height, width = x.shape[2], x.shape[3]
+    below = (height + 4) // 4 * 4 - height if height % 4 else 0
+    right = (width + 4) // 4 * 4 - width if width % 4 else 0
+    return F.avg_pool2d(F.pad(x, (0, right, 0, below), "reflect"), 4)
+
+
+def of_numpy(x):
+    height, width = x.shape[-2:]
+    rows, columns = int(np.ceil(height / 4) * 4), np.maximum(10, width)
+    return F.pad(x, (0, columns - width, 0, rows - height), "replicate")
+
+
+def at_least(x):
+    """A square of whole windows, of at least one."""
+    height, width = x.shape[-2:]
+    side = max(height, width, 10) + 7
+    return F.pad(x, (0, (side & ~7) - width, 0, (side >> 3) * 8 - height))
+
+
+def written_into_zeros(x):
+    batch, channels, height, width = x.shape
+    whole = x.new_zeros(batch, channels, (height + 3) // 4 * 4, math.ceil(width / 4) * 4)
+    whole[:, :, :height, :width] = x
+    return whole
+
+
 UP, DOWN = nn.ConvTranspose2d(3, 3, 2, 2), nn.Conv2d(3, 3, 2, 2)
 PADDED = {
+    "shuffled": Call(shuffled),
+    "windows that a branch pads": Call(windows_if_needed),
+    "the multiple beyond, or none": Call(restored_if_needed),
+    "NumPy's ceiling and maximum": Call(of_numpy),
+    "a square of at least one window": Call(at_least),
+    "written into zeros": Call(written_into_zeros),
+    "cropped to the size of the skip": Call(
+        lambda self, x: torch.cat([x, self.up(self.c(x))[:, :, : x.shape[2], : x.shape[3]]], 1), up=UP, c=conv(3, 3, 2)
+    ),
+    "cropped to a multiple": Call(
+        lambda x: F.avg_pool2d(x[:, :, : x.shape[2] // 3 * 3, : math.floor(x.shape[3] / 3) * 3], 3)
+    ),
     "one side": Call(lambda self, x: self.c(F.pad(x, (0, (4 - x.shape[3] % 4) % 4))), c=conv(3, 2)),
     "a value": Call(lambda x: to_multiple(x, 4, value=-1.5)),
     "reflected": Call(lambda x: to_multiple(x, 4, "reflect")),

@@ -6,9 +6,11 @@ from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 
+import numpy as np
 import pytest
 import sympy
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._pytree import _register_namedtuple
@@ -141,6 +143,46 @@ def quotients_are_whole(_):
         assert TruncToInt.eval(FloatTrueDiv(ToFloat(4 * size), sympy.Float(4.0))) == size
 
 
+def sizes_are_divided(_):
+    captured(Cut(lambda x, length: x[:, :, : divmod(length, 2)[0]]), "1,3,T")
+
+
+def of_numpy(compute):
+    """A function of NumPy keeps every length."""
+    return no_length_is_refused(lambda x, length: F.pad(x, (0, int(compute(length)) % length), "replicate"))
+
+
+class Shuffled(nn.Module):
+    """Pads to multiples of 16; the strides that follow depend on them."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 12, 2, 2)
+
+    def forward(self, x):
+        height, width = x.shape[2:]
+        x = F.pad(x, (0, -(-width // 16) * 16 - width, 0, -(-height // 16) * 16 - height))
+        return F.pixel_shuffle(self.conv(x), 2)[..., :height, :width]
+
+
+def next_multiple_if_needed(x, length):
+    return F.pad(x, (0, 16 - length % 16), "reflect") if length % 16 else x
+
+
+def no_length_is_refused(forward):
+    def effect(_):
+        notes = [note.text for note in captured(Cut(forward), "1,3,T").notes]
+        assert not [text for text in notes if "multiple" in text or "at most" in text]
+
+    return effect
+
+
+def strides_restrict_no_size(_):
+    sizes = {2: torch.export.Dim("height", min=2), 3: torch.export.Dim("width", min=2)}
+    with patches.SIZES_AS_UNKNOWN.applied(lambda _: True), export_patches.exporting():
+        torch.export.export(Shuffled(), (torch.randn(2, 3, 64, 96),), dynamic_shapes=(sizes,))
+
+
 def structures_name_no_class(folder):
     exported = torch.export.export(Paired(), (torch.randn(3),))
     torch.export.save(exported, folder / "pair.pt2")
@@ -192,6 +234,12 @@ EFFECTS = {
     patches.PARTS_OF_TENSORS: parts_of_tensors_have_dynamic_sizes,
     patches.LINES: steps_are_dynamic,
     patches.QUOTIENTS: quotients_are_whole,
+    patches.QUOTIENTS_AND_REMAINDERS: sizes_are_divided,
+    patches.NUMPY[0]: of_numpy(lambda length: np.ceil(length / 8)),
+    patches.NUMPY[1]: of_numpy(lambda length: np.floor(length / 8)),
+    patches.NUMPY[2]: of_numpy(lambda length: np.maximum(20, length)),
+    patches.SIZES_AS_UNKNOWN: strides_restrict_no_size,
+    patches.PADS: no_length_is_refused(next_multiple_if_needed),
     patches.STRUCTURES: structures_name_no_class,
     **dict.fromkeys(patches.NUMBERS, every_conversion_is_noted),
     patches.NUMBERS[0]: lines_are_noted,

@@ -4,7 +4,20 @@ import itertools
 
 import pytest
 import sympy
-from torch.utils._sympy.functions import CeilToInt, FloorDiv, IntTrueDiv, Mod, PythonMod
+from torch.utils._sympy.functions import (
+    BitwiseFn_bitwise_and,
+    BitwiseFn_bitwise_or,
+    CeilToInt,
+    FloatTrueDiv,
+    FloorDiv,
+    IntTrueDiv,
+    Max,
+    Min,
+    Mod,
+    PythonMod,
+    RShift,
+    ToFloat,
+)
 
 from converter.ir.sizes import canonical, quotient
 
@@ -36,6 +49,11 @@ SPELLINGS = {
         4 * CeilToInt(IntTrueDiv(W, 4)),
         4 * FloorDiv(W + 3, 4),
         -4 * FloorDiv(-W, 4),
+        4 * CeilToInt(FloatTrueDiv(ToFloat(W), sympy.Float(4.0))),
+        BitwiseFn_bitwise_and(W + 3, sympy.Integer(-4)),
+        4 * RShift(BitwiseFn_bitwise_or(W - 1, sympy.Integer(3)) + 1, sympy.Integer(2)),
+        Max(W, 4 * FloorDiv(W + 3, 4)),
+        W + Max(0, Min(Mod(4 - Mod(W, 4), 4), 3)),
     ],
     "halved twice": [FloorDiv(FloorDiv(W, 2), 2), FloorDiv(W, 4), FloorDiv(2 * FloorDiv(W, 2), 4)],
     "a stride of 2 of the next multiple": [
