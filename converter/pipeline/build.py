@@ -84,6 +84,7 @@ class RewrittenModel:
     _constants: dict[str, Constant] | None = None
     _folded: FoldedConstants | None = None
     _frozen: Sequence[FrozenConstant] | None = None
+    _written: PlanExecutor | None = None
 
     @property
     def captured(self) -> Program:
@@ -283,9 +284,15 @@ class RewrittenModel:
         return self._folded
 
     def _write_lowered(self, path: Path) -> None:
+        self._written = self.executor("float32")  # what the stamp says is of the same layers and variables
+        try:
+            self._write_plan(self._written, path)
+        finally:
+            self._written = None
+
+    def _write_plan(self, executor: PlanExecutor, path: Path) -> None:
         from converter.artifacts import keras_writer, saved_model_writer, tflite_writer
 
-        executor = self.executor("float32")
         variables = {name: variable for name, (variable, _) in executor.tensors.items()}
         if self.format == "tflite":
 
@@ -343,6 +350,8 @@ class RewrittenModel:
 
         if self.plan is None:
             raise AssertionError(f"{self.format} is not lowered")
+        if precision == "float32" and self._written is not None:
+            return self._written
         executors = {} if self.reusable is None else self.reusable.executors
         executor = executors.get(precision)
         if executor is None or not _refill(executor):
