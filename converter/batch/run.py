@@ -36,7 +36,7 @@ def convert_many(
     """Convert many checkpoints, each in its own process, and continue where an earlier batch ended.
 
     Args:
-        models: files, folders, globs, manifests; or `Job`s.
+        models: files, folders, globs, manifests; or jobs (`Job`).
         to: formats.
         output: the folder for all artifacts, the journal, logs, reports and the summary.
         slots: models at once; if None, as many as cores and memory allow.

@@ -26,7 +26,7 @@ from converter.compat.tested_versions import is_newer, release, tested_versions
 from converter.report.failures import Report
 
 State = Literal["tested", "not tested", "newer than tested", "not allowed", "missing", "found"]
-FOR_DEVELOPERS = ("test", "dev")  # extras that a user does not need
+FOR_DEVELOPERS = ("test", "dev", "docs")  # extras that a user does not need
 LIMIT = 600  # seconds for a trial
 CLAUSES: Mapping[str, Callable[[tuple[int, ...], tuple[int, ...]], bool]] = {
     ">=": operator.ge, "<=": operator.le, "==": operator.eq, "!=": operator.ne, ">": operator.gt, "<": operator.lt,

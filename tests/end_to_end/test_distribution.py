@@ -95,7 +95,7 @@ def test_the_metadata_says_what_a_package_index_shows(wheel: Path):
     assert len(described) > 0.8 * len(readme)
     assert set(re.findall("^## .*", described, re.MULTILINE)) == set(re.findall("^## .*", readme, re.MULTILINE))
     assert {"Typing :: Typed", "Programming Language :: Python :: 3.11"} <= set(said.get_all("Classifier", []))
-    assert {"cluster", "images", "pytest", "tflite", "test", "dev"} == set(said.get_all("Provides-Extra", []))
+    assert {"cluster", "docs", "images", "pytest", "tflite", "test", "dev"} == set(said.get_all("Provides-Extra", []))
     assert not [entry for entry in said.get_all("Requires-Dist", []) if " @ " in entry]
 
 
