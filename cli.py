@@ -21,6 +21,7 @@ from converter.console.params import (
     options,
     report_option,
     shard_of,
+    typed_for,
 )
 from converter.options import (
     ConvertOptions,
@@ -103,6 +104,9 @@ def convert(
             result = console.run(partial(convert_one, model), str(model))
             if isinstance(result, ConversionReport):
                 console.terminal.show_conversion(result)
+                written = [str(one.path) for one in result.artifacts if one.path is not None]
+                if written and result.exit_status == 0:
+                    console.terminal.say_line(f"To verify again: {typed_for(verify, str(model), written[0])}")
             results.append(result)
         if len(models) > 1:
             console.terminal.show_table(results)

@@ -4,6 +4,7 @@ import ast
 import difflib
 import os
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -101,6 +102,9 @@ class FormatName(click.Choice[str]):
 GROUPS = (*get_args(Group), "Batch", "Messages")  # the headings of the help, in order
 
 
+TYPED = "pt-convert.typed"  # in the context: the options that were given, by their keywords
+
+
 class GroupedOption(click.Option):
     """An option that the help lists under a heading."""
 
@@ -130,6 +134,11 @@ class GroupedCommand(click.Command):
         super().__init__(*arguments, **settings)
         self.examples = examples
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Remember the options as they were typed, too."""
+        ctx.meta[TYPED] = self.make_parser(ctx).parse_args(list(args))[0]
+        return super().parse_args(ctx, args)
+
     def get_help_option_names(self, ctx: click.Context) -> list[str]:
         return ["-h", "--help"]
 
@@ -137,6 +146,20 @@ class GroupedCommand(click.Command):
         """Write the groups in their order; options without a group come last."""
         write_groups(ctx, formatter, self.get_params(ctx))
         write_examples(ctx, formatter, self.examples)
+
+
+def typed_for(command: click.Command, *arguments: str) -> str:
+    """Return a call of another command with the options that were typed for this one and that a stamp does not hold."""
+    context = click.get_current_context()
+    words = [command.name or "", *arguments]
+    for param in command.params:
+        value = context.meta[TYPED].get(param.name)
+        kept = group_of(param) in ("Model", "Verification") if isinstance(param, click.Option) else False
+        if value is None or param.name == "trace" or not (kept or param.name == "preprocessing"):
+            continue
+        for one in value if isinstance(value, list) else [value]:
+            words += [param.opts[0]] if isinstance(one, bool) else [param.opts[0], one]
+    return f"{context.find_root().info_name} {shlex.join(words)}"
 
 
 def write_examples(ctx: click.Context, formatter: click.HelpFormatter, examples: tuple[str, ...]) -> None:

@@ -169,6 +169,12 @@ class Terminal:
             self.console.print(message)
 
     @logged
+    def say_line(self, text: str) -> None:
+        """Print a line that can be copied: the terminal wraps it."""
+        if not self.quiet:
+            self.console.print(Text(text), soft_wrap=True)
+
+    @logged
     def warn(self, message: RenderableType) -> None:
         """Print a message, even if quiet."""
         self.console.print(message)

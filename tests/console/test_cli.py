@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shlex
 import subprocess
 import sys
 import time
@@ -288,6 +289,43 @@ def test_options_reach_the_conversion(run):
     assert call["keep_failed"]
     assert call["force"]
     assert call["verify"]
+
+
+@pytest.mark.parametrize(
+    "given, kept",
+    [
+        pytest.param("--to onnx", "", id="nothing"),
+        pytest.param("--to onnx --input-shape 1,3,8,8 --outputs a --seed 3 --opset 18", "", id="what the stamp holds"),
+        pytest.param("--to onnx --trust a --trust=b", "--trust a --trust b", id="trust"),
+        pytest.param("--to onnx --trust-all", "--trust-all", id="trust of everything"),
+        pytest.param(
+            "--model net.py:f --to onnx --model-args '{\"classes\": 10}' --drop-keys 'head.*'",
+            "--model net.py:f --model-args '{\"classes\": 10}' --drop-keys 'head.*'",
+            id="a state dict",
+        ),
+        pytest.param(
+            "--to onnx --inputs 'my images' --preprocessing 'mean=1 std=2' --atol 0.1 --trace -v --keep-failed --force",
+            "--preprocessing 'mean=1 std=2' --inputs 'my images' --atol 0.1",
+            id="own inputs",
+        ),
+        pytest.param("--to onnx --accept aliased-shift", "--accept aliased-shift", id="a known difference"),
+    ],
+)
+def test_a_success_ends_with_the_call_that_verifies_it_again(run, given, kept):
+    said = run("good.pt", "-o", "good.onnx", *shlex.split(given)).stderr
+    (line,) = [line for line in said.splitlines() if line.startswith("To verify again: ")]
+    call = shlex.split(line.removeprefix("To verify again: "))
+    assert call[1:4] == ["verify", "good.pt", "good.onnx"]
+    assert sorted(call[4:]) == sorted(shlex.split(kept))
+    assert run(*call[1:]).exit_code == 0
+    converted, verified = CALLS
+    for name in ("trust", "factory", "factory_args", "drop_keys", "inputs", "preprocessing", "atol", "accept"):
+        assert converted[name] == verified[name]
+
+
+@pytest.mark.parametrize("line", ["bad.pt --to tf", "dead.pt --to tf", "broken.pt --to tf", "good.pt --to tf -q"])
+def test_what_is_not_verified_has_no_such_call(run, line):
+    assert "To verify again" not in run(*line.split()).output
 
 
 def test_several_models_of_one_format_go_into_the_folder(run):
