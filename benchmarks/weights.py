@@ -201,10 +201,14 @@ def measure(name: str) -> list[dict]:
             torch.save(build(name, seed).state_dict(), at / f"{letter}.pt")
             keras.utils.clear_session(free_memory=False)  # which numbers layers anew
             outputs = {format: at / f"{letter}{suffix}" for format, suffix in SUFFIXES.items()}
-            report = converter.convert(
-                at / f"{letter}.pt", to=list(SUFFIXES), output=outputs, input_shapes=shapes, verify=False, **given,
-                **options,
-            )  # fmt: skip
+            try:
+                report = converter.convert(
+                    at / f"{letter}.pt", to=list(SUFFIXES), output=outputs, input_shapes=shapes, verify=False, **given,
+                    **options,
+                )  # fmt: skip
+            except ConversionError as error:
+                refused = f"not converted: {error.what}".partition("\n")[0]
+                return [{"name": name, "format": format, "refused": refused, "back": None} for format in SUFFIXES]
         for format, artifact in zip(SUFFIXES, report.artifacts, strict=True):
             row: dict[str, Any] = {"name": name, "format": format, "refused": None, "back": None}
             rows.append(row)
@@ -213,9 +217,10 @@ def measure(name: str) -> list[dict]:
                 continue
             artifacts = [at / f"{letter}{SUFFIXES[format]}" for letter in "abc"]
             try:
-                started = time.perf_counter()
+                started, used = time.perf_counter(), time.process_time()
                 synced = converter.sync(at / "b.pt", artifacts[0], output=artifacts[2])
-                row |= compared(artifacts, format, time.perf_counter() - started) | {"status": synced.status}
+                spent = {"seconds": time.perf_counter() - started, "processor": time.process_time() - used}
+                row |= compared(artifacts, format) | spent | {"status": synced.status}
                 if format == "keras":
                     row["back"] = pulled(at, given)
             except ConversionError as error:
@@ -223,7 +228,7 @@ def measure(name: str) -> list[dict]:
     return rows
 
 
-def compared(artifacts: list[Path], format: Any, seconds: float) -> dict:
+def compared(artifacts: list[Path], format: Any) -> dict:
     """Compare what a sync wrote with the conversion."""
     from converter.artifacts.refill import open_written
     from converter.pipeline.sync import read_recipe
@@ -241,7 +246,6 @@ def compared(artifacts: list[Path], format: Any, seconds: float) -> dict:
         "bytes": bytes_of[0] == bytes_of[1],
         "share": len(stamp["recipe"]) / size,
         "megabytes": size / 1e6,
-        "seconds": seconds,
     }
 
 

@@ -211,7 +211,9 @@ class RewrittenModel:
         by_content: dict[tuple[int, int], list[tuple[Constant, np.ndarray]]] = {}
         for one, array in known:
             by_content.setdefault(content(array), []).append((one, array))
-        own = {content(array) for array in literals(executor.traced)} - by_content.keys()
+        numbers = [array for array in literals(executor.traced) if content(array) not in by_content]
+        inverse = [np.reciprocal(a) for a in numbers if a.size == 1 and a.all()]  # multiplied by, not divided
+        own = {content(array) for array in (*numbers, *inverse)} - by_content.keys()
         computed = [
             name
             for name, array in read.items()

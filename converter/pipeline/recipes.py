@@ -20,7 +20,7 @@ from converter.ir.record import CannotRecord, Memory, Recorder, memory_of
 from converter.verification.array_arrangement import content
 
 LARGEST_SHARE = 0.02  # of an artifact's size
-LEAST = 4096  # bytes that are always allowed
+LEAST = 16384  # bytes that are always allowed: a small model of many tensors
 KEY, REASON = "recipe", "no_recipe"
 MOST_AXES = 5
 
