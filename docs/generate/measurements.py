@@ -3,6 +3,7 @@
 python docs/generate/measurements.py
 """
 
+import math
 import statistics
 
 from tables import DOCS, recorded, table
@@ -384,7 +385,7 @@ def weights() -> str:
     _, after = rest.split(END_OF_SYNCED)
     rows = recorded("weights")
     formats = ("keras", "tf", "onnx", "tflite")
-    cells, remarks = [], []
+    cells, remarks, whole = [], [], 0
     for name in dict.fromkeys(row["name"] for row in rows):
         by_format = {row["format"]: row for row in rows if row["name"] == name}
         synced = [row for row in by_format.values() if "bytes" in row]
@@ -401,19 +402,32 @@ def weights() -> str:
                 None if back is None else back["status"],
             ]
         )
+        same = all(row.get("bytes") for row in by_format.values())
+        whole += same and back is not None and back["status"] == "verified"
         remarks += [f"- {name}, {row['format']}: {row['refused']}\n" for row in by_format.values() if row["refused"]]
         if back is not None:
             remarks += [f"- {name}, pull: {failure}\n" for failure in back["failures"]]
     total = [row for row in rows if "bytes" in row]
     summary = (
         f"{len(cells)} models, {len(total)} artifacts: {sum(row['bytes'] for row in total)} have the bytes of the "
-        f"conversion, {len(rows) - len(total)} are refused. The largest recipe takes "
-        f"{max(row['share'] for row in total):.2%} of its artifact.\n"
+        f"conversion, {len(rows) - len(total)} are refused; {whole} models go there in all formats, and back. The "
+        f"largest recipe takes {max(row['share'] for row in total):.2%} of its artifact. A `sync` took "
+        f"{_spans(total)}.\n"
     )
     columns = ["model", *formats, "recipe", "MB", "seconds", "trained", "x rounding", "pull"]
     written = table(columns, cells, columns[1:10])
     parts = [SYNCED + "\n", summary, written, "".join(remarks), END_OF_SYNCED]
     return before + "\n".join(parts) + after
+
+
+def _spans(rows: list[dict]) -> str:
+    """Return how long a sync takes, from the quickest to the slowest, by the size of the artifact."""
+    sizes = {"below 10 MB": (0, 10), "from 10 to 30 MB": (10, 30), "from 30 MB on": (30, math.inf)}
+    parts = []
+    for text, (least, most) in sizes.items():
+        seconds = [row["seconds"] for row in rows if least <= row["megabytes"] < most]
+        parts.append(f"{min(seconds):.1f} to {max(seconds):.1f} s {text}")
+    return ", ".join(parts)
 
 
 def _synced(row: dict) -> str:
