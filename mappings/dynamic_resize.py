@@ -233,7 +233,7 @@ def zeros(plan: PlanBuilder, size: Size) -> Value:
     """Return a line of `size` zeros, made of lines of the dynamic sizes in it.
 
     Raises:
-        Unsupported: it is a product of dynamic sizes that no value has, or a difference.
+        Unsupported: no sums, differences, products and divisions of sizes that values have give it.
     """
     found = zeros_held(plan, size)
     if found is not None:
@@ -247,9 +247,7 @@ def zeros(plan: PlanBuilder, size: Size) -> Value:
     if negative:
         division, *others = negative
         if others or terms[division] != -1 or not isinstance(division, FloorDiv):
-            raise Unsupported(
-                f"a size ({plan.program.size_name(size)}) that is a difference, which no earlier tensor has"
-            )
+            return _difference(plan, size, sum(term * n for term, n in (*terms.items(), (1, number)) if n > 0))
         of, by = division.args  # n - floor(a / b) = floor((b n + b - 1 - a) / b)
         return cut(plan, zeros(plan, sympy.expand(by * (size + division) + by - 1 - of)), 0, size, Share(1, int(by)))
     if len(terms) > 1 or number or 1 not in terms.values():
@@ -289,14 +287,28 @@ def _chosen(plan: PlanBuilder, size: sympy.Expr) -> Value:
     def cut(*lines: Any) -> Any:
         lines = (*lines, *(ops.zeros(n) for n in number))
         row = ops.concatenate(lines)
-        wanted = reduce(choose, (counted(line, "int32")[1] for line in lines))
-        places, total = counted(row, "int32")
-        if backend.is_keras_tensor(row):  # in PyTorch, Keras cannot slice to the end
-            return ops.take(row, ops.nonzero(places < wanted)[0])
-        return ops.slice(row, [total - wanted], [-1])  # LiteRT has no operator for what nonzero becomes
+        return behind(row, counted(row, "int32")[1] - reduce(choose, (counted(line, "int32")[1] for line in lines)))
 
     line = Layout(((0,),), ((0,),), {0: size})
     return plan.call(cut, *(zeros(plan, part) for part in parts), layout=line, dtype=torch.float32)
+
+
+def _difference(plan: PlanBuilder, size: Size, whole: Size) -> Value:
+    """Return as many zeros as a difference of two sizes, of which `whole` is the larger."""
+
+    def cut(row: Any, without: Any) -> Any:
+        return behind(row, counted(without, "int32")[1])
+
+    line = Layout(((0,),), ((0,),), {0: size})
+    parts = zeros(plan, whole), zeros(plan, sympy.expand(whole - size))
+    return plan.call(cut, *parts, layout=line, dtype=torch.float32)
+
+
+def behind(row: Any, start: Any) -> Any:
+    """Return the elements of a line from `start` on, a number that the graph computes."""
+    if backend.is_keras_tensor(row):  # in PyTorch, Keras cannot slice to the end
+        return ops.take(row, ops.nonzero(counted(row, "int32")[0] >= start)[0])
+    return ops.slice(row, [start], [-1])  # LiteRT has no operator for what nonzero becomes
 
 
 def _extended(plan: PlanBuilder, parts: Sequence[Value], number: int, size: Size) -> Value:

@@ -8,10 +8,13 @@ import torch
 
 from converter.ir.lazy_tensor import LazyTensor
 from converter.ir.sizes import product
+from converter.plan.dynamic_reshape import counted
 from converter.plan.layout import Layout
 from converter.plan.lazy_keras import ops
 from converter.plan.registry import maps
 from converter.plan.steps import Constant, Unsupported, Value
+from mappings import dynamic_resize
+from mappings.elementwise import arithmetic
 from mappings.expand import expanded
 from mappings.gather_scatter import read, several
 from mappings.views import split_along
@@ -107,7 +110,7 @@ def taken(plan, x, dim, index):
     """Take `x` at an index computed from the input, whose dimensions replace `dim`."""
     size = x.shape[dim] if x.shape else 1
     if not isinstance(size, int):
-        raise Unsupported("an index into a dynamic size")
+        index, size = place_in_order(plan, [index], [size]), 0
     x = plan.as_value(x, index)
     if not x.shape:
         x = plan.reshape(x, (1,))
@@ -123,9 +126,40 @@ def taken(plan, x, dim, index):
     )
 
     def take(a, i):
-        return ops.take(a, ops.where(i < 0, i + size, i), axis=axis)
+        return ops.take(a, ops.where(i < 0, i + size, i) if size else i, axis=axis)
 
     return plan.reshape(plan.call(take, x, index, layout=layout), plan.shape())
+
+
+def place_in_order(plan, indices, sizes):
+    """Return the places that indices of dimensions select where these lie in one axis; sizes may be dynamic."""
+    held = [n if isinstance(n, int) else runtime_size(plan, n) for n in sizes]
+
+    def place(*given):
+        found = 0
+        for i, n in zip(given[: len(indices)], given[len(indices) :], strict=True):
+            found = found * n + ops.where(i < 0, i + n, i)
+        return found
+
+    return arithmetic(plan, place, *indices, *held, dtype=torch.int64)
+
+
+def runtime_size(plan, size):
+    """Return a dynamic size as a number that the graph computes."""
+    line = dynamic_resize.zeros(plan, size)
+    return plan.call(lambda a: counted(a, "int64")[1], line, layout=Layout.of(()), dtype=torch.int64)
+
+
+def across(plan, x, given):
+    """Index dimensions of dynamic size: they become one, in which the graph computes the places."""
+    dims = list(given)
+    first = dims[0] if dims == list(range(dims[0], dims[0] + len(dims))) else 0  # apart, their result goes first
+    rest = [d for d in range(len(x.shape)) if d not in given]
+    order = [*rest[:first], *dims, *rest[first:]]
+    sizes = [x.shape[d] for d in dims]
+    shape = (*(x.shape[d] for d in rest[:first]), product(sizes), *(x.shape[d] for d in rest[first:]))
+    together = plan.reshape(Value(x.layout.permute(order), x.dtype, x.step), shape)
+    return taken(plan, together, first, place_in_order(plan, list(given.values()), sizes))
 
 
 @maps(aten.index.Tensor, aten._unsafe_index.Tensor)
@@ -139,12 +173,14 @@ def index(plan, x, indices):
         if len(given) == 1 and isinstance(next(iter(given.values())), Value):
             ((dim, chosen),) = given.items()
             return taken(plan, x, dim, chosen)
+        if not all(isinstance(n, int) for n in (*(x.shape[d] for d in given), *x.shape[1:])):
+            return across(plan, x, {d: plan.as_value(i, x) for d, i in given.items()})
         flat, where = several(plan, x, [given.get(d) for d in range(max(given) + 1)])
         return read(plan, flat, where, "an index that depends on the input")
     dims = list(given)
     sizes = [x.shape[d] for d in dims]
     if not all(isinstance(n, int) for n in sizes):
-        raise Unsupported("an index into a dynamic size")
+        return across(plan, x, {d: plan.as_value(i, x) for d, i in given.items()})
     chosen = np.broadcast_arrays(*(i.array() % n for i, n in zip(given.values(), sizes, strict=True)))
     first = dims[0] if dims == list(range(dims[0], dims[0] + len(dims))) else 0  # apart, their result goes first
     rest = [d for d in range(len(x.shape)) if d not in given]

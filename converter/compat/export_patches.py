@@ -92,6 +92,57 @@ def _parts(before: Any) -> Any:
     return chunk
 
 
+def _parts_of_tensor(before: Any) -> Any:
+    """Keep a dynamic size in `tensor_split`, which PyTorch's C++ reads as a number."""
+
+    def tensor_split(input: Tensor, indices_or_sections: Any, dim: int = 0) -> Any:
+        size: Any = input.shape[dim]
+        count = indices_or_sections
+        if not isinstance(size, torch.SymInt) or not isinstance(count, int) or isinstance(count, bool):
+            return before(input, count, dim)
+        if size < count:  # there are empty parts; this restricts the size
+            return before(input, count, dim)
+        parts, start = [], 0
+        for i in range(count):
+            length = (size + (count - 1 - i)) // count
+            parts.append(input.narrow(dim, start, length))
+            start = start + length
+        return tuple(parts)
+
+    return tensor_split
+
+
+def _maxima_of(rank: int) -> Callable[[Any], Any]:
+    """Keep a dynamic size in a pool of maxima to (None, 5), which PyTorch's C++ reads as a number."""
+
+    def make(before: Any) -> Any:
+        def adaptive_max_pool(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
+            first = input.dim() - rank
+            sizes = list(output_size) if isinstance(output_size, (list, tuple)) else [output_size] * rank
+            kept = [first + i for i, n in enumerate(sizes) if n is None or _is_same(n, input.shape[first + i])]
+            if return_indices or not any(isinstance(input.shape[d], torch.SymInt) for d in kept):
+                return before(input, output_size, return_indices)
+            rest = [d for d in range(first, first + rank) if d not in kept]
+            out = [sizes[d - first] for d in rest]
+            if all(n == 1 for n in out):
+                return input.amax(rest, keepdim=True) if rest else input
+            order = [*range(first - 1), *kept, first - 1, *rest]  # what keeps its size is pooled as more samples
+            turned = input.permute(order)
+            samples, channels = turned.shape[: len(order) - len(rest) - 1], input.shape[first - 1]
+            pools = {1: F.adaptive_max_pool1d, 2: F.adaptive_max_pool2d}
+            pooled = pools[len(rest)](turned.reshape(math.prod(samples), channels, *turned.shape[-len(rest) :]), out)
+            return pooled.reshape(*samples, channels, *out).permute([order.index(d) for d in range(len(order))])
+
+        return adaptive_max_pool
+
+    return make
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Tell whether two are the same dynamic size, without a guard."""
+    return all(isinstance(n, torch.SymInt) for n in (one, other)) and one.node.expr == other.node.expr
+
+
 def _line(before: Any) -> Any:
     """Keep a dynamic size in `linspace`, which PyTorch's C++ reads as a number."""
 
@@ -188,6 +239,9 @@ REPLACEMENTS: tuple[tuple[patches.Patch, Callable[[Any], Any]], ...] = (
     (patches.SEQUENCE_POOLS, _pool_of_sequence),
     (patches.PARTS, _parts),
     (patches.PARTS_OF_TENSORS, _parts),
+    (patches.UNEVEN_PARTS, _parts_of_tensor),
+    (patches.UNEVEN_PARTS_OF_TENSORS, _parts_of_tensor),
+    *((patch, _maxima_of(rank)) for rank, patch in patches.ADAPTIVE_MAXIMA.items()),
     (patches.LINES, _line),
     (patches.QUOTIENTS, _whole_quotients),
     (patches.QUOTIENTS_AND_REMAINDERS, _divmod),

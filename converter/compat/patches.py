@@ -98,6 +98,22 @@ PARTS, PARTS_OF_TENSORS = (
     )
     for owner in ("torch", "torch:Tensor")
 )  # fmt: skip
+UNEVEN_PARTS, UNEVEN_PARTS_OF_TENSORS = (
+    Patch(
+        owner, "tensor_split", "torch", TORCH,
+        "Keeps a dynamic size in parts by tensor_split.",
+        "What tensor_split cuts cannot have a dynamic size.",
+    )
+    for owner in ("torch", "torch:Tensor")
+)  # fmt: skip
+ADAPTIVE_MAXIMA = {
+    rank: Patch(
+        "torch.nn.functional", f"adaptive_max_pool{rank}d", "torch", TORCH,
+        "Keeps a dynamic size under an adaptive pool to None.",
+        "What adaptive maxima to None keep cannot have a dynamic size.",
+    )
+    for rank in (2, 3)
+}  # fmt: skip
 LINES = Patch(
     "torch", "linspace", "torch", TORCH,
     "Keeps a dynamic number of steps.",
@@ -166,9 +182,9 @@ TRITON = Patch(
     "A process that imports both ends with signal 6 or 11.",
 )  # fmt: skip
 PATCHES = (
-    RECURRENT_LAYERS, PACKED_SEQUENCES, CAUSAL_MASKS, POOL_SIZES, SEQUENCE_POOLS, PARTS, PARTS_OF_TENSORS, LINES,
-    QUOTIENTS, QUOTIENTS_AND_REMAINDERS, *NUMPY, SIZES_AS_UNKNOWN, PADS, STRUCTURES, *NUMBERS, OPTIMIZER,
-    RULES, NAMES, TRITON,
+    RECURRENT_LAYERS, PACKED_SEQUENCES, CAUSAL_MASKS, POOL_SIZES, SEQUENCE_POOLS, PARTS, PARTS_OF_TENSORS,
+    UNEVEN_PARTS, UNEVEN_PARTS_OF_TENSORS, *ADAPTIVE_MAXIMA.values(), LINES, QUOTIENTS, QUOTIENTS_AND_REMAINDERS,
+    *NUMPY, SIZES_AS_UNKNOWN, PADS, STRUCTURES, *NUMBERS, OPTIMIZER, RULES, NAMES, TRITON,
 )  # fmt: skip
 
 

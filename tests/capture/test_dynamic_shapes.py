@@ -154,6 +154,19 @@ def grid(self, x):
     return y + rows[:, None] * 0.5 - columns
 
 
+class LastByIndex(nn.Module):
+    def forward(self, x, lengths):
+        return x[torch.arange(x.size(0), device=x.device), lengths - 1]
+
+
+class Corners(nn.Module):
+    """Reads pixels at rows and columns of each sample, which may count from the end."""
+
+    def forward(self, x, i):
+        i = i % 3
+        return x[torch.arange(len(x))[:, None], :, i, -1 - i]
+
+
 IMAGE = ("1,3,H,W",)
 NETWORKS = {
     "strides, gates, a global pool": (Strides(), IMAGE, ["Size H must be at least 17", "at least 17"]),
@@ -234,6 +247,15 @@ NETWORKS = {
     "a line of coordinates": (
         Call(lambda x: x * torch.linspace(-1, 1, x.shape[3]) + torch.linspace(2, 0, x.shape[2])[:, None]), IMAGE, []),
     "the last valid step of a padded sequence": (Last(), ("x=1,T,4", "lengths=1:int64"), []),
+    "the last valid step, by an index": (LastByIndex(), ("x=1,T,4", "lengths=1:int64"), []),
+    "pixels by an index": (Corners(), ("x=1,3,H,W", "i=1,6:int64"), []),
+    "steps that are known": (Call(lambda x: x[:, torch.tensor([0, 2, -1])]), ("1,T,4",), []),
+    "maxima that keep the height": (nn.AdaptiveMaxPool2d((None, 1)), IMAGE, []),
+    "maxima of each column": (Call(lambda x: F.adaptive_max_pool2d(x, (3, x.shape[3]))), IMAGE, []),
+    "maxima of volumes that keep the height": (nn.AdaptiveMaxPool3d((2, None, 3)), ("1,2,D,H,W",), []),
+    "thirds, the last of which is less": (
+        Call(lambda x: torch.cat(x.chunk(3, 2)[::-1], 2)), IMAGE, ["Size H must be at least"]),
+    "thirds that differ by one": (Call(lambda x: torch.cat(x.tensor_split(3, 1)[::-1], 1)), ("1,T,4",), []),
     "a recurrent layer over all pixels": (Pixels(), IMAGE, []),
     "softmax over positions, upsampled": (
         Call(lambda self, x: F.interpolate(self.c(x).flatten(2).softmax(2).view(-1, 2, *x.shape[2:]), scale_factor=2),

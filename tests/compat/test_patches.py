@@ -132,6 +132,22 @@ def parts_of_tensors_have_dynamic_sizes(_):
     captured(Cut(lambda x, length: x.chunk(2, 2)[0]), "1,3,T")
 
 
+def uneven_parts_have_dynamic_sizes(_):
+    captured(Cut(lambda x, length: torch.tensor_split(x, 3, 2)[0]), "1,3,T")
+
+
+def uneven_parts_of_tensors_have_dynamic_sizes(_):
+    captured(Cut(lambda x, length: x.tensor_split(3, 2)[0]), "1,3,T")
+
+
+def maxima_keep_dynamic_sizes(rank):
+    shape = (1, *(3,) * (rank - 1))
+    return lambda _: captured(
+        Cut(lambda x, length: getattr(F, f"adaptive_max_pool{rank}d")(x.view(1, *shape, -1), (*shape[1:], None))),
+        f"1,{3 ** (rank - 1)},T",
+    )
+
+
 def steps_are_dynamic(_):
     captured(Cut(lambda x, length: x + torch.linspace(0, 1, length)), "1,3,T")
 
@@ -232,6 +248,9 @@ EFFECTS = {
     patches.SEQUENCE_POOLS: sequences_have_every_length,
     patches.PARTS: parts_have_dynamic_sizes,
     patches.PARTS_OF_TENSORS: parts_of_tensors_have_dynamic_sizes,
+    patches.UNEVEN_PARTS: uneven_parts_have_dynamic_sizes,
+    patches.UNEVEN_PARTS_OF_TENSORS: uneven_parts_of_tensors_have_dynamic_sizes,
+    **{patch: maxima_keep_dynamic_sizes(rank) for rank, patch in patches.ADAPTIVE_MAXIMA.items()},
     patches.LINES: steps_are_dynamic,
     patches.QUOTIENTS: quotients_are_whole,
     patches.QUOTIENTS_AND_REMAINDERS: sizes_are_divided,
