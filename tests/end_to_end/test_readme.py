@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -26,10 +27,13 @@ GUIDES = [
         "CHECKPOINTS",
         "COMMANDS",
         "CUSTOM_OPERATORS",
+        "FINE_TUNING",
         "LIMITS",
         "PATTERNS",
+        "PEERS",
         "PROOFS",
         "PYTHON",
+        "VERIFY",
     )
 ]
 TEXT = "\n".join([README, *(guide.read_text() for guide in GUIDES)])
@@ -57,8 +61,8 @@ CONVERSIONS = [block for block in blocks("sh") if block.startswith("convert ")]
 (MAIN_JOB,) = blocks("sh", "main job")
 
 
-def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command, cwd=folder, env=COMMANDS, capture_output=True, text=True, check=False)
+def run(command: list[str], folder: Path, environment: dict[str, str] = COMMANDS) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -119,10 +123,18 @@ def test_other_commands_work_as_written(main_job, commands: str):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("example", blocks("python", "example"), ids=["from Python"])
-def test_example_works_as_written(tmp_path: Path, example: str):
-    done = run([sys.executable, "-c", example], tmp_path)
+@pytest.mark.parametrize(
+    "example", blocks("python", "example"), ids=["fine-tuning", "from nobuco", "from Python", "another tool's"]
+)
+def test_example_works_as_written(tmp_path: Path, example: str, request: pytest.FixtureRequest):
+    environment = COMMANDS
+    if "import timm" in example:
+        environment = COMMANDS | request.getfixturevalue("environment_with_torchvision")
+        if find_spec("timm") is None:
+            pytest.skip("timm is not installed")
+    done = run([sys.executable, "-c", example], tmp_path, environment)
     assert done.stdout.startswith("verified\n")
+    assert set(re.findall(r"^print\(.*\)  # (.*)$", example, re.MULTILINE)) <= set(done.stdout.splitlines())
 
 
 @pytest.mark.slow
