@@ -142,6 +142,8 @@ def take_reference(
     left_out: list[str] = []
     if computes_on_choices(program):
         drawn, left_out = drop_unstable_samples(program, drawn)
+        given, told, labels = drop_unstable_given(program, given, labels)
+        left_out += told
     eager: list[Outputs] = []
     if module is not None:
         with running():
@@ -342,6 +344,42 @@ def drop_unstable_samples(program: Program, drawn: Sequence[Round]) -> tuple[lis
     if any(each.description.startswith(USUAL) for each in kept):
         return kept, left_out
     return [each for each in drawn if each.description.startswith(USUAL)] + kept, left_out
+
+
+def drop_unstable_given(
+    program: Program, given: Sequence[Round], labels: np.ndarray | None
+) -> tuple[list[Round], list[str], np.ndarray | None]:
+    """Drop the user's samples for which the model's choices depend on the order of equal scores, if others are left.
+
+    Returns:
+        The rounds, a description of each round without samples left, and the labels of the samples that are.
+    """
+    stable = [_stable_given(program, each, number) for number, each in enumerate(given)]
+    if not any(held.any() for held in stable):
+        return list(given), [], labels
+    kept, left_out, start = [], [], 0
+    for each, held in zip(given, stable, strict=True):
+        opened = ", ".join(map(str, start + np.flatnonzero(~held)))
+        start += len(held)
+        why = f"{opened} left out, because choices depend on the order of equal scores"
+        if held.all():
+            kept.append(each)
+        elif held.any():
+            arrays = {name: a[held] if a.ndim else a for name, a in each.arrays.items()}
+            kept.append(Round(f"{each.description} ({why})", arrays))
+        else:
+            left_out.append(f"{each.description}: {why}")
+    return kept, left_out, None if labels is None else labels[np.concatenate(stable)]
+
+
+def _stable_given(program: Program, each: Round, number: int) -> np.ndarray:
+    """Tell for each of the user's samples whether PyTorch's result is stable; those of a fixed batch stay together."""
+    inputs = round_tensors(program, each)
+    sizes = [x.shape[0] for x in inputs if x.ndim]
+    if len({*sizes}) != 1 or program.batch_is_named:
+        return np.ones(sizes[0] if sizes else 1, bool)
+    held = stable_samples(program, inputs, sizes[0], number, [torch.float64])
+    return held if program.fixed_batch is None else np.full(sizes[0], bool(held.all()))
 
 
 def _refuse_ranks_by_batch(results: Sequence[Outputs]) -> None:

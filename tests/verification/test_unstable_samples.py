@@ -100,10 +100,31 @@ def test_a_reference_leaves_open_samples_out_and_says_so():
 
 def test_usual_samples_whose_scores_are_equal_in_float64_are_left_out_unless_none_remains():
     reference = reference_of(Call(lambda x: best(x * 35)))
-    told = "normal, batch 2 (2 left out, whose choices depend on rounding)"
+    told = "normal, batch 2 (1 left out, whose choices depend on rounding)"
     assert reference.compared_on.rounds[:2] == ("normal, batch 1", told)
     whole = reference_of(Call(lambda x: best(x * 0 + 50)))
     assert [d for d in whole.compared_on.rounds if d.startswith("normal")] == ["normal, batch 1", "normal, batch 3"]
+
+
+def test_the_users_samples_with_equal_scores_are_left_out_by_number_with_their_labels():
+    program = captured(lambda x: peaks(x, lambda scores: scores.topk(3).indices), SCORES)
+    apart, equal = [3, 1, 4, -1, 5, 9, 2, 6], [-1, -2, 3, -3, -4, -5, 2, -6]
+
+    def compared(*samples):
+        given = {program.inputs[0]: np.asarray(samples, "float32"), "labels": np.arange(len(samples))}
+        reference = take_reference(program, None, seed=0, inputs=given, running=contextlib.nullcontext)
+        rounds = reference.rounds[reference.first_given :]
+        told = [description for description in reference.compared_on.rounds if description.startswith("given")]
+        return next(iter(rounds[0].arrays.values())).tolist(), reference.labels.tolist(), told
+
+    why = "left out, because choices depend on the order of equal scores"
+    told = [f"given, samples 0 to 3 (1, 3 {why})"]
+    assert compared(apart, equal, apart, equal) == ([apart, apart], [0, 2], told)
+    assert compared(equal, equal) == ([equal, equal], [0, 1], ["given, samples 0 to 1"])
+    samples, labels, told = compared(*[equal] * 32, apart)
+    numbers = ", ".join(map(str, range(32)))
+    assert (samples, labels) == ([apart], [32])
+    assert told == ["given, samples 32 to 32", f"given, samples 0 to 31: {numbers} {why}"]
 
 
 def test_a_model_without_such_choices_is_compared_on_everything():
