@@ -17,6 +17,7 @@ import pytest
 import safetensors.torch
 import torch
 
+import cli
 from converter.batch.check import check_many
 from converter.batch.cluster import DaskWorkers
 from converter.batch.executors import GIB, Finished, LocalProcesses, Step, Task, code_beside
@@ -24,6 +25,7 @@ from converter.batch.jobs import Job, checked, from_lines, from_manifest, from_p
 from converter.batch.journal import LEASE, Journal, _alive
 from converter.batch.run import _Batch, convert_many
 from converter.errors import UsageError
+from converter.options import InspectOptions, options_of
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 ROOT = Path(__file__).resolve().parents[2]
@@ -589,6 +591,15 @@ def test_many_models_are_asked_whether_they_convert_and_nothing_is_written(tmp_p
     assert "SIGSEGV" in report.entries[2].reason
     assert sorted(watcher.ended_names) == ["a", "b", "crash", "odd"]
     assert sorted(tmp_path.iterdir()) == sorted(files)
+
+
+def test_a_check_within_a_batch_takes_every_option_of_inspect_as_inspect_does():
+    of_batch = {option.name: option for option in cli.batch.params}
+    for name, *_ in options_of(InspectOptions):
+        (option,) = (option for option in cli.inspect.params if option.name == name)
+        held = of_batch[name]
+        assert (held.opts, held.secondary_opts) == (option.opts, option.secondary_opts)
+        assert (held.default, held.multiple, held.type.name) == (option.default, option.multiple, option.type.name)
 
 
 @pytest.mark.slow
