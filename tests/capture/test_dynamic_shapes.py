@@ -315,7 +315,8 @@ REFUSED = {
         ["a dynamic number of channels", "max_pool2d"],
     ),
     "parts of a size, as many as it has": (
-        Call(lambda x: x.split(2, 2)[0]), IMAGE, CaptureError, ["Size H cannot be dynamic", "in place of H"],
+        Call(lambda x: x.split(2, 2)[0]), IMAGE, CaptureError,
+        ["Size H cannot be dynamic", "in place of H", "slice the parts", "use chunk"],
     ),
 }  # fmt: skip
 
