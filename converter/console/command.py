@@ -59,8 +59,8 @@ class Console:
             pages: folder with the reports of a batch's models, whose pages a page of the batch links.
         """
         context = click.get_current_context()
-        typed = [context.find_root().info_name or "", *sys.argv[1:]]
-        content = {**(results[0].to_dict() if content is None else content), "command": shlex.join(typed)}
+        typed = f"{context.find_root().info_name or ''} {shlex.join(sys.argv[1:])}"  # the first is of several words
+        content = {**(results[0].to_dict() if content is None else content), "command": typed}
         try:
             if self.report_file:
                 self._write_report(self.report_file, content, pages)

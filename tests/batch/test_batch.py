@@ -701,6 +701,7 @@ def test_a_killed_batch_goes_on_where_it_was(tmp_path, calibrate):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 4, done.stderr
     report = json.loads(done.stdout)
+    assert report.pop("command") == "python -m converter batch models.toml -o out -j 1 --json"
     assert report == json.loads((tmp_path / "out/summary.json").read_text())
     assert report["counts"] == {"verified": 6, "quantized": 0, "not verified": 0, "disagrees": 0, "failed": 1}
     states = {entry["name"]: entry for entry in report["entries"]}

@@ -57,6 +57,10 @@ def adaptive_maxima(size):
 
 
 CASES = {
+    "a product of sizes that nothing has": Call(
+        lambda self, x: F.interpolate(self.conv(x), (x.shape[2] * x.shape[3], x.shape[3]), mode="bilinear"),
+        conv=nn.Conv2d(3, 4, 1),
+    ),
     "nearest by 2: a layer": by_factor(2, "nearest"),
     "nearest by a fraction": by_factor((1.5, 0.75), "nearest"),
     "nearest-exact by a fraction": by_factor((1.5, 0.75), "nearest-exact"),
@@ -124,12 +128,6 @@ def test_integer_factors_of_nearest_are_a_layer():
     plan = planned(exported(CASES["nearest by 2: a layer"].eval()))
     assert [type(layer).__name__ for layer in PlanExecutor(plan, stock=True).keras_model().layers][-1] == "UpSampling2D"
     assert not plan.movements
-
-
-def test_a_product_of_sizes_that_nothing_has_is_refused_by_name():
-    module = Call(lambda x: F.interpolate(x, size=(x.shape[2] * x.shape[3], x.shape[3]), mode="bilinear"))
-    with pytest.raises(UnsupportedOperatorsError, match="earlier tensor"):
-        planned(exported(module))
 
 
 def test_positions_of_adaptive_maxima_are_refused_by_name():
