@@ -32,10 +32,11 @@ def describe_tensors(
     Raises:
         UsageError: no output has as many classes as the user names.
     """
-    known = tuple(labels or ()) or (() if source.module is None else class_names(source.module))
+    own = () if source.module is None else class_names(source.module)
+    known = own if labels is None else tuple(labels)
     described = _of_pixels(source.options.boundary, inputs)
     classes = [one for one in outputs if len(one.shape) > 1 and one.shape[-1] == len(known)] if known else []
-    if labels and not classes:
+    if labels is not None and not classes:
         shapes = ", ".join(f"{one.name} {[n if isinstance(n, int) else 'batch' for n in one.shape]}" for one in outputs)
         raise UsageError(
             f"There are {len(labels)} names of classes, and no output has as many along its last dimension: {shapes}.",
@@ -53,10 +54,12 @@ def class_names(module: nn.Module) -> tuple[str, ...]:
         held = vars(part)
         for found in (held.get("names"), getattr(held.get("config"), "id2label", None)):
             numbered = dict(enumerate(found)) if isinstance(found, list | tuple) else found
-            if not isinstance(numbered, dict) or not numbered or sorted(numbered) != list(range(len(numbered))):
+            if not isinstance(numbered, dict) or not numbered or {*numbered} != {*range(len(numbered))}:
                 continue
             names = tuple(numbered[number] for number in range(len(numbered)))
-            if all(isinstance(name, str) for name in names) and names != tuple(f"LABEL_{n}" for n in numbered):
+            if all(isinstance(name, str) and "\n" not in name for name in names) and names != tuple(
+                f"LABEL_{n}" for n in numbered
+            ):
                 return names
     return ()
 

@@ -144,6 +144,8 @@ def test_names_that_a_user_gives_must_fit(tmp_path):
     assert "output ['batch', 4]" in refused.value.what or "output [1, 4]" in refused.value.what
     with pytest.raises(UsageError, match="cannot be read"):
         converter.convert(classifier(), to="tflite", output=tmp_path / "a.tflite", labels=tmp_path / "none.txt")
+    with pytest.raises(UsageError, match="0 names of classes"):
+        converter.convert(classifier(), to="tflite", output=tmp_path / "a.tflite", input_shapes=SHAPE, labels=[])
     assert not (tmp_path / "a.tflite").exists()
 
 
@@ -156,6 +158,8 @@ def test_names_that_a_user_gives_must_fit(tmp_path):
         ({"config": SimpleNamespace(id2label={0: "LABEL_0", 1: "LABEL_1"})}, ()),  # transformers' names of no names
         ({"names": {1: "a", 2: "b"}}, ()),
         ({"names": [1, 2]}, ()),
+        ({"names": {0: "a", "one": "b"}}, ()),
+        ({"names": ["a", "b\nc"]}, ()),  # a line each
         ({}, ()),
     ],
 )

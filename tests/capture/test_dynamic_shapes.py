@@ -253,7 +253,7 @@ NETWORKS = {
     "maxima that keep the height": (nn.AdaptiveMaxPool2d((None, 1)), IMAGE, []),
     "maxima of each column": (Call(lambda x: F.adaptive_max_pool2d(x, (3, x.shape[3]))), IMAGE, []),
     "maxima of volumes that keep the height": (nn.AdaptiveMaxPool3d((2, None, 3)), ("1,2,D,H,W",), []),
-    "thirds, the last of which is less": (
+    "thirds, the last one smaller": (
         Call(lambda x: torch.cat(x.chunk(3, 2)[::-1], 2)), IMAGE, ["Size H must be at least"]),
     "thirds that differ by one": (Call(lambda x: torch.cat(x.tensor_split(3, 1)[::-1], 1)), ("1,T,4",), []),
     "a recurrent layer over all pixels": (Pixels(), IMAGE, []),
