@@ -56,7 +56,7 @@ def lowest(session: nox.Session) -> None:
 @nox.parametrize("versions", list(REQUIREMENTS), ids=list(REQUIREMENTS))
 def versions(session: nox.Session, versions: str) -> None:
     """Install one set of versions, run the quick tests and the README's main job, and record both."""
-    folder = Path(session.virtualenv.location)
+    folder, before = Path(session.virtualenv.location), RESULTS.read_text()
     try:
         session.install(*REQUIREMENTS[versions], "-e", ".[test]")
         known = installed_versions(session, "python")
@@ -72,6 +72,9 @@ def versions(session: nox.Session, versions: str) -> None:
             tests={name: int(suite[name]) for name in ("tests", "failures", "errors", "skipped")},
             main_job={each["format"]: each["status"] for each in model.get("artifacts", [])},
         )  # fmt: skip
+    except BaseException:  # what an earlier run recorded stays where this one does not end
+        write_results(session, before)
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -138,5 +141,10 @@ def record(session: nox.Session, versions: str, known: dict[str, str], **results
     others = [
         one for one in json.loads(RESULTS.read_text()) if (one["python"], one["set"]) != (session.python, versions)
     ]
-    RESULTS.write_text(json.dumps([*others, entry], indent=2) + "\n")
+    write_results(session, json.dumps([*others, entry], indent=2) + "\n")
+
+
+def write_results(session: nox.Session, text: str) -> None:
+    """Write docs/versions.json, and its page from it."""
+    RESULTS.write_text(text)
     session.run("python", str(RESULTS.parent / "generate/versions.py"))
