@@ -332,11 +332,16 @@ def into(model: Path, builder: str, output: Path | None, console: Console, **arg
     examples=(
         "inspect net.pt --input-shape 1,3,224,224",
         "inspect net.pt --check --to tf --input-shape 1,3,224,224",
+        "inspect net.pt --graph stem.svg --submodule stem --input-shape 1,3,224,224",
     ),
 )
 @click.argument("model", type=PATH)
 @options(InspectOptions)
 @in_group("Output", "--plan", is_flag=True, help="Show the plan too: the layout of each value, and what moves and why.")
+@in_group(
+    "Output", "--graph", type=PATH, metavar="FILE.svg",
+    help="Draw the operators, with the order of their axes as colors, and what moves data.",
+)  # fmt: skip
 @in_group(
     "Output",
     "--check",
@@ -357,6 +362,7 @@ def into(model: Path, builder: str, output: Path | None, console: Console, **arg
 def inspect(
     model: Path,
     plan: bool,
+    graph: Path | None,
     explain: tuple[str, ...],
     check: bool,
     to: tuple[str, ...],
@@ -373,7 +379,7 @@ def inspect(
 
     def describe() -> "ModelSummary":
         check_call(model, InspectOptions.of(**arguments))
-        return converter.inspect(model, check=formats, plan=plan, explain=explain, **arguments)
+        return converter.inspect(model, check=formats, plan=plan, explain=explain, graph=graph, **arguments)
 
     result = console.run(describe, str(model))
     if not isinstance(result, Failure):

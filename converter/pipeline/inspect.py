@@ -6,15 +6,17 @@ import operator
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from converter.checkpoint.import_isolation import UserCode
 from converter.errors import UnsupportedOperatorsError, UsageError
-from converter.ir.program import module_path
+from converter.ir.program import Program, module_path
+from converter.ir.sizes import symbolic_shape
 from converter.options import ArtifactOptions, InspectCall, InspectOptions, takes_model
 from converter.pipeline.build import build, summarize_changes
 from converter.pipeline.check import check_formats
@@ -26,7 +28,8 @@ from converter.plan.builder import PlanBuilder
 from converter.plan.interface import facts, sizes_shown, symbol_names
 from converter.plan.steps import CallStep, LayerStep, Value, topological_order
 from converter.plan.text import operator_name
-from converter.report.failures import UnsupportedOperator
+from converter.report.failures import UnsupportedOperator, write_text
+from converter.report.graph import program_picture
 from converter.report.results import LayerRow, ModelSummary, PlanRow, Rewrite, Shape, TensorFacts
 from converter.verification.prove import tensors_read
 
@@ -39,6 +42,7 @@ def inspect(
     check: Sequence[str] = (),
     plan: bool = False,
     explain: Sequence[str] = (),
+    graph: str | Path | None = None,
     **keywords: Unpack[InspectCall],
 ) -> ModelSummary:
     """Return the module tree with shapes, weights, and what each module becomes in a Keras file.
@@ -49,17 +53,23 @@ def inspect(
         check: formats to check whether the model can be converted to them; nothing is written.
         plan: include the plan: every value with its axes and every movement with its reason.
         explain: topics to answer from the model's graph: "focus", "shift", "depthwise", "separable".
+        graph: an SVG file to write: the operators, with the order of their axes as colors, and what moves data.
         keywords: those of `converter.options.InspectOptions`: `factory`, `input_shapes`, `layout`, ...
 
     Raises:
-        ConversionError: the model cannot be read, or does not run on the given inputs.
+        ConversionError: the model cannot be read, or does not run on the given inputs; the picture cannot be written.
     """
     options = InspectOptions.of(**keywords)
+    picture = graph_path(graph)
     clock = Clock(None)
     source, artifact_options = load_with_mappings(model, options, clock)
     checks = check_formats(source, check, artifact_options, options.capture.seed, clock)
-    made = summary(source, artifact_options, plan, clock, explain)
-    return replace(made, checks=checks, notes=options.report.shown(made.notes))
+    made = summary(source, artifact_options, plan or picture is not None, clock, explain)
+    if picture is not None:
+        write_text(picture, program_picture(made, made.plan or program_rows(source.program)))
+    return replace(
+        made, plan=made.plan if plan else (), checks=checks, notes=options.report.shown(made.notes)
+    )  # fmt: skip
 
 
 def summary(
@@ -120,6 +130,18 @@ def summary(
     )
 
 
+def graph_path(graph: str | Path | None) -> Path | None:
+    """Return the path of the picture to write, or None. Raises UsageError if its name does not end in .svg."""
+    if graph is None or Path(graph).suffix.lower() == ".svg":
+        return None if graph is None else Path(graph)
+    raise UsageError(
+        "A picture's name ends in .svg.",
+        code="PTC6100",
+        where=str(graph),
+        fix=f"Name it {Path(graph).with_suffix('.svg')}.",
+    )
+
+
 def plan_rows(plan: PlanBuilder) -> tuple[PlanRow, ...]:
     """Return every value of the plan, in the program's order."""
     rows = []
@@ -133,10 +155,35 @@ def plan_rows(plan: PlanBuilder) -> tuple[PlanRow, ...]:
                 shape = sizes_shown(each.shape, names)
                 name = node.name if each is value else f"{node.name}[{i}]"
                 target = node.op if node.op == "placeholder" else operator_name(node)
-                rows.append(PlanRow(name, target, module_path(node), shape, str(each.layout), moves))
-        if node.op == "output" and moves:
-            rows.append(PlanRow("output", "output", "", (), "", moves))
+                rows.append(PlanRow(name, target, module_path(node), shape, str(each.layout), moves, _reads(node)))
+        if node.op == "output":
+            rows.append(PlanRow("output", "output", "", (), "", moves, _reads(node)))
     return tuple(rows)
+
+
+def program_rows(program: Program) -> tuple[PlanRow, ...]:
+    """Return the values of a program as a plan has them, without layouts, in the program's order."""
+    names = symbol_names(program)
+    rows = []
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if node.op == "output":
+            rows.append(PlanRow("output", "output", "", (), "", (), _reads(node)))
+        elif node.op != "get_attr" and node.target is not operator.getitem:
+            for i, each in enumerate(value if isinstance(value, list | tuple) else [value]):
+                if isinstance(each, Tensor):
+                    name = node.name if each is value else f"{node.name}[{i}]"
+                    target = node.op if node.op == "placeholder" else operator_name(node)
+                    shape = sizes_shown(symbolic_shape(each), names)
+                    rows.append(PlanRow(name, target, module_path(node), shape, "", (), _reads(node)))
+    return tuple(rows)
+
+
+def _reads(node: fx.Node) -> tuple[str, ...]:
+    """Return the names of the values that a node reads, an item by its tuple's name and its number."""
+    return tuple(
+        f"{one.args[0]}[{one.args[1]}]" if one.target is operator.getitem else one.name for one in node.all_input_nodes
+    )
 
 
 def what_becomes(plan: PlanBuilder) -> dict[str, str]:

@@ -20,6 +20,7 @@ from jinja2 import Environment, FileSystemLoader
 
 from converter.errors import UsageError, escaped
 from converter.report.failures import REPORTS, Report, write_text
+from converter.report.graph import Drawing, draw, in_stages
 
 LONGEST = 500  # characters of one text
 MOST_ROWS = 3000  # of one table
@@ -35,28 +36,55 @@ RESTS_ON = {
     "artifact": "The file was opened from disk by a fresh process and compared with PyTorch.",
     "weights": "Every tensor of the artifact was compared with the tensors of the checkpoint that it is made of.",
 }
-# What each kind of rewrite replaces, and what stands there instead; the beginning of its name decides.
+# What each kind of rewrite replaces, and what stands there instead, by the beginning of its name. Of the stages between
+# ">", each reads all of the one before.
 DRAWINGS = {
-    "Focus": (("slices", "concat", "conv"), ("space_to_depth", "conv, weights permuted")),
-    "channel order folded": (("reorder channels", "conv"), ("conv, weights permuted",)),
-    "BatchNorm folded": (("conv", "batch norm"), ("conv, weights scaled",)),
-    "depthwise + pointwise": (("depthwise conv", "1x1 conv"), ("separable conv",)),
-    "Dropout dropped": (("layer", "dropout", "layer"), ("layer", "layer")),
-    "identity dropped": (("layer", "identity", "layer"), ("layer", "layer")),
-    "constant computed": (("constants", "operators"), ("one constant",)),
-    "padding merged": (("pad", "conv"), ("conv, padded",)),
-    "grouped convolution": (("split", "convs", "concat"), ("grouped conv",)),
-    "adaptive pool": (("adaptive pool",), ("pools of fixed size",)),
-    "SpaceToDepth -> pixel_unshuffle": (("views and a permutation",), ("pixel_unshuffle",)),
-    "DepthToSpace -> pixel_shuffle": (("views and a permutation",), ("pixel_shuffle",)),
-    "spatial shift": (("pad, roll, crop",), ("slices to their border",)),
-    "shift as a depthwise": (("slices, concat",), ("depthwise conv",)),
-    "projections and attention": (("projections", "attention", "projection"), ("MultiHeadAttention",)),
-    "depthwise bias": (("depthwise conv + bias", "1x1 conv"), ("depthwise conv", "1x1 conv, bias added")),
-    "masked attention": (("attention with mask",), ("matmul", "softmax", "matmul")),
-    "einsum": (("einsum",), ("permute", "matmul")),
-    "Linear -> MatMul": (("linear",), ("matmul",)),
+    "Focus": (
+        "slice, slice, slice, slice > concat > conv",
+        "space_to_depth > conv with permuted weights",
+    ),
+    "slices -> views": ("image > slice, slice, slice, slice > concat", "image > view > permute > view"),
+    "parts -> SpaceToDepth": ("image > parts, parts > concat", "image > space_to_depth"),
+    "parts -> DepthToSpace": ("image > parts, parts > concat", "image > depth_to_space"),
+    "parts -> views": ("image > parts, parts > concat", "image > view > permute > view"),
+    "views -> SpaceToDepth": ("view > permute > view", "space_to_depth"),
+    "views -> DepthToSpace": ("view > permute > view", "depth_to_space"),
+    "SpaceToDepth -> pixel_unshuffle": ("view > permute > view", "pixel_unshuffle"),
+    "DepthToSpace -> pixel_shuffle": ("view > permute > view", "pixel_shuffle"),
+    "SpaceToDepth in a convolution": ("space_to_depth > conv", "conv with a larger kernel and stride"),
+    "SpaceToDepth in another order": ("space_to_depth > reorder channels", "view > permute > view"),
+    "channel order folded": ("reorder channels > conv", "conv with permuted weights"),
+    "channels permuted": ("weights, order > gather", "weights in that order"),
+    "BatchNorm folded": ("conv > batch norm", "conv with scaled weights"),
+    "BatchNorm as factor and term": ("batch norm", "multiply > add"),
+    "a batch norm without running statistics": ("batch norm", "mean and variance > normalize"),
+    "factor folded": ("multiply > conv", "conv with scaled weights"),
+    "difference folded": ("subtract > conv", "conv with shifted bias"),
+    "depthwise + pointwise": ("depthwise conv > 1x1 conv", "separable conv"),
+    "depthwise bias folded": ("depthwise conv with bias > 1x1 conv", "depthwise conv > 1x1 conv with added bias"),
+    "grouped convolution": ("split > conv, conv > concat", "grouped conv"),
+    "3-D groups split": ("grouped 3-D conv", "2-D convs by plane > add"),
+    "padding merged": ("pad > conv", "padded conv"),
+    "zeros before a pool": ("pad with 0 > pool", "pad with -0 > pool"),
+    "adaptive pool": ("adaptive pool", "pools of fixed sizes"),
+    "windows of a pool": ("pool", "pool with the same windows in ONNX"),
+    "constant computed": ("constant, constant > operators", "one constant"),
+    "constant offsets": ("constant, image > deformable conv", "image > slices > conv"),
+    "spatial shift": ("pad > roll > crop", "slices up to their border"),
+    "shift as a depthwise": ("slices > concat", "depthwise conv"),
+    "projections and attention": ("linear, linear, linear > attention > linear", "MultiHeadAttention"),
+    "masked attention": ("attention with mask", "matmul > softmax > matmul"),
+    "einsum": ("einsum", "permute > matmul"),
+    "Linear -> MatMul": ("linear", "matmul > add"),
+    "Linear tied to an embedding": ("weight > embedding, linear", "one layer for both"),
+    "Dropout dropped": ("layer > dropout > layer", "layer > layer"),
+    "identity dropped": ("layer > identity > layer", "layer > layer"),
+    "index through the batch": ("arange, index > gather", "index > gather in each example"),
+    "a clamp of integers": ("hardtanh", "clamp"),
+    "bounds of one type": ("clamp from 0.5 to 1", "clamp from 0.5 to 1.0"),
+    "small values keep": ("expm1, log1p", "forms that keep small digits"),
 }
+MOVES = ("slice", "slices", "concat", "reorder channels", "permute", "gather", "parts", "roll", "crop", "split")
 
 
 def render(content: Mapping[str, Any], links: Mapping[str, str] | None = None) -> str:
@@ -214,19 +242,15 @@ def _verdict(content: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) ->
     return next((state for state in order if state in states), "failed")
 
 
-def _drawing(name: str) -> list[list[tuple[str, int, int]]]:
-    """Return two rows of boxes, each with its text, x and width: before and after a rewrite."""
-    before, after = next((rows for start, rows in DRAWINGS.items() if name.startswith(start)), ((), ()))
-    if not before and " -> " in name:
-        before, after = ((part,) for part in name.split(" -> ", 1))
-    rows = []
-    for texts in (before, after) if before else ():
-        row, x = [], 0
-        for text in texts:
-            row.append((text, x, width := 7 * len(text) + 18))
-            x += width + 22
-        rows.append(row)
-    return rows
+def _drawing(name: str) -> tuple[list[tuple[str, Drawing]], str]:
+    """Return what stands before and after a rewrite as drawings, and in words; nothing for an unknown rewrite."""
+    shown = next((both for start, both in DRAWINGS.items() if name.startswith(start)), ())
+    drawn = []
+    for label, text in zip(("before", "after"), shown, strict=False):
+        stages = [stage.split(", ") for stage in text.split(" > ")]
+        boxes, edges = in_stages(stages, dict.fromkeys(MOVES, "moves"))
+        drawn.append((label, draw(boxes, edges, across=True, x=56)))
+    return drawn, "; ".join(f"{label}: {text}" for (label, _), text in zip(drawn, shown, strict=True))
 
 
 def _bar(share: float | None) -> float:

@@ -569,6 +569,7 @@ class PlanRow:
     Attributes:
         axes: PyTorch's dimension of each axis, "0 | 2 | 3 | 1"; 1.0 and 1.1 are factors of dimension 1.
         moves: kind, number of elements per example, and reason of each movement.
+        reads: the values that its operator reads.
     """
 
     value: str
@@ -577,6 +578,7 @@ class PlanRow:
     shape: Shape
     axes: str
     moves: tuple[str, ...]
+    reads: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
