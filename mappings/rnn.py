@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from converter.ir.aten import bound_arguments
 from converter.ir.lazy_tensor import LazyTensor
 from converter.plan.builder import PlanBuilder
 from converter.plan.layout import Layout
@@ -97,6 +98,12 @@ def rnn_relu(plan, x, hx, params, *settings):
     return recurrent(plan, RELU, x, [hx], params, *settings)
 
 
+@maps(torch.ops.converter.packed_recurrent.default)
+def packed_recurrent(plan, kind, input, lengths, hx, params, *settings):
+    cells = {"lstm": LSTM, "gru": GRU, "rnn_tanh": TANH, "rnn_relu": RELU}
+    return recurrent(plan, cells[kind], input, hx, params, *settings[:-1], lengths=lengths)
+
+
 @maps(aten.lstm_cell.default)
 def lstm_cell(plan, x, hx, w_ih, w_hh, b_ih=None, b_hh=None):
     return one_step(plan, LSTM, x, hx, [w_ih, w_hh, b_ih, b_hh])
@@ -143,8 +150,13 @@ def recurrent(
     given: Sequence[Value | Constant],
     params: Sequence[Constant],
     *settings: Any,
+    lengths: Value | Constant | None = None,
 ) -> list[Value]:
-    """Return the sequence and the last states, each (layers and directions, batch, units)."""
+    """Return the sequence and the last states, each (layers and directions, batch, units).
+
+    Args:
+        lengths: steps of each sequence that count.
+    """
     has_biases, num_layers, dropout, train, bidirectional, batch_first = settings
     if dropout and train:
         raise Unsupported("active dropout")
@@ -156,11 +168,16 @@ def recurrent(
     batch, time = (0, 1) if batch_first else (1, 0)
     lasting = any(user.args[1] != 0 for user in plan.node.users)
     zero = are_zeros(plan, given)
+    mask: Value | None = None
+    if lengths is not None and projected:
+        raise Unsupported("packed sequences in an LSTM with projections (proj_size)")
     lasts: list[list[Value]] = []  # the states of each layer and direction
     for layer in range(num_layers):
         run = tuple(a for a in x.layout.atoms if a in x.layout.dims[2])
         x = plan.relayout(x, (x.layout.dims[batch], x.layout.dims[time], run), "(batch, time, features)")
         features = x.layout.index(x.layout.dims[2], run)
+        if lengths is not None and mask is None:
+            mask = steps_that_count(plan, x, plan.as_value(lengths, x), batch, time)
         sequences = []
         for direction in range(directions):
             at = layer * directions + direction
@@ -172,7 +189,9 @@ def recurrent(
                 *held, projection = held
                 held[1] = product_of(held[1], projection)
                 states = [before_projection(plan, projection, states[0], name), *states[1:]] if states else []
-            made = one_direction(plan, cell, x, held, features, states, direction, name, batch, time, lasting)
+            made = one_direction(
+                plan, cell, x, held, features, states, direction, name, batch, time, lasting, mask=mask
+            )
             if projection is not None:
                 made[0] = features_last(plan, made[0], projection, None, f"{name}.projection")
                 made[1:2] = [last_step(plan, made[0], batch, time, direction)] if lasting else []
@@ -185,7 +204,7 @@ def recurrent(
 
 
 def are_zeros(plan: PlanBuilder, given: Sequence[Value | Constant]) -> bool:
-    nodes = plan.node.args[1]
+    nodes = bound_arguments(plan.node).values["hx"]
     nodes = nodes if isinstance(nodes, (list, tuple)) else [nodes]
     return all(
         node.target in ZEROS
@@ -219,6 +238,7 @@ def one_direction(
     time: int,
     lasting: bool,
     unroll: bool = False,
+    mask: Value | None = None,
 ) -> list[Value]:
     """Return the sequence in its own order, and the states after it if any is needed."""
     units = held[1].shape[1]
@@ -229,6 +249,9 @@ def one_direction(
         "return_state": lasting,
         "go_backwards": bool(backwards),
         **({"unroll": True} if unroll else {}),
+        **({"zero_output_for_mask": True} if mask is not None else {}),
+        # cuDNN's layers reverse a masked sequence within its length, the others with its padding
+        **({"use_cudnn": False} if mask is not None and cell not in (TANH, RELU) else {}),
         **dict(cell.config),
     }
     dims, size = x.layout.dims, x.layout.size
@@ -238,8 +261,9 @@ def one_direction(
     sequence = Layout((dims[0], dims[1], run), (dims[batch], dims[time], run), size)
     state = Layout((dims[batch], run), (dims[batch], run), {a: n for a, n in size.items() if a not in dims[time]})
     whole = plan.layer(
-        cell.kind, config, x, weights=cell.weights(held, features), name=name, states=states, layout=sequence
-    )
+        cell.kind, config, x, weights=cell.weights(held, features), name=name, states=states, layout=sequence,
+        extra_inputs={} if mask is None else {"mask": mask},
+    )  # fmt: skip
     made = [whole]
     if lasting:
         layouts = (sequence, *(state,) * cell.states)
@@ -247,6 +271,27 @@ def one_direction(
     if backwards:  # Keras leaves the sequence in reading order
         made[0] = plan.call(lambda a: ops.flip(a, axis=1), made[0], layout=sequence)
     return made
+
+
+def steps_that_count(plan: PlanBuilder, x: Value, lengths: Value, batch: int, time: int) -> Value:
+    """Return which steps of each sequence count, (batch, time); `x` is held as (batch, time, features)."""
+    lengths = plan.relayout(lengths, lengths.layout.dims, "lengths of sequences")
+    steps = x.shape[time]
+    axes = (x.layout.dims[batch], x.layout.dims[time])
+    layout = Layout(axes, axes, {a: n for a, n in x.layout.size.items() if a not in x.layout.dims[2]})
+
+    def mask(places: Any, counts: Any) -> Any:
+        return ops.less_equal(places, ops.expand_dims(ops.cast(counts, "int32"), 1))
+
+    if isinstance(steps, int):
+        numbers = LazyTensor.of(torch.arange(1, steps + 1, dtype=torch.int32)[None])
+        held = Constant(numbers, torch.int32, (), False, False, ("steps", steps))
+        return plan.call(mask, plan.as_value(held, x), lengths, layout=layout, dtype=torch.bool)
+
+    def counted(sequences: Any, counts: Any) -> Any:
+        return mask(ops.cumsum(ops.ones_like(sequences[:, :, 0], dtype="int32"), axis=1), counts)
+
+    return plan.call(counted, x, lengths, layout=layout, dtype=torch.bool)
 
 
 def product_of(recurrent: Constant, projection: Constant) -> Constant:

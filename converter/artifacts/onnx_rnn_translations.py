@@ -60,7 +60,52 @@ def translations() -> dict[OpOverload, Callable]:
 
     written = {aten.lstm.input: core.aten_lstm, aten.gru.input: core.aten_gru}
     written |= {operator: _rnn(activation) for operator, activation in ACTIVATIONS.items()}
-    return {WHOLE[operator]: function for operator, function in written.items()}
+    whole: dict[OpOverload, Callable] = {WHOLE[operator]: function for operator, function in written.items()}
+    return whole | {torch.ops.converter.packed_recurrent.default: _packed}
+
+
+# ONNX's order of PyTorch's gates: https://onnx.ai/onnx/operators/onnx__LSTM.html, onnx__GRU.html
+GATES = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn_tanh": (0,), "rnn_relu": (0,)}
+INT32 = 6  # https://github.com/onnx/onnx/blob/main/onnx/onnx.proto, TensorProto.DataType
+
+
+def _packed(
+    kind: str, input: Any, lengths: Any, hx: Sequence[Any], params: Sequence[Any], has_biases: bool, num_layers: int,
+    dropout: float, train: bool, bidirectional: bool, batch_first: bool, enforce_sorted: bool,
+) -> tuple[Any, ...]:  # fmt: skip
+    """Write a recurrent layer that stops at each sequence's length."""
+    from onnxscript import opset18 as op
+
+    def stacked(parts: Sequence[Any]) -> Any:
+        rows = [op.Unsqueeze(part, [0]) for part in parts]
+        return op.Concat(*rows, axis=0) if len(rows) > 1 else rows[0]
+
+    def reordered(weight: Any) -> Any:
+        if len(GATES[kind]) == 1:
+            return weight
+        gates = op.Split(weight, axis=0, num_outputs=len(GATES[kind]))
+        return op.Concat(*(gates[gate] for gate in GATES[kind]), axis=0)
+
+    directions, count = 2 if bidirectional else 1, 4 if has_biases else 2
+    how = {"direction": "bidirectional" if bidirectional else "forward", "hidden_size": params[1].shape[1]}
+    if kind.startswith("rnn"):
+        how["activations"] = [kind.removeprefix("rnn_").capitalize()] * directions
+    if kind == "gru":
+        how["linear_before_reset"] = 1
+    write = {"lstm": op.LSTM, "gru": op.GRU}.get(kind, op.RNN)
+    steps = op.Cast(lengths, to=INT32)
+    y, last = op.Transpose(input, perm=[1, 0, 2]) if batch_first else input, []
+    for layer in range(num_layers):
+        first = layer * directions
+        each = [params[count * (first + d) :][:count] for d in range(directions)]
+        kernels = [stacked([reordered(held[kernel]) for held in each]) for kernel in (0, 1)]
+        biases = stacked([op.Concat(*map(reordered, held[2:]), axis=0) for held in each]) if has_biases else None
+        states = [op.Slice(state, [first], [first + directions], axes=[0]) for state in hx]
+        y, *ends = write(y, *kernels, biases, steps, *states, **how)  # y: [length, directions, batch, hidden]
+        y = op.Reshape(op.Transpose(y, perm=[0, 2, 1, 3]), [0, 0, -1])
+        last.append(ends)
+    y = op.Transpose(y, perm=[1, 0, 2]) if batch_first else y
+    return y, *(op.Concat(*ends, axis=0) if num_layers > 1 else ends[0] for ends in zip(*last, strict=True))
 
 
 def _rnn(activation: str) -> Callable:

@@ -127,6 +127,7 @@ def from_exported(exported: ExportedProgram, old_values: bool = False) -> Progra
             graph.erase_node(node)
     frozen = frozenset(n for n, t in tensors.items() if isinstance(t, nn.Parameter) and not t.requires_grad)
     program = Program(graph_module, inputs, [n for n, _ in kept], origins, frozen=frozen)
+    _keep_padded_length(program)
     if len(kept) < len(results):
         program.notes.append(Note("Outputs that are not tensors were left out.", code="PTC2505"))
     _restore_batch_norm(program)
@@ -169,6 +170,20 @@ def _name_recurrent_layers(graph_module: fx.GraphModule) -> None:
         kind, x, states, *rest = node.args
         node.target, node.args = RECURRENT[kind], (x, states if kind == "lstm" else states[0], *rest)
     graph_module.recompile()
+
+
+def _keep_padded_length(program: Program) -> None:
+    """Leave sequences as long as they were padded, with a note: PyTorch cuts them at the longest one's length."""
+    cuts = program.graph.find_nodes(op="call_function", target=custom_ops.as_long_as_the_longest._opoverload)
+    for node in cuts:
+        node.replace_all_uses_with(node.args[0])
+        program.graph.erase_node(node)
+    if cuts:
+        text = (
+            "pad_packed_sequence cuts its result at the longest sequence; the converted model does not. The results "
+            "are the same if one sequence of each batch is as long as the padded input. If not, cut the padding first."
+        )
+        program.notes.append(Note(text, code="PTC2515"))
 
 
 def _attribute_name(name: str, taken: Container[str]) -> str:

@@ -14,6 +14,7 @@ from torch._ops import OpOverload
 from converter.capture.dynamic_shapes import LEAST, Range
 from converter.capture.input_shapes import BATCH
 from converter.capture.random_inputs import InputSpec
+from converter.capture.sequence_lengths import lengths_of_sequences
 from converter.errors import CaptureError
 from converter.ir.aten import bound_arguments, first_input, is_view
 from converter.ir.program import Program
@@ -49,7 +50,8 @@ def input_specs(program: Program) -> list[InputSpec]:
         low = lowest_integer(node)
         high = low + integers_below(node)
         telling = tuple(n for n in telling_integers(node) if not low or n >= low)
-        specs.append(InputSpec(name, shape, dtype, low, high, telling, pixels=name in program.pixels))
+        lengths = lengths_of_sequences(program, node)
+        specs.append(InputSpec(name, shape, dtype, low, high, telling, name in program.pixels, lengths))
     return specs
 
 

@@ -84,7 +84,7 @@ def parse_input_shape(text: str) -> InputShape:
         UsageError: it is anything else.
     """
     match = re.fullmatch(rf"(?:([^=]+)=)?\s*({SIZE}(?:\s*,\s*{SIZE})*)\s*(?::(\w+))?", text.strip(), re.ASCII)
-    if match is None or re.fullmatch(NAME, match[2], re.ASCII):  # a batch alone is written 1
+    if match is None or (re.fullmatch(NAME, match[2], re.ASCII) and not (match[1] or match[3] or match[2] == BATCH)):
         raise UsageError(
             f"`{text}` is not a valid input shape.",
             code="PTC2020",

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -14,6 +14,13 @@ ROUNDS: tuple[tuple[Kind, int], ...] = (("normal", 1), ("normal", 3), ("uniform"
 LAST: tuple[Kind, int] = ("small", 2)
 SMALL = (1e-3, 1e-6, 0.0, 0.0)  # factors of rows; the last kind of row is constant instead
 IMPULSE = 8.0  # over a background of deviation 1/16: after exact zeros, norms would divide rounding errors by zero
+
+
+class Lengths(Protocol):
+    """Draws lengths of sequences."""
+
+    def draw(self, shape: Sequence[int], dtype: str, sizes: Mapping[str, int], rng: np.random.Generator) -> np.ndarray:
+        """Return an array of `shape`, for these sizes of the dynamic dimensions."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,7 @@ class InputSpec:
         low, high: integers are drawn from [low, high); the default is safe for any embedding of two rows.
         pixels: floats are pixels, 0 to 255, in the place of numbers around 0.
         telling: integers at which the model may behave differently; half of a "small" round's are among them.
+        lengths: the integers are lengths of sequences, which this draws.
     """
 
     name: str
@@ -36,6 +44,7 @@ class InputSpec:
     high: int = 2
     telling: tuple[int, ...] = ()
     pixels: bool = False
+    lengths: Lengths | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,14 @@ def draw(
         UsageError: a dynamic dimension has no size.
     """
     rng = np.random.default_rng(seed)
-    return {spec.name: _draw(spec, _concrete(spec, batch, sizes or {}), kind, rng) for spec in specs}
+    drawn = {}
+    for spec in specs:
+        shape = _concrete(spec, batch, sizes or {})
+        if spec.lengths is not None:
+            drawn[spec.name] = spec.lengths.draw(shape, spec.dtype, sizes or {}, rng)
+        else:
+            drawn[spec.name] = _draw(spec, shape, kind, rng)
+    return drawn
 
 
 def rounds(

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._sympy.functions import FloatTrueDiv, IntTrueDiv, ToFloat
 
 from converter.compat import patches
-from converter.errors import CaptureError
+from converter.compat.packed_sequences import CODE, layer_of_either
 
 aten = torch.ops.aten
 RECURRENT = {
@@ -213,19 +213,6 @@ def _number(value: Any) -> int:
     return value if isinstance(value, int) else value[0]
 
 
-class _NoPacking:
-    """Replaces the functions that make packed sequences, whose sizes depend on the lengths' values."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ("_pack_padded_sequence", "_pad_packed_sequence"):
-            raise CaptureError(
-                "Packed sequences are not supported: their size depends on the values of the lengths.",
-                code="PTC2036",
-                fix="Call the recurrent layer on the padded sequences, and mask the padding.",
-            )
-        return getattr(torch._VF, name)
-
-
 def _unread(mask: Any, is_causal: bool | None = None, size: Any = None) -> bool:
     """Leave the mask's values unread: it is applied in any case."""
     return bool(is_causal)
@@ -233,7 +220,8 @@ def _unread(mask: Any, is_causal: bool | None = None, size: Any = None) -> bool:
 
 REPLACEMENTS: tuple[tuple[patches.Patch, Callable[[Any], Any]], ...] = (
     (patches.RECURRENT_LAYERS, lambda _: _WholeRecurrentOps()),
-    (patches.PACKED_SEQUENCES, lambda _: _NoPacking()),
+    *((patch, lambda _, name=name: CODE[name]) for name, patch in patches.PACKED_SEQUENCES.items()),
+    *((patch, layer_of_either) for patch in patches.LAYERS_OF_PACKED),
     (patches.CAUSAL_MASKS, lambda _: _unread),
     (patches.POOL_SIZES, _pool_size),
     (patches.SEQUENCE_POOLS, _pool_of_sequence),

@@ -70,10 +70,21 @@ RECURRENT_LAYERS = Patch(
     "Keeps recurrent layers whole while torch.export captures.",
     "Recurrent layers are captured step by step: slower, and for one length only.",
 )  # fmt: skip
-PACKED_SEQUENCES = Patch(
-    "torch.nn.utils.rnn", "_VF", "torch", TORCH,
-    "Refuses packed sequences with a reason and a fix.",
-    "Packed sequences are refused with PyTorch's own message.",
+PACKED_SEQUENCES = {
+    name: Patch(
+        f"torch.nn.utils.rnn:{name}", "__code__", "torch", TORCH,
+        "Captures packed sequences as padded ones with their lengths.",
+        "Packed sequences are refused with PyTorch's own message.",
+    )
+    for name in ("pack_padded_sequence", "pad_packed_sequence")
+}  # fmt: skip
+LAYERS_OF_PACKED = tuple(
+    Patch(
+        f"torch.nn:{layer}", "forward", "torch", TORCH,
+        "Stops a recurrent layer at each sequence's length.",
+        "Packed sequences are refused.",
+    )
+    for layer in ("RNN", "LSTM", "GRU")
 )  # fmt: skip
 CAUSAL_MASKS = Patch(
     "torch.nn.modules.transformer", "_detect_is_causal_mask", "torch", TORCH,
@@ -182,7 +193,8 @@ TRITON = Patch(
     "A process that imports both ends with signal 6 or 11.",
 )  # fmt: skip
 PATCHES = (
-    RECURRENT_LAYERS, PACKED_SEQUENCES, CAUSAL_MASKS, POOL_SIZES, SEQUENCE_POOLS, PARTS, PARTS_OF_TENSORS,
+    RECURRENT_LAYERS, *PACKED_SEQUENCES.values(), *LAYERS_OF_PACKED, CAUSAL_MASKS, POOL_SIZES, SEQUENCE_POOLS, PARTS,
+    PARTS_OF_TENSORS,
     UNEVEN_PARTS, UNEVEN_PARTS_OF_TENSORS, *ADAPTIVE_MAXIMA.values(), LINES, QUOTIENTS, QUOTIENTS_AND_REMAINDERS,
     *NUMPY, SIZES_AS_UNKNOWN, PADS, STRUCTURES, *NUMBERS, OPTIMIZER, RULES, NAMES, TRITON,
 )  # fmt: skip

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 
 @torch.library.custom_op("converter::space_to_depth", mutates_args=())
@@ -110,6 +111,56 @@ def _(kind: str, x: Tensor, states: list[Tensor], weights: list[Tensor], *settin
     *_, bidirectional, _ = settings
     features = weights[1].shape[1] * (2 if bidirectional else 1)
     return [x.new_empty(*x.shape[:2], features), *(torch.empty_like(state) for state in states)]
+
+
+@torch.library.custom_op("converter::packed_recurrent", mutates_args=())
+def packed_recurrent(
+    kind: str,
+    input: Tensor,
+    lengths: Tensor,
+    hx: list[Tensor],
+    params: list[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+    enforce_sorted: bool,
+) -> list[Tensor]:
+    """Run a recurrent layer over the first `lengths` steps of each sequence; the results of later steps are zeros.
+
+    The last states are those at each sequence's length, and the other direction begins there.
+    """
+    packed = pack_padded_sequence(input, lengths, batch_first, enforce_sorted)
+    states = [state if packed.sorted_indices is None else state[:, packed.sorted_indices] for state in hx]
+    given = states if kind == "lstm" else states[0]
+    settings = (has_biases, num_layers, dropout, train, bidirectional)
+    data, *last = getattr(torch, kind)(packed.data, packed.batch_sizes, given, params, *settings)
+    steps = input.shape[1 if batch_first else 0]
+    y, _ = pad_packed_sequence(packed._replace(data=data), batch_first, total_length=steps)
+    back = packed.unsorted_indices
+    return [_copied(y), *(state.clone() if back is None else state[:, back] for state in last)]
+
+
+@packed_recurrent.register_fake
+def _(
+    kind: str, input: Tensor, lengths: Tensor, hx: list[Tensor], params: list[Tensor], *settings: Any
+) -> list[Tensor]:
+    *_, bidirectional, _, _ = settings
+    features = params[1].shape[1] * (2 if bidirectional else 1)
+    return [input.new_empty(*input.shape[:2], features), *(torch.empty_like(state) for state in hx)]
+
+
+@torch.library.custom_op("converter::as_long_as_the_longest", mutates_args=())
+def as_long_as_the_longest(x: Tensor, lengths: Tensor) -> Tensor:
+    """Return x unchanged: PyTorch would cut it at the longest of `lengths`. Capture drops it and leaves a note."""
+    return x.clone()
+
+
+@as_long_as_the_longest.register_fake
+def _(x: Tensor, lengths: Tensor) -> Tensor:
+    return torch.empty_like(x)
 
 
 @torch.library.custom_op("converter::shift", mutates_args=())

@@ -372,9 +372,9 @@ class PlanExecutor:
             case CallStep():
                 return step.function(*arrays)
             case LayerStep():
-                others: dict[str, Any] = {"initial_state": arrays[1:]} if arrays[1:] else {}
-                if step.extra_inputs:
-                    others = dict(zip(step.extra_inputs, arrays[1:], strict=True))
+                states, extra = arrays[1 : (end := len(arrays) - len(step.extra_inputs))], arrays[end:]
+                others: dict[str, Any] = dict(zip(step.extra_inputs, extra, strict=True))
+                others |= {"initial_state": states} if states else {}
                 layer = self._layer(step)
                 if self.stock and between_others(step):
                     return keras.ops.squeeze(layer(keras.ops.expand_dims(arrays[0], -1)), -1)
@@ -404,7 +404,7 @@ class PlanExecutor:
         layer = kind(**config, name=self._layer_name(step.name), dtype=self.precision)
         if not layer.built:
             with uninitialized(layer):
-                others = {f"{name}_shape": known_shape(shape) for name, shape in step.extra_inputs.items()}
+                others = {f"{name}_shape": known_shape(n) for name, n in step.extra_inputs.items() if name != "mask"}
                 layer.build(shape, **others)
         if len(layer.weights) != len(weights):
             raise AssertionError(f"{layer.name}: {len(layer.weights)} weights wanted, {len(weights)} given")

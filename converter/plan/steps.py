@@ -138,8 +138,8 @@ class LayerStep(Step):
 
     Attributes:
         arguments: arguments of this call besides arrays.
-        extra_inputs: the shapes of the arrays after the first, by the layer's names for them; if empty, these are
-            the initial states of a recurrent layer.
+        extra_inputs: the shapes of the last arrays, by the layer's names for them; those between the first array and
+            these are the initial states of a recurrent layer.
     """
 
     kind: type | LazyMember

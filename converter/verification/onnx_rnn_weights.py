@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import fx
 
+from converter.compat.export_patches import RECURRENT
+from converter.ir import custom_ops
 from converter.ir.aten import bound_arguments
 from converter.ir.lazy_tensor import LazyTensor
 from converter.ir.program import Program
@@ -35,14 +37,17 @@ def recurrent_weights(program: Program, tensors: Mapping[str, np.ndarray]) -> di
 
 
 def _made_for(program: Program, node: fx.Node) -> Iterator[Expected]:
-    if node.target not in GATES:
+    operator: object = node.target
+    if operator is custom_ops.packed_recurrent._opoverload:
+        operator = RECURRENT[bound_arguments(node).text("kind")]
+    if operator not in GATES:
         return
     given = bound_arguments(node)
     weights, has_biases, directions = given.nodes("params"), given.flag("has_biases"), 1 + given.flag("bidirectional")
     count = 4 if has_biases else 2
     if not all(program.is_tensor(weight) for weight in weights):
         return
-    order = GATES[node.target]
+    order = GATES[operator]
 
     def reordered(weight: torch.Tensor) -> torch.Tensor:
         gates = weight.chunk(len(order))

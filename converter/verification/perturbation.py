@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
+from converter.ir import custom_ops as ours
 from converter.ir.program import Program, read_attribute, write_attribute
 from converter.verification.coarse_kernels import Kernel
 from converter.verification.tolerance import FLOOR_ULP
@@ -41,7 +42,7 @@ def _gelu(x: Tensor, *_: Any, **__: Any) -> Tensor:
 CANCELLING = {aten.gelu.default: Kernel(frozenset(), _gelu)}
 
 # Operators that compute many steps: n + z * (h - n) cancels within, where gates are of the order of 1.
-RECURRENT = {aten.gru.input, aten.lstm.input, aten.rnn_tanh.input}
+RECURRENT = {aten.gru.input, aten.lstm.input, aten.rnn_tanh.input, ours.packed_recurrent._opoverload}
 
 
 class Moved(nn.Module):

@@ -259,6 +259,11 @@ def compare_with_module(reference: Reference, module: nn.Module) -> None:
             "Choose by values with torch.where. Remove state (self.calls += 1) and code for export "
             "(torch.compiler.is_exporting()) from forward."
         )
+        if any(note.code == "PTC2515" for note in reference.program.notes):
+            fix = (
+                "Call pad_packed_sequence with total_length=x.shape[1] (x.shape[0] if the batch is second), so that "
+                "its result is as long as the input; it is cut at the longest sequence else."
+            )
         raise CaptureError(
             f"The captured program computes something else than the model: {failure}{named}",
             code="PTC5013",

@@ -12,7 +12,7 @@ import sympy
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils._pytree import _register_namedtuple
 from torch.utils._sympy.functions import FloatTrueDiv, ToFloat, TruncToInt
 
@@ -22,7 +22,7 @@ from converter.checkpoint.exported_program import load_exported
 from converter.compat import export_patches, patches
 from converter.compat.llvm_conflict import TritonGuard
 from converter.compat.patches import PATCHES, Patch, lost_patches
-from converter.errors import CaptureError, CheckpointError
+from converter.errors import CheckpointError
 from converter.options import LoadOptions
 from converter.pipeline.clock import Clock
 from converter.pipeline.load_model import load_model
@@ -32,9 +32,17 @@ Pair = namedtuple("Pair", "first second")
 _register_namedtuple(Pair, serialized_type_name="test_patches.Pair")
 
 
-class Packed(nn.GRU):
-    def forward(self, x):
-        return super().forward(pack_padded_sequence(x, torch.tensor([3, 2]), batch_first=True))[1]
+def of_packed(kind):
+    class Packed(nn.Module):
+        def __init__(self, *sizes, **options):
+            super().__init__()
+            self.layer = kind(*sizes, **options)
+
+        def forward(self, x):
+            packed, last = self.layer(pack_padded_sequence(x, torch.tensor([3, 2]), batch_first=True))
+            return last, pad_packed_sequence(packed)[0]
+
+    return Packed
 
 
 class Masked(nn.Module):
@@ -92,10 +100,12 @@ def recurrent_layers_stay(_):
     assert captured(nn.GRU(4, 5, batch_first=True), "1,T,4").graph.find_nodes(op="call_function", target=aten.gru.input)
 
 
-def packed_sequences_are_refused_by_name(_):
-    with pytest.raises(CaptureError) as refused:
-        captured(Packed(4, 5, batch_first=True), "2,3,4")
-    assert refused.value.code == "PTC2036"
+def packed_sequences_stay_padded(kind):
+    def check(_):
+        graph = captured(of_packed(kind)(4, 5, batch_first=True), "2,3,4").graph
+        assert graph.find_nodes(op="call_function", target=torch.ops.converter.packed_recurrent.default)
+
+    return check
 
 
 def a_mask_is_an_input(_):
@@ -242,7 +252,11 @@ def triton_is_guarded(_):
 
 EFFECTS = {
     patches.RECURRENT_LAYERS: recurrent_layers_stay,
-    patches.PACKED_SEQUENCES: packed_sequences_are_refused_by_name,
+    **dict.fromkeys(patches.PACKED_SEQUENCES.values(), packed_sequences_stay_padded(nn.GRU)),
+    **{
+        patch: packed_sequences_stay_padded(kind)
+        for patch, kind in zip(patches.LAYERS_OF_PACKED, (nn.RNN, nn.LSTM, nn.GRU), strict=True)
+    },
     patches.CAUSAL_MASKS: a_mask_is_an_input,
     patches.POOL_SIZES: pools_take_every_size,
     patches.SEQUENCE_POOLS: sequences_have_every_length,

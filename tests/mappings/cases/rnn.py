@@ -3,10 +3,25 @@
 import torch
 from equivalence import Call, Input
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from cases.common import parameter
 
 SEQUENCES = (2, 7, 6)
+LENGTHS = Input((2,), torch.int64, 1, 8)
+
+
+def packed(given, layer: nn.RNNBase) -> nn.Module:
+    """A layer over packed sequences of the lengths that `given` returns, padded again to seven steps."""
+
+    def forward(self, *inputs):
+        x, lengths, states = given(self, *inputs)
+        sequences = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        y, last = self.r(sequences, states)
+        return pad_packed_sequence(y, total_length=7)[0], last
+
+    return Call(forward, r=layer)
+
 
 RECURRENT = {
     "embedding": (nn.Embedding(9, 5), Input((2, 6), torch.int64, 0, 9)),
@@ -57,6 +72,26 @@ RECURRENT = {
     "LSTM called twice": (
         Call(lambda self, x: self.r(self.r(x)[0] - 1)[0], r=nn.LSTM(6, 6, batch_first=True)),
         SEQUENCES,
+    ),
+    "packed LSTM of two layers in both directions, with initial states": (
+        packed(
+            lambda self, x, n, h, c: (x, n, (h.transpose(0, 1), c.transpose(0, 1))),
+            nn.LSTM(6, 5, 2, bidirectional=True),
+        ),
+        SEQUENCES,
+        LENGTHS,
+        (2, 4, 5),
+        (2, 4, 5),
+    ),
+    "packed GRU in both directions": (
+        packed(lambda self, x, n: (x, n, None), nn.GRU(6, 5, bidirectional=True)),
+        SEQUENCES,
+        LENGTHS,
+    ),
+    "packed RNN of relus": (
+        packed(lambda self, x, n: (x, n, None), nn.RNN(6, 5, nonlinearity="relu")),
+        SEQUENCES,
+        LENGTHS,
     ),
     "GRU gates in another order": (Call(lambda self, x: self.r(x)[0], r=nn.GRU(6, 5, batch_first=True)), SEQUENCES),
     "GRU all sizes alike, its state": (nn.GRU(6, 6, batch_first=True), (2, 6, 6)),
