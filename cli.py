@@ -193,7 +193,7 @@ def batch(
                 report = check_many(work, watcher=display, **how)
             else:
                 report = convert_many(work, output=output, retry_failed=retry_failed, watcher=display, **how)
-        display.show_summary(report)
+        display.show_summary(report, None if check else output)
         return report
 
     work = console.run(listed, ", ".join(places))
@@ -330,9 +330,8 @@ def into(model: Path, builder: str, output: Path | None, console: Console, **arg
 @main.command(
     cls=GroupedCommand,
     examples=(
-        "inspect net.pt --input-shape 1,3,224,224",
+        "inspect net.pt --graph net.svg --input-shape 1,3,224,224",
         "inspect net.pt --check --to tf --input-shape 1,3,224,224",
-        "inspect net.pt --graph stem.svg --submodule stem --input-shape 1,3,224,224",
     ),
 )
 @click.argument("model", type=PATH)
@@ -379,7 +378,10 @@ def inspect(
 
     def describe() -> "ModelSummary":
         check_call(model, InspectOptions.of(**arguments))
-        return converter.inspect(model, check=formats, plan=plan, explain=explain, graph=graph, **arguments)
+        progress = console.terminal.progress
+        return converter.inspect(
+            model, check=formats, plan=plan, explain=explain, graph=graph, progress=progress, **arguments
+        )
 
     result = console.run(describe, str(model))
     if not isinstance(result, Failure):

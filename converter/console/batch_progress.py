@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections import Counter
+from contextlib import suppress
+from pathlib import Path
 from typing import Self
 
 from rich import box
@@ -14,10 +18,13 @@ from rich.text import Text
 
 from ..batch.journal import Entry
 from ..batch.results import BatchReport, CheckResult, CheckResults
+from ..batch.run import SUMMARY
+from ..report.failures import REPORTS
+from .next_command import caution, program_name, try_next
 from .render import COLOURS
 from .terminal import Terminal
 
-MOST_ROWS = 20  # of the summary, of models that are not verified
+MOST_ROWS, MOST_NAMES = 20, 3  # of the summary: reasons, and models of each
 
 
 class BatchDisplay:
@@ -64,25 +71,44 @@ class BatchDisplay:
         self._say_line(entry, done)
         self._refresh()
 
-    def show_summary(self, report: BatchReport | CheckResults) -> None:
-        """Show the counts, and the models that are not verified, or cannot be converted, with their reasons."""
+    def show_summary(self, report: BatchReport | CheckResults, folder: Path | None = None) -> None:
+        """Show a table: how many models ended in each state, for which reason, how long that took, and what to try.
+
+        Args:
+            folder: of the batch, with its reports.
+        """
+        groups: dict[tuple[str, str], list[Entry | CheckResult]] = {}
+        for entry in report.entries:
+            groups.setdefault((entry.state, ", ".join(entry.codes) or entry.reason), []).append(entry)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for column in ("result", "models", "time", "reason"):
+            table.add_column(column, overflow="fold", justify="right" if column in ("models", "time") else "left")
+        order = sorted(groups.items(), key=lambda group: (list(COLOURS).index(group[0][0]), -len(group[1])))
+        for (state, _), entries in order[:MOST_ROWS]:
+            lines = _reason(entries[0]).splitlines()
+            if entries[0].exit_status:
+                names = [entry.name for entry in entries[:MOST_NAMES]]
+                lines.append(", ".join(names) + f" and {len(entries) - len(names)} more" * (len(entries) > len(names)))
+                what = _to_try(entries[0], folder)
+                lines += [f"{caution(what)}: {what}"] if what else []
+            seconds = sum(entry.seconds for entry in entries)
+            table.add_row(Text(state, COLOURS[state]), str(len(entries)), f"{seconds:.1f} s", Text("\n".join(lines)))
+        say = self._terminal.warn if any(entry.exit_status for entry in report.entries) else self._terminal.say
+        if groups:
+            say(table)
+        if len(order) > MOST_ROWS:
+            say(f"and {len(order) - MOST_ROWS} more reasons")
         before = sum(entry.already_done for entry in report.entries)
-        counts = [(f"{count} {state}", COLOURS[state]) for state, count in report.counts.items() if count]
         elsewhere = len(report.elsewhere) if isinstance(report, BatchReport) else 0
-        others = [("elsewhere", elsewhere), ("left", len(report.left)), ("done before", before)]
-        parts = [Text(text, style) for text, style in counts] + [Text(f"{n} {what}") for what, n in others if n]
-        self._terminal.say(Text(", ").join([*parts, Text(f"{report.seconds:.0f} s", "dim")]))
-        bad = [entry for entry in report.entries if entry.exit_status]
-        if bad:
-            table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-            for column in ("model", "state", "reason"):
-                table.add_column(column, overflow="fold")
-            for entry in bad[:MOST_ROWS]:
-                table.add_row(entry.name, Text(entry.state, COLOURS[entry.state]), Text(_reason(entry)))
-            self._terminal.warn(table)
-            if len(bad) > MOST_ROWS:
-                where = "summary.json" if isinstance(report, BatchReport) else "--json"
-                self._terminal.warn(f"and {len(bad) - MOST_ROWS} more, in {where}")
+        others = [("done before", before), ("elsewhere", elsewhere), ("left", len(report.left))]
+        parts = [
+            f"{len(report.entries)} in all",
+            *(f"{n} {what}" for what, n in others if n),
+            f"{report.seconds:.0f} s",
+        ]
+        self._terminal.say(Text(", ".join(parts)))
+        if folder is not None:
+            self._terminal.say_line(f"Report: {folder / SUMMARY}; of each model: {folder / REPORTS}")
 
     def _say_line(self, entry: Entry | CheckResult, done: int) -> None:
         if entry.already_done and entry.state == "verified":
@@ -121,3 +147,17 @@ class BatchDisplay:
 def _reason(entry: Entry | CheckResult) -> str:
     codes = ", ".join(dict.fromkeys(entry.codes))
     return f"{entry.reason} [{codes}]" if codes else entry.reason
+
+
+def _to_try(entry: Entry | CheckResult, folder: Path | None) -> str:
+    """Return the command to try for a model that is not verified: the page of one that differs shows where."""
+    failures = [check["failure"] for check in entry.checks] if isinstance(entry, CheckResult) else []
+    if isinstance(entry, Entry) and folder is not None:
+        report = folder / REPORTS / f"{entry.name}.json"
+        if not entry.codes:
+            return shlex.join([program_name(), "report", str(report)])
+        with suppress(OSError, ValueError):  # without a report there is no fix
+            found = json.loads(report.read_text())
+            failures = [found] if "error" in found else [one["failure"] for one in found.get("artifacts", ())]
+    fix = next((one["fix"] for one in failures if one), None)
+    return try_next(fix, entry.codes[0] if entry.codes else "")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from converter.console.next_command import try_next
 from converter.console.params import message_options
 from converter.console.signals import raise_if_interrupted
 from converter.errors import ConversionError, OutputError
@@ -49,7 +50,8 @@ class Console:
         except (Exception, SystemExit) as error:
             raise_if_interrupted()
             failure = failure_of(error, source)
-            self.terminal.show_failure(failure, "".join(traceback.format_exception(error)))
+            again = try_next(failure.fix, failure.code)
+            self.terminal.show_failure(failure, "".join(traceback.format_exception(error)), again)
             return failure
 
     def exit(self, results: Sequence[Report], content: dict[str, Any] | None = None, pages: Path | None = None) -> None:

@@ -102,6 +102,7 @@ class FormatName(click.Choice[str]):
 GROUPS = (*get_args(Group), "Batch", "Messages")  # the headings of the help, in order
 
 
+ARGUMENTS = "pt-convert.arguments"  # in the context: the words behind the command's name
 TYPED = "pt-convert.typed"  # in the context: the options that were given, by their keywords
 
 
@@ -137,6 +138,7 @@ class GroupedCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Remember the options as they were typed, too."""
         ctx.meta[TYPED] = self.make_parser(ctx).parse_args(list(args))[0]
+        ctx.meta[ARGUMENTS] = list(args)
         return super().parse_args(ctx, args)
 
     def get_help_option_names(self, ctx: click.Context) -> list[str]:

@@ -82,10 +82,8 @@ def _add_tensors(grid: Table, inputs: Sequence[TensorFacts], outputs: Sequence[T
 def _tree(rows: Sequence[LayerRow]) -> Table:
     """Render the modules as a tree, each with the last part of its path."""
     tree = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for column in ("module", "type", "per sample"):
-        tree.add_column(column, no_wrap=True)
-    tree.add_column("parameters", justify="right", no_wrap=True)
-    tree.add_column("becomes", overflow="fold")
+    for column in ("module", "type", "per sample", "parameters", "becomes"):
+        tree.add_column(column, justify="right" if column == "parameters" else "left", overflow="fold")
     for row, (guides, name) in zip(rows, _branches([row.path for row in rows]), strict=True):
         parameters = f"{row.parameters:,}" if row.parameters else ""
         shapes = " → ".join(_sample(shape) for shape in (row.shape_in, row.shape_out) if shape is not None)

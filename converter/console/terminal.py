@@ -18,6 +18,8 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from converter.console.current_step import CurrentStep
+from converter.console.next_command import caution
 from converter.console.render import (
     COLOURS,
     FORMATS,
@@ -146,6 +148,7 @@ class Terminal:
                 SpinnerColumn(),
                 TextColumn("{task.description}", markup=False),
                 TimeElapsedColumn(),
+                CurrentStep(),
                 console=self.console,
                 transient=True,
             )
@@ -185,13 +188,13 @@ class Terminal:
             self.log.say(message)
 
     @logged
-    def show_failure(self, failure: Failure, trace: str) -> None:
+    def show_failure(self, failure: Failure, trace: str, again: str = "") -> None:
         # The message lists operators for readers without the table.
         what = failure.what.partition("\n")[0] if failure.operators else failure.what
         self.console.print(Text.assemble((f"error[{failure.code}]: ", "bold red"), what), soft_wrap=True)
         if failure.operators:
             self.console.print(_operators(failure.operators))
-        for label, text in (("where", failure.where), ("fix", failure.fix)):
+        for label, text in (("where", failure.where), ("fix", failure.fix), (caution(again), again)):
             if text:
                 self.console.print(Text.assemble((f"  {label}: ", "bold"), text), soft_wrap=True)
         if self.verbose:

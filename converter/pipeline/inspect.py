@@ -20,7 +20,7 @@ from converter.ir.sizes import symbolic_shape
 from converter.options import ArtifactOptions, InspectCall, InspectOptions, takes_model
 from converter.pipeline.build import build, summarize_changes
 from converter.pipeline.check import check_formats
-from converter.pipeline.clock import Clock
+from converter.pipeline.clock import Clock, Progress
 from converter.pipeline.explain import convolution_facts
 from converter.pipeline.explain import explain as explain_topics
 from converter.pipeline.load_model import LoadedModel, Source, load_with_mappings
@@ -43,6 +43,7 @@ def inspect(
     plan: bool = False,
     explain: Sequence[str] = (),
     graph: str | Path | None = None,
+    progress: Progress | None = None,
     **keywords: Unpack[InspectCall],
 ) -> ModelSummary:
     """Return the module tree with shapes, weights, and what each module becomes in a Keras file.
@@ -53,6 +54,7 @@ def inspect(
         check: formats to check whether the model can be converted to them; nothing is written.
         plan: include the plan: every value with its axes and every movement with its reason.
         explain: topics to answer from the model's graph: "focus", "shift", "depthwise", "separable".
+        progress: called with a step's name; returns a context that lasts as long as the step.
         graph: an SVG file to write: the operators, with the order of their axes as colors, and what moves data.
         keywords: those of `converter.options.InspectOptions`: `factory`, `input_shapes`, `layout`, ...
 
@@ -61,7 +63,7 @@ def inspect(
     """
     options = InspectOptions.of(**keywords)
     picture = graph_path(graph)
-    clock = Clock(None)
+    clock = Clock(progress)
     source, artifact_options = load_with_mappings(model, options, clock)
     checks = check_formats(source, check, artifact_options, options.capture.seed, clock)
     made = summary(source, artifact_options, plan or picture is not None, clock, explain)

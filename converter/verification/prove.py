@@ -14,6 +14,7 @@ from converter.artifacts.torch_source import ModuleSource
 from converter.ir.program import Program, tensor_name
 from converter.memory import reusing_blocks
 from converter.plan.interface import to_artifact, to_torch
+from converter.progress import counted
 from converter.report.results import Proof, TraceRow
 from converter.verification.divergence import first_divergence, known_values, program_values, trace_plan, trace_values
 from converter.verification.onnx_weights import expected_initializers, is_exporters
@@ -88,14 +89,14 @@ def prove_function(reference: Reference, rewritten: Rewritten) -> Proof:
 
 def _run_program(program: Program, reference: Reference) -> Iterator[Outputs]:
     raised = program.with_dtype(torch.float64)
-    for each in reference.rounds:
+    for each in counted(reference.rounds):
         results = raised.run(*(torch.from_numpy(_in_float64(each.arrays[name])) for name in program.inputs))
         yield dict(zip(raised.outputs, [r.numpy() for r in results], strict=True))
 
 
 def _run_source(source: ModuleSource, reference: Reference) -> Iterator[Outputs]:
     run = torch_writer.runner(source)
-    for each in reference.rounds:
+    for each in counted(reference.rounds):
         results = run(*(torch.from_numpy(_in_float64(each.arrays[i.name])) for i in source.inputs))
         yield {o.name: result.numpy() for o, result in zip(source.outputs, results, strict=True)}
 
@@ -112,10 +113,10 @@ def _results_in_float64(executor: PlanExecutor, rounds: Sequence[list[np.ndarray
     if len(rounds) > _MANY:
         executor.prepare()
     if not executor.prepared:
-        for together in groups(rounds):
+        for together in counted(list(groups(rounds))):
             yield from executor.run_once([[_eager(array) for array in arrays] for arrays in together])
         return
-    for arrays in rounds:
+    for arrays in counted(rounds):
         results = executor.traced(*map(_eager, arrays))
         yield [results[output.name] for output in executor.plan.outputs]
 

@@ -30,6 +30,7 @@ from converter.errors import CaptureError, Note
 from converter.ir.program import Program
 from converter.memory import reusing_blocks
 from converter.options import Preprocessing
+from converter.progress import counted
 from converter.report.results import ComparedOn
 from converter.verification.coarse_kernels import Kernel, coarse_kernels
 from converter.verification.coverage import Coverage, reached_by_inputs, zero_weights_note
@@ -155,7 +156,7 @@ def take_reference(
     float64: list[Outputs] = []
     float32: list[Outputs] = []
     coverage = Coverage(program)
-    for each in every:
+    for each in counted(every):
         tensors = round_tensors(program, each)
         float32.append(_named(program, coverage.run(tensors)))
         doubled = [x.double() if x.dtype == torch.float32 else x for x in tensors]

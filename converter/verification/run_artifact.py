@@ -9,6 +9,7 @@ import numpy as np
 from converter.artifacts.runner import Runner
 from converter.errors import ConversionError
 from converter.plan.interface import TensorInterface, to_artifact, to_torch
+from converter.progress import counted
 from converter.report.results import Accuracy
 from converter.verification.output_proofs import Outputs, accuracy
 from converter.verification.reference import Reference
@@ -25,7 +26,7 @@ def run_artifact(
             code="PTC5015",
             fix="Give the model that the artifact was made from.",
         )
-    return [run_once(runner, inputs, outputs, each.arrays) for each in reference.rounds]
+    return [run_once(runner, inputs, outputs, each.arrays) for each in counted(reference.rounds)]
 
 
 def run_once(

@@ -108,7 +108,7 @@ def verify(model, artifact, *, progress=None, **keywords):
     return VerificationReport(str(model), str(artifact), proofs, (Note("no stamp", "PTC6507"),), status_of(proofs))
 
 
-def inspect(model, *, check=(), plan=False, explain=(), **keywords):
+def inspect(model, *, check=(), plan=False, explain=(), graph=None, progress=None, **keywords):
     InspectOptions.of(**keywords)
     CALLS.append(locals() | keywords)
     rows = (
