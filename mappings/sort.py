@@ -86,9 +86,9 @@ def ranked(plan, x, dim, count, descending):
     dim %= len(x.shape)
     x, _ = plan.isolate_axis(x, dim, "sorting")
     x = plan.relayout(x, x.layout.dim_last(dim), "sorting needs the last axis")
-    # negation without overflow: -a, and for integers -1 - a
     floating = x.dtype.is_floating_point
-    turned = ops.negative if floating else ops.bitwise_not
+    greatest = 255 if x.dtype == torch.uint8 else -1  # minus a, it reverses the order of integers without overflow
+    turned = ops.negative if floating else lambda a: greatest - a
     boolean = x.dtype == torch.bool
     size = x.shape[dim]
 

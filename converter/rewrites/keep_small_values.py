@@ -6,34 +6,21 @@
 log(1 + x) does not serve there even if 1 + x is exact: XNNPACK's logarithm is off by 6e-8 near 1.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import fx
 from torch._ops import OpOverload
 
-from converter.ir.aten import bound_arguments
-from converter.ir.program import Program, module_path
-from converter.rewrites.base import Change
+from converter.ir.program import Program
+from converter.rewrites.base import Call, Change, Formula, write_out
 
 aten = torch.ops.aten
 COEFFICIENTS = (2 / 11, 2 / 9, 2 / 7, 2 / 5, 2 / 3)
-Call = Callable[..., fx.Node]
 
 
 def keep_small_values(program: Program) -> list[Change]:
-    changes = []
-    for node in list(program.graph.nodes):
-        if node.op == "call_function" and node.target in WRITTEN and node.meta["val"].is_floating_point():
-
-            def call(target: OpOverload, *args: Any, node: fx.Node = node) -> fx.Node:
-                return program.insert_call(target, args, node)
-
-            with program.graph.inserting_before(node):
-                node.replace_all_uses_with(WRITTEN[node.target](call, *bound_arguments(node).values.values()))
-            changes.append(Change("small values keep their digits", module_path(node), routine=True))
-    return changes
+    return write_out(program, WRITTEN, torch.float32, "small values keep their digits")
 
 
 def _expm1(call: Call, x: fx.Node) -> fx.Node:
@@ -95,7 +82,7 @@ def _logaddexp(call: Call, a: fx.Node, b: fx.Node) -> fx.Node:
     return call(aten.add.Tensor, greatest, _log1p_exp(call, distance))
 
 
-WRITTEN: dict[OpOverload, Callable[..., fx.Node]] = {
+WRITTEN: Mapping[OpOverload, Formula] = {
     aten.expm1.default: _expm1,
     aten.special_expm1.default: _expm1,
     aten.log1p.default: _log1p,

@@ -60,6 +60,7 @@ from converter.rewrites.space_to_depth_as_convolution import space_to_depth_as_c
 from converter.rewrites.space_to_depth_as_pixel_unshuffle import space_to_depth_as_pixel_unshuffle
 from converter.rewrites.tie_embeddings import tie_embeddings
 from converter.rewrites.unify_clamp_bounds import unify_clamp_bounds
+from converter.rewrites.write_for_litert import write_for_litert
 
 ours = torch.ops.converter
 assert custom_ops  # registers torch.ops.converter
@@ -150,7 +151,7 @@ REWRITES: dict[str, tuple[Rewrite, ...]] = {
         fold_channel_order,
     ),
 }
-REWRITES["tflite"] = (*REWRITES["tf"], keep_small_values)  # its writer takes a SavedModel
+REWRITES["tflite"] = (*REWRITES["tf"], write_for_litert, keep_small_values)  # its writer takes a SavedModel
 KEEP_BATCHNORM = (fold_batch_norm, norm_to_scale, norm_to_taken_scale)
 AS_CONVOLUTION: dict[Rewrite, Rewrite] = {space_to_depth_as_pixel_unshuffle: space_to_depth_as_convolution}
 EXACT_SHIFTS: dict[Rewrite, Rewrite] = {

@@ -99,6 +99,7 @@ from converter.rewrites.space_to_depth_as_convolution import space_to_depth_as_c
 from converter.rewrites.space_to_depth_as_pixel_unshuffle import space_to_depth_as_pixel_unshuffle
 from converter.rewrites.tie_embeddings import tie_embeddings
 from converter.rewrites.unify_clamp_bounds import unify_clamp_bounds
+from converter.rewrites.write_for_litert import write_for_litert
 from converter.verification.checked_rewrite import rewrite
 
 aten, ours = torch.ops.aten, torch.ops.converter
@@ -1324,6 +1325,23 @@ SMALL_FIRES = {
         lambda x: torch.logaddexp(x, x.flip(0)), (2, 7), f"flip maximum sub eq where abs neg exp {LOG1P} add"
     ),
 }  # fmt: skip
+FOR_LITERT_FIRES = {
+    "tan": (torch.tan, (2, 7), "sin cos div"),
+    "atan": (torch.atan, (2, 7), "full_like atan2"),
+    "acos": (lambda x: torch.acos(torch.sin(x)), (2, 7), "sin rsub add mul sqrt atan2"),
+    "sinh": (torch.sinh, (2, 7), "mul tanh abs mul exp mul full_like div div mul add add mul"),
+    "atanh of integers": (
+        lambda x: torch.atanh(x.long() * 0),
+        (2, 7),
+        "_to_copy mul to abs mul rsub div log1p mul lt neg where",
+    ),
+    "the sign of integers": (lambda x: x.long().sign(), (2, 7), "_to_copy gt to lt to sub"),
+    "a power of integers": (lambda x: x.long() ** 5, (2, 7), "_to_copy mul mul mul"),
+}
+FOR_LITERT_LEAVES = {
+    "integers of 32 bits": (lambda x: (x.int().abs(), x.int() // 3, x.argmax(1)), (2, 7)),
+    "a division of floats": (lambda x: torch.div(x, 3, rounding_mode="floor"), (2, 7)),
+}
 SMALL_LEAVES = {"what keeps them": (lambda x: torch.exp(x) - 1, (2, 7))}
 
 TABLES = {
@@ -1415,6 +1433,7 @@ TABLES = {
     expand_masked_attention: (ATTENTION_FIRES, ATTENTION_LEAVES),
     find_attention: (MULTI_HEAD_FIRES, MULTI_HEAD_LEAVES),
     keep_small_values: (SMALL_FIRES, SMALL_LEAVES),
+    write_for_litert: (FOR_LITERT_FIRES, FOR_LITERT_LEAVES),
 }
 
 
