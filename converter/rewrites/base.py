@@ -12,6 +12,7 @@ from converter.ir.aten import bound_arguments, set_arguments
 from converter.ir.lazy_tensor import LazyTensor
 from converter.ir.program import Origin, Program, module_path, tensor_name
 
+
 @dataclass(frozen=True)
 class Change:
     """One place where a rewrite fired.
