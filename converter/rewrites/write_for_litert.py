@@ -10,7 +10,7 @@
 The polynomials interpolate 60 digits' values at Chebyshev nodes, and are off by less than 2e-14 of the value.
 
 A quotient of int64 numbers is approached by float32 quotients of what is left, rounded to the nearest integer. Each is
-off by less than 2^-20 of its value, whether it is divided or multiplied by a rounded inverse, so that after four of them
+off by less than 2^-20 of its value, divided or multiplied by a rounded inverse, so that after four of them
 little more than half a divisor is left of 2^63. Sums and products wrap around, and what is left is exact.
 """
 
