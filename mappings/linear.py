@@ -1,5 +1,7 @@
 """Linear layers: features may come in any order, the kernel's rows follow."""
 
+from itertools import chain
+
 import torch
 
 from converter.plan.layout import Layout
@@ -27,6 +29,8 @@ def linear(plan, x, weight, bias=None):
 def features_last(plan, x, weight, bias, name=None):
     dim = len(x.shape) - 1
     axes = x.layout.dim_last(dim)
+    if not plan.stock and sum(not isinstance(x.layout.size[a], int) for run in axes[:-1] for a in run) <= 1:
+        axes = (tuple(chain(*axes[:-1])), axes[-1])  # TensorFlow fuses a product of two axes with its activation
     x = plan.relayout(x, axes if len(axes) > 1 else ((), *axes), "features last")  # a layer needs a batch, even of 1
     layout = x.layout
     kernel = weight.index_select(1, layout.index(layout.dims[dim], layout.axes[-1]))

@@ -31,6 +31,7 @@ def make_plan(
     layout: str = "auto",
     known: Mapping[str, Any] | None = None,
     added: Registry | None = None,
+    stock: bool = True,
 ) -> PlanBuilder:
     """Map every operator of `program` so that little data moves.
 
@@ -39,29 +40,30 @@ def make_plan(
             3 to 5), "nchw" (PyTorch's own).
         known: the choices of a plan of the same program, `Choices.by_name`, which replace the search.
         added: mappings besides the built-in ones (`load_mappings`).
+        stock: for a Keras file (`PlanBuilder.stock`).
 
     Raises:
         UnsupportedOperatorsError: all operators without a mapping.
     """
     registry = with_built_in(added)
     try:
-        plan = lower_program(program, layout, Choices(), registry)
+        plan = lower_program(program, layout, Choices(), registry, stock)
     except UnsupportedOperatorsError as error:
-        plan = plan_with_decompositions(program, layout, error, registry)
+        plan = plan_with_decompositions(program, layout, error, registry, stock)
     program.refuse_fixed_sizes("planning")
     if not plan.movements:
         return plan
     chosen = Choices.from_names(program, known) if known else None
     if chosen is not None:
-        return lower_program(program, layout, chosen, registry)
-    plan = search_layouts(plan, lambda choices: lower_program(program, layout, choices, registry))
+        return lower_program(program, layout, chosen, registry, stock)
+    plan = search_layouts(plan, lambda choices: lower_program(program, layout, choices, registry, stock))
     if plan.impossible:
         raise _all_unsupported({f"{node.target} (a view of several dynamic sizes)": [node] for node in plan.impossible})
     return plan
 
 
 def plan_with_decompositions(
-    program: Program, layout: str, error: UnsupportedOperatorsError, registry: Registry
+    program: Program, layout: str, error: UnsupportedOperatorsError, registry: Registry, stock: bool
 ) -> PlanBuilder:
     """Decompose the operators of `program` that a mapping rejects with these arguments, and plan it.
 
@@ -82,7 +84,7 @@ def plan_with_decompositions(
         if program.debug:
             program.verify("The decomposition of operators")
         try:
-            return lower_program(program, layout, Choices(), registry)
+            return lower_program(program, layout, Choices(), registry, stock)
         except UnsupportedOperatorsError as further:
             left = further.nodes
     raise error
@@ -94,10 +96,12 @@ VALUES = (
 )
 
 
-def lower_program(program: Program, layout: str, choices: Choices, registry: Registry) -> PlanBuilder:
+def lower_program(
+    program: Program, layout: str, choices: Choices, registry: Registry, stock: bool = True
+) -> PlanBuilder:
     from mappings.dynamic_resize import opened
 
-    plan = PlanBuilder(program, layout, choices, opened, registry)
+    plan = PlanBuilder(program, layout, choices, opened, registry, stock)
     unsupported: dict[str, list[fx.Node]] = {}
     for node in program.graph.nodes:
         plan.node = node

@@ -415,7 +415,7 @@ def _build_uncached(
             refuse_projections(program)
         return RewrittenModel(source, format, options, program, changes, *interfaces(program))
     with clock("plan"):
-        plan = make_plan(program, options.layout, known, source.mappings)
+        plan = make_plan(program, options.layout, known, source.mappings, stock=format == "keras")
     return RewrittenModel(source, format, options, program, changes, plan.inputs, plan.outputs, plan)
 
 

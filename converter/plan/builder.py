@@ -86,6 +86,8 @@ class PlanBuilder:
     Attributes:
         open_axes: returns a value with an axis for each factor that dynamic sizes share, by gathers.
         registry: the mappings that it is made with.
+        stock: for a Keras file, whose layers are those that its reader expects. Otherwise a layer may take several axes
+            as one.
     """
 
     program: Program
@@ -93,6 +95,7 @@ class PlanBuilder:
     choices: Choices
     open_axes: Callable[[PlanBuilder, Value], Value]
     registry: Registry
+    stock: bool = True
     inputs: list[TensorInterface] = field(default_factory=list)
     outputs: list[TensorInterface] = field(default_factory=list)
     input_steps: list[InputStep] = field(default_factory=list)

@@ -9,6 +9,7 @@ import operator
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tensorflow as tf
 import torch
@@ -30,9 +31,11 @@ from equivalence import (
 )
 from keras.saving import load_model
 from torch import nn
+from torch.export import Dim
 
 import mappings
 from converter.artifacts.runtime.graph_ops import count_operators
+from converter.capture.import_exported import from_exported
 from converter.errors import UnsupportedOperatorsError
 from converter.ir.program import Program
 from converter.lowering.executor import PlanExecutor
@@ -127,15 +130,69 @@ def test_rounds_as_pytorch_does_in_float32(case, tmp_path):
 
 @pytest.mark.parametrize("case", TRACED)
 def test_traced_function_rounds_as_pytorch_does_in_float32(case):
-    """Its grouped convolutions are TensorFlow's own, its bare parameters variables."""
+    """Its grouped convolutions are TensorFlow's own, its bare parameters variables, its products of two axes."""
     program, inputs = program_of(case), inputs_of(case)
-    plan = planned(program)
+    plan = planned(program, stock=False)
     native = PlanExecutor(plan).prepare()
     traced = tf.function(native.run_named, input_signature=native.signature(), autograph=False)
     for batch, tensors, *expected in references(program, inputs):
         named = traced(*map(tf.constant, to_artifact(tensors, plan.inputs)))
         results = to_torch([named[output.name] for output in plan.outputs], plan.outputs)
         assert_float32_rounds_alike(results, *expected, f"traced function, batch {batch}")
+
+
+class Block(nn.Module):
+    """The second half of a transformer's block, on windows of an image."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.norm, self.widen, self.narrow = nn.LayerNorm(6), nn.Linear(6, 24), nn.Linear(24, 6)
+        self.activation = activation
+
+    def forward(self, x):
+        return x + self.narrow(self.activation(self.widen(self.norm(x))))
+
+
+@pytest.mark.parametrize("activation", [nn.GELU(), nn.ReLU(), nn.GELU("tanh")], ids=str)
+@pytest.mark.parametrize("shape", [(2, 5, 6), (2, 4, 5, 6)], ids=str)
+def test_nothing_is_between_a_product_and_its_activation(shape, activation):
+    """TensorFlow computes both at once if the product has two axes and no reshape follows it."""
+    program = captured(Block(activation), shape)
+    plan = planned(program, stock=False)
+    raised, (x,) = program.with_dtype(torch.float64), examples([shape])
+    assert_same(run_in_float64(plan, [x])[0], raised.run(x.double()), "float64")
+    graph = PlanExecutor(plan).traced.graph
+    operators = count_operators(graph)
+    assert operators["MatMul"] == operators["BiasAdd"] == 2
+    assert "Einsum" not in operators
+    first = next(o for o in graph.get_operations() if o.type == "BiasAdd")
+    assert {o.type for o in first.outputs[0].consumers()} <= {"Mul", "AddV2", "Relu"}
+
+
+def test_rows_of_two_dynamic_sizes_stay_apart():
+    """One reshape can restore one dynamic size only."""
+    sizes = ({0: Dim("batch", min=1), 1: Dim("time", min=1, max=64)},)
+    program = from_exported(torch.export.export(Block(nn.GELU()), (torch.randn(2, 5, 6),), dynamic_shapes=sizes))
+    x = torch.randn(3, 7, 6)
+    lowered = PlanExecutor(planned(program, stock=False))
+    assert_float32_rounds_alike(
+        lowered(tf.constant(x.numpy())), program.run(x), program.with_dtype(torch.float64).run(x.double()), "Block"
+    )
+    assert not lowered.plan.movements
+
+
+CONSTANT_ROWS = {"last axis": (nn.LayerNorm(6), (2, 5, 6)), "two axes": (nn.LayerNorm((5, 6)), (2, 5, 6))}
+
+
+@pytest.mark.parametrize("case", CONSTANT_ROWS)
+@pytest.mark.parametrize("number", [0.1, 1e4, 3e-20])
+def test_layer_norm_of_constant_rows_is_its_offset(case, number):
+    module, shape = CONSTANT_ROWS[case]
+    program = captured(module, shape)
+    lowered = PlanExecutor(planned(program, stock=False))
+    (result,) = lowered(tf.fill(shape, tf.constant(number)))
+    (expected,) = program.run(torch.full(shape, number))
+    assert_same([np.asarray(result)], [expected], "constant rows", bound=1e-6)
 
 
 DILATED = {

@@ -89,12 +89,12 @@ def captured(module: nn.Module | Callable, *inputs: Input | tuple[int, ...], how
     return program
 
 
-def planned(program: Program, layout: str = "auto", added: Registry | None = None) -> PlanBuilder:
+def planned(program: Program, layout: str = "auto", added: Registry | None = None, stock: bool = True) -> PlanBuilder:
     """A plan of `program` with its constants computed, which planning takes for granted."""
     copied = program.copy()
     fold_constants(copied)
     copied.cleanup()
-    return make_plan(copied, layout, added=added)
+    return make_plan(copied, layout, added=added, stock=stock)
 
 
 def in_float64(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -113,7 +113,7 @@ def written(row: Network, format: str, folder: Path) -> Case:
     program, shapes = captured(row)
     folder.mkdir()
     inputs = {batch: examples([(batch, *shape[1:]) for shape in shapes], batch) for batch in BATCHES}
-    plan = make_plan(rewritten(program, format, inputs[3], row.exact_shifts))
+    plan = make_plan(rewritten(program, format, inputs[3], row.exact_shifts), stock=format == "keras")
     lowered = PlanExecutor(plan, stock=format == "keras")
     path = folder / ("network.keras" if format == "keras" else "network")
     if format == "keras":

@@ -72,7 +72,7 @@ def in_format(program: Program, format: str, inputs: Sequence[Tensor], path: Pat
         return in_onnx(program, inputs, path)
     if format == "torch":
         return in_torch(program)
-    plan = make_plan(program)
+    plan = make_plan(program, stock=format == "keras")
     lowered = PlanExecutor(plan, stock=format == "keras")
     if format == "keras":
         model = lowered.keras_model()
