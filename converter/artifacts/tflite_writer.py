@@ -29,6 +29,7 @@ _TAIL = 2000  # characters of a crashed child's output to show
 MOST_PLACES = 3
 # MLIR's diagnostics: 'tf.FloorDiv' op ...; loc(fused["FloorDiv:", "head/floordiv/floordiv@__inference_serving_1"])
 _NO_OPERATOR = re.compile(r"'tfl?\.(\w+)' op (?:is neither|failed to verify)")
+_LOOP = "op requires element_shape to be static"
 _NODE = re.compile(r'"([^"@]+)@__inference_')
 
 
@@ -107,9 +108,10 @@ def _refusal(text: str, places: Mapping[str, str]) -> ConversionError:
     what = (
         f"LiteRT has no operator for {', '.join(operators)}" if operators else f"TensorFlow's converter fails: {first}"
     )
+    fix = "Write this part of the model with other operators, or convert to another format."
+    if _LOOP in text:
+        what = "LiteRT's loops over the steps of a sequence take a fixed batch"
+        fix = "Leave out --dynamic-batch, or give the sequence a fixed length of at most 128 steps, which is unrolled."
     return ConversionError(
-        f"{what}.",
-        code="PTC4025",
-        where="; ".join(list(found)[:MOST_PLACES]) or "--to tflite",
-        fix="Write this part of the model with other operators, or convert to another format.",
+        f"{what}.", code="PTC4025", where="; ".join(list(found)[:MOST_PLACES]) or "--to tflite", fix=fix
     )

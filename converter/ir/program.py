@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
 import sympy
@@ -523,12 +524,15 @@ def module_class(node: fx.Node) -> str:
     return kind if isinstance(kind, str) else kind.__name__
 
 
+_PACKAGE = str(Path(__file__).parents[1])  # what capture puts in place of PyTorch's functions is not the user's
+
+
 def source_line(node: fx.Node) -> str:
     """Return the innermost line of the user's code for this operator, as `file:line: code`, or "" if unknown."""
     frames = re.findall(r'File "([^"]+)", line (\d+), in ', node.meta.get("stack_trace") or "")
     if not frames:
         return ""
-    own = [frame for frame in frames if "/torch/" not in frame[0]]
+    own = [frame for frame in frames if "/torch/" not in frame[0] and not frame[0].startswith(_PACKAGE)]
     name, line = (own or frames)[-1]
     return f"{name}:{line}: {linecache.getline(name, int(line)).strip()}"
 

@@ -7,6 +7,7 @@ TensorFlow's graph tensors and eager tensors alike.
 from __future__ import annotations
 
 import gc
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
@@ -162,6 +163,8 @@ NATIVE = {
 }
 
 LITE = {layers.PReLU: LitePReLU}
+RECURRENT = (layers.LSTM, layers.GRU, layers.SimpleRNN)
+MOST_UNROLLED = 128  # steps
 
 
 @dataclass
@@ -422,6 +425,8 @@ class PlanExecutor:
             kind = CenteredLayerNormalization
         if self.lite:
             kind = LITE.get(kind, kind)
+            if self.batch is None and issubclass(kind, RECURRENT) and (shape[1] or math.inf) <= MOST_UNROLLED:
+                config = config | {"unroll": True}  # LiteRT's loop over steps takes a fixed batch
         if kind is layers.MultiHeadAttention and self.precision == "float64":
             kind = ExactMultiHeadAttention
         layer = kind(**config, name=self._layer_name(step.name), dtype=self.precision)

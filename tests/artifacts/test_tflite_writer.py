@@ -156,6 +156,35 @@ def test_recurrent_weights_and_a_slope_of_five_axes_are_found(tmp_path):
     assert "WHILE" in report.artifacts[0].operators
 
 
+class Read(nn.Module):
+    """Recurrent layers of each kind in both directions."""
+
+    def __init__(self):
+        super().__init__()
+        for kind in (nn.LSTM, nn.GRU, nn.RNN):
+            self.add_module(kind.__name__.lower(), kind(6, 5, batch_first=True, bidirectional=True))
+
+    def forward(self, x):
+        return self.lstm(x)[0], self.gru(x)[1], self.rnn(x)[0]
+
+
+def test_recurrent_layers_with_a_dynamic_batch_are_unrolled(tmp_path):
+    path = tmp_path / "read.tflite"
+    report = converter.convert(made(Read()), to="tflite", output=path, input_shapes=["1,7,6"], dynamic_batch=True)
+    assert report.status == "verified"
+    assert "WHILE" not in report.artifacts[0].operators
+    assert {array.shape[0] for name, array in run(path, x=np.ones((3, 7, 6), np.float32)).items()} <= {2, 3}
+
+
+def test_a_free_length_with_a_dynamic_batch_is_refused_with_what_to_do(tmp_path):
+    with pytest.raises(ConversionError, match="take a fixed batch") as raised:
+        converter.convert(
+            made(Read()), to="tflite", output=tmp_path / "read.tflite", input_shapes=["1,T,6"], dynamic_batch=True
+        )
+    assert "--dynamic-batch" in raised.value.fix
+    assert Path(__file__).name in raised.value.where
+
+
 def test_a_refusal_names_the_operator_the_module_and_the_line(tmp_path):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), Tail()).eval()
     with pytest.raises(ConversionError) as raised:

@@ -1,5 +1,6 @@
 """Capture: names a user knows, a batch that stays free, errors that speak of the user's own lines."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -199,6 +200,12 @@ def test_operators_know_their_module_and_line():
     assert module_class(nodes[0]) == "torch.nn.modules.conv.Conv2d"
     assert source_line(nodes[1]).endswith("x = self.conv(x) * 2")
     assert source_line(nodes[1]).startswith(__file__)
+
+
+def test_a_recurrent_layer_knows_the_line_that_calls_it():
+    program = captured(Call(lambda self, x: self.read(x)[0], read=nn.LSTM(6, 4, batch_first=True)), (2, 7, 6))
+    (node,) = program.graph.find_nodes(op="call_function", target=aten.lstm.input)
+    assert source_line(node).startswith(str(Path(__file__).parents[1]))
 
 
 def test_module_called_twice_keeps_one_path():
