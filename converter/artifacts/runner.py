@@ -30,6 +30,7 @@ _MODULES: dict[Format, str] = {
 _ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "TF_CPP_MIN_LOG_LEVEL": "2"}
 _KILLED = "The system kills processes that use too much memory. End other programs, or convert to one format at a time."
 _TAIL = 2000  # characters of a crashed child's output to show
+SCRIPT_FAILED = 3  # the exit status of a script whose package failed
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,24 @@ def start_bound(command: Sequence[str], **options: Any) -> tuple[subprocess.Pope
     finally:
         os.close(pipe)
     return started, os.fdopen(held, "wb")
+
+
+def run_script(name: str, *arguments: str) -> tuple[str, int]:
+    """Run a script of `runtime` in a process of its own, and return its error, "" if none, and its exit status.
+
+    With status `SCRIPT_FAILED`, the error is that of the package that the script calls; with any other, the process
+    ended, and its last output stands for an error.
+    """
+    ended = subprocess.run(
+        [sys.executable, "-P", str(Path(__file__).with_name("runtime") / name), *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env={"TF_CPP_MIN_LOG_LEVEL": "2"} | os.environ,
+        check=False,
+    )
+    own = ended.returncode == SCRIPT_FAILED
+    told = (ended.stdout if own else ended.stderr).decode(errors="replace")
+    return ("" if not ended.returncode else told if own else told.strip()[-_TAIL:]), ended.returncode
 
 
 class Runner:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,13 +17,11 @@ import numpy as np
 from converter.errors import ConversionError, UsageError
 from converter.options import QuantizationOptions
 
+from .runner import SCRIPT_FAILED, run_script
 from .runtime import graph_digest as digests
 from .runtime import stamp as stamps
 from .runtime.tflite_content import attached_files, graph_digest, operator_tensors
 from .tflite_writer import write_content
-
-_FAILED = 3  # the package's own error
-_TAIL = 2000  # characters of a crashed child's output to show
 
 
 @dataclass(frozen=True)
@@ -120,20 +115,11 @@ def _scopes(content: bytes, module: str) -> Iterator[str]:
 
 def _run(request: Mapping[str, Any], file: Path) -> None:
     file.write_text(json.dumps(request))
-    script = Path(__file__).with_name("runtime") / "quantize_tflite.py"
-    ended = subprocess.run(
-        [sys.executable, "-P", str(script), str(file)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        env={"TF_CPP_MIN_LOG_LEVEL": "2"} | os.environ,
-        check=False,
-    )
-    if ended.returncode:
-        own = ended.returncode == _FAILED
-        tail = (ended.stdout if own else ended.stderr).decode(errors="replace").strip()[-_TAIL:]
-        how = "fails" if own else f"ended with status {ended.returncode}. It wrote"
+    failure, status = run_script("quantize_tflite.py", str(file))
+    if status:
+        how = "fails" if status == SCRIPT_FAILED else f"ended with status {status}. It wrote"
         raise ConversionError(
-            f"litert-quantizer {how}: {tail}",
+            f"litert-quantizer {how}: {failure.strip()}",
             code="PTC4030",
             where=f"--quantize {request['how']}",
             fix="Leave the module that it names out with --keep-float, or choose another --quantize.",

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from converter.errors import ConversionError
 
 from . import saved_model_writer
-from .runner import require_litert
+from .runner import SCRIPT_FAILED, require_litert, run_script
 from .runtime import graph_digest as digests
 from .runtime import stamp as stamps
 from .tflite_metadata import LABELS_FILE, TensorDescription, add_metadata
@@ -23,9 +20,7 @@ from .tflite_metadata import LABELS_FILE, TensorDescription, add_metadata
 if TYPE_CHECKING:
     import tensorflow as tf
 
-_FAILED = 3  # the converter's own error
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can hold
-_TAIL = 2000  # characters of a crashed child's output to show
 MOST_PLACES = 3
 # MLIR's diagnostics: 'tf.FloorDiv' op ...; loc(fused["FloorDiv:", "head/floordiv/floordiv@__inference_serving_1"])
 _NO_OPERATOR = re.compile(r"'tfl?\.(\w+)' op (?:is neither|failed to verify)")
@@ -79,20 +74,12 @@ def write_content(path: Path, content: bytes, stamp: str, files: Mapping[str, by
 
 
 def _convert(saved: Path, path: Path, places: Mapping[str, str]) -> None:
-    script = Path(__file__).with_name("runtime") / "convert_saved_model.py"
-    ended = subprocess.run(
-        [sys.executable, "-P", str(script), str(saved), str(path)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        env={"TF_CPP_MIN_LOG_LEVEL": "2"} | os.environ,
-        check=False,
-    )
-    if ended.returncode == _FAILED:
-        raise _refusal(ended.stdout.decode(errors="replace"), places)
-    if ended.returncode:
-        tail = ended.stderr.decode(errors="replace").strip()[-_TAIL:]
+    failure, status = run_script("convert_saved_model.py", str(saved), str(path))
+    if status == SCRIPT_FAILED:
+        raise _refusal(failure, places)
+    if status:
         raise ConversionError(
-            f"TensorFlow's converter for LiteRT ended with status {ended.returncode}. It wrote:\n{tail}",
+            f"TensorFlow's converter for LiteRT ended with status {status}. It wrote:\n{failure}",
             code="PTC4024",
             where="--to tflite",
             fix="Convert to another format, or report the model.",
