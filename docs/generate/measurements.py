@@ -46,6 +46,48 @@ def zoo() -> str:
     return "\n".join([*parts, *(["Not verified:\n", "".join(remarks)] if remarks else [])])
 
 
+LITERT = """# LiteRT files of torchvision's and timm's architectures
+
+`python benchmarks/litert.py --record` measures, `python docs/generate/measurements.py` writes this page. Each
+architecture of [ZOO.md](ZOO.md) is converted for one image with all proofs, then quantized in four ways: calibrated on
+8 random images, compared with PyTorch on 8 others. Weights are random, so the signal to noise of trained ones may
+differ. Every file holds LiteRT's own operators only, or is refused. Rows may be from different days.
+"""
+
+
+def litert() -> str:
+    """Return the page."""
+    rows = recorded("litert")
+    written = [row for row in rows if row.get("operators")]
+    verified = sum(row.get("status") == "verified" for row in rows)
+    kinds = list(dict.fromkeys(how for row in written for how in row["quantized"]))
+    cells = [
+        [
+            row["name"],
+            " x ".join(map(str, row.get("shape", []))) or "-",
+            row.get("status") or ("refused" if "refused" in row else "failed"),
+            *(row.get(kind, "-") for kind in ("operators", "transposes", "reshapes")),
+            f"{row['bytes'] / 1e6:.1f}" if row.get("bytes") else "-",
+            *(_decibels(row.get("quantized", {}).get(how, {})) for how in kinds),
+        ]
+        for row in rows
+    ]
+    numbers = ["operators", "TRANSPOSE", "RESHAPE", "MB", *(f"{how}, dB" for how in kinds)]
+    remarks = [
+        f"- {row['name']}: {remark}\n"
+        for row in rows
+        for remark in (row.get("failed") or row.get("refused"), *row.get("failures", ()))
+        if remark
+    ]
+    summary = f"{verified} of {len(rows)} architectures are verified.\n"
+    parts = [LITERT, summary, table(["model", "input", "floats", *numbers], cells, numbers)]
+    return "\n".join([*parts, *(["Not verified:\n", "".join(remarks)] if remarks else [])])
+
+
+def _decibels(quantized: dict) -> str:
+    return f"{quantized['sqnr_db']:.1f}" if quantized.get("sqnr_db") is not None else "refused" if quantized else "-"
+
+
 DETECTORS = """# Models of ultralytics
 
 `python benchmarks/detectors.py --record` measures, `python docs/generate/measurements.py` writes this page. Weights are
@@ -443,6 +485,7 @@ def _table(rows: list[dict[str, object]]) -> str:
 
 PAGES = {
     "ZOO.md": zoo,
+    "LITERT.md": litert,
     "DETECTORS.md": detectors,
     "MOVEMENT.md": movement,
     "MODULES.md": modules,
