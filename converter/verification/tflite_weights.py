@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -84,7 +85,8 @@ def expected_constants(
     sizes = {tensor.size for tensor in left.values() if is_weight(tensor)}
     open_ones = [c for c in candidates if id(c.constant) not in matched or c.array.size in sizes]
     unmatched = {id(c) for c in candidates if id(c.constant) not in matched}
-    found |= _matches([new for one in open_ones for new in _derived(one, candidates, unmatched)], left, nearly=False)
+    derived = [new for one in open_ones for new in _derived(one, candidates, unmatched, sizes)]
+    found |= _matches(derived, left, nearly=False)
     return {
         name: Expected(
             pairs[0][1],
@@ -131,17 +133,20 @@ def _candidate(constant: FrozenConstant) -> _Candidate:
     return _Candidate(constant.array, constant.array, constant, False)
 
 
-def _derived(one: _Candidate, others: Sequence[_Candidate], unmatched: set[int]) -> Iterator[_Candidate]:
+def _derived(
+    one: _Candidate, others: Sequence[_Candidate], unmatched: set[int], sizes: Collection[int]
+) -> Iterator[_Candidate]:
     """Yield what the converter makes of a constant: cut, scaled or shifted, by a number or one for each channel.
 
     Args:
-        unmatched: the ids of what no tensor holds, which may be added to another of its shape.
+        unmatched: the ids of what no tensor holds, which may be added to another constant.
+        sizes: of the tensors that are still to be explained.
     """
     array, last = one.array, one.array.shape[-1] if one.array.ndim else 1
     factors: dict[bytes, list[_Candidate]] = defaultdict(list)
     for other in others:
-        alike = other.array.shape == array.shape and {id(one), id(other)} <= unmatched
-        if other.array.size in (1, last) or alike:
+        is_lost = id(one) in unmatched or id(other) in unmatched
+        if other.array.size in (1, last) or (is_lost and _joint_size(array, other.array) in sizes):
             factors[other.array.tobytes()].append(other)
     for same in (*factors.values(), []):
         factor = same[0].array if same else np.array([-1], np.float32)
@@ -167,6 +172,14 @@ def _derived(one: _Candidate, others: Sequence[_Candidate], unmatched: set[int])
                 part = partial(torch.select, dim=axis, index=i)
                 values = None if one.values is None else one.values.map(partial(_reshaped, shape=array.shape)).map(part)
                 yield replace(one, array=array.take(i, axis), required=one.required.take(i, axis), values=values)
+
+
+def _joint_size(one: np.ndarray, other: np.ndarray) -> int | None:
+    """Return the size of what both are broadcast to."""
+    try:
+        return math.prod(np.broadcast_shapes(one.shape, other.shape))
+    except ValueError:
+        return None
 
 
 def _times_inverse(values: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:

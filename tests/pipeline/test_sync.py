@@ -125,6 +125,31 @@ def test_a_weight_that_the_converter_leaves_out_decides(tmp_path):
         converter.sync(trained_on, tmp_path / "a.tflite", output=tmp_path / "d.tflite")
 
 
+class Summed(nn.Module):
+    """Two tensors that the converter adds up: the reshape between them changes nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.relative = nn.Parameter(torch.randn(2, 5, 5))
+        self.register_buffer("mask", torch.randn(3, 1, 5, 5))
+
+    def forward(self, x):
+        return ((x + self.relative).view(-1, 3, 2, 5, 5) + self.mask).softmax(-1)
+
+
+@pytest.mark.slow
+def test_two_weights_that_the_converter_adds_up_are_found_and_synced(tmp_path):
+    nets = [Summed().eval() for _ in range(2)]
+    for name, net in zip("ab", nets, strict=True):
+        report = converter.convert(
+            net, to="tflite", output=tmp_path / f"{name}.tflite", input_shapes=["3,2,5,5"], fixed_batch=3
+        )
+        assert report.status == "verified"
+        assert report.artifacts[0].operators["ADD"] == 1
+    assert converter.sync(nets[1], tmp_path / "a.tflite", output=tmp_path / "c.tflite").status == "verified"
+    assert (tmp_path / "b.tflite").read_bytes() == (tmp_path / "c.tflite").read_bytes()
+
+
 @pytest.mark.slow
 def test_what_does_not_fit_is_refused_by_name_and_changes_nothing(folder, tmp_path):
     artifact = folder / "a.keras"
