@@ -38,6 +38,13 @@ def check_quantization(options: ConvertOptions, formats: Sequence[str]) -> None:
     given = options.quantization.quantize is not None
     if given and "tflite" not in formats:
         raise UsageError("Only LiteRT files are quantized.", code="PTC6059", where="--quantize", fix="Add --to tflite.")
+    if options.artifact.labels is not None and "tflite" not in formats:
+        raise UsageError(
+            "Only LiteRT files hold the names of the classes.",
+            code="PTC6101",
+            where="--labels",
+            fix="Leave out --labels, or add --to tflite.",
+        )
     if given:
         require_quantizer()
     if demands(options.proof) and not given:

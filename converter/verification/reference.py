@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ from converter.capture.run_forward import run_forward
 from converter.errors import CaptureError, Note
 from converter.ir.program import Program
 from converter.memory import reusing_blocks
-from converter.options import Preprocessing
+from converter.options import Preprocessing, is_folder
 from converter.progress import counted
 from converter.report.results import ComparedOn
 from converter.verification.coarse_kernels import Kernel, coarse_kernels
@@ -117,7 +116,7 @@ def take_reference(
         module: the captured module; the program must equal it.
         inputs: the user's arrays, as more rounds.
         running: a context within which `module` may run.
-        preprocessing: of a folder of images.
+        preprocessing: of a folder of images, or of pixels in arrays.
         more: also compare at dynamic sizes of 1, or have artifacts refuse them, and on NaN and infinities.
 
     Raises:
@@ -167,7 +166,7 @@ def take_reference(
         seed,
         (*(each.description for each in every), *left_out),
         None if inputs is None else "arrays" if isinstance(inputs, Mapping) else str(inputs),
-        str(preprocessing or Preprocessing()) if isinstance(inputs, str | Path) and Path(inputs).is_dir() else None,
+        str(preprocessing or Preprocessing()) if is_folder(inputs) or (preprocessing is not None and given) else None,
     )
     reference = Reference(every, float64, float32, eager or float32, labels, len(drawn), constant, program, described)
     if more:

@@ -9,7 +9,7 @@ import numpy as np
 from ..capture.random_inputs import InputSpec, Round, listed, shape_text
 from ..errors import UsageError
 from ..options import Preprocessing
-from .image_folder import load_images
+from .image_folder import load_images, preprocess_array
 
 LABELS = "labels"
 EXPANSION_LIMIT = 100  # size of an archive's arrays, as a multiple of the file's
@@ -25,7 +25,7 @@ def load_given(
     Args:
         given: arrays by the inputs' names; or the path of an `.npz` file of them, of an `.npy` file with the only
             input's array, or of a folder of images for it.
-        preprocessing: of images only.
+        preprocessing: of images and of pixels, which are arrays of uint8.
 
     Returns:
         The inputs by name, in the dtypes of `specs`, and the labels as [samples] integers or None. A model's only
@@ -42,13 +42,6 @@ def load_given(
         if path.is_dir():
             return load_images(path, specs, preprocessing or Preprocessing()), None
         arrays = _read_file(path)
-    if preprocessing is not None:
-        raise UsageError(
-            "Preprocessing was given, but the inputs are not a folder of images.",
-            code="PTC5016",
-            where=str(path),
-            fix="Preprocess arrays yourself; they are used as they are.",
-        )
     names = [spec.name for spec in specs]
     labels = arrays.pop(LABELS) if LABELS in arrays and LABELS not in names else None
     if len(names) == len(arrays) == 1:
@@ -62,6 +55,8 @@ def load_given(
             where=str(path),
             fix="Give one array for every input, by its name.",
         )
+    if preprocessing is not None:
+        arrays = {spec.name: preprocess_array(arrays[spec.name], spec, preprocessing, path) for spec in specs}
     sizes: dict[str, int] = {}
     # Several fixed batches may be given at once; `batches` splits them.
     repeatable = all(_batch_axis(spec) is None for spec in specs)

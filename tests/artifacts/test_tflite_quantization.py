@@ -202,6 +202,7 @@ def test_options_that_do_not_fit_together(options, what):
     "to, options, what",
     [
         ("onnx", {"quantize": "float16"}, "Only LiteRT files are quantized"),
+        ("keras", {"labels": ("cat", "dog")}, "Only LiteRT files hold the names of the classes"),
         ("tflite", {"min_sqnr": 20}, "Only a quantized file has"),
         (
             "tflite",

@@ -178,9 +178,38 @@ def test_unfit_images_are_refused(folder, spoil, spec, stated, message):
         images(folder, spec, **stated)
 
 
-def test_preprocessing_is_refused_for_arrays():
-    with pytest.raises(UsageError, match="not a folder of images"):
-        load_given({"image": np.ones((2, 3, 4, 6))}, [IMAGES], Preprocessing())
+@pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
+@pytest.mark.parametrize("first", [False, True])
+def test_arrays_of_pixels_are_preprocessed_as_their_files_are(folder, fit, first):
+    read = [np.asarray(Image.open(folder / name).convert("RGB")) for name in ("a.png", "b.bmp")]
+    pixels = np.stack(read).transpose(0, 3, 1, 2) if first else np.stack(read)
+    stated = {"fit": fit, "mean": (0.4, 0.5, 0.6), "std": (0.2,), "order": "bgr"}
+    np.savez(folder / "pixels.npz", image=pixels, labels=[1, 0])
+    arrays, labels = load_given(folder / "pixels.npz", [IMAGES], Preprocessing(**stated))
+    np.testing.assert_array_equal(arrays["image"], images(folder, **stated))
+    assert labels.tolist() == [1, 0]
+
+
+def test_pixels_of_one_channel_need_no_axis_for_it():
+    spec = InputSpec("image", ("batch", 1, 4, 6))
+    pixels = np.arange(48, dtype=np.uint8).reshape(2, 4, 6)
+    for given in (pixels, pixels[..., None], pixels[:, None]):
+        arrays, _ = load_given({"image": given}, [spec], Preprocessing(scale=1.0, mean=(1.0,)))
+        assert arrays["image"][:, 0].tolist() == (pixels - 1.0).tolist()
+
+
+@pytest.mark.parametrize(
+    "given, specs",
+    [
+        pytest.param({"image": np.ones((2, 3, 4, 6))}, [IMAGES], id="floats"),
+        pytest.param({"image": np.ones((2, 4, 4, 6), np.uint8)}, [IMAGES], id="four channels for three"),
+        pytest.param({"x": np.ones((2, 5), np.uint8)}, [InputSpec("x", ("batch", 5))], id="no image model"),
+    ],
+)
+def test_what_are_no_pixels_is_not_preprocessed(given, specs):
+    with pytest.raises(UsageError, match="no pixels for the input") as caught:
+        load_given(given, specs, Preprocessing())
+    assert "leave out --preprocessing" in caught.value.fix
 
 
 def test_the_report_repeats_the_preprocessing(folder):
