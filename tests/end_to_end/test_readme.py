@@ -22,12 +22,14 @@ README = (REPOSITORY / "README.md").read_text()
 GUIDES = [
     REPOSITORY / f"docs/{name}.md"
     for name in (
+        "ANDROID",
         "ARTIFACTS",
         "BATCH",
         "CHECKPOINTS",
         "COMMANDS",
         "CUSTOM_OPERATORS",
         "FINE_TUNING",
+        "LAYOUTS",
         "LIMITS",
         "PATTERNS",
         "PEERS",
@@ -124,7 +126,7 @@ def test_other_commands_work_as_written(main_job, commands: str):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "example", blocks("python", "example"), ids=["fine-tuning", "from nobuco", "from Python", "another tool's"]
+    "example", blocks("python", "example"), ids=["boxes", "fine-tuning", "from nobuco", "from Python", "another tool's"]
 )
 def test_example_works_as_written(tmp_path: Path, example: str, request: pytest.FixtureRequest):
     environment = COMMANDS
@@ -202,6 +204,25 @@ def test_the_picture_is_of_what_is_written():
     import focus_picture
 
     assert focus_picture.PAGE.read_text() == focus_picture.document(), "run: python docs/generate/focus_picture.py"
+
+
+@pytest.mark.slow
+def test_the_pictures_of_layouts_are_of_what_is_written():
+    import layout_pictures
+
+    for page, text in layout_pictures.documents().items():
+        assert page.read_text() == text, "run: python docs/generate/layout_pictures.py"
+
+
+@pytest.mark.slow
+def test_the_recording_shows_what_the_main_job_says(main_job):
+    import recording
+
+    said = re.sub(r"[\s│]", "", in_general(main_job[1]))
+    shown = [re.sub(r"[\s│]", "", in_general(line)) for line in recording.lines(recording.PAGE.read_text())]
+    for part in ("Focus->", "channelorderfolded", "1samefunction", "3sameweights", "datamovement", "BatchNormfolded"):
+        (line,) = (line for line in shown if line.startswith(part))
+        assert line.partition("(limit")[0] in said
 
 
 @pytest.mark.parametrize(
