@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import io
 import itertools
@@ -244,7 +245,44 @@ def _own_rules() -> AbstractContextManager[None]:
         common.fuse_batchnorm_into_gemm_rule,
         *_no_op.rules,
     ]
-    return patches.RULES.applied(lambda own: (*_exact_no_ops(), *(rule for rule in own if rule not in dropped)))
+    return patches.RULES.applied(
+        lambda own: tuple(map(_only_where_it_fits, (*_exact_no_ops(), *(rule for rule in own if rule not in dropped))))
+    )
+
+
+def _only_where_it_fits(rule: Any) -> Any:
+    """Return the rule, tried only at operators of its pattern's type.
+
+    A rule for two slices of one tensor is tried only at the first of them: the optimizer would compare each operator of
+    the graph with each slice.
+    """
+    from onnxscript.rewriter.rules.common import slice_split_rule
+
+    fitted, last = copy.copy(rule), rule._target_pattern.output_nodes[0].op_identifier()
+
+    def try_rewrite(model: Any, graph: Any, node: Any, **options: Any) -> Any:
+        if last is not None and node.op_identifier() != last:
+            return None
+        if rule is slice_split_rule and not _begins_split(node):
+            return None
+        return rule.try_rewrite(model, graph, node, **options)
+
+    fitted.try_rewrite = try_rewrite
+    return fitted
+
+
+def _begins_split(node: Any) -> bool:
+    """Return whether a slice takes the beginning of the last axis, and another slice reads the same tensor."""
+    import onnx_ir
+
+    data, begin, _, axes = (*node.inputs, None, None)[:4]
+    known = [onnx_ir.convenience.get_const_tensor(value) for value in (begin, axes) if value is not None]
+    held = [tensor.numpy().tolist() for tensor in known if tensor is not None]
+    if data is None or data.shape is None or len(held) < 2:
+        return False
+    first, axis = held
+    slices = [user for user, _ in data.uses() if user.op_type == "Slice"]
+    return first == [0] and axis in ([-1], [len(data.shape) - 1]) and len(slices) > 1
 
 
 def _exact_no_ops() -> Iterator[Any]:

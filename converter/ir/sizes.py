@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, reduce
-from math import gcd
+from math import gcd, prod
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -34,10 +34,13 @@ SYMBOLIC = torch.SymInt | torch.SymFloat | torch.SymBool  # numbers of a graph t
 
 
 def product(sizes: Iterable[Size]) -> Size:
-    total: Size = 1
-    for size in sizes:
-        total = total * size
-    return total
+    held = tuple(sizes)
+    return prod(held) if all(type(size) is int for size in held) else _symbolic_product(held)
+
+
+@lru_cache(maxsize=65536)
+def _symbolic_product(sizes: tuple[Size, ...]) -> Size:
+    return prod(sizes)
 
 
 @lru_cache(maxsize=65536, typed=True)
@@ -57,8 +60,11 @@ NOMINAL = 32  # value of every dynamic size where there are several
 
 def per_example(n: Size) -> int:
     """Return a size with the dynamic batch as 1; of several dynamic sizes, one is taken as the batch."""
-    if isinstance(n, int):
-        return n
+    return n if isinstance(n, int) else _symbolic_per_example(n)
+
+
+@lru_cache(maxsize=65536)
+def _symbolic_per_example(n: sympy.Expr) -> int:
     unknown = n.free_symbols
     return (
         int(n.subs(dict.fromkeys(unknown, NOMINAL))) // NOMINAL

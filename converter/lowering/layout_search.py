@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, permutations
+from typing import TypeAlias
 
 import torch
 from torch import fx
@@ -20,7 +21,7 @@ from torch import fx
 from converter.errors import UnsupportedOperatorsError
 from converter.ir.aten import bound_arguments
 from converter.ir.sizes import product, symbolic_shape
-from converter.plan.builder import Choices, PlanBuilder
+from converter.plan.builder import Choices, Cost, PlanBuilder
 from converter.plan.layout import Layout, NeedsMerge
 from converter.plan.registry import Registry
 
@@ -31,32 +32,38 @@ REACH = 60  # operators between a movement and the choice that caused it
 PERMUTING = {aten.permute.default, aten.transpose.int, aten.t.default}
 
 
-def search_layouts(plan: PlanBuilder, again: Callable[[Choices], PlanBuilder]) -> PlanBuilder:
-    """Return the cheapest plan found; `again` makes one with other choices."""
+class TooCostly(Exception):
+    """Raised as soon as a plan costs as much as another."""
+
+
+Again: TypeAlias = Callable[[Choices, Cost], PlanBuilder]
+
+
+def search_layouts(plan: PlanBuilder, again: Again) -> PlanBuilder:
+    """Return the cheapest plan found; `again` makes one with other choices that costs less, or raises TooCostly."""
+    tried = [plan.choices]
     for candidate in islice(candidates(plan), TRIALS):
         if not plan.movements:
             break
         made = plan.choices
-        plan = _cheaper(
-            plan,
-            again,
-            Choices(
-                made.eager_moves | candidate.eager_moves,
-                made.channels_last_inputs | candidate.channels_last_inputs,
-                {**made.channel_orders, **candidate.channel_orders},
-            ),
+        choices = Choices(
+            made.eager_moves | candidate.eager_moves,
+            made.channels_last_inputs | candidate.channels_last_inputs,
+            {**made.channel_orders, **candidate.channel_orders},
         )
+        if choices not in tried:
+            tried.append(choices)
+            plan = _cheaper(plan, again, choices)
     if plan.movements:
         plan = _cheaper(plan, again, Choices(eager_moves=frozenset(plan.program.graph.nodes)))
     return plan
 
 
-def _cheaper(plan: PlanBuilder, again: Callable[[Choices], PlanBuilder], choices: Choices) -> PlanBuilder:
+def _cheaper(plan: PlanBuilder, again: Again, choices: Choices) -> PlanBuilder:
     try:
-        tried = again(choices)
-    except UnsupportedOperatorsError:  # a view of several dynamic sizes, which the current plan avoids
+        return again(choices, plan.cost)
+    except (TooCostly, UnsupportedOperatorsError):  # unsupported: a view of several dynamic sizes
         return plan
-    return tried if tried.cost < plan.cost else plan
 
 
 def candidates(plan: PlanBuilder) -> Iterator[Choices]:

@@ -16,9 +16,9 @@ from converter.ir.program import Program, module_path, operator_rows, tensor_nam
 from converter.ir.sizes import size_of, symbolic_shape
 from converter.lowering.decompose import decompose
 from converter.lowering.io_layout import _feeds_channels_last, _follows_channels_last
-from converter.lowering.layout_search import search_layouts
+from converter.lowering.layout_search import TooCostly, search_layouts
 from converter.lowering.user_lowerings import call_lowering, with_built_in
-from converter.plan.builder import Choices, PlanBuilder
+from converter.plan.builder import Choices, Cost, PlanBuilder
 from converter.plan.interface import TensorInterface
 from converter.plan.layout import Layout
 from converter.plan.registry import Registry
@@ -56,7 +56,11 @@ def make_plan(
     chosen = Choices.from_names(program, known) if known else None
     if chosen is not None:
         return lower_program(program, layout, chosen, registry, stock)
-    plan = search_layouts(plan, lambda choices: lower_program(program, layout, choices, registry, stock))
+
+    def again(choices: Choices, below: Cost) -> PlanBuilder:
+        return lower_program(program, layout, choices, registry, stock, below)
+
+    plan = search_layouts(plan, again)
     if plan.impossible:
         raise _all_unsupported({f"{node.target} (a view of several dynamic sizes)": [node] for node in plan.impossible})
     return plan
@@ -97,8 +101,19 @@ VALUES = (
 
 
 def lower_program(
-    program: Program, layout: str, choices: Choices, registry: Registry, stock: bool = True
+    program: Program,
+    layout: str,
+    choices: Choices,
+    registry: Registry,
+    stock: bool = True,
+    below: Cost | None = None,
 ) -> PlanBuilder:
+    """Run the mappings over a program.
+
+    Raises:
+        UnsupportedOperatorsError: all operators without a mapping.
+        TooCostly: the plan does not cost less than `below`.
+    """
     from mappings.dynamic_resize import opened
 
     plan = PlanBuilder(program, layout, choices, opened, registry, stock)
@@ -118,6 +133,8 @@ def lower_program(
         except Exception as error:
             raise wrap_unexpected(error, f"module `{module_path(node)}`, {node.target}") from error
         plan.values[node] = value
+        if below is not None and plan.cost >= below:
+            raise TooCostly
     if unsupported:
         raise _all_unsupported(unsupported)
     return plan

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -38,6 +38,8 @@ from converter.plan.steps import (
     arrange,
 )
 from converter.plan.text import plan_text
+
+Cost: TypeAlias = tuple[int, int, float]  # compared in this order: see `PlanBuilder.cost`
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ class PlanBuilder:
     impossible: list[fx.Node] = field(default_factory=list)
     node: fx.Node = field(init=False)  # the operator being mapped
     _moved: dict[tuple[Step, Move], Step] = field(default_factory=dict)
+    _counted: tuple[int, int, float] = (0, 0, 0.0)  # movements so far, their elements and their cost
 
     def __str__(self) -> str:
         return plan_text(self)
@@ -117,10 +120,13 @@ class PlanBuilder:
         return symbolic_shape(value if result is None else value[result])
 
     @property
-    def cost(self) -> tuple[int, int, float]:
+    def cost(self) -> Cost:
         """Return the number of impossible operators, then the moved elements and their cost over all movements."""
-        moves = self.movements
-        return len(self.impossible), sum(m.elements for m in moves), sum(m.cost for m in moves)
+        count, elements, cost = self._counted
+        for movement in self.movements[count:]:
+            elements, cost = elements + movement.elements, cost + movement.cost
+        self._counted = len(self.movements), elements, cost
+        return len(self.impossible), elements, cost
 
     @property
     def dtype(self) -> torch.dtype:

@@ -140,12 +140,15 @@ def with_weights_of_their_own(program: Program, found: list[Found]) -> list[Foun
     users: dict[str, set[fx.Node]] = {}
     for node in program.graph.find_nodes(op="get_attr"):
         users.setdefault(tensor_name(node), set()).update(node.users)
+    held = {match.core.end: match.held for match in found}
     while True:
+        inside: dict[tuple, set[fx.Node]] = {}
+        for match in found:
+            inside.setdefault(held[match.core.end], set()).update(match.inside)
         kept = []
         for match in found:
-            alike = set().union(*(other.inside for other in found if other.held == match.held))
             tensors = [n for n in (*match.weights, *match.biases) if n is not None]
-            if all(users[tensor_name(n)] <= alike for n in tensors):
+            if all(users[tensor_name(n)] <= inside[held[match.core.end]] for n in tensors):
                 kept.append(match)
         if len(kept) == len(found):
             return kept
