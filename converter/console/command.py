@@ -101,7 +101,11 @@ def with_console(command: Callable[..., None]) -> Callable[..., None]:
         summary: bool = False,
         **given: Any,
     ) -> None:
-        command(console=Console(_terminal(quiet, verbose, log_file), as_json, report_file, junit, summary), **given)
+        terminal = _terminal(quiet, verbose, log_file)
+        if given.get("trace") is False and report_file is not None and report_file.suffix.lower() == ".html":
+            given["trace"] = True  # a page plots the error of each layer; the terminal shows it if it is asked for
+            terminal.hide_traces()
+        command(console=Console(terminal, as_json, report_file, junit, summary), **given)
 
     return wrapped
 

@@ -109,6 +109,13 @@ class Terminal:
         if self._log_file is not None:
             self.log = Terminal(verbose=True, file=self._log_file)  # type: ignore[arg-type]
         self._bars: Progress | None = None
+        self._traces = True
+
+    def hide_traces(self) -> None:
+        """Show no table of layers, here and in the log."""
+        self._traces = False
+        if self.log is not None:
+            self.log.hide_traces()
 
     @contextmanager
     def quiet_libraries(self) -> Iterator[None]:
@@ -216,7 +223,7 @@ class Terminal:
             parts += [_more(len(answers) - len(shown))] if len(answers) > len(shown) else []
         for artifact in report.artifacts:
             parts += [_heading(_artifact_title(artifact)), self._artifact(artifact)]
-            if artifact.trace:
+            if artifact.trace and self._traces:
                 parts += [_heading("Output of each module, in float64"), _trace(artifact.trace)]
         parts += [*_notes(report.notes), *_next(report.artifacts)]
         seconds = sum(report.timings.values())
@@ -235,7 +242,7 @@ class Terminal:
         parts: list[RenderableType] = [grid]
         if report.weights:
             parts += [_heading("Tensors of the checkpoint"), _weights(report.weights)]
-        if report.trace:
+        if report.trace and self._traces:
             parts += [_heading("Output of each module"), _trace(report.trace)]
         self._panel([*parts, *_notes(report.notes)], title, report.status, report.status)
 

@@ -105,12 +105,7 @@ def is_plain(value: Any) -> bool:
 
 def constant_text(constant: Constant, program: Program) -> str:
     """Return a constant's sources and shape, and what rearranges it."""
-    key: Hashable = constant.key
-    steps: list[str] = []
-    while isinstance(key, tuple) and len(key) > 1 and isinstance(key[1], str) and key[1] not in program.origins:
-        arguments = key[2] if len(key) == 3 and isinstance(key[2], tuple) else key[2:]
-        steps.insert(0, f".{key[1]}({', '.join(map(numbers_text, arguments))})")
-        key = key[0]
+    steps = [f".{step}" for step in rearranging_steps(constant, program)]
     made = []
     for name in constant.sources:
         origin = program.origins[name]
@@ -119,6 +114,17 @@ def constant_text(constant: Constant, program: Program) -> str:
     frozen = ", frozen" if constant.frozen else ""
     computed = "" if constant.exact else ", computed"
     return f"{' + '.join(made) or 'a constant'}{''.join(steps)} -> {constant.shape}{computed}{frozen}"
+
+
+def rearranging_steps(constant: Constant, program: Program) -> list[str]:
+    """Return what rearranges a constant, in order, such as "permute(2, 3, 1, 0)"."""
+    key: Hashable = constant.key
+    steps: list[str] = []
+    while isinstance(key, tuple) and len(key) > 1 and isinstance(key[1], str) and key[1] not in program.origins:
+        arguments = key[2] if len(key) == 3 and isinstance(key[2], tuple) else key[2:]
+        steps.insert(0, f"{key[1]}({', '.join(map(numbers_text, arguments))})")
+        key = key[0]
+    return steps
 
 
 def numbers_text(value: Any) -> str:

@@ -160,6 +160,7 @@ class TensorCheck:
         exact: it must be equal bit for bit: permuted, reshaped or cast only; else folded with others.
         ulps: error of a folded tensor, in ulp of its scale.
         fault: what is wrong; "" if nothing.
+        how: what rearranges it; "" if nothing does, or it is unknown.
     """
 
     name: str
@@ -168,6 +169,7 @@ class TensorCheck:
     exact: bool
     ulps: float
     fault: str = ""
+    how: str = ""
 
 
 @dataclass(frozen=True)

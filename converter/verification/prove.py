@@ -14,6 +14,7 @@ from converter.artifacts.torch_source import ModuleSource
 from converter.ir.program import Program, tensor_name
 from converter.memory import reusing_blocks
 from converter.plan.interface import to_artifact, to_torch
+from converter.plan.text import rearranging_steps
 from converter.progress import counted
 from converter.report.results import Proof, TraceRow
 from converter.verification.divergence import first_divergence, known_values, program_values, trace_plan, trace_values
@@ -175,7 +176,12 @@ def expected_tensors(rewritten: Rewritten, tensors: Mapping[str, np.ndarray]) ->
     if (constants := rewritten.frozen_constants()) is not None:
         return expected_constants(constants, tensors, origins)
     return {
-        name: Expected(c, tuple(dict.fromkeys(s for t in c.sources for s in origins[t].sources)), c.exact)
+        name: Expected(
+            c,
+            tuple(dict.fromkeys(s for t in c.sources for s in origins[t].sources)),
+            c.exact,
+            how=", ".join(rearranging_steps(c, rewritten.program)),
+        )
         for name, c in rewritten.constants().items()
     }
 

@@ -21,6 +21,7 @@ class Expected:
             an array when it is compared, so that not all need be in memory.
         sources: the PyTorch tensors it is made of.
         exact: permuted, reshaped or cast only, so equal bit for bit; else within rounding.
+        how: what rearranges it, in words; "" if nothing does, or it is unknown.
         rounded: the same computed in the artifact's own precision, where steps of float32 round by more than the bound:
             the tensor may be this as well.
     """
@@ -29,6 +30,7 @@ class Expected:
     sources: tuple[str, ...]
     exact: bool
     rounded: ArrayLike | None = None
+    how: str = ""
 
 
 def compare_weights(
@@ -58,7 +60,7 @@ def compare_weights(
             continue
         array = np.asarray(actual[name])
         fault, ulps = _compare_tensor(one, array)
-        checks.append(TensorCheck(name, one.sources, array.shape, one.exact, ulps, fault or ""))
+        checks.append(TensorCheck(name, one.sources, array.shape, one.exact, ulps, fault or "", one.how))
         if fault:
             failures.append(f"{name} (from {', '.join(one.sources) or 'nothing'}): {fault}")
             module = module or next((source.rpartition(".")[0] or "the model itself" for source in one.sources), None)
