@@ -31,7 +31,7 @@ MOST = 100  # largest denominator
 # PyTorch's functions of sizes, for arrays.
 ROUNDING = {
     "ToFloat": np.float64, "TruncToInt": np.trunc, "FloorToInt": np.floor, "IntTrueDiv": np.true_divide,
-    "FloatTrueDiv": np.true_divide, "FloorDiv": np.floor_divide,
+    "FloatTrueDiv": np.true_divide, "FloorDiv": np.floor_divide, "RoundToInt": np.round,
 }  # fmt: skip
 LETTERS = "abcdefgh"
 
@@ -213,7 +213,7 @@ def multiple_held(plan: PlanBuilder, out: Size) -> Value | None:
     return None
 
 
-def zeros_held(plan: PlanBuilder, out: Size) -> Value | None:
+def zeros_held(plan: PlanBuilder, out: Size, may_be_empty: bool = False) -> Value | None:
     """Return a line of `out` zeros from a value that has a whole fraction of this size, or else from an input, or None.
 
     Of an input, any size computed from one of its own by sums, products and divisions that round will do.
@@ -225,17 +225,21 @@ def zeros_held(plan: PlanBuilder, out: Size) -> Value | None:
         for axis, size in enumerate(step.shape):
             share = as_share(size, out)
             if share is not None:
-                return cut(plan, Value(Layout.of(step.shape), step.dtype, step), axis, out, share)
+                value = Value(Layout.of(step.shape), step.dtype, step)
+                return cut(plan, value, axis, out, share, may_be_empty)
     return None
 
 
-def zeros(plan: PlanBuilder, size: Size) -> Value:
+def zeros(plan: PlanBuilder, size: Size, may_be_empty: bool = False) -> Value:
     """Return a line of `size` zeros, made of lines of the dynamic sizes in it.
+
+    Args:
+        may_be_empty: the size is 0 at some of the sizes that it is computed from.
 
     Raises:
         Unsupported: no sums, differences, products and divisions of sizes that values have give it.
     """
-    found = zeros_held(plan, size)
+    found = zeros_held(plan, size, may_be_empty)
     if found is not None:
         return found
     terms = dict(sympy.expand(size).as_coefficients_dict())
@@ -251,10 +255,10 @@ def zeros(plan: PlanBuilder, size: Size) -> Value:
         of, by = division.args  # n - floor(a / b) = floor((b n + b - 1 - a) / b)
         return cut(plan, zeros(plan, sympy.expand(by * (size + division) + by - 1 - of)), 0, size, Share(1, int(by)))
     if len(terms) > 1 or number or 1 not in terms.values():
-        parts = [zeros(plan, term) for term, n in terms.items() for _ in range(int(n))]
+        parts = [zeros(plan, term, _may_be_empty(term)) for term, n in terms.items() for _ in range(int(n))]
         return _extended(plan, parts, number, size)
     if isinstance(size, FloorDiv) and isinstance(size.args[1], sympy.Integer):
-        return cut(plan, zeros(plan, size.args[0]), 0, size, Share(1, int(size.args[1])))
+        return cut(plan, zeros(plan, size.args[0]), 0, size, Share(1, int(size.args[1])), may_be_empty)
     for value in held(plan):  # only multiples of an input's size are allowed
         for axis, run in enumerate(value.layout.axes):
             share = as_share(value.layout.extent(run), size)
@@ -265,6 +269,11 @@ def zeros(plan: PlanBuilder, size: Size) -> Value:
     if isinstance(size, Max | Min):
         return _chosen(plan, size)
     raise Unsupported(f"a size ({plan.program.size_name(size)}) that cannot be computed from those of earlier tensors")
+
+
+def _may_be_empty(size: Size) -> bool:
+    """Return whether a size in a sum is 0 where the one that it is a part of is less than the part."""
+    return isinstance(size, FloorDiv) and isinstance(size.args[1], sympy.Integer) and int(size.args[1]) > 2
 
 
 def _product(plan: PlanBuilder, size: sympy.Mul) -> Value:
@@ -300,7 +309,8 @@ def _difference(plan: PlanBuilder, size: Size, whole: Size) -> Value:
         return behind(row, counted(without, "int32")[1])
 
     line = Layout(((0,),), ((0,),), {0: size})
-    parts = zeros(plan, whole), zeros(plan, sympy.expand(whole - size))
+    rest = sympy.expand(whole - size)
+    parts = (zeros(plan, each, _may_be_empty(each)) for each in (whole, rest))
     return plan.call(cut, *parts, layout=line, dtype=torch.float32)
 
 
@@ -416,8 +426,8 @@ class Share:
     more: int = 0
 
 
-def cut(plan: PlanBuilder, value: Value, axis: int, out: Size, share: Share) -> Value:
-    """Return as many zeros as the share of the elements along `axis`."""
+def cut(plan: PlanBuilder, value: Value, axis: int, out: Size, share: Share, may_be_empty: bool = False) -> Value:
+    """Return as many zeros as the share of the elements along `axis`, of which there may be none."""
 
     def zeros(array: Any) -> Any:
         line = ops.zeros_like(along(array, axis), dtype="float32")
@@ -430,7 +440,10 @@ def cut(plan: PlanBuilder, value: Value, axis: int, out: Size, share: Share) -> 
         if share.every == 1:
             return line
         every = share.every  # Keras cannot step through a dynamic size
-        return ops.max_pool(ops.reshape(line, (1, -1, 1)), every, every, data_format="channels_last")[0, :, 0]
+        if may_be_empty:  # no pool gives nothing
+            line = ops.pad(line, [(0, every)])
+        pooled = ops.max_pool(ops.reshape(line, (1, -1, 1)), every, every, data_format="channels_last")
+        return pooled[0, 1:, 0] if may_be_empty else pooled[0, :, 0]
 
     return plan.call(zeros, value, layout=Layout(((0,),), ((0,),), {0: out}), dtype=torch.float32)
 

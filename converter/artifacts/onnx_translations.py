@@ -5,6 +5,7 @@ A spatial shift slices every group and joins it to its border. Channels come fir
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Sequence
 from typing import Any
 
@@ -145,8 +146,16 @@ def _translations() -> dict[Any, Any]:
 
     translations = [space_to_depth, depth_to_space, reorder_channels, dropout, shift, padded_conv]
     own = {getattr(torch.ops.converter, translation.__name__).default: translation for translation in translations}
+
+    def rounded(number: Any, digits: Any = None) -> Any:
+        """Round a number that is computed from sizes to the nearest integer, halves to the even one."""
+        if digits is not None:
+            raise NotImplementedError("a size that is rounded to digits")
+        return opset18.Cast(opset18.Round(number), to=onnx_ir.DataType.INT64)
+
     aten = torch.ops.aten
     better = {
+        builtins.round: rounded,
         aten.log_sigmoid.default: log_sigmoid,
         aten.upsample_linear1d.vec: upsample_linear1d,
         aten._upsample_bilinear2d_aa.vec: bilinear_antialiased,

@@ -196,8 +196,8 @@ def not_free(name: str, only: int | None, why: str = "forward has it as a consta
         f"Size {name} cannot be dynamic: {why}",
         code="PTC2009",
         where="--input-shape",
-        fix=f"Give {number} in place of {name}. If forward cuts it by split(n), whose number of parts depends on it: "
-        "slice the parts that are used, or use chunk.",
+        fix=f"Give {number} in place of {name}. If forward loops over parts of it, whose number depends on it: compute "
+        "them at once, as on x.unflatten(dim, (-1, n)), or cut a fixed number of parts with chunk.",
     )
 
 

@@ -48,7 +48,7 @@ from converter.capture.run_forward import run_forward
 from converter.capture.sizes_as_numbers import noting_numbers
 from converter.compat.export_patches import exporting
 from converter.compat.patches import PADS, SIZES_AS_UNKNOWN, Patch
-from converter.errors import CaptureError, Note
+from converter.errors import CaptureError, ConversionError, Note
 from converter.ir.program import Program
 from converter.ir.sizes import symbolic_shape
 from converter.options import CaptureOptions
@@ -205,6 +205,7 @@ def _conditions(
 ) -> Conditions | None:  # fmt: skip
     """Return torch.export's conditions on each dynamic size, None if `error` has another cause, such as the batch."""
     violated = isinstance(error, UserError) and error.error_type is UserErrorType.CONSTRAINT_VIOLATION
+    violated = violated or (isinstance(error, ConversionError) and error.code == "PTC2037")  # of 16*T, T was asked
     if not violated and not isinstance(error, AssertionError):  # torch.export's, of bounds that are fractions
         return None
     shapes = tuple(

@@ -18,6 +18,7 @@ from torch.utils._sympy.functions import FloatTrueDiv, IntTrueDiv, ToFloat
 
 from converter.compat import patches
 from converter.compat.packed_sequences import CODE, layer_of_either
+from converter.compat.parts_of_sizes import joined, split, stacked
 
 aten = torch.ops.aten
 RECURRENT = {
@@ -189,6 +190,17 @@ def _divmod(before: Any) -> Any:
     return divide
 
 
+def _remainder(before: Any) -> Any:
+    """Keep a dynamic size in `math.fmod` by a positive integer, of which it is the remainder."""
+
+    def fmod(number: Any, divisor: Any, /) -> Any:
+        if isinstance(number, int | torch.SymInt) and isinstance(divisor, int) and number >= 0 and divisor > 0:
+            return number % divisor
+        return before(number, divisor)
+
+    return fmod
+
+
 def _of_numbers(compute: Callable[..., Any]) -> Callable[[Any], Any]:
     """Keep dynamic sizes in a function of NumPy, which makes numbers of them, by Python's or PyTorch's own."""
 
@@ -229,10 +241,14 @@ REPLACEMENTS: tuple[tuple[patches.Patch, Callable[[Any], Any]], ...] = (
     (patches.PARTS_OF_TENSORS, _parts),
     (patches.UNEVEN_PARTS, _parts_of_tensor),
     (patches.UNEVEN_PARTS_OF_TENSORS, _parts_of_tensor),
+    (patches.EQUAL_PARTS, split),
+    (patches.JOINED_PARTS, joined),
+    (patches.STACKED_PARTS, stacked),
     *((patch, _maxima_of(rank)) for rank, patch in patches.ADAPTIVE_MAXIMA.items()),
     (patches.LINES, _line),
     (patches.QUOTIENTS, _whole_quotients),
     (patches.QUOTIENTS_AND_REMAINDERS, _divmod),
+    (patches.REMAINDERS, _remainder),
     *((patch, _of_numbers(OF_NUMPY[patch.name])) for patch in patches.NUMPY),
 )
 

@@ -117,6 +117,19 @@ UNEVEN_PARTS, UNEVEN_PARTS_OF_TENSORS = (
     )
     for owner in ("torch", "torch:Tensor")
 )  # fmt: skip
+EQUAL_PARTS = Patch(
+    "torch:Tensor", "split", "torch", TORCH,
+    "Keeps a dynamic size in parts by split(n), as far as they are not counted.",
+    "What split(n) cuts cannot have a dynamic size.",
+)  # fmt: skip
+JOINED_PARTS, STACKED_PARTS = (
+    Patch(
+        "torch", name, "torch", TORCH,
+        "Joins all parts of a dynamic size by split(n).",
+        "Parts of a dynamic size by split(n) cannot be joined.",
+    )
+    for name in ("cat", "stack")
+)  # fmt: skip
 ADAPTIVE_MAXIMA = {
     rank: Patch(
         "torch.nn.functional", f"adaptive_max_pool{rank}d", "torch", TORCH,
@@ -139,6 +152,11 @@ QUOTIENTS_AND_REMAINDERS = Patch(
     "builtins", "divmod", "torch", TORCH,
     "Divides dynamic sizes.",
     "divmod of a dynamic size is refused.",
+)  # fmt: skip
+REMAINDERS = Patch(
+    "math", "fmod", "torch", TORCH,
+    "Divides dynamic sizes.",
+    "math.fmod of a dynamic size is refused.",
 )  # fmt: skip
 NUMPY = tuple(
     Patch(
@@ -194,9 +212,9 @@ TRITON = Patch(
 )  # fmt: skip
 PATCHES = (
     RECURRENT_LAYERS, *PACKED_SEQUENCES.values(), *LAYERS_OF_PACKED, CAUSAL_MASKS, POOL_SIZES, SEQUENCE_POOLS, PARTS,
-    PARTS_OF_TENSORS,
-    UNEVEN_PARTS, UNEVEN_PARTS_OF_TENSORS, *ADAPTIVE_MAXIMA.values(), LINES, QUOTIENTS, QUOTIENTS_AND_REMAINDERS,
-    *NUMPY, SIZES_AS_UNKNOWN, PADS, STRUCTURES, *NUMBERS, OPTIMIZER, RULES, NAMES, TRITON,
+    PARTS_OF_TENSORS, UNEVEN_PARTS, UNEVEN_PARTS_OF_TENSORS, EQUAL_PARTS, JOINED_PARTS, STACKED_PARTS,
+    *ADAPTIVE_MAXIMA.values(), LINES, QUOTIENTS, QUOTIENTS_AND_REMAINDERS, REMAINDERS, *NUMPY, SIZES_AS_UNKNOWN, PADS,
+    STRUCTURES, *NUMBERS, OPTIMIZER, RULES, NAMES, TRITON,
 )  # fmt: skip
 
 

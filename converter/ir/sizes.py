@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from fractions import Fraction
 from functools import lru_cache, reduce
 from math import gcd, prod
 from typing import Any, TypeAlias
@@ -24,6 +25,7 @@ from torch.utils._sympy.functions import (
     Min,
     Mod,
     PythonMod,
+    RoundToInt,
     RShift,
     ToFloat,
     TruncToInt,
@@ -78,7 +80,8 @@ def as_size(expression: Any) -> Size:
 
 
 ROUNDED = (
-    Mod, PythonMod, CeilToInt, FloorToInt, TruncToInt, Max, Min, BitwiseFn_bitwise_and, BitwiseFn_bitwise_or, RShift,
+    Mod, PythonMod, CeilToInt, FloorToInt, TruncToInt, RoundToInt, Max, Min, BitwiseFn_bitwise_and,
+    BitwiseFn_bitwise_or, RShift,
 )  # fmt: skip
 # PyTorch's functions of whole numbers that sizes in one form can have, for arrays.
 OF_ARRAYS: Mapping[str, Callable[..., Any]] = {
@@ -115,6 +118,8 @@ def _without_remainders(expression: sympy.Expr) -> sympy.Expr:
         return _without_bits(type(expression), *args)
     if isinstance(expression, (Max, Min)) and (chosen := _always(type(expression), args)) is not None:
         return chosen
+    if isinstance(expression, RoundToInt) and (rounded := _rounded(args[0])) is not None:
+        return rounded
     if isinstance(expression, (CeilToInt, FloorToInt, TruncToInt)) and isinstance(args[0], (IntTrueDiv, FloatTrueDiv)):
         size, divisor = (part.args[0] if isinstance(part, ToFloat) else part for part in args[0].args)
         divisor = sympy.Integer(int(divisor)) if divisor.is_Float and float(divisor).is_integer() else divisor
@@ -122,6 +127,31 @@ def _without_remainders(expression: sympy.Expr) -> sympy.Expr:
             up = isinstance(expression, CeilToInt)
             return -floor_division(-size, int(divisor)) if up else floor_division(size, int(divisor))
     return expression.func(*args)
+
+
+def _rounded(number: sympy.Expr) -> sympy.Expr | None:
+    """Return a fraction of one size, rounded to the nearest integer and halves to the even one, as floor divisions.
+
+    None if the fraction, which PyTorch computes in floating point, is not exact.
+    """
+    divisions = {division: division.args[0] / division.args[1] for division in number.atoms(IntTrueDiv, FloatTrueDiv)}
+    exact = number.xreplace(divisions).replace(ToFloat, lambda size: size)
+    floats = exact.atoms(sympy.Float)
+    exact = exact.xreplace({n: sympy.Rational(Fraction(float(n)).limit_denominator(1000)) for n in floats})
+    size, divisor = sympy.fraction(sympy.together(exact))
+    symbols = list(exact.free_symbols)
+    if len(symbols) != 1 or not divisor.is_Integer or size.atoms(sympy.Function) or not size.is_polynomial(*symbols):
+        return None
+    by = int(divisor)
+    # floor(n / b + 1/2), and one less where that is a half rounded up to an odd number
+    nearest = floor_division(2 * size + by, 2 * by)
+    odd = floor_division(2 * size + 3 * by, 4 * by) - floor_division(2 * size + 3 * by - 1, 4 * by)
+    found = nearest - odd
+    given = np.arange(1, TRIED)
+    functions = {"IntTrueDiv": np.true_divide, "FloatTrueDiv": np.true_divide, "ToFloat": np.float64}
+    expected = np.round(sympy.lambdify(symbols, number, [functions, "numpy"])(given))
+    own = sympy.lambdify(symbols, found, [OF_ARRAYS, "numpy"])(given)
+    return found if np.array_equal(own, expected) else None
 
 
 def _without_bits(kind: type, *args: Any) -> sympy.Expr:

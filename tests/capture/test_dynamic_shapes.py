@@ -256,6 +256,15 @@ NETWORKS = {
     "thirds, the last one smaller": (
         Call(lambda x: torch.cat(x.chunk(3, 2)[::-1], 2)), IMAGE, ["Size H must be at least"]),
     "thirds that differ by one": (Call(lambda x: torch.cat(x.tensor_split(3, 1)[::-1], 1)), ("1,T,4",), []),
+    "parts of four steps: the first, the last, the one before it": (
+        Call(lambda x: x.split(4, 1)[0].mean(1) + x.split(4, 1)[-1].sum(1) * x.split(4, 1)[-2].mean(1)),
+        ("1,T,3",), ["Size T must be at least 5"]),
+    "parts counted": (Call(lambda x: sum(part.sum(1) for part in x.split(16, 1))), ("1,T,3",), ["at most 64"]),
+    "tiles in the batch": (Call(lambda x: torch.cat(x.split(4, 2), 0) * 2), ("1,3,4*H,8",), []),
+    "tiles": (Call(lambda x: torch.stack(torch.split(x, 4, dim=3), 1).amax(4)), ("1,3,H,4*W",), []),
+    "a batch of both, cut again": (
+        Call(lambda x, y: torch.cat([x, y]).softmax(2).split(x.shape[0], 0)), ("1,T,4", "1,T,4"), []),
+    "a rounded share": (Call(lambda x: x[:, : round(x.shape[1] * 0.3)] + 1), ("1,T,3",), []),
     "a recurrent layer over all pixels": (Pixels(), IMAGE, []),
     "softmax over positions, upsampled": (
         Call(lambda self, x: F.interpolate(self.c(x).flatten(2).softmax(2).view(-1, 2, *x.shape[2:]), scale_factor=2),
@@ -314,9 +323,9 @@ REFUSED = {
         Call(lambda x: F.max_pool2d(x.transpose(1, 2), 2)), IMAGE, UnsupportedOperatorsError,
         ["a dynamic number of channels", "max_pool2d"],
     ),
-    "parts of a size, as many as it has": (
-        Call(lambda x: x.split(2, 2)[0]), IMAGE, CaptureError,
-        ["Size H cannot be dynamic", "in place of H", "slice the parts", "use chunk"],
+    "a loop over parts of a size": (
+        Call(lambda x: torch.cat([part - part.mean() for part in x.split(16, 1)], 1)), ("1,16*T,3",), CaptureError,
+        ["Size T cannot be dynamic", "Give 4 in place of T", "x.unflatten(dim, (-1, n))"],
     ),
 }  # fmt: skip
 
@@ -440,6 +449,8 @@ PADDED = {
     "a branch": Call(only_where_needed, c=conv(3, 2)),
     "attention in windows": Call(attended_windows, l=nn.Linear(3, 9)),
     "a skip": Call(to_the_size_of_the_skip, up=UP),
+    "the remainder in floating point": Call(lambda x: F.pad(x, (0, int((8 - math.fmod(x.shape[3], 8)) % 8)))),
+    "rounded to the even of two halves": Call(lambda x: F.pad(x, (0, round(x.shape[3] / 4 + 0.5) * 4 - x.shape[3]))),
 }
 
 

@@ -1,5 +1,6 @@
 """Each patch finds what it replaces in the versions that are installed, and prevents what is lost without it."""
 
+import math
 import sys
 from collections import namedtuple
 from contextlib import nullcontext
@@ -142,6 +143,14 @@ def parts_of_tensors_have_dynamic_sizes(_):
     captured(Cut(lambda x, length: x.chunk(2, 2)[0]), "1,3,T")
 
 
+def equal_parts_have_dynamic_sizes(use, size="4*T"):
+    def check(_):
+        program = captured(Cut(lambda x, length: use(x.split(4, 2))), f"1,3,{size}")
+        assert not program.notes
+
+    return check
+
+
 def uneven_parts_have_dynamic_sizes(_):
     captured(Cut(lambda x, length: torch.tensor_split(x, 3, 2)[0]), "1,3,T")
 
@@ -264,10 +273,14 @@ EFFECTS = {
     patches.PARTS_OF_TENSORS: parts_of_tensors_have_dynamic_sizes,
     patches.UNEVEN_PARTS: uneven_parts_have_dynamic_sizes,
     patches.UNEVEN_PARTS_OF_TENSORS: uneven_parts_of_tensors_have_dynamic_sizes,
+    patches.EQUAL_PARTS: equal_parts_have_dynamic_sizes(lambda parts: parts[-1], "T"),
+    patches.JOINED_PARTS: equal_parts_have_dynamic_sizes(lambda parts: torch.cat(parts)),
+    patches.STACKED_PARTS: equal_parts_have_dynamic_sizes(lambda parts: torch.stack(parts)),
     **{patch: maxima_keep_dynamic_sizes(rank) for rank, patch in patches.ADAPTIVE_MAXIMA.items()},
     patches.LINES: steps_are_dynamic,
     patches.QUOTIENTS: quotients_are_whole,
     patches.QUOTIENTS_AND_REMAINDERS: sizes_are_divided,
+    patches.REMAINDERS: no_length_is_refused(lambda x, length: F.pad(x, (0, int(math.fmod(length, 8))))),
     patches.NUMPY[0]: of_numpy(lambda length: np.ceil(length / 8)),
     patches.NUMPY[1]: of_numpy(lambda length: np.floor(length / 8)),
     patches.NUMPY[2]: of_numpy(lambda length: np.maximum(20, length)),
