@@ -421,8 +421,8 @@ class PlanExecutor:
             weights, shape = tuple(constant.reshape(*constant.shape, 1) for constant in weights), (*shape, 1)
         if not self.stock and (step.config.get("groups", 1) > 1 or np.max(step.config.get("dilation_rate", 1)) > 1):
             kind = NATIVE.get(kind, kind)
-        if not self.stock and kind is layers.LayerNormalization:
-            kind = CenteredLayerNormalization
+        if not self.stock and not self.lite and kind is layers.LayerNormalization:
+            kind = CenteredLayerNormalization  # whose scale LiteRT's converter would write into the layers behind it
         if self.lite:
             kind = LITE.get(kind, kind)
             if self.batch is None and issubclass(kind, RECURRENT) and (shape[1] or math.inf) <= MOST_UNROLLED:

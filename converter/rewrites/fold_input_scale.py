@@ -1,6 +1,6 @@
 """Fold a factor before a convolution into its kernel, and a difference where nothing is padded (inference artifacts).
 
-A linear layer of (batch, features) is one of these.
+A linear layer is one of these, whose channels come last. Several layers behind one factor each take it.
 
 conv(x * s, W, b) -> conv(x, W * s, b)
 conv(x + c, W, b) -> conv(x, W, b + sum(W * c)), without padding
@@ -32,7 +32,10 @@ TERMS = {aten.add.Tensor: 1.0, aten.sub.Tensor: -1.0}
 
 def fold_input_scale(program: Program) -> list[Change]:
     layers = [n for target in LAYERS for n in program.graph.find_nodes(op="call_function", target=target)]
-    return [change for layer in layers if takes_scale(layer) for change in _folded(program, layer)]
+    changes: list[Change] = []
+    while found := [change for layer in layers for change in _folded(program, layer)]:
+        changes += found  # what two layers read is free for the first only when the second has taken its part
+    return changes
 
 
 def takes_scale(node: fx.Node) -> bool:
@@ -40,16 +43,33 @@ def takes_scale(node: fx.Node) -> bool:
     return node.target in LAYERS and (node.target is not aten.linear.default or node.meta["val"].dim() == 2)
 
 
+def _has_own_weights(program: Program, layer: fx.Node) -> bool:
+    arguments = bound_arguments(layer)
+    bias = arguments.optional_node("bias")
+    return program.is_tensor(arguments.node("weight")) and (bias is None or program.is_tensor(bias))
+
+
+def _takes(program: Program, layer: fx.Node, node: fx.Node) -> bool:
+    """Return whether a layer's weights take the factor or the difference that `node` is."""
+    return (
+        layer.target in LAYERS
+        and bound_arguments(layer).node("input") is node
+        and _has_own_weights(program, layer)
+        and _operands(program, node, layer) is not None
+        and (node.target in FACTORS or is_unpadded(layer))
+    )
+
+
 def _folded(program: Program, conv: fx.Node) -> Iterator[Change]:
     while True:
         arguments = bound_arguments(conv)
         weight, bias = arguments.node("weight"), arguments.optional_node("bias")
         node, moved = _behind_moves(arguments.node("input"))
-        if not program.is_tensor(weight) or not (bias is None or program.is_tensor(bias)):
+        if not _has_own_weights(program, conv) or node.target not in {**FACTORS, **TERMS}:
             return
-        if len(node.users) > 1 or node.target not in {**FACTORS, **TERMS}:
+        if len(node.users) > 1 and not all(_takes(program, user, node) for user in node.users):
             return
-        found = _operands(program, node)
+        found = _operands(program, node, conv)
         if found is None or (moved and _count(found[1]) > 1):
             return
         source, constant = found
@@ -67,8 +87,10 @@ def _folded(program: Program, conv: fx.Node) -> Iterator[Change]:
             what = "difference"
         else:
             return
-        node.replace_all_uses_with(source)
-        program.graph.erase_node(node)
+        for user in (conv,) if len(node.users) > 1 else tuple(node.users):
+            user.replace_input_with(node, source)
+        if not node.users:
+            program.graph.erase_node(node)
         yield Change(f"{what} folded", module_path(node), f"into the weights of `{module_path(conv)}`", routine=True)
 
 
@@ -79,8 +101,8 @@ def _behind_moves(node: fx.Node) -> tuple[fx.Node, bool]:
     return node, moved
 
 
-def _operands(program: Program, node: fx.Node) -> tuple[fx.Node, float | fx.Node] | None:
-    """Return what is scaled or shifted, and the number or tensor: one element, or one for each channel."""
+def _operands(program: Program, node: fx.Node, layer: fx.Node) -> tuple[fx.Node, float | fx.Node] | None:
+    """Return what is scaled or shifted, and the number or tensor: one element, or one for each channel of a layer."""
     arguments = bound_arguments(node)
     left, right = arguments.value("self"), arguments.value("other")
     if node.target in TERMS and arguments.value("alpha") != 1:
@@ -94,7 +116,8 @@ def _operands(program: Program, node: fx.Node) -> tuple[fx.Node, float | fx.Node
     if not isinstance(right, fx.Node) or not program.is_tensor(right):
         return None
     shape, rank = right.meta["val"].shape, left.meta["val"].ndim
-    by_channel = [size for axis, size in enumerate((1,) * (rank - len(shape)) + tuple(shape)) if axis != 1]
+    channels = rank - 1 if layer.target is aten.linear.default else 1
+    by_channel = [size for axis, size in enumerate((1,) * (rank - len(shape)) + tuple(shape)) if axis != channels]
     return (left, right) if len(shape) <= rank and all(size == 1 for size in by_channel) else None
 
 

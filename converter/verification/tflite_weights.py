@@ -89,7 +89,7 @@ def expected_constants(
     found |= _matches(derived, left, nearly=False)
     return {
         name: Expected(
-            pairs[0][1],
+            next((array for _, array in pairs if isinstance(array, LazyTensor)), pairs[0][1]),
             tuple(dict.fromkeys(s for one, _ in pairs for t in one.constant.sources for s in origins[t].sources)),
             all(one.exact for one, _ in pairs),
         )

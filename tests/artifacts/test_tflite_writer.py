@@ -156,6 +156,24 @@ def test_recurrent_weights_and_a_slope_of_five_axes_are_found(tmp_path):
     assert "WHILE" in report.artifacts[0].operators
 
 
+class Scaled(nn.Module):
+    """Scales and offsets of features before linear layers, as a layer norm's and as learned ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.factor, self.offset = nn.LayerNorm(6), nn.Parameter(torch.ones(6)), nn.Parameter(torch.ones(6))
+        self.query, self.key, self.leave = nn.Linear(6, 7), nn.Linear(6, 7), nn.Linear(7, 5)
+
+    def forward(self, x):
+        y = self.norm(x)
+        return self.leave(self.query(y) * self.key(y)), self.query(x * self.factor + self.offset)
+
+
+def test_scales_before_linear_layers_are_found(tmp_path):
+    report = converter.convert(made(Scaled()), to="tflite", output=tmp_path / "x.tflite", input_shapes=["1,4,6"])
+    assert report.status == "verified", report.artifacts[0].proofs
+
+
 class Read(nn.Module):
     """Recurrent layers of each kind in both directions."""
 

@@ -487,8 +487,23 @@ INPUT_SCALE_FIRES = {
     "features before a linear layer": (
         Call(lambda self, x: self.linear(x * torch.arange(1.0, 7.0) - 0.5), linear=nn.Linear(6, 4)), (2, 6), "linear"
     ),
+    "features of tokens before several linear layers": (
+        Call(
+            lambda self, x: (self.q(y := x * torch.arange(1.0, 7.0) - 0.5), self.k(y)),
+            q=nn.Linear(6, 4), k=nn.Linear(6, 5, bias=False),
+        ),
+        (2, 7, 6), "linear linear",
+    ),
+    "pixels before a convolution and another that is grouped": (
+        Call(lambda self, x: (self.a(y := x / 255), self.b(y)), a=nn.Conv2d(6, 4, 1), b=nn.Conv2d(6, 6, 3, groups=6)),
+        IMAGE, "conv2d conv2d",
+    ),
 }  # fmt: skip
 INPUT_SCALE_LEAVES = {
+    "a difference that one of two convolutions pads": (
+        Call(lambda self, x: (self.a(y := x - 0.5), self.b(y)), a=nn.Conv2d(6, 4, 1), b=nn.Conv2d(6, 4, 3, padding=1)),
+        IMAGE,
+    ),
     "positions before a linear layer": (
         Call(lambda self, x: self.linear(x * torch.arange(1.0, 7.0)[:, None]), linear=nn.Linear(8, 4)), (2, 6, 8)
     ),
