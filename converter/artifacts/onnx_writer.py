@@ -29,6 +29,7 @@ from converter.plan.registry import Registry
 from ..artifacts.folded_constants import EXPORTED_AS, FoldedConstants, recorded
 from .onnx_translations import _translations
 from .runtime import graph_digest as digests
+from .runtime import onnx_file
 from .runtime import stamp as stamps
 
 aten = torch.ops.aten
@@ -188,9 +189,16 @@ class Exported:
         model.metadata_props[stamps.ONNX_KEY] = stamps.stamp_text(digests.stamped(stamp, _digest_in_memory(model)))
         if external_data is None:
             external_data = _bytes_of_weights(model) > LARGEST
-        self._program.save(path, external_data=external_data)
+        checked = path
+        if external_data:
+            self._program.save(path, external_data=True)
+        else:
+            checked = path.with_name(
+                f".{path.name}.checked.onnx"
+            )  # of the same graph, whose weights are those of `path`
+            checked.write_bytes(_write_whole(model, path).SerializeToString())
         try:
-            onnx.checker.check_model(str(path), full_check=True)
+            onnx.checker.check_model(str(checked), full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
             raise ConversionError(
                 f"ONNX's checker rejects the exported model: {error}",
@@ -198,6 +206,38 @@ class Exported:
                 fix="Try another --opset, and report this bug of PyTorch's exporter or of pt-convert with the model.",
                 where=str(path),
             ) from error
+        finally:
+            if checked != path:
+                checked.unlink()
+
+
+def _write_whole(model: Any, path: Path) -> Any:
+    """Write a model into one file, and return its ModelProto, which refers to that file for large weights.
+
+    The checker loads a file as a whole, several times over.
+    """
+    import onnx_ir
+
+    held = model.graph.initializers
+    large = {
+        name: tensor
+        for name, value in held.items()
+        if (tensor := value.const_value) is not None
+        and tensor.nbytes > onnx_file.LARGE
+        and not isinstance(tensor, onnx_ir.ExternalTensor | onnx_ir.StringTensor | onnx_ir.serde.TensorProtoTensor)
+    }
+    try:
+        for name, tensor in large.items():
+            held[name].const_value = onnx_ir.ExternalTensor(
+                path.name, None, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=tensor.name,
+                doc_string=tensor.doc_string, metadata_props=tensor.metadata_props, base_dir=path.parent,
+            )  # fmt: skip
+        proto = onnx_ir.serde.serialize_model(model)
+    finally:
+        for name, tensor in large.items():
+            held[name].const_value = tensor
+    onnx_file.write_model(proto, {name: tensor.tobytes for name, tensor in large.items()}, path)
+    return proto
 
 
 def _bytes_of_weights(model: Any) -> int:
@@ -228,9 +268,7 @@ def name_by_content(path: Path) -> None:
 def _digest_in_memory(model: Any) -> str:
     from onnx_ir import serde
 
-    arrays = (
-        (name, v.const_value.numpy()) for name, v in model.graph.initializers.items() if v.const_value is not None
-    )
+    arrays = ((name, v.const_value.numpy) for name, v in model.graph.initializers.items() if v.const_value is not None)
     return digests.onnx_digest((serde.serialize_node(node) for node in model.graph), arrays)
 
 

@@ -9,7 +9,8 @@ import math
 import shutil
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,10 @@ class _SavedModel(WrittenArtifact):
         )
 
 
+def _readers(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
+    return ((name, partial(np.asarray, array)) for name, array in arrays.items())
+
+
 class _OnnxFile(WrittenArtifact):
     """The digest of its graph covers small weights too, so it changes with them."""
 
@@ -162,11 +167,11 @@ class _OnnxFile(WrittenArtifact):
         self.tensors = {name: self._arrays[name] for name in names}
 
     def graph_digest(self) -> str:
-        return digests.onnx_digest(self._model.graph.node, self._arrays.items())
+        return digests.onnx_digest(self._model.graph.node, _readers(self._arrays))
 
     def rest_digest(self) -> str:
-        rest = ((name, array) for name, array in self._arrays.items() if name not in self._names)
-        return digests.onnx_digest(self._model.graph.node, rest)
+        rest = {name: array for name, array in self._arrays.items() if name not in self._names}
+        return digests.onnx_digest(self._model.graph.node, _readers(rest))
 
     def write(self, path: Path, arrays: Mapping[str, np.ndarray], stamp: Mapping[str, Any]) -> None:
         import onnx
@@ -191,7 +196,7 @@ class _OnnxFile(WrittenArtifact):
                 for kind in ("float_data", "double_data", "int32_data", "int64_data"):
                     tensor.ClearField(kind)
                 tensor.raw_data = same.raw_data
-        digest = digests.onnx_digest(model.graph.node, (self._arrays | dict(arrays)).items())
+        digest = digests.onnx_digest(model.graph.node, _readers(self._arrays | dict(arrays)))
         entry = next(entry for entry in model.metadata_props if entry.key == stamps.ONNX_KEY)
         entry.value = stamps.stamp_text(digests.stamped(stamp, digest))
         path.write_bytes(model.SerializeToString())

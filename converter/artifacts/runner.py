@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 from ..errors import CheckpointError, ConversionError, UsageError
 from .runtime.formats import Format
 from .runtime.graph_digest import KEY
-from .runtime.protocol import Fact, receive, send
+from .runtime.protocol import Fact, Tensors, receive, send
 from .runtime.stamp import read_stamp
 
 _MODULES: dict[Format, str] = {
@@ -60,28 +60,6 @@ def require_litert() -> None:
             code="PTC4023",
             fix='Install it: pip install "pt-convert[tflite]".',
         )
-
-
-class Tensors(Mapping[str, np.ndarray]):
-    """Arrays that are fetched on each read, so that they need not all be in memory."""
-
-    def __init__(self, names: Sequence[str], fetch: Callable[[str], np.ndarray]):
-        self._names = dict.fromkeys(names)
-        self._fetch = fetch
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._fetch(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
 
 
 def start_bound(command: Sequence[str], **options: Any) -> tuple[subprocess.Popen[Any], IO[bytes]]:

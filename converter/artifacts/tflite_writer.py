@@ -20,12 +20,24 @@ from .tflite_metadata import LABELS_FILE, TensorDescription, add_metadata
 if TYPE_CHECKING:
     import tensorflow as tf
 
+LARGEST = 2**31 - 2**24  # bytes of weights; positions in the file are 32-bit numbers with a sign
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can hold
 MOST_PLACES = 3
 # MLIR's diagnostics: 'tf.FloorDiv' op ...; loc(fused["FloorDiv:", "head/floordiv/floordiv@__inference_serving_1"])
 _NO_OPERATOR = re.compile(r"'tfl?\.(\w+)' op (?:is neither|failed to verify)")
 _LOOP = "op requires element_shape to be static"
 _NODE = re.compile(r'"([^"@]+)@__inference_')
+
+
+def refuse_large(size: int) -> None:
+    """Raise ConversionError for a model whose weights have too many bytes for one file of the format."""
+    if size > LARGEST:
+        raise ConversionError(
+            f"The weights have {size / 2**30:.1f} GiB, and a .tflite file has room for {LARGEST / 2**30:.1f} GiB.",
+            code="PTC4046",
+            where="--to tflite",
+            fix="Choose --to onnx, tf or keras, which have no such limit, or convert parts of it with --submodule.",
+        )
 
 
 def write(

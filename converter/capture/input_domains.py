@@ -37,6 +37,7 @@ UNKNOWN = 2  # rows that any table has
 MOST = 256
 SAMPLES = 512
 ELEMENTS = 1 << 23  # limit for the round of many samples, counting all activations
+LARGE_ACTIVATION = 1 << 26  # elements
 BATCH_HINT = 4
 
 
@@ -190,7 +191,18 @@ def many_samples(program: Program) -> int:
 
     If they are few, return 0.
     """
-    per_sample = 0
+    per_sample = sum(_activations(program))
+    samples = min(SAMPLES, ELEMENTS // max(per_sample, 1))
+    return samples if samples >= BATCH_HINT and program.fixed_batch is None else 0
+
+
+def most_samples(program: Program) -> int:
+    """Return how many samples may run together: two of a model with large activations, which several steps hold."""
+    return 2 if max(_activations(program), default=0) > LARGE_ACTIVATION else 3
+
+
+def _activations(program: Program) -> Iterator[int]:
+    """Yield the elements of each operator's results for one sample, at the largest sizes drawn."""
     sizes: dict[sympy.Symbol, int] = {}
     for values, batches in _size_choices(program):
         for symbol, size in values.items():
@@ -199,9 +211,7 @@ def many_samples(program: Program) -> int:
         value = node.meta.get("val")
         for tensor in value if isinstance(value, (list, tuple)) else (value,):
             if node.op == "call_function" and isinstance(tensor, torch.Tensor):
-                per_sample += size_with(tensor.numel(), 1, sizes)
-    samples = min(SAMPLES, ELEMENTS // max(per_sample, 1))
-    return samples if samples >= BATCH_HINT and program.fixed_batch is None else 0
+                yield size_with(tensor.numel(), 1, sizes)
 
 
 def size_with(size: Any, symbols: int, known: Mapping[sympy.Symbol, int] | None = None) -> int:

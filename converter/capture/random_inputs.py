@@ -1,8 +1,9 @@
 """Random inputs to compare on: several kinds, batches and sizes, never constant."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ Kind = Literal["normal", "uniform", "large", "impulse", "small", "spread"]
 ROUNDS: tuple[tuple[Kind, int], ...] = (("normal", 1), ("normal", 3), ("uniform", 1), ("large", 1), ("impulse", 2))
 LAST: tuple[Kind, int] = ("small", 2)
 SMALL = (1e-3, 1e-6, 0.0, 0.0)  # factors of rows; the last kind of row is constant instead
+LARGE = 1 << 24  # elements of a round's inputs from which they are not kept
 IMPULSE = 8.0  # over a background of deviation 1/16: after exact zeros, norms would divide rounding errors by zero
 
 
@@ -52,7 +54,30 @@ class Round:
     """Inputs for one run of the model, by name."""
 
     description: str
-    arrays: dict[str, np.ndarray]
+    arrays: Mapping[str, np.ndarray]
+
+    @property
+    def samples(self) -> int:
+        """Return the largest first size of an input."""
+        held = self.arrays
+        shapes = held.shapes.values() if isinstance(held, Drawn) else map(np.shape, held.values())
+        return max((shape[0] for shape in shapes if shape), default=1)
+
+
+class Drawn(Mapping[str, np.ndarray]):
+    """Random inputs that are drawn again on each read, because they are large."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], draw: Callable[[], Mapping[str, np.ndarray]]):
+        self.shapes, self._draw = shapes, draw
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._draw()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
 
 
 def draw(
@@ -90,21 +115,26 @@ def draw(
 
 
 def rounds(
-    specs: Sequence[InputSpec], seed: int, sizes: Sequence[Mapping[str, int]] = (), many: int = 0
+    specs: Sequence[InputSpec], seed: int, sizes: Sequence[Mapping[str, int]] = (), many: int = 0, most: int = 3
 ) -> Iterator[Round]:
     """Yield the default rounds of inputs to compare a model on: batch 1 and more, or the fixed batch throughout.
 
     Args:
         sizes: of the dynamic dimensions other than the batch, by symbol; the rounds take them in turn.
         many: samples of one more round, "spread", for models so small that few values pass through them.
+        most: samples of any other round.
     """
     spread: list[tuple[Kind, int]] = [("spread", many)] if many else []
     for number, (kind, batch) in enumerate((*ROUNDS, *spread, LAST)):
         sized = sizes[number % len(sizes)] if sizes else {}
-        arrays = draw(specs, batch, (seed, number), sized, kind)
+        batch = batch if kind == "spread" else min(batch, most)
+        make = partial(draw, specs, batch, (seed, number), sized, kind)
+        shapes = {spec.name: _concrete(spec, batch, sized) for spec in specs}
+        large = sum(int(np.prod(shape)) for shape in shapes.values()) > LARGE
+        arrays = Drawn(shapes, make) if large else make()
         first = next(iter(specs), None)
         place = first.shape.index("batch") if first is not None and "batch" in first.shape else 0
-        actual_batch = next((array.shape[place] for array in arrays.values() if array.ndim > place), batch)
+        actual_batch = next((shape[place] for shape in shapes.values() if len(shape) > place), batch)
         shown = "".join(f", {symbol} {size}" for symbol, size in sized.items())
         yield Round(f"{kind}, batch {actual_batch}{shown}", arrays)
 

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from converter.errors import ConversionError, Note
 from converter.ir.aten import ASSERTIONS, has_effects, returned
+from converter.ir.banded_convolutions import use_bands
 from converter.ir.lazy_tensor import Compute, LazyTensor
 from converter.ir.sizes import SYMBOLIC, numbers_for_sizes, with_numbers
 
@@ -97,6 +98,12 @@ class Program:
         return self.graph_module.graph
 
     @property
+    def bytes_of_weights(self) -> int:
+        """Return the bytes of the tensors that operators read."""
+        read = {tensor_name(node): node.meta["val"] for node in self.graph.find_nodes(op="get_attr") if node.users}
+        return sum(value.numel() * value.itemsize for value in read.values())
+
+    @property
     def placeholders(self) -> list[fx.Node]:
         return self.graph.find_nodes(op="placeholder")
 
@@ -151,8 +158,9 @@ class Program:
                 return
             with torch.no_grad(), default_dtype(self.precision):
                 result = interpreter.run_node(node)
-            yield node, result.detach() if isinstance(result, Tensor) else result
             interpreter.env[node] = result
+            yield node, result.detach() if isinstance(result, Tensor) else result
+            del result  # it would live while the next node runs
             for used in interpreter.user_to_last_uses.get(node, []):
                 del interpreter.env[used]
 
@@ -364,6 +372,8 @@ class Program:
         """
         result = self.copy()
         result.precision = dtype
+        if dtype == torch.float64:
+            use_bands(result.graph)
         for node in list(result.graph.nodes):
             if node.op == "get_attr":
                 result._tensor_at(node, dtype)

@@ -6,6 +6,9 @@ TensorFlow's graph tensors and eager tensors alike.
 
 from __future__ import annotations
 
+import converter.compat.tensorflow_memory  # noqa: F401  # before TensorFlow
+
+# isort: split
 import gc
 import math
 import re
@@ -19,6 +22,7 @@ from typing import Any, Self
 import keras
 import numpy as np
 import tensorflow as tf
+import torch
 from keras import layers
 
 from converter.capture.dynamic_shapes import Range
@@ -222,7 +226,7 @@ class PlanExecutor:
         if any(values != constant.array().tobytes() for constant, values in self._inlined):
             return False
         for variable, constant in self.tensors.values():
-            variable.assign(constant.array())
+            variable.assign(in_torchs_memory(constant, variable.dtype))
         return True
 
     @property
@@ -443,7 +447,7 @@ class PlanExecutor:
         return layer
 
     def _fill(self, variable: keras.Variable, constant: Constant) -> None:
-        variable.assign(constant.array())
+        variable.assign(in_torchs_memory(constant, variable.dtype))
         name = variable.path if self.stock else self._unique(constant.sources[0] if constant.sources else variable.path)
         self.tensors[name] = (variable.value, constant)
 
@@ -458,7 +462,8 @@ class PlanExecutor:
             made = self._bare_layer(step)
         else:
             name = self._unique(constant.sources[0] if constant.sources else f"{step.name}.constant")
-            made = tf.Variable(constant.array(), trainable=False, dtype=dtype_name(constant.dtype))
+            dtype = dtype_name(constant.dtype)
+            made = tf.Variable(in_torchs_memory(constant, dtype), trainable=False, dtype=dtype)
             self.tensors[name] = (made, constant)
         self._constants[constant.key] = made
         return made
@@ -515,6 +520,20 @@ class PlanExecutor:
             chosen = f"{name}_{n}"
         self._names.add(chosen)
         return chosen
+
+
+ALIGNMENT = 64  # bytes, of the tensors that TensorFlow's kernels take
+SHARED = {"float32": torch.float32, "float64": torch.float64}
+
+
+def in_torchs_memory(constant: Constant, dtype: Any) -> Any:
+    """Return a constant's values for a variable, without a copy by TensorFlow, which never gives memory back."""
+    to = SHARED.get(getattr(dtype, "name", dtype))
+    if to is None or not constant.values.numel():
+        return constant.array()
+    values = constant.tensor.detach().to(to).contiguous()
+    values = values.clone() if values.data_ptr() % ALIGNMENT else values
+    return tf.experimental.dlpack.from_dlpack(values.__dlpack__())
 
 
 def between_others(step: LayerStep) -> bool:

@@ -138,11 +138,11 @@ class RewrittenModel:
         if self.format == "torch":
             torch_writer.write(self.module_source(), path, self.stamp() | self.recipe())
             return
-        if self.format == "onnx":
-            self._write_onnx(path)
-            return
         with swept():
-            self._write_lowered(path)
+            if self.format == "onnx":
+                self._write_onnx(path)
+            else:
+                self._write_lowered(path)
 
     def prepare(self) -> list[Note]:
         """Do everything that comes before writing, raise what writing would raise, and return notes on the artifact."""
@@ -369,25 +369,32 @@ class RewrittenModel:
 
 
 def build(
-    source: LoadedModel, format: Format, options: ArtifactOptions, clock: Clock, known: Mapping[str, Any] | None = None
+    source: LoadedModel,
+    format: Format,
+    options: ArtifactOptions,
+    clock: Clock,
+    known: Mapping[str, Any] | None = None,
+    *,
+    checked: bool = True,
 ) -> RewrittenModel:
     """Rewrite and plan a model for one format, or reuse the build of an earlier model of the same architecture.
 
     Args:
         known: the choices of an artifact's plan, from its stamp, so that they are not searched for again.
+        checked: run the rewritten program, and compare it with the captured one.
     """
     cached = source.cached if known is None else None
 
     def make() -> RewrittenModel:
         with recording_queries(queries := ValueQueries()):
-            built = replace(_build_uncached(source, format, options, clock, known), queries=queries)
+            built = replace(_build_uncached(source, format, options, clock, known, checked), queries=queries)
         return replace(built, reusable=Reusable()) if cached is not None and cached.is_small else built
 
     def has_our_mappings(built: RewrittenModel) -> bool:
         return built.source.mappings.records == source.mappings.records
 
     try:
-        built = make() if cached is None else cached.reuse((format, options), make, has_our_mappings)
+        built = make() if cached is None else cached.reuse((format, options, checked), make, has_our_mappings)
     except UnsupportedOperatorsError as error:
         for broken in source.mappings.broken:
             error.fix = f"{broken.fix} ({broken.what}) {error.fix}"
@@ -398,7 +405,12 @@ def build(
 
 
 def _build_uncached(
-    source: LoadedModel, format: Format, options: ArtifactOptions, clock: Clock, known: Mapping[str, Any] | None
+    source: LoadedModel,
+    format: Format,
+    options: ArtifactOptions,
+    clock: Clock,
+    known: Mapping[str, Any] | None,
+    checked: bool,
 ) -> RewrittenModel:
     chosen = [r for r in REWRITES[format] if not (options.keep_batchnorm and r in KEEP_BATCHNORM)]
     if options.focus_as_convolution:
@@ -406,7 +418,7 @@ def _build_uncached(
     if options.exact_shifts:
         chosen = [EXACT_SHIFTS.get(r, r) for r in chosen]
     with clock("rewrite"):
-        inputs, expected = source.probe or (source.examples, None)
+        inputs, expected = (source.probe or (source.examples, None)) if checked else (None, None)
         captured = replace(source.program, exact_infinities=options.exact_infinities)
         program, changes = rewrite(captured, chosen, inputs, expected)
     if format in ("onnx", "torch"):

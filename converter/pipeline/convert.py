@@ -14,6 +14,7 @@ from converter.artifacts.paths import SUFFIXES, holds, output_path, parse_format
 from converter.artifacts.placement import Placement, full_disk, is_disk_full
 from converter.artifacts.runner import Runner
 from converter.artifacts.runtime.formats import Format
+from converter.artifacts.tflite_writer import refuse_large
 from converter.capture.input_domains import input_specs
 from converter.compat.patches import lost_patches
 from converter.errors import ConversionError, Note, UsageError, wrap_unexpected
@@ -169,6 +170,8 @@ class ConversionSession:
             source = load_model(
                 model, options, fixed_batch=options.artifact.fixed_batch, clock=clock, cache=cache, mappings=added
             )
+            if "tflite" in formats:
+                refuse_large(source.program.bytes_of_weights)
             sources = {f: for_format(source, f, options.artifact) for f in formats}
             if "tflite" in sources:
                 options = load_calibration(options, input_specs(sources["tflite"].program))
@@ -256,7 +259,7 @@ class ArtifactJob:
         return replace(report, seconds=time.perf_counter() - started)
 
     def _run(self, told: set[str]) -> ArtifactReport:
-        built = build(self.source, self.format, self.options.artifact, self.clock)
+        built = build(self.source, self.format, self.options.artifact, self.clock, checked=self.options.write.verify)
         self.changes = built.changes
         samples = calibration_samples(built, self.options) if self._quantizes else {}
         self.notes += lost_patches("onnxscript") if self.format == "onnx" else []

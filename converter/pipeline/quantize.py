@@ -88,7 +88,7 @@ def calibration_samples(built: RewrittenModel, options: ConvertOptions) -> dict[
     """Return batches for each input, [samples, *shape] in the artifact's layout; random ones if none are needed."""
     specs, given = input_specs(built.captured), options.quantization.calibrate
     if given is None:
-        runs = [draw(specs, built.captured.fixed_batch or 1, options.capture.seed)]
+        runs: list[Mapping[str, np.ndarray]] = [draw(specs, built.captured.fixed_batch or 1, options.capture.seed)]
     else:
         assert isinstance(given, Mapping)
         runs = [each.arrays for each in batches(given, specs, 1)]

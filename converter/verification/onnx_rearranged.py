@@ -39,9 +39,10 @@ def rearranged_weights(program: Program, tensors: Mapping[str, np.ndarray], know
         for name in alike.get(digest(comparable(array)), ()) if array.size in sizes else ():
             if name in found:
                 continue
-            order = next((o for o in orders(array.ndim) if _is(array.transpose(o), tensors[name])), None)
+            tensor = tensors[name]
+            order = next((o for o in orders(array.ndim) if _is(array.transpose(o), tensor)), None)
             if order is not None:
-                arranged = partial(_arranged, order=order, shape=tensors[name].shape)
+                arranged = partial(_arranged, order=order, shape=tensor.shape)
                 found[name] = Expected(program.values(node).map(arranged), origin.sources, origin.exact)
                 break
     return found

@@ -30,7 +30,7 @@ def recurrent_weights(program: Program, tensors: Mapping[str, np.ndarray]) -> di
     made = [expected for node in program.graph.nodes for expected in _made_for(program, node)]
     return {
         name: expected
-        for name, tensor in tensors.items()
+        for name, tensor in (tensors.items() if made else ())
         for expected in made
         if np.asarray(expected.array).shape == tensor.shape and np.array_equal(expected.array, tensor)
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from converter.artifacts.folded_constants import FoldedConstants, Literal
+from converter.artifacts.runtime.protocol import Tensors
 from converter.ir.program import Origin, Program
 from converter.verification.onnx_rearranged import rearranged_weights
 from converter.verification.onnx_rnn_weights import recurrent_weights
@@ -29,7 +30,7 @@ def expected_initializers(
     _add_renamed(program, expected, tensors)
     _add_merged(program, expected)
     expected = _with_rearranged(program, expected, tensors)
-    unexplained = {name: t for name, t in tensors.items() if name not in expected and not is_exporters(t)}
+    unexplained = _others(tensors, [name for name in tensors if name in expected or is_exporters(tensors[name])])
     if unexplained or _left_out(program, expected):
         constants = _Constants(program, folded())
         constants.explain(unexplained, expected)
@@ -162,18 +163,22 @@ def _names(program: Program) -> dict[str, str]:
 def _with_rearranged(
     program: Program, expected: dict[str, Expected], tensors: Mapping[str, np.ndarray]
 ) -> dict[str, Expected]:
-    expected = expected | recurrent_weights(program, {n: t for n, t in tensors.items() if n not in expected})
+    expected = expected | recurrent_weights(program, _others(tensors, expected))
     known = {target for target, name in _names(program).items() if name in expected}
-    return expected | rearranged_weights(program, {n: t for n, t in tensors.items() if n not in expected}, known)
+    return expected | rearranged_weights(program, _others(tensors, expected), known)
+
+
+def _others(tensors: Mapping[str, np.ndarray], known: Container[str]) -> Mapping[str, np.ndarray]:
+    """Return the tensors that are not known, without reading any."""
+    return Tensors((name for name in tensors if name not in known), tensors.__getitem__)
 
 
 def _add_renamed(program: Program, expected: dict[str, Expected], tensors: Mapping[str, np.ndarray]) -> None:
     """Add initializers that the exporter reshapes and renames, such as PReLU's slopes: they hold the same bytes."""
     named = {source for one in expected.values() for source in one.sources}
     left: dict[bytes, list[str]] = {}
-    for name, tensor in tensors.items():
-        if name not in expected:
-            left.setdefault(_content(tensor), []).append(name)
+    for name, tensor in _others(tensors, expected).items():
+        left.setdefault(_content(tensor), []).append(name)
     for node in program.graph.find_nodes(op="get_attr") if left else ():
         origin = program.origins[node.target]
         if not node.users or node.target in expected or named.issuperset(origin.sources):

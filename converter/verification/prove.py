@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -10,7 +10,9 @@ import torch
 
 from converter.artifacts import torch_writer
 from converter.artifacts.runtime.formats import Format
+from converter.artifacts.runtime.protocol import Tensors
 from converter.artifacts.torch_source import ModuleSource
+from converter.capture.random_inputs import Round
 from converter.ir.program import Program, tensor_name
 from converter.memory import reusing_blocks
 from converter.plan.interface import to_artifact, to_torch
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from converter.plan.steps import Constant
 
 
+KEPT = 1 << 28  # bytes of an artifact's tensors that are fetched once
 _MANY = 24  # rounds from which tracing the plan costs less than running it operator by operator
 
 
@@ -104,21 +107,23 @@ def _run_source(source: ModuleSource, reference: Reference) -> Iterator[Outputs]
 
 def _run_plan(rewritten: Rewritten, reference: Reference) -> Iterator[Outputs]:
     executor = rewritten.executor("float64")
-    inputs, outputs = executor.plan.inputs, executor.plan.outputs
-    rounds = [[to_artifact(_in_float64(each.arrays[i.name]), i) for i in inputs] for each in reference.rounds]
-    for results in _results_in_float64(executor, rounds):
+    outputs = executor.plan.outputs
+    for results in _results_in_float64(executor, reference.rounds):
         yield {o.name: to_torch(np.asarray(r), o) for o, r in zip(outputs, results, strict=True)}
 
 
-def _results_in_float64(executor: PlanExecutor, rounds: Sequence[list[np.ndarray]]) -> Iterator[list]:
+def _results_in_float64(executor: PlanExecutor, rounds: Sequence[Round]) -> Iterator[list]:
+    def given(each: Round) -> list[Any]:
+        return [_eager(to_artifact(_in_float64(each.arrays[i.name]), i)) for i in executor.plan.inputs]
+
     if len(rounds) > _MANY:
         executor.prepare()
     if not executor.prepared:
         for together in counted(list(groups(rounds))):
-            yield from executor.run_once([[_eager(array) for array in arrays] for arrays in together])
+            yield from executor.run_once([given(each) for each in together])
         return
-    for arrays in counted(rounds):
-        results = executor.traced(*map(_eager, arrays))
+    for each in counted(rounds):
+        results = executor.traced(*given(each))
         yield [results[output.name] for output in executor.plan.outputs]
 
 
@@ -149,14 +154,18 @@ def prove_weights(
     """Prove that the artifact holds the checkpoint's tensors, rearranged or folded (proof 3)."""
     frozen = rewritten.frozen_constants() is not None
     if rewritten.format == "onnx" or frozen:
-        tensors = dict(tensors)  # they are read several times
+        tensors = Tensors(tensors, tensors.__getitem__, KEPT)  # they are read several times
     expected = expected_tensors(rewritten, tensors)
     used = {s for e in expected.values() for s in e.sources}
     if frozen:
-        tensors = {n: t for n, t in tensors.items() if n in expected or not is_of_graph(t)}
+        tensors = _selected(tensors, lambda name: name in expected or not is_of_graph(tensors[name]))
     elif rewritten.format == "onnx":  # drop the exporter's own tensors: shapes, axes, operators' arguments
-        tensors = {n: t for n, t in tensors.items() if n in expected or not is_exporters(t)}
+        tensors = _selected(tensors, lambda name: name in expected or not is_exporters(tensors[name]))
     return compare_weights(expected, tensors, rewritten.tensor_names | used, _unused(rewritten, used), graph_as_written)
+
+
+def _selected(tensors: Mapping[str, np.ndarray], wanted: Callable[[str], bool]) -> Mapping[str, np.ndarray]:
+    return Tensors(filter(wanted, tensors), tensors.__getitem__)
 
 
 def expected_tensors(rewritten: Rewritten, tensors: Mapping[str, np.ndarray]) -> dict[str, Expected]:
@@ -228,17 +237,17 @@ def _eager(array: np.ndarray) -> Any:
     return tf.constant(array)
 
 
-def groups(rounds: Sequence[list[np.ndarray]]) -> Iterator[list[list[np.ndarray]]]:
+def groups(rounds: Sequence[Round]) -> Iterator[list[Round]]:
     """Group rounds to run side by side, with no more samples together than the largest round has."""
-    samples = [max((array.shape[0] for array in arrays if array.ndim), default=1) for arrays in rounds]
+    samples = [each.samples for each in rounds]
     most = max(samples, default=1)
-    group: list[list[np.ndarray]] = []
+    group: list[Round] = []
     held = 0
-    for arrays, count in zip(rounds, samples, strict=True):
+    for each, count in zip(rounds, samples, strict=True):
         if group and held + count > most:
             yield group
             group, held = [], 0
-        group.append(arrays)
+        group.append(each)
         held += count
     if group:
         yield group

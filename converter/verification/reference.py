@@ -21,6 +21,7 @@ from converter.capture.input_domains import (
     equal_sizes,
     input_specs,
     many_samples,
+    most_samples,
     sizes_of_one,
 )
 from converter.capture.random_inputs import Round, draw, rounds
@@ -131,7 +132,7 @@ def take_reference(
         )
     specs = input_specs(program)
     sizes = [*dynamic_size_choices(program), *equal_sizes(program)]
-    drawn = list(rounds(specs, seed, sizes, many_samples(program)))
+    drawn = list(rounds(specs, seed, sizes, many_samples(program), most_samples(program)))
     if more and module is not None and (ones := sizes_of_one(program)):
         with running():
             drawn += runs_at_ones(program, module, Round("sizes of 1", draw(specs, 2, (seed, 1), ones)))
@@ -158,8 +159,8 @@ def take_reference(
     for each in counted(every):
         tensors = round_tensors(program, each)
         float32.append(_named(program, coverage.run(tensors)))
-        doubled = [x.double() if x.dtype == torch.float32 else x for x in tensors]
-        float64.append(_named(raised, raised.run(*doubled)))
+        tensors = [x.double() if x.dtype == torch.float32 else x for x in tensors]
+        float64.append(_named(raised, raised.run(*tensors)))
     _refuse_ranks_by_batch(float32)
     constant = constant_outputs(program)
     described = ComparedOn(

@@ -506,13 +506,14 @@ def test_a_conversion_of_large_weights_takes_the_place_of_an_earlier_one_with_it
 def test_a_trace_of_large_weights_leaves_nothing_for_a_killed_process_to_leave(tmp_path, monkeypatch):
     """They are handed to the session in memory, not in a temporary file."""
     from converter.artifacts.runtime import onnx as onnx_reader
+    from converter.artifacts.runtime import onnx_file
 
     write_onnx(tmp_path / "net.onnx", external_data=True)
     image = np.random.default_rng(0).normal(size=(2, 3, 10, 8)).astype(np.float32)
     reader = onnx_reader.Reader()
     reader.open(tmp_path / "net.onnx")
     whole = list(reader.trace({"image": image}))
-    monkeypatch.setattr(onnx_reader, "_LARGE", 200)
+    monkeypatch.setattr(onnx_file, "LARGE", 200)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     apart = list(reader.trace({"image": image}))
     assert [value[:3] for value in apart] == [value[:3] for value in whole]

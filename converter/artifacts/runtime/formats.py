@@ -54,14 +54,16 @@ def says_damaged(error: Exception) -> bool:
     return isinstance(error, damage) or (isinstance(error, OSError) and error.errno == errno.EINVAL)  # seeks to -1
 
 
-def protobuf_fields(file: BinaryIO) -> Iterator[tuple[int, int | None]]:
+def protobuf_fields(file: BinaryIO, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int | None]]:
     """Yield (number, length) of each field of one message; the caller reads or skips the `length` bytes.
+
+    The message is the file, or its bytes from `start` to `stop`.
 
     Length is None for a field that is not length-delimited: its value has already been read. Raises ValueError if the
     file is not a protobuf message. https://protobuf.dev/programming-guides/encoding
     """
-    size = file.seek(0, 2)
-    file.seek(0)
+    size = file.seek(0, 2) if stop is None else stop
+    file.seek(start)
     while file.tell() < size:
         tag = _varint(file)
         number, wire_type = tag >> 3, tag & 7

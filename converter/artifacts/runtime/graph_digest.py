@@ -6,7 +6,7 @@ from disk. A lost or changed attribute or constant shows, however little it chan
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from .graph_ops import BOOKKEEPING
@@ -57,8 +57,12 @@ def _tensorflow_node(node: Any) -> bytes:
     return b"\0".join(parts)
 
 
-def onnx_digest(nodes: Iterable[Any], initializers: Iterable[tuple[str, Any]]) -> str:
-    """Return the digest of NodeProtos and of initializers that are not weights: small, integer, or one number only."""
+def onnx_digest(nodes: Iterable[Any], initializers: Iterable[tuple[str, Callable[[], Any]]]) -> str:
+    """Return the digest of NodeProtos and of initializers that are not weights: small, integer, or one number only.
+
+    Args:
+        initializers: names, each with a function that reads the array. They are read one at a time.
+    """
     parts = []
     for node in nodes:
         bare = type(node)()
@@ -69,7 +73,8 @@ def onnx_digest(nodes: Iterable[Any], initializers: Iterable[tuple[str, Any]]) -
         del bare.attribute[:]
         bare.attribute.extend(attributes)
         parts.append(bare.SerializeToString(deterministic=True))
-    for name, array in sorted(initializers, key=lambda pair: pair[0]):
+    for name, read in sorted(initializers, key=lambda pair: pair[0]):
+        array = read()
         if not is_weight(array):
             parts.append(f"{name} {array.dtype} {array.shape} ".encode() + array.tobytes())
     return _digest(parts)

@@ -16,7 +16,7 @@ import numpy as np
 
 from . import graph_digest as digests
 from .graph_ops import count_operators, find_xla
-from .protocol import Fact, Refused, Value
+from .protocol import Fact, Refused, Tensors, Value
 from .refusals import refuse_keras_parts
 from .tf_trace import trace_function
 
@@ -168,12 +168,12 @@ class Reader:
         flat = self._keras.tree.flatten(results)
         return {name: np.asarray(result) for (name, _, _), result in zip(self.outputs, flat, strict=True)}
 
-    def tensors(self) -> dict[str, np.ndarray]:
+    def tensors(self) -> Mapping[str, np.ndarray]:
         weights = self.model.weights  # not the states of random generators
-        paths = [weight.path for weight in weights]
-        if len(set(paths)) < len(paths):
+        by_path = {weight.path: weight for weight in weights}
+        if len(by_path) < len(weights):
             raise ValueError("two weights have the same path")
-        return {weight.path: weight.numpy() for weight in weights}
+        return Tensors(by_path, lambda path: by_path[path].numpy())
 
     def held(self) -> dict[str, np.ndarray]:
         arrays: dict[str, np.ndarray] = {}

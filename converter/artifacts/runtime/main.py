@@ -56,7 +56,7 @@ def main(module: str, pipe: int) -> None:
     except Exception as error:
         traceback.print_exc()
         reader = error
-    held: dict[str, Any] = {}  # the artifact's tensors, once requested
+    held: dict[str, Mapping[str, Any]] = {}  # the artifact's tensors, once requested
     while True:
         try:
             request, arrays = messages.receive(requests)
@@ -69,7 +69,7 @@ def _answer(
     messages: Any,
     answers: IO[bytes],
     reader: Reader | Exception,
-    held: dict[str, Any],
+    held: dict[str, Mapping[str, Any]],
     request: dict[str, Any],
     arrays: dict[str, Any],
 ) -> None:
@@ -89,11 +89,10 @@ def _answer(
             case "graph":
                 content = {"digest": reader.graph_digest()}
             case "tensors":
-                held.clear()
-                held.update(reader.tensors())
-                content = {"names": list(held)}
+                held["tensors"] = reader.tensors()
+                content = {"names": list(held["tensors"])}
             case "tensor":
-                results = {request["name"]: held[request["name"]]}
+                results = {request["name"]: held["tensors"][request["name"]]}
             case "held":
                 results = reader.held()
             case "trace":

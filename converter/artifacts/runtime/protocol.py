@@ -5,7 +5,7 @@ Never pickles. Each message is the header's length (8 bytes, little endian), the
 
 import json
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 import numpy as np
@@ -20,6 +20,40 @@ _LENGTH = struct.Struct("<Q")
 
 class Refused(ValueError):
     """The artifact holds what an untrusted one may not."""
+
+
+class Tensors(Mapping[str, np.ndarray]):
+    """Arrays by name that are made on each read, so that they need not all be in memory.
+
+    Args:
+        kept: bytes of arrays, first come, first served, that are kept once they were read.
+    """
+
+    def __init__(self, names: Iterable[str], read: Callable[[str], np.ndarray], kept: int = 0):
+        self._names = dict.fromkeys(names)
+        self._read = read
+        self._left = kept
+        self._kept: dict[str, np.ndarray] = {}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._names:
+            raise KeyError(name)
+        if name in self._kept:
+            return self._kept[name]
+        array = self._read(name)
+        if array.nbytes <= self._left:
+            self._left -= array.nbytes
+            self._kept[name] = array
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
 
 
 def send(stream: IO[bytes], content: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> None:

@@ -410,7 +410,7 @@ def refuse_onnx_operators(model: Any, folder: Path) -> None:
     functions = {(function.domain, function.name) for function in model.functions}
     unknown: set[str] = set()
     elsewhere: set[str] = set()
-    for part in _messages(model):
+    for part in messages(model):
         if part.DESCRIPTOR.name == "TensorProto":
             elsewhere |= _data_elsewhere(part, folder)
         elif part.DESCRIPTOR.name == "NodeProto":
@@ -424,14 +424,14 @@ def refuse_onnx_operators(model: Any, folder: Path) -> None:
 
 
 def _nodes(message: Any) -> Iterator[Any]:
-    return (part for part in _messages(message) if part.DESCRIPTOR.name == "NodeProto")
+    return (part for part in messages(message) if part.DESCRIPTOR.name == "NodeProto")
 
 
 def _operator(node: Any) -> tuple[str, str]:
     return node.domain, node.op_type
 
 
-def _messages(message: Any) -> Iterator[Any]:
+def messages(message: Any) -> Iterator[Any]:
     """Yield a message and all messages in it, wherever the format allows one; tensors are not looked into."""
     pending = [message]
     while pending:

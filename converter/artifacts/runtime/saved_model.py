@@ -11,7 +11,7 @@ import numpy as np
 
 from . import graph_digest as digests
 from .graph_ops import count_operators, find_xla
-from .protocol import Fact, Value
+from .protocol import Fact, Tensors, Value
 from .refusals import refuse_files_elsewhere, refuse_operators
 from .signatures import chosen_signature
 from .tf_trace import trace_function
@@ -50,16 +50,14 @@ class Reader:
         results = self._signature(**{name: self._tf.constant(array) for name, array in arrays.items()})
         return {name: result.numpy() for name, result in results.items()}
 
-    def tensors(self) -> dict[str, np.ndarray]:
+    def tensors(self) -> Mapping[str, np.ndarray]:
         """Return the checkpoint's variables; those that pt-convert wrote have the names given to `write`."""
         if not (self._path / "variables" / "variables.index").is_file():  # all weights are constants of the graph
             return {}
         checkpoint = self._tf.train.load_checkpoint(str(self._path / "variables" / "variables"))
-        return {
-            _variable_name(key): np.asarray(checkpoint.get_tensor(key))
-            for key in sorted(checkpoint.get_variable_to_shape_map())
-            if key.endswith(_SUFFIX)
-        }
+        keys = sorted(key for key in checkpoint.get_variable_to_shape_map() if key.endswith(_SUFFIX))
+        by_name = {_variable_name(key): key for key in keys}
+        return Tensors(by_name, lambda name: np.asarray(checkpoint.get_tensor(by_name[name])))
 
     def held(self) -> dict[str, np.ndarray]:
         definition = self._signature.graph.as_graph_def()
@@ -70,7 +68,8 @@ class Reader:
             for node in nodes
             if node.op == "Const"
         }
-        return self.tensors() | {name: array for name, array in constants.items() if array.dtype.kind not in "OSU"}
+        numbers = {name: array for name, array in constants.items() if array.dtype.kind not in "OSU"}
+        return {**self.tensors(), **numbers}
 
     def trace(self, arrays: Mapping[str, np.ndarray]) -> Iterator[Value]:
         return trace_function(self._signature, arrays)
