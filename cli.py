@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.artifacts.paths import SUFFIXES, default_formats, output_paths
+from converter.compat.keras_extras import hide_keras_extras
 from converter.console.app import RESUMES, ConvertByDefault
 from converter.console.command import Console, with_console
 from converter.console.params import (
@@ -57,6 +58,7 @@ def main() -> None:
     # Threads that spin while they wait slow each other down; TensorFlow logs on import. Both read these on import.
     for name, value in {"OMP_WAIT_POLICY": "PASSIVE", "TF_CPP_MIN_LOG_LEVEL": "3"}.items():
         os.environ.setdefault(name, value)
+    hide_keras_extras()
 
 
 @main.command(

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 def main(pipe: int) -> None:
     from converter.artifacts.runtime.lifeline import end_with_parent
+    from converter.compat.keras_extras import hide_keras_extras
 
+    hide_keras_extras()
     end_with_parent(pipe, group=True)  # the batch has gone away: end this process and its children
     for number in (signal.SIGINT, signal.SIGTERM):  # the batch handles them and ends this process
         signal.signal(number, signal.SIG_IGN)

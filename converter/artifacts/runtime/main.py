@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .protocol import Fact, Value
 
 OURS = ("converter", "mappings")
+# Packages that a runtime imports where they are installed, and that opening an artifact does not use.
+UNUSED = {"saved_model": ("keras",), "keras": ("IPython", "matplotlib", "pandas", "sklearn")}
 
 
 class Reader(Protocol):
@@ -44,7 +46,7 @@ def main(module: str, pipe: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # the runtimes print to standard output; only answers may go there
-    for name in OURS:
+    for name in (*OURS, *UNUSED.get(module, ())):
         sys.modules[name] = None  # type: ignore[assignment]  # makes importing it an ImportError
     package = types.ModuleType("runtime")
     package.__path__ = [str(Path(__file__).resolve().parent)]
