@@ -264,6 +264,10 @@ class Preprocessing:
 
     Raises:
         UsageError: a value cannot be.
+
+    Examples:
+        >>> str(Preprocessing.parse("imagenet fit=crop"))
+        'crop, rgb, (pixel x 0.00392157 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]'
     """
 
     fit: Fit = "stretch"

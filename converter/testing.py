@@ -40,6 +40,12 @@ def assert_equivalent(
         AssertionError: they differ, or the comparison proves nothing. It names each output that differs, the first
             module whose value differs, and both values' statistics.
         ConversionError: either side cannot be read or run.
+
+    Examples:
+        With `model` and the file of `converter.convert`'s example:
+
+        >>> assert_equivalent(model, "net.onnx").status
+        'verified'
     """
     report = verify(model, artifact, **options)
     if report.status != "verified":

@@ -20,7 +20,7 @@ from ..batch.journal import Entry
 from ..batch.results import BatchReport, CheckResult, CheckResults
 from ..batch.run import SUMMARY
 from ..report.failures import REPORTS
-from .next_command import caution, program_name, try_next
+from .next_command import caution, program_name, try_one
 from .render import COLOURS
 from .terminal import Terminal
 
@@ -160,4 +160,4 @@ def _to_try(entry: Entry | CheckResult, folder: Path | None) -> str:
             found = json.loads(report.read_text())
             failures = [found] if "error" in found else [one["failure"] for one in found.get("artifacts", ())]
     fix = next((one["fix"] for one in failures if one), None)
-    return try_next(fix, entry.codes[0] if entry.codes else "")
+    return try_one(entry.path, fix, entry.codes[0] if entry.codes else "")

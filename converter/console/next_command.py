@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from converter.console.params import ARGUMENTS
+from converter.console.params import ARGUMENTS, TYPED, typed_options
 
 OPTION = re.compile(r"(?<![\w-])(--?[a-z][a-z-]*)(?: ('[^']*'|\"[^\"]*\"|[^\s;()]+))?")
 INSTALL = re.compile(r"pip install (?:(?:-\S+ )*)(?:\"[^\"]+\"|'[^']+'|[^\s,;]+)")
@@ -26,6 +26,22 @@ def try_next(fix: str | None, code: str) -> str:
     if context is None or ARGUMENTS not in context.meta:
         return ""
     return command_to_try(fix, code, context.command, program_name(), context.meta[ARGUMENTS])
+
+
+def try_one(path: str, fix: str | None, code: str) -> str:
+    """Return the command to try after an error of a batch's model: that model alone, unless the batch is at fault."""
+    context = click.get_current_context(silent=True)
+    root = context.find_root() if context is not None else None
+    if context is None or root is None or TYPED not in context.meta or not isinstance(root.command, click.Group):
+        return ""
+    convert = root.command.get_command(root, "convert")
+    assert convert is not None
+    options = [param for param in convert.params if isinstance(param, click.Option) and param.name != "output"]
+    own = {name for param in options for name in param.opts}
+    named = {found.group(1) for found in OPTION.finditer(fix or "")}
+    if named & {name for param in context.command.params for name in param.opts} - own:
+        return try_next(fix, code)
+    return command_to_try(fix, code, convert, program_name(), [path, *typed_options(options)])
 
 
 def caution(command: str) -> str:

@@ -5,7 +5,7 @@ import difflib
 import os
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -152,16 +152,25 @@ class GroupedCommand(click.Command):
 
 def typed_for(command: click.Command, *arguments: str) -> str:
     """Return a call of another command with the options that were typed for this one and that a stamp does not hold."""
+    kept = [
+        param
+        for param in command.params
+        if isinstance(param, click.Option)
+        and (param.name == "preprocessing" or (group_of(param) in ("Model", "Verification") and param.name != "trace"))
+    ]
     context = click.get_current_context()
-    words = [command.name or "", *arguments]
-    for param in command.params:
-        value = context.meta[TYPED].get(param.name)
-        kept = group_of(param) in ("Model", "Verification") if isinstance(param, click.Option) else False
-        if value is None or param.name == "trace" or not (kept or param.name == "preprocessing"):
-            continue
-        for one in value if isinstance(value, list) else [value]:
+    return f"{context.find_root().info_name} {shlex.join([command.name or '', *arguments, *typed_options(kept)])}"
+
+
+def typed_options(params: Iterable[click.Option]) -> list[str]:
+    """Return those of these options that were typed for the command that runs, with their values."""
+    typed = click.get_current_context().meta[TYPED]
+    words = []
+    for param in params:
+        value = typed.get(param.name)
+        for one in value if isinstance(value, list) else [] if value is None else [value]:
             words += [param.opts[0]] if isinstance(one, bool) else [param.opts[0], one]
-    return f"{context.find_root().info_name} {shlex.join(words)}"
+    return words
 
 
 def write_examples(ctx: click.Context, formatter: click.HelpFormatter, examples: tuple[str, ...]) -> None:

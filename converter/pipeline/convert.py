@@ -76,6 +76,14 @@ def convert(
 
     Raises:
         ConversionError: the model cannot be read, captured, or converted to any of the formats.
+
+    Examples:
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU())
+        >>> report = converter.convert(model, to="onnx", output="net.onnx", input_shapes=(1, 3, 8, 8))
+        >>> report
+        <ConversionReport Sequential: verified; onnx net.onnx>
+        >>> [proof.name for proof in report.artifacts["onnx"].proofs if proof.holds]
+        ['function', 'artifact', 'weights']
     """
     with ConversionSession() as session:
         return session.convert(model, to=to, output=output, progress=progress, **options)

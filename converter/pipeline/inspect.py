@@ -60,6 +60,12 @@ def inspect(
 
     Raises:
         ConversionError: the model cannot be read, or does not run on the given inputs; the picture cannot be written.
+
+    Examples:
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU())
+        >>> summary = converter.inspect(model, input_shapes=(1, 3, 8, 8))
+        >>> [(row.path, row.becomes) for row in summary.rows[1:]]
+        [('0', 'Conv2D'), ('1', 'Activation')]
     """
     options = InspectOptions.of(**keywords)
     picture = graph_path(graph)

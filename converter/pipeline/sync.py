@@ -53,6 +53,13 @@ def sync(
     Raises:
         ConversionError: the artifact has no recipe, the checkpoint does not fit it, or a value differs on which the
             conversion depended.
+
+    Examples:
+        With the file of `convert`'s example:
+
+        >>> better = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU())
+        >>> converter.sync(better, "net.onnx", output="better.onnx").verified
+        True
     """
     artifact, options, clock = Path(artifact), SyncOptions.of(**keywords), Clock(progress)
     format = detect_format(artifact)

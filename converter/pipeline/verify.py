@@ -80,6 +80,18 @@ def verify(
 
     Raises:
         ConversionError: either side cannot be read or run.
+
+    Examples:
+        With `model` and the file of `convert`'s example:
+
+        >>> converter.verify(model, "net.onnx").verified
+        True
+        >>> other = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU())
+        >>> found = converter.verify(other, "net.onnx")
+        >>> found.status
+        'disagrees'
+        >>> found.proofs[0].first_difference
+        '0'
     """
     artifact = Path(artifact)
     clock = Clock(progress)

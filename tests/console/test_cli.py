@@ -254,6 +254,14 @@ def test_json_of_verify_and_inspect(run):
     assert json.loads(run("inspect", "good.pt", "--json").stdout)["rows"][1]["becomes"] == "SpaceToDepth"
 
 
+def test_a_page_has_the_error_of_each_layer_and_the_terminal_only_if_asked(run):
+    stderr = run("good.pt", "--to", "tf", "--report", "page.html").stderr
+    assert CALLS[-1]["trace"] is True
+    assert "Output of each module" not in stderr
+    run("good.pt", "--to", "tf", "--report", "report.json")
+    assert CALLS[-1]["trace"] is False
+
+
 def test_inspect_shows_the_tree(run):
     stderr = run("inspect", "odd.pt").stderr
     for part in (

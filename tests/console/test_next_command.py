@@ -19,8 +19,8 @@ from converter.batch.journal import Entry
 from converter.batch.results import BatchReport
 from converter.console.batch_progress import BatchDisplay
 from converter.console.current_step import running_module
-from converter.console.next_command import command_to_try
-from converter.console.params import ARGUMENTS
+from converter.console.next_command import command_to_try, try_one
+from converter.console.params import ARGUMENTS, TYPED
 from converter.console.terminal import Terminal
 from converter.progress import counted, share_done
 from converter.report.failures import Failure
@@ -154,6 +154,8 @@ def test_a_batch_ends_with_a_table_of_results_and_reasons(tmp_path):
     command = cli.main.commands["batch"]
     with click.Context(cli.main, info_name="pt-convert") as root, click.Context(command, root, "batch") as context:
         context.meta[ARGUMENTS] = ["runs/", "-o", "out", "--to", "tf"]
+        context.meta[TYPED] = {"output": "out", "to": ["tf"], "slots": "2"}
+        assert try_one("a.pt", "Allow more time with --timeout.", "PTC6003").endswith("-o out --to tf --timeout S")
         said = written(200, lambda terminal: BatchDisplay(terminal).show_summary(BATCH, tmp_path))
     rows = [
         re.split(r" {2,}", line.strip())
@@ -166,7 +168,7 @@ def test_a_batch_ends_with_a_table_of_results_and_reasons(tmp_path):
         ["failed", "5", "2.5 s", "a asks for code [PTC1053]"],
     ]
     assert "a, b, c and 2 more" in said
-    assert "try, if you trust the file's maker: pt-convert batch runs/ -o out --to tf --trust models" in said
+    assert "try, if you trust the file's maker: pt-convert a.pt --to tf --trust models" in said
     assert f"try: pt-convert report {tmp_path}/reports/off.json" in said
     assert "34 in all, 1 left, 61 s" in said
     assert f"Report: {tmp_path}/summary.json" in said

@@ -1,0 +1,34 @@
+"""Examples in the docstrings of the public API, run as written, one after the other."""
+
+import doctest
+
+import pytest
+import torch
+
+import converter
+from converter.testing import assert_equivalent
+
+EXAMPLES = {
+    "convert": converter.convert,
+    "verify": converter.verify,
+    "assert_equivalent": assert_equivalent,
+    "sync": converter.sync,
+    "inspect": converter.inspect,
+    "Preprocessing": converter.Preprocessing,
+}
+
+
+@pytest.mark.slow
+def test_examples_give_what_they_show(tmp_path, monkeypatch):
+    """They share the model and the file of the first."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names = {"converter": converter, "torch": torch, **EXAMPLES}
+    parser, runner = doctest.DocTestParser(), doctest.DocTestRunner()
+    for name, documented in EXAMPLES.items():
+        test = parser.get_doctest(documented.__doc__ or "", names, name, None, 0)
+        assert test.examples, name
+        said: list[str] = []
+        runner.run(test, out=said.append, clear_globs=False)
+        names = test.globs
+        assert said == [], "".join(said)
