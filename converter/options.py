@@ -492,6 +492,10 @@ class ArtifactOptions:
     keep_batchnorm: bool = option(
         "--keep-batchnorm", "Advanced", "Do not fold batch normalization into convolutions.", False
     )
+    freeze: bool = option(
+        "--freeze", "Output", "Write a SavedModel's weights as constants, a few percent faster at batch 1; at most "
+        "2 GB of weights, and `sync` cannot refill it.", False,
+    )  # fmt: skip
     opset: int | None = option("--opset", "Output", "ONNX opset.", metavar="N", minimum=1)
     exact_shifts: bool = option(
         "--exact-shifts", "Advanced", "Treat grid_sample at whole-pixel offsets as an exact shift.", False
@@ -934,6 +938,7 @@ class InspectKeywords(LoadKeywords, total=False):
     fixed_batch: int | None
     dynamic_batch: bool
     keep_batchnorm: bool
+    freeze: bool
     opset: int | None
     exact_shifts: bool
     focus_as_convolution: bool

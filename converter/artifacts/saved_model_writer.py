@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..lowering.tf_function import Saved
+from ..lowering.tf_function import Saved, trace
 from .runtime import graph_digest as digests
 from .runtime import stamp as stamps
 from .runtime.graph_ops import called_functions
-from .runtime.saved_model import _key
+from .runtime.saved_model import FROZEN, _key
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -42,6 +42,37 @@ def save(traced: Any, variables: Mapping[str, tf.Variable], path: Path, stamp: M
     _stamp(path, digests.stamped(stamp, digest))
     objects = tf.train.load_checkpoint(str(path / _VARIABLES)).get_tensor(_OBJECTS)
     return Saved((path / _GRAPH).read_bytes(), objects, digest)
+
+
+def freeze(traced: Any, variables: Mapping[str, tf.Variable], signature: Sequence[tf.TensorSpec]) -> Any:
+    """Return a concrete function that computes the same, with each variable as a constant under its name.
+
+    Args:
+        signature: the one that `traced` was traced with.
+    """
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    handles = {id(variable.handle): name for name, variable in variables.items()}
+    captures = traced.graph.captures
+    names = {arg.op.name: FROZEN + handles[id(held)] for held, arg in captures if id(held) in handles}
+    frozen = convert_variables_to_constants_v2(traced, lower_control_flow=False)
+    graph = frozen.graph.as_graph_def()
+    given = {spec.name for spec in signature}
+    kept = [node for node in graph.node if node.name not in given]
+    for node in kept:
+        node.name = names.get(node.name, node.name)
+        node.input[:] = [_rename(reference, names) for reference in node.input]
+    kept.sort(key=lambda node: node.name)  # they come in any order
+    bare = tf.compat.v1.GraphDef(node=kept, library=graph.library, versions=graph.versions)
+    results = dict(zip(sorted(traced.structured_outputs), (tensor.name for tensor in frozen.outputs), strict=True))
+
+    def function(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
+        inputs = {spec.name: tensor for spec, tensor in zip(signature, tensors, strict=True)}
+        made = tf.graph_util.import_graph_def(bare, inputs, list(results.values()), name="")
+        return dict(zip(results, made, strict=True))
+
+    return trace(function, signature)
 
 
 def save_again(saved: Saved, variables: Mapping[str, tf.Variable], path: Path, stamp: Mapping[str, Any]) -> None:
@@ -161,12 +192,13 @@ def _rename_captures(function: Any) -> None:
             continue
         names[argument.name] = argument.name = f"captured_{index}"
 
-    def rename(reference: str) -> str:
-        """Rename a reference of the form `name`, `name:0` or `^name`."""
-        name = reference.removeprefix("^").partition(":")[0]
-        return reference.replace(name, names[name], 1) if name in names else reference
-
     for node in function.node_def:
-        node.input[:] = [rename(reference) for reference in node.input]
+        node.input[:] = [_rename(reference, names) for reference in node.input]
     for result, reference in function.ret.items():
-        function.ret[result] = rename(reference)
+        function.ret[result] = _rename(reference, names)
+
+
+def _rename(reference: str, names: Mapping[str, str]) -> str:
+    """Rename a reference of the form `name`, `name:0` or `^name`."""
+    name = reference.removeprefix("^").partition(":")[0]
+    return reference.replace(name, names[name], 1) if name in names else reference

@@ -20,7 +20,7 @@ from converter.artifacts.runtime.formats import Format
 from converter.artifacts.torch_source import ModuleSource
 from converter.artifacts.torch_source import tensors as module_tensors
 from converter.capture.input_domains import export_shapes, size_ranges
-from converter.errors import Note, UnsupportedOperatorsError
+from converter.errors import ConversionError, Note, UnsupportedOperatorsError
 from converter.ir.lazy_tensor import LazyTensor, ValueQueries, recording_queries
 from converter.ir.program import Program, source_line
 from converter.ir.sizes import symbolic_shape
@@ -56,6 +56,7 @@ MOVING = {
         "Gather", "GatherV2", "GatherNd", "GatherND", "GatherElements", "GATHER", "GATHER_ND", "gather", "index_select",
     ),
 }  # fmt: skip
+LARGEST_GRAPH = 2**31 - 2**26  # bytes of constants, with room for the operators
 BY = {"onnx": "PyTorch's exporter", "tflite": "TensorFlow's converter", "torch": "the model itself"}
 
 
@@ -310,6 +311,9 @@ class RewrittenModel:
         stamp = self.stamp() | self.recipe()
         if self.format == "keras":
             keras_writer.write(executor.model, path, stamp | {"layers": executor.paths})
+        elif self.options.freeze:
+            frozen = saved_model_writer.freeze(executor.traced, variables, executor.signature())
+            saved_model_writer.save(frozen, {}, path, stamp)
         elif executor.saved is None:
             executor.saved = saved_model_writer.save(executor.traced, variables, path, stamp)
         else:
@@ -323,6 +327,8 @@ class RewrittenModel:
             lazy = {n: one.array for n, one in expected.items() if isinstance(one.array, LazyTensor)}
             tensors = {name: (values, held[name].numpy().dtype) for name, values in lazy.items()}
             return stamped_recipe(self.source, self.queries, tensors)
+        if self.options.freeze and self.format == "tf":
+            return {REASON: "its weights are constants, because of --freeze"}
         executor = self.executor("float32")
         tensors = {
             name: (constant.values, np.dtype(getattr(variable.dtype, "as_numpy_dtype", variable.dtype)))
@@ -426,9 +432,22 @@ def _build_uncached(
             refuse_untranslated(program, source.mappings)
             refuse_projections(program)
         return RewrittenModel(source, format, options, program, changes, *interfaces(program))
+    if options.freeze and format == "tf":
+        _refuse_large_constants(program)
     with clock("plan"):
         plan = make_plan(program, options.layout, known, source.mappings, stock=format == "keras")
     return RewrittenModel(source, format, options, program, changes, plan.inputs, plan.outputs, plan)
+
+
+def _refuse_large_constants(program: Program) -> None:
+    held = {node.target: node.meta["val"] for node in program.graph.find_nodes(op="get_attr") if node.users}
+    size = sum(value.numel() * value.element_size() for value in held.values())
+    if size > LARGEST_GRAPH:
+        raise ConversionError(
+            f"A frozen SavedModel holds at most 2 GB of weights; this model has {size / 1e9:.1f} GB.",
+            code="PTC4047",
+            fix="Leave --freeze out: variables have no such limit.",
+        )
 
 
 @reusing_blocks()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # Keys of the checkpoint: weights/stem..conv..weight/.ATTRIBUTES/VARIABLE_VALUE
 _PREFIX, _SUFFIX = "weights/", "/.ATTRIBUTES/VARIABLE_VALUE"
+FROZEN = "weights/"  # of the names of constants that would else be variables
 
 
 class Reader:
@@ -51,25 +52,32 @@ class Reader:
         return {name: result.numpy() for name, result in results.items()}
 
     def tensors(self) -> Mapping[str, np.ndarray]:
-        """Return the checkpoint's variables; those that pt-convert wrote have the names given to `write`."""
-        if not (self._path / "variables" / "variables.index").is_file():  # all weights are constants of the graph
-            return {}
+        """Return the checkpoint's variables, under the names given to `write`, and the constants in their place."""
+        frozen = {node.name.removeprefix(FROZEN): node for _, node in self._constants(FROZEN)}
+        if not (self._path / "variables" / "variables.index").is_file():
+            return Tensors(frozen, lambda name: _value(frozen[name]))
         checkpoint = self._tf.train.load_checkpoint(str(self._path / "variables" / "variables"))
         keys = sorted(key for key in checkpoint.get_variable_to_shape_map() if key.endswith(_SUFFIX))
         by_name = {_variable_name(key): key for key in keys}
-        return Tensors(by_name, lambda name: np.asarray(checkpoint.get_tensor(by_name[name])))
+
+        def read(name: str) -> np.ndarray:
+            return np.asarray(checkpoint.get_tensor(by_name[name])) if name in by_name else _value(frozen[name])
+
+        return Tensors({**frozen, **by_name}, read)
 
     def held(self) -> dict[str, np.ndarray]:
-        definition = self._signature.graph.as_graph_def()
-        parts = [("", definition.node), *((f.signature.name + "/", f.node_def) for f in definition.library.function)]
-        constants = {
-            prefix + node.name: self._tf.make_ndarray(node.attr["value"].tensor)
-            for prefix, nodes in parts
-            for node in nodes
-            if node.op == "Const"
-        }
+        constants = {place + node.name: _value(node) for place, node in self._constants()}
         numbers = {name: array for name, array in constants.items() if array.dtype.kind not in "OSU"}
         return {**self.tensors(), **numbers}
+
+    def _constants(self, begin: str = "") -> Iterator[tuple[str, Any]]:
+        """Yield each constant whose name begins so, behind the path of the function that holds it."""
+        definition = self._signature.graph.as_graph_def()
+        parts = [("", definition.node), *((f.signature.name + "/", f.node_def) for f in definition.library.function)]
+        for place, nodes in parts:
+            for node in nodes:
+                if node.op == "Const" and node.name.startswith(begin):
+                    yield place, node
 
     def trace(self, arrays: Mapping[str, np.ndarray]) -> Iterator[Value]:
         return trace_function(self._signature, arrays)
@@ -101,6 +109,12 @@ def _facts(specs: Mapping[str, tf.TensorSpec]) -> list[Fact]:
         (name, None if spec.shape.rank is None else spec.shape.as_list(), spec.dtype.name)
         for name, spec in sorted(specs.items())
     ]
+
+
+def _value(node: Any) -> np.ndarray:
+    import tensorflow as tf
+
+    return tf.make_ndarray(node.attr["value"].tensor)
 
 
 def _key(name: str) -> str:
