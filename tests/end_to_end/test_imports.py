@@ -45,7 +45,7 @@ def test_onnx_and_inspect_work_where_keras_and_tensorflow_cannot_be_imported(tmp
     assert rows["0"] == "Conv2D"
     assert rows["3"] == "Dense"
     assert keras[0] == 1
-    assert "Run pip install keras" in keras[2]
+    assert "Run pip install tensorflow" in keras[2]
 
 
 WRONG = {
