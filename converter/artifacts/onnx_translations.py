@@ -153,8 +153,19 @@ def _translations() -> dict[Any, Any]:
             raise NotImplementedError("a size that is rounded to digits")
         return opset18.Cast(opset18.Round(number), to=onnx_ir.DataType.INT64)
 
+    def matmul(x: Any, other: Any) -> Any:
+        """Write the product of transposed matrices with a vector by a column.
+
+        ONNX Runtime 1.31 fuses a transpose into a product with a vector as if the vector were a matrix, and is wrong.
+        """
+        made = x.producer()
+        if len(other.shape) == 1 and len(x.shape) > 1 and made is not None and made.op_type == "Transpose":
+            return opset18.Squeeze(opset18.MatMul(x, opset18.Unsqueeze(other, [-1])), [-1])
+        return opset18.MatMul(x, other)
+
     aten = torch.ops.aten
     better = {
+        aten.matmul.default: matmul,
         builtins.round: rounded,
         aten.log_sigmoid.default: log_sigmoid,
         aten.upsample_linear1d.vec: upsample_linear1d,
