@@ -73,6 +73,7 @@ def from_exported(exported: ExportedProgram, old_values: bool = False) -> Progra
         with quiet():
             exported = exported.run_decompositions(dict(DECOMPOSED))
     _name_recurrent_layers(exported.graph_module)
+    _name_core_operators(exported.graph_module)
     signature = exported.graph_signature
     graph_module = fx.GraphModule(nn.Module(), exported.graph)
     graph = graph_module.graph
@@ -170,6 +171,39 @@ def _name_recurrent_layers(graph_module: fx.GraphModule) -> None:
         kind, x, states, *rest = node.args
         node.target, node.args = RECURRENT[kind], (x, states if kind == "lstm" else states[0], *rest)
     graph_module.recompile()
+
+
+def _name_core_operators(graph_module: fx.GraphModule) -> None:
+    """Give a program that was decomposed to core ATen the operators that rewrites and mappings know."""
+    _name_convolutions(graph_module)
+    for native in (aten.native_layer_norm.default, aten.native_group_norm.default):
+        for node in graph_module.graph.find_nodes(op="call_function", target=native):
+            items = list(node.users)
+            if not all(item.target is operator.getitem and (item.args[1] == 0 or not item.users) for item in items):
+                continue
+            if native is aten.native_layer_norm.default:
+                node.target = aten.layer_norm.default
+            else:
+                x, weight, bias, _batch, _channels, _elements, groups, eps = node.args
+                node.target, node.args = aten.group_norm.default, (x, groups, weight, bias, eps)
+            node.meta["val"] = node.meta["val"][0]
+            for item in items:
+                item.replace_all_uses_with(node)
+                graph_module.graph.erase_node(item)
+    graph_module.recompile()
+
+
+def _name_convolutions(graph_module: fx.GraphModule) -> None:
+    """Name convolutions by their kind and their number of axes."""
+    plain = {3: aten.conv1d.default, 4: aten.conv2d.default, 5: aten.conv3d.default}
+    turned = {3: aten.conv_transpose1d.default, 4: aten.conv_transpose2d.input, 5: aten.conv_transpose3d.input}
+    for node in graph_module.graph.find_nodes(op="call_function", target=aten.convolution.default):
+        x, weight, bias, stride, padding, dilation, transposed, more, groups = node.args
+        rank = weight.meta["val"].dim()
+        if x.meta["val"].dim() == rank and rank in plain:
+            node.target = turned[rank] if transposed else plain[rank]
+            rest = (more, groups, dilation) if transposed else (dilation, groups)
+            node.args = (x, weight, bias, stride, padding, *rest)
 
 
 def _keep_padded_length(program: Program) -> None:
