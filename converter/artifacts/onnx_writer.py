@@ -441,7 +441,11 @@ def refuse_untranslated(program: Program, registry: Registry) -> None:
 
 def refuse_projections(program: Program) -> None:
     """Raise ConversionError for an LSTM with projections, for which PyTorch's exporter writes an invalid graph."""
-    for node in program.graph.find_nodes(op="call_function", target=aten.lstm.input):
+    packed = torch.ops.converter.packed_recurrent.default
+    nodes = (
+        n for target in (aten.lstm.input, packed) for n in program.graph.find_nodes(op="call_function", target=target)
+    )
+    for node in nodes:
         given = bound_arguments(node)
         per_layer = (4 if given.flag("has_biases") else 2) * (2 if given.flag("bidirectional") else 1)
         if len(given.nodes("params")) > per_layer * given.integer("num_layers"):

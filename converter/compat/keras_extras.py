@@ -36,5 +36,10 @@ def _importer() -> str:
 
 def hide_keras_extras() -> None:
     """Hide `EXTRAS` from Keras for the rest of the process, which must be a command's own, not a user's program."""
-    if not any(isinstance(finder, KerasExtras) for finder in sys.meta_path):
+    if not is_own_process():
         sys.meta_path.insert(0, KerasExtras())
+
+
+def is_own_process() -> bool:
+    """Return whether the process is a command's own, not a user's program."""
+    return any(isinstance(finder, KerasExtras) for finder in sys.meta_path)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import converter
-from converter.errors import CaptureError
+from converter.errors import CaptureError, ConversionError
 
 
 class Every(nn.Module):
@@ -125,3 +125,23 @@ def test_what_cannot_be_captured_says_what_to_write(tmp_path, module, shapes, co
         converter.convert(module, to="onnx", output=tmp_path / "m.onnx", input_shapes=shapes)
     assert refused.value.code == code
     assert fix in refused.value.fix
+
+
+class Projected(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(6, 5, batch_first=True, proj_size=3)
+
+    def forward(self, x, lengths):
+        packed, _ = self.lstm(pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))
+        return pad_packed_sequence(packed, batch_first=True, total_length=7)[0]
+
+
+@pytest.mark.parametrize("format, code", [("onnx", "PTC4006"), ("keras", "PTC3001")])
+def test_a_packed_lstm_with_projections_is_refused(tmp_path, format, code):
+    with pytest.raises(ConversionError) as raised:
+        converter.convert(
+            Projected().eval(), to=format, output=tmp_path / f"x.{format}", input_shapes=["1,7,6", "1:int64"]
+        )
+    assert raised.value.code == code
+    assert "proj_size" in str(raised.value)
