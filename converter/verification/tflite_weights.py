@@ -85,8 +85,9 @@ def expected_constants(
     sizes = {tensor.size for tensor in left.values() if is_weight(tensor)}
     open_ones = [c for c in candidates if id(c.constant) not in matched or c.array.size in sizes]
     unmatched = {id(c) for c in candidates if id(c.constant) not in matched}
-    derived = [new for one in open_ones for new in _derived(one, candidates, unmatched, sizes)]
-    found |= _matches(derived, left, nearly=False)
+    ends, wanted = {_ends(tensor) for tensor in left.values()}, {digest(_values(tensor)) for tensor in left.values()}
+    derived = (new for one in open_ones for new in _derived(one, candidates, unmatched, sizes, ends))
+    found |= _matches([new for new in derived if digest(_values(new.array)) in wanted], left, nearly=False)
     return {
         name: Expected(
             next((array for _, array in pairs if isinstance(array, LazyTensor)), pairs[0][1]),
@@ -133,21 +134,34 @@ def _candidate(constant: FrozenConstant) -> _Candidate:
     return _Candidate(constant.array, constant.array, constant, False)
 
 
+def _ends(array: np.ndarray, size: int | None = None) -> tuple[int, float, float]:
+    """Return the size of an array, its least and its greatest number."""
+    return array.size if size is None else size, float(array.min()), float(array.max())
+
+
 def _derived(
-    one: _Candidate, others: Sequence[_Candidate], unmatched: set[int], sizes: Collection[int]
+    one: _Candidate,
+    others: Sequence[_Candidate],
+    unmatched: set[int],
+    sizes: Collection[int],
+    ends: Collection[tuple[int, float, float]],
 ) -> Iterator[_Candidate]:
     """Yield what the converter makes of a constant: cut, scaled or shifted, by a number or one for each channel.
 
     Args:
         unmatched: the ids of what no tensor holds, which may be added to another constant.
         sizes: of the tensors that are still to be explained.
+        ends: `_ends` of them. What is made of a channel's least and greatest number tells those of the whole.
     """
     array, last = one.array, one.array.shape[-1] if one.array.ndim else 1
     factors: dict[bytes, list[_Candidate]] = defaultdict(list)
     for other in others:
-        is_lost = id(one) in unmatched or id(other) in unmatched
-        if other.array.size in (1, last) or (is_lost and _joint_size(array, other.array) in sizes):
+        lost = {id(one), id(other)} & unmatched
+        alike = other.array.shape == array.shape and lost == {id(one), id(other)}
+        if other.array.size in (1, last) or alike or (lost and _widened_size(array, other.array) in sizes):
             factors[other.array.tobytes()].append(other)
+    columns = array.reshape(-1, last)
+    limits = np.stack([columns.min(0), columns.max(0)])
     for same in (*factors.values(), []):
         factor = same[0].array if same else np.array([-1], np.float32)
         factor = factor.reshape(-1) if factor.size in (1, last) else factor
@@ -159,6 +173,10 @@ def _derived(
             given = factor
         for compute in _NUMPY:
             with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+                if factor.size in (1, last):
+                    made_ends = _ends(_NUMPY[compute](limits, factor), array.size)
+                    if made_ends not in ends and not math.isnan(made_ends[1]):
+                        continue
                 made = _NUMPY[compute](array, factor)
             lazy = [part for part in parts if part is not None]
             values = None
@@ -174,12 +192,13 @@ def _derived(
                 yield replace(one, array=array.take(i, axis), required=one.required.take(i, axis), values=values)
 
 
-def _joint_size(one: np.ndarray, other: np.ndarray) -> int | None:
-    """Return the size of what both are broadcast to."""
+def _widened_size(one: np.ndarray, other: np.ndarray) -> int | None:
+    """Return the size of what both are broadcast to, if it is more than either has."""
     try:
-        return math.prod(np.broadcast_shapes(one.shape, other.shape))
+        size = math.prod(np.broadcast_shapes(one.shape, other.shape))
     except ValueError:
         return None
+    return size if size > max(one.size, other.size) else None
 
 
 def _times_inverse(values: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
