@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 
 import click
-from zoo import architectures, built, measured_apart, record, recorded
+from zoo import architectures, built, measured_in_turn, record, recorded
 
 QUANTIZATIONS = ("float16", "dynamic", "int8", "int16x8")
 COUNTED = {"transposes": "TRANSPOSE", "reshapes": "RESHAPE"}
@@ -85,21 +85,12 @@ def main(
     if only:
         click.echo(json.dumps(measure(only)))
         return
-    every = architectures()
-    lines = results.read_text().splitlines() if results and results.exists() else []
-    measured = {row["name"]: row for row in map(json.loads, lines)}
-    for name in names or (name for name in every if name not in measured):
-        if until and datetime.now().time() >= until.time():
-            break
-        measured[name] = row = measured_apart(name, seconds, __file__)
-        if results:
-            with results.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-        told = row.get("failed") or row.get("refused") or row["status"]
-        click.echo(f"{name}: {told}, {row['seconds']:.0f} s", err=True)
+    measured = measured_in_turn(
+        names, results, seconds, until, __file__, lambda row: row.get("failed") or row.get("refused") or row["status"]
+    )
     if recording:
         rows = {row["name"]: row for row in recorded("litert")} | measured
-        record("litert", [rows[name] for name in every if name in rows])
+        record("litert", [rows[name] for name in architectures() if name in rows])
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -128,7 +128,7 @@ def facts(artifact) -> dict:
     }
 
 
-def measured_apart(name: str, seconds: float, script: str = __file__) -> dict:
+def measured_apart(name: str, seconds: float, script: str) -> dict:
     """Measured by a process of its own."""
     started = time.perf_counter()
     try:
@@ -139,6 +139,28 @@ def measured_apart(name: str, seconds: float, script: str = __file__) -> dict:
         said = run.stderr.strip().splitlines()[-1:] or [f"exit status {run.returncode}"]
         return {"name": name, "failed": said[0], "log": run.stderr[-3000:], "seconds": time.perf_counter() - started}
     return json.loads(run.stdout.splitlines()[-1])
+
+
+def measured_in_turn(
+    names: tuple[str, ...],
+    results: Path | None,
+    seconds: float,
+    until: datetime | None,
+    script: str,
+    told: Callable[[dict], str],
+) -> dict[str, dict]:
+    """Measure the named architectures, or all that the results lack, and return the rows of all by name."""
+    lines = results.read_text().splitlines() if results and results.exists() else []
+    measured = {row["name"]: row for row in map(json.loads, lines)}
+    for name in names or [name for name in architectures() if name not in measured]:
+        if until and datetime.now().time() >= until.time():
+            break
+        measured[name] = row = measured_apart(name, seconds, script)
+        if results:
+            with results.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        click.echo(f"{name}: {told(row)}, {row['seconds']:.0f} s", err=True)
+    return measured
 
 
 def verdict(row: dict, format: str) -> str:
@@ -193,20 +215,12 @@ def main(
     if only:
         click.echo(json.dumps(measure(only)))
         return
-    every = architectures()
-    lines = results.read_text().splitlines() if results and results.exists() else []
-    measured = {row["name"]: row for row in map(json.loads, lines)}
-    for name in names or (name for name in every if name not in measured):
-        if until and datetime.now().time() >= until.time():
-            break
-        measured[name] = row = measured_apart(name, seconds)
-        if results:
-            with results.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-        click.echo(f"{name}: {', '.join(verdict(row, f) for f in FORMATS)}, {row['seconds']:.0f} s", err=True)
+    measured = measured_in_turn(
+        names, results, seconds, until, __file__, lambda row: ", ".join(verdict(row, f) for f in FORMATS)
+    )
     if recording:
         rows = {row["name"]: row for row in recorded("zoo")} | {name: summary(row) for name, row in measured.items()}
-        record("zoo", [rows[name] for name in every if name in rows])
+        record("zoo", [rows[name] for name in architectures() if name in rows])
 
 
 if __name__ == "__main__":
