@@ -37,7 +37,8 @@ SYMBOLIC = torch.SymInt | torch.SymFloat | torch.SymBool  # numbers of a graph t
 
 def product(sizes: Iterable[Size]) -> Size:
     held = tuple(sizes)
-    return prod(held) if all(type(size) is int for size in held) else _symbolic_product(held)
+    symbolic = any(isinstance(size, sympy.Basic) for size in held)  # others are numbers, or arrays of them
+    return _symbolic_product(held) if symbolic else prod(held)
 
 
 @lru_cache(maxsize=65536)

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from equivalence import Call, Input, assert_same, captured, examples, in_float64, with_random_tensors
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from converter.capture.export import capture
 from converter.errors import CaptureError
@@ -597,15 +596,6 @@ def test_dropout_that_drops_in_eval_mode_too():
     assert raised.value.where.startswith(__file__)
     assert raised.value.where.endswith("return F.dropout(x, 0.5)")
     assert "training=self.training" in raised.value.fix
-
-
-def test_packed_sequences_are_refused_with_a_word_of_their_own():
-    def packed(self, x):
-        packed = pack_padded_sequence(x, torch.tensor([5, 3]), batch_first=True)
-        return pad_packed_sequence(self.r(packed)[0], batch_first=True)[0]
-
-    with pytest.raises(CaptureError, match="Packed sequences are not supported"):
-        capture(Call(packed, r=nn.GRU(3, 4, batch_first=True)), [torch.randn(2, 5, 3)])
 
 
 def test_a_forward_that_draws_at_random_is_refused_with_its_line():

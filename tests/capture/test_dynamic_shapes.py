@@ -263,7 +263,7 @@ NETWORKS = {
     "tiles in the batch": (Call(lambda x: torch.cat(x.split(4, 2), 0) * 2), ("1,3,4*H,8",), []),
     "tiles": (Call(lambda x: torch.stack(torch.split(x, 4, dim=3), 1).amax(4)), ("1,3,H,4*W",), []),
     "a batch of both, cut again": (
-        Call(lambda x, y: torch.cat([x, y]).softmax(2).split(x.shape[0], 0)), ("1,T,4", "1,T,4"), []),
+        Call(lambda x, y: torch.sub(*torch.cat([x, y]).softmax(2).split(x.shape[0], 0))), ("1,T,4", "1,T,4"), []),
     "a rounded share": (Call(lambda x: x[:, : round(x.shape[1] * 0.3)] + 1), ("1,T,3",), []),
     "a recurrent layer over all pixels": (Pixels(), IMAGE, []),
     "softmax over positions, upsampled": (

@@ -239,7 +239,8 @@ ROWS = {
     "a sequence": (before(nn.Conv1d(12, 8, 3), packed=of_a_sequence), (2, 3, 24), MOVE | {"tf": {}, "keras": {}}),
     "a volume": (before(nn.Conv3d(24, 8, 1), packed=of_a_volume), (2, 3, 4, 6, 8), MOVE | SLICED),
     "PatchMerging": (PatchMerging(16, (8, 12)), (2, 96, 16), MOVE),
-    "PatchMerging of an image": (ImageMerging(16), (2, 8, 12, 16), SPACE_TO_DEPTH | {"onnx": {"Transpose": 1}}),
+    # In a SavedModel the linear layer before it has rows and columns on one axis.
+    "PatchMerging of an image": (ImageMerging(16), (2, 8, 12, 16), MOVE | {"keras": {"SpaceToDepth": 1}}),
     "a shuffle, then a norm": (
         nn.Sequential(
             nn.Conv2d(3, 64, 3), nn.PixelShuffle(2), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 4, 3)
