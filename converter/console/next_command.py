@@ -46,7 +46,10 @@ def try_one(path: str, fix: str | None, code: str) -> str:
 
 def caution(command: str) -> str:
     """Return what stands before a command to try."""
-    return "try, if you trust the file's maker" if " --trust" in command else "try"
+    asks_for_trust = " --trust" in command and not command.endswith(
+        " -v"
+    )  # the latter is what was typed, told at length
+    return "try, if you trust the file's maker" if asks_for_trust else "try"
 
 
 def command_to_try(fix: str | None, code: str, command: click.Command, program: str, typed: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ from converter.batch.journal import Entry
 from converter.batch.results import BatchReport
 from converter.console.batch_progress import BatchDisplay
 from converter.console.current_step import running_module
-from converter.console.next_command import command_to_try, try_one
+from converter.console.next_command import caution, command_to_try, try_one
 from converter.console.params import ARGUMENTS, TYPED
 from converter.console.terminal import Terminal
 from converter.progress import counted, share_done
@@ -172,3 +172,8 @@ def test_a_batch_ends_with_a_table_of_results_and_reasons(tmp_path):
     assert f"try: pt-convert report {tmp_path}/reports/off.json" in said
     assert "34 in all, 1 left, 61 s" in said
     assert f"Report: {tmp_path}/summary.json" in said
+
+
+def test_trust_is_asked_for_only_where_it_is_new():
+    assert caution("convert a.pt --to tf --trust models") == "try, if you trust the file's maker"
+    assert caution("convert a.pt --trust models --to tf -v") == "try"
