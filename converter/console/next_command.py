@@ -46,9 +46,7 @@ def try_one(path: str, fix: str | None, code: str) -> str:
 
 def caution(command: str) -> str:
     """Return what stands before a command to try."""
-    asks_for_trust = " --trust" in command and not command.endswith(
-        " -v"
-    )  # the latter is what was typed, told at length
+    asks_for_trust = " --trust" in command and not command.endswith(" -v")  # with -v: what was typed, told at length
     return "try, if you trust the file's maker" if asks_for_trust else "try"
 
 
