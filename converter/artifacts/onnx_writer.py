@@ -193,9 +193,7 @@ class Exported:
         if external_data:
             self._program.save(path, external_data=True)
         else:
-            checked = path.with_name(
-                f".{path.name}.checked.onnx"
-            )  # of the same graph, whose weights are those of `path`
+            checked = path.with_name(f".{path.name}.checked.onnx")  # the same graph, with the weights of `path`
             checked.write_bytes(_write_whole(model, path).SerializeToString())
         try:
             onnx.checker.check_model(str(checked), full_check=True)

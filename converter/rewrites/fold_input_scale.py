@@ -118,7 +118,10 @@ def _operands(program: Program, node: fx.Node, layer: fx.Node) -> tuple[fx.Node,
     shape, rank = right.meta["val"].shape, left.meta["val"].ndim
     channels = rank - 1 if layer.target is aten.linear.default else 1
     by_channel = [size for axis, size in enumerate((1,) * (rank - len(shape)) + tuple(shape)) if axis != channels]
-    return (left, right) if len(shape) <= rank and all(size == 1 for size in by_channel) else None
+    if len(shape) > rank or any(size != 1 for size in by_channel):
+        return None
+    widened = left.meta["val"].shape[channels] != node.meta["val"].shape[channels]  # one channel becomes several
+    return None if widened else (left, right)
 
 
 def _count(constant: float | fx.Node) -> int:

@@ -500,6 +500,12 @@ INPUT_SCALE_FIRES = {
     ),
 }  # fmt: skip
 INPUT_SCALE_LEAVES = {
+    "a feature that a factor makes several": (
+        Call(lambda self, x: self.linear(x * torch.arange(1.0, 7.0)), linear=nn.Linear(6, 4)), (2, 5, 1)
+    ),
+    "a gray image less the means of several channels": (
+        Call(lambda self, x: self.conv(x - by_channel(*MEANS)), conv=nn.Conv2d(6, 4, 3)), (2, 1, 9, 8)
+    ),
     "a difference that one of two convolutions pads": (
         Call(lambda self, x: (self.a(y := x - 0.5), self.b(y)), a=nn.Conv2d(6, 4, 1), b=nn.Conv2d(6, 4, 3, padding=1)),
         IMAGE,
