@@ -41,7 +41,7 @@ class SequenceLengths:
     descending: bool
 
     def draw(self, shape: Sequence[int], dtype: str, sizes: Mapping[str, int], rng: np.random.Generator) -> np.ndarray:
-        """Draw lengths, one of which fills the padded length where any number does."""
+        """Draw lengths; one of them fills the padded length if any can."""
         found = [(symbol, expression - sizes[n]) for n, (expression, symbol) in self.sizes.items() if n in sizes]
         known = {symbol: sympy.solve(equation, symbol)[0] for symbol, equation in found}
         longest = min(int(sympy.sympify(self.steps).subs(known)), MOST_STEPS)

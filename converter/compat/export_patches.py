@@ -191,7 +191,7 @@ def _divmod(before: Any) -> Any:
 
 
 def _remainder(before: Any) -> Any:
-    """Keep a dynamic size in `math.fmod` by a positive integer, of which it is the remainder."""
+    """Keep sizes dynamic in `math.fmod` by a positive integer, where it is the remainder."""
 
     def fmod(number: Any, divisor: Any, /) -> Any:
         if isinstance(number, int | torch.SymInt) and isinstance(divisor, int) and number >= 0 and divisor > 0:

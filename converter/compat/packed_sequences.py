@@ -19,7 +19,7 @@ from converter.errors import CaptureError
 
 @dataclass(frozen=True)
 class Padded:
-    """Sequences of which `lengths` steps count.
+    """Padded sequences, and how many steps of each count.
 
     Attributes:
         zeroed: all later steps are zeros.

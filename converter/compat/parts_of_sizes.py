@@ -83,7 +83,7 @@ def split(before: Any) -> Callable[..., Any]:
 
 
 def joined(before: Any) -> Callable[..., Any]:
-    """Return `torch.cat` that also joins parts of which nobody knows how many there are."""
+    """Return a `torch.cat` that also joins parts whose number is unknown."""
 
     def cat(tensors: Any, dim: int = 0, **named: Any) -> Any:
         if not isinstance(tensors, Parts):

@@ -11,7 +11,7 @@ from converter.compat.keras_extras import EXTRAS, KerasExtras, hide_keras_extras
 
 @pytest.fixture
 def hidden(monkeypatch, tmp_path):
-    """Hide the packages, of which there is a stand-in each."""
+    """Hide the packages; each has a stand-in."""
     for name in EXTRAS:
         (tmp_path / f"{name}.py").write_text("")
         monkeypatch.delitem(sys.modules, name, raising=False)
