@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import io
 import logging
 import math
@@ -210,6 +212,8 @@ def _of_numbers(compute: Callable[..., Any]) -> Callable[[Any], Any]:
                 return compute(*numbers)
             return before(*numbers, **named)
 
+        for method in ("accumulate", "at", "outer", "reduce", "reduceat"):
+            setattr(computed, method, getattr(before, method))
         return computed
 
     return make
@@ -225,31 +229,64 @@ def _number(value: Any) -> int:
     return value if isinstance(value, int) else value[0]
 
 
+NAMES = {
+    "axis": "dim", "x": "input", "a": "input",
+    **dict.fromkeys(("indices", "sections", "tensor_indices_or_sections"), "indices_or_sections"),
+}  # fmt: skip
+"""Names that functions of PyTorch take besides their own, or in other overloads (`torch.tensor_split`)."""
+
+
+def _in_any_spelling(make: Callable[[Any], Callable[..., Any]]) -> Callable[[Any], Callable[..., Any]]:
+    """Let a replacement be called with every name of an argument that the original takes.
+
+    Calls that the replacement has no signature for go to the original.
+    """
+
+    def made(before: Any) -> Callable[..., Any]:
+        replacement = make(before)
+        signature = inspect.signature(replacement)
+
+        @functools.wraps(replacement)
+        def call(*args: Any, **named: Any) -> Any:
+            try:
+                bound = signature.bind(*args, **{NAMES.get(name, name): value for name, value in named.items()})
+            except TypeError:
+                return before(*args, **named)
+            return replacement(*bound.args, **bound.kwargs)
+
+        return call
+
+    return made
+
+
 def _unread(mask: Any, is_causal: bool | None = None, size: Any = None) -> bool:
     """Leave the mask's values unread: it is applied in any case."""
     return bool(is_causal)
 
 
-REPLACEMENTS: tuple[tuple[patches.Patch, Callable[[Any], Any]], ...] = (
-    (patches.RECURRENT_LAYERS, lambda _: _WholeRecurrentOps()),
-    *((patch, lambda _, name=name: CODE[name]) for name, patch in patches.PACKED_SEQUENCES.items()),
-    *((patch, layer_of_either) for patch in patches.LAYERS_OF_PACKED),
-    (patches.CAUSAL_MASKS, lambda _: _unread),
-    (patches.POOL_SIZES, _pool_size),
+FUNCTIONS: tuple[tuple[patches.Patch, Callable[[Any], Callable[..., Any]]], ...] = (
     (patches.SEQUENCE_POOLS, _pool_of_sequence),
     (patches.PARTS, _parts),
     (patches.PARTS_OF_TENSORS, _parts),
     (patches.UNEVEN_PARTS, _parts_of_tensor),
     (patches.UNEVEN_PARTS_OF_TENSORS, _parts_of_tensor),
     (patches.EQUAL_PARTS, split),
-    (patches.JOINED_PARTS, joined),
-    (patches.STACKED_PARTS, stacked),
+    *((patch, stacked if name == "stack" else joined) for name, patch in patches.JOINED_PARTS.items()),
     *((patch, _maxima_of(rank)) for rank, patch in patches.ADAPTIVE_MAXIMA.items()),
     (patches.LINES, _line),
+)
+"""What models call by name. The replacements have the names of the first overload's arguments."""
+REPLACEMENTS: tuple[tuple[patches.Patch, Callable[[Any], Any]], ...] = (
+    (patches.RECURRENT_LAYERS, lambda _: _WholeRecurrentOps()),
+    *((patch, lambda _, name=name: CODE[name]) for name, patch in patches.PACKED_SEQUENCES.items()),
+    *((patch, layer_of_either) for patch in patches.LAYERS_OF_PACKED),
+    (patches.CAUSAL_MASKS, lambda _: _unread),
+    (patches.POOL_SIZES, _pool_size),
     (patches.QUOTIENTS, _whole_quotients),
     (patches.QUOTIENTS_AND_REMAINDERS, _divmod),
     (patches.REMAINDERS, _remainder),
     *((patch, _of_numbers(OF_NUMPY[patch.name])) for patch in patches.NUMPY),
+    *((patch, _in_any_spelling(make)) for patch, make in FUNCTIONS),
 )
 
 

@@ -122,14 +122,14 @@ EQUAL_PARTS = Patch(
     "Keeps a dynamic size in parts by split(n), as far as they are not counted.",
     "What split(n) cuts cannot have a dynamic size.",
 )  # fmt: skip
-JOINED_PARTS, STACKED_PARTS = (
-    Patch(
+JOINED_PARTS = {
+    name: Patch(
         "torch", name, "torch", TORCH,
         "Joins all parts of a dynamic size by split(n).",
         "Parts of a dynamic size by split(n) cannot be joined.",
     )
-    for name in ("cat", "stack")
-)  # fmt: skip
+    for name in ("cat", "concat", "concatenate", "stack")
+}  # fmt: skip
 ADAPTIVE_MAXIMA = {
     rank: Patch(
         "torch.nn.functional", f"adaptive_max_pool{rank}d", "torch", TORCH,
@@ -212,7 +212,7 @@ TRITON = Patch(
 )  # fmt: skip
 PATCHES = (
     RECURRENT_LAYERS, *PACKED_SEQUENCES.values(), *LAYERS_OF_PACKED, CAUSAL_MASKS, POOL_SIZES, SEQUENCE_POOLS, PARTS,
-    PARTS_OF_TENSORS, UNEVEN_PARTS, UNEVEN_PARTS_OF_TENSORS, EQUAL_PARTS, JOINED_PARTS, STACKED_PARTS,
+    PARTS_OF_TENSORS, UNEVEN_PARTS, UNEVEN_PARTS_OF_TENSORS, EQUAL_PARTS, *JOINED_PARTS.values(),
     *ADAPTIVE_MAXIMA.values(), LINES, QUOTIENTS, QUOTIENTS_AND_REMAINDERS, REMAINDERS, *NUMPY, SIZES_AS_UNKNOWN, PADS,
     STRUCTURES, *NUMBERS, OPTIMIZER, RULES, NAMES, TRITON,
 )  # fmt: skip

@@ -274,8 +274,10 @@ EFFECTS = {
     patches.UNEVEN_PARTS: uneven_parts_have_dynamic_sizes,
     patches.UNEVEN_PARTS_OF_TENSORS: uneven_parts_of_tensors_have_dynamic_sizes,
     patches.EQUAL_PARTS: equal_parts_have_dynamic_sizes(lambda parts: parts[-1], "T"),
-    patches.JOINED_PARTS: equal_parts_have_dynamic_sizes(lambda parts: torch.cat(parts)),
-    patches.STACKED_PARTS: equal_parts_have_dynamic_sizes(lambda parts: torch.stack(parts)),
+    **{
+        patch: equal_parts_have_dynamic_sizes(lambda parts, name=name: getattr(torch, name)(parts))
+        for name, patch in patches.JOINED_PARTS.items()
+    },
     **{patch: maxima_keep_dynamic_sizes(rank) for rank, patch in patches.ADAPTIVE_MAXIMA.items()},
     patches.LINES: steps_are_dynamic,
     patches.QUOTIENTS: quotients_are_whole,
@@ -308,6 +310,38 @@ def test_a_patch_has_its_effect_and_without_it_that_is_lost(patch, monkeypatch, 
     monkeypatch.setattr(Patch, "applied", lambda self, make: nullcontext() if self is patch else applied(self, make))
     with pytest.raises((Exception, pytest.fail.Exception)):
         EFFECTS[patch](tmp_path)
+
+
+SPELLINGS = {
+    "tensor_split by indices": lambda x: torch.tensor_split(x, indices=(1,), dim=2)[1],
+    "tensor_split by sections": lambda x: torch.tensor_split(input=x, sections=3, dim=2)[0],
+    "tensor_split by a tensor": lambda x: x.tensor_split(torch.tensor([1, 2]), dim=2)[1],
+    "tensor_split along an axis": lambda x: x.tensor_split(indices=[1], axis=2)[0],
+    "chunk along an axis": lambda x: x.chunk(chunks=2, axis=2)[1],
+    "chunk of an input": lambda x: torch.chunk(input=x, chunks=2, dim=-1)[0],
+    "split by name": lambda x: x.split(split_size=2, dim=2)[0],
+    "split by sizes": lambda x: torch.split(x, split_size_or_sections=[1, 2], dim=1)[1],
+    "cat along an axis": lambda x: torch.cat((x, x), axis=1),
+    "cat of tensors": lambda x: torch.cat(tensors=[x, x], dim=-1),
+    "concat along an axis": lambda x: torch.concat([x, x], axis=0),
+    "concatenate along an axis": lambda x: torch.concatenate((x, x), axis=0),
+    "cat into a tensor": lambda x: torch.cat((x, x), 1, out=x.new_empty(0)),
+    "stack along an axis": lambda x: torch.stack([x, x], axis=1),
+    "linspace by names": lambda x: x + torch.linspace(start=0, end=1, steps=3, dtype=torch.float32)[:, None],
+    "linspace by names of a size": lambda x: x + torch.linspace(start=0, end=1, steps=x.shape[2]),
+    "max_pool1d by names": lambda x: torch.max_pool1d(x, kernel_size=[2], stride=[1], padding=[1]),
+    "adaptive maxima": lambda x: F.adaptive_max_pool2d(input=x[:, None], output_size=(None, 3)),
+    "a ufunc's methods": lambda x: x + float(np.maximum.reduce([1.0, 3.0])),
+}
+
+
+@pytest.mark.parametrize("length", ["6", "6*T"])
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_replaced_function_takes_each_spelling(spelling, length):
+    model = Cut(lambda x, length: SPELLINGS[spelling](x))
+    x = torch.randn(2, 3, 12 if "T" in length else 6)
+    (output,) = captured(model, f"2,3,{length}").graph_module(x)
+    torch.testing.assert_close(output, model(x))
 
 
 def test_a_patch_of_what_a_library_lacks_is_a_note_that_says_what_is_lost(monkeypatch):
