@@ -60,6 +60,12 @@ class Parts(tuple[Tensor, ...]):
             raise IndexError("tuple index out of range")
         return self._part(index, (index + 1) * self.n > self.size)
 
+    def __add__(self, others: Any) -> Any:
+        return tuple(self) + tuple(others)
+
+    def __radd__(self, others: Any) -> Any:
+        return tuple(others) + tuple(self)
+
     def _part(self, index: Any, last: bool) -> Tensor:
         start = index * self.n
         return self.whole.narrow(self.dim, start, self.size - start if last else self.n)

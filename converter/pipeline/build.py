@@ -280,6 +280,15 @@ class RewrittenModel:
             size_ranges(self.source.program),
         )
 
+    def tensors_written_anew(self) -> dict[str, np.ndarray]:
+        """Return the constants of a `.tflite` file that is written for this alone."""
+        from converter.artifacts.runtime.tflite_content import real_tensors
+
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "model.tflite"
+            self.write(file)
+            return real_tensors(file.read_bytes())
+
     def folded_constants(self) -> FoldedConstants:
         """Return what the exporter folds of this program; to learn it again takes an export."""
         if self._folded is None:

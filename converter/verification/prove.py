@@ -67,6 +67,9 @@ class Rewritten(Protocol):
     def frozen_constants(self) -> Sequence[FrozenConstant] | None:
         """Return what the artifact's graph computes of weights alone; None where it holds them as variables."""
 
+    def tensors_written_anew(self) -> dict[str, np.ndarray]:
+        """Return the constants of a `.tflite` file that is written for this alone."""
+
     def folded_constants(self) -> FoldedConstants:
         """Return what PyTorch's exporter evaluates of the program."""
 
@@ -183,7 +186,7 @@ def expected_tensors(rewritten: Rewritten, tensors: Mapping[str, np.ndarray]) ->
         }
     origins = rewritten.program.origins
     if (constants := rewritten.frozen_constants()) is not None:
-        return expected_constants(constants, tensors, origins)
+        return expected_constants(constants, tensors, origins, rewritten.tensors_written_anew)
     return {
         name: Expected(
             c,

@@ -137,6 +137,32 @@ def test_a_changed_number_in_the_file_is_found(classifier, tmp_path, kind, told)
     assert any(re.search(told, failure) for failure in report.proofs[-1].failures)
 
 
+class Twice(nn.Module):
+    """A layer stands twice, once with its weights times a thousandth; both see nearly the same numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.leave = nn.Linear(10, 12), nn.Linear(12, 6, bias=False)
+
+    def forward(self, x):
+        x = torch.tanh(self.enter(x) * 1e-3)
+        return self.leave(x), F.linear(torch.sin(x), self.leave.weight * 1e-3)
+
+
+def test_two_arrays_of_one_shape_that_are_swapped_are_found(tmp_path):
+    module, path = made(Twice()), tmp_path / "scaled.tflite"
+    assert converter.convert(module, to="tflite", output=path, input_shapes=["1,10"]).status == "verified"
+    content = path.read_bytes()
+    one, other = (t for t in stored_tensors(model_bytes(content)) if t.array.shape == (6, 12))
+    swapped = bytearray(content)
+    swapped[one.start : one.stop], swapped[other.start : other.stop] = other.array.tobytes(), one.array.tobytes()
+    (tmp_path / "swapped.tflite").write_bytes(swapped)
+    _, weights = converter.verify(module, tmp_path / "swapped.tflite").proofs
+    assert [failure.split(":")[0] for failure in weights.failures] == [
+        f"{name} (from leave.weight)" for name in sorted((one.name, other.name))
+    ]
+
+
 def test_a_dynamic_batch_on_request(classifier, tmp_path):
     module, _, _ = classifier
     path = tmp_path / "any.tflite"

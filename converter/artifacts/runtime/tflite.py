@@ -12,7 +12,7 @@ import numpy as np
 from .protocol import Fact, Value, fingerprint
 from .refusals import refuse_tflite_parts
 from .signatures import chosen_signature
-from .tflite_content import custom_operators, external_files, graph_digest, slopes, stored_tensors
+from .tflite_content import custom_operators, external_files, graph_digest, real_tensors
 
 _GENERATED = "serving_default_"  # prefix of input names in a file without signatures
 
@@ -76,8 +76,7 @@ class Reader:
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Return the constants of the graph: TFLite has no variables."""
-        content = self._path.read_bytes()
-        return {tensor.name: tensor.real() for tensor in stored_tensors(content)} | dict(slopes(content))
+        return real_tensors(self._path.read_bytes())
 
     held = tensors
 
