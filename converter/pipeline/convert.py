@@ -365,7 +365,7 @@ class ArtifactJob:
 
     def _prove_weights(self, built: RewrittenModel, runner: Runner) -> Proof:
         with self.clock(f"prove {self.format}: the same weights"):
-            return prove_weights(built, runner.tensors(), runner.graph_as_written())
+            return prove_weights(built, runner.tensors(), runner.graph_as_written(), just_written=True)
 
     def _place(self, agrees: bool) -> Path | None:
         if agrees:

@@ -152,19 +152,40 @@ def trace(reference: Reference, rewritten: Rewritten) -> list[TraceRow]:
 
 @reusing_blocks()
 def prove_weights(
-    rewritten: Rewritten, tensors: Mapping[str, np.ndarray], graph_as_written: bool | None = None
+    rewritten: Rewritten,
+    tensors: Mapping[str, np.ndarray],
+    graph_as_written: bool | None = None,
+    just_written: bool = False,
 ) -> Proof:
-    """Prove that the artifact holds the checkpoint's tensors, rearranged or folded (proof 3)."""
+    """Prove that the artifact holds the checkpoint's tensors, rearranged or folded (proof 3).
+
+    LiteRT's converter renames tensors. Content alone does not tell two of one shape that are swapped, so a file is
+    written anew to learn which is where.
+
+    Args:
+        tensors: of the artifact, by name.
+        graph_as_written: whether the rest of its graph is as it was built; None if unknown.
+        just_written: it was written by this process, so that another file would tell nothing.
+    """
     frozen = rewritten.frozen_constants() is not None
     if rewritten.format == "onnx" or frozen:
         tensors = Tensors(tensors, tensors.__getitem__, KEPT)  # they are read several times
-    expected = expected_tensors(rewritten, tensors)
+    known = tensors
+    if frozen and not just_written:
+        anew = rewritten.tensors_written_anew()
+        if _shapes(anew) == _shapes(tensors):
+            known = anew
+    expected = expected_tensors(rewritten, known)
     used = {s for e in expected.values() for s in e.sources}
     if frozen:
         tensors = _selected(tensors, lambda name: name in expected or not is_of_graph(tensors[name]))
     elif rewritten.format == "onnx":  # drop the exporter's own tensors: shapes, axes, operators' arguments
         tensors = _selected(tensors, lambda name: name in expected or not is_exporters(tensors[name]))
     return compare_weights(expected, tensors, rewritten.tensor_names | used, _unused(rewritten, used), graph_as_written)
+
+
+def _shapes(tensors: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def _selected(tensors: Mapping[str, np.ndarray], wanted: Callable[[str], bool]) -> Mapping[str, np.ndarray]:
@@ -186,7 +207,7 @@ def expected_tensors(rewritten: Rewritten, tensors: Mapping[str, np.ndarray]) ->
         }
     origins = rewritten.program.origins
     if (constants := rewritten.frozen_constants()) is not None:
-        return expected_constants(constants, tensors, origins, rewritten.tensors_written_anew)
+        return expected_constants(constants, tensors, origins)
     return {
         name: Expected(
             c,

@@ -33,7 +33,6 @@ class _Candidate:
         array: in the file's precision.
         required: what it must be, which is in float64 where the plan computed it.
         constant: what the graph has.
-        place: of the constant among those of the graph, which are in the order in which it reads them.
         exact: it has the values of the checkpoint's tensors.
         values: of the plan's constant that it is, if it is one.
     """
@@ -41,7 +40,6 @@ class _Candidate:
     array: np.ndarray
     required: np.ndarray
     constant: FrozenConstant
-    place: int
     exact: bool
     values: LazyTensor | None = None
 
@@ -69,10 +67,7 @@ def moved_to(tensor: np.ndarray, array: np.ndarray, values: LazyTensor) -> LazyT
 
 
 def expected_constants(
-    constants: Sequence[FrozenConstant],
-    tensors: Mapping[str, np.ndarray],
-    origins: Mapping[str, Origin],
-    written_anew: Callable[[], Mapping[str, np.ndarray]] | None = None,
+    constants: Sequence[FrozenConstant], tensors: Mapping[str, np.ndarray], origins: Mapping[str, Origin]
 ) -> dict[str, Expected]:
     """Return what the file's tensors must be, by name, as far as they hold a constant of the graph.
 
@@ -80,48 +75,9 @@ def expected_constants(
 
     Args:
         constants: what the graph that was converted computes of the weights alone.
-        tensors: in the order in which the file's operators read them.
         origins: of the program's tensors.
-        written_anew: reads the tensors of a file that is written again. It decides which tensor is where, if arrays of
-            one shape are read in another order than in the graph: content alone does not tell two that are swapped.
     """
-    found = _held(constants, tensors)
-    if written_anew is not None and not _is_in_order(found, tensors):
-        anew = written_anew()
-        if [(name, array.shape) for name, array in anew.items()] == [(n, a.shape) for n, a in tensors.items()]:
-            found = _held(constants, anew)
-    return {
-        name: Expected(
-            next((array for _, array in pairs if isinstance(array, LazyTensor)), pairs[0][1]),
-            tuple(dict.fromkeys(s for one, _ in pairs for t in one.constant.sources for s in origins[t].sources)),
-            all(one.exact for one, _ in pairs),
-        )
-        for name, pairs in found.items()
-    }
-
-
-def _is_in_order(
-    found: Mapping[str, Sequence[tuple[_Candidate, ArrayLike]]], tensors: Mapping[str, np.ndarray]
-) -> bool:
-    """Return whether weights of one shape are read in the order of the constants that they hold.
-
-    What holds several constants, equal ones, is left out.
-    """
-    last: dict[tuple[int, ...], int] = {}
-    for name, tensor in tensors.items():
-        places = {one.place for one, _ in found.get(name, ())}
-        if len(places) == 1 and is_weight(tensor):
-            if min(places) < last.get(tensor.shape, 0):
-                return False
-            last[tensor.shape] = min(places)
-    return True
-
-
-def _held(
-    constants: Sequence[FrozenConstant], tensors: Mapping[str, np.ndarray]
-) -> dict[str, list[tuple[_Candidate, ArrayLike]]]:
-    """Return the constants that each tensor holds, and what it must be."""
-    candidates = [_candidate(constant, place) for place, constant in enumerate(constants) if constant.array.size]
+    candidates = [_candidate(constant) for constant in constants if constant.array.size]
     floats = {name: tensor for name, tensor in tensors.items() if tensor.dtype.kind == "f" and tensor.size}
     found = _matches(candidates, floats, nearly=True)
     matched = {id(one.constant) for pairs in found.values() for one, _ in pairs}
@@ -131,7 +87,15 @@ def _held(
     unmatched = {id(c) for c in candidates if id(c.constant) not in matched}
     ends, wanted = {_ends(tensor) for tensor in left.values()}, {digest(_values(tensor)) for tensor in left.values()}
     derived = (new for one in open_ones for new in _derived(one, candidates, unmatched, sizes, ends))
-    return found | _matches([new for new in derived if digest(_values(new.array)) in wanted], left, nearly=False)
+    found |= _matches([new for new in derived if digest(_values(new.array)) in wanted], left, nearly=False)
+    return {
+        name: Expected(
+            next((array for _, array in pairs if isinstance(array, LazyTensor)), pairs[0][1]),
+            tuple(dict.fromkeys(s for one, _ in pairs for t in one.constant.sources for s in origins[t].sources)),
+            all(one.exact for one, _ in pairs),
+        )
+        for name, pairs in found.items()
+    }
 
 
 def is_of_graph(tensor: np.ndarray) -> bool:
@@ -161,13 +125,13 @@ def _matches(
     return found
 
 
-def _candidate(constant: FrozenConstant, place: int) -> _Candidate:
+def _candidate(constant: FrozenConstant) -> _Candidate:
     if len(constant.constants) == 1 and (held := constant.constants[0].array()).size == constant.array.size:
         required = held.reshape(constant.array.shape)
         if np.array_equal(required.astype(constant.array.dtype), constant.array, equal_nan=True):
             one = constant.constants[0]
-            return _Candidate(constant.array, required, constant, place, one.exact, one.values)
-    return _Candidate(constant.array, constant.array, constant, place, False)
+            return _Candidate(constant.array, required, constant, one.exact, one.values)
+    return _Candidate(constant.array, constant.array, constant, False)
 
 
 def _ends(array: np.ndarray, size: int | None = None) -> tuple[int, float, float]:

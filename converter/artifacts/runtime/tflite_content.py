@@ -84,9 +84,7 @@ def attached_files(content: bytes) -> dict[str, bytes]:
 
 
 def stored_tensors(content: bytes) -> Iterator[StoredTensor]:
-    """Yield every tensor that has data, of all subgraphs, in the order in which operators read them.
-
-    Each has a name of its own.
+    """Yield every tensor that has data, of all subgraphs, each under a name of its own.
 
     Raises:
         ValueError: the file is damaged.
@@ -98,7 +96,7 @@ def stored_tensors(content: bytes) -> Iterator[StoredTensor]:
     taken: Counter[str] = Counter()
     total = 0
     for graph in map(model.Subgraphs, range(model.SubgraphsLength())):
-        for tensor in map(graph.Tensors, _as_read(graph)):
+        for tensor in map(graph.Tensors, range(graph.TensorsLength())):
             start, stop = _place(model.Buffers(tensor.Buffer()))
             dtype = _DTYPES.get(names[tensor.Type()])
             if start == stop or dtype is None:
@@ -118,13 +116,6 @@ def stored_tensors(content: bytes) -> Iterator[StoredTensor]:
 def real_tensors(content: bytes) -> dict[str, np.ndarray]:
     """Return the constants of a file, dequantized, with the slopes of its leaky ReLUs, by name."""
     return {tensor.name: tensor.real() for tensor in stored_tensors(content)} | dict(slopes(content))
-
-
-def _as_read(graph: Any) -> list[int]:
-    """Return the indices of a subgraph's tensors: first what its operators read, in their order."""
-    operators = map(graph.Operators, range(graph.OperatorsLength()))
-    read = [i for operator in operators for n in range(operator.InputsLength()) if (i := operator.Inputs(n)) >= 0]
-    return list(dict.fromkeys((*read, *range(graph.TensorsLength()))))
 
 
 def slopes(content: bytes) -> Iterator[tuple[str, np.ndarray]]:
