@@ -1,6 +1,6 @@
 """Converts the models of ultralytics as their training saves them, and as .pt2, and tells which are verified.
 
-    python benchmarks/detectors.py [NAME ...] --results detectors.jsonl [--record] [--seconds 600] [--until 15:00]
+    python benchmarks/detectors.py [yolov8n.pt ...] --results detectors.jsonl [--record] [--seconds 600] [--until 15:00]
 
 Each is the smallest of its family that ultralytics describes, with random weights and norm statistics measured on
 random images, saved as a dictionary with a half-precision `model`. The conversion gets `--trust ultralytics` and
@@ -11,7 +11,6 @@ writes docs/DETECTORS.md. Needs ultralytics and torchvision, which are otherwise
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,11 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from zoo import measured_in_turn, record, recorded
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does; read when torch is imported
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "docs/generate"))
-from tables import record, recorded  # noqa: E402  # found by the line above
 
 FORMATS = ("tf", "keras", "onnx")
 KINDS = ("pt", "pt2")
@@ -78,12 +76,13 @@ def saved(model: Any, kind: str, folder: Path) -> Path:
     return path
 
 
-def measure(name: str, kind: str) -> dict[str, Any]:
+def measure(file: str) -> dict[str, Any]:
+    name, _, kind = file.rpartition(".")
     model = built(name)
     import converter
     from converter.errors import ConversionError
 
-    row: dict[str, Any] = {"name": name, "kind": kind, "parameters": sum(p.numel() for p in model.parameters())}
+    row: dict[str, Any] = {"name": file, "parameters": sum(p.numel() for p in model.parameters())}
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -108,25 +107,13 @@ def measure(name: str, kind: str) -> dict[str, Any]:
     return row | {"seconds": time.perf_counter() - started}
 
 
-def measured_apart(name: str, kind: str, seconds: float) -> dict[str, Any]:
-    """Measured by a process of its own."""
-    command = [sys.executable, __file__, "--only", name, kind]
-    row: dict[str, Any] = {"name": name, "kind": kind, "seconds": seconds}
-    try:
-        run = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return row | {"failed": f"not done in {seconds:.0f} s"}
-    if run.returncode:
-        return row | {"failed": run.stderr.strip().splitlines()[-1], "log": run.stderr[-3000:]}
-    return json.loads(run.stdout.splitlines()[-1])
-
-
 def summary(row: dict[str, Any]) -> dict[str, Any]:
     """What is recorded of a file."""
     failed = [row[key] for key in ("failed", "refused") if key in row]
     status = dict.fromkeys(FORMATS, "failed" if "failed" in row else "refused") | row.get("formats", {})
-    kept = {key: row.get(key) for key in ("name", "kind", "parameters", "outputs", "seconds")}
-    return kept | {"status": status, "remarks": failed + row.get("remarks", [])}
+    name, _, kind = row["name"].rpartition(".")
+    kept = {key: row.get(key) for key in ("parameters", "outputs", "seconds")}
+    return {"name": name, "kind": kind, **kept, "status": status, "remarks": failed + row.get("remarks", [])}
 
 
 @click.command(help=__doc__)
@@ -135,32 +122,21 @@ def summary(row: dict[str, Any]) -> dict[str, Any]:
 @click.option("--record", "recording", is_flag=True, help="Put the rows into docs/detectors.json.")
 @click.option("--seconds", default=600.0, help="The most that a file may take.")
 @click.option("--until", type=click.DateTime(["%H:%M"]), help="Start no file after this hour.")
-@click.option("--only", nargs=2, hidden=True)
+@click.option("--only", hidden=True)
 def main(
-    names: tuple[str, ...],
-    results: Path | None,
-    recording: bool,
-    seconds: float,
-    until: datetime | None,
-    only: tuple[str, str] | None,
+    names: tuple[str, ...], results: Path | None, recording: bool, seconds: float, until: datetime | None, only: str
 ) -> None:
     if only:
-        click.echo(json.dumps(measure(*only)))
+        click.echo(json.dumps(measure(only)))
         return
-    lines = results.read_text().splitlines() if results and results.exists() else []
-    rows = {(row["name"], row["kind"]): row for row in map(json.loads, lines)}
-    asked = [(name, kind) for kind in KINDS for name in names or NAMES if names or (name, kind) not in rows]
-    for name, kind in asked if results else []:
-        if until and datetime.now().time() >= until.time():
-            break
-        rows[name, kind] = row = measured_apart(name, kind, seconds)
-        with results.open("a") as file:  # type: ignore[union-attr]
-            file.write(json.dumps(row) + "\n")
-        click.echo(f"{name}, {kind}: {summary(row)['status']}, {row['seconds']:.0f} s", err=True)
+    files = [f"{name}.{kind}" for kind in KINDS for name in NAMES]
+    measured = measured_in_turn(
+        names, files, results, seconds, until, __file__, lambda row: str(summary(row)["status"])
+    )
     if recording:
-        known = {(row["name"], row["kind"]): row for row in recorded("detectors")}
-        known |= {key: summary(row) for key, row in rows.items()}
-        record("detectors", [known[name, kind] for name in NAMES for kind in KINDS if (name, kind) in known])
+        rows = {f"{row['name']}.{row['kind']}": row for row in recorded("detectors")}
+        rows |= {name: summary(row) for name, row in measured.items()}
+        record("detectors", [rows[name] for name in files if name in rows])
 
 
 if __name__ == "__main__":

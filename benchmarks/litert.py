@@ -86,8 +86,9 @@ def main(
         click.echo(json.dumps(measure(only)))
         return
     measured = measured_in_turn(
-        names, results, seconds, until, __file__, lambda row: row.get("failed") or row.get("refused") or row["status"]
-    )
+        names, architectures(), results, seconds, until, __file__,
+        lambda row: row.get("failed") or row.get("refused") or row["status"],
+    )  # fmt: skip
     if recording:
         rows = {row["name"]: row for row in recorded("litert")} | measured
         record("litert", [rows[name] for name in architectures() if name in rows])

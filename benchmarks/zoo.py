@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -143,16 +143,17 @@ def measured_apart(name: str, seconds: float, script: str) -> dict:
 
 def measured_in_turn(
     names: tuple[str, ...],
+    known: Iterable[str],
     results: Path | None,
     seconds: float,
     until: datetime | None,
     script: str,
     told: Callable[[dict], str],
 ) -> dict[str, dict]:
-    """Measure the named architectures, or all that the results lack, and return the rows of all by name."""
+    """Measure what is named, or all known names that the results lack, and return the rows of all by name."""
     lines = results.read_text().splitlines() if results and results.exists() else []
     measured = {row["name"]: row for row in map(json.loads, lines)}
-    for name in names or [name for name in architectures() if name not in measured]:
+    for name in names or [name for name in known if name not in measured]:
         if until and datetime.now().time() >= until.time():
             break
         measured[name] = row = measured_apart(name, seconds, script)
@@ -216,7 +217,13 @@ def main(
         click.echo(json.dumps(measure(only)))
         return
     measured = measured_in_turn(
-        names, results, seconds, until, __file__, lambda row: ", ".join(verdict(row, f) for f in FORMATS)
+        names,
+        architectures(),
+        results,
+        seconds,
+        until,
+        __file__,
+        lambda row: ", ".join(verdict(row, f) for f in FORMATS),
     )
     if recording:
         rows = {row["name"]: row for row in recorded("zoo")} | {name: summary(row) for name, row in measured.items()}

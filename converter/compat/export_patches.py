@@ -115,6 +115,23 @@ def _parts_of_tensor(before: Any) -> Any:
     return tensor_split
 
 
+def _along(before: Any) -> Any:
+    """Keep dynamic sizes in `take_along_dim`, which PyTorch's C++ reads as numbers."""
+
+    def take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
+        sizes = (*input.shape, *indices.shape)
+        if dim is None or input.dim() != indices.dim() or not any(isinstance(n, torch.SymInt) for n in sizes):
+            taken: Tensor = before(input, indices, dim)
+            return taken
+        dim %= input.dim()
+        others = [[*x.shape[:dim], *x.shape[dim + 1 :]] for x in (input, indices)]
+        shape = torch.broadcast_shapes(*others)
+        whole, places = (x.expand(*shape[:dim], x.shape[dim], *shape[dim:]) for x in (input, indices))
+        return whole.gather(dim, places)
+
+    return take_along_dim
+
+
 def _maxima_of(rank: int) -> Callable[[Any], Any]:
     """Keep a dynamic size in a pool of maxima to (None, 5), which PyTorch's C++ reads as a number."""
 
@@ -272,6 +289,7 @@ FUNCTIONS: tuple[tuple[patches.Patch, Callable[[Any], Callable[..., Any]]], ...]
     (patches.UNEVEN_PARTS_OF_TENSORS, _parts_of_tensor),
     (patches.EQUAL_PARTS, split),
     *((patch, stacked if name == "stack" else joined) for name, patch in patches.JOINED_PARTS.items()),
+    *((patch, _along) for patch in (patches.PLACES, patches.PLACES_OF_TENSORS)),
     *((patch, _maxima_of(rank)) for rank, patch in patches.ADAPTIVE_MAXIMA.items()),
     (patches.LINES, _line),
 )

@@ -130,6 +130,14 @@ JOINED_PARTS = {
     )
     for name in ("cat", "concat", "concatenate", "stack")
 }  # fmt: skip
+PLACES, PLACES_OF_TENSORS = (
+    Patch(
+        owner, "take_along_dim", "torch", TORCH,
+        "Keeps dynamic sizes in take_along_dim.",
+        "What take_along_dim reads cannot have a dynamic size.",
+    )
+    for owner in ("torch", "torch:Tensor")
+)  # fmt: skip
 ADAPTIVE_MAXIMA = {
     rank: Patch(
         "torch.nn.functional", f"adaptive_max_pool{rank}d", "torch", TORCH,
@@ -212,9 +220,9 @@ TRITON = Patch(
 )  # fmt: skip
 PATCHES = (
     RECURRENT_LAYERS, *PACKED_SEQUENCES.values(), *LAYERS_OF_PACKED, CAUSAL_MASKS, POOL_SIZES, SEQUENCE_POOLS, PARTS,
-    PARTS_OF_TENSORS, UNEVEN_PARTS, UNEVEN_PARTS_OF_TENSORS, EQUAL_PARTS, *JOINED_PARTS.values(),
-    *ADAPTIVE_MAXIMA.values(), LINES, QUOTIENTS, QUOTIENTS_AND_REMAINDERS, REMAINDERS, *NUMPY, SIZES_AS_UNKNOWN, PADS,
-    STRUCTURES, *NUMBERS, OPTIMIZER, RULES, NAMES, TRITON,
+    PARTS_OF_TENSORS, UNEVEN_PARTS, UNEVEN_PARTS_OF_TENSORS, EQUAL_PARTS, *JOINED_PARTS.values(), PLACES,
+    PLACES_OF_TENSORS, *ADAPTIVE_MAXIMA.values(), LINES, QUOTIENTS, QUOTIENTS_AND_REMAINDERS, REMAINDERS, *NUMPY,
+    SIZES_AS_UNKNOWN, PADS, STRUCTURES, *NUMBERS, OPTIMIZER, RULES, NAMES, TRITON,
 )  # fmt: skip
 
 

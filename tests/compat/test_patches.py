@@ -159,6 +159,10 @@ def uneven_parts_of_tensors_have_dynamic_sizes(_):
     captured(Cut(lambda x, length: x.tensor_split(3, 2)[0]), "1,3,T")
 
 
+def places_have_dynamic_sizes(take):
+    return lambda _: captured(Cut(lambda x, length: take(x, x.argsort(1)[:, :2], 1)), "1,3,T")
+
+
 def maxima_keep_dynamic_sizes(rank):
     shape = (1, *(3,) * (rank - 1))
     return lambda _: captured(
@@ -278,6 +282,8 @@ EFFECTS = {
         patch: equal_parts_have_dynamic_sizes(lambda parts, name=name: getattr(torch, name)(parts))
         for name, patch in patches.JOINED_PARTS.items()
     },
+    patches.PLACES: places_have_dynamic_sizes(lambda *given: torch.take_along_dim(*given)),
+    patches.PLACES_OF_TENSORS: places_have_dynamic_sizes(lambda x, *given: x.take_along_dim(*given)),
     **{patch: maxima_keep_dynamic_sizes(rank) for rank, patch in patches.ADAPTIVE_MAXIMA.items()},
     patches.LINES: steps_are_dynamic,
     patches.QUOTIENTS: quotients_are_whole,
@@ -327,6 +333,9 @@ SPELLINGS = {
     "concatenate along an axis": lambda x: torch.concatenate((x, x), axis=0),
     "cat into a tensor": lambda x: torch.cat((x, x), 1, out=x.new_empty(0)),
     "stack along an axis": lambda x: torch.stack([x, x], axis=1),
+    "take_along_dim by names": lambda x: torch.take_along_dim(x, indices=x.argmax(1, keepdim=True), dim=1),
+    "take_along_dim, broadcast": lambda x: x.take_along_dim(torch.tensor([[[2], [0]]]), dim=-2),
+    "take_along_dim of all": lambda x: torch.take_along_dim(x, torch.tensor([3, 1])),
     "linspace by names": lambda x: x + torch.linspace(start=0, end=1, steps=3, dtype=torch.float32)[:, None],
     "linspace by names of a size": lambda x: x + torch.linspace(start=0, end=1, steps=x.shape[2]),
     "max_pool1d by names": lambda x: torch.max_pool1d(x, kernel_size=[2], stride=[1], padding=[1]),
