@@ -261,8 +261,8 @@ NETWORKS = {
         ("1,T,3",), ["Size T must be at least 5"]),
     "parts counted": (Call(lambda x: sum(part.sum(1) for part in x.split(16, 1))), ("1,T,3",), ["at most 64"]),
     "parts joined to others": (
-        Call(lambda x: sum(part.sum(1) for part in (x[:, :2],) + x.split(16, 1) + (x[:, 2:4],))), ("1,T,3",),
-        ["at most 64"]),
+        Call(lambda x: sum(part.sum(1) for part in (x[:, :2],) + x.split(16, 1) + (x[:, 2:4],))),  # noqa: RUF005
+        ("1,T,3",), ["at most 64"]),
     "tiles in the batch": (Call(lambda x: torch.cat(x.split(4, 2), 0) * 2), ("1,3,4*H,8",), []),
     "tiles": (Call(lambda x: torch.stack(torch.split(x, 4, dim=3), 1).amax(4)), ("1,3,H,4*W",), []),
     "a batch of both, cut again": (
