@@ -265,8 +265,9 @@ def _in_any_spelling(make: Callable[[Any], Callable[..., Any]]) -> Callable[[Any
 
         @functools.wraps(replacement)
         def call(*args: Any, **named: Any) -> Any:
+            known = {n if n in signature.parameters else NAMES.get(n, n): value for n, value in named.items()}
             try:
-                bound = signature.bind(*args, **{NAMES.get(name, name): value for name, value in named.items()})
+                bound = signature.bind(*args, **known)
             except TypeError:
                 return before(*args, **named)
             return replacement(*bound.args, **bound.kwargs)
