@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -314,6 +315,7 @@ def artifact_mutants(bench: Bench, format: Format, most: int, only: Any = None) 
         built.write(right)
         if format == "tflite":
             normalized(right)
+            built.tensors_written_anew = functools.cache(built.tensors_written_anew)  # type: ignore[method-assign]
         proof = bench.compared(built, right)
         tensors = dict(bench.runners[format].tensors())
         for one in (proof, bench.weights(built)):
