@@ -229,7 +229,7 @@ def test_the_recording_shows_what_the_main_job_says(main_job):
     "figure, page, source",
     [
         ("| 87 of 87 |", "ZOO", "87 architectures were run; 87 of them are verified in all three formats."),
-        ("| 3735 of 3735 |", "VERIFICATION", "3734 of 3735 faults caught"),
+        ("| 3735 of 3735 |", "VERIFICATION", "3735 of 3735 faults caught"),
         ("| 97 % |", "OPERATORS", "97.2% |"),
         ("nobuco, litert-torch | 1, 5, 7 |", "questions/focus-row-major", "| 4 slices, 1 concatenation |"),
         ("nobuco, litert-torch | 1, 5, 7 |", "questions/focus-row-major", "| 6 slices, 1 concatenation |"),
