@@ -23,7 +23,7 @@ NAMED = 5  # of what is not exercised; the others are counted
 UNEXERCISED_SHARE = 0.05  # of the parameters
 
 COMPARISONS = {
-    packet.__getattr__(overload)
+    getattr(packet, overload)
     for packet in (aten.eq, aten.ne, aten.gt, aten.ge, aten.lt, aten.le)
     for overload in ("Scalar", "Tensor")
 }
@@ -211,17 +211,20 @@ def channel_axis(node: fx.Node) -> int | None:
 def unexercised_parameters(program: Program, rounds: Sequence[Sequence[Tensor]]) -> float | None:
     """Return the share of parameter elements that no output depends on for any of these inputs, by their gradients.
 
+    What is compared or rounded counts as an output, because the derivative of its result is zero.
+
     Returns:
-        None where gradients do not tell: a result has none, or an operator's derivative is zero everywhere.
+        None where gradients do not tell: a result has none.
     """
-    reached = reached_by_inputs(program)
-    if any(node.target in WITHOUT_DERIVATIVE and _computed_on(node) for node in reached):
-        return None
     read = dict.fromkeys(
         str(n.target) for n in program.graph.find_nodes(op="get_attr") if n.users and program.trainable(n)
     )
     names = [name for name in read if read_attribute(program.graph_module, name).is_floating_point()]
     raised = program.with_dtype(torch.float64)
+    steps = (n for n in reached_by_inputs(raised) if n.target in WITHOUT_DERIVATIVE and _computed_on(n))
+    output = raised.graph.output_node()
+    output.args = ((*output.args[0], *dict.fromkeys(n for step in steps for n in step.all_input_nodes)),)
+    raised.graph_module.recompile()
     for name in names:
         write_attribute(
             raised.graph_module, name, torch.nn.Parameter(read_attribute(program.graph_module, name).detach())

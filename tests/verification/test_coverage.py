@@ -84,7 +84,9 @@ def test_parameters_behind_what_is_not_exercised_are_counted_by_their_gradients(
     assert share(Net(mlp)) == 0.0
     assert share(Net(mlp, {"wide": 3})) == pytest.approx(3 * (6 + 1 + 5) / (12 * 7 + 5 * 13))
     assert share(Net(lambda m, x: m.table(x), None), "1,5:int64") > 0.4
-    assert share(Net(lambda m, x: m.wide(x).round() * 0.5 + m.wide(x))) is None  # its derivative is zero
+    assert share(Net(lambda m, x: m.wide(x).round() * 0.5)) == 0.0  # its derivative is zero
+    masked = Net(lambda m, x: torch.where(mlp(m, x) > 0, mlp(m, x), x.amax() * 0.1), {"wide": 3})
+    assert share(masked) == share(Net(mlp, {"wide": 3}))
 
 
 def exported(module, path):
