@@ -21,6 +21,7 @@ def translations() -> dict[OpOverload, Callable]:
         aten.cummax.default: lambda x, dim: _running_best(x, dim, "Greater"),
         aten.cummin.default: lambda x, dim: _running_best(x, dim, "Less"),
         aten.kthvalue.default: kthvalue,
+        aten.sort.stable: stable_sort,
         aten.searchsorted.Tensor: searchsorted,
         aten.searchsorted.Scalar: searchsorted,
         aten.lgamma.default: lgamma,
@@ -76,6 +77,16 @@ def kthvalue(x: Any, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Any,
     last = [op.Slice(part, [k - 1], [k], [axis]) for part in found]
     values, places = last if keepdim and len(x.shape) else [op.Squeeze(part, [axis]) for part in last]
     return values, places
+
+
+def stable_sort(x: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> tuple[Any, Any]:
+    """Write a sort as the best of all: among equals, TopK takes the lower index first."""
+    from onnxscript import opset18 as op
+
+    if not len(x.shape):
+        return op.Identity(x), op.Constant(value_int=0)
+    axis = dim % len(x.shape)
+    return op.TopK(x, op.Shape(x, start=axis, end=axis + 1), axis=axis, largest=int(descending), sorted=1)
 
 
 def searchsorted(

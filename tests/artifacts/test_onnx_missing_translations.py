@@ -24,10 +24,12 @@ class Every(nn.Module):
         best, places = y.cummax(1)
         least, _ = y.cummin(2)
         third, where = y.kthvalue(3, 2, keepdim=True)
+        ties, order = y.round().sort(1, descending=True, stable=True)
         five = y.unflatten(1, (2, 2))[:, None].tanh()
         mask = five[..., :1].transpose(-1, -2) > 0.0
         return {
             "cummax": best, "cummax_places": places, "cummin": least, "kthvalue": third, "kthvalue_places": where,
+            "stable_sort": ties, "stable_order": order, "first": y[..., 0].argsort(stable=True),
             "searchsorted": torch.searchsorted(self.edges, y), "rows": torch.searchsorted(rows, x, right=True),
             "lgamma": torch.lgamma(y * 4), "signbit": torch.signbit(y), "hypot": torch.hypot(x, y),
             "fmax": torch.fmax(y, x), "fmin": torch.fmin(y, x), "attention_3d": F.scaled_dot_product_attention(y, x, y),
