@@ -322,12 +322,23 @@ def changed_attributes(module: nn.Module, inputs: Sequence[Tensor]) -> list[str]
 def drop_unstable_samples(program: Program, drawn: Sequence[Round]) -> tuple[list[Round], list[str]]:
     """Drop samples for which the model's choices depend on rounding or on the order of equal scores.
 
-    Of usual inputs only those count that do so in float64, and only if others are left: rounding in float32 has a
-    tolerance of its own.
+    Of usual inputs some must be left. If none is, only those are dropped whose choices depend on rounding in float64,
+    and if none is left then either, none is.
 
     Returns:
         The rounds, and a description of each round without samples left.
     """
+    for precisions in ([*APART], [torch.float64]):
+        kept, left_out = _without_unstable_samples(program, drawn, precisions)
+        if any(each.description.startswith(USUAL) for each in kept):
+            return kept, left_out
+    return [each for each in drawn if each.description.startswith(USUAL)] + kept, left_out
+
+
+def _without_unstable_samples(
+    program: Program, drawn: Sequence[Round], of_usual: Sequence[torch.dtype]
+) -> tuple[list[Round], list[str]]:
+    """Return the rounds with stable samples only, usual ones in these precisions, and a description of the rest."""
     kept, left_out = [], []
     for number, each in enumerate(drawn):
         inputs = round_tensors(program, each)
@@ -337,7 +348,7 @@ def drop_unstable_samples(program: Program, drawn: Sequence[Round]) -> tuple[lis
             continue
         (batch,) = sizes
         usual = each.description.startswith(USUAL)
-        held = stable_samples(program, inputs, batch, number, [torch.float64] if usual else [*APART])
+        held = stable_samples(program, inputs, batch, number, of_usual if usual else [*APART])
         if held.all():
             kept.append(each)
         elif held.any() and program.fixed_batch is None:
@@ -347,9 +358,7 @@ def drop_unstable_samples(program: Program, drawn: Sequence[Round]) -> tuple[lis
             kept.append(Round(told, arrays))
         else:
             left_out.append(f"{each.description}: left out, because choices depend on rounding")
-    if any(each.description.startswith(USUAL) for each in kept):
-        return kept, left_out
-    return [each for each in drawn if each.description.startswith(USUAL)] + kept, left_out
+    return kept, left_out
 
 
 def drop_unstable_given(

@@ -24,7 +24,7 @@ class Every(nn.Module):
         best, places = y.cummax(1)
         least, _ = y.cummin(2)
         third, where = y.kthvalue(3, 2, keepdim=True)
-        ties, order = y.round().sort(1, descending=True, stable=True)
+        ties, order = y.round().sort(dim=1, descending=True, stable=True)
         five = y.unflatten(1, (2, 2))[:, None].tanh()
         mask = five[..., :1].transpose(-1, -2) > 0.0
         return {
