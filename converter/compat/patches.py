@@ -101,20 +101,13 @@ SEQUENCE_POOLS = Patch(
     "Pools sequences of dynamic length as images of one row.",
     "The length of a sequence under max_pool1d cannot be dynamic.",
 )  # fmt: skip
-PARTS, PARTS_OF_TENSORS = (
+PARTS, PARTS_OF_TENSORS, UNEVEN_PARTS, UNEVEN_PARTS_OF_TENSORS, PLACES, PLACES_OF_TENSORS = (
     Patch(
-        owner, "chunk", "torch", TORCH,
-        "Keeps a dynamic size in parts by chunk.",
-        "What chunk cuts cannot have a dynamic size.",
+        owner, name, "torch", TORCH,
+        f"Keeps a dynamic size in {name}.",
+        f"What {name} reads cannot have a dynamic size.",
     )
-    for owner in ("torch", "torch:Tensor")
-)  # fmt: skip
-UNEVEN_PARTS, UNEVEN_PARTS_OF_TENSORS = (
-    Patch(
-        owner, "tensor_split", "torch", TORCH,
-        "Keeps a dynamic size in parts by tensor_split.",
-        "What tensor_split cuts cannot have a dynamic size.",
-    )
+    for name in ("chunk", "tensor_split", "take_along_dim")
     for owner in ("torch", "torch:Tensor")
 )  # fmt: skip
 EQUAL_PARTS = Patch(
@@ -130,14 +123,6 @@ JOINED_PARTS = {
     )
     for name in ("cat", "concat", "concatenate", "stack")
 }  # fmt: skip
-PLACES, PLACES_OF_TENSORS = (
-    Patch(
-        owner, "take_along_dim", "torch", TORCH,
-        "Keeps dynamic sizes in take_along_dim.",
-        "What take_along_dim reads cannot have a dynamic size.",
-    )
-    for owner in ("torch", "torch:Tensor")
-)  # fmt: skip
 ADAPTIVE_MAXIMA = {
     rank: Patch(
         "torch.nn.functional", f"adaptive_max_pool{rank}d", "torch", TORCH,

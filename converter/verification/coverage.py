@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -223,7 +224,8 @@ def unexercised_parameters(program: Program, rounds: Sequence[Sequence[Tensor]])
     raised = program.with_dtype(torch.float64)
     steps = (n for n in reached_by_inputs(raised) if n.target in WITHOUT_DERIVATIVE and _computed_on(n))
     output = raised.graph.output_node()
-    output.args = ((*output.args[0], *dict.fromkeys(n for step in steps for n in step.all_input_nodes)),)
+    results: Any = output.args[0]
+    output.args = ((*results, *dict.fromkeys(n for step in steps for n in step.all_input_nodes)),)
     raised.graph_module.recompile()
     for name in names:
         write_attribute(
