@@ -80,7 +80,7 @@ def kthvalue(x: Any, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Any,
 
 
 def stable_sort(x: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> tuple[Any, Any]:
-    """Write a sort as the best of all: among equals, TopK takes the lower index first."""
+    """Write a stable sort as TopK of all elements, which returns equal ones in their order."""
     from onnxscript import opset18 as op
 
     if not len(x.shape):

@@ -322,8 +322,8 @@ def changed_attributes(module: nn.Module, inputs: Sequence[Tensor]) -> list[str]
 def drop_unstable_samples(program: Program, drawn: Sequence[Round]) -> tuple[list[Round], list[str]]:
     """Drop samples for which the model's choices depend on rounding or on the order of equal scores.
 
-    Of usual inputs some must be left. If none is, only those are dropped whose choices depend on rounding in float64,
-    and if none is left then either, none is.
+    Some usual inputs are always kept. Those whose choices depend on rounding in float32 are dropped if others remain;
+    else only those that depend on rounding in float64, if others remain; else none.
 
     Returns:
         The rounds, and a description of each round without samples left.
