@@ -8,33 +8,15 @@ from typing import Any
 
 import sympy
 import torch
-from torch import fx
-from torch._ops import OpOverload
 
 from converter.capture.dynamic_shapes import LEAST, Range
 from converter.capture.input_shapes import BATCH
+from converter.capture.integer_domains import IntegerDomain, integer_domains, size_with
 from converter.capture.random_inputs import InputSpec
 from converter.capture.sequence_lengths import lengths_of_sequences
 from converter.errors import CaptureError
-from converter.ir.aten import bound_arguments, first_input, is_view
 from converter.ir.program import Program
 
-aten = torch.ops.aten
-
-# Operators whose result holds the integers of their operand.
-COPYING = {
-    aten._to_copy, aten.cat, aten.clone, aten.flip, aten.index_select, aten.repeat, aten.roll, aten.stack,
-}  # fmt: skip
-# The argument that holds indices.
-INDICES = {
-    aten.embedding: "indices", aten._embedding_bag: "indices", aten.embedding_bag: "indices", aten.gather: "index",
-    aten.index: "indices", aten.index_put: "indices", aten.index_select: "index", aten.one_hot: "self",
-    aten.scatter: "index", aten.scatter_add: "index", aten.take: "index", aten.take_along_dim: "indices",
-}  # fmt: skip
-COMPARING = {aten.eq, aten.ne, aten.gt, aten.ge, aten.lt, aten.le}
-EDGES = (1 << 24, 1 << 31, 1 << 53)
-UNKNOWN = 2  # rows that any table has
-MOST = 256
 SAMPLES = 512
 ELEMENTS = 1 << 23  # limit for the round of many samples, counting all activations
 LARGE_ACTIVATION = 1 << 26  # elements
@@ -43,27 +25,17 @@ BATCH_HINT = 4
 
 def input_specs(program: Program) -> list[InputSpec]:
     """Describe the program's inputs, with integers in the range that the graph shows."""
-    specs = []
+    drawn = [values for values, _ in _size_choices(program)] + _equal_values(program)
+    specs, domains = [], integer_domains(program, drawn)
     for name, node in zip(program.inputs, program.placeholders, strict=True):
         value = node.meta["val"]
         shape = tuple(n if isinstance(n, int) else _size_text(program, n, i) for i, n in enumerate(value.shape))
         dtype = str(value.dtype).removeprefix("torch.")
-        low = lowest_integer(node)
-        high = low + integers_below(node)
-        telling = tuple(n for n in telling_integers(node) if not low or n >= low)
+        held = domains.get(node, IntegerDomain())
         lengths = lengths_of_sequences(program, node)
-        specs.append(InputSpec(name, shape, dtype, low, high, telling, name in program.pixels, lengths))
+        pixels = name in program.pixels
+        specs.append(InputSpec(name, shape, dtype, held.low, held.high, held.telling, pixels, lengths, held.far))
     return specs
-
-
-def lowest_integer(node: fx.Node) -> int:
-    """Return the integer that is subtracted from an input before it is an index of `gather`, as from a length, or 0."""
-    users = [user for user in node.users if _packet(user) is not aten.sym_size]
-    found = {user.args[1:] for user in users if _packet(user) is aten.sub and user.args[0] is node}
-    (number, *rest) = next(iter(found), (0,))
-    readers = {_packet(later) for user in users for later in _integers_behind(user) if _is_index(later)}
-    alike = len(found) == 1 and not rest and all(_packet(user) is aten.sub for user in users)
-    return number if isinstance(number, int) and number > 0 and alike and readers == {aten.gather} else 0
 
 
 def _size_text(program: Program, size: torch.SymInt, dim: int) -> str | int:
@@ -80,110 +52,6 @@ def _times_the_batch(program: Program, size: torch.SymInt) -> int | None:
         times = size.node.expr / symbol
         return int(times) if times.is_Integer else None
     return None
-
-
-def integers_below(node: fx.Node) -> int:
-    """Return the exclusive limit of the integers that an input may hold.
-
-    This is the size of the smallest table that they index; 2 if arithmetic lies between them and an index; 256 (or the
-    limit of their type) if they are not indices.
-    """
-    dtype = node.meta["val"].dtype
-    if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
-        return UNKNOWN
-    limits = list(_limits(node))
-    return min(limits, default=min(MOST, torch.iinfo(dtype).max + 1))
-
-
-def telling_integers(node: fx.Node) -> tuple[int, ...]:
-    """Return the integers at which the graph may behave differently, of those that an input may hold.
-
-    These are numbers that it is compared with and their neighbors; and where it is no index and is not converted to a
-    float, numbers of both signs around the largest that float32, int32 and float64 hold.
-    """
-    dtype = node.meta["val"].dtype
-    if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
-        return ()
-    limits, highest = list(_limits(node)), torch.iinfo(dtype).max
-    found: set[int] = set()
-    stays = not limits
-    for held in filter(_holds_integers, _integers_behind(node)):
-        for user in held.users:
-            value = user.meta.get("val")
-            stays = stays and not (isinstance(value, torch.Tensor) and value.is_floating_point())
-            if _packet(user) in COMPARING:
-                found |= {n + step for n in user.args if isinstance(n, int) for step in (-1, 0, 1)}
-    if stays:
-        found |= {sign * (edge + step) for edge in EDGES for step in (-1, 0, 1) for sign in (1, -1)}
-    lowest = torch.iinfo(dtype).min if stays else 0
-    return tuple(sorted(n for n in found if lowest <= n <= min([highest, *(limit - 1 for limit in limits)])))
-
-
-def _limits(node: fx.Node) -> Iterator[int]:
-    seen, pending = {node}, [node]
-    while pending:
-        held = pending.pop()
-        for user in held.users:
-            if user in seen and user.target not in INDICES:
-                continue
-            packet = _packet(user)
-            if packet in INDICES and _reaches(bound_arguments(user).values.get(INDICES[packet]), held):
-                yield _rows(user, held)
-            elif packet in COPYING or packet is None or is_view(user):
-                seen.add(user)
-                if _holds_integers(user):
-                    pending.append(user)
-            elif any(_is_index(later) for later in _integers_behind(user)):
-                yield UNKNOWN
-
-
-def _rows(user: fx.Node, indices: fx.Node) -> int:
-    packet, arguments = _packet(user), bound_arguments(user)
-    if packet is aten.one_hot:
-        classes = arguments.value("num_classes")
-        return classes if isinstance(classes, int) and classes > 0 else UNKNOWN
-    table = first_input(user).meta["val"].shape
-    if packet is aten.index:
-        sizes = [table[dim] for dim, index in enumerate(arguments.value("indices")) if index is indices]
-    elif packet is aten.take:
-        sizes = [first_input(user).meta["val"].numel()]
-    elif packet in (aten.embedding, aten._embedding_bag, aten.embedding_bag):
-        sizes = [table[0]]
-    else:
-        dim = arguments.values.get("dim")
-        sizes = [table[dim]] if isinstance(dim, int) and table else []
-    known = [int(n) for n in sizes if isinstance(n, int)]
-    return min(known, default=UNKNOWN)
-
-
-def _integers_behind(node: fx.Node) -> set[fx.Node]:
-    """Return all nodes that integers reach through integers."""
-    behind, pending = {node}, [node]
-    while pending:
-        held = pending.pop()
-        if _holds_integers(held):
-            fresh = [user for user in held.users if user not in behind]
-            behind.update(fresh)
-            pending += fresh
-    return behind
-
-
-def _is_index(node: fx.Node) -> bool:
-    return _packet(node) in INDICES
-
-
-def _holds_integers(node: fx.Node) -> bool:
-    value = node.meta.get("val")
-    first = value[0] if isinstance(value, (list, tuple)) and value else value
-    return isinstance(first, torch.Tensor) and not first.dtype.is_floating_point and first.dtype != torch.bool
-
-
-def _packet(node: fx.Node) -> Any:
-    return node.target.overloadpacket if isinstance(node.target, OpOverload) else None
-
-
-def _reaches(argument: Any, node: fx.Node) -> bool:
-    return node in argument if isinstance(argument, (list, tuple)) else argument is node
 
 
 def many_samples(program: Program) -> int:
@@ -214,14 +82,6 @@ def _activations(program: Program) -> Iterator[int]:
                 yield size_with(tensor.numel(), 1, sizes)
 
 
-def size_with(size: Any, symbols: int, known: Mapping[sympy.Symbol, int] | None = None) -> int:
-    """Return a size with each symbol as its known value, or else as `symbols`."""
-    if isinstance(size, int):
-        return size
-    expression = sympy.sympify(size.node.expr).subs(known or {})
-    return int(expression.subs(dict.fromkeys(expression.free_symbols, symbols)))
-
-
 def dynamic_size_choices(program: Program) -> list[dict[str, int]]:
     """Return two choices of every dynamic size but the batch, by the text of its expression; [] if there is none."""
     return [_by_name(program, values) for values, _ in _size_choices(program) if _free_dimensions(program)]
@@ -229,6 +89,10 @@ def dynamic_size_choices(program: Program) -> list[dict[str, int]]:
 
 def equal_sizes(program: Program) -> list[dict[str, int]]:
     """Return one choice of the dynamic sizes but the batch in which all symbols are equal; [] if that is impossible."""
+    return [_by_name(program, values) for values in _equal_values(program)]
+
+
+def _equal_values(program: Program) -> list[dict[sympy.Symbol, int]]:
     symbols, known = _size_symbols(program)
     values = {symbol: _within(bounds, 4) for symbol, bounds in symbols.items()}
     if len(values) < 2:
@@ -236,7 +100,7 @@ def equal_sizes(program: Program) -> list[dict[str, int]]:
     size = max(values.values())
     if any(_within(bounds, size - max(_lowest(bounds), LEAST)) != size for bounds in symbols.values()):
         return []
-    return [_by_name(program, dict.fromkeys(values, size) | known)]
+    return [dict.fromkeys(values, size) | known]
 
 
 def sizes_of_one(program: Program) -> dict[str, int]:

@@ -37,6 +37,8 @@ class InputSpec:
         pixels: floats are pixels, 0 to 255, in the place of numbers around 0.
         telling: integers at which the model may behave differently; half of a "small" round's are among them.
         lengths: the integers are lengths of sequences, which this draws.
+        far: the lowest and the highest integer that is drawn in "large" and "spread" rounds. In "uniform" and "small"
+            ones they are then `low` and the next, as those of masks are.
     """
 
     name: str
@@ -47,6 +49,7 @@ class InputSpec:
     telling: tuple[int, ...] = ()
     pixels: bool = False
     lengths: Lengths | None = None
+    far: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,10 @@ def rounds(
 def _draw(spec: InputSpec, shape: tuple[int, ...], kind: Kind, rng: np.random.Generator) -> np.ndarray:
     dtype = np.dtype(spec.dtype)
     if dtype.kind in "iu":
-        drawn = _unlike(rng.integers(spec.low, spec.high, shape), spec.low, spec.high - 1).astype(dtype)
+        if spec.far is not None and kind in ("large", "spread"):
+            return _far(shape, *spec.far, rng).astype(dtype)
+        high = spec.high if spec.far is None or kind in ("normal", "impulse") else min(spec.high, spec.low + 2)
+        drawn = _unlike(rng.integers(spec.low, high, shape), spec.low, high - 1).astype(dtype)
         if kind == "small" and spec.telling:
             return np.where(rng.random(shape) < 0.5, rng.choice(np.array(spec.telling, dtype), shape), drawn)
         return drawn
@@ -159,6 +165,13 @@ def _draw(spec: InputSpec, shape: tuple[int, ...], kind: Kind, rng: np.random.Ge
         )
     drawn = _floats(shape, kind, rng)
     return (128.0 + 64.0 * drawn if spec.pixels else drawn).astype(dtype)
+
+
+def _far(shape: tuple[int, ...], lowest: int, highest: int, rng: np.random.Generator) -> np.ndarray:
+    """Return integers of all magnitudes, every other one negative."""
+    limits = np.where(np.arange(int(np.prod(shape))).reshape(shape) % 2, highest, lowest)
+    magnitudes = np.floor((np.abs(limits) + 1.0) ** rng.random(shape)).astype(np.int64)
+    return np.asarray(np.clip(np.sign(limits) * magnitudes, lowest, highest))
 
 
 def _floats(shape: tuple[int, ...], kind: Kind, rng: np.random.Generator) -> np.ndarray:

@@ -59,7 +59,7 @@ class OutputComparison:
         set_aside: positions where PyTorch's float32 and float64 themselves differ (integers, overflow).
         proves_nothing: the output does not vary enough for its agreement to mean anything.
         share_of_bound: the largest error over the error allowed there.
-        resolution: a relative difference of the whole output below this would not be seen.
+        resolution: a relative difference below this would not be seen in every channel or column of large values.
     """
 
     name: str

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from converter.errors import Note
-from converter.ir.aten import bound_arguments
+from converter.ir.aten import bound_arguments, is_view
 from converter.ir.program import Program, default_dtype, module_path, read_attribute, write_attribute
 
 aten = torch.ops.aten
@@ -154,11 +154,12 @@ class Coverage:
         return Note(text, code="PTC5505")
 
 
-MULTIPLYING = {
-    aten.linear.default, aten.mm.default, aten.bmm.default, aten.matmul.default, aten.mul.Tensor,
+WEIGHTED = {
+    aten.linear.default, aten.mm.default, aten.addmm.default, aten.bmm.default, aten.matmul.default,
     aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding, aten.conv2d.padding,
-    aten.conv_transpose2d.input,
+    aten.conv3d.padding, aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input,
 }  # fmt: skip
+MULTIPLYING = WEIGHTED | {aten.mul.Tensor}
 
 
 def zero_weights_note(program: Program, outputs: Mapping[str, Sequence[np.ndarray]]) -> Note | None:
@@ -212,13 +213,16 @@ def channel_axis(node: fx.Node) -> int | None:
 def unexercised_parameters(program: Program, rounds: Sequence[Sequence[Tensor]]) -> float | None:
     """Return the share of parameter elements that no output depends on for any of these inputs, by their gradients.
 
+    Buffers that are weights of a convolution, a Linear or a product of matrices count as parameters.
     What is compared or rounded counts as an output, because the derivative of its result is zero.
 
     Returns:
         None where gradients do not tell: a result has none.
     """
     read = dict.fromkeys(
-        str(n.target) for n in program.graph.find_nodes(op="get_attr") if n.users and program.trainable(n)
+        str(n.target)
+        for n in program.graph.find_nodes(op="get_attr")
+        if n.users and (program.trainable(n) or _is_weight(n))
     )
     names = [name for name in read if read_attribute(program.graph_module, name).is_floating_point()]
     raised = program.with_dtype(torch.float64)
@@ -253,6 +257,10 @@ def unexercised_parameters(program: Program, rounds: Sequence[Sequence[Tensor]])
                 seen[name] |= gradient != 0
     total = sum(mask.numel() for mask in seen.values())
     return sum(int((~mask).sum()) for mask in seen.values()) / total if total else None
+
+
+def _is_weight(node: fx.Node) -> bool:
+    return any(user.target in WEIGHTED or (is_view(user) and _is_weight(user)) for user in node.users)
 
 
 def _computed_on(node: fx.Node) -> bool:

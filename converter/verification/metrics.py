@@ -1,7 +1,7 @@
 """Figures of one output in one round of inputs: errors and their limits, similarity, the best classes."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from converter.verification.tolerance import Classes, classify, rounding_units
 
 BEST = 5  # classes
+LARGE = 4  # a slice is a large one up to this many times below the largest
 
 # Takes finite references, their classes of magnitude and PyTorch's rounding of each; returns the errors allowed.
 Allowance = Callable[[np.ndarray, Classes, np.ndarray | None], np.ndarray]
@@ -48,7 +49,7 @@ class Figures:
     set_aside: int
     faults: tuple[str, ...]
     classes: BestClasses = BestClasses()
-    resolution: float | None = None  # the least relative difference that would be seen at one element at least
+    resolutions: Mapping[int, np.ndarray] = field(default_factory=dict)  # what `_resolutions` returns
     overflows: np.ndarray | None = None  # elements where PyTorch's float32 is not finite and its float64 is, if any
 
 
@@ -173,8 +174,6 @@ def _float_figures(
         )
         if _reordered(kept, found, float(allowed.max())):
             faults.append(f"round {number + 1}: the values are PyTorch's, in another order")
-    visible = (by_size.of >= 0) & (allowed > 0)
-    finest = np.divide(allowed, np.abs(kept), out=np.full(allowed.shape, np.inf), where=visible & (kept != 0))
     with np.errstate(divide="ignore", invalid="ignore"):
         multiples = None if units is None else np.where(errors > 0, errors / units, 0.0)
     return Figures(
@@ -188,9 +187,30 @@ def _float_figures(
         set_aside=int(overflows.sum()),
         faults=tuple(faults),
         classes=_classes(kept, found),
-        resolution=float(finest.min()) if np.isfinite(finest).any() else None,
+        resolutions=_resolutions(by_size, allowed, small),
         overflows=overflows & np.isfinite(wide) if overflows.any() else None,
     )
+
+
+def _resolutions(classes: Classes, allowed: np.ndarray, small: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
+    """Return by axis the least relative difference that would be seen at one element at least of each slice.
+
+    The axes are that of the channels and the last one. Slices of less than a quarter of the largest one's magnitude
+    have infinity, because they may be the difference of large values; those that are much smaller in every round are
+    compared with each other.
+    """
+    magnitudes, allowed = np.atleast_1d(np.where(classes.of >= 0, classes.magnitudes, 0.0), allowed)
+    visible = (magnitudes > 0) & (allowed > 0)
+    finest = np.divide(allowed, magnitudes, out=np.full(allowed.shape, np.inf), where=visible)
+    found = {}
+    for axis in {min(1, allowed.ndim - 1), allowed.ndim - 1}:
+        others = tuple(other for other in range(allowed.ndim) if other != axis)
+        sizes = magnitudes.max(axis=others, initial=0.0)
+        levels = small.get(axis, np.zeros(sizes.shape, int))
+        for level in np.unique(levels):
+            sizes[(levels == level) & (sizes * LARGE < sizes[levels == level].max())] = 0.0
+        found[axis] = np.where(sizes > 0, finest.min(axis=others, initial=np.inf), np.inf)
+    return found
 
 
 def _classes(expected: np.ndarray, actual: np.ndarray) -> BestClasses:

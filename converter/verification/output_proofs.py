@@ -15,7 +15,7 @@ from ..report.results import Accuracy, OutputComparison, Proof, ProofName
 from .metrics import Figures, figures, plain, real
 from .perturbation import MORE_RUNS, RUNS
 from .tolerance import Classes, small_slices
-from .vacuity import why_overflown, why_vacuous
+from .vacuity import judge_variation, why_overflown
 
 Outputs = Mapping[str, np.ndarray]
 # Takes the numbers of a round and of runs; returns PyTorch's results on its inputs with other roundings.
@@ -208,11 +208,12 @@ def _combine(name: str, found: Sequence[Figures], reference: Sequence[np.ndarray
     rows, of_five = sum(one.rows for one in classes), sum(one.of_five for one in classes)
     set_aside = sum(one.set_aside for one in found)
     notes = [fault for one in found for fault in one.faults]
-    unproven = None
+    unproven, of_variation = None, None
     if constant:
         notes.append("it is a constant: it does not depend on the inputs")
     else:
-        unproven = why_vacuous(reference, [one.allowed for one in found]) or why_overflown(
+        unproven, of_variation = judge_variation(reference, [one.allowed for one in found])
+        unproven = unproven or why_overflown(
             [np.zeros(1, bool) if one.overflows is None else one.overflows for one in found]
         )
     exact = np.asarray(reference[0]).dtype.kind in "iub"
@@ -245,8 +246,23 @@ def _combine(name: str, found: Sequence[Figures], reference: Sequence[np.ndarray
         notes=tuple(notes),
         proves_nothing=unproven is not None,
         share_of_bound=worst.ratio,
-        resolution=min((one.resolution for one in found if one.resolution is not None), default=None),
+        resolution=_resolution([one.resolutions for one in found], of_variation),
     )
+
+
+def _resolution(rounds: Sequence[Mapping[int, np.ndarray]], of_variation: float | None) -> float | None:
+    """Return the least relative difference that would be seen in the best round, of the slice where that is largest.
+
+    Of a nearly constant output it is that of what varies.
+    """
+    coarsest = [] if of_variation is None else [of_variation]
+    for axis in {axis for one in rounds for axis in one}:
+        held = [one[axis] for one in rounds if axis in one]
+        if len({len(one) for one in held}) > 1:  # a dynamic size
+            held = [one.min(keepdims=True, initial=np.inf) for one in held]
+        finest = np.min(held, axis=0)
+        coarsest += [float(finest[np.isfinite(finest)].max())] if np.isfinite(finest).any() else []
+    return max(coarsest, default=None)
 
 
 def vacuous(proof: Proof, reason: str) -> Proof:
@@ -263,7 +279,7 @@ def resolution_note(proof: Proof) -> list[Note]:
     if not coarse:
         return []
     named = ", ".join(f"`{o.name}` below {o.resolution:.1%}" for o in coarse)
-    text = f"The model amplifies rounding: the comparison of outputs would not see differences of {named}."
+    text = f"Rounding hides small differences: the comparison of outputs would not see those of {named}."
     return [Note(text, code="PTC5506")]
 
 

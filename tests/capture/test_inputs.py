@@ -39,25 +39,48 @@ class Table(nn.Module):
         return self.use(self, x)
 
 
+FAR = (-4096, 4096)
 RANGES = {
-    "an embedding": (lambda m, x: m.large(x), "1,5:int64", 30),
-    "the smaller of two": (lambda m, x: m.large(x) + m.small(x), "1,5:int64", 12),
-    "behind slices and views": (lambda m, x: m.large(x[:, 1:].reshape(-1, 2, 2).long()), "1,5:int32", 30),
-    "a table that is indexed": (lambda m, x: m.small.weight[x], "1,5:int64", 12),
-    "classes of a one-hot": (lambda m, x: F.one_hot(x, 7).float(), "1,5:int64", 7),
-    "arithmetic before the index": (lambda m, x: m.large(x * 3 + 1), "1,5:int64", 2),
-    "pixels": (lambda m, x: x.float() / 255, "1,3,4,5:uint8", 256),
-    "numbers": (lambda m, x: x.float() * 2, "1,5:int64", 256),
+    "an embedding": (lambda m, x: m.large(x), "1,5:int64", 30, None),
+    "the smaller of two": (lambda m, x: m.large(x) + m.small(x), "1,5:int64", 12, None),
+    "behind slices and views": (lambda m, x: m.large(x[:, 1:].reshape(-1, 2, 2).long()), "1,5:int32", 30, None),
+    "a table that is indexed": (lambda m, x: m.small.weight[x], "1,5:int64", 12, None),
+    "classes of a one-hot": (lambda m, x: F.one_hot(x, 7).float(), "1,5:int64", 7, None),
+    "arithmetic before the index": (lambda m, x: m.large(x * 3 + 1), "1,5:int64", 10, None),
+    "an offset": (lambda m, x: m.large(x + 2), "1,5:int64", 28, (-2, 27)),
+    "counted from the end": (lambda m, x: m.small(11 - x), "1,5:int64", 12, None),
+    "cut off at the table's ends": (lambda m, x: m.small(x.clamp(0, 11)), "1,5:int64", 12, FAR),
+    "padding of -1": (lambda m, x: m.small(torch.where(x < 0, 0, x)), "1,5:int64", 12, (-4096, 11)),
+    "a hash": (lambda m, x: m.small(x % 12), "1,5:int64", 12, FAR),
+    "counted": (lambda m, x: m.small(x.cumsum(1)), "1,5:int64", 2, (0, 2)),
+    "bits": (lambda m, x: (x << (x % 4)).float(), "1,5:int64", 4, FAR),
+    "pixels": (lambda m, x: x.float() / 255, "1,3,4,5:uint8", 256, None),
+    "numbers": (lambda m, x: x.float() * 2, "1,5:int64", 256, FAR),
+    "small numbers": (lambda m, x: x.float() * 2, "1,5:int8", 128, (-128, 127)),
 }
 
 
-@pytest.mark.parametrize("use, shape, high", RANGES.values(), ids=RANGES)
-def test_integers_fill_the_range_that_the_graph_shows(use, shape, high):
+@pytest.mark.parametrize("use, shape, high, far", RANGES.values(), ids=RANGES)
+def test_integers_fill_the_range_that_the_graph_shows(use, shape, high, far):
     source = opened(Table(use), shape)
     (spec,) = input_specs(source.program)
-    assert (spec.low, spec.high) == (0, high)
+    assert (spec.low, spec.high, spec.far) == (0, high, far)
     drawn = np.concatenate([each.arrays[spec.name].ravel() for each in reference_of(source).rounds])
     assert drawn.max() >= high // 2
+    assert far is None or (drawn < far[0] // 2 + 1).any()
+
+
+def test_indices_of_several_inputs_are_drawn_within_their_table():
+    class Cells(nn.Embedding):
+        def forward(self, row, column, steps, last):
+            return super().forward(row * 8 + column).sum(1) + steps.gather(1, last[:, None] - 1)
+
+    source = opened(Cells(64, 3), "1,5:int64", "1,5:int64", "1,T", "1:int64")
+    row, column, _, last = input_specs(source.program)
+    assert row.high * 8 + column.high <= 64 + 8
+    assert min(row.high, column.high) > 2
+    assert (last.low, last.high) == (1, 6)
+    reference_of(source)
 
 
 def test_a_small_model_is_compared_on_many_samples_and_a_large_one_on_few():

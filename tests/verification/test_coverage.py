@@ -85,17 +85,22 @@ def test_parameters_behind_what_is_not_exercised_are_counted_by_their_gradients(
     assert share(Net(mlp, {"wide": 3})) == pytest.approx(3 * (6 + 1 + 5) / (12 * 7 + 5 * 13))
     assert share(Net(lambda m, x: m.table(x), None), "1,5:int64") > 0.4
     assert share(Net(lambda m, x: m.wide(x).round() * 0.5)) == 0.0  # its derivative is zero
+    frozen = Net(mlp, {"wide": 3})
+    for layer in (frozen.wide, frozen.head):
+        weight = layer.weight.detach()
+        del layer.weight
+        layer.register_buffer("weight", weight)
+    assert share(frozen) == share(Net(mlp, {"wide": 3}))
     masked = Net(lambda m, x: torch.where(mlp(m, x) > 0, mlp(m, x), x.amax() * 0.1), {"wide": 3})
     assert share(masked) == share(Net(mlp, {"wide": 3}))
 
 
-def exported(module, path):
+def exported(module, path, example=None):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         batch = {0: torch.export.Dim("batch", min=1)}
-        torch.onnx.export(
-            module.eval(), (torch.randn(2, 6),), path, dynamo=True, dynamic_shapes=(batch,), verbose=False
-        )
+        given = (torch.randn(2, 6) if example is None else example,)
+        torch.onnx.export(module.eval(), given, path, dynamo=True, dynamic_shapes=(batch,), verbose=False)
     return path
 
 
@@ -127,6 +132,51 @@ def test_foreign_artifacts_of_which_too_much_is_not_exercised_are_not_verified(t
     assert "Equal" in next(note.text for note in hidden.notes if note.code == "PTC5507")
 
 
+class Embedded(nn.Embedding):
+    """`use(self, ids)` of 32 rows of 8."""
+
+    def __init__(self, use):
+        super().__init__(32, 8)
+        self.use = use
+
+    def forward(self, x):
+        return self.use(super().forward, x)
+
+
+class Numbers(nn.Linear):
+    def __init__(self, use):
+        super().__init__(6, 5)
+        self.use = use
+
+    def forward(self, x):
+        return super().forward(self.use(x))
+
+
+INTEGERS = {
+    "division of negative numbers": (
+        Numbers, lambda x: (x // 3).float(), lambda x: torch.div(x, 3, rounding_mode="trunc").float(), "1,6:int64"),
+    "numbers above 255": (Numbers, lambda x: (x / 999).sin(), lambda x: (x.to(torch.uint8) / 999).sin(), "1,6:int64"),
+    "the sign": (Numbers, lambda x: x.float() * 0.1, lambda x: x.abs().float() * 0.1, "1,6:int8"),
+    "ids above one": (
+        Embedded, lambda rows, x: rows(x.clamp(0, 31)), lambda rows, x: rows(x.clamp(0, 31).clamp(max=1)), "1,5:int64"),
+    "ids of padding": (
+        Embedded, lambda rows, x: rows(x.clamp(min=0)) * (x >= 0)[..., None], lambda rows, x: rows(x.clamp(min=0)),
+        "1,5:int64"),
+}  # fmt: skip
+
+
+@pytest.mark.threat("An ONNX file that computes otherwise for some integers", "the outputs disagree")
+@pytest.mark.parametrize("layer, right, wrong, shape", INTEGERS.values(), ids=INTEGERS)
+def test_foreign_artifacts_are_compared_on_integers_of_all_kinds(tmp_path, layer, right, wrong, shape):
+    model, artifact = layer(right), layer(wrong)
+    artifact.load_state_dict(model.state_dict())
+    sizes, _, dtype = shape.partition(":")
+    example = torch.ones([2, int(sizes[2:])], dtype=getattr(torch, dtype))
+    for module, status in ((model, "verified"), (artifact, "disagrees")):
+        path = exported(module, tmp_path / f"{status}.onnx", example)
+        assert converter.verify(model.eval(), path, input_shapes=[shape]).status == status
+
+
 def test_what_a_comparison_cannot_resolve_is_told():
     rng = np.random.default_rng(0)
     reference = [{"y": rng.standard_normal((batch, 40))} for batch in (1, 4, 2)]
@@ -136,7 +186,7 @@ def test_what_a_comparison_cannot_resolve_is_told():
         return compare_artifact(reference, own, [{"y": r["y"].astype(np.float32)} for r in reference])
 
     fine, coarse = proof(0), proof(1e-3)
-    assert fine.outputs[0].resolution < 1e-5
+    assert fine.outputs[0].resolution < 1e-4
     assert not resolution_note(fine)
     assert 0.01 < coarse.outputs[0].resolution < 0.1
     (note,) = resolution_note(coarse)
@@ -144,6 +194,33 @@ def test_what_a_comparison_cannot_resolve_is_told():
     assert status_of([vacuous(coarse, "it is too coarse")]) == "not verified"
     assert isinstance(coarse, Proof)
     assert all(isinstance(output, OutputComparison) for output in coarse.outputs)
+
+
+@pytest.mark.parametrize("coarse", range(3))
+def test_a_coarse_channel_shows_beside_fine_ones_that_are_larger_or_smaller(coarse):
+    """One of a sigmoid, boxes in pixels and something between is computed with three digits."""
+    rng = np.random.default_rng(0)
+    scales = np.array([1.0, 8.0, 640.0])[:, None]
+    reference = [{"y": scales * rng.uniform(0.2, 1, (batch, 3, 40))} for batch in (1, 4, 2)]
+    errors = np.where(np.arange(3) == coarse, 1e-3, 1e-7)[:, None]
+    own = [{"y": (r["y"] * (1 + errors * rng.standard_normal(r["y"].shape))).astype(np.float32)} for r in reference]
+    (output,) = compare_artifact(reference, own, [{"y": r["y"].astype(np.float32)} for r in reference]).outputs
+    assert output.resolution > 1e-3
+
+
+class Kelvin(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x) * 0.2 + 300
+
+
+def test_a_nearly_constant_output_is_judged_by_what_varies(tmp_path):
+    module = Kelvin(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1)).eval()
+    report = converter.convert(module, to="onnx", output=tmp_path / "own.onnx", input_shapes=["1,6"])
+    assert report.status == "verified"
+    assert "PTC5506" in [note.code for note in report.notes]
+    foreign = converter.verify(module, exported(module, tmp_path / "net.onnx"), input_shapes=["1,6"])
+    assert foreign.status == "not verified"
+    assert "would not be seen" in foreign.proofs[0].failures[0]
 
 
 def test_a_difference_on_nan_is_noted_with_the_module():

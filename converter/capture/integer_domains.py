@@ -1,0 +1,302 @@
+"""The integers that a program's inputs may hold, as far as its graph shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+from torch._ops import OpOverload
+
+from converter.ir.aten import bound_arguments, first_input, is_view
+from converter.ir.program import Program, default_dtype
+
+aten = torch.ops.aten
+
+# Operators whose result holds the integers of their operand.
+COPYING = {
+    aten._to_copy, aten.cat, aten.clone, aten.flip, aten.index_select, aten.repeat, aten.roll, aten.stack,
+}  # fmt: skip
+SHIFTING = {aten.bitwise_left_shift, aten.bitwise_right_shift, aten.__lshift__, aten.__rshift__}
+# The argument that holds indices, or numbers of bits.
+INDICES = dict.fromkeys(SHIFTING, "other") | {
+    aten.embedding: "indices", aten._embedding_bag: "indices", aten.embedding_bag: "indices", aten.gather: "index",
+    aten.index: "indices", aten.index_put: "indices", aten.index_select: "index", aten.one_hot: "self",
+    aten.scatter: "index", aten.scatter_add: "index", aten.take: "index", aten.take_along_dim: "indices",
+}  # fmt: skip
+FROM_THE_END = {aten.index, aten.index_put, aten.take}  # these take -1 as the last row
+ADDING = {aten.cumsum, aten.sum}  # what is counted is usually 0 or 1
+COMPARING = {aten.eq, aten.ne, aten.gt, aten.ge, aten.lt, aten.le}
+EDGES = (1 << 24, 1 << 31, 1 << 53)
+UNKNOWN = 2  # rows that any table has
+MOST = 256
+FAR = 1 << 12
+TRIES = 4
+
+Sizes = Mapping[sympy.Symbol, int]
+
+
+@dataclass(frozen=True)
+class IntegerDomain:
+    """The integers that an input may hold.
+
+    Attributes:
+        low, high: usual ones are in [low, high).
+        far: the lowest and the highest of unusual ones, or None if there are no others.
+        telling: integers at which the graph may behave differently.
+    """
+
+    low: int = 0
+    high: int = UNKNOWN
+    far: tuple[int, int] | None = None
+    telling: tuple[int, ...] = ()
+
+
+def integer_domains(program: Program, sizes: Sequence[Sizes]) -> dict[fx.Node, IntegerDomain]:
+    """Return what every input of integers may hold.
+
+    An index is within the smallest table that it is an index of. Where arithmetic lies between an input and an index,
+    the graph is run up to the index to find which integers it takes; if that tells nothing, they are 0 and 1. Integers
+    that are no indices are usually 0 to 255, and sometimes of both signs and up to 4096.
+
+    Args:
+        sizes: choices of all dynamic sizes.
+    """
+    held = {node: node.meta["val"].dtype for node in program.placeholders if _holds_integers(node)}
+    limits = {node: list(_limits(node)) for node in held}
+    computed = [node for node, found in limits.items() if None in found]
+    taken: dict[fx.Node, IntegerDomain] = {}
+    for together in _with_common_indices(computed):
+        taken |= ComputedIndices(program, together, sizes).domains()
+    domains = {}
+    for node, dtype in held.items():
+        known = [limit for limit in limits[node] if limit is not None]
+        least, most = torch.iinfo(dtype).min, torch.iinfo(dtype).max
+        if node in taken:
+            domain = taken[node]
+        elif known:
+            domain = IntegerDomain(high=min(known))
+        else:
+            high = min(MOST, most + 1)
+            far = max(least, -FAR), min(most, FAR)
+            domain = IntegerDomain(high=high, far=None if far == (0, high - 1) else far)
+        if not limits[node]:
+            lowest, highest = least, most
+        else:
+            lowest, highest = domain.far or (domain.low, domain.high - 1)
+        telling = tuple(sorted(n for n in _telling(node, not limits[node]) if lowest <= n <= highest))
+        domains[node] = IntegerDomain(domain.low, domain.high, domain.far, telling)
+    return domains
+
+
+def _telling(node: fx.Node, free: bool) -> set[int]:
+    """Return the integers that an input's are compared with and their neighbors.
+
+    If they are `free` of tables and not converted to floats, numbers of both signs around the largest that float32,
+    int32 and float64 hold are among them.
+    """
+    found: set[int] = set()
+    for held in filter(_holds_integers, _integers_behind(node)):
+        for user in held.users:
+            value = user.meta.get("val")
+            free = free and not (isinstance(value, torch.Tensor) and value.is_floating_point())
+            if _packet(user) in COMPARING:
+                found |= {n + step for n in user.args if isinstance(n, int) for step in (-1, 0, 1)}
+    if free:
+        found |= {sign * (edge + step) for edge in EDGES for step in (-1, 0, 1) for sign in (1, -1)}
+    return found
+
+
+def _with_common_indices(inputs: Sequence[fx.Node]) -> list[list[fx.Node]]:
+    """Group inputs that indices are computed of together."""
+    groups: list[tuple[list[fx.Node], set[Any]]] = []
+    for node in inputs:
+        together, reads = [node], set(_reads_behind([node]))
+        for group in [group for group in groups if group[1] & reads]:
+            groups.remove(group)
+            together, reads = group[0] + together, group[1] | reads
+        groups.append((together, reads))
+    return [together for together, _ in groups]
+
+
+class ComputedIndices:
+    """Indices that a program computes of integers alone, to find which integers keep them within their tables."""
+
+    def __init__(self, program: Program, inputs: Sequence[fx.Node], sizes: Sequence[Sizes]):
+        self.program, self.inputs, self.sizes = program, inputs, sizes
+        self.reads = list(_reads_behind(inputs))
+        needed: set[fx.Node] = set()
+        pending = [node for _, node in self.reads]
+        while pending:
+            if (node := pending.pop()) not in needed:
+                needed.add(node)
+                pending += node.all_input_nodes
+        self.steps = [node for node in program.graph.nodes if node in needed]
+        sized = [node for node in self.steps if _packet(node) is aten.sym_size]
+        read = {node for step in needed.difference(sized) for node in step.all_input_nodes}
+        self.known = all(_is_of_integers(program, node) for node in read)
+
+    def domains(self) -> dict[fx.Node, IntegerDomain]:
+        """Return what each input may hold: two integers if the indices do not tell."""
+        equal = (dict.fromkeys(self.inputs, (n, n)) for n in (0, 1))
+        base = next((n for n, held in enumerate(equal) if self.known and self.largest(held) is not None), 0)
+        far = {node: (self.last(node, base, -1), self.last(node, base, 1)) for node in self.inputs if self.known}
+        for _ in range(TRIES if far else 0):
+            corners = [{node: (ends[n], ends[n]) for node, ends in far.items()} for n in (0, 1)]
+            if all(self.largest(held, seed) is not None for seed, held in enumerate([*corners, *[far] * TRIES])):
+                return {node: self.usual(node, base, ends) for node, ends in far.items()}
+            far = {node: (base - (base - low) // 2, base + (high - base) // 2) for node, (low, high) in far.items()}
+        return dict.fromkeys(self.inputs, IntegerDomain(base, base + UNKNOWN))
+
+    def last(self, node: fx.Node, base: int, direction: int) -> int:
+        """Return the last integer in a direction that the indices take, where the other inputs hold `base`."""
+        limits = torch.iinfo(node.meta["val"].dtype)
+        within, beyond = 0, min(FAR, limits.max - base if direction > 0 else base - limits.min) + 1
+        tried = beyond - 1
+        while beyond - within > 1:
+            one = base + direction * tried
+            taken = self.largest(dict.fromkeys(self.inputs, (base, base)) | {node: (one, one)}) is not None
+            within, beyond = (tried, beyond) if taken else (within, tried)
+            tried = (within + beyond) // 2
+        return base + direction * within
+
+    def usual(self, node: fx.Node, base: int, far: tuple[int, int]) -> IntegerDomain:
+        """Return the domain whose usual integers end where they give the index that is furthest from that of `base`."""
+        most = min(base + UNKNOWN - 1, far[1])
+        if not any(_packet(later) in ADDING for later in _integers_behind(node)):
+            others = dict.fromkeys(self.inputs, (base, base))
+            rows = [_rows(user, read, self.sizes[0]) for user, read in self.reads]
+            tried = (*rows, *(base + (1 << bits) for bits in range(1, MOST.bit_length())))
+            ends = sorted({min(end - 1, far[1]) for end in tried if end > base + 1})
+            first = self.largest(others) or 0
+            most = max(ends, key=lambda end: abs((self.largest(others | {node: (end, end)}) or 0) - first))
+        return IntegerDomain(base, most + 1, None if far == (base, most) else far)
+
+    def largest(self, held: Mapping[fx.Node, tuple[int, int]], seed: int = 0) -> int | None:
+        """Return the largest index that inputs within these limits give, or None if one is outside of its table."""
+        found = [self._largest(held, sizes, seed) for sizes in self.sizes]
+        return None if None in found else max(index for index in found if index is not None)
+
+    def _largest(self, held: Mapping[fx.Node, tuple[int, int]], sizes: Sizes, seed: int) -> int | None:
+        generator = torch.Generator().manual_seed(seed)
+        interpreter = fx.Interpreter(self.program.graph_module)
+        for node in self.steps:
+            if node.op == "placeholder":
+                low, high = held.get(node, (0, 1))
+                value = node.meta["val"]
+                shape = [size_with(n, UNKNOWN, sizes) for n in value.shape]
+                interpreter.env[node] = torch.randint(low, high + 1, shape, generator=generator).to(value.dtype)
+                continue
+            try:
+                with torch.no_grad(), default_dtype(self.program.precision):
+                    interpreter.env[node] = interpreter.run_node(node)
+            except (IndexError, RuntimeError):  # an index that gives an index is outside of its table
+                return None
+        largest = 0
+        for user, node in self.reads:
+            indices = interpreter.env[node]
+            if not indices.numel():
+                continue
+            low, high, rows = int(indices.min()), int(indices.max()), _rows(user, node, sizes)
+            if high >= rows or low < (-rows if _packet(user) in FROM_THE_END else 0):
+                return None
+            largest = max(largest, high)
+        return largest
+
+
+def _is_of_integers(program: Program, node: fx.Node) -> bool:
+    """Return whether a node is neither an input of floats nor a weight."""
+    if node.op == "placeholder":
+        return not node.meta["val"].dtype.is_floating_point
+    return node.op != "get_attr" or not program.trainable(node)
+
+
+def _reads_behind(nodes: Iterable[fx.Node]) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Yield the operators that take as indices what comes of these nodes through integers, each with that node."""
+    for held in dict.fromkeys(later for node in nodes for later in _integers_behind(node)):
+        for user in held.users:
+            if _is_index_of(user, held):
+                yield user, held
+
+
+def _limits(node: fx.Node) -> Iterator[int | None]:
+    """Yield the rows of every table that integers index, or None where arithmetic lies between."""
+    seen, pending = {node}, [node]
+    while pending:
+        held = pending.pop()
+        for user in held.users:
+            if user in seen and _packet(user) not in INDICES:
+                continue
+            packet = _packet(user)
+            if _is_index_of(user, held):
+                yield _rows(user, held)
+            elif packet in COPYING or packet is None or is_view(user):
+                seen.add(user)
+                if _holds_integers(user):
+                    pending.append(user)
+            elif any(_reads_behind([user])):
+                yield None
+
+
+def _rows(user: fx.Node, indices: fx.Node, known: Mapping[sympy.Symbol, int] | None = None) -> int:
+    """Return the rows of the table that a node indexes, or the bits of what it shifts, for these dynamic sizes."""
+    packet, arguments = _packet(user), bound_arguments(user)
+    if packet is aten.one_hot:
+        classes = arguments.value("num_classes")
+        return classes if isinstance(classes, int) and classes > 0 else UNKNOWN
+    if packet in SHIFTING:
+        return torch.iinfo(user.meta["val"].dtype).bits
+    table = first_input(user).meta["val"].shape
+    if packet is aten.index:
+        sizes = [table[dim] for dim, index in enumerate(arguments.value("indices")) if index is indices]
+    elif packet is aten.take:
+        sizes = [first_input(user).meta["val"].numel()]
+    elif packet in (aten.embedding, aten._embedding_bag, aten.embedding_bag):
+        sizes = [table[0]]
+    else:
+        dim = arguments.values.get("dim")
+        sizes = [table[dim]] if isinstance(dim, int) and table else []
+    return min((size_with(n, UNKNOWN, known) for n in sizes), default=UNKNOWN)
+
+
+def _integers_behind(node: fx.Node) -> set[fx.Node]:
+    """Return all nodes that integers reach through integers."""
+    behind, pending = {node}, [node]
+    while pending:
+        held = pending.pop()
+        if _holds_integers(held):
+            fresh = [user for user in held.users if user not in behind]
+            behind.update(fresh)
+            pending += fresh
+    return behind
+
+
+def _is_index_of(user: fx.Node, node: fx.Node) -> bool:
+    """Return whether `user` takes what `node` holds as indices, or as numbers of bits."""
+    packet = _packet(user)
+    return packet in INDICES and _reaches(bound_arguments(user).values.get(INDICES[packet]), node)
+
+
+def _holds_integers(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    first = value[0] if isinstance(value, (list, tuple)) and value else value
+    return isinstance(first, torch.Tensor) and not first.dtype.is_floating_point and first.dtype != torch.bool
+
+
+def _packet(node: fx.Node) -> Any:
+    return node.target.overloadpacket if isinstance(node.target, OpOverload) else None
+
+
+def _reaches(argument: Any, node: fx.Node) -> bool:
+    return node in argument if isinstance(argument, (list, tuple)) else argument is node
+
+
+def size_with(size: Any, symbols: int, known: Mapping[sympy.Symbol, int] | None = None) -> int:
+    """Return a size with each symbol as its known value, or else as `symbols`."""
+    if isinstance(size, int):
+        return size
+    expression = sympy.sympify(size.node.expr).subs(known or {})
+    return int(expression.subs(dict.fromkeys(expression.free_symbols, symbols)))
