@@ -9,7 +9,8 @@ import numpy as np
 from converter.verification.tolerance import Classes, classify, rounding_units
 
 BEST = 5  # classes
-LARGE = 4  # a slice is a large one up to this many times below the largest
+SHARE = 1 / 16  # of the slices
+LARGE = 4  # an element is a large one up to this many times below the largest
 
 # Takes finite references, their classes of magnitude and PyTorch's rounding of each; returns the errors allowed.
 Allowance = Callable[[np.ndarray, Classes, np.ndarray | None], np.ndarray]
@@ -193,23 +194,25 @@ def _float_figures(
 
 
 def _resolutions(classes: Classes, allowed: np.ndarray, small: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
-    """Return by axis the least relative difference that would be seen at one element at least of each slice.
+    """Return by axis the least difference that would be seen at one element at least of each slice, as a share of it.
 
-    The axes are that of the channels and the last one. Slices of less than a quarter of the largest one's magnitude
-    have infinity, because they may be the difference of large values; those that are much smaller in every round are
-    compared with each other.
+    The axes are that of the channels and the last one. An element counts as no smaller than a quarter of the largest
+    one, because it may be the difference of large ones. Slices that are much smaller than others in every round have
+    their own largest one, if they are enough not to be so by chance.
     """
-    magnitudes, allowed = np.atleast_1d(np.where(classes.of >= 0, classes.magnitudes, 0.0), allowed)
-    visible = (magnitudes > 0) & (allowed > 0)
-    finest = np.divide(allowed, magnitudes, out=np.full(allowed.shape, np.inf), where=visible)
+    magnitudes, fills, allowed = np.atleast_1d(np.where(classes.fills, 0.0, classes.magnitudes), classes.fills, allowed)
     found = {}
     for axis in {min(1, allowed.ndim - 1), allowed.ndim - 1}:
         others = tuple(other for other in range(allowed.ndim) if other != axis)
         sizes = magnitudes.max(axis=others, initial=0.0)
         levels = small.get(axis, np.zeros(sizes.shape, int))
-        for level in np.unique(levels):
-            sizes[(levels == level) & (sizes * LARGE < sizes[levels == level].max())] = 0.0
-        found[axis] = np.where(sizes > 0, finest.min(axis=others, initial=np.inf), np.inf)
+        for level, count in zip(*np.unique(levels, return_counts=True), strict=True):
+            inside = levels == level if count >= SHARE * levels.size else levels >= 0
+            sizes[levels == level] = sizes[inside].max()
+        counted = np.maximum(magnitudes, np.expand_dims(sizes / LARGE, others))
+        seen = ~fills & (allowed > 0) & (counted > 0)
+        relative = np.divide(allowed, counted, out=np.full(allowed.shape, np.inf), where=seen)
+        found[axis] = relative.min(axis=others, initial=np.inf)
     return found
 
 

@@ -251,7 +251,7 @@ def _combine(name: str, found: Sequence[Figures], reference: Sequence[np.ndarray
 
 
 def _resolution(rounds: Sequence[Mapping[int, np.ndarray]], of_variation: float | None) -> float | None:
-    """Return the least relative difference that would be seen in the best round, of the slice where that is largest.
+    """Return the least relative difference that would be seen in some round, of the slice where that is largest.
 
     Of a nearly constant output it is that of what varies.
     """
