@@ -34,6 +34,12 @@ def check_many(
 
     Raises:
         UsageError: the work list is invalid.
+
+    Examples:
+        With the file of `pull`'s example:
+
+        >>> converter.check_many(["net.pt"], to=["onnx"], input_shapes=["1,3,8,8"])
+        <CheckResults 1 converts>
     """
     jobs = list_jobs(models, default_formats() if to is None else to, options)
     started = time.perf_counter()

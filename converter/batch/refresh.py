@@ -31,6 +31,12 @@ def sync_many(
 
     Raises:
         ConversionError: there is no checkpoint, or an entry is not valid.
+
+    Examples:
+        With the folder of `convert_many`'s example:
+
+        >>> [report.verified for report in converter.sync_many("net.pt", output="converted", to=["onnx"])]
+        [True]
     """
     listed = [places] if isinstance(places, str | Path) else places
     return list(refreshed(work_list([str(place) for place in listed], to, options), Path(output)))

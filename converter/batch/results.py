@@ -52,11 +52,15 @@ class _Results(Report):
     def exit_status(self) -> int:  # type: ignore[override]
         return worst_status(entry.exit_status for entry in self.entries)
 
+    def __repr__(self) -> str:
+        found = ", ".join(f"{count} {state}" for state, count in self.counts.items() if count)
+        return f"<{type(self).__name__} {found or 'of no model'}>"
+
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {"counts": self.counts, "exit_status": self.exit_status}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CheckResults(_Results):
     """The check results of all models, in the order of the work list.
 
@@ -71,7 +75,7 @@ class CheckResults(_Results):
     seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BatchReport(_Results):
     """The results of all models of a batch.
 

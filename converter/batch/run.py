@@ -54,6 +54,15 @@ def convert_many(
     Raises:
         UsageError: the work list is invalid.
         OutputError: the folder cannot be written.
+
+    Examples:
+        With the file of `pull`'s example:
+
+        >>> report = converter.convert_many(["net.pt"], to=["onnx"], output="converted", input_shapes=["1,3,8,8"])
+        >>> report
+        <BatchReport 1 verified>
+        >>> [(entry.name, entry.state) for entry in report.entries]
+        [('net', 'verified')]
     """
     jobs = list_jobs(models, to, options)
     folder = Path(output)

@@ -66,6 +66,22 @@ def into(
 
     Raises:
         ConversionError: a model cannot be read or built, or a Keras layer is none of PyTorch's operators.
+
+    Examples:
+        With the model of `convert`'s example:
+
+        >>> lines = [
+        ...     "import keras",
+        ...     "def net():",
+        ...     "    image = keras.Input((8, 8, 3))",
+        ...     "    return keras.Model(image, keras.layers.Conv2D(4, 3, activation='relu')(image))",
+        ... ]
+        >>> written = Path("build.py").write_text("\\n".join(lines))
+        >>> report = converter.into(model, "build.py:net", input_shapes=(1, 3, 8, 8), output="filled.keras")
+        >>> report
+        <IntoReport Sequential: verified; filled.keras>
+        >>> [(pair.module, pair.layer) for pair in report.pairs]
+        [('0', 'conv2d')]
     """
     options = IntoOptions.of(**keywords)
     name = type(model).__name__ if isinstance(model, nn.Module) else model

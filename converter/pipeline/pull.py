@@ -61,6 +61,20 @@ def pull(
 
     Raises:
         ConversionError: layers were added, removed or changed, or a weight does not determine the checkpoint's.
+
+    Examples:
+        With the model of `convert`'s example:
+
+        >>> torch.save(model, "net.pt")
+        >>> report = converter.convert("net.pt", to="keras", output="net.keras", input_shapes=(1, 3, 8, 8))
+        >>> trained = keras.saving.load_model("net.keras")
+        >>> kernel, bias = trained.layers[1].get_weights()
+        >>> trained.layers[1].set_weights([kernel, 0 * bias + 0.5])  # in place of training
+        >>> trained.save("trained.keras")
+        >>> converter.pull("trained.keras", "net.pt", output="trained.pt", artifact="net.keras")
+        <VerificationReport net.pt: verified; trained.pt>
+        >>> torch.load("trained.pt")["0.bias"]
+        tensor([0.5000, 0.5000, 0.5000, 0.5000])
     """
     trained, original, output, clock = Path(trained), Path(original), Path(output), Clock(progress)
     options = PullOptions.of(**keywords)

@@ -517,8 +517,8 @@ class LayerPair:
     decided: str = ""
 
 
-@dataclass(frozen=True)
-class IntoReport(Report):
+@dataclass(frozen=True, repr=False)
+class IntoReport(_Shown):
     """The weights of a PyTorch model in a hand-written Keras model; `timings` in seconds, by step.
 
     Attributes:
@@ -541,6 +541,9 @@ class IntoReport(Report):
     timings: Mapping[str, float] = field(default_factory=dict)
     compared_on: ComparedOn | None = None
     environment: Environment = field(default_factory=Environment.current)
+
+    def _written(self) -> str:
+        return self.artifact or "not written"
 
     @property
     def exit_status(self) -> int:  # type: ignore[override]
