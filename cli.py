@@ -93,7 +93,9 @@ def convert(
         # Each of several models goes into the folder under its own name.
         own_output: str | Path | None = paths[model, to[0]] if len(models) > 1 and len(to) == 1 else output
         check_call(model, ConvertOptions.of(**arguments))
-        return converter.convert(model, to=to, output=own_output, progress=console.terminal.progress, **arguments)
+        return console.imported(lambda: converter.convert)(
+            model, to=to, output=own_output, progress=console.terminal.progress, **arguments
+        )
 
     planned = console.run(lambda: output_paths(models, to, output, arguments["quantize"]), ", ".join(map(str, models)))
     if isinstance(planned, Failure):
@@ -241,7 +243,9 @@ def verify(model: Path, artifact: Path, console: Console, **arguments: Any) -> N
 
     def compare() -> VerificationReport:
         check_call(model, VerifyOptions.of(**arguments), artifact)
-        return converter.verify(model, artifact, progress=console.terminal.progress, **arguments)
+        return console.imported(lambda: converter.verify)(
+            model, artifact, progress=console.terminal.progress, **arguments
+        )
 
     result = console.run(compare, str(model))
     if isinstance(result, VerificationReport):
@@ -261,7 +265,9 @@ def sync(model: Path, artifact: Path, output: Path | None, console: Console, **a
     import converter
 
     result = console.run(
-        lambda: converter.sync(model, artifact, output=output, progress=console.terminal.progress, **arguments),
+        lambda: console.imported(lambda: converter.sync)(
+            model, artifact, output=output, progress=console.terminal.progress, **arguments
+        ),
         str(model),
     )
     if isinstance(result, VerificationReport):
@@ -291,7 +297,9 @@ def pull(
 
     def take() -> VerificationReport:
         progress = console.terminal.progress
-        return converter.pull(trained, original, output=output, artifact=artifact, progress=progress, **arguments)
+        return console.imported(lambda: converter.pull)(
+            trained, original, output=output, artifact=artifact, progress=progress, **arguments
+        )
 
     result = console.run(take, str(trained))
     if isinstance(result, VerificationReport):
@@ -321,7 +329,9 @@ def into(model: Path, builder: str, output: Path | None, console: Console, **arg
 
     def filled() -> IntoReport:
         check_call(model, IntoOptions.of(**arguments), builder=builder)
-        return converter.into(model, builder, output=output, progress=console.terminal.progress, **arguments)
+        return console.imported(lambda: converter.into)(
+            model, builder, output=output, progress=console.terminal.progress, **arguments
+        )
 
     result = console.run(filled, str(model))
     if isinstance(result, IntoReport):
@@ -381,7 +391,7 @@ def inspect(
     def describe() -> "ModelSummary":
         check_call(model, InspectOptions.of(**arguments))
         progress = console.terminal.progress
-        return converter.inspect(
+        return console.imported(lambda: converter.inspect)(
             model, check=formats, plan=plan, explain=explain, graph=graph, progress=progress, **arguments
         )
 

@@ -54,6 +54,11 @@ class Console:
             self.terminal.show_failure(failure, "".join(traceback.format_exception(error)), again)
             return failure
 
+    def imported(self, function: Callable[[], Result]) -> Result:
+        """Return a function of `converter`; reading its name imports PyTorch, and a terminal shows that."""
+        with self.terminal.progress("import PyTorch", told=False):
+            return function()
+
     def exit(self, results: Sequence[Report], content: dict[str, Any] | None = None, pages: Path | None = None) -> None:
         """Write the report (that of the only result, if there is no other content) where it was asked for, and exit.
 

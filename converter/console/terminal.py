@@ -144,8 +144,8 @@ class Terminal:
             self.console.print(f"The log could not be written to its end: {self._log_file.failed.strerror}.")
 
     @contextmanager
-    def progress(self, step: str) -> Iterator[None]:
-        """Show a step while it runs, and how long it took."""
+    def progress(self, step: str, *, told: bool = True) -> Iterator[None]:
+        """Show a step while it runs, and, if it is to be `told`, how long it took."""
         raise_if_interrupted()
         self.note(f"  {step} begins")
         started, outermost, mark, style = time.perf_counter(), self._bars is None, "✗", "red"
@@ -171,7 +171,9 @@ class Terminal:
                 if bars.live.is_started:  # `stop` may print an empty line even if not started
                     bars.stop()
                 self._bars = None
-            self.say(Text.assemble("  ", (mark, style), f" {step} ", (_seconds(time.perf_counter() - started), "dim")))
+            if told:
+                taken = _seconds(time.perf_counter() - started)
+                self.say(Text.assemble("  ", (mark, style), f" {step} ", (taken, "dim")))
 
     @logged
     def say(self, message: RenderableType) -> None:

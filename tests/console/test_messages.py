@@ -134,11 +134,11 @@ def test_a_log_below_a_file_is_refused(tmp_path):
 # -- terminals and pipes
 
 
-def in_terminal(folder: Path, **more: str) -> str:
+def in_terminal(folder: Path, code: str = CONVERTS, **more: str) -> str:
     """What the command draws in a terminal."""
     master, slave = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", CONVERTS, "good.pt", "--to", "tf"],
+        [sys.executable, "-c", code, "good.pt", "--to", "tf"],
         cwd=folder, env=environment(**more), stdout=subprocess.DEVNULL, stderr=slave, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     os.close(slave)
@@ -176,6 +176,15 @@ def test_a_terminal_gets_what_it_can_show(tmp_path, more, colors, bars):
     assert "verified" in drawn
     assert bool(COLOUR.search(drawn)) == colors
     assert bool(CURSOR.search(drawn)) == bars
+
+
+def test_a_terminal_shows_that_pytorch_is_imported(tmp_path):
+    imports = CONVERTS.replace(
+        "converter.convert, preflight.check_call = convert,",
+        "converter.__getattr__, preflight.check_call = lambda name: __import__('time').sleep(0.5) or convert,",
+    )
+    assert "import PyTorch" in in_terminal(tmp_path, imports, TERM="xterm-256color")
+    assert "import PyTorch" not in in_terminal(tmp_path, imports, TERM="dumb")
 
 
 def test_a_pipe_gets_no_control_characters(tmp_path):
