@@ -33,6 +33,10 @@ class LocalModel:
         """Return what the model is called with, of arrays by the names of its inputs."""
         return self._reader.pack(arrays)
 
+    def held(self) -> dict[str, np.ndarray]:
+        """Return every array of numbers in the model by name."""
+        return self._reader.held()
+
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the model and return its outputs by name."""
         return self._reader.run(inputs)

@@ -8,11 +8,13 @@ import json
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from converter.capture.dynamic_shapes import LEAST, limits_of
 from converter.capture.input_shapes import BATCH, FreeSize, InputShape
@@ -22,6 +24,8 @@ from converter.errors import CaptureError, UsageError
 TRIED = (64, 32, 128, 224, 256, 16, 8, 512)
 OF_SEQUENCES = (2048, 16384)  # for audio, where no input has two dynamic sizes
 APART = 32
+INTEGERS = ("int8", "int16", "int32", "int64", "uint8")
+INDEXING = {torch.ops.aten.embedding, torch.ops.aten.index, torch.ops.aten.index_select, torch.ops.aten.gather}
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,13 @@ class CallSpec:
         names: the parameters that take them by keyword, with `.KEY` for an entry of a dictionary and `.0` for an item
             of a list; () if all are given by position.
         sizes: the numbers used for dynamic sizes.
+        lowest: the lowest integer of each input of integers, by its place; 0 if it is not there.
     """
 
     shapes: tuple[InputShape, ...]
     names: tuple[str, ...] = ()
     sizes: Mapping[str, int] | None = None
+    lowest: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def free(self) -> tuple[dict[int, FreeSize], ...]:
@@ -49,9 +55,10 @@ class CallSpec:
         return all(shape.batch_first for shape in self.shapes)
 
     def examples(self, batch: int | None, seed: int) -> list[Tensor]:
-        """Return seeded random tensors; integers are 0 and 1, which any embedding table has."""
+        """Return seeded random tensors; integers are 0 and 1, which any embedding table has, above the lowest."""
         generator = torch.Generator().manual_seed(seed)
-        return [_example(shape, dict(self.sizes or {}), batch, generator) for shape in self.shapes]
+        drawn = [_example(shape, dict(self.sizes or {}), batch, generator) for shape in self.shapes]
+        return [x + self.lowest[place] if place in self.lowest else x for place, x in enumerate(drawn)]
 
     def bind(self, module: nn.Module) -> None:
         """Make `module` take the inputs by position, as all callers pass them."""
@@ -184,7 +191,7 @@ def choose_sizes(calling: CallSpec, runs: Callable[[list[Tensor]], None], batch:
     tried = []
     limits = limits_of(calling.free)
     for sizes in (_limited(sizes, limits) for sizes in _tried(calling.free)):
-        candidate = CallSpec(calling.shapes, calling.names, sizes)
+        candidate = replace(calling, sizes=sizes)
         try:
             runs(candidate.examples(batch, seed))
             break
@@ -202,12 +209,52 @@ def choose_sizes(calling: CallSpec, runs: Callable[[list[Tensor]], None], batch:
         )
     if first is not None:
         with contextlib.suppress(CaptureError):  # then keep the first
-            twice = CallSpec(
-                calling.shapes, calling.names, _limited({n: 2 * size for n, size in sizes.items()}, limits)
-            )
+            twice = replace(calling, sizes=_limited({n: 2 * size for n, size in sizes.items()}, limits))
             runs(twice.examples(batch, seed))
             return twice
     return candidate
+
+
+def choose_integers(calling: CallSpec, runs: Callable[[list[Tensor]], None], batch: int | None, seed: int) -> CallSpec:
+    """Return the call spec with integers that keep indices within their tables: `table(year - 1950)` takes no 0 and 1.
+
+    Where nothing does, or what fails is no index, it is returned as it is.
+
+    Args:
+        runs: raises CaptureError for inputs that the model does not take.
+    """
+    places = [place for place, shape in enumerate(calling.shapes) if shape.dtype in INTEGERS]
+    sizes = next((_limited(sizes, limits_of(calling.free)) for sizes in _tried(calling.free)), None)
+
+    def tried(lowest: Mapping[int, int]) -> Indices:
+        seen = Indices()
+        with contextlib.suppress(CaptureError), seen:
+            runs(replace(calling, sizes=sizes, lowest=lowest).examples(batch, seed))
+            seen.count += 1  # further than any index
+        return seen
+
+    lowest: dict[int, int] = {}
+    reached = tried(lowest) if places else Indices()
+    for place in places:
+        limits = torch.iinfo(getattr(torch, calling.shapes[place].dtype))
+        for first in (-reached.last, *(10**power for power in range(7))) if reached.last < 0 else ():
+            further = tried(lowest | {place: first}) if limits.min <= first < limits.max else reached
+            if further.count > reached.count:
+                lowest, reached = lowest | {place: first}, further
+                break
+    return replace(calling, lowest=lowest)
+
+
+class Indices(TorchDispatchMode):
+    """Counts the operators with indices, and notes the lowest index that the last of them was called with."""
+
+    count, last = 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in INDEXING:
+            held = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.dtype == torch.int64]
+            self.count, self.last = self.count + 1, min((int(x.min()) for x in held if x.numel()), default=0)
+        return func(*args, **(kwargs or {}))
 
 
 def _limited(sizes: Mapping[str, int], limits: Mapping[str, tuple[int, int]]) -> dict[str, int]:

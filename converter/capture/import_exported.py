@@ -75,18 +75,20 @@ def from_exported(exported: ExportedProgram, old_values: bool = False) -> Progra
     _name_recurrent_layers(exported.graph_module)
     _name_core_operators(exported.graph_module)
     signature = exported.graph_signature
-    graph_module = fx.GraphModule(nn.Module(), exported.graph)
-    graph = graph_module.graph
+    graph = fx.Graph()  # a new one, because torch.export names inputs without keeping others from taking the same name
+    graph.output(graph.graph_copy(exported.graph, {}))
+    graph_module = fx.GraphModule(nn.Module(), graph)
     drop_tokens(graph)
     _fill_empty(graph)
     tokens: list[fx.Node] = []
     inputs: list[str] = []
     origins: dict[str, Origin] = {}
     tensors = {**exported.constants, **exported.state_dict, **exported.tensor_constants}
-    for spec, node in zip(signature.input_specs, graph.find_nodes(op="placeholder"), strict=True):
+    names_before = [node.name for node in exported.graph.find_nodes(op="placeholder")]
+    for spec, node, given in zip(signature.input_specs, graph.find_nodes(op="placeholder"), names_before, strict=True):
         if spec.kind is InputKind.USER_INPUT:
             if isinstance(node.meta.get("val"), torch.Tensor):
-                inputs.append(node.name)
+                inputs.append(given)
             elif node.users:
                 raise CaptureError(
                     f"Input `{node.name}` is not a tensor.", code="PTC2014", fix="Supply it from a wrapper module."

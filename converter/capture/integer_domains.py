@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,10 +30,18 @@ INDICES = dict.fromkeys(SHIFTING, "other") | {
 FROM_THE_END = {aten.index, aten.index_put, aten.take}  # these take -1 as the last row
 ADDING = {aten.cumsum, aten.sum}  # what is counted is usually 0 or 1
 COMPARING = {aten.eq, aten.ne, aten.gt, aten.ge, aten.lt, aten.le}
+# Operators whose other operand, a number, shows how large the integers are.
+SHIFTED = {aten.add, aten.sub, aten.rsub}
+LIMITING = {aten.clamp, aten.clamp_min, aten.clamp_max, aten.hardtanh, *COMPARING}
+DIVIDING = {aten.div, aten.floor_divide, aten.remainder, aten.fmod}
+ELEMENTWISE = {aten.mul, aten.neg, aten.abs, aten.relu, *SHIFTED, *LIMITING, *DIVIDING}
 EDGES = (1 << 24, 1 << 31, 1 << 53)
 UNKNOWN = 2  # rows that any table has
 MOST = 256
-FAR = 1 << 12
+FAR = 1 << 12  # of integers that are converted to floats, if nothing shows that they are larger
+FURTHEST = 1 << 24  # of those; float32 does not hold every integer beyond
+FAR_IN_INTEGERS = (1 << 31) - 1
+MASKING = 1e3  # a factor that turns a mask into what is added to scores
 TRIES = 4
 
 Sizes = Mapping[sympy.Symbol, int]
@@ -60,7 +68,8 @@ def integer_domains(program: Program, sizes: Sequence[Sizes]) -> dict[fx.Node, I
 
     An index is within the smallest table that it is an index of. Where arithmetic lies between an input and an index,
     the graph is run up to the index to find which integers it takes; if that tells nothing, they are 0 and 1. Integers
-    that are no indices are usually 0 to 255, and sometimes of both signs and up to 4096.
+    that are no indices are usually 0 to 255, and sometimes of both signs, up to 4096 and as large as the numbers that
+    they are compared with show. Those of a mask, as in (1 - mask) * -1e9, are 0 and 1.
 
     Args:
         sizes: choices of all dynamic sizes.
@@ -81,9 +90,11 @@ def integer_domains(program: Program, sizes: Sequence[Sizes]) -> dict[fx.Node, I
             domain = IntegerDomain(high=min(known))
         else:
             high = min(MOST, most + 1)
-            far = max(least, -FAR), min(most, FAR)
+            reach = min(max([FAR, *(4 * int(abs(n)) for n in _numbers(node))]), FURTHEST)
+            far = (least, most) if most < FAR_IN_INTEGERS else (-reach, reach)
             domain = IntegerDomain(high=high, far=None if far == (0, high - 1) else far)
-        if not limits[node]:
+            domain = IntegerDomain(high=2) if _is_mask(node) else domain
+        if not limits[node] and domain.high > UNKNOWN:
             lowest, highest = least, most
         else:
             lowest, highest = domain.far or (domain.low, domain.high - 1)
@@ -93,21 +104,48 @@ def integer_domains(program: Program, sizes: Sequence[Sizes]) -> dict[fx.Node, I
 
 
 def _telling(node: fx.Node, free: bool) -> set[int]:
-    """Return the integers that an input's are compared with and their neighbors.
+    """Return the integers that an input's are compared with or limited to, and their neighbors.
 
     If they are `free` of tables and not converted to floats, numbers of both signs around the largest that float32,
     int32 and float64 hold are among them.
     """
-    found: set[int] = set()
     for held in filter(_holds_integers, _integers_behind(node)):
-        for user in held.users:
-            value = user.meta.get("val")
-            free = free and not (isinstance(value, torch.Tensor) and value.is_floating_point())
-            if _packet(user) in COMPARING:
-                found |= {n + step for n in user.args if isinstance(n, int) for step in (-1, 0, 1)}
-    if free:
-        found |= {sign * (edge + step) for edge in EDGES for step in (-1, 0, 1) for sign in (1, -1)}
-    return found
+        free = free and not any(map(_holds_floats, held.users))
+    numbers = {int(n) for n in _numbers(node, SHIFTED | LIMITING) if abs(n) < FAR_IN_INTEGERS}
+    found = {n + step for n in numbers for step in (-1, 0, 1)}
+    return found | ({sign * (n + step) for n in EDGES for step in (-1, 0, 1) for sign in (1, -1)} if free else set())
+
+
+def _numbers(node: fx.Node, of: Container[Any] = SHIFTED | LIMITING | DIVIDING) -> Iterator[float]:
+    """Yield the integers at which such operators, elementwise behind an input, change what they do."""
+    for user in _elementwise_behind(node):
+        if (packet := _packet(user)) in of:
+            numbers = (n for n in user.args if isinstance(n, int | float) and abs(n) < float("inf"))
+            yield from (-n if packet is aten.add else n for n in numbers)
+
+
+def _is_mask(node: fx.Node) -> bool:
+    """Return whether integers are subtracted from 1, or as floats multiplied by what scores do not survive."""
+    for user in _elementwise_behind(node):
+        packet, numbers = _packet(user), [n for n in user.args if isinstance(n, int | float)]
+        if packet in (aten.rsub, aten.sub) and numbers[:1] == [1] and (packet is aten.rsub or user.args[0] == 1):
+            return True
+        if packet is aten.mul and _holds_floats(user) and any(abs(n) >= MASKING for n in numbers):
+            return True
+    return False
+
+
+def _elementwise_behind(node: fx.Node) -> dict[fx.Node, None]:
+    """Return the operators that compute element by element with what an input holds and with numbers alone."""
+    behind: dict[fx.Node, None] = {}
+    pending = [node]
+    while pending:
+        for user in pending.pop().users:
+            alike = _packet(user) in ELEMENTWISE or _packet(user) in COPYING or is_view(user)
+            if alike and len(user.all_input_nodes) == 1 and user not in behind:
+                behind[user] = None
+                pending.append(user)
+    return behind
 
 
 def _with_common_indices(inputs: Sequence[fx.Node]) -> list[list[fx.Node]]:
@@ -138,11 +176,17 @@ class ComputedIndices:
         sized = [node for node in self.steps if _packet(node) is aten.sym_size]
         read = {node for step in needed.difference(sized) for node in step.all_input_nodes}
         self.known = all(_is_of_integers(program, node) for node in read)
+        behind = {later for node in inputs for later in _integers_behind(node)}
+        rounded = any(_holds_floats(node) and not _is_index(node) for node in {*self.steps, *behind})
+        self.reach = FAR if rounded else FAR_IN_INTEGERS
 
     def domains(self) -> dict[fx.Node, IntegerDomain]:
         """Return what each input may hold: two integers if the indices do not tell."""
-        equal = (dict.fromkeys(self.inputs, (n, n)) for n in (0, 1))
-        base = next((n for n, held in enumerate(equal) if self.known and self.largest(held) is not None), 0)
+        shown = [int(n) for node in self.inputs for n in _numbers(node) if 1 < n < FAR_IN_INTEGERS]
+        tried = (
+            n for n in (0, 1, *shown) if self.known and self.largest(dict.fromkeys(self.inputs, (n, n))) is not None
+        )
+        base = next(tried, 0)
         far = {node: (self.last(node, base, -1), self.last(node, base, 1)) for node in self.inputs if self.known}
         for _ in range(TRIES if far else 0):
             corners = [{node: (ends[n], ends[n]) for node, ends in far.items()} for n in (0, 1)]
@@ -154,7 +198,7 @@ class ComputedIndices:
     def last(self, node: fx.Node, base: int, direction: int) -> int:
         """Return the last integer in a direction that the indices take, where the other inputs hold `base`."""
         limits = torch.iinfo(node.meta["val"].dtype)
-        within, beyond = 0, min(FAR, limits.max - base if direction > 0 else base - limits.min) + 1
+        within, beyond = 0, min(self.reach, limits.max - base if direction > 0 else base - limits.min) + 1
         tried = beyond - 1
         while beyond - within > 1:
             one = base + direction * tried
@@ -169,10 +213,13 @@ class ComputedIndices:
         if not any(_packet(later) in ADDING for later in _integers_behind(node)):
             others = dict.fromkeys(self.inputs, (base, base))
             rows = [_rows(user, read, self.sizes[0]) for user, read in self.reads]
-            tried = (*rows, *(base + (1 << bits) for bits in range(1, MOST.bit_length())))
-            ends = sorted({min(end - 1, far[1]) for end in tried if end > base + 1})
+            tried = (*rows, *(base + (1 << bits) for bits in range(1, self.reach.bit_length())))
             first = self.largest(others) or 0
-            most = max(ends, key=lambda end: abs((self.largest(others | {node: (end, end)}) or 0) - first))
+
+            def distance(end: int) -> int:
+                return abs((self.largest(others | {node: (end, end)}) or 0) - first)
+
+            most = max(sorted({min(end - 1, far[1]) for end in tried if end > base + 1}), key=distance)
         return IntegerDomain(base, most + 1, None if far == (base, most) else far)
 
     def largest(self, held: Mapping[fx.Node, tuple[int, int]], seed: int = 0) -> int | None:
@@ -280,10 +327,19 @@ def _is_index_of(user: fx.Node, node: fx.Node) -> bool:
     return packet in INDICES and _reaches(bound_arguments(user).values.get(INDICES[packet]), node)
 
 
+def _is_index(node: fx.Node) -> bool:
+    return _packet(node) in INDICES
+
+
 def _holds_integers(node: fx.Node) -> bool:
     value = node.meta.get("val")
     first = value[0] if isinstance(value, (list, tuple)) and value else value
     return isinstance(first, torch.Tensor) and not first.dtype.is_floating_point and first.dtype != torch.bool
+
+
+def _holds_floats(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
 def _packet(node: fx.Node) -> Any:

@@ -15,6 +15,7 @@ ROUNDS: tuple[tuple[Kind, int], ...] = (("normal", 1), ("normal", 3), ("uniform"
 LAST: tuple[Kind, int] = ("small", 2)
 SMALL = (1e-3, 1e-6, 0.0, 0.0)  # factors of rows; the last kind of row is constant instead
 LARGE = 1 << 24  # elements of a round's inputs from which they are not kept
+TELLING = ("small", "impulse", "large", "spread")  # kinds of inputs that hold the integers at which a model changes
 IMPULSE = 8.0  # over a background of deviation 1/16: after exact zeros, norms would divide rounding errors by zero
 
 
@@ -35,7 +36,8 @@ class InputSpec:
         dtype: numpy's name for it.
         low, high: integers are drawn from [low, high); the default is safe for any embedding of two rows.
         pixels: floats are pixels, 0 to 255, in the place of numbers around 0.
-        telling: integers at which the model may behave differently; half of a "small" round's are among them.
+        telling: integers at which the model may behave differently; half of those in four kinds of rounds
+            are among them.
         lengths: the integers are lengths of sequences, which this draws.
         far: the lowest and the highest integer that is drawn in "large" and "spread" rounds. In "uniform" and "small"
             ones they are then `low` and the next, as those of masks are.
@@ -146,11 +148,12 @@ def _draw(spec: InputSpec, shape: tuple[int, ...], kind: Kind, rng: np.random.Ge
     dtype = np.dtype(spec.dtype)
     if dtype.kind in "iu":
         if spec.far is not None and kind in ("large", "spread"):
-            return _far(shape, *spec.far, rng).astype(dtype)
-        high = spec.high if spec.far is None or kind in ("normal", "impulse") else min(spec.high, spec.low + 2)
-        drawn = _unlike(rng.integers(spec.low, high, shape), spec.low, high - 1).astype(dtype)
-        if kind == "small" and spec.telling:
-            return np.where(rng.random(shape) < 0.5, rng.choice(np.array(spec.telling, dtype), shape), drawn)
+            drawn = _far(shape, *spec.far, rng).astype(dtype)
+        else:
+            high = spec.high if spec.far is None or kind in ("normal", "impulse") else min(spec.high, spec.low + 2)
+            drawn = _unlike(rng.integers(spec.low, high, shape), spec.low, high - 1).astype(dtype)
+        if kind in TELLING and spec.telling:
+            _put(spec.telling, drawn, (drawn.size + (kind == "small")) // 2, rng)
         return drawn
     if dtype.kind == "b":
         return _unlike(rng.integers(0, 2, shape), 0, 1).astype(dtype)
@@ -165,6 +168,11 @@ def _draw(spec: InputSpec, shape: tuple[int, ...], kind: Kind, rng: np.random.Ge
         )
     drawn = _floats(shape, kind, rng)
     return (128.0 + 64.0 * drawn if spec.pixels else drawn).astype(dtype)
+
+
+def _put(telling: Sequence[int], drawn: np.ndarray, count: int, rng: np.random.Generator) -> None:
+    """Put telling integers into so many places, none a second time before all of them are there."""
+    drawn.flat[rng.permutation(drawn.size)[:count]] = np.resize(rng.permutation(np.array(telling, drawn.dtype)), count)
 
 
 def _far(shape: tuple[int, ...], lowest: int, highest: int, rng: np.random.Generator) -> np.ndarray:

@@ -7,6 +7,7 @@ import inspect
 import re
 import traceback
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -298,7 +299,7 @@ def _submodule(
 
         hook = part.register_forward_pre_hook(keep, with_kwargs=True)
         try:
-            run(CallSpec(calling.shapes, calling.names, values).examples(batch, seed))
+            run(replace(calling, sizes=values).examples(batch, seed))
         except _StopForward:
             pass
         finally:

@@ -117,7 +117,7 @@ def into(
         with clock("run the artifact"):
             found = compare(reopened, inputs, outputs, reference, options)
         with clock("coverage"):
-            proof = foreign_proof(found.proof, reference, options)
+            proof = foreign_proof(found.proof, reference, options, reopened.held)
         status = status_of([proof])
         written: Path | None = None
         if status == "verified":

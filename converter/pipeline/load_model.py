@@ -19,7 +19,7 @@ from converter.capture.autocast import compute_in_float32
 from converter.capture.boundary import set_boundary, takes_pixels
 from converter.capture.dataclass_outputs import return_dicts_for_dataclasses
 from converter.capture.default_shapes import infer_input_shapes
-from converter.capture.example_inputs import CallSpec, bind_shapes, choose_sizes, fix_values
+from converter.capture.example_inputs import CallSpec, bind_shapes, choose_integers, choose_sizes, fix_values
 from converter.capture.export import capture
 from converter.capture.import_exported import from_exported
 from converter.capture.input_domains import dynamic_size_choices, input_specs
@@ -335,6 +335,7 @@ def _choose_call(module: nn.Module, tried: Sequence[Sequence[InputShape]], batch
         calling = bind_shapes(module, shapes)
         calling.bind(module)
         try:
+            calling = choose_integers(calling, partial(run_forward, module), batch, seed)
             calling = choose_sizes(calling, partial(run_forward, module), batch, seed)
             if len(tried) > 1:
                 run_forward(module, calling.examples(batch, seed))

@@ -18,7 +18,7 @@ from converter.artifacts.torch_writer import source_digest
 from converter.checkpoint.pickle_loader import refuse_more_than_tensors
 from converter.checkpoint.trust import ARTIFACT, is_guard_lifted
 from converter.errors import CaptureError, ConversionError, Note, UnsupportedOperatorsError, UsageError
-from converter.ir.program import Program
+from converter.ir.program import Program, read_attribute
 from converter.lowering.user_lowerings import load_mappings
 from converter.options import (
     ArtifactOptions,
@@ -37,7 +37,7 @@ from converter.pipeline.load_model import LoadedModel, Source, compute_reference
 from converter.pipeline.quantize import compare_quantized
 from converter.plan.interface import TensorInterface
 from converter.report.results import Proof, Status, TraceRow, VerificationReport, status_of
-from converter.verification.coverage import NAMED, UNEXERCISED_SHARE, unexercised_parameters
+from converter.verification.coverage import NAMED, UNEXERCISED_SHARE, tables, unexercised_parameters
 from converter.verification.divergence import by_module, disagrees, locate_divergence, trace_artifact, worst_round
 from converter.verification.input_bindings import input_bindings
 from converter.verification.io_matching import Matching
@@ -48,8 +48,10 @@ from converter.verification.prove import prove_weights
 from converter.verification.quantized import demands
 from converter.verification.reference import Reference, round_tensors
 from converter.verification.run_artifact import labeled_accuracy
+from converter.verification.weight_search import WeightSearch
 
 Loading = TypeVar("Loading", bound=LoadOptions)
+HELD = ("unchanged", "permuted", "derived")  # tables that an artifact has
 # Operators of ONNX, TensorFlow and TFLite.
 COMPARISONS = {
     "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "NotEqual", "GreaterEqual", "LessEqual",
@@ -145,7 +147,7 @@ def verify(
             text = "The artifact was not written by pt-convert; only what its weights compute is compared."
             notes.append(Note(text, code="PTC6507"))
             with clock("coverage"):
-                proofs = [foreign_proof(proof, reference, options)]
+                proofs = [foreign_proof(proof, reference, options, runner.held)]
                 notes += untaken_comparisons(runner, [matching.feed(match.binding, r.arrays) for r in reference.rounds])
     return VerificationReport(
         source=source.name,
@@ -304,15 +306,30 @@ def batch_note(batch: int) -> Note:
     return Note(f"The artifact takes only batch {batch}.", code="PTC6504")
 
 
-def foreign_proof(proof: Proof, reference: Reference, options: VerifyOptions | IntoOptions) -> Proof:
+def foreign_proof(
+    proof: Proof,
+    reference: Reference,
+    options: VerifyOptions | IntoOptions,
+    held: Callable[[], Mapping[str, np.ndarray]],
+) -> Proof:
     """Return the proof, or that it proves nothing: nobody has compared a foreign artifact's weights one by one.
 
     That is so if outputs do not depend on more than 5 % of the parameters for any input, or if a difference of 0.1 %
-    would not be seen and no tolerance is given.
+    would not be seen and no tolerance is given. The rows of a table that no input reads do not count if the artifact
+    holds the table.
+
+    Args:
+        held: returns the artifact's arrays.
     """
     if not proof.holds:
         return proof
-    share = unexercised_parameters(reference.program, [round_tensors(reference.program, r) for r in reference.rounds])
+    program = reference.program
+    given = [round_tensors(program, each) for each in reference.rounds]
+    share = unexercised_parameters(program, given)
+    if share is not None and share > UNEXERCISED_SHARE and (found := tables(program)):
+        arrays = {name: read_attribute(program.graph_module, name).detach().numpy() for name in found}
+        matches = WeightSearch(arrays, held()).run()
+        share = unexercised_parameters(program, given, {one.tensor for one in matches if one.found in HELD})
     if share is not None and share > UNEXERCISED_SHARE:
         text = f"no output depends on {share:.0%} of the parameters for any of the inputs: give others with --inputs"
         return vacuous(proof, text)

@@ -7,7 +7,7 @@ taken, and rows of tables that are never read. Agreement says nothing about them
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from converter.errors import Note
 from converter.ir.aten import bound_arguments, is_view
-from converter.ir.program import Program, default_dtype, module_path, read_attribute, write_attribute
+from converter.ir.program import Program, default_dtype, module_path, read_attribute, tensor_name, write_attribute
 
 aten = torch.ops.aten
 NAMED = 5  # of what is not exercised; the others are counted
@@ -41,6 +41,10 @@ LIMITS: dict[object, Within] = {
     aten.hardsigmoid.default: lambda x, y: (y > 0) & (y < 1),
     aten.hardswish.default: lambda x, y: y != 0,
 }
+LOOKUPS = {
+    aten.embedding.default, aten.index.Tensor, aten.index_select.default, aten.gather.default, aten.slice.Tensor,
+    aten.select.int,
+}  # fmt: skip
 # Results whose derivative is zero although they depend on their operand.
 WITHOUT_DERIVATIVE = {
     aten.round.default, aten.floor.default, aten.ceil.default, aten.trunc.default, aten.sign.default,
@@ -210,11 +214,16 @@ def channel_axis(node: fx.Node) -> int | None:
     return rank - 1 if before.op == "call_function" else 1
 
 
-def unexercised_parameters(program: Program, rounds: Sequence[Sequence[Tensor]]) -> float | None:
+def unexercised_parameters(
+    program: Program, rounds: Sequence[Sequence[Tensor]], whole: Collection[str] = ()
+) -> float | None:
     """Return the share of parameter elements that no output depends on for any of these inputs, by their gradients.
 
     Buffers that are weights of a convolution, a Linear or a product of matrices count as parameters.
     What is compared or rounded counts as an output, because the derivative of its result is zero.
+
+    Args:
+        whole: tensors that count as exercised if one of their elements is.
 
     Returns:
         None where gradients do not tell: a result has none.
@@ -226,7 +235,7 @@ def unexercised_parameters(program: Program, rounds: Sequence[Sequence[Tensor]])
     )
     names = [name for name in read if read_attribute(program.graph_module, name).is_floating_point()]
     raised = program.with_dtype(torch.float64)
-    steps = (n for n in reached_by_inputs(raised) if n.target in WITHOUT_DERIVATIVE and _computed_on(n))
+    steps = (n for n in reached_by_inputs(raised) if n.target in WITHOUT_DERIVATIVE)
     output = raised.graph.output_node()
     results: Any = output.args[0]
     output.args = ((*results, *dict.fromkeys(n for step in steps for n in step.all_input_nodes)),)
@@ -255,13 +264,37 @@ def unexercised_parameters(program: Program, rounds: Sequence[Sequence[Tensor]])
         for name, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None:
                 seen[name] |= gradient != 0
-    total = sum(mask.numel() for mask in seen.values())
-    return sum(int((~mask).sum()) for mask in seen.values()) / total if total else None
+    for name in seen.keys() & whole:
+        seen[name] |= seen[name].any()
+    read_elements = {name: _elements_read(program, name) for name in seen}
+    total = sum(int(elements.sum()) for elements in read_elements.values())
+    missing = sum(int((~mask & read_elements[name]).sum()) for name, mask in seen.items())
+    return missing / total if total else None
+
+
+def _elements_read(program: Program, name: str) -> Tensor:
+    """Tell for each element of a tensor whether the graph uses it: slices of fixed sizes may leave some out."""
+    nodes = [node for node in program.graph.find_nodes(op="get_attr") if node.target == name]
+    users = [user for node in nodes for user in node.users]
+    read = torch.zeros_like(read_attribute(program.graph_module, name), dtype=torch.bool)
+    sliced = (aten.slice.Tensor, aten.select.int)
+    if not all(user.target in sliced and len(user.all_input_nodes) == 1 for user in users):
+        return ~read
+    for user in users:
+        user.target(read, *user.args[1:], **user.kwargs).fill_(True)
+    return read
 
 
 def _is_weight(node: fx.Node) -> bool:
     return any(user.target in WEIGHTED or (is_view(user) and _is_weight(user)) for user in node.users)
 
 
-def _computed_on(node: fx.Node) -> bool:
-    return any(user.op != "output" for user in node.users)
+def tables(program: Program) -> set[str]:
+    """Return the floating-point tensors that are read row by row, such as an embedding's and a slice of positions."""
+    nodes = program.graph.find_nodes(op="get_attr")
+    read = (node for node in nodes if any(map(_reads_rows, node.users)))
+    return {tensor_name(node) for node in read if program.values(node).dtype.is_floating_point}
+
+
+def _reads_rows(node: fx.Node) -> bool:
+    return node.target in LOOKUPS or (is_view(node) and any(map(_reads_rows, node.users)))

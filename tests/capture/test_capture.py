@@ -105,6 +105,21 @@ def test_inputs_are_named_by_forward(module, count, names):
     assert_same(program.run(*tensors), [module(*tensors).detach()], "the captured program")
 
 
+def test_inputs_may_bear_the_names_of_parameters_and_operators():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.register = nn.Parameter(torch.randn(4, 3)), nn.Linear(4, 2)
+
+        def forward(self, weight, linear, relu):
+            return self.register(F.linear(weight, self.weight).relu() * linear) + relu
+
+    module, given = Named().eval(), [torch.randn(2, size) for size in (3, 4, 2)]
+    program = capture(module, given)
+    assert program.inputs == ["weight", "linear", "relu"]
+    assert torch.equal(program.run(*given)[0], module(*given))
+
+
 def test_input_that_is_not_read_keeps_its_place():
     program = captured(lambda x, y: y * 2, FEATURES, IMAGE)
     assert len(program.inputs) == len(program.placeholders) == 2

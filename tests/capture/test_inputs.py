@@ -39,7 +39,7 @@ class Table(nn.Module):
         return self.use(self, x)
 
 
-FAR = (-4096, 4096)
+FAR, FURTHEST = (-4096, 4096), (1 - 2**31, 2**31 - 1)
 RANGES = {
     "an embedding": (lambda m, x: m.large(x), "1,5:int64", 30, None),
     "the smaller of two": (lambda m, x: m.large(x) + m.small(x), "1,5:int64", 12, None),
@@ -49,9 +49,18 @@ RANGES = {
     "arithmetic before the index": (lambda m, x: m.large(x * 3 + 1), "1,5:int64", 10, None),
     "an offset": (lambda m, x: m.large(x + 2), "1,5:int64", 28, (-2, 27)),
     "counted from the end": (lambda m, x: m.small(11 - x), "1,5:int64", 12, None),
-    "cut off at the table's ends": (lambda m, x: m.small(x.clamp(0, 11)), "1,5:int64", 12, FAR),
-    "padding of -1": (lambda m, x: m.small(torch.where(x < 0, 0, x)), "1,5:int64", 12, (-4096, 11)),
-    "a hash": (lambda m, x: m.small(x % 12), "1,5:int64", 12, FAR),
+    "cut off at the table's ends": (lambda m, x: m.small(x.clamp(0, 11)), "1,5:int64", 12, FURTHEST),
+    "padding of -1": (lambda m, x: m.small(torch.where(x < 0, 0, x)), "1,5:int64", 12, (FURTHEST[0], 11)),
+    "a hash": (lambda m, x: m.small((x * 31 + 7) % 12), "1,5:int64", 12, FURTHEST),
+    "an hour, and a number beside it": (
+        lambda m, x: m.large(x // 36 % 24) + x[..., None].float() / 1e3,
+        "1,5:int64",
+        4096,
+        FAR,
+    ),
+    "a mask": (lambda m, x: m.small((x.float() * 0).long()) + ((1 - x) * -1e9)[..., None], "1,5:int64", 2, None),
+    "numbers above a limit": (lambda m, x: (x.float() - 20000).relu(), "1,5:int64", 256, (-80000, 80000)),
+    "sound": (lambda m, x: x.float() / 32768, "1,5:int16", 256, (-32768, 32767)),
     "counted": (lambda m, x: m.small(x.cumsum(1)), "1,5:int64", 2, (0, 2)),
     "bits": (lambda m, x: (x << (x % 4)).float(), "1,5:int64", 4, FAR),
     "pixels": (lambda m, x: x.float() / 255, "1,3,4,5:uint8", 256, None),
@@ -492,3 +501,22 @@ def test_wrappers_are_taken_off(wrapped):
     source = opened(wrapped(nn.Linear(4, 3).eval()), "1,4")
     assert source.tensor_names == {"weight", "bias"}
     assert source.notes[0].code == "PTC1507"
+
+
+class Offsets(nn.Module):
+    """Years, months and codes as people number them."""
+
+    def __init__(self):
+        super().__init__()
+        self.years, self.months, self.codes = nn.Embedding(80, 4), nn.Embedding(12, 4), nn.Embedding(9, 4)
+
+    def forward(self, year, month, code):
+        return self.years(year - 1950) + self.months(month - 1) + self.codes(code // 100 - 1)
+
+
+def test_integers_that_a_model_subtracts_from_are_found_before_it_is_captured():
+    source = opened(Offsets(), "1,5:int64", "1,5:int64", "1,5:int64")
+    year, month, code = input_specs(source.program)
+    assert [(each.low, each.high) for each in (year, month)] == [(1950, 2030), (1, 13)]
+    assert 100 <= code.low < code.high <= 1000
+    reference_of(source)

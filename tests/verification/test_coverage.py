@@ -85,6 +85,7 @@ def test_parameters_behind_what_is_not_exercised_are_counted_by_their_gradients(
     assert share(Net(mlp, {"wide": 3})) == pytest.approx(3 * (6 + 1 + 5) / (12 * 7 + 5 * 13))
     assert share(Net(lambda m, x: m.table(x), None), "1,5:int64") > 0.4
     assert share(Net(lambda m, x: m.wide(x).round() * 0.5)) == 0.0  # its derivative is zero
+    assert share(Net(lambda m, x: (m.wide(x) * 9).round())) == 0.0
     frozen = Net(mlp, {"wide": 3})
     for layer in (frozen.wide, frozen.head):
         weight = layer.weight.detach()
@@ -130,6 +131,24 @@ def test_foreign_artifacts_of_which_too_much_is_not_exercised_are_not_verified(t
     assert "of the parameters" in dead.proofs[0].failures[0]
     hidden = verify(Net(mlp), Hidden(Net(mlp)))
     assert "Equal" in next(note.text for note in hidden.notes if note.code == "PTC5507")
+
+
+def test_rows_that_no_input_reads_are_no_loss_where_a_foreign_artifact_holds_their_table(tmp_path):
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.places = nn.Embedding(100_000, 6), nn.Parameter(torch.randn(1, 512, 6))
+
+        def forward(self, x):
+            return self.table(x) + self.places[:, : x.shape[1]]
+
+    module, spoiled, example = Positions().eval(), Positions().eval(), torch.ones([2, 5], dtype=torch.int64)
+    spoiled.load_state_dict(module.state_dict())
+    with torch.no_grad():
+        spoiled.table.weight[7:9] *= 1.01
+    for each, status in ((module, "verified"), (spoiled, "not verified")):
+        path = exported(each, tmp_path / f"{status}.onnx", example)
+        assert converter.verify(module, path, input_shapes=["1,5:int64"]).status == status
 
 
 class Embedded(nn.Embedding):
