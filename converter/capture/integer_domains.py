@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Any
 
 import sympy
@@ -34,14 +35,14 @@ COMPARING = {aten.eq, aten.ne, aten.gt, aten.ge, aten.lt, aten.le}
 SHIFTED = {aten.add, aten.sub, aten.rsub}
 LIMITING = {aten.clamp, aten.clamp_min, aten.clamp_max, aten.hardtanh, *COMPARING}
 DIVIDING = {aten.div, aten.floor_divide, aten.remainder, aten.fmod}
-ELEMENTWISE = {aten.mul, aten.neg, aten.abs, aten.relu, *SHIFTED, *LIMITING, *DIVIDING}
+ELEMENTWISE = {aten.mul, aten.neg, aten.abs, aten.relu, *SHIFTED, *DIVIDING, *LIMITING} - COMPARING
 EDGES = (1 << 24, 1 << 31, 1 << 53)
 UNKNOWN = 2  # rows that any table has
 MOST = 256
 FAR = 1 << 12  # of integers that are converted to floats, if nothing shows that they are larger
 FURTHEST = 1 << 24  # of those; float32 does not hold every integer beyond
 FAR_IN_INTEGERS = (1 << 31) - 1
-MASKING = 1e3  # a factor that turns a mask into what is added to scores
+MASKING = -1e3  # a factor that turns a mask into what is added to scores
 TRIES = 4
 
 Sizes = Mapping[sympy.Symbol, int]
@@ -98,7 +99,8 @@ def integer_domains(program: Program, sizes: Sequence[Sizes]) -> dict[fx.Node, I
             lowest, highest = least, most
         else:
             lowest, highest = domain.far or (domain.low, domain.high - 1)
-        telling = tuple(sorted(n for n in _telling(node, not limits[node]) if lowest <= n <= highest))
+        ends = {domain.low, domain.high - 1} if limits[node] else set()  # such as the row of padding
+        telling = tuple(sorted(n for n in ends | _telling(node, not limits[node]) if lowest <= n <= highest))
         domains[node] = IntegerDomain(domain.low, domain.high, domain.far, telling)
     return domains
 
@@ -125,26 +127,29 @@ def _numbers(node: fx.Node, of: Container[Any] = SHIFTED | LIMITING | DIVIDING) 
 
 
 def _is_mask(node: fx.Node) -> bool:
-    """Return whether integers are subtracted from 1, or as floats multiplied by what scores do not survive."""
-    for user in _elementwise_behind(node):
-        packet, numbers = _packet(user), [n for n in user.args if isinstance(n, int | float)]
-        if packet in (aten.rsub, aten.sub) and numbers[:1] == [1] and (packet is aten.rsub or user.args[0] == 1):
+    """Return whether integers are subtracted from 1, or as floats multiplied by what no score survives."""
+    for user in _elementwise_behind(node, COPYING):
+        numbers = [n for n in user.args if isinstance(n, int | float)]
+        if (_packet(user) is aten.rsub and numbers[:1] == [1]) or (_packet(user) is aten.sub and user.args[0] == 1):
             return True
-        if packet is aten.mul and _holds_floats(user) and any(abs(n) >= MASKING for n in numbers):
+        if _packet(user) is aten.mul and _holds_floats(user) and any(n <= MASKING for n in numbers):
             return True
     return False
 
 
-def _elementwise_behind(node: fx.Node) -> dict[fx.Node, None]:
-    """Return the operators that compute element by element with what an input holds and with numbers alone."""
+def _elementwise_behind(node: fx.Node, through: Container[Any] = COPYING | ELEMENTWISE) -> dict[fx.Node, None]:
+    """Return the operators that compute with what an input holds and with numbers alone, element by element.
+
+    Args:
+        through: operators that others may be behind of; views always are.
+    """
     behind: dict[fx.Node, None] = {}
     pending = [node]
     while pending:
         for user in pending.pop().users:
-            alike = _packet(user) in ELEMENTWISE or _packet(user) in COPYING or is_view(user)
-            if alike and len(user.all_input_nodes) == 1 and user not in behind:
+            if len(user.all_input_nodes) == 1 and user not in behind:
                 behind[user] = None
-                pending.append(user)
+                pending += [user] if _packet(user) in through or is_view(user) else []
     return behind
 
 
@@ -187,22 +192,36 @@ class ComputedIndices:
             n for n in (0, 1, *shown) if self.known and self.largest(dict.fromkeys(self.inputs, (n, n))) is not None
         )
         base = next(tried, 0)
-        far = {node: (self.last(node, base, -1), self.last(node, base, 1)) for node in self.inputs if self.known}
-        for _ in range(TRIES if far else 0):
+        if not self.known:
+            return dict.fromkeys(self.inputs, IntegerDomain(base, base + UNKNOWN))
+        orders = permutations(self.inputs) if len(self.inputs) < TRIES else [self.inputs]
+        far = max(
+            (self.far(order, base) for order in orders), key=lambda far: min(high - low for low, high in far.values())
+        )
+        for _ in range(TRIES):
             corners = [{node: (ends[n], ends[n]) for node, ends in far.items()} for n in (0, 1)]
             if all(self.largest(held, seed) is not None for seed, held in enumerate([*corners, *[far] * TRIES])):
                 return {node: self.usual(node, base, ends) for node, ends in far.items()}
             far = {node: (base - (base - low) // 2, base + (high - base) // 2) for node, (low, high) in far.items()}
         return dict.fromkeys(self.inputs, IntegerDomain(base, base + UNKNOWN))
 
-    def last(self, node: fx.Node, base: int, direction: int) -> int:
-        """Return the last integer in a direction that the indices take, where the other inputs hold `base`."""
+    def far(self, order: Sequence[fx.Node], base: int) -> dict[fx.Node, tuple[int, int]]:
+        """Return the furthest integers of each input, of the first one as far as they go, of others beside those."""
+        ends = [dict.fromkeys(order, (base, base)) for _ in (0, 1)]
+        for node in order:
+            for held, direction in zip(ends, (-1, 1), strict=True):
+                last = self.last(node, base, direction, held)
+                held[node] = (last, last)
+        return {node: (ends[0][node][0], ends[1][node][1]) for node in order}
+
+    def last(self, node: fx.Node, base: int, direction: int, held: Mapping[fx.Node, tuple[int, int]]) -> int:
+        """Return the last integer in a direction that the indices take where the other inputs hold what they do."""
         limits = torch.iinfo(node.meta["val"].dtype)
         within, beyond = 0, min(self.reach, limits.max - base if direction > 0 else base - limits.min) + 1
         tried = beyond - 1
         while beyond - within > 1:
             one = base + direction * tried
-            taken = self.largest(dict.fromkeys(self.inputs, (base, base)) | {node: (one, one)}) is not None
+            taken = self.largest({**held, node: (one, one)}) is not None
             within, beyond = (tried, beyond) if taken else (within, tried)
             tried = (within + beyond) // 2
         return base + direction * within

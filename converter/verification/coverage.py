@@ -266,23 +266,37 @@ def unexercised_parameters(
                 seen[name] |= gradient != 0
     for name in seen.keys() & whole:
         seen[name] |= seen[name].any()
-    read_elements = {name: _elements_read(program, name) for name in seen}
-    total = sum(int(elements.sum()) for elements in read_elements.values())
-    missing = sum(int((~mask & read_elements[name]).sum()) for name, mask in seen.items())
-    return missing / total if total else None
+    used = _elements_read(raised, parameters)
+    total = sum(int(elements.sum()) for elements in used.values())
+    return sum(int((~seen[name] & elements).sum()) for name, elements in used.items()) / total if total else None
 
 
-def _elements_read(program: Program, name: str) -> Tensor:
-    """Tell for each element of a tensor whether the graph uses it: slices of fixed sizes may leave some out."""
-    nodes = [node for node in program.graph.find_nodes(op="get_attr") if node.target == name]
-    users = [user for node in nodes for user in node.users]
-    read = torch.zeros_like(read_attribute(program.graph_module, name), dtype=torch.bool)
-    sliced = (aten.slice.Tensor, aten.select.int)
-    if not all(user.target in sliced and len(user.all_input_nodes) == 1 for user in users):
-        return ~read
-    for user in users:
-        user.target(read, *user.args[1:], **user.kwargs).fill_(True)
-    return read
+def _elements_read(program: Program, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tell for each element whether the graph reads it; slices and positions that are constants may leave some out.
+
+    Args:
+        program: in float64.
+        parameters: its tensors that require gradients, by name.
+    """
+    constant: set[fx.Node] = set()
+    for node in program.graph.nodes:
+        computed = node.op == "call_function" and node.all_input_nodes and constant.issuperset(node.all_input_nodes)
+        if node.op == "get_attr" or computed:
+            constant.add(node)
+    last = {n for node in program.graph.nodes if node not in constant for n in node.all_input_nodes} & constant
+    needed, pending = set(last), [*last]
+    while pending:
+        fresh = [n for n in pending.pop().all_input_nodes if n not in needed]
+        needed.update(fresh)
+        pending += fresh
+    interpreter = fx.Interpreter(program.graph_module)
+    with torch.enable_grad(), default_dtype(torch.float64):
+        for node in program.graph.nodes:
+            if node in needed:
+                interpreter.env[node] = interpreter.run_node(node)
+        results = [x for node in last if isinstance(x := interpreter.env[node], Tensor) and x.requires_grad]
+        gradients = torch.autograd.grad([x.sum() for x in results], list(parameters.values()), allow_unused=True)
+    return {name: x != 0 for (name, _), x in zip(parameters.items(), gradients, strict=True) if x is not None}
 
 
 def _is_weight(node: fx.Node) -> bool:
