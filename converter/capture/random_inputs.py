@@ -36,8 +36,8 @@ class InputSpec:
         dtype: numpy's name for it.
         low, high: integers are drawn from [low, high); the default is safe for any embedding of two rows.
         pixels: floats are pixels, 0 to 255, in the place of numbers around 0.
-        telling: integers at which the model may behave differently; half of those in four kinds of rounds
-            are among them.
+        telling: integers at which the model may behave differently; in four kinds of rounds each of them is
+            drawn twice, in no more than half of the places.
         lengths: the integers are lengths of sequences, which this draws.
         far: the lowest and the highest integer that is drawn in "large" and "spread" rounds. In "uniform" and "small"
             ones they are then `low` and the next, as those of masks are.
@@ -153,7 +153,7 @@ def _draw(spec: InputSpec, shape: tuple[int, ...], kind: Kind, rng: np.random.Ge
             high = spec.high if spec.far is None or kind in ("normal", "impulse") else min(spec.high, spec.low + 2)
             drawn = _unlike(rng.integers(spec.low, high, shape), spec.low, high - 1).astype(dtype)
         if kind in TELLING and spec.telling:
-            _put(spec.telling, drawn, (drawn.size + (kind == "small")) // 2, rng)
+            _put(spec.telling, drawn, min((drawn.size + (kind == "small")) // 2, 2 * len(spec.telling)), rng)
         return drawn
     if dtype.kind == "b":
         return _unlike(rng.integers(0, 2, shape), 0, 1).astype(dtype)
