@@ -1,5 +1,7 @@
 """Comparisons, logic, bits and choices. Operands of different types are cast to the type that PyTorch compares in."""
 
+from itertools import zip_longest
+
 import torch
 from torch import fx
 
@@ -85,7 +87,15 @@ def bitwise_not(plan, x):
 def bits(plan, functions, a, b):
     dtype = plan.dtype
     function = functions[0] if dtype == torch.bool else functions[1]
-    return arithmetic(plan, lambda a, b: function(as_array(a, dtype), as_array(b, dtype)), a, b)
+
+    def apply(a, b):
+        a, b = as_array(a, dtype), as_array(b, dtype)
+        shapes = zip_longest(reversed(a.shape), reversed(b.shape), fillvalue=1)
+        if dtype != torch.bool and any(of_a == 1 != of_b for of_a, of_b in shapes):
+            a = ops.add(a, ops.zeros_like(b))  # Keras takes the shape of the first operand for that of the result
+        return function(a, b)
+
+    return arithmetic(plan, apply, a, b)
 
 
 for packets, functions in BITWISE.items():

@@ -40,7 +40,12 @@ ZEROS: dict[Any, tuple[Any, int]] = {
     aten.new_empty_strided.default: (aten.new_zeros.default, 2),
 }
 DROPOUTS = {aten.dropout.default, aten.feature_dropout.default}
-ALIASES = {aten.concat.default: aten.cat.default, aten.concatenate.default: aten.cat.default}
+ALIASES = {
+    aten.concat.default: aten.cat.default,
+    aten.concatenate.default: aten.cat.default,
+    aten.__lshift__.Tensor: aten.bitwise_left_shift.Tensor,
+    aten.__rshift__.Tensor: aten.bitwise_right_shift.Tensor,
+}
 # Composite operators, and others that rewrites know them by.
 DECOMPOSED: dict[OpOverload, Callable[..., Any]] = {
     aten.hstack.default: lambda xs: torch.cat([x.reshape(-1) if x.dim() == 0 else x for x in xs], int(xs[0].dim() > 1)),

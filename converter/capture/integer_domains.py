@@ -26,7 +26,10 @@ SHIFTING = {aten.bitwise_left_shift, aten.bitwise_right_shift, aten.__lshift__, 
 INDICES = dict.fromkeys(SHIFTING, "other") | {
     aten.embedding: "indices", aten._embedding_bag: "indices", aten.embedding_bag: "indices", aten.gather: "index",
     aten.index: "indices", aten.index_put: "indices", aten.index_select: "index", aten.one_hot: "self",
-    aten.scatter: "index", aten.scatter_add: "index", aten.take: "index", aten.take_along_dim: "indices",
+    aten.scatter: "index", aten.scatter_add: "index", aten.scatter_reduce: "index", aten.index_add: "index",
+    aten.index_copy: "index", aten.index_fill: "index", aten.index_reduce: "index", aten.take: "index",
+    aten.take_along_dim: "indices", aten.cross_entropy_loss: "target", aten.nll_loss: "target",
+    aten.nll_loss_nd: "target", aten.nll_loss_forward: "target", aten.nll_loss2d_forward: "target",
 }  # fmt: skip
 FROM_THE_END = {aten.index, aten.index_put, aten.take}  # these take -1 as the last row
 ADDING = {aten.cumsum, aten.sum}  # what is counted is usually 0 or 1
@@ -322,6 +325,8 @@ def _rows(user: fx.Node, indices: fx.Node, known: Mapping[sympy.Symbol, int] | N
         sizes = [first_input(user).meta["val"].numel()]
     elif packet in (aten.embedding, aten._embedding_bag, aten.embedding_bag):
         sizes = [table[0]]
+    elif INDICES[packet] == "target":  # a class of each row
+        sizes = [table[1 if len(table) > 1 else 0]]
     else:
         dim = arguments.values.get("dim")
         sizes = [table[dim]] if isinstance(dim, int) and table else []

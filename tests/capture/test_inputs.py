@@ -63,6 +63,13 @@ RANGES = {
     "sound": (lambda m, x: x.float() / 32768, "1,5:int16", 256, (-32768, 32767)),
     "counted": (lambda m, x: m.small(x.cumsum(1)), "1,5:int64", 2, (0, 2)),
     "bits": (lambda m, x: (x << (x % 4)).float(), "1,5:int64", 4, FAR),
+    "places of a sum": (lambda m, x: torch.zeros(9, 4).index_add(0, x[0], m.large.weight[:5]), "1,5:int64", 9, None),
+    "classes of a loss": (
+        lambda m, x: F.cross_entropy(m.large.weight[:1].expand(len(x), 4), x[:, 0], reduction="none"),
+        "1,1:int64",
+        4,
+        None,
+    ),
     "pixels": (lambda m, x: x.float() / 255, "1,3,4,5:uint8", 256, None),
     "numbers": (lambda m, x: x.float() * 2, "1,5:int64", 256, FAR),
     "small numbers": (lambda m, x: x.float() * 2, "1,5:int8", 128, (-128, 127)),

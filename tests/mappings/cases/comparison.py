@@ -42,6 +42,11 @@ LOGIC = {
         INTS,
         INTS,
     ),
+    "bits of operands that are repeated": (
+        lambda n, m: (n[..., None] >> torch.arange(4), n[..., :1] & m, m ^ n[..., :1]),
+        INTS,
+        INTS,
+    ),
     "bits by name": (
         lambda n, m: (torch.bitwise_and(n, m), torch.bitwise_or(n, 2), torch.bitwise_xor(3, n)),
         INTS,
