@@ -45,6 +45,7 @@ MOST = 256
 FAR = 1 << 12  # of integers that are converted to floats, if nothing shows that they are larger
 FURTHEST = 1 << 24  # of those; float32 does not hold every integer beyond
 FAR_IN_INTEGERS = (1 << 31) - 1
+TIMES = 16  # what they are compared with or divided by
 MASKING = -1e3  # a factor that turns a mask into what is added to scores
 TRIES = 4
 
@@ -94,7 +95,7 @@ def integer_domains(program: Program, sizes: Sequence[Sizes]) -> dict[fx.Node, I
             domain = IntegerDomain(high=min(known))
         else:
             high = min(MOST, most + 1)
-            reach = min(max([FAR, *(4 * int(abs(n)) for n in _numbers(node))]), FURTHEST)
+            reach = min(max([FAR, *(TIMES * int(abs(n)) for n in _numbers(node))]), FURTHEST)
             far = (least, most) if most < FAR_IN_INTEGERS else (-reach, reach)
             domain = IntegerDomain(high=high, far=None if far == (0, high - 1) else far)
             domain = IntegerDomain(high=2) if _is_mask(node) else domain
@@ -141,7 +142,7 @@ def _is_mask(node: fx.Node) -> bool:
 
 
 def _elementwise_behind(node: fx.Node, through: Container[Any] = COPYING | ELEMENTWISE) -> dict[fx.Node, None]:
-    """Return the operators that compute with what an input holds and with numbers alone, element by element.
+    """Return the operators that compute with what an input holds and without weights, element by element.
 
     Args:
         through: operators that others may be behind of; views always are.
@@ -150,7 +151,7 @@ def _elementwise_behind(node: fx.Node, through: Container[Any] = COPYING | ELEME
     pending = [node]
     while pending:
         for user in pending.pop().users:
-            if len(user.all_input_nodes) == 1 and user not in behind:
+            if user not in behind and all(n.op != "get_attr" for n in user.all_input_nodes):
                 behind[user] = None
                 pending += [user] if _packet(user) in through or is_view(user) else []
     return behind
@@ -186,7 +187,8 @@ class ComputedIndices:
         self.known = all(_is_of_integers(program, node) for node in read)
         behind = {later for node in inputs for later in _integers_behind(node)}
         rounded = any(_holds_floats(node) and not _is_index(node) for node in {*self.steps, *behind})
-        self.reach = FAR if rounded else FAR_IN_INTEGERS
+        numbers = [TIMES * abs(n) for node in self.steps for n in node.args if isinstance(n, int)]
+        self.reach = min(max([FAR, *numbers]), FURTHEST) if rounded else FAR_IN_INTEGERS
 
     def domains(self) -> dict[fx.Node, IntegerDomain]:
         """Return what each input may hold: two integers if the indices do not tell."""

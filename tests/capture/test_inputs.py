@@ -59,7 +59,7 @@ RANGES = {
         FAR,
     ),
     "a mask": (lambda m, x: m.small((x.float() * 0).long()) + ((1 - x) * -1e9)[..., None], "1,5:int64", 2, None),
-    "numbers above a limit": (lambda m, x: (x.float() - 20000).relu(), "1,5:int64", 256, (-80000, 80000)),
+    "numbers above a limit": (lambda m, x: (x.float() - 20000).relu(), "1,5:int64", 256, (-320000, 320000)),
     "sound": (lambda m, x: x.float() / 32768, "1,5:int16", 256, (-32768, 32767)),
     "counted": (lambda m, x: m.small(x.cumsum(1)), "1,5:int64", 2, (0, 2)),
     "bits": (lambda m, x: (x << (x % 4)).float(), "1,5:int64", 4, FAR),
@@ -84,6 +84,17 @@ def test_integers_fill_the_range_that_the_graph_shows(use, shape, high, far):
     drawn = np.concatenate([each.arrays[spec.name].ravel() for each in reference_of(source).rounds])
     assert drawn.max() >= high // 2
     assert far is None or (drawn < far[0] // 2 + 1).any()
+
+
+def test_integers_reach_beyond_what_they_are_divided_by():
+    class Age(nn.Embedding):
+        def forward(self, now, then):
+            days = ((now - then) // 86400).clamp(min=1)
+            return super().forward(days.float().log2().long().clamp(0, 9))
+
+    source = opened(Age(10, 3), "1:int64", "1:int64")
+    (results,) = zip(*(outputs.values() for outputs in reference_of(source).float64), strict=True)
+    assert len(np.unique(np.concatenate(results)[:, 0])) > 2
 
 
 def test_indices_of_several_inputs_are_drawn_within_their_table():
