@@ -25,6 +25,7 @@ TRIED = (64, 32, 128, 224, 256, 16, 8, 512)
 OF_SEQUENCES = (2048, 16384)  # for audio, where no input has two dynamic sizes
 APART = 32
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8")
+MOST_COLUMNS = 64
 INDEXING = {torch.ops.aten.embedding, torch.ops.aten.index, torch.ops.aten.index_select, torch.ops.aten.gather}
 
 
@@ -37,13 +38,14 @@ class CallSpec:
         names: the parameters that take them by keyword, with `.KEY` for an entry of a dictionary and `.0` for an item
             of a list; () if all are given by position.
         sizes: the numbers used for dynamic sizes.
-        lowest: the lowest integer of each input of integers, by its place; 0 if it is not there.
+        lowest: the lowest integer of each input of integers, by its place, or of each place of its last axis; 0 if it
+            is not there.
     """
 
     shapes: tuple[InputShape, ...]
     names: tuple[str, ...] = ()
     sizes: Mapping[str, int] | None = None
-    lowest: Mapping[int, int] = field(default_factory=dict)
+    lowest: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def free(self) -> tuple[dict[int, FreeSize], ...]:
@@ -58,7 +60,8 @@ class CallSpec:
         """Return seeded random tensors; integers are 0 and 1, which any embedding table has, above the lowest."""
         generator = torch.Generator().manual_seed(seed)
         drawn = [_example(shape, dict(self.sizes or {}), batch, generator) for shape in self.shapes]
-        return [x + self.lowest[place] if place in self.lowest else x for place, x in enumerate(drawn)]
+        lowest = {place: torch.tensor(integers, dtype=drawn[place].dtype) for place, integers in self.lowest.items()}
+        return [x + lowest[place] if place in lowest else x for place, x in enumerate(drawn)]
 
     def bind(self, module: nn.Module) -> None:
         """Make `module` take the inputs by position, as all callers pass them."""
@@ -226,29 +229,36 @@ def choose_integers(calling: CallSpec, runs: Callable[[list[Tensor]], None], bat
     places = [place for place, shape in enumerate(calling.shapes) if shape.dtype in INTEGERS]
     sizes = next((_limited(sizes, limits_of(calling.free)) for sizes in _tried(calling.free)), None)
 
-    def tried(lowest: Mapping[int, int]) -> Indices:
+    def tried(lowest: Mapping[int, tuple[int, ...]]) -> Indices:
         seen = Indices()
         with contextlib.suppress(CaptureError), seen:
             runs(replace(calling, sizes=sizes, lowest=lowest).examples(batch, seed))
-            seen.count += 1  # further than any index
+            seen.count, seen.last = seen.count + 1, 0  # further than any index
+            seen.ended = True
         return seen
 
-    lowest: dict[int, int] = {}
+    lowest: dict[int, tuple[int, ...]] = {}
     reached = tried(lowest) if places else Indices()
     for place in places:
-        limits = torch.iinfo(getattr(torch, calling.shapes[place].dtype))
-        for first in (-reached.last, *(10**power for power in range(7))) if reached.last < 0 else ():
-            further = tried(lowest | {place: first}) if limits.min <= first < limits.max else reached
-            if further.count > reached.count:
-                lowest, reached = lowest | {place: first}, further
-                break
+        shape, limits = calling.shapes[place], torch.iinfo(getattr(torch, calling.shapes[place].dtype))
+        columns = shape.shape[-1] if len(shape.shape) > 1 and isinstance(shape.shape[-1], int) else 1
+        each_column = [(column, False) for column in range(columns if 1 < columns <= MOST_COLUMNS else 0)]
+        for column, to_the_end in ((None, True), *each_column, (None, False)):
+            for first in (-reached.last, *(10**power for power in range(7))) if reached.last < 0 else ():
+                known = lowest.get(place, (0,) * columns)
+                held = [first if column in (None, each) else before for each, before in enumerate(known)]
+                fits = limits.min <= first < limits.max
+                further = tried(lowest | {place: tuple(held)}) if fits else reached
+                if further.ended or (further.count > reached.count and not to_the_end):
+                    lowest, reached = lowest | {place: tuple(held)}, further
+                    break
     return replace(calling, lowest=lowest)
 
 
 class Indices(TorchDispatchMode):
     """Counts the operators with indices, and notes the lowest index that the last of them was called with."""
 
-    count, last = 0, 0
+    count, last, ended = 0, 0, False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.overloadpacket in INDEXING:

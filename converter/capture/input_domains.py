@@ -32,9 +32,14 @@ def input_specs(program: Program) -> list[InputSpec]:
         shape = tuple(n if isinstance(n, int) else _size_text(program, n, i) for i, n in enumerate(value.shape))
         dtype = str(value.dtype).removeprefix("torch.")
         held = domains.get(node, IntegerDomain())
+        columns = [
+            InputSpec(name, shape[:-1], dtype, one.low, one.high, one.telling, far=one.far) for one in held.columns
+        ]
         lengths = lengths_of_sequences(program, node)
         pixels = name in program.pixels
-        specs.append(InputSpec(name, shape, dtype, held.low, held.high, held.telling, pixels, lengths, held.far))
+        specs.append(
+            InputSpec(name, shape, dtype, held.low, held.high, held.telling, pixels, lengths, held.far, tuple(columns))
+        )
     return specs
 
 

@@ -78,13 +78,16 @@ class InputShape:
 
 
 def parse_input_shape(text: str) -> InputShape:
-    """Parse `[NAME=]SIZE,SIZE,...[:DTYPE]`, where SIZE is 32, H, 32*H or H=320..1280.
+    """Parse `[NAME=]SIZE,SIZE,...[:DTYPE]`, where SIZE is 32, H, 32*H or H=320..1280; `:int64` has no dimensions.
 
     Raises:
         UsageError: it is anything else.
     """
-    match = re.fullmatch(rf"(?:([^=]+)=)?\s*({SIZE}(?:\s*,\s*{SIZE})*)\s*(?::(\w+))?", text.strip(), re.ASCII)
-    if match is None or (re.fullmatch(NAME, match[2], re.ASCII) and not (match[1] or match[3] or match[2] == BATCH)):
+    match = re.fullmatch(rf"(?:([^=]+)=)?\s*({SIZE}(?:\s*,\s*{SIZE})*)?\s*(?::(\w+))?", text.strip(), re.ASCII)
+    sizes_missing = match is None or not (match[2] or match[3])
+    if sizes_missing or (
+        re.fullmatch(NAME, match[2] or "", re.ASCII) and not (match[1] or match[3] or match[2] == BATCH)
+    ):
         raise UsageError(
             f"`{text}` is not a valid input shape.",
             code="PTC2020",
@@ -100,7 +103,7 @@ def parse_input_shape(text: str) -> InputShape:
             where="--input-shape",
             fix="Use, for example, float32 or int64.",
         )
-    shape = tuple(_size(part) for part in sizes.split(","))
+    shape = tuple(_size(part) for part in sizes.split(",")) if sizes else ()
     if any(size == 0 or (isinstance(size, FreeSize) and size.factor == 0) for size in shape):
         raise UsageError(
             f"`{text}` has a size of 0.", code="PTC2022", where="--input-shape", fix=f"Write it as in {EXAMPLE}."
@@ -168,7 +171,7 @@ def place_batch(shapes: Sequence[InputShape], fixed: int | None) -> list[InputSh
         UsageError: first sizes have different names, or also stand elsewhere.
     """
     names = {size.name for shape in shapes for size in shape.shape if isinstance(size, FreeSize)}
-    first = [shape.shape[0] for shape in shapes if isinstance(shape.shape[0], FreeSize)]
+    first = [size for shape in shapes for size in shape.shape[:1] if isinstance(size, FreeSize)]
     multiples = {size.name for size in first if size.factor > 1}
     if BATCH not in names and not multiples:
         others = {size.name for shape in shapes for size in shape.free.values()}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import operator
+import sys
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import permutations
 from typing import Any
 
@@ -21,6 +24,7 @@ aten = torch.ops.aten
 COPYING = {
     aten._to_copy, aten.cat, aten.clone, aten.flip, aten.index_select, aten.repeat, aten.roll, aten.stack,
 }  # fmt: skip
+CUTTING = {aten.select, aten.slice, aten.unbind}
 SHIFTING = {aten.bitwise_left_shift, aten.bitwise_right_shift, aten.__lshift__, aten.__rshift__}
 # The argument that holds indices, or numbers of bits.
 INDICES = dict.fromkeys(SHIFTING, "other") | {
@@ -48,6 +52,7 @@ FAR_IN_INTEGERS = (1 << 31) - 1
 TIMES = 16  # what they are compared with or divided by
 MASKING = -1e3  # a factor that turns a mask into what is added to scores
 TRIES = 4
+MOST_COLUMNS = 256
 
 Sizes = Mapping[sympy.Symbol, int]
 
@@ -60,12 +65,14 @@ class IntegerDomain:
         low, high: usual ones are in [low, high).
         far: the lowest and the highest of unusual ones, or None if there are no others.
         telling: integers at which the graph may behave differently.
+        columns: what each column along the last axis may hold, if they differ; then that is all.
     """
 
     low: int = 0
     high: int = UNKNOWN
     far: tuple[int, int] | None = None
     telling: tuple[int, ...] = ()
+    columns: tuple[IntegerDomain, ...] = ()
 
 
 def integer_domains(program: Program, sizes: Sequence[Sizes]) -> dict[fx.Node, IntegerDomain]:
@@ -79,34 +86,95 @@ def integer_domains(program: Program, sizes: Sequence[Sizes]) -> dict[fx.Node, I
     Args:
         sizes: choices of all dynamic sizes.
     """
-    held = {node: node.meta["val"].dtype for node in program.placeholders if _holds_integers(node)}
-    limits = {node: list(_limits(node)) for node in held}
-    computed = [node for node, found in limits.items() if None in found]
-    taken: dict[fx.Node, IntegerDomain] = {}
-    for together in _with_common_indices(computed):
-        taken |= ComputedIndices(program, together, sizes).domains()
+    inputs = {node: _columns(node) for node in program.placeholders if _holds_integers(node)}
+    parts = [part for columns in inputs.values() for column in columns for part in column]
+    limits = {part: list(_limits(part)) for part in parts}
+    computed: dict[fx.Node, ComputedIndices] = {}
+    for together in _with_common_indices([part for part, found in limits.items() if None in found]):
+        computed |= dict.fromkeys(together, ComputedIndices(program, together, sizes))
     domains = {}
-    for node, dtype in held.items():
-        known = [limit for limit in limits[node] if limit is not None]
-        least, most = torch.iinfo(dtype).min, torch.iinfo(dtype).max
-        if node in taken:
-            domain = taken[node]
-        elif known:
-            domain = IntegerDomain(high=min(known))
-        else:
-            high = min(MOST, most + 1)
-            reach = min(max([FAR, *(TIMES * int(abs(n)) for n in _numbers(node))]), FURTHEST)
-            far = (least, most) if most < FAR_IN_INTEGERS else (-reach, reach)
-            domain = IntegerDomain(high=high, far=None if far == (0, high - 1) else far)
-            domain = IntegerDomain(high=2) if _is_mask(node) else domain
-        if not limits[node] and domain.high > UNKNOWN:
-            lowest, highest = least, most
-        else:
-            lowest, highest = domain.far or (domain.low, domain.high - 1)
-        ends = {domain.low, domain.high - 1} if limits[node] else set()  # such as the row of padding
-        telling = tuple(sorted(n for n in ends | _telling(node, not limits[node]) if lowest <= n <= highest))
-        domains[node] = IntegerDomain(domain.low, domain.high, domain.far, telling)
+    for node, columns in inputs.items():
+        found = [_common([_domain(part, limits[part], computed.get(part)) for part in column]) for column in columns]
+        domains[node] = found[0] if found.count(found[0]) == len(found) else IntegerDomain(columns=tuple(found))
     return domains
+
+
+def _domain(node: fx.Node, limits: Sequence[int | None], computed: ComputedIndices | None) -> IntegerDomain:
+    known = [limit for limit in limits if limit is not None]
+    dtype = torch.iinfo(node.meta["val"].dtype)
+    if computed is not None:
+        domain = computed.domains[node]
+    elif known:
+        domain = IntegerDomain(high=min(known))
+    elif _is_mask(node):
+        domain = IntegerDomain(high=2)
+    else:
+        high = min(MOST, dtype.max + 1)
+        reach = min(max([FAR, *(TIMES * int(abs(n)) for n in _numbers(node))]), FURTHEST)
+        far = (dtype.min, dtype.max) if dtype.max < FAR_IN_INTEGERS else (-reach, reach)
+        domain = IntegerDomain(high=high, far=None if far == (0, high - 1) else far)
+    lowest, highest = domain.far or (domain.low, domain.high - 1)
+    if not limits and not _is_mask(node):
+        lowest, highest = dtype.min, dtype.max
+    ends = {domain.low, domain.high - 1} if limits else set()  # such as the row of padding
+    telling = {n for n in ends | _telling(node, not limits) if lowest <= n <= highest}
+    if computed is not None:  # -100 may be taken where -1 is not
+        telling |= {n for n in _telling(node, False) if dtype.min <= n <= dtype.max and computed.takes(node, n)}
+    return replace(domain, telling=tuple(sorted(telling)))
+
+
+def _columns(node: fx.Node) -> list[list[fx.Node]]:
+    """Return the nodes that are each column of an input, if its columns are all that is read; else the input itself."""
+    last = node.meta["val"].ndim - 1
+    size = node.meta["val"].shape[last] if last > 0 else None
+    readers = list(_readers(node))
+    if not isinstance(size, int) or size > MOST_COLUMNS or any(_packet(user) not in CUTTING for user in readers):
+        return [[node]]
+    columns: list[list[fx.Node]] = [[] for _ in range(size)]
+    for user in readers:
+        if bound_arguments(user).value("dim") not in (last, -1):
+            return [[node]]
+        items = [*user.users] if _packet(user) is aten.unbind else [user]
+        for item in items:
+            place = _place(item)
+            if not isinstance(place, int) or not -size <= place < size:
+                return [[node]]
+            columns[place].append(item)
+    return columns
+
+
+def _readers(node: fx.Node) -> Iterator[fx.Node]:
+    """Yield what reads an input's values, in place of slices that cut nothing off."""
+    for user in node.users:
+        whole = _packet(user) is aten.slice and user.args[2:3] in ((), (0,)) and user.args[3:4] in ((), (sys.maxsize,))
+        if whole:
+            yield from _readers(user)
+        elif _packet(user) is not aten.sym_size:
+            yield user
+
+
+def _place(item: fx.Node) -> Any:
+    """Return the place of a column that a node cuts out of an input, or None if it is more than a column."""
+    if item.target is operator.getitem:
+        return item.args[1]
+    values = bound_arguments(item).value
+    if _packet(item) is aten.select:
+        return values("index")
+    start, end = values("start"), values("end")
+    return start if isinstance(start, int) and isinstance(end, int) and start >= 0 and end == start + 1 else None
+
+
+def _common(domains: Sequence[IntegerDomain]) -> IntegerDomain:
+    """Return what all readers of a column take; 0 and 1 if there are none, or they have nothing in common."""
+    if len(domains) < 2:
+        return domains[0] if domains else IntegerDomain()
+    low, high = max(one.low for one in domains), min(one.high for one in domains)
+    if low >= high:
+        return IntegerDomain()
+    ranges = [one.far or (one.low, one.high - 1) for one in domains]
+    far = max(least for least, _ in ranges), min(most for _, most in ranges)
+    telling = sorted({n for one in domains for n in one.telling if far[0] <= n <= far[1]})
+    return IntegerDomain(low, high, None if far == (low, high - 1) else far, tuple(telling))
 
 
 def _telling(node: fx.Node, free: bool) -> set[int]:
@@ -180,23 +248,32 @@ class ComputedIndices:
         while pending:
             if (node := pending.pop()) not in needed:
                 needed.add(node)
-                pending += node.all_input_nodes
+                pending += [] if node in inputs else node.all_input_nodes
         self.steps = [node for node in program.graph.nodes if node in needed]
         sized = [node for node in self.steps if _packet(node) is aten.sym_size]
-        read = {node for step in needed.difference(sized) for node in step.all_input_nodes}
+        read = {node for step in needed.difference(sized, inputs) for node in step.all_input_nodes}
         self.known = all(_is_of_integers(program, node) for node in read)
         behind = {later for node in inputs for later in _integers_behind(node)}
         rounded = any(_holds_floats(node) and not _is_index(node) for node in {*self.steps, *behind})
         numbers = [TIMES * abs(n) for node in self.steps for n in node.args if isinstance(n, int)]
         self.reach = min(max([FAR, *numbers]), FURTHEST) if rounded else FAR_IN_INTEGERS
 
-    def domains(self) -> dict[fx.Node, IntegerDomain]:
-        """Return what each input may hold: two integers if the indices do not tell."""
+    @cached_property
+    def base(self) -> int:
+        """An integer that the indices take if all inputs hold it, or 0."""
         shown = [int(n) for node in self.inputs for n in _numbers(node) if 1 < n < FAR_IN_INTEGERS]
-        tried = (
-            n for n in (0, 1, *shown) if self.known and self.largest(dict.fromkeys(self.inputs, (n, n))) is not None
-        )
-        base = next(tried, 0)
+        tried = ((n, dict.fromkeys(self.inputs, (n, n))) for n in (0, 1, *shown) if self.known)
+        return next((n for n, held in tried if self.largest(held) is not None), 0)
+
+    def takes(self, node: fx.Node, number: int) -> bool:
+        """Return whether the indices take a number in one input."""
+        others = dict.fromkeys(self.inputs, (self.base, self.base))
+        return self.known and self.largest(others | {node: (number, number)}) is not None
+
+    @cached_property
+    def domains(self) -> dict[fx.Node, IntegerDomain]:
+        """What each input may hold: two integers if the indices do not tell."""
+        base = self.base
         if not self.known:
             return dict.fromkeys(self.inputs, IntegerDomain(base, base + UNKNOWN))
         orders = permutations(self.inputs) if len(self.inputs) < TRIES else [self.inputs]
@@ -255,7 +332,7 @@ class ComputedIndices:
         generator = torch.Generator().manual_seed(seed)
         interpreter = fx.Interpreter(self.program.graph_module)
         for node in self.steps:
-            if node.op == "placeholder":
+            if node.op == "placeholder" or node in held:
                 low, high = held.get(node, (0, 1))
                 value = node.meta["val"]
                 shape = [size_with(n, UNKNOWN, sizes) for n in value.shape]

@@ -41,6 +41,7 @@ class InputSpec:
         lengths: the integers are lengths of sequences, which this draws.
         far: the lowest and the highest integer that is drawn in "large" and "spread" rounds. In "uniform" and "small"
             ones they are then `low` and the next, as those of masks are.
+        columns: what each place of the last axis holds, if they differ.
     """
 
     name: str
@@ -52,6 +53,7 @@ class InputSpec:
     pixels: bool = False
     lengths: Lengths | None = None
     far: tuple[int, int] | None = None
+    columns: tuple["InputSpec", ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,9 @@ def draw(
     drawn = {}
     for spec in specs:
         shape = _concrete(spec, batch, sizes or {})
-        if spec.lengths is not None:
+        if spec.columns:
+            drawn[spec.name] = np.stack([_draw(column, shape[:-1], kind, rng) for column in spec.columns], -1)
+        elif spec.lengths is not None:
             drawn[spec.name] = spec.lengths.draw(shape, spec.dtype, sizes or {}, rng)
         else:
             drawn[spec.name] = _draw(spec, shape, kind, rng)

@@ -537,3 +537,47 @@ def test_integers_that_a_model_subtracts_from_are_found_before_it_is_captured():
     assert [(each.low, each.high) for each in (year, month)] == [(1950, 2030), (1, 13)]
     assert 100 <= code.low < code.high <= 1000
     reference_of(source)
+
+
+class Columns(nn.Module):
+    """A table of features, as people keep them in one array of integers."""
+
+    def __init__(self):
+        super().__init__()
+        self.years, self.months, self.users = nn.Embedding(80, 4), nn.Embedding(12, 4), nn.Embedding(1000, 4)
+
+    def forward(self, x):
+        price, flag = x[:, 3:4].float().log1p(), x[:, -1]
+        found = self.years(x[:, 0] - 1950) + self.months(x[:, 1] - 1) + self.users(x[:, 2])
+        return found * flag[:, None] + price
+
+
+def test_columns_of_integers_are_drawn_each_for_its_own_table():
+    source = opened(Columns(), "1,5:int64")
+    (spec,) = input_specs(source.program)
+    assert [(each.low, each.high) for each in spec.columns[:3]] == [(1950, 2030), (1, 13), (0, 1000)]
+    drawn = np.concatenate([each.arrays["x"] for each in reference_of(source).rounds])
+    assert np.unique(drawn[:, 0]).size > 70
+    assert np.unique(drawn[:, 2]).size > 300
+
+
+def test_the_number_of_padding_is_drawn_where_it_alone_is_taken():
+    def use(tables, x):
+        held = x != -100
+        return tables.small(x.masked_fill(~held, 0)) * held[..., None]
+
+    source = opened(Table(use), "1,6:int64")
+    (spec,) = input_specs(source.program)
+    assert -100 in spec.telling
+    assert -99 not in spec.telling
+    assert any((each.arrays["x"] == -100).any() for each in reference_of(source).rounds)
+
+
+def test_an_input_may_have_no_dimensions():
+    class Step(nn.Linear):
+        def forward(self, x, step):
+            return super().forward(x) * torch.sin(step * 0.1) + step
+
+    source = opened(Step(4, 3), "x=1,4", "step=:int64")
+    assert [spec.shape for spec in input_specs(source.program)] == [("batch", 4), ()]
+    assert {outputs[name].shape[1] for outputs in reference_of(source).float64 for name in outputs} == {3}
