@@ -140,6 +140,11 @@ def explain_forward_error(error: Exception, module: nn.Module, path: str, inputs
     elif isinstance(error, TypeError) and not path and re.search(r"forward\(\) (takes|missing|got)", text):
         taken = inspect.signature(module.forward)
         fix = f"Give one --input-shape for each parameter of forward{taken}. {NO_TENSOR} {NESTED}"
+    elif "index out of range in self" in text:
+        fix = (
+            "No integers were found that keep every index within its table: give the table more rows, or clamp the "
+            "integers in forward."
+        )
     elif not path and isinstance(error, (IndexError, TypeError, KeyError, AttributeError)):
         fix += f" {NESTED}"
     elif isinstance(error, NameError):

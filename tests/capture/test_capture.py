@@ -524,6 +524,10 @@ def to_the_gpu(x):
     return x.to("cuda")
 
 
+def beyond_the_table(x):
+    return F.embedding(x.long() * 0 + 7, torch.ones(3, 2))
+
+
 def misspelt(x):
     return features  # noqa: F821
 
@@ -542,6 +546,7 @@ def of_a_dictionary(x):
         (absent, 1, "Install no_such_package"),
         (to_the_gpu, 1, "`.to(x.device)` in place of `.cuda()`"),
         (misspelt, 1, "Correct this line"),
+        (beyond_the_table, 1, "within its table"),
         (of_another_type, 1, ":int64"),
         (of_a_dictionary, 1, "--input-shape batch.image="),
         (of_a_dictionary, 2, "each parameter of forward(x)"),
