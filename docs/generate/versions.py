@@ -23,7 +23,7 @@ HEAD = """# Tested versions
 it, and records the results in `versions.json`; `python docs/generate/versions.py` writes this page from them. The
 pinned set on Python 3.11 is what continuous integration runs all tests with. `wheel` is the wheel in an empty
 environment: the commands, the API, all formats, and what works without TensorFlow (`tests/support/check_wheel.py`);
-`sdist` the quick tests of an unpacked sdist.
+`sdist` the quick tests of an unpacked sdist. The lowest versions are resolved for Python 3.11, the lowest one.
 """
 
 PATCHED = """
