@@ -100,7 +100,8 @@ def bits(plan, functions, a, b):
 
 for packets, functions in BITWISE.items():
     for packet in packets:
-        for name in {"Tensor", "Tensor_Scalar", "Scalar", "Scalar_Tensor"} & set(packet.overloads()):
+        named = {"Tensor"} if packet in (aten.__lshift__, aten.__rshift__) else set()  # capture names it by the other
+        for name in {"Tensor", "Tensor_Scalar", "Scalar", "Scalar_Tensor"} & set(packet.overloads()) - named:
             maps(getattr(packet, name))(lambda plan, a, b, functions=functions: bits(plan, functions, a, b))
 
 
