@@ -84,17 +84,15 @@ def parse_input_shape(text: str) -> InputShape:
         UsageError: it is anything else.
     """
     match = re.fullmatch(rf"(?:([^=]+)=)?\s*({SIZE}(?:\s*,\s*{SIZE})*)?\s*(?::(\w+))?", text.strip(), re.ASCII)
-    sizes_missing = match is None or not (match[2] or match[3])
-    if sizes_missing or (
-        re.fullmatch(NAME, match[2] or "", re.ASCII) and not (match[1] or match[3] or match[2] == BATCH)
-    ):
+    name, sizes, dtype_name = match.groups() if match else (None, None, None)
+    only_a_name = sizes is not None and re.fullmatch(NAME, sizes, re.ASCII) and sizes != BATCH
+    if not (sizes or dtype_name) or (only_a_name and not (name or dtype_name)):
         raise UsageError(
             f"`{text}` is not a valid input shape.",
             code="PTC2020",
             where="--input-shape",
             fix=f"Write it as in {EXAMPLE}, batch first, or {FREE_EXAMPLE}.",
         )
-    name, sizes, dtype_name = match.groups()
     dtype = DTYPES.get(dtype_name or "float32")
     if dtype is None:
         raise UsageError(
