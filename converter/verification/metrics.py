@@ -9,7 +9,7 @@ import numpy as np
 from converter.verification.tolerance import Classes, classify, rounding_units
 
 BEST = 5  # classes
-SHARE = 1 / 16  # of the slices
+SHARE = 1 / 16  # of the slices: fewer may be much smaller than the others by chance
 LARGE = 4  # an element is a large one up to this many times below the largest
 
 # Takes finite references, their classes of magnitude and PyTorch's rounding of each; returns the errors allowed.
