@@ -156,7 +156,7 @@ def convert(
 )
 @in_group("Batch", "--sync", is_flag=True, help="Put the checkpoints' weights into the artifacts that -o has already.")
 @in_group("Batch", "--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
-@options(ConvertOptions, batch=True)
+@options(ConvertOptions)
 @report_option
 @with_console
 def batch(
@@ -182,6 +182,8 @@ def batch(
     defaults = {name: field.default for name, _, field in options_of(ConvertOptions)}
     if output is None and not check:
         raise click.MissingParameter(ctx=context, param=next(p for p in context.command.params if p.name == "output"))
+    if dry_run and (console.writes_page or console.junit or console.summary):
+        raise click.UsageError("--dry-run has no results for --report FILE.html, --junit and --summary; leave them out")
     context.meta[RESUMES] = not check
     how = {name: arguments.pop(name) for name in ("slots", "timeout", "memory", "fail_fast", "scheduler")}
     said = {name: to_json(value) for name, value in arguments.items() if value not in (None, (), defaults[name])}

@@ -64,7 +64,6 @@ class Flag:
         is_path: the value names files; in a manifest they are relative to it.
         completes: what the shell completes: "factory" or "package".
         default: how the help shows the default, where its text is not its value.
-        in_batch: `convert batch` and its manifests take it.
         hidden: the help does not list it.
         takes: turns what the Python API is given into the value.
     """
@@ -78,7 +77,6 @@ class Flag:
     is_path: bool = False
     completes: Literal["factory", "package"] | None = None
     default: str | None = None
-    in_batch: bool = True
     hidden: bool = False
     takes: Callable[[Any], Any] | None = None
 
@@ -565,9 +563,7 @@ class ProofOptions(ComparisonOptions):
             of labels that it gets right.
     """
 
-    trace: bool = option(
-        "--trace", "Verification", "Show for every module what it computes on both sides.", False, in_batch=False
-    )
+    trace: bool = option("--trace", "Verification", "Show for every module what it computes on both sides.", False)
     min_sqnr: float | None = option(
         "--min-sqnr", "Verification", "The least signal to noise of a quantized file's outputs.", metavar="DB"
     )

@@ -30,7 +30,7 @@ OPTIONS: dict[str, tuple[str, type | tuple[type, ...]]] = {}
 PATHS: list[str] = []  # options that name files, relative to the manifest that holds them
 for _keyword, _hint, _field in options_of(ConvertOptions):
     _flag: Flag | None = _field.metadata.get("flag")
-    if _flag is not None and _flag.in_batch:
+    if _flag is not None:
         OPTIONS[_flag.key] = (_keyword, json_type(_hint))
         if _flag.is_path:
             PATHS.append(_keyword)

@@ -38,6 +38,7 @@ State = Literal["verified", "quantized", "not verified", "disagrees", "failed"]
 Claim = Literal["begin", "done", "elsewhere"]
 
 LEASE = 300.0  # seconds
+REPORTED = {"silence", "trace"}  # options that change what a report holds, and no artifact
 _SAMPLES, _SAMPLE = 16, 1 << 14  # parts of a file that are looked at, and bytes of each
 _WAIT = 60.0  # seconds, for another batch's transaction
 _TABLES = {
@@ -118,7 +119,7 @@ class Journal:
         Raises:
             OSError: the checkpoint cannot be read.
         """
-        options = {name: self._told(value) for name, value in job.options.items() if name != "silence"}
+        options = {name: self._told(value) for name, value in job.options.items() if name not in REPORTED}
         for name in ("inputs", "calibrate"):
             if (given := Path(job.options.get(name) or "")).name and given.is_dir():
                 options[name] = self._folder(given)

@@ -39,6 +39,11 @@ class Console:
     junit: Path | None = None
     summary: bool = False
 
+    @property
+    def writes_page(self) -> bool:
+        """Whether the report is a page."""
+        return self.report_file is not None and self.report_file.suffix.lower() == ".html"
+
     def run(self, call: Callable[[], Result], source: str) -> Result | Failure:
         """Return the result of `call`, or show its error and return it as a failure."""
         try:
@@ -82,7 +87,7 @@ class Console:
         context.exit(worst_status(result.exit_status for result in results))
 
     def _write_report(self, file: Path, content: dict[str, Any], pages: Path | None) -> None:
-        if file.suffix.lower() == ".html":
+        if self.writes_page:
             from converter.report.page import write_with_models
 
             write_with_models(file, content, pages)
@@ -106,11 +111,11 @@ def with_console(command: Callable[..., None]) -> Callable[..., None]:
         summary: bool = False,
         **given: Any,
     ) -> None:
-        terminal = _terminal(quiet, verbose, log_file)
-        if given.get("trace") is False and report_file is not None and report_file.suffix.lower() == ".html":
+        console = Console(_terminal(quiet, verbose, log_file), as_json, report_file, junit, summary)
+        if given.get("trace") is False and console.writes_page:
             given["trace"] = True  # a page plots the error of each layer; the terminal shows it if it is asked for
-            terminal.hide_traces()
-        command(console=Console(terminal, as_json, report_file, junit, summary), **given)
+            console.terminal.hide_traces()
+        command(console=console, **given)
 
     return wrapped
 

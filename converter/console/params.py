@@ -195,17 +195,13 @@ def write_groups(ctx: click.Context, formatter: click.HelpFormatter, params: lis
 _COMPLETIONS = {"factory": complete_factory, "package": complete_package}
 
 
-def options(kind: type, *, batch: bool = False) -> Callable[[Command], Command]:
-    """Give a command all options of a class of `converter.options`.
-
-    Args:
-        batch: leave out options that a batch does not take.
-    """
+def options(kind: type) -> Callable[[Command], Command]:
+    """Give a command all options of a class of `converter.options`."""
 
     def decorate(command: Command) -> Command:
         for keyword, hint, field in reversed(options_of(kind)):
             flag: Flag | None = field.metadata.get("flag")
-            if flag is None or (batch and not flag.in_batch):
+            if flag is None:
                 continue
             command = click_option(keyword, hint, flag, field.default)(command)
             if keyword == "trust":

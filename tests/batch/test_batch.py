@@ -223,6 +223,7 @@ def test_what_is_done_is_not_done_again_unless_something_changed(tmp_path, job):
         ended(journal, job, tmp_path)
     assert claim() == "done"
     assert claim(retry_failed=True) == "done"
+    assert claim(Job("net", job.path, ("keras",), {"seed": 1, "trace": True})) == "done"  # the artifact is the same
     assert claim(Job("net", job.path, ("keras",), {"seed": 2})) == "begin"  # and given back, as it never ends
     with Journal(tmp_path / "journal") as journal:
         ended(journal, job, tmp_path)

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 import cli
 import converter
 from converter.artifacts.runner import Runner
+from converter.batch.results import BatchReport
 from converter.errors import CheckpointError, Note, UnsupportedOperatorsError, UsageError
 from converter.options import ConvertOptions, InspectOptions, VerifyOptions
 from converter.report.failures import UnsupportedOperator
@@ -260,6 +261,28 @@ def test_a_page_has_the_error_of_each_layer_and_the_terminal_only_if_asked(run):
     assert "Output of each module" not in stderr
     run("good.pt", "--to", "tf", "--report", "report.json")
     assert CALLS[-1]["trace"] is False
+
+
+def test_pages_of_a_batch_have_the_error_of_each_layer_too(run, tmp_path, monkeypatch):
+    seen = []
+
+    def convert_many(jobs, **options):
+        seen.extend(jobs)
+        return BatchReport((), (), (), 0.0)
+
+    monkeypatch.setattr("converter.batch.run.convert_many", convert_many)
+    (tmp_path / "net.pt").touch()
+    for file in ("page.html", "report.json"):
+        assert run("batch", "net.pt", "--to", "tf", "-o", "out", "--report", file).exit_code == 0
+    assert [job.options for job in seen] == [{"trace": True}, {}]
+
+
+@pytest.mark.parametrize("wanted", ["--report=page.html", "--junit=results.xml", "--summary"])
+def test_a_dry_run_has_no_results_to_write(run, tmp_path, wanted):
+    (tmp_path / "net.pt").touch()
+    result = run("batch", "net.pt", "--to", "tf", "-o", "out", "--dry-run", wanted)
+    assert result.exit_code == 2
+    assert "--dry-run has no results" in result.stderr
 
 
 def test_inspect_shows_the_tree(run):
