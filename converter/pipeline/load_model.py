@@ -116,6 +116,7 @@ def load_model(
     fixed_batch: int | None = None,
     cache: ProgramCache[Any] | None = None,
     mappings: Registry | None = None,
+    proposed: Sequence[Sequence[str]] = (),
 ) -> LoadedModel:
     """Load a checkpoint, or take what Python holds, and capture it, without changing a module, its mode or buffers.
 
@@ -123,6 +124,7 @@ def load_model(
         fixed_batch: the only batch size wanted.
         cache: the programs captured before; a model of the same architecture is not captured again.
         mappings: what the user and installed packages add to the built-in mappings (`load_mappings`).
+        proposed: input shapes of an artifact, to try if neither the options nor the model tell them.
     """
     name = str(model) if isinstance(model, str | Path) else type(model).__name__
     if isinstance(model, str | Path):
@@ -149,7 +151,7 @@ def load_model(
             source = _from_exported(name, checkpoint, options)
         else:
             with checkpoint.code:
-                source = _from_module(name, checkpoint, checkpoint.module, options, fixed_batch, cache)
+                source = _from_module(name, checkpoint, checkpoint.module, options, fixed_batch, cache, proposed)
     if options.capture.debug:
         source.program.debug = True
         source.program.verify("Capture")
@@ -181,11 +183,19 @@ def _from_module(
     options: LoadOptions,
     fixed_batch: int | None,
     cache: ProgramCache[Any] | None,
+    proposed: Sequence[Sequence[str]],
 ) -> LoadedModel:
     part, how, seed = options.submodel, options.capture, options.capture.seed
     state = persistent_tensors(module)
     fix_values(module, how.input_values)
-    tried, notes = _choose_shapes(module, how.input_shapes, how.image_size, fixed_batch)
+    unknown: UsageError | None = None
+    try:
+        tried, notes = _choose_shapes(module, how.input_shapes, how.image_size, fixed_batch)
+    except UsageError as error:
+        if error.code != "PTC2002" or not proposed:
+            raise
+        unknown, notes = error, []
+        tried = [place_batch(requested_shapes(texts, None), fixed_batch) for texts in proposed]
     notes += set_exported_outputs(module, part.all_outputs)
     _refuse_boundary(options, module)
     tried = [takes_pixels(shapes, options.boundary) for shapes in tried]
@@ -193,7 +203,13 @@ def _from_module(
     if cache is not None:
         key = architecture(module, tuple(map(tuple, tried)), fixed_batch, part, how, options.boundary)
     notes += set_boundary(module, options.boundary)
-    calling = _choose_call(module, tried, fixed_batch, seed)
+    try:
+        calling = _choose_call(module, tried, fixed_batch, seed, guessed=unknown is not None or len(tried) > 1)
+    except CaptureError as error:
+        raise unknown or error from error
+    if unknown is not None:
+        text = f"The input shapes are those of the artifact: {', '.join(map(str, calling.shapes))}."
+        notes.append(Note(text, code="PTC6510"))
     module, within = extract_submodel(module, calling, part, run_forward, fixed_batch, seed)
     examples = within.examples(fixed_batch, seed)
     try:
@@ -328,8 +344,14 @@ def _choose_shapes(
     return [[replace(shape, dtype="float32") if shape.dtype in FLOATS else shape for shape in shapes]], notes
 
 
-def _choose_call(module: nn.Module, tried: Sequence[Sequence[InputShape]], batch: int | None, seed: int) -> CallSpec:
-    """Return a call with the first of the shapes that the module accepts, and bind it to the module."""
+def _choose_call(
+    module: nn.Module, tried: Sequence[Sequence[InputShape]], batch: int | None, seed: int, *, guessed: bool
+) -> CallSpec:
+    """Return a call with the first of the shapes that the module accepts, and bind it to the module.
+
+    Args:
+        guessed: nobody gave these shapes; the module must run on them.
+    """
     failure: CaptureError | None = None
     for shapes in tried:
         calling = bind_shapes(module, shapes)
@@ -337,7 +359,7 @@ def _choose_call(module: nn.Module, tried: Sequence[Sequence[InputShape]], batch
         try:
             calling = choose_integers(calling, partial(run_forward, module), batch, seed)
             calling = choose_sizes(calling, partial(run_forward, module), batch, seed)
-            if len(tried) > 1:
+            if guessed:
                 run_forward(module, calling.examples(batch, seed))
             return calling
         except CaptureError as error:

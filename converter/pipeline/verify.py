@@ -17,7 +17,7 @@ from converter.artifacts.stamp_schema import checked_stamp
 from converter.artifacts.torch_writer import source_digest
 from converter.checkpoint.pickle_loader import refuse_more_than_tensors
 from converter.checkpoint.trust import ARTIFACT, is_guard_lifted
-from converter.errors import CaptureError, ConversionError, Note, UnsupportedOperatorsError, UsageError
+from converter.errors import ConversionError, Note, UnsupportedOperatorsError, UsageError
 from converter.ir.program import Program, read_attribute
 from converter.lowering.user_lowerings import load_mappings
 from converter.options import (
@@ -238,17 +238,26 @@ def load_beside(
     runner: Runner,
     clock: Clock,
 ) -> LoadedModel:
-    """Load and capture the model, and open the artifact: first, if only its shapes can tell how to call the model."""
+    """Load and capture the model, and open the artifact: first, if only its shapes can tell how to call the model.
+
+    Raises:
+        UsageError: the model does not tell its input shapes, and does not take the artifact's; the error lists them.
+    """
     missing = not (options.capture.input_shapes or stamp)
     trusted = is_guard_lifted(ARTIFACT, options.model.trust)
     if missing:
         runner.open(artifact, options.match.signature, trusted=trusted)
     batch = stamp.get("options", {}).get("fixed_batch")
-
-    def load(called: VerifyOptions) -> LoadedModel:
-        return load_model(model, called, fixed_batch=batch, clock=clock, mappings=load_mappings())
-
-    source = load_as_called(load, options, runner)
+    proposed = proposed_shapes(runner) if missing else ()
+    try:
+        source = load_model(model, options, fixed_batch=batch, clock=clock, mappings=load_mappings(), proposed=proposed)
+    except UsageError as error:
+        if error.code != "PTC2002" or not missing:
+            raise
+        taken = ", ".join(f"`{spec.name}` {shown(spec.shape)}" for spec in runner.inputs)
+        raise UsageError(
+            f"{error.what} The artifact takes {taken}.", code=error.code, where=error.where, fix=error.fix
+        ) from error
     if runner.format != "onnx" and stamp.get("options"):
         with clock("import Keras"):  # while the process that opens the artifact imports too
             import keras  # noqa: F401  # the third proof makes a plan
@@ -357,32 +366,6 @@ def untaken_comparisons(runner: Runner, rounds: Sequence[Mapping[str, np.ndarray
     more = f" and {len(always) - NAMED} more" if len(always) > NAMED else ""
     text = f"Comparisons in the artifact have the same result for all inputs: {', '.join(always[:NAMED])}{more}."
     return [Note(text, code="PTC5507")]
-
-
-def load_as_called(load: Callable[[VerifyOptions], LoadedModel], options: VerifyOptions, runner: Runner) -> LoadedModel:
-    """Load the model, and if it does not tell its input shapes, with those of the artifact, if that is open.
-
-    Raises:
-        UsageError: the model accepts none of them; the error lists them.
-    """
-    try:
-        return load(options)
-    except UsageError as error:
-        if error.code != "PTC2002" or not runner.inputs:
-            raise
-        unknown = error
-    for shapes in proposed_shapes(runner):
-        try:
-            source = load(replace(options, capture=replace(options.capture, input_shapes=shapes)))
-        except (CaptureError, UsageError):
-            continue
-        text = f"The input shapes are those of the artifact: {', '.join(shapes)}."
-        source.notes.append(Note(text, code="PTC6510"))
-        return source
-    taken = ", ".join(f"`{spec.name}` {shown(spec.shape)}" for spec in runner.inputs)
-    raise UsageError(
-        f"{unknown.what} The artifact takes {taken}.", code=unknown.code, where=unknown.where, fix=unknown.fix
-    ) from unknown
 
 
 def proposed_shapes(runner: Runner) -> list[tuple[str, ...]]:
