@@ -118,11 +118,11 @@ def embedding_bag(
     if size is not None and not include_last_offset:
         rows, kept = rows.reshape(-1, size, rows.shape[-1]), kept.reshape(-1, size)
     else:
-        count = offsets.shape[0] - (1 if include_last_offset else 0)
         at = torch.cumsum(torch.ones_like(indices), 0) - 1
-        behind_all = torch.ones_like(indices).sum(0, keepdim=True)
-        last = offsets[1:] if include_last_offset else torch.cat([offsets[1:], behind_all.to(offsets.dtype)])
-        kept = (at >= offsets[:count, None]) & (at < last[:, None]) & kept
+        own = (at >= offsets.unsqueeze(1)).sum(0) - 1  # of bags that begin at one place the last has what is there
+        count = offsets.shape[0] - (1 if include_last_offset else 0)
+        bags = torch.cumsum(torch.ones_like(offsets), 0)[:count] - 1
+        kept = (own == bags.unsqueeze(1)) & kept
         rows = rows.expand(count, *rows.shape)
     held = torch.where(kept.unsqueeze(-1), rows, -math.inf if mode == MAXIMUM else 0.0)
     number = kept.sum(1, keepdim=True)

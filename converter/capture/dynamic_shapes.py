@@ -292,14 +292,15 @@ def other_sizes(ranges: Mapping[str, Range]) -> list[dict[str, int]]:
 
 
 def resized(x: Tensor, held: Mapping[int, FreeSize], sizes: Mapping[str, int]) -> Tensor:
-    """Return an input like `x` with other sizes; integers are 0 and 1, one of each example 1, as for a length."""
+    """Return an input like `x`, an example, with other sizes; integers are some of those that `x` holds in a column."""
     shape = [held[d].factor * sizes[held[d].name] if d in held else n for d, n in enumerate(x.shape)]
     generator = torch.Generator().manual_seed(0)
-    if x.is_floating_point():
-        return torch.randn(shape, generator=generator)
-    if x.ndim == 1 and x.dtype != torch.bool:
-        return torch.ones(shape, dtype=x.dtype)
-    return torch.randint(0, 2, shape, generator=generator).to(x.dtype)
+    if x.is_floating_point() or not x.numel():
+        return torch.randn(shape, generator=generator).to(x.dtype)
+    columns = x.shape[-1] if x.ndim > 1 and shape[-1] == x.shape[-1] else 1
+    rows = x.reshape(-1, columns)
+    at = torch.randint(0, len(rows), (math.prod(shape) // columns, columns), generator=generator)
+    return rows.gather(0, at).reshape(shape)
 
 
 def any_ranges(free: Free) -> dict[str, Range]:

@@ -26,7 +26,9 @@ OF_SEQUENCES = (2048, 16384)  # for audio, where no input has two dynamic sizes
 APART = 32
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8")
 MOST_COLUMNS = 64
-INDEXING = {torch.ops.aten.embedding, torch.ops.aten.index, torch.ops.aten.index_select, torch.ops.aten.gather}
+aten = torch.ops.aten
+BAGS = {aten._embedding_bag, aten._embedding_bag_forward_only}
+INDEXING = {aten.embedding, aten.index, aten.index_select, aten.gather, *BAGS}
 
 
 @dataclass(frozen=True)
@@ -219,7 +221,7 @@ def choose_sizes(calling: CallSpec, runs: Callable[[list[Tensor]], None], batch:
 
 
 def choose_integers(calling: CallSpec, runs: Callable[[list[Tensor]], None], batch: int | None, seed: int) -> CallSpec:
-    """Return the call spec with integers that keep indices within their tables: `table(year - 1950)` takes no 0 and 1.
+    """Return the call spec with integers that the model takes: `table(year - 1950)` takes no 0 and 1.
 
     Where nothing does, or what fails is no index, it is returned as it is.
 
@@ -239,6 +241,10 @@ def choose_integers(calling: CallSpec, runs: Callable[[list[Tensor]], None], bat
 
     lowest: dict[int, tuple[int, ...]] = {}
     reached = tried(lowest) if places else Indices()
+    for place in (place for place in places if len(calling.shapes[place].shape) == 1 and not reached.ended):
+        further = tried(lowest | {place: (-1,)})  # zeros, for offsets of bags
+        if further.ended or further.count > reached.count:
+            lowest, reached = lowest | {place: (-1,)}, further
     for place in places:
         shape, limits = calling.shapes[place], torch.iinfo(getattr(torch, calling.shapes[place].dtype))
         columns = shape.shape[-1] if len(shape.shape) > 1 and isinstance(shape.shape[-1], int) else 1

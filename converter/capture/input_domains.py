@@ -9,6 +9,7 @@ from typing import Any
 import sympy
 import torch
 
+from converter.capture.bag_offsets import offsets_of_bags
 from converter.capture.dynamic_shapes import LEAST, Range
 from converter.capture.input_shapes import BATCH
 from converter.capture.integer_domains import IntegerDomain, integer_domains, size_with
@@ -35,10 +36,10 @@ def input_specs(program: Program) -> list[InputSpec]:
         columns = [
             InputSpec(name, shape[:-1], dtype, one.low, one.high, one.telling, far=one.far) for one in held.columns
         ]
-        lengths = lengths_of_sequences(program, node)
+        source = lengths_of_sequences(program, node) or offsets_of_bags(program, node)
         pixels = name in program.pixels
         specs.append(
-            InputSpec(name, shape, dtype, held.low, held.high, held.telling, pixels, lengths, held.far, tuple(columns))
+            InputSpec(name, shape, dtype, held.low, held.high, held.telling, pixels, source, held.far, tuple(columns))
         )
     return specs
 

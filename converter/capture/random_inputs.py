@@ -19,8 +19,8 @@ TELLING = ("small", "impulse", "large", "spread")  # kinds of inputs that hold t
 IMPULSE = 8.0  # over a background of deviation 1/16: after exact zeros, norms would divide rounding errors by zero
 
 
-class Lengths(Protocol):
-    """Draws lengths of sequences."""
+class IntegerSource(Protocol):
+    """Draws integers that depend on each other or on sizes: lengths of sequences, offsets of bags."""
 
     def draw(self, shape: Sequence[int], dtype: str, sizes: Mapping[str, int], rng: np.random.Generator) -> np.ndarray:
         """Return an array of `shape`, for these sizes of the dynamic dimensions."""
@@ -38,7 +38,7 @@ class InputSpec:
         pixels: floats are pixels, 0 to 255, in the place of numbers around 0.
         telling: integers at which the model may behave differently; in four kinds of rounds each of them is
             drawn twice, in no more than half of the places.
-        lengths: the integers are lengths of sequences, which this draws.
+        source: draws the integers, if they depend on each other or on sizes.
         far: the lowest and the highest integer that is drawn in "large" and "spread" rounds. In "uniform" and "small"
             ones they are then `low` and the next, as those of masks are.
         columns: what each place of the last axis holds, if they differ.
@@ -51,7 +51,7 @@ class InputSpec:
     high: int = 2
     telling: tuple[int, ...] = ()
     pixels: bool = False
-    lengths: Lengths | None = None
+    source: IntegerSource | None = None
     far: tuple[int, int] | None = None
     columns: tuple["InputSpec", ...] = ()
 
@@ -116,8 +116,8 @@ def draw(
         shape = _concrete(spec, batch, sizes or {})
         if spec.columns:
             drawn[spec.name] = np.stack([_draw(column, shape[:-1], kind, rng) for column in spec.columns], -1)
-        elif spec.lengths is not None:
-            drawn[spec.name] = spec.lengths.draw(shape, spec.dtype, sizes or {}, rng)
+        elif spec.source is not None:
+            drawn[spec.name] = spec.source.draw(shape, spec.dtype, sizes or {}, rng)
         else:
             drawn[spec.name] = _draw(spec, shape, kind, rng)
     return drawn

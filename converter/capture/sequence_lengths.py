@@ -19,6 +19,7 @@ from converter.ir.program import Program
 aten = torch.ops.aten
 MOST_STEPS = 1 << 16  # of a sequence, among which lengths are looked for
 STRIDES = 64  # steps of the input for one of the sequence, at most
+NamedSizes = Mapping[str, tuple[sympy.Expr, sympy.Symbol]]
 _KEEPING = {aten._to_copy.default, aten.to.dtype, aten.clone.default, aten.squeeze.dim, aten.squeeze.default}
 
 
@@ -37,14 +38,12 @@ class SequenceLengths:
     input: fx.Node
     read: fx.Node
     steps: int | sympy.Expr
-    sizes: Mapping[str, tuple[sympy.Expr, sympy.Symbol]]
+    sizes: NamedSizes
     descending: bool
 
     def draw(self, shape: Sequence[int], dtype: str, sizes: Mapping[str, int], rng: np.random.Generator) -> np.ndarray:
         """Draw lengths; one of them fills the padded length if any can."""
-        found = [(symbol, expression - sizes[n]) for n, (expression, symbol) in self.sizes.items() if n in sizes]
-        known = {symbol: sympy.solve(equation, symbol)[0] for symbol, equation in found}
-        longest = min(int(sympy.sympify(self.steps).subs(known)), MOST_STEPS)
+        longest = min(int(sympy.sympify(self.steps).subs(symbol_values(self.sizes, sizes))), MOST_STEPS)
         candidates = torch.arange(1, STRIDES * longest + STRIDES)
         steps = np.asarray(self._steps(self.read, candidates))
         possible = np.asarray(candidates)[(steps >= 1) & (steps <= longest)]
@@ -59,7 +58,7 @@ class SequenceLengths:
     def _steps(self, node: fx.Node, lengths: Tensor) -> Tensor:
         if node is self.input:
             return lengths
-        if _keeps(node):
+        if keeps_values(node):
             return self._steps(first_input(node), lengths)
 
         def value(argument: Any) -> Any:
@@ -82,10 +81,10 @@ def lengths_of_sequences(program: Program, node: fx.Node) -> SequenceLengths | N
     steps = layers[0].node("input").meta["val"].shape[1 if layers[0].flag("batch_first") else 0]
     descending = any(layer.flag("enforce_sorted") for layer in layers)
     expression = steps if isinstance(steps, int) else steps.node.expr
-    return SequenceLengths(program, node, layers[0].node("lengths"), expression, _sizes(program), descending)
+    return SequenceLengths(program, node, layers[0].node("lengths"), expression, named_sizes(program), descending)
 
 
-def _sizes(program: Program) -> dict[str, tuple[sympy.Expr, sympy.Symbol]]:
+def named_sizes(program: Program) -> NamedSizes:
     """Return the expression of each named size that has one symbol, and that symbol."""
     found = {}
     for node in program.placeholders:
@@ -95,7 +94,14 @@ def _sizes(program: Program) -> dict[str, tuple[sympy.Expr, sympy.Symbol]]:
     return found
 
 
-def _keeps(node: fx.Node) -> bool:
+def symbol_values(named: NamedSizes, sizes: Mapping[str, int]) -> dict[sympy.Symbol, sympy.Expr]:
+    """Return the value of each symbol at which the named sizes are these."""
+    found = [(symbol, expression - sizes[name]) for name, (expression, symbol) in named.items() if name in sizes]
+    return {symbol: sympy.solve(equation, symbol)[0] for symbol, equation in found}
+
+
+def keeps_values(node: fx.Node) -> bool:
+    """Return whether a node holds the elements of its input, perhaps as another type or shape."""
     return node.op == "call_function" and (is_view(node) or node.target in _KEEPING)
 
 
@@ -103,7 +109,7 @@ def _is_computed_from(program: Program, node: fx.Node, input: fx.Node) -> bool:
     """Return whether each element is computed from that of the input and numbers."""
     if node is input:
         return True
-    if _keeps(node):
+    if keeps_values(node):
         return _is_computed_from(program, first_input(node), input)
     if node.op != "call_function" or not isinstance(node.target, OpOverload):
         return False

@@ -531,8 +531,9 @@ class Offsets(nn.Module):
         return self.years(year - 1950) + self.months(month - 1) + self.codes(code // 100 - 1)
 
 
-def test_integers_that_a_model_subtracts_from_are_found_before_it_is_captured():
-    source = opened(Offsets(), "1,5:int64", "1,5:int64", "1,5:int64")
+@pytest.mark.parametrize("shape", ["1,5:int64", "1,T:int64"])
+def test_integers_that_a_model_subtracts_from_are_found_before_it_is_captured(shape):
+    source = opened(Offsets(), shape, shape, shape)
     year, month, code = input_specs(source.program)
     assert [(each.low, each.high) for each in (year, month)] == [(1950, 2030), (1, 13)]
     assert 100 <= code.low < code.high <= 1000
