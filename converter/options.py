@@ -492,7 +492,7 @@ class ArtifactOptions:
     )
     freeze: bool = option(
         "--freeze", "Output", "Write a SavedModel's weights as constants, a few percent faster at batch 1; at most "
-        "2 GB of weights, and `sync` cannot refill it.", False,
+        "2 GB of weights.", False,
     )  # fmt: skip
     opset: int | None = option("--opset", "Output", "ONNX opset.", metavar="N", minimum=1)
     exact_shifts: bool = option(

@@ -130,6 +130,8 @@ def _groups(part: Any, names: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]
 
 
 class _SavedModel(WrittenArtifact):
+    """The digest of a frozen one's graph covers its weights, which are constants in it."""
+
     def __init__(self, path: Path, names: Sequence[str]):
         from .runtime.saved_model import Reader
 
@@ -141,12 +143,16 @@ class _SavedModel(WrittenArtifact):
     def graph_digest(self) -> str:
         return self._reader.graph_digest()
 
+    def rest_digest(self) -> str:
+        from . import saved_model_writer
+
+        return saved_model_writer.digest_without_weights(self._path) if self._reader.frozen else self.graph_digest()
+
     def write(self, path: Path, arrays: Mapping[str, np.ndarray], stamp: Mapping[str, Any]) -> None:
         from . import saved_model_writer
 
-        saved_model_writer.write_again(
-            self._path, path, {n: arrays.get(n, self.tensors[n]) for n in self._names}, stamp
-        )
+        write = saved_model_writer.write_frozen_again if self._reader.frozen else saved_model_writer.write_again
+        write(self._path, path, {n: arrays.get(n, self.tensors[n]) for n in self._names}, stamp)
 
 
 def _readers(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:

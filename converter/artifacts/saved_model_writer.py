@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import re
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +14,7 @@ from ..lowering.tf_function import Saved, trace
 from .runtime import graph_digest as digests
 from .runtime import stamp as stamps
 from .runtime.graph_ops import called_functions
-from .runtime.saved_model import FROZEN, _key
+from .runtime.saved_model import FROZEN, Reader, _key
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -97,6 +99,38 @@ def write_again(source: Path, path: Path, arrays: Mapping[str, Any], stamp: Mapp
     path.mkdir()
     _write_parts(path, (source / _GRAPH).read_bytes(), tf.constant(objects), arrays)
     _stamp(path, stamp)
+
+
+def write_frozen_again(source: Path, path: Path, arrays: Mapping[str, Any], stamp: Mapping[str, Any]) -> None:
+    """Write a SavedModel of a function of `freeze` with other values in its constants, and another stamp."""
+    import tensorflow as tf
+
+    saved, constants = _frozen_parts(source)
+    for node in constants:
+        node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(arrays[node.name.removeprefix(FROZEN)]))
+    shutil.copytree(source, path, ignore=shutil.ignore_patterns(_GRAPH, Path(stamps.SAVED_MODEL_FILE).parts[0]))
+    (path / _GRAPH).write_bytes(saved.SerializeToString(deterministic=True))
+    written = Reader()
+    written.open(path, trusted=True)
+    _stamp(path, digests.stamped(stamp, written.graph_digest()))
+
+
+def digest_without_weights(path: Path) -> str:
+    """Return the digest of the graph of a function of `freeze`, whatever its constants for variables hold."""
+    saved, constants = _frozen_parts(path)
+    for node in constants:
+        node.attr.pop("value")
+    return hashlib.sha256(saved.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _frozen_parts(path: Path) -> tuple[Any, list[Any]]:
+    """Return the graph's file, and its nodes that are constants for variables."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    saved = saved_model_pb2.SavedModel.FromString((path / _GRAPH).read_bytes())
+    graph = saved.meta_graphs[0].graph_def
+    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+    return saved, [node for node in nodes if node.op == "Const" and node.name.startswith(FROZEN)]
 
 
 def _write_parts(path: Path, graph: bytes, objects: Any, variables: Mapping[str, Any]) -> None:

@@ -336,8 +336,6 @@ class RewrittenModel:
             lazy = {n: one.array for n, one in expected.items() if isinstance(one.array, LazyTensor)}
             tensors = {name: (values, held[name].numpy().dtype) for name, values in lazy.items()}
             return stamped_recipe(self.source, self.queries, tensors)
-        if self.options.freeze and self.format == "tf":
-            return {REASON: "its weights are constants, because of --freeze"}
         executor = self.executor("float32")
         tensors = {
             name: (constant.values, np.dtype(getattr(variable.dtype, "as_numpy_dtype", variable.dtype)))

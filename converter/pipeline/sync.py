@@ -46,7 +46,8 @@ def sync(
 
     Args:
         model: the new checkpoint, or a module with the weights.
-        artifact: a SavedModel folder, a `.keras` or `.onnx` file, or a folder of `--to torch`.
+        artifact: a SavedModel folder, frozen or not, a `.keras`, `.onnx` or float `.tflite` file, or a folder of
+            `--to torch`.
         output: where to write it; by default, in place of `artifact`.
         keywords: those of `converter.options.SyncOptions`. With `factory`, the outputs are compared too.
 

@@ -81,10 +81,30 @@ def test_the_same_model_gives_the_same_bytes(written, tmp_path):
     assert again == (path / "saved_model.pb").read_bytes()
 
 
-def test_sync_refuses_it_by_name(written, tmp_path):
+def test_sync_writes_what_a_conversion_of_the_other_weights_writes(written, tmp_path):
     _, path = written
-    with pytest.raises(ConversionError, match="its weights are constants, because of --freeze"):
-        sync(path.parent / "net.pt", path, trust=["test_frozen_saved_models"])
+    torch.manual_seed(1)
+    other = Net().eval()
+    nn.init.zeros_(other.head.bias)
+    shapes = ["image=1,3,12,12", "scale=1,1,4"]
+    convert(other, to="tf", output=tmp_path / "model", input_shapes=shapes, freeze=True, verify=False)
+    report = sync(other, path, output=tmp_path / "synced")
+    assert report.verified
+    files = {file.relative_to(tmp_path / "model") for file in (tmp_path / "model").rglob("*") if file.is_file()}
+    assert len(files) >= 4
+    for file in files:
+        assert (tmp_path / "model" / file).read_bytes() == (tmp_path / "synced" / file).read_bytes(), file
+    assert verify(other, tmp_path / "synced").verified
+
+
+def test_sync_refuses_a_changed_constant(written, tmp_path):
+    _, path = written
+    saved, found = constants(path)
+    found["weights/head.bias"].attr["value"].tensor.CopyFrom(tf.make_tensor_proto(np.ones(4, np.float32)))
+    shutil.copytree(path, tmp_path / "model")
+    (tmp_path / "model/saved_model.pb").write_bytes(saved.SerializeToString())
+    with pytest.raises(ConversionError, match="changed after pt-convert wrote it"):
+        sync(Net(), tmp_path / "model")
 
 
 def test_weights_of_over_2_gb_are_refused(monkeypatch):

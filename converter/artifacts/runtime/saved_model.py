@@ -65,6 +65,11 @@ class Reader:
 
         return Tensors({**frozen, **by_name}, read)
 
+    @property
+    def frozen(self) -> bool:
+        """Whether constants hold what would else be variables."""
+        return any(True for _ in self._constants(FROZEN))
+
     def held(self) -> dict[str, np.ndarray]:
         constants = {place + node.name: _value(node) for place, node in self._constants()}
         numbers = {name: array for name, array in constants.items() if array.dtype.kind not in "OSU"}
