@@ -25,6 +25,19 @@ from .tflite_writer import write_content
 
 
 @dataclass(frozen=True)
+class Joined:
+    """A concatenation that gives an output and remains floats, because one scale cannot hold what it joins.
+
+    Attributes:
+        names: of its result, then of its inputs.
+        largest: absolute values, of each input.
+    """
+
+    names: tuple[str, ...]
+    largest: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Loss:
     """What an operator's result loses.
 
@@ -58,8 +71,8 @@ def require_quantizer() -> None:
 
 def quantize(
     path: Path, options: QuantizationOptions, samples: Mapping[str, np.ndarray], stamp: Mapping[str, Any]
-) -> list[Loss]:
-    """Replace a file of floats by a quantized one, and return the loss of each operator.
+) -> tuple[list[Loss], list[Joined]]:
+    """Replace a file of floats by a quantized one; return the loss of each operator, and what remains floats.
 
     Args:
         samples: batches for the inputs, by name, [samples, *shape] each in the artifact's layout: to calibrate, and to
@@ -72,23 +85,24 @@ def quantize(
     require_quantizer()
     content = path.read_bytes()
     with tempfile.TemporaryDirectory() as folder:
-        names = ("samples.npz", "losses.json", "quantized.tflite")
-        arrays, losses, quantized = (Path(folder) / name for name in names)
+        names = ("samples.npz", "learned.json", "quantized.tflite")
+        arrays, learned, quantized = (Path(folder) / name for name in names)
         np.savez(arrays, **samples)  # type: ignore[arg-type]  # numpy 2 names a keyword of its own
         request = {
             "float": str(path),
             "quantized": str(quantized),
             "samples": str(arrays),
-            "losses": str(losses),
+            "learned": str(learned),
             "how": options.quantize,
             "keep": [scope for module in options.keep_float for scope in _scopes(content, module)],
             "quantize_io": options.quantize_io,
         }
         _run(request, Path(folder) / "request.json")
         made = quantized.read_bytes()
-        rows = json.loads(losses.read_text())
+        read = json.loads(learned.read_text())
     write_content(path, made, stamps.stamp_text(digests.stamped(stamp, graph_digest(made))), attached_files(content))
-    return [Loss((row["name"], *row["inputs"]), row["operator"], row["sqnr"], row["before"]) for row in rows]
+    losses = [Loss((r["name"], *r["inputs"]), r["operator"], r["sqnr"], r["before"]) for r in read["losses"]]
+    return losses, [Joined((row["name"], *row["inputs"]), tuple(row["largest"])) for row in read["joined"]]
 
 
 def _scopes(content: bytes, module: str) -> Iterator[str]:

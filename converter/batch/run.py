@@ -181,5 +181,7 @@ def _verdict(outcome: Mapping[str, Any]) -> tuple[State, str, list[str]]:
 
 
 def _decibels(artifacts: Sequence[Mapping[str, Any]]) -> str:
-    outputs = [one["sqnr_db"] for a in artifacts if a.get("quantization") for one in a["quantization"]["outputs"]]
-    return f"float twin verified, {min(map(float, outputs)):.1f} dB"
+    outputs = [one for a in artifacts if a.get("quantization") for one in a["quantization"]["outputs"]]
+    noise = [part["sqnr_db"] for one in outputs for part in (one, one["lost"]) if part is not None]
+    least = min((decibels for decibels in noise if decibels is not None), default=None)
+    return f"float twin verified, {'no noise' if least is None else f'{least:.1f} dB'}"

@@ -33,6 +33,7 @@ def infer_input_shapes(module: nn.Module, image_size: str | None) -> tuple[list[
     usual = _of_timm(module, size) or _of_transformers(module, size) or image_of_ultralytics(module, size)
     if usual is not None:
         shapes, source = usual
+        source = source if size is None else f"--image-size, with the channels of {source}"
         shown = " and ".join(map(_shown, shapes))
         return [shapes], Note(f"The input shape is {shown}, from {source}.", code="PTC2506")
     first = first_layer(module, CONVOLUTIONS)

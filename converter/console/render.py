@@ -191,7 +191,14 @@ def _quantization(one: Quantization) -> Iterator[tuple[str, str]]:
     yield "quantized", f"{one.how}{on}; {one.weights}"
     for output in one.outputs:
         same = "" if output.top1_agreement is None else f", top-1 {_percent(output.top1_agreement)} the same"
-        yield "", f"{output.name}: {output.sqnr_db:.1f} dB, max error {output.max_abs:.1e}{same}, on {one.compared_on}"
+        error = f"max error {output.max_abs:.2g} of {output.largest:.3g}"
+        yield "", f"{output.name}: {output.sqnr_db:.1f} dB, {error}{same}, on {one.compared_on}"
+        if (lost := output.lost) is not None:
+            where = f"{output.name}{lost.place}, at most {lost.largest:.3g}"
+            fix = "--keep-float MODULE leaves what joins them in floats"
+            yield "lost", f"{where}: {lost.sqnr_db:.1f} dB, beside far larger values; {fix}"
+    for kept in one.in_floats:
+        yield "in floats", kept
     for number, layer in enumerate(one.layers):
         before = "exact inputs" if layer.before_db is None else f"{layer.before_db:.1f} dB before"
         where = layer.module or "the model itself"

@@ -124,7 +124,7 @@ def load_model(
         fixed_batch: the only batch size wanted.
         cache: the programs captured before; a model of the same architecture is not captured again.
         mappings: what the user and installed packages add to the built-in mappings (`load_mappings`).
-        proposed: input shapes of an artifact, to try if neither the options nor the model tell them.
+        proposed: input shapes of an artifact, to try if the options have none.
     """
     name = str(model) if isinstance(model, str | Path) else type(model).__name__
     if isinstance(model, str | Path):
@@ -169,10 +169,16 @@ def for_format(source: LoadedModel, format: Format, options: ArtifactOptions) ->
     return replace(source, program=replace(source.program, fixed_batch=batch))
 
 
-def load_with_mappings(model: Source, options: InspectOptions, clock: Clock) -> tuple[LoadedModel, ArtifactOptions]:
-    """Load a model and the user's mappings; return it, and options that name the mappings' digests."""
-    added = load_mappings(options.artifact.mappings)
-    source = load_model(model, options, fixed_batch=options.artifact.fixed_batch, clock=clock, mappings=added)
+def load_with_mappings(
+    model: Source, options: InspectOptions, clock: Clock, proposed: Sequence[Sequence[str]] = ()
+) -> tuple[LoadedModel, ArtifactOptions]:
+    """Load a model and the user's mappings; return it, and options that name the mappings' digests.
+
+    Args:
+        proposed: input shapes of an artifact, for `load_model`.
+    """
+    added, batch = load_mappings(options.artifact.mappings), options.artifact.fixed_batch
+    source = load_model(model, options, fixed_batch=batch, clock=clock, mappings=added, proposed=proposed)
     return source, replace(options.artifact, mappings=added.digests)
 
 
@@ -188,28 +194,17 @@ def _from_module(
     part, how, seed = options.submodel, options.capture, options.capture.seed
     state = persistent_tensors(module)
     fix_values(module, how.input_values)
-    unknown: UsageError | None = None
-    try:
-        tried, notes = _choose_shapes(module, how.input_shapes, how.image_size, fixed_batch)
-    except UsageError as error:
-        if error.code != "PTC2002" or not proposed:
-            raise
-        unknown, notes = error, []
-        tried = [place_batch(requested_shapes(texts, None), fixed_batch) for texts in proposed]
-    notes += set_exported_outputs(module, part.all_outputs)
+    choices = _choose_shapes(module, how.input_shapes, how.image_size, fixed_batch, proposed)
+    notes = set_exported_outputs(module, part.all_outputs)
     _refuse_boundary(options, module)
-    tried = [takes_pixels(shapes, options.boundary) for shapes in tried]
+    choices = replace(choices, tried=[takes_pixels(shapes, options.boundary) for shapes in choices.tried])
     key = None
     if cache is not None:
-        key = architecture(module, tuple(map(tuple, tried)), fixed_batch, part, how, options.boundary)
+        shapes = (*map(tuple, choices.tried),)
+        key = architecture(module, shapes, fixed_batch, part, how, options.boundary)
     notes += set_boundary(module, options.boundary)
-    try:
-        calling = _choose_call(module, tried, fixed_batch, seed, guessed=unknown is not None or len(tried) > 1)
-    except CaptureError as error:
-        raise unknown or error from error
-    if unknown is not None:
-        text = f"The input shapes are those of the artifact: {', '.join(map(str, calling.shapes))}."
-        notes.append(Note(text, code="PTC6510"))
+    calling, told = _choose_call(module, choices, fixed_batch, seed)
+    notes = [*told, *notes]
     module, within = extract_submodel(module, calling, part, run_forward, fixed_batch, seed)
     examples = within.examples(fixed_batch, seed)
     try:
@@ -325,48 +320,81 @@ def compute_reference(
     return reference
 
 
-def _choose_shapes(
-    module: nn.Module, texts: Sequence[str], image_size: str | None, fixed_batch: int | None
-) -> tuple[list[list[InputShape]], list[Note]]:
-    """Choose input shapes, floats in float32 as the weights are, and notes on what differs from the request.
+@dataclass(frozen=True)
+class _Choices:
+    """Input shapes to try, to use the first that the model accepts, and what to note of each.
 
-    Returns:
-        Shapes to try, to use the first that the model accepts.
+    Attributes:
+        guessed: nobody gave these shapes; the module must run on them.
+        unknown: what to raise if it accepts none of them; else its own error.
+    """
+
+    tried: Sequence[list[InputShape]]
+    notes: Sequence[list[Note]]
+    guessed: bool
+    unknown: UsageError | None = None
+
+
+def _choose_shapes(
+    module: nn.Module,
+    texts: Sequence[str],
+    image_size: str | None,
+    fixed_batch: int | None,
+    proposed: Sequence[Sequence[str]],
+) -> _Choices:
+    """Choose input shapes, floats in float32 as the weights are.
+
+    What an artifact takes only comes before what the module tells, and that before dynamic sizes of an artifact.
+
+    Args:
+        proposed: input shapes of an artifact.
 
     Raises:
         UsageError: there are none, or they are not valid.
     """
-    if not texts:
-        tried, told = infer_input_shapes(module, image_size)
-        return [place_batch(one, fixed_batch) for one in tried], [told]
-    shapes = place_batch(requested_shapes(texts, image_size), fixed_batch)
-    notes = [note for shape in shapes if (note := _lowered(shape.dtype))]
-    return [[replace(shape, dtype="float32") if shape.dtype in FLOATS else shape for shape in shapes]], notes
+    if texts:
+        shapes = place_batch(requested_shapes(texts, image_size), fixed_batch)
+        notes = [note for shape in shapes if (note := _lowered(shape.dtype))]
+        given = [replace(shape, dtype="float32") if shape.dtype in FLOATS else shape for shape in shapes]
+        return _Choices([given], [notes], False)
+    of_artifact = [] if image_size else [place_batch(requested_shapes(one, None), fixed_batch) for one in proposed]
+    fixed = [shapes for shapes in of_artifact if not any(shape.free for shape in shapes)]
+    unknown: UsageError | None = None
+    told: list[list[InputShape]] = []
+    of_module: list[Note] = []
+    try:
+        told, note = infer_input_shapes(module, image_size)
+        of_module.append(note)
+    except UsageError as error:
+        if error.code != "PTC2002" or not of_artifact:
+            raise
+        unknown = error
+    tried = [*fixed, *(place_batch(one, fixed_batch) for one in told), *(s for s in of_artifact if s not in fixed)]
+    notes_of = [[_shapes_of_artifact(shapes)] if shapes in of_artifact else of_module for shapes in tried]
+    return _Choices(tried, notes_of, len(tried) > 1 or unknown is not None, unknown)
 
 
-def _choose_call(
-    module: nn.Module, tried: Sequence[Sequence[InputShape]], batch: int | None, seed: int, *, guessed: bool
-) -> CallSpec:
-    """Return a call with the first of the shapes that the module accepts, and bind it to the module.
+def _shapes_of_artifact(shapes: Sequence[InputShape]) -> Note:
+    return Note(f"The input shapes are those of the artifact: {', '.join(map(str, shapes))}.", code="PTC6510")
 
-    Args:
-        guessed: nobody gave these shapes; the module must run on them.
-    """
+
+def _choose_call(module: nn.Module, choices: _Choices, batch: int | None, seed: int) -> tuple[CallSpec, list[Note]]:
+    """Return a call with the first of the shapes that the module accepts, and its notes; bind it to the module."""
     failure: CaptureError | None = None
-    for shapes in tried:
+    for shapes, notes in zip(choices.tried, choices.notes, strict=True):
         calling = bind_shapes(module, shapes)
         calling.bind(module)
         try:
             calling = choose_integers(calling, partial(run_forward, module), batch, seed)
             calling = choose_sizes(calling, partial(run_forward, module), batch, seed)
-            if guessed:
+            if choices.guessed:
                 run_forward(module, calling.examples(batch, seed))
-            return calling
+            return calling, notes
         except CaptureError as error:
             failure = failure or error
     if failure is None:
         raise AssertionError("there are no shapes")
-    raise failure
+    raise choices.unknown or failure from failure
 
 
 def copy_module(module: nn.Module) -> nn.Module:

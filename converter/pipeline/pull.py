@@ -29,7 +29,7 @@ from converter.pipeline.clock import Clock, Progress
 from converter.pipeline.load_model import compute_reference, load_model, load_with_mappings
 from converter.pipeline.recipes import array_digest
 from converter.pipeline.sync import SHOWN, read_state, recipe_in
-from converter.pipeline.verify import apply_stamp, stamped_interfaces
+from converter.pipeline.verify import apply_stamp, proposed_shapes, stamped_interfaces
 from converter.plan.interface import TensorInterface
 from converter.report.results import Proof, VerificationReport, status_of
 from converter.verification.output_proofs import compare_artifact
@@ -89,9 +89,11 @@ def pull(
     with Runner("keras") as runner:
         stamp: Mapping[str, Any] = {}
         interfaces: Interfaces | None = None
+        with clock("open"):
+            runner.open(trained, trusted=is_guard_lifted(ARTIFACT, options.model.trust))
         if artifact is None:
             with clock("plan"):
-                source, settings = load_with_mappings(original, options, clock)
+                source, settings = load_with_mappings(original, options, clock, proposed_shapes(runner))
                 built = build(source, "keras", settings, clock)
                 recipe, interfaces = recipe_in(built.recipe(), None, original), (built.inputs, built.outputs)
         else:
@@ -99,11 +101,9 @@ def pull(
             recipe = recipe_in(stamp, damaged, Path(artifact))
             options = apply_stamp(options, stamp)
             _refuse_other_layers(_layers_of(trained), _layers_of(Path(artifact)), trained)
-        with clock("open"):
-            runner.open(trained, trusted=is_guard_lifted(ARTIFACT, options.model.trust))
+        with clock("compute the weights"):
             held = runner.tensors()
             arrays = {name: np.asarray(held[name]) for name in held}
-        with clock("compute the weights"):
             state, module, notes = read_state(original, recipe, options.model, stamp.get("part") or {})
             _invert(recipe, state, arrays, trained)
             proofs = [_prove_round_trip(recipe, state, arrays)]
@@ -250,7 +250,8 @@ def _prove_outputs(
     fill(module, state)
     batch = options.artifact.fixed_batch or (stamp.get("options") or {}).get("fixed_batch")
     with checkpoint.code:
-        source = load_model(module, options, fixed_batch=batch, clock=clock)
+        proposed = () if stamp else proposed_shapes(runner)
+        source = load_model(module, options, fixed_batch=batch, clock=clock, proposed=proposed)
     source.code = checkpoint.code
     inputs, outputs = interfaces or stamped_interfaces(source.program, stamp) or ([], [])
     reference = compute_reference(source, options, clock)

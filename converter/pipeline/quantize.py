@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from converter.artifacts.runner import Runner
-from converter.artifacts.tflite_quantizer import Loss, quantize, require_quantizer
+from converter.artifacts.tflite_quantizer import quantize, require_quantizer
 from converter.capture.input_domains import input_specs
 from converter.capture.random_inputs import InputSpec, draw
 from converter.errors import UsageError
@@ -110,15 +110,22 @@ def quantize_file(
     how = options.quantization
     assert how.quantize is not None
     twin = path.read_bytes()
-    losses = quantize(path, how, samples, built.stamp() | {"quantize": how.quantize})
+    losses, joined = quantize(path, how, samples, built.stamp() | {"quantize": how.quantize})
     if runner is not None:
         runner.open(path, trusted=True)  # it has just been written
     compared, accuracy = _compare(built, twin, path, how.quantize, options.proof, reference, runner)
     modules = built.executor("float32").module_of_scope()
     worst = sorted(losses, key=lambda loss: -loss.added)[:MOST_LAYERS]
-    layers = tuple(LayerLoss(_module(loss, modules), loss.operator, loss.sqnr_db, loss.before_db) for loss in worst)
+    layers = tuple(
+        LayerLoss(_module(loss.names, modules), loss.operator, loss.sqnr_db, loss.before_db) for loss in worst
+    )
     calibrated = len(next(iter(samples.values()))) if how.calibrate is not None else 0
-    return replace(compared, calibrated_on=calibrated, layers=layers), accuracy
+    in_floats = tuple(
+        f"the concatenation in {_module(one.names, modules) or 'the model itself'}: what it joins reaches "
+        + " and ".join(f"{value:.3g}" for value in one.largest)
+        for one in joined
+    )
+    return replace(compared, calibrated_on=calibrated, layers=layers, in_floats=in_floats), accuracy
 
 
 def compare_quantized(
@@ -150,7 +157,7 @@ def _compare(
     return Quantization(how, 0, described_rounds(reference), weights, outputs, failures=tuple(failures)), accuracy
 
 
-def _module(loss: Loss, modules: Mapping[str, str]) -> str:
+def _module(names: Sequence[str], modules: Mapping[str, str]) -> str:
     """Return the path of an operator's module: its result may have an output's name, its constants have their own."""
-    scopes = ("/".join(name.split("/")[:2]) for joined in loss.names for name in joined.split(";"))
+    scopes = ("/".join(name.split("/")[:2]) for joined in names for name in joined.split(";"))
     return next((modules[scope] for scope in scopes if scope in modules), "")

@@ -257,6 +257,21 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
+class LostPart:
+    """A part of an output whose values are far smaller than the rest, and drown in its noise.
+
+    Attributes:
+        place: as an index, such as "[:, 4:84]".
+        largest: its largest absolute value.
+        sqnr_db: signal to noise in decibels.
+    """
+
+    place: str
+    largest: float
+    sqnr_db: float
+
+
+@dataclass(frozen=True)
 class QuantizedOutput:
     """One output of a quantized file against PyTorch's float64, over all compared samples.
 
@@ -264,12 +279,21 @@ class QuantizedOutput:
         sqnr_db: signal to noise in decibels; infinite without noise.
         max_abs: largest error.
         top1_agreement: share of rows with the same largest column, for 2-D outputs.
+        largest: largest absolute value.
+        lost: a part that drowns in the noise of the rest.
     """
 
     name: str
     sqnr_db: float
     max_abs: float
     top1_agreement: float | None
+    largest: float = 0.0
+    lost: LostPart | None = None
+
+    @property
+    def least_db(self) -> float:
+        """The signal to noise of the output, or of the part that is lost."""
+        return self.sqnr_db if self.lost is None else min(self.sqnr_db, self.lost.sqnr_db)
 
 
 @dataclass(frozen=True)
@@ -297,6 +321,7 @@ class Quantization:
         compared_on: the inputs on which `outputs` were compared.
         weights: how the constants are stored.
         layers: what adds most noise, the worst first.
+        in_floats: what remains floats because one scale cannot hold what it joins, in words.
         failures: constants that are stored otherwise, and figures below what the user demands.
     """
 
@@ -306,12 +331,13 @@ class Quantization:
     weights: str
     outputs: tuple[QuantizedOutput, ...]
     layers: tuple[LayerLoss, ...] = ()
+    in_floats: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()
 
     @property
     def sqnr_db(self) -> float:
         """The signal to noise of the worst output."""
-        return min((one.sqnr_db for one in self.outputs), default=float("inf"))
+        return min((one.least_db for one in self.outputs), default=float("inf"))
 
 
 @dataclass(frozen=True)

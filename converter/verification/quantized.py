@@ -11,7 +11,7 @@ import numpy as np
 
 from converter.artifacts.runtime.tflite_content import StoredTensor, stored_tensors
 from converter.options import ProofOptions
-from converter.report.results import Accuracy, QuantizedOutput
+from converter.report.results import Accuracy, LostPart, QuantizedOutput
 from converter.verification.metrics import plain
 from converter.verification.output_proofs import Outputs
 from converter.verification.reference import Reference
@@ -19,6 +19,9 @@ from converter.verification.reference import Reference
 _ROUNDING = 4 * np.finfo(np.float32).eps  # where a step is finer than float32
 _HALF = 2.0**-11  # the largest relative rounding of float16, whose subnormal numbers are multiples of
 _LEAST_HALF = 2.0**-24
+APART = 16  # the largest values of two parts of an output: their ratio from which they are judged apart
+LOST = 1 / 16  # noise of a part, of its largest value
+MOST_PLACES = 4096  # along an axis that may be of several parts
 _LOWEST = float(np.finfo(np.float32).min)
 
 
@@ -110,7 +113,38 @@ def _figures(name: str, expected: Sequence[np.ndarray], actual: Sequence[np.ndar
     if expected[0].ndim == 2 and expected[0].shape[1] > 1:
         hits = [a.argmax(1) == b.argmax(1) for a, b in zip(expected, actual, strict=True)]
         same = float(np.concatenate(hits).mean())
-    return QuantizedOutput(name, float(decibels), float(np.abs(found - wanted)[finite].max(initial=0.0)), same)
+    largest, error = (float(np.abs(one)[finite].max(initial=0.0)) for one in (wanted, found - wanted))
+    return QuantizedOutput(name, float(decibels), error, same, largest, _lost_part(expected, actual))
+
+
+def _lost_part(expected: Sequence[np.ndarray], actual: Sequence[np.ndarray]) -> LostPart | None:
+    """Return the places along an axis that hold far smaller values than the others, if these drown in noise.
+
+    Boxes in pixels beside scores are such an output: their noise as a whole is that of the boxes.
+    """
+    found = []
+    for axis in range(1, expected[0].ndim):
+        size = expected[0].shape[axis]
+        if not 1 < size <= MOST_PLACES or any(one.shape[axis] != size for one in expected):
+            continue
+        sides = [
+            np.concatenate([np.moveaxis(one, axis, 0).reshape(size, -1) for one in side], 1)
+            for side in (expected, actual)
+        ]
+        wanted, noise = (np.where(np.isfinite(sides[0]), one, 0.0) for one in (sides[0], sides[1] - sides[0]))
+        peaks = np.abs(wanted).max(1, initial=0.0)
+        small = peaks * APART < peaks.max()
+        signal, error = np.sum(wanted[small] ** 2), np.sum(noise[small] ** 2)
+        if signal and np.sqrt(error / noise[small].size) > LOST * peaks[small].max():
+            place = _place(axis, np.flatnonzero(small))
+            found.append(LostPart(place, float(peaks[small].max()), float(10 * np.log10(signal / error))))
+    return min(found, key=lambda one: one.sqnr_db, default=None)
+
+
+def _place(axis: int, places: np.ndarray) -> str:
+    first, last = int(places[0]), int(places[-1])
+    shown = f"{first}:{last + 1}" if last - first + 1 == len(places) else f"{len(places)} places from {first} to {last}"
+    return f"[{':, ' * axis}{shown}]"
 
 
 def shortfalls(outputs: Sequence[QuantizedOutput], accuracy: Accuracy | None, options: ProofOptions) -> list[str]:
@@ -118,9 +152,10 @@ def shortfalls(outputs: Sequence[QuantizedOutput], accuracy: Accuracy | None, op
     found = []
     if options.min_sqnr is not None:
         found += [
-            f"output {one.name}: {one.sqnr_db:.1f} dB is below --min-sqnr {options.min_sqnr:g}"
+            f"output {one.name}{one.lost.place if one.lost else ''}: {one.least_db:.1f} dB is below --min-sqnr "
+            f"{options.min_sqnr:g}"
             for one in outputs
-            if one.sqnr_db < options.min_sqnr
+            if one.least_db < options.min_sqnr
         ]
     if options.min_accuracy is not None:
         if accuracy is None:

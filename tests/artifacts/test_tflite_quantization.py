@@ -150,7 +150,7 @@ def test_each_kind_of_quantization(net, twin, tmp_path, how, options, least, dty
     calibrated = {"calibrate": "given"} if how.startswith("int") else {}
     image = samples(8, 3)
     batches = {"image": image.transpose(0, 2, 3, 1)[:, None]}
-    losses = quantize(path, QuantizationOptions(quantize=how, **calibrated, **options), batches, {"schema": 1})
+    losses, _ = quantize(path, QuantizationOptions(quantize=how, **calibrated, **options), batches, {"schema": 1})
     told, wrong = compare_quantized_weights(twin.read_bytes(), path.read_bytes())
     assert wrong == []
     assert "each within half a step" in told
@@ -214,6 +214,48 @@ def test_options_that_do_not_fit_together(options, what):
 def test_calls_that_cannot_quantize(net, to, options, what):
     with pytest.raises(UsageError, match=what):
         converter.convert(net, to=to, **options)
+
+
+class Detector(nn.Module):
+    """Boxes in pixels beside scores, joined or in one array."""
+
+    def __init__(self, joined):
+        super().__init__()
+        self.joined, self.head = joined, nn.Conv2d(3, 9, 4, stride=4)
+
+    def forward(self, image):
+        found = self.head(image).flatten(2).sigmoid()
+        if self.joined:
+            return torch.cat([found[:, :4] * 640, found[:, 4:]], 1)
+        return found * torch.tensor([640.0] * 4 + [1.0] * 5)[:, None]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("joined", [True, False])
+def test_scores_beside_boxes_in_pixels_keep_their_scale_or_are_reported_as_lost(tmp_path, joined):
+    torch.manual_seed(0)
+    module, path = Detector(joined).eval(), tmp_path / "d_int8.tflite"
+    given = {"image": np.random.default_rng(0).random((6, 3, 16, 16), np.float32)}
+    how = {"input_shapes": (1, 3, 16, 16), "quantize": "int8", "calibrate": given}
+    report = converter.convert(module, to="tflite", output=path, **how)
+    one = report.artifacts[0].quantization
+    assert one.outputs[0].sqnr_db > 40
+    if not joined:
+        assert one.outputs[0].lost.place == "[:, 4:9]"
+        assert report.artifacts[0].verdict.endswith(f" {one.outputs[0].lost.sqnr_db:.1f} dB")
+        assert one.sqnr_db < 10
+        strict = converter.convert(module, to="tflite", output=tmp_path / "s.tflite", min_sqnr=30, **how)
+        assert strict.status == "disagrees"
+        assert "output[:, 4:9]" in strict.artifacts[0].quantization.failures[0]
+        return
+    assert one.outputs[0].lost is None
+    assert "what it joins reaches" in one.in_floats[0]
+    detect = Interpreter(str(path)).get_signature_runner()
+    for image in given["image"]:
+        (found,) = detect(image=image[None].transpose(0, 2, 3, 1)).values()
+        with torch.no_grad():
+            expected = module(torch.from_numpy(image)[None]).numpy()
+        np.testing.assert_allclose(found[:, 4:], expected[:, 4:], atol=0.02)
 
 
 def test_the_worst_output_gives_the_figure():

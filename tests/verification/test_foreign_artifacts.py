@@ -556,6 +556,8 @@ def test_a_missing_input_shape_is_taken_from_the_artifact(verify, tmp_path: Path
     report = verify(module, artifact, input_shapes=[])
     assert report.status == "verified"
     assert any("those of the artifact: 1,3,12,10:float32" in str(note) for note in report.notes)
+    module.default_cfg = {"input_size": (3, 12, 12)}  # of timm; the artifact takes nothing else than its own
+    assert verify(module, artifact, input_shapes=[]).status == "verified"
     with pytest.raises(UsageError, match=r"The artifact takes `image` \[1, 3, 12, 10\]"):
         verify(nn.Linear(3, 2), artifact, input_shapes=[])
 

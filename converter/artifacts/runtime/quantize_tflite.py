@@ -1,8 +1,8 @@
 """Quantize a `.tflite` file of floats: the script `python -P quantize_tflite.py REQUEST.json`.
 
-In a process of its own, because the runtime can end the process. The request names the files and says how; what is
-written beside the model is, for each operator, how far its result is from that of the float file. Where the package
-fails, its error goes to standard output, and the status is 3.
+In a process of its own, because the runtime can end the process. The request names the files and says how. Beside the
+model it writes for each operator how far its result is from that of the float file, and what joins values that one
+scale cannot hold. Where the package fails, its error goes to standard output, and the status is 3.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import Any
 import numpy as np
 
 COMPARED = 8  # samples on which the layers are compared
+APART = 16  # of values that are joined: a greater ratio of their largest ones leaves too few integers for the smaller
+_JOINING, _MOVING = "CONCATENATION", {"RESHAPE", "TRANSPOSE", "SQUEEZE", "EXPAND_DIMS"}
 _PADDING = 1e30  # larger values stand for infinity: a max pool's padding, a mask
 _BITS = {"int8": 8, "int16x8": 16}
 
@@ -30,13 +33,14 @@ def main(request_file: str) -> int:
     content = Path(request["float"]).read_bytes()
     samples = list(_samples(request["samples"]))
     try:
-        quantized = _quantize(content, request["how"], request["keep"], request["quantize_io"], samples)
+        quantized, joined = _quantize(content, request["how"], request["keep"], request["quantize_io"], samples)
     except Exception as error:
         answer.write(f"{type(error).__name__}: {error}")
         answer.flush()
         return 3
     Path(request["quantized"]).write_bytes(quantized)
-    Path(request["losses"]).write_text(json.dumps(_losses(content, quantized, samples[:COMPARED])))
+    learned = {"losses": _losses(content, quantized, samples[:COMPARED]), "joined": joined}
+    Path(request["learned"]).write_text(json.dumps(learned))
     return 0
 
 
@@ -50,8 +54,12 @@ def _samples(file: str) -> Iterator[dict[str, np.ndarray]]:
 
 def _quantize(
     content: bytes, how: str, keep: Sequence[str], quantize_io: bool, samples: Sequence[Mapping[str, np.ndarray]]
-) -> bytes:
-    """Return the quantized file. `keep` are the scopes, each a regular expression, that remain floats."""
+) -> tuple[bytes, list[dict[str, Any]]]:
+    """Return the quantized file, and what remains floats because one scale cannot hold what it joins.
+
+    Args:
+        keep: the scopes, each a regular expression, that remain floats.
+    """
     from litert_quantizer import calibrator, qtyping, quantizer
     from litert_quantizer.algorithm_manager import AlgorithmName
     from litert_quantizer.recipe_manager import RecipeManager
@@ -70,14 +78,55 @@ def _quantize(
                 recipe.add_quantization_config(".*", end, algorithm_key=AlgorithmName.NO_QUANTIZE)
     for scope in keep:
         recipe.add_quantization_config(scope, every, algorithm_key=AlgorithmName.NO_QUANTIZE)
-    known = None
+    known, joined = None, []
     if recipe.need_calibration():
         # The default is a moving average, which lets extremes go: 16.6 dB where the extremes give 32.7.
         observer = calibrator.Calibrator(content, num_threads=1, qsv_update_func=qsv_utils.min_max_update)
         observer.calibrate({_signature(content): samples}, recipe)
         known = observer.get_model_qsvs()
+        joined = [] if quantize_io else _joined_apart(content, {n: _largest(held) for n, held in known.items()})
+        for outs in (outs for one in joined for outs in one["scopes"]):
+            scope = f"^{re.escape(';'.join(outs))};$"
+            recipe.add_quantization_config(scope, every, algorithm_key=AlgorithmName.NO_QUANTIZE)
     made = quantizer.Quantizer(content, recipe.get_quantization_recipe())
-    return bytes(made.quantize(known, enable_progress_bar=False, enable_progress_report=False).quantized_model or b"")
+    model = made.quantize(known, enable_progress_bar=False, enable_progress_report=False).quantized_model
+    return bytes(model or b""), joined
+
+
+def _largest(known: Mapping[str, Any]) -> float:
+    return float(max(np.abs(known[end]).max() for end in ("min", "max")))
+
+
+def _joined_apart(content: bytes, largest: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Return the concatenations that give outputs, of values whose largest ones are far apart.
+
+    Each has the names of its result and its inputs, the largest value of the inputs, and the names of the results, its
+    own and of operators behind it that only move it.
+
+    Args:
+        largest: the largest absolute value of each tensor, by its name.
+    """
+    from ai_edge_litert import interpreter
+
+    opened = interpreter.Interpreter(model_content=content, num_threads=1)
+    names = {d["index"]: d["name"] for d in opened.get_tensor_details()}
+    operators = [
+        (o["op_name"], *([names.get(int(i), "") for i in o[key]] for key in ("inputs", "outputs")))
+        for o in opened._get_ops_details()
+    ]
+    ends = {names[d["index"]] for d in opened.get_output_details()}
+    behind: list[list[str]] = []
+    found = []
+    for name, ins, outs in reversed(operators):
+        if not ends.intersection(outs):
+            continue
+        if name in _MOVING:
+            ends.add(ins[0])
+            behind.append(outs)
+        values = [largest[n] for n in ins if n in largest]
+        if name == _JOINING and len(values) > 1 and max(values) > APART * min(values):
+            found.append({"name": outs[0], "inputs": ins, "largest": values, "scopes": [outs, *behind]})
+    return found
 
 
 def _signature(content: bytes) -> str:
@@ -120,14 +169,16 @@ def _losses(content: bytes, quantized: bytes, samples: Sequence[Mapping[str, np.
                 noise[name] = noise.get(name, 0.0) + float(np.sum(np.square(found - wanted)))
     decibels = {n: 10 * float(np.log10(s / noise[n])) for n, s in signal.items() if s > 0 and noise[n] > 0}
     by_index = {d["index"]: d["name"] for d in named[0].values()}
+    operators = pair[0]._get_ops_details()
+    computed = {by_index.get(int(i), "") for operator in operators for i in operator["outputs"]}  # the rest is constant
     rows, seen = [], set()
-    for operator in pair[0]._get_ops_details():
+    for operator in operators:
         ins, outs = ([by_index.get(int(i), "") for i in operator[key]] for key in ("inputs", "outputs"))
         found = next((name for name in outs if name in decibels), None)
         if found is None or found in seen:  # a delegate's operators are listed again, at the end
             continue
         seen.add(found)
-        before = [decibels[name] for name in ins if name in decibels]
+        before = [decibels[name] for name in ins if name in decibels and name in computed]
         row = {"name": found, "operator": operator["op_name"], "inputs": ins, "sqnr": decibels[found]}
         rows.append(row | {"before": min(before, default=None)})
     return rows
