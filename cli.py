@@ -1,5 +1,6 @@
 """The commands of `convert`: options, messages, exit statuses; `converter` does their work."""
 
+import math
 import os
 import sys
 from functools import partial
@@ -35,7 +36,7 @@ from converter.options import (
     to_json,
 )
 from converter.report.failures import REPORTS, SCHEMA, Failure, Report
-from converter.report.results import ConversionReport, IntoReport, VerificationReport
+from converter.report.results import ArtifactReport, ConversionReport, IntoReport, VerificationReport
 
 if TYPE_CHECKING:
     from converter.batch.jobs import Job
@@ -48,12 +49,12 @@ FORMAT = FormatName(list(SUFFIXES))
 @click.group(cls=ConvertByDefault, context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="pt-convert", prog_name="pt-convert")
 def main() -> None:
-    """Convert PyTorch models to TensorFlow, Keras and ONNX, and check that the result computes the same function.
+    """Convert PyTorch models to TensorFlow, Keras, ONNX and LiteRT, and check that each computes the same function.
 
     \b
     Exit status: 0 done, 1 cannot be converted, 2 wrong usage, 3 the artifact
     differs or is not verified, 4 the checkpoint is unreadable or refused; with
-    several models the worst, in the order 3, 4, 1.
+    several models the worst, in the order 3, 4, 1, 2.
     """
     # Threads that spin while they wait slow each other down; TensorFlow logs on import. Both read these on import.
     for name, value in {"OMP_WAIT_POLICY": "PASSIVE", "TF_CPP_MIN_LOG_LEVEL": "3"}.items():
@@ -108,13 +109,23 @@ def convert(
             result = console.run(partial(convert_one, model), str(model))
             if isinstance(result, ConversionReport):
                 console.terminal.show_conversion(result)
-                written = [str(one.path) for one in result.artifacts if one.path is not None]
-                if written and result.exit_status == 0:
-                    console.terminal.say_line(f"To verify again: {typed_for(verify, str(model), written[0])}")
+                for one in result.artifacts:
+                    if one.path is not None and one.status in ("verified", "quantized"):
+                        again = typed_for(verify, str(model), str(one.path), *enough(one))
+                        console.terminal.say_line(f"To verify again: {again}")
             results.append(result)
         if len(models) > 1:
             console.terminal.show_table(results)
     console.exit(results, {"schema": SCHEMA, "models": [result.to_dict() for result in results]})
+
+
+def enough(artifact: ArtifactReport) -> list[str]:
+    """Return the options that say what a quantized file must reach, if none were given: a decibel less than it does."""
+    least = artifact.quantization.sqnr_db if artifact.quantization is not None else math.inf
+    typed = click.get_current_context().params
+    if not math.isfinite(least) or typed["min_sqnr"] is not None or typed["min_accuracy"] is not None:
+        return []
+    return ["--min-sqnr", f"{math.floor(least) - 1}"]
 
 
 @main.command(
@@ -306,6 +317,9 @@ def pull(
     result = console.run(take, str(trained))
     if isinstance(result, VerificationReport):
         console.terminal.show_verification(result)
+        if result.verified:
+            read = "safetensors.torch.load_file" if output.suffix == ".safetensors" else "torch.load"
+            console.terminal.say_line(f"To load it: model.load_state_dict({read}({str(output)!r}))")
     console.exit([result])
 
 
@@ -400,6 +414,8 @@ def inspect(
     result = console.run(describe, str(model))
     if not isinstance(result, Failure):
         console.terminal.show_summary(result)
+        if graph is not None:
+            console.terminal.say_line(f"Drawing: {graph}")
     console.exit([result])
 
 

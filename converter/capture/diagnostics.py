@@ -151,6 +151,8 @@ def explain_forward_error(error: Exception, module: nn.Module, path: str, inputs
         fix = "Correct this line: the model does not run in PyTorch either."
     elif meant := _channels_first(module, inputs):
         fix = f"Did you mean --input-shape {meant}? PyTorch's images have their channels first."
+    elif meant := _with_batch(module, inputs):
+        fix = f"Did you mean --input-shape {meant}? The batch comes first."
     return CaptureError(
         f"The model fails on an input of shape {shapes}: {first_line(error)}",
         code="PTC2005",
@@ -168,6 +170,15 @@ def _channels_first(module: nn.Module, inputs: Sequence[Tensor]) -> str | None:
     batch, *sizes, channels = shape
     fits = channels == first.in_channels != shape[1]
     return ",".join(map(str, (batch, channels, *sizes))) if fits else None
+
+
+def _with_batch(module: nn.Module, inputs: Sequence[Tensor]) -> str | None:
+    """Return the shape of the only input with a batch before it, if only so it has what a first convolution takes."""
+    shape = list(inputs[0].shape) if len(inputs) == 1 else []
+    first = next((part for part in module.modules() if isinstance(part, (nn.Conv2d, nn.Conv3d))), None)
+    if first is None or len(shape) != len(first.kernel_size) + 1 or shape[0] not in (first.in_channels, 1):
+        return None
+    return ",".join(map(str, (1, first.in_channels, *shape[1:])))
 
 
 def needs_values(error: BaseException) -> bool:

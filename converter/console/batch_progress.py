@@ -101,12 +101,15 @@ class BatchDisplay:
         before = sum(entry.already_done for entry in report.entries)
         elsewhere = len(report.elsewhere) if isinstance(report, BatchReport) else 0
         others = [("done before", before), ("elsewhere", elsewhere), ("left", len(report.left))]
+        again = sum(entry.already_done and bool(entry.exit_status) for entry in report.entries)
         parts = [
             f"{len(report.entries)} in all",
             *(f"{n} {what}" for what, n in others if n),
             f"{report.seconds:.0f} s",
         ]
         self._terminal.say(Text(", ".join(parts)))
+        if again:
+            self._terminal.say(Text(f"{again} that ended otherwise before: --retry-failed tries them again"))
         if folder is not None:
             self._terminal.say_line(f"Report: {folder / SUMMARY}; of each model: {folder / REPORTS}")
 

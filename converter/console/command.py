@@ -91,6 +91,7 @@ class Console:
             from converter.report.page import write_with_models
 
             write_with_models(file, content, pages)
+            self.terminal.say_line(f"Page: {file}")
         else:
             write_report(file, content)
 

@@ -26,6 +26,7 @@ from converter.compat.tested_versions import is_newer, release, tested_versions
 from converter.report.failures import Report
 
 State = Literal["tested", "not tested", "newer than tested", "not allowed", "missing", "found"]
+OFTEN_BESIDE = ("torchvision", "timm", "transformers", "ultralytics")  # models that people bring need them
 FOR_DEVELOPERS = ("test", "dev", "docs")  # extras that a user does not need
 LIMIT = 600  # seconds for a trial
 CLAUSES: Mapping[str, Callable[[tuple[int, ...], tuple[int, ...]], bool]] = {
@@ -123,10 +124,16 @@ def diagnose(wanted: Sequence[str], progress: Callable[[str], AbstractContextMan
 
 
 def packages() -> tuple[Package, ...]:
-    """Return Python and the packages that pt-convert requires, with the versions found, allowed and tested."""
+    """Return Python and the packages that pt-convert requires, and others it uses that are there.
+
+    Each has the versions found, allowed and tested.
+    """
     tested = tested_versions()
     allowed = {"python": distribution("pt-convert").metadata["Requires-Python"] or ""} | dict(requirements(""))
-    found = {"python": platform.python_version()} | {name: found_version(name) for name in allowed if name != "python"}
+    extras = [pair for name in extra_names() if name not in FOR_DEVELOPERS for pair in requirements(name)]
+    others = {name: versions for name, versions in [*extras, *((n, "") for n in OFTEN_BESIDE)] if name not in allowed}
+    found = {name: found_version(name) for name in (*allowed, *others)} | {"python": platform.python_version()}
+    allowed |= {name: versions for name, versions in others.items() if found[name] is not None}
     return tuple(_package(name, found[name], allowed[name], tested.get(name, ())) for name in allowed)
 
 

@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 import click
 
@@ -10,6 +11,8 @@ from converter.console.params import ARGUMENTS, TYPED, typed_options
 
 OPTION = re.compile(r"(?<![\w-])(--?[a-z][a-z-]*)(?: ('[^']*'|\"[^\"]*\"|[^\s;()]+))?")
 INSTALL = re.compile(r"pip install (?:(?:-\S+ )*)(?:\"[^\"]+\"|'[^']+'|[^\s,;]+)")
+OF_THE_BATCH = {"output", "report_file", "junit", "summary", "as_json"}  # what it writes
+MEANT = re.compile(r"Did you mean ([\w./-]+)(?: or [\w./-]+)*\?")
 NOT_VALUES = {"a", "an", "and", "for", "if", "in", "only", "or", "out", "that", "to", "with", "wrote"}
 LEAVE = re.compile(r"(?:leave|leave out|only with|without)\s*$", re.IGNORECASE)
 
@@ -36,7 +39,7 @@ def try_one(path: str, fix: str | None, code: str) -> str:
         return ""
     convert = root.command.get_command(root, "convert")
     assert convert is not None
-    options = [param for param in convert.params if isinstance(param, click.Option) and param.name != "output"]
+    options = [param for param in convert.params if isinstance(param, click.Option) and param.name not in OF_THE_BATCH]
     own = {name for param in options for name in param.opts}
     named = {found.group(1) for found in OPTION.finditer(fix or "")}
     if named & {name for param in context.command.params for name in param.opts} - own:
@@ -46,7 +49,10 @@ def try_one(path: str, fix: str | None, code: str) -> str:
 
 def caution(command: str) -> str:
     """Return what stands before a command to try."""
-    asks_for_trust = " --trust" in command and not command.endswith(" -v")  # with -v: what was typed, told at length
+    context = click.get_current_context(silent=True)
+    typed = context.meta.get(ARGUMENTS, ()) if context is not None else ()
+    more = command.count(" --trust") > sum(word.startswith("--trust") for word in typed)
+    asks_for_trust = more and not command.endswith(" -v")  # with -v: what was typed, told at length
     return "try, if you trust the file's maker" if asks_for_trust else "try"
 
 
@@ -62,6 +68,10 @@ def command_to_try(fix: str | None, code: str, command: click.Command, program: 
     """
     taken = {name: param for param in command.params if isinstance(param, click.Option) for name in param.opts}
     words = [program, *([] if command.name == "convert" else [str(command.name)])]
+    if meant := MEANT.search(fix or ""):
+        corrected = _corrected(typed, meant.group(1))
+        if corrected is not None:
+            return shlex.join([*words, *corrected])
     install = INSTALL.search(fix or "")
     options = list(OPTION.finditer(fix or ""))
     if install and (not options or install.start() < options[0].start()):
@@ -91,6 +101,8 @@ def _with(typed: Sequence[str], fix: str, start: int, taken: dict[str, click.Opt
         value = (found.group(2) or "").rstrip(".,:'\"`").lstrip("'\"`")
         if not option.multiple or option.name == "input_shapes":
             kept = _without(kept, option)
+        if option.name == "input_shapes" and "--image-size" in taken:  # only one of them is taken
+            kept = _without(kept, taken["--image-size"])
         if option.is_flag:
             added.append(found.group(1))
             break
@@ -100,6 +112,16 @@ def _with(typed: Sequence[str], fix: str, start: int, taken: dict[str, click.Opt
         if not known or (found.group(2) or "")[-1:] in ".,:":
             break
     return [*kept, *added]
+
+
+def _corrected(typed: Sequence[str], meant: str) -> list[str] | None:
+    """Return the arguments with the part that is most like a name replaced by it, or None if none is like it."""
+    parts = [(number, part) for number, word in enumerate(typed) for part in re.split(r"[:=,]", word)]
+    near = get_close_matches(meant, [part for _, part in parts if part != meant], 1)
+    for number, part in parts:
+        if near and part == near[0]:
+            return [*typed[:number], typed[number].replace(part, meant), *typed[number + 1 :]]
+    return None
 
 
 def _metavar(option: click.Option) -> str:

@@ -39,8 +39,9 @@ COLOURS = {
     "converts": "green",
 }  # fmt: skip
 OPENED = {
-    "tf": "tensorflow.saved_model.load({!r})", "keras": "keras.saving.load_model({!r})",
-    "onnx": "onnxruntime.InferenceSession({!r})", "tflite": "ai_edge_litert.interpreter.Interpreter({!r})",
+    "tf": "tensorflow.saved_model.load({!r}).signatures['serving_default']", "keras": "keras.saving.load_model({!r})",
+    "onnx": "onnxruntime.InferenceSession({!r})",
+    "tflite": "ai_edge_litert.interpreter.Interpreter({!r}).get_signature_runner()",
     "torch": "{}/model.py: load()",
 }  # fmt: skip
 MOST_LINES = 6

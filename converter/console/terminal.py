@@ -300,7 +300,8 @@ class Terminal:
         for package in found.packages:
             good = package.state in ("tested", "found")
             tested = f", tested with {', '.join(package.tested)}" if package.tested and not good else ""
-            text = f"{package.found or 'missing'}, allowed {package.allowed}{tested}"
+            allowed = f", allowed {package.allowed}" if package.allowed else ""
+            text = f"{package.found or 'missing'}{allowed}{tested}"
             style = COLOURS["verified" if good else "failed" if package.state in BLOCKING else "not verified"]
             grid.add_row(package.name, Text.assemble(text, "  ", (package.state, style)))
         formats = _grid()

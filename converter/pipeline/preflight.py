@@ -30,3 +30,5 @@ def check_call(model: Path, options: LoadOptions, artifact: Path | None = None, 
     requested_shapes(options.capture.input_shapes, options.capture.image_size)
     if isinstance(options, ConvertOptions | VerifyOptions | IntoOptions):
         check_exists(options.proof.inputs)
+    if isinstance(options, ConvertOptions):
+        check_exists(options.quantization.calibrate)

@@ -309,4 +309,7 @@ def _share(value: float) -> str:
 
 
 def _bytes(value: float) -> str:
-    return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if value >= unit:
+            return f"{value / unit:.{2 if name == 'GiB' else 0}f} {name}"
+    return f"{value:.0f} B"

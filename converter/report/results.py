@@ -340,7 +340,7 @@ class Quantization:
         return min((one.least_db for one in self.outputs), default=float("inf"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ArtifactReport:
     """One artifact of a conversion.
 
@@ -366,6 +366,9 @@ class ArtifactReport:
     failure: "Failure | None" = None
     training: tuple[Note, ...] = ()
     quantization: Quantization | None = None
+
+    def __repr__(self) -> str:
+        return f"<ArtifactReport {self.format}: {self.status}; {escaped(str(self.path or 'nothing written'))}>"
 
     @property
     def verdict(self) -> str:

@@ -124,7 +124,10 @@ def compare_artifact(
     close = [o for o in outputs if not o.agrees and o.max_abs <= CLOSE * o.scale]
     if close and len(close) == sum(not output.agrees for output in outputs):
         worst = max(output.max_abs for output in close)
-        hint = f"if errors of {worst:.1e} are acceptable, pass --atol {_rounded_up(worst):.1e}"
+        hint = (
+            f"errors of {worst:.1e} are as large as those of float16 weights, or of a wrong weight; only if they are "
+            f"meant, pass --atol {_rounded_up(worst):.1e}"
+        )
         proof = replace(proof, failures=(hint, *proof.failures))
     return proof
 

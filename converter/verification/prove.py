@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -207,7 +208,8 @@ def expected_tensors(rewritten: Rewritten, tensors: Mapping[str, np.ndarray]) ->
         }
     origins = rewritten.program.origins
     if (constants := rewritten.frozen_constants()) is not None:
-        return expected_constants(constants, tensors, origins)
+        described = partial(rearranging_steps, program=rewritten.program)
+        return expected_constants(constants, tensors, origins, described)
     return {
         name: Expected(
             c,

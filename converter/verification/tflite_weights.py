@@ -21,6 +21,7 @@ from converter.verification.weight_proof import FOLDED_ULP, Expected
 
 if TYPE_CHECKING:
     from converter.lowering.frozen_constants import FrozenConstant
+    from converter.plan.steps import Constant
 
 MOST_PIECES = 8
 
@@ -67,7 +68,10 @@ def moved_to(tensor: np.ndarray, array: np.ndarray, values: LazyTensor) -> LazyT
 
 
 def expected_constants(
-    constants: Sequence[FrozenConstant], tensors: Mapping[str, np.ndarray], origins: Mapping[str, Origin]
+    constants: Sequence[FrozenConstant],
+    tensors: Mapping[str, np.ndarray],
+    origins: Mapping[str, Origin],
+    described: Callable[[Constant], Sequence[str]] = lambda _: (),
 ) -> dict[str, Expected]:
     """Return what the file's tensors must be, by name, as far as they hold a constant of the graph.
 
@@ -76,6 +80,7 @@ def expected_constants(
     Args:
         constants: what the graph that was converted computes of the weights alone.
         origins: of the program's tensors.
+        described: returns what rearranges a constant of the plan.
     """
     candidates = [_candidate(constant) for constant in constants if constant.array.size]
     floats = {name: tensor for name, tensor in tensors.items() if tensor.dtype.kind == "f" and tensor.size}
@@ -93,9 +98,17 @@ def expected_constants(
             next((array for _, array in pairs if isinstance(array, LazyTensor)), pairs[0][1]),
             tuple(dict.fromkeys(s for one, _ in pairs for t in one.constant.sources for s in origins[t].sources)),
             all(one.exact for one, _ in pairs),
+            how=", ".join(_steps(pairs[0][0], tensors[name], described)),
         )
         for name, pairs in found.items()
     }
+
+
+def _steps(one: _Candidate, tensor: np.ndarray, described: Callable[[Constant], Sequence[str]]) -> list[str]:
+    """Return what rearranges a constant, in the plan and then by the converter."""
+    steps = list(described(one.constant.constants[0])) if len(one.constant.constants) == 1 else []
+    shapes = [tuple(size for size in array.shape if size > 1) for array in (one.constant.array, tensor)]
+    return steps + (["transposed by the converter"] if shapes[0] != shapes[1] else [])
 
 
 def is_of_graph(tensor: np.ndarray) -> bool:

@@ -19,11 +19,11 @@ from converter.console.params import GROUPS, group_of  # noqa: E402
 
 HEAD = """# Options
 
-`python docs/generate/options.py` writes this page from `converter/options.py` and the commands; `--help` says the same.
+`python docs/generate/options.py` writes this page from `converter/options.py` and the commands; `--help` says the same,
+but for `--debug`, which is for reports of faults.
 In a manifest of `convert batch` the key of an option is its name without the dashes (`verify = false` for
 `--no-verify`); in Python it is the keyword.
 """
-TABLE = "| option | of | in Python | what it does |\n|---|---|---|---|"
 TABLE = "| option | of | in Python | what it does |\n|---|---|---|---|"
 
 

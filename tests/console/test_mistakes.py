@@ -78,6 +78,14 @@ def test_an_image_with_its_channels_last_is_answered_with_the_right_shape():
     assert "Did you mean" not in refused.value.fix
 
 
+@pytest.mark.parametrize("shape, meant", [("3,32,28", "1,3,32,28"), ("32,28", None)])
+def test_a_shape_without_the_batch_is_answered_with_it(shape, meant):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(CaptureError) as refused:
+        load_model(net, LoadOptions.of(input_shapes=[shape]), clock=Clock(None))
+    assert (f"Did you mean --input-shape {meant}?" in refused.value.fix) == (meant is not None)
+
+
 def test_a_file_without_a_name_is_answered_with_its_classes(here: Path):
     (here / "train.py").write_text("import torch\n\nclass Net(torch.nn.Module):\n    pass\n\ndef build():\n    ...\n")
     for factory in ("train.py", "train.py:"):

@@ -39,6 +39,12 @@ from converter.report.results import LayerRow, ModelSummary, TensorFacts
             "Give every input the shape, as in --input-shape 1,3,224,224, batch first.",
             "PTC2005", "net.pt --input-shape 3,4 --to tf", "net.pt --to tf --input-shape 1,3,224,224",
         ),
+        (
+            "Give a shape, as in --input-shape 1,3,224,224, batch first.",
+            "PTC2005", "net.pt --image-size 65 --to tf", "net.pt --to tf --input-shape 1,3,224,224",
+        ),
+        ("Did you mean Net?", "PTC1015", "w.pt --model nets.py:Nett --to tf", "w.pt --model nets.py:Net --to tf"),
+        ("Did you mean net.pt or nat.pt?", "PTC1023", "nett.pt --to tf", "net.pt --to tf"),
         ("Name it with --model.", "PTC1050", "w.pt --to tf", "w.pt --to tf --model WHERE:FACTORY"),
         ("Leave out --model-args.", "PTC1020", "w.pt --model-args '{}' --to tf", "w.pt --to tf"),
         ("Give your own inputs with --inputs.", "PTC2030", "net.pt", "net.pt --inputs PATH"),
@@ -154,7 +160,7 @@ def test_a_batch_ends_with_a_table_of_results_and_reasons(tmp_path):
     command = cli.main.commands["batch"]
     with click.Context(cli.main, info_name="pt-convert") as root, click.Context(command, root, "batch") as context:
         context.meta[ARGUMENTS] = ["runs/", "-o", "out", "--to", "tf"]
-        context.meta[TYPED] = {"output": "out", "to": ["tf"], "slots": "2"}
+        context.meta[TYPED] = {"output": "out", "to": ["tf"], "slots": "2", "report_file": "page.html"}
         assert try_one("a.pt", "Allow more time with --timeout.", "PTC6003").endswith("-o out --to tf --timeout S")
         said = written(200, lambda terminal: BatchDisplay(terminal).show_summary(BATCH, tmp_path))
     rows = [
@@ -177,3 +183,7 @@ def test_a_batch_ends_with_a_table_of_results_and_reasons(tmp_path):
 def test_trust_is_asked_for_only_where_it_is_new():
     assert caution("convert a.pt --to tf --trust models") == "try, if you trust the file's maker"
     assert caution("convert a.pt --trust models --to tf -v") == "try"
+    with click.Context(cli.main.commands["convert"], info_name="convert") as context:
+        context.meta[ARGUMENTS] = ["a.pt", "--trust", "models"]
+        assert caution("convert a.pt --trust models --image-size 64") == "try"
+        assert caution("convert a.pt --trust models --trust nets") == "try, if you trust the file's maker"
