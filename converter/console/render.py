@@ -11,6 +11,7 @@ from rich.text import Text
 
 from ..errors import Note
 from ..report.failures import UnsupportedOperator
+from ..report.opening import opened
 from ..report.results import (
     Accuracy,
     Answer,
@@ -37,12 +38,6 @@ LAYOUTS = {"channels_last": "channels last", "pytorch": "PyTorch layout"}
 COLOURS = {
     "verified": "green", "quantized": "cyan", "not verified": "yellow", "disagrees": "red", "failed": "red",
     "converts": "green",
-}  # fmt: skip
-OPENED = {
-    "tf": "tensorflow.saved_model.load({!r}).signatures['serving_default']", "keras": "keras.saving.load_model({!r})",
-    "onnx": "onnxruntime.InferenceSession({!r})",
-    "tflite": "ai_edge_litert.interpreter.Interpreter({!r}).get_signature_runner()",
-    "torch": "{}/model.py: load()",
 }  # fmt: skip
 MOST_LINES = 6
 
@@ -156,8 +151,7 @@ def _notes(notes: Sequence[Note]) -> list[RenderableType]:
 
 def _next(artifacts: Sequence[ArtifactReport]) -> list[RenderableType]:
     """Return how the artifacts that were put in place are opened."""
-    written = [one for one in artifacts if one.path is not None and one.status in ("verified", "quantized")]
-    calls = [Text(f"{OPENED[one.format].format(str(one.path))}") for one in written]
+    calls = [Text(call) for one in artifacts if (call := opened(one.format, one.path, one.status))]
     return [_heading("Open it with" if len(calls) == 1 else "Open them with"), *calls] if calls else []
 
 

@@ -21,6 +21,7 @@ from jinja2 import Environment, FileSystemLoader
 from converter.errors import UsageError, escaped
 from converter.report.failures import REPORTS, Report, write_text
 from converter.report.graph import Drawing, draw, in_stages
+from converter.report.opening import opened
 
 LONGEST = 500  # characters of one text
 MOST_ROWS = 3000  # of one table
@@ -208,6 +209,7 @@ def _environment() -> Environment:
         "rests_on": RESTS_ON,
         "most_rows": MOST_ROWS,
         "coverage": COVERAGE,
+        "opened": opened,
         "drawing": _drawing,
         "bar": _bar,
         "plot": _plot,
