@@ -133,6 +133,9 @@ def shape_texts(given: Any) -> tuple[str, ...]:
         TypeError: it is none of these.
     """
     if isinstance(given, Mapping):
+        if given and all(isinstance(one, int) for one in given.values()):
+            sizes = tuple(given.values())
+            raise TypeError(f"input_shapes maps inputs' names to shapes, not {list(given)} to sizes; write {sizes}")
         return tuple(f"{name}={_shape_text(one)}" for name, one in given.items())
     if isinstance(given, Sequence) and not isinstance(given, str) and not any(isinstance(one, int) for one in given):
         return tuple(map(_shape_text, given))
@@ -156,6 +159,9 @@ def _shape_text(one: Any) -> str:
         return f"{','.join(map(str, one.shape))}:{str(one.dtype).removeprefix('torch.')}"
     if isinstance(one, Sequence) and all(isinstance(size, int | str) and not isinstance(size, bool) for size in one):
         return ",".join(map(str, one))
+    if isinstance(one, Sequence):
+        wrong = next(size for size in one if not isinstance(size, int | str) or isinstance(size, bool))
+        raise TypeError(f"input_shapes has {one!r:.80}, in which {wrong!r} is neither an integer nor a name of a size")
     raise TypeError(
         f"input_shapes takes '1,3,224,224', (1, 3, 224, 224), an example tensor, a list of these, or a mapping from "
         f"inputs' names to these, not {one!r:.80}; a name in place of a number makes a size dynamic: (1, 3, 'H', 'W')"
