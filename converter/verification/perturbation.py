@@ -79,7 +79,9 @@ class Coarse(nn.Module):
     def forward(self, result: Tensor, *arguments: Any, **named: Any) -> Tensor:
         if result.dtype not in (torch.float32, torch.float64):
             return result
-        signs = self.direction or torch.from_numpy(self.rng.choice(np.array([-1.0, 1.0]), tuple(result.shape)))
+        apart = result.ndim if self.kernel.apart is None else self.kernel.apart
+        shape = (*result.shape[:apart], *[1] * (result.ndim - apart))
+        signs = self.direction or torch.from_numpy(self.rng.choice(np.array([-1.0, 1.0]), shape))
         return (result + KNOWN_SHARE * signs * self.kernel.error(*arguments, **named)).to(result.dtype)
 
 

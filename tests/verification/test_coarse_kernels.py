@@ -1,5 +1,7 @@
 """What ONNX Runtime's kernels are known to give, measured again, and that comparisons allow that and no more."""
 
+import copy
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -10,7 +12,7 @@ from onnx import TensorProto, helper
 from torch import nn
 
 import converter
-from converter.verification.coarse_kernels import ONNX_RUNTIME
+from converter.verification.coarse_kernels import ONNX_RUNTIME, SUMMING
 from converter.verification.perturbation import run_perturbed
 
 aten = torch.ops.aten
@@ -155,3 +157,36 @@ def test_the_module_behind_a_tail_is_named_where_it_is_at_fault(tmp_path):
     foreign = changed(path, path, lambda array: array * 1.01 if array.shape == (4, 2, 3, 3) else array)
     (proof,) = converter.verify(model, foreign, input_shapes=["1,3,16,16"]).proofs
     assert proof.first_difference == "1"
+
+
+SUMS = {  # over all of a large image
+    "a global pool": (nn.AdaptiveAvgPool2d(1),),
+    "an instance norm": (nn.InstanceNorm2d(4, affine=True), nn.Conv2d(4, 2, 1)),
+    "an instance norm behind a ReLU": (nn.ReLU(), nn.InstanceNorm2d(4, affine=True), nn.Conv2d(4, 2, 1)),
+    "a group norm": (nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv2d(4, 2, 1)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SUMS)
+def test_sums_of_many_numbers_in_turn_are_no_fault_and_a_weight_off_by_a_hundredth_is(tmp_path, case):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), *copy.deepcopy(SUMS[case])).eval()
+    shape = ["1,3,256,256"]
+    report = converter.convert(model, to=["onnx", "tf"], output=tmp_path, input_shapes=shape)
+    assert report.status == "verified", [artifact.proofs[1].failures for artifact in report.artifacts]
+    path = report.artifacts["onnx"].path
+    off = changed(path, tmp_path / "off.onnx", lambda a: a * np.where(np.arange(a.size) == 0, 1.01, 1).reshape(a.shape))
+    assert converter.verify(model, off, input_shapes=shape).status == "disagrees"
+
+
+def test_what_is_added_in_turn_is_off_by_what_adding_in_turn_gives():
+    alike = torch.full((1, 1, 200_000), 0.1)
+    (of_alike, of_spread) = (SUMMING[aten.mean.dim].error(x, [2]).item() for x in (alike, torch.randn(1, 1, 200_000)))
+    actual = abs(np.add.accumulate(alike.numpy().ravel(), dtype=np.float32)[-1] / 200_000 - 0.1)
+    assert of_alike == pytest.approx(actual, rel=1e-3)
+    assert of_alike > 1e-4
+    assert 1e-6 < of_spread < 3e-5
+    assert SUMMING[aten.instance_norm.default].error(
+        torch.randn(1, 2, 100), None, None, None, None, True, 0.1, 1e-5, False
+    ).max() < 1e-5  # fmt: skip
