@@ -108,17 +108,61 @@ def _drift(x: Tensor) -> Tensor:
     return torch.from_numpy(np.maximum(errors, walks) / x.shape[-1]).to(x.dtype)
 
 
-def _mean(x: Tensor, dim: Sequence[int] | int | None = None, keepdim: bool = False, **_: Any) -> Tensor:
+def _rows(x: Tensor, dim: Sequence[int] | int | None, keepdim: bool) -> tuple[Tensor, list[int]]:
+    """Return the numbers that each result of a reduction is of, in rows, and the shape of the results."""
     dims = list(range(x.ndim)) if dim is None or dim == [] else [dim] if isinstance(dim, int) else list(dim)
     dims = [d % x.ndim for d in dims] if x.ndim else []
     kept = [d for d in range(x.ndim) if d not in dims]
     shape = [1 if d in dims else x.shape[d] for d in range(x.ndim)] if keepdim else [x.shape[d] for d in kept]
-    return _drift(x.permute(*kept, *dims).reshape(math.prod(x.shape[d] for d in kept), -1)).reshape(shape)
+    return x.permute(*kept, *dims).reshape(math.prod(x.shape[d] for d in kept), -1), shape
+
+
+def _mean(x: Tensor, dim: Sequence[int] | int | None = None, keepdim: bool = False, **_: Any) -> Tensor:
+    rows, shape = _rows(x, dim, keepdim)
+    return _drift(rows).reshape(shape)
 
 
 def _sum(x: Tensor, dim: Sequence[int] | int | None = None, keepdim: bool = False, **_: Any) -> Tensor:
-    of_mean = _mean(x, dim, keepdim)
-    return of_mean * (x.numel() / max(of_mean.numel(), 1))
+    rows, shape = _rows(x, dim, keepdim)
+    return (rows.shape[-1] * _drift(rows)).reshape(shape)
+
+
+def _var(x: Tensor, dim: Any = None, *, correction: float | None = None, keepdim: bool = False) -> Tensor:
+    rows, shape = _rows(x, dim, keepdim)
+    centered, count = rows - rows.mean(-1, keepdim=True), rows.shape[-1]
+    error = _drift(centered * centered) + _drift(rows) ** 2
+    return (error * (count / max(count - (1 if correction is None else correction), 1))).reshape(shape)
+
+
+def _std(x: Tensor, dim: Any = None, *, correction: float | None = None, keepdim: bool = False) -> Tensor:
+    deviation = torch.std(x, dim, correction=1 if correction is None else correction, keepdim=keepdim)
+    of_var = _var(x, dim, correction=correction, keepdim=keepdim)
+    return torch.minimum(of_var / (2 * deviation), of_var.sqrt())
+
+
+def _by_bias(error: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return the error of the overload that takes `unbiased` in place of a correction."""
+    return lambda x, dim, unbiased=True, keepdim=False: error(x, dim, correction=int(unbiased), keepdim=keepdim)
+
+
+def _logsumexp(x: Tensor, dim: Sequence[int] | int, keepdim: bool = False) -> Tensor:
+    rows, shape = _rows(x, dim, keepdim)
+    terms = (rows - rows.amax(-1, keepdim=True)).exp()
+    return (_drift(terms) / terms.mean(-1, keepdim=True)).reshape(shape)
+
+
+def _softmax(x: Tensor, dim: int, *_: Any) -> Tensor:
+    return x.softmax(dim) * _logsumexp(x, dim, True)
+
+
+def _vector_norm(x: Tensor, ord: float = 2, dim: Any = None, keepdim: bool = False, **_: Any) -> Tensor:
+    rows, shape = _rows(x, dim, keepdim)
+    if ord != 2:
+        return torch.zeros(shape, dtype=x.dtype)
+    squares = rows * rows
+    return (_drift(squares) * rows.shape[-1] / (2 * squares.sum(-1, keepdim=True).sqrt()).clamp(min=1e-30)).reshape(
+        shape
+    )
 
 
 def _adaptive_pool(pool: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -164,6 +208,17 @@ def _instance_norm(
     return _group_norm(x, x.shape[1], weight, bias, eps) if batch else torch.zeros_like(x)
 
 
+def _batch_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Any, var: Any, training: bool, momentum: float,
+    eps: float, *_: Any,
+) -> Tensor:  # fmt: skip
+    if not training:
+        return torch.zeros_like(x)
+    by_channel = x.transpose(0, 1)
+    error = _normalized(by_channel.reshape(x.shape[1], -1), eps).reshape(by_channel.shape).transpose(0, 1)
+    return error if weight is None else error * weight.abs().reshape(-1, *[1] * (x.ndim - 2))
+
+
 def _layer_norm(
     x: Tensor, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5,
     *_: Any,
@@ -183,6 +238,14 @@ SUMMING: dict[OpOverload, Kernel] = {
     aten.avg_pool1d.default: Kernel(frozenset(), _pool(aten.avg_pool1d)),
     aten.avg_pool2d.default: Kernel(frozenset(), _pool(aten.avg_pool2d)),
     aten.avg_pool3d.default: Kernel(frozenset(), _pool(aten.avg_pool3d)),
+    aten.var.correction: Kernel(frozenset(), _var),
+    aten.var.dim: Kernel(frozenset(), _by_bias(_var)),
+    aten.std.correction: Kernel(frozenset(), _std),
+    aten.std.dim: Kernel(frozenset(), _by_bias(_std)),
+    aten.logsumexp.default: Kernel(frozenset(), _logsumexp),
+    aten.softmax.int: Kernel(frozenset(), _softmax),
+    aten.linalg_vector_norm.default: Kernel(frozenset(), _vector_norm),
+    aten.batch_norm.default: Kernel(frozenset(), _batch_norm, apart=2),
     aten.instance_norm.default: Kernel(frozenset(), _instance_norm, apart=2),
     aten.group_norm.default: Kernel(frozenset(), _group_norm, apart=2),
     aten.layer_norm.default: Kernel(frozenset(), _layer_norm, apart=1),

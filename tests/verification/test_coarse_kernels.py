@@ -159,7 +159,14 @@ def test_the_module_behind_a_tail_is_named_where_it_is_at_fault(tmp_path):
     assert proof.first_difference == "1"
 
 
+class ByHand(nn.Module):
+    def forward(self, x):
+        return (x - x.mean((2, 3), keepdim=True)) / (x.std((2, 3), keepdim=True) + 1e-3)
+
+
 SUMS = {  # over all of a large image
+    "moments by hand": (nn.ReLU(), ByHand(), nn.Conv2d(4, 2, 1)),
+    "statistics of the batch": (nn.ReLU(), nn.BatchNorm2d(4, track_running_stats=False), nn.Conv2d(4, 2, 1)),
     "a global pool": (nn.AdaptiveAvgPool2d(1),),
     "an instance norm": (nn.InstanceNorm2d(4, affine=True), nn.Conv2d(4, 2, 1)),
     "an instance norm behind a ReLU": (nn.ReLU(), nn.InstanceNorm2d(4, affine=True), nn.Conv2d(4, 2, 1)),
