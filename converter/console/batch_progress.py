@@ -122,7 +122,7 @@ class BatchDisplay:
         )
         line = line.append(f" {_reason(entry)}") if entry.reason else line
         if self._live is None or entry.state not in ("verified", "converts"):
-            self._terminal.say(line)
+            self._terminal.say_line(line)
         else:
             self._terminal.note(line)
         if entry.log:

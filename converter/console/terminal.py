@@ -181,10 +181,10 @@ class Terminal:
             self.console.print(message)
 
     @logged
-    def say_line(self, text: str) -> None:
-        """Print a line that can be copied: the terminal wraps it."""
+    def say_line(self, text: str | Text) -> None:
+        """Print a line that can be copied: the terminal wraps it, and a file has it whole."""
         if not self.quiet:
-            self.console.print(Text(text), soft_wrap=True)
+            self.console.print(text if isinstance(text, Text) else Text(text), soft_wrap=True)
 
     @logged
     def warn(self, message: RenderableType) -> None:

@@ -29,6 +29,12 @@ def load_images(folder: Path, specs: Sequence[InputSpec], preprocessing: Preproc
         )
     (spec,) = specs
     channels, size = _image_size(spec, preprocessing, folder)
+    images = np.stack([_pixels(path, channels, size, preprocessing.fit) for path in images_in(folder)])
+    return {spec.name: _preprocessed(images, spec, preprocessing)}
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Return a folder's images, sorted by name, or raise UsageError if there are none."""
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS and path.is_file())
     if not files:
         raise UsageError(
@@ -37,8 +43,7 @@ def load_images(folder: Path, specs: Sequence[InputSpec], preprocessing: Preproc
             where=str(folder),
             fix=f"Add files of type {', '.join(sorted(ENDINGS))}.",
         )
-    images = np.stack([_pixels(path, channels, size, preprocessing.fit) for path in files])
-    return {spec.name: _preprocessed(images, spec, preprocessing)}
+    return files
 
 
 def preprocess_array(array: np.ndarray, spec: InputSpec, preprocessing: Preprocessing, path: Path) -> np.ndarray:

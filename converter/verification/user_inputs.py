@@ -9,7 +9,7 @@ import numpy as np
 from ..capture.random_inputs import InputSpec, Round, listed, shape_text
 from ..errors import UsageError
 from ..options import Preprocessing
-from .image_folder import load_images, preprocess_array
+from .image_folder import images_in, load_images, preprocess_array
 
 LABELS = "labels"
 EXPANSION_LIMIT = 100  # size of an archive's arrays, as a multiple of the file's
@@ -130,14 +130,18 @@ def _fixed_batches(arrays: Mapping[str, np.ndarray], specs: Sequence[InputSpec])
 
 
 def check_exists(given: Given | None) -> None:
-    """Raise UsageError if the inputs are a path that does not exist, or a pipe or a device."""
-    if isinstance(given, str | Path) and not (Path(given).is_file() or Path(given).is_dir()):
-        raise UsageError(
-            "The inputs cannot be read: there is no such file or folder.",
-            code="PTC5026",
-            where=str(given),
-            fix="Give an .npz or .npy file, or a folder of images.",
-        )
+    """Raise UsageError if the inputs are a path that does not exist, a folder without images, or a pipe or a device."""
+    if not isinstance(given, str | Path) or Path(given).is_file():
+        return
+    if Path(given).is_dir():
+        images_in(Path(given))
+        return
+    raise UsageError(
+        "The inputs cannot be read: there is no such file or folder.",
+        code="PTC5026",
+        where=str(given),
+        fix="Give an .npz or .npy file, or a folder of images.",
+    )
 
 
 def _read_file(path: Path) -> dict[str, np.ndarray]:

@@ -66,6 +66,7 @@ WRONG = {
     "missing code": (["verify", "here.pt", "here.onnx", "--trust", "none.py"], 2, "PTC1083"),
     "missing mappings": (["inspect", "here.pt", "--mappings", "none.py"], 2, "PTC3003"),
     "missing inputs": (["here.pt", "--to", "onnx", "--inputs", "none.npz"], 2, "PTC5026"),
+    "no images": (["here.pt", "--to", "tflite", "--quantize", "int8", "--calibrate", "."], 2, "PTC5005"),
     "a name for another format": (["here.pt", "--to", "onnx", "-o", "here.keras"], 2, "PTC4007"),
     "arguments that are no JSON": (["here.pt", "--to", "onnx", "--model-args", "{"], 2, "not valid JSON"),
 }
