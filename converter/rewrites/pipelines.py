@@ -58,6 +58,7 @@ from converter.rewrites.order_in_views import order_in_views
 from converter.rewrites.shift_to_depthwise import shift_to_depthwise
 from converter.rewrites.space_to_depth_as_convolution import space_to_depth_as_convolution
 from converter.rewrites.space_to_depth_as_pixel_unshuffle import space_to_depth_as_pixel_unshuffle
+from converter.rewrites.sum_in_float64 import sum_in_float64
 from converter.rewrites.tie_embeddings import tie_embeddings
 from converter.rewrites.unify_clamp_bounds import unify_clamp_bounds
 from converter.rewrites.write_for_litert import write_for_litert
@@ -152,6 +153,7 @@ REWRITES: dict[str, tuple[Rewrite, ...]] = {
     ),
 }
 REWRITES["tflite"] = (*REWRITES["tf"], write_for_litert, keep_small_values)  # its writer takes a SavedModel
+REWRITES |= {format: (*REWRITES[format], sum_in_float64) for format in ("keras", "tf", "onnx")}  # LiteRT has no float64
 KEEP_BATCHNORM = (fold_batch_norm, norm_to_scale, norm_to_taken_scale)
 AS_CONVOLUTION: dict[Rewrite, Rewrite] = {space_to_depth_as_pixel_unshuffle: space_to_depth_as_convolution}
 EXACT_SHIFTS: dict[Rewrite, Rewrite] = {

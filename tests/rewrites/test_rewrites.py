@@ -97,6 +97,7 @@ from converter.rewrites.run import apply_rewrites
 from converter.rewrites.shift_to_depthwise import shift_to_depthwise
 from converter.rewrites.space_to_depth_as_convolution import space_to_depth_as_convolution
 from converter.rewrites.space_to_depth_as_pixel_unshuffle import space_to_depth_as_pixel_unshuffle
+from converter.rewrites.sum_in_float64 import sum_in_float64
 from converter.rewrites.tie_embeddings import tie_embeddings
 from converter.rewrites.unify_clamp_bounds import unify_clamp_bounds
 from converter.rewrites.write_for_litert import write_for_litert
@@ -1342,6 +1343,15 @@ FOR_LITERT_LEAVES = {
     "integers of 32 bits": (lambda x: (x.int().abs(), x.int() // 3, x.argmax(1)), (2, 7)),
     "a division of floats": (lambda x: torch.div(x, 3, rounding_mode="floor"), (2, 7)),
 }
+SUMS_FIRE = {
+    "a long running sum": (lambda x: x.cumsum(1), (2, 1024), "to cumsum to"),
+    "along an axis from the end": (lambda x: torch.sin(x.cumsum(-2)), (2, 1500, 3), "to cumsum to sin"),
+}
+SUMS_LEAVE = {
+    "a short one": (lambda x: x.cumsum(1), (2, 1023)),
+    "integers": (lambda x: x.round().long().cumsum(1), (2, 1500)),
+    "float64": (lambda x: x.double().cumsum(1), (2, 1500)),
+}
 SMALL_LEAVES = {"what keeps them": (lambda x: torch.exp(x) - 1, (2, 7))}
 
 TABLES = {
@@ -1433,6 +1443,7 @@ TABLES = {
     expand_masked_attention: (ATTENTION_FIRES, ATTENTION_LEAVES),
     find_attention: (MULTI_HEAD_FIRES, MULTI_HEAD_LEAVES),
     keep_small_values: (SMALL_FIRES, SMALL_LEAVES),
+    sum_in_float64: (SUMS_FIRE, SUMS_LEAVE),
     write_for_litert: (FOR_LITERT_FIRES, FOR_LITERT_LEAVES),
 }
 
