@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from functools import cache, partial, wraps
@@ -29,7 +30,7 @@ from typing import (
     get_type_hints,
 )
 
-from converter.errors import Note, NoteCode, UsageError
+from converter.errors import ConversionError, Note, NoteCode, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,6 +48,7 @@ Names = Sequence[str] | Mapping[str, str]
 OneShape = str | Sequence[int | str] | Any  # or an example tensor
 Shapes = OneShape | Sequence[OneShape] | Mapping[str, OneShape]
 Examples = str | Path | Any | Sequence[Any] | Mapping[str, Any] | None  # Any: tensors and arrays
+FLAG = re.compile(r"(?<![\w-])(?:--[a-z][a-z-]*|-o\b)")
 T = TypeVar("T")
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -111,15 +113,34 @@ def numbers(text: str) -> tuple[float, ...]:
 
 
 def takes_model(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a function that takes a model take it as `model=` too; beside a model, `model=` is what builds it."""
+    """Let a function that takes a model take it as `model=` too; beside a model, `model=` is what builds it.
+
+    An error that names options of the command line bears a note with their keywords.
+    """
 
     @wraps(function)
     def call(*arguments: P.args, **keywords: P.kwargs) -> R:
-        if "model" in keywords and not arguments:
-            return function(keywords.pop("model"), **keywords)  # type: ignore[arg-type]
-        return function(*arguments, **keywords)
+        try:
+            if "model" in keywords and not arguments:
+                return function(keywords.pop("model"), **keywords)  # type: ignore[arg-type]
+            return function(*arguments, **keywords)
+        except ConversionError as error:
+            _note_keywords(error)
+            raise
 
     return call
+
+
+def _note_keywords(error: ConversionError) -> None:
+    """Say which keywords are the options that an error names; a traceback shows it, the command line does not."""
+    text = " ".join(filter(None, (error.what, error.where, error.fix)))
+    known = {"--to": "to", "-o": "output", "--output": "output", "--model": "model"}
+    for kind in (ConvertOptions, VerifyOptions, IntoOptions, PullOptions, SyncOptions):
+        for keyword, _, one in options_of(kind):
+            known.setdefault(one.metadata["flag"].name, keyword)
+    named = [flag for flag in dict.fromkeys(FLAG.findall(text)) if flag in known]
+    if named and not getattr(error, "__notes__", ()):
+        error.add_note(f"In Python, {', '.join(f'{flag} is {known[flag]}=' for flag in named)}.")
 
 
 def shape_texts(given: Any) -> tuple[str, ...]:

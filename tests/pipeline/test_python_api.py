@@ -174,3 +174,13 @@ def test_the_package_lists_what_it_has():
     with pytest.raises(AttributeError, match=r"no attribute 'transform'; it has .*convert"):
         converter.transform  # noqa: B018
     assert (Path(converter.__file__).parent / "py.typed").exists()
+
+
+def test_an_error_that_names_options_has_their_keywords_in_its_traceback(tmp_path: Path):
+    with pytest.raises(UsageError) as refused:
+        converter.convert(nn.Linear(3, 2), to="onnx", output=tmp_path / "net.onnx")
+    assert "--input-shape" in str(refused.value)
+    assert refused.value.__notes__ == ["In Python, --input-shape is input_shapes=."]
+    with pytest.raises(UsageError) as refused:
+        converter.convert(nn.Linear(3, 2), to="onnx", input_shapes=(1, 3), quantize="float16")
+    assert refused.value.__notes__ == ["In Python, --quantize is quantize=, --to is to=."]
