@@ -101,6 +101,8 @@ def _walk(count: float) -> float:
 
 def _drift(x: Tensor) -> Tensor:
     """Return the error of a mean along the last dimension whose numbers are added in turn, by adding them so."""
+    if not x.shape[-1]:
+        return x.new_zeros((*x.shape[:-1], 1))
     numbers = x.detach().to(torch.float32).numpy()
     in_turn = np.add.accumulate(numbers, -1, dtype=np.float32)[..., -1:]
     errors = np.abs(in_turn - numbers.sum(-1, dtype=np.float64, keepdims=True))
@@ -165,20 +167,22 @@ def _vector_norm(x: Tensor, ord: float = 2, dim: Any = None, keepdim: bool = Fal
     )
 
 
-def _adaptive_pool(pool: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _adaptive_pool(pool: Callable[..., Tensor], axes: int) -> Callable[..., Tensor]:
+    """Return the error of a pool over the last `axes` dimensions; behind a batch or not."""
+
     def error(x: Tensor, size: Any) -> Tensor:
         magnitudes = pool(x.abs(), size)
-        count = math.prod(x.shape[2:]) / math.prod(magnitudes.shape[2:])
-        whole = count == math.prod(x.shape[2:])
-        return _drift(x.flatten(2)).reshape(magnitudes.shape) if whole else _walk(count) * magnitudes
+        count = math.prod(x.shape[-axes:]) / math.prod(magnitudes.shape[-axes:])
+        whole = count == math.prod(x.shape[-axes:])
+        return _drift(x.flatten(-axes)).reshape(magnitudes.shape) if whole else _walk(count) * magnitudes
 
     return error
 
 
-def _pool(pool: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _pool(pool: Callable[..., Tensor], axes: int) -> Callable[..., Tensor]:
     def error(x: Tensor, size: Any, *arguments: Any) -> Tensor:
         sizes = [size] if isinstance(size, int) else list(size)
-        count = math.prod(sizes if len(sizes) > 1 else sizes * (x.ndim - 2))
+        count = math.prod(sizes if len(sizes) == axes else sizes * axes)
         return _walk(count) * pool(x.abs(), size, *arguments)
 
     return error
@@ -232,12 +236,12 @@ SUMMING: dict[OpOverload, Kernel] = {
     aten.mean.dim: Kernel(frozenset(), _mean),
     aten.sum.default: Kernel(frozenset(), _sum),
     aten.sum.dim_IntList: Kernel(frozenset(), _sum),
-    aten.adaptive_avg_pool1d.default: Kernel(frozenset(), _adaptive_pool(aten.adaptive_avg_pool1d)),
-    aten.adaptive_avg_pool2d.default: Kernel(frozenset(), _adaptive_pool(aten.adaptive_avg_pool2d)),
-    aten.adaptive_avg_pool3d.default: Kernel(frozenset(), _adaptive_pool(aten.adaptive_avg_pool3d)),
-    aten.avg_pool1d.default: Kernel(frozenset(), _pool(aten.avg_pool1d)),
-    aten.avg_pool2d.default: Kernel(frozenset(), _pool(aten.avg_pool2d)),
-    aten.avg_pool3d.default: Kernel(frozenset(), _pool(aten.avg_pool3d)),
+    aten.adaptive_avg_pool1d.default: Kernel(frozenset(), _adaptive_pool(aten.adaptive_avg_pool1d, 1)),
+    aten.adaptive_avg_pool2d.default: Kernel(frozenset(), _adaptive_pool(aten.adaptive_avg_pool2d, 2)),
+    aten.adaptive_avg_pool3d.default: Kernel(frozenset(), _adaptive_pool(aten.adaptive_avg_pool3d, 3)),
+    aten.avg_pool1d.default: Kernel(frozenset(), _pool(aten.avg_pool1d, 1)),
+    aten.avg_pool2d.default: Kernel(frozenset(), _pool(aten.avg_pool2d, 2)),
+    aten.avg_pool3d.default: Kernel(frozenset(), _pool(aten.avg_pool3d, 3)),
     aten.var.correction: Kernel(frozenset(), _var),
     aten.var.dim: Kernel(frozenset(), _by_bias(_var)),
     aten.std.correction: Kernel(frozenset(), _std),

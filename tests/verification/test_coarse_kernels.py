@@ -194,3 +194,30 @@ def test_what_is_added_in_turn_is_off_by_what_adding_in_turn_gives():
     assert SUMMING[aten.instance_norm.default].error(
         torch.randn(1, 2, 100), None, None, None, None, True, 0.1, 1e-5, False
     ).max() < 1e-5  # fmt: skip
+
+
+CALLS = {
+    "a pool without a batch": (aten.adaptive_avg_pool2d.default, (torch.randn(3, 8, 8), [1, 1])),
+    "a pool to several places": (aten.adaptive_avg_pool1d.default, (torch.randn(2, 3, 12), [4])),
+    "a pool with one size for two axes": (aten.avg_pool2d.default, (torch.randn(3, 8, 8), [4])),
+    "a mean of all": (aten.mean.default, (torch.randn(4, 5),)),
+    "a sum of nothing": (aten.sum.dim_IntList, (torch.randn(4, 0), [1])),
+    "a sum from the end": (aten.sum.dim_IntList, (torch.randn(4, 5, 6), [-1, 0], True)),
+    "a variance of all": (aten.var.correction, (torch.randn(4, 5),)),
+    "a deviation by its bias": (aten.std.dim, (torch.randn(4, 5), [1], False, True)),
+    "logsumexp": (aten.logsumexp.default, (torch.randn(4, 5), [1])),
+    "softmax": (aten.softmax.int, (torch.randn(4, 5), 1)),
+    "a norm of vectors": (aten.linalg_vector_norm.default, (torch.randn(4, 5), 2, [1])),
+    "a group norm": (aten.group_norm.default, (torch.randn(2, 4, 5), 2, torch.randn(4), None)),
+    "a layer norm": (aten.layer_norm.default, (torch.randn(2, 4, 5), [4, 5], torch.randn(4, 5))),
+    "a batch norm": (
+        aten.batch_norm.default, (torch.randn(2, 4), torch.randn(4), None, None, None, True, 0.1, 1e-5, False)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("target, arguments", CALLS.values(), ids=CALLS)
+def test_the_error_of_a_sum_has_the_shape_of_its_result_and_is_small(target, arguments):
+    result, error = target(*arguments), SUMMING[target].error(*arguments)
+    assert torch.broadcast_shapes(error.shape, result.shape) == result.shape
+    assert ((error >= 0) & (error < 1e-5)).all()
