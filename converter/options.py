@@ -115,7 +115,7 @@ def numbers(text: str) -> tuple[float, ...]:
 def takes_model(function: Callable[P, R]) -> Callable[P, R]:
     """Let a function that takes a model take it as `model=` too; beside a model, `model=` is what builds it.
 
-    An error that names options of the command line bears a note with their keywords.
+    An error that names options of the command line gets a note with their keywords.
     """
 
     @wraps(function)
