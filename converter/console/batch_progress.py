@@ -109,7 +109,7 @@ class BatchDisplay:
         ]
         self._terminal.say(Text(", ".join(parts)))
         if again:
-            self._terminal.say(Text(f"{again} that ended otherwise before: --retry-failed tries them again"))
+            self._terminal.say(Text(f"{again} did not end verified before: --retry-failed tries them again"))
         if folder is not None:
             self._terminal.say_line(f"Report: {folder / SUMMARY}; of each model: {folder / REPORTS}")
 

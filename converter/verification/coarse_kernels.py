@@ -161,10 +161,9 @@ def _vector_norm(x: Tensor, ord: float = 2, dim: Any = None, keepdim: bool = Fal
     rows, shape = _rows(x, dim, keepdim)
     if ord != 2:
         return torch.zeros(shape, dtype=x.dtype)
-    squares = rows * rows
-    return (_drift(squares) * rows.shape[-1] / (2 * squares.sum(-1, keepdim=True).sqrt()).clamp(min=1e-30)).reshape(
-        shape
-    )
+    squares, count = rows * rows, rows.shape[-1]
+    norm = squares.sum(-1, keepdim=True).sqrt()
+    return (count * _drift(squares) / (2 * norm).clamp(min=1e-30)).reshape(shape)
 
 
 def _adaptive_pool(pool: Callable[..., Tensor], axes: int) -> Callable[..., Tensor]:
