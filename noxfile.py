@@ -30,7 +30,7 @@ REQUIREMENTS = {
 }
 SHOWN = ("torch", "torchvision", "tensorflow", "keras", "onnx", "onnxscript", "onnxruntime", "numpy")
 
-QUICK = ("pytest", "-m", "quick", "-q", "-n", "auto", "--dist", "worksteal")  # shared among the cores
+QUICK = ("pytest", "-m", "quick or versions", "-q", "-n", "auto", "--dist", "worksteal")  # shared among the cores
 MAIN_JOB = (
     *("convert", "sample_models/digits_focus.pt", "--to", "tf", "--to", "keras", "--to", "onnx"),
     *("--trust", "sample_models", "--input-shape", "1,1,16,16", "--inputs", "sample_models/digits_holdback.npz"),

@@ -19,11 +19,12 @@ PAGE = ROOT / "docs/VERSIONS.md"
 RESULTS = ROOT / "docs/versions.json"
 HEAD = """# Tested versions
 
-`nox` makes an environment for each set of versions (`noxfile.py`), runs `pytest -m quick` and the README's main job in
-it, and records the results in `versions.json`; `python docs/generate/versions.py` writes this page from them. The
-pinned set on Python 3.11 is what continuous integration runs all tests with. `wheel` is the wheel in an empty
-environment: the commands, the API, all formats, and what works without TensorFlow (`tests/support/check_wheel.py`);
-`sdist` the quick tests of an unpacked sdist. The lowest versions are resolved for Python 3.11, the lowest one.
+`nox` makes an environment for each set of versions (`noxfile.py`), runs `pytest -m "quick or versions"` and the
+README's main job in it, and records the results in `versions.json`; `python docs/generate/versions.py` writes this
+page from them. The pinned set on Python 3.11 is what continuous integration runs all tests with. `wheel` is the wheel
+in an empty environment: the commands, the API, all formats, and what works without TensorFlow
+(`tests/support/check_wheel.py`); `sdist` the same tests of an unpacked sdist. The lowest versions are resolved for
+Python 3.11, the lowest one.
 """
 
 PATCHED = """

@@ -21,6 +21,8 @@ from converter.artifacts.runner import Runner, TensorSpec
 from converter.artifacts.runtime.stamp import bears_our_stamp, read_stamp
 from converter.errors import ConversionError
 
+pytestmark = pytest.mark.versions
+
 STAMP = {"schema": 1, "converter": "0.1", "source_sha256": "ab" * 32, "options": {"layout": "auto", "ü": None}}
 RNG = np.random.default_rng(0)
 KERNEL = RNG.normal(size=(3, 2, 2, 6)).astype(np.float32)  # 3x2, two groups of 2 channels
@@ -161,6 +163,7 @@ def convolve(image: np.ndarray) -> np.ndarray:
     return result + BIAS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("format", ["tf", "keras"])
 def test_runs_at_any_batch(runners, format, batch):
@@ -291,6 +294,7 @@ def test_what_is_no_artifact_has_no_format_and_no_stamp(tmp_path, occupy):
     assert str(path) in str(refused.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["keras", "onnx"])
 @given(data=st.data())
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -388,6 +392,7 @@ def test_the_child_loads_nothing_but_its_runtime(runners, format, absent):
     assert [library for library in absent if library in loaded] == []
 
 
+@pytest.mark.slow
 def test_a_users_own_modules_in_the_current_directory_do_not_shadow(tmp_path, monkeypatch, artifacts):
     for name in ["converter", "onnx", "numpy", "messages", "artifacts"]:
         (tmp_path / f"{name}.py").write_text("raise SystemExit('shadowed')")
@@ -397,6 +402,7 @@ def test_a_users_own_modules_in_the_current_directory_do_not_shadow(tmp_path, mo
         assert runner.operators()["SpaceToDepth"] == 1
 
 
+@pytest.mark.slow
 def test_a_saved_model_of_another_tool_opens(runners, artifacts, tmp_path):
     keras_model().export(tmp_path / "theirs", verbose=False)
     try:
@@ -433,6 +439,7 @@ def test_the_saved_model_keeps_its_weights_by_name_and_once(artifacts):
     assert size < 1.02 * (KERNEL.nbytes + BIAS.nbytes) + 2000
 
 
+@pytest.mark.slow
 def test_the_gradient_goes_through_a_loaded_saved_model(artifacts):
     """The writer takes custom gradients' registration out; what they stand for must still be derived."""
     import tensorflow as tf
@@ -503,6 +510,7 @@ def test_a_conversion_of_large_weights_takes_the_place_of_an_earlier_one_with_it
     assert report.status == "verified"
 
 
+@pytest.mark.slow
 def test_a_trace_of_large_weights_leaves_nothing_for_a_killed_process_to_leave(tmp_path, monkeypatch):
     """They are handed to the session in memory, not in a temporary file."""
     from converter.artifacts.runtime import onnx as onnx_reader
@@ -556,6 +564,7 @@ def test_onnx_has_the_opset_asked_for(tmp_path, opset):
     assert [entry.version for entry in onnx.load(tmp_path / "a.onnx").opset_import] == [opset]
 
 
+@pytest.mark.slow
 def test_an_opset_that_the_exporter_does_not_reach_is_no_other_one(tmp_path):
     import torch
     from writers import write_onnx
@@ -564,6 +573,7 @@ def test_an_opset_that_the_exporter_does_not_reach_is_no_other_one(tmp_path):
         write_onnx(torch.nn.ReLU(), (torch.zeros(2, 3),), ["x"], ["y"], None, tmp_path / "a.onnx", STAMP, 12)
 
 
+@pytest.mark.slow
 def test_operators_of_ours_come_out_as_onnx_operators(tmp_path, runners, artifacts):
     import torch
     from writers import write_onnx
@@ -583,6 +593,7 @@ def test_operators_of_ours_come_out_as_onnx_operators(tmp_path, runners, artifac
         runners["onnx"].open(artifacts["onnx"])
 
 
+@pytest.mark.slow
 def test_onnx_of_an_operator_without_translation_is_explained(tmp_path):
     import torch
     from writers import write_onnx

@@ -34,6 +34,7 @@ def bags(tmp_path_factory):
     return module, {artifact.format: artifact.path for artifact in report.artifacts}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "count, offsets, ends",
     [
@@ -60,6 +61,7 @@ def test_bags_are_pytorchs(bags, count, offsets, ends):
             np.testing.assert_allclose(np.asarray(results[name]), value.numpy(), atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_bag_without_indices_may_be_the_last(bags):
     """Of a sum it is 0, and so are PyTorch's mean and maximum."""
     _, paths = bags

@@ -29,11 +29,13 @@ def test_small_numbers_keep_their_digits(function):
     assert_digits_kept(function, run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
 def test_negative_zero_keeps_its_sign(function):
     assert np.signbit(run(function, np.array([-0.0], np.float32))) == [True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", OF_TWO.values(), ids=OF_TWO)
 def test_two_integers_are_computed_exactly(function):
     x, y = pairs()
@@ -41,11 +43,13 @@ def test_two_integers_are_computed_exactly(function):
     np.testing.assert_array_equal(run(function, x, y), wanted, strict=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", OF_ONE.values(), ids=OF_ONE)
 def test_an_integer_is_computed_exactly(function):
     np.testing.assert_array_equal(run(function, WHOLE), function(torch.from_numpy(WHOLE)).numpy(), strict=True)
 
 
+@pytest.mark.slow
 def test_a_product_of_an_unknown_number_of_integers_is_refused_by_name(tmp_path):
     def product(x: Tensor) -> Tensor:
         return x.prod(1)

@@ -76,6 +76,7 @@ def session():
         yield held
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module, shape, operators", CASES.values(), ids=CASES)
 def test_is_pytorchs_function(session, tmp_path, module, shape, operators):
     report = session.convert(module.eval(), to=("onnx",), output=tmp_path / "net.onnx", input_shapes=[shape])
@@ -264,6 +265,7 @@ def test_a_changed_constant_is_caught_by_its_values_alone(tmp_path, name, by):
         assert any(tensor in failure for failure in proof.failures), tensor
 
 
+@pytest.mark.slow
 def test_a_merged_tensor_that_is_gone_is_missed(tmp_path):
     built, tensors = written(*FRESH["group norms"], tmp_path / "net.onnx")
     ones = [name for name, array in tensors.items() if array.shape == (6, 1, 1) and (array == 1).all()]
@@ -311,6 +313,7 @@ def test_constants_of_another_version_are_found_by_their_values(tmp_path):
     assert prove_weights(built, renamed).holds
 
 
+@pytest.mark.slow
 def test_names_of_outputs_and_of_the_models_own_tensors_may_be_alike(session, tmp_path):
     def named(net, x):
         return {"add": x * net.mul, "mul": x.relu() + net.add, "output": (x + 1) * net.output, "cat": net.cat}
@@ -364,6 +367,7 @@ RESIZED = {
 } | {"nearest-exact to a size": resized(mode="nearest-exact", size=(13, 7))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["tf", "keras", "onnx"])
 @pytest.mark.parametrize("module", BY_THE_BATCH.values(), ids=BY_THE_BATCH)
 def test_norms_by_the_batch_are_verified(session, tmp_path, module, format):
@@ -371,6 +375,7 @@ def test_norms_by_the_batch_are_verified(session, tmp_path, module, format):
     assert report.artifacts[0].status == "verified", [proof.failures for proof in report.artifacts[0].proofs]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["1,3,H,W", "1,3,9,8"])
 @pytest.mark.parametrize("module", RESIZED.values(), ids=RESIZED)
 def test_images_of_any_size_are_resized(session, tmp_path, module, shape):

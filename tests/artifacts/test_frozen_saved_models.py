@@ -47,6 +47,7 @@ def constants(path):
     return saved, found
 
 
+@pytest.mark.slow
 def test_its_weights_are_constants_and_it_takes_any_batch(written):
     module, path = written
     assert tf.train.list_variables(str(path / "variables/variables"))[1:] == []
@@ -58,6 +59,7 @@ def test_its_weights_are_constants_and_it_takes_any_batch(written):
         np.testing.assert_allclose(got[name], expected.detach(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_verify_finds_one_weight_that_differs(written, tmp_path):
     module, path = written
     saved, found = constants(path)
@@ -73,6 +75,7 @@ def test_verify_finds_one_weight_that_differs(written, tmp_path):
     assert any("head.bias" in failure for proof in report.proofs for failure in proof.failures)
 
 
+@pytest.mark.slow
 def test_the_same_model_gives_the_same_bytes(written, tmp_path):
     module, path = written
     shapes = ["image=1,3,12,12", "scale=1,1,4"]
@@ -81,6 +84,7 @@ def test_the_same_model_gives_the_same_bytes(written, tmp_path):
     assert again == (path / "saved_model.pb").read_bytes()
 
 
+@pytest.mark.slow
 def test_sync_writes_what_a_conversion_of_the_other_weights_writes(written, tmp_path):
     _, path = written
     torch.manual_seed(1)
@@ -97,6 +101,7 @@ def test_sync_writes_what_a_conversion_of_the_other_weights_writes(written, tmp_
     assert verify(other, tmp_path / "synced").verified
 
 
+@pytest.mark.slow
 def test_sync_refuses_a_changed_constant(written, tmp_path):
     _, path = written
     saved, found = constants(path)

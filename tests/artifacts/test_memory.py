@@ -58,6 +58,7 @@ def written(module, tmp_path_factory):
     return {artifact.format: artifact.path for artifact in report.artifacts}
 
 
+@pytest.mark.slow
 def test_an_onnx_file_written_from_parts_has_the_bytes_of_one_written_whole(module, written, monkeypatch, tmp_path):
     monkeypatch.setattr(onnx_file, "LARGE", 64)
     report = convert(module, to="onnx", output=tmp_path / "parts.onnx", input_shapes=["1,9:int64"], verify=False)
@@ -66,6 +67,7 @@ def test_an_onnx_file_written_from_parts_has_the_bytes_of_one_written_whole(modu
     assert [path.name for path in tmp_path.iterdir()] == ["parts.onnx"]
 
 
+@pytest.mark.slow
 def test_an_onnx_file_is_read_without_its_large_weights(written, monkeypatch):
     monkeypatch.setattr(onnx_file, "LARGE", 64)
     whole, file = onnx.load(written["onnx"]), onnx_file.OnnxFile(written["onnx"])
@@ -77,6 +79,7 @@ def test_an_onnx_file_is_read_without_its_large_weights(written, monkeypatch):
         np.testing.assert_array_equal(array, expected, strict=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", READERS)
 def test_one_weight_at_a_time_is_in_memory(written, format, monkeypatch):
     monkeypatch.setattr(onnx_file, "LARGE", 64)
@@ -95,6 +98,7 @@ def test_one_weight_at_a_time_is_in_memory(written, format, monkeypatch):
     assert not any(one() is not None for one in alive)
 
 
+@pytest.mark.slow
 def test_the_proof_of_weights_holds_few_of_them(module, written, monkeypatch, tmp_path):
     most = 0
 
@@ -126,6 +130,7 @@ def _counting(before, noted):
     return tensors
 
 
+@pytest.mark.slow
 def test_without_verification_nothing_runs_the_rewritten_program(module, monkeypatch, tmp_path):
     ran = []
     before = checked_rewrite.run_in_float64
@@ -183,6 +188,7 @@ def test_a_float64_program_takes_large_convolutions_in_bands(monkeypatch):
     assert not any(node.target is conv2d_in_bands for node in program.with_dtype(torch.float32).graph.nodes)
 
 
+@pytest.mark.slow
 def test_a_model_too_large_for_litert_is_refused_before_it_is_run(module, monkeypatch, tmp_path):
     monkeypatch.setattr(tflite_writer, "LARGEST", 1000)
     monkeypatch.setattr(onnx_writer, "LARGEST", 1000)

@@ -16,6 +16,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from onnx_fusions import Chain, compare
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("without", [(), ("negative_zero_padding",)], ids=["avoided", "not avoided"])
 def test_padding_that_is_fused_into_a_max_pool_is_found(without):
     chain = Chain(("zero_pad", "max_pool"), (nn.ZeroPad2d((0, 1, 0, 1)), nn.MaxPool2d(2)), (2, 4, 5, 5))
@@ -34,6 +35,7 @@ class Expectation(nn.Module):
         return x.view(x.shape[0], 4, 16, -1).softmax(2).permute(0, 1, 3, 2).matmul(self.bins)
 
 
+@pytest.mark.slow
 def test_a_transpose_is_not_fused_into_a_product_with_a_vector(tmp_path):
     report = converter.convert(Expectation(), to="onnx", output=tmp_path / "e.onnx", input_shapes=["1,64,5,6"])
     assert report.status == "verified", report

@@ -47,10 +47,12 @@ def every(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path, st
     return module, path, report.artifacts[0].status
 
 
+@pytest.mark.slow
 def test_they_are_verified(every: tuple[nn.Module, Path, str]):
     assert every[2] == "verified"
 
 
+@pytest.mark.slow
 def test_special_values_are_pytorchs(every: tuple[nn.Module, Path, str]):
     _, path, _ = every
     special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, -3.0, 1.0, 2.0, 1e30, 3e-39, -2.5, 171.5])
@@ -91,6 +93,7 @@ class Unpooling(nn.Module):
         return image, F.max_unpool1d(row, at, 2), F.max_unpool3d(volume, within, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["tf", "keras"])
 def test_unpooling_converts(format: str, tmp_path: Path):
     torch.manual_seed(0)

@@ -43,6 +43,7 @@ def every(tmp_path_factory):
     return module, {artifact.format: artifact for artifact in report.artifacts}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps, lengths", [(7, [3, 7, 1, 7]), (5, [2, 4]), (9, [1])])
 def test_layers_stop_at_each_length(every, steps, lengths):
     module, artifacts = every
@@ -62,6 +63,7 @@ def test_layers_stop_at_each_length(every, steps, lengths):
             np.testing.assert_allclose(np.asarray(results[name]), value.numpy(), atol=2e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_onnx_has_one_operator_a_layer_that_is_given_the_lengths(every):
     import onnx
 
@@ -85,6 +87,7 @@ class Subsampled(nn.Module):
         return pad_packed_sequence(self.lstm(packed)[0])[0]
 
 
+@pytest.mark.slow
 def test_lengths_may_be_computed_and_must_descend_where_pytorch_asks_for_it(tmp_path):
     shapes = ["frames=batch,6,T", "lengths=batch:int64"]
     report = converter.convert(Subsampled(), to="onnx", output=tmp_path / "s.onnx", input_shapes=shapes)
@@ -137,6 +140,7 @@ class Projected(nn.Module):
         return pad_packed_sequence(packed, batch_first=True, total_length=7)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format, code", [("onnx", "PTC4006"), ("keras", "PTC3001")])
 def test_a_packed_lstm_with_projections_is_refused(tmp_path, format, code):
     with pytest.raises(ConversionError) as raised:

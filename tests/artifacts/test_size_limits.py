@@ -56,6 +56,7 @@ READERS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", READERS)
 def test_sizes_outside_their_range_are_refused(written, format):
     module, paths, _ = written
@@ -82,6 +83,7 @@ def test_sizes_outside_their_range_are_refused(written, format):
             run(x, as_it_takes(image))
 
 
+@pytest.mark.slow
 def test_special_sizes_are_compared_too(written):
     rounds = written[2].compared_on.rounds
     assert any("sizes of 1" in each for each in rounds)

@@ -84,6 +84,7 @@ def tensors(path):
     return graph.many(2), graph.many(3)
 
 
+@pytest.mark.slow
 def test_pixels_and_classes_are_described(written):
     whole = Reader.of(written)
     assert (whole.text(0), whole.text(7)) == ("Sequential", "1.0.0")
@@ -105,6 +106,7 @@ def test_pixels_and_classes_are_described(written):
         assert archive.read("labels.txt").decode().split("\n") == list(NAMES)
 
 
+@pytest.mark.slow
 def test_constants_stay_aligned(written):
     content = written.read_bytes()
     model = schema.Model.GetRootAs(content)
@@ -114,6 +116,7 @@ def test_constants_stay_aligned(written):
     assert {(each.ctypes.data - start) % 16 for each in held} == {0}
 
 
+@pytest.mark.slow
 def test_sync_and_quantization_keep_it(written, tmp_path):
     images = tmp_path / "images"
     images.mkdir()
@@ -169,6 +172,7 @@ def test_names_of_classes_are_the_models_own(held, expected):
     assert class_names(nn.Sequential(inner)) == expected
 
 
+@pytest.mark.slow
 def test_a_strangers_stamp_reads_no_file(written, tmp_path):
     path = tmp_path / "hostile.tflite"
     stamp = read_stamp(written)

@@ -101,6 +101,7 @@ def opened(folder: Path):
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["focus", "recurrent", "odd"])
 def test_written_module_is_verified_and_gives_the_same_outputs(written, name):
     folder, model, report = written[name]
@@ -117,6 +118,7 @@ def test_written_module_is_verified_and_gives_the_same_outputs(written, name):
         torch.testing.assert_close(other, one)
 
 
+@pytest.mark.slow
 def test_focus_is_one_pixel_unshuffle_and_its_layers_keep_their_paths(written):
     folder, model, report = written["focus"]
     text = (folder / "model.py").read_text()
@@ -138,6 +140,7 @@ def test_focus_is_one_pixel_unshuffle_and_its_layers_keep_their_paths(written):
     assert "Conv2d" in report.artifacts[0].operators
 
 
+@pytest.mark.slow
 def test_focus_can_be_one_convolution(session, written, tmp_path):
     model, path = written["focus"][1], tmp_path / "one"
     report = session.convert(model, to="torch", output=path, input_shapes=["1,3,H,W"], focus_as_convolution=True)
@@ -149,6 +152,7 @@ def test_focus_can_be_one_convolution(session, written, tmp_path):
     assert converter.verify(model, path).status == "verified"  # its stamp has the option
 
 
+@pytest.mark.slow
 def test_written_module_can_be_trained(written):
     folder, _, _ = written["odd"]
     model = opened(folder).load().train()
@@ -157,6 +161,7 @@ def test_written_module_can_be_trained(written):
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
+@pytest.mark.slow
 def test_the_same_model_gives_the_same_bytes(written, session, tmp_path):
     folder, model, _ = written["focus"]
     session.convert(model, to="torch", output=tmp_path / "again", input_shapes=["1,3,H,W"])
@@ -197,11 +202,13 @@ def copy(written, tmp_path):
     return path, model
 
 
+@pytest.mark.slow
 def test_verify_runs_the_source_that_conversion_writes(copy):
     path, model = copy
     assert converter.verify(model, path).status == "verified"
 
 
+@pytest.mark.slow
 def test_other_weights_are_noticed(copy):
     path, model = copy
     held = torch.load(path / "weights.pt", weights_only=True)
@@ -212,6 +219,7 @@ def test_other_weights_are_noticed(copy):
     assert "head.2.bias" in report.proofs[-1].summary
 
 
+@pytest.mark.slow
 def test_an_edited_source_is_reported_as_changed(copy):
     path, model = copy
     file = path / "model.py"
@@ -221,6 +229,7 @@ def test_an_edited_source_is_reported_as_changed(copy):
     assert any("the graph differs from what was built" in failure for failure in report.proofs[-1].failures)
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_program_but_no_stamp_is_not_opened(copy):
     path, model = copy
     (path / "converter_stamp.json").unlink()
@@ -228,6 +237,7 @@ def test_a_folder_with_a_program_but_no_stamp_is_not_opened(copy):
         converter.verify(model, path, trust=["artifact"])
 
 
+@pytest.mark.slow
 def test_a_folder_with_other_files_is_not_replaced_without_force(copy, session):
     path, model = copy
     (path / "train.py").write_text("mine")
@@ -236,6 +246,7 @@ def test_a_folder_with_other_files_is_not_replaced_without_force(copy, session):
     assert (path / "train.py").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_reader_runs_without_the_converter(written):
     """The process that opens it cannot import it."""
     folder, model, _ = written["focus"]

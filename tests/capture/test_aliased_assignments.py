@@ -60,6 +60,7 @@ OPTIONS = {"input_shapes": [",".join(map(str, SHAPE))]}
 ACCEPTED = OPTIONS | {"accept": ["aliased-shift"]}
 
 
+@pytest.mark.slow
 def test_the_refusal_names_the_line_and_the_option():
     with pytest.raises(CaptureError, match="elements that it also writes") as refused:
         load_model(Attention().eval(), ConvertOptions.of(**OPTIONS), clock=Clock(None))
@@ -68,12 +69,14 @@ def test_the_refusal_names_the_line_and_the_option():
     assert "--accept aliased-shift" in refused.value.fix
 
 
+@pytest.mark.slow
 def test_sums_onto_themselves_stay_refused():
     with pytest.raises(CaptureError, match="elements that it also writes") as refused:
         load_model(Attention(added=True).eval(), ConvertOptions.of(**ACCEPTED), clock=Clock(None))
     assert "--accept" not in refused.value.fix
 
 
+@pytest.mark.slow
 def test_accepted_assignments_read_the_old_values():
     module, meant = (with_random_tensors(Attention(copied)) for copied in (False, True))
     options = ConvertOptions.of(**ACCEPTED)
@@ -97,6 +100,7 @@ def test_accepted_assignments_read_the_old_values():
         compute_reference(source, options, Clock(None))
 
 
+@pytest.mark.slow
 def test_an_exported_program_is_taken_alike(tmp_path):
     exported = torch.export.export(Attention().eval(), tuple(examples([SHAPE])), strict=False)
     torch.export.save(exported, tmp_path / "a.pt2")

@@ -30,6 +30,7 @@ class Recurrent(nn.Module):
         return self.head(y), state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["tf", "keras", "onnx"])
 def test_a_batch_behind_the_time_is_dynamic_and_the_time_fixed(format, tmp_path):
     shapes = ["x=7,batch,5", "state=2,batch,4"]
@@ -54,6 +55,7 @@ def test_the_batch_stands_at_another_place_in_each_input_and_other_names_are_siz
     torch.testing.assert_close(loaded.program.run(a, b)[0], a.sum(0) + b)
 
 
+@pytest.mark.slow
 def test_the_users_inputs_are_split_along_the_batch(tmp_path):
     rng = np.random.default_rng(0)
     given = {"a": rng.standard_normal((3, 40, 5), np.float32), "b": rng.standard_normal((40, 5), np.float32)}
@@ -71,6 +73,7 @@ class Components(nn.Module):
         return images.reshape(spectra.shape[0], 4, -1).mean(1) + spectra
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_a_multiple():
     loaded = load_shaped(Components(), "images=4*N,2,3", "spectra=N,6")
     images, spectra = torch.randn(12, 2, 3), torch.randn(3, 6)

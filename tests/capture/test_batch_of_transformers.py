@@ -87,6 +87,7 @@ MODELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_the_batch_is_dynamic_and_right_at_1_and_4(name):
     kind, shapes = MODELS[name]
@@ -125,6 +126,7 @@ class MaskOfBatch(nn.Module):
         return x.masked_fill(mask[..., None], 0)
 
 
+@pytest.mark.slow
 def test_a_loop_over_the_batch_is_named_with_its_line():
     source = load_model(MaskOfBatch(), LoadOptions.of(input_shapes=["2,4,3"]), clock=Clock(None))
     assert source.program.fixed_batch == 2

@@ -43,6 +43,7 @@ def run(path) -> np.ndarray:
     return onnxruntime.InferenceSession(path).run(None, {"image": pixels()})[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["rgb", "bgr"])
 def test_an_artifact_takes_pixels(tmp_path, order):
     net = made()
@@ -63,6 +64,7 @@ def test_an_artifact_takes_pixels(tmp_path, order):
     assert again.status == "verified"
 
 
+@pytest.mark.slow
 def test_padding_leaves_one_subtraction(tmp_path):
     report = converter.convert(
         made(1), to="tf", output=tmp_path / "net", input_shapes=["1,3,12,10"], embed_preprocessing=True,
@@ -73,6 +75,7 @@ def test_padding_leaves_one_subtraction(tmp_path):
     assert (counts.get("Sub", 0), counts.get("Mul", 0), counts.get("RealDiv", 0)) == (1, 0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["softmax", "sigmoid", "argmax"])
 def test_what_is_appended(tmp_path, what):
     net, path = made(), tmp_path / "net.onnx"

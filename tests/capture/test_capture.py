@@ -241,6 +241,7 @@ def test_batch_norm_and_dropout_stay_whole():
     assert [n.args[1] for n in nodes[2:]] == [0.25, 0.1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [lambda x: torch.empty(x.shape), torch.empty_like, lambda x: x.new_empty(x.shape)])
 def test_undefined_values_are_zeros(make):
     def halves_exchanged(x):
@@ -292,6 +293,7 @@ class Counts(nn.Module):
         return x * self.calls if self.reads else x * 2
 
 
+@pytest.mark.slow
 def test_state_that_outputs_hang_on_is_refused():
     with pytest.raises(CaptureError, match="`calls`") as raised:
         capture(Counts(reads=True).eval(), examples([FEATURES]))
@@ -432,6 +434,7 @@ def test_in_place_operators_become_functional_ones(function):
         assert torch.equal(x, kept), "the program changed its input"
 
 
+@pytest.mark.slow
 def test_program_in_float64_has_no_float32_left():
     """Casts, integers divided and results of another type: the reference must not round to float32 in between."""
     model = Call(
@@ -600,6 +603,7 @@ def test_numpy_in_forward_that_torch_has_no_function_for_names_the_line():
     assert raised.value.where.endswith("return x + len(x.numpy().tobytes())")
 
 
+@pytest.mark.slow
 def test_nothing_is_printed(capfd):
     """torch.export tells its own story of a failure; the error has the line, and that is enough."""
     with pytest.raises(CaptureError):

@@ -1,5 +1,6 @@
 """Programs that were decomposed to core ATen before they were saved convert as those that were not."""
 
+import pytest
 import torch
 from equivalence import assert_same, in_float64, planned, run_in_float64
 from torch import nn
@@ -24,6 +25,7 @@ class Decomposed(nn.Module):
         return z.softmax(-1), self.volume(y[:, None]).mean((1, 2))
 
 
+@pytest.mark.slow
 def test_convolutions_and_norms_of_core_aten_have_their_names(tmp_path):
     torch.manual_seed(0)
     module, x = Decomposed().eval(), torch.randn(2, 3, 16, 12)

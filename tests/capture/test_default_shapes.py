@@ -81,6 +81,7 @@ def test_shapes_that_the_module_tells(module, image_size, shape):
     assert any(note.code in ("PTC2506", "PTC2507") for note in source.notes), source.notes
 
 
+@pytest.mark.slow
 def test_image_sizes_may_be_free():
     source = opened(configured(nn.Conv2d(4, 2, 3)), image_size="H,2*W")
     assert [str(size) for size in source.calling.shapes[0].shape] == ["1", "4", "H", "2*W"]

@@ -275,6 +275,7 @@ NETWORKS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", NETWORKS)
 def test_is_pytorchs_function_at_every_size(case):
     module, shapes, noted = NETWORKS[case]
@@ -457,6 +458,7 @@ PADDED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", PADDED)
 def test_pads_that_depend_on_sizes_are_in_the_graph(case):
     source = opened(with_random_tensors(PADDED[case]), *IMAGE)
@@ -471,6 +473,7 @@ def test_pads_that_depend_on_sizes_are_in_the_graph(case):
         assert_same(results, right, case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shapes, noted, ends",
     [

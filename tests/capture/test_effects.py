@@ -52,6 +52,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("table", [None, {}], ids=["decomposed", "whole"])
 def test_tokens_are_dropped(case, table):
@@ -62,6 +63,7 @@ def test_tokens_are_dropped(case, table):
     assert_same(program.run(x), expected, case, bound=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["printing", "checks of linear algebra"])
 def test_what_is_called_for_its_effect_alone_is_no_part_of_a_plan(case):
     class Layer(nn.Module):

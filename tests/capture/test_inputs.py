@@ -86,6 +86,7 @@ def test_integers_fill_the_range_that_the_graph_shows(use, shape, high, far):
     assert far is None or (drawn < far[0] // 2 + 1).any()
 
 
+@pytest.mark.slow
 def test_integers_reach_beyond_what_they_are_divided_by():
     class Age(nn.Embedding):
         def forward(self, now, then):
@@ -97,6 +98,7 @@ def test_integers_reach_beyond_what_they_are_divided_by():
     assert len(np.unique(np.concatenate(results)[:, 0])) > 2
 
 
+@pytest.mark.slow
 def test_indices_of_several_inputs_are_drawn_within_their_table():
     class Cells(nn.Embedding):
         def forward(self, row, column, steps, last):
@@ -114,6 +116,7 @@ def test_a_small_model_is_compared_on_many_samples_and_a_large_one_on_few():
     assert many_samples(opened(nn.Conv2d(1, 64, 3, padding=1), "1,1,512,512").program) == 0
 
 
+@pytest.mark.slow
 def test_samples_are_counted_at_the_sizes_that_are_drawn():
     """Not at the least ones: 512 samples of 128 x 128 pixels and more would not fit into memory."""
     assert many_samples(opened(nn.Conv2d(1, 64, 3, padding=1), "1,1,32*H,32*W").program) == 0
@@ -440,6 +443,7 @@ class Padded(nn.Module):
         return y if torch.compiler.is_exporting() else y + self.more
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [0.0, 0.01])
 def test_padded_positions_of_a_transformer_are_undefined_and_noted(more):
     source = opened(Padded(more).eval(), "x=1,5,8", "mask=1,5:bool")
@@ -513,6 +517,7 @@ def test_what_is_in_no_parameter_of_forward_is_refused(shapes):
         opened(Nested().eval(), *shapes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapped", [torch.compile, nn.DataParallel])
 def test_wrappers_are_taken_off(wrapped):
     source = opened(wrapped(nn.Linear(4, 3).eval()), "1,4")
@@ -531,6 +536,7 @@ class Offsets(nn.Module):
         return self.years(year - 1950) + self.months(month - 1) + self.codes(code // 100 - 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["1,5:int64", "1,T:int64"])
 def test_integers_that_a_model_subtracts_from_are_found_before_it_is_captured(shape):
     source = opened(Offsets(), shape, shape, shape)
@@ -553,6 +559,7 @@ class Columns(nn.Module):
         return found * flag[:, None] + price
 
 
+@pytest.mark.slow
 def test_columns_of_integers_are_drawn_each_for_its_own_table():
     source = opened(Columns(), "1,5:int64")
     (spec,) = input_specs(source.program)

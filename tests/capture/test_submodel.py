@@ -82,6 +82,7 @@ CUTS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part, names, wanted", CUTS.values(), ids=CUTS)
 def test_stops_at_modules(part, names, wanted):
     detector = with_random_tensors(Detector())
@@ -93,6 +94,7 @@ def test_stops_at_modules(part, names, wanted):
             torch.testing.assert_close(result, expected)
 
 
+@pytest.mark.slow
 def test_a_submodule_is_called_as_the_model_calls_it():
     """With the keyword that it is given, free sizes that follow, and its own names."""
     detector = with_random_tensors(Detector())

@@ -106,6 +106,7 @@ EXPLAINED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", EXPLAINED, ids=lambda f: f.__name__)
 def test_what_decides_by_values_is_explained_by_its_line(function):
     with pytest.raises((CaptureError, UnsupportedOperatorsError)) as refused:
@@ -136,6 +137,7 @@ def test_lines_tell_what_they_need_values_for(line):
     assert kind is None or kind.what.startswith(LINES[line])
 
 
+@pytest.mark.slow
 def test_frozen_where_other_inputs_decide_the_same():
     program = captured(guarded, how=CaptureOptions(freeze_control_flow=True))
     assert program.frozen_flow
@@ -147,6 +149,7 @@ def test_frozen_where_other_inputs_decide_the_same():
     torch.testing.assert_close(program.run(x)[0], with_random_tensors(Layer(guarded))(x).detach())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [branched, chosen, shrunk, indexed], ids=lambda f: f.__name__)
 def test_not_frozen_where_other_inputs_decide_otherwise(function):
     with pytest.raises(CaptureError, match="take other branches") as refused:
@@ -202,6 +205,7 @@ TAKEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", TAKEN.values(), ids=TAKEN)
 @pytest.mark.parametrize("exported", [False, True], ids=["module", "exported"])
 def test_numbers_out_of_the_models_own_tensors_are_known(function, exported):
@@ -236,6 +240,7 @@ def test_a_program_with_numbers_out_of_weights_serves_no_other_weights():
     assert ProgramCache().capture("key", module, lambda: program) == (program, None)
 
 
+@pytest.mark.slow
 def test_a_tensor_that_forward_overwrites_has_no_known_value():
     def overwritten(m, x):
         seen = m.sizes.clone()

@@ -351,6 +351,7 @@ def test_every_operator_without_a_mapping_is_in_the_report(folder: Folder):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["tf", "keras", "onnx"])
 def test_full_disk_leaves_nothing_half_written(folder: Folder, format: str):
     first, second = torch.rand(900, 3, 3, 3), torch.rand(7, 900, 3, 3)

@@ -594,6 +594,7 @@ def test_factory_beside_the_checkpoint(here: Path):
     assert str(here / "elsewhere") not in sys.path
 
 
+@pytest.mark.slow
 def test_torchvision_factory_downloads_nothing(here: Path, torchvision: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: pytest.fail("downloads"))
     model = torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None)
@@ -987,6 +988,7 @@ def test_trust_of_one_package_is_no_trust_of_another(here: Path, marker: Path):
     assert not marker.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trust", [(), ("own_model",)], ids=["without trust", "with trust in another"])
 def test_library_planted_beside_the_checkpoint_is_not_imported(
     here: Path, marker: Path, monkeypatch: pytest.MonkeyPatch, trust: tuple[str, ...]

@@ -142,6 +142,7 @@ class Rated(nn.Module):
         return x[:, ::2] * 2 if sr == 16000 else x * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scripted", [False, True])
 def test_a_number_that_forward_takes_is_fixed(here: Path, scripted: bool):
     module: Any = Rated()

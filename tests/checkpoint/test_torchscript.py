@@ -105,6 +105,7 @@ def made(name: str) -> tuple[nn.Module, Tensor]:
     return model, torch.randn(shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
@@ -144,6 +145,7 @@ def test_shared_weights_stay_shared_and_frozen_constants_keep_their_names(tmp_pa
     assert torch.equal(frozen.CONSTANTS.c0.flatten(), first)
 
 
+@pytest.mark.slow
 def test_operators_know_their_module_and_line(tmp_path: Path):
     model, x = made("branches, loops and lists")
     torch.jit.save(torch.jit.script(model), tmp_path / "model.pt")

@@ -28,6 +28,8 @@ from converter.options import LoadOptions
 from converter.pipeline.clock import Clock
 from converter.pipeline.load_model import load_model
 
+pytestmark = pytest.mark.versions
+
 aten = torch.ops.aten
 Pair = namedtuple("Pair", "first second")
 _register_namedtuple(Pair, serialized_type_name="test_patches.Pair")
@@ -304,6 +306,7 @@ EFFECTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patch", [pytest.param(p, marks=pytest.mark.family(str(p)), id=str(p)) for p in PATCHES])
 def test_a_patch_has_its_effect_and_without_it_that_is_lost(patch, monkeypatch, tmp_path):
     found = patch.find()

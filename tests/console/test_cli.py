@@ -420,6 +420,7 @@ def cpu_seconds(call):
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+@pytest.mark.slow
 def test_help_answers_at_once(tmp_path):
     python = min(cpu_seconds(lambda: process(cwd=tmp_path, code="pass")) for _ in range(3))
     assert min(cpu_seconds(lambda: process("--help", cwd=tmp_path)) for _ in range(3)) - python < 0.4
@@ -480,6 +481,7 @@ cli.main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verbose", [False, True], ids=["quiet", "verbose"])
 def test_what_libraries_print_stays_off_standard_output_and_is_seen_only_if_asked_for(tmp_path, verbose):
     arguments = ["good.pt", "--to", "tf", "--json", *(["-v"] if verbose else [])]

@@ -97,6 +97,7 @@ def test_a_version_is_among_those_allowed(version, allowed, fits):
     assert doctor.satisfies(version, allowed) is fits
 
 
+@pytest.mark.slow
 def test_a_format_that_does_not_work_is_status_1(tried):
     assert diagnosis()["exit_status"] == 0
     tried["tf"] = FormatTrial("tf", False, 1.0, "tensorflow cannot be imported", "Run pip install tensorflow.")

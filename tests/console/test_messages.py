@@ -71,6 +71,7 @@ def test_a_log_holds_what_v_shows_with_times(run, tmp_path):
     assert all(re.match(TIME, line) for line in log.splitlines())
 
 
+@pytest.mark.slow
 def test_a_log_is_added_to(run, tmp_path):
     for _ in range(2):
         run("good.pt")
@@ -103,6 +104,7 @@ def test_a_log_on_a_full_disk_does_not_end_the_conversion(run, tmp_path):
     assert "could not be written to its end: No space left" in result.stderr
 
 
+@pytest.mark.slow
 def test_what_libraries_print_goes_into_the_log(tmp_path):
     command = [sys.executable, "-c", NOISY, "good.pt", "--to", "tf", "--json", "--log-file", "log"]
     result = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
@@ -162,6 +164,7 @@ def in_terminal(folder: Path, code: str = CONVERTS, **more: str) -> str:
 COLOUR, CURSOR = re.compile(r"\x1b\[[\d;]*m"), re.compile(r"\x1b\[(\?25|\d*[AK])|\r(?!\n)")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more, colors, bars",
     [
@@ -178,6 +181,7 @@ def test_a_terminal_gets_what_it_can_show(tmp_path, more, colors, bars):
     assert bool(CURSOR.search(drawn)) == bars
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_that_pytorch_is_imported(tmp_path):
     imports = CONVERTS.replace(
         "converter.convert, preflight.check_call = convert,",
@@ -187,6 +191,7 @@ def test_a_terminal_shows_that_pytorch_is_imported(tmp_path):
     assert "import PyTorch" not in in_terminal(tmp_path, imports, TERM="dumb")
 
 
+@pytest.mark.slow
 def test_a_pipe_gets_no_control_characters(tmp_path):
     command = [sys.executable, "-c", CONVERTS, "good.pt", "--to", "tf"]
     result = subprocess.run(
@@ -197,6 +202,7 @@ def test_a_pipe_gets_no_control_characters(tmp_path):
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", result.stderr)
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_does_not_end_the_conversion(tmp_path):
     read, write = os.pipe()
     os.close(read)
@@ -214,6 +220,7 @@ def with_json(folder: Path, redirected: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(["bash", "-c", command], cwd=folder, env=known, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-", "2> /dev/full"])
 def test_closed_streams_do_not_end_the_conversion(tmp_path, closed):
     result = with_json(tmp_path, closed)
@@ -224,6 +231,7 @@ def test_closed_streams_do_not_end_the_conversion(tmp_path, closed):
         assert json.loads(result.stdout)["models"]
 
 
+@pytest.mark.slow
 def test_a_reader_of_the_report_that_goes_away_leaves_the_status_as_it_is(tmp_path):
     result = with_json(tmp_path, '| true; echo "status ${PIPESTATUS[0]}"')
     assert result.stdout == "status 0\n"
@@ -232,6 +240,7 @@ def test_a_reader_of_the_report_that_goes_away_leaves_the_status_as_it_is(tmp_pa
     assert (tmp_path / "report.json").exists()
 
 
+@pytest.mark.slow
 def test_a_report_that_cannot_be_printed_is_said_and_the_other_is_written(tmp_path):
     result = with_json(tmp_path, "> /dev/full")
     assert result.returncode == 1

@@ -65,6 +65,7 @@ def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build("wheel", sdist, tmp_path_factory.mktemp("wheel"))
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_packages_their_types_and_the_sample_only(repository_copy: Path, wheel: Path):
     names = {str(file.relative_to(repository_copy)) for file in (repository_copy / "converter").rglob("*.py")}
     names |= {str(file.relative_to(repository_copy)) for file in (repository_copy / "mappings").rglob("*.py")}
@@ -81,6 +82,7 @@ def metadata(wheel: Path, name: str) -> str:
         return archive.read(member).decode()
 
 
+@pytest.mark.slow
 def test_the_metadata_says_what_a_package_index_shows(wheel: Path):
     said: Message = Parser().parsestr(metadata(wheel, "METADATA"))
     assert said["Name"] == "pt-convert"
@@ -99,6 +101,7 @@ def test_the_metadata_says_what_a_package_index_shows(wheel: Path):
     assert not [entry for entry in said.get_all("Requires-Dist", []) if " @ " in entry]
 
 
+@pytest.mark.slow
 def test_both_commands_are_installed(wheel: Path):
     commands = [line.partition(" = ") for line in metadata(wheel, "entry_points.txt").splitlines() if " = " in line]
     assert {name: target for name, _, target in commands} == {
@@ -108,6 +111,7 @@ def test_both_commands_are_installed(wheel: Path):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.wheel
 def test_a_wheel_in_an_empty_environment_converts_and_verifies(wheel: Path, tmp_path: Path):
     """And then does without TensorFlow what needs none."""

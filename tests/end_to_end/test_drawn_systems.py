@@ -115,6 +115,7 @@ def test_any_block_between_convolutions(drawn_blocks, format, before):
     assert len(packed) >= len(slices)
 
 
+@pytest.mark.slow
 @drawn(2)
 @given(rolls(40), st.sampled_from(FORMATS))
 def test_any_roll(drawn_rolls, format):

@@ -74,6 +74,7 @@ def begun(folder: Path, work: str, prepare: Callable = kill.heed_signals) -> sub
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number, status, work",
     [

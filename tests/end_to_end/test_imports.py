@@ -72,6 +72,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 def test_what_text_and_files_show_to_be_wrong_is_reported_before_torch_is_imported(tmp_path: Path):
     torch.save({"weight": torch.ones(2, 2)}, tmp_path / "here.pt")
     (tmp_path / "here.txt").write_text("no checkpoint")

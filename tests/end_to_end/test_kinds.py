@@ -25,6 +25,7 @@ def built(kind: Kind) -> nn.Module:
     return calibrate(kind.build(), torch.randn(2, *kind.shape[1:]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.title)
 def test_kind_is_exact_in_float64(kind: Kind):
     model = built(kind)
@@ -118,6 +119,7 @@ OPERATORS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPERATORS)
 def test_operator_is_refused_by_name_with_its_module(name, tmp_path):
     function, operator = OPERATORS[name]
@@ -129,6 +131,7 @@ def test_operator_is_refused_by_name_with_its_module(name, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_forward_that_branches_by_values_is_refused_with_its_module_and_line(tmp_path):
     model = Outside(lambda x: x * 2 if x.sum() > 0 else x).eval()
     with pytest.raises(CaptureError, match="depends on tensor values") as raised:

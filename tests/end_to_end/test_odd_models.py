@@ -144,6 +144,7 @@ def broken_layer(monkeypatch):
     monkeypatch.setattr("converter.lowering.executor.PlanExecutor._layer", fail)
 
 
+@pytest.mark.slow
 def test_fault_in_one_format_leaves_the_others_and_names_the_module(tmp_path, broken_layer):
     report = converter.convert(Foreign(), to=["keras", "onnx"], output=tmp_path, input_shapes=["1,3"], verify=False)
     keras, onnx = report.artifacts

@@ -93,6 +93,7 @@ def results(artifact, image: np.ndarray, steps: np.ndarray) -> dict[str, np.ndar
     return {n: np.moveaxis(a, -1, 1) if layouts[n] == "channels_last" else a for n, a in arrays.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["tf", "keras", "onnx"])
 def test_what_was_once_refused_gives_the_right_values(once_refused, format):
     artifacts, given, expected = once_refused
@@ -102,6 +103,7 @@ def test_what_was_once_refused_gives_the_right_values(once_refused, format):
         np.testing.assert_allclose(found[name], value.numpy(), rtol=2e-5, atol=2e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_resizes_of_dynamic_sizes_are_right_in_onnx(tmp_path):
     class Resizes(nn.Module):
         def forward(self, x):

@@ -303,6 +303,7 @@ def viewed(x):
     return x.view(b, c, h // 2, 2, w // 2, 2).permute(0, 3, 5, 1, 2, 4).reshape(b, 4 * c, h // 2, w // 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [focus, viewed, lambda x: F.pixel_unshuffle(x, 2)])
 def test_an_image_of_any_even_size_is_packed_by_one_operator(packed, tmp_path):
     model = before(nn.Conv2d(12, 8, 3), packed=packed).eval()

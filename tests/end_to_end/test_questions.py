@@ -174,6 +174,7 @@ class DirectShift(nn.Module):
         return direct_shift
 
 
+@pytest.mark.slow
 def test_choice_for_a_shift_is_explained_with_times():
     _, found = answers(DirectShift(), "shift", 1, 3, 5, 5)
     (text,) = found.values()
@@ -210,6 +211,7 @@ def answers_of_a_report(border, side, to, folder):
     return told
 
 
+@pytest.mark.slow
 def test_report_answers_the_questions_too(tmp_path):
     told = answers_of_a_report("replicate", 64, ["keras", "onnx"], tmp_path)
     assert "weight = weight[:, [0, 1, 2, 6, 7, 8, 3, 4, 5, 9, 10, 11]]" in told["focus", "focus"]
@@ -222,6 +224,7 @@ def test_report_answers_the_questions_too(tmp_path):
     assert re.search(r"Measured now.* slices \d+\.\d{3} ms", shift)
 
 
+@pytest.mark.slow
 def test_report_of_an_onnx_file_alone_tells_what_a_shift_became(tmp_path):
     shift = answers_of_a_report("constant", 64, "onnx", tmp_path / "net.onnx")["shift", ""]
     assert "border: zeros" in shift
@@ -229,6 +232,7 @@ def test_report_of_an_onnx_file_alone_tells_what_a_shift_became(tmp_path):
     assert "Keras" not in shift
 
 
+@pytest.mark.slow
 def test_an_exported_program_is_answered_like_its_module(tmp_path):
     model = Shifted("replicate").eval()
     torch.export.save(torch.export.export(model, (torch.randn(2, 3, 64, 64),)), tmp_path / "net.pt2")
@@ -253,6 +257,7 @@ class FixedKernel(nn.Module):
         return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernels.repeat_interleave(2, 0)[:, None], groups=8)
 
 
+@pytest.mark.slow
 def test_a_fixed_kernel_that_stays_a_convolution_is_explained():
     _, found = answers(FixedKernel(), "shift", 1, 8, 5, 5)
     (text,) = found.values()

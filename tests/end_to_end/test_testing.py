@@ -43,11 +43,13 @@ def exported(tmp_path_factory) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_equivalent_artifact_passes_with_its_figures(exported: Path):
     report = assert_equivalent(Two().eval(), exported, input_shapes=SHAPES)
     assert [output.name for output in report.proofs[0].outputs] == ["maps", "scores"]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_another_model_fails_with_the_outputs_and_where_they_part(exported: Path):
     other = Two().eval()
@@ -60,6 +62,7 @@ def test_another_model_fails_with_the_outputs_and_where_they_part(exported: Path
         assert part in message
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_fault_in_one_output_names_no_other(exported: Path):
     other = Two().eval()

@@ -22,7 +22,7 @@ DISTRIBUTIONS = {
     "sklearn": "scikit-learn",
 }  # by what is imported, where it differs
 # Whoever has models of them has them; tests are skipped without, benchmarks say so.
-WITH_THE_MODEL = {"timm", "transformers"}
+WITH_THE_MODEL = {"timm", "transformers", "ultralytics"}
 COLUMNS = ("torch", "tensorflow", "keras", "onnx", "onnxruntime", "numpy")
 
 
@@ -78,6 +78,7 @@ def test_what_the_program_imports_is_declared_and_nothing_else():
     assert set(optional) <= found
 
 
+@pytest.mark.slow
 def test_what_tests_and_samples_import_is_declared():
     declared = bounds([*PROJECT["dependencies"], *EXTRAS["test"]])
     assert of_others("tests", "benchmarks", "docs/generate", "sample_models") <= set(declared)

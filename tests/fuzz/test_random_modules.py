@@ -26,6 +26,7 @@ COUNT = 24 * int(os.environ.get("EXAMPLES", "1"))
 FIRST = 100_000  # far from those that tests/fuzz/fuzz_modules.py begins with
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(FIRST, FIRST + COUNT))
 def test_a_random_network_is_converted_right(seed):
     made = network(seed)

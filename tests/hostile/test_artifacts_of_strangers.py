@@ -178,6 +178,7 @@ def of_module(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", [of_keras, of_module])
 def test_saved_models_of_tensorflow_pass(write: Callable[[Path], Path], tmp_path: Path):
     from converter.artifacts.runtime.saved_model import _check_untrusted

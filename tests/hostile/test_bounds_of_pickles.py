@@ -116,6 +116,7 @@ def test_a_stack_that_lacks_values_is_refused(tmp_path: Path, content: bytes):
         load(archive(tmp_path, b"\x80\x02" + content))
 
 
+@pytest.mark.slow
 def test_a_file_of_torch_save_is_read_as_before(tmp_path: Path):
     module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
     optimizer = torch.optim.Adam(module.parameters())

@@ -59,6 +59,7 @@ def test_nothing_that_a_terminal_acts_on_is_shown(tmp_path: Path):
     assert is_safe(json.dumps(failure.to_dict()))
 
 
+@pytest.mark.slow
 @pytest.mark.threat("A key of a megabyte", "cut, and its length said")
 def test_a_long_name_makes_no_long_message(tmp_path: Path):
     for key in ("k" * 1_000_000, "k " * 500_000):

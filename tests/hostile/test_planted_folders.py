@@ -264,6 +264,7 @@ def test_a_planted_journal_does_nothing(folders, plant):
     assert (victim / "train.py").read_text() == "precious"
 
 
+@pytest.mark.slow
 @pytest.mark.threat(
     "A batch's journal with values of other kinds, nested without measure or too large",
     "an error, or the model is converted again",

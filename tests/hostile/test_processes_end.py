@@ -77,6 +77,7 @@ def all_ended(processes: list[psutil.Process]) -> bool:
     return all(process.status() == psutil.STATUS_ZOMBIE for process in alive)
 
 
+@pytest.mark.slow
 @pytest.mark.threat("A model that holds the interpreter while its batch is killed", "its process ends too")
 def test_a_worker_that_holds_the_interpreter_ends_with_its_batch(tmp_path: Path):
     batch, started = begun(BATCH, tmp_path / "worker")
@@ -87,6 +88,7 @@ def test_a_worker_that_holds_the_interpreter_ends_with_its_batch(tmp_path: Path)
     assert not [p for p in psutil.process_iter() if p.status() != psutil.STATUS_ZOMBIE and _group(p.pid) == group]
 
 
+@pytest.mark.slow
 @pytest.mark.threat("An artifact that holds its process while the command is killed", "its process ends too")
 def test_a_process_that_opens_artifacts_ends_though_it_holds_the_interpreter(tmp_path: Path):
     command, started = begun(OPENS, tmp_path / "child")
@@ -95,6 +97,7 @@ def test_a_process_that_opens_artifacts_ends_though_it_holds_the_interpreter(tmp
     assert all_ended(started)
 
 
+@pytest.mark.slow
 @pytest.mark.threat(
     "A model that holds the interpreter while the command gets SIGTERM or SIGINT twice",
     "the command and all that the model started end; the next run sweeps the output folder",
@@ -114,6 +117,7 @@ def test_two_signals_end_a_command_that_holds_the_interpreter(tmp_path: Path, nu
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.threat("Processes that a trusted model starts, in a session of their own too", "end with the command")
 @pytest.mark.parametrize("end", ["exits", "fails", "is killed", "is stopped by a signal"])
 def test_what_a_model_starts_ends_with_the_command(tmp_path: Path, end: str):
@@ -130,6 +134,7 @@ def test_what_a_model_starts_ends_with_the_command(tmp_path: Path, end: str):
     assert all_ended(started)
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_the_process_that_watches_it(tmp_path: Path):
     command, (sleeps, working) = begun(COMMAND.replace("DOES", HOLDS), tmp_path / "noted")
     command.kill()
@@ -138,6 +143,7 @@ def test_the_command_ends_with_the_process_that_watches_it(tmp_path: Path):
     command.communicate()
 
 
+@pytest.mark.slow
 def test_a_command_goes_on_after_it_was_suspended(tmp_path: Path):
     command, _ = begun(COMMAND.replace("DOES", "import time; time.sleep(1.5); sys.exit(3)"), tmp_path / "noted")
     for number in (signal.SIGSTOP, signal.SIGCONT):

@@ -98,6 +98,7 @@ def edited(stamp: dict[str, Any], place: tuple[Any, ...], value: Any, *, remove:
     return stamp
 
 
+@pytest.mark.slow
 @pytest.mark.threat(
     "A stamp with any field edited or removed",
     "damaged: the artifact is compared as one of another tool",

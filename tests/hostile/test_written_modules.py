@@ -22,6 +22,7 @@ from converter.ir.program import Origin, Program
 from converter.plan.interface import TensorInterface
 
 
+@pytest.mark.slow
 @pytest.mark.threat(
     "A PyTorch module with code of the attacker's, under a stamp with that code's digest",
     "refused: only the source that `--to torch` writes for this model runs",
@@ -90,6 +91,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
     return model, path
 
 
+@pytest.mark.slow
 @pytest.mark.threat(
     "The weights of a PyTorch module that are a program, lie, expand without measure or are a link elsewhere",
     "refused before they are loaded",

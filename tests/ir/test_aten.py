@@ -72,6 +72,7 @@ def test_canonical_form(node: fx.Node, expected: tuple):
     assert bound_arguments(node).values == before
 
 
+@pytest.mark.slow
 def test_captured_programs_are_canonical_and_keep_the_order_of_users():
     """Assigning arguments anew would move a node to the end of its inputs' users, which the search of layouts sees."""
 

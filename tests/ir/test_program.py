@@ -127,6 +127,7 @@ def test_sizes_that_depend_on_values_are_not_run():
     captured(Call(lambda x: x[x > 0].sum().reshape(1)), (2, 3)).verify("Capture")
 
 
+@pytest.mark.slow
 def test_a_program_is_verified_after_its_operators_are_decomposed(monkeypatch):
     """Constants of float64 in a decomposition are of float64 in the program too."""
     steps = []

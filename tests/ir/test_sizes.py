@@ -75,6 +75,7 @@ def test_sizes_that_are_equal_have_one_form(meaning):
     assert len(set(forms)) == 1, forms
 
 
+@pytest.mark.slow
 def test_the_form_has_the_values_of_the_size():
     inner = [W, W + 3, 3 * W - 2, FloorDiv(W + 1, 2), PythonMod(-W, 6), 5 - W, FloorDiv(5 * W, 3) + H]
     for size, divisor in itertools.product(inner, (2, 3, 8)):

@@ -63,6 +63,7 @@ def calls(function):
     return result, sum(entry.callcount for entry in held if entry.code.co_filename.startswith(ROOT))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make, shape, depth",
     [(Convolutions, (2, 4, 6, 6), 6), (transformer, (2, 5, 8), 4)],
@@ -88,6 +89,7 @@ def test_work_grows_with_depth(make, shape, depth):
     assert {step: f"{many[step]} of {few[step]}" for step in few if not 0 < many[step] < 5 * few[step]} == {}
 
 
+@pytest.mark.slow
 def test_a_plan_that_costs_more_is_given_up_early_and_no_choice_is_tried_twice(monkeypatch):
     program, _ = apply_rewrites(capture(transformer(3).eval(), [torch.randn(2, 5, 8)]), REWRITES["tf"])
     tried, mapped = [], []

@@ -211,6 +211,7 @@ def corrected(state: dict[str, np.ndarray], before: dict[str, np.ndarray], model
     return held
 
 
+@pytest.mark.slow
 def test_a_step_of_sgd_on_a_convolutional_network(tmp_path):
     model = with_random_tensors(Convolutional())
     keras_model, before, behind, _ = one_step(model, floats(4, 3, 15, 13), tmp_path)
@@ -229,11 +230,13 @@ def test_a_step_of_sgd_on_a_transformer(tmp_path):
     assert len(keras_model.trainable_variables) == len(behind) + 4 * attentions
 
 
+@pytest.mark.slow
 def test_a_step_of_sgd_on_a_gru(tmp_path):
     keras_model, _, behind, _ = one_step(with_random_tensors(Recurrent(nn.GRU)), floats(4, 6, 5), tmp_path)
     assert_weights(keras_model, behind)
 
 
+@pytest.mark.slow
 def test_a_step_of_sgd_on_an_lstm_moves_its_only_bias_half_as_far(tmp_path):
     model = with_random_tensors(Recurrent())
     with torch.no_grad():
@@ -248,6 +251,7 @@ def test_a_step_of_sgd_on_an_lstm_moves_its_only_bias_half_as_far(tmp_path):
     assert_weights(keras_model, held)
 
 
+@pytest.mark.slow
 def test_a_step_of_sgd_through_grouped_convolutions_is_right_in_float32(tmp_path):
     grouped = nn.Sequential(
         nn.Conv2d(6, 8, 3, groups=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
@@ -275,6 +279,7 @@ def test_what_asks_for_no_gradient_is_not_trainable(tmp_path):
     assert artifact.training == ()
 
 
+@pytest.mark.slow
 def test_frozen_batch_norms_keep_their_statistics(tmp_path):
     """As PyTorch's do in eval mode, which is how they are frozen there."""
     model = with_random_tensors(Convolutional())
@@ -303,6 +308,7 @@ class Functions(nn.Module):
         return F.linear(torch.tanh(x), self.parts["head"].weight, self.parts["head"].bias)[:, 0]
 
 
+@pytest.mark.slow
 def test_layers_bear_the_path_of_the_module_whose_weights_they_hold(tmp_path):
     keras_model, _, behind, artifact = one_step(with_random_tensors(Functions()), floats(4, 7, 6), tmp_path)
     assert_weights(keras_model, behind)
@@ -333,6 +339,7 @@ TIED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TIED)
 def test_an_embedding_tied_to_a_classifier_is_one_variable(name, tmp_path):
     model = with_random_tensors(Tied(TIED[name]))
@@ -355,6 +362,7 @@ class Shared(nn.Module):
         return self.classify(x).sum(1) + self.classify(torch.tanh(x[:, 2:])).sum(1) + self.again(x * x).sum(1)
 
 
+@pytest.mark.slow
 def test_a_linear_that_is_called_on_several_lengths_or_shared_is_one_layer(tmp_path):
     keras_model, _, behind, _ = one_step(with_random_tensors(Shared()), floats(4, 7, 6), tmp_path)
     (layer,) = [layer for layer in keras_model.layers if layer.weights]
@@ -383,6 +391,7 @@ REMARKS: dict[str, tuple[nn.Module, tuple[int, ...], list[str]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REMARKS)
 def test_the_report_says_how_training_differs(name, tmp_path):
     model, shape, told = REMARKS[name]
@@ -394,6 +403,7 @@ def test_the_report_says_how_training_differs(name, tmp_path):
     assert all(part in artifact.training[0].text for part in told)
 
 
+@pytest.mark.slow
 def test_dropout_between_the_layers_of_an_lstm_is_there_in_training(tmp_path):
     path, _ = keras_file(with_random_tensors(nn.LSTM(5, 6, 2, batch_first=True, dropout=0.5)), (4, 3, 5), tmp_path)
     model = opened(path)

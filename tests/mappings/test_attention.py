@@ -171,6 +171,7 @@ def transposes(plan: PlanBuilder) -> int:
     return sum(op.type == "Transpose" for op in traced.graph.get_operations())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", MOST)
 def test_moves_at_most(case):
     module, most, *inputs = MOST[case]
@@ -179,6 +180,7 @@ def test_moves_at_most(case):
     assert transposes(plan) == len(plan.movements), "Keras hides some"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module, name, width",
     [
@@ -207,6 +209,7 @@ def test_keras_files_have_keras_own_layer(module, name, width, tmp_path):
     assert_float32_rounds_alike(results, program.run(*inputs), double, "Keras file")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", RECURRENT)
 def test_nothing_moves_between_recurrent_layers_and_their_neighbors(case):
     """Keras' layers transpose what they read and write step by step; that is all there is."""

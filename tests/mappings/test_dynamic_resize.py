@@ -103,6 +103,7 @@ def images():
     return [torch.randn(batch, 3, height, width, generator=generator) for batch, height, width in SIZES]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_is_pytorchs_function_at_every_size(case, tmp_path):
     program = exported(with_random_tensors(CASES[case]))

@@ -333,6 +333,7 @@ def test_a_layer_met_at_several_ranks_has_its_weights_once(case, weights):
     assert len(PlanExecutor(planned(program_of(case)), stock=True).prepare().tensors) <= weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case, native",
     [("bilinear up, down and both", True), ("bilinear with aligned corners", False), ("bicubic, antialiased", False)],

@@ -85,6 +85,7 @@ def test_a_mapping_is_in_force_for_its_conversion_only(tmp_path):
     assert "--mappings" in str(refused.value.fix)
 
 
+@pytest.mark.slow
 def test_an_operator_is_written_out_in_others_for_its_conversion_only(tmp_path):
     as_others = HEAD.replace("maps", "decomposes") + textwrap.dedent("""
         @decomposes(torch.ops.tests_of_mappings.snake.default)
@@ -239,6 +240,7 @@ def test_onnx_without_a_translation_is_refused_by_name(tmp_path):
     assert "@converter.registry.translates" in str(refused.value.fix)
 
 
+@pytest.mark.slow
 def test_onnx_with_a_translation(tmp_path):
     source = source_of(Snake(), written(tmp_path, TRANSLATED))
     build(source, "onnx", ArtifactOptions(), Clock(None)).write(tmp_path / "snake.onnx")
@@ -293,6 +295,7 @@ def test_a_packages_mappings_are_in_force_and_in_the_stamp(tmp_path, package):
     assert not is_built_in(SNAKE)
 
 
+@pytest.mark.slow
 def test_a_package_is_used_from_a_folder_that_imports_pt_convert(package, repository: Path):
     """The current directory, which such a package may not come from, is where the built-in mappings come from."""
     folder = package(

@@ -282,6 +282,7 @@ PAIRS: dict[str, Row] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAIRS)
 def test_weights_go_into_layers_by_the_values_that_flow(name: str) -> None:
     module, model, shapes = PAIRS[name]
@@ -330,6 +331,7 @@ def test_the_first_layer_that_differs_is_named_and_in_what(name: str) -> None:
     assert told in caught.value.what
 
 
+@pytest.mark.slow
 def test_another_epsilon_is_refused_where_nothing_makes_up_for_it() -> None:
     with pytest.raises(ConversionError, match=r"its epsilon is 0\.001, that of `groups` 1e-05"):
         matched(Branches(), branches(epsilon=1e-3), "1,3,16,16")
@@ -376,6 +378,7 @@ def build(classes, activation=None):
 """
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_agrees_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     module = randomized(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 5)))

@@ -189,6 +189,7 @@ def without(axes, run) -> tuple[int, ...]:
     return tuple(a for axis in axes for a in axis if a not in run)
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(300), deadline=None)
 @given(chains(), st.data())
 def test_a_move_is_the_smallest(chain, data):
@@ -204,6 +205,7 @@ def test_a_move_is_the_smallest(chain, data):
         assert move.elements == product(layout.shape)
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(200), deadline=None)
 @given(chains(), st.data())
 def test_index_says_which_logical_position_each_physical_one_holds(chain, data):
@@ -231,6 +233,7 @@ def broadcast(draw):
     return values
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(300), deadline=None)
 @given(broadcast())
 def test_refined_layouts_share_their_atoms_and_keep_their_values(values):
@@ -375,6 +378,7 @@ def test_view_across_atoms_or_of_another_size_is_refused(shape, wanted):
         Layout.of(shape).reshape(wanted)
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(100), deadline=None)
 @given(chains(), st.sampled_from([(5,), (2, 3, 5)]))
 def test_view_of_another_number_of_elements_is_refused(chain, shape):

@@ -29,6 +29,7 @@ def coded() -> list[documented.Coded]:
     return documented.coded()
 
 
+@pytest.mark.slow
 def test_the_pages_are_those_of_the_source():
     written = {path.relative_to(ROOT / "docs") for path in (ROOT / "docs/errors").glob("*.md")}
     pages = documented.pages()
@@ -38,6 +39,7 @@ def test_the_pages_are_those_of_the_source():
     )
 
 
+@pytest.mark.slow
 def test_a_code_stands_for_one_message(coded):
     assert [code for code, count in Counter(one.code for one in coded).items() if count > 1] == []
     assert [(one.code, one.messages) for one in coded if len(one.messages) != 1 or one.message == documented.HOLE] == []
@@ -48,11 +50,13 @@ def test_every_error_says_what_to_do(coded):
     assert [one.code for one in coded if one.status is not None and not one.fixes] == []
 
 
+@pytest.mark.slow
 def test_the_next_free_codes_are_not_in_use(coded):
     used = {one.code for one in coded}
     assert not used.intersection(code for _, *free in documented.next_free(coded) for code in free)
 
 
+@pytest.mark.slow
 def test_the_codes_that_silence_takes_are_those_of_the_notes(coded):
     assert set(get_args(NoteCode)) == {one.code for one in coded if one.kind == "Note"}
 

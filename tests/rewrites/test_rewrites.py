@@ -1580,6 +1580,7 @@ class Diamonds(nn.Module):
         return x * y
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [nn.Parameter, nn.Buffer])
 def test_a_chain_of_diamonds_is_folded_in_time_that_grows_with_its_length(kind):
     module = Diamonds()
@@ -1596,6 +1597,7 @@ def test_a_chain_of_diamonds_is_folded_in_time_that_grows_with_its_length(kind):
     assert_tensors_are(before, tensors)
 
 
+@pytest.mark.slow
 def test_a_deferred_tensor_computes_every_part_once_and_holds_none_longer_than_it_is_read():
     calls, alive = [], weakref.WeakSet()
 

@@ -195,6 +195,7 @@ def operators(draw, count: int):
     return shape, [draw(arguments(shape)) for _ in range(count)]
 
 
+@pytest.mark.slow
 @settings(max_examples=40 * int(os.environ.get("EXAMPLES", "1")), deadline=None)
 @given(operators(5))
 def test_any_shift_is_read_off_positions(drawn):
@@ -283,6 +284,7 @@ def test_infinities_made_on_the_way_count():
     assert not shifts(recognized(masked, spec.shape))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exact", [False, True])
 def test_shifts_of_an_input_say_that_it_must_be_finite(exact):
     program = captured(Call(by_grid(DOCUMENTS)), DOCUMENTS.shape)
@@ -292,6 +294,7 @@ def test_shifts_of_an_input_say_that_it_must_be_finite(exact):
     assert [text.endswith("; for finite inputs") for text in told] == ([] if exact else [True])
 
 
+@pytest.mark.slow
 def test_a_large_kernel_of_an_input_becomes_slices():
     for reach, count in ((1, 0), (3, 1)):
         spec = Spec((2, 8, 9, 9), (4, 4), ((reach, 0), (0, -reach)), "replicate")
@@ -344,6 +347,7 @@ def by_deformable_selection(x: Tensor) -> Tensor:
     return deform_conv2d(x, by.reshape(1, 16, 1, 1).expand(x.shape[0], -1, 3, 3), kernel, stride=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "forward, asked, kept, lost",
     [
@@ -396,6 +400,7 @@ def read_through_an_older_view(x: Tensor) -> Tensor:
     return torch.cat([top, base], 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forward", [on_a_view, chained, read_through_an_older_view], ids=lambda f: f.__name__)
 def test_assignment_in_place_follows_pytorchs_aliasing(forward):
     program = recognized(Call(forward), (2, 8, 5, 4))
@@ -438,6 +443,7 @@ def swapped(x: Tensor) -> Tensor:
     return base
 
 
+@pytest.mark.slow
 def test_assignment_of_another_part_is_taken():
     program = captured(Call(swapped), (2, 8, 4, 6))
     x = torch.randn(3, 8, 4, 6)

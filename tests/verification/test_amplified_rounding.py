@@ -67,6 +67,7 @@ def test_a_rewrite_that_rounds_otherwise_is_not_at_fault(source, reference):
     assert prove_function(reference, built).holds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layer, relative",
     [(0, 1e-6), (0, 1e-12), (1, 1e-6)],

@@ -139,6 +139,7 @@ def test_a_small_fault_in_the_weights_of_a_tail_is_caught(written, tmp_path, cha
     assert any("--atol" in failure for failure in report.proofs[0].failures)
 
 
+@pytest.mark.slow
 def test_a_factor_below_what_the_kernel_resolves_is_caught_in_a_file_of_pt_convert(written, tmp_path):
     """It changes a sigmoid by 2e-6 at most, which is float32 rounding of the scale."""
     model, path = written

@@ -75,6 +75,7 @@ def test_nothing_is_named_where_everything_is_exercised_also_by_the_users_inputs
     assert not taken(opened(rare, "1,6"), inputs=given).notes
 
 
+@pytest.mark.slow
 def test_parameters_behind_what_is_not_exercised_are_counted_by_their_gradients():
     def share(module, shape="1,6"):
         source = opened(module, shape)
@@ -115,6 +116,7 @@ class Hidden(nn.Module):
         return torch.where(x.amax((0, 1)) == 0.125, y + 100, y)
 
 
+@pytest.mark.slow
 @pytest.mark.threat(
     "An ONNX file that adds 100 if the largest input is 0.125", "the report names the comparison that never held"
 )
@@ -133,6 +135,7 @@ def test_foreign_artifacts_of_which_too_much_is_not_exercised_are_not_verified(t
     assert "Equal" in next(note.text for note in hidden.notes if note.code == "PTC5507")
 
 
+@pytest.mark.slow
 def test_rows_that_no_input_reads_are_no_loss_where_a_foreign_artifact_holds_their_table(tmp_path):
     class Positions(nn.Module):
         def __init__(self):
@@ -184,6 +187,7 @@ INTEGERS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.threat("An ONNX file that computes otherwise for some integers", "the outputs disagree")
 @pytest.mark.parametrize("layer, right, wrong, shape", INTEGERS.values(), ids=INTEGERS)
 def test_foreign_artifacts_are_compared_on_integers_of_all_kinds(tmp_path, layer, right, wrong, shape):
@@ -232,6 +236,7 @@ class Kelvin(nn.Sequential):
         return super().forward(x) * 0.2 + 300
 
 
+@pytest.mark.slow
 def test_a_nearly_constant_output_is_judged_by_what_varies(tmp_path):
     module = Kelvin(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1)).eval()
     report = converter.convert(module, to="onnx", output=tmp_path / "own.onnx", input_shapes=["1,6"])
@@ -261,6 +266,7 @@ def norm(tmp_path_factory):
     return module, report
 
 
+@pytest.mark.slow
 def test_constant_rows_are_normalized_to_zero(norm):
     import keras
     import tensorflow as tf

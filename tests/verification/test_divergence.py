@@ -90,6 +90,7 @@ def built_for(source: LoadedModel, format: str) -> RewrittenModel:
     return build(source, format, ArtifactOptions(), CLOCK)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["tf", "keras", "onnx"])
 def test_right_conversion_diverges_nowhere(source, format: str):
     opened, reference = source
@@ -124,6 +125,7 @@ def test_fault_in_the_plan_is_found_at_its_operator(source, seed: int):
     assert found.error > 0
 
 
+@pytest.mark.slow
 def test_module_that_became_part_of_another_is_named(source):
     opened, reference = source
     rows = trace(reference, built_for(opened, "tf"))
@@ -132,6 +134,7 @@ def test_module_that_became_part_of_another_is_named(source):
         assert folded["blocks.3.first"] == ("blocks.3.norm",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_fault_in_a_rewritten_weight_is_found_at_its_module(source, seed: int):
     """As of a rewrite that is wrong: ONNX is written from that program."""

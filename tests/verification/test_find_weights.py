@@ -228,6 +228,7 @@ def test_random_arrangements_are_recovered(seed: int):
     assert arranged(source, target) is None
 
 
+@pytest.mark.slow
 def test_state_dict_needs_no_architecture_and_nothing_is_run(tmp_path, monkeypatch):
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 4 * 3, 2)).eval()
     torch.save(module.state_dict(), tmp_path / "weights.pt")

@@ -375,6 +375,7 @@ def test_what_explains_a_difference_is_said_and_must_be_accepted(verify, tmp_pat
     assert all(explanation.accepted for explanation in accepted.explanations)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", WRONG)
 def test_no_explanation_makes_a_wrong_model_right(verify, tmp_path: Path, row: str):
     module, other, shapes = WRONG[row]
@@ -457,6 +458,7 @@ MAGNITUDES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", MAGNITUDES)
 def test_large_values_of_an_output_hide_no_fault_of_small_ones(verify, tmp_path: Path, row: str):
     module, change, shapes = MAGNITUDES[row]
@@ -518,6 +520,7 @@ def test_a_difference_on_nan_is_no_failure_but_noted(verify, tmp_path: Path):
 # What cannot be compared, or is not what it says
 
 
+@pytest.mark.slow
 def test_outputs_beyond_the_models_are_noted_and_missing_ones_differ(verify, tmp_path: Path):
     one, both = seeded(After(Detector(), lambda y: y[0])), seeded(Detector())
     more = verify(one, export(both, tmp_path, output_names=["output", "more"]))
@@ -550,6 +553,7 @@ def test_the_first_axis_of_an_input_without_a_batch_is_not_the_batch(tmp_path: P
     assert any("batch 1" in each for each in report.compared_on.rounds)
 
 
+@pytest.mark.slow
 def test_a_missing_input_shape_is_taken_from_the_artifact(verify, tmp_path: Path):
     module = seeded(Classifier())
     artifact = export(module, tmp_path, input_names=["image"])
@@ -678,6 +682,7 @@ def data_elsewhere(path: Path) -> Path:
     return path / "inner" / "model.onnx"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "write, message",
     [

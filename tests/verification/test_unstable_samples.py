@@ -85,6 +85,7 @@ def reference_of(module: nn.Module):
     return take_reference(program, None, seed=0, inputs=None, running=contextlib.nullcontext)
 
 
+@pytest.mark.slow
 def test_a_reference_leaves_open_samples_out_and_says_so():
     reference = reference_of(Call(lambda x: best(x * 20)))
     told = [description for description in reference.compared_on.rounds if "left out" in description]
@@ -98,6 +99,7 @@ def test_a_reference_leaves_open_samples_out_and_says_so():
     assert not any("all" in description for description in usual)
 
 
+@pytest.mark.slow
 def test_usual_samples_whose_scores_are_equal_are_left_out_unless_none_remains():
     reference = reference_of(Call(lambda x: best(x * 35)))
     assert [d for d in reference.compared_on.rounds if d.startswith("normal")] == [
@@ -108,6 +110,7 @@ def test_usual_samples_whose_scores_are_equal_are_left_out_unless_none_remains()
     assert [d for d in whole.compared_on.rounds if d.startswith("normal")] == ["normal, batch 1", "normal, batch 3"]
 
 
+@pytest.mark.slow
 def test_the_users_samples_with_equal_scores_are_left_out_by_number_with_their_labels():
     program = captured(lambda x: peaks(x, lambda scores: scores.topk(3).indices), SCORES)
     apart, equal = [3, 1, 4, -1, 5, 9, 2, 6], [-1, -2, 3, -3, -4, -5, 2, -6]
