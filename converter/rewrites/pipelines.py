@@ -15,7 +15,7 @@ from converter.rewrites.drop_dropout import drop_dropout
 from converter.rewrites.drop_identities import drop_identities
 from converter.rewrites.drop_unread_statistics import drop_unread_statistics
 from converter.rewrites.expand_adaptive_pools import expand_adaptive_pools
-from converter.rewrites.expand_masked_attention import expand_masked_attention
+from converter.rewrites.expand_attention import expand_attention
 from converter.rewrites.find_attention import find_attention
 from converter.rewrites.find_channel_permutations import find_channel_permutations
 from converter.rewrites.find_shifts import (
@@ -47,6 +47,7 @@ from converter.rewrites.group_convolutions import (
 )
 from converter.rewrites.keep_small_values import keep_small_values
 from converter.rewrites.linear_to_matmul import linear_to_matmul
+from converter.rewrites.merge_moves import merge_moves
 from converter.rewrites.merge_padding import merge_padding
 from converter.rewrites.merge_separable import merge_separable
 from converter.rewrites.negative_zero_padding import negative_zero_padding
@@ -136,12 +137,13 @@ REWRITES: dict[str, tuple[Rewrite, ...]] = {
         ),
         order_in_pixel_shuffle,
         drop_unread_statistics,
+        expand_attention,
+        merge_moves,
         linear_to_matmul,
         expand_adaptive_pools,
         normalize_pools,
         negative_zero_padding,
         unify_clamp_bounds,
-        expand_masked_attention,
         shift_to_depthwise,
     ),
     # Norms and dropouts stay, and shifts as the model spells them if PyTorch has their operators.

@@ -694,3 +694,75 @@ AS_CONVOLUTION_FIRES = {
     ),
     "dilated": (packed_behind(nn.Conv2d(24, 4, 2, dilation=2)), PACKED, "pixel_unshuffle reorder_channels conv2d"),
 }  # fmt: skip
+
+# -- moves
+
+TOKENS = (2, 6, 8)
+WINDOWS_OF = (2, 6, 4, 8)
+
+
+def heads_apart(self, x):
+    q, k, v = self.qkv(x.transpose(0, 1)).view(6, -1, 3, 8).permute(2, 1, 0, 3).unbind(0)
+    q, k, v = (y.reshape(-1, 6, 2, 4).transpose(1, 2) for y in (q, k, v))
+    return self.out((q @ k.transpose(-2, -1) @ v).permute(2, 0, 1, 3).reshape(-1, 8)).view(6, -1, 8).transpose(0, 1)
+
+
+def in_windows(self, x):
+    windows = x.view(-1, 3, 2, 2, 2, 8).permute(0, 1, 3, 2, 4, 5).reshape(-1, 4, 8)
+    return self.layer(windows).relu().view(-1, 3, 2, 2, 2, 8).permute(0, 1, 3, 2, 4, 5).reshape(-1, 6, 4, 8)
+
+
+def parts_permuted(x):
+    y = x.view(-1, 6, 2, 4).permute(2, 3, 0, 1)
+    return y[0].permute(1, 2, 0).exp(), y[1].permute(1, 2, 0).exp()
+
+
+MOVES_FIRE = {
+    "a linear layer between two that undo each other": (
+        Call(lambda self, x: self.layer(x.transpose(0, 1)).transpose(0, 1), layer=nn.Linear(8, 5)),
+        TOKENS,
+        "linear",
+    ),
+    "norms, functions and vectors in between": (
+        Call(
+            lambda self, x: ((self.norm(x.permute(1, 0, 2)) + 1).sigmoid() * self.scale).movedim(1, 0),
+            norm=nn.LayerNorm(8), scale=parameter(8),
+        ),
+        TOKENS,
+        "layer_norm add sigmoid mul",
+    ),
+    "three views and two permutations": (
+        lambda x: x.view(-1, 6, 2, 4).permute(0, 2, 1, 3).reshape(-1, 2, 24).transpose(1, 2).exp(),
+        TOKENS,
+        "exp reshape permute reshape",
+    ),
+    "an operand with swapped dimensions": (
+        Call(lambda self, x: x @ (x.view(-1, 6, 2, 4).permute(0, 2, 3, 1).reshape(-1, 8, 6)), m=parameter(2)),
+        TOKENS,
+        "transpose matmul",
+    ),
+    "attention of the time first": (
+        Call(heads_apart, qkv=nn.Linear(8, 24), out=nn.Linear(8, 8)),
+        TOKENS,
+        "linear reshape permute select transpose select matmul select matmul permute reshape linear reshape",
+    ),
+    "read between": (
+        Call(
+            lambda self, x: (lambda y: (self.layer(y).transpose(0, 1), y.cumsum(0)))(x.transpose(0, 1)),
+            layer=nn.Linear(8, 99),
+        ),
+        TOKENS,
+        "linear permute cumsum",
+    ),
+    "a layer in windows": (Call(in_windows, layer=nn.Linear(8, 8)), WINDOWS_OF, "linear relu"),
+    "parts that go back": (parts_permuted, TOKENS, "split exp exp"),
+}  # fmt: skip
+MOVES_LEAVE = {
+    "one move": (lambda x: x.transpose(1, 2).exp(), TOKENS),
+    "channels in groups": (lambda x: x.view(-1, 2, 3, 8).transpose(1, 2).reshape(-1, 6, 8).exp(), TOKENS),
+    "a layer of the other dimension": (
+        Call(lambda self, x: self.layer(x.transpose(1, 2)).transpose(1, 2), layer=nn.Linear(6, 6)), TOKENS
+    ),
+    "a softmax over what moves": (lambda x: x.transpose(1, 2).softmax(-1).transpose(1, 2).exp(), TOKENS),
+    "a view across them": (lambda x: x.transpose(1, 2).reshape(-1, 16, 3).exp(), TOKENS),
+}  # fmt: skip

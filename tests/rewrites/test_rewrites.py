@@ -27,6 +27,8 @@ from rewrite_rows import (
     LARGE_IMAGE,
     LEARNED_FIRE,
     MORE_SEPARABLE,
+    MOVES_FIRE,
+    MOVES_LEAVE,
     NORM_FIRES,
     NORM_LEAVES,
     OFFSETS_FIRE,
@@ -59,7 +61,7 @@ from converter.rewrites.drop_dropout import drop_dropout
 from converter.rewrites.drop_identities import drop_identities
 from converter.rewrites.drop_unread_statistics import drop_unread_statistics
 from converter.rewrites.expand_adaptive_pools import expand_adaptive_pools
-from converter.rewrites.expand_masked_attention import expand_masked_attention
+from converter.rewrites.expand_attention import expand_attention
 from converter.rewrites.find_attention import find_attention
 from converter.rewrites.find_channel_permutations import find_channel_permutations
 from converter.rewrites.find_shifts import find_deformable_shifts, find_shifts, find_trained_shifts
@@ -84,6 +86,7 @@ from converter.rewrites.group_convolutions import (
 )
 from converter.rewrites.keep_small_values import keep_small_values
 from converter.rewrites.linear_to_matmul import linear_to_matmul
+from converter.rewrites.merge_moves import merge_moves
 from converter.rewrites.merge_padding import merge_padding
 from converter.rewrites.merge_separable import merge_separable
 from converter.rewrites.negative_zero_padding import negative_zero_padding
@@ -1289,26 +1292,28 @@ ATTENTION_FIRES = {
     "a mask of booleans that is made of the input": (
         lambda x: F.scaled_dot_product_attention(x, x, x, x[..., :5] > 2),
         (2, 3, 5, 7),
-        "slice gt mul transpose matmul where amax eq softmax where matmul",
+        "slice gt transpose matmul mul where softmax amax eq where matmul",
     ),
     "a mask of numbers, another scale": (
         lambda x: F.scaled_dot_product_attention(x, x, x, torch.where(x[..., :5] > 2, 0, -torch.inf), scale=0.3),
         (2, 3, 5, 7),
-        "slice gt where mul transpose matmul add amax eq softmax where matmul",
+        "slice gt where transpose matmul mul add softmax amax eq where matmul",
+    ),
+    "no mask": (lambda x: F.scaled_dot_product_attention(x, x, x), (2, 3, 5, 7), "transpose matmul mul softmax matmul"),
+    "a constant mask without an empty row": (
+        Call(lambda self, x: F.scaled_dot_product_attention(x, x, x, self.m), m=torch.ones(5, 5).tril() > 0),
+        (2, 3, 5, 7),
+        "transpose matmul mul where softmax matmul",
     ),
     "a constant mask with an empty row": (
         Call(lambda self, x: F.scaled_dot_product_attention(x, x, x, self.m), m=torch.arange(25).view(5, 5) > 7),
         (2, 3, 5, 7),
-        "mul transpose matmul where amax eq softmax where matmul",
+        "transpose matmul mul where softmax amax eq where matmul",
     ),
 }
 ATTENTION_LEAVES = {
-    "no mask": (lambda x: F.scaled_dot_product_attention(x, x, x), (2, 3, 5, 7)),
     "a causal one": (lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True), (2, 3, 5, 7)),
-    "a constant mask without an empty row": (
-        Call(lambda self, x: F.scaled_dot_product_attention(x, x, x, self.m), m=torch.ones(5, 5).tril() > 0),
-        (2, 3, 5, 7),
-    ),
+    "shared heads": (lambda x: F.scaled_dot_product_attention(x, x[:, :1], x[:, :1], enable_gqa=True), (2, 2, 5, 7)),
 }
 
 LOG1P = "add div mul mul add mul add mul add mul add mul add mul add log abs lt where"
@@ -1440,7 +1445,8 @@ TABLES = {
     expand_adaptive_pools: (ADAPTIVE_FIRES, ADAPTIVE_LEAVES),
     normalize_pools: (WINDOWS_FIRE, WINDOWS_LEAVE),
     negative_zero_padding: (UNFUSED_FIRE, UNFUSED_LEAVE),
-    expand_masked_attention: (ATTENTION_FIRES, ATTENTION_LEAVES),
+    expand_attention: (ATTENTION_FIRES, ATTENTION_LEAVES),
+    merge_moves: (MOVES_FIRE, MOVES_LEAVE),
     find_attention: (MULTI_HEAD_FIRES, MULTI_HEAD_LEAVES),
     keep_small_values: (SMALL_FIRES, SMALL_LEAVES),
     sum_in_float64: (SUMS_FIRE, SUMS_LEAVE),

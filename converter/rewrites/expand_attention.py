@@ -1,9 +1,10 @@
-"""Write attention as operators if its mask may exclude a whole row, which then gives 0 as in PyTorch (ONNX).
+"""Write attention as operators, whose scale and transpose the runtime takes into its products (ONNX).
 
     scaled_dot_product_attention(q, k, v, mask)
-    -> s = (q * scale) @ k^T masked; where(max(s) == -inf, 0, softmax(s)) @ v
+    -> s = (q @ k^T) * scale masked; softmax(s) @ v, or where(max(s) == -inf, 0, softmax(s)) @ v
 
-The exporter's own translation gives NaN there.
+The second if the mask may exclude a whole row, which then gives 0 as in PyTorch. The exporter's own translation gives
+NaN there, and it moves k by itself, in three dimensions of sizes that are read from it.
 """
 
 import math
@@ -22,7 +23,7 @@ aten = torch.ops.aten
 INFINITY = float("inf")
 
 
-def expand_masked_attention(program: Program) -> list[Change]:
+def expand_attention(program: Program) -> list[Change]:
     changes = []
     for node in program.graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default):
         arguments = bound_arguments(node)
@@ -34,25 +35,24 @@ def expand_masked_attention(program: Program) -> list[Change]:
         )
         if arguments.number("dropout_p") or arguments.flag("is_causal") or shared:
             continue
-        if mask is None or not may_be_empty(program, mask):
-            continue
         scale = 1 / math.sqrt(int(query.meta["val"].shape[-1])) if scale is None else scale
         with program.graph.inserting_before(node):
 
             def call(target: OpOverload, *args: Any, node: fx.Node = node) -> fx.Node:
                 return program.insert_call(target, args, node)
 
-            scores = call(
-                aten.matmul.default, call(aten.mul.Tensor, query, scale), call(aten.transpose.int, key, -2, -1)
-            )
-            if mask.meta["val"].dtype == torch.bool:
+            scores = call(aten.matmul.default, query, call(aten.transpose.int, key, -2, -1))
+            scores = call(aten.mul.Tensor, scores, scale)
+            if mask is not None and mask.meta["val"].dtype == torch.bool:
                 scores = call(aten.where.ScalarOther, mask, scores, -INFINITY)
-            else:
+            elif mask is not None:
                 scores = call(aten.add.Tensor, scores, mask)
-            empty = call(aten.eq.Scalar, call(aten.amax.default, scores, [-1], True), -INFINITY)
-            kept = call(aten.where.ScalarSelf, empty, 0.0, call(aten.softmax.int, scores, -1))
-            node.replace_all_uses_with(call(aten.matmul.default, kept, value))
-        changes.append(Change("masked attention written out", module_path(node), routine=True))
+            shares = call(aten.softmax.int, scores, -1)
+            if mask is not None and may_be_empty(program, mask):
+                empty = call(aten.eq.Scalar, call(aten.amax.default, scores, [-1], True), -INFINITY)
+                shares = call(aten.where.ScalarSelf, empty, 0.0, shares)
+            node.replace_all_uses_with(call(aten.matmul.default, shares, value))
+        changes.append(Change("attention written out", module_path(node), routine=True))
     return changes
 
 
