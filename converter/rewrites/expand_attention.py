@@ -41,8 +41,10 @@ def expand_attention(program: Program) -> list[Change]:
             def call(target: OpOverload, *args: Any, node: fx.Node = node) -> fx.Node:
                 return program.insert_call(target, args, node)
 
-            scores = call(aten.matmul.default, query, call(aten.transpose.int, key, -2, -1))
-            scores = call(aten.mul.Tensor, scores, scale)
+            narrow = query.meta["val"].dtype == torch.float16  # products may exceed its range before they are scaled
+            scaled = call(aten.mul.Tensor, query, scale) if narrow else query
+            scores = call(aten.matmul.default, scaled, call(aten.transpose.int, key, -2, -1))
+            scores = scores if narrow else call(aten.mul.Tensor, scores, scale)
             if mask is not None and mask.meta["val"].dtype == torch.bool:
                 scores = call(aten.where.ScalarOther, mask, scores, -INFINITY)
             elif mask is not None:
