@@ -18,6 +18,7 @@ from mappings.indexing import picked
 
 aten = torch.ops.aten
 Pads = Sequence[tuple[int, int]]
+MOST_MIRRORED_AXES = 5  # of TensorFlow's MirrorPad
 ZERO_PADDING = {1: layers.ZeroPadding1D, 2: layers.ZeroPadding2D, 3: layers.ZeroPadding3D}
 
 
@@ -80,9 +81,9 @@ def pad(plan, x, pad, mode="constant", value=None):
         return constant_pad_nd(plan, x, pad, value or 0)
     x, pad = padded_by_sizes(plan, x, pad, mode)
     if mode == "reflect":
-        return padded(plan, x, pad, lambda a, widths: ops.pad(a, widths, mode="reflect"))
+        return padded(plan, x, pad, lambda a, widths: mirrored(a, widths, "reflect"))
     if mode == "replicate" and min(pad) >= 0 and max(pad) == 1:  # the outermost elements, mirrored
-        return padded(plan, x, pad, lambda a, widths: ops.pad(a, widths, mode="symmetric"))
+        return padded(plan, x, pad, lambda a, widths: mirrored(a, widths, "symmetric"))
     if mode == "replicate" and min(pad) < 0:
         return repeated_ends(plan, x, pad)
     return padded(plan, x, pad, lambda a, widths: extended(a, widths, replicate if mode == "replicate" else wrap))
@@ -171,6 +172,13 @@ def repeated_ends(plan: PlanBuilder, x: Value, pad: Sequence[int]) -> Value:
     return x
 
 
+def mirrored(array, widths: Pads, mode: str):
+    """Pad by reflection, or symmetrically by one element, which repeats it."""
+    if len(array.shape) <= MOST_MIRRORED_AXES:
+        return ops.pad(array, widths, mode=mode)
+    return extended(array, widths, reflect if mode == "reflect" else replicate)
+
+
 def extended(array, widths: Pads, border):
     """Join `border`'s two arrays to `array` along every axis that grows."""
     for axis, (before, after) in enumerate(widths):
@@ -183,6 +191,11 @@ def extended(array, widths: Pads, border):
 def replicate(array, axis: int, before: int, after: int):
     first, last = (along(array, axis, cut) for cut in (slice(0, 1), slice(-1, None)))
     return ops.repeat(first, before, axis), ops.repeat(last, after, axis)
+
+
+def reflect(array, axis: int, before: int, after: int):
+    cuts = slice(1, before + 1), slice(-after - 1, -1)
+    return [ops.flip(along(array, axis, cut), axis) for cut in cuts]
 
 
 def wrap(array, axis: int, before: int, after: int):

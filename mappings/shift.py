@@ -14,6 +14,7 @@ from converter.plan.registry import maps
 from converter.plan.steps import Constant, Value
 from converter.rewrites.analysis.finiteness import ZERO_WEIGHTS, may_be_infinite
 from converter.rewrites.shift_to_depthwise import LARGEST_KERNEL, one_hot_kernel
+from mappings.padding import MOST_MIRRORED_AXES
 
 ELEMENTS_A_GROUP = 2  # of a kernel that is as fast as slices: 25 groups, 56x56 pixels: 0.36 ms against 0.92
 
@@ -89,7 +90,7 @@ def cut(part, axis, n):
 
 def with_border(inner, part, axis, n, border):
     size = part.shape[axis]
-    if border == "zeros" or (border == "reflect" and 2 * abs(n) < size):
+    if border == "zeros" or (border == "reflect" and 2 * abs(n) < size and len(part.shape) <= MOST_MIRRORED_AXES):
         widths = [(0, 0)] * len(part.shape)
         widths[axis] = (max(n, 0), max(-n, 0))
         return ops.pad(inner, widths, mode="constant" if border == "zeros" else "reflect")

@@ -24,6 +24,10 @@ PADS = {
         ),
         VOLUME,
     ),
+    "pads by reflection and replication of what a space to depth has packed": (
+        lambda x: [F.pad(F.pixel_unshuffle(x, 2), (1, 1, 1, 0), mode=mode) for mode in ("reflect", "replicate")],
+        (2, 3, 8, 6),
+    ),
     "pads by reflection as wide as they can be": (lambda x: F.pad(x, (7, 7, 8, 8), mode="reflect"), IMAGE),
     "pads by replication wider than the image": (lambda x: F.pad(x, (9, 20, 11, 0), mode="replicate"), IMAGE),
     "pads by wrapping as wide as the image": (lambda x: F.pad(x, (8, 7, 9, 0), mode="circular"), IMAGE),
