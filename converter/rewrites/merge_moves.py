@@ -320,7 +320,7 @@ def place_of_size(node: fx.Node, held: Held) -> tuple[fx.Node, int] | None:
 
 
 def is_taken_apart(node: fx.Node, held: Held) -> bool:
-    """Return whether a node only gives the parts of a value, all of which are `Part`s."""
+    """Return whether a node only takes a value apart, and each of its parts is held as a `Part`."""
     if node.target is not aten.unbind.int:
         return False
     parts = [part_of(user) for user in node.users]
